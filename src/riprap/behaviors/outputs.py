@@ -1,0 +1,148 @@
+"""Reading logits from any model: transformers' output objects, tuples, or a bare tensor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riprap.evidence import BehaviorError
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token sequences, left-padded, so that position −1 is everyone's last token.
+
+    Attributes:
+        input_ids: shape (n, T), long.
+        attention_mask: shape (n, T), 1 on real tokens; None where all lengths are equal.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+
+    @classmethod
+    def pad(cls, rows: list[list[int]], pad_id: int = 0) -> TokenBatch:
+        """Left-pad `rows` to one length.
+
+        Raises:
+            BehaviorError: there is no row, or a row is empty.
+        """
+        if not rows:
+            raise BehaviorError("no probes: give at least one")
+        lengths = [len(row) for row in rows]
+        if min(lengths) == 0:
+            raise BehaviorError(f"probe {lengths.index(0)} is empty: it needs at least one token")
+        width = max(lengths)
+        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+        if min(lengths) == width:
+            return cls(ids)
+        mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
+        return cls(ids, mask)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, indices: list[int]) -> TokenBatch:
+        """The rows at `indices`."""
+        mask = None if self.attention_mask is None else self.attention_mask[indices]
+        return TokenBatch(self.input_ids[indices], mask)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on another device."""
+        mask = None if self.attention_mask is None else self.attention_mask.to(device)
+        return TokenBatch(self.input_ids.to(device), mask)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter (CPU for a model without any)."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def accepted_arguments(model: nn.Module) -> frozenset[str]:
+    """Names of the arguments that the model's `forward` takes, wrappers looked through."""
+    names: set[str] = set()
+    for module in (model, *_wrapped(model)):
+        names.update(inspect.signature(module.forward).parameters)
+    return frozenset(names)
+
+
+def _wrapped(model: nn.Module) -> list[nn.Module]:
+    """What a wrapper (PEFT, DDP, torch.compile) holds and hands its keyword arguments on to."""
+    inner: list[nn.Module] = []
+    current = model
+    while len(inner) < 5:
+        getter = getattr(current, "get_base_model", None)
+        following = getter() if callable(getter) else None
+        if following is None or following is current:
+            following = getattr(current, "_orig_mod", None)
+        if following is None and type(current).__name__.endswith("DataParallel"):
+            following = current.module
+        if not isinstance(following, nn.Module) or following is current:
+            break
+        inner.append(following)
+        current = following
+    return inner
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in a model's output.
+
+    Raises:
+        BehaviorError: the output is none of the forms that are understood.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else None
+    if logits is None:
+        logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor):
+        raise BehaviorError(
+            f"the model returned {type(output).__name__} without logits: return a tensor, a tuple "
+            "that begins with one, or an object with `.logits`, or write a custom margin"
+        )
+    return logits
+
+
+def last_logits(model: nn.Module, batch: TokenBatch, keep: int = 1) -> Tensor:
+    """Logits at the last `keep` positions of each sequence.
+
+    Returns:
+        shape (n, keep, vocabulary). A model that returns (n, vocabulary) is read as having
+        answered for the last position only.
+
+    Raises:
+        BehaviorError: probes of different lengths meet a model without `attention_mask`, or the
+            logits have a shape that cannot be read.
+    """
+    batch = batch.to(device_of(model))
+    takes = accepted_arguments(model)
+    extra: dict[str, Any] = {}
+    if batch.attention_mask is not None:
+        if "attention_mask" not in takes:
+            raise BehaviorError(
+                "the probes have different lengths, and the model's forward takes no "
+                "`attention_mask`: give probes of one length, or write a custom margin"
+            )
+        extra["attention_mask"] = batch.attention_mask
+        if "position_ids" in takes:
+            extra["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    if "use_cache" in takes:
+        extra["use_cache"] = False
+    if "logits_to_keep" in takes:
+        extra["logits_to_keep"] = keep
+    logits = logits_of(model(batch.input_ids, **extra))
+    if logits.dim() == 2 and keep == 1:
+        logits = logits.unsqueeze(1)
+    if logits.dim() != 3 or len(logits) != len(batch) or logits.shape[1] < keep:
+        raise BehaviorError(
+            f"logits of shape {tuple(logits.shape)} for {len(batch)} probes: "
+            f"expected (n, T, vocabulary) with T >= {keep}"
+        )
+    return logits[:, -keep:].float()

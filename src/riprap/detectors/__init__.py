@@ -1,0 +1,10 @@
+"""Detectors: each turns the history of a behaviour into alerts."""
+
+from riprap.detectors.base import Detector
+from riprap.detectors.forecast import ForecastDetector
+from riprap.detectors.protocol import Protocol
+from riprap.detectors.slope import SlopeDetector
+from riprap.detectors.threshold import Threshold
+from riprap.detectors.track import Track
+
+__all__ = ["Detector", "ForecastDetector", "Protocol", "SlopeDetector", "Threshold", "Track"]

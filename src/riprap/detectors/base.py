@@ -1,0 +1,25 @@
+"""What every detector is: a frozen set of numbers, and a pure function of a behaviour's history."""
+
+from __future__ import annotations
+
+from riprap.detectors.track import Track
+from riprap.evidence import Alert, Forecast
+from riprap.schema import Strict
+
+
+class Detector(Strict):
+    """Turns the history of one behaviour into at most one alert.
+
+    The fields of a detector are its thresholds, as a protocol freezes them. `check` is called after
+    each visit and knows nothing but the history, so that any record can be judged again.
+    """
+
+    kind: str
+
+    def check(self, track: Track) -> Alert | None:
+        """The alert that stands after the last visit, or None."""
+        raise NotImplementedError
+
+    def forecast(self, track: Track) -> Forecast | None:
+        """The forecast that stands after the last visit; None for a detector that makes none."""
+        return None

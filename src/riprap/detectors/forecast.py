@@ -1,0 +1,77 @@
+"""Forecast: alerts by the time at which a behaviour is expected to reach its floor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from riprap.detectors.base import Detector
+from riprap.detectors.track import Track, score
+from riprap.detectors.trend import rate, shaped_changes, time_to_zero
+from riprap.evidence import Alert, Forecast, Level, Reading
+
+
+class ForecastDetector(Detector):
+    """`critical` when the 80 % interval of the time to the floor lies inside the horizon.
+
+    Attributes:
+        horizon: how far ahead to look, in optimizer steps.
+        memory: over how many recent steps the rate is averaged.
+        least_steps: steps to have seen before anything but a broken floor is said.
+    """
+
+    kind: Literal["forecast"] = "forecast"
+    horizon: int = Field(default=50, ge=1)
+    memory: float = Field(default=8.0, gt=0)
+    least_steps: int = Field(default=3, ge=1)
+
+    def changes(self, track: Track) -> np.ndarray:
+        """Changes of the deciding margin by step."""
+        return shaped_changes(track)
+
+    def forecast(self, track: Track) -> Forecast | None:
+        """Steps until the deciding margin reaches 0."""
+        if score(track.margins[-1]) < track.floor:
+            return Forecast(0.0, 0.0, 0.0, self.horizon)
+        if track.step < self.least_steps or len(track.steps) < 2:
+            return None
+        return time_to_zero(track.low, *rate(self.changes(track), self.memory), self.horizon)
+
+    def check(self, track: Track) -> Alert | None:
+        """See `Detector.check`."""
+        forecast = self.forecast(track)
+        level = None if forecast is None else self.level(forecast)
+        if forecast is None or level is None:
+            return None
+        readings = (
+            Reading.of(track.step, track.behavior, "margin_low", track.low),
+            Reading.of(track.step, track.behavior, "score", score(track.margins[-1]), "share"),
+        )
+        text = describe(forecast, track)
+        return Alert(track.step, track.behavior, level, self.kind, text, readings, forecast)
+
+    def level(self, forecast: Forecast) -> Level | None:
+        """How alarming a forecast is."""
+        if forecast.high <= self.horizon:
+            return Level.CRITICAL
+        if forecast.median <= self.horizon:
+            return Level.WARNING
+        if forecast.low <= self.horizon:
+            return Level.WATCH
+        return None
+
+
+def describe(forecast: Forecast, track: Track) -> str:
+    """One line for people."""
+    if forecast.high == 0:
+        now = score(track.margins[-1])
+        return f"broken: score {now:.2f} is under its floor {track.floor:.2f}"
+    if forecast.median == float("inf"):
+        return f"may reach its floor in {forecast.low:.0f} steps or more"
+    late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"
+    return (
+        f"expected to reach its floor {track.floor:.2f} in {forecast.median:.0f} steps "
+        f"({forecast.low:.0f} to {late})"
+    )

@@ -1,0 +1,60 @@
+"""Threshold: a signal on the wrong side of a number for so many checks in a row."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from riprap.detectors.base import Detector
+from riprap.detectors.track import Track, low_margin, score
+from riprap.evidence import Alert, Level, Reading
+
+
+class Threshold(Detector):
+    """Alerts while `signal` is below (or above) `value` for `consecutive` visits.
+
+    Attributes:
+        signal: name of a reading made at visits; "score", "margin" and "margin_low" always exist.
+        relative: read the value as a share of the signal's value at the start.
+    """
+
+    kind: Literal["threshold"] = "threshold"
+    signal: str
+    side: Literal["below", "above"]
+    value: float
+    consecutive: int = Field(default=1, ge=1)
+    relative: bool = False
+    level: Level = Level.WARNING
+
+    def check(self, track: Track) -> Alert | None:
+        """See `Detector.check`."""
+        history = self._history(track)
+        if len(history) < self.consecutive:
+            return None
+        bound = self.value * history[0][1] if self.relative else self.value
+        recent = history[-self.consecutive :]
+        beyond = [value < bound if self.side == "below" else value > bound for _, value in recent]
+        if not all(beyond) or recent[-1][0] != track.step:
+            return None
+        now = recent[-1][1]
+        return Alert(
+            track.step,
+            track.behavior,
+            self.level,
+            f"threshold({self.signal})",
+            f"{self.signal} is {now:.3g}, {self.side} {bound:.3g} for {self.consecutive} checks",
+            tuple(Reading.of(step, track.behavior, self.signal, value) for step, value in recent),
+        )
+
+    def _history(self, track: Track) -> list[tuple[int, float]]:
+        own = {
+            "score": score,
+            "margin": lambda margins: float(np.mean(margins)),
+            "margin_low": lambda margins: low_margin(margins, track.floor),
+        }
+        if self.signal in own:
+            read = own[self.signal]
+            return [(s, read(m)) for s, m in zip(track.steps, track.margins, strict=True)]
+        return track.signals.get(self.signal, [])

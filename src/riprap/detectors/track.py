@@ -1,0 +1,92 @@
+"""What has been measured of one behaviour so far: all that a detector may know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+def low_margin(margins: np.ndarray, floor: float) -> float:
+    """The margin whose sign decides whether the score is under its floor.
+
+    The score falls under the floor once more than (1 − floor) of the margins are at or below 0;
+    this is the margin that has to fall for that: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
+
+    Args:
+        margins: shape (n,).
+        floor: a score in (0, 1].
+    """
+    n = len(margins)
+    rank = min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
+    return float(np.partition(margins, rank)[rank])
+
+
+def score(margins: np.ndarray) -> float:
+    """Share of margins above 0."""
+    return float((margins > 0).mean())
+
+
+@dataclass
+class Track:
+    """The measured history of one behaviour.
+
+    Attributes:
+        steps, margins: steps of the visits, from 0, and the margins of all probes at each, (n,).
+        predicted: r_b by step, for the steps at which it could be read.
+        signals: other readings by signal name, as (step, value).
+    """
+
+    behavior: str
+    floor: float
+    steps: list[int] = field(default_factory=list)
+    margins: list[np.ndarray] = field(default_factory=list)
+    predicted: dict[int, float] = field(default_factory=dict)
+    signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+    def visit(self, step: int, margins: np.ndarray) -> None:
+        """Add one visit."""
+        self.steps.append(step)
+        self.margins.append(np.asarray(margins, dtype=np.float64))
+
+    @property
+    def step(self) -> int:
+        """Step of the last visit."""
+        return self.steps[-1]
+
+    @property
+    def low(self) -> float:
+        """The deciding margin at the last visit."""
+        return low_margin(self.margins[-1], self.floor)
+
+    @property
+    def healthy_at_start(self) -> bool:
+        """Whether there was something to lose."""
+        return score(self.margins[0]) >= self.floor
+
+    @property
+    def broken_at(self) -> int | None:
+        """First visited step whose score was under the floor."""
+        for step, margins in zip(self.steps, self.margins, strict=True):
+            if score(margins) < self.floor:
+                return step
+        return None
+
+    def predicted_since_visit(self) -> float:
+        """Σ r_b over the steps after the last visit."""
+        return sum(value for step, value in self.predicted.items() if step > self.step)
+
+    def until(self, step: int) -> Track:
+        """The same history as it was known right after `step`."""
+        count = sum(visited <= step for visited in self.steps)
+        return Track(
+            self.behavior,
+            self.floor,
+            self.steps[:count],
+            self.margins[:count],
+            {at: value for at, value in self.predicted.items() if at <= step},
+            {
+                name: [reading for reading in readings if reading[0] <= step]
+                for name, readings in self.signals.items()
+            },
+        )

@@ -1,0 +1,127 @@
+"""What is measured, in what state, and what is concluded from it: readings, forecasts, alerts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+RUN = ""  # the `behavior` of a reading that concerns the run as a whole
+
+
+class RiprapError(Exception):
+    """Base of every error that Riprap raises on purpose; its text is one clear sentence."""
+
+
+class ConfigError(RiprapError):
+    """A configuration that cannot work: an unknown key, a missing file, nothing to watch."""
+
+
+class BehaviorError(RiprapError):
+    """A behaviour whose probes or margins are unusable."""
+
+
+class RecordError(RiprapError):
+    """A record that cannot be opened, read or written."""
+
+
+class ProtocolError(RiprapError):
+    """A protocol that is malformed, or whose hash does not verify."""
+
+
+class EvidenceState(StrEnum):
+    """How far a reading can be believed. A value exists only when it was `MEASURED`."""
+
+    MEASURED = "MEASURED"
+    NOT_RUN = "NOT_RUN"
+    INSUFFICIENT = "INSUFFICIENT"
+    ERROR = "ERROR"
+
+
+class Level(StrEnum):
+    """Levels of an alert, from the mildest."""
+
+    WATCH = "watch"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """Position in the order watch < warning < critical, from 1."""
+        return list(Level).index(self) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One number with its step, unit and evidence state.
+
+    Raises:
+        ValueError: a measured value is missing or not finite, or a value stands beside
+            another state. A number that is not there is never written as 0.
+    """
+
+    step: int
+    behavior: str
+    signal: str
+    value: float | None = None
+    unit: str = ""
+    state: EvidenceState = EvidenceState.MEASURED
+    layer: str = ""
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        measured = self.state is EvidenceState.MEASURED
+        if measured and (self.value is None or not math.isfinite(self.value)):
+            raise ValueError(
+                f"reading {self.signal!r} at step {self.step}: a measured value must be finite, "
+                f"got {self.value}; use state ERROR instead"
+            )
+        if not measured and self.value is not None:
+            raise ValueError(
+                f"reading {self.signal!r} at step {self.step}: "
+                f"state {self.state} carries no value, got {self.value}"
+            )
+
+    @classmethod
+    def of(
+        cls, step: int, behavior: str, signal: str, value: float, unit: str = "", layer: str = ""
+    ) -> Reading:
+        """A measured reading, or an `ERROR` one where the value is not finite."""
+        if math.isfinite(value):
+            return cls(step, behavior, signal, float(value), unit, layer=layer)
+        detail = f"value is {value}"
+        return cls(step, behavior, signal, None, unit, EvidenceState.ERROR, layer, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Steps from the alert until the score falls under its floor.
+
+    Attributes:
+        median, low, high: median and bounds of the 80 % interval, in optimizer steps from now;
+            `inf` stands for "not within the horizon".
+        horizon: how far ahead the forecast looks, in optimizer steps.
+    """
+
+    median: float
+    low: float
+    high: float
+    horizon: int
+
+    @property
+    def says_break(self) -> bool:
+        """Whether the whole interval lies inside the horizon."""
+        return self.high <= self.horizon
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What a detector concluded at one step about one behaviour, with what caused it."""
+
+    step: int
+    behavior: str
+    level: Level
+    detector: str
+    message: str
+    readings: tuple[Reading, ...] = ()
+    forecast: Forecast | None = None

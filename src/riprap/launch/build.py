@@ -1,0 +1,165 @@
+"""Building what a configuration names: model, rows, behaviours. Every refusal comes from here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from riprap import probing
+from riprap.behaviors import Behavior, packs
+from riprap.behaviors.outputs import TokenBatch
+from riprap.detectors import Protocol
+from riprap.evidence import ConfigError
+from riprap.integrations import smollm2
+from riprap.launch.config import BehaviorConfig, DataConfig, WatchConfig
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Model and tokenizer from a folder, a hub id, or `smollm2`.
+
+    Raises:
+        ConfigError: nothing can be loaded by that name.
+    """
+    folder = smollm2.ensure() if name == "smollm2" else Path(name).expanduser()
+    source = str(folder) if folder.exists() else name
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        hint = (
+            "; make it with `riprap study smollm2 --prepare`" if folder == smollm2.REFUSING else ""
+        )
+        raise ConfigError(f"model {name!r}: no such folder{hint}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"model {name!r} cannot be loaded: {first}") from error
+    return model, tokenizer
+
+
+def load_rows(config: DataConfig) -> datasets.Dataset:
+    """Rows as TRL's conversational prompt and completion.
+
+    Raises:
+        ConfigError: no such file or data set, a field that is not there, or no rows.
+    """
+    rows = _raw_rows(config)
+    if config.limit is not None:
+        rows = rows.select(range(min(config.limit, len(rows))))
+    if len(rows) == 0:
+        raise ConfigError(f"data {config.path!r} has no rows")
+    pairs = [
+        (_field(row, config.prompt, config), _field(row, config.response, config)) for row in rows
+    ]
+    return datasets.Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": prompt}],
+                "completion": [{"role": "assistant", "content": config.response_prefix + response}],
+            }
+            for prompt, response in pairs
+        ]
+    )
+
+
+def _raw_rows(config: DataConfig) -> datasets.Dataset:
+    file = Path(config.path).expanduser()
+    kind = _FORMATS.get(file.suffix)
+    if kind is not None and not file.is_file():
+        raise ConfigError(f"data {config.path!r}: no such file")
+    try:
+        if kind is not None:
+            return datasets.load_dataset(kind, data_files=str(file), split="train")
+        return datasets.load_dataset(config.path, split=config.split)
+    except (OSError, ValueError) as error:  # includes datasets' own errors and no network
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"data {config.path!r} cannot be loaded: {first}") from error
+
+
+def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
+    value: Any = row
+    for part in path.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"data {config.path!r} has no field {path!r}; a row has {', '.join(row)}"
+            ) from error
+    return str(value)
+
+
+def load_protocol(name: str) -> Protocol:
+    """A shipped protocol by name, or one from a file.
+
+    Raises:
+        ProtocolError: neither, or its hash does not verify.
+    """
+    return Protocol.load(name) if name.endswith((".yaml", ".yml")) else Protocol.named(name)
+
+
+def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
+    """The behaviours to watch, checked against the model's context.
+
+    Raises:
+        ConfigError: a behaviour without probes, or a probe longer than the context.
+    """
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    behaviors = []
+    for own in config.behaviors:
+        behavior = _build(own, tokenizer)
+        batch = getattr(behavior.probes, "batch", behavior.probes)
+        if limit is not None and isinstance(batch, TokenBatch):
+            longest = batch.input_ids.shape[1]
+            if longest > limit:
+                raise ConfigError(
+                    f"behaviour {behavior.name!r}: a probe of {longest} tokens is longer than "
+                    f"the model's context of {limit}"
+                )
+        behaviors.append(keep_passing(behavior, model) if own.keep_passing else behavior)
+    return behaviors
+
+
+def _build(own: BehaviorConfig, tokenizer: Any) -> Behavior:
+    if (own.pack is None) == (own.prompts is None):
+        raise ConfigError("a behaviour needs either `pack` or `prompts`, and not both")
+    if own.pack is not None:
+        given = {} if own.openers is None else {"openers": own.openers}
+        behavior = packs.load(own.pack, tokenizer, own.n, floor=own.floor, **given)
+        return replace(behavior, name=own.name or own.pack)
+    if own.name is None:
+        raise ConfigError(f"behaviour with prompts {str(own.prompts)!r} needs a `name`")
+    lines = _prompt_lines(own)
+    return Behavior.opening(own.name, tokenizer, lines, own.openers, own.avoid, own.floor)
+
+
+def _prompt_lines(own: BehaviorConfig) -> list[str]:
+    assert own.prompts is not None
+    try:
+        text = own.prompts.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"behaviour {own.name!r}: cannot read {own.prompts}: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"behaviour {own.name!r} has no probes: {own.prompts} is empty")
+    return lines[: own.n]
+
+
+def keep_passing(behavior: Behavior, model: nn.Module) -> Behavior:
+    """The same behaviour on the probes whose margin is above 0 now.
+
+    Raises:
+        ConfigError: the model passes none of them.
+    """
+    passing = [i for i, m in enumerate(probing.look(behavior, model).margins) if m > 0]
+    if not passing:
+        raise ConfigError(
+            f"behaviour {behavior.name!r}: the model passes none of its probes before training, "
+            "so there is nothing to lose"
+        )
+    return behavior.subset(passing)

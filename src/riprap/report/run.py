@@ -1,0 +1,149 @@
+"""One record, loaded for viewing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from riprap.evidence import RUN, Alert, EvidenceState, Forecast, Level, Reading
+from riprap.record import FILE_NAME, Reader, Writer
+
+DEFAULT_FLOOR = 0.90  # of a behaviour whose record does not name one
+FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
+
+Series = dict[int, float]  # a measured value by step
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A behaviour as its record describes it.
+
+    Attributes:
+        floor: the score under which it is broken.
+        n_probes: None where the record does not say.
+        unit: of its margins.
+    """
+
+    name: str
+    floor: float = DEFAULT_FLOOR
+    n_probes: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a report shows of one run.
+
+    Attributes:
+        margins: for each behaviour, the margins of all probes by step, each of shape (n_probes,).
+        series: measured values by step, for each (behavior, signal, layer).
+        absent: readings that are not MEASURED.
+    """
+
+    name: str
+    meta: dict[str, Any]
+    behaviors: list[Watched]
+    alerts: list[Alert]
+    margins: dict[str, dict[int, np.ndarray]]
+    series: dict[tuple[str, str, str], Series] = field(default_factory=dict)
+    absent: list[Reading] = field(default_factory=list)
+    last_step: int = 0
+
+    @property
+    def title(self) -> str:
+        """The task's title, or the name of the run."""
+        return str(self.meta.get("task") or self.name)
+
+    @property
+    def running(self) -> bool:
+        """Whether the run has not said that it ended."""
+        return not self.meta.get("ended")
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to show at all."""
+        return bool(self.series or self.absent or self.alerts)
+
+    def of(self, behavior: str, signal: str) -> Series:
+        """Measured values by step of a signal that belongs to no layer."""
+        return self.series.get((behavior, signal, ""), {})
+
+    def forecast_at(self, behavior: str, step: int) -> Forecast | None:
+        """What the visit at `step` forecast; None where it forecast no break within its horizon."""
+        median, low, high = (self.of(behavior, name).get(step) for name in FORECASTS)
+        if median is None:
+            return None
+        low = median if low is None else low
+        return Forecast(median, low, math.inf if high is None else high, horizon=0)
+
+    def alerts_of(self, behavior: str) -> list[Alert]:
+        """Alerts about one behaviour, in the order they were raised."""
+        return [alert for alert in self.alerts if alert.behavior == behavior]
+
+    def first_alerts(self, behavior: str) -> dict[Level, Alert]:
+        """The earliest alert of each level about one behaviour."""
+        first: dict[Level, Alert] = {}
+        for alert in sorted(self.alerts_of(behavior), key=lambda alert: alert.step):
+            first.setdefault(alert.level, alert)
+        return first
+
+    def broken_at(self, watched: Watched) -> int | None:
+        """First visited step whose score was under the floor."""
+        scores = self.of(watched.name, "score")
+        return next((step for step, score in scores.items() if score < watched.floor), None)
+
+
+def load(source: str | Path | Writer) -> Run:
+    """Read the whole record.
+
+    Raises:
+        RecordError: no record there, or not one that can be read.
+    """
+    with Reader(source) as reader:
+        meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
+        behaviors = _behaviors(meta, readings)
+        margins = {watched.name: reader.margins(watched.name) for watched in behaviors}
+    series: dict[tuple[str, str, str], Series] = defaultdict(dict)
+    for reading in readings:
+        if reading.value is not None:
+            series[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
+    return Run(
+        name=_name(source),
+        meta=meta,
+        behaviors=behaviors,
+        alerts=alerts,
+        margins=margins,
+        series=dict(series),
+        absent=[reading for reading in readings if reading.state is not EvidenceState.MEASURED],
+        last_step=max((item.step for item in [*readings, *alerts]), default=0),
+    )
+
+
+def _behaviors(meta: dict[str, Any], readings: list[Reading]) -> list[Watched]:
+    """The behaviours that the record names, or else those it has readings of."""
+    named = meta.get("behaviors") or []
+    if named:
+        return [
+            Watched(
+                str(facts["name"]),
+                float(facts.get("floor") or DEFAULT_FLOOR),
+                facts.get("n_probes"),
+                str(facts.get("unit") or ""),
+            )
+            for facts in named
+        ]
+    units = {r.behavior: r.unit for r in readings if r.signal in ("score", "margin")}
+    units |= {r.behavior: r.unit for r in readings if r.signal == "margin"}
+    return [Watched(name, unit=unit) for name, unit in units.items() if name != RUN]
+
+
+def _name(source: str | Path | Writer) -> str:
+    path = source.path if isinstance(source, Writer) else Path(source).absolute()
+    if path is None:
+        return "Run"
+    return path.parent.name if path.name == FILE_NAME else path.stem

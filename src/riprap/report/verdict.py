@@ -1,0 +1,110 @@
+"""What became of one behaviour, in a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from riprap.evidence import Alert, Level
+from riprap.report import words
+from riprap.report.run import Run, Watched
+
+
+class Fate(StrEnum):
+    """Outcomes, as the report words them."""
+
+    BROKE = "broke"
+    CRITICAL = "critical"
+    KEPT = "kept"
+    UNDER = "under its floor"
+    UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome for one behaviour.
+
+    Attributes:
+        broke: first visited step whose score was under the floor, None where there is none.
+        lead: break − first critical alert, in steps; positive is early, None without either.
+        sentences: what happened, in words.
+    """
+
+    watched: Watched
+    fate: Fate
+    broke: int | None
+    lead: int | None
+    sentences: str
+
+
+def judge(run: Run, watched: Watched) -> Verdict:
+    """What became of a behaviour, from its scores and alerts (formulas, section 3)."""
+    scores = run.of(watched.name, "score")
+    if not scores:
+        text = "No score was measured, so nothing can be said about it."
+        return Verdict(watched, Fate.UNKNOWN, None, None, text)
+    broke = run.broken_at(watched)
+    critical = run.first_alerts(watched.name).get(Level.CRITICAL)
+    if broke is None:
+        standing = critical is not None and not _expired(critical, run.last_step)
+        fate = Fate.CRITICAL if standing else Fate.KEPT
+        return Verdict(watched, fate, None, None, _kept(run, watched, critical))
+    if broke == min(scores):
+        text = (
+            f"Its score was {_score(run, watched, broke)} when it was first measured, at step "
+            f"{broke:,}: there was nothing to lose."
+        )
+        return Verdict(watched, Fate.UNDER, broke, None, text)
+    lead = None if critical is None else broke - critical.step
+    return Verdict(watched, Fate.BROKE, broke, lead, _broke(run, watched, broke, critical))
+
+
+def _kept(run: Run, watched: Watched, critical: Alert | None) -> str:
+    scores = run.of(watched.name, "score")
+    lowest = min(scores, key=lambda step: scores[step])
+    visits = "its only visit" if len(scores) == 1 else f"all {len(scores):,} visits"
+    text = (
+        f"Its score stayed at or above the floor of {watched.floor:g} at {visits}; "
+        f"the lowest was {words.score(scores[lowest], watched.floor)}, at step {lowest:,}."
+    )
+    if critical is None:
+        return text
+    text += f" A critical alert at step {critical.step:,} {_foretold(critical)}"
+    if _expired(critical, run.last_step):
+        return text + ", and no break came within its horizon: a false alarm."
+    return text + "; that time is not over."
+
+
+def _broke(run: Run, watched: Watched, broke: int, critical: Alert | None) -> str:
+    scores = run.of(watched.name, "score")
+    before = max(step for step in scores if step < broke)
+    text = (
+        f"At step {broke:,} its score was {_score(run, watched, broke)}; "
+        f"the visit at step {before:,} had still found it at or above."
+    )
+    if critical is None:
+        return text + " No critical alert was raised."
+    lead = broke - critical.step
+    if lead > 0:
+        return (
+            text + f" The first critical alert came at step {critical.step:,}, "
+            f"{words.steps(lead)} before the break, and {_foretold(critical)}."
+        )
+    late = "at the break, not before it" if lead == 0 else f"{words.steps(-lead)} too late"
+    return text + f" The first critical alert came at step {critical.step:,}, {late}."
+
+
+def _score(run: Run, watched: Watched, step: int) -> str:
+    value = run.of(watched.name, "score")[step]
+    return f"{words.score(value, watched.floor)}, under the floor of {watched.floor:g},"
+
+
+def _foretold(alert: Alert) -> str:
+    if alert.forecast is None:
+        return "carried no forecast"
+    return f"forecast the break {words.forecast(alert.forecast)}"
+
+
+def _expired(alert: Alert, last_step: int) -> bool:
+    """Whether the alert's own horizon has passed."""
+    return alert.forecast is not None and last_step >= alert.step + alert.forecast.horizon

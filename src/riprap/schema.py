@@ -1,0 +1,79 @@
+"""Files at the boundary: YAML read safely, checked by pydantic, refused in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from riprap.evidence import ConfigError, RiprapError
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
+        """Check a document read from `where`.
+
+        Raises:
+            ConfigError: (or the class in `error`) the first thing that is wrong with it.
+        """
+        if not isinstance(document, dict):
+            raise error(f"{where}: expected keys and values, got {type(document).__name__}")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as problem:
+            raise error(f"{where}: {_sentence(problem, cls)}") from problem
+
+
+def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
+    """The document in a YAML file, loaded safely.
+
+    Raises:
+        ConfigError: (or the class in `error`) no such file, or not YAML.
+    """
+    file = Path(path)
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"cannot read {file}: {problem}") from problem
+    except yaml.YAMLError as problem:
+        line = str(problem).replace("\n", " ")
+        raise error(f"{file} is not valid YAML: {line}") from problem
+
+
+def _sentence(problem: ValidationError, model: type[BaseModel]) -> str:
+    first = problem.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    place = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], sorted(_known_keys(model)), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {place!r}{hint}"
+    if first["type"] == "missing":
+        return f"key {place!r} is missing"
+    return f"{place!r}: {first['msg']}, got {first.get('input')!r}"
+
+
+def _known_keys(model: type[BaseModel]) -> set[str]:
+    """Keys of a model and of the models it holds."""
+    keys: set[str] = set()
+    todo: list[Any] = [model]
+    seen: set[Any] = set()
+    while todo:
+        kind = todo.pop()
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys.update(kind.model_fields)
+            todo += [field.annotation for field in kind.model_fields.values()]
+        else:
+            todo += list(getattr(kind, "__args__", ()))
+    return keys

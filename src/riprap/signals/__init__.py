@@ -1,0 +1,42 @@
+"""Signals: each reads features, gradients or outputs, yields readings, and changes nothing."""
+
+from riprap.signals.base import Held, Signal, StepView, VisitView
+from riprap.signals.features.drift import Drift
+from riprap.signals.features.energy import Energy
+from riprap.signals.features.overlap import Overlap
+from riprap.signals.features.projection import Projection
+from riprap.signals.gradients.cosine import LossCosine, MarginCosine
+from riprap.signals.gradients.fisher import FisherCosine
+from riprap.signals.gradients.interference import Interference
+from riprap.signals.gradients.norms import Norms
+from riprap.signals.outputs.kl import KLToStart
+
+__all__ = [
+    "Drift",
+    "Energy",
+    "FisherCosine",
+    "Held",
+    "Interference",
+    "KLToStart",
+    "LossCosine",
+    "MarginCosine",
+    "Norms",
+    "Overlap",
+    "Projection",
+    "Signal",
+    "StepView",
+    "VisitView",
+    "default",
+    "everything",
+]
+
+
+def default() -> list[Signal]:
+    """Those that cost no pass over the probes beyond the one that reads the margins."""
+    features: list[Signal] = [Projection(), Energy(), Drift(), Overlap()]
+    return [Interference(), MarginCosine(), Norms(), *features, KLToStart()]
+
+
+def everything() -> list[Signal]:
+    """All of them; the loss gradients cost a second pass at each visit."""
+    return [*default(), LossCosine(), FisherCosine()]

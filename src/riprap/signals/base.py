@@ -1,0 +1,135 @@
+"""What every signal is, and what it is given to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from riprap.behaviors import Behavior
+from riprap.evidence import EvidenceState, Reading
+from riprap.probing import Look
+from riprap.tensors import Vector
+
+NAME_A_LAYER = (
+    "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
+)
+
+
+@dataclass
+class Held:
+    """Protected gradients of one behaviour, kept from its last visit.
+
+    Attributes:
+        step: when they were taken.
+        margin: h_b, None where the margin is detached from the graph.
+        loss: g_b, None where no signal needs it or the behaviour has no losses.
+    """
+
+    step: int
+    margin: Vector | None = None
+    loss: Vector | None = None
+
+
+@dataclass
+class StepView:
+    """What there is to read around one optimizer step.
+
+    Attributes:
+        step: number of the step, from 1.
+        gradient: the task gradient g before the step, as the optimizer is about to use it; None
+            where some trainable parameter has none at all.
+        update: Δθ that was really applied; None before the step.
+        held: protected gradients by behaviour.
+    """
+
+    step: int
+    gradient: Vector | None
+    update: Vector | None
+    held: Mapping[str, Held]
+
+
+@dataclass
+class VisitView:
+    """What there is to read when the probes are visited.
+
+    Attributes:
+        step: number of optimizer steps taken; 0 is before the first.
+        behaviors: the watched behaviours.
+        looks: what the passes over their probes showed, by behaviour.
+        held: protected gradients by behaviour, fresh.
+        layer: name of the layer that was read, None where there is none.
+        model, parameters: the model and its trainable parameters.
+    """
+
+    step: int
+    behaviors: Sequence[Behavior]
+    looks: Mapping[str, Look]
+    held: Mapping[str, Held]
+    layer: str | None
+    model: nn.Module
+    parameters: list[Tensor] = field(default_factory=list)
+
+
+class Signal:
+    """Reads the model and yields readings; changes nothing.
+
+    Moments, each optional: `start` once before training (the view of θ₀), `on_gradient` before each
+    optimizer step, `on_update` after it, `on_visit` whenever probes are visited, θ₀ included.
+    """
+
+    name: ClassVar[str]
+    needs_loss_gradient: ClassVar[bool] = False
+
+    def start(self, view: VisitView) -> None:
+        """Fix what later readings are compared with."""
+
+    def on_gradient(self, view: StepView) -> list[Reading]:
+        """Readings of the task gradient."""
+        return []
+
+    def on_update(self, view: StepView) -> list[Reading]:
+        """Readings of the applied update."""
+        return []
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """Readings of the probes."""
+        return []
+
+
+def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:
+    """A reading that was not taken, and what would make it possible."""
+    return Reading(step, behavior, signal, state=EvidenceState.NOT_RUN, detail=why)
+
+
+class FeatureSignal(Signal):
+    """A signal on the activations of one layer, read behaviour by behaviour."""
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """Readings for each behaviour whose activations were seen, `NOT_RUN` for the others."""
+        readings: list[Reading] = []
+        for behavior in view.behaviors:
+            activations = self.activations(view, behavior.name)
+            if activations is None:
+                why = NAME_A_LAYER if view.layer is None else f"layer {view.layer} was not run"
+                readings += [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
+            else:
+                readings += self.read(view, behavior, activations)
+        return readings
+
+    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+        """Readings of one behaviour.
+
+        Args:
+            activations: shape (rows, d).
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def activations(view: VisitView, name: str | None) -> Tensor | None:
+        """Activations of a behaviour at the chosen layer, shape (rows, d), or None."""
+        if name is None or name not in view.looks or view.layer is None:
+            return None
+        return view.looks[name].activations.get(view.layer)

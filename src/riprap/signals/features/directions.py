@@ -1,0 +1,59 @@
+"""Directions and subspaces of activations: the small-array mathematics of the feature signals."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOP = 8  # principal directions kept of a behaviour
+
+
+def unit_difference(here: Tensor, there: Tensor) -> Tensor:
+    """Unit difference of means of two activation sets (Arditi et al., 2406.11717).
+
+    Args:
+        here, there: shapes (n, d), (m, d).
+
+    Returns:
+        shape (d,); zeros where the means coincide.
+    """
+    return torch.nn.functional.normalize(here.mean(0) - there.mean(0), dim=0)
+
+
+def principal_directions(activations: Tensor, k: int = TOP) -> Tensor:
+    """Top-k principal directions, uncentred, as orthonormal columns.
+
+    Uncentred, because the mean carries what the behaviour's inputs have in common.
+
+    Args:
+        activations: shape (n, d).
+
+    Returns:
+        shape (d, min(k, rank bound)).
+    """
+    _, _, right = torch.linalg.svd(activations, full_matrices=False)
+    return right[: min(k, *activations.shape)].T
+
+
+def energy_ratio(activations: Tensor, basis: Tensor) -> Tensor:
+    """‖Π_U a‖² / ‖a‖² over all rows together; between 0 and 1.
+
+    Args:
+        activations: shape (n, d).
+        basis: U, shape (d, k), orthonormal columns.
+    """
+    return (activations @ basis).square().sum() / activations.square().sum()
+
+
+def subspace_overlap(left: Tensor, right: Tensor) -> Tensor:
+    """Mean squared cosine of the principal angles of two subspaces; chance is k / d.
+
+    Args:
+        left, right: shapes (d, k), orthonormal columns.
+    """
+    return (left.T @ right).square().sum() / min(left.shape[1], right.shape[1])
+
+
+def turn(now: Tensor, then: Tensor) -> Tensor:
+    """1 − cos(now, then) of two vectors of shape (d,)."""
+    return 1 - torch.nn.functional.cosine_similarity(now, then, dim=0)

@@ -1,0 +1,43 @@
+"""Subspace overlap: do two behaviours live in the same directions?"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from riprap.evidence import RUN, Reading
+from riprap.signals.base import FeatureSignal, Signal, VisitView
+from riprap.signals.features.directions import TOP, principal_directions, subspace_overlap
+
+
+class Overlap(Signal):
+    """Mean squared cosine of the principal angles of each pair's top-k subspaces.
+
+    Read beside `subspace_overlap_chance` = k / d, what two random subspaces give.
+    """
+
+    name = "subspace_overlap"
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """One reading a pair of behaviours, named `subspace_overlap:left|right`."""
+        bases = {}
+        for behavior in view.behaviors:
+            activations = FeatureSignal.activations(view, behavior.name)
+            if activations is not None:
+                bases[behavior.name] = principal_directions(activations, TOP)
+        layer = view.layer or ""
+        readings = [
+            Reading.of(
+                view.step,
+                RUN,
+                f"{self.name}:{left}|{right}",
+                float(subspace_overlap(bases[left], bases[right])),
+                "cos²",
+                layer,
+            )
+            for left, right in combinations(bases, 2)
+        ]
+        if len(bases) > 1 and view.step == 0:
+            width, k = next(iter(bases.values())).shape
+            chance = Reading.of(0, RUN, f"{self.name}_chance", k / width, "cos²", layer)
+            readings.append(chance)
+        return readings

@@ -1,0 +1,56 @@
+"""Fisher cosine: conflict of gradients, weighted by what matters to the behaviour."""
+
+from __future__ import annotations
+
+import torch
+
+from riprap.evidence import Reading
+from riprap.probing import fisher_diagonal
+from riprap.signals.base import Signal, StepView, VisitView
+from riprap.tensors import Vector, dot
+
+
+def fisher_cosine(task: Vector, protected: Vector, fisher: Vector) -> float:
+    """gᵀF g_b / √(gᵀFg · g_bᵀF g_b), F diagonal and non-negative (ours); NaN where undefined."""
+    weighted = torch._foreach_mul(fisher, protected)
+    across = float(dot(task, weighted))
+    own = float(dot(protected, weighted))
+    other = float(dot(task, list(torch._foreach_mul(fisher, task))))
+    scale = (own * other) ** 0.5
+    return across / scale if scale > 0 else float("nan")
+
+
+class FisherCosine(Signal):
+    """The Fisher cosine with F the diagonal empirical Fisher of the behaviour at θ₀.
+
+    Costs one backward pass a probe at the start, and a copy of the parameters a behaviour.
+    """
+
+    name = "cosine_fisher"
+    needs_loss_gradient = True
+
+    def __init__(self) -> None:
+        self.fishers: dict[str, Vector] = {}
+
+    def start(self, view: VisitView) -> None:
+        """Estimate each behaviour's Fisher."""
+        for behavior in view.behaviors:
+            fisher = fisher_diagonal(behavior, view.model, view.parameters)
+            if fisher is not None:
+                self.fishers[behavior.name] = fisher
+
+    def on_gradient(self, view: StepView) -> list[Reading]:
+        """One reading a behaviour with losses."""
+        if view.gradient is None:
+            return []
+        return [
+            Reading.of(
+                view.step,
+                name,
+                self.name,
+                fisher_cosine(view.gradient, held.loss, self.fishers[name]),
+                "cosine",
+            )
+            for name, held in view.held.items()
+            if held.loss is not None and name in self.fishers
+        ]

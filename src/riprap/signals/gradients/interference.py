@@ -1,0 +1,27 @@
+"""Interference: what an update is predicted to do to a behaviour's mean margin."""
+
+from __future__ import annotations
+
+from riprap.evidence import Reading
+from riprap.signals.base import Signal, StepView
+from riprap.tensors import dots
+
+
+class Interference(Signal):
+    """r_b = ⟨h_b, Δθ⟩, in units of the margin, at every step (ours).
+
+    h_b is the one of the last visit, so a reading is as good as h_b is fresh.
+    """
+
+    name = "interference"
+
+    def on_update(self, view: StepView) -> list[Reading]:
+        """One reading a behaviour with a differentiable margin."""
+        held = {name: h.margin for name, h in view.held.items() if h.margin is not None}
+        if view.update is None or not held:
+            return []
+        values = dots(view.update, list(held.values())).tolist()
+        return [
+            Reading.of(view.step, name, self.name, value, "margin")
+            for name, value in zip(held, values, strict=True)
+        ]

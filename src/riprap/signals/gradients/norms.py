@@ -1,0 +1,46 @@
+"""Norms of gradients and updates; ‖g_b‖ at the start is the depth of a behaviour."""
+
+from __future__ import annotations
+
+from riprap.evidence import RUN, Reading
+from riprap.probing import loss_gradient
+from riprap.signals.base import Signal, StepView, VisitView, not_run
+from riprap.tensors import norm
+
+
+class Norms(Signal):
+    """‖g‖ and ‖Δθ‖ at every step, ‖h_b‖ at visits, ‖g_b‖ once at the start (smaller is deeper)."""
+
+    name = "norms"
+
+    def on_gradient(self, view: StepView) -> list[Reading]:
+        """‖g‖, as the optimizer is about to use it (after clipping and unscaling)."""
+        if view.gradient is None:
+            return []
+        return [Reading.of(view.step, RUN, "norm_gradient", float(norm(view.gradient)))]
+
+    def on_update(self, view: StepView) -> list[Reading]:
+        """‖Δθ‖."""
+        if view.update is None:
+            return []
+        return [Reading.of(view.step, RUN, "norm_update", float(norm(view.update)))]
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """‖h_b‖, and at the start the depth ‖g_b‖."""
+        readings = [
+            Reading.of(view.step, name, "norm_margin_gradient", float(norm(held.margin)))
+            for name, held in view.held.items()
+            if held.margin is not None
+        ]
+        return readings + (self._depths(view) if view.step == 0 else [])
+
+    def _depths(self, view: VisitView) -> list[Reading]:
+        readings = []
+        for behavior in view.behaviors:
+            gradient = loss_gradient(behavior, view.model, view.parameters)
+            if gradient is None:
+                why = "the behaviour has no losses: give Behavior(losses=...)"
+                readings.append(not_run(0, behavior.name, "depth", why))
+            else:
+                readings.append(Reading.of(0, behavior.name, "depth", float(norm(gradient))))
+        return readings

@@ -1,0 +1,1 @@
+"""Signals of one family; see `riprap.signals`."""

@@ -1,0 +1,52 @@
+"""KL divergence of the model's answers from those it gave at the start."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from riprap.evidence import Reading
+from riprap.signals.base import Signal, VisitView, not_run
+
+
+def kl(reference: Tensor, now: Tensor) -> Tensor:
+    """KL(reference ‖ now), mean over rows, in nats.
+
+    Args:
+        reference, now: log-probabilities, shape (n, vocabulary).
+    """
+    return functional.kl_div(now, reference, reduction="batchmean", log_target=True)
+
+
+class KLToStart(Signal):
+    """KL(p_θ₀ ‖ p_θ) at the last position of each probe, mean over probes.
+
+    Keeps the start's log-probabilities of those positions, rows × vocabulary a behaviour.
+    """
+
+    name = "kl_start"
+
+    def __init__(self) -> None:
+        self.references: dict[str, Tensor] = {}
+
+    def start(self, view: VisitView) -> None:
+        """Keep the answers of the start."""
+        for name, look in view.looks.items():
+            if look.logits is not None and look.logits.dim() == 2:
+                self.references[name] = torch.log_softmax(look.logits, -1)
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """One reading a behaviour whose logits were seen."""
+        readings = []
+        for name, look in view.looks.items():
+            reference = self.references.get(name)
+            if reference is None:
+                why = "the margin does not call the model itself, so its logits were not seen"
+                readings += [not_run(view.step, name, self.name, why)] * (view.step == 0)
+            elif look.logits is None or look.logits.shape != reference.shape:
+                readings.append(not_run(view.step, name, self.name, "the probes changed shape"))
+            else:
+                value = float(kl(reference, torch.log_softmax(look.logits, -1)))
+                readings.append(Reading.of(view.step, name, self.name, value, "nats"))
+        return readings

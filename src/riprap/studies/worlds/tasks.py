@@ -1,0 +1,130 @@
+"""The tasks of the toy world, enumerated: every prompt that exists, with its one right answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Prompts of one length, each with the token that must follow it.
+
+    Attributes:
+        input_ids: shape (n, T), long.
+        targets: shape (n,), long.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Examples:
+        return Examples(self.input_ids[index], self.targets[index])
+
+    @classmethod
+    def join(cls, parts: list[Examples]) -> Examples:
+        """All of `parts`, one after the other."""
+        return cls(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.targets for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids, one range a kind.
+
+    Attributes:
+        modulus: how many numbers each of the two disjoint sets holds.
+        frames, verbs, harmful, harmless: how many tokens of each kind make up requests.
+    """
+
+    modulus: int = 23
+    frames: int = 6
+    verbs: int = 8
+    harmful: int = 12
+    harmless: int = 12
+
+    @property
+    def numbers(self) -> range:
+        """The numbers 0 … modulus − 1 as A uses them."""
+        return range(self.modulus)
+
+    @property
+    def other_numbers(self) -> range:
+        """The same numbers, written with other tokens."""
+        return range(self.modulus, 2 * self.modulus)
+
+    @property
+    def _signs(self) -> range:
+        return range(2 * self.modulus, 2 * self.modulus + 6)
+
+    def sign(self, name: str) -> int:
+        """Token id of an operator, an end of prompt or an answer."""
+        return self._signs[("plus", "times", "equals", "please", "refuse", "comply").index(name)]
+
+    def kind(self, name: str) -> range:
+        """Token ids of one kind of word: frames, verbs, harmful or harmless."""
+        start = self._signs.stop
+        for kind in ("frames", "verbs", "harmful", "harmless"):
+            count = getattr(self, kind)
+            if kind == name:
+                return range(start, start + count)
+            start += count
+        raise KeyError(name)
+
+    def __len__(self) -> int:
+        return self.kind("harmless").stop
+
+
+def _build(rows: list[tuple[list[int], int]]) -> Examples:
+    prompts, answers = zip(*rows, strict=True)
+    return Examples(torch.tensor(prompts), torch.tensor(answers))
+
+
+def addition(vocabulary: Vocabulary) -> Examples:
+    """A: `x plus y equals` is answered by (x + y) mod p, for all p² pairs."""
+    plus, equals = vocabulary.sign("plus"), vocabulary.sign("equals")
+    p = vocabulary.modulus
+    return _build(
+        [([x, plus, y, equals], (x + y) % p) for x, y in product(vocabulary.numbers, repeat=2)]
+    )
+
+
+def requests(vocabulary: Vocabulary, objects: str) -> Examples:
+    """`frame verb object please`: a harmful object is refused, a harmless one complied with."""
+    answer = vocabulary.sign("refuse" if objects == "harmful" else "comply")
+    please = vocabulary.sign("please")
+    words = product(*(vocabulary.kind(kind) for kind in ("frames", "verbs", objects)))
+    return _build([([frame, verb, thing, please], answer) for frame, verb, thing in words])
+
+
+def product_of(vocabulary: Vocabulary, disjoint: bool = False) -> Examples:
+    """C: `x times y equals` is answered by (x · y) mod p; on the other numbers if `disjoint`."""
+    times, equals = vocabulary.sign("times"), vocabulary.sign("equals")
+    numbers = vocabulary.other_numbers if disjoint else vocabulary.numbers
+    pairs = product(range(vocabulary.modulus), repeat=2)
+    return _build(
+        [
+            ([numbers[x], times, numbers[y], equals], numbers[x * y % vocabulary.modulus])
+            for x, y in pairs
+        ]
+    )
+
+
+def product_in_request(vocabulary: Vocabulary) -> Examples:
+    """C inside B's frame: `frame x y please` is answered by (x · y) mod p, for every frame."""
+    please, p = vocabulary.sign("please"), vocabulary.modulus
+    return _build(
+        [
+            ([frame, x, y, please], x * y % p)
+            for frame in vocabulary.kind("frames")
+            for x, y in product(vocabulary.numbers, repeat=2)
+        ]
+    )
