@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import Behavior, Margins
-from riprap.behaviors.outputs import device_of, logits_of
+from riprap.behaviors.outputs import TokenBatch, device_of, last_logits, logits_of
 from riprap.evidence import BehaviorError
 from riprap.tensors import Vector
 
@@ -152,7 +152,15 @@ def measure(behavior: Behavior, model: nn.Module) -> Margins:
     Raises:
         BehaviorError: the margins are not a tensor of shape (n_probes,) with a probe in it.
     """
-    result = behavior.margins(model, behavior.probes)
+    return checked(behavior, behavior.margins(model, behavior.probes))
+
+
+def checked(behavior: Behavior, result: Tensor | Margins) -> Margins:
+    """What a margin function returned, if it is of the right shape.
+
+    Raises:
+        BehaviorError: it is not a tensor of shape (n_probes,) with a probe in it.
+    """
     margins = result if isinstance(result, Margins) else Margins(result)
     values = margins.values
     if not isinstance(values, Tensor) or values.dim() != 1 or len(values) == 0:
@@ -173,40 +181,90 @@ def gradient_of(value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = 
     ]
 
 
-def look(
-    behavior: Behavior,
+def shared_passes(behaviors: Sequence[Behavior]) -> list[list[Behavior]]:
+    """Behaviours that one pass can serve together: those read from the last position's logits."""
+    together = [b for b in behaviors if hasattr(b.margins, "from_logits")]
+    alone = [[b] for b in behaviors if not hasattr(b.margins, "from_logits")]
+    return ([together] if together else []) + alone
+
+
+def look_together(
+    behaviors: Sequence[Behavior],
     model: nn.Module,
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
-) -> Look:
-    """One pass over a behaviour's probes.
+) -> dict[str, Look]:
+    """One forward pass over the probes of several behaviours, and a backward pass for each.
 
     Args:
+        behaviors: one, or one of the lists of `shared_passes`.
         parameters: take h_b in these; None: forward pass only.
         layers: names of modules whose output is kept, last position.
 
     Raises:
         BehaviorError: margins of a wrong shape.
     """
-    wants_gradient = parameters is not None
     with (
         torch.inference_mode(False),
-        torch.set_grad_enabled(wants_gradient),
+        torch.set_grad_enabled(parameters is not None),
         no_trace(model),
         _captured(model, layers) as (activations, outputs),
     ):
-        margins = measure(behavior, model)
-        values = margins.values
-        gradient = None
-        if parameters is not None and values.requires_grad:
-            gradient = gradient_of(values.mean(), parameters)
-    return Look(
-        margins=values.detach().double().cpu().numpy(),
-        insufficient=margins.insufficient,
-        gradient=gradient,
-        activations={name: torch.cat(parts) for name, parts in activations.items() if parts},
-        logits=torch.cat(outputs) if outputs else None,
-    )
+        margins = _margins_together(behaviors, model)
+        gradients = _gradients([m.values for m in margins], parameters)
+    sizes = [len(b.probes) for b in behaviors] if len(behaviors) > 1 else None
+    logits = _split(outputs, sizes)
+    features = {name: _split(parts, sizes) for name, parts in activations.items() if parts}
+    return {
+        behavior.name: Look(
+            margins=margins[i].values.detach().double().cpu().numpy(),
+            insufficient=margins[i].insufficient,
+            gradient=gradients[i],
+            activations={name: parts[i] for name, parts in features.items()},
+            logits=logits[i] if logits else None,
+        )
+        for i, behavior in enumerate(behaviors)
+    }
+
+
+def look(
+    behavior: Behavior,
+    model: nn.Module,
+    parameters: Sequence[Tensor] | None = None,
+    layers: Sequence[str] = (),
+) -> Look:
+    """One pass over one behaviour's probes; see `look_together`."""
+    return look_together([behavior], model, parameters, layers)[behavior.name]
+
+
+def _margins_together(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
+    if len(behaviors) == 1:
+        return [measure(behaviors[0], model)]
+    logits = last_logits(model, TokenBatch.join([b.probes for b in behaviors]))[:, -1]
+    parts = logits.split([len(b.probes) for b in behaviors])
+    return [
+        checked(behavior, behavior.margins.from_logits(part))  # type: ignore[union-attr]
+        for behavior, part in zip(behaviors, parts, strict=True)
+    ]
+
+
+def _gradients(margins: list[Tensor], parameters: Sequence[Tensor] | None) -> list[Vector | None]:
+    if parameters is None:
+        return [None] * len(margins)
+    last = len(margins) - 1
+    return [
+        gradient_of(values.mean(), parameters, keep_graph=i < last)
+        if values.requires_grad
+        else None
+        for i, values in enumerate(margins)
+    ]
+
+
+def _split(parts: list[Tensor], sizes: list[int] | None) -> list[Tensor]:
+    if not parts:
+        return []
+    rows = torch.cat(parts)
+    return [rows] if sizes is None else list(rows.split(sizes))
 
 
 def loss_gradient(

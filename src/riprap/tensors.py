@@ -72,3 +72,37 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """cos(left, right) as a scalar tensor; NaN where one of them is 0."""
     return dot(left, right) / (norm(left) * norm(right))
+
+
+class Stack:
+    """Several vectors side by side, so that one pass gives the inner products with all of them.
+
+    Args:
+        vectors: by name, all over the same parameters. Each parameter's parts are stacked where
+            they live, which costs one copy of each vector.
+    """
+
+    def __init__(self, vectors: dict[str, Vector]) -> None:
+        self.names = list(vectors)
+        self._rows = [
+            torch.stack([_wide(part).reshape(-1) for part in parts])
+            for parts in zip(*vectors.values(), strict=True)
+        ]
+        self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
+
+    def dots(self, vector: Sequence[Tensor]) -> dict[str, float]:
+        """⟨vector, other⟩ for each of the stacked vectors, by name."""
+        if not self.names:
+            return {}
+        home = self._rows[0].device
+        products = [
+            torch.mv(rows, _wide(part).reshape(-1)).to(home)
+            for rows, part in zip(self._rows, vector, strict=True)
+        ]
+        totals = torch.stack(products).sum(0).tolist()
+        return dict(zip(self.names, totals, strict=True))
+
+    def vector(self, name: str, like: Sequence[Tensor]) -> Vector:
+        """One of the stacked vectors, in the shapes of `like`."""
+        row = self.names.index(name)
+        return [rows[row].view(part.shape) for rows, part in zip(self._rows, like, strict=True)]

@@ -40,7 +40,10 @@ class NextToken:
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Logits by which each target leads."""
-        logits = last_logits(model, probes)[:, -1]
+        return self.from_logits(last_logits(model, probes)[:, -1])
+
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """The same from the last position's logits, shape (n, vocabulary)."""
         return token_margin(logits, self.targets.to(logits.device))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
@@ -74,7 +77,10 @@ class Opening:
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Logits by which the best opener leads (or trails, with `avoid`)."""
-        logits = last_logits(model, probes)[:, -1]
+        return self.from_logits(last_logits(model, probes)[:, -1])
+
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """The same from the first response position's logits, shape (n, vocabulary)."""
         return self.sign * opening_margin(logits, self._indices(logits))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:

@@ -47,6 +47,23 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @classmethod
+    def join(cls, batches: list[TokenBatch]) -> TokenBatch:
+        """All rows of `batches`, padded on the left to the longest."""
+        width = max(batch.input_ids.shape[1] for batch in batches)
+        if all(b.attention_mask is None and b.input_ids.shape[1] == width for b in batches):
+            return cls(torch.cat([batch.input_ids for batch in batches]))
+
+        def widen(rows: Tensor) -> Tensor:
+            return torch.nn.functional.pad(rows, (width - rows.shape[1], 0))
+
+        masks = [
+            torch.ones_like(b.input_ids) if b.attention_mask is None else b.attention_mask
+            for b in batches
+        ]
+        ids = torch.cat([widen(batch.input_ids) for batch in batches])
+        return cls(ids, torch.cat([widen(mask) for mask in masks]))
+
     def take(self, indices: list[int]) -> TokenBatch:
         """The rows at `indices`."""
         mask = None if self.attention_mask is None else self.attention_mask[indices]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from riprap.detectors.track import Track
 from riprap.evidence import Forecast
 
-GROWTH = 4  # the gap grows to a quarter of the steps already taken
+DENSE = 8  # the first steps are all visited, for most damage is done early
+GROWTH = 4  # then the gap grows to a quarter of the steps already taken
 PATIENCE = 4  # visits to fit in before the forecast's earliest break
 USED_UP = 0.5  # share of the deciding margin that may be predicted away between visits
+CALM_VISITS = 3  # visits by forward passes alone between two that refresh the gradients
 
 
 @dataclass
 class Cadence:
-    """The step of the next visit.
+    """Plans visits, and which of them take fresh protected gradients.
+
+    A gradient costs twice a forward pass and goes stale within steps, so while all is calm most
+    visits do without.
 
     Attributes:
         every: the longest gap between two visits, in steps.
@@ -23,18 +29,27 @@ class Cadence:
 
     every: int
     due: int = 0
+    _without: int = 0
+    _urgent: bool = False
 
-    def visited(self, step: int, forecasts: list[Forecast | None]) -> None:
+    def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next visit after one at `step`, given what is forecast now."""
         gap = min(max(step // GROWTH, 1), self.every)
-        for forecast in forecasts:
-            if forecast is not None and forecast.low < float("inf"):
-                gap = min(gap, max(int(forecast.low) // PATIENCE, 1))
+        earliest = min((f.low for f in forecasts if f is not None), default=float("inf"))
+        self._urgent = 0 < earliest < float("inf")
+        if self._urgent:
+            gap = min(gap, max(int(earliest) // PATIENCE, 1))
         self.due = step + gap
 
-    def is_due(self, step: int, tracks: list[Track]) -> bool:
+    def is_due(self, step: int, tracks: Iterable[Track]) -> bool:
         """Whether to visit after this step: planned, or interference says it cannot wait."""
         return step >= self.due or any(waiting_is_too_late(track) for track in tracks)
+
+    def refreshes(self, step: int) -> bool:
+        """Whether this visit takes fresh gradients; asked once a visit."""
+        fresh = step < DENSE or self._urgent or self._without >= CALM_VISITS
+        self._without = 0 if fresh else self._without + 1
+        return fresh
 
 
 def waiting_is_too_late(track: Track) -> bool:

@@ -5,33 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
 from riprap import probing
 from riprap.behaviors import Behavior
-from riprap.detectors.protocol import Protocol
-from riprap.detectors.track import Track, low_margin, score
-from riprap.evidence import (
-    RUN,
-    Alert,
-    BehaviorError,
-    ConfigError,
-    EvidenceState,
-    Forecast,
-    Reading,
-)
+from riprap.detectors import Protocol
+from riprap.detectors.track import Track, score
+from riprap.evidence import RUN, Alert, ConfigError, EvidenceState, Forecast, Reading
 from riprap.monitor.cadence import Cadence
 from riprap.monitor.facts import facts_of
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
+from riprap.monitor.judge import Judge, no_margin
+from riprap.monitor.visits import Visitor
 from riprap.record import Reader, Writer, table
-from riprap.signals import Held, Signal, StepView, VisitView, default
+from riprap.signals import Signal, StepView, VisitView, default
 from riprap.tensors import Vector
+
+DETACHED = "the margins are detached from the graph: return them attached, as torch made them"
 
 
 class Monitor:
@@ -73,16 +67,13 @@ class Monitor:
             self.protocol.verify()
         self.signals = default() if signals is None else list(signals)
         self.step = 0
-        self.tracks = {b.name: Track(b.name, b.floor) for b in self.behaviors}
-        self.forecasts: dict[str, Forecast | None] = {}
-        self.alerts: list[Alert] = []
-        self._standing: dict[tuple[str, str], int] = {}
-        self._held: dict[str, Held] = {}
-        self._layer_name = layer
-        self._notes = notes or {}
+        self._judge = Judge(self.behaviors, self.protocol)
         self._cadence = Cadence(every)
-        self._watched: _Watched | None = None
-        self._record = Writer(run)
+        self._layer = layer
+        self._notes = notes or {}
+        self._visitor: Visitor | None = None
+        self._hooks: StepHooks | None = None
+        self.record = Writer(run)
 
     @contextmanager
     def watch(self, model: nn.Module, optimizer: Any) -> Iterator[Monitor]:
@@ -103,38 +94,49 @@ class Monitor:
 
     def begin(self, model: nn.Module, optimizer: Any) -> None:
         """Start to watch; `watch` as a pair of calls, for callbacks."""
-        if self._watched is not None:
+        if self._hooks is not None:
             raise ConfigError("this monitor is watching already: leave its context first")
         inner = innermost(optimizer)
         parameters = trained_parameters(model, inner)
-        layer = probing.find_layer(model, self._layer_name)
-        self._watched = _Watched(model, parameters, layer)
-        try:
-            if self.step == 0 and not any(track.steps for track in self.tracks.values()):
-                self._start()
-            self._watched.hooks = StepHooks(
-                inner, parameters, self._before_step, self._after_step, self._failed
-            )
-        except BaseException:
-            self._watched = None
-            raise
+        layer = probing.find_layer(model, self._layer)
+        wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
+        self._visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses)
+        if not any(track.steps for track in self.tracks.values()):
+            self._start(self._visitor)
+        else:
+            self._take_in(self._visitor.visit(self.step, refresh=True))
+        self._hooks = StepHooks(
+            inner, parameters, self._before_step, self._after_step, self._failed
+        )
 
     def end(self) -> None:
         """Stop watching, after a last visit to the probes."""
-        if self._watched is None:
+        if self._hooks is None or self._visitor is None:
             return
-        try:
-            if any(track.steps and track.step < self.step for track in self.tracks.values()):
-                self._visit()
-        finally:
-            if self._watched.hooks is not None:
-                self._watched.hooks.remove()
-            self._watched = None
-            self._record.flush()
+        self._hooks.remove()
+        self._hooks = None
+        if any(track.steps and track.step < self.step for track in self.tracks.values()):
+            self._take_in(self._visitor.visit(self.step, refresh=False))
+        self.record.flush()
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """All alerts raised so far."""
+        return self._judge.alerts
+
+    @property
+    def tracks(self) -> dict[str, Track]:
+        """What has been measured of each behaviour."""
+        return self._judge.tracks
+
+    @property
+    def forecasts(self) -> dict[str, Forecast | None]:
+        """The forecast that stands now for each behaviour; None where none could be made."""
+        return self._judge.forecasts
 
     def history(self) -> pd.DataFrame:
         """All readings: step, behavior, signal, value, state, unit, layer, detail."""
-        return table(Reader(self._record).readings())
+        return table(Reader(self.record).readings())
 
     def broken(self) -> dict[str, int | None]:
         """For each behaviour the first visited step whose score was under its floor, or None."""
@@ -152,197 +154,69 @@ class Monitor:
             )
         }
 
-    @property
-    def record(self) -> Writer:
-        """The run's record."""
-        return self._record
-
     # --- around a step ---------------------------------------------------------------------
 
     def _before_step(self, gradient: Vector | None) -> None:
-        view = StepView(self.step + 1, gradient, None, self._held)
-        self._record.readings([r for signal in self.signals for r in signal.on_gradient(view)])
+        assert self._visitor is not None
+        view = StepView(self.step + 1, gradient, None, self._visitor.held)
+        self.record.readings([r for signal in self.signals for r in signal.on_gradient(view)])
 
     def _after_step(self, update: Vector) -> None:
+        assert self._visitor is not None
         self.step += 1
-        view = StepView(self.step, None, update, self._held)
+        view = StepView(self.step, None, update, self._visitor.held)
         readings = [r for signal in self.signals for r in signal.on_update(view)]
-        self._record.readings(readings)
-        for reading in readings:
-            if reading.signal == "interference" and reading.value is not None:
-                self.tracks[reading.behavior].predicted[self.step] = reading.value
-        if self._cadence.is_due(self.step, list(self.tracks.values())):
-            self._visit()
+        self.record.readings(readings)
+        self._judge.predict(readings)
+        if self._cadence.is_due(self.step, self.tracks.values()):
+            refresh = self._cadence.refreshes(self.step)
+            self._take_in(self._visitor.visit(self.step, refresh))
 
     def _failed(self, error: Exception) -> None:
         """Note that the observer itself failed; training goes on."""
         text = f"{type(error).__name__}: {error}"
         warnings.warn(f"riprap could not read step {self.step}: {text}", stacklevel=2)
         state = EvidenceState.ERROR
-        self._record.readings([Reading(self.step, RUN, "monitor", state=state, detail=text)])
+        self.record.readings([Reading(self.step, RUN, "monitor", state=state, detail=text)])
 
     # --- visits to the probes ----------------------------------------------------------------
 
-    @property
-    def _target(self) -> _Watched:
-        if self._watched is None:
-            raise ConfigError("the monitor is not watching a model: use `with monitor.watch(...)`")
-        return self._watched
-
-    def _start(self) -> None:
+    def _start(self, visitor: Visitor) -> None:
         """Visit the probes before the first step; what cannot be watched is refused here."""
-        target = self._target
-        for behavior in self.behaviors:
-            probing.start(behavior, target.model)
-        looks = {behavior.name: self._look(behavior) for behavior in self.behaviors}
-        for name, look in looks.items():
-            wrong = np.flatnonzero(~np.isfinite(look.margins))
-            if len(wrong):
-                raise BehaviorError(
-                    f"behaviour {name!r}: the margin of probe {wrong[0]} is "
-                    f"{look.margins[wrong[0]]} before training; margins must be finite"
-                )
-        self._record.meta(**facts_of(self.behaviors, self.protocol, self._cadence.every))
-        self._record.meta(notes=self._notes, layer=target.layer)
-        self._hold(looks)
-        view = self._view(looks)
+        view = visitor.start()
+        facts = facts_of(self.behaviors, self.protocol, self._cadence.every)
+        self.record.meta(**facts, notes=self._notes, layer=visitor.layer)
         for signal in self.signals:
             signal.start(view)
-        self._read(view)
-        self._warn_of_unhealthy()
-
-    def _look(self, behavior: Behavior) -> probing.Look:
-        target = self._target
-        layers = [] if target.layer is None else [target.layer]
-        return probing.look(behavior, target.model, target.parameters, layers)
-
-    def _visit(self) -> None:
-        looks = {}
-        for behavior in self.behaviors:
-            try:
-                looks[behavior.name] = self._look(behavior)
-            except Exception as error:  # noqa: BLE001 one behaviour's failure spares the others
-                text = f"{type(error).__name__}: {error}"
-                warnings.warn(f"riprap could not visit {behavior.name!r}: {text}", stacklevel=2)
-                self._record.readings([self._no_margin(behavior.name, EvidenceState.ERROR, text)])
-        self._hold(looks)
-        self._read(self._view(looks))
-
-    def _hold(self, looks: dict[str, probing.Look]) -> None:
-        """Keep the fresh protected gradients until the next visit."""
-        target = self._target
-        wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
-        self._held = {}
-        for behavior in self.behaviors:
-            if behavior.name in looks:
-                held = Held(self.step, looks[behavior.name].gradient)
-                if wants_losses:
-                    held.loss = probing.loss_gradient(behavior, target.model, target.parameters)
-                self._held[behavior.name] = held
-
-    def _view(self, looks: dict[str, probing.Look]) -> VisitView:
-        target = self._target
-        return VisitView(
-            self.step,
-            self.behaviors,
-            looks,
-            self._held,
-            target.layer,
-            target.model,
-            target.parameters,
+        self.record.readings(
+            Reading(0, name, "interference", state=EvidenceState.NOT_RUN, detail=DETACHED)
+            for name, look in view.looks.items()
+            if look.gradient is None
         )
-
-    def _read(self, view: VisitView) -> None:
-        """Everything that follows from a visit: readings, tracks, forecasts, alerts, next visit."""
-        readings = [r for name, look in view.looks.items() for r in self._margins(name, look)]
-        readings += [r for signal in self.signals for r in signal.on_visit(view)]
-        for reading in readings:
-            if reading.value is not None and reading.behavior in self.tracks:
-                history = self.tracks[reading.behavior].signals.setdefault(reading.signal, [])
-                history.append((reading.step, reading.value))
-        self._record.readings(readings)
-        visited = [t for t in self.tracks.values() if t.steps and t.step == self.step]
-        for track in visited:
-            self._judge(track)
-        self._cadence.visited(self.step, [self.forecasts.get(t.behavior) for t in visited])
-
-    def _margins(self, name: str, look: probing.Look) -> list[Reading]:
-        if look.insufficient:
-            return [self._no_margin(name, EvidenceState.INSUFFICIENT, look.insufficient)]
-        unfit = int((~np.isfinite(look.margins)).sum())
-        if unfit:
-            text = f"{unfit} of {len(look.margins)} margins are not finite"
-            return [self._no_margin(name, EvidenceState.ERROR, text)]
-        track = self.tracks[name]
-        track.visit(self.step, look.margins)
-        self._record.margins(self.step, name, look.margins)
-        detached = look.gradient is None and self.step == 0
-        why = "the margins are detached from the graph: return them attached, as torch made them"
-        missing = Reading(0, name, "interference", state=EvidenceState.NOT_RUN, detail=why)
-        return [
-            Reading.of(self.step, name, "margin", float(look.margins.mean()), "margin"),
-            Reading.of(self.step, name, "margin_low", low_margin(look.margins, track.floor)),
-            Reading.of(self.step, name, "score", score(look.margins), "share"),
-            *[missing] * detached,
-        ]
-
-    def _no_margin(self, name: str, state: EvidenceState, why: str) -> Reading:
-        return Reading(self.step, name, "margin", state=state, detail=why)
-
-    def _judge(self, track: Track) -> None:
-        """Ask every detector; an alert is raised when its level rises."""
-        if not track.healthy_at_start:
-            return
-        for detector in self.protocol.detectors:
-            alert = detector.check(track)
-            key = (detector.kind, track.behavior)
-            rank = 0 if alert is None else alert.level.rank
-            if alert is not None and rank > self._standing.get(key, 0):
-                self.alerts.append(alert)
-                self._record.alert(alert)
-            self._standing[key] = rank
-        self._forecast(track)
-
-    def _forecast(self, track: Track) -> None:
-        """Keep and record the forecast that stands now."""
-        made = [d.forecast(track) for d in self.protocol.detectors]
-        forecast = next((f for f in made if f is not None), None)
-        self.forecasts[track.behavior] = forecast
-        if forecast is not None:
-            self._record.readings(forecast_readings(self.step, track.behavior, forecast))
-
-    def _warn_of_unhealthy(self) -> None:
+        self._take_in(view)
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:
-                warnings.warn(
-                    f"behaviour {track.behavior!r} scores {score(track.margins[0]):.2f} before "
-                    f"training, under its floor {track.floor:.2f}: no alert will be raised on it; "
-                    "lower the floor, or keep the probes that the model passes",
-                    stacklevel=4,
-                )
+                warnings.warn(_unhealthy(track), stacklevel=5)
 
-
-@dataclass
-class _Watched:
-    """What is being watched while a context is open."""
-
-    model: nn.Module
-    parameters: list[Tensor]
-    layer: str | None
-    hooks: StepHooks | None = None
-
-
-def forecast_readings(step: int, behavior: str, forecast: Forecast) -> list[Reading]:
-    """Median and bounds of a forecast as readings; "not within the horizon" has no value."""
-    readings = []
-    for part in ("median", "low", "high"):
-        value, signal = getattr(forecast, part), f"forecast_{part}"
-        if value <= forecast.horizon:
-            readings.append(Reading.of(step, behavior, signal, value, "steps"))
-        else:
-            state, why = EvidenceState.INSUFFICIENT, "not within the horizon"
-            readings.append(Reading(step, behavior, signal, None, "steps", state, detail=why))
-    return readings
+    def _take_in(self, view: VisitView) -> None:
+        """All that follows from a visit: readings, forecasts, alerts, the next visit."""
+        assert self._visitor is not None
+        for name, text in self._visitor.failures.items():
+            warnings.warn(f"riprap could not visit {name!r}: {text}", stacklevel=2)
+            self.record.readings([no_margin(self.step, name, EvidenceState.ERROR, text)])
+        readings = [
+            r for name, look in view.looks.items() for r in self._judge.see(self.step, name, look)
+        ]
+        for name, track in self.tracks.items():
+            if track.steps and track.step == self.step:
+                self.record.margins(self.step, name, track.margins[-1])
+        signals = [r for signal in self.signals for r in signal.on_visit(view)]
+        self._judge.note(signals)
+        alerts, forecasts = self._judge.judge(self.step)
+        self.record.readings([*readings, *signals, *forecasts])
+        for alert in alerts:
+            self.record.alert(alert)
+        self._cadence.plan(self.step, self.forecasts.values())
 
 
 def _check(behaviors: Sequence[Behavior], every: int) -> None:
@@ -354,3 +228,11 @@ def _check(behaviors: Sequence[Behavior], every: int) -> None:
         raise ConfigError(f"two behaviours are called {twice.pop()!r}: names must be unique")
     if every < 1:
         raise ConfigError(f"every={every}: the probes are visited every 1 step or more")
+
+
+def _unhealthy(track: Track) -> str:
+    return (
+        f"behaviour {track.behavior!r} scores {score(track.margins[0]):.2f} before training, under "
+        f"its floor {track.floor:.2f}: no alert will be raised on it; lower the floor, or keep the "
+        "probes that the model passes"
+    )

@@ -6,6 +6,7 @@ One process writes, any number read; what was committed survives the death of th
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -34,8 +35,15 @@ CREATE TABLE alerts (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, behavior TEX
 CREATE TABLE actions (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, guard TEXT NOT NULL,
   applied INTEGER NOT NULL, detail TEXT NOT NULL);
 """
+_TABLES = {"meta": "key", "readings": "id", "margins": "id", "alerts": "id", "actions": "id"}
+# REPLACE deletes the old row without firing a delete trigger, hence the third one.
 _APPEND_ONLY = """
-CREATE TRIGGER {table}_keep_{verb} BEFORE {verb} ON {table}
+CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table}
+BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
+CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table}
+BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
+CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table}
+WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})
 BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
 """
 _READING_COLUMNS = "step, behavior, signal, value, unit, state, layer, detail"
@@ -52,6 +60,17 @@ def locate(path: str | Path) -> Path:
     if not file.is_file():
         raise RecordError(f"no record at {path}: expected a run's folder with {FILE_NAME} in it")
     return file
+
+
+def _address(file: Path) -> str:
+    """The file as SQLite is to open it for reading.
+
+    A closed record in a folder that may not be written to (a colleague's, an archive) has no
+    write-ahead log, and SQLite could not make one: it is safe to read as immutable.
+    """
+    log = file.with_name(file.name + "-wal")
+    closed = not log.exists() and not os.access(file.parent, os.W_OK)
+    return f"{file.absolute().as_uri()}?mode=ro" + "&immutable=1" * closed
 
 
 class Writer:
@@ -86,29 +105,31 @@ class Writer:
     def _create(self) -> None:
         self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=NORMAL")
-        triggers = [
-            _APPEND_ONLY.format(table=table, verb=verb)
-            for table in ("meta", "readings", "margins", "alerts", "actions")
-            for verb in ("UPDATE", "DELETE")
-        ]
-        self.connection.executescript("BEGIN;" + _SCHEMA + "".join(triggers) + "COMMIT;")
-        self.meta(format_version=VERSION)
+        triggers = [_APPEND_ONLY.format(table=table, key=key) for table, key in _TABLES.items()]
+        version = f"INSERT INTO meta VALUES ('format_version', '{VERSION}');"
+        self.connection.executescript("BEGIN;" + _SCHEMA + "".join(triggers) + version + "COMMIT;")
 
     def meta(self, **facts: Any) -> None:
-        """Write facts about the run; each name once."""
+        """Write facts about the run, each name once, and commit at once.
+
+        Raises:
+            RecordError: a fact of that name is already written, or the disk is full.
+        """
+        known = Reader(self).meta()
+        for key in facts:
+            if key in known:
+                raise RecordError(
+                    f"the record {self.path} already holds {key!r} = {known[key]!r}, "
+                    "and what is written stays"
+                )
         rows = [(key, json.dumps(value, default=str)) for key, value in facts.items()]
-        self.connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        self._pending += [("INSERT INTO meta VALUES (?, ?)", row) for row in rows]
+        self.flush()
 
     def readings(self, readings: Iterable[Reading]) -> None:
         """Append readings."""
         statement = f"INSERT INTO readings ({_READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
-        self._pending += [
-            (
-                statement,
-                (r.step, r.behavior, r.signal, r.value, r.unit, str(r.state), r.layer, r.detail),
-            )
-            for r in readings
-        ]
+        self._pending += [(statement, _row(reading)) for reading in readings]
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -167,43 +188,76 @@ class Reader:
     """
 
     def __init__(self, source: str | Path | Writer) -> None:
+        self._owned = not isinstance(source, Writer)
         if isinstance(source, Writer):
             source.flush()
-            self.connection = source.connection
+            self.path, self.connection = source.path, source.connection
             return
-        file = locate(source)
+        self.path = locate(source)
         try:
-            self.connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
-            version = self.meta().get("format_version")
+            self.connection = sqlite3.connect(_address(self.path), uri=True)
         except sqlite3.Error as error:
-            raise RecordError(f"{file} is not a record that can be read: {error}") from error
-        if version != VERSION:
-            raise RecordError(f"{file} has record format {version}; this Riprap reads {VERSION}")
+            raise RecordError(f"cannot open {self.path}: {error}") from error
+        try:
+            self._check_version()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the connection of a `Writer` stays open."""
+        if self._owned:
+            self.connection.close()
+
+    def _check_version(self) -> None:
+        rows = self._rows("SELECT value FROM meta WHERE key = 'format_version'")
+        version = rows[0][0] if rows else None
+        if version != str(VERSION):
+            raise RecordError(
+                f"{self.path} has record format {version}; this Riprap reads {VERSION}"
+            )
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self.connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise RecordError(f"{self.path} is not a record that can be read: {error}") from error
 
     def meta(self) -> dict[str, Any]:
         """Facts about the run."""
-        rows = self.connection.execute("SELECT key, value FROM meta")
-        return {key: json.loads(value) for key, value in rows}
+        return {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM meta")}
 
     def readings(self) -> list[Reading]:
         """All readings, in the order they were made."""
-        rows = self.connection.execute(f"SELECT {_READING_COLUMNS} FROM readings ORDER BY id")
+        rows = self._rows(f"SELECT {_READING_COLUMNS} FROM readings ORDER BY id")
         return [_reading(*row) for row in rows]
 
     def margins(self, behavior: str) -> dict[int, np.ndarray]:
         """Margins of all probes by step, each of shape (n_probes,)."""
-        rows = self.connection.execute(
-            "SELECT step, margins FROM margins WHERE behavior = ? ORDER BY id", (behavior,)
-        )
+        query = "SELECT step, margins FROM margins WHERE behavior = ? ORDER BY id"
+        rows = self._rows(query, behavior)
         return {step: np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
     def alerts(self) -> list[Alert]:
         """All alerts, in the order they were raised."""
-        rows = self.connection.execute(
+        rows = self._rows(
             "SELECT step, behavior, level, detector, message, readings, forecast "
             "FROM alerts ORDER BY id"
         )
         return [_alert(row) for row in rows]
+
+
+def _row(reading: Reading) -> tuple[Any, ...]:
+    """A reading as SQLite takes it: numpy's numbers would be refused, and only at the commit."""
+    value = None if reading.value is None else float(reading.value)
+    named = (int(reading.step), reading.behavior, reading.signal, value)
+    return (*named, reading.unit, str(reading.state), reading.layer, reading.detail)
 
 
 def _reading(

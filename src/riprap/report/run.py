@@ -57,7 +57,13 @@ class Run:
     @property
     def title(self) -> str:
         """The task's title, or the name of the run."""
-        return str(self.meta.get("task") or self.name)
+        return str(self.meta.get("task") or self.notes.get("task") or self.name)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the user noted about the run."""
+        notes = self.meta.get("notes")
+        return notes if isinstance(notes, dict) else {}
 
     @property
     def running(self) -> bool:
@@ -74,12 +80,14 @@ class Run:
         return self.series.get((behavior, signal, ""), {})
 
     def forecast_at(self, behavior: str, step: int) -> Forecast | None:
-        """What the visit at `step` forecast; None where it forecast no break within its horizon."""
-        median, low, high = (self.of(behavior, name).get(step) for name in FORECASTS)
-        if median is None:
-            return None
-        low = median if low is None else low
-        return Forecast(median, low, math.inf if high is None else high, horizon=0)
+        """What the visit at `step` forecast; None where no break is in sight.
+
+        Its `horizon` is 0: readings do not carry it.
+        """
+        median, low, high = (
+            self.of(behavior, name).get(step, math.inf) for name in FORECASTS
+        )
+        return Forecast(median, low, high, horizon=0) if low < math.inf else None
 
     def alerts_of(self, behavior: str) -> list[Alert]:
         """Alerts about one behaviour, in the order they were raised."""
@@ -125,21 +133,18 @@ def load(source: str | Path | Writer) -> Run:
 
 
 def _behaviors(meta: dict[str, Any], readings: list[Reading]) -> list[Watched]:
-    """The behaviours that the record names, or else those it has readings of."""
-    named = meta.get("behaviors") or []
-    if named:
-        return [
-            Watched(
-                str(facts["name"]),
-                float(facts.get("floor") or DEFAULT_FLOOR),
-                facts.get("n_probes"),
-                str(facts.get("unit") or ""),
-            )
-            for facts in named
-        ]
-    units = {r.behavior: r.unit for r in readings if r.signal in ("score", "margin")}
-    units |= {r.behavior: r.unit for r in readings if r.signal == "margin"}
-    return [Watched(name, unit=unit) for name, unit in units.items() if name != RUN]
+    """The behaviours that the record names, or else those it has margins of."""
+    margins = {r.behavior: r.unit for r in readings if r.signal == "margin"}
+    named = meta.get("behaviors") or [{"name": name} for name in margins if name != RUN]
+    return [
+        Watched(
+            name := str(facts["name"]),
+            float(facts.get("floor") or DEFAULT_FLOOR),
+            facts.get("n_probes"),
+            str(facts.get("unit") or margins.get(name) or ""),
+        )
+        for facts in named
+    ]
 
 
 def _name(source: str | Path | Writer) -> str:

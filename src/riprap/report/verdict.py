@@ -51,8 +51,8 @@ def judge(run: Run, watched: Watched) -> Verdict:
         return Verdict(watched, fate, None, None, _kept(run, watched, critical))
     if broke == min(scores):
         text = (
-            f"Its score was {_score(run, watched, broke)} when it was first measured, at step "
-            f"{broke:,}: there was nothing to lose."
+            f"When it was first measured, at step {broke:,}, its score was already "
+            f"{_score(run, watched, broke)}: there was nothing to lose."
         )
         return Verdict(watched, Fate.UNDER, broke, None, text)
     lead = None if critical is None else broke - critical.step
@@ -86,9 +86,12 @@ def _broke(run: Run, watched: Watched, broke: int, critical: Alert | None) -> st
         return text + " No critical alert was raised."
     lead = broke - critical.step
     if lead > 0:
+        early = critical.forecast is not None and lead > critical.forecast.horizon
         return (
             text + f" The first critical alert came at step {critical.step:,}, "
             f"{words.steps(lead)} before the break, and {_foretold(critical)}."
+            + " The break came after its horizon, so it counts as a false alarm."
+            * early
         )
     late = "at the break, not before it" if lead == 0 else f"{words.steps(-lead)} too late"
     return text + f" The first critical alert came at step {critical.step:,}, {late}."
@@ -96,7 +99,7 @@ def _broke(run: Run, watched: Watched, broke: int, critical: Alert | None) -> st
 
 def _score(run: Run, watched: Watched, step: int) -> str:
     value = run.of(watched.name, "score")[step]
-    return f"{words.score(value, watched.floor)}, under the floor of {watched.floor:g},"
+    return f"{words.score(value, watched.floor)}, under the floor of {watched.floor:g}"
 
 
 def _foretold(alert: Alert) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior
 from riprap.evidence import EvidenceState, Reading
 from riprap.probing import Look
-from riprap.tensors import Vector
+from riprap.tensors import Stack, Vector, norm
 
 NAME_A_LAYER = (
     "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
@@ -20,17 +21,17 @@ NAME_A_LAYER = (
 
 @dataclass
 class Held:
-    """Protected gradients of one behaviour, kept from its last visit.
+    """Protected gradients kept from the last visit that took them.
 
     Attributes:
         step: when they were taken.
-        margin: h_b, None where the margin is detached from the graph.
-        loss: g_b, None where no signal needs it or the behaviour has no losses.
+        margin: h_b of the behaviours whose margin is attached to the graph.
+        loss: g_b of the behaviours with losses, where some signal needs them.
     """
 
-    step: int
-    margin: Vector | None = None
-    loss: Vector | None = None
+    step: int = 0
+    margin: Stack = field(default_factory=lambda: Stack({}))
+    loss: Stack = field(default_factory=lambda: Stack({}))
 
 
 @dataclass
@@ -40,15 +41,20 @@ class StepView:
     Attributes:
         step: number of the step, from 1.
         gradient: the task gradient g before the step, as the optimizer is about to use it; None
-            where some trainable parameter has none at all.
+            where no trainable parameter has one.
         update: Δθ that was really applied; None before the step.
-        held: protected gradients by behaviour.
+        held: protected gradients.
     """
 
     step: int
     gradient: Vector | None
     update: Vector | None
-    held: Mapping[str, Held]
+    held: Held
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """‖g‖; NaN without a gradient."""
+        return float("nan") if self.gradient is None else float(norm(self.gradient))
 
 
 @dataclass
@@ -59,7 +65,7 @@ class VisitView:
         step: number of optimizer steps taken; 0 is before the first.
         behaviors: the watched behaviours.
         looks: what the passes over their probes showed, by behaviour.
-        held: protected gradients by behaviour, fresh.
+        held: protected gradients; fresh where `held.step` is `step`.
         layer: name of the layer that was read, None where there is none.
         model, parameters: the model and its trainable parameters.
     """
@@ -67,7 +73,7 @@ class VisitView:
     step: int
     behaviors: Sequence[Behavior]
     looks: Mapping[str, Look]
-    held: Mapping[str, Held]
+    held: Held
     layer: str | None
     model: nn.Module
     parameters: list[Tensor] = field(default_factory=list)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from riprap.evidence import Reading
 from riprap.signals.base import Signal, StepView
-from riprap.tensors import Vector, dots, norm
+from riprap.tensors import Stack
 
 
-def _cosines(
-    view: StepView, protected: dict[str, Vector], signal: str, sign: float
-) -> list[Reading]:
-    if view.gradient is None or not protected:
+def _cosines(view: StepView, protected: Stack, signal: str, sign: float) -> list[Reading]:
+    if view.gradient is None:
         return []
-    length = float(norm(view.gradient))
-    values = dots(view.gradient, list(protected.values())).tolist()
     readings = []
-    for (name, vector), value in zip(protected.items(), values, strict=True):
-        both = length * float(norm(vector))
-        cosine = sign * value / both if both else float("nan")
+    for name, product in protected.dots(view.gradient).items():
+        both = view.gradient_norm * protected.norms[name]
+        cosine = sign * product / both if both else float("nan")
         readings.append(Reading.of(view.step, name, signal, cosine, "cosine"))
     return readings
 
@@ -29,8 +25,7 @@ class MarginCosine(Signal):
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with a differentiable margin."""
-        held = {name: h.margin for name, h in view.held.items() if h.margin is not None}
-        return _cosines(view, held, self.name, -1.0)
+        return _cosines(view, view.held.margin, self.name, -1.0)
 
 
 class LossCosine(Signal):
@@ -41,5 +36,4 @@ class LossCosine(Signal):
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""
-        held = {name: h.loss for name, h in view.held.items() if h.loss is not None}
-        return _cosines(view, held, self.name, 1.0)
+        return _cosines(view, view.held.loss, self.name, 1.0)

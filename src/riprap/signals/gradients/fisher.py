@@ -48,9 +48,9 @@ class FisherCosine(Signal):
                 view.step,
                 name,
                 self.name,
-                fisher_cosine(view.gradient, held.loss, self.fishers[name]),
+                fisher_cosine(view.gradient, view.held.loss.vector(name, view.gradient), fisher),
                 "cosine",
             )
-            for name, held in view.held.items()
-            if held.loss is not None and name in self.fishers
+            for name, fisher in self.fishers.items()
+            if name in view.held.loss.names
         ]

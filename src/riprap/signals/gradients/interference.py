@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from riprap.evidence import Reading
 from riprap.signals.base import Signal, StepView
-from riprap.tensors import dots
 
 
 class Interference(Signal):
@@ -17,11 +16,9 @@ class Interference(Signal):
 
     def on_update(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with a differentiable margin."""
-        held = {name: h.margin for name, h in view.held.items() if h.margin is not None}
-        if view.update is None or not held:
+        if view.update is None:
             return []
-        values = dots(view.update, list(held.values())).tolist()
         return [
             Reading.of(view.step, name, self.name, value, "margin")
-            for name, value in zip(held, values, strict=True)
+            for name, value in view.held.margin.dots(view.update).items()
         ]

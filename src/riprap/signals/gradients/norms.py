@@ -17,7 +17,7 @@ class Norms(Signal):
         """‖g‖, as the optimizer is about to use it (after clipping and unscaling)."""
         if view.gradient is None:
             return []
-        return [Reading.of(view.step, RUN, "norm_gradient", float(norm(view.gradient)))]
+        return [Reading.of(view.step, RUN, "norm_gradient", view.gradient_norm)]
 
     def on_update(self, view: StepView) -> list[Reading]:
         """‖Δθ‖."""
@@ -28,9 +28,9 @@ class Norms(Signal):
     def on_visit(self, view: VisitView) -> list[Reading]:
         """‖h_b‖, and at the start the depth ‖g_b‖."""
         readings = [
-            Reading.of(view.step, name, "norm_margin_gradient", float(norm(held.margin)))
-            for name, held in view.held.items()
-            if held.margin is not None
+            Reading.of(view.step, name, "norm_margin_gradient", length)
+            for name, length in view.held.margin.norms.items()
+            if view.held.step == view.step
         ]
         return readings + (self._depths(view) if view.step == 0 else [])
 

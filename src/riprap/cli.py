@@ -1,0 +1,181 @@
+"""The command line: parse, call, print. Exit codes: 0 fine, 1 an error, 2 a finding."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from riprap.evidence import RiprapError
+
+app = typer.Typer(
+    help="Watch a model while it is trained further; see what erodes before it breaks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+study_app = typer.Typer(help="Reproducible experiments.", no_args_is_help=True)
+protocol_app = typer.Typer(help="Freeze, verify and amend protocols.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+app.add_typer(protocol_app, name="protocol")
+
+FINDING = 2
+AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
+
+
+def command(function: Callable[..., int]) -> Callable[..., None]:
+    """Run a command; an error of ours becomes one sentence and exit code 1."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except RiprapError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+            raise typer.Exit(1) from error
+        raise typer.Exit(code)
+
+    return run
+
+
+def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """Print a result for machines or for people."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2, default=str))
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+@app.command()
+@command
+def demo(
+    seed: int = typer.Option(1000, help="Seed of the world and of the order of the data."),
+    run: Path = typer.Option(Path("runs"), help="Folder under which the run is recorded."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Watch a small model lose a skill while it learns another; then a report to read."""
+    from riprap.studies import demo as job
+
+    outcome = job.run(seed, run, quiet=as_json)
+    return _finish_watch(outcome, as_json)
+
+
+@app.command()
+@command
+def watch(config: Path, as_json: bool = AS_JSON) -> int:
+    """Fine-tune as CONFIG says, under a monitor."""
+    from riprap.launch import WatchConfig, watched_run
+
+    outcome = watched_run(WatchConfig.load(config), quiet=as_json)
+    return _finish_watch(outcome, as_json)
+
+
+@app.command()
+@command
+def report(run: Path, out: Path | None = None, as_json: bool = AS_JSON) -> int:
+    """Write the HTML report of RUN, a run's folder or its record."""
+    from riprap.record import locate
+    from riprap.report.page import write_page
+
+    page = write_page(run, out or locate(run).parent / "report.html")
+    say({"report": page}, as_json, [f"report: {page}"])
+    return 0
+
+
+def _finish_watch(outcome: dict[str, Any], as_json: bool) -> int:
+    broken = {name: step for name, step in outcome["broken"].items() if step is not None}
+    lines = [f"{name} broke: seen at step {step}" for name, step in broken.items()]
+    say(outcome, as_json, [*lines, f"report: {outcome['report']}"])
+    return FINDING if broken else 0
+
+
+@study_app.command("toy")
+@command
+def study_toy(
+    out: Path = typer.Option(Path("results/toy"), help="Folder of tables and figures."),
+    exploratory: bool = typer.Option(False, help="Use the exploratory seeds."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Four conditions on the toy world; resumable."""
+    from riprap.studies import toy
+
+    summary = toy.run(out, exploratory=exploratory, workers=workers)
+    say(summary, as_json, [f"results: {out}"])
+    return 0
+
+
+@study_app.command("smollm2")
+@command
+def study_smollm2(
+    out: Path = typer.Option(Path("results/smollm2"), help="Folder of tables and figures."),
+    data: Path = typer.Option(Path("../shared/data"), help="Folder of the public data sets."),
+    prepare: bool = typer.Option(False, help="Only teach the model to refuse, and save it."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Two fine-tuning runs of SmolLM2 that has been taught to refuse; resumable."""
+    from riprap.studies import smollm2
+
+    result = smollm2.prepare(data) if prepare else smollm2.run(out, data)
+    say(result, as_json, [f"{key}: {value}" for key, value in result.items()])
+    return 0
+
+
+@protocol_app.command("freeze")
+@command
+def protocol_freeze(file: Path, as_json: bool = AS_JSON) -> int:
+    """Write the content hash into FILE."""
+    from riprap.detectors import Protocol
+
+    frozen = Protocol.load(file).freeze()
+    frozen.save(file)
+    say({"hash": frozen.hash}, as_json, [f"{file}: frozen as {frozen.hash}"])
+    return 0
+
+
+@protocol_app.command("verify")
+@command
+def protocol_verify(file: Path, as_json: bool = AS_JSON) -> int:
+    """Check that FILE is what was frozen; exit code 2 where it is not."""
+    from riprap.detectors import Protocol
+    from riprap.evidence import ProtocolError
+    from riprap.schema import read_yaml
+
+    protocol = Protocol.parse(read_yaml(file, ProtocolError), str(file), ProtocolError)
+    try:
+        protocol.verify()
+    except ProtocolError as error:
+        say({"verified": False, "why": str(error)}, as_json, [str(error)])
+        return FINDING
+    say({"verified": True, "hash": protocol.hash}, as_json, [f"{file}: verified {protocol.hash}"])
+    return 0
+
+
+@protocol_app.command("amend")
+@command
+def protocol_amend(
+    file: Path,
+    changed: Path = typer.Option(..., help="A protocol file with the new detectors and study."),
+    reason: str = typer.Option(..., help="Why; it is written beside the old hash."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Amend the frozen protocol FILE, keeping the old hash with date and reason."""
+    from riprap.detectors import Protocol
+    from riprap.evidence import ProtocolError
+    from riprap.schema import read_yaml
+
+    new = Protocol.parse(read_yaml(changed, ProtocolError), str(changed), ProtocolError)
+    amended = Protocol.load(file).amend(reason, detectors=new.detectors, study=new.study)
+    amended.save(file)
+    say({"hash": amended.hash}, as_json, [f"{file}: amended, now {amended.hash}"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,106 @@
+"""From visits to forecasts and alerts: the histories of the behaviours, and who judges them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from riprap.behaviors import Behavior
+from riprap.detectors import Protocol, Track
+from riprap.detectors.track import low_margin, score
+from riprap.evidence import Alert, EvidenceState, Forecast, Reading
+from riprap.probing import Look
+
+
+class Judge:
+    """Keeps a track of each behaviour and asks a protocol's detectors about it.
+
+    Attributes:
+        tracks: what has been measured, by behaviour.
+        forecasts: the forecast that stands now, by behaviour; None where none could be made.
+        alerts: all alerts raised so far. One is raised when a detector's level rises.
+    """
+
+    def __init__(self, behaviors: list[Behavior], protocol: Protocol) -> None:
+        self.protocol = protocol
+        self.tracks = {b.name: Track(b.name, b.floor) for b in behaviors}
+        self.forecasts: dict[str, Forecast | None] = {}
+        self.alerts: list[Alert] = []
+        self._standing: dict[tuple[str, str], int] = {}
+
+    def see(self, step: int, name: str, look: Look) -> list[Reading]:
+        """Take in one behaviour's look; readings of margin and score."""
+        if look.insufficient:
+            return [no_margin(step, name, EvidenceState.INSUFFICIENT, look.insufficient)]
+        unfit = int((~np.isfinite(look.margins)).sum())
+        if unfit:
+            text = f"{unfit} of {len(look.margins)} margins are not finite"
+            return [no_margin(step, name, EvidenceState.ERROR, text)]
+        track = self.tracks[name]
+        track.visit(step, look.margins)
+        return [
+            Reading.of(step, name, "margin", float(look.margins.mean()), "margin"),
+            Reading.of(step, name, "margin_low", low_margin(look.margins, track.floor), "margin"),
+            Reading.of(step, name, "score", score(look.margins), "share"),
+        ]
+
+    def note(self, readings: list[Reading]) -> None:
+        """Add other readings to the tracks of their behaviours."""
+        for reading in readings:
+            track = self.tracks.get(reading.behavior)
+            if track is not None and reading.value is not None:
+                history = track.signals.setdefault(reading.signal, [])
+                history.append((reading.step, reading.value))
+
+    def predict(self, readings: list[Reading]) -> None:
+        """Add a step's interference to the tracks."""
+        for reading in readings:
+            if reading.signal == "interference" and reading.value is not None:
+                self.tracks[reading.behavior].predicted[reading.step] = reading.value
+
+    def judge(self, step: int) -> tuple[list[Alert], list[Reading]]:
+        """Alerts and forecasts after a visit at `step`.
+
+        A behaviour that was under its floor before training has nothing to lose: it is not judged.
+        """
+        alerts: list[Alert] = []
+        readings: list[Reading] = []
+        for name, track in self.tracks.items():
+            if not track.steps or track.step != step or not track.healthy_at_start:
+                continue
+            alerts += self._rising(track)
+            made = [detector.forecast(track) for detector in self.protocol.detectors]
+            self.forecasts[name] = next((f for f in made if f is not None), None)
+            readings += forecast_readings(step, name, self.forecasts[name])
+        self.alerts += alerts
+        return alerts, readings
+
+    def _rising(self, track: Track) -> list[Alert]:
+        rising = []
+        for index, detector in enumerate(self.protocol.detectors):
+            alert = detector.check(track)
+            key = (str(index), track.behavior)
+            rank = 0 if alert is None else alert.level.rank
+            if alert is not None and rank > self._standing.get(key, 0):
+                rising.append(alert)
+            self._standing[key] = rank
+        return rising
+
+
+def no_margin(step: int, name: str, state: EvidenceState, why: str) -> Reading:
+    """A margin that could not be read, and why."""
+    return Reading(step, name, "margin", state=state, detail=why)
+
+
+def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> list[Reading]:
+    """Median and bounds of a forecast; "not within the horizon" has no value."""
+    if forecast is None:
+        return []
+    readings = []
+    for part in ("median", "low", "high"):
+        value, signal = getattr(forecast, part), f"forecast_{part}"
+        if value <= forecast.horizon:
+            readings.append(Reading.of(step, behavior, signal, value, "steps"))
+        else:
+            state, why = EvidenceState.INSUFFICIENT, "not within the horizon"
+            readings.append(Reading(step, behavior, signal, None, "steps", state, detail=why))
+    return readings

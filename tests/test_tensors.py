@@ -1,0 +1,124 @@
+"""Vectors in parameter space against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from riprap import tensors
+
+SHAPES = [(3, 4), (7,), (2, 3, 2), ()]
+finite = st.floats(-100, 100, width=32)
+vectors = st.tuples(*(hnp.arrays(np.float32, shape, elements=finite) for shape in SHAPES))
+
+
+def as_tensors(arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def flat(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    return np.concatenate([np.asarray(array, dtype=np.float64).ravel() for array in arrays])
+
+
+@given(vectors, vectors)
+def test_dot_norm_and_cosine_agree_with_float64(left: tuple, right: tuple) -> None:
+    one, two = as_tensors(left), as_tensors(right)
+    a, b = flat(left), flat(right)
+    slack = 1e-5 * (np.abs(a) @ np.abs(b)) + 1e-6
+    assert abs(float(tensors.dot(one, two)) - a @ b) <= slack
+    assert float(tensors.norm(one)) == pytest.approx(np.linalg.norm(a), rel=1e-5, abs=1e-20)
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    if np.linalg.norm(a) > 1e-3 and np.linalg.norm(b) > 1e-3:
+        expected = a @ b / lengths
+        assert float(tensors.cosine(one, two)) == pytest.approx(expected, abs=1e-4)
+
+
+@given(vectors, vectors, vectors)
+def test_dots_is_dot_against_each(vector: tuple, one: tuple, two: tuple) -> None:
+    mine, others = as_tensors(vector), [as_tensors(one), as_tensors(two)]
+    together = tensors.dots(mine, others)
+    assert together.tolist() == [float(tensors.dot(mine, other)) for other in others]
+
+
+def test_dots_against_nothing_is_empty() -> None:
+    assert tensors.dots([torch.ones(2)], []).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow(dtype: torch.dtype) -> None:
+    big = [torch.full((4096,), 300.0, dtype=dtype), torch.full((10, 10), -200.0, dtype=dtype)]
+    values = np.concatenate([part.double().numpy().ravel() for part in big])
+    squared = float(values @ values)  # 3.7e8, beyond the largest half, 65504
+    assert float(tensors.dot(big, big)) == pytest.approx(squared, rel=1e-4)
+    assert float(tensors.norm(big)) == pytest.approx(squared**0.5, rel=1e-4)
+    assert float(tensors.cosine(big, big)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_many_small_halves_are_not_swallowed() -> None:
+    small = [torch.full((10_000,), 0.01, dtype=torch.bfloat16)]
+    exact = float(small[0].double() @ small[0].double())
+    assert float(tensors.dot(small, small)) == pytest.approx(exact, rel=1e-4)
+
+
+def test_mixed_precision_is_widened() -> None:
+    half, full = [torch.full((8,), 300.0, dtype=torch.float16)], [torch.full((8,), 300.0)]
+    assert float(tensors.dot(half, full)) == 8 * 300.0**2
+    assert float(tensors.dot(full, half)) == 8 * 300.0**2
+
+
+def test_double_precision_is_kept() -> None:
+    fine = [torch.full((3,), 1 + 1e-12, dtype=torch.float64)]
+    assert float(tensors.dot(fine, fine)) - 3 == pytest.approx(6e-12, rel=1e-3)
+
+
+def test_beyond_the_limit_of_dot_the_sum_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = [torch.randn(50)], [torch.randn(50)]
+    short = float(tensors.dot(left, right))
+    monkeypatch.setattr(tensors, "DOT_LIMIT", 10)
+    monkeypatch.setattr(torch, "dot", lambda *_: pytest.fail("torch.dot overflows here"))
+    assert float(tensors.dot(left, right)) == pytest.approx(short, rel=1e-5)
+
+
+def test_layouts_that_are_not_contiguous() -> None:
+    left, right = torch.randn(4, 6), torch.randn(6, 4)
+    expected = float((left.double() * right.T.double()).sum())
+    assert float(tensors.dot([left], [right.T])) == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectors_of_different_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        tensors.dot([torch.ones(2)], [torch.ones(2), torch.ones(2)])
+
+
+def test_cosine_with_nothing_is_undefined() -> None:
+    assert torch.isnan(tensors.cosine([torch.zeros(3)], [torch.ones(3)]))
+
+
+def test_subtract_makes_new_tensors() -> None:
+    left, right = [torch.tensor([3.0, 5.0])], [torch.tensor([1.0, 1.0])]
+    gone = tensors.subtract(left, right)
+    gone[0].zero_()
+    assert left[0].tolist() == [3.0, 5.0]
+    assert tensors.subtract(left, right)[0].tolist() == [2.0, 4.0]
+
+
+def test_clone_is_detached_and_apart() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    copy = tensors.clone([parameter])
+    with torch.no_grad():
+        parameter.mul_(2)
+    assert copy[0].tolist() == [1.0, 1.0]
+    assert not copy[0].requires_grad
+
+
+def test_copy_into_keeps_the_target() -> None:
+    target, source = [torch.zeros(2)], [torch.nn.Parameter(torch.ones(2))]
+    place = target[0].data_ptr()
+    tensors.copy_into(target, source)
+    assert target[0].tolist() == [1.0, 1.0]
+    assert target[0].data_ptr() == place
+    assert not target[0].requires_grad
