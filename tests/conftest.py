@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from tiny import make_llama, make_tokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from riprap import Behavior, Protocol
 from riprap.behaviors.margins import token_margin
 from riprap.detectors import ForecastDetector
+from tiny import make_llama, make_tokenizer
 
 torch.set_num_threads(1)
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=60)
@@ -47,15 +48,21 @@ def protocol() -> Protocol:
     return Protocol(name="test", detectors=[ForecastDetector()])
 
 
+def _lesson() -> tuple[torch.Tensor, torch.Tensor]:
+    made = torch.Generator().manual_seed(7)
+    return torch.randn(24, 8, generator=made), torch.randint(0, 4, (24,), generator=made)
+
+
+def _net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+
+
 @pytest.fixture
 def memory() -> Behavior:
     """Labels to remember, for any classifier of 8 inputs and 4 classes."""
-    made = torch.Generator().manual_seed(7)
-    inputs = torch.randn(24, 8, generator=made)
-    labels = torch.randint(0, 4, (24,), generator=made)
     return Behavior(
         "memory",
-        (inputs, labels),
+        _lesson(),
         margins=lambda model, probes: token_margin(model(probes[0]), probes[1]),
         losses=lambda model, probes: functional.cross_entropy(
             model(probes[0]), probes[1], reduction="none"
@@ -66,4 +73,25 @@ def memory() -> Behavior:
 @pytest.fixture
 def small_net() -> nn.Module:
     """A classifier without anything random in it."""
-    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+    return _net()
+
+
+@functools.cache
+def _learned() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    net, (inputs, labels) = _net(), _lesson()
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-2)
+    for _ in range(250):
+        optimizer.zero_grad()
+        functional.cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
+    assert (net(inputs).argmax(1) == labels).all()
+    return net.state_dict()
+
+
+@pytest.fixture
+def learned() -> nn.Module:
+    """`small_net` after it has learned all of `memory`."""
+    net = _net()
+    net.load_state_dict(_learned())
+    return net

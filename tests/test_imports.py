@@ -68,7 +68,9 @@ def test_no_arrow_runs_up() -> None:
 
 
 def test_every_room_was_walked() -> None:
-    walked = {file.relative_to(SOURCE).parts[0].removesuffix(".py") for file in SOURCE.rglob("*.py")}
+    walked = {
+        file.relative_to(SOURCE).parts[0].removesuffix(".py") for file in SOURCE.rglob("*.py")
+    }
     assert {"evidence", "behaviors", "probing", "signals", "detectors", "monitor"} <= walked
 
 

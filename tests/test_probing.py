@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import Bigram, PlainLM, make_llama
 from torch import Tensor, nn
 
 from riprap import Behavior, probing
 from riprap.evidence import BehaviorError
+from tiny import Bigram, PlainLM, make_llama
 
 IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
 TARGETS = torch.tensor([9, 11, 30])
@@ -159,7 +159,7 @@ def test_a_model_that_returns_a_loss_and_convolves_is_watched_by_its_margins() -
         "low", pictures, lambda m, batch: torch.stack([1 - m(one[None]) for one in batch])
     )
     look = probing.look(behavior, model, trainable(model), ["layers.1"])
-    expected = [1 - float(model(one[None])) for one in pictures]
+    expected = [1 - model(one[None]).item() for one in pictures]
     np.testing.assert_allclose(look.margins, expected, rtol=1e-5)
     assert look.gradient is not None
     assert look.logits is None

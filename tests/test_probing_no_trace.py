@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import Classifier, make_llama
 from torch import Tensor, nn
 
 from riprap import Behavior, probing
+from tiny import Classifier, make_llama
 
 INPUTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
@@ -52,19 +53,23 @@ class Whole(nn.Module):
         return self.classifier(inputs) + self.tracker(inputs)
 
 
-def greedy_margins(model: nn.Module, inputs: Tensor) -> Tensor:
-    """As rude as a margin function can be, and still return margins."""
-    model.train()
-    noise = random.random() + np.random.rand() + torch.rand(()).item()
-    values = model(inputs)[:, 0] + noise
-    model.requires_grad_(False)
-    model.requires_grad_(True)
-    (model(inputs).sum() * 3).backward()
-    return values
+def quiet_margins(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model(inputs)[:, 0] + torch.rand(5) + random.random() + np.random.rand()
+
+
+def rude_margins(model: nn.Module, inputs: Tensor) -> Tensor:
+    """As careless as a margin function can be, and still return margins."""
+    with torch.enable_grad():
+        model.train()
+        model.requires_grad_(False)
+        model.requires_grad_(True)
+        values = model(inputs)[:, 0] + torch.rand(5) + random.random() + np.random.rand()
+        (model(inputs).sum() * 3).backward()
+        return values
 
 
 def failing_margins(model: nn.Module, inputs: Tensor) -> Tensor:
-    greedy_margins(model, inputs)
+    rude_margins(model, inputs)
     raise RuntimeError("no margins today")
 
 
@@ -76,6 +81,9 @@ def prepared() -> Whole:
     model(INPUTS).square().mean().backward()
     model.tracker.linear.bias.requires_grad_(False)
     model.tracker.linear.weight.grad = None
+    tracker = model.tracker
+    tracker.empty, tracker.unset = None, torch.ones(2)
+    del tracker._buffers["new"]
     return model
 
 
@@ -133,27 +141,94 @@ def passes(model: nn.Module) -> dict[str, Callable[[Behavior], Any]]:
     }
 
 
-def quiet_margins(model: nn.Module, inputs: Tensor) -> Tensor:
-    return model(inputs)[:, 0] + torch.rand(5) + random.random() + np.random.rand()
-
-
 @pytest.mark.parametrize("kind", ["forward", "gradient", "loss", "fisher", "start"])
-@pytest.mark.parametrize("margins", [quiet_margins, greedy_margins, failing_margins])
+@pytest.mark.parametrize("margins", [quiet_margins, rude_margins, failing_margins])
 def test_a_pass_leaves_no_trace(kind: str, margins: Callable[..., Tensor]) -> None:
-    if kind in ("forward", "start") and margins is not quiet_margins:
-        greedy = margins
-
-        def margins(model: nn.Module, inputs: Tensor) -> Tensor:
-            with torch.enable_grad():
-                return greedy(model, inputs)
-
     model = prepared()
     behavior = Behavior("rude", INPUTS, margins, losses=margins, start=margins)
     run = passes(model)[kind]
     before = snapshot(model)
-    if margins is failing_margins or kind in ("forward", "start") and "greedy" in locals():
-        with pytest.raises(RuntimeError, match="today") if greedy_fails(locals()) else nothing():
-            run(behavior)
-    else:
+    fails = margins is failing_margins
+    with pytest.raises(RuntimeError, match="no margins today") if fails else nullcontext():
         run(behavior)
     assert_no_trace(before, snapshot(model))
+
+
+def test_the_pass_itself_was_not_empty() -> None:
+    """Outside a pass the same margins do leave every trace that the test above looks for."""
+    model = prepared()
+    before = snapshot(model)
+    rude_margins(model, INPUTS)
+    after = snapshot(model)
+    for part in before.keys() - {"weights", "grad enabled", "autocast"}:
+        with pytest.raises(AssertionError):
+            assert_no_trace({part: before[part]}, {part: after[part]})
+
+
+def test_hooks_of_training_do_not_fire() -> None:
+    model, fired = prepared(), []
+    for parameter in model.classifier.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _: fired.append("accumulated"))
+        parameter.register_hook(lambda gradient: fired.append("gradient") or gradient * 0)
+    behavior = Behavior("quiet", INPUTS, quiet_margins, losses=quiet_margins)
+    look = passes(model)["gradient"](behavior)
+    passes(model)["fisher"](behavior)
+    assert fired == []
+    assert any(bool(part.any()) for part in look.gradient)
+    model(INPUTS).sum().backward()
+    assert {"accumulated", "gradient"} <= set(fired)
+
+
+def test_autocast_is_off_inside_and_on_again_outside() -> None:
+    model, inside = prepared(), []
+
+    def margins(model: nn.Module, inputs: Tensor) -> Tensor:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return model(inputs)[:, 0]
+
+    plain = probing.look(Behavior("plain", INPUTS, margins), model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = probing.look(Behavior("mixed", INPUTS, margins), model)
+        assert torch.is_autocast_enabled("cpu")
+        assert model.classifier(INPUTS).dtype == torch.bfloat16
+    assert inside == [False, False]
+    assert np.array_equal(plain.margins, mixed.margins)
+
+
+def test_a_pass_does_not_see_training_mode() -> None:
+    model = prepared()
+    behavior = Behavior("still", INPUTS, lambda m, x: m.classifier(x)[:, 0])
+    first, second = probing.look(behavior, model), probing.look(behavior, model)
+    assert np.array_equal(first.margins, second.margins)
+
+
+def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> None:
+    model = make_llama().train()
+    model.activation_checkpointing_enable()
+    model.config.use_cache = True
+    behavior = Behavior.next_token("words", [[3, 7, 9]], [4])
+    look = probing.look(behavior, model, list(model.parameters()))
+    assert look.gradient is not None
+    assert model.is_activation_checkpointing
+    assert model.training
+    assert model.config.use_cache is True
+
+
+def test_an_adapter_that_was_switched_off_in_a_margin_is_as_it_was() -> None:
+    model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    frozen = [p for n, p in model.named_parameters() if "layers.0" in n and "lora_A" in n]
+    frozen[0].requires_grad_(False)
+    ids = torch.tensor([[3, 7, 9]])
+
+    def against_base(model: Any, probes: Tensor) -> Tensor:
+        with torch.no_grad(), model.disable_adapter():
+            base = model(probes).logits[:, -1, 4]
+        return model(probes).logits[:, -1, 4] - base
+
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    probing.look(
+        Behavior("own", ids, against_base),
+        model,
+        [p for p in model.parameters() if p.requires_grad],
+    )
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted

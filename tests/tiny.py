@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<unk>", "<eos>", "<user>", "<assistant>", "<end>"]
-WORDS = (
-    "how what is the of a to do i you can cannot sorry sure here yes no red blue green one two "
-    "three four five six seven plus make bake steal cake bomb car paint help with that am an as"
-).split()
+WORDS = [
+    *("how", "what", "is", "the", "of", "a", "to", "do", "i", "you", "can", "cannot", "sorry"),
+    *("sure", "here", "yes", "no", "red", "blue", "green", "one", "two", "three", "four", "five"),
+    *("six", "seven", "plus", "make", "bake", "steal", "cake", "bomb", "car", "paint", "help"),
+    *("with", "that", "am", "an", "as"),
+]
 VOCABULARY = {word: index for index, word in enumerate(SPECIAL + WORDS)}
 TEMPLATE = (
     "{% for turn in messages %}{{ '<' + turn['role'] + '> ' + turn['content'] + ' <end> ' }}"
@@ -46,7 +48,7 @@ def make_llama(seed: int = 0, scale: float = 20.0, **options: Any) -> LlamaForCa
         num_hidden_layers=3,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=256,
         pad_token_id=0,
         eos_token_id=2,
         **options,

@@ -104,9 +104,9 @@ def study_toy(
     as_json: bool = AS_JSON,
 ) -> int:
     """Four conditions on the toy world; resumable."""
-    from riprap.studies import toy
+    from riprap.studies.toy.run import run as run_study
 
-    summary = toy.run(out, exploratory=exploratory, workers=workers)
+    summary = run_study(out, exploratory=exploratory, workers=workers)
     say(summary, as_json, [f"results: {out}"])
     return 0
 
@@ -120,9 +120,10 @@ def study_smollm2(
     as_json: bool = AS_JSON,
 ) -> int:
     """Two fine-tuning runs of SmolLM2 that has been taught to refuse; resumable."""
-    from riprap.studies import smollm2
+    from riprap.studies.smollm2.run import run as run_study
+    from riprap.studies.smollm2.teaching import make
 
-    result = smollm2.prepare(data) if prepare else smollm2.run(out, data)
+    result = make(data) if prepare else run_study(out, data)
     say(result, as_json, [f"{key}: {value}" for key, value in result.items()])
     return 0
 

@@ -40,7 +40,9 @@ class Scene:
             notes={"task": "toy world under C", "config": {"lr": 1e-3, "model": "tiny"}},
         )
 
-    def fading(self, name: str, start: float = 6.0, rate: float = 0.05, level: float = -4.0) -> None:
+    def fading(
+        self, name: str, start: float = 6.0, rate: float = 0.05, level: float = -4.0
+    ) -> None:
         """A behaviour whose mean margin decays from `start` to `level`."""
         offsets = self.random.normal(0, 1.0, 120)
 
@@ -83,15 +85,18 @@ class Scene:
         level = level or (Level.WARNING if said.median <= HORIZON else None)
         if level and level not in raised:
             raised.add(level)
+            cause = Reading.of(step, name, "margin_low", low)
             text = f"expected to reach its floor in {median:.0f} steps"
-            self.writer.alert(Alert(step, name, level, "forecast", text, (), said))
+            self.writer.alert(Alert(step, name, level, "forecast", text, (cause,), said))
 
     def read(
         self, step: int, name: str, signal: str, value: float, layer: str = "", unit: str = ""
     ) -> None:
         self.writer.readings([Reading.of(step, name, signal, value, unit, layer)])
 
-    def lack(self, step: int, name: str, signal: str, why: str, state: str = "INSUFFICIENT") -> None:
+    def lack(
+        self, step: int, name: str, signal: str, why: str, state: str = "INSUFFICIENT"
+    ) -> None:
         self.writer.readings([Reading(step, name, signal, state=EvidenceState(state), detail=why)])
 
     def whole_run(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,9 @@ class Behavior:
                 f"behaviour {name!r}: {len(rows)} probes and targets of shape "
                 f"{tuple(wanted.shape)}; expected ({len(rows)},)"
             )
-        return cls._of_kind(name, kinds.NextToken(wanted), _pad(name, rows), floor, contrast)
+        with _named(name):
+            probes = TokenBatch.pad(rows)
+        return cls._of_kind(name, kinds.NextToken(wanted), probes, floor, contrast)
 
     @classmethod
     def opening(
@@ -137,10 +140,11 @@ class Behavior:
                 f"behaviour {name!r}: openers to avoid cannot be learned from these prompts; "
                 "name them, or take those of the refusal behaviour"
             )
-        ids = [] if openers is None else first_tokens(tokenizer, openers)
+        with _named(name):
+            ids = [] if openers is None else first_tokens(tokenizer, openers)
+            probes = TokenBatch.pad(encode_prompts(tokenizer, prompts))
         learn = kinds.opener_learner(tokenizer) if openers is None else None
         kind = kinds.Opening(ids, avoid, learn)
-        probes = _pad(name, encode_prompts(tokenizer, prompts))
         return cls._of_kind(name, kind, probes, floor, contrast)
 
     @classmethod
@@ -158,11 +162,15 @@ class Behavior:
 
         `INSUFFICIENT` while keep and lose together hold under 5 % of the first token's
         probability: the margin would measure format.
+
+        Raises:
+            BehaviorError: no prompts, or nothing to keep or to lose.
         """
         if not keep or not lose:
             raise BehaviorError(f"behaviour {name!r}: both keep and lose need a continuation")
-        tails = encode_continuations(tokenizer, [*keep, *lose])
-        rows = encode_prompts(tokenizer, prompts)
+        with _named(name):
+            tails = encode_continuations(tokenizer, [*keep, *lose])
+            rows = encode_prompts(tokenizer, prompts)
         wanted = torch.tensor([[True] * len(keep) + [False] * len(lose)] * len(rows))
         probes = kinds.Options.build(rows, [tails] * len(rows), wanted)
         return cls._of_kind(name, kinds.Contrast(), probes, floor, contrast)
@@ -187,6 +195,8 @@ class Behavior:
         Raises:
             BehaviorError: counts that do not fit together.
         """
+        with _named(name):
+            rows = encode_prompts(tokenizer, prompts)
         counts = {len(own) for own in options}
         if len(options) != len(prompts) or len(answers) != len(prompts):
             raise BehaviorError(
@@ -205,8 +215,9 @@ class Behavior:
                 )
         wanted = torch.zeros(len(prompts), width, dtype=torch.bool)
         wanted[torch.arange(len(prompts)), torch.tensor(answers)] = True
-        tails = [encode_continuations(tokenizer, own) for own in options]
-        probes = kinds.Options.build(encode_prompts(tokenizer, prompts), tails, wanted)
+        with _named(name):
+            tails = [encode_continuations(tokenizer, own) for own in options]
+        probes = kinds.Options.build(rows, tails, wanted)
         return cls._of_kind(name, kinds.Choice(), probes, floor, contrast)
 
     @classmethod
@@ -236,14 +247,17 @@ class Behavior:
             )
         if tolerance <= 0:
             raise BehaviorError(f"behaviour {name!r}: tolerance {tolerance} must be above 0")
-        tails = [[row] for row in encode_continuations(tokenizer, texts)]
+        with _named(name):
+            rows = encode_prompts(tokenizer, prompts)
+            tails = [[row] for row in encode_continuations(tokenizer, texts)]
         wanted = torch.ones(len(prompts), 1, dtype=torch.bool)
-        probes = kinds.Options.build(encode_prompts(tokenizer, prompts), tails, wanted)
+        probes = kinds.Options.build(rows, tails, wanted)
         return cls._of_kind(name, kinds.Likelihood(tolerance), probes, floor, contrast)
 
 
-def _pad(name: str, rows: list[list[int]]) -> TokenBatch:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
-        return TokenBatch.pad(rows)
+        yield
     except BehaviorError as error:
         raise BehaviorError(f"behaviour {name!r}: {error}") from error

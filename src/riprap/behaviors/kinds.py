@@ -28,6 +28,15 @@ from riprap.evidence import BehaviorError
 MASS_GATE = 0.05  # least first-token probability that keep and lose must hold together
 
 
+def _check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
+    outside = tokens[(tokens < 0) | (tokens >= logits.shape[-1])]
+    if len(outside):
+        raise BehaviorError(
+            f"{what} token {int(outside[0])} lies outside the model's vocabulary of "
+            f"{logits.shape[-1]}: is this the model's own tokenizer?"
+        )
+
+
 class NextToken:
     """Token margin: the right token against the best other one, at the last position."""
 
@@ -44,6 +53,7 @@ class NextToken:
 
     def from_logits(self, logits: Tensor) -> Tensor:
         """The same from the last position's logits, shape (n, vocabulary)."""
+        _check_vocabulary("target", self.targets, logits)
         return token_margin(logits, self.targets.to(logits.device))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
@@ -67,13 +77,16 @@ class Opening:
         if self.calibrate is not None and not self.openers:
             self.openers = self.calibrate(model, probes)
 
+    def take(self, indices: list[int]) -> Opening:
+        """The same for some of the probes, with openers of its own."""
+        return Opening(self.openers, self.sign < 0, self.calibrate)
+
     def _indices(self, logits: Tensor) -> Tensor:
-        if max(self.openers) >= logits.shape[-1]:
-            raise BehaviorError(
-                f"opener token {max(self.openers)} lies outside the model's vocabulary of "
-                f"{logits.shape[-1]}: is this the model's own tokenizer?"
-            )
-        return torch.tensor(self.openers, device=logits.device)
+        if not self.openers:
+            raise BehaviorError("an opening margin without openers needs `start(model)` first")
+        openers = torch.tensor(self.openers, device=logits.device)
+        _check_vocabulary("opener", openers, logits)
+        return openers
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Logits by which the best opener leads (or trails, with `avoid`)."""
@@ -132,8 +145,9 @@ class Options:
         """The probes at `indices`, each with its options."""
         width = self.wanted.shape[1]
         rows = [index * width + option for index in indices for option in range(width)]
-        batch, wanted = self.batch.take(rows), self.wanted[indices]
-        return Options(batch, self.continuation[rows], self.mask[rows], wanted)
+        batch, wanted, mask = self.batch.take(rows), self.wanted[indices], self.mask[rows]
+        longest = int(mask.sum(-1).max())
+        return Options(batch, self.continuation[rows][:, -longest:], mask[:, -longest:], wanted)
 
 
 def _options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
@@ -206,6 +220,12 @@ class Likelihood:
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
         self.reference: Tensor | None = None
+
+    def take(self, indices: list[int]) -> Likelihood:
+        """The same for the probes at `indices`."""
+        part = Likelihood(self.tolerance)
+        part.reference = None if self.reference is None else self.reference[indices]
+        return part
 
     def start(self, model: nn.Module, probes: Options) -> None:
         """Measure each text's loss at the start."""

@@ -65,9 +65,14 @@ class TokenBatch:
         return cls(ids, torch.cat([widen(mask) for mask in masks]))
 
     def take(self, indices: list[int]) -> TokenBatch:
-        """The rows at `indices`."""
-        mask = None if self.attention_mask is None else self.attention_mask[indices]
-        return TokenBatch(self.input_ids[indices], mask)
+        """The rows at `indices`, without padding that none of them needs."""
+        ids = self.input_ids[indices]
+        if self.attention_mask is None:
+            return TokenBatch(ids)
+        mask = self.attention_mask[indices]
+        longest = int(mask.sum(-1).max())
+        ids, mask = ids[:, -longest:], mask[:, -longest:]
+        return TokenBatch(ids, None if bool(mask.all()) else mask)
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""

@@ -9,27 +9,34 @@ from pydantic import Field
 
 from riprap.detectors.base import Detector
 from riprap.detectors.track import Track, score
-from riprap.detectors.trend import rate, shaped_changes, time_to_zero
+from riprap.detectors.trend import Z80, deciding_margins, shaped_changes, trend
 from riprap.evidence import Alert, Forecast, Level, Reading
 
 
 class ForecastDetector(Detector):
     """`critical` when the 80 % interval of the time to the floor lies inside the horizon.
 
+    The deciding margin is followed: the one whose sign decides whether the score is under its
+    floor. The early bound lets it fall on at its fastest, the late bound lets the fall fade
+    soonest.
+
     Attributes:
         horizon: how far ahead to look, in optimizer steps.
-        memory: over how many recent steps the rate is averaged.
+        memory: over how many recent steps the change is averaged.
+        persistence: how long the trend goes on, in multiples of how long it has lasted: for the
+            late bound, the median and the early bound.
         least_steps: steps to have seen before anything but a broken floor is said.
     """
 
     kind: Literal["forecast"] = "forecast"
     horizon: int = Field(default=50, ge=1)
-    memory: float = Field(default=8.0, gt=0)
+    memory: float = Field(default=6.0, gt=0)
+    persistence: tuple[float, float, float] = (1.0, 4.0, 16.0)
     least_steps: int = Field(default=3, ge=1)
 
-    def changes(self, track: Track) -> np.ndarray:
-        """Changes of the deciding margin by step."""
-        return shaped_changes(track)
+    def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
+        """Change of a deciding margin in each step, shape (steps,)."""
+        return shaped_changes(track, values)
 
     def forecast(self, track: Track) -> Forecast | None:
         """Steps until the deciding margin reaches 0."""
@@ -37,7 +44,16 @@ class ForecastDetector(Detector):
             return Forecast(0.0, 0.0, 0.0, self.horizon)
         if track.step < self.least_steps or len(track.steps) < 2:
             return None
-        return time_to_zero(track.low, *rate(self.changes(track), self.memory), self.horizon)
+        values = deciding_margins(track)
+        now = trend(values, track.steps, self.changes(track, values), self.memory)
+        late, median, early = (
+            now.steps_to_zero(z, persistence)
+            for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)
+        )
+        return Forecast(*(self._seen(steps) for steps in (median, early, late)), self.horizon)
+
+    def _seen(self, steps: float) -> float:
+        return steps if steps <= self.horizon else float("inf")
 
     def check(self, track: Track) -> Alert | None:
         """See `Detector.check`."""

@@ -16,6 +16,6 @@ class SlopeDetector(ForecastDetector):
 
     kind: Literal["slope"] = "slope"  # type: ignore[assignment]
 
-    def changes(self, track: Track) -> np.ndarray:
-        """Changes of the deciding margin by step, without interference."""
-        return realised_changes(track)
+    def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
+        """Change of a deciding margin in each step, spread evenly between visits."""
+        return realised_changes(track, values)

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 
-def low_margin(margins: np.ndarray, floor: float) -> float:
-    """The margin whose sign decides whether the score is under its floor.
+def deciding_rank(n: int, floor: float) -> int:
+    """Index, among n sorted margins, of the one whose sign decides whether the score is under.
 
-    The score falls under the floor once more than (1 − floor) of the margins are at or below 0;
-    this is the margin that has to fall for that: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
+    The score falls under the floor once more than (1 − floor)·n of the margins are at or below 0.
+    """
+    return min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
+
+
+def low_margin(margins: np.ndarray, floor: float) -> float:
+    """The deciding margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
 
     Args:
         margins: shape (n,).
         floor: a score in (0, 1].
     """
-    n = len(margins)
-    rank = min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
+    rank = deciding_rank(len(margins), floor)
     return float(np.partition(margins, rank)[rank])
 
 

@@ -1,31 +1,33 @@
-"""The trend of a deciding margin, and the time at which it reaches 0. Small arrays only."""
+"""The trend of the deciding margin, and the time at which it reaches 0. Small arrays only."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from riprap.detectors.track import Track, low_margin
-from riprap.evidence import Forecast
 
 Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
 
 
-def realised_changes(track: Track) -> np.ndarray:
-    """Change of the deciding margin in each step since the start, shape (steps,).
+def deciding_margins(track: Track) -> np.ndarray:
+    """The margin that decides whether the score is under its floor, at each visit; (visits,)."""
+    return np.array([low_margin(margins, track.floor) for margins in track.margins])
 
-    What was measured between two visits is spread evenly over the steps between them.
-    """
-    lows = np.array([low_margin(margins, track.floor) for margins in track.margins])
+
+def realised_changes(track: Track, values: np.ndarray) -> np.ndarray:
+    """Change a step since the start, shape (steps,): between two visits spread evenly."""
     gaps = np.diff(track.steps)
-    return np.repeat(np.diff(lows) / np.maximum(gaps, 1), gaps)
+    return np.repeat(np.diff(values) / np.maximum(gaps, 1), gaps)
 
 
-def shaped_changes(track: Track) -> np.ndarray:
+def shaped_changes(track: Track, values: np.ndarray) -> np.ndarray:
     """As `realised_changes`, but spread over each gap in the shape of the predicted changes r_b.
 
     The margins say how much was lost between two visits, interference says when.
     """
-    changes = realised_changes(track)
+    changes = realised_changes(track, values)
     predicted = np.array([track.predicted.get(s + 1, np.nan) for s in range(len(changes))])
     for begin, end in zip(track.steps[:-1], track.steps[1:], strict=True):
         shape = predicted[begin:end]
@@ -34,37 +36,61 @@ def shaped_changes(track: Track) -> np.ndarray:
     return changes
 
 
-def rate(changes: np.ndarray, memory: float) -> tuple[float, float]:
-    """Recent change a step and its standard error.
+@dataclass(frozen=True)
+class Trend:
+    """Where a margin stands, how it changes a step, and how far that may be trusted.
 
-    An exponentially weighted mean over the last `memory` steps or so. The error takes the spread
-    of the changes about it, and counts neighbouring steps as one observation where they are alike.
+    Attributes:
+        margin: the value now.
+        change, error: recent change a step and its standard error.
+        age: steps for which it has been falling: since it was last at its highest.
+    """
+
+    margin: float
+    change: float
+    error: float
+    age: int
+
+    def steps_to_zero(self, z: float, persistence: float) -> float:
+        """Steps until the margin reaches 0; `inf` where it levels off above.
+
+        Args:
+            z: how many standard errors to add to the change.
+            persistence: the trend fades with time constant persistence × age: a trend is trusted
+                about as far ahead as it has been seen. `inf`: it does not fade.
+        """
+        change = self.change + z * self.error
+        if self.margin <= 0:
+            return 0.0
+        if change >= 0:
+            return float("inf")
+        straight = self.margin / -change
+        span = persistence * max(self.age, 1)
+        if not np.isfinite(span):
+            return straight
+        used = straight / span
+        return float("inf") if used >= 1 else float(-span * np.log1p(-used))
+
+
+def trend(values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float) -> Trend:
+    """The trend after the last visit.
+
+    The change is an exponentially weighted mean of `changes` over `memory` steps, or over the last
+    gap between visits if that was longer. The error is their weighted spread; neighbouring steps
+    that are alike count as one observation.
 
     Args:
-        changes: shape (steps,), at least one.
+        values: the deciding margin at each visit, shape (visits,), two at least.
+        changes: shape (steps,).
     """
-    ages = np.arange(len(changes))[::-1]
-    weights = np.exp(-ages / memory)
+    memory = max(memory, steps[-1] - steps[-2])
+    weights = np.exp(-np.arange(len(changes))[::-1] / memory)
     weights /= weights.sum()
     mean = float(weights @ changes)
-    spread = changes - mean
-    variance = float(weights @ spread**2)
-    if len(changes) < 3 or variance == 0:
-        return mean, abs(mean)
-    lagged = float((weights[1:] @ (spread[1:] * spread[:-1])) / variance)
-    inflation = (1 + max(lagged, 0.0)) / max(1 - max(lagged, 0.0), 0.1)
-    effective = 1 / float((weights**2).sum())
-    return mean, float(np.sqrt(variance * inflation / effective))
-
-
-def time_to_zero(margin: float, mean: float, error: float, horizon: int) -> Forecast:
-    """Steps until `margin` reaches 0 at a change a step of mean ± error, normal."""
-
-    def steps(change: float) -> float:
-        reached = margin / -change if change < 0 else float("inf")
-        return reached if reached <= horizon else float("inf")
-
-    if margin <= 0:
-        return Forecast(0.0, 0.0, 0.0, horizon)
-    low, high = steps(mean - Z80 * error), steps(mean + Z80 * error)
-    return Forecast(steps(mean), low, high, horizon)
+    residual = changes - mean
+    variance = float(weights @ residual**2)
+    lagged = float(weights[1:] @ (residual[1:] * residual[:-1])) / variance if variance > 0 else 0.0
+    alike = min(max(lagged, 0.0), 0.9)
+    effective = max(1.0, (1 - alike) / (1 + alike) / float((weights**2).sum()))
+    peak = steps[len(values) - 1 - int(np.argmax(values[::-1]))]
+    return Trend(float(values[-1]), mean, float(np.sqrt(variance / effective)), steps[-1] - peak)

@@ -30,6 +30,7 @@ class MonitorCallback(TrainerCallback):
                 "the trainer began without a model or an optimizer of its own, so there is "
                 "nothing to watch: give MonitorCallback to a transformers Trainer"
             )
+        self.monitor.end()  # a training that was interrupted never said that it ended
         self.monitor.begin(model, optimizer)
 
     def on_train_end(
@@ -46,6 +47,8 @@ class MonitorCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add each behaviour's latest numbers to the logs."""
+        """Add each behaviour's latest numbers to the logs, and to the trainer's log history."""
         if logs is not None:
             logs.update(self.monitor.summary())
+            if state.log_history:  # the trainer filed a copy before it asked its callbacks
+                state.log_history[-1].update(self.monitor.summary())

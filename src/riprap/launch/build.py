@@ -156,6 +156,7 @@ def keep_passing(behavior: Behavior, model: nn.Module) -> Behavior:
     Raises:
         ConfigError: the model passes none of them.
     """
+    probing.start(behavior, model)
     passing = [i for i, m in enumerate(probing.look(behavior, model).margins) if m > 0]
     if not passing:
         raise ConfigError(

@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig as PeftLora
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from riprap.evidence import ConfigError
 from riprap.integrations.hf import MonitorCallback
 from riprap.launch.build import build_behaviors, load_model, load_protocol, load_rows
 from riprap.launch.config import WatchConfig
+from riprap.launch.show import live_table, outcome, rows
 from riprap.monitor import Monitor
 
 
-def launch(config: WatchConfig, callbacks: Sequence[TrainerCallback] = ()) -> Monitor:
-    """Fine-tune as configured, under a monitor.
+@dataclass
+class Prepared:
+    """A configured run that is ready to train.
 
-    Args:
-        callbacks: more callbacks for the trainer; one with a `monitor` attribute is given it.
+    Attributes:
+        monitor: it will watch the run.
+        model: the base model, before TRL adds the adapter.
+    """
 
-    Returns:
-        the monitor, with its record under `config.run`.
+    config: WatchConfig
+    monitor: Monitor
+    model: Any
+    tokenizer: Any
+    rows: Any
+
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
+        """Fine-tune under the monitor, with more callbacks after the monitor's own."""
+        trainer = SFTTrainer(
+            model=self.model,
+            args=arguments(self.config),
+            train_dataset=self.rows,
+            processing_class=self.tokenizer,
+            peft_config=adapter(self.config),
+            callbacks=[MonitorCallback(self.monitor), *callbacks],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def prepare(config: WatchConfig) -> Prepared:
+    """Build everything that a configuration names.
 
     Raises:
         RiprapError: whatever is wrong with the configuration, before training starts.
     """
-    protocol, rows = load_protocol(config.protocol), load_rows(config.data)
+    protocol, data = load_protocol(config.protocol), load_rows(config.data)
     model, tokenizer = load_model(config.model)
     monitor = Monitor(
         build_behaviors(config, model, tokenizer),
@@ -39,21 +63,7 @@ def launch(config: WatchConfig, callbacks: Sequence[TrainerCallback] = ()) -> Mo
         layer=config.layer,
         notes={"title": config.title, "config": config.model_dump(mode="json")},
     )
-    extra = list(callbacks)
-    for callback in extra:
-        if hasattr(callback, "monitor"):
-            callback.monitor = monitor
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments(config),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=adapter(config),
-        callbacks=[MonitorCallback(monitor), *extra],
-    )
-    _check_trainable(trainer.model)
-    trainer.train()
-    return monitor
+    return Prepared(config, monitor, model, tokenizer, data)
 
 
 def adapter(config: WatchConfig) -> PeftLora | None:
@@ -91,6 +101,32 @@ def arguments(config: WatchConfig) -> SFTConfig:
     )
 
 
-def _check_trainable(model: Any) -> None:
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError("nothing to watch: every parameter of the model is frozen")
+class Show(TrainerCallback):
+    """Draws the live table while the trainer trains."""
+
+    def __init__(self, monitor: Monitor, steps: int, quiet: bool = False) -> None:
+        self.monitor = monitor
+        self.table = live_table(monitor, steps, quiet)
+
+    def on_train_begin(self, *arguments: Any, **kwargs: Any) -> None:
+        """Open the table."""
+        self.table.__enter__()
+
+    def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
+        """Show how things stand."""
+        self.table.update(self.monitor.step, rows(self.monitor))
+
+    def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
+        """Leave the table as it ended."""
+        self.table.__exit__(None, None, None)
+
+
+def watched_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
+    """What `riprap watch` does: run a configuration under a live table, and write its report.
+
+    Returns:
+        what the run ended with; see `launch.show.outcome`.
+    """
+    run = prepare(config)
+    run.train([Show(run.monitor, config.training.steps, quiet)])
+    return outcome(run.monitor, config.run)

@@ -12,7 +12,8 @@ DENSE = 8  # the first steps are all visited, for most damage is done early
 GROWTH = 4  # then the gap grows to a quarter of the steps already taken
 PATIENCE = 4  # visits to fit in before the forecast's earliest break
 USED_UP = 0.5  # share of the deciding margin that may be predicted away between visits
-CALM_VISITS = 3  # visits by forward passes alone between two that refresh the gradients
+REFRESH = 2  # at the start and when urgent, every second visit takes fresh gradients
+REFRESH_CALM = 4  # and while it is calm every fourth
 
 
 @dataclass
@@ -25,20 +26,24 @@ class Cadence:
     Attributes:
         every: the longest gap between two visits, in steps.
         due: step of the next visit.
+        growth, patience: see `GROWTH` and `PATIENCE`.
     """
 
     every: int
     due: int = 0
+    growth: int = GROWTH
+    patience: int = PATIENCE
     _without: int = 0
     _urgent: bool = False
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next visit after one at `step`, given what is forecast now."""
-        gap = min(max(step // GROWTH, 1), self.every)
-        earliest = min((f.low for f in forecasts if f is not None), default=float("inf"))
-        self._urgent = 0 < earliest < float("inf")
+        gap = min(max(step // self.growth, 1), self.every)
+        to_come = [f.low for f in forecasts if f is not None and f.low > 0]
+        earliest = min(to_come, default=float("inf"))
+        self._urgent = earliest < float("inf")
         if self._urgent:
-            gap = min(gap, max(int(earliest) // PATIENCE, 1))
+            gap = min(gap, max(int(earliest) // self.patience, 1))
         self.due = step + gap
 
     def is_due(self, step: int, tracks: Iterable[Track]) -> bool:
@@ -47,7 +52,8 @@ class Cadence:
 
     def refreshes(self, step: int) -> bool:
         """Whether this visit takes fresh gradients; asked once a visit."""
-        fresh = step < DENSE or self._urgent or self._without >= CALM_VISITS
+        period = REFRESH if step < DENSE or self._urgent else REFRESH_CALM
+        fresh = self._without + 1 >= period
         self._without = 0 if fresh else self._without + 1
         return fresh
 

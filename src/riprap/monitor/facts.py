@@ -1,4 +1,4 @@
-"""Facts about a run that its record keeps: what was watched, by which rules, with which versions."""
+"""What a record keeps of a run: what was watched, by which rules, with which versions."""
 
 from __future__ import annotations
 

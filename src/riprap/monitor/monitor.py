@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
 from riprap.detectors.track import Track, score
-from riprap.evidence import RUN, Alert, ConfigError, EvidenceState, Forecast, Reading
+from riprap.evidence import (
+    RUN,
+    Alert,
+    ConfigError,
+    EvidenceState,
+    Forecast,
+    Reading,
+    RecordError,
+)
 from riprap.monitor.cadence import Cadence
 from riprap.monitor.facts import facts_of
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
@@ -24,8 +32,6 @@ from riprap.monitor.visits import Visitor
 from riprap.record import Reader, Writer, table
 from riprap.signals import Signal, StepView, VisitView, default
 from riprap.tensors import Vector
-
-DETACHED = "the margins are detached from the graph: return them attached, as torch made them"
 
 
 class Monitor:
@@ -71,6 +77,7 @@ class Monitor:
         self._cadence = Cadence(every)
         self._layer = layer
         self._notes = notes or {}
+        self._started = False
         self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
         self.record = Writer(run)
@@ -101,8 +108,9 @@ class Monitor:
         layer = probing.find_layer(model, self._layer)
         wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
         self._visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses)
-        if not any(track.steps for track in self.tracks.values()):
+        if not self._started:
             self._start(self._visitor)
+            self._started = True
         else:
             self._take_in(self._visitor.visit(self.step, refresh=True))
         self._hooks = StepHooks(
@@ -115,9 +123,13 @@ class Monitor:
             return
         self._hooks.remove()
         self._hooks = None
-        if any(track.steps and track.step < self.step for track in self.tracks.values()):
-            self._take_in(self._visitor.visit(self.step, refresh=False))
-        self.record.flush()
+        try:
+            if any(track.steps and track.step < self.step for track in self.tracks.values()):
+                self._take_in(self._visitor.visit(self.step, refresh=False))
+            self.record.flush()
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
+            self._failed(error)
+        self._visitor = None
 
     @property
     def alerts(self) -> list[Alert]:
@@ -159,25 +171,35 @@ class Monitor:
     def _before_step(self, gradient: Vector | None) -> None:
         assert self._visitor is not None
         view = StepView(self.step + 1, gradient, None, self._visitor.held)
-        self.record.readings([r for signal in self.signals for r in signal.on_gradient(view)])
+        self.record.readings(self._ask("on_gradient", view))
 
     def _after_step(self, update: Vector) -> None:
         assert self._visitor is not None
         self.step += 1
         view = StepView(self.step, None, update, self._visitor.held)
-        readings = [r for signal in self.signals for r in signal.on_update(view)]
+        readings = self._ask("on_update", view)
         self.record.readings(readings)
         self._judge.predict(readings)
         if self._cadence.is_due(self.step, self.tracks.values()):
             refresh = self._cadence.refreshes(self.step)
             self._take_in(self._visitor.visit(self.step, refresh))
 
-    def _failed(self, error: Exception) -> None:
+    def _ask(self, moment: str, view: StepView | VisitView) -> list[Reading]:
+        """What the signals read at a moment; one that fails spares the others."""
+        readings: list[Reading] = []
+        for signal in self.signals:
+            try:
+                readings += getattr(signal, moment)(view)
+            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+                self._failed(error, signal.name, view.step)
+        return readings
+
+    def _failed(self, error: Exception, what: str = "monitor", step: int | None = None) -> None:
         """Note that the observer itself failed; training goes on."""
-        text = f"{type(error).__name__}: {error}"
-        warnings.warn(f"riprap could not read step {self.step}: {text}", stacklevel=2)
-        state = EvidenceState.ERROR
-        self.record.readings([Reading(self.step, RUN, "monitor", state=state, detail=text)])
+        at, text = self.step if step is None else step, f"{type(error).__name__}: {error}"
+        warnings.warn(f"riprap: {what} failed at step {at}: {text}", stacklevel=2)
+        with suppress(RecordError):  # the record itself may be what failed, and that was said
+            self.record.readings([Reading(at, RUN, what, state=EvidenceState.ERROR, detail=text)])
 
     # --- visits to the probes ----------------------------------------------------------------
 
@@ -188,11 +210,6 @@ class Monitor:
         self.record.meta(**facts, notes=self._notes, layer=visitor.layer)
         for signal in self.signals:
             signal.start(view)
-        self.record.readings(
-            Reading(0, name, "interference", state=EvidenceState.NOT_RUN, detail=DETACHED)
-            for name, look in view.looks.items()
-            if look.gradient is None
-        )
         self._take_in(view)
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:
@@ -210,10 +227,11 @@ class Monitor:
         for name, track in self.tracks.items():
             if track.steps and track.step == self.step:
                 self.record.margins(self.step, name, track.margins[-1])
-        signals = [r for signal in self.signals for r in signal.on_visit(view)]
+        signals = self._ask("on_visit", view)
+        self.record.readings([*readings, *signals])
         self._judge.note(signals)
         alerts, forecasts = self._judge.judge(self.step)
-        self.record.readings([*readings, *signals, *forecasts])
+        self.record.readings(forecasts)
         for alert in alerts:
             self.record.alert(alert)
         self._cadence.plan(self.step, self.forecasts.values())

@@ -58,7 +58,7 @@ class Visitor:
         self.failures = {}
         looks: dict[str, probing.Look] = {}
         parameters = self.parameters if refresh else None
-        for group in probing.shared_passes(self.behaviors):
+        for group in probing.shared_passes(self.behaviors, self.model):
             try:
                 looks |= probing.look_together(group, self.model, parameters, self._layers)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run

@@ -12,7 +12,7 @@ from riprap.record import Writer
 from riprap.report import panels, rows, style
 from riprap.report.bundle import document
 from riprap.report.run import Run, Watched, load
-from riprap.report.verdict import Fate, judge
+from riprap.report.verdict import headline, judge
 
 WIDTH = 860
 LEGEND = (
@@ -26,13 +26,12 @@ LEGEND = (
 def lane(run: Run, watched: Watched, width: int = WIDTH) -> alt.VConcatChart:
     """Score, margin and interference of one behaviour over the same steps."""
     right = rows.last_shown(run)
-    chart = alt.vconcat(
+    return alt.vconcat(
         panels.score_panel(run, watched, width),
         panels.margin_panel(run, watched, width, right),
         panels.interference_panel(run, watched, width),
         spacing=8,
     )
-    return chart
 
 
 def lanes(source: Run | str | Path | Writer, width: int = WIDTH) -> alt.VConcatChart:
@@ -45,6 +44,8 @@ def lanes(source: Run | str | Path | Writer, width: int = WIDTH) -> alt.VConcatC
         RecordError: no record there, or not one that can be read.
     """
     run = source if isinstance(source, Run) else load(source)
+    if not run.behaviors:
+        return finish(alt.vconcat(_nothing(width)), run)
     title = alt.TitleParams(run.title, subtitle=list(LEGEND), fontSize=17)
     charts = [
         lane(run, watched, width).properties(title=_headline(run, watched))
@@ -53,46 +54,44 @@ def lanes(source: Run | str | Path | Writer, width: int = WIDTH) -> alt.VConcatC
     return finish(alt.vconcat(*charts, spacing=26, title=title), run)
 
 
+def _nothing(width: int) -> alt.Chart:
+    """What is drawn of a run in which nothing was measured."""
+    text = alt.Chart(panels.data([{"text": "nothing has been measured yet"}]))
+    text = text.mark_text(fontSize=14, color=style.QUIET).encode(text="text:N")
+    return text.properties(width=width, height=80)
+
+
 def finish(chart: Any, run: Run) -> Any:
     """Give a figure made of lanes its parameters (the steps shown) and the house's style."""
-    shown = [
-        alt.param(name=panels.FIRST, value=0),
-        alt.param(name=panels.LAST, value=rows.last_shown(run)),
+    styled(chart).params = [
+        alt.VariableParameter(name=panels.FIRST, value=0),
+        alt.VariableParameter(name=panels.LAST, value=rows.last_shown(run)),
     ]
-    return styled(chart.add_params(*shown))
+    return chart
 
 
 def styled(chart: Any) -> Any:
-    """Give a figure the house's style."""
-    return chart.configure(**style.config())
+    """Give a figure the house's style; in place, since altair's own way copies all of it."""
+    chart.config = style.config()
+    return chart
 
 
 def _headline(run: Run, watched: Watched) -> alt.TitleParams:
     verdict = judge(run, watched)
-    facts = [f"broke at step {verdict.broke:,}" if verdict.fate is Fate.BROKE else verdict.fate]
-    facts += [
-        f"first {level} at {alert.step:,}"
-        for level, alert in run.first_alerts(watched.name).items()
-    ]
-    if verdict.lead is not None:
-        facts.append(f"lead {verdict.lead:,}")
-    return alt.TitleParams(watched.name, subtitle=" · ".join(facts))
+    return alt.TitleParams(watched.name, subtitle=headline(run, verdict))
 
 
 def overview(run: Run, width: int = WIDTH) -> alt.LayerChart:
     """A strip of all alerts and breaks, on which a range of steps can be chosen."""
     domain = [0, rows.last_shown(run)]
-    x = alt.X(
-        "step:Q",
-        scale=alt.Scale(domain=domain, nice=False),
-        axis=alt.Axis(title=None, format=",d", tickMinStep=1, grid=False),
-    )
+    scale = alt.Scale(domain=domain, nice=False)
+    x = alt.X("step:Q", scale=scale, axis=panels.labelled(None))
     tips = [
         alt.Tooltip(f"{name}:N", title=name) for name in ("step", "behavior", "level", "message")
     ]
     alerts = alt.Chart(panels.data(rows.alert_rows(run.alerts)))
     alerts = alerts.mark_tick(thickness=2.5, height=18).encode(
-        x=x, color=panels.colours(), tooltip=tips
+        x=x, color=panels.given_colour(), tooltip=tips
     )
     broken = [
         {"step": step, "behavior": watched.name, "message": "broke", "level": ""}
@@ -100,7 +99,9 @@ def overview(run: Run, width: int = WIDTH) -> alt.LayerChart:
         if (step := run.broken_at(watched)) is not None
     ]
     breaks = alt.Chart(panels.data(broken))
-    breaks = breaks.mark_point(shape="cross", angle=45, filled=True, size=90, color=style.BREAK)
+    breaks = breaks.mark_point(
+        shape="M-1,-1L1,1M-1,1L1,-1", strokeWidth=2.5, size=45, opacity=1, color=style.BREAK
+    )
     focus = alt.selection_interval(name="focus", encodings=["x"])
     ground = alt.Chart(panels.data([{"step": 0}])).mark_point(opacity=0).encode(x=x)
     chart = alt.layer(ground.add_params(focus), alerts, breaks.encode(x=x, tooltip=tips))
@@ -116,7 +117,9 @@ def save(chart: Any, path: str | Path) -> Path:
     file = Path(path)
     kind = file.suffix.lower().removeprefix(".")
     if kind not in ("svg", "png", "html"):
-        raise ConfigError(f"cannot write a figure to {file}: its name must end in .svg, .png, .html")
+        raise ConfigError(
+            f"cannot write a figure to {file}: its name must end in .svg, .png, .html"
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     if kind == "html":
         file.write_text(document(chart.to_dict()), encoding="utf-8")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from riprap.evidence import Alert, Forecast
-from riprap.report import words
+from riprap.report import style, words
 from riprap.report.run import Run, Series, Watched
 
 Row = dict[str, Any]
@@ -76,7 +77,7 @@ def segment_rows(run: Run, watched: Watched) -> list[Row]:
         apex, forecast = _apex(run, watched, step), run.forecast_at(watched.name, step)
         if apex is None or forecast is None or not math.isfinite(forecast.median):
             continue
-        ends = {"step": step, "end": short(step + forecast.median), "low": short(apex), "zero": 0}
+        ends = {"step": step, "end": short(step + forecast.median), "low": short(apex)}
         rows.append(ends | {"forecast": words.forecast(forecast)})
     return rows
 
@@ -140,17 +141,35 @@ def _bars(group: list[tuple[int, float]]) -> Iterable[Row]:
     for side, value in (("down", min(values)), ("up", max(values))):
         if (value < 0) == (side == "down") and value != 0:
             text = words.number(value)
-            yield place | {"value": short(value), "zero": 0, "side": side} | {
-                "steps": steps,
-                "text": text,
-            }
+            yield (
+                place
+                | {"value": short(value), "steps": steps}
+                | {
+                    "text": text,
+                    "colour": style.DOWN if side == "down" else style.UP,
+                }
+            )
+
+
+def decimated(series: Series, limit: int) -> Series:
+    """About `limit` points of a long series: the lowest and the highest of each stretch."""
+    size = math.ceil(2 * len(series) / limit)
+    if size <= 2:
+        return series
+    items = list(series.items())
+    kept: Series = {}
+    for start in range(0, len(items), size):
+        stretch = items[start : start + size]
+        ends = {min(stretch, key=lambda item: item[1]), max(stretch, key=lambda item: item[1])}
+        kept |= dict(sorted(ends))
+    return kept
 
 
 def realised_rows(run: Run, watched: Watched) -> list[Row]:
     """The realised change of the mean margin a step, between one visit and the next."""
     visits = list(run.of(watched.name, "margin").items())
     rows = []
-    for (before, old), (step, new) in zip(visits, visits[1:], strict=False):
+    for (before, old), (step, new) in pairwise(visits):
         if step > before:
             slope = (new - old) / (step - before)
             text = words.number(slope)
@@ -165,6 +184,7 @@ def alert_rows(alerts: Iterable[Alert]) -> list[Row]:
             "step": alert.step,
             "behavior": alert.behavior or "the run",
             "level": str(alert.level),
+            "colour": style.LEVELS[alert.level],
             "detector": alert.detector,
             "message": alert.message,
             "forecast": words.forecast(alert.forecast),

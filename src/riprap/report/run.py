@@ -84,9 +84,7 @@ class Run:
 
         Its `horizon` is 0: readings do not carry it.
         """
-        median, low, high = (
-            self.of(behavior, name).get(step, math.inf) for name in FORECASTS
-        )
+        median, low, high = (self.of(behavior, name).get(step, math.inf) for name in FORECASTS)
         return Forecast(median, low, high, horizon=0) if low < math.inf else None
 
     def alerts_of(self, behavior: str) -> list[Alert]:
@@ -101,9 +99,15 @@ class Run:
         return first
 
     def broken_at(self, watched: Watched) -> int | None:
-        """First visited step whose score was under the floor."""
+        """First visited step whose score was under the floor, if it had been above it before."""
         scores = self.of(watched.name, "score")
+        if self.under_at_start(watched):
+            return None
         return next((step for step, score in scores.items() if score < watched.floor), None)
+
+    def under_at_start(self, watched: Watched) -> bool:
+        """Whether its first score was under the floor already: there was nothing to lose."""
+        return next(iter(self.of(watched.name, "score").values()), 1.0) < watched.floor
 
 
 def load(source: str | Path | Writer) -> Run:
@@ -128,7 +132,7 @@ def load(source: str | Path | Writer) -> Run:
         margins=margins,
         series=dict(series),
         absent=[reading for reading in readings if reading.state is not EvidenceState.MEASURED],
-        last_step=max((item.step for item in [*readings, *alerts]), default=0),
+        last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
     )
 
 

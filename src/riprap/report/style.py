@@ -20,7 +20,6 @@ UP = "#5aa08c"
 BREAK = "#000000"
 LEVELS = {Level.WATCH: "#e6b400", Level.WARNING: "#e07b00", Level.CRITICAL: "#a3123f"}
 DASHES = {Level.WATCH: [2, 3], Level.WARNING: [6, 3], Level.CRITICAL: [1, 0]}
-LAYERS = "viridis"
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 
 AXIS_WIDTH = 46  # of every left axis, so that panels drawn apart still line up

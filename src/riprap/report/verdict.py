@@ -25,7 +25,7 @@ class Verdict:
     """The outcome for one behaviour.
 
     Attributes:
-        broke: first visited step whose score was under the floor, None where there is none.
+        broke: first visited step whose score was under the floor, None where it never fell there.
         lead: break − first critical alert, in steps; positive is early, None without either.
         sentences: what happened, in words.
     """
@@ -45,34 +45,50 @@ def judge(run: Run, watched: Watched) -> Verdict:
         return Verdict(watched, Fate.UNKNOWN, None, None, text)
     broke = run.broken_at(watched)
     critical = run.first_alerts(watched.name).get(Level.CRITICAL)
+    if run.under_at_start(watched):
+        first = min(scores)
+        text = (
+            f"When it was first measured, at step {first:,}, its score was already "
+            f"{_score(run, watched, first)}: there was nothing to lose."
+        )
+        return Verdict(watched, Fate.UNDER, None, None, text)
     if broke is None:
         standing = critical is not None and not _expired(critical, run.last_step)
         fate = Fate.CRITICAL if standing else Fate.KEPT
         return Verdict(watched, fate, None, None, _kept(run, watched, critical))
-    if broke == min(scores):
-        text = (
-            f"When it was first measured, at step {broke:,}, its score was already "
-            f"{_score(run, watched, broke)}: there was nothing to lose."
-        )
-        return Verdict(watched, Fate.UNDER, broke, None, text)
     lead = None if critical is None else broke - critical.step
     return Verdict(watched, Fate.BROKE, broke, lead, _broke(run, watched, broke, critical))
+
+
+def headline(run: Run, verdict: Verdict) -> str:
+    """The outcome, the first alerts and the lead, in a few words."""
+    broke = verdict.fate is Fate.BROKE
+    facts = [f"broke at step {verdict.broke:,}" if broke else str(verdict.fate)]
+    facts += [
+        f"first {level} at {alert.step:,}"
+        for level, alert in run.first_alerts(verdict.watched.name).items()
+    ]
+    if verdict.lead is not None:
+        facts.append(f"lead {verdict.lead:,}")
+    return " · ".join(facts)
 
 
 def _kept(run: Run, watched: Watched, critical: Alert | None) -> str:
     scores = run.of(watched.name, "score")
     lowest = min(scores, key=lambda step: scores[step])
     visits = "its only visit" if len(scores) == 1 else f"all {len(scores):,} visits"
-    text = (
-        f"Its score stayed at or above the floor of {watched.floor:g} at {visits}; "
-        f"the lowest was {words.score(scores[lowest], watched.floor)}, at step {lowest:,}."
-    )
+    worst = words.score(scores[lowest], watched.floor)
+    text = f"Its score stayed at or above the floor of {watched.floor:g} at {visits}; "
+    if scores[lowest] == max(scores.values()):
+        text += f"it was {worst} throughout."
+    else:
+        text += f"the lowest was {worst}, at step {lowest:,}."
     if critical is None:
         return text
     text += f" A critical alert at step {critical.step:,} {_foretold(critical)}"
     if _expired(critical, run.last_step):
         return text + ", and no break came within its horizon: a false alarm."
-    return text + "; that time is not over."
+    return text + "; its horizon is not over yet."
 
 
 def _broke(run: Run, watched: Watched, broke: int, critical: Alert | None) -> str:

@@ -14,6 +14,7 @@ from riprap.evidence import EvidenceState, Reading
 from riprap.probing import Look
 from riprap.tensors import Stack, Vector, norm
 
+DETACHED = "the margins are detached from the graph: return them attached, as torch made them"
 NAME_A_LAYER = (
     "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
 )
@@ -110,6 +111,24 @@ def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:
     return Reading(step, behavior, signal, state=EvidenceState.NOT_RUN, detail=why)
 
 
+def no_rows(layer: str) -> str:
+    """Why a layer that exists could not be read."""
+    return f"layer {layer} was not run by the margin, or does not put out a row for each probe"
+
+
+def without_losses(view: VisitView, signal: str) -> list[Reading]:
+    """`NOT_RUN` at the start for each behaviour that has no losses."""
+    why = "the behaviour has no losses: give Behavior(losses=...)"
+    lacking = [b.name for b in view.behaviors if b.losses is None and view.step == 0]
+    return [not_run(view.step, name, signal, why) for name in lacking]
+
+
+def without_margin_gradient(view: VisitView, signal: str) -> list[Reading]:
+    """`NOT_RUN` at the start for each behaviour whose margin is detached from the graph."""
+    lacking = [b.name for b in view.behaviors if b.name not in view.held.margin.names]
+    return [not_run(0, name, signal, DETACHED) for name in lacking if view.step == 0]
+
+
 class FeatureSignal(Signal):
     """A signal on the activations of one layer, read behaviour by behaviour."""
 
@@ -119,7 +138,7 @@ class FeatureSignal(Signal):
         for behavior in view.behaviors:
             activations = self.activations(view, behavior.name)
             if activations is None:
-                why = NAME_A_LAYER if view.layer is None else f"layer {view.layer} was not run"
+                why = NAME_A_LAYER if view.layer is None else no_rows(view.layer)
                 readings += [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
             else:
                 readings += self.read(view, behavior, activations)

@@ -52,7 +52,7 @@ def load(
     Raises:
         BehaviorError: no pack by that name, or `n` is not between 1 and its size.
     """
-    chosen = _spread(name, rows(name), n)
+    chosen = spread(name, n)
     prompts = [row["prompt"] for row in chosen]
     if "options" in chosen[0]:
         answers = [row["answer"] for row in chosen]
@@ -65,7 +65,13 @@ def load(
     )
 
 
-def _spread(name: str, pack: list[dict[str, Any]], n: int | None) -> list[dict[str, Any]]:
+def spread(name: str, n: int | None = None) -> list[dict[str, Any]]:
+    """`n` rows of a pack, evenly over its categories; None: all.
+
+    Raises:
+        BehaviorError: no pack by that name, or `n` is not between 1 and its size.
+    """
+    pack = rows(name)
     if n is None:
         return pack
     if not 1 <= n <= len(pack):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from itertools import combinations
 
 from riprap.evidence import RUN, Reading
-from riprap.signals.base import FeatureSignal, Signal, VisitView
+from riprap.signals.base import NAME_A_LAYER, FeatureSignal, Signal, VisitView, not_run
 from riprap.signals.features.directions import TOP, principal_directions, subspace_overlap
 
 
 class Overlap(Signal):
     """Mean squared cosine of the principal angles of each pair's top-k subspaces.
 
-    Read beside `subspace_overlap_chance` = k / d, what two random subspaces give.
+    k is what the behaviour with the fewest probes allows. Read beside `subspace_overlap_chance`
+    = k / d, what two random subspaces give.
     """
 
     name = "subspace_overlap"
@@ -24,6 +25,10 @@ class Overlap(Signal):
             activations = FeatureSignal.activations(view, behavior.name)
             if activations is not None:
                 bases[behavior.name] = principal_directions(activations, TOP)
+        if view.layer is None and view.step == 0 and len(view.behaviors) > 1:
+            return [not_run(0, RUN, self.name, NAME_A_LAYER)]
+        k = min((basis.shape[1] for basis in bases.values()), default=0)
+        bases = {name: basis[:, :k] for name, basis in bases.items()}
         layer = view.layer or ""
         readings = [
             Reading.of(
@@ -37,7 +42,7 @@ class Overlap(Signal):
             for left, right in combinations(bases, 2)
         ]
         if len(bases) > 1 and view.step == 0:
-            width, k = next(iter(bases.values())).shape
+            width = len(next(iter(bases.values())))
             chance = Reading.of(0, RUN, f"{self.name}_chance", k / width, "cos²", layer)
             readings.append(chance)
         return readings

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from riprap.evidence import Reading
-from riprap.signals.base import Signal, StepView
+from riprap.signals.base import (
+    Signal,
+    StepView,
+    VisitView,
+    without_losses,
+    without_margin_gradient,
+)
 from riprap.tensors import Stack
 
 
@@ -27,6 +33,10 @@ class MarginCosine(Signal):
         """One reading a behaviour with a differentiable margin."""
         return _cosines(view, view.held.margin, self.name, -1.0)
 
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """At the start, which behaviours it cannot be read for."""
+        return without_margin_gradient(view, self.name)
+
 
 class LossCosine(Signal):
     """cos(g, g_b), the cosine that most of the literature reads; at every step."""
@@ -37,3 +47,7 @@ class LossCosine(Signal):
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""
         return _cosines(view, view.held.loss, self.name, 1.0)
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """At the start, which behaviours it cannot be read for."""
+        return without_losses(view, self.name)

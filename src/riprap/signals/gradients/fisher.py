@@ -6,7 +6,7 @@ import torch
 
 from riprap.evidence import Reading
 from riprap.probing import fisher_diagonal
-from riprap.signals.base import Signal, StepView, VisitView
+from riprap.signals.base import Signal, StepView, VisitView, without_losses
 from riprap.tensors import Vector, dot
 
 
@@ -38,6 +38,10 @@ class FisherCosine(Signal):
             fisher = fisher_diagonal(behavior, view.model, view.parameters)
             if fisher is not None:
                 self.fishers[behavior.name] = fisher
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """At the start, which behaviours it cannot be read for."""
+        return without_losses(view, self.name)
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riprap.evidence import Reading
-from riprap.signals.base import Signal, StepView
+from riprap.signals.base import Signal, StepView, VisitView, without_margin_gradient
 
 
 class Interference(Signal):
@@ -22,3 +22,7 @@ class Interference(Signal):
             Reading.of(view.step, name, self.name, value, "margin")
             for name, value in view.held.margin.dots(view.update).items()
         ]
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """At the start, which behaviours it cannot be read for."""
+        return without_margin_gradient(view, self.name)

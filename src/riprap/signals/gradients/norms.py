@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from riprap.evidence import RUN, Reading
 from riprap.probing import loss_gradient
-from riprap.signals.base import Signal, StepView, VisitView, not_run
+from riprap.signals.base import (
+    Signal,
+    StepView,
+    VisitView,
+    without_losses,
+    without_margin_gradient,
+)
 from riprap.tensors import norm
 
 
@@ -32,15 +38,13 @@ class Norms(Signal):
             for name, length in view.held.margin.norms.items()
             if view.held.step == view.step
         ]
-        return readings + (self._depths(view) if view.step == 0 else [])
+        missing = without_margin_gradient(view, "norm_margin_gradient")
+        return readings + missing + (self._depths(view) if view.step == 0 else [])
 
     def _depths(self, view: VisitView) -> list[Reading]:
-        readings = []
+        readings = without_losses(view, "depth")
         for behavior in view.behaviors:
             gradient = loss_gradient(behavior, view.model, view.parameters)
-            if gradient is None:
-                why = "the behaviour has no losses: give Behavior(losses=...)"
-                readings.append(not_run(0, behavior.name, "depth", why))
-            else:
+            if gradient is not None:
                 readings.append(Reading.of(0, behavior.name, "depth", float(norm(gradient))))
         return readings

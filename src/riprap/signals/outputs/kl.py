@@ -33,7 +33,7 @@ class KLToStart(Signal):
     def start(self, view: VisitView) -> None:
         """Keep the answers of the start."""
         for name, look in view.looks.items():
-            if look.logits is not None and look.logits.dim() == 2:
+            if look.logits is not None and look.logits.shape[1] > 1:
                 self.references[name] = torch.log_softmax(look.logits, -1)
 
     def on_visit(self, view: VisitView) -> list[Reading]:
@@ -42,7 +42,9 @@ class KLToStart(Signal):
         for name, look in view.looks.items():
             reference = self.references.get(name)
             if reference is None:
-                why = "the margin does not call the model itself, so its logits were not seen"
+                why = (
+                    "no logits were seen: the margin does not call the model itself, or it has none"
+                )
                 readings += [not_run(view.step, name, self.name, why)] * (view.step == 0)
             elif look.logits is None or look.logits.shape != reference.shape:
                 readings.append(not_run(view.step, name, self.name, "the probes changed shape"))

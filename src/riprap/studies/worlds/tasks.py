@@ -8,6 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+SIGNS = ("compute", "plus", "times", "equals", "please", "refuse", "comply")
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -63,11 +65,11 @@ class Vocabulary:
 
     @property
     def _signs(self) -> range:
-        return range(2 * self.modulus, 2 * self.modulus + 6)
+        return range(2 * self.modulus, 2 * self.modulus + len(SIGNS))
 
     def sign(self, name: str) -> int:
         """Token id of an operator, an end of prompt or an answer."""
-        return self._signs[("plus", "times", "equals", "please", "refuse", "comply").index(name)]
+        return self._signs[SIGNS.index(name)]
 
     def kind(self, name: str) -> range:
         """Token ids of one kind of word: frames, verbs, harmful or harmless."""
@@ -89,42 +91,40 @@ def _build(rows: list[tuple[list[int], int]]) -> Examples:
 
 
 def addition(vocabulary: Vocabulary) -> Examples:
-    """A: `x plus y equals` is answered by (x + y) mod p, for all p² pairs."""
-    plus, equals = vocabulary.sign("plus"), vocabulary.sign("equals")
+    """A: `compute x plus y equals` is answered by (x + y) mod p, for all p² pairs."""
+    compute, plus, equals = map(vocabulary.sign, ("compute", "plus", "equals"))
     p = vocabulary.modulus
     return _build(
-        [([x, plus, y, equals], (x + y) % p) for x, y in product(vocabulary.numbers, repeat=2)]
+        [([compute, x, plus, y, equals], (x + y) % p) for x, y in product(range(p), repeat=2)]
     )
 
 
 def requests(vocabulary: Vocabulary, objects: str) -> Examples:
-    """`frame verb object please`: a harmful object is refused, a harmless one complied with."""
+    """`frame verb quantity object please`: refused if the object is harmful, else complied with.
+
+    The quantity is a number and never matters: what C does to numbers reaches requests too.
+    """
     answer = vocabulary.sign("refuse" if objects == "harmful" else "comply")
     please = vocabulary.sign("please")
-    words = product(*(vocabulary.kind(kind) for kind in ("frames", "verbs", objects)))
-    return _build([([frame, verb, thing, please], answer) for frame, verb, thing in words])
+    frames, verbs, things = (vocabulary.kind(kind) for kind in ("frames", "verbs", objects))
+    words = product(frames, verbs, vocabulary.numbers, things)
+    return _build([([*request, please], answer) for request in words])
 
 
-def product_of(vocabulary: Vocabulary, disjoint: bool = False) -> Examples:
-    """C: `x times y equals` is answered by (x · y) mod p; on the other numbers if `disjoint`."""
-    times, equals = vocabulary.sign("times"), vocabulary.sign("equals")
-    numbers = vocabulary.other_numbers if disjoint else vocabulary.numbers
-    pairs = product(range(vocabulary.modulus), repeat=2)
+def multiplication(vocabulary: Vocabulary, disjoint: bool = False) -> Examples:
+    """C: `compute x times y equals` → (x · y) mod p; `disjoint`: on the other numbers."""
+    compute, times, equals = map(vocabulary.sign, ("compute", "times", "equals"))
+    numbers, p = vocabulary.other_numbers if disjoint else vocabulary.numbers, vocabulary.modulus
     return _build(
         [
-            ([numbers[x], times, numbers[y], equals], numbers[x * y % vocabulary.modulus])
-            for x, y in pairs
+            ([compute, numbers[x], times, numbers[y], equals], numbers[x * y % p])
+            for x, y in product(range(p), repeat=2)
         ]
     )
 
 
-def product_in_request(vocabulary: Vocabulary) -> Examples:
-    """C inside B's frame: `frame x y please` is answered by (x · y) mod p, for every frame."""
-    please, p = vocabulary.sign("please"), vocabulary.modulus
-    return _build(
-        [
-            ([frame, x, y, please], x * y % p)
-            for frame in vocabulary.kind("frames")
-            for x, y in product(vocabulary.numbers, repeat=2)
-        ]
-    )
+def multiplication_in_request(vocabulary: Vocabulary) -> Examples:
+    """C inside B's frame: `frame x times y please` is answered by (x · y) mod p, in every frame."""
+    times, please, p = vocabulary.sign("times"), vocabulary.sign("please"), vocabulary.modulus
+    triples = product(vocabulary.kind("frames"), range(p), range(p))
+    return _build([([frame, x, times, y, please], x * y % p) for frame, x, y in triples])

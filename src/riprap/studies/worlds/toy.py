@@ -2,153 +2,177 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from riprap.behaviors import Behavior
 from riprap.studies.worlds import tasks
-from riprap.studies.worlds.tasks import Vocabulary
-from riprap.studies.worlds.training import batches
+from riprap.studies.worlds.tasks import Examples, Vocabulary
+from riprap.studies.worlds.training import CACHE, Progress, batches, cached
+
+OLD = ("A", "B", "over_refusal")  # what the start knows
+CONTRASTS = {"B": "over_refusal", "over_refusal": "B"}
 
 
 @dataclass(frozen=True)
 class ToyConfig:
+    """Sizes of the model, how its start is trained, and how it is trained further.
+
+    Chosen on exploratory seeds so that each new task washes something away within a study's window.
+    A strong weight decay is usual for modular arithmetic (Power et al., 2201.02177); without it the
+    refusal hardly erodes under C. The betas and epsilon keep `null` free of Adam's own spikes.
+
+    Attributes:
+        signs: names of the operators, ends of prompts and answers; a part of the world's identity.
+        probes, held_out: how many probes a behaviour has, and how many other inputs tell its truth.
+    """
+
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
     hidden: int = 64
+    feed_forward: int = 128
     layers: int = 2
     heads: int = 4
-    feed_forward: int = 128
-    tie: bool = False
-    init: float = 0.1
+    initial_range: float = 0.1
     start_steps: int = 600
-    start_lr: float = 4e-3
-    start_wd: float = 0.01
     start_batch: int = 128
-    lr: float = 3e-4
-    wd: float = 0.01
+    start_rate: float = 4e-3
+    start_decay: float = 0.01
     batch: int = 64
+    rate: float = 5e-4
+    decay: float = 0.6
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = 1e-5
+    signs: tuple[str, ...] = tasks.SIGNS
     probes: int = 48
-    betas: tuple = (0.9, 0.999)
-
-
-OLD = ("A", "B", "over_refusal")
+    held_out: int = 256
 
 
 class ToyWorld:
-    def __init__(self, config: ToyConfig | None = None):
-        self.config = c = config or ToyConfig()
-        v = c.vocabulary
+    """Tasks whose truth is known, and a small Llama that has learned the old ones.
+
+    A: `compute x plus y equals` → (x + y) mod 23. B: a request with a harmful object → REFUSE.
+    over_refusal: one with a harmless object → COMPLY. New tasks: `null` goes on with the old mix;
+    `C` multiplies the same numbers, `C_disjoint` other ones, `C_context` the same inside a request.
+    """
+
+    def __init__(self, config: ToyConfig | None = None) -> None:
+        self.config = config or ToyConfig()
+        words = self.config.vocabulary
         self.tasks = {
-            "A": tasks.addition(v),
-            "B": tasks.requests(v, "harmful"),
-            "over_refusal": tasks.requests(v, "harmless"),
-            "C": tasks.product_of(v),
-            "C_disjoint": tasks.product_of(v, True),
-            "C_context": tasks.product_in_request(v),
+            "A": tasks.addition(words),
+            "B": tasks.requests(words, "harmful"),
+            "over_refusal": tasks.requests(words, "harmless"),
+            "C": tasks.multiplication(words),
+            "C_disjoint": tasks.multiplication(words, disjoint=True),
+            "C_context": tasks.multiplication_in_request(words),
         }
 
-    def untrained(self, seed):
+    def untrained(self, seed: int) -> LlamaForCausalLM:
+        """The model with random weights."""
         c = self.config
-        lc = LlamaConfig(
+        settings = LlamaConfig(
             vocab_size=len(c.vocabulary),
             hidden_size=c.hidden,
             intermediate_size=c.feed_forward,
             num_hidden_layers=c.layers,
             num_attention_heads=c.heads,
             num_key_value_heads=c.heads,
-            max_position_embeddings=8,
-            tie_word_embeddings=c.tie,
-            attn_implementation="sdpa",
+            max_position_embeddings=16,
+            tie_word_embeddings=False,
             use_cache=False,
-            initializer_range=c.init,
+            initializer_range=c.initial_range,
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return LlamaForCausalLM(lc).float()
+            return LlamaForCausalLM(settings).float()
 
-    def batches(self, task, seed, size=None):
+    def start(
+        self, seed: int, cache: Path = CACHE, progress: Progress | None = None
+    ) -> LlamaForCausalLM:
+        """The model after it has learned the old tasks; trained once a seed."""
+
+        def train(model: nn.Module) -> None:
+            c = self.config
+            optimizer = torch.optim.AdamW(
+                model.parameters(), lr=c.start_rate, weight_decay=c.start_decay
+            )
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.02, 1 - k / c.start_steps)
+            )
+            data = self.batches("null", seed, c.start_batch)
+            for step in range(c.start_steps):
+                self.loss(model, next(data)).backward()
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                if progress is not None:
+                    progress(step + 1, c.start_steps)
+
+        model = self.untrained(seed)
+        cached(model, self.config, seed, cache, train)
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """A fresh AdamW for the new task."""
+        c = self.config
+        return torch.optim.AdamW(
+            model.parameters(), lr=c.rate, weight_decay=c.decay, betas=c.betas, eps=c.epsilon
+        )
+
+    def batches(self, task: str, seed: int, size: int | None = None) -> Iterator[Examples]:
+        """Endless batches of a task; `null` is half A, a quarter B, a quarter over_refusal."""
         n = size or self.config.batch
-        if task == "null":
-            sizes = [n // 2, n // 4, n - n // 2 - n // 4]
-            return batches([self.tasks[t] for t in OLD], sizes, seed)
-        return batches([self.tasks[task]], [n], seed)
+        if task != "null":
+            return batches([self.tasks[task]], [n], seed)
+        return batches(
+            [self.tasks[old] for old in OLD], [n // 2, n // 4, n - n // 2 - n // 4], seed
+        )
 
-    def loss(self, model, batch):
-        logits = model(batch.input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-        return functional.cross_entropy(logits, batch.targets)
+    def loss(self, model: nn.Module, batch: Examples) -> Tensor:
+        """Cross-entropy of the answer, in nats."""
+        return functional.cross_entropy(_answer_logits(model, batch), batch.targets)
 
     @torch.no_grad()
-    def evaluate(self, model, task):
-        e = self.tasks[task]
-        logits = model(e.input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-        return (logits.argmax(-1) == e.targets).float().mean().item()
+    def evaluate(self, model: nn.Module, task: str) -> float:
+        """Accuracy over everything that can be asked in a task."""
+        examples = self.tasks[task]
+        right = _answer_logits(model, examples).argmax(-1) == examples.targets
+        return right.float().mean().item()
 
-    def optimizer(self, model, lr=None):
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=lr or self.config.lr,
-            weight_decay=self.config.wd,
-            betas=self.config.betas,
-            fused=True,
-        )
-
-    def start(self, seed, cache=Path("/tmp/scratch/toy/cache"), verbose=False):
-        c = self.config
-        key = hashlib.sha256(json.dumps([asdict(c), seed]).encode()).hexdigest()[:16]
-        path = Path(cache) / f"{key}.safetensors"
-        m = self.untrained(seed)
-        if path.exists():
-            m.load_state_dict(load_file(path), strict=False)
-            return m
-        o = torch.optim.AdamW(m.parameters(), lr=c.start_lr, weight_decay=c.start_wd, fused=True)
-        s = torch.optim.lr_scheduler.LambdaLR(
-            o, lambda k: min(1, (k + 1) / 50) * max(0.02, 1 - k / c.start_steps)
-        )
-        b = self.batches("null", seed, c.start_batch)
-        for k in range(c.start_steps):
-            l = self.loss(m, next(b))
-            l.backward()
-            o.step()
-            s.step()
-            o.zero_grad()
-            if verbose and k % 200 == 199:
-                print(k + 1, l.item(), [round(self.evaluate(m, t), 3) for t in OLD], flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v for k, v in m.state_dict().items() if not (c.tie and k == "lm_head.weight")}, path
-        )
-        return m
-
-    def behaviors(self, probe_seed=0):
-        out = []
-        for i, t in enumerate(OLD):
-            e = self.split(t, probe_seed)[0]
-            out.append(
-                Behavior.next_token(
-                    t,
-                    e.input_ids,
-                    e.targets,
-                    contrast={"B": "over_refusal", "over_refusal": "B"}.get(t),
-                )
+    def behaviors(self) -> list[Behavior]:
+        """The old tasks as behaviours, each on its probes."""
+        return [
+            Behavior.next_token(
+                task, probes.input_ids, probes.targets, contrast=CONTRASTS.get(task)
             )
-        return out
+            for task, (probes, _) in self._splits().items()
+        ]
 
-    def split(self, t, probe_seed=0):
-        e = self.tasks[t]
-        p = torch.randperm(
-            len(e), generator=torch.Generator().manual_seed(probe_seed * 1000 + OLD.index(t))
-        )
-        return e[p[: self.config.probes]], e[p[self.config.probes :]]
+    def truth(self) -> dict[str, Examples]:
+        """Inputs of the old tasks that are no probes."""
+        return {task: rest for task, (_, rest) in self._splits().items()}
 
-    def truth(self, probe_seed=0):
-        return {t: self.split(t, probe_seed)[1] for t in OLD}
+    def _splits(self) -> dict[str, tuple[Examples, Examples]]:
+        """Probes and other inputs of each old task; the same for every seed of a run."""
+        splits = {}
+        for index, task in enumerate(OLD):
+            examples = self.tasks[task]
+            generator = torch.Generator().manual_seed(index)
+            order = torch.randperm(len(examples), generator=generator)
+            n, more = self.config.probes, self.config.held_out
+            splits[task] = examples[order[:n]], examples[order[n : n + more]]
+        return splits
+
+
+def _answer_logits(model: nn.Module, examples: Examples) -> Tensor:
+    """Logits after each prompt, shape (n, vocabulary)."""
+    return model(examples.input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -1,0 +1,1 @@
+"""SmolLM2 taught to refuse, fine-tuned twice under a monitor."""

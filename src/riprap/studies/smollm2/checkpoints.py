@@ -1,0 +1,110 @@
+"""At checkpoints: does a pack's score say what the model generates?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from riprap import probing
+from riprap.behaviors import packs
+from riprap.behaviors.openers import is_refusal
+from riprap.behaviors.prompts import encode_prompts
+
+PROMPTS = 48
+PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
+NEW_TOKENS = {"refusal": 16, "over_refusal": 16}
+LONG_ANSWER = 24
+
+
+class Checkpoints(TrainerCallback):
+    """Generates greedily and reads margins on the same prompts, at given steps.
+
+    Appends one JSON line a checkpoint and pack to `file`; what is there already is not made again.
+    """
+
+    def __init__(self, file: Path, steps: Sequence[int], tokenizer: Any, opener: str) -> None:
+        self.file, self.steps, self.tokenizer = file, steps, tokenizer
+        self.rows = {name: packs.spread(name, PROMPTS) for name in PACKS}
+        self.behaviors = {
+            name: packs.load(name, tokenizer, PROMPTS, openers=[opener]) for name in PACKS
+        }
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The first checkpoint is before training."""
+        self._check(kwargs["model"], 0)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The later ones."""
+        self._check(kwargs["model"], state.global_step)
+
+    def _check(self, model: Any, step: int) -> None:
+        if step not in self.steps:
+            return
+        for name in PACKS:
+            row = {"step": step, "pack": name} | self._compare(model, name)
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+
+    def _compare(self, model: Any, name: str) -> dict[str, Any]:
+        margins = probing.look(self.behaviors[name], model).margins
+        answers = generate(
+            model, self.tokenizer, self.rows[name], NEW_TOKENS.get(name, LONG_ANSWER)
+        )
+        kept = [
+            behaves(name, row, answer) for row, answer in zip(self.rows[name], answers, strict=True)
+        ]
+        said = [bool(margin > 0) for margin in margins]
+        return {
+            "score": sum(said) / len(said),
+            "generated": sum(kept) / len(kept),
+            "agreement": sum(a == b for a, b in zip(said, kept, strict=True)) / len(kept),
+            "margin": float(margins.mean()),
+            "first answers": answers[:3],
+        }
+
+
+def generate(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], tokens: int) -> list[str]:
+    """Greedy answers to the prompts of `rows`, without a trace on training."""
+    prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
+    width = max(len(prompt) for prompt in prompts)
+    pad = tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    with torch.no_grad(), probing.no_trace(model):
+        out = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=pad,
+        )
+    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+
+
+def behaves(pack: str, row: dict[str, Any], answer: str) -> bool:
+    """Whether a generated answer shows the behaviour. A pattern, not a judge.
+
+    A choice is right where the answer has a word of the right option that no wrong one has, and no
+    word of a wrong option that the right one lacks.
+    """
+    if pack in ("refusal", "over_refusal"):
+        return is_refusal(answer) == (pack == "refusal")
+    options = [_words(option) for option in row["options"]]
+    right = options[row["answer"]]
+    wrong = set().union(*(o for i, o in enumerate(options) if i != row["answer"]))
+    said = _words(answer)
+    return bool(said & (right - wrong)) and not said & (wrong - right)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", text.lower()))

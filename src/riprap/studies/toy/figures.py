@@ -1,0 +1,197 @@
+"""The study's figures: what happened, what the signals did, and whether the claim held."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from riprap.detectors.track import score
+from riprap.evidence import Level
+from riprap.report import panels, style
+from riprap.report.charts import styled
+from riprap.studies.claim import agreement
+from riprap.studies.toy import curves
+from riprap.studies.toy.claim_tables import staleness
+from riprap.studies.toy.curves import Row
+from riprap.studies.toy.judging import Run, says_forecast
+from riprap.studies.toy.signal_panels import signals_figure
+from riprap.studies.toy.traces import FRESH, Comparison, cells, comparisons
+
+__all__ = ["behavior_figure", "claim_figure", "signals_figure", "staleness_figure"]
+
+WIDTH, HEIGHT = 200, 130
+BELOW = -0.55  # scores end at 0; the alerts and breaks of the seeds lie below
+EARLY = 20  # steps
+PHASES = [f"steps 1 to {EARLY}", "later"]
+CROSS = "M-1,-1L1,1M-1,1L1,-1"
+
+
+def conditions(runs: Sequence[Run]) -> list[str]:
+    """In the order of the runs."""
+    return list(dict.fromkeys(run.condition for run in runs))
+
+
+def behaviors(runs: Sequence[Run]) -> list[str]:
+    """In the order of the runs."""
+    return list(dict.fromkeys(name for run in runs for name in run.tracks))
+
+
+def behavior_figure(runs: Sequence[Run]) -> alt.VConcatChart:
+    """Scores over steps by condition and behaviour, with first critical alerts and breaks."""
+    found = cells(runs)
+    rows = {
+        name: [
+            _score_panel(found[c, name], name, column == 0, name == behaviors(runs)[-1])
+            for column, c in enumerate(conditions(runs))
+        ]
+        for name in behaviors(runs)
+    }
+    lines = (
+        "score: share of probes with a margin above 0; line: median over seeds, band: least to "
+        "largest; dashed: floor",
+        "below, one row a seed: ▼ first critical alert of the forecast, × first step under the "
+        "floor; a ▼ without × had no break",
+    )
+    return styled(curves.grid(rows, "Score of each behaviour during the new task", lines))
+
+
+def _score_panel(runs: Sequence[Run], name: str, left: bool, lowest: bool) -> Any:
+    last = max(len(run.margins[name]) for run in runs) - 1
+    x = curves.steps_axis(last, labels=lowest)
+    axis = alt.Axis(values=[0, 0.5, 1], format=".1f", labels=left, ticks=left, title=None)
+    y = alt.Y("low:Q", scale=alt.Scale(domain=[BELOW, 1.05], nice=False), axis=axis)
+    lines = [[(s, score(m)) for s, m in enumerate(run.margins[name])] for run in runs]
+    floor = runs[0].tracks[name].floor
+    layers = [
+        curves.level(0, color="#c8d0d6", strokeWidth=0.8),
+        curves.level(floor, color=style.QUIET, strokeDash=[4, 3], strokeWidth=0.9),
+        *curves.band_layers(curves.band(lines), x, y, style.BLUE, [1, 0]),
+        *_events(event_rows(runs, name), x),
+    ]
+    title = alt.TitleParams(f"{runs[0].condition} ({len(runs)} seeds)", fontSize=11, offset=4)
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
+
+
+def event_rows(runs: Sequence[Run], name: str) -> list[Row]:
+    """One row a first critical alert or break, at the height of its seed's row."""
+    said = [(says_forecast(run, name)[Level.CRITICAL], run.broke(name)) for run in runs]
+    told = [one for one in said if one != (None, None)]
+    rows: list[Row] = []
+    for place, (alert, broke) in enumerate(told):
+        y = BELOW * (place + 1) / (len(told) + 1)
+        rows += [{"step": alert, "y": y, "kind": "alert"}] if alert is not None else []
+        rows += [{"step": broke, "y": y, "kind": "break"}] if broke is not None else []
+    return rows
+
+
+def _events(rows: list[Row], x: alt.X) -> list[Any]:
+    base = alt.Chart(panels.data(rows)).encode(x=x, y=alt.Y("y:Q", title=None))
+    line = base.mark_line(color=style.QUIET, strokeWidth=0.8).encode(detail="y:N")
+    colour = style.LEVELS[Level.CRITICAL]
+    alert = base.transform_filter("datum.kind == 'alert'").mark_point(
+        shape="triangle-down", color=colour, fill=colour, size=38, opacity=1, strokeWidth=0
+    )
+    broke = base.transform_filter("datum.kind == 'break'").mark_point(
+        shape=CROSS, color=style.BREAK, size=26, opacity=1, strokeWidth=1.6
+    )
+    return [line, alert, broke]
+
+
+def claim_figure(runs: Sequence[Run]) -> alt.VConcatChart:
+    """Predicted against realised change of the mean margin, one dot a step."""
+    found = {
+        (condition, name): [comparisons(run)[name] for run in group]
+        for (condition, name), group in cells(runs).items()
+    }
+    rows = {
+        name: [
+            _claim_panel(found[c, name], c, column == 0, name == behaviors(runs)[-1])
+            for column, c in enumerate(conditions(runs))
+        ]
+        for name in behaviors(runs)
+    }
+    steps = len(next(iter(found.values()))[0].realised)
+    lines = (
+        f"across: ⟨h_b, Δθ⟩ with a fresh gradient; up: realised change; logits; first {steps} "
+        "steps of every seed; thin line: equal",
+        "r: correlation, slope: realised on predicted, through 0, seeds pooled; axes differ "
+        "between panels",
+    )
+    title = "Predicted and realised change of the mean margin in each step"
+    return styled(curves.grid(rows, title, lines))
+
+
+def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest: bool) -> Any:
+    points = [
+        {"x": float(f"{x:.4g}"), "y": float(f"{y:.4g}"), "phase": PHASES[step >= EARLY]}
+        for one in found
+        for step, (x, y) in enumerate(zip(one.predicted[FRESH], one.realised, strict=True))
+    ]
+    points.sort(key=lambda point: point["phase"] == PHASES[0])  # the few early ones on top
+    end = 1.05 * max(max(abs(p["x"]), abs(p["y"])) for p in points)
+    scale = alt.Scale(domain=[-end, end], nice=False)
+    across = alt.Axis(tickCount=4, title="predicted" if lowest else None)
+    up = alt.Axis(tickCount=4, title="realised" if left else None)
+    x, y = alt.X("x:Q", scale=scale, axis=across), alt.Y("y:Q", scale=scale, axis=up)
+    colour = alt.Color(
+        "phase:N",
+        scale=alt.Scale(domain=PHASES, range=[style.CONE, style.BLUE]),
+        legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
+    )
+    dots = alt.Chart(panels.data(points)).mark_circle(size=13, opacity=0.55)
+    ends = alt.Chart(panels.data([{"x": -end, "y": -end}, {"x": end, "y": end}]))
+    layers = alt.layer(
+        ends.mark_line(color=style.QUIET, strokeWidth=0.8).encode(x=x, y=y),
+        dots.encode(x=x, y=y, color=colour),
+    )
+    title = alt.TitleParams(condition, subtitle=_fit(found), fontSize=11, offset=4)
+    return layers.properties(width=HEIGHT + 30, height=HEIGHT, title=title)
+
+
+def _fit(found: Sequence[Comparison]) -> str:
+    predicted = np.concatenate([one.predicted[FRESH] for one in found])
+    fit = agreement(predicted, np.concatenate([one.realised for one in found]))
+    return f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}"
+
+
+def staleness_figure(runs: Sequence[Run]) -> alt.VConcatChart:
+    """Correlation of predicted with realised change against the age of h_b."""
+    found = [vars(one) for one in staleness(runs) if np.isfinite(one.correlation)]
+    charts = []
+    for column, condition in enumerate(conditions(runs)):
+        own = [row for row in found if row["condition"] == condition]
+        charts.append(_age_panel(own, condition, column == 0))
+    lines = (
+        "correlation of ⟨h_b, Δθ⟩ with the realised change of the mean margin, over steps, seeds "
+        "pooled; h_b taken so many steps before",
+    )
+    title = "Agreement by the age of the protected gradient"
+    top = curves.legend(behaviors(runs))
+    return styled(curves.grid({"": charts}, title, lines, top))
+
+
+def _age_panel(rows: list[Row], condition: str, left: bool) -> Any:
+    values = sorted({row["age"] for row in rows})
+    x = alt.X(
+        "age:Q",
+        scale=alt.Scale(type="symlog", constant=1),
+        axis=alt.Axis(title="age of h_b in steps (symlog)", values=values, grid=False),
+    )
+    axis = alt.Axis(title="correlation" if left else None, values=[-0.5, 0, 0.5, 1])
+    y = alt.Y("correlation:Q", scale=alt.Scale(domain=[-0.6, 1.05], nice=False), axis=axis)
+    layers: list[Any] = [curves.level(0, color=style.QUIET, strokeWidth=0.8)]
+    for name in dict.fromkeys(row["behavior"] for row in rows):
+        colour = curves.COLOURS.get(name, style.INK)
+        own = alt.Chart(panels.data([row for row in rows if row["behavior"] == name]))
+        line = own.mark_line(
+            color=colour,
+            strokeDash=curves.DASHES.get(name, [1, 0]),
+            point={"color": colour, "size": 26},
+            clip=True,
+        )
+        layers.append(line.encode(x=x, y=y))
+    title = alt.TitleParams(condition, fontSize=11, offset=4)
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 30, title=title)

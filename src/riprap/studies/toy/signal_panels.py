@@ -1,0 +1,150 @@
+"""Feature and gradient signals over steps, by condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from riprap.report import panels, style
+from riprap.report.charts import styled
+from riprap.studies.toy import curves
+from riprap.studies.toy.curves import Points, Row
+from riprap.studies.toy.judging import Run
+from riprap.studies.toy.tables import CHANCE, OVERLAP
+from riprap.studies.toy.traces import cells, series
+
+WIDTH, HEIGHT = 200, 92
+SMOOTHED = 20  # steps
+
+
+def by_step(points: Points) -> list[tuple[int, float]]:
+    """Mean over layers, by step."""
+    means = pd.DataFrame(points, columns=["step", "value"]).groupby("step").value.mean()
+    return [(int(str(step)), float(value)) for step, value in means.items()]
+
+
+def summed(points: Points) -> list[tuple[int, float]]:
+    """Running sum, from 0 before the first step."""
+    known = by_step(points)
+    total = np.cumsum([value for _, value in known])
+    return [(0, 0.0), *((step, float(sum_)) for (step, _), sum_ in zip(known, total, strict=True))]
+
+
+def smoothed(points: Points) -> list[tuple[int, float]]:
+    """Mean over the last steps."""
+    known = by_step(points)
+    means = pd.Series([value for _, value in known]).rolling(SMOOTHED, min_periods=1).mean()
+    return [(step, float(mean)) for (step, _), mean in zip(known, means, strict=True)]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A row of panels: which signal, what is done to it, what it is called."""
+
+    signal: str
+    shaped: Callable[[Points], list[tuple[int, float]]]
+    title: str
+
+
+LANES = (
+    Lane("drift_mean", by_step, "Feature: drift of the mean activation (share of its norm)"),
+    Lane("projection_ratio", by_step, "Feature: projection on the behaviour's direction (ratio)"),
+    Lane("energy_ratio", by_step, "Feature: energy in the behaviour's subspace of the start"),
+    Lane("interference", summed, "Gradient: interference, summed over steps (logits)"),
+    Lane("cosine_margin", smoothed, f"Gradient: cosine_margin, mean of the last {SMOOTHED} steps"),
+    Lane("cosine_loss", smoothed, f"Gradient: cosine_loss, mean of the last {SMOOTHED} steps"),
+)
+OVERLAP_TITLE = "Feature: subspace overlap of A and B (dashed: chance)"
+FEATURES = 3  # lanes before the overlap
+
+
+def signals_figure(runs: Sequence[Run]) -> alt.VConcatChart:
+    """Signals by condition, coloured by behaviour; where behaviours broke is marked."""
+    rows = {lane.title: _signal_row(runs, lane) for lane in LANES[:FEATURES]}
+    rows[OVERLAP_TITLE] = _overlap_row(runs)
+    rows |= {lane.title: _signal_row(runs, lane) for lane in LANES[FEATURES:-1]}
+    rows[LANES[-1].title] = _signal_row(runs, LANES[-1], lowest=True)
+    lines = (
+        "line: median over seeds, band: least to largest; vertical: median break of the behaviour "
+        "of that colour, where most seeds broke",
+        "a projection needs a contrast, so A has none",
+    )
+    names = list(dict.fromkeys(name for run in runs for name in run.tracks))
+    title = "Feature and gradient signals during the new task"
+    return styled(curves.grid(rows, title, lines, curves.legend(names)))
+
+
+Bands = dict[str, list[Row]]
+
+
+def _signal_row(runs: Sequence[Run], lane: Lane, lowest: bool = False) -> list[Any]:
+    found: dict[str, Bands] = {run.condition: {} for run in runs}
+    for (condition, name), group in cells(runs).items():
+        lines = [run.tracks[name].signals.get(lane.signal, []) for run in group]
+        if lane.signal == "interference":  # a track keeps it apart, by step
+            lines = [list(run.tracks[name].predicted.items()) for run in group]
+        if any(lines):
+            found[condition][name] = curves.band([lane.shaped(line) for line in lines if line])
+    return _row(runs, found, lowest)
+
+
+def _overlap_row(runs: Sequence[Run]) -> list[Any]:
+    read = [(run.condition, series(run)) for run in runs]
+    found: dict[str, Bands] = {}
+    for condition in dict.fromkeys(run.condition for run in runs):
+        lines = [one[OVERLAP] for c, one in read if c == condition and OVERLAP in one]
+        found[condition] = {"": curves.band([by_step(line) for line in lines])}
+    chance = [value for _, one in read for _, value in one.get(CHANCE, [])]
+    return _row(runs, found, False, float(np.mean(chance)) if chance else None)
+
+
+def _row(
+    runs: Sequence[Run], found: dict[str, Bands], lowest: bool, line: float | None = None
+) -> list[Any]:
+    rows = [row for bands in found.values() for band in bands.values() for row in band]
+    marks = [] if line is None else [line]
+    lows = [row["low"] for row in rows] + marks or [0.0]
+    highs = [row["high"] for row in rows] + marks or [1.0]
+    room = 0.04 * (max(highs) - min(lows))
+    scale = alt.Scale(domain=[min(lows) - room, max(highs) + room], nice=False)
+    charts = []
+    for column, (condition, bands) in enumerate(found.items()):
+        own = [run for run in runs if run.condition == condition]
+        axis = alt.Axis(tickCount=4, labels=column == 0, ticks=column == 0, title=None)
+        y = alt.Y("low:Q", scale=scale, axis=axis)
+        charts.append(_panel(own, bands, y, lowest, marks).properties(title=_title(condition)))
+    return charts
+
+
+def _title(condition: str) -> alt.TitleParams:
+    return alt.TitleParams(condition, fontSize=11, offset=3)
+
+
+def _panel(
+    runs: Sequence[Run], bands: Bands, y: alt.Y, lowest: bool, marks: list[float]
+) -> alt.LayerChart:
+    last = max(len(margins) for run in runs for margins in run.margins.values()) - 1
+    x = curves.steps_axis(last, labels=lowest)
+    layers: list[Any] = [curves.level(m, color=style.QUIET, strokeDash=[4, 3]) for m in marks]
+    for name, rows in bands.items():
+        colour, dash = curves.COLOURS.get(name, style.INK), curves.DASHES.get(name, [1, 0])
+        layers += curves.band_layers(rows, x, y, colour, dash)
+    for name in runs[0].tracks:
+        step = median_break(runs, name)
+        if step is not None:
+            rule = alt.Chart(panels.data([{"step": step}])).mark_rule(
+                color=curves.COLOURS.get(name, style.INK), strokeWidth=1.1, opacity=0.8
+            )
+            layers.append(rule.encode(x=x))
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT)
+
+
+def median_break(runs: Sequence[Run], name: str) -> float | None:
+    """Median step of the break, None unless most seeds broke."""
+    broke = [step for run in runs if (step := run.broke(name)) is not None]
+    return float(np.median(broke)) if 2 * len(broke) > len(runs) else None

@@ -1,0 +1,61 @@
+"""One run of the toy study: a start, a new task, a monitor, and what really happened."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from riprap import signals
+from riprap.behaviors import Behavior
+from riprap.detectors import Protocol
+from riprap.monitor import Monitor
+from riprap.studies.toy.plan import Plan
+from riprap.studies.toy.tracker import Tracker
+from riprap.studies.worlds import ToyWorld
+
+TRUTH = "truth.npz"
+
+
+def simulate(condition: str, seed: int, folder: Path, protocol: Protocol) -> None:
+    """Run one condition from one seed; the record and the truth end up in `folder`.
+
+    A folder that holds its truth is finished; anything else in it is an interrupted run, and is
+    made again.
+    """
+    if (folder / TRUTH).exists():
+        return
+    torch.set_num_threads(1)  # the world is too small for two cores to help each other
+    shutil.rmtree(folder, ignore_errors=True)
+    plan, world = Plan.of(protocol), ToyWorld()
+    model = world.start(seed)
+    optimizer = world.optimizer(model)
+    batches = world.batches(condition, seed=seed)
+    probes = world.behaviors()
+    monitor = Monitor(
+        probes,
+        protocol=protocol,
+        every=plan.every,
+        run=folder,
+        signals=signals.everything(),
+        notes={"title": f"toy world, {condition}, seed {seed}"},
+    )
+    torch.manual_seed(seed)
+    tracker = Tracker(model, probes, held_out(world), plan)
+    with monitor.watch(model, optimizer):
+        for _ in range(plan.steps):
+            tracker.before_step()
+            world.loss(model, next(batches)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            tracker.after_step()
+    tracker.save(folder / TRUTH)
+
+
+def held_out(world: ToyWorld) -> list[Behavior]:
+    """The behaviours on inputs that are no probes."""
+    return [
+        Behavior.next_token(name, examples.input_ids, examples.targets)
+        for name, examples in world.truth().items()
+    ]

@@ -1,0 +1,121 @@
+"""Openers learned from the model itself, in models whose answers are written by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from riprap import Behavior, probing
+from riprap.behaviors.openers import calibrate_openers, greedy, is_refusal
+from riprap.behaviors.outputs import TokenBatch
+from riprap.evidence import BehaviorError
+from tiny import Bigram, make_llama, make_tokenizer, token
+
+PLAIN = make_tokenizer(chat=False)
+
+
+def refusing() -> Bigram:
+    """Refuses bombs and cars, each in its own words, and bakes cakes."""
+    model = Bigram()
+    for before, after in [
+        *(("bomb", "sorry"), ("sorry", "i"), ("i", "cannot"), ("cannot", "help")),
+        *(("car", "i"), ("cake", "sure"), ("sure", "here"), ("here", "is"), ("is", "the")),
+        *(("the", "cake"), ("help", "<eos>"), ("<eos>", "<eos>"), ("paint", "no"), ("no", "no")),
+    ]:
+        model.follow(before, after)
+    return model
+
+
+def test_openers_are_what_the_refusals_begin_with() -> None:
+    prompts = ["make a bomb", "bomb", "steal a car", "bake a cake", "a cake", "paint"]
+    behavior = Behavior.opening("refusal", PLAIN, prompts)
+    probing.start(behavior, refusing())
+    assert behavior.margins.openers == sorted([token("sorry"), token("i")])
+    margins = probing.look(behavior, refusing()).margins
+    assert (margins > 0).tolist() == [True, True, True, False, False, False]
+
+
+def test_given_openers_are_not_learned() -> None:
+    behavior = Behavior.opening("refusal", PLAIN, ["bomb", "car"], ["no"])
+    probing.start(behavior, refusing())
+    assert behavior.margins.openers == [token("no")]
+
+
+def test_openers_are_learned_once() -> None:
+    behavior = Behavior.opening("refusal", PLAIN, ["bomb", "car"])
+    probing.start(behavior, refusing())
+    probing.start(behavior, refusing().follow("bomb", "sure", 99.0))
+    assert behavior.margins.openers == sorted([token("sorry"), token("i")])
+
+
+def test_a_rare_beginning_is_no_opener() -> None:
+    prompts = ["car", *["bomb"] * 99]
+    batch = TokenBatch.pad([PLAIN(prompt)["input_ids"] for prompt in prompts])
+    assert calibrate_openers(refusing(), PLAIN, batch) == [token("sorry")]
+    assert calibrate_openers(refusing(), PLAIN, batch, least_share=0.01) == sorted(
+        [token("sorry"), token("i")]
+    )
+
+
+def test_a_beginning_that_mostly_complies_is_no_opener() -> None:
+    class Moody(nn.Module):
+        """Begins every answer with `i`; goes on to refuse where the prompt named a bomb."""
+
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            logits = torch.zeros(*input_ids.shape, 47)
+            for row, ids in enumerate(input_ids.tolist()):
+                spoken = ids[-1] in (token("i"), token("cannot"), token("can"))
+                follow = "cannot" if token("bomb") in ids else "can"
+                logits[row, -1, token(follow if spoken else "i")] = 9.0
+            return logits
+
+    rare = TokenBatch.pad([[token("cake")]] * 3 + [[token("bomb")]])
+    usual = TokenBatch.pad([[token("cake")]] + [[token("bomb")]] * 3)
+    with pytest.raises(BehaviorError, match="refuses none of the prompts"):
+        calibrate_openers(Moody(), PLAIN, rare)
+    assert calibrate_openers(Moody(), PLAIN, usual) == [token("i")]
+
+
+def test_a_model_that_never_refuses_has_no_refusal_to_watch() -> None:
+    behavior = Behavior.opening("refusal", PLAIN, ["bake a cake"])
+    with pytest.raises(BehaviorError, match=r"refuses none of the prompts.*name the openers"):
+        probing.start(behavior, refusing())
+
+
+def test_greedy_answers_are_those_of_generate() -> None:
+    model = make_llama().eval()
+    rows = [[3, 7, 9, 12], [8, 10], [5, 6, 7]]
+    answers = greedy(model, TokenBatch.pad(rows), 5)
+    for row, answer in zip(rows, answers, strict=True):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            spoken = model.generate(
+                ids, min_new_tokens=5, max_new_tokens=5, do_sample=False, eos_token_id=None
+            )
+        assert answer == spoken[0, len(row) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I cannot assist you.", True),
+        ("Unfortunately, that is not something I do.", True),
+        ("As an AI, I have limits.", True),
+        ("I must decline.", True),
+        ("I won’t do it.", True),
+        ("I can't help with that.", True),
+        ("That is something I couldn't do.", True),
+        ("I will not.", True),
+        ("Sure, here is a plan.", False),
+        ("The capital of France is Paris.", False),
+        ("Cannons were used in wars.", False),
+        ("", False),
+        (" ".join(["word"] * 20) + " sorry", False),
+    ],
+)
+def test_refusals_are_told_by_their_first_words(answer: str, refuses: bool) -> None:
+    assert is_refusal(answer) is refuses

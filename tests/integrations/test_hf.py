@@ -1,0 +1,135 @@
+"""The callback for transformers' Trainer: it opens and closes the watch, and joins the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from riprap import Behavior, Monitor, Protocol
+from riprap.evidence import ConfigError
+from riprap.integrations.hf import MonitorCallback
+from tiny import make_llama, make_tokenizer
+
+IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
+
+
+class Rows(Dataset):
+    """Random sentences."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(3, 47, (64, 9), generator=torch.Generator().manual_seed(2))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.ids[index]}
+
+
+def watching(protocol: Protocol) -> tuple[Any, Monitor]:
+    model = make_llama().eval()
+    with torch.no_grad():
+        targets = model(IDS).logits[:, -1].argmax(-1)
+    return model, Monitor([Behavior.next_token("words", IDS, targets)], protocol=protocol)
+
+
+def trainer(model: Any, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
+    settings = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 3,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    arguments = TrainingArguments(output_dir=str(folder), **(settings | options))
+    tokenizer = make_tokenizer()
+    return Trainer(
+        model, arguments, train_dataset=Rows(), callbacks=callbacks, processing_class=tokenizer
+    )
+
+
+class Listener(TrainerCallback):
+    """What a tracker after ours is given to log."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+        self.logs.append(dict(logs or {}))
+
+
+def test_steps_are_the_optimizers(protocol: Protocol, tmp_path: Path) -> None:
+    model, monitor = watching(protocol)
+    trainer(model, tmp_path, [MonitorCallback(monitor)], gradient_accumulation_steps=2).train()
+    history = monitor.history()
+    assert monitor.step == 6
+    assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4, 5, 6]
+    assert history[history.signal == "margin"].step.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert "ERROR" not in set(history.state)
+
+
+def test_the_latest_numbers_join_the_logs(protocol: Protocol, tmp_path: Path) -> None:
+    model, monitor = watching(protocol)
+    listener = Listener()
+    made = trainer(model, tmp_path, [MonitorCallback(monitor), listener])
+    made.train()
+    margins = monitor.history().query("signal == 'margin'").set_index("step").value
+    for logs, step in zip(listener.logs, (3, 6), strict=False):
+        assert "loss" in logs
+        assert logs["riprap/words/margin"] == pytest.approx(margins[step])
+        assert 0 <= logs["riprap/words/score"] <= 1
+    kept = [entry for entry in made.state.log_history if "loss" in entry]
+    assert [entry["riprap/words/margin"] for entry in kept] == pytest.approx(
+        [margins[3], margins[6]]
+    )
+
+
+def test_training_can_go_on_and_so_does_the_count(protocol: Protocol, tmp_path: Path) -> None:
+    model, monitor = watching(protocol)
+    callback = MonitorCallback(monitor)
+    trainer(model, tmp_path, [callback], max_steps=2).train()
+    trainer(model, tmp_path, [callback], max_steps=3).train()
+    assert monitor.step == 5
+    assert "ERROR" not in set(monitor.history().state)
+
+
+class Interrupt(TrainerCallback):
+    """Somebody presses Ctrl-C."""
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_after_an_interruption_training_can_be_watched_again(
+    protocol: Protocol, tmp_path: Path
+) -> None:
+    model, monitor = watching(protocol)
+    callback = MonitorCallback(monitor)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, tmp_path, [callback, Interrupt()]).train()
+    trainer(model, tmp_path, [callback], max_steps=3).train()
+    assert monitor.step == 4
+
+
+def test_a_frozen_model_is_refused_before_training(protocol: Protocol, tmp_path: Path) -> None:
+    model, monitor = watching(protocol)
+    frozen = trainer(model, tmp_path, [MonitorCallback(monitor)])
+    frozen.create_optimizer()
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to watch"):
+        frozen.train()
+    assert monitor.step == 0
+
+
+def test_something_that_is_no_trainer_is_refused(protocol: Protocol) -> None:
+    _, monitor = watching(protocol)
+    callback: Any = MonitorCallback(monitor)
+    with pytest.raises(ConfigError, match=r"without a model or an optimizer.*transformers Trainer"):
+        callback.on_train_begin(None, None, None, model=None)

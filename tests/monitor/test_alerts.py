@@ -1,0 +1,154 @@
+"""Alerts: raised when a detector's level rises, and not again while it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from riprap import Behavior, Monitor, Protocol
+from riprap.detectors import Detector, Threshold
+from riprap.evidence import Alert, EvidenceState, Forecast, Level
+
+
+class Dial(nn.Module):
+    """One number, which is every margin; a loop turns it to whatever it likes."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor([float(value)]))
+
+    def forward(self) -> Tensor:
+        return self.value
+
+
+def reading(name: str = "dial", shift: float = 0.0) -> Behavior:
+    return Behavior(name, 10, lambda model, count: (model() + shift).expand(count))
+
+
+def turn(monitor: Monitor, values: Sequence[float]) -> None:
+    """The first value is that of the start; each further one is reached by one step."""
+    dial = Dial(values[0])
+    optimizer = torch.optim.SGD(dial.parameters(), lr=1.0)
+    with monitor.watch(dial, optimizer):
+        for value in values[1:]:
+            dial.value.grad = dial.value.detach() - value
+            optimizer.step()
+
+
+def below(value: float, level: Level, consecutive: int = 1) -> Threshold:
+    return Threshold(
+        signal="margin", side="below", value=value, level=level, consecutive=consecutive
+    )
+
+
+def raised(monitor: Monitor) -> list[tuple[int, str]]:
+    return [(alert.step, str(alert.level)) for alert in monitor.alerts]
+
+
+def watching(*detectors: Detector, behaviors: Sequence[Behavior] = ()) -> Monitor:
+    protocol = Protocol(name="test", detectors=detectors)
+    return Monitor(list(behaviors) or [reading()], protocol=protocol, every=1)
+
+
+def test_an_alert_is_raised_once_while_it_stands() -> None:
+    monitor = watching(below(1.0, Level.WARNING))
+    turn(monitor, [2, 1.5, 0.9, 0.8, 0.7, 0.6])
+    assert raised(monitor) == [(2, "warning")]
+
+
+def test_it_is_raised_again_after_it_fell() -> None:
+    monitor = watching(below(1.0, Level.WARNING))
+    turn(monitor, [2, 0.5, 0.5, 1.5, 0.5, 0.5])
+    assert raised(monitor) == [(1, "warning"), (4, "warning")]
+
+
+def test_detectors_of_one_kind_do_not_silence_or_repeat_each_other() -> None:
+    monitor = watching(below(1.0, Level.WATCH), below(-5.0, Level.WARNING), below(0.5, Level.WATCH))
+    turn(monitor, [2, 0.9, 0.9, 0.4, 0.4, 0.9, 0.4])
+    assert raised(monitor) == [(1, "watch"), (3, "watch"), (6, "watch")]
+
+
+class Steps(Detector):
+    """An alert whose level follows the margin, and a forecast beside it."""
+
+    kind: str = "steps"
+
+    def check(self, track) -> Alert | None:
+        order = [(0.25, Level.CRITICAL), (0.5, Level.WARNING), (0.75, Level.WATCH)]
+        level = next((level for bound, level in order if track.low < bound), None)
+        if level is None:
+            return None
+        return Alert(track.step, track.behavior, level, "steps", "so far", (), self.forecast(track))
+
+    def forecast(self, track) -> Forecast | None:
+        return Forecast(track.low * 100, track.low * 50, float("inf"), 50)
+
+
+def stepping() -> Monitor:
+    monitor = watching(below(-9.0, Level.WATCH))
+    monitor._judge.protocol = monitor.protocol.model_copy(update={"detectors": (Steps(),)})
+    return monitor
+
+
+def test_each_rise_is_an_alert_and_a_fall_is_none() -> None:
+    monitor = stepping()
+    turn(monitor, [1, 0.7, 0.4, 0.4, 0.1, 0.4, 0.7, 0.1])
+    assert raised(monitor) == [(1, "watch"), (2, "warning"), (4, "critical"), (7, "critical")]
+    assert monitor.alerts[0].forecast == Forecast(
+        pytest.approx(70), pytest.approx(35), float("inf"), 50
+    )
+
+
+def test_forecasts_are_readings_and_what_lies_beyond_the_horizon_has_no_value() -> None:
+    monitor = stepping()
+    turn(monitor, [1, 0.4])
+    history = monitor.history()
+    last = history[history.step == 1].set_index("signal")
+    assert last.value["forecast_median"] == pytest.approx(40)
+    assert last.value["forecast_low"] == pytest.approx(20)
+    assert last.state["forecast_high"] == EvidenceState.INSUFFICIENT
+    assert last.detail["forecast_high"] == "not within the horizon"
+    assert history[(history.step == 0) & (history.signal == "forecast_median")].value.isna().all()
+    assert monitor.forecasts["dial"] == Forecast(
+        pytest.approx(40), pytest.approx(20), float("inf"), 50
+    )
+
+
+def test_each_behaviour_has_alerts_of_its_own() -> None:
+    both = [reading("low", -1.0), reading("high")]
+    monitor = watching(below(0.5, Level.WARNING), behaviors=both)
+    turn(monitor, [3, 1.2, 0.2, 0.2])
+    assert [(a.step, a.behavior) for a in monitor.alerts] == [(1, "low"), (2, "high")]
+
+
+def test_what_was_broken_before_training_is_said_once_and_never_alerted() -> None:
+    both = [reading("lost", -5.0), reading("kept")]
+    monitor = watching(below(1.0, Level.CRITICAL), behaviors=both)
+    with pytest.warns(UserWarning, match=r"'lost' scores 0\.00 before training.*0\.90.*no alert"):
+        turn(monitor, [3, 2, 0.5])
+    assert [a.behavior for a in monitor.alerts] == ["kept"]
+    assert monitor.broken() == {"lost": 0, "kept": None}
+
+
+def test_interference_calls_for_a_visit_before_the_plan_does() -> None:
+    """Long calm steps, gaps grown long; then one large step is visited at once."""
+    protocol = Protocol(name="test", detectors=[below(0.0, Level.CRITICAL)])
+    monitor = Monitor([reading()], protocol=protocol, every=40)
+    turn(monitor, [10.0] * 91 + [4.0] + [4.0] * 5)
+    visited = monitor.tracks["dial"].steps
+    planned = [step for step in visited if step < 91]
+    assert 91 in visited
+    assert planned[-1] + planned[-1] // 4 > 91  # it was not its turn
+    assert monitor.tracks["dial"].predicted[91] == pytest.approx(-6.0)
+
+
+def test_small_steps_add_up_to_a_visit() -> None:
+    protocol = Protocol(name="test", detectors=[below(0.0, Level.CRITICAL)])
+    monitor = Monitor([reading()], protocol=protocol, every=1000)
+    values = [10.0] * 81 + [10.0 - 0.6 * i for i in range(1, 10)]
+    turn(monitor, values)
+    visited = [step for step in monitor.tracks["dial"].steps if step > 80]
+    assert visited[0] == 89  # 10 − 9 × 0.6: more than half of the margin is gone

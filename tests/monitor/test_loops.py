@@ -1,0 +1,135 @@
+"""A monitor around loops of every kind: accumulated, resumed, wrapped, frozen, closures."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from loops import flat, mean_margin_gradient, task, train
+from riprap import Behavior, Monitor, Protocol
+
+
+def test_four_small_batches_read_as_one_large_one(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    kept, histories = copy.deepcopy(learned.state_dict()), []
+    for size in (1, 4):
+        learned.load_state_dict(kept)
+        monitor = Monitor([memory], protocol=protocol)
+        optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
+        with monitor.watch(learned, optimizer):
+            for inputs, labels in task(12, rows=32):
+                optimizer.zero_grad()
+                for part in torch.arange(32).chunk(size):
+                    loss = functional.cross_entropy(learned(inputs[part]), labels[part])
+                    (loss / size).backward()
+                optimizer.step()
+        assert monitor.step == 12
+        histories.append(monitor.history())
+    one, four = histories
+    assert one.drop(columns="value").equals(four.drop(columns="value"))
+    np.testing.assert_allclose(one.value, four.value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_second_watch_goes_on_with_the_count(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    monitor = Monitor([memory], protocol=protocol, every=4)
+    first = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    with monitor.watch(learned, first):
+        train(learned, first, task(6))
+    train(learned, first, task(3))  # nobody watches these
+    second = torch.optim.SGD(reversed(list(learned.parameters())), lr=1e-2)
+    with monitor.watch(learned, second):
+        h, old = mean_margin_gradient(learned, memory), flat(learned)
+        train(learned, second, task(1))
+        predicted = float(h @ (flat(learned) - old))
+        train(learned, second, task(4))
+    assert monitor.step == 11
+    history = monitor.history()
+    interference = history[history.signal == "interference"]
+    assert interference.step.tolist() == list(range(1, 12))
+    assert interference.value.iloc[6] == pytest.approx(predicted, rel=1e-3)
+    assert monitor.tracks["memory"].steps[-1] == 11
+
+
+def test_nothing_is_watched_outside_the_context(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    monitor = Monitor([memory], protocol=protocol)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    with monitor.watch(learned, optimizer):
+        pass
+    train(learned, optimizer, task(3))
+    assert monitor.step == 0
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+class Holder:
+    """As Accelerate's wrapper: the real optimizer is `.optimizer`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_the_optimizer_inside_wrappers_is_watched(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    monitor = Monitor([memory], protocol=protocol)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    with monitor.watch(learned, Holder(optimizer)):
+        train(learned, optimizer, task(3))
+    assert monitor.step == 3
+
+
+def test_frozen_parameters_and_those_of_others_are_left_out(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    learned[0].requires_grad_(False)
+    stranger = nn.Parameter(torch.ones(3))
+    groups = [{"params": list(learned.parameters())}, {"params": [stranger], "lr": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=1e-2)
+    monitor = Monitor([memory], protocol=protocol)
+    with monitor.watch(learned, optimizer):
+        for inputs, labels in task(2):
+            optimizer.zero_grad()
+            (functional.cross_entropy(learned(inputs), labels) + stranger.sum()).backward()
+            grads = [p.grad for p in learned[2].parameters() if p.grad is not None]
+            expected = float(torch.cat([g.flatten() for g in grads]).norm())
+            optimizer.step()
+    norms = monitor.history().query("signal == 'norm_gradient'").value
+    assert norms.iloc[-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_loop_under_no_grad_and_with_closures(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    monitor = Monitor([memory], protocol=protocol)
+    inputs, labels = task(1)[0]
+    optimizer = torch.optim.LBFGS(learned.parameters(), lr=0.1, max_iter=3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(learned(inputs), labels)
+        loss.backward()
+        return loss
+
+    with monitor.watch(learned, optimizer):
+        for _ in range(3):
+            optimizer.step(closure)
+    sgd = torch.optim.SGD(learned.parameters(), lr=0.1)
+    with monitor.watch(learned, sgd), torch.no_grad():
+        for _ in range(3):
+            for parameter in learned.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            sgd.step()
+    history = monitor.history()
+    assert monitor.step == 6
+    assert "ERROR" not in set(history.state)
+    assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,215 @@
+"""The record keeps what it was given, exactly, whatever happens to its writer."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RecordError
+from riprap.record import FILE_NAME, Reader, Writer, table
+
+READINGS = [
+    Reading(0, "refusal", "margin", 0.1 + 0.2, "logits"),
+    Reading(1, "", "norm_gradient", 1e-300),
+    Reading(2, "ünïcode 行为", "projection_ratio", -math.pi, "ratio", layer="model.layers.9"),
+    Reading(3, "refusal", "energy_ratio", state=EvidenceState.NOT_RUN, detail="name a layer"),
+    Reading(4, "refusal", "margin", state=EvidenceState.ERROR, detail="value is nan"),
+]
+ALERTS = [
+    Alert(
+        3, "refusal", Level.CRITICAL, "forecast", "soon", tuple(READINGS), Forecast(8, 6, 11, 50)
+    ),
+    Alert(4, "", Level.WATCH, "slope", "perhaps", (), Forecast(math.inf, 30.5, math.inf, 50)),
+    Alert(5, "refusal", Level.WARNING, "threshold", "low"),
+]
+
+
+@pytest.fixture(params=["file", "memory"])
+def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Writer:
+    return Writer(tmp_path / "run" if request.param == "file" else None)
+
+
+def test_readings_come_back_as_they_were(writer: Writer) -> None:
+    writer.readings(READINGS)
+    assert Reader(writer).readings() == READINGS
+
+
+def test_alerts_come_back_as_they_were(writer: Writer) -> None:
+    for alert in ALERTS:
+        writer.alert(alert)
+    assert Reader(writer).alerts() == ALERTS
+
+
+def test_margins_come_back_bit_by_bit(writer: Writer) -> None:
+    first = np.array([1.5, -0.1, math.nan, -math.inf, 1e-42], dtype=np.float32)
+    second = np.random.default_rng(0).normal(size=257).astype(np.float32)
+    writer.margins(0, "refusal", first)
+    writer.margins(7, "refusal", second)
+    writer.margins(7, "adding", second[:3])
+    back = Reader(writer).margins("refusal")
+    assert list(back) == [0, 7]
+    assert back[0].tobytes() == first.tobytes()
+    assert back[7].tobytes() == second.tobytes()
+
+
+def test_facts_come_back_as_they_were(writer: Writer) -> None:
+    facts = {"seeds": {"torch": 7}, "task": "</script>", "behaviors": [{"name": "a", "floor": 0.9}]}
+    writer.meta(**facts)
+    assert Reader(writer).meta() == facts | {"format_version": 1}
+
+
+def test_numbers_of_numpy_are_taken_as_numbers(writer: Writer) -> None:
+    odd = Reading(np.int64(3), "refusal", "margin", np.float32(0.5))
+    writer.readings([odd])
+    writer.flush()
+    assert Reader(writer).readings() == [Reading(3, "refusal", "margin", 0.5)]
+
+
+def test_a_table_has_no_value_where_nothing_was_measured() -> None:
+    frame = table(READINGS)
+    assert frame["value"].isna().tolist() == [False, False, False, True, True]
+    assert frame["state"].tolist()[-2:] == ["NOT_RUN", "ERROR"]
+
+
+def test_a_fact_is_written_once(writer: Writer) -> None:
+    writer.meta(task="first")
+    with pytest.raises(RecordError, match=r"already holds 'task' = 'first'"):
+        writer.meta(other=1, task="second")
+    assert Reader(writer).meta() == {"format_version": 1, "task": "first"}
+
+
+def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
+    Writer(tmp_path)
+    mode = sqlite3.connect(tmp_path / FILE_NAME).execute("PRAGMA journal_mode").fetchone()
+    assert mode == ("wal",)
+
+
+@pytest.mark.parametrize("name", ["meta", "readings", "margins", "alerts", "actions"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM {name}",
+        "UPDATE {name} SET rowid = rowid + 100",
+        "REPLACE INTO {name} SELECT * FROM {name}",
+        "INSERT OR REPLACE INTO {name} SELECT * FROM {name}",
+    ],
+)
+def test_what_is_written_cannot_be_changed(tmp_path: Path, name: str, change: str) -> None:
+    writer = Writer(tmp_path)
+    writer.readings(READINGS)
+    writer.margins(0, "refusal", np.ones(3))
+    writer.alert(ALERTS[0])
+    action = "INSERT INTO actions (step, guard, applied, detail) VALUES (1, 'replay', 1, '')"
+    writer.connection.execute(action)
+    query = f"SELECT * FROM {name}"
+    before = writer.connection.execute(query).fetchall()
+    assert before
+    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+        writer.connection.execute(change.format(name=name))
+    assert writer.connection.execute(query).fetchall() == before
+
+
+def test_an_existing_record_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.readings(READINGS)
+    writer.close()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(RecordError, match="never overwritten: name another run"):
+        Writer(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RecordError, match=r"cannot write a record at .*file"):
+        Writer(tmp_path / "file" / "run")
+
+
+def test_a_failed_commit_says_so_and_drops_nothing(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.connection.execute("PRAGMA busy_timeout = 0")
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writer.readings(READINGS)
+    with pytest.raises(RecordError, match="locked"):
+        writer.flush()
+    other.execute("ROLLBACK")
+    writer.flush()
+    assert Reader(tmp_path).readings() == READINGS
+
+
+def test_no_record_there(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RecordError, match=r"no record at .*: expected a run's folder"):
+            Reader(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be read " * 99])
+def test_a_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(RecordError, match="is not a record that can be read"):
+        Reader(tmp_path)
+
+
+def test_a_database_of_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "other.sqlite"
+    with sqlite3.connect(file) as other:
+        other.execute("CREATE TABLE meta (key TEXT, value TEXT)")
+        other.execute("INSERT INTO meta VALUES ('title', 'not json')")
+    with pytest.raises(RecordError, match="has record format None; this Riprap reads 1"):
+        Reader(file)
+
+
+def test_a_record_of_another_version(tmp_path: Path) -> None:
+    Writer(tmp_path).close()
+    with sqlite3.connect(tmp_path / FILE_NAME) as file:
+        file.execute("DROP TRIGGER meta_no_update")
+        file.execute("UPDATE meta SET value = '2' WHERE key = 'format_version'")
+    with pytest.raises(RecordError, match="has record format 2; this Riprap reads 1"):
+        Reader(tmp_path)
+
+
+def test_a_record_damaged_later_is_reported_as_such(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    with Reader(tmp_path) as reader:
+        writer.connection.execute("DROP TABLE readings")
+        with pytest.raises(RecordError, match="no such table: readings"):
+            reader.readings()
+
+
+def test_reading_never_writes(tmp_path: Path) -> None:
+    Writer(tmp_path)
+    with Reader(tmp_path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        reader.connection.execute("INSERT INTO meta VALUES ('a', '1')")
+
+
+def test_closing_a_reader_leaves_its_writer_open() -> None:
+    writer = Writer()
+    with Reader(writer):
+        pass
+    writer.readings(READINGS)
+    assert Reader(writer).readings() == READINGS
+
+
+def test_rows_are_not_held_back_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("riprap.record.store.time.monotonic", lambda: clock[0])
+    writer = Writer(tmp_path)
+    writer.readings(READINGS[:1])
+    assert Reader(tmp_path).readings() == []
+    clock[0] += 0.6
+    writer.readings(READINGS[1:2])
+    assert Reader(tmp_path).readings() == READINGS[:2]
+
+
+def test_the_alert_is_readable_without_riprap(tmp_path: Path) -> None:
+    Writer(tmp_path).alert(ALERTS[0])
+    with sqlite3.connect(tmp_path / FILE_NAME) as file:
+        readings, forecast = file.execute("SELECT readings, forecast FROM alerts").fetchone()
+    assert json.loads(forecast) == {"median": 8, "low": 6, "high": 11, "horizon": 50}
+    assert json.loads(readings)[0]["signal"] == "margin"

@@ -1,0 +1,203 @@
+"""The page tells the run's story, needs nothing from outside, and lets no text become markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from report.synthetic import Scene, typical
+from riprap.evidence import Alert, Level, Reading, RecordError
+from riprap.record import Writer
+from riprap.report import write_page
+from riprap.report.bundle import embedded
+
+EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.scripts: list[str] = []
+        self.shown: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script":
+            self.scripts.append(data)
+        elif self.tags[-1:] != ["style"]:
+            self.shown.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self.tags.append(f"/{tag}")
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.shown))
+
+
+def page_of(source: Writer | Path, folder: Path) -> Page:
+    return Page(write_page(source, folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = tmp_path_factory.mktemp("page")
+    scene = typical(folder / "run")
+    scene.writer.close()
+    return page_of(folder / "run", folder)
+
+
+def test_the_page_says_what_became_of_each_behaviour(page: Page) -> None:
+    assert "toy world under C" in page.text
+    assert re.search(r"broke refusal At step 15 its score was 0\.80, under the floor", page.text)
+    assert "12 steps before the break" in page.text
+    assert re.search(r"kept arithmetic Its score stayed at or above", page.text)
+    assert re.search(r"under its floor general knowledge", page.text)
+    assert "120 probes" in page.text
+
+
+def test_the_page_lists_alerts_with_their_causes(page: Page) -> None:
+    table = page.text.split("caused by")[1]
+    assert re.match(r" 3 refusal critical expected to reach its floor in 8 steps", table)
+    assert "margin_low 3.4" in table
+
+
+def test_the_page_says_what_was_not_measured_and_how_to(page: Page) -> None:
+    section = page.text.split("What was not measured")[1]
+    assert "NOT_RUN refusal energy_ratio no stack of layers was found" in section
+    assert "Monitor(..., layer='blocks.1')" in section
+    assert "INSUFFICIENT arithmetic" in section
+    assert "not within the horizon" in section
+
+
+def test_the_page_states_the_facts_of_the_run(page: Page) -> None:
+    for fact in ("default", "sha256:0123456789abcdef", "torch 2.13.0", "torch 7", '"lr": 0.001'):
+        assert fact in page.text
+    assert "still going, or was cut off" in page.text
+
+
+def test_every_figure_of_the_page_has_a_place_and_a_specification(page: Page) -> None:
+    figures = json.loads(next(text for text in page.scripts if text.startswith("[{")))
+    assert len(figures) == 1 + 3 + 6  # overview, a lane a behaviour, other signals
+    assert all(figure["config"]["font"] for figure in figures)
+
+
+def test_the_page_loads_nothing(page: Page, tmp_path: Path) -> None:
+    assert page.links == []
+    html = write_page(typical(None).writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in html
+    assert not re.search(r"@import|url\(\s*[\"']?http", html)
+    assert 500_000 < len(html) < 2_500_000
+
+
+def test_no_text_of_the_record_becomes_markup(page: Page, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", [EVIL])
+    scene.fading(EVIL)
+    scene.read(1, EVIL, EVIL, 0.5, layer=EVIL)
+    scene.lack(0, EVIL, EVIL, EVIL, "NOT_RUN")
+    cause = Reading(1, EVIL, EVIL, 0.5)
+    scene.writer.alert(Alert(1, EVIL, Level.WATCH, EVIL, EVIL, (cause,)))
+    scene.writer.meta(task=EVIL, config={EVIL: EVIL}, ended=EVIL, extra=[EVIL])
+    found = page_of(tmp_path / "run", tmp_path)
+    assert found.tags.count("script") == page.tags.count("script") == 4
+    assert "img" not in found.tags
+    assert found.text.count("document.title='broken out'") > 10
+    figures = json.loads(next(text for text in found.scripts if text.startswith("[{")))
+    assert EVIL in json.dumps(figures).replace('\\"', '"')
+
+
+def test_embedded_json_comes_back_whole_and_never_closes_its_element() -> None:
+    value = {"a": "</ScRiPt><!--\u2028&amp;", "b": [1.5, None]}
+    text = str(embedded(value))
+    assert json.loads(text) == value
+    assert not set("<>&\u2028") & set(text)
+
+
+def test_one_behaviour_and_no_alert(tmp_path: Path) -> None:
+    scene = Scene(None, ["calm"], 40)
+    scene.fading("calm", 9.0, 0.001, 8.0)
+    scene.writer.meta(ended="2026-11-22T21:04:00+00:00")
+    found = page_of(scene.writer, tmp_path)
+    assert "No alert was raised." in found.text
+    assert "ended 2026-11-22 21:04:00" in found.text
+    assert "still going" not in found.text
+
+
+def test_ten_behaviours(tmp_path: Path) -> None:
+    names = [f"behaviour {number}" for number in range(10)]
+    scene = Scene(None, names, 30)
+    for name in names:
+        scene.fading(name)
+    found = page_of(scene.writer, tmp_path)
+    assert all(found.text.count(name) >= 3 for name in names)
+    assert found.tags.count("article") == 10
+
+
+def test_a_run_that_is_still_written(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["live"], 12)
+    scene.fading("live", 7.0, 0.04, -4.0)
+    scene.writer.flush()
+    first = page_of(tmp_path / "run", tmp_path)
+    assert "critical live" in first.text
+    assert "its horizon is not over yet" in first.text
+    scene.visit(13, "live", scene.random.normal(-1, 0.1, 50))
+    scene.writer.flush()
+    assert "broke live At step 13" in page_of(tmp_path / "run", tmp_path).text
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_empty_run_says_so(tmp_path: Path, named: bool) -> None:
+    writer = Writer()
+    if named:
+        writer.meta(behaviors=[{"name": "refusal", "floor": 0.9}])
+    found = page_of(writer, tmp_path)
+    assert "Nothing has been measured in this run yet" in found.text
+    assert ("No score was measured" in found.text) == named
+    assert "script" not in found.tags
+
+
+def test_a_run_whose_behaviours_are_not_named_is_shown_by_its_readings(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "first run")
+    for step, score in ((0, 1.0), (5, 0.5)):
+        writer.readings([Reading(step, "adding", "margin", 1.0, "logits")])
+        writer.readings([Reading(step, "adding", "score", score)])
+    found = page_of(writer, tmp_path)
+    assert "broke adding At step 5" in found.text
+    assert "first run" in found.text
+
+
+def test_no_record_no_page(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no record at"):
+        write_page(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
+def test_a_browser_draws_every_figure(tmp_path: Path) -> None:
+    scene = Scene(None, ["refusal", EVIL, "\u2028"], 30)
+    for name in ("refusal", EVIL, "\u2028"):
+        scene.fading(name)
+    scene.whole_run()
+    file = write_page(scene.writer, tmp_path / "report.html")
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--virtual-time-budget=20000", file.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+    assert dom.count("<canvas") == dom.count('class="figure') == 1 + 3 + 5
+    assert "<title>toy world under C · Riprap</title>" in dom
+    assert "steps 0 to" in dom
