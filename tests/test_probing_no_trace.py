@@ -195,11 +195,14 @@ def test_autocast_is_off_inside_and_on_again_outside() -> None:
     assert np.array_equal(plain.margins, mixed.margins)
 
 
-def test_a_pass_does_not_see_training_mode() -> None:
-    model = prepared()
-    behavior = Behavior("still", INPUTS, lambda m, x: m.classifier(x)[:, 0])
-    first, second = probing.look(behavior, model), probing.look(behavior, model)
-    assert np.array_equal(first.margins, second.margins)
+def test_a_pass_sees_the_model_as_it_is_used() -> None:
+    model = Classifier().train()
+    model(torch.randn(64, 8))  # statistics that differ from those of the probes
+    behavior = Behavior("still", INPUTS, lambda m, x: m(x)[:, 0])
+    look = probing.look(behavior, model)
+    assert model.training
+    expected = model.eval()(INPUTS)[:, 0].detach().numpy()
+    np.testing.assert_allclose(look.margins, expected, rtol=1e-6)
 
 
 def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> None:

@@ -122,3 +122,36 @@ def test_copy_into_keeps_the_target() -> None:
     assert target[0].tolist() == [1.0, 1.0]
     assert target[0].data_ptr() == place
     assert not target[0].requires_grad
+
+
+@given(vectors, vectors, vectors)
+def test_a_stack_gives_the_same_products_as_its_vectors(
+    vector: tuple, one: tuple, two: tuple
+) -> None:
+    stack = tensors.Stack({"one": as_tensors(one), "two": as_tensors(two)})
+    mine, found = flat(vector), stack.dots(as_tensors(vector))
+    for name, other in (("one", flat(one)), ("two", flat(two))):
+        slack = 1e-5 * (np.abs(mine) @ np.abs(other)) + 1e-6
+        assert abs(found[name] - mine @ other) <= slack
+        assert stack.norms[name] == pytest.approx(np.linalg.norm(other), rel=1e-5, abs=1e-20)
+        kept = stack.vector(name, as_tensors(vector))
+        assert [part.shape for part in kept] == [torch.Size(shape) for shape in SHAPES]
+        assert (flat(tuple(part.numpy() for part in kept)) == other).all()
+
+
+def test_a_stack_of_halves_does_not_overflow() -> None:
+    big = [torch.full((4096,), 300.0, dtype=torch.float16)]
+    stack = tensors.Stack({"big": big})
+    assert stack.dots(big)["big"] == pytest.approx(4096 * 300.0**2, rel=1e-5)
+    assert stack.norms["big"] == pytest.approx(64 * 300.0, rel=1e-5)
+
+
+def test_an_empty_stack_has_no_products() -> None:
+    assert tensors.Stack({}).dots([torch.ones(2)]) == {}
+
+
+def test_a_stack_is_a_copy() -> None:
+    vector = [torch.ones(3)]
+    stack = tensors.Stack({"one": vector})
+    vector[0].zero_()
+    assert stack.dots([torch.ones(3)]) == {"one": 3.0}

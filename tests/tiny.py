@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ["<pad>", "<unk>", "<eos>", "<user>", "<assistant>", "<end>"]
 WORDS = [
@@ -56,6 +62,19 @@ def make_llama(seed: int = 0, scale: float = 20.0, **options: Any) -> LlamaForCa
     model = LlamaForCausalLM(config)
     with torch.no_grad():
         model.lm_head.weight.mul_(scale)
+    return model
+
+
+def make_gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """A random GPT-2: its positions are absolute, so padding must not move them."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(VOCABULARY), n_positions=64, n_embd=16, n_layer=2, n_head=2, pad_token_id=0
+    )
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)
     return model
 
 

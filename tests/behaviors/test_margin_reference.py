@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from riprap import Behavior, Margins, probing
-from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_llama, make_tokenizer, token
+from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer, token
 
 CHAT = make_tokenizer()
 ROWS, TARGETS = [[3, 7, 9, 12], [8, 10], [5, 6, 7, 8, 9]], [9, 11, 30]
@@ -120,8 +120,11 @@ CASES = {
         lambda m, i: -option(m, i, TEXTS[i]),
     ),
 }
-MODELS = {"llama": lambda: make_llama().eval(), "bigram": Bigram, "plain": PlainLM}
-PADDING = ["llama", "bigram"]
+MODELS = {
+    "llama": lambda: make_llama().eval(),
+    "gpt2": lambda: make_gpt2().eval(),
+    "bigram": Bigram,
+}
 kinds = pytest.mark.parametrize("kind", CASES)
 
 
@@ -135,7 +138,7 @@ def moved(model: nn.Module) -> nn.Module:
 
 
 @kinds
-@pytest.mark.parametrize("name", PADDING)
+@pytest.mark.parametrize("name", MODELS)
 def test_margins_agree_with_the_reference(kind: str, name: str) -> None:
     case, behavior = CASES[kind], CASES[kind].build()
     start = moved(MODELS[name]())
@@ -148,7 +151,7 @@ def test_margins_agree_with_the_reference(kind: str, name: str) -> None:
 
 
 @kinds
-@pytest.mark.parametrize("name", PADDING)
+@pytest.mark.parametrize("name", MODELS)
 def test_losses_agree_with_the_reference(kind: str, name: str) -> None:
     case, behavior, model = CASES[kind], CASES[kind].build(), moved(MODELS[name]())
     assert behavior.losses is not None

@@ -164,6 +164,19 @@ def test_accumulated_gradients(protocol: Protocol) -> None:
     compare(llama, of_words(), protocol, steps=25, parts=3)
 
 
+def test_mixed_precision(protocol: Protocol) -> None:
+    def build() -> tuple[nn.Module, Any, Callable[[], Tensor]]:
+        model, optimizer, loss = llama()
+
+        def mixed() -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return loss()
+
+        return model, optimizer, mixed
+
+    compare(build, of_words(), protocol, steps=15)
+
+
 def test_an_adapter(protocol: Protocol) -> None:
     compare(lambda: llama(adapted=True), of_words(), protocol)
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from loops import flat, mean_margin_gradient, task, train
 from riprap import Behavior, Monitor, Protocol
+from tiny import make_llama
 
 
 def test_four_small_batches_read_as_one_large_one(
@@ -133,3 +134,44 @@ def test_a_loop_under_no_grad_and_with_closures(
     assert monitor.step == 6
     assert "ERROR" not in set(history.state)
     assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_step_that_the_scaler_skips_is_no_step(
+    learned: nn.Module, memory: Behavior, protocol: Protocol
+) -> None:
+    """Gradients are read after unscaling, and an overflow leaves nothing to read."""
+    monitor = Monitor([memory], protocol=protocol)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    true_norms = []
+    with monitor.watch(learned, optimizer):
+        for index, (inputs, labels) in enumerate(task(6)):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(learned(inputs), labels)
+            grads = torch.autograd.grad(loss, list(learned.parameters()), retain_graph=True)
+            scaler.scale(loss * (float("inf") if index == 2 else 1)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            if index != 2:
+                true_norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+    assert monitor.step == 5
+    history = monitor.history()
+    assert "ERROR" not in set(history.state)
+    found = history[history.signal == "norm_gradient"].value
+    np.testing.assert_allclose(found, true_norms, rtol=1e-4)
+
+
+def test_a_model_in_half_precision(protocol: Protocol) -> None:
+    model = make_llama().bfloat16()
+    behavior = Behavior.next_token("words", [[3, 7, 9, 12], [5, 6]], [4, 5], floor=0.01)
+    monitor = Monitor([behavior], protocol=protocol)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with monitor.watch(model, optimizer):
+        for _ in range(4):
+            optimizer.zero_grad()
+            ids = torch.randint(3, 47, (4, 6))
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+    history = monitor.history()
+    assert "ERROR" not in set(history.state)
+    assert len(history[history.signal == "interference"]) == 4

@@ -40,6 +40,8 @@ def _check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
 class NextToken:
     """Token margin: the right token against the best other one, at the last position."""
 
+    unit = "logits"
+
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets
 
@@ -64,6 +66,8 @@ class NextToken:
 
 class Opening:
     """Opening margin: does the response begin with an opener? With `avoid`: does it not?"""
+
+    unit = "logits"
 
     def __init__(
         self, openers: Sequence[int], avoid: bool, start: Callable[..., list[int]] | None = None
@@ -168,6 +172,8 @@ def _options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tenso
 class Contrast:
     """Contrast margin: best keep continuation against best lose continuation, mass-gated."""
 
+    unit = "nats per token"
+
     def __call__(self, model: nn.Module, probes: Options) -> Margins:
         """Nats per token by which keeping leads; insufficient where both are improbable."""
         means, heads = _options_log_probs(model, probes)
@@ -203,6 +209,8 @@ def _first_of_each(tokens: Tensor) -> list[int]:
 class Choice:
     """Choice margin: the right option against the best wrong one, length-normalised."""
 
+    unit = "nats per token"
+
     def __call__(self, model: nn.Module, probes: Options) -> Tensor:
         """Nats per token by which the right option leads."""
         means, _ = _options_log_probs(model, probes)
@@ -216,6 +224,8 @@ class Choice:
 
 class Likelihood:
     """Likelihood margin: tolerance − (loss now − loss at the start), nats per token."""
+
+    unit = "nats per token"
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance

@@ -23,6 +23,7 @@ class Judge:
     def __init__(self, behaviors: list[Behavior], protocol: Protocol) -> None:
         self.protocol = protocol
         self.tracks = {b.name: Track(b.name, b.floor) for b in behaviors}
+        self._units = {b.name: getattr(b.margins, "unit", "margin") for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
         self._standing: dict[tuple[str, str], int] = {}
@@ -37,9 +38,10 @@ class Judge:
             return [no_margin(step, name, EvidenceState.ERROR, text)]
         track = self.tracks[name]
         track.visit(step, look.margins)
+        low, unit = low_margin(look.margins, track.floor), self._units[name]
         return [
-            Reading.of(step, name, "margin", float(look.margins.mean()), "margin"),
-            Reading.of(step, name, "margin_low", low_margin(look.margins, track.floor), "margin"),
+            Reading.of(step, name, "margin", float(look.margins.mean()), unit),
+            Reading.of(step, name, "margin_low", low, unit),
             Reading.of(step, name, "score", score(look.margins), "share"),
         ]
 

@@ -15,9 +15,9 @@ Points = Sequence[tuple[int, float]]
 
 COLOURS = {"A": style.BLUE, "B": style.CONE, "over_refusal": style.UP}
 DASHES = {"A": [1, 0], "B": [6, 2], "over_refusal": [2, 2]}
-LINEAR_UNTIL = 10.0  # steps; the axis is nearly linear before, logarithmic after
-FINE, COARSE = 50, 5  # each of the first steps is drawn, then every fifth
-TICKS = (0, 5, 10, 50, 200, 1000)
+LINEAR_UNTIL = 20.0  # steps; the axis is nearly linear before, logarithmic after
+FINE, COARSE = 50, 10  # each of the first steps is drawn, then every tenth
+TICKS = (0, 10, 50, 200, 500, 1000)
 
 
 def band(lines: Sequence[Points]) -> list[Row]:
@@ -66,6 +66,11 @@ def level(value: float, **mark: Any) -> alt.Chart:
     """A horizontal line."""
     chart = alt.Chart(panels.data([{"level": value}]))
     return chart.mark_rule(**mark).encode(y=alt.Y("level:Q", title=None))
+
+
+def named(text: str, **more: Any) -> alt.TitleParams:
+    """The title of one panel, over its left edge."""
+    return alt.TitleParams(text, fontSize=11, offset=4, frame="group", **more)
 
 
 def legend(names: Sequence[str], width: int = 420) -> alt.LayerChart:

@@ -22,8 +22,9 @@ from riprap.studies.toy.traces import FRESH, Comparison, cells, comparisons
 
 __all__ = ["behavior_figure", "claim_figure", "signals_figure", "staleness_figure"]
 
-WIDTH, HEIGHT = 200, 130
-BELOW = -0.55  # scores end at 0; the alerts and breaks of the seeds lie below
+WIDTH, HEIGHT = 180, 150
+BELOW = -0.8  # scores end at 0; the alerts and breaks of the seeds lie below
+LATE = 200  # steps; from there the number of a lead stands before its marks
 EARLY = 20  # steps
 PHASES = [f"steps 1 to {EARLY}", "later"]
 CROSS = "M-1,-1L1,1M-1,1L1,-1"
@@ -52,8 +53,8 @@ def behavior_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     lines = (
         "score: share of probes with a margin above 0; line: median over seeds, band: least to "
         "largest; dashed: floor",
-        "below, one row a seed: ▼ first critical alert of the forecast, × first step under the "
-        "floor; a ▼ without × had no break",
+        "below, one row a seed: ▼ first critical alert, × first step under the floor, number: lead "
+        "in steps; ▼ alone: no break",
     )
     return styled(curves.grid(rows, "Score of each behaviour during the new task", lines))
 
@@ -71,33 +72,42 @@ def _score_panel(runs: Sequence[Run], name: str, left: bool, lowest: bool) -> An
         *curves.band_layers(curves.band(lines), x, y, style.BLUE, [1, 0]),
         *_events(event_rows(runs, name), x),
     ]
-    title = alt.TitleParams(f"{runs[0].condition} ({len(runs)} seeds)", fontSize=11, offset=4)
+    title = curves.named(f"{runs[0].condition} ({len(runs)} seeds)")
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
 
 
 def event_rows(runs: Sequence[Run], name: str) -> list[Row]:
-    """One row a first critical alert or break, at the height of its seed's row."""
+    """First critical alerts, breaks and their leads, each at the height of its seed's row."""
     said = [(says_forecast(run, name)[Level.CRITICAL], run.broke(name)) for run in runs]
     told = [one for one in said if one != (None, None)]
     rows: list[Row] = []
     for place, (alert, broke) in enumerate(told):
         y = BELOW * (place + 1) / (len(told) + 1)
-        rows += [{"step": alert, "y": y, "kind": "alert"}] if alert is not None else []
-        rows += [{"step": broke, "y": y, "kind": "break"}] if broke is not None else []
+        steps = {"alert": alert, "break": broke}
+        rows += [{"step": s, "y": y, "kind": k} for k, s in steps.items() if s is not None]
+        if alert is not None and broke is not None:
+            late = min(alert, broke) > LATE
+            text = f"{broke - alert}".replace("-", "−")
+            step = min(alert, broke) if late else max(alert, broke)
+            rows.append({"step": step, "y": y, "kind": "before" if late else "after", "text": text})
     return rows
 
 
 def _events(rows: list[Row], x: alt.X) -> list[Any]:
-    base = alt.Chart(panels.data(rows)).encode(x=x, y=alt.Y("y:Q", title=None))
-    line = base.mark_line(color=style.QUIET, strokeWidth=0.8).encode(detail="y:N")
-    colour = style.LEVELS[Level.CRITICAL]
-    alert = base.transform_filter("datum.kind == 'alert'").mark_point(
-        shape="triangle-down", color=colour, fill=colour, size=38, opacity=1, strokeWidth=0
-    )
-    broke = base.transform_filter("datum.kind == 'break'").mark_point(
-        shape=CROSS, color=style.BREAK, size=26, opacity=1, strokeWidth=1.6
-    )
-    return [line, alert, broke]
+    def only(*kinds: str) -> alt.Chart:
+        chosen = [row for row in rows if row["kind"] in kinds]
+        return alt.Chart(panels.data(chosen)).encode(x=x, y=alt.Y("y:Q", title=None))
+
+    red = style.LEVELS[Level.CRITICAL]
+    line = only("alert", "break").mark_line(color=style.QUIET, strokeWidth=0.8)
+    alert = only("alert").mark_point(shape="triangle-down", size=38, fill=red, strokeWidth=0)
+    broke = only("break").mark_point(shape=CROSS, size=26, color=style.BREAK, strokeWidth=1.6)
+    leads = [
+        only(kind).mark_text(align=align, dx=dx, fontSize=9, color=style.INK).encode(text="text:N")
+        for kind, align, dx in (("before", "right", -7), ("after", "left", 7))
+    ]
+    marks = [mark.encode(opacity=alt.value(1)) for mark in (alert, broke)]
+    return [line.encode(detail="y:N"), *marks, *leads]
 
 
 def claim_figure(runs: Sequence[Run]) -> alt.VConcatChart:
@@ -115,7 +125,7 @@ def claim_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     }
     steps = len(next(iter(found.values()))[0].realised)
     lines = (
-        f"across: ⟨h_b, Δθ⟩ with a fresh gradient; up: realised change; logits; first {steps} "
+        f"across: h_b · Δθ with a fresh gradient; up: realised change; logits; first {steps} "
         "steps of every seed; thin line: equal",
         "r: correlation, slope: realised on predicted, through 0, seeds pooled; axes differ "
         "between panels",
@@ -147,7 +157,7 @@ def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest
         ends.mark_line(color=style.QUIET, strokeWidth=0.8).encode(x=x, y=y),
         dots.encode(x=x, y=y, color=colour),
     )
-    title = alt.TitleParams(condition, subtitle=_fit(found), fontSize=11, offset=4)
+    title = curves.named(condition, subtitle=_fit(found))
     return layers.properties(width=HEIGHT + 30, height=HEIGHT, title=title)
 
 
@@ -165,7 +175,7 @@ def staleness_figure(runs: Sequence[Run]) -> alt.VConcatChart:
         own = [row for row in found if row["condition"] == condition]
         charts.append(_age_panel(own, condition, column == 0))
     lines = (
-        "correlation of ⟨h_b, Δθ⟩ with the realised change of the mean margin, over steps, seeds "
+        "correlation of h_b · Δθ with the realised change of the mean margin, over steps, seeds "
         "pooled; h_b taken so many steps before",
     )
     title = "Agreement by the age of the protected gradient"
@@ -193,5 +203,5 @@ def _age_panel(rows: list[Row], condition: str, left: bool) -> Any:
             clip=True,
         )
         layers.append(line.encode(x=x, y=y))
-    title = alt.TitleParams(condition, fontSize=11, offset=4)
+    title = curves.named(condition)
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT + 30, title=title)

@@ -18,8 +18,8 @@ from riprap.studies.toy.judging import Run
 from riprap.studies.toy.tables import CHANCE, OVERLAP
 from riprap.studies.toy.traces import cells, series
 
-WIDTH, HEIGHT = 200, 92
-SMOOTHED = 20  # steps
+WIDTH, HEIGHT = 165, 74
+LEAST = 5  # steps a noisy signal is averaged over; later the last quarter of all steps
 
 
 def by_step(points: Points) -> list[tuple[int, float]]:
@@ -36,10 +36,13 @@ def summed(points: Points) -> list[tuple[int, float]]:
 
 
 def smoothed(points: Points) -> list[tuple[int, float]]:
-    """Mean over the last steps."""
+    """Mean over the last steps, ever more of them, as the axis draws them ever closer."""
     known = by_step(points)
-    means = pd.Series([value for _, value in known]).rolling(SMOOTHED, min_periods=1).mean()
-    return [(step, float(mean)) for (step, _), mean in zip(known, means, strict=True)]
+    values = np.array([value for _, value in known])
+    return [
+        (step, float(values[max(0, place - max(LEAST, place // 4)) : place + 1].mean()))
+        for place, (step, _) in enumerate(known)
+    ]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ LANES = (
     Lane("projection_ratio", by_step, "Feature: projection on the behaviour's direction (ratio)"),
     Lane("energy_ratio", by_step, "Feature: energy in the behaviour's subspace of the start"),
     Lane("interference", summed, "Gradient: interference, summed over steps (logits)"),
-    Lane("cosine_margin", smoothed, f"Gradient: cosine_margin, mean of the last {SMOOTHED} steps"),
-    Lane("cosine_loss", smoothed, f"Gradient: cosine_loss, mean of the last {SMOOTHED} steps"),
+    Lane("cosine_margin", smoothed, "Gradient: cosine_margin, mean of the last quarter of the steps so far"),
+    Lane("cosine_loss", smoothed, "Gradient: cosine_loss, mean of the last quarter of the steps so far"),
 )
 OVERLAP_TITLE = "Feature: subspace overlap of A and B (dashed: chance)"
 FEATURES = 3  # lanes before the overlap
@@ -117,12 +120,8 @@ def _row(
         own = [run for run in runs if run.condition == condition]
         axis = alt.Axis(tickCount=4, labels=column == 0, ticks=column == 0, title=None)
         y = alt.Y("low:Q", scale=scale, axis=axis)
-        charts.append(_panel(own, bands, y, lowest, marks).properties(title=_title(condition)))
+        charts.append(_panel(own, bands, y, lowest, marks).properties(title=curves.named(condition)))
     return charts
-
-
-def _title(condition: str) -> alt.TitleParams:
-    return alt.TitleParams(condition, fontSize=11, offset=3)
 
 
 def _panel(
