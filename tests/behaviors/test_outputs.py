@@ -74,6 +74,26 @@ def test_only_the_last_positions_are_computed_where_the_model_can() -> None:
     assert seen == [2]
 
 
+class Averaging(nn.Module):
+    """Sees all tokens that its mask lets it see, and nothing else tells it which are padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(47, 47)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        seen = (self.embed(input_ids) * mask[..., None]).cumsum(1)
+        return seen / mask.cumsum(1).clamp(min=1)[..., None]
+
+
+def test_the_mask_reaches_the_model() -> None:
+    model = Averaging()
+    together = last_logits(model, TokenBatch.pad(ROWS))
+    for row, logits in zip(ROWS, together, strict=True):
+        torch.testing.assert_close(logits, last_logits(model, TokenBatch.pad([row]))[0])
+
+
 def test_padding_is_on_the_left_and_masked() -> None:
     batch = TokenBatch.pad(ROWS)
     assert batch.input_ids.tolist() == [[0, 3, 7, 9, 12], [0, 0, 0, 8, 10], [5, 6, 7, 8, 9]]

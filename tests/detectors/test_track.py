@@ -25,6 +25,18 @@ def test_the_sign_of_the_deciding_margin_decides_the_score(
     assert (score(margins) < floor) == (low_margin(margins, floor) <= 0)
 
 
+@pytest.mark.parametrize("n", [*range(1, 26), 30, 40, 48, 50, 60, 100, 120])
+def test_a_score_that_just_meets_its_floor_is_not_under_it(n: int) -> None:
+    """Around every floor of whole percents, where (1 − floor)·n is not exact in binary."""
+    for percent in range(1, 101):
+        allowed = (100 - percent) * n // 100
+        for fallen in range(max(allowed - 1, 0), min(allowed + 1, n) + 1):
+            margins = np.array([-1.0] * fallen + [1.0] * (n - fallen))
+            under = fallen > allowed
+            assert (score(margins) < percent / 100) == under
+            assert (low_margin(margins, percent / 100) <= 0) == under
+
+
 @given(margin_lists, percents)
 def test_the_score_is_compared_exactly(values: list[float], percent: int) -> None:
     """At a floor that the score just meets, rounding breaks nothing."""

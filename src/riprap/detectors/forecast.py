@@ -25,13 +25,15 @@ class ForecastDetector(Detector):
         memory: over how many recent steps the change is averaged.
         persistence: how long the trend goes on, in multiples of how long it has lasted: for the
             late bound, the median and the early bound.
+        doubt: standard error of the change that is added for bends, as a share of it.
         least_steps: steps to have seen before anything but a broken floor is said.
     """
 
     kind: Literal["forecast"] = "forecast"
     horizon: int = Field(default=50, ge=1)
-    memory: float = Field(default=6.0, gt=0)
-    persistence: tuple[float, float, float] = (1.0, 4.0, 16.0)
+    memory: float = Field(default=8.0, gt=0)
+    persistence: tuple[float, float, float] = (1.0, 2.0, 16.0)
+    doubt: float = Field(default=0.2, ge=0)
     least_steps: int = Field(default=3, ge=1)
 
     def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
@@ -45,7 +47,7 @@ class ForecastDetector(Detector):
         if track.step < self.least_steps or len(track.steps) < 2:
             return None
         values = deciding_margins(track)
-        now = trend(values, track.steps, self.changes(track, values), self.memory)
+        now = trend(values, track.steps, self.changes(track, values), self.memory, self.doubt)
         late, median, early = (
             now.steps_to_zero(z, persistence)
             for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)

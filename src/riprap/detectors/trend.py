@@ -72,25 +72,43 @@ class Trend:
         return float("inf") if used >= 1 else float(-span * np.log1p(-used))
 
 
-def trend(values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float) -> Trend:
+def trend(
+    values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
+) -> Trend:
     """The trend after the last visit.
 
-    The change is an exponentially weighted mean of `changes` over `memory` steps, or over the last
-    gap between visits if that was longer. The error is their weighted spread; neighbouring steps
-    that are alike count as one observation.
+    The change now is where a line through the recent changes ends, so that a fall which gathers or
+    loses speed is seen as such: weighted least squares, weights fading over `memory` steps, or over
+    the last gap between visits if that was longer. Its error takes the scatter about the line, where
+    neighbouring steps that are alike count as one observation, and `doubt` times the change itself:
+    a trend bends, however even it has been.
 
     Args:
         values: the deciding margin at each visit, shape (visits,), two at least.
         changes: shape (steps,).
     """
     memory = max(memory, steps[-1] - steps[-2])
-    weights = np.exp(-np.arange(len(changes))[::-1] / memory)
+    ages = np.arange(len(changes))[::-1].astype(float)
+    weights = np.exp(-ages / memory)
     weights /= weights.sum()
-    mean = float(weights @ changes)
-    residual = changes - mean
+    change, error = _line_now(ages, changes, weights)
+    peak = steps[len(values) - 1 - int(np.argmax(values[::-1]))]
+    error = float(np.hypot(error, doubt * change))
+    return Trend(float(values[-1]), change, error, steps[-1] - peak)
+
+
+def _line_now(ages: np.ndarray, changes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Value at age 0 of the weighted line through `changes`, and its standard error."""
+    mean, middle = float(weights @ changes), float(weights @ ages)
+    spread = float(weights @ (ages - middle) ** 2)
+    if len(changes) < 3 or spread == 0:
+        return mean, abs(mean)
+    tilt = float(weights @ ((ages - middle) * changes)) / spread
+    residual = changes - (mean + tilt * (ages - middle))
     variance = float(weights @ residual**2)
-    lagged = float(weights[1:] @ (residual[1:] * residual[:-1])) / variance if variance > 0 else 0.0
+    if variance == 0:
+        return mean - tilt * middle, 0.0
+    lagged = float(weights[1:] @ (residual[1:] * residual[:-1])) / variance
     alike = min(max(lagged, 0.0), 0.9)
     effective = max(1.0, (1 - alike) / (1 + alike) / float((weights**2).sum()))
-    peak = steps[len(values) - 1 - int(np.argmax(values[::-1]))]
-    return Trend(float(values[-1]), mean, float(np.sqrt(variance / effective)), steps[-1] - peak)
+    return mean - tilt * middle, float(np.sqrt(variance / effective * (1 + middle**2 / spread)))

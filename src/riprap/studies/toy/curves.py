@@ -17,7 +17,7 @@ COLOURS = {"A": style.BLUE, "B": style.CONE, "over_refusal": style.UP}
 DASHES = {"A": [1, 0], "B": [6, 2], "over_refusal": [2, 2]}
 LINEAR_UNTIL = 20.0  # steps; the axis is nearly linear before, logarithmic after
 FINE, COARSE = 50, 10  # each of the first steps is drawn, then every tenth
-TICKS = (0, 10, 50, 200, 500, 1000)
+TICKS = (0, 10, 50, 200, 1000)
 
 
 def band(lines: Sequence[Points]) -> list[Row]:
@@ -26,7 +26,9 @@ def band(lines: Sequence[Points]) -> list[Row]:
     if not known:
         return []
     first, last = max(one[0][0] for one in known), min(one[0][-1] for one in known)
-    grid = [s for s in range(int(first), int(last) + 1) if s <= FINE or s % COARSE == 0 or s == last]
+    grid = [
+        s for s in range(int(first), int(last) + 1) if s <= FINE or s % COARSE == 0 or s == last
+    ]
     values = np.array([np.interp(grid, steps, line) for steps, line in known])
     rows = zip(grid, np.median(values, 0), values.min(0), values.max(0), strict=True)
     return [
@@ -62,6 +64,12 @@ def band_layers(rows: list[Row], x: alt.X, y: alt.Y, colour: str, dash: list[int
     return [area, line.encode(x=x, y=alt.Y("middle:Q", title=None))]
 
 
+def ground(x: alt.X, y: alt.Y) -> alt.Chart:
+    """The axes, there whatever else is."""
+    empty = alt.Chart(panels.data([{"step": 0, "low": 0}])).mark_point(opacity=0, clip=True)
+    return empty.encode(x=x, y=y)
+
+
 def level(value: float, **mark: Any) -> alt.Chart:
     """A horizontal line."""
     chart = alt.Chart(panels.data([{"level": value}]))
@@ -89,13 +97,26 @@ def legend(names: Sequence[str], width: int = 420) -> alt.LayerChart:
 
 
 def grid(
-    rows: Mapping[str, Sequence[Any]], title: str, lines: Sequence[str], top: Any = None
+    rows: Mapping[str, Sequence[Any]],
+    title: str,
+    lines: Sequence[str],
+    gap: int,
+    top: Any = None,
 ) -> alt.VConcatChart:
-    """Panels in rows, each row under its name, beneath a title and lines that say what is drawn."""
+    """Panels in rows, each row under its name, beneath a title and lines that say what is drawn.
+
+    Args:
+        gap: between panels of a row, in pixels; their axes lie in it.
+    """
     strips = [
-        alt.hconcat(*charts, spacing=14, title=alt.TitleParams(name, fontSize=12, offset=4))
+        alt.hconcat(
+            *charts,
+            spacing=gap,
+            bounds="flush",
+            title=alt.TitleParams(name, fontSize=12, offset=4),
+        )
         for name, charts in rows.items()
     ]
     parts = strips if top is None else [top, *strips]
     header = alt.TitleParams(title, subtitle=list(lines), fontSize=16)
-    return alt.vconcat(*parts, spacing=14, title=header)
+    return alt.vconcat(*parts, spacing=16, title=header)

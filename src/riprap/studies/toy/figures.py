@@ -23,6 +23,7 @@ from riprap.studies.toy.traces import FRESH, Comparison, cells, comparisons
 __all__ = ["behavior_figure", "claim_figure", "signals_figure", "staleness_figure"]
 
 WIDTH, HEIGHT = 180, 150
+SQUARE = 130
 BELOW = -0.8  # scores end at 0; the alerts and breaks of the seeds lie below
 LATE = 200  # steps; from there the number of a lead stands before its marks
 EARLY = 20  # steps
@@ -56,7 +57,7 @@ def behavior_figure(runs: Sequence[Run]) -> alt.VConcatChart:
         "below, one row a seed: ▼ first critical alert, × first step under the floor, number: lead "
         "in steps; ▼ alone: no break",
     )
-    return styled(curves.grid(rows, "Score of each behaviour during the new task", lines))
+    return styled(curves.grid(rows, "Score of each behaviour during the new task", lines, 20))
 
 
 def _score_panel(runs: Sequence[Run], name: str, left: bool, lowest: bool) -> Any:
@@ -72,7 +73,7 @@ def _score_panel(runs: Sequence[Run], name: str, left: bool, lowest: bool) -> An
         *curves.band_layers(curves.band(lines), x, y, style.BLUE, [1, 0]),
         *_events(event_rows(runs, name), x),
     ]
-    title = curves.named(f"{runs[0].condition} ({len(runs)} seeds)")
+    title = curves.named(f"{runs[0].condition}, seeds: {len(runs)}")
     return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)
 
 
@@ -131,7 +132,7 @@ def claim_figure(runs: Sequence[Run]) -> alt.VConcatChart:
         "between panels",
     )
     title = "Predicted and realised change of the mean margin in each step"
-    return styled(curves.grid(rows, title, lines))
+    return styled(curves.grid(rows, title, lines, 58))
 
 
 def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest: bool) -> Any:
@@ -141,8 +142,8 @@ def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest
         for step, (x, y) in enumerate(zip(one.predicted[FRESH], one.realised, strict=True))
     ]
     points.sort(key=lambda point: point["phase"] == PHASES[0])  # the few early ones on top
-    end = 1.05 * max(max(abs(p["x"]), abs(p["y"])) for p in points)
-    scale = alt.Scale(domain=[-end, end], nice=False)
+    ends = _ends([value for point in points for value in (point["x"], point["y"])])
+    scale = alt.Scale(domain=ends, nice=False)
     across = alt.Axis(tickCount=4, title="predicted" if lowest else None)
     up = alt.Axis(tickCount=4, title="realised" if left else None)
     x, y = alt.X("x:Q", scale=scale, axis=across), alt.Y("y:Q", scale=scale, axis=up)
@@ -152,13 +153,20 @@ def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest
         legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
     )
     dots = alt.Chart(panels.data(points)).mark_circle(size=13, opacity=0.55)
-    ends = alt.Chart(panels.data([{"x": -end, "y": -end}, {"x": end, "y": end}]))
+    equal = alt.Chart(panels.data([{"x": end, "y": end} for end in ends]))
     layers = alt.layer(
-        ends.mark_line(color=style.QUIET, strokeWidth=0.8).encode(x=x, y=y),
+        equal.mark_line(color=style.QUIET, strokeWidth=0.8).encode(x=x, y=y),
         dots.encode(x=x, y=y, color=colour),
     )
     title = curves.named(condition, subtitle=_fit(found))
-    return layers.properties(width=HEIGHT + 30, height=HEIGHT, title=title)
+    return layers.properties(width=SQUARE, height=SQUARE, title=title)
+
+
+def _ends(values: Sequence[float]) -> list[float]:
+    """Least and largest, 0 included, with some room."""
+    low, high = min(*values, 0.0), max(*values, 0.0)
+    room = 0.05 * (high - low)
+    return [low - room, high + room]
 
 
 def _fit(found: Sequence[Comparison]) -> str:
@@ -170,28 +178,26 @@ def _fit(found: Sequence[Comparison]) -> str:
 def staleness_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     """Correlation of predicted with realised change against the age of h_b."""
     found = [vars(one) for one in staleness(runs) if np.isfinite(one.correlation)]
+    low = min(-0.1, *(row["correlation"] - 0.05 for row in found))
     charts = []
     for column, condition in enumerate(conditions(runs)):
         own = [row for row in found if row["condition"] == condition]
-        charts.append(_age_panel(own, condition, column == 0))
+        charts.append(_age_panel(own, condition, column == 0, low))
     lines = (
         "correlation of h_b · Δθ with the realised change of the mean margin, over steps, seeds "
         "pooled; h_b taken so many steps before",
+        "an age leaves out as many first steps, in which most is lost: see the table for fresh "
+        "gradients on the same steps",
     )
     title = "Agreement by the age of the protected gradient"
     top = curves.legend(behaviors(runs))
-    return styled(curves.grid({"": charts}, title, lines, top))
+    return styled(curves.grid({"": charts}, title, lines, 34, top))
 
 
-def _age_panel(rows: list[Row], condition: str, left: bool) -> Any:
-    values = sorted({row["age"] for row in rows})
-    x = alt.X(
-        "age:Q",
-        scale=alt.Scale(type="symlog", constant=1),
-        axis=alt.Axis(title="age of h_b in steps (symlog)", values=values, grid=False),
-    )
-    axis = alt.Axis(title="correlation" if left else None, values=[-0.5, 0, 0.5, 1])
-    y = alt.Y("correlation:Q", scale=alt.Scale(domain=[-0.6, 1.05], nice=False), axis=axis)
+def _age_panel(rows: list[Row], condition: str, left: bool, low: float) -> Any:
+    x = alt.X("age:O", axis=alt.Axis(title="age of h_b in steps", labelAngle=0))
+    axis = alt.Axis(title="correlation" if left else None, labels=left, ticks=left, tickCount=4)
+    y = alt.Y("correlation:Q", scale=alt.Scale(domain=[low, 1.05], nice=False), axis=axis)
     layers: list[Any] = [curves.level(0, color=style.QUIET, strokeWidth=0.8)]
     for name in dict.fromkeys(row["behavior"] for row in rows):
         colour = curves.COLOURS.get(name, style.INK)
@@ -200,7 +206,6 @@ def _age_panel(rows: list[Row], condition: str, left: bool) -> Any:
             color=colour,
             strokeDash=curves.DASHES.get(name, [1, 0]),
             point={"color": colour, "size": 26},
-            clip=True,
         )
         layers.append(line.encode(x=x, y=y))
     title = curves.named(condition)

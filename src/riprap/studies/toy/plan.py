@@ -15,6 +15,7 @@ class Plan(Strict):
     """The terms of the study; every field is covered by the protocol's hash.
 
     Attributes:
+        world: fingerprint of the toy world.
         steps: length of each run, in optimizer steps.
         every: the monitor's longest gap between visits.
         conditions: the new tasks; `null` goes on with the old mix.
@@ -27,6 +28,7 @@ class Plan(Strict):
         fixed: the fixed thresholds: signal, side and value.
     """
 
+    world: str
     steps: int = Field(ge=1)
     every: int = Field(ge=1)
     conditions: tuple[str, ...]

@@ -173,13 +173,14 @@ def paired(frame: pd.DataFrame) -> pd.DataFrame:
 
 def gains(pairs: pd.DataFrame, level: Level) -> pd.Series:
     """Steps by which the forecast's first alert came before the slope's; NaN unless both did."""
-    return (pairs[f"{level}_slope"] - pairs[f"{level}_forecast"]).astype(float).dropna()
+    slope, forecast = (pairs[f"{level}_{kind}"].astype(float) for kind in ("slope", "forecast"))
+    return (slope - forecast).dropna()
 
 
 def _gain_row(pairs: pd.DataFrame, level: Level) -> dict[str, object]:
     found = gains(pairs, level)
     leads = {
-        kind: (pairs.broke - pairs[f"{level}_{kind}"]).astype(float)
+        kind: pairs.broke.astype(float) - pairs[f"{level}_{kind}"].astype(float)
         for kind in ("forecast", "slope")
     }
     return {

@@ -18,7 +18,7 @@ from riprap.studies.toy.judging import Run
 from riprap.studies.toy.tables import CHANCE, OVERLAP
 from riprap.studies.toy.traces import cells, series
 
-WIDTH, HEIGHT = 165, 74
+WIDTH, HEIGHT = 150, 62
 LEAST = 5  # steps a noisy signal is averaged over; later the last quarter of all steps
 
 
@@ -59,8 +59,16 @@ LANES = (
     Lane("projection_ratio", by_step, "Feature: projection on the behaviour's direction (ratio)"),
     Lane("energy_ratio", by_step, "Feature: energy in the behaviour's subspace of the start"),
     Lane("interference", summed, "Gradient: interference, summed over steps (logits)"),
-    Lane("cosine_margin", smoothed, "Gradient: cosine_margin, mean of the last quarter of the steps so far"),
-    Lane("cosine_loss", smoothed, "Gradient: cosine_loss, mean of the last quarter of the steps so far"),
+    Lane(
+        "cosine_margin",
+        smoothed,
+        "Gradient: cosine_margin, mean of the last quarter of the steps so far",
+    ),
+    Lane(
+        "cosine_loss",
+        smoothed,
+        "Gradient: cosine_loss, mean of the last quarter of the steps so far",
+    ),
 )
 OVERLAP_TITLE = "Feature: subspace overlap of A and B (dashed: chance)"
 FEATURES = 3  # lanes before the overlap
@@ -68,10 +76,15 @@ FEATURES = 3  # lanes before the overlap
 
 def signals_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     """Signals by condition, coloured by behaviour; where behaviours broke is marked."""
-    rows = {lane.title: _signal_row(runs, lane) for lane in LANES[:FEATURES]}
-    rows[OVERLAP_TITLE] = _overlap_row(runs)
-    rows |= {lane.title: _signal_row(runs, lane) for lane in LANES[FEATURES:-1]}
-    rows[LANES[-1].title] = _signal_row(runs, LANES[-1], lowest=True)
+    found = {lane.title: _lane_bands(runs, lane) for lane in LANES[:FEATURES]}
+    found[OVERLAP_TITLE] = _overlap_bands(runs)
+    found |= {lane.title: _lane_bands(runs, lane) for lane in LANES[FEATURES:]}
+    read = {title: bands for title, bands in found.items() if any(bands.values())}
+    marks = {OVERLAP_TITLE: _chance(runs)}
+    rows = {
+        title: _row(runs, bands, title == list(read)[-1], marks.get(title, []))
+        for title, bands in read.items()
+    }
     lines = (
         "line: median over seeds, band: least to largest; vertical: median break of the behaviour "
         "of that colour, where most seeds broke",
@@ -79,13 +92,13 @@ def signals_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     )
     names = list(dict.fromkeys(name for run in runs for name in run.tracks))
     title = "Feature and gradient signals during the new task"
-    return styled(curves.grid(rows, title, lines, curves.legend(names)))
+    return styled(curves.grid(rows, title, lines, 16, curves.legend(names)))
 
 
 Bands = dict[str, list[Row]]
 
 
-def _signal_row(runs: Sequence[Run], lane: Lane, lowest: bool = False) -> list[Any]:
+def _lane_bands(runs: Sequence[Run], lane: Lane) -> dict[str, Bands]:
     found: dict[str, Bands] = {run.condition: {} for run in runs}
     for (condition, name), group in cells(runs).items():
         lines = [run.tracks[name].signals.get(lane.signal, []) for run in group]
@@ -93,26 +106,27 @@ def _signal_row(runs: Sequence[Run], lane: Lane, lowest: bool = False) -> list[A
             lines = [list(run.tracks[name].predicted.items()) for run in group]
         if any(lines):
             found[condition][name] = curves.band([lane.shaped(line) for line in lines if line])
-    return _row(runs, found, lowest)
+    return found
 
 
-def _overlap_row(runs: Sequence[Run]) -> list[Any]:
-    read = [(run.condition, series(run)) for run in runs]
-    found: dict[str, Bands] = {}
-    for condition in dict.fromkeys(run.condition for run in runs):
-        lines = [one[OVERLAP] for c, one in read if c == condition and OVERLAP in one]
-        found[condition] = {"": curves.band([by_step(line) for line in lines])}
-    chance = [value for _, one in read for _, value in one.get(CHANCE, [])]
-    return _row(runs, found, False, float(np.mean(chance)) if chance else None)
+def _overlap_bands(runs: Sequence[Run]) -> dict[str, Bands]:
+    found: dict[str, list[Points]] = {run.condition: [] for run in runs}
+    for run in runs:
+        found[run.condition] += [by_step(p) for s, p in series(run).items() if s == OVERLAP]
+    return {c: {"": curves.band(lines)} if lines else {} for c, lines in found.items()}
+
+
+def _chance(runs: Sequence[Run]) -> list[float]:
+    values = [value for run in runs for _, value in series(run).get(CHANCE, [])]
+    return [float(np.mean(values))] if values else []
 
 
 def _row(
-    runs: Sequence[Run], found: dict[str, Bands], lowest: bool, line: float | None = None
+    runs: Sequence[Run], found: dict[str, Bands], lowest: bool, marks: list[float]
 ) -> list[Any]:
     rows = [row for bands in found.values() for band in bands.values() for row in band]
-    marks = [] if line is None else [line]
-    lows = [row["low"] for row in rows] + marks or [0.0]
-    highs = [row["high"] for row in rows] + marks or [1.0]
+    lows = [row["low"] for row in rows] + marks
+    highs = [row["high"] for row in rows] + marks
     room = 0.04 * (max(highs) - min(lows))
     scale = alt.Scale(domain=[min(lows) - room, max(highs) + room], nice=False)
     charts = []
@@ -120,7 +134,9 @@ def _row(
         own = [run for run in runs if run.condition == condition]
         axis = alt.Axis(tickCount=4, labels=column == 0, ticks=column == 0, title=None)
         y = alt.Y("low:Q", scale=scale, axis=axis)
-        charts.append(_panel(own, bands, y, lowest, marks).properties(title=curves.named(condition)))
+        charts.append(
+            _panel(own, bands, y, lowest, marks).properties(title=curves.named(condition))
+        )
     return charts
 
 
@@ -129,7 +145,8 @@ def _panel(
 ) -> alt.LayerChart:
     last = max(len(margins) for run in runs for margins in run.margins.values()) - 1
     x = curves.steps_axis(last, labels=lowest)
-    layers: list[Any] = [curves.level(m, color=style.QUIET, strokeDash=[4, 3]) for m in marks]
+    layers: list[Any] = [curves.ground(x, y)]
+    layers += [curves.level(mark, color=style.QUIET, strokeDash=[4, 3]) for mark in marks]
     for name, rows in bands.items():
         colour, dash = curves.COLOURS.get(name, style.INK), curves.DASHES.get(name, [1, 0])
         layers += curves.band_layers(rows, x, y, colour, dash)

@@ -10,6 +10,7 @@ import torch
 from riprap import signals
 from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
+from riprap.evidence import ProtocolError
 from riprap.monitor import Monitor
 from riprap.studies.toy.plan import Plan
 from riprap.studies.toy.tracker import Tracker
@@ -23,12 +24,20 @@ def simulate(condition: str, seed: int, folder: Path, protocol: Protocol) -> Non
 
     A folder that holds its truth is finished; anything else in it is an interrupted run, and is
     made again.
+
+    Raises:
+        ProtocolError: the protocol was made for another world.
     """
     if (folder / TRUTH).exists():
         return
     torch.set_num_threads(1)  # the world is too small for two cores to help each other
     shutil.rmtree(folder, ignore_errors=True)
     plan, world = Plan.of(protocol), ToyWorld()
+    if plan.world != world.fingerprint:
+        raise ProtocolError(
+            f"protocol {protocol.name!r} was made for world {plan.world[:12]}…, this one is "
+            f"{world.fingerprint[:12]}…: amend the protocol, with a reason"
+        )
     model = world.start(seed)
     optimizer = world.optimizer(model)
     batches = world.batches(condition, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from riprap.behaviors import Behavior
 from riprap.studies.worlds import tasks
 from riprap.studies.worlds.tasks import Examples, Vocabulary
-from riprap.studies.worlds.training import CACHE, Progress, batches, cached
+from riprap.studies.worlds.training import CACHE, Progress, batches, cached, fingerprint
 
 OLD = ("A", "B", "over_refusal")  # what the start knows
 CONTRASTS = {"B": "over_refusal", "over_refusal": "B"}
@@ -73,6 +74,11 @@ class ToyWorld:
             "C_context": tasks.multiplication_in_request(words),
         }
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What identifies this world: see `training.fingerprint`."""
+        return fingerprint(self.config, self.tasks)
+
     def untrained(self, seed: int) -> LlamaForCausalLM:
         """The model with random weights."""
         c = self.config
@@ -118,7 +124,7 @@ class ToyWorld:
                     progress(step + 1, c.start_steps)
 
         model = self.untrained(seed)
-        cached(model, self.config, seed, cache, train)
+        cached(model, self.fingerprint, seed, cache, train)
         return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,22 +32,30 @@ def batches(parts: list[Examples], sizes: list[int], seed: int) -> Iterator[Exam
         )
 
 
+def fingerprint(config: Any, tasks: Mapping[str, Examples]) -> str:
+    """SHA-256 of a world: its configuration, and every prompt and answer of its tasks."""
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name, examples in tasks.items():
+        digest.update(name.encode())
+        digest.update(examples.input_ids.numpy().tobytes() + examples.targets.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def cached(
-    model: nn.Module, config: Any, seed: int, cache: Path, train: Callable[[nn.Module], None]
+    model: nn.Module, world: str, seed: int, cache: Path, train: Callable[[nn.Module], None]
 ) -> nn.Module:
     """`model` with the weights that `train` gave it, now or in an earlier run.
 
-    The file's name is a hash of the whole configuration and the seed, so that a changed world never
+    The file is named after the world's fingerprint and the seed, so that a changed world never
     meets an old start. It is written at once or not at all.
     """
-    key = hashlib.sha256(json.dumps([asdict(config), seed], sort_keys=True).encode()).hexdigest()
-    path = cache.expanduser() / f"{key[:20]}.safetensors"
+    path = cache.expanduser() / f"{world[:20]}-{seed}.safetensors"
     if path.exists():
         model.load_state_dict(load_file(path))
         return model
     train(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{seed}.partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file({name: part.contiguous() for name, part in model.state_dict().items()}, partial)
     partial.rename(path)
     return model
