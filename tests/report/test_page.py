@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from riprap.report import write_page
 from riprap.report.bundle import embedded
 
 EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
@@ -185,19 +182,3 @@ def test_no_record_no_page(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no record at"):
         write_page(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser here")
-def test_a_browser_draws_every_figure(tmp_path: Path) -> None:
-    scene = Scene(None, ["refusal", EVIL, "\u2028"], 30)
-    for name in ("refusal", EVIL, "\u2028"):
-        scene.fading(name)
-    scene.whole_run()
-    file = write_page(scene.writer, tmp_path / "report.html")
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += ["--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--virtual-time-budget=20000", file.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-    assert dom.count("<canvas") == dom.count('class="figure') == 1 + 3 + 5
-    assert "<title>toy world under C · Riprap</title>" in dom
-    assert "steps 0 to" in dom

@@ -27,7 +27,8 @@ PROTOCOL = Protocol.parse(
     {
         "name": "test",
         "detectors": [{"kind": "forecast", "horizon": HORIZON}],
-        "study": {
+        "study": (Protocol.named("toy").study or {})
+        | {
             "steps": STEPS,
             "every": 5,
             "conditions": ["null", "C"],

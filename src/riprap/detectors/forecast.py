@@ -49,10 +49,10 @@ class ForecastDetector(Detector):
         values = deciding_margins(track)
         now = trend(values, track.steps, self.changes(track, values), self.memory, self.doubt)
         late, median, early = (
-            now.steps_to_zero(z, persistence)
+            self._seen(now.steps_to_zero(z, persistence))
             for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)
         )
-        return Forecast(*(self._seen(steps) for steps in (median, early, late)), self.horizon)
+        return Forecast(median, early, late, self.horizon)
 
     def _seen(self, steps: float) -> float:
         return steps if steps <= self.horizon else float("inf")

@@ -79,9 +79,9 @@ def trend(
 
     The change now is where a line through the recent changes ends, so that a fall which gathers or
     loses speed is seen as such: weighted least squares, weights fading over `memory` steps, or over
-    the last gap between visits if that was longer. Its error takes the scatter about the line, where
-    neighbouring steps that are alike count as one observation, and `doubt` times the change itself:
-    a trend bends, however even it has been.
+    the last gap between visits if that was longer. Its error takes the scatter about the line,
+    where neighbouring steps that are alike count as one observation, and `doubt` times the change
+    itself: a trend bends, however even it has been.
 
     Args:
         values: the deciding margin at each visit, shape (visits,), two at least.

@@ -70,9 +70,13 @@ def checked(behavior: Behavior, result: Tensor | Margins) -> Margins:
     return margins
 
 
-def gradient_of(value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False) -> Vector:
-    """∇ value in `parameters`; zeros where it does not depend on one."""
+def gradient_of(
+    value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False
+) -> Vector | None:
+    """∇ value in `parameters`, zeros where it does not depend on one; None if on none of them."""
     found = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)
+    if all(part is None for part in found):
+        return None
     return [
         torch.zeros_like(parameter) if part is None else part.detach()
         for parameter, part in zip(parameters, found, strict=True)
@@ -201,6 +205,8 @@ def fisher_diagonal(
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for loss in losses:
             single = gradient_of(loss, parameters, keep_graph=True)
+            if single is None:
+                return None
             torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
         return total
 

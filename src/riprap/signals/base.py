@@ -14,7 +14,10 @@ from riprap.evidence import EvidenceState, Reading
 from riprap.probing import Look
 from riprap.tensors import Stack, Vector, norm
 
-DETACHED = "the margins are detached from the graph: return them attached, as torch made them"
+DETACHED = (
+    "the margins are detached from the graph, or reach no trained parameter: return them attached, "
+    "as torch made them"
+)
 NAME_A_LAYER = (
     "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
 )

@@ -18,8 +18,8 @@ from riprap.behaviors.prompts import encode_prompts
 
 PROMPTS = 48
 PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
-NEW_TOKENS = {"refusal": 16, "over_refusal": 16}
-LONG_ANSWER = 24
+NEW_TOKENS = {"refusal": 12, "over_refusal": 12}  # a refusal declares itself early
+LONG_ANSWER = 20
 
 
 class Checkpoints(TrainerCallback):

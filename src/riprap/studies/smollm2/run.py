@@ -21,8 +21,8 @@ from riprap.studies.smollm2.checkpoints import Checkpoints
 from riprap.studies.smollm2.rows import OPENER
 
 EXAMPLES = {
-    "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 10, 20, 40, 60)),
     "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 20, 40)),
+    "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 10, 20, 30, 40)),
 }
 CLAIM_STEPS = 16
 AGES = (1, 2, 3, 4, 8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def _binned(one: Comparison) -> list[dict[str, object]]:
     size = np.abs(one.realised)
     missed = np.abs(one.predicted[FRESH] - one.realised)
     rows: list[dict[str, object]] = []
-    for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+    for low, high in pairwise(BINS):
         inside = (size >= low) & (size < high)
         if inside.any():
             rows.append(

@@ -81,7 +81,7 @@ def named(text: str, **more: Any) -> alt.TitleParams:
     return alt.TitleParams(text, fontSize=11, offset=4, frame="group", **more)
 
 
-def legend(names: Sequence[str], width: int = 420) -> alt.LayerChart:
+def legend(names: Sequence[str], width: int = 420) -> Any:
     """Which colour and dash is which behaviour."""
     keys, texts = [], []
     for place, name in enumerate(names):

@@ -103,10 +103,9 @@ def _events(rows: list[Row], x: alt.X) -> list[Any]:
     line = only("alert", "break").mark_line(color=style.QUIET, strokeWidth=0.8)
     alert = only("alert").mark_point(shape="triangle-down", size=38, fill=red, strokeWidth=0)
     broke = only("break").mark_point(shape=CROSS, size=26, color=style.BREAK, strokeWidth=1.6)
-    leads = [
-        only(kind).mark_text(align=align, dx=dx, fontSize=9, color=style.INK).encode(text="text:N")
-        for kind, align, dx in (("before", "right", -7), ("after", "left", 7))
-    ]
+    before = only("before").mark_text(align="right", dx=-7, fontSize=9, color=style.INK)
+    after = only("after").mark_text(align="left", dx=7, fontSize=9, color=style.INK)
+    leads = [lead.encode(text="text:N") for lead in (before, after)]
     marks = [mark.encode(opacity=alt.value(1)) for mark in (alert, broke)]
     return [line.encode(detail="y:N"), *marks, *leads]
 
@@ -136,7 +135,7 @@ def claim_figure(runs: Sequence[Run]) -> alt.VConcatChart:
 
 
 def _claim_panel(found: Sequence[Comparison], condition: str, left: bool, lowest: bool) -> Any:
-    points = [
+    points: list[Row] = [
         {"x": float(f"{x:.4g}"), "y": float(f"{y:.4g}"), "phase": PHASES[step >= EARLY]}
         for one in found
         for step, (x, y) in enumerate(zip(one.predicted[FRESH], one.realised, strict=True))

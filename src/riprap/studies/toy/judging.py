@@ -24,11 +24,13 @@ class Run:
     """One finished run: its tracks as the monitor knew them, its alerts, and the truth.
 
     Attributes:
+        folder: where its record lies.
         margins: (steps + 1, n_probes) by behaviour, at every step.
         truth: by behaviour, score on inputs that are no probes, every `HELD_OUT_EVERY` steps.
         costs: passes over the probes that the monitor made, in forward passes.
     """
 
+    folder: Path
     condition: str
     seed: int
     tracks: dict[str, Track]
@@ -53,6 +55,7 @@ class Run:
             r.signal == "norm_margin_gradient" and r.behavior == first for r in readings
         )
         return cls(
+            folder,
             condition,
             seed,
             tracks,

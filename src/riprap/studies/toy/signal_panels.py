@@ -140,9 +140,7 @@ def _row(
     return charts
 
 
-def _panel(
-    runs: Sequence[Run], bands: Bands, y: alt.Y, lowest: bool, marks: list[float]
-) -> alt.LayerChart:
+def _panel(runs: Sequence[Run], bands: Bands, y: alt.Y, lowest: bool, marks: list[float]) -> Any:
     last = max(len(margins) for run in runs for margins in run.margins.values()) - 1
     x = curves.steps_axis(last, labels=lowest)
     layers: list[Any] = [curves.ground(x, y)]
