@@ -61,7 +61,7 @@ def prepare(config: WatchConfig) -> Prepared:
         every=config.every,
         run=config.run,
         layer=config.layer,
-        notes={"title": config.title, "config": config.model_dump(mode="json")},
+        notes={"task": config.title, "config": config.model_dump(mode="json")},
     )
     return Prepared(config, monitor, model, tokenizer, data)
 

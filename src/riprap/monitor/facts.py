@@ -27,6 +27,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def now() -> str:
+    """The time, UTC, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def facts_of(behaviors: Sequence[Behavior], protocol: Protocol, every: int) -> dict[str, Any]:
     """What a record says of its run, beside the user's own notes."""
     return {
@@ -38,5 +43,5 @@ def facts_of(behaviors: Sequence[Behavior], protocol: Protocol, every: int) -> d
         "every": every,
         "versions": versions(),
         "seeds": {"torch": torch.initial_seed()},
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": now(),
     }

@@ -25,7 +25,7 @@ from riprap.evidence import (
     RecordError,
 )
 from riprap.monitor.cadence import Cadence
-from riprap.monitor.facts import facts_of
+from riprap.monitor.facts import facts_of, now
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
 from riprap.monitor.judge import Judge, no_margin
 from riprap.monitor.visits import Visitor
@@ -78,6 +78,7 @@ class Monitor:
         self._layer = layer
         self._notes = notes or {}
         self._started = False
+        self._ended = False
         self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
         self.record = Writer(run)
@@ -126,6 +127,9 @@ class Monitor:
         try:
             if any(track.steps and track.step < self.step for track in self.tracks.values()):
                 self._take_in(self._visitor.visit(self.step, refresh=False))
+            if not self._ended:  # of several watches the first says so: a record is append-only
+                self._ended = True
+                self.record.meta(ended=now())
             self.record.flush()
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
             self._failed(error)

@@ -37,6 +37,8 @@ def forecast(forecast: Forecast | None) -> str:
     """How far off the break is forecast, with its 80 % interval, in steps from now."""
     if forecast is None:
         return "none"
+    if not math.isfinite(forecast.median) and math.isfinite(forecast.low):
+        return f"in {steps(forecast.low)} at the earliest"
     if not math.isfinite(forecast.median):
         within = f" of {steps(forecast.horizon)}" if forecast.horizon else ""
         return f"not within the horizon{within}"

@@ -40,7 +40,7 @@ def run(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
     console.print("Now it is trained on C, multiplication of the same numbers.\n")
     folder = runs / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     monitor = Monitor(
-        world.behaviors(), run=folder, notes={"title": "Toy world: learning C", "seed": seed}
+        world.behaviors(), run=folder, notes={"task": "Toy world: learning C", "seed": seed}
     )
     optimizer, batches = world.optimizer(model), world.batches("C", seed=seed)
     with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):

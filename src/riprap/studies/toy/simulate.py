@@ -48,7 +48,7 @@ def simulate(condition: str, seed: int, folder: Path, protocol: Protocol) -> Non
         every=plan.every,
         run=folder,
         signals=signals.everything(),
-        notes={"title": f"toy world, {condition}, seed {seed}"},
+        notes={"task": f"toy world, {condition}, seed {seed}"},
     )
     torch.manual_seed(seed)
     tracker = Tracker(model, probes, held_out(world), plan)
