@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from riprap.evidence import RiprapError
 
@@ -25,6 +27,9 @@ app.add_typer(study_app, name="study")
 app.add_typer(protocol_app, name="protocol")
 
 FINDING = 2
+click.UsageError.exit_code = (
+    1  # 2 is a finding, and a script must not mistake a typing error for one
+)
 AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
 
 
@@ -36,7 +41,8 @@ def command(function: Callable[..., int]) -> Callable[..., None]:
         try:
             code = function(*args, **kwargs)
         except RiprapError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+            text = Text.assemble(("error: ", "bold red"), str(error))
+            Console(stderr=True).print(text, soft_wrap=True)
             raise typer.Exit(1) from error
         raise typer.Exit(code)
 

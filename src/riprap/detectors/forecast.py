@@ -22,7 +22,7 @@ class ForecastDetector(Detector):
 
     Attributes:
         horizon: how far ahead to look, in optimizer steps.
-        memory: over how many recent steps the change is averaged.
+        memory: over how many recent steps a line is fitted to the changes.
         persistence: how long the trend goes on, in multiples of how long it has lasted: for the
             late bound, the median and the early bound.
         doubt: standard error of the change that is added for bends, as a share of it.

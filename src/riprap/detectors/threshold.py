@@ -16,7 +16,8 @@ class Threshold(Detector):
     """Alerts while `signal` is below (or above) `value` for `consecutive` visits.
 
     Attributes:
-        signal: name of a reading made at visits; "score", "margin" and "margin_low" always exist.
+        signal: name of a behaviour's reading, as it stands at visits; "score", "margin" and
+            "margin_low" always exist.
         relative: read the value as a share of the signal's value at the start.
     """
 
@@ -57,4 +58,7 @@ class Threshold(Detector):
         if self.signal in own:
             read = own[self.signal]
             return [(s, read(m)) for s, m in zip(track.steps, track.margins, strict=True)]
-        return track.signals.get(self.signal, [])
+        visited = set(
+            track.steps
+        )  # signals read at every step count at visits, live as in a record
+        return [(s, value) for s, value in track.signals.get(self.signal, []) if s in visited]

@@ -39,6 +39,8 @@ class Track:
         steps, margins: steps of the visits, from 0, and the margins of all probes at each, (n,).
         predicted: r_b by step, for the steps at which it could be read.
         signals: other readings by signal name, as (step, value).
+        looked_at: step of the last visit, also of one that brought no margins.
+        lost_at: first visited step at which margins were no longer finite.
     """
 
     behavior: str
@@ -47,9 +49,12 @@ class Track:
     margins: list[np.ndarray] = field(default_factory=list)
     predicted: dict[int, float] = field(default_factory=dict)
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    looked_at: int = 0
+    lost_at: int | None = None
 
     def visit(self, step: int, margins: np.ndarray) -> None:
         """Add one visit."""
+        self.looked_at = step
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
@@ -70,19 +75,23 @@ class Track:
 
     @property
     def broken_at(self) -> int | None:
-        """First visited step whose score was under the floor."""
-        for step, margins in zip(self.steps, self.margins, strict=True):
-            if score(margins) < self.floor:
-                return step
-        return None
+        """First visited step whose score was under the floor, or whose margins were not finite."""
+        under = [
+            step
+            for step, margins in zip(self.steps, self.margins, strict=True)
+            if score(margins) < self.floor
+        ]
+        lost = [] if self.lost_at is None else [self.lost_at]
+        return min(under[:1] + lost, default=None)
 
     def predicted_since_visit(self) -> float:
         """Σ r_b over the steps after the last visit."""
-        return sum(value for step, value in self.predicted.items() if step > self.step)
+        return sum(value for step, value in self.predicted.items() if step > self.looked_at)
 
     def until(self, step: int) -> Track:
         """The same history as it was known right after `step`."""
         count = sum(visited <= step for visited in self.steps)
+        lost = None if self.lost_at is None or self.lost_at > step else self.lost_at
         return Track(
             self.behavior,
             self.floor,
@@ -93,4 +102,6 @@ class Track:
                 name: [reading for reading in readings if reading[0] <= step]
                 for name, readings in self.signals.items()
             },
+            looked_at=self.steps[count - 1] if count else 0,
+            lost_at=lost,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,9 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ProtocolError: neither, or its hash does not verify.
     """
-    return Protocol.load(name) if name.endswith((".yaml", ".yml")) else Protocol.named(name)
+    if not name.endswith((".yaml", ".yml")):
+        return Protocol.named(name)
+    return Protocol.load(Path(name).expanduser())
 
 
 def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
@@ -129,13 +130,22 @@ def _build(own: BehaviorConfig, tokenizer: Any) -> Behavior:
     if (own.pack is None) == (own.prompts is None):
         raise ConfigError("a behaviour needs either `pack` or `prompts`, and not both")
     if own.pack is not None:
+        _refuse_idle(own, own.pack)
         given = {} if own.openers is None else {"openers": own.openers}
-        behavior = packs.load(own.pack, tokenizer, own.n, floor=own.floor, **given)
-        return replace(behavior, name=own.name or own.pack)
+        return packs.load(own.pack, tokenizer, own.n, floor=own.floor, **given)
     if own.name is None:
         raise ConfigError(f"behaviour with prompts {str(own.prompts)!r} needs a `name`")
     lines = _prompt_lines(own)
     return Behavior.opening(own.name, tokenizer, lines, own.openers, own.avoid, own.floor)
+
+
+def _refuse_idle(own: BehaviorConfig, pack: str) -> None:
+    """Keys that a pack would pass over in silence."""
+    idle = [key for key in ("name", "avoid") if getattr(own, key)]
+    if own.openers is not None and "options" in packs.rows(pack)[0]:
+        idle.append("openers")
+    if idle:
+        raise ConfigError(f"behaviour with pack {pack!r}: {idle[0]!r} has no effect on it; drop it")
 
 
 def _prompt_lines(own: BehaviorConfig) -> list[str]:

@@ -95,4 +95,5 @@ class WatchConfig(Strict):
         Raises:
             ConfigError: no such file, not YAML, an unknown key, or a value that cannot be.
         """
-        return cls.parse(read_yaml(path), str(path))
+        config = cls.parse(read_yaml(path), str(path))
+        return config.model_copy(update={"run": config.run.expanduser()})

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from riprap.detectors.track import Track
 from riprap.evidence import Forecast
 
-DENSE = 8  # the first steps are all visited, for most damage is done early
-GROWTH = 4  # then the gap grows to a quarter of the steps already taken
+GROWTH = 4  # the gap grows to a quarter of the steps already taken: the first eight are all visited
+DENSE = 8  # during these first steps gradients are refreshed often, for most damage is done early
 PATIENCE = 4  # visits to fit in before the forecast's earliest break
 USED_UP = 0.5  # share of the deciding margin that may be predicted away between visits
 REFRESH = 2  # at the start and when urgent, every second visit takes fresh gradients

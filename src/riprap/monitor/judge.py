@@ -7,7 +7,7 @@ import numpy as np
 from riprap.behaviors import Behavior
 from riprap.detectors import Protocol, Track
 from riprap.detectors.track import low_margin, score
-from riprap.evidence import Alert, EvidenceState, Forecast, Reading
+from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
 from riprap.probing import Look
 
 
@@ -23,6 +23,7 @@ class Judge:
     def __init__(self, behaviors: list[Behavior], protocol: Protocol) -> None:
         self.protocol = protocol
         self.tracks = {b.name: Track(b.name, b.floor) for b in behaviors}
+        self._lost: list[Alert] = []  # margins no longer finite, not yet handed on
         self._units = {b.name: getattr(b.margins, "unit", "margin") for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
@@ -30,13 +31,19 @@ class Judge:
 
     def see(self, step: int, name: str, look: Look) -> list[Reading]:
         """Take in one behaviour's look; readings of margin and score."""
+        track = self.tracks[name]
+        track.looked_at = step
         if look.insufficient:
             return [no_margin(step, name, EvidenceState.INSUFFICIENT, look.insufficient)]
         unfit = int((~np.isfinite(look.margins)).sum())
         if unfit:
             text = f"{unfit} of {len(look.margins)} margins are not finite"
-            return [no_margin(step, name, EvidenceState.ERROR, text)]
-        track = self.tracks[name]
+            lost = no_margin(step, name, EvidenceState.ERROR, text)
+            if track.lost_at is None:
+                track.lost_at = step
+                text = f"{text}: the model may have diverged"
+                self._lost.append(Alert(step, name, Level.CRITICAL, "finite", text, (lost,)))
+            return [lost]
         track.visit(step, look.margins)
         low, unit = low_margin(look.margins, track.floor), self._units[name]
         return [
@@ -54,17 +61,18 @@ class Judge:
                 history.append((reading.step, reading.value))
 
     def predict(self, readings: list[Reading]) -> None:
-        """Add a step's interference to the tracks."""
+        """Add a step's interference, and its other readings, to the tracks."""
         for reading in readings:
             if reading.signal == "interference" and reading.value is not None:
                 self.tracks[reading.behavior].predicted[reading.step] = reading.value
+        self.note([reading for reading in readings if reading.signal != "interference"])
 
     def judge(self, step: int) -> tuple[list[Alert], list[Reading]]:
         """Alerts and forecasts after a visit at `step`.
 
         A behaviour that was under its floor before training has nothing to lose: it is not judged.
         """
-        alerts: list[Alert] = []
+        alerts, self._lost = self._lost, []
         readings: list[Reading] = []
         for name, track in self.tracks.items():
             if not track.steps or track.step != step or not track.healthy_at_start:

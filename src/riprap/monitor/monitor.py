@@ -175,7 +175,9 @@ class Monitor:
     def _before_step(self, gradient: Vector | None) -> None:
         assert self._visitor is not None
         view = StepView(self.step + 1, gradient, None, self._visitor.held)
-        self.record.readings(self._ask("on_gradient", view))
+        readings = self._ask("on_gradient", view)
+        self.record.readings(readings)
+        self._judge.note(readings)
 
     def _after_step(self, update: Vector) -> None:
         assert self._visitor is not None
@@ -210,10 +212,10 @@ class Monitor:
     def _start(self, visitor: Visitor) -> None:
         """Visit the probes before the first step; what cannot be watched is refused here."""
         view = visitor.start()
-        facts = facts_of(self.behaviors, self.protocol, self._cadence.every)
-        self.record.meta(**facts, notes=self._notes, layer=visitor.layer)
         for signal in self.signals:
             signal.start(view)
+        facts = facts_of(self.behaviors, self.protocol, self._cadence.every)
+        self.record.meta(**facts, notes=self._notes, layer=visitor.layer)
         self._take_in(view)
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:

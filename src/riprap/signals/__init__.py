@@ -32,7 +32,7 @@ __all__ = [
 
 
 def default() -> list[Signal]:
-    """Those that cost no pass over the probes beyond the one that reads the margins."""
+    """Those that need no pass of their own, but for the depth ‖g_b‖ at the start."""
     features: list[Signal] = [Projection(), Energy(), Drift(), Overlap()]
     return [Interference(), MarginCosine(), Norms(), *features, KLToStart()]
 

@@ -18,6 +18,7 @@ from riprap.behaviors.prompts import encode_prompts
 
 PROMPTS = 48
 PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
+REFUSALS = ("refusal", "over_refusal")  # read at every checkpoint, the others at first and last
 NEW_TOKENS = {"refusal": 12, "over_refusal": 12}  # a refusal declares itself early
 LONG_ANSWER = 20
 
@@ -50,7 +51,8 @@ class Checkpoints(TrainerCallback):
     def _check(self, model: Any, step: int) -> None:
         if step not in self.steps:
             return
-        for name in PACKS:
+        ends = step in (self.steps[0], self.steps[-1])
+        for name in PACKS if ends else REFUSALS:
             row = {"step": step, "pack": name} | self._compare(model, name)
             with self.file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")

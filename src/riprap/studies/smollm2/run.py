@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from riprap.studies.smollm2.checkpoints import Checkpoints
 from riprap.studies.smollm2.rows import OPENER
 
 EXAMPLES = {
-    "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 20, 40)),
-    "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 10, 20, 30, 40)),
+    "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 15, 24)),
+    "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 8, 15, 22, 30)),
 }
-CLAIM_STEPS = 16
-AGES = (1, 2, 3, 4, 8)
+CLAIM_STEPS = 10
 CLAIM_BEHAVIORS = ("refusal", "over_refusal")
 
 
@@ -43,7 +43,7 @@ class ClaimCallback(TrainerCallback):
         model = kwargs["model"]
         parameters = [p for p in model.parameters() if p.requires_grad]
         chosen = [b for b in self.monitor.behaviors if b.name in CLAIM_BEHAVIORS]
-        self.claim = Claim(model, chosen, parameters, CLAIM_STEPS, AGES)
+        self.claim = Claim(model, chosen, parameters, CLAIM_STEPS, results.AGES)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,6 +94,7 @@ def run(out: Path, data: Path) -> dict[str, Any]:
 
 
 def _run_one(config: WatchConfig, steps: tuple[int, ...]) -> None:
+    shutil.rmtree(config.run, ignore_errors=True)  # what an interrupted run left
     prepared = prepare(config)
     callbacks = [
         Checkpoints(config.run / results.CHECKPOINTS, steps, prepared.tokenizer, OPENER),

@@ -8,10 +8,10 @@ from itertools import pairwise, takewhile
 
 import numpy as np
 
+from riprap.studies import markdown
 from riprap.studies.claim import agreement
-from riprap.studies.toy import markdown
+from riprap.studies.markdown import number, share, spread
 from riprap.studies.toy.judging import Run
-from riprap.studies.toy.markdown import number, share, spread
 from riprap.studies.toy.plan import NULL
 from riprap.studies.toy.traces import FRESH, Comparison, cells, comparisons, pooled
 

@@ -80,6 +80,7 @@ def _first(hits: list[bool]) -> int | None:
 
 
 Firsts = dict[Level, int | None]
+Row = dict[str, object]
 
 
 def first_by_level(alerts: list[Alert]) -> Firsts:
@@ -110,8 +111,12 @@ def says_fixed(run: Run, name: str, fixed: list[Threshold]) -> Firsts:
     return dict.fromkeys(Level, min((a.step for a in alerts), default=None))
 
 
-def says_slope(run: Run, name: str, slope: SlopeDetector, plan: Plan) -> Firsts:
-    """Realised margins extrapolated, with as many forward passes as the forecast's visits cost."""
+def says_slope(run: Run, name: str, slope: SlopeDetector, plan: Plan) -> tuple[Firsts, int]:
+    """Realised margins extrapolated, by visits that are as many times denser as they are cheaper.
+
+    Returns:
+        what it said, and how many forward passes that took.
+    """
     cadence = Cadence(
         max(plan.every // plan.slope_speedup, 1),
         growth=GROWTH * plan.slope_speedup,
@@ -124,14 +129,16 @@ def says_slope(run: Run, name: str, slope: SlopeDetector, plan: Plan) -> Firsts:
             track.visit(step, margins)
             alerts.append(slope.check(track))
             cadence.plan(step, [slope.forecast(track)])
-    return first_by_level([alert for alert in alerts if alert is not None])
+    said = first_by_level([alert for alert in alerts if alert is not None])
+    return said, len(track.steps)
 
 
 def judge(run: Run, protocol: Protocol) -> pd.DataFrame:
     """Rows of all detectors on one run.
 
     Columns: detector, condition, seed, behavior, broke, broke_held_out, watch, warning, critical,
-    lead, false_alarm, half_life, final_margin, cost.
+    lead, false_alarm, undecided (no break, but the run ended within the alert's horizon),
+    half_life, final_margin, cost (forward passes over the probes).
     """
     plan = Plan.of(protocol)
     forecast = protocol.detector("forecast")
@@ -139,18 +146,20 @@ def judge(run: Run, protocol: Protocol) -> pd.DataFrame:
     slope = SlopeDetector(**terms)
     fixed = [Threshold.parse({"level": "critical"} | t, "fixed threshold") for t in plan.fixed]
     rows = []
+    horizon = terms["horizon"]
     for name in run.tracks:
+        by_slope, slope_cost = says_slope(run, name, slope, plan)
         said = {
-            "forecast": (says_forecast(run, name), terms["horizon"]),
-            "slope": (says_slope(run, name, slope, plan), terms["horizon"]),
-            "fixed thresholds": (says_fixed(run, name, fixed), plan.steps),
-            "trivial rule": (says_trivial(run, name, plan.trivial_check), plan.steps),
+            "forecast": (says_forecast(run, name), horizon, run.costs),
+            "slope": (by_slope, horizon, slope_cost),
+            "fixed thresholds": (says_fixed(run, name, fixed), plan.steps, run.costs),
+            "trivial rule": (says_trivial(run, name, plan.trivial_check), plan.steps, 0),
         }
         rows += [_row(run, name, detector, *words) for detector, words in said.items()]
     return pd.DataFrame(rows)
 
 
-def _row(run: Run, name: str, detector: str, firsts: Firsts, horizon: int) -> dict[str, object]:
+def _row(run: Run, name: str, detector: str, firsts: Firsts, horizon: int, cost: int) -> Row:
     broke, critical = run.broke(name), firsts[Level.CRITICAL]
     lead = None if broke is None or critical is None else broke - critical
     return {
@@ -162,10 +171,27 @@ def _row(run: Run, name: str, detector: str, firsts: Firsts, horizon: int) -> di
         "broke_held_out": run.broke_held_out(name),
         **{str(level): step for level, step in firsts.items()},
         "lead": lead,
-        "false_alarm": critical is not None and (lead is None or lead > horizon),
+        **_verdict(run, name, critical, lead, horizon),
         "half_life": half_life(run.margins[name].mean(1)),
         "final_margin": float(run.margins[name][-1].mean()),
-        "cost": run.costs,
+        "cost": cost,
+    }
+
+
+def _verdict(
+    run: Run, name: str, critical: int | None, lead: int | None, horizon: int
+) -> dict[str, bool]:
+    """Whether a critical alert was false, or the run ended before its horizon could tell.
+
+    On a null run every alert is false.
+    """
+    if critical is None:
+        return {"false_alarm": False, "undecided": False}
+    steps = len(run.margins[name]) - 1
+    open_end = lead is None and critical + horizon > steps and run.condition != NULL
+    return {
+        "false_alarm": not open_end and (lead is None or lead > horizon),
+        "undecided": open_end,
     }
 
 

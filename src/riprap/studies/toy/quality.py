@@ -10,9 +10,9 @@ from pydantic import PrivateAttr
 
 from riprap.detectors import ForecastDetector, Protocol, SlopeDetector, Track
 from riprap.evidence import Forecast, Level
-from riprap.studies.toy import markdown
+from riprap.studies import markdown
+from riprap.studies.markdown import number, share, spread
 from riprap.studies.toy.judging import Run, says_slope
-from riprap.studies.toy.markdown import number, share, spread
 from riprap.studies.toy.plan import Plan
 
 

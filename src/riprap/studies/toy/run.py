@@ -17,6 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from riprap.detectors import Protocol
 from riprap.monitor.facts import versions
 from riprap.report import save
+from riprap.studies.markdown import table
 from riprap.studies.toy import figures, tables, verdicts
 from riprap.studies.toy.judging import Run, judge
 from riprap.studies.toy.plan import Plan
@@ -91,7 +92,7 @@ def _page(
     kind = "exploratory" if exploratory else "confirmatory"
     command = "riprap study toy" + (" --exploratory" if exploratory else "")
     sections = {
-        "What it must show": pd.DataFrame(accepted).to_markdown(index=False),
+        "What it must show": table(accepted),
         "Leads and false alarms by detector": tables.by_detector(frame),
         "What interference adds over slope": tables.interference_gain(frame, runs),
         "Predicted against realised change": tables.claim_table(runs),

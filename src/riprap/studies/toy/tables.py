@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from riprap.evidence import Level
-from riprap.studies.toy import markdown
+from riprap.studies import markdown
+from riprap.studies.markdown import number, spread
 from riprap.studies.toy.claim_tables import claim_table, residual_table, staleness_table
 from riprap.studies.toy.judging import Run
-from riprap.studies.toy.markdown import number, spread
 from riprap.studies.toy.plan import NULL
 from riprap.studies.toy.quality import forecast_quality, interference_gain
 from riprap.studies.toy.traces import series
@@ -62,8 +62,14 @@ def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
         "lead": number(row["lead"]),
         "half-life": number(row["half_life"]),
         "final margin": number(row["final_margin"], 2),
-        "false alarm": "yes" if row["false_alarm"] else "no",
+        "false alarm": _verdict(row),
     }
+
+
+def _verdict(row: Mapping[Hashable, Any]) -> str:
+    if row["undecided"]:
+        return "run ended too soon to tell"
+    return "yes" if row["false_alarm"] else "no"
 
 
 def by_detector(frame: pd.DataFrame) -> str:
@@ -100,6 +106,7 @@ def _detector_row(
         "late or never": len(broken) - before,
         "lead, median [min, max]": spread(broken.lead.to_numpy(dtype=float)),
         "false criticals": int(group.false_alarm.sum()),
+        "undecided": int(group.undecided.sum()),
         "null runs with a warning or above": warned if condition == NULL else markdown.NOTHING,
     }
 

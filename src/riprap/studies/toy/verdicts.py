@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from riprap.studies.toy.markdown import spread
+from riprap.studies.markdown import spread
 from riprap.studies.toy.plan import NULL
 
 EARLY = (("A", "C"), ("A", "C_disjoint"), ("B", "C_context"))
