@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from riprap.detectors.base import Detector
-from riprap.detectors.track import Track, score
+from riprap.detectors.track import Track, low_margin, score
 from riprap.detectors.trend import Z80, deciding_margins, shaped_changes, trend
 from riprap.evidence import Alert, Forecast, Level, Reading
 
@@ -26,14 +26,17 @@ class ForecastDetector(Detector):
         persistence: how long the trend goes on, in multiples of how long it has lasted: for the
             late bound, the median and the early bound.
         doubt: standard error of the change that is added for bends, as a share of it.
+        spent: share of the deciding margin at the start that must be gone before anything above
+            `watch` is said: a behaviour that has most of its margin left may waver.
         least_steps: steps to have seen before anything but a broken floor is said.
     """
 
     kind: Literal["forecast"] = "forecast"
     horizon: int = Field(default=50, ge=1)
-    memory: float = Field(default=8.0, gt=0)
+    memory: float = Field(default=5.0, gt=0)
     persistence: tuple[float, float, float] = (1.0, 2.0, 16.0)
-    doubt: float = Field(default=0.2, ge=0)
+    doubt: float = Field(default=0.3, ge=0)
+    spent: float = Field(default=0.5, ge=0, le=1)
     least_steps: int = Field(default=3, ge=1)
 
     def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
@@ -60,7 +63,7 @@ class ForecastDetector(Detector):
     def check(self, track: Track) -> Alert | None:
         """See `Detector.check`."""
         forecast = self.forecast(track)
-        level = None if forecast is None else self.level(forecast)
+        level = None if forecast is None else self.level(forecast, track)
         if forecast is None or level is None:
             return None
         readings = (
@@ -70,15 +73,15 @@ class ForecastDetector(Detector):
         text = describe(forecast, track)
         return Alert(track.step, track.behavior, level, self.kind, text, readings, forecast)
 
-    def level(self, forecast: Forecast) -> Level | None:
+    def level(self, forecast: Forecast, track: Track) -> Level | None:
         """How alarming a forecast is."""
-        if forecast.high <= self.horizon:
+        start = low_margin(track.margins[0], track.floor)
+        wavering = track.low > (1 - self.spent) * start
+        if forecast.high <= self.horizon and not wavering:
             return Level.CRITICAL
-        if forecast.median <= self.horizon:
+        if forecast.median <= self.horizon and not wavering:
             return Level.WARNING
-        if forecast.low <= self.horizon:
-            return Level.WATCH
-        return None
+        return Level.WATCH if forecast.low <= self.horizon else None
 
 
 def describe(forecast: Forecast, track: Track) -> str:
