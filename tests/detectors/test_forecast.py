@@ -23,11 +23,11 @@ def track_of(lows: list[float], steps: list[int] | None = None, n: int = 20) -> 
 
 
 def test_an_even_fall_is_forecast_where_it_leads() -> None:
-    track = track_of([10 - 0.5 * step for step in range(13)])  # at 4, so 8 steps to go
+    track = track_of([10 - 0.5 * step for step in range(16)])  # at 2.5, so 5 steps to go
     forecast = FORECAST.forecast(track)
     assert forecast is not None
-    assert forecast.low <= 8 <= forecast.high
-    assert forecast.median == pytest.approx(8, rel=0.35)
+    assert forecast.low <= 5 <= forecast.high
+    assert forecast.median == pytest.approx(5, rel=0.35)
     alert = FORECAST.check(track)
     assert alert is not None and alert.level is Level.CRITICAL and alert.forecast == forecast
 
@@ -50,6 +50,15 @@ def test_wavering_about_a_healthy_margin_is_never_critical(seed: int) -> None:
     noise = np.random.default_rng(seed).normal(0, 0.15, 60)
     alert = FORECAST.check(track_of(list(8 + noise)))
     assert alert is None or alert.level is not Level.CRITICAL
+
+
+def test_nothing_above_watch_while_most_of_the_margin_is_left() -> None:
+    lows = [10 - 0.25 * step for step in range(17)]  # at 6 of 10, and 24 steps to go
+    ready = ForecastDetector(spent=0.0, doubt=0.0).check(track_of(lows))
+    patient = ForecastDetector(spent=0.5, doubt=0.0).check(track_of(lows))
+    assert ready is not None and ready.level.rank >= Level.WARNING.rank
+    assert patient is not None and patient.level is Level.WATCH
+    assert patient.forecast == ready.forecast
 
 
 def test_a_rise_is_calm() -> None:
