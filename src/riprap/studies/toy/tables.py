@@ -79,8 +79,8 @@ def by_detector(frame: pd.DataFrame) -> str:
         frame: rows of `judge`, of all runs.
     """
     groups = frame.groupby(["detector", "condition", "behavior"], sort=False)
-    named = [(*map(str, key), group) for key, group in groups]
-    rows = [_detector_row(*one) for one in sorted(named, key=lambda one: DETECTORS.index(one[0]))]
+    rows = [_detector_row(group) for _, group in groups]
+    rows.sort(key=lambda row: DETECTORS.index(str(row["detector"])))
     note = (
         "\n\nAlerts are `critical` ones. Before: lead of at least one step, also where the alert "
         "came so early that it counts as false. Late or never: the other breaks. "
@@ -90,9 +90,10 @@ def by_detector(frame: pd.DataFrame) -> str:
     return markdown.table(rows) + note
 
 
-def _detector_row(
-    detector: str, condition: str, behavior: str, group: pd.DataFrame
-) -> dict[str, object]:
+def _detector_row(group: pd.DataFrame) -> dict[str, object]:
+    detector, condition, behavior = (
+        str(group[key].iloc[0]) for key in ("detector", "condition", "behavior")
+    )
     broken = group[group.broke.notna()]
     before = int((broken.lead >= 1).sum())
     warned = int(group.warning.notna().sum())
