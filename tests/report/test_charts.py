@@ -136,7 +136,7 @@ def test_the_standing_cone_is_the_interval_on_the_line_of_zero() -> None:
 def test_a_cone_without_an_upper_bound_runs_to_the_edge() -> None:
     found = rows.cone_rows(single({10: (math.inf, 6, math.inf)}), A, right=30)
     assert [row["step"] for row in found] == [10, 16, 30]
-    assert "beyond the horizon" in found[0]["forecast"] or "not within" in found[0]["forecast"]
+    assert "beyond the horizon" in found[0]["forecast"] or "earliest" in found[0]["forecast"]
 
 
 def test_no_cone_where_nothing_is_left_to_fall_or_to_forecast() -> None:
