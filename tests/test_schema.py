@@ -82,3 +82,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes, words: str) 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         read_yaml(tmp_path)
+
+
+def test_a_misspelt_key_is_named_before_the_one_it_leaves_missing() -> None:
+    class Training(Strict):
+        learning_rate: float
+
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'learning_rat'; did you mean 'learning_rate'"
+    ):
+        Training.parse({"learning_rat": 1e-4}, "run.yaml")

@@ -49,7 +49,9 @@ def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
 
 
 def _sentence(problem: ValidationError, model: type[BaseModel]) -> str:
-    first = problem.errors()[0]
+    # A misspelt key also leaves the right one missing; the misspelling is what helps.
+    errors = problem.errors()
+    first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
