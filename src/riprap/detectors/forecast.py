@@ -16,6 +16,9 @@ from riprap.evidence import Alert, Forecast, Level, Reading
 class ForecastDetector(Detector):
     """`critical` when the 80 % interval of the time to the floor lies inside the horizon.
 
+    `watch` when its early bound does. Whether a decline is established is for other detectors to
+    say: a forecast that may be wrong is no `warning`.
+
     The deciding margin is followed: the one whose sign decides whether the score is under its
     floor. The early bound lets it fall on at its fastest, the late bound lets the fall fade
     soonest.
@@ -26,8 +29,8 @@ class ForecastDetector(Detector):
         persistence: how long the trend goes on, in multiples of how long it has lasted: for the
             late bound, the median and the early bound.
         doubt: standard error of the change that is added for bends, as a share of it.
-        spent: share of the deciding margin at the start that must be gone before anything above
-            `watch` is said: a behaviour that has most of its margin left may waver.
+        spent: share of the deciding margin at the start that must be gone before `critical` is
+            said: a behaviour that has most of its margin left may waver.
         least_steps: steps to have seen before anything but a broken floor is said.
     """
 
@@ -79,8 +82,6 @@ class ForecastDetector(Detector):
         wavering = track.low > (1 - self.spent) * start
         if forecast.high <= self.horizon and not wavering:
             return Level.CRITICAL
-        if forecast.median <= self.horizon and not wavering:
-            return Level.WARNING
         return Level.WATCH if forecast.low <= self.horizon else None
 
 

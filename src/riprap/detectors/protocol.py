@@ -13,13 +13,19 @@ import yaml
 from pydantic import Field
 
 from riprap.detectors.base import Detector
+from riprap.detectors.betting import Betting
+from riprap.detectors.cumulative import CUSUM, PageHinkley
+from riprap.detectors.deviation import Deviation
 from riprap.detectors.forecast import ForecastDetector
 from riprap.detectors.slope import SlopeDetector
 from riprap.detectors.threshold import Threshold
 from riprap.evidence import ProtocolError
 from riprap.schema import Strict, read_yaml
 
-AnyDetector = Annotated[ForecastDetector | SlopeDetector | Threshold, Field(discriminator="kind")]
+AnyDetector = Annotated[
+    ForecastDetector | SlopeDetector | Betting | CUSUM | PageHinkley | Deviation | Threshold,
+    Field(discriminator="kind"),
+]
 FROZEN = resources.files("riprap") / "protocols"
 
 

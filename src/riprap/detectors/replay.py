@@ -12,15 +12,20 @@ from riprap.evidence import Alert, Reading
 
 
 def rebuild(
-    behavior: str, floor: float, margins: Mapping[int, np.ndarray], readings: Iterable[Reading]
+    behavior: str,
+    floor: float,
+    margins: Mapping[int, np.ndarray],
+    readings: Iterable[Reading],
+    watched: int = 1,
 ) -> Track:
     """The track of a behaviour from its record.
 
     Args:
         margins: by step of visit, shape (n_probes,).
         readings: of the run; those of other behaviours are passed over.
+        watched: how many behaviours the run watched.
     """
-    track = Track(behavior, floor)
+    track = Track(behavior, floor, watched=watched)
     for step, values in margins.items():
         track.visit(step, values)
     for reading in readings:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from riprap.detectors.base import Detector
-from riprap.detectors.track import Track, low_margin, score
+from riprap.detectors.track import Track
 from riprap.evidence import Alert, Level, Reading
 
 
@@ -31,7 +30,7 @@ class Threshold(Detector):
 
     def check(self, track: Track) -> Alert | None:
         """See `Detector.check`."""
-        history = self._history(track)
+        history = track.history(self.signal)
         if len(history) < self.consecutive:
             return None
         bound = self.value * history[0][1] if self.relative else self.value
@@ -48,17 +47,3 @@ class Threshold(Detector):
             f"{self.signal} is {now:.3g}, {self.side} {bound:.3g} for {self.consecutive} checks",
             tuple(Reading.of(step, track.behavior, self.signal, value) for step, value in recent),
         )
-
-    def _history(self, track: Track) -> list[tuple[int, float]]:
-        own = {
-            "score": score,
-            "margin": lambda margins: float(np.mean(margins)),
-            "margin_low": lambda margins: low_margin(margins, track.floor),
-        }
-        if self.signal in own:
-            read = own[self.signal]
-            return [(s, read(m)) for s, m in zip(track.steps, track.margins, strict=True)]
-        visited = set(
-            track.steps
-        )  # signals read at every step count at visits, live as in a record
-        return [(s, value) for s, value in track.signals.get(self.signal, []) if s in visited]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +42,7 @@ class Track:
         signals: other readings by signal name, as (step, value).
         looked_at: step of the last visit, also of one that brought no margins.
         lost_at: first visited step at which margins were no longer finite.
+        watched: how many behaviours the run watches; error rates of a run are split over them.
     """
 
     behavior: str
@@ -51,6 +53,7 @@ class Track:
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     looked_at: int = 0
     lost_at: int | None = None
+    watched: int = 1
 
     def visit(self, step: int, margins: np.ndarray) -> None:
         """Add one visit."""
@@ -88,6 +91,23 @@ class Track:
         """Σ r_b over the steps after the last visit."""
         return sum(value for step, value in self.predicted.items() if step > self.looked_at)
 
+    def history(self, signal: str) -> list[tuple[int, float]]:
+        """A signal as it stood at the visits, as (step, value).
+
+        Args:
+            signal: name of a reading; "score", "margin" and "margin_low" always exist.
+        """
+        own: dict[str, Callable[[np.ndarray], float]] = {
+            "score": score,
+            "margin": lambda margins: float(np.mean(margins)),
+            "margin_low": lambda margins: low_margin(margins, self.floor),
+        }
+        if signal in own:
+            read = own[signal]
+            return [(s, read(m)) for s, m in zip(self.steps, self.margins, strict=True)]
+        visited = set(self.steps)  # signals of every step count at visits, live as in a record
+        return [(s, value) for s, value in self.signals.get(signal, []) if s in visited]
+
     def until(self, step: int) -> Track:
         """The same history as it was known right after `step`."""
         count = sum(visited <= step for visited in self.steps)
@@ -104,4 +124,5 @@ class Track:
             },
             looked_at=self.steps[count - 1] if count else 0,
             lost_at=lost,
+            watched=self.watched,
         )

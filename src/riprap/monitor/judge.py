@@ -22,7 +22,7 @@ class Judge:
 
     def __init__(self, behaviors: list[Behavior], protocol: Protocol) -> None:
         self.protocol = protocol
-        self.tracks = {b.name: Track(b.name, b.floor) for b in behaviors}
+        self.tracks = {b.name: Track(b.name, b.floor, watched=len(behaviors)) for b in behaviors}
         self._lost: list[Alert] = []  # margins no longer finite, not yet handed on
         self._units = {b.name: getattr(b.margins, "unit", "margin") for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}

@@ -47,7 +47,7 @@ class Run:
         arrays = np.load(folder / TRUTH)
         floors = {b["name"]: b["floor"] for b in reader.meta()["behaviors"]}
         tracks = {
-            name: rebuild(name, floor, reader.margins(name), readings)
+            name: rebuild(name, floor, reader.margins(name), readings, watched=len(floors))
             for name, floor in floors.items()
         }
         first = next(iter(floors))
