@@ -38,8 +38,8 @@ class Betting(Sequential):
     kind: Literal["betting"] = "betting"
     alpha: float = Field(default=0.05, gt=0, lt=1)
     of: Literal["margin", "score"] = "margin"
-    tolerated: float = Field(default=0.1, ge=0)
-    clip: float = Field(default=0.3, gt=0)
+    tolerated: float = Field(default=0.05, ge=0)
+    clip: float = Field(default=0.1, gt=0)
     words: ClassVar[str] = "decline established, log of the wealth over what its level asks"
 
     @property

@@ -5,6 +5,7 @@ from riprap.signals.features.drift import Drift
 from riprap.signals.features.energy import Energy
 from riprap.signals.features.overlap import Overlap
 from riprap.signals.features.projection import Projection
+from riprap.signals.features.spectral_entropy import SpectralEntropy
 from riprap.signals.gradients.cosine import LossCosine, MarginCosine
 from riprap.signals.gradients.fisher import FisherCosine
 from riprap.signals.gradients.interference import Interference
@@ -24,6 +25,7 @@ __all__ = [
     "Overlap",
     "Projection",
     "Signal",
+    "SpectralEntropy",
     "StepView",
     "VisitView",
     "default",
@@ -39,4 +41,4 @@ def default() -> list[Signal]:
 
 def everything() -> list[Signal]:
     """All of them; the loss gradients cost a second pass at each visit."""
-    return [*default(), LossCosine(), FisherCosine()]
+    return [*default(), LossCosine(), FisherCosine(), SpectralEntropy()]
