@@ -117,6 +117,21 @@ def study_toy(
     return 0
 
 
+@study_app.command("detectors")
+@command
+def study_detectors(
+    out: Path = typer.Option(Path("results/detectors"), help="Folder of tables and figures."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """False alarms and delays of every detector, on real and resampled runs; resumable."""
+    from riprap.studies.detectors.run import run as run_study
+
+    summary = run_study(out, workers=workers)
+    say(summary, as_json, [f"results: {out}"])
+    return 0
+
+
 @study_app.command("smollm2")
 @command
 def study_smollm2(
@@ -182,6 +197,31 @@ def protocol_amend(
     amended.save(file)
     say({"hash": amended.hash}, as_json, [f"{file}: amended, now {amended.hash}"])
     return 0
+
+
+@protocol_app.command("calibrate")
+@command
+def protocol_calibrate(
+    runs: list[Path] = typer.Argument(..., help="Null runs: nothing new was learned in them."),
+    out: Path = typer.Option(..., help="Where to write the calibrated protocol."),
+    protocol: Path | None = typer.Option(None, help="Protocol file; the default one if not given."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Set tolerances and noise scales from null RUNS; exit code 2 where false alarms remain."""
+    from riprap.detectors import Protocol
+    from riprap.detectors.calibrate import calibrated, false_alarms, largest_decline, null_tracks
+
+    old = Protocol.default() if protocol is None else Protocol.load(protocol)
+    tracks = null_tracks(runs)
+    new = calibrated(old, tracks, f"calibrated on {', '.join(map(str, runs))}")
+    new.save(out)
+    before, after = false_alarms(old, tracks), false_alarms(new, tracks)
+    declines = {track.behavior: round(largest_decline(track), 4) for track in tracks}
+    lines = [f"{name}: largest decline {decline:.1%}" for name, decline in declines.items()]
+    lines += [f"false alarms before: {len(before)}, after: {len(after)}", f"{out}: {new.hash}"]
+    result = {"hash": new.hash, "declines": declines, "before": before, "after": after}
+    say(result, as_json, [*lines, *after])
+    return FINDING if after else 0
 
 
 if __name__ == "__main__":

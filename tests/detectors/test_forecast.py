@@ -53,10 +53,10 @@ def test_wavering_about_a_healthy_margin_is_never_critical(seed: int) -> None:
 
 
 def test_nothing_above_watch_while_most_of_the_margin_is_left() -> None:
-    lows = [10 - 0.25 * step for step in range(17)]  # at 6 of 10, and 24 steps to go
+    lows = [10 - 0.04 * step**2 for step in range(11)]  # at 6 of 10, and some 7 steps to go
     ready = ForecastDetector(spent=0.0, doubt=0.0).check(track_of(lows))
     patient = ForecastDetector(spent=0.5, doubt=0.0).check(track_of(lows))
-    assert ready is not None and ready.level.rank >= Level.WARNING.rank
+    assert ready is not None and ready.level is Level.CRITICAL
     assert patient is not None and patient.level is Level.WATCH
     assert patient.forecast == ready.forecast
 

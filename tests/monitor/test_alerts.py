@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import Behavior, Monitor, Protocol
-from riprap.detectors import Detector, Threshold
+from riprap.detectors import Betting, Detector, Threshold
 from riprap.evidence import Alert, EvidenceState, Forecast, Level
 
 
@@ -152,3 +152,15 @@ def test_small_steps_add_up_to_a_visit() -> None:
     turn(monitor, values)
     visited = [step for step in monitor.tracks["dial"].steps if step > 80]
     assert visited[0] == 89  # 10 − 9 × 0.6: more than half of the margin is gone
+
+
+def test_too_few_probes_to_establish_anything_are_named_before_training() -> None:
+    few = Behavior("few", 5, lambda model, count: model().expand(count))
+    with pytest.warns(UserWarning, match="'few' has 5 probes"):
+        turn(watching(Betting(), behaviors=[few]), [2, 2])
+
+
+def test_enough_probes_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    many = Behavior("many", 48, lambda model, count: model().expand(count))
+    turn(watching(Betting(), behaviors=[many]), [2, 2])
+    assert not [w for w in recwarn if "probes" in str(w.message)]

@@ -23,3 +23,10 @@ class Detector(Strict):
     def forecast(self, track: Track) -> Forecast | None:
         """The forecast that stands after the last visit; None for a detector that makes none."""
         return None
+
+    def unfit(self, track: Track) -> str:
+        """Why this detector can never speak of a behaviour; empty where it can.
+
+        Asked once, after the visit before training.
+        """
+        return ""

@@ -58,6 +58,22 @@ class Betting(Sequential):
         wealth = log_wealth(self.declines(track), self.tolerated, self.clip)
         return np.concatenate([[-np.inf], wealth[1:] - asked])
 
+    def least_probes(self, watched: int) -> int:
+        """With fewer probes not even a collapse of all could be established at the first visit."""
+        growth = np.log1p(STAKES)[:, None] * np.arange(1, 1000)
+        wealth = np.log(np.exp(growth - growth[-1]).mean(0)) + growth[-1]
+        return int(np.argmax(wealth > np.log(2 * watched / self.alpha))) + 1
+
+    def unfit(self, track: Track) -> str:
+        """See `Detector.unfit`."""
+        least, n = self.least_probes(track.watched), len(track.margins[0])
+        if n >= least:
+            return ""
+        return (
+            f"behaviour {track.behavior!r} has {n} probes, and a decline can be established at "
+            f"level {self.alpha:g} on {least} at the least: it will have no {self.level}"
+        )
+
     def declines(self, track: Track) -> np.ndarray:
         """Decline of each probe since the start, shape (visits, n_probes)."""
         margins = np.array(track.margins)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from riprap.detectors.sequential import Sequential, standing
 from riprap.detectors.track import Track
+
+Scale = Annotated[float, Field(gt=0)]
 
 
 class Cumulative(Sequential):
@@ -18,15 +20,15 @@ class Cumulative(Sequential):
 
     Attributes:
         signal: name of a reading; a fall of it is looked for.
-        scale: its standard deviation where nothing happens, from a null run
-            (`riprap protocol calibrate`). None, for "margin" alone: the standard error of the mean
-            margin over the probes at the start.
+        scale: its standard deviation where nothing happens, for all behaviours or by behaviour, as
+            `riprap protocol calibrate` takes it from a null run. None, for "margin" alone: the
+            standard error of the mean margin over the probes at the start.
         allowance: what a visit may deviate without being counted, in scales.
         threshold: sum above which to alert, in scales.
     """
 
     signal: str = "margin"
-    scale: float | None = Field(default=None, gt=0)
+    scale: Scale | dict[str, Scale] | None = None
     allowance: float = Field(default=0.5, ge=0)
     threshold: float = Field(default=5.0, gt=0)
 
@@ -42,7 +44,8 @@ class Cumulative(Sequential):
     def standardised(self, track: Track) -> np.ndarray:
         """Fall since the start at each visit, in scales; empty without a scale."""
         values = standing(track, self.signal)
-        scale = self.scale
+        own = self.scale
+        scale = own.get(track.behavior) if isinstance(own, dict) else own
         if scale is None and self.signal == "margin":
             start = track.margins[0]
             scale = float(start.std(ddof=1) / np.sqrt(len(start))) if len(start) > 1 else None

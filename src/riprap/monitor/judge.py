@@ -84,6 +84,12 @@ class Judge:
         self.alerts += alerts
         return alerts, readings
 
+    def unfit(self) -> list[str]:
+        """Which detectors can never speak of which healthy behaviour, and why."""
+        healthy = [t for t in self.tracks.values() if t.steps and t.healthy_at_start]
+        asked = [detector.unfit(track) for detector in self.protocol.detectors for track in healthy]
+        return [text for text in asked if text]
+
     def _rising(self, track: Track) -> list[Alert]:
         rising = []
         for index, detector in enumerate(self.protocol.detectors):

@@ -220,6 +220,8 @@ class Monitor:
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:
                 warnings.warn(_unhealthy(track), stacklevel=5)
+        for text in self._judge.unfit():
+            warnings.warn(f"riprap: {text}", stacklevel=5)
 
     def _take_in(self, view: VisitView) -> None:
         """All that follows from a visit: readings, forecasts, alerts, the next visit."""

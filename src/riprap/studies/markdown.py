@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -43,3 +44,11 @@ def spread(values: Sequence[float] | np.ndarray, digits: int = 0, middle: str = 
 def share(hits: int, total: int) -> str:
     """`hits of total (percent)`."""
     return f"{hits} of {total} ({hits / total:.0%})" if total else "0 of 0"
+
+
+def commit() -> str:
+    """The short hash of the working tree's commit, for the head of a page."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from riprap.detectors import Protocol
 from riprap.monitor.facts import versions
 from riprap.report import save
-from riprap.studies.markdown import table
+from riprap.studies.markdown import commit, table
 from riprap.studies.toy import figures, tables, verdicts
 from riprap.studies.toy.judging import Run, judge
 from riprap.studies.toy.plan import Plan
@@ -103,7 +102,7 @@ def _page(
     }
     head = (
         f"# Toy study, {kind} seeds\n\n"
-        f"Made by `{command}` at commit `{_commit()}`, protocol `toy` "
+        f"Made by `{command}` at commit `{commit()}`, protocol `toy` "
         f"`{protocol.hash or protocol.content_hash()}`, "
         f"{json.dumps(versions())}.\n\n"
         "What it means is in `FINDINGS.md` beside this file.\n\n"
@@ -111,10 +110,3 @@ def _page(
         "![claim](claim.png)\n\n![staleness](staleness.png)\n"
     )
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"

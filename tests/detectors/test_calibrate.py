@@ -1,0 +1,84 @@
+"""Calibration on null runs: what it raises, what it never lowers, and what it refuses."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from riprap.cli import app
+from riprap.detectors import Betting, ForecastDetector, Protocol
+from riprap.detectors.calibrate import calibrated, false_alarms, null_tracks
+from riprap.evidence import ProtocolError
+from riprap.record import Writer
+
+CALM = Protocol.parse(
+    {"name": "mine", "detectors": [{"kind": "betting"}, {"kind": "cusum"}, {"kind": "forecast"}]},
+    "here",
+)
+
+
+def null_run(folder, wander, visits=20):
+    """A recorded run whose mean margin of 10 falls by `wander` and comes back."""
+    writer = Writer(folder)
+    writer.meta(behaviors=[{"name": "b", "floor": 0.9, "contrast": None}])
+    around = np.linspace(-0.5, 0.5, 48)
+    for step in range(visits):
+        writer.margins(step, "b", 10 - wander * np.sin(np.pi * step / visits) + around)
+    writer.close()
+    return folder
+
+
+def kinds(protocol):
+    return {detector.kind: detector for detector in protocol.detectors}
+
+
+def test_a_wavering_model_is_tolerated_after_calibration(tmp_path):
+    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    assert any("betting" in text for text in false_alarms(CALM, tracks))
+    after = calibrated(CALM, tracks, "null run")
+    assert not any("betting" in text for text in false_alarms(after, tracks))
+    assert kinds(after)["betting"].tolerated == pytest.approx(0.30, abs=0.011)
+
+
+def test_a_calm_run_lowers_nothing(tmp_path):
+    tracks = null_tracks([null_run(tmp_path / "null", wander=0.001)])
+    assert kinds(calibrated(CALM, tracks, "null run"))["betting"].tolerated == Betting().tolerated
+
+
+def test_scales_are_those_of_the_run_and_behavior(tmp_path):
+    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    means = [margins.mean() for margins in tracks[0].margins[1:]]
+    scale = kinds(calibrated(CALM, tracks, "null run"))["cusum"].scale
+    assert scale == {"b": pytest.approx(np.std(means, ddof=1))}
+
+
+def test_the_worst_of_several_runs_counts(tmp_path):
+    runs = [null_run(tmp_path / str(w), wander=w) for w in (0.1, 3.0, 0.2)]
+    alone = kinds(calibrated(CALM, null_tracks(runs[1:2]), "x"))
+    both = kinds(calibrated(CALM, null_tracks(runs), "x"))
+    assert both["betting"] == alone["betting"]
+    assert both["cusum"] == alone["cusum"]
+
+
+def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
+    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    frozen = CALM.freeze()
+    after = calibrated(frozen, tracks, "calibrated on null")
+    assert after.amendments[-1].reason == "calibrated on null"
+    assert after.amendments[-1].old_hash == frozen.hash
+    after.verify()
+
+
+def test_a_short_run_is_refused(tmp_path):
+    with pytest.raises(ProtocolError, match="visited 3 times"):
+        null_tracks([null_run(tmp_path / "null", wander=0.1, visits=3)])
+
+
+def test_the_command_writes_a_protocol_that_loads(tmp_path):
+    run, out = null_run(tmp_path / "null", wander=2.0), tmp_path / "mine.yaml"
+    result = CliRunner().invoke(app, ["protocol", "calibrate", str(run), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "false alarms before: 1, after: 0" in result.output
+    kept = kinds(Protocol.load(out))
+    assert kept["betting"].tolerated == pytest.approx(0.30, abs=0.011)
+    assert isinstance(kept["forecast"], ForecastDetector)
+    assert Protocol.load(out).amendments[-1].old_hash == Protocol.default().hash
