@@ -155,3 +155,28 @@ def test_a_stack_is_a_copy() -> None:
     stack = tensors.Stack({"one": vector})
     vector[0].zero_()
     assert stack.dots([torch.ones(3)]) == {"one": 3.0}
+
+
+def test_chunks_join_neighbours_and_leave_large_parts_alone(monkeypatch) -> None:
+    monkeypatch.setattr(tensors, "CHUNK", 10)
+    parts = [torch.zeros(n) for n in (4, 5, 3, 50, 2)]
+    found = [[part.numel() for part in parts[chunk]] for chunk in tensors.chunks(parts)]
+    assert found == [[4, 5], [3], [50], [2]]
+    mixed = [torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)]
+    assert len(tensors.chunks(mixed)) == 3
+    assert tensors.chunks([]) == []
+
+
+def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (7,), (2, 2, 2), (11,)]
+    one, two, update = (
+        [torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)
+    )
+    whole = tensors.Stack({"one": one, "two": two})
+    monkeypatch.setattr(tensors, "CHUNK", 8)
+    small = tensors.Stack({"one": one, "two": two})
+    assert small.dots(update) == pytest.approx(whole.dots(update), rel=1e-5)
+    for stack in (whole, small):
+        for kept, part in zip(stack.vector("two", two), two, strict=True):
+            assert torch.equal(kept, part)

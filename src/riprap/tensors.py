@@ -14,6 +14,7 @@ from torch import Tensor
 Vector = list[Tensor]  # one tensor per parameter, in a fixed order
 
 DOT_LIMIT = 2**31  # torch.dot overflows above this many elements
+CHUNK = 2**22  # elements joined at a time
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -74,19 +75,47 @@ def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return dot(left, right) / (norm(left) * norm(right))
 
 
+def chunks(like: Sequence[Tensor]) -> list[slice]:
+    """Runs of neighbouring parameters that are worth joining: few kernels, little extra memory.
+
+    Parts of one chunk share device and dtype and hold at most `CHUNK` elements together; a larger
+    part stands alone, and is never copied.
+    """
+    found: list[slice] = []
+    begin, held = 0, 0
+    for index, part in enumerate(like):
+        alike = index > begin and (part.device, part.dtype) == (
+            like[begin].device,
+            like[begin].dtype,
+        )
+        if index > begin and (not alike or held + part.numel() > CHUNK):
+            found.append(slice(begin, index))
+            begin, held = index, 0
+        held += part.numel()
+    return [*found, slice(begin, len(like))] if like else []
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after another, shape (elements,), in at least float32."""
+    if len(parts) == 1:
+        return _wide(parts[0]).reshape(-1)
+    return _wide(torch.cat([part.reshape(-1) for part in parts]))
+
+
 class Stack:
     """Several vectors side by side, so that one pass gives the inner products with all of them.
 
     Args:
-        vectors: by name, all over the same parameters. Each parameter's parts are stacked where
-            they live, which costs one copy of each vector.
+        vectors: by name, all over the same parameters. They are kept chunk by chunk where they
+            live, which costs one copy of each vector.
     """
 
     def __init__(self, vectors: dict[str, Vector]) -> None:
         self.names = list(vectors)
+        every = list(vectors.values())
+        self._chunks = chunks(every[0]) if every else []
         self._rows = [
-            torch.stack([_wide(part).reshape(-1) for part in parts])
-            for parts in zip(*vectors.values(), strict=True)
+            torch.stack([_joined(vector[chunk]) for vector in every]) for chunk in self._chunks
         ]
         self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
 
@@ -96,8 +125,8 @@ class Stack:
             return {}
         home = self._rows[0].device
         products = [
-            torch.mv(rows, _wide(part).reshape(-1)).to(home)
-            for rows, part in zip(self._rows, vector, strict=True)
+            torch.mv(rows, _joined(vector[chunk]).to(rows.dtype)).to(home)
+            for rows, chunk in zip(self._rows, self._chunks, strict=True)
         ]
         totals = torch.stack(products).sum(0).tolist()
         return dict(zip(self.names, totals, strict=True))
@@ -105,4 +134,8 @@ class Stack:
     def vector(self, name: str, like: Sequence[Tensor]) -> Vector:
         """One of the stacked vectors, in the shapes of `like`."""
         row = self.names.index(name)
-        return [rows[row].view(part.shape) for rows, part in zip(self._rows, like, strict=True)]
+        found: Vector = []
+        for rows, chunk in zip(self._rows, self._chunks, strict=True):
+            parts = rows[row].split([part.numel() for part in like[chunk]])
+            found += [one.view(part.shape) for one, part in zip(parts, like[chunk], strict=True)]
+        return found
