@@ -132,6 +132,22 @@ def study_detectors(
     return 0
 
 
+@study_app.command("depth")
+@command
+def study_depth(
+    out: Path = typer.Option(Path("results/depth"), help="Folder of table and figure."),
+    exploratory: bool = typer.Option(False, help="Use the exploratory seeds."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Does a more deeply installed behaviour leave more time to see it go? Resumable."""
+    from riprap.studies.depth.run import run as run_study
+
+    summary = run_study(out, exploratory=exploratory, workers=workers)
+    say(summary, as_json, [f"verdict: {summary['verdict']}", f"results: {out}"])
+    return 0
+
+
 @study_app.command("smollm2")
 @command
 def study_smollm2(

@@ -1,0 +1,93 @@
+"""The depth study: every run of its frozen protocol, then a table, a figure and a verdict."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from riprap.detectors import Protocol
+from riprap.monitor.facts import versions
+from riprap.report import save
+from riprap.studies import markdown
+from riprap.studies.depth import judging
+from riprap.studies.depth.figure import depth_figure
+from riprap.studies.depth.judging import Installed
+from riprap.studies.depth.plan import Plan
+from riprap.studies.depth.simulate import simulate
+from riprap.studies.markdown import commit, number
+
+
+def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
+    """Make the runs that are missing, and write table, figure and verdict.
+
+    Args:
+        out: folder of the results.
+        exploratory: use the exploratory seeds, whose results are never reported as the study's.
+        workers: processes, one thread each.
+
+    Returns:
+        the verdict and the path written.
+
+    Raises:
+        ProtocolError: the protocol was changed since it was frozen.
+    """
+    protocol = Protocol.named("depth")
+    protocol.verify()
+    pairs = Plan.of(protocol).runs(exploratory)
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
+    context = multiprocessing.get_context("spawn")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ProcessPoolExecutor(workers, mp_context=context) as pool,
+    ):
+        bar = progress.add_task("runs", total=len(pairs))
+        jobs = [pool.submit(simulate, *pair, protocol) for pair in pairs]
+        for job in as_completed(jobs):
+            job.result()
+            progress.advance(bar)
+    found = [Installed.load(*pair, protocol) for pair in pairs]
+    out.mkdir(parents=True, exist_ok=True)
+    save(depth_figure(found), out / "depth.png")
+    (out / "README.md").write_text(_page(found, protocol, exploratory))
+    return {"out": str(out), "verdict": judging.verdict(found)}
+
+
+def _page(found: Sequence[Installed], protocol: Protocol, exploratory: bool) -> str:
+    kind = "exploratory" if exploratory else "confirmatory"
+    command = "riprap study depth" + (" --exploratory" if exploratory else "")
+    rows = [
+        {
+            "steps": one.degree.steps,
+            "weight decay": f"{one.degree.decay:g}",
+            "share of B": f"{one.degree.share:g}",
+            "seed": one.seed,
+            "depth ‖g_b‖": f"{one.depth:.2g}",
+            "margin at the start": number(one.margin, 2),
+            "first warning": number(one.warned),
+            "break": number(one.broke),
+            "window": number(one.window) + ("" if one.broke is not None else " or more"),
+        }
+        for one in found
+    ]
+    return (
+        f"# Depth, {kind} seeds\n\nMade by `{command}` at commit `{commit()}`, protocol "
+        f"`depth` `{protocol.hash}`, {json.dumps(versions())}.\n\n"
+        "The prediction: a more deeply installed behaviour, one whose loss gradient ‖g_b‖ at the "
+        "start is smaller, leaves a longer detection window, from the first `warning` to the "
+        "break. What it means is in `FINDINGS.md` beside this file.\n\n"
+        f"**Verdict: {judging.verdict(found)}**\n\n"
+        f"{markdown.table(judging.correlations(found))}\n\n"
+        "Spearman's rank correlation with its 95 % interval (10,000 bootstraps over runs). "
+        "A run that did not break counts with the window that it had at its end; one without a "
+        "warning before its break, with 0.\n\n"
+        f"![depth](depth.png)\n\n## Every run\n\n{markdown.table(rows)}\n"
+    )
