@@ -32,8 +32,9 @@ def readings(protocol: Protocol, parts: int) -> pd.DataFrame:
 
 
 @pytest.mark.filterwarnings("ignore:behaviour .* before training")
-def test_two_times_four_reads_as_one_times_eight(protocol: Protocol) -> None:
-    whole, halves = readings(protocol, 1), readings(protocol, 2)
+@pytest.mark.parametrize("parts", [2, 8])
+def test_many_small_read_as_one_times_eight(parts: int, protocol: Protocol) -> None:
+    whole, halves = readings(protocol, 1), readings(protocol, parts)
     assert whole.drop(columns="value").equals(halves.drop(columns="value"))
     assert "ERROR" not in set(whole.state)
     np.testing.assert_allclose(whole.value, halves.value, rtol=2e-3, atol=1e-4)

@@ -1,0 +1,58 @@
+"""Lightning: a callback that opens and closes the watch."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from riprap.evidence import ConfigError
+from riprap.monitor import Monitor
+
+
+class MonitorCallback(Callback):
+    """`Trainer(..., callbacks=[MonitorCallback(monitor, part="model")])`.
+
+    The latest numbers go to the trainer's loggers under `riprap/`.
+
+    Args:
+        part: name of the submodule that margins are given, such as the language model that the
+            `LightningModule` trains; empty: the module itself.
+
+    Raises:
+        ConfigError: at the start of training, where the module has no optimizer or several, or no
+            such part.
+    """
+
+    def __init__(self, monitor: Monitor, part: str = "") -> None:
+        self.monitor = monitor
+        self.part = part
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Visit the probes and hook the optimizer."""
+        if len(trainer.optimizers) != 1:
+            raise ConfigError(
+                f"the module has {len(trainer.optimizers)} optimizers, and a monitor watches the "
+                "steps of one: call monitor.begin(model, optimizer) for the one that is meant"
+            )
+        try:
+            model = pl_module.get_submodule(self.part)
+        except AttributeError as error:
+            known = ", ".join(name for name, _ in pl_module.named_children())
+            raise ConfigError(f"the module has no part {self.part!r}; it has {known}") from error
+        self.monitor.end()  # a training that was interrupted never said that it ended
+        self.monitor.begin(model, trainer.optimizers[0])
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Hand the latest numbers to the loggers, as often as they ask."""
+        if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            for logger in trainer.loggers:
+                logger.log_metrics(self.monitor.summary(), step=trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Visit the probes a last time and take the hooks off."""
+        self.monitor.end()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the hooks off; what was read is kept."""
+        self.monitor.end()
