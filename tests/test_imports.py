@@ -11,7 +11,7 @@ import riprap
 
 SOURCE = Path(riprap.__file__).parent
 FLOORS = [
-    {"evidence", "tensors", "schema"},
+    {"evidence", "tensors", "schema", "distributed"},
     {"behaviors", "record"},
     {"probing"},
     {"signals", "detectors", "selection"},

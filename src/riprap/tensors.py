@@ -2,6 +2,9 @@
 
 Inner products are summed in at least float32, tensor by tensor, so that half-precision
 parameters do not overflow and no tensor of more than 2**31 elements reaches `torch.dot`.
+
+Parameters may be sharded over ranks (FSDP2's DTensors): every rank sums over its own shards, and
+one small vector of sums travels. No gradient is ever gathered.
 """
 
 from __future__ import annotations
@@ -9,7 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 Vector = list[Tensor]  # one tensor per parameter, in a fixed order
 
@@ -17,12 +23,38 @@ DOT_LIMIT = 2**31  # torch.dot overflows above this many elements
 CHUNK = 2**22  # elements joined at a time
 
 
+def local(part: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, as a view; any other tensor as it is."""
+    return part.to_local() if isinstance(part, DTensor) else part
+
+
+def is_sharded(part: Tensor) -> bool:
+    """Whether each rank holds a part only, as under FSDP2."""
+    return isinstance(part, DTensor) and any(p.is_shard() for p in part.placements)
+
+
+def _over_ranks(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
+    """The total of sums over parts, those of sharded parts summed over the ranks of their mesh.
+
+    One small all-reduce a mesh; every rank must take part.
+    """
+    for mesh, values in sums.items():
+        if mesh is not None:
+            for dimension in range(mesh.ndim):
+                dist.all_reduce(values, group=mesh.get_group(dimension))
+    return torch.stack(list(sums.values())).sum(0)
+
+
+def _mesh(part: Tensor) -> DeviceMesh | None:
+    return part.device_mesh if isinstance(part, DTensor) and is_sharded(part) else None
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    left, right = _wide(left).reshape(-1), _wide(right).reshape(-1)
+    left, right = _wide(local(left)).reshape(-1), _wide(local(right)).reshape(-1)
     if left.numel() < DOT_LIMIT:
         return torch.dot(left, right.to(left.dtype))
     return (left * right).sum()
@@ -35,12 +67,13 @@ def dots(vector: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor
     """
     if not others:
         return torch.zeros(0)
-    home = vector[0].device
-    inner = [
-        [_inner(part, mine).to(home) for part, mine in zip(vector, other, strict=True)]
-        for other in others
-    ]
-    return torch.stack([torch.stack(parts).sum() for parts in inner])
+    home = local(vector[0]).device
+    sums: dict[DeviceMesh | None, Tensor] = {}
+    for part, *rest in zip(vector, *others, strict=True):
+        products = torch.stack([_inner(part, other).to(home) for other in rest])
+        mesh = _mesh(part)
+        sums[mesh] = sums[mesh] + products if mesh in sums else products
+    return _over_ranks(sums)
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -50,9 +83,15 @@ def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Euclidean norm ‖vector‖₂ as a scalar tensor."""
-    norms = torch._foreach_norm([_wide(part) for part in vector])
-    home = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([part.to(home) for part in norms]))
+    home = local(vector[0]).device
+    groups: dict[DeviceMesh | None, list[Tensor]] = {}
+    for part in vector:
+        groups.setdefault(_mesh(part), []).append(_wide(local(part)))
+    squares = {
+        mesh: torch.stack([one.to(home) for one in torch._foreach_norm(parts)]).square().sum()
+        for mesh, parts in groups.items()
+    }
+    return _over_ranks(squares).sqrt()
 
 
 def clone(vector: Sequence[Tensor]) -> Vector:
@@ -62,7 +101,7 @@ def clone(vector: Sequence[Tensor]) -> Vector:
 
 def copy_into(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     """Overwrite `target` by `source` in place."""
-    torch._foreach_copy_(list(target), [part.detach() for part in source])
+    torch._foreach_copy_([local(p) for p in target], [local(p).detach() for p in source])
 
 
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
@@ -84,10 +123,7 @@ def chunks(like: Sequence[Tensor]) -> list[slice]:
     found: list[slice] = []
     begin, held = 0, 0
     for index, part in enumerate(like):
-        alike = index > begin and (part.device, part.dtype) == (
-            like[begin].device,
-            like[begin].dtype,
-        )
+        alike = index > begin and _home(part) == _home(like[begin])
         if index > begin and (not alike or held + part.numel() > CHUNK):
             found.append(slice(begin, index))
             begin, held = index, 0
@@ -95,11 +131,15 @@ def chunks(like: Sequence[Tensor]) -> list[slice]:
     return [*found, slice(begin, len(like))] if like else []
 
 
+def _home(part: Tensor) -> tuple[torch.device, torch.dtype, DeviceMesh | None]:
+    return part.device, part.dtype, _mesh(part)
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """The parts one after another, shape (elements,), in at least float32."""
     if len(parts) == 1:
-        return _wide(parts[0]).reshape(-1)
-    return _wide(torch.cat([part.reshape(-1) for part in parts]))
+        return _wide(local(parts[0])).reshape(-1)
+    return _wide(torch.cat([local(part).reshape(-1) for part in parts]))
 
 
 class Stack:
@@ -114,6 +154,7 @@ class Stack:
         self.names = list(vectors)
         every = list(vectors.values())
         self._chunks = chunks(every[0]) if every else []
+        self._meshes = [_mesh(every[0][chunk.start]) for chunk in self._chunks]
         self._rows = [
             torch.stack([_joined(vector[chunk]) for vector in every]) for chunk in self._chunks
         ]
@@ -124,18 +165,18 @@ class Stack:
         if not self.names:
             return {}
         home = self._rows[0].device
-        products = [
-            torch.mv(rows, _joined(vector[chunk]).to(rows.dtype)).to(home)
-            for rows, chunk in zip(self._rows, self._chunks, strict=True)
-        ]
-        totals = torch.stack(products).sum(0).tolist()
-        return dict(zip(self.names, totals, strict=True))
+        sums: dict[DeviceMesh | None, Tensor] = {}
+        for rows, chunk, mesh in zip(self._rows, self._chunks, self._meshes, strict=True):
+            products = torch.mv(rows, _joined(vector[chunk]).to(rows.dtype)).to(home)
+            sums[mesh] = sums[mesh] + products if mesh in sums else products
+        return dict(zip(self.names, _over_ranks(sums).tolist(), strict=True))
 
     def vector(self, name: str, like: Sequence[Tensor]) -> Vector:
-        """One of the stacked vectors, in the shapes of `like`."""
+        """One of the stacked vectors, in the shapes of `like`; of sharded ones this rank's part."""
         row = self.names.index(name)
         found: Vector = []
         for rows, chunk in zip(self._rows, self._chunks, strict=True):
-            parts = rows[row].split([part.numel() for part in like[chunk]])
-            found += [one.view(part.shape) for one, part in zip(parts, like[chunk], strict=True)]
+            shapes = [local(part).shape for part in like[chunk]]
+            parts = rows[row].split([shape.numel() for shape in shapes])
+            found += [one.view(shape) for one, shape in zip(parts, shapes, strict=True)]
         return found

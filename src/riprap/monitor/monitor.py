@@ -15,6 +15,7 @@ from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
 from riprap.detectors.track import Track, score
+from riprap.distributed import rank, unwrapped
 from riprap.evidence import (
     RUN,
     Alert,
@@ -81,7 +82,7 @@ class Monitor:
         self._ended = False
         self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
-        self.record = Writer(run)
+        self.record = Writer(run if rank() == 0 else None)  # one rank writes, all of them watch
 
     @contextmanager
     def watch(self, model: nn.Module, optimizer: Any) -> Iterator[Monitor]:
@@ -104,7 +105,7 @@ class Monitor:
         """Start to watch; `watch` as a pair of calls, for callbacks."""
         if self._hooks is not None:
             raise ConfigError("this monitor is watching already: leave its context first")
-        inner = innermost(optimizer)
+        model, inner = unwrapped(model), innermost(optimizer)
         parameters = trained_parameters(model, inner)
         layer = probing.find_layer(model, self._layer)
         wants_losses = any(signal.needs_loss_gradient for signal in self.signals)

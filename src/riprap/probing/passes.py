@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from riprap.behaviors import Behavior, Margins
 from riprap.behaviors.outputs import TokenBatch, accepted_arguments, last_logits
+from riprap.distributed import sharded, together
 from riprap.evidence import BehaviorError
 from riprap.probing.layers import captured, rows_of
 from riprap.probing.traces import no_trace
-from riprap.tensors import Vector
+from riprap.tensors import Vector, is_sharded
 
 
 @dataclass
@@ -73,8 +74,31 @@ def checked(behavior: Behavior, result: Tensor | Margins) -> Margins:
 def gradient_of(
     value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False
 ) -> Vector | None:
-    """∇ value in `parameters`, zeros where it does not depend on one; None if on none of them."""
+    """∇ value in `parameters`, zeros where it does not depend on one; None if on none of them.
+
+    To be called inside `no_trace`.
+    """
+    if any(is_sharded(parameter) for parameter in parameters):
+        return _accumulated(value, parameters)
     found = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)
+    if all(part is None for part in found):
+        return None
+    return [
+        torch.zeros_like(parameter) if part is None else part.detach()
+        for parameter, part in zip(parameters, found, strict=True)
+    ]
+
+
+def _accumulated(value: Tensor, parameters: Sequence[Tensor]) -> Vector | None:
+    """As `gradient_of`, by way of `.grad`: autograd gives None for parameters sharded by FSDP2.
+
+    `no_trace` has put training's own `.grad` aside. Every rank sees the same probes, so the mean
+    over ranks that FSDP2 takes is the gradient itself.
+    """
+    value.backward()  # type: ignore[no-untyped-call]
+    found = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
     if all(part is None for part in found):
         return None
     return [
@@ -87,8 +111,11 @@ def shared_passes(behaviors: Sequence[Behavior], model: nn.Module) -> list[list[
     """Behaviours that one pass can serve together: those read from the last position's logits.
 
     Probes of different lengths share a pass only in a model that takes both an attention mask and
-    position ids: in any other, padding would be refused, or would change the margins.
+    position ids: in any other, padding would be refused, or would change the margins. In a model
+    sharded over ranks no pass is shared: a graph can be walked back once only.
     """
+    if sharded(model):
+        return [[behavior] for behavior in behaviors]
     pads = {"attention_mask", "position_ids"} <= accepted_arguments(model)
     groups: dict[Any, list[Behavior]] = {}
     for behavior in behaviors:
@@ -123,7 +150,8 @@ def look_together(
         no_trace(model),
         captured(model, layers) as (activations, outputs),
     ):
-        margins = _margins_together(behaviors, model)
+        with together(model):
+            margins = _margins_together(behaviors, model)
         gradients = _gradients([m.values for m in margins], parameters)
     sizes = [len(b.probes) for b in behaviors] if len(behaviors) > 1 else None
     logits = rows_of(outputs, None if sizes is None else sum(sizes))
@@ -188,7 +216,9 @@ def loss_gradient(
     if behavior.losses is None:
         return None
     with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
-        return gradient_of(behavior.losses(model, behavior.probes).mean(), parameters)
+        with together(model):
+            loss = behavior.losses(model, behavior.probes).mean()
+        return gradient_of(loss, parameters)
 
 
 def fisher_diagonal(
@@ -200,6 +230,11 @@ def fisher_diagonal(
     """
     if behavior.losses is None:
         return None
+    if sharded(model):
+        raise BehaviorError(
+            "a gradient for each probe cannot be taken of a model sharded over ranks: leave out "
+            "the signals that need the Fisher diagonal"
+        )
     with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
         losses = behavior.losses(model, behavior.probes)
         total = [torch.zeros_like(parameter) for parameter in parameters]

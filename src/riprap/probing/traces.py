@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors.outputs import device_of
+from riprap.distributed import reshard
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def no_trace(model: nn.Module) -> Iterator[None]:
             with _generators_kept(model), _autocast_off(model):
                 yield
         finally:
+            reshard(model)
             for module, training in modes:
                 module.training = training
 
