@@ -84,6 +84,25 @@ def watch(config: Path, as_json: bool = AS_JSON) -> int:
 
 @app.command()
 @command
+def doctor(as_json: bool = AS_JSON) -> int:
+    """Versions, what is supported here, and a self-test; exit code 2 where a check fails."""
+    from riprap.launch.doctor import examine
+
+    found = examine()
+    lines = [
+        f"{name}: {value}"
+        for part in ("versions", "support")
+        for name, value in found[part].items()
+    ]
+    lines += [
+        f"{'ok  ' if c['passed'] else 'FAIL'} {c['name']}: {c['detail']}" for c in found["checks"]
+    ]
+    say(found, as_json, lines)
+    return 0 if all(check["passed"] for check in found["checks"]) else FINDING
+
+
+@app.command()
+@command
 def report(run: Path, out: Path | None = None, as_json: bool = AS_JSON) -> int:
     """Write the HTML report of RUN, a run's folder or its record."""
     from riprap.record import locate

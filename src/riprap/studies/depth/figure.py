@@ -27,11 +27,15 @@ def depth_figure(found: Sequence[Installed]) -> alt.Chart:
     ]
     x = alt.X(
         "depth:Q",
-        title="‖g_b‖ at the start (log, deeper to the right)",
+        title="norm of the loss gradient at the start (log; deeper to the right)",
         scale=alt.Scale(type="log", reverse=True),
-        axis=alt.Axis(format=".0e", tickCount=5),
+        axis=alt.Axis(format=".0e", values=[1, 0.1, 0.01, 0.001, 0.0001]),
     )
-    y = alt.Y("window:Q", title="steps from first warning to break", scale=alt.Scale(type="symlog"))
+    y = alt.Y(
+        "window:Q",
+        title="steps from first warning to break",
+        scale=alt.Scale(type="symlog", constant=10),
+    )
     chart = alt.Chart(panels.data(rows)).mark_point(size=70, filled=True, opacity=0.8)
     encoded = chart.encode(
         x=x, y=y, color=alt.Color("installed:N", title=None), shape=alt.Shape("end:N", title=None)

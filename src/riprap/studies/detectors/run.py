@@ -58,7 +58,8 @@ def _page(
     plan = Plan.of(protocol)
     sections = {
         "What it must show": markdown.table(accepted),
-        "Resampled runs": tables.bootstrap_table(bootstrapped) + _NOTE.format(plan=plan),
+        "Resampled runs": tables.bootstrap_table(bootstrapped)
+        + _NOTE.format(plan=plan, first=plan.null_seeds[0], last=plan.null_seeds[-1]),
         "Delay by shape and depth": tables.delay_table(outcomes, protocol)
         + "\n\nMedian steps from the onset at the detector's own bound, over the declines found.",
         "Real runs, all signals": tables.real_table(tables.real_rows(runs, protocol)),
@@ -75,8 +76,8 @@ def _page(
 
 _NOTE = """
 
-{plan.bootstraps} null runs, each one of {plan.null_seeds[0]}–{plan.null_seeds[-1]}'s recorded
-margins on probes drawn again with replacement, visited as a calm monitor visits; {plan.planted}
+{plan.bootstraps} null runs, each the recorded margins of one of the seeds {first} to {last}
+on probes drawn again with replacement, visited as a calm monitor visits; {plan.planted}
 runs for each of four shapes and depths {plan.sizes}. *Recorded*: as they are. *Levelled*: without
 the slow gain of training that goes on. *Least favourable*: the mean decline is just what betting
 tolerates, in every behaviour, all the time. 95 % intervals (Clopper and Pearson) are over the
