@@ -213,3 +213,19 @@ def test_the_alert_is_readable_without_riprap(tmp_path: Path) -> None:
         readings, forecast = file.execute("SELECT readings, forecast FROM alerts").fetchone()
     assert json.loads(forecast) == {"median": 8, "low": 6, "high": 11, "horizon": 50}
     assert json.loads(readings)[0]["signal"] == "margin"
+
+
+def test_a_forecast_is_json_that_any_parser_takes(tmp_path: Path) -> None:
+    open_end = Forecast(math.inf, 30.5, math.inf, 50)
+    writer = Writer(tmp_path)
+    writer.alert(Alert(4, "b", Level.WATCH, "forecast", "perhaps", (), open_end))
+    writer.close()
+    with sqlite3.connect(tmp_path / "record.sqlite") as file:
+        (text,) = file.execute("SELECT forecast FROM alerts").fetchone()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads(text, parse_constant=refuse)["median"] is None
+    with Reader(tmp_path) as reader:
+        assert reader.alerts()[0].forecast == open_end

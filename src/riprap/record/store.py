@@ -6,6 +6,7 @@ One process writes, any number read; what was committed survives the death of th
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import time
@@ -142,7 +143,7 @@ class Writer:
     def alert(self, alert: Alert) -> None:
         """Append an alert, and commit at once."""
         readings = json.dumps([asdict(reading) for reading in alert.readings])
-        forecast = None if alert.forecast is None else json.dumps(asdict(alert.forecast))
+        forecast = None if alert.forecast is None else _plain(alert.forecast)
         statement = (
             "INSERT INTO alerts (step, behavior, level, detector, message, readings, forecast) "
             "VALUES (?,?,?,?,?,?,?)"
@@ -260,6 +261,18 @@ def _row(reading: Reading) -> tuple[Any, ...]:
     return (*named, reading.unit, str(reading.state), reading.layer, reading.detail)
 
 
+def _plain(forecast: Forecast) -> str:
+    """A forecast as JSON that any reader takes: "not within the horizon" is null."""
+    numbers = asdict(forecast)
+    known = {key: None if math.isinf(value) else value for key, value in numbers.items()}
+    return json.dumps(known, allow_nan=False)
+
+
+def _forecast(text: str) -> Forecast:
+    numbers = json.loads(text)
+    return Forecast(**{key: math.inf if v is None else v for key, v in numbers.items()})
+
+
 def _reading(
     step: int,
     behavior: str,
@@ -286,5 +299,5 @@ def _alert(row: tuple[Any, ...]) -> Alert:
         detector,
         message,
         caused,
-        None if forecast is None else Forecast(**json.loads(forecast)),
+        None if forecast is None else _forecast(forecast),
     )
