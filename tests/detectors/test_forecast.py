@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import ForecastDetector, SlopeDetector, Track
+from riprap.detectors import Betting, ForecastDetector, Protocol, SlopeDetector, Track
 from riprap.detectors.trend import Trend, realised_changes, shaped_changes, trend
 from riprap.evidence import Level
 
@@ -124,3 +124,41 @@ def test_slope_is_blind_to_interference() -> None:
     track.predicted = {step: -1.0 if step > 8 else 0.5 for step in range(1, 11)}
     assert SlopeDetector().forecast(track) == blind
     assert FORECAST.forecast(track) != blind
+
+
+def diving(share: float) -> Track:
+    """A run in which a share of the probes dive to their floor, and the others stay."""
+    track = Track("b", 0.9)
+    n = 48
+    for step in range(11):
+        margins = np.full(n, 10.0)
+        margins[: int(share * n)] -= 0.06 * step**2
+        track.visit(step, margins)
+    return track
+
+
+def test_a_few_diving_probes_are_no_established_decline() -> None:
+    free = ForecastDetector(spent=0.0, doubt=0.0)
+    gated = ForecastDetector(spent=0.0, doubt=0.0, established=Betting())
+    few, most = diving(0.15), diving(1.0)
+    first, second = free.check(few), gated.check(few)
+    assert first is not None and first.level is Level.CRITICAL
+    assert second is not None and second.level is Level.WATCH
+    assert second.forecast == first.forecast
+    critical = gated.check(most)
+    assert critical is not None and critical.level is Level.CRITICAL
+
+
+def test_a_broken_floor_needs_no_established_decline() -> None:
+    track = diving(0.15)
+    margins = np.full(48, 10.0)
+    margins[:6] = -1.0
+    track.visit(11, margins)
+    alert = ForecastDetector(established=Betting()).check(track)
+    assert alert is not None and alert.level is Level.CRITICAL
+
+
+def test_protocols_from_before_the_condition_still_verify() -> None:
+    for name in ("toy", "depth"):
+        assert "established" not in Protocol.named(name).detector("forecast").model_dump()
+        Protocol.named(name).verify()

@@ -270,7 +270,8 @@ def _plain(forecast: Forecast) -> str:
 
 def _forecast(text: str) -> Forecast:
     numbers = json.loads(text)
-    return Forecast(**{key: math.inf if v is None else v for key, v in numbers.items()})
+    known: dict[str, Any] = {k: math.inf if v is None else v for k, v in numbers.items()}
+    return Forecast(**known)
 
 
 def _reading(
