@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import Betting, ForecastDetector, Protocol, SlopeDetector, Track
+from riprap.detectors import ForecastDetector, Protocol, SlopeDetector, Track
 from riprap.detectors.trend import Trend, realised_changes, shaped_changes, trend
 from riprap.evidence import Level
 
@@ -137,9 +137,9 @@ def diving(share: float) -> Track:
     return track
 
 
-def test_a_few_diving_probes_are_no_established_decline() -> None:
+def test_a_few_diving_probes_are_no_decline_of_the_behaviour() -> None:
     free = ForecastDetector(spent=0.0, doubt=0.0)
-    gated = ForecastDetector(spent=0.0, doubt=0.0, established=Betting())
+    gated = ForecastDetector(spent=0.0, doubt=0.0, declined=0.2)
     few, most = diving(0.15), diving(1.0)
     first, second = free.check(few), gated.check(few)
     assert first is not None and first.level is Level.CRITICAL
@@ -149,16 +149,16 @@ def test_a_few_diving_probes_are_no_established_decline() -> None:
     assert critical is not None and critical.level is Level.CRITICAL
 
 
-def test_a_broken_floor_needs_no_established_decline() -> None:
+def test_a_broken_floor_is_critical_whatever_the_mean() -> None:
     track = diving(0.15)
     margins = np.full(48, 10.0)
     margins[:6] = -1.0
     track.visit(11, margins)
-    alert = ForecastDetector(established=Betting()).check(track)
+    alert = ForecastDetector(declined=0.2).check(track)
     assert alert is not None and alert.level is Level.CRITICAL
 
 
 def test_protocols_from_before_the_condition_still_verify() -> None:
     for name in ("toy", "depth"):
-        assert "established" not in Protocol.named(name).detector("forecast").model_dump()
+        assert "declined" not in Protocol.named(name).detector("forecast").model_dump()
         Protocol.named(name).verify()

@@ -8,7 +8,6 @@ import numpy as np
 from pydantic import Field
 
 from riprap.detectors.base import Detector
-from riprap.detectors.betting import Betting
 from riprap.detectors.track import Track, low_margin, score
 from riprap.detectors.trend import Z80, deciding_margins, shaped_changes, trend
 from riprap.evidence import Alert, Forecast, Level, Reading
@@ -33,9 +32,8 @@ class ForecastDetector(Detector):
         spent: share of the deciding margin at the start that must be gone before `critical` is
             said: a behaviour that has most of its margin left may waver.
         least_steps: steps to have seen before anything but a broken floor is said.
-        established: `critical` is forecast only while this detector has a decline established: the
-            deciding margin is that of a few probes, and may dive though the behaviour has not
-            declined. None: no such condition. A broken floor is critical without it.
+        declined: share of the start's mean margin that must be gone as well: the deciding margin is
+            that of a few probes, and may dive though the behaviour as a whole has not declined.
     """
 
     kind: Literal["forecast"] = "forecast"
@@ -45,8 +43,8 @@ class ForecastDetector(Detector):
     doubt: float = Field(default=0.3, ge=0)
     spent: float = Field(default=0.5, ge=0, le=1)
     least_steps: int = Field(default=3, ge=1)
-    # Left out of a protocol's hash where there is none: it is younger than the first frozen ones.
-    established: Betting | None = Field(default=None, exclude_if=lambda value: value is None)
+    # Left out of a protocol's hash where it is 0: it is younger than the first frozen ones.
+    declined: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
 
     def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
         """Change of a deciding margin in each step, shape (steps,)."""
@@ -85,16 +83,16 @@ class ForecastDetector(Detector):
     def level(self, forecast: Forecast, track: Track) -> Level | None:
         """How alarming a forecast is."""
         broken = forecast.high == 0
-        if broken or (forecast.says_break and self._spent(track) and self._established(track)):
+        if broken or (forecast.says_break and self._has_declined(track)):
             return Level.CRITICAL
         return Level.WATCH if forecast.low <= self.horizon else None
 
-    def _spent(self, track: Track) -> bool:
-        start = low_margin(track.margins[0], track.floor)
-        return track.low <= (1 - self.spent) * start
-
-    def _established(self, track: Track) -> bool:
-        return self.established is None or self.established.check(track) is not None
+    def _has_declined(self, track: Track) -> bool:
+        """Whether enough is gone of the deciding margin, and of the mean margin."""
+        if track.low > (1 - self.spent) * low_margin(track.margins[0], track.floor):
+            return False
+        start, now = track.margins[0].mean(), track.margins[-1].mean()
+        return self.declined == 0 or bool(now <= (1 - self.declined) * start)
 
 
 def describe(forecast: Forecast, track: Track) -> str:
