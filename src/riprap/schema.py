@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from riprap.evidence import ConfigError, RiprapError
 
+MOST_BYTES, MOST_NODES = 1_000_000, 100_000
+SHOWN = 200  # characters of somebody's text that an error repeats
+
 
 class Strict(BaseModel):
     """A model that refuses unknown keys and names the nearest known one."""
@@ -36,16 +39,36 @@ def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
     """The document in a YAML file, loaded safely.
 
     Raises:
-        ConfigError: (or the class in `error`) no such file, or not YAML.
+        ConfigError: (or the class in `error`) no such file, not YAML, or too large, as a whole or
+            once its aliases are written out.
     """
     file = Path(path)
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"cannot read {file}: {problem}") from problem
+        if file.stat().st_size > MOST_BYTES:
+            raise error(f"{file} is larger than {MOST_BYTES:,} bytes: that is no configuration")
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or NUL in the path
+        raise error(f"cannot read {str(file)[:SHOWN]!r}: {problem}"[: 3 * SHOWN]) from problem
     except yaml.YAMLError as problem:
         line = str(problem).replace("\n", " ")
         raise error(f"{file} is not valid YAML: {line}") from problem
+    except RecursionError as problem:
+        raise error(f"{file} is nested too deeply") from problem
+    if _outgrown(document):
+        raise error(f"{file}: its aliases stand for more than {MOST_NODES:,} values")
+    return document
+
+
+def _outgrown(document: Any) -> bool:
+    """Whether a document is endless, or has more values than anybody writes by hand."""
+    left, todo = MOST_NODES, [document]
+    while todo and left:
+        node, left = todo.pop(), left - 1
+        if isinstance(node, dict):
+            todo += [*node.keys(), *node.values()]
+        elif isinstance(node, (list, tuple, set)):
+            todo += node
+    return bool(todo)
 
 
 def _sentence(problem: ValidationError, model: type[BaseModel]) -> str:
@@ -60,7 +83,8 @@ def _sentence(problem: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {place!r}{hint}"
     if first["type"] == "missing":
         return f"key {place!r} is missing"
-    return f"{place!r}: {first['msg']}, got {first.get('input')!r}"
+    got = repr(first.get("input"))
+    return f"{place!r}: {first['msg']}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
 
 
 def _known_keys(model: type[BaseModel]) -> set[str]:

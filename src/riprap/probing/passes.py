@@ -68,6 +68,9 @@ def checked(behavior: Behavior, result: Tensor | Margins) -> Margins:
             f"behaviour {behavior.name!r}: margins gave {shape}; "
             "expected a tensor of shape (n_probes,) with at least one probe"
         )
+    if values.is_complex() or values.is_meta:
+        kind = "no data" if values.is_meta else "complex numbers"
+        raise BehaviorError(f"behaviour {behavior.name!r}: margins hold {kind}; expected reals")
     return margins
 
 
