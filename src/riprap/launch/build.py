@@ -34,8 +34,11 @@ def load_model(name: str) -> tuple[Any, Any]:
         )
         raise ConfigError(f"model {name!r}: no such folder{hint}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+        # Never a pickle, and never code that came with the weights.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype="float32", use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"model {name!r} cannot be loaded: {first}") from error
