@@ -10,6 +10,7 @@ one small vector of sums travels. No gradient is ever gathered.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ Vector = list[Tensor]  # one tensor per parameter, in a fixed order
 
 DOT_LIMIT = 2**31  # torch.dot overflows above this many elements
 CHUNK = 2**22  # elements joined at a time
+KEPT = ("float32", "bfloat16", "int8")
+BLOCK = 256  # elements that share a scale in 8 bits
 
 
 def local(part: Tensor) -> Tensor:
@@ -148,25 +151,44 @@ class Stack:
     Args:
         vectors: by name, all over the same parameters. They are kept chunk by chunk where they
             live, which costs one copy of each vector.
+        kept: "float32" (exact), "bfloat16" (half of the memory), or "int8" (a quarter: blocks of
+            256 share a scale, as in 8-bit optimizers, Dettmers et al., 2110.02861; but linear).
+
+    Raises:
+        ValueError: `kept` is none of these.
     """
 
-    def __init__(self, vectors: dict[str, Vector]) -> None:
+    def __init__(self, vectors: dict[str, Vector], kept: str = "float32") -> None:
+        if kept not in KEPT:
+            raise ValueError(f"kept={kept!r}: choose one of {', '.join(KEPT)}")
         self.names = list(vectors)
         every = list(vectors.values())
-        self._chunks = chunks(every[0]) if every else []
-        self._meshes = [_mesh(every[0][chunk.start]) for chunk in self._chunks]
+        self._lay_out(every[0] if every else [])
         self._rows = [
-            torch.stack([_joined(vector[chunk]) for vector in every]) for chunk in self._chunks
+            packed(torch.stack([_joined(vector[chunk]) for vector in every]), kept)
+            for chunk in self._chunks
         ]
         self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
+
+    def _lay_out(self, like: Sequence[Tensor]) -> None:
+        self._chunks = chunks(like)
+        self._meshes = [_mesh(like[chunk.start]) for chunk in self._chunks]
+        self._sizes = [sum(local(part).numel() for part in like[chunk]) for chunk in self._chunks]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the kept vectors take on this rank."""
+        return sum(part.nbytes for parts in self._rows for part in parts)
 
     def dots(self, vector: Sequence[Tensor]) -> dict[str, float]:
         """⟨vector, other⟩ for each of the stacked vectors, by name."""
         if not self.names:
             return {}
-        home = self._rows[0].device
+        home = self._rows[0][0].device
         sums: dict[DeviceMesh | None, Tensor] = {}
-        for rows, chunk, mesh in zip(self._rows, self._chunks, self._meshes, strict=True):
+        layout = zip(self._rows, self._chunks, self._meshes, self._sizes, strict=True)
+        for parts, chunk, mesh, size in layout:
+            rows = unpacked(parts, size)
             products = torch.mv(rows, _joined(vector[chunk]).to(rows.dtype)).to(home)
             sums[mesh] = sums[mesh] + products if mesh in sums else products
         return dict(zip(self.names, _over_ranks(sums).tolist(), strict=True))
@@ -175,8 +197,54 @@ class Stack:
         """One of the stacked vectors, in the shapes of `like`; of sharded ones this rank's part."""
         row = self.names.index(name)
         found: Vector = []
-        for rows, chunk in zip(self._rows, self._chunks, strict=True):
+        for rows, chunk, size in zip(self._rows, self._chunks, self._sizes, strict=True):
             shapes = [local(part).shape for part in like[chunk]]
-            parts = rows[row].split([shape.numel() for shape in shapes])
+            own = unpacked([part[row : row + 1] for part in rows], size)[0]
+            parts = own.split([shape.numel() for shape in shapes])
             found += [one.view(shape) for one, shape in zip(parts, shapes, strict=True)]
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names, norms and rows, those of this rank where parameters are sharded."""
+        return {"names": self.names, "norms": self.norms, "rows": self._rows}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], like: Sequence[Tensor]) -> Stack:
+        """The stack that `state_dict` gave, over the parameters `like`.
+
+        Raises:
+            ValueError: the parameters have other shapes than those of the state.
+        """
+        stack = cls({})
+        stack.names, stack.norms = list(state["names"]), dict(state["norms"])
+        stack._lay_out(like if stack.names else [])
+        found = [parts[0].shape[1] for parts in state["rows"]]
+        blocks = [-(-size // BLOCK) for size in stack._sizes]
+        if found not in (stack._sizes, blocks):
+            raise ValueError("the trained parameters have other shapes than those of the state")
+        stack._rows = [
+            [part.to(local(like[chunk.start]).device) for part in parts]
+            for parts, chunk in zip(state["rows"], stack._chunks, strict=True)
+        ]
+        return stack
+
+
+def packed(rows: Tensor, kept: str) -> list[Tensor]:
+    """Rows of shape (n, elements) as they are kept; see `Stack`."""
+    if kept == "float32":
+        return [rows]
+    if kept == "bfloat16":
+        return [rows.bfloat16()]
+    spare = -rows.shape[1] % BLOCK
+    blocks = torch.nn.functional.pad(rows, (0, spare)).unflatten(1, (-1, BLOCK))
+    scales = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = (blocks / scales.clamp_min(torch.finfo(rows.dtype).tiny)).round().to(torch.int8)
+    return [codes, scales]
+
+
+def unpacked(parts: Sequence[Tensor], size: int) -> Tensor:
+    """What `packed` kept of rows of `size` elements, shape (n, size), in at least float32."""
+    if len(parts) == 1:
+        return _wide(parts[0])
+    codes, scales = parts
+    return (codes * scales).flatten(1)[:, :size]

@@ -133,3 +133,17 @@ def test_something_that_is_no_trainer_is_refused(protocol: Protocol) -> None:
     callback: Any = MonitorCallback(monitor)
     with pytest.raises(ConfigError, match=r"without a model or an optimizer.*transformers Trainer"):
         callback.on_train_begin(None, None, None, model=None)
+
+
+def test_a_step_that_the_scaler_skipped_is_recorded(protocol: Protocol, tmp_path: Path) -> None:
+    class Overflows(TrainerCallback):
+        """What Accelerate says after an overflow in fp16."""
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            kwargs["optimizer"]._is_overflow = state.global_step == 2
+
+    model, monitor = watching(protocol)
+    trainer(model, tmp_path, [Overflows(), MonitorCallback(monitor)]).train()
+    skipped = monitor.history().query("signal == 'step'")
+    assert skipped.state.tolist() == ["NOT_RUN"]
+    assert "overflow" in skipped.detail.item()

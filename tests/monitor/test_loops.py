@@ -136,12 +136,44 @@ def test_a_loop_under_no_grad_and_with_closures(
     assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_that_the_scaler_skips_is_no_step(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_gradient_of_a_closure_is_read_after_it_was_made(
+    learned: nn.Module, memory: Behavior, protocol: Protocol, by_name: bool
 ) -> None:
-    """Gradients are read after unscaling, and an overflow leaves nothing to read."""
+    """Lightning trains like this: before the closure there is only the last step's gradient."""
     monitor = Monitor([memory], protocol=protocol)
-    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
+    expected = []
+
+    def closure(batch: tuple[Tensor, Tensor]) -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(learned(batch[0]), batch[1])
+        loss.backward()
+        expected.append(float(torch.cat([p.grad.flatten() for p in learned.parameters()]).norm()))
+        return loss
+
+    with monitor.watch(learned, optimizer):
+        for batch in task(4):
+            if by_name:
+                loss = optimizer.step(closure=lambda batch=batch: closure(batch))
+            else:
+                loss = optimizer.step(lambda batch=batch: closure(batch))
+            assert loss.requires_grad
+    norms = monitor.history().query("signal == 'norm_gradient'")
+    assert norms.step.tolist() == [1, 2, 3, 4]
+    assert norms.value.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_is_no_step(
+    learned: nn.Module, memory: Behavior, protocol: Protocol, fused: bool
+) -> None:
+    """Gradients are read after unscaling, and an overflow leaves nothing to read.
+
+    A fused optimizer unscales within its step, and takes one that changes nothing.
+    """
+    monitor = Monitor([memory], protocol=protocol)
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     true_norms = []
     with monitor.watch(learned, optimizer):
@@ -154,10 +186,16 @@ def test_a_step_that_the_scaler_skips_is_no_step(
             scaler.update()
             if index != 2:
                 true_norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
-    assert monitor.step == 5
+    assert monitor.step == 5 + fused
     history = monitor.history()
-    assert "ERROR" not in set(history.state)
-    found = history[history.signal == "norm_gradient"].value
+    if fused:
+        assert (
+            history[history.state == "ERROR"].signal.isin(["norm_gradient", "cosine_margin"]).all()
+        )
+        assert history[(history.signal == "norm_update") & (history.step == 3)].value.item() == 0
+    else:
+        assert "ERROR" not in set(history.state)
+    found = history[(history.signal == "norm_gradient") & (history.state == "MEASURED")].value
     np.testing.assert_allclose(found, true_norms, rtol=1e-4)
 
 

@@ -60,7 +60,7 @@ def test_margins_come_back_bit_by_bit(writer: Writer) -> None:
 def test_facts_come_back_as_they_were(writer: Writer) -> None:
     facts = {"seeds": {"torch": 7}, "task": "</script>", "behaviors": [{"name": "a", "floor": 0.9}]}
     writer.meta(**facts)
-    assert Reader(writer).meta() == facts | {"format_version": 1}
+    assert Reader(writer).meta() == facts | {"format_version": 2}
 
 
 def test_numbers_of_numpy_are_taken_as_numbers(writer: Writer) -> None:
@@ -80,7 +80,7 @@ def test_a_fact_is_written_once(writer: Writer) -> None:
     writer.meta(task="first")
     with pytest.raises(RecordError, match=r"already holds 'task' = 'first'"):
         writer.meta(other=1, task="second")
-    assert Reader(writer).meta() == {"format_version": 1, "task": "first"}
+    assert Reader(writer).meta() == {"format_version": 2, "task": "first"}
 
 
 def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_database_of_something_else(tmp_path: Path) -> None:
     with sqlite3.connect(file) as other:
         other.execute("CREATE TABLE meta (key TEXT, value TEXT)")
         other.execute("INSERT INTO meta VALUES ('title', 'not json')")
-    with pytest.raises(RecordError, match="has record format None; this Riprap reads 1"):
+    with pytest.raises(RecordError, match="has record format None; this Riprap reads 1 and 2"):
         Reader(file)
 
 
@@ -169,8 +169,8 @@ def test_a_record_of_another_version(tmp_path: Path) -> None:
     Writer(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE_NAME) as file:
         file.execute("DROP TRIGGER meta_no_update")
-        file.execute("UPDATE meta SET value = '2' WHERE key = 'format_version'")
-    with pytest.raises(RecordError, match="has record format 2; this Riprap reads 1"):
+        file.execute("UPDATE meta SET value = '3' WHERE key = 'format_version'")
+    with pytest.raises(RecordError, match="has record format 3; this Riprap reads 1 and 2"):
         Reader(tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_closing_a_reader_leaves_its_writer_open() -> None:
 
 def test_rows_are_not_held_back_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("riprap.record.store.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("riprap.record.writer.time.monotonic", lambda: clock[0])
     writer = Writer(tmp_path)
     writer.readings(READINGS[:1])
     assert Reader(tmp_path).readings() == []

@@ -1,7 +1,8 @@
 """Margin functions by kind: callables `(model, probes) -> margins`, shape (n_probes,).
 
 A kind may also have `losses(model, probes)`, the protected loss of each probe, shape (n_probes,),
-and `start(model, probes)`, called once before training to fix what is measured against the start.
+and `start(model, probes)`, called once before training to fix what is measured against the start;
+then `state_dict()` and `load_state_dict(state)` carry that over to a run that is taken up again.
 """
 
 from __future__ import annotations
@@ -80,6 +81,14 @@ class Opening:
         """Learn the openers from the model itself, where none were given."""
         if self.calibrate is not None and not self.openers:
             self.openers = self.calibrate(model, probes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was fixed at the start."""
+        return {"openers": list(self.openers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.openers = list(state["openers"])
 
     def take(self, indices: list[int]) -> Opening:
         """The same for some of the probes, with openers of its own."""
@@ -241,11 +250,20 @@ class Likelihood:
         """Measure each text's loss at the start."""
         self.reference = self.losses(model, probes).detach()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was fixed at the start."""
+        return {"reference": self.reference}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.reference = state["reference"]
+
     def __call__(self, model: nn.Module, probes: Options) -> Tensor:
         """Nats per token left of the tolerance."""
         if self.reference is None:
             raise BehaviorError("a likelihood margin needs `start(model)` before it is read")
-        return self.tolerance - (self.losses(model, probes) - self.reference)
+        losses = self.losses(model, probes)
+        return self.tolerance - (losses - self.reference.to(losses.device))
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:
         """Mean negative log-likelihood of each text, nats per token."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def deciding_rank(n: int, floor: float) -> int:
@@ -126,3 +129,31 @@ class Track:
             lost_at=lost,
             watched=self.watched,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history as plain values and tensors."""
+        return {
+            "steps": list(self.steps),
+            "margins": [torch.from_numpy(margins.copy()) for margins in self.margins],
+            "predicted": _pairs(list(self.predicted.items())),
+            "signals": {name: _pairs(readings) for name, readings in self.signals.items()},
+            "looked_at": self.looked_at,
+            "lost_at": self.lost_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a history that `state_dict` gave."""
+        self.steps = list(state["steps"])
+        self.margins = [margins.numpy().copy() for margins in state["margins"]]
+        self.predicted = dict(_unpaired(state["predicted"]))
+        self.signals = {name: _unpaired(pairs) for name, pairs in state["signals"].items()}
+        self.looked_at, self.lost_at = state["looked_at"], state["lost_at"]
+
+
+def _pairs(readings: list[tuple[int, float]]) -> Tensor:
+    """(step, value) as a tensor of shape (n, 2), float64."""
+    return torch.tensor(readings, dtype=torch.float64).reshape(-1, 2)
+
+
+def _unpaired(pairs: Tensor) -> list[tuple[int, float]]:
+    return [(int(step), value) for step, value in pairs.tolist()]

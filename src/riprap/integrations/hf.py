@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from riprap.evidence import ConfigError
+from riprap.distributed import rank, sharded
+from riprap.evidence import ConfigError, RecordError
 from riprap.monitor import Monitor
+from riprap.record import load_state, save_state
 
 
 class MonitorCallback(TrainerCallback):
@@ -15,10 +20,20 @@ class MonitorCallback(TrainerCallback):
 
     Steps are the optimizer's, so accumulation needs no care. The last score and margin of each
     behaviour join what the trainer logs, as `riprap/<behaviour>/score` and so on.
+
+    The monitor's state lies in the trainer's checkpoints, and a training that is taken up by
+    `trainer.train(resume_from_checkpoint=...)` is watched on as if it had never been interrupted;
+    make the monitor with `resume=True` for that.
+
+    Args:
+        checkpoint: the folder to take the monitor's state from; None: the checkpoint of the step
+            at which the trainer resumes, in its output folder.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, checkpoint: str | Path | None = None) -> None:
         self.monitor = monitor
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self._saved_at = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -31,7 +46,50 @@ class MonitorCallback(TrainerCallback):
                 "nothing to watch: give MonitorCallback to a transformers Trainer"
             )
         self.monitor.end()  # a training that was interrupted never said that it ended
+        if state.global_step > 0 and self.monitor.step == 0:
+            self._take_up(_checkpoint(args, state) if self.checkpoint is None else self.checkpoint)
         self.monitor.begin(model, optimizer)
+
+    def _take_up(self, folder: Path) -> None:
+        shared, own = folder / _file(False), folder / _file(True)
+        if not shared.is_file() and not own.is_file():
+            warnings.warn(
+                f"riprap: no monitor's state in {folder}: what was lost before this step is not "
+                "known, and the watch begins here; MonitorCallback(monitor, checkpoint=...) says "
+                "where to look",
+                stacklevel=2,
+            )
+            return
+        self.monitor.load_state_dict(load_state(shared if shared.is_file() else own))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note a skipped step; save the monitor's state where a checkpoint is about to be saved.
+
+        Before it, so that no checkpoint is without the state should the process die in between.
+        """
+        if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
+            self.monitor.skipped("the gradient scaler found an overflow")
+        if control.should_save:
+            self._save(args, state, kwargs["model"])
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save the monitor's state where something else asked for the checkpoint."""
+        if self._saved_at != state.global_step:
+            self._save(args, state, kwargs["model"])
+
+    def _save(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        apart = sharded(model)  # each rank holds its own part of the protected gradients
+        if rank() == 0 or apart:
+            try:
+                file = _checkpoint(args, state) / _file(apart)
+                save_state(file, self.monitor.state_dict())
+            except RecordError as error:  # the observer is ill, and training is not
+                warnings.warn(f"riprap: {error}", stacklevel=2)
+        self._saved_at = state.global_step
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -52,3 +110,11 @@ class MonitorCallback(TrainerCallback):
             logs.update(self.monitor.summary())
             if state.log_history:  # the trainer filed a copy before it asked its callbacks
                 state.log_history[-1].update(self.monitor.summary())
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _file(apart: bool) -> str:
+    return f"riprap-{rank()}.safetensors" if apart else "riprap.safetensors"

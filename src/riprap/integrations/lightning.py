@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from riprap.evidence import ConfigError
@@ -56,3 +58,12 @@ class MonitorCallback(Callback):
     ) -> None:
         """Take the hooks off; what was read is kept."""
         self.monitor.end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The monitor's state, for the trainer's checkpoints."""
+        return self.monitor.state_dict() if self.monitor.watching else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the run up again; make the monitor with `resume=True` for that."""
+        if state_dict and not self.monitor.watching:
+            self.monitor.load_state_dict(state_dict)

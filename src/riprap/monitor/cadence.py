@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from riprap.detectors.track import Track
 from riprap.evidence import Forecast
@@ -56,6 +57,14 @@ class Cadence:
         fresh = self._without + 1 >= period
         self._without = 0 if fresh else self._without + 1
         return fresh
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the plan stands."""
+        return {"due": self.due, "without": self._without, "urgent": self._urgent}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a plan that `state_dict` gave."""
+        self.due, self._without, self._urgent = state["due"], state["without"], state["urgent"]
 
 
 def waiting_is_too_late(track: Track) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,19 +28,33 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def trained_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer, within: Sequence[str] = ()
+) -> list[Tensor]:
     """The model's parameters that the optimizer changes, in the optimizer's order.
+
+    Args:
+        within: names of modules; their parameters only. Empty: all.
 
     Raises:
         ConfigError: there are none.
     """
-    own = {id(parameter) for parameter in model.parameters()}
+    own = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if not within or any(name == part or name.startswith(f"{part}.") for part in within)
+    }
     found = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.requires_grad and id(parameter) in own
     ]
+    if not found and within:
+        raise ConfigError(
+            f"nothing to watch within {', '.join(within)}: no trained parameter lies there; give "
+            "names of modules as model.named_modules() has them"
+        )
     if not found:
         raise ConfigError(
             "nothing to watch: the optimizer holds no trainable parameter of this model "
@@ -52,6 +66,7 @@ def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> li
 class StepHooks:
     """Calls `before(gradient)` and `after(update)` around each step of an optimizer.
 
+    Where the step is given a closure, `before` is called once the closure has made the gradient.
     Costs one copy of the trained parameters. `gradient` is None where no parameter has one. What
     fails in here goes to `failed`, never into the training loop.
     """
@@ -64,27 +79,48 @@ class StepHooks:
         after: Callable[[Vector], None],
         failed: Callable[[Exception], None],
     ) -> None:
+        self.optimizer = optimizer
         self.parameters = parameters
         self._kept = clone(parameters)
 
-        def pre_step(*_: Any) -> None:
-            copy_into(self._kept, self.parameters)
+        @_shielded(failed)
+        def read() -> None:
             before(self._gradient())
 
+        @_shielded(failed)
+        def keep() -> None:
+            copy_into(self._kept, self.parameters)
+
+        @_shielded(failed)
         def post_step(*_: Any) -> None:
             after(subtract(self.parameters, self._kept))
 
+        def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+            keep()
+            given = len(args) > 1  # by position; the first is the optimizer itself
+            closure = args[1] if given else kwargs.get("closure")
+            if closure is None:
+                read()
+                return None
+            # The closure makes the gradient: before it, there is the last step's, or none.
+            watched = _followed_once(closure, read)
+            if given:
+                return (args[0], watched, *args[2:]), kwargs
+            return args, kwargs | {"closure": watched}
+
         self._handles = [
-            optimizer.register_step_pre_hook(_shielded(pre_step, failed)),
-            optimizer.register_step_post_hook(_shielded(post_step, failed)),
+            optimizer.register_step_pre_hook(pre_step),
+            optimizer.register_step_post_hook(post_step),
         ]
 
     def _gradient(self) -> Vector | None:
         grads = [parameter.grad for parameter in self.parameters]
         if all(grad is None for grad in grads):
             return None
+        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale in step()
+        by = 1.0 if scale is None else 1.0 / float(scale)
         return [
-            torch.zeros_like(parameter) if grad is None else grad
+            torch.zeros_like(parameter) if grad is None else grad if by == 1.0 else grad * by
             for parameter, grad in zip(self.parameters, grads, strict=True)
         ]
 
@@ -95,13 +131,33 @@ class StepHooks:
 
 
 def _shielded(
-    hook: Callable[..., None], failed: Callable[[Exception], None]
-) -> Callable[..., None]:
-    def run(*arguments: Any) -> None:
-        try:
-            with torch.no_grad():
-                hook(*arguments)
-        except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
-            failed(error)
+    failed: Callable[[Exception], None],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """What fails in the decorated function goes to `failed`, and it builds no graph."""
 
-    return run
+    def wrap(hook: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: Any) -> None:
+            try:
+                with torch.no_grad():
+                    hook(*arguments)
+            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+                failed(error)
+
+        return run
+
+    return wrap
+
+
+def _followed_once(closure: Callable[[], Any], read: Callable[[], None]) -> Callable[[], Any]:
+    """The closure, followed by `read` the first time it is called, which is at the old θ."""
+    called = False
+
+    def watched() -> Any:
+        nonlocal called
+        value = closure()
+        if not called:
+            called = True
+            read()
+        return value
+
+    return watched

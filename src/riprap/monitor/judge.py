@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from riprap.behaviors import Behavior
@@ -9,6 +11,7 @@ from riprap.detectors import Protocol, Track
 from riprap.detectors.track import low_margin, score
 from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
 from riprap.probing import Look
+from riprap.record.rows import alert_of, alert_row, forecast_of, forecast_text
 
 
 class Judge:
@@ -90,6 +93,18 @@ class Judge:
         asked = [detector.unfit(track) for detector in self.protocol.detectors for track in healthy]
         return [text for text in asked if text]
 
+    def summary(self) -> dict[str, float]:
+        """The latest score and mean margin of each behaviour, for loggers."""
+        return {
+            f"riprap/{name}/{part}": value
+            for name, track in self.tracks.items()
+            if track.steps
+            for part, value in (
+                ("score", score(track.margins[-1])),
+                ("margin", float(track.margins[-1].mean())),
+            )
+        }
+
     def _rising(self, track: Track) -> list[Alert]:
         rising = []
         for index, detector in enumerate(self.protocol.detectors):
@@ -100,6 +115,29 @@ class Judge:
                 rising.append(alert)
             self._standing[key] = rank
         return rising
+
+    def state_dict(self) -> dict[str, Any]:
+        """Histories, standing alerts and forecasts, as plain values and tensors."""
+        return {
+            "tracks": {name: track.state_dict() for name, track in self.tracks.items()},
+            "forecasts": {
+                name: None if forecast is None else forecast_text(forecast)
+                for name, forecast in self.forecasts.items()
+            },
+            "alerts": [list(alert_row(alert)) for alert in self.alerts],
+            "standing": [[*key, level] for key, level in self._standing.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name, track in self.tracks.items():
+            track.load_state_dict(state["tracks"][name])
+        self.forecasts = {
+            name: None if text is None else forecast_of(text)
+            for name, text in state["forecasts"].items()
+        }
+        self.alerts = [alert_of(tuple(row)) for row in state["alerts"]]
+        self._standing = {(index, name): level for index, name, level in state["standing"]}
 
 
 def no_margin(step: int, name: str, state: EvidenceState, why: str) -> Reading:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
-from riprap.detectors.track import Track, score
+from riprap.detectors.track import Track
 from riprap.distributed import rank, unwrapped
 from riprap.evidence import (
     RUN,
@@ -23,12 +23,14 @@ from riprap.evidence import (
     EvidenceState,
     Forecast,
     Reading,
-    RecordError,
 )
+from riprap.monitor import state
 from riprap.monitor.cadence import Cadence
-from riprap.monitor.facts import facts_of, now
+from riprap.monitor.checks import check_arguments, unhealthy
+from riprap.monitor.facts import facts_of
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
 from riprap.monitor.judge import Judge, no_margin
+from riprap.monitor.ledger import Ledger
 from riprap.monitor.visits import Visitor
 from riprap.record import Reader, Writer, table
 from riprap.signals import Signal, StepView, VisitView, default
@@ -46,14 +48,21 @@ class Monitor:
         every: the longest gap between two visits to the probes, in optimizer steps. Visits are
             denser at the start, and at once when interference says that waiting is too late.
         run: folder of the run's record, which must not hold one yet; None keeps it in memory.
+        resume: go on with the record in `run`, where there is one: from the step of
+            `load_state_dict`, or from the start.
         signals: what to read; None: `signals.default()`.
         layer: name of the module whose output is read as features; None: the middle layer of the
             model's stack of layers.
         notes: facts to keep in the record, such as a configuration.
+        kept: how finely protected gradients are kept between visits: "float32", "bfloat16" or
+            "int8"; a copy of the watched parameters a behaviour, in that precision.
+        within: names of modules in whose parameters gradients and updates are read; empty: in all
+            that are trained. What other parameters do shows at the next visit only.
 
     Raises:
-        ConfigError: no behaviours, two of one name, or `every` under 1.
-        RecordError: the run's record cannot be made.
+        ConfigError: no behaviours, two of one name, `every` under 1, or
+            no such `kept`.
+        RecordError: the run's record cannot be made, or there is one already.
         ProtocolError: the protocol is frozen and does not verify.
     """
 
@@ -66,8 +75,11 @@ class Monitor:
         signals: Sequence[Signal] | None = None,
         layer: str | None = None,
         notes: dict[str, Any] | None = None,
+        resume: bool = False,
+        kept: str = "float32",
+        within: Sequence[str] = (),
     ) -> None:
-        _check(behaviors, every)
+        check_arguments(behaviors, every, kept)
         self.behaviors = list(behaviors)
         self.protocol = Protocol.default() if protocol is None else protocol
         if self.protocol.hash is not None:
@@ -78,11 +90,13 @@ class Monitor:
         self._cadence = Cadence(every)
         self._layer = layer
         self._notes = notes or {}
+        self._kept, self._within = kept, tuple(within)
         self._started = False
-        self._ended = False
+        self._resumed: dict[str, Any] | None = None  # a state that waits for its model
         self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
-        self.record = Writer(run if rank() == 0 else None)  # one rank writes, all of them watch
+        self.record = Writer(run if rank() == 0 else None, resume)  # one rank writes, all watch
+        self._ledger = Ledger(self.record)
 
     @contextmanager
     def watch(self, model: nn.Module, optimizer: Any) -> Iterator[Monitor]:
@@ -106,15 +120,18 @@ class Monitor:
         if self._hooks is not None:
             raise ConfigError("this monitor is watching already: leave its context first")
         model, inner = unwrapped(model), innermost(optimizer)
-        parameters = trained_parameters(model, inner)
+        parameters = trained_parameters(model, inner, self._within)
         layer = probing.find_layer(model, self._layer)
         wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
-        self._visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses)
-        if not self._started:
-            self._start(self._visitor)
-            self._started = True
+        visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses, self._kept)
+        self._visitor = visitor
+        if self._resumed is not None:
+            self._go_on(visitor, self._resumed)
+        elif not self._started:
+            self._start(visitor)
         else:
-            self._take_in(self._visitor.visit(self.step, refresh=True))
+            self._take_in(visitor.visit(self.step, refresh=True))
+        self._started, self._resumed = True, None
         self._hooks = StepHooks(
             inner, parameters, self._before_step, self._after_step, self._failed
         )
@@ -128,13 +145,61 @@ class Monitor:
         try:
             if any(track.steps and track.step < self.step for track in self.tracks.values()):
                 self._take_in(self._visitor.visit(self.step, refresh=False))
-            if not self._ended:  # of several watches the first says so: a record is append-only
-                self._ended = True
-                self.record.meta(ended=now())
-            self.record.flush()
+            self._ledger.end(self.step)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
             self._failed(error)
         self._visitor = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to be taken up again after this step: plain values and tensors.
+
+        To be saved beside the model and the optimizer, at the same step. Commits the record.
+
+        Raises:
+            ConfigError: nothing is being watched.
+        """
+        if not self.watching or self._visitor is None:
+            raise ConfigError("the monitor watches nothing now: save its state while it watches")
+        return {
+            "format": state.FORMAT,
+            **self._identity(),
+            "step": self.step,
+            "position": self.record.position(),
+            "cadence": self._cadence.state_dict(),
+            "judge": self._judge.state_dict(),
+            "held": self._visitor.state_dict(),
+            "behaviors": state.behaviors_state(self.behaviors),
+            "signals": state.signals_state(self.signals),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take up a run again; to be called before `watch`, which then visits nothing anew.
+
+        The readings from here on are those of a run that was never interrupted, if training is.
+
+        Raises:
+            ConfigError: it is no state, one of a monitor made otherwise, or watching has begun.
+        """
+        if self._started:
+            raise ConfigError("this monitor has begun already: load a state into a new one")
+        state.check(saved, **self._identity())
+        self._resumed = saved
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in a monitor that takes up a run again."""
+        return {
+            "behaviors watched": {b.name: b.floor for b in self.behaviors},
+            "protocol": self.protocol.hash or self.protocol.content_hash(),
+            "every": self._cadence.every,
+            "signals read": [signal.name for signal in self.signals],
+            "kept": self._kept,
+            "within": list(self._within),
+        }
+
+    @property
+    def watching(self) -> bool:
+        """Whether a watch is open."""
+        return self._hooks is not None
 
     @property
     def alerts(self) -> list[Alert]:
@@ -161,15 +226,13 @@ class Monitor:
 
     def summary(self) -> dict[str, float]:
         """The latest score and mean margin of each behaviour, for loggers."""
-        return {
-            f"riprap/{name}/{part}": value
-            for name, track in self.tracks.items()
-            if track.steps
-            for part, value in (
-                ("score", score(track.margins[-1])),
-                ("margin", float(track.margins[-1].mean())),
-            )
-        }
+        return self._judge.summary()
+
+    def skipped(self, why: str) -> None:
+        """Record that the optimizer was not let take its step; for integrations that can see it."""
+        text = f"no step after step {self.step}: {why}"
+        reading = Reading(self.step, RUN, "step", state=EvidenceState.NOT_RUN, detail=text)
+        self._ledger.readings([reading])
 
     # --- around a step ---------------------------------------------------------------------
 
@@ -177,7 +240,7 @@ class Monitor:
         assert self._visitor is not None
         view = StepView(self.step + 1, gradient, None, self._visitor.held)
         readings = self._ask("on_gradient", view)
-        self.record.readings(readings)
+        self._ledger.readings(readings)
         self._judge.note(readings)
 
     def _after_step(self, update: Vector) -> None:
@@ -185,7 +248,7 @@ class Monitor:
         self.step += 1
         view = StepView(self.step, None, update, self._visitor.held)
         readings = self._ask("on_update", view)
-        self.record.readings(readings)
+        self._ledger.readings(readings)
         self._judge.predict(readings)
         if self._cadence.is_due(self.step, self.tracks.values()):
             refresh = self._cadence.refreshes(self.step)
@@ -205,8 +268,8 @@ class Monitor:
         """Note that the observer itself failed; training goes on."""
         at, text = self.step if step is None else step, f"{type(error).__name__}: {error}"
         warnings.warn(f"riprap: {what} failed at step {at}: {text}", stacklevel=2)
-        with suppress(RecordError):  # the record itself may be what failed, and that was said
-            self.record.readings([Reading(at, RUN, what, state=EvidenceState.ERROR, detail=text)])
+        failure = Reading(at, RUN, what, state=EvidenceState.ERROR, detail=text)
+        self._ledger.readings([failure])
 
     # --- visits to the probes ----------------------------------------------------------------
 
@@ -215,51 +278,45 @@ class Monitor:
         view = visitor.start()
         for signal in self.signals:
             signal.start(view)
-        facts = facts_of(self.behaviors, self.protocol, self._cadence.every)
-        self.record.meta(**facts, notes=self._notes, layer=visitor.layer)
+        self._introduce(visitor.layer, {})
         self._take_in(view)
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:
-                warnings.warn(_unhealthy(track), stacklevel=5)
+                warnings.warn(unhealthy(track), stacklevel=5)
         for text in self._judge.unfit():
             warnings.warn(f"riprap: {text}", stacklevel=5)
+
+    def _introduce(self, layer: str | None, position: dict[str, int]) -> None:
+        facts = facts_of(self.behaviors, self.protocol, self._cadence.every)
+        self._ledger.begin(self.step, position, facts, {"notes": self._notes, "layer": layer})
+
+    def _go_on(self, visitor: Visitor, saved: dict[str, Any]) -> None:
+        """Take up the run that a state is of; no probe is visited."""
+        state.load_behaviors(visitor, saved["behaviors"])
+        state.load_signals(self.signals, saved["signals"], visitor.parameters[0].device)
+        visitor.load_state_dict(saved["held"])
+        self._judge.load_state_dict(saved["judge"])
+        self._cadence.load_state_dict(saved["cadence"])
+        self.step = saved["step"]
+        self._introduce(visitor.layer, saved["position"])
 
     def _take_in(self, view: VisitView) -> None:
         """All that follows from a visit: readings, forecasts, alerts, the next visit."""
         assert self._visitor is not None
         for name, text in self._visitor.failures.items():
             warnings.warn(f"riprap could not visit {name!r}: {text}", stacklevel=2)
-            self.record.readings([no_margin(self.step, name, EvidenceState.ERROR, text)])
+            self._ledger.readings([no_margin(self.step, name, EvidenceState.ERROR, text)])
         readings = [
             r for name, look in view.looks.items() for r in self._judge.see(self.step, name, look)
         ]
         for name, track in self.tracks.items():
             if track.steps and track.step == self.step:
-                self.record.margins(self.step, name, track.margins[-1])
+                self._ledger.margins(self.step, name, track.margins[-1])
         signals = self._ask("on_visit", view)
-        self.record.readings([*readings, *signals])
+        self._ledger.readings([*readings, *signals])
         self._judge.note(signals)
         alerts, forecasts = self._judge.judge(self.step)
-        self.record.readings(forecasts)
+        self._ledger.readings(forecasts)
         for alert in alerts:
-            self.record.alert(alert)
+            self._ledger.alert(alert)
         self._cadence.plan(self.step, self.forecasts.values())
-
-
-def _check(behaviors: Sequence[Behavior], every: int) -> None:
-    names = [behavior.name for behavior in behaviors]
-    twice = {name for name in names if names.count(name) > 1}
-    if not names:
-        raise ConfigError("nothing to watch: give the monitor at least one behaviour")
-    if twice:
-        raise ConfigError(f"two behaviours are called {twice.pop()!r}: names must be unique")
-    if every < 1:
-        raise ConfigError(f"every={every}: the probes are visited every 1 step or more")
-
-
-def _unhealthy(track: Track) -> str:
-    return (
-        f"behaviour {track.behavior!r} scores {score(track.margins[0]):.2f} before training, under "
-        f"its floor {track.floor:.2f}: no alert will be raised on it; lower the floor, or keep the "
-        "probes that the model passes"
-    )

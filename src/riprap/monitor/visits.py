@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from riprap import probing
 from riprap.behaviors import Behavior
-from riprap.evidence import BehaviorError
+from riprap.evidence import BehaviorError, ConfigError
 from riprap.signals import Held, VisitView
 from riprap.tensors import Stack
 
@@ -22,6 +23,7 @@ class Visitor:
     Attributes:
         layer: name of the layer whose output is read, None where there is none.
         wants_losses: take g_b along with h_b.
+        kept: how finely protected gradients are kept; see `riprap.tensors.Stack`.
         held: the protected gradients taken last.
         failures: why a behaviour could not be read at the last visit, by name.
     """
@@ -31,6 +33,7 @@ class Visitor:
     parameters: list[Tensor]
     layer: str | None
     wants_losses: bool
+    kept: str = "float32"
     held: Held = field(default_factory=Held)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -83,4 +86,22 @@ class Visitor:
             gradient = probing.loss_gradient(behavior, self.model, self.parameters)
             if gradient is not None:
                 losses[behavior.name] = gradient
-        self.held = Held(step, Stack(margins), Stack(losses))
+        self.held = Held(step, Stack(margins, self.kept), Stack(losses, self.kept))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The protected gradients that are held."""
+        stacks = {"margin": self.held.margin.state_dict(), "loss": self.held.loss.state_dict()}
+        return {"step": self.held.step, **stacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ConfigError: the trained parameters have other shapes.
+        """
+        try:
+            margin = Stack.of_state(state["margin"], self.parameters)
+            loss = Stack.of_state(state["loss"], self.parameters)
+        except ValueError as error:
+            raise ConfigError(f"the monitor's state is of another model: {error}") from error
+        self.held = Held(state["step"], margin, loss)

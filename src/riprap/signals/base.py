@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -107,6 +108,14 @@ class Signal:
     def on_visit(self, view: VisitView) -> list[Reading]:
         """Readings of the probes."""
         return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is taken up again needs, as plain values and tensors: by default all."""
+        return copy.deepcopy(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        vars(self).update(state)
 
 
 def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:
