@@ -166,7 +166,8 @@ class Options:
 def _options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
     """Mean log-prob per option, shape (n, options), and first-token log-probs, same shape."""
     width = probes.continuation.shape[1]
-    logits = last_logits(model, probes.batch, keep=width + 1)
+    own, options = probes.mask.sum(-1) + 1, probes.wanted.shape[1]
+    logits = last_logits(model, probes.batch, width + 1, own, options)
     continuation = probes.continuation.to(logits.device)
     mask = probes.mask.to(logits.device)
     means = continuation_log_probs(logits, continuation, mask)

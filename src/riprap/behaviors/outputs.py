@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riprap.behaviors import prefixes
+from riprap.distributed import sharded
 from riprap.evidence import BehaviorError
 
 
@@ -74,6 +76,14 @@ class TokenBatch:
         ids, mask = ids[:, -longest:], mask[:, -longest:]
         return TokenBatch(ids, None if bool(mask.all()) else mask)
 
+    def rows(self) -> list[list[int]]:
+        """Token ids row by row, without padding."""
+        ids = self.input_ids.tolist()
+        if self.attention_mask is None:
+            return ids
+        lengths = self.attention_mask.sum(1).tolist()
+        return [row[len(row) - length :] for row, length in zip(ids, lengths, strict=True)]
+
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
@@ -132,8 +142,19 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def last_logits(model: nn.Module, batch: TokenBatch, keep: int = 1) -> Tensor:
+def last_logits(
+    model: nn.Module,
+    batch: TokenBatch,
+    keep: int = 1,
+    own: Tensor | None = None,
+    width: int = 1,
+) -> Tensor:
     """Logits at the last `keep` positions of each sequence.
+
+    Args:
+        own: how many of a sequence's last positions will be used, shape (n,), `keep` at the most;
+            what the others hold is then undefined. None: all of them.
+        width: how many neighbouring sequences begin with one prompt.
 
     Returns:
         shape (n, keep, vocabulary). A model that returns (n, vocabulary) is read as having
@@ -143,8 +164,39 @@ def last_logits(model: nn.Module, batch: TokenBatch, keep: int = 1) -> Tensor:
         BehaviorError: probes of different lengths meet a model without `attention_mask`, or the
             logits have a shape that cannot be read.
     """
-    batch = batch.to(device_of(model))
     takes = accepted_arguments(model)
+    if not takes >= prefixes.NEEDED or model.training or _compiled(model) or sharded(model):
+        return _whole_rows(model, batch, keep, takes)
+    counts = torch.full((len(batch),), keep) if own is None else own.cpu()
+    rows = batch.rows()
+    cut = prefixes.plan(rows, counts.tolist(), width)
+    key = (len(cut.common), tuple(map(len, rows)), keep, width)
+    known = prefixes.verified(model, key)
+    if known is False or not prefixes.worth_it(cut, rows):
+        return _whole_rows(model, batch, keep, takes)
+    if known:
+        found = prefixes.logits_of_plan(model, cut, keep, takes)
+        assert found is not None
+        return found
+    whole = _whole_rows(model, batch, keep, takes)
+    with torch.no_grad(), prefixes.trying():
+        tried = prefixes.logits_of_plan(model, cut, keep, takes)
+    prefixes.verify(model, key, tried, whole.detach(), counts.to(whole.device))
+    return whole
+
+
+def _compiled(model: nn.Module) -> bool:
+    """Whether other shapes would be compiled anew."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in (model, *_wrapped(model))
+    )
+
+
+def _whole_rows(
+    model: nn.Module, batch: TokenBatch, keep: int, takes: frozenset[str]
+) -> Tensor:
+    batch = batch.to(device_of(model))
     extra: dict[str, Any] = {}
     if batch.attention_mask is not None:
         if "attention_mask" not in takes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors.outputs import logits_of
+from riprap.behaviors.prefixes import reading_ahead
 from riprap.evidence import BehaviorError
 
 
@@ -82,7 +83,7 @@ def captured(
     modules = dict(model.named_modules())
 
     def keep(rows: Tensor | None, where: list[Tensor]) -> None:
-        if rows is not None:
+        if rows is not None and not reading_ahead():
             where.append(rows)
 
     def keep_layer(name: str) -> Any:
