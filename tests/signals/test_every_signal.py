@@ -16,7 +16,7 @@ from torch.nn import functional
 from riprap import Behavior, EvidenceState, Reading, signals
 from riprap.signals import Drift, Energy, KLToStart, Overlap, Projection, Signal
 from tiny import PROMPTS, PlainLM, make_llama, make_tokenizer
-from views import after, before, trainable, visit
+from views import after, before, trainable, values, visit
 
 CHAT = make_tokenizer()
 IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
@@ -130,7 +130,13 @@ def test_an_unchanged_model_reads_the_same_again(kind: type[Signal]) -> None:
     ]
 
 
-IDENTITY = {"drift_mean": 0, "drift_direction": 0, "kl_start": 0, "projection_ratio": 1}
+IDENTITY = {
+    "drift_mean": 0,
+    "drift_direction": 0,
+    "kl_start": 0,
+    "kl_from_start": 0,
+    "projection_ratio": 1,
+}
 
 
 def test_at_the_start_nothing_has_moved() -> None:
@@ -208,11 +214,14 @@ def test_kl_agrees_with_float64() -> None:
         for parameter in trainable(model):
             parameter += 0.05 * torch.randn_like(parameter)
         now = model(IDS).logits[:, -1].double().log_softmax(-1)
-    expected = float((then.exp() * (then - now)).sum(-1).mean())
-    found = {r.behavior: r.value for r in signal.on_visit(visit(3, behaviors, model))}
-    assert found["words"] == pytest.approx(expected, rel=1e-4)
-    assert found["refusal"] is not None
-    assert found["refusal"] > 0
+    readings = signal.on_visit(visit(3, behaviors, model))
+    forth = float((then.exp() * (then - now)).sum(-1).mean())
+    back = float((now.exp() * (now - then)).sum(-1).mean())
+    assert abs(forth / back - 1) > 0.01
+    for name, expected in (("kl_start", forth), ("kl_from_start", back)):
+        found = values(readings, name)
+        assert found["words"] == pytest.approx(expected, rel=1e-4)
+        assert found["refusal"] > 0
 
 
 def test_kl_of_logits_that_were_not_seen_is_not_run() -> None:

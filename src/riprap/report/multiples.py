@@ -24,7 +24,8 @@ ABOUT = {
     "drift_direction": "1 − cos between the re-estimated direction and that of the start; "
     "dashed: what estimation noise alone gives",
     "subspace_overlap": "mean squared cosine of two behaviours' principal angles; dashed: chance",
-    "kl_start": "divergence of the outputs from those of the start",
+    "kl_start": "KL(start ‖ now): grows where the model no longer says what it said",
+    "kl_from_start": "KL(now ‖ start): grows where it says what it never would have",
     "cosine_margin": "cos(−g, h): above 0 the task's gradient step raises the margin",
     "cosine_loss": "cosine of the task's gradient and that of the behaviour's loss",
     "cosine_fisher": "that cosine, weighted by the behaviour's Fisher information",
