@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap import Behavior, EvidenceState, Reading, signals
-from riprap.signals import Drift, Energy, KLToStart, Overlap, Projection, Signal
+from riprap.signals import CKA, Drift, Energy, KLToStart, LinearProbe, Overlap, Projection, Signal
 from tiny import PROMPTS, PlainLM, make_llama, make_tokenizer
 from views import after, before, trainable, values, visit
 
@@ -165,13 +165,14 @@ class Flat(nn.Module):
 
 
 def pair() -> list[Behavior]:
+    ids = torch.cat([IDS, IDS[:1] + 5])
     return [
-        Behavior.next_token("a", IDS, [9, 11, 30], contrast="b"),
-        Behavior.next_token("b", IDS + 1, [8, 7, 6], contrast="a"),
+        Behavior.next_token("a", ids, [9, 11, 30, 4], contrast="b"),
+        Behavior.next_token("b", ids + 1, [8, 7, 6, 5], contrast="a"),
     ]
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap])
+@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
 def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[Signal]) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model)
@@ -183,7 +184,7 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[S
     assert signal.on_visit(visit(1, pair(), model)) == []
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap])
+@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
 def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model, layer="net.1")
@@ -193,7 +194,7 @@ def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
     assert all(r.value is not None and r.layer == "net.1" for r in readings)
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift])
+@pytest.mark.parametrize("kind", [Projection, Energy, Drift, CKA, LinearProbe])
 def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: type[Signal]) -> None:
     model = PlainLM()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4], contrast="aside")

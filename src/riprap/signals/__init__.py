@@ -1,8 +1,10 @@
 """Signals: each reads features, gradients or outputs, yields readings, and changes nothing."""
 
 from riprap.signals.base import Held, Signal, StepView, VisitView
+from riprap.signals.features.cka import CKA
 from riprap.signals.features.drift import Drift
 from riprap.signals.features.energy import Energy
+from riprap.signals.features.linear_probe import LinearProbe
 from riprap.signals.features.overlap import Overlap
 from riprap.signals.features.projection import Projection
 from riprap.signals.features.spectral_entropy import SpectralEntropy
@@ -13,12 +15,14 @@ from riprap.signals.gradients.norms import Norms
 from riprap.signals.outputs.kl import KLToStart
 
 __all__ = [
+    "CKA",
     "Drift",
     "Energy",
     "FisherCosine",
     "Held",
     "Interference",
     "KLToStart",
+    "LinearProbe",
     "LossCosine",
     "MarginCosine",
     "Norms",
@@ -40,5 +44,6 @@ def default() -> list[Signal]:
 
 
 def everything() -> list[Signal]:
-    """All of them; the loss gradients cost a second pass at each visit."""
-    return [*default(), LossCosine(), FisherCosine(), SpectralEntropy()]
+    """All that need nothing from the user; loss gradients cost a second pass at each visit."""
+    features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe()]
+    return [*default(), LossCosine(), FisherCosine(), *features]
