@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,13 +15,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap import Behavior, EvidenceState, Reading, signals
-from riprap.signals import CKA, Drift, Energy, KLToStart, LinearProbe, Overlap, Projection, Signal
+from riprap.signals import (
+    CKA,
+    Drift,
+    Energy,
+    KLToStart,
+    LinearProbe,
+    Overlap,
+    Projection,
+    Signal,
+    TopKCosine,
+)
 from tiny import PROMPTS, PlainLM, make_llama, make_tokenizer
 from views import after, before, trainable, values, visit
 
 CHAT = make_tokenizer()
 IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
-KINDS = [type(signal) for signal in signals.everything()]
+
+
+def of_base() -> TopKCosine:
+    """What needs something from the user, with what it needs."""
+    return TopKCosine(make_llama(seed=9).state_dict(), k=50)
+
+
+Kind = Callable[[], Signal]
+KINDS: list[Kind] = [*(type(signal) for signal in signals.everything()), of_base]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -88,7 +107,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 @cache
-def trained(kind: type[Signal]) -> Training:
+def trained(kind: Kind) -> Training:
     """Fails where a moment of the signal leaves a trace."""
     torch.manual_seed(1)
     training = Training(kind())
@@ -97,12 +116,12 @@ def trained(kind: type[Signal]) -> Training:
 
 
 @every
-def test_it_reads_and_changes_nothing(kind: type[Signal]) -> None:
+def test_it_reads_and_changes_nothing(kind: Kind) -> None:
     assert any(r.value is not None for r in trained(kind).readings)
 
 
 @every
-def test_every_reading_is_finite_or_says_why_not(kind: type[Signal]) -> None:
+def test_every_reading_is_finite_or_says_why_not(kind: Kind) -> None:
     for reading in trained(kind).readings:
         if reading.state is EvidenceState.MEASURED:
             assert reading.value is not None
@@ -115,12 +134,12 @@ def test_every_reading_is_finite_or_says_why_not(kind: type[Signal]) -> None:
 
 
 @every
-def test_two_of_a_kind_share_nothing(kind: type[Signal]) -> None:
+def test_two_of_a_kind_share_nothing(kind: Kind) -> None:
     assert trained(kind).readings == trained.__wrapped__(kind).readings
 
 
 @every
-def test_an_unchanged_model_reads_the_same_again(kind: type[Signal]) -> None:
+def test_an_unchanged_model_reads_the_same_again(kind: Kind) -> None:
     signal, model = kind(), make_llama().eval()
     signal.start(visit(0, watched(), model))
     first = signal.on_visit(visit(1, watched(), model))
@@ -173,7 +192,7 @@ def pair() -> list[Behavior]:
 
 
 @pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
-def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[Signal]) -> None:
+def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model)
     assert view.layer is None
@@ -185,7 +204,7 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[S
 
 
 @pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
-def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
+def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model, layer="net.1")
     signal.start(view)
@@ -195,7 +214,7 @@ def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Projection, Energy, Drift, CKA, LinearProbe])
-def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: type[Signal]) -> None:
+def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: Kind) -> None:
     model = PlainLM()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4], contrast="aside")
     signal, view = kind(), visit(0, [aside], model)

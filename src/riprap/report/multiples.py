@@ -33,11 +33,19 @@ ABOUT = {
     "cosine_margin": "cos(−g, h): above 0 the task's gradient step raises the margin",
     "cosine_loss": "cosine of the task's gradient and that of the behaviour's loss",
     "cosine_fisher": "that cosine, weighted by the behaviour's Fisher information",
+    "cosine_topk": "that cosine, over the coordinates that alignment moved most",
+    "steep_alignment": "share of the task's gradient in the behaviour's steepest directions; "
+    "dashed: chance",
+    "interference_layer": "predicted change of the mean margin since the last visit, by layer",
     "norm_gradient": "size of the task's gradient",
     "norm_margin_gradient": "size of the gradient of the behaviour's mean margin",
     "norm_update": "size of the update that was applied",
 }
-REFERENCES = {"drift_noise": "drift_direction", "subspace_overlap_chance": "subspace_overlap"}
+REFERENCES = {
+    "drift_noise": "drift_direction",
+    "subspace_overlap_chance": "subspace_overlap",
+    "steep_alignment_chance": "steep_alignment",
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ from riprap.signals.features.spectral_entropy import SpectralEntropy
 from riprap.signals.gradients.cosine import LossCosine, MarginCosine
 from riprap.signals.gradients.fisher import FisherCosine
 from riprap.signals.gradients.interference import Interference
+from riprap.signals.gradients.layers import LayerInterference
 from riprap.signals.gradients.norms import Norms
+from riprap.signals.gradients.steep import SteepAlignment
+from riprap.signals.gradients.top_k import TopKCosine
 from riprap.signals.outputs.kl import KLToStart
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "Held",
     "Interference",
     "KLToStart",
+    "LayerInterference",
     "LinearProbe",
     "LossCosine",
     "MarginCosine",
@@ -30,7 +34,9 @@ __all__ = [
     "Projection",
     "Signal",
     "SpectralEntropy",
+    "SteepAlignment",
     "StepView",
+    "TopKCosine",
     "VisitView",
     "default",
     "everything",
@@ -46,4 +52,5 @@ def default() -> list[Signal]:
 def everything() -> list[Signal]:
     """All that need nothing from the user; loss gradients cost a second pass at each visit."""
     features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe()]
-    return [*default(), LossCosine(), FisherCosine(), *features]
+    gradients = [LossCosine(), FisherCosine(), SteepAlignment(), LayerInterference()]
+    return [*default(), *gradients, *features]
