@@ -23,6 +23,7 @@ from riprap.signals import (
     LinearProbe,
     Overlap,
     Projection,
+    SAEFeatures,
     Signal,
     TopKCosine,
 )
@@ -191,7 +192,9 @@ def pair() -> list[Behavior]:
     ]
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
+@pytest.mark.parametrize(
+    "kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe, SAEFeatures]
+)
 def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model)
@@ -203,7 +206,9 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) 
     assert signal.on_visit(visit(1, pair(), model)) == []
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe])
+@pytest.mark.parametrize(
+    "kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe, SAEFeatures]
+)
 def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model, layer="net.1")
@@ -213,7 +218,7 @@ def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
     assert all(r.value is not None and r.layer == "net.1" for r in readings)
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, CKA, LinearProbe])
+@pytest.mark.parametrize("kind", [Projection, Energy, Drift, CKA, LinearProbe, SAEFeatures])
 def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: Kind) -> None:
     model = PlainLM()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4], contrast="aside")

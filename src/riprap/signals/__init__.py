@@ -7,6 +7,7 @@ from riprap.signals.features.energy import Energy
 from riprap.signals.features.linear_probe import LinearProbe
 from riprap.signals.features.overlap import Overlap
 from riprap.signals.features.projection import Projection
+from riprap.signals.features.sae import SAEFeatures
 from riprap.signals.features.spectral_entropy import SpectralEntropy
 from riprap.signals.gradients.cosine import LossCosine, MarginCosine
 from riprap.signals.gradients.fisher import FisherCosine
@@ -32,6 +33,7 @@ __all__ = [
     "Norms",
     "Overlap",
     "Projection",
+    "SAEFeatures",
     "Signal",
     "SpectralEntropy",
     "SteepAlignment",
@@ -51,6 +53,6 @@ def default() -> list[Signal]:
 
 def everything() -> list[Signal]:
     """All that need nothing from the user; loss gradients cost a second pass at each visit."""
-    features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe()]
+    features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe(), SAEFeatures()]
     gradients = [LossCosine(), FisherCosine(), SteepAlignment(), LayerInterference()]
     return [*default(), *gradients, *features]
