@@ -167,6 +167,23 @@ def study_depth(
     return 0
 
 
+@study_app.command("steep")
+@command
+def study_steep(
+    out: Path = typer.Option(Path("results/steep"), help="Folder of tables and figure."),
+    exploratory: bool = typer.Option(False, help="Use the exploratory seeds."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Does a task act on a behaviour's steep directions where cosines are near 0? Resumable."""
+    from riprap.studies.steep.run import run as run_study
+
+    summary = run_study(out, exploratory=exploratory, workers=workers)
+    lines = [f"{claim}: {verdict}" for claim, verdict in summary["verdicts"].items()]
+    say(summary, as_json, [*lines, f"results: {out}"])
+    return 0
+
+
 @study_app.command("smollm2")
 @command
 def study_smollm2(

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from riprap import Behavior, Monitor, Protocol
+from riprap import Behavior, Monitor, Protocol, signals
 from riprap.evidence import BehaviorError
 from tiny import make_llama
 
@@ -58,8 +58,10 @@ def train(
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     model, optimizer = spread(kind)
-    monitor = Monitor(behaviors(), protocol=PROTOCOL, every=3, run=run) if watched else None
-    if monitor is not None:
+    monitor: Monitor | None = None
+    if watched:
+        read = [*signals.default(), signals.LayerInterference()]
+        monitor = Monitor(behaviors(), protocol=PROTOCOL, every=3, run=run, signals=read)
         monitor.begin(model, optimizer)
         monitor.behaviors[1].margins = behaviors(broken_rank)[1].margins
     for batch in IDS:
@@ -72,7 +74,8 @@ def train(
         monitor.end()
         out["weights after end"] = weights(model)
         history = monitor.history()
-        out["readings"] = history[["step", "behavior", "signal", "value", "state"]].values.tolist()
+        columns = ["step", "behavior", "signal", "value", "state", "layer"]
+        out["readings"] = history[columns].values.tolist()
         out["alerts"] = [(a.step, a.behavior, str(a.level)) for a in monitor.alerts]
         out["wrote"] = monitor.record.path is not None
     return out

@@ -22,7 +22,11 @@ def ranks(request: Any, tmp_path_factory: Any) -> tuple[Path, list[dict[str, Any
 
 
 def values(out: dict[str, Any]) -> dict[tuple[Any, ...], float]:
-    return {(step, b, s): value for step, b, s, value, state in out["readings"] if value == value}
+    return {
+        (step, b, signal, layer): value
+        for step, b, signal, value, _, layer in out["readings"]
+        if value == value
+    }
 
 
 def test_weights_and_generators_are_those_of_training_alone(ranks: Any) -> None:
@@ -40,6 +44,7 @@ def test_readings_are_those_of_one_rank(ranks: Any) -> None:
         found = values(out["watched"])
         assert {key[2] for key in found} >= {
             "interference",
+            "interference_layer",
             "margin",
             "norm_update",
             "cosine_margin",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,13 +15,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap import Behavior, EvidenceState, Reading, signals
-from riprap.signals import Drift, Energy, KLToStart, Overlap, Projection, Signal
+from riprap.signals import (
+    CKA,
+    Drift,
+    Energy,
+    KLToStart,
+    LinearProbe,
+    Overlap,
+    Projection,
+    SAEFeatures,
+    Signal,
+    TopKCosine,
+)
 from tiny import PROMPTS, PlainLM, make_llama, make_tokenizer
-from views import after, before, trainable, visit
+from views import after, before, trainable, values, visit
 
 CHAT = make_tokenizer()
 IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
-KINDS = [type(signal) for signal in signals.everything()]
+
+
+def of_base() -> TopKCosine:
+    """What needs something from the user, with what it needs."""
+    return TopKCosine(make_llama(seed=9).state_dict(), k=50)
+
+
+Kind = Callable[[], Signal]
+KINDS: list[Kind] = [*(type(signal) for signal in signals.everything()), of_base]
 every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -88,7 +108,7 @@ def same(one: Any, two: Any) -> bool:
 
 
 @cache
-def trained(kind: type[Signal]) -> Training:
+def trained(kind: Kind) -> Training:
     """Fails where a moment of the signal leaves a trace."""
     torch.manual_seed(1)
     training = Training(kind())
@@ -97,12 +117,12 @@ def trained(kind: type[Signal]) -> Training:
 
 
 @every
-def test_it_reads_and_changes_nothing(kind: type[Signal]) -> None:
+def test_it_reads_and_changes_nothing(kind: Kind) -> None:
     assert any(r.value is not None for r in trained(kind).readings)
 
 
 @every
-def test_every_reading_is_finite_or_says_why_not(kind: type[Signal]) -> None:
+def test_every_reading_is_finite_or_says_why_not(kind: Kind) -> None:
     for reading in trained(kind).readings:
         if reading.state is EvidenceState.MEASURED:
             assert reading.value is not None
@@ -115,12 +135,12 @@ def test_every_reading_is_finite_or_says_why_not(kind: type[Signal]) -> None:
 
 
 @every
-def test_two_of_a_kind_share_nothing(kind: type[Signal]) -> None:
+def test_two_of_a_kind_share_nothing(kind: Kind) -> None:
     assert trained(kind).readings == trained.__wrapped__(kind).readings
 
 
 @every
-def test_an_unchanged_model_reads_the_same_again(kind: type[Signal]) -> None:
+def test_an_unchanged_model_reads_the_same_again(kind: Kind) -> None:
     signal, model = kind(), make_llama().eval()
     signal.start(visit(0, watched(), model))
     first = signal.on_visit(visit(1, watched(), model))
@@ -130,7 +150,13 @@ def test_an_unchanged_model_reads_the_same_again(kind: type[Signal]) -> None:
     ]
 
 
-IDENTITY = {"drift_mean": 0, "drift_direction": 0, "kl_start": 0, "projection_ratio": 1}
+IDENTITY = {
+    "drift_mean": 0,
+    "drift_direction": 0,
+    "kl_start": 0,
+    "kl_from_start": 0,
+    "projection_ratio": 1,
+}
 
 
 def test_at_the_start_nothing_has_moved() -> None:
@@ -159,14 +185,17 @@ class Flat(nn.Module):
 
 
 def pair() -> list[Behavior]:
+    ids = torch.cat([IDS, IDS[:1] + 5])
     return [
-        Behavior.next_token("a", IDS, [9, 11, 30], contrast="b"),
-        Behavior.next_token("b", IDS + 1, [8, 7, 6], contrast="a"),
+        Behavior.next_token("a", ids, [9, 11, 30, 4], contrast="b"),
+        Behavior.next_token("b", ids + 1, [8, 7, 6, 5], contrast="a"),
     ]
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap])
-def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[Signal]) -> None:
+@pytest.mark.parametrize(
+    "kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe, SAEFeatures]
+)
+def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model)
     assert view.layer is None
@@ -177,8 +206,10 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: type[S
     assert signal.on_visit(visit(1, pair(), model)) == []
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift, Overlap])
-def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
+@pytest.mark.parametrize(
+    "kind", [Projection, Energy, Drift, Overlap, CKA, LinearProbe, SAEFeatures]
+)
+def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
     model, signal = Flat(), kind()
     view = visit(0, pair(), model, layer="net.1")
     signal.start(view)
@@ -187,8 +218,8 @@ def test_a_named_layer_is_the_remedy(kind: type[Signal]) -> None:
     assert all(r.value is not None and r.layer == "net.1" for r in readings)
 
 
-@pytest.mark.parametrize("kind", [Projection, Energy, Drift])
-def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: type[Signal]) -> None:
+@pytest.mark.parametrize("kind", [Projection, Energy, Drift, CKA, LinearProbe, SAEFeatures])
+def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: Kind) -> None:
     model = PlainLM()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4], contrast="aside")
     signal, view = kind(), visit(0, [aside], model)
@@ -208,11 +239,14 @@ def test_kl_agrees_with_float64() -> None:
         for parameter in trainable(model):
             parameter += 0.05 * torch.randn_like(parameter)
         now = model(IDS).logits[:, -1].double().log_softmax(-1)
-    expected = float((then.exp() * (then - now)).sum(-1).mean())
-    found = {r.behavior: r.value for r in signal.on_visit(visit(3, behaviors, model))}
-    assert found["words"] == pytest.approx(expected, rel=1e-4)
-    assert found["refusal"] is not None
-    assert found["refusal"] > 0
+    readings = signal.on_visit(visit(3, behaviors, model))
+    forth = float((then.exp() * (then - now)).sum(-1).mean())
+    back = float((now.exp() * (now - then)).sum(-1).mean())
+    assert abs(forth / back - 1) > 0.01
+    for name, expected in (("kl_start", forth), ("kl_from_start", back)):
+        found = values(readings, name)
+        assert found["words"] == pytest.approx(expected, rel=1e-4)
+        assert found["refusal"] > 0
 
 
 def test_kl_of_logits_that_were_not_seen_is_not_run() -> None:

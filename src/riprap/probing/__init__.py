@@ -1,10 +1,9 @@
 """Passes over probes that leave no trace on training."""
 
-from riprap.probing.layers import find_layer
+from riprap.probing.layers import find_layer, layer_names
 from riprap.probing.passes import (
     Look,
     checked,
-    fisher_diagonal,
     gradient_of,
     look,
     look_together,
@@ -13,6 +12,7 @@ from riprap.probing.passes import (
     shared_passes,
     start,
 )
+from riprap.probing.singles import fisher_diagonal, margin_gradients
 from riprap.probing.traces import no_trace
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
     "find_layer",
     "fisher_diagonal",
     "gradient_of",
+    "layer_names",
     "look",
     "look_together",
     "loss_gradient",
+    "margin_gradients",
     "measure",
     "no_trace",
     "shared_passes",

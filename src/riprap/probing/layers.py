@@ -39,17 +39,41 @@ def find_layer(model: nn.Module, name: str | None = None) -> str | None:
                 "from model.named_modules()"
             )
         return fitting[0]
-    stacks = {
+    found = stacks(model)
+    if not found:
+        return None
+    full = max(found, key=lambda name: found[name])
+    return f"{full}.{found[full] // 2}"
+
+
+def stacks(model: nn.Module) -> dict[str, int]:
+    """Outermost lists of equal blocks, and how many blocks each holds."""
+    lists = {
         full: len(module)
-        for full, module in modules.items()
+        for full, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1
     }
     # A list inside a block of another list (experts, heads) is no stack of layers.
-    outermost = [f for f in stacks if not any(f.startswith(f"{other}.") for other in stacks)]
-    if not outermost:
-        return None
-    full = max(outermost, key=lambda name: stacks[name])
-    return f"{full}.{stacks[full] // 2}"
+    inner = {f for f in lists if any(f.startswith(f"{other}.") for other in lists)}
+    return {full: count for full, count in lists.items() if full not in inner}
+
+
+def layer_names(model: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
+    """The layer that each parameter belongs to.
+
+    The block of a stack, such as "model.layers.3"; outside of stacks the parameter's own module,
+    such as "lm_head", or its own name where the model itself holds it.
+    """
+    found = stacks(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def layer(name: str) -> str:
+        for stack in found:
+            if name.startswith(f"{stack}."):
+                return f"{stack}.{name.removeprefix(f'{stack}.').split('.')[0]}"
+        return name.rpartition(".")[0] or name
+
+    return [layer(names[id(parameter)]) for parameter in parameters]
 
 
 def last_position(output: Any) -> Tensor | None:

@@ -224,31 +224,6 @@ def loss_gradient(
         return gradient_of(loss, parameters)
 
 
-def fisher_diagonal(
-    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor]
-) -> Vector | None:
-    """Diagonal empirical Fisher: mean over probes of the squared gradient of each one's loss.
-
-    One backward pass a probe. None for a behaviour without losses.
-    """
-    if behavior.losses is None:
-        return None
-    if sharded(model):
-        raise BehaviorError(
-            "a gradient for each probe cannot be taken of a model sharded over ranks: leave out "
-            "the signals that need the Fisher diagonal"
-        )
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
-        losses = behavior.losses(model, behavior.probes)
-        total = [torch.zeros_like(parameter) for parameter in parameters]
-        for loss in losses:
-            single = gradient_of(loss, parameters, keep_graph=True)
-            if single is None:
-                return None
-            torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
-        return total
-
-
 def start(behavior: Behavior, model: nn.Module) -> None:
     """Let a behaviour fix what it measures against the model as it is now."""
     if behavior.start is not None:

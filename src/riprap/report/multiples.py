@@ -24,15 +24,33 @@ ABOUT = {
     "drift_direction": "1 − cos between the re-estimated direction and that of the start; "
     "dashed: what estimation noise alone gives",
     "subspace_overlap": "mean squared cosine of two behaviours' principal angles; dashed: chance",
-    "kl_start": "divergence of the outputs from those of the start",
+    "kl_start": "KL(start ‖ now): grows where the model no longer says what it said",
+    "kl_from_start": "KL(now ‖ start): grows where it says what it never would have",
+    "spectral_entropy": "over how many directions the activations are spread",
+    "cka": "whether the activations relate to each other as at the start; 1: wholly",
+    "linear_probe_frozen": "accuracy of the start's probes on activations of now; chance is 0.5",
+    "linear_probe_refitted": "accuracy of probes fitted anew; chance is 0.5",
+    "sae_l0": "latents of the sparse dictionary that a row uses",
+    "sae_loss": "share of the activations' variance that the sparse dictionary does not explain",
+    "sae_jaccard": "overlap of the latents in use with those at the start; 1: the same",
+    "sae_dead": "share of latents that no row uses",
+    "sae_decoder_cosine": "how far the dictionary's directions are still those of the start",
     "cosine_margin": "cos(−g, h): above 0 the task's gradient step raises the margin",
     "cosine_loss": "cosine of the task's gradient and that of the behaviour's loss",
     "cosine_fisher": "that cosine, weighted by the behaviour's Fisher information",
+    "cosine_topk": "that cosine, over the coordinates that alignment moved most",
+    "steep_alignment": "share of the task's gradient in the behaviour's steepest directions; "
+    "dashed: chance",
+    "interference_layer": "predicted change of the mean margin since the last visit, by layer",
     "norm_gradient": "size of the task's gradient",
     "norm_margin_gradient": "size of the gradient of the behaviour's mean margin",
     "norm_update": "size of the update that was applied",
 }
-REFERENCES = {"drift_noise": "drift_direction", "subspace_overlap_chance": "subspace_overlap"}
+REFERENCES = {
+    "drift_noise": "drift_direction",
+    "subspace_overlap_chance": "subspace_overlap",
+    "steep_alignment_chance": "steep_alignment",
+}
 
 
 @dataclass(frozen=True)

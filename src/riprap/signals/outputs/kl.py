@@ -20,9 +20,11 @@ def kl(reference: Tensor, now: Tensor) -> Tensor:
 
 
 class KLToStart(Signal):
-    """KL(p_θ₀ ‖ p_θ) at the last position of each probe, mean over probes.
+    """KL both ways at the last position of each probe, mean over probes, in nats.
 
-    Keeps the start's log-probabilities of those positions, rows × vocabulary a behaviour.
+    `kl_start` = KL(p_θ₀ ‖ p_θ) grows where the model no longer says what it said; `kl_from_start`
+    = KL(p_θ ‖ p_θ₀) where it says what it never would have. Keeps the start's log-probabilities
+    of those positions, rows × vocabulary a behaviour.
     """
 
     name = "kl_start"
@@ -37,7 +39,7 @@ class KLToStart(Signal):
                 self.references[name] = torch.log_softmax(look.logits, -1)
 
     def on_visit(self, view: VisitView) -> list[Reading]:
-        """One reading a behaviour whose logits were seen."""
+        """Two readings a behaviour whose logits were seen."""
         readings = []
         for name, look in view.looks.items():
             reference = self.references.get(name)
@@ -49,6 +51,10 @@ class KLToStart(Signal):
             elif look.logits is None or look.logits.shape != reference.shape:
                 readings.append(not_run(view.step, name, self.name, "the probes changed shape"))
             else:
-                value = float(kl(reference, torch.log_softmax(look.logits, -1)))
-                readings.append(Reading.of(view.step, name, self.name, value, "nats"))
+                now = torch.log_softmax(look.logits, -1)
+                both = {self.name: kl(reference, now), "kl_from_start": kl(now, reference)}
+                readings += [
+                    Reading.of(view.step, name, signal, float(value), "nats")
+                    for signal, value in both.items()
+                ]
         return readings

@@ -1,0 +1,76 @@
+"""Gradients probe by probe: one backward pass each, inside `no_trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from riprap.behaviors import Behavior
+from riprap.distributed import sharded
+from riprap.evidence import BehaviorError
+from riprap.probing.passes import gradient_of, measure
+from riprap.probing.traces import no_trace
+from riprap.tensors import Vector
+
+
+def fisher_diagonal(
+    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor]
+) -> Vector | None:
+    """Diagonal empirical Fisher: mean over probes of the squared gradient of each one's loss.
+
+    One backward pass a probe. None for a behaviour without losses.
+
+    Raises:
+        BehaviorError: the model is sharded over ranks.
+    """
+    if behavior.losses is None:
+        return None
+    _refuse_shards(model, "the Fisher diagonal")
+    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        losses = behavior.losses(model, behavior.probes)
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+        for loss in losses:
+            single = gradient_of(loss, parameters, keep_graph=True)
+            if single is None:
+                return None
+            torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
+        return total
+
+
+def margin_gradients(
+    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor], most: int
+) -> list[Vector] | None:
+    """∇m_i of some probes: rows of the Jacobian of the margins.
+
+    One backward pass and one copy of the parameters a probe.
+
+    Args:
+        most: how many probes at most; of more, as many are taken evenly over all.
+
+    Returns:
+        min(n_probes, most) gradients; None where the margin is detached from the graph or reaches
+        no parameter.
+
+    Raises:
+        BehaviorError: the model is sharded over ranks, or the margins are of a wrong shape.
+    """
+    _refuse_shards(model, "the margins' Jacobian")
+    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        margins = measure(behavior, model).values
+        if not margins.requires_grad:
+            return None
+        chosen = np.linspace(0, len(margins) - 1, min(len(margins), most)).round().astype(int)
+        found = [gradient_of(margins[i], parameters, keep_graph=True) for i in chosen.tolist()]
+    rows = [row for row in found if row is not None]
+    return rows if len(rows) == len(found) else None
+
+
+def _refuse_shards(model: nn.Module, what: str) -> None:
+    if sharded(model):
+        raise BehaviorError(
+            "a gradient for each probe cannot be taken of a model sharded over ranks: leave out "
+            f"the signals that need {what}"
+        )

@@ -1,0 +1,114 @@
+"""Linear probes: can a behaviour's activations still be told from its contrast's?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from riprap.behaviors import Behavior
+from riprap.evidence import EvidenceState, Reading
+from riprap.signals.base import FeatureSignal, VisitView, not_run
+
+FOLDS = 5
+RIDGE = 0.01  # of the total variance about the midpoint of the two means
+
+Plane = tuple[Tensor, Tensor]  # normal, shape (d,), and a point on the plane, shape (d,)
+
+
+def fitted(here: Tensor, there: Tensor) -> Plane:
+    """Ridge regression on ±1 that gives both sides equal weight, solved in its dual form.
+
+    The plane passes through the midpoint of the two means, so the larger side wins nothing by its
+    size, and n rows in d ≫ n dimensions cost one (n, n) system.
+
+    Args:
+        here, there: shapes (n, d), (m, d).
+    """
+    middle = (here.mean(0) + there.mean(0)) / 2
+    rows = torch.cat([(here - middle) / len(here) ** 0.5, (there - middle) / len(there) ** 0.5])
+    sides = ((here, 1.0), (there, -1.0))
+    wanted = torch.cat([rows.new_full((len(s),), sign / len(s) ** 0.5) for s, sign in sides])
+    gramian = rows @ rows.T
+    ridge = RIDGE * gramian.trace() * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return rows.T @ torch.linalg.solve(gramian + ridge, wanted), middle
+
+
+def accuracy(plane: Plane, here: Tensor, there: Tensor) -> float:
+    """Share of rows on their own side, mean over the two sides; chance is 0.5."""
+    normal, middle = plane
+    shares = [
+        ((rows - middle) @ normal * sign > 0).double().mean()
+        for rows, sign in ((here, 1), (there, -1))
+    ]
+    return float(sum(shares)) / 2
+
+
+def folds(here: int, there: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """For each fold the kept and the left-out rows of either side, as masks; each at least one.
+
+    Fold f leaves out rows f, f + k, …, k = 5 or what the smaller side allows.
+    """
+    k = min(FOLDS, here, there)
+    for fold in range(k):
+        out = [torch.arange(count) % k == fold for count in (here, there)]
+        yield ~out[0], out[0], ~out[1], out[1]
+
+
+class LinearProbe(FeatureSignal):
+    """Accuracy of linear probes between a behaviour's activations and its contrast's.
+
+    `linear_probe_frozen`: fitted at θ₀, asked of today's activations: is the behaviour still where
+    it was? `linear_probe_refitted`: fitted today: is it still there at all? Both are
+    cross-validated with the same folds: a row is judged by probes that never saw its input, not
+    even at θ₀, or n < d rows would always be told apart. So the two agree at θ₀. Balanced over
+    the two sides, chance 0.5. `INSUFFICIENT` with fewer than two rows on a side.
+    """
+
+    name = "linear_probe"
+
+    def __init__(self) -> None:
+        self.planes: dict[str, list[Plane]] = {}
+        self.shapes: dict[str, tuple[int, int]] = {}
+
+    def start(self, view: VisitView) -> None:
+        """Fit the frozen probes, one a fold."""
+        for behavior in view.behaviors:
+            here = self.activations(view, behavior.name)
+            there = self.activations(view, behavior.contrast)
+            if here is not None and there is not None and min(len(here), len(there)) > 1:
+                here, there = here.double(), there.double()
+                self.shapes[behavior.name] = len(here), len(there)
+                self.planes[behavior.name] = [
+                    fitted(here[kept], there[also])
+                    for kept, _, also, _ in folds(len(here), len(there))
+                ]
+
+    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+        """Two accuracies."""
+        step, name, layer = view.step, behavior.name, view.layer or ""
+        there = self.activations(view, behavior.contrast)
+        if name not in self.planes:
+            return self._missing(view, behavior, there) if step == 0 else []
+        if there is None or (len(activations), len(there)) != self.shapes[name]:
+            return [not_run(step, name, self.name, "the probes changed shape")]
+        here, there = activations.double(), there.double()
+        frozen, refitted = [], []
+        splits = folds(len(here), len(there))
+        for plane, (kept, out, also, other) in zip(self.planes[name], splits, strict=True):
+            frozen.append(accuracy(plane, here[out], there[other]))
+            fresh = fitted(here[kept], there[also])
+            refitted.append(accuracy(fresh, here[out], there[other]))
+        return [
+            Reading.of(step, name, f"{self.name}_{kind}", sum(found) / len(found), "share", layer)
+            for kind, found in (("frozen", frozen), ("refitted", refitted))
+        ]
+
+    def _missing(self, view: VisitView, behavior: Behavior, there: Tensor | None) -> list[Reading]:
+        if there is None:
+            why = "no other side: name a watched behaviour as one, Behavior(contrast=...)"
+            return [not_run(view.step, behavior.name, self.name, why)]
+        why = "fewer than two rows on one side: nothing can be held out"
+        state = EvidenceState.INSUFFICIENT
+        return [Reading(view.step, behavior.name, self.name, state=state, detail=why)]
