@@ -241,7 +241,7 @@ def test_a_state_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_state(file, {"a": object()})
     back = load_state(file)
-    assert back["b"] == [1, None, {"c": [2.5, "x"]}]
+    assert back["b"] == [1, None, {"c": (2.5, "x")}]
     assert torch.equal(back["a"], torch.ones(2))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RecordError, match="cannot write the monitor's state"):

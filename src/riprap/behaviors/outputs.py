@@ -193,9 +193,7 @@ def _compiled(model: nn.Module) -> bool:
     )
 
 
-def _whole_rows(
-    model: nn.Module, batch: TokenBatch, keep: int, takes: frozenset[str]
-) -> Tensor:
+def _whole_rows(model: nn.Module, batch: TokenBatch, keep: int, takes: frozenset[str]) -> Tensor:
     batch = batch.to(device_of(model))
     extra: dict[str, Any] = {}
     if batch.attention_mask is not None:

@@ -293,7 +293,7 @@ class Monitor:
     def _go_on(self, visitor: Visitor, saved: dict[str, Any]) -> None:
         """Take up the run that a state is of; no probe is visited."""
         state.load_behaviors(visitor, saved["behaviors"])
-        state.load_signals(self.signals, saved["signals"], visitor.parameters[0].device)
+        state.load_signals(self.signals, saved["signals"], visitor.parameters)
         visitor.load_state_dict(saved["held"])
         self._judge.load_state_dict(saved["judge"])
         self._cadence.load_state_dict(saved["cadence"])

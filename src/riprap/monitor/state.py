@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.evidence import ConfigError
@@ -66,10 +68,13 @@ def signals_state(signals: Sequence[Signal]) -> dict[str, Any]:
     return {signal.name: signal.state_dict() for signal in signals}
 
 
-def load_signals(signals: Sequence[Signal], states: dict[str, Any], device: Any) -> None:
+def load_signals(
+    signals: Sequence[Signal], states: dict[str, Any], parameters: list[Tensor]
+) -> None:
     """Give signals back what they compare later readings with, on the model's device."""
     for signal in signals:
-        signal.load_state_dict(_moved(states[signal.name], device))
+        moved = _moved(states[signal.name], parameters[0].device)
+        signal.load_state_dict(moved, parameters)
 
 
 def _moved(value: Any, device: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riprap.evidence import RecordError
 
-_TENSOR = "__tensor__"
+_TENSOR, _TUPLE = "__tensor__", "__tuple__"
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -64,7 +64,9 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {_TENSOR: name}
     if isinstance(value, dict):
         return {str(key): _split(part, tensors) for key, part in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
+        return {_TUPLE: [_split(part, tensors) for part in value]}
+    if isinstance(value, list):
         return [_split(part, tensors) for part in value]
     return value
 
@@ -72,6 +74,8 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
 def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict) and set(value) == {_TENSOR}:
         return tensors[value[_TENSOR]]
+    if isinstance(value, dict) and set(value) == {_TUPLE}:
+        return tuple(_joined(part, tensors) for part in value[_TUPLE])
     if isinstance(value, dict):
         return {key: _joined(part, tensors) for key, part in value.items()}
     if isinstance(value, list):

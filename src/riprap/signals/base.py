@@ -113,8 +113,12 @@ class Signal:
         """What a run that is taken up again needs, as plain values and tensors: by default all."""
         return copy.deepcopy(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+    def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Args:
+            parameters: those that are watched, in the order of every vector.
+        """
         vars(self).update(state)
 
 

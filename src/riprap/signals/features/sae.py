@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -105,6 +105,24 @@ class SAEFeatures(Signal):
         self.alive = used.any(0)
         if _is_dense(active := float(used.sum(1).double().mean()), used.shape[1]):
             warnings.warn(f"riprap: {_dense(active, used.shape[1])}", stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The dictionaries that were trained here, and the active sets of θ₀."""
+        trained = isinstance(self.first, TopKSAE)
+        return {
+            "first": asdict(self.first) if trained else None,
+            "now": asdict(self.now) if trained else None,
+            "used": dict(self.used),
+            "alive": self.alive,
+            "seen": self.seen,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Take over what `state_dict` gave; a ready dictionary is the one given again."""
+        known = state["first"] is not None
+        self.first = TopKSAE(**state["first"]) if known else self.given
+        self.now = TopKSAE(**state["now"]) if known else self.given
+        self.used, self.alive, self.seen = state["used"], state["alive"], state["seen"]
 
     def on_visit(self, view: VisitView) -> list[Reading]:
         """Carry the dictionary along, and read it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,14 @@ class SteepAlignment(Signal):
             jacobian = margin_gradients(behavior, view.model, view.parameters, self.most)
             if jacobian is not None:
                 self.steep[behavior.name] = steep_stack(jacobian, self.k)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steep directions, as plain values and tensors."""
+        return {"steep": {name: stack.state_dict() for name, stack in self.steep.items()}}
+
+    def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self.steep = {name: Stack.of_state(own, parameters) for name, own in state["steep"].items()}
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with a differentiable margin."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,15 @@ class TopKCosine(Signal):
         if torch.equal(taken(view.parameters, self.coordinates), taken(earlier, self.coordinates)):
             raise ConfigError("TopKCosine(before=...) holds the weights that the model has now")
         self.before = {}  # the coordinates are all that is needed of it
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coordinates: θ before alignment is not needed any more."""
+        return {"coordinates": [list(pair) for pair in self.coordinates]}
+
+    def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self.coordinates = [(index, place) for index, place in state["coordinates"]]
+        self.before = {} if self.coordinates else None
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""
