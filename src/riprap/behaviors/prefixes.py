@@ -74,6 +74,7 @@ def plan(rows: Sequence[Sequence[int]], own: Sequence[int], width: int = 1) -> P
     """
     limits = [len(row) - count for row, count in zip(rows, own, strict=True)]
     first = _agreement(rows, limits)
+    first = first if first >= LEAST else 0
     groups = [range(at, min(at + width, len(rows))) for at in range(0, len(rows), max(width, 1))]
     if width == 1:
         return Plan(list(rows[0][:first]), [], [list(row[first:]) for row in rows], [0] * len(rows))
@@ -94,9 +95,9 @@ def _agreement(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
 
 def worth_it(cut: Plan, rows: Sequence[Sequence[int]]) -> bool:
     """Whether a plan saves more than its passes cost."""
-    if len(cut.common) < LEAST or (cut.prompts and min(map(len, cut.prompts)) == 0):
+    if not cut.common and (not cut.prompts or min(map(len, cut.prompts)) == 0):
         return False
-    return 1.5 * cut.tokens < len(rows) * max(map(len, rows))
+    return 1.2 * cut.tokens < len(rows) * max(map(len, rows))
 
 
 def logits_of_plan(model: nn.Module, cut: Plan, keep: int, takes: frozenset[str]) -> Tensor | None:
@@ -106,14 +107,12 @@ def logits_of_plan(model: nn.Module, cut: Plan, keep: int, takes: frozenset[str]
     cache of the usual kind.
     """
     device = next(model.parameters()).device
+    seen, cache = torch.ones(1, 0, dtype=torch.long, device=device), None
     with trying():
-        cache = _read(model, [cut.common], None, device)
-        if not hasattr(cache, "batch_select_indices"):
-            return None
-        seen = torch.ones(1, len(cut.common), dtype=torch.long, device=device)
-        if cut.prompts:
-            seen, cache = _spread(cache, seen, [0] * len(cut.prompts))
-            cache, seen = _read(model, cut.prompts, (cache, seen), device), _seen(seen, cut.prompts)
+        for rows in filter(None, ([cut.common] if cut.common else [], cut.prompts)):
+            seen, cache = _read(model, rows, _spread(cache, seen, [0] * len(rows)))
+            if not hasattr(cache, "batch_select_indices"):
+                return None
     seen, cache = _spread(cache, seen, cut.group)
     ids, mask, positions = _laid_out(cut.rests, seen, device)
     extra = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
@@ -130,16 +129,16 @@ def logits_of_plan(model: nn.Module, cut: Plan, keep: int, takes: frozenset[str]
 
 
 def _read(
-    model: nn.Module, rows: list[list[int]], after: tuple[Any, Tensor] | None, device: torch.device
-) -> Any:
-    """The cache after `rows` have been read."""
-    cache, seen = after or (None, torch.ones(len(rows), 0, dtype=torch.long, device=device))
-    ids, mask, positions = _laid_out(rows, seen, device)
-    whole = torch.cat([seen, mask], 1)
+    model: nn.Module, rows: list[list[int]], after: tuple[Tensor, Any]
+) -> tuple[Tensor, Any]:
+    """Mask and cache after `rows` have been read."""
+    seen, cache = after
+    ids, mask, positions = _laid_out(rows, seen, seen.device)
+    seen = torch.cat([seen, mask], 1)
     output = model(
-        ids, attention_mask=whole, position_ids=positions, past_key_values=cache, use_cache=True
+        ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    return getattr(output, "past_key_values", None)
+    return seen, getattr(output, "past_key_values", None)
 
 
 def _laid_out(
@@ -153,14 +152,11 @@ def _laid_out(
     return ids, mask, positions
 
 
-def _seen(seen: Tensor, rows: list[list[int]]) -> Tensor:
-    return torch.cat([seen, _laid_out(rows, seen, seen.device)[1]], 1)
-
-
 def _spread(cache: Any, seen: Tensor, group: list[int]) -> tuple[Tensor, Any]:
-    """Cache and mask with a row for each entry of `group`."""
+    """Mask and cache with a row for each entry of `group`."""
     indices = torch.tensor(group, device=seen.device)
-    cache.batch_select_indices(indices)
+    if cache is not None:
+        cache.batch_select_indices(indices)
     return seen[indices], cache
 
 

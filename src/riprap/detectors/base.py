@@ -24,6 +24,10 @@ class Detector(Strict):
         """The forecast that stands after the last visit; None for a detector that makes none."""
         return None
 
+    def judge(self, track: Track) -> tuple[Alert | None, Forecast | None]:
+        """Both at once."""
+        return self.check(track), self.forecast(track)
+
     def unfit(self, track: Track) -> str:
         """Why this detector can never speak of a behaviour; empty where it can.
 

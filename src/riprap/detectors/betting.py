@@ -58,6 +58,15 @@ class Betting(Sequential):
         wealth = log_wealth(self.declines(track), self.tolerated, self.clip)
         return np.concatenate([[-np.inf], wealth[1:] - asked])
 
+    def now(self, track: Track) -> float | None:
+        """The end of the path, from the first visit and the last one alone."""
+        ends = Track(track.behavior, track.floor, margins=[track.margins[0], track.margins[-1]])
+        visits = len(track.margins) - 1
+        if not visits:
+            return -np.inf
+        asked = np.log(visits * (visits + 1) * track.watched / self.alpha)
+        return float(log_wealth(self.declines(ends), self.tolerated, self.clip)[-1] - asked)
+
     def least_probes(self, watched: int) -> int:
         """With fewer probes not even a collapse of all could be established at the first visit."""
         growth = np.log1p(STAKES)[:, None] * np.arange(1, 1000)

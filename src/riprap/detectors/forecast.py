@@ -69,7 +69,14 @@ class ForecastDetector(Detector):
 
     def check(self, track: Track) -> Alert | None:
         """See `Detector.check`."""
+        return self.judge(track)[0]
+
+    def judge(self, track: Track) -> tuple[Alert | None, Forecast | None]:
+        """See `Detector.judge`."""
         forecast = self.forecast(track)
+        return self._alert(forecast, track), forecast
+
+    def _alert(self, forecast: Forecast | None, track: Track) -> Alert | None:
         level = None if forecast is None else self.level(forecast, track)
         if forecast is None or level is None:
             return None

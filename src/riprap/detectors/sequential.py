@@ -32,18 +32,23 @@ class Sequential(Detector):
         """The number compared with the bound, after each visit; may be empty or NaN."""
         raise NotImplementedError
 
+    def now(self, track: Track) -> float | None:
+        """The end of the path; None where there is none."""
+        path = self.path(track)
+        return float(path[-1]) if len(path) else None
+
     def source(self) -> str:
         """Name of the reading that the path is made of."""
         return "margin"
 
     def check(self, track: Track) -> Alert | None:
         """See `Detector.check`."""
-        path = self.path(track)
-        if not len(path) or not path[-1] > self.bound:
+        now = self.now(track)
+        if now is None or not now > self.bound:
             return None
         history = track.history(self.source())
         readings = (Reading.of(history[-1][0], track.behavior, self.source(), history[-1][1]),)
-        text = f"{self.words}: {path[-1]:.3g} is above {self.bound:.3g}"
+        text = f"{self.words}: {now:.3g} is above {self.bound:.3g}"
         return Alert(track.step, track.behavior, self.level, self.kind, text, readings)
 
 

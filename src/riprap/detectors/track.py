@@ -46,6 +46,7 @@ class Track:
         looked_at: step of the last visit, also of one that brought no margins.
         lost_at: first visited step at which margins were no longer finite.
         watched: how many behaviours the run watches; error rates of a run are split over them.
+        lows: deciding margins worked out so far, so that none is worked out twice.
     """
 
     behavior: str
@@ -57,6 +58,7 @@ class Track:
     looked_at: int = 0
     lost_at: int | None = None
     watched: int = 1
+    lows: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def visit(self, step: int, margins: np.ndarray) -> None:
         """Add one visit."""
@@ -128,6 +130,7 @@ class Track:
             looked_at=self.steps[count - 1] if count else 0,
             lost_at=lost,
             watched=self.watched,
+            lows=self.lows[:count],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,6 +148,7 @@ class Track:
         """Take over a history that `state_dict` gave."""
         self.steps = list(state["steps"])
         self.margins = [margins.numpy().copy() for margins in state["margins"]]
+        self.lows = []
         self.predicted = dict(_unpaired(state["predicted"]))
         self.signals = {name: _unpaired(pairs) for name, pairs in state["signals"].items()}
         self.looked_at, self.lost_at = state["looked_at"], state["lost_at"]

@@ -13,7 +13,9 @@ Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
 
 def deciding_margins(track: Track) -> np.ndarray:
     """The margin that decides whether the score is under its floor, at each visit; (visits,)."""
-    return np.array([low_margin(margins, track.floor) for margins in track.margins])
+    known = track.lows  # of earlier visits
+    known += [low_margin(margins, track.floor) for margins in track.margins[len(known) :]]
+    return np.array(known)
 
 
 def realised_changes(track: Track, values: np.ndarray) -> np.ndarray:

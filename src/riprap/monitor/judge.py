@@ -80,8 +80,9 @@ class Judge:
         for name, track in self.tracks.items():
             if not track.steps or track.step != step or not track.healthy_at_start:
                 continue
-            alerts += self._rising(track)
-            made = [detector.forecast(track) for detector in self.protocol.detectors]
+            judged = [detector.judge(track) for detector in self.protocol.detectors]
+            alerts += self._rising(name, [alert for alert, _ in judged])
+            made = [forecast for _, forecast in judged]
             self.forecasts[name] = next((f for f in made if f is not None), None)
             readings += forecast_readings(step, name, self.forecasts[name])
         self.alerts += alerts
@@ -105,11 +106,10 @@ class Judge:
             )
         }
 
-    def _rising(self, track: Track) -> list[Alert]:
+    def _rising(self, name: str, standing: list[Alert | None]) -> list[Alert]:
         rising = []
-        for index, detector in enumerate(self.protocol.detectors):
-            alert = detector.check(track)
-            key = (str(index), track.behavior)
+        for index, alert in enumerate(standing):
+            key = (str(index), name)
             rank = 0 if alert is None else alert.level.rank
             if alert is not None and rank > self._standing.get(key, 0):
                 rising.append(alert)
