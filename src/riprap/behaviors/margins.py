@@ -63,8 +63,9 @@ def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -
     Returns:
         shape (n,), nats per token.
     """
-    log_probs = functional.log_softmax(logits[:, :-1], dim=-1)
-    taken = log_probs.gather(-1, continuation[..., None]).squeeze(-1)
+    used = logits[:, :-1]
+    chosen = used.gather(-1, continuation[..., None]).squeeze(-1)
+    taken = chosen - used.logsumexp(-1)  # a log-softmax of which one entry a row is needed
     return (taken * mask).sum(-1) / mask.sum(-1)
 
 

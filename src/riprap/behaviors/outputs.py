@@ -171,18 +171,17 @@ def last_logits(
     rows = batch.rows()
     cut = prefixes.plan(rows, counts.tolist(), width)
     key = (len(cut.common), tuple(map(len, rows)), keep, width)
-    known = prefixes.verified(model, key)
-    if known is False or not prefixes.worth_it(cut, rows):
+    if not prefixes.worth_it(cut, rows):
         return _whole_rows(model, batch, keep, takes)
-    if known:
+    if prefixes.verified(model, key) is None:
+        with torch.no_grad(), prefixes.trying():
+            tried = prefixes.logits_of_plan(model, cut, keep, takes)
+            whole = _whole_rows(model, batch, keep, takes)
+        prefixes.verify(model, key, tried, whole, counts.to(whole.device))
+    found = None
+    if prefixes.verified(model, key):
         found = prefixes.logits_of_plan(model, cut, keep, takes)
-        assert found is not None
-        return found
-    whole = _whole_rows(model, batch, keep, takes)
-    with torch.no_grad(), prefixes.trying():
-        tried = prefixes.logits_of_plan(model, cut, keep, takes)
-    prefixes.verify(model, key, tried, whole.detach(), counts.to(whole.device))
-    return whole
+    return _whole_rows(model, batch, keep, takes) if found is None else found
 
 
 def _compiled(model: nn.Module) -> bool:

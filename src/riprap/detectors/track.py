@@ -94,7 +94,8 @@ class Track:
 
     def predicted_since_visit(self) -> float:
         """Σ r_b over the steps after the last visit."""
-        return sum(value for step, value in self.predicted.items() if step > self.looked_at)
+        last = next(reversed(self.predicted), 0)  # steps come in their order
+        return sum(self.predicted.get(step, 0.0) for step in range(self.looked_at + 1, last + 1))
 
     def history(self, signal: str) -> list[tuple[int, float]]:
         """A signal as it stood at the visits, as (step, value).

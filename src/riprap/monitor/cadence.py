@@ -14,7 +14,7 @@ DENSE = 8  # during these first steps gradients are refreshed often, for most da
 PATIENCE = 4  # visits to fit in before the forecast's earliest break
 USED_UP = 0.5  # share of the deciding margin that may be predicted away between visits
 REFRESH = 2  # at the start and when urgent, every second visit takes fresh gradients
-REFRESH_CALM = 4  # and while it is calm every fourth
+REFRESH_CALM = 8  # and while it is calm every eighth: by then a gradient is stale in any case
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Cadence:
 
 def waiting_is_too_late(track: Track) -> bool:
     """Whether the updates since the last visit have used up too much of the deciding margin."""
-    if not track.steps or track.low <= 0:
+    predicted = track.predicted_since_visit()
+    if predicted >= 0 or not track.steps:
         return False
-    return track.predicted_since_visit() < -USED_UP * track.low
+    return track.low > 0 and predicted < -USED_UP * track.low
