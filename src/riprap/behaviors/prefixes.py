@@ -128,9 +128,7 @@ def logits_of_plan(model: nn.Module, cut: Plan, keep: int, takes: frozenset[str]
     return logits[:, -keep:].float()
 
 
-def _read(
-    model: nn.Module, rows: list[list[int]], after: tuple[Tensor, Any]
-) -> tuple[Tensor, Any]:
+def _read(model: nn.Module, rows: list[list[int]], after: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """Mask and cache after `rows` have been read."""
     seen, cache = after
     ids, mask, positions = _laid_out(rows, seen, seen.device)

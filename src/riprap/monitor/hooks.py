@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -108,10 +109,23 @@ class StepHooks:
                 return (args[0], watched, *args[2:]), kwargs
             return args, kwargs | {"closure": watched}
 
+        self._pre_step, self._post_step = pre_step, post_step
+        self._register()
+
+    def _register(self) -> None:
         self._handles = [
-            optimizer.register_step_pre_hook(pre_step),
-            optimizer.register_step_post_hook(post_step),
+            self.optimizer.register_step_pre_hook(self._pre_step),
+            self.optimizer.register_step_post_hook(self._post_step),
         ]
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Steps inside are not seen."""
+        self.remove()
+        try:
+            yield
+        finally:
+            self._register()
 
     def _gradient(self) -> Vector | None:
         grads = [parameter.grad for parameter in self.parameters]

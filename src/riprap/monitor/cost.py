@@ -1,0 +1,134 @@
+"""What a monitor costs: its parts measured on the model at hand, and added up over a run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from riprap.monitor.cadence import REFRESH_CALM, Cadence
+from riprap.monitor.hooks import StepHooks
+from riprap.monitor.monitor import Monitor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a plain training step, and those that a monitor adds.
+
+    Attributes:
+        step: a plain training step.
+        hooks: added to each step: norms, inner products, readings.
+        forward: a visit to the probes by forward passes alone.
+        gradients: a visit that also takes fresh protected gradients.
+        start: the visit before the first step, with all that signals fix there.
+        kept_bytes: memory of the kept gradients and of the parameters as they were.
+    """
+
+    step: float
+    hooks: float
+    forward: float
+    gradients: float
+    start: float
+    kept_bytes: int
+
+    def run(self, every: int, steps: int) -> float:
+        """Time of a calm run of so many steps with a monitor, as a ratio to that without one."""
+        visits, fresh = calm_visits(every, steps)
+        added = self.start + steps * self.hooks
+        added += (visits - fresh) * self.forward + fresh * self.gradients
+        return 1 + added / (steps * self.step)
+
+    def calm(self, every: int) -> float:
+        """The same ratio once visits are as far apart as they get."""
+        visits = (REFRESH_CALM - 1) * self.forward + self.gradients
+        return 1 + (self.hooks + visits / (REFRESH_CALM * every)) / self.step
+
+
+def calm_visits(every: int, steps: int) -> tuple[int, int]:
+    """Visits after the start in a run that stays calm, and how many of them take gradients."""
+    cadence = Cadence(every)
+    cadence.plan(0, [])
+    visits = fresh = 0
+    last = 0
+    for step in range(1, steps + 1):
+        if step >= cadence.due:
+            visits, last = visits + 1, step
+            fresh += cadence.refreshes(step)
+            cadence.plan(step, [])
+    return visits + (last < steps), fresh  # the end of a watch visits once more
+
+
+def measure(
+    monitor: Monitor,
+    model: nn.Module,
+    optimizer: Any,
+    step: Callable[[], None],
+    rounds: int = 5,
+    progress: Callable[[], None] = lambda: None,
+) -> Cost:
+    """Measure a new monitor's parts, in interleaved rounds; medians.
+
+    Args:
+        step: takes one training step of `model` by `optimizer`; called 4·rounds + 1 times, so give
+            it a model that may be trained on.
+        rounds: how often each part is timed.
+        progress: called after each round.
+    """
+    step()
+    start = _timed(lambda: monitor.begin(model, optimizer))
+    visitor, hooks = monitor._visitor, monitor._hooks
+    assert visitor is not None and hooks is not None
+    parts: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "fresh")}
+    try:
+        for index in range(rounds):
+            monitor._cadence.due = monitor.step + 10  # no visit but those asked for here
+            # The first step after a visit finds cold caches: each kind goes first in turn.
+            first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
+            for kind in (first, second, second, first):
+                parts[kind].append(_timed(step) if kind == "hooked" else _resting(hooks, step))
+            monitor.step += 1
+            parts["forward"].append(
+                _timed(lambda: monitor._take_in(visitor.visit(monitor.step, False)))
+            )
+            monitor.step += 1
+            parts["fresh"].append(
+                _timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
+            )
+            progress()
+    finally:
+        monitor.end()
+    middle = {name: statistics.median(seconds) for name, seconds in parts.items()}
+    held = visitor.held
+    copies = sum(parameter.nbytes for parameter in visitor.parameters)
+    return Cost(
+        step=middle["plain"],
+        hooks=max(middle["hooked"] - middle["plain"], 0.0),
+        forward=middle["forward"],
+        gradients=middle["fresh"],
+        start=start,
+        kept_bytes=held.margin.bytes + held.loss.bytes + copies,
+    )
+
+
+def _resting(hooks: StepHooks, step: Callable[[], None]) -> float:
+    with hooks.resting():
+        return _timed(step)
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    _finish()
+    before = time.perf_counter()
+    call()
+    _finish()
+    return time.perf_counter() - before
+
+
+def _finish() -> None:
+    """Wait for what an accelerator still has to do."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

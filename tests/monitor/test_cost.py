@@ -1,0 +1,58 @@
+"""A monitor's cost: planned as a monitor does, and put together right from what is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from loops import task, train
+from riprap import Behavior, Monitor, Protocol
+from riprap.monitor.cost import Cost, calm_visits, measure
+
+
+@pytest.mark.parametrize("every", [1, 5, 20, 100])
+@pytest.mark.parametrize("steps", [1, 8, 60, 150])
+def test_visits_are_those_of_a_monitor_on_a_calm_run(
+    learned: nn.Module, memory: Behavior, protocol: Protocol, every: int, steps: int
+) -> None:
+    monitor = Monitor([memory], protocol=protocol, every=every)
+    still = torch.optim.SGD(learned.parameters(), lr=0.0)
+    with monitor.watch(learned, still):
+        train(learned, still, task(1) * steps)
+    history = monitor.history()
+    fresh = set(history[history.signal == "norm_margin_gradient"].step) - {0}
+    visited = set(monitor.tracks["memory"].steps) - {0}
+    assert calm_visits(every, steps) == (len(visited), len(fresh))
+
+
+def test_the_sum_is_the_one_made_by_hand() -> None:
+    cost = Cost(step=2.0, hooks=0.1, forward=1.0, gradients=3.0, start=5.0, kept_bytes=0)
+    # every=1, 4 steps: 4 visits, of which the second and the fourth take gradients
+    assert calm_visits(1, 4) == (4, 2)
+    assert cost.run(1, 4) == pytest.approx(1 + (5 + 0.4 + 2 * 1 + 2 * 3) / 8)
+    assert cost.calm(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
+
+
+def test_parts_are_measured_apart(memory: Behavior, protocol: Protocol) -> None:
+    """A slow margin shows in the visits and not in the steps, and gradients cost more."""
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(8, 512), nn.Tanh(), nn.Linear(512, 4))
+    inputs, labels = memory.probes
+    many = (inputs.repeat(400, 1), labels.repeat(400))
+    heavy = Behavior("heavy", many, memory.margins, floor=0.01)
+    optimizer = torch.optim.SGD(wide.parameters(), lr=0.0)
+    monitor = Monitor([heavy], protocol=protocol)
+    steps = [0]
+
+    def step() -> None:
+        steps[0] += 1
+        train(wide, optimizer, task(1))
+
+    found = measure(monitor, wide, optimizer, step, rounds=5)
+    assert steps[0] == 21
+    assert found.forward > found.step
+    assert found.gradients > found.forward
+    parameters = sum(p.numel() for p in wide.parameters())
+    assert found.kept_bytes == 2 * 4 * parameters  # θ before the step, and one h_b
+    assert not monitor.watching
