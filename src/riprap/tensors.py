@@ -145,6 +145,30 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return _wide(torch.cat([local(part).reshape(-1) for part in parts]))
 
 
+class Joined:
+    """A vector chunk by chunk, for what is asked of it more than once.
+
+    Args:
+        vector: as a list of tensors, one a parameter; sharded ones by this rank's part.
+        runs: how it is cut; None or empty: by `chunks`.
+    """
+
+    def __init__(self, vector: Sequence[Tensor], runs: Sequence[slice] = ()) -> None:
+        self.vector = vector
+        self.runs = list(runs) or chunks(vector)
+        self.parts = [_joined(vector[run]) for run in self.runs]
+        self._meshes = [_mesh(vector[run.start]) for run in self.runs]
+
+    def norm(self) -> float:
+        """Euclidean norm, over all ranks."""
+        home = self.parts[0].device
+        sums: dict[DeviceMesh | None, Tensor] = {}
+        for part, mesh in zip(self.parts, self._meshes, strict=True):
+            square = torch.linalg.vector_norm(part).square().to(home)
+            sums[mesh] = sums[mesh] + square if mesh in sums else square
+        return float(_over_ranks(sums).sqrt())
+
+
 class Stack:
     """Several vectors side by side, so that one pass gives the inner products with all of them.
 
@@ -166,30 +190,33 @@ class Stack:
         self._lay_out(every[0] if every else [])
         self._rows = [
             packed(torch.stack([_joined(vector[chunk]) for vector in every]), kept)
-            for chunk in self._chunks
+            for chunk in self.runs
         ]
         self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
 
     def _lay_out(self, like: Sequence[Tensor]) -> None:
-        self._chunks = chunks(like)
-        self._meshes = [_mesh(like[chunk.start]) for chunk in self._chunks]
-        self._sizes = [sum(local(part).numel() for part in like[chunk]) for chunk in self._chunks]
+        self.runs = chunks(like)
+        self._meshes = [_mesh(like[chunk.start]) for chunk in self.runs]
+        self._sizes = [sum(local(part).numel() for part in like[chunk]) for chunk in self.runs]
 
     @property
     def bytes(self) -> int:
         """Memory that the kept vectors take on this rank."""
         return sum(part.nbytes for parts in self._rows for part in parts)
 
-    def dots(self, vector: Sequence[Tensor]) -> dict[str, float]:
+    def dots(self, vector: Sequence[Tensor] | Joined) -> dict[str, float]:
         """⟨vector, other⟩ for each of the stacked vectors, by name."""
         if not self.names:
             return {}
+        joined = vector if isinstance(vector, Joined) else Joined(vector, self.runs)
+        if joined.runs != self.runs:
+            joined = Joined(joined.vector, self.runs)
         home = self._rows[0][0].device
         sums: dict[DeviceMesh | None, Tensor] = {}
-        layout = zip(self._rows, self._chunks, self._meshes, self._sizes, strict=True)
-        for parts, chunk, mesh, size in layout:
+        layout = zip(self._rows, joined.parts, self._meshes, self._sizes, strict=True)
+        for parts, part, mesh, size in layout:
             rows = unpacked(parts, size)
-            products = torch.mv(rows, _joined(vector[chunk]).to(rows.dtype)).to(home)
+            products = torch.mv(rows, part.to(rows.dtype)).to(home)
             sums[mesh] = sums[mesh] + products if mesh in sums else products
         return dict(zip(self.names, _over_ranks(sums).tolist(), strict=True))
 
@@ -197,7 +224,7 @@ class Stack:
         """One of the stacked vectors, in the shapes of `like`; of sharded ones this rank's part."""
         row = self.names.index(name)
         found: Vector = []
-        for rows, chunk, size in zip(self._rows, self._chunks, self._sizes, strict=True):
+        for rows, chunk, size in zip(self._rows, self.runs, self._sizes, strict=True):
             shapes = [local(part).shape for part in like[chunk]]
             own = unpacked([part[row : row + 1] for part in rows], size)[0]
             parts = own.split([shape.numel() for shape in shapes])
@@ -224,7 +251,7 @@ class Stack:
             raise ValueError("the trained parameters have other shapes than those of the state")
         stack._rows = [
             [part.to(local(like[chunk.start]).device) for part in parts]
-            for parts, chunk in zip(state["rows"], stack._chunks, strict=True)
+            for parts, chunk in zip(state["rows"], stack.runs, strict=True)
         ]
         return stack
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior
 from riprap.evidence import EvidenceState, Reading
 from riprap.probing import Look
-from riprap.tensors import Stack, Vector, norm
+from riprap.tensors import Joined, Stack, Vector
 
 DETACHED = (
     "the margins are detached from the graph, or reach no trained parameter: return them attached, "
@@ -57,9 +57,21 @@ class StepView:
     held: Held
 
     @cached_property
+    def joined_gradient(self) -> Joined:
+        """g for products and norms; there must be one."""
+        assert self.gradient is not None
+        return Joined(self.gradient, self.held.margin.runs)
+
+    @cached_property
+    def joined_update(self) -> Joined:
+        """Δθ for products and norms; there must be one."""
+        assert self.update is not None
+        return Joined(self.update, self.held.margin.runs)
+
+    @cached_property
     def gradient_norm(self) -> float:
         """‖g‖; NaN without a gradient."""
-        return float("nan") if self.gradient is None else float(norm(self.gradient))
+        return float("nan") if self.gradient is None else self.joined_gradient.norm()
 
 
 @dataclass

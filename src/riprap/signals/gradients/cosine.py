@@ -17,7 +17,7 @@ def _cosines(view: StepView, protected: Stack, signal: str, sign: float) -> list
     if view.gradient is None:
         return []
     readings = []
-    for name, product in protected.dots(view.gradient).items():
+    for name, product in protected.dots(view.joined_gradient).items():
         both = view.gradient_norm * protected.norms[name]
         cosine = sign * product / both if both else float("nan")
         readings.append(Reading.of(view.step, name, signal, cosine, "cosine"))

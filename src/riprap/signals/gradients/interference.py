@@ -20,7 +20,7 @@ class Interference(Signal):
             return []
         return [
             Reading.of(view.step, name, self.name, value, "margin")
-            for name, value in view.held.margin.dots(view.update).items()
+            for name, value in view.held.margin.dots(view.joined_update).items()
         ]
 
     def on_visit(self, view: VisitView) -> list[Reading]:

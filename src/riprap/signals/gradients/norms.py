@@ -29,7 +29,7 @@ class Norms(Signal):
         """‖Δθ‖."""
         if view.update is None:
             return []
-        return [Reading.of(view.step, RUN, "norm_update", float(norm(view.update)))]
+        return [Reading.of(view.step, RUN, "norm_update", view.joined_update.norm())]
 
     def on_visit(self, view: VisitView) -> list[Reading]:
         """‖h_b‖, and at the start the depth ‖g_b‖."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from riprap.evidence import Reading
 from riprap.probing import margin_gradients
 from riprap.signals.base import DETACHED, Signal, StepView, VisitView, not_run
-from riprap.tensors import Stack, Vector, dots
+from riprap.tensors import Joined, Stack, Vector, dots
 
 K = 8  # steep directions kept of a behaviour
 MOST = 32  # probes whose gradients are taken
@@ -55,7 +55,7 @@ def steep_stack(jacobian: Sequence[Vector], k: int) -> Stack:
     return Stack({str(rank): one for rank, one in enumerate(steep_directions(jacobian, k))})
 
 
-def alignment(gradient: Vector, gradient_norm: float, steep: Stack) -> float:
+def alignment(gradient: Vector | Joined, gradient_norm: float, steep: Stack) -> float:
     """‖U_kᵀ g‖² / ‖g‖²; NaN for a gradient of 0."""
     if not gradient_norm:
         return float("nan")
@@ -115,7 +115,7 @@ class SteepAlignment(Signal):
                 view.step,
                 name,
                 self.name,
-                alignment(view.gradient, view.gradient_norm, steep),
+                alignment(view.joined_gradient, view.gradient_norm, steep),
                 "share",
             )
             for name, steep in self.steep.items()
