@@ -1,4 +1,4 @@
-"""Building what a configuration names: model, rows, behaviours. Every refusal comes from here."""
+"""Building what a configuration names: rows and behaviours. Refusals come from here, or `models`."""
 
 from __future__ import annotations
 
@@ -7,42 +7,16 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from riprap import probing
 from riprap.behaviors import Behavior, packs
 from riprap.behaviors.outputs import TokenBatch
 from riprap.detectors import Protocol
 from riprap.evidence import ConfigError
-from riprap.integrations import smollm2
 from riprap.launch.config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.launch.models import load_model as load_model
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder, a hub id, or `smollm2`.
-
-    Raises:
-        ConfigError: nothing can be loaded by that name.
-    """
-    folder = smollm2.ensure() if name == "smollm2" else Path(name).expanduser()
-    source = str(folder) if folder.exists() else name
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        hint = (
-            "; make it with `riprap study smollm2 --prepare`" if folder == smollm2.REFUSING else ""
-        )
-        raise ConfigError(f"model {name!r}: no such folder{hint}")
-    try:
-        # Never a pickle, and never code that came with the weights.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="float32", use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model {name!r} cannot be loaded: {first}") from error
-    return model, tokenizer
 
 
 def load_rows(config: DataConfig) -> datasets.Dataset:
