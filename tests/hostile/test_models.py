@@ -27,16 +27,6 @@ def test_a_folder_of_safetensors_loads(folder: Path) -> None:
     assert tokenizer.vocab_size == model.config.vocab_size
 
 
-class Marks:
-    """What a hostile pickle does when it is read."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (self.marker,))
-
-
 def marking(marker: Path) -> str:
     return f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil: pass\n"
 
@@ -84,7 +74,7 @@ def test_a_pickled_adapter_is_refused_unread(folder: Path) -> None:
     named = json.dumps(adapter | {"base_model_name_or_path": str(folder)})
     (folder / "adapter_config.json").write_text(named)
     torch.save({"weights": Marks(folder / "read")}, folder / "adapter_model.bin")
-    with pytest.raises(ConfigError, match="adapter_model.safetensors"):
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors"):
         load_model(str(folder))
     assert not (folder / "read").exists()
 
@@ -146,6 +136,6 @@ def test_weights_that_do_not_fit_or_are_lacking_are_refused(folder: Path) -> Non
     "name", ["", " ", "a\x00b", "../../nowhere", "/etc", "x" * 5000, "~nobody-here/x"]
 )
 def test_a_name_that_names_no_model_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be loaded|no such folder") as raised:
+    with pytest.raises(ConfigError, match=r"cannot be loaded|no such folder") as raised:
         load_model(name)
     assert len(str(raised.value)) < 1000

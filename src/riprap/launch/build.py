@@ -1,4 +1,4 @@
-"""Building what a configuration names: rows and behaviours. Refusals come from here, or `models`."""
+"""Building what a configuration names: rows and behaviours. Every refusal comes from here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading a model that somebody else may have made: weights from safetensors, and none of its code."""
+"""Loading a model that somebody else may have made: safetensors alone, and none of its code."""
 
 from __future__ import annotations
 
