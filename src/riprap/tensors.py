@@ -245,9 +245,10 @@ class Stack:
         stack = cls({})
         stack.names, stack.norms = list(state["names"]), dict(state["norms"])
         stack._lay_out(like if stack.names else [])
-        found = [parts[0].shape[1] for parts in state["rows"]]
-        blocks = [-(-size // BLOCK) for size in stack._sizes]
-        if found not in (stack._sizes, blocks):
+        found = [[tuple(part.shape) for part in parts] for parts in state["rows"]]
+        plain = [[(len(stack.names), size)] for size in stack._sizes]
+        blocks = [(len(stack.names), -(-size // BLOCK)) for size in stack._sizes]
+        if found not in (plain, [[(*block, BLOCK), (*block, 1)] for block in blocks]):
             raise ValueError("the trained parameters have other shapes than those of the state")
         stack._rows = [
             [part.to(local(like[chunk.start]).device) for part in parts]
