@@ -279,10 +279,7 @@ class Likelihood:
             raise BehaviorError("a likelihood margin needs `start(model)` before it is read")
         losses = self.losses(model, probes)
         if losses.shape != self.reference.shape:  # which might be broadcast
-            raise BehaviorError(
-                f"{len(losses)} texts, and a reference measured on {len(self.reference)}: begin "
-                "anew with these"
-            )
+            raise BehaviorError(f"{len(losses)} texts, and {len(self.reference)} reference losses")
         return self.tolerance - (losses - self.reference.to(losses.device))
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:
