@@ -34,10 +34,12 @@ def taken() -> tuple[dict[str, Any], Any]:
     """A state after three steps, and the model that it is of."""
     model = make_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with warnings.catch_warnings(action="ignore"):
-        with resuming.monitor(None).watch(model, optimizer) as monitor:
-            train(model, optimizer, 3)
-            return copy.deepcopy(monitor.state_dict()), copy.deepcopy(model)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        resuming.monitor(None).watch(model, optimizer) as monitor,
+    ):
+        train(model, optimizer, 3)
+        return copy.deepcopy(monitor.state_dict()), copy.deepcopy(model)
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -22,7 +22,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     """
     source = _source(name)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype="float32",
             use_safetensors=True,
@@ -33,6 +33,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
         raise ConfigError(f"model {name[:SHOWN]!r} cannot be loaded: {first}") from error
+    model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:  # they would be random numbers, and the model another one
         raise ConfigError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import astuple
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
@@ -58,13 +56,12 @@ class _Judge(_Part):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         try:
-            found = [alert_of(tuple(row)) for row in self.alerts]
-            known = [forecast_of(text) for text in self.forecasts.values() if text is not None]
-            broken = any(math.isnan(number) for one in known for number in astuple(one))
+            for row in self.alerts:
+                alert_of(tuple(row))
+            for text in filter(None, self.forecasts.values()):
+                forecast_of(text)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"an alert or a forecast that cannot be read ({error})") from error
-        if broken or not all(isinstance(alert.step, int) for alert in found):
-            raise ValueError("an alert or a forecast without a number")
         kinds = [tuple(map(type, row)) for row in self.standing]
         if any(kind != (str, str, int) for kind in kinds):
             raise ValueError("a standing alert is detector, behaviour and level")

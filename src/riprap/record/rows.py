@@ -11,6 +11,9 @@ from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
 
 READING_COLUMNS = "step, behavior, signal, value, unit, state, layer, detail"
 ALERT_COLUMNS = "step, behavior, level, detector, message, readings, forecast"
+_NAMED = (int, str, str)
+_READING = (*_NAMED, float | None, str, str, str, str)
+_ALERT = (*_NAMED, str, str, str, str | None)
 
 
 def row_of(reading: Reading) -> tuple[Any, ...]:
@@ -21,7 +24,12 @@ def row_of(reading: Reading) -> tuple[Any, ...]:
 
 
 def reading_of(row: tuple[Any, ...]) -> Reading:
-    """The reading of a row, in the order of `READING_COLUMNS`."""
+    """The reading of a row, in the order of `READING_COLUMNS`.
+
+    Raises:
+        ValueError: it is none; a file may hold anything.
+    """
+    _check(row, _READING)
     step, behavior, signal, value, unit, state, layer, detail = row
     return Reading(step, behavior, signal, value, unit, EvidenceState(state), layer, detail)
 
@@ -35,14 +43,27 @@ def alert_row(alert: Alert) -> tuple[Any, ...]:
 
 
 def alert_of(row: tuple[Any, ...]) -> Alert:
-    """The alert of a row, in the order of `ALERT_COLUMNS`."""
+    """The alert of a row, in the order of `ALERT_COLUMNS`.
+
+    Raises:
+        LookupError, TypeError, ValueError: it is none.
+    """
+    _check(row, _ALERT)
     step, behavior, level, detector, message, readings, forecast = row
-    caused = tuple(
-        Reading(**(fields | {"state": EvidenceState(fields["state"])}))
-        for fields in json.loads(readings)
-    )
+    caused = tuple(_caused(fields) for fields in json.loads(readings))
     known = None if forecast is None else forecast_of(forecast)
     return Alert(step, behavior, Level(level), detector, message, caused, known)
+
+
+def _caused(fields: dict[str, Any]) -> Reading:
+    named = [fields.get(column, "") for column in READING_COLUMNS.split(", ")]
+    return reading_of(tuple(named))
+
+
+def _check(row: tuple[Any, ...], kinds: tuple[Any, ...]) -> None:
+    """SQLite lets any column hold anything, and so may a file that somebody made."""
+    if len(row) != len(kinds) or not all(map(isinstance, row, kinds)):
+        raise ValueError(f"a row holds {', '.join(type(value).__name__ for value in row)}")
 
 
 def forecast_text(forecast: Forecast) -> str:
@@ -53,7 +74,13 @@ def forecast_text(forecast: Forecast) -> str:
 
 
 def forecast_of(text: str) -> Forecast:
-    """The forecast of a text made by `forecast_text`."""
+    """The forecast of a text made by `forecast_text`.
+
+    Raises:
+        AttributeError, TypeError, ValueError: it is none.
+    """
     numbers = json.loads(text)
     known: dict[str, Any] = {k: math.inf if v is None else v for k, v in numbers.items()}
+    if any(math.isnan(number) for number in known.values()):
+        raise ValueError("a forecast without a number")
     return Forecast(**known)

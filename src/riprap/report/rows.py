@@ -54,8 +54,9 @@ def margin_rows(run: Run, watched: Watched) -> list[Row]:
     rows = []
     for step, mean in run.of(watched.name, "margin").items():
         row: Row = {"step": step, "mean": short(mean)}
-        if step in probes and len(probes[step]):
-            bounds = np.quantile(probes[step].astype(float), [LOW, HIGH])
+        own = probes.get(step)
+        if own is not None and len(own) and np.isfinite(own).all():
+            bounds = np.quantile(own.astype(float), [LOW, HIGH])
             row |= {"p10": short(bounds[0]), "p90": short(bounds[1])}
         if step in low:
             row["low"] = short(low[step])

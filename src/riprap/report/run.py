@@ -12,8 +12,8 @@ import numpy as np
 
 from riprap.evidence import RUN, Alert, EvidenceState, Forecast, Level, Reading
 from riprap.record import FILE_NAME, Reader, Writer
+from riprap.record.reader import FLOOR
 
-DEFAULT_FLOOR = 0.90  # of a behaviour whose record does not name one
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
 
 Series = dict[int, float]  # a measured value by step
@@ -25,13 +25,11 @@ class Watched:
 
     Attributes:
         floor: the score under which it is broken.
-        n_probes: None where the record does not say.
         unit: of its margins.
     """
 
     name: str
-    floor: float = DEFAULT_FLOOR
-    n_probes: int | None = None
+    floor: float = FLOOR
     unit: str = ""
 
 
@@ -118,7 +116,7 @@ def load(source: str | Path | Writer) -> Run:
     """
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
-        behaviors = _behaviors(meta, readings)
+        behaviors = _behaviors(reader.behaviors(), readings)
         margins = {watched.name: reader.margins(watched.name) for watched in behaviors}
     series: dict[tuple[str, str, str], Series] = defaultdict(dict)
     for reading in readings:
@@ -136,17 +134,12 @@ def load(source: str | Path | Writer) -> Run:
     )
 
 
-def _behaviors(meta: dict[str, Any], readings: list[Reading]) -> list[Watched]:
+def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[Watched]:
     """The behaviours that the record names, or else those it has margins of."""
     margins = {r.behavior: r.unit for r in readings if r.signal == "margin"}
-    named = meta.get("behaviors") or [{"name": name} for name in margins if name != RUN]
+    named = known or [{"name": name, "floor": FLOOR} for name in margins if name != RUN]
     return [
-        Watched(
-            name := str(facts["name"]),
-            float(facts.get("floor") or DEFAULT_FLOOR),
-            facts.get("n_probes"),
-            str(facts.get("unit") or margins.get(name) or ""),
-        )
+        Watched(facts["name"], float(facts["floor"]), margins.get(facts["name"], ""))
         for facts in named
     ]
 
