@@ -15,6 +15,7 @@ from riprap.behaviors.margins import Margins
 from riprap.behaviors.outputs import TokenBatch
 from riprap.behaviors.prompts import Prompt, encode_continuations, encode_prompts, first_tokens
 from riprap.evidence import BehaviorError
+from riprap.plain import MOST, brief
 
 MarginFunction = Callable[[nn.Module, Any], Tensor | Margins]
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -39,7 +40,7 @@ class Behavior:
         start: called as `start(model, probes)` once before training.
 
     Raises:
-        BehaviorError: the name is empty, or the floor does not lie in (0, 1].
+        BehaviorError: the name is empty or too long, or the floor does not lie in (0, 1].
     """
 
     name: str
@@ -53,6 +54,11 @@ class Behavior:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise BehaviorError(f"a behaviour needs a name, got {self.name!r}")
+        if len(self.name) > MOST or any("\ud800" <= part <= "\udfff" for part in self.name):
+            raise BehaviorError(
+                f"behaviour {brief(self.name)!r}: a name has {MOST} characters at most, and no "
+                "half of a surrogate pair"
+            )
         if not 0 < self.floor <= 1:
             raise BehaviorError(
                 f"behaviour {self.name!r}: floor {self.floor} is not a score in (0, 1]"

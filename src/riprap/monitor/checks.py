@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from riprap.behaviors import Behavior
 from riprap.detectors.track import Track, score
 from riprap.evidence import ConfigError
+from riprap.plain import brief
 from riprap.tensors import KEPT
 
 
@@ -16,7 +18,8 @@ def check_arguments(behaviors: Sequence[Behavior], every: int, kept: str) -> Non
     Raises:
         ConfigError: no behaviours, two of one name, `every` under 1, or no such `kept`.
     """
-    names = [behavior.name for behavior in behaviors]
+    # As they will be shown: nobody could tell apart what differs in how its accents are coded.
+    names = [brief(unicodedata.normalize("NFC", behavior.name)) for behavior in behaviors]
     twice = {name for name in names if names.count(name) > 1}
     if not names:
         raise ConfigError("nothing to watch: give the monitor at least one behaviour")

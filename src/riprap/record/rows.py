@@ -20,7 +20,7 @@ def row_of(reading: Reading) -> tuple[Any, ...]:
     """A reading as SQLite takes it: numpy's numbers would be refused, and only at the commit."""
     value = None if reading.value is None else float(reading.value)
     named = (int(reading.step), reading.behavior, reading.signal, value)
-    return (*named, reading.unit, str(reading.state), reading.layer, reading.detail)
+    return (*named, reading.unit, str(reading.state), reading.layer, _writable(reading.detail))
 
 
 def reading_of(row: tuple[Any, ...]) -> Reading:
@@ -34,11 +34,17 @@ def reading_of(row: tuple[Any, ...]) -> Reading:
     return Reading(step, behavior, signal, value, unit, EvidenceState(state), layer, detail)
 
 
+def _writable(text: str) -> str:
+    """Halves of surrogate pairs, which an error may repeat from a file's name, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def alert_row(alert: Alert) -> tuple[Any, ...]:
     """An alert in the order of `ALERT_COLUMNS`; its readings and forecast as JSON."""
     readings = json.dumps([asdict(reading) for reading in alert.readings])
     forecast = None if alert.forecast is None else forecast_text(alert.forecast)
-    named = (int(alert.step), alert.behavior, str(alert.level), alert.detector, alert.message)
+    said = _writable(alert.message)
+    named = (int(alert.step), alert.behavior, str(alert.level), alert.detector, said)
     return (*named, readings, forecast)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from riprap.evidence import RUN, Alert, EvidenceState, Forecast, Level, Reading
+from riprap.plain import brief, plain, plain_values
 from riprap.record import FILE_NAME, Reader, Writer
 from riprap.record.reader import FLOOR
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
+SIGNAL = 500  # characters of a signal's name, which may hold the names of two behaviours
 
 Series = dict[int, float]  # a measured value by step
 
@@ -109,7 +111,7 @@ class Run:
 
 
 def load(source: str | Path | Writer) -> Run:
-    """Read the whole record.
+    """Read the whole record, with its texts made harmless to show.
 
     Raises:
         RecordError: no record there, or not one that can be read.
@@ -117,21 +119,37 @@ def load(source: str | Path | Writer) -> Run:
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
         behaviors = _behaviors(reader.behaviors(), readings)
-        margins = {watched.name: reader.margins(watched.name) for watched in behaviors}
-    series: dict[tuple[str, str, str], Series] = defaultdict(dict)
+        margins = {brief(watched.name): reader.margins(watched.name) for watched in behaviors}
+    raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
     for reading in readings:
         if reading.value is not None:
-            series[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
+            raw[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
     return Run(
-        name=_name(source),
-        meta=meta,
-        behaviors=behaviors,
-        alerts=alerts,
+        name=brief(_name(source)),
+        meta=plain_values(meta),
+        behaviors=[
+            replace(watched, name=brief(watched.name), unit=brief(watched.unit))
+            for watched in behaviors
+        ],
+        alerts=[_shown(alert) for alert in alerts],
         margins=margins,
-        series=dict(series),
-        absent=[reading for reading in readings if reading.state is not EvidenceState.MEASURED],
+        series={
+            (brief(behavior), brief(signal, SIGNAL), brief(layer)): series
+            for (behavior, signal, layer), series in raw.items()
+        },
+        absent=[_shown(r) for r in readings if r.state is not EvidenceState.MEASURED],
         last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
     )
+
+
+def _shown(what: Any) -> Any:
+    """A reading or an alert with its texts made harmless to show."""
+    texts: dict[str, Any] = {"behavior": brief(what.behavior)}
+    if isinstance(what, Reading):
+        texts |= {"signal": brief(what.signal, SIGNAL), "layer": brief(what.layer)}
+        return replace(what, **texts, detail=plain(what.detail))
+    texts |= {"detector": brief(what.detector), "message": plain(what.message)}
+    return replace(what, **texts, readings=tuple(map(_shown, what.readings)))
 
 
 def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[Watched]:
