@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from riprap.evidence import Alert, Forecast
+from riprap.plain import brief
 from riprap.report import style, words
 from riprap.report.run import Run, Series, Watched
 
@@ -187,7 +188,7 @@ def alert_rows(alerts: Iterable[Alert]) -> list[Row]:
             "level": str(alert.level),
             "colour": style.LEVELS[alert.level],
             "detector": alert.detector,
-            "message": alert.message,
+            "message": brief(alert.message, 500),
             "forecast": words.forecast(alert.forecast),
         }
         for alert in alerts
