@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import kinds
+from riprap.behaviors.ids import token_rows, token_targets
 from riprap.behaviors.margins import Margins
 from riprap.behaviors.outputs import TokenBatch
 from riprap.behaviors.prompts import Prompt, encode_continuations, encode_prompts, first_tokens
@@ -59,9 +60,9 @@ class Behavior:
                 f"behaviour {brief(self.name)!r}: a name has {MOST} characters at most, and no "
                 "half of a surrogate pair"
             )
-        if not 0 < self.floor <= 1:
+        if not isinstance(self.floor, int | float) or not 0 < self.floor <= 1:
             raise BehaviorError(
-                f"behaviour {self.name!r}: floor {self.floor} is not a score in (0, 1]"
+                f"behaviour {self.name!r}: floor {self.floor!r} is not a score in (0, 1]"
             )
         if not callable(self.margins):
             raise BehaviorError(
@@ -108,8 +109,8 @@ class Behavior:
         Raises:
             BehaviorError: no probes, or another number of targets.
         """
-        rows = [list(map(int, row)) for row in input_ids]
-        wanted = torch.as_tensor(targets).long()
+        with _named(name):
+            rows, wanted = token_rows(input_ids), token_targets(targets)
         if wanted.shape != (len(rows),):
             raise BehaviorError(
                 f"behaviour {name!r}: {len(rows)} probes and targets of shape "
@@ -175,7 +176,7 @@ class Behavior:
         if not keep or not lose:
             raise BehaviorError(f"behaviour {name!r}: both keep and lose need a continuation")
         with _named(name):
-            tails = encode_continuations(tokenizer, [*keep, *lose])
+            tails = [r for texts in (keep, lose) for r in encode_continuations(tokenizer, texts)]
             rows = encode_prompts(tokenizer, prompts)
         wanted = torch.tensor([[True] * len(keep) + [False] * len(lose)] * len(rows))
         probes = kinds.Options.build(rows, [tails] * len(rows), wanted)
@@ -215,7 +216,7 @@ class Behavior:
             )
         width = counts.pop()
         for index, answer in enumerate(answers):
-            if not 0 <= answer < width:
+            if type(answer) is not int or not 0 <= answer < width:
                 raise BehaviorError(
                     f"behaviour {name!r}: answer {answer} of probe {index} is no option's index"
                 )
@@ -251,7 +252,7 @@ class Behavior:
                 f"behaviour {name!r}: {len(prompts)} prompts and {len(texts)} texts; "
                 "give equally many"
             )
-        if tolerance <= 0:
+        if not 0 < tolerance < float("inf"):
             raise BehaviorError(f"behaviour {name!r}: tolerance {tolerance} must be above 0")
         with _named(name):
             rows = encode_prompts(tokenizer, prompts)
