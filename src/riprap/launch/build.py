@@ -14,6 +14,7 @@ from riprap.behaviors.outputs import TokenBatch
 from riprap.detectors import Protocol
 from riprap.evidence import ConfigError
 from riprap.launch.config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.launch.models import SHOWN
 from riprap.launch.models import load_model as load_model
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -45,17 +46,21 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
 
 
 def _raw_rows(config: DataConfig) -> datasets.Dataset:
-    file = Path(config.path).expanduser()
-    kind = _FORMATS.get(file.suffix)
-    if kind is not None and not file.is_file():
-        raise ConfigError(f"data {config.path!r}: no such file")
+    shown = config.path[:SHOWN]
     try:
+        file = Path(config.path).expanduser()
+        kind = _FORMATS.get(file.suffix)
+        if kind is not None and not file.is_file():
+            raise ConfigError(f"data {shown!r}: no such file")
         if kind is not None:
             return datasets.load_dataset(kind, data_files=str(file), split="train")
         return datasets.load_dataset(config.path, split=config.split)
-    except (OSError, ValueError) as error:  # includes datasets' own errors and no network
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"data {config.path!r} cannot be loaded: {first}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error  # of "an error occurred while generating the dataset"
+        first = (str(cause).strip().splitlines() or ["it is empty"])[0][:SHOWN]
+        raise ConfigError(f"data {shown!r} cannot be loaded: {first}") from error
 
 
 def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
@@ -67,6 +72,10 @@ def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
             raise ConfigError(
                 f"data {config.path!r} has no field {path!r}; a row has {', '.join(row)}"
             ) from error
+    if not isinstance(value, str | int | float):  # "None" would be learned as a word
+        raise ConfigError(
+            f"data {config.path!r}: field {path!r} of a row is {type(value).__name__}, and no text"
+        )
     return str(value)
 
 
@@ -129,8 +138,9 @@ def _prompt_lines(own: BehaviorConfig) -> list[str]:
     assert own.prompts is not None
     try:
         text = own.prompts.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"behaviour {own.name!r}: cannot read {own.prompts}: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such user; no UTF-8, NUL in the path
+        shown = f"cannot read {str(own.prompts)[:SHOWN]!r}: {str(error)[:SHOWN]}"
+        raise ConfigError(f"behaviour {own.name!r}: {shown}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"behaviour {own.name!r} has no probes: {own.prompts} is empty")
