@@ -31,7 +31,8 @@ NASTY = [
     "</title></style><b>evil</b>",
     '"><img src=x onerror=evil()>',
     "' onmouseover='evil()",
-    "<!-- evil",
+    "<!--<script ",
+    "</script/evil",
     "]]><evil/>",
     "{{ 7 * 7 }}{% raw %}",
     '"]}];evil()//',
@@ -106,7 +107,9 @@ def test_a_page_has_the_same_elements_whatever_was_written(
     shown = spaceless(found.text)
     assert shown.count(spaceless(plain(text))) >= 5
     assert spaceless(brief(text)) in shown
-    figures = json.loads(next(part for part in found.scripts if part.startswith("[{")))
+    embedded = next(part for part in found.scripts if part.startswith("[{"))
+    assert "<" not in embedded  # browsers end a script in more ways than the parser here knows
+    figures = json.loads(embedded)
     assert figures[1] == plain_values(figures[1])
     assert brief(text) in {row["panel"] for row in rows_of(figures[2:])}
 
