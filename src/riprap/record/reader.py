@@ -9,9 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from riprap.evidence import Alert, Reading, RecordError
+from riprap.evidence import Action, Alert, Reading, RecordError
 from riprap.record.layout import READABLE, VERSION, address, locate
-from riprap.record.rows import ALERT_COLUMNS, READING_COLUMNS, alert_of, reading_of
+from riprap.record.rows import (
+    ACTION_COLUMNS,
+    ALERT_COLUMNS,
+    READING_COLUMNS,
+    action_of,
+    alert_of,
+    reading_of,
+)
 from riprap.record.writer import Writer
 
 # A run that went on from a checkpoint took some of its steps twice; the second time counts.
@@ -109,3 +116,9 @@ class Reader:
     def alerts(self) -> list[Alert]:
         """All alerts, in the order they were raised."""
         return [alert_of(row) for row in self._log(ALERT_COLUMNS, "alerts")]
+
+    def actions(self) -> list[Action]:
+        """What guards did, in the order they did it."""
+        if self._version == "1":
+            return []
+        return [action_of(row) for row in self._log(ACTION_COLUMNS, "actions")]

@@ -7,10 +7,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
+from riprap.evidence import Action, Alert, EvidenceState, Forecast, Level, Reading
 
 READING_COLUMNS = "step, behavior, signal, value, unit, state, layer, detail"
 ALERT_COLUMNS = "step, behavior, level, detector, message, readings, forecast"
+ACTION_COLUMNS = "step, guard, moment, applied, detail, facts"
 
 
 def row_of(reading: Reading) -> tuple[Any, ...]:
@@ -43,6 +44,19 @@ def alert_of(row: tuple[Any, ...]) -> Alert:
     )
     known = None if forecast is None else forecast_of(forecast)
     return Alert(step, behavior, Level(level), detector, message, caused, known)
+
+
+def action_row(action: Action) -> tuple[Any, ...]:
+    """An action in the order of `ACTION_COLUMNS`; its numbers as JSON."""
+    facts = {"before": action.before, "after": action.after, "seconds": action.seconds}
+    named = (int(action.step), action.guard, action.moment, int(action.applied), action.detail)
+    return (*named, json.dumps(facts))
+
+
+def action_of(row: tuple[Any, ...]) -> Action:
+    """The action of a row, in the order of `ACTION_COLUMNS`."""
+    step, guard, moment, applied, detail, facts = row
+    return Action(step, guard, moment, bool(applied), detail, **json.loads(facts))
 
 
 def forecast_text(forecast: Forecast) -> str:

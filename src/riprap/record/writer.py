@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from riprap.evidence import Alert, Reading, RecordError
+from riprap.evidence import Action, Alert, Reading, RecordError
 from riprap.record.layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, address, script
-from riprap.record.rows import ALERT_COLUMNS, READING_COLUMNS, alert_row, row_of
+from riprap.record.rows import (
+    ACTION_COLUMNS,
+    ALERT_COLUMNS,
+    READING_COLUMNS,
+    action_row,
+    alert_row,
+    row_of,
+)
 
 FLUSH_SECONDS = 0.5
 BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
@@ -108,6 +115,11 @@ class Writer:
         statement = f"INSERT INTO alerts ({ALERT_COLUMNS}) VALUES (?,?,?,?,?,?,?)"
         self._pending.append((statement, alert_row(alert)))
         self.flush()
+
+    def action(self, action: Action) -> None:
+        """Append what a guard did, or would have done."""
+        statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
+        self._pending.append((statement, action_row(action)))
 
     @property
     def behind(self) -> bool:
