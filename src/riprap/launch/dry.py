@@ -157,6 +157,8 @@ def _share_of_probes(cost: Cost, every: int, steps: int) -> float | None:
     A visit's time is taken to be proportional to the number of probes.
     """
     hooks = replace(cost, start=0.0, forward=0.0, gradients=0.0).run(every, steps)
+    if hooks >= LIMIT:
+        return None
     share = (LIMIT - hooks) / (cost.run(every, steps) - hooks)
     return share if share >= 0.01 else None
 

@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off: its newest whole checkpoint, if it is still the same run."""
+"""Going on with a run that was cut off, from its newest whole checkpoint: if it is the same run."""
 
 from __future__ import annotations
 
