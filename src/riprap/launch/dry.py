@@ -65,7 +65,9 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
 def stepper(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
     """The trainer's model, its optimizer, and a function that takes one step as it would."""
     trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
-    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.optimizer, schedule = optimizer, trainer.lr_scheduler
+    assert schedule is not None
     steps = _twice(_batches(trainer))
 
     def step() -> None:
@@ -75,11 +77,11 @@ def stepper(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
             trainer.training_step(model, batch, items)
         if trainer.args.max_grad_norm > 0:
             trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
+        optimizer.step()
+        schedule.step()
         model.zero_grad()
 
-    return model, trainer.optimizer, step
+    return model, optimizer, step
 
 
 def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
