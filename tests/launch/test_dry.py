@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from trl import SFTTrainer
 from typer.testing import CliRunner
 
 from launching import config, tree, write_config
 from riprap.cli import app
 from riprap.launch import dry, prepare
+from riprap.monitor import Monitor
 from riprap.monitor.cost import Cost
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,8 +64,39 @@ def test_a_step_is_all_of_its_batches_and_that_of_the_trainer(tmp_path: Path) ->
     assert any(not torch.equal(p, start[name]) for name, p in model.named_parameters())
 
 
-def test_each_step_but_the_first_is_taken_twice(tmp_path: Path) -> None:
-    assert [next(x) for x in [dry._twice(iter("abc"))] for _ in range(5)] == list("abbcc")
+def test_steps_with_and_without_hooks_see_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the lengths of the rows would pass for the cost of the hooks."""
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    original = SFTTrainer.training_step
+
+    def note(self: SFTTrainer, model: Any, inputs: Any, *rest: Any) -> Any:
+        (monitor,) = monitors
+        hooked = monitor.watching and bool(self.optimizer.optimizer._optimizer_step_post_hooks)
+        if monitor.watching:
+            seen[hooked].append(int(inputs["input_ids"].sum()))
+        return original(self, model, inputs, *rest)
+
+    monitors: list[Monitor] = []
+    made = Monitor.__init__
+    monkeypatch.setattr(
+        Monitor, "__init__", lambda self, *a, **k: monitors.append(self) or made(self, *a, **k)
+    )
+    monkeypatch.setattr(SFTTrainer, "training_step", note)
+    dry.dry_run(config(tmp_path), quiet=True)
+    assert len(seen[True]) == 20  # two rounds or more of two steps of two batches
+    assert sorted(seen[True]) == sorted(seen[False])
+    assert len(set(seen[True])) > 2
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.1, 5), (4.0, 3), (100.0, 2)])
+def test_slow_steps_are_measured_less_often(
+    seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([5.0, 5.0 + seconds])
+    monkeypatch.setattr(dry.time, "perf_counter", lambda: next(clock))
+    assert dry._rounds(lambda: None) == rounds
 
 
 @pytest.mark.parametrize(
