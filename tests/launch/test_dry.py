@@ -42,6 +42,17 @@ def test_it_measures_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert tree(tmp_path) == before
 
 
+def test_a_rate_that_destroys_does_not_come_into_the_cost(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Else visits would be made because a break is near, and warnings be of a trained model."""
+    rows = {"path": str(tmp_path / "rows.jsonl"), "response_prefix": "sorry "}
+    file = write_config(tmp_path, training={"learning_rate": 0.3}, data=rows)
+    assert watch(file, "--dry-run").exit_code == 0
+    assert not any("before training" in str(warning.message) for warning in recwarn)
+    assert watch(file).exit_code == 2
+
+
 def test_people_get_a_table(tmp_path: Path) -> None:
     result = watch(write_config(tmp_path), "--dry-run")
     assert result.exit_code == 0, result.output

@@ -23,6 +23,7 @@ from riprap.monitor.cost import Cost, measure
 ROUNDS = (2, 5)  # fewest and most: a large model's step takes long, and varies little
 PATIENCE = 60.0  # seconds to spend on steps, where the fewest rounds do not take longer
 LIMIT = 1.10  # time with a monitor over time without, above which there is advice
+SLOWLY = 1e-3  # of the learning rate: what the steps do to the model is not part of the cost
 CADENCES = (1, 2, 5)  # times the configured `every`
 RARER = (2, 3, 4, 5, 8, 10, 20, 50)
 LONGER = (2, 3, 4, 5, 8, 10, 20, 50)
@@ -51,8 +52,7 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         Progress(console=console, transient=True) as progress,
     ):
         bar = progress.add_task("loading", total=None)
-        # A record is kept as in the run itself, for writing it is part of the cost.
-        run = prepare(config.model_copy(update={"run": Path(folder) / "run"}))
+        run = prepare(_harmless(config, Path(folder) / "run"))
         try:
             model, optimizer, step = stepper(run.trainer())
             progress.update(bar, description="measuring")
@@ -64,6 +64,16 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         finally:
             run.monitor.record.close()
     return summary(cost, config.every, config.training.steps)
+
+
+def _harmless(config: WatchConfig, folder: Path) -> WatchConfig:
+    """The same run elsewhere, and hardly moving: no behaviour is to come near its break in it.
+
+    It has a record, for writing that is part of the cost.
+    """
+    rate = SLOWLY * config.training.learning_rate
+    training = config.training.model_copy(update={"learning_rate": rate, "save_every": None})
+    return config.model_copy(update={"run": folder, "training": training})
 
 
 def stepper(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
