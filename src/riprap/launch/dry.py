@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from riprap.launch.resume import refuse_taken
 from riprap.launch.run import prepare
 from riprap.monitor.cost import Cost, measure
 
-ROUNDS = (2, 5)  # fewest and most: a large model's step takes long, and varies little
-PATIENCE = 60.0  # seconds to spend on steps, where the fewest rounds do not take longer
+ROUNDS, PATIENCE = 5, 60.0  # seconds, after which a round is the last
 LIMIT = 1.10  # time with a monitor over time without, above which there is advice
 SLOWLY = 1e-3  # of the learning rate: what the steps do to the model is not part of the cost
 CADENCES = (1, 2, 5)  # times the configured `every`
@@ -30,7 +29,7 @@ LONGER = (2, 3, 4, 5, 8, 10, 20, 50)
 
 
 def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
-    """Measure what the monitor costs, on 10 to 22 steps of the configured training.
+    """Measure what the monitor costs, on 5 to 21 steps of the configured training.
 
     The model is trained in memory only, and nothing is left on disk.
 
@@ -55,12 +54,9 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         run = prepare(_harmless(config, Path(folder) / "run"))
         try:
             model, optimizer, step = stepper(run.trainer())
-            progress.update(bar, description="measuring")
-            rounds = _rounds(step)
-            progress.update(bar, total=rounds)
-            cost = measure(
-                run.monitor, model, optimizer, step, rounds, lambda: progress.advance(bar)
-            )
+            progress.update(bar, description="measuring", total=ROUNDS)
+            advance = partial(progress.advance, bar)
+            cost = measure(run.monitor, model, optimizer, step, ROUNDS, advance, PATIENCE)
         finally:
             run.monitor.record.close()
     return summary(cost, config.every, config.training.steps)
@@ -98,14 +94,6 @@ def stepper(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
     return model, optimizer, step
 
 
-def _rounds(step: Callable[[], None]) -> int:
-    """How many rounds to measure, by how long a step takes."""
-    before = time.perf_counter()
-    step()
-    fewest, most = ROUNDS
-    return max(fewest, min(most, int(PATIENCE / (4 * (time.perf_counter() - before)))))
-
-
 def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
     """The batches of one optimizer step after another, without end; the number of their tokens."""
     loader = trainer.get_train_dataloader()
@@ -121,11 +109,12 @@ def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
 
 
 def _twice(items: Iterator[Any]) -> Iterator[Any]:
-    """Each item twice.
+    """The first item once, to warm up with, and then each twice.
 
-    After two steps to warm up, `measure` takes one with its hooks and one without in turn: where
-    both see the same rows, the rows' lengths do not come into the difference.
+    `measure` takes a step with its hooks and one without in turn: where both see the same rows, the
+    rows' lengths do not come into the difference.
     """
+    yield next(items)
     for item in items:
         yield item
         yield item

@@ -70,6 +70,7 @@ def measure(
     step: Callable[[], None],
     rounds: int = 5,
     progress: Callable[[], None] = lambda: None,
+    patience: float = float("inf"),
 ) -> Cost:
     """Measure a new monitor's parts, in interleaved rounds; medians.
 
@@ -78,7 +79,9 @@ def measure(
             it a model that may be trained on.
         rounds: how often each part is timed.
         progress: called after each round.
+        patience: seconds after which no further round is begun; what takes long varies little.
     """
+    begun = time.monotonic()
     step()
     start = _timed(lambda: monitor.begin(model, optimizer))
     visitor, hooks = monitor._visitor, monitor._hooks
@@ -100,6 +103,8 @@ def measure(
                 _timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
             )
             progress()
+            if time.monotonic() - begun > patience:
+                break
     finally:
         monitor.end()
     middle = {name: statistics.median(seconds) for name, seconds in parts.items()}
