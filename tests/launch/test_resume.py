@@ -20,7 +20,7 @@ from launching import config, tree, write_config
 from riprap.cli import app
 from riprap.launch import prepare
 from riprap.launch.resume import newest
-from riprap.record import Reader
+from riprap.record import Reader, Writer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAVING = {"save_every": 3}
@@ -156,6 +156,17 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     broken(tmp_path)
     shutil.rmtree(tmp_path / "run" / "trainer")
     assert "no whole checkpoint" in error(watch(file, "--resume"))
+
+
+def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
+    file = broken(tmp_path)
+    alive = Writer(tmp_path / "run", resume=True)
+    alive.event(6, "busy")
+    alive.flush()
+    before = tree(tmp_path / "run" / "trainer")
+    assert "another monitor is writing" in error(watch(file, "--resume"))
+    assert tree(tmp_path / "run" / "trainer") == before
+    alive.close()
 
 
 def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
