@@ -37,7 +37,7 @@ class Replay(Guard):
     loss: Loss | None = None
     fraction: float = 0.25
     every: int = 1
-    source: Pools | Protected = field(init=False, repr=False)  # type: ignore[misc]
+    examples: Pools | Protected = field(init=False, repr=False)
 
     name: ClassVar[str] = "replay"
     origin: ClassVar[str] = "continual learning"
@@ -51,14 +51,14 @@ class Replay(Guard):
                 "between 0 and 1, and every is at least 1"
             )
         if isinstance(self.batches, Pools):
-            self.source = self.batches
+            self.examples = self.batches
         else:
-            self.source = Protected(self.name, self.batches, self.loss)
+            self.examples = Protected(self.name, self.batches, self.loss)
 
     def start(self, view: GuardView) -> None:
         """Keep what the start puts out, where that is learned again."""
-        if isinstance(self.source, Pools):
-            self.source.start(view)
+        if isinstance(self.examples, Pools):
+            self.examples.start(view)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix the old examples in."""
@@ -77,16 +77,16 @@ class Replay(Guard):
         return Proposal(vector, f"a share of {fraction:.2g}", before, {"norm": float(norm(vector))})
 
     def _old(self, view: GuardView, shares: Mapping[str, float]) -> tuple[float, Vector | None]:
-        if isinstance(self.source, Protected):
-            return self.source.gradient(view.model, view.parameters)
-        known = {name: share for name, share in shares.items() if name in self.source.behaviors}
-        return self.source.gradient(view.model, view.parameters, known)
+        if isinstance(self.examples, Protected):
+            return self.examples.gradient(view.model, view.parameters)
+        known = {name: share for name, share in shares.items() if name in self.examples.behaviors}
+        return self.examples.gradient(view.model, view.parameters, known)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, and where the old examples stand."""
-        return {**super().state_dict(), "source": self.source.state_dict()}
+        return {**super().state_dict(), "examples": self.examples.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        super().load_state_dict({k: v for k, v in state.items() if k != "source"})
-        self.source.load_state_dict(state["source"])
+        super().load_state_dict({k: v for k, v in state.items() if k != "examples"})
+        self.examples.load_state_dict(state["examples"])

@@ -71,6 +71,7 @@ def measure(
     rounds: int = 5,
     progress: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    patience: float = float("inf"),
 ) -> Cost:
     """Measure a new monitor's parts, in interleaved rounds; medians.
 
@@ -81,7 +82,9 @@ def measure(
         progress: called after each round.
         clock: what tells the time, in seconds; on the CPU `time.process_time` is disturbed less by
             what else the machine does.
+        patience: seconds after which no further round is begun; what takes long varies little.
     """
+    begun = time.monotonic()
     step()
 
     def timed(call: Callable[[], Any]) -> float:
@@ -111,6 +114,8 @@ def measure(
                 timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
             )
             progress()
+            if time.monotonic() - begun > patience:
+                break
     finally:
         monitor.end()
     middle = {name: statistics.median(seconds) for name, seconds in parts.items()}

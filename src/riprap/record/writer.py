@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -199,6 +200,24 @@ class Writer:
         """Commit and close the file."""
         self.release()
         self.connection.close()
+
+
+def vacant(folder: str | Path) -> None:
+    """Whether a new record could be made in a folder; makes nothing.
+
+    Raises:
+        RecordError: the folder already holds a record with something in it, or cannot be written.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        _check(path, resume=False)
+        there = next(parent for parent in path.parents if parent.exists())
+    except (OSError, sqlite3.Error) as error:
+        raise RecordError(f"cannot write a record at {path}: {error}") from error
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise RecordError(
+            f"cannot write a record at {path}: {there} is no folder that can be written to"
+        )
 
 
 def _check(path: Path, resume: bool) -> None:
