@@ -56,7 +56,7 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
             model, optimizer, step = stepper(run.trainer())
             progress.update(bar, description="measuring", total=ROUNDS)
             advance = partial(progress.advance, bar)
-            cost = measure(run.monitor, model, optimizer, step, ROUNDS, advance, PATIENCE)
+            cost = measure(run.monitor, model, optimizer, step, ROUNDS, advance, patience=PATIENCE)
         finally:
             run.monitor.record.close()
     return summary(cost, config.every, config.training.steps)

@@ -46,7 +46,8 @@ class Prepared:
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
         """Fine-tune under the monitor, with more callbacks after the monitor's own."""
-        trainer = self.trainer([MonitorCallback(self.monitor, self.checkpoint), *callbacks])
+        watching = MonitorCallback(self.monitor, checkpoint=self.checkpoint)
+        trainer = self.trainer([watching, *callbacks])
         trainer.train(None if self.checkpoint is None else str(self.checkpoint))
 
     def trainer(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
