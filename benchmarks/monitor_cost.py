@@ -4,6 +4,7 @@
     python benchmarks/monitor_cost.py growth
     python benchmarks/monitor_cost.py smollm2 --data ../shared/data/gsm8k_train.jsonl --rounds 3
 
+One thread, and seconds of the processor, so that other jobs on the machine disturb less.
 Each part (hooks, a forward visit, a visit with gradients, the start) is timed in interleaved rounds
 with plain steps; medians, in units of a plain step. Whole runs are added up from them with the
 visits of a calm run at a cadence. `toy` also runs whole pairs, with and without, end to end.
@@ -53,7 +54,7 @@ def cost_of(case: Case, count: int | None, probes: int | None, rounds: int) -> C
     model.train()
     behaviors = _some(case.behaviors(model)[:count], probes)
     step = case.stepper(model, optimizer, batches)
-    return measure(Monitor(behaviors), model, optimizer, step, rounds)
+    return measure(Monitor(behaviors), model, optimizer, step, rounds, clock=time.process_time)
 
 
 def _some(behaviors: list[Behavior], probes: int | None) -> list[Behavior]:
@@ -84,14 +85,14 @@ def whole(case: Case, steps: int, monitored: bool) -> float:
     monitor = Monitor(case.behaviors(model)) if monitored else None
     step = case.stepper(model, optimizer, batches)
     step()
-    begun = time.perf_counter()
+    begun = time.process_time()
     if monitor is not None:
         monitor.begin(model, optimizer)
     for _ in range(steps):
         step()
     if monitor is not None:
         monitor.end()
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def main() -> None:

@@ -180,3 +180,17 @@ def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
     for stack in (whole, small):
         for kept, part in zip(stack.vector("two", two), two, strict=True):
             assert torch.equal(kept, part)
+
+
+def test_a_stack_knows_its_gramian_and_adds_its_vectors() -> None:
+    made = torch.Generator().manual_seed(1)
+    shapes = [(3, 4), (5,), (2, 2, 2)]
+    one, two, base = ([torch.randn(s, generator=made) for s in shapes] for _ in range(3))
+    stack = tensors.Stack({"one": one, "two": two})
+    flat = [torch.cat([part.flatten() for part in v]).double().numpy() for v in (one, two, base)]
+    gram = np.array([[a @ b for b in flat[:2]] for a in flat[:2]])
+    np.testing.assert_allclose(stack.gram().numpy(), gram, rtol=1e-5)
+    found = stack.plus(base, {"two": -2.0, "one": 0.5})
+    joined = torch.cat([part.flatten() for part in found]).numpy()
+    np.testing.assert_allclose(joined, flat[2] - 2 * flat[1] + 0.5 * flat[0], rtol=1e-5)
+    assert [part.shape for part in found] == [part.shape for part in base]

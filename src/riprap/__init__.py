@@ -1,5 +1,6 @@
 """Riprap: see which behaviours of a model its further training is about to wash away."""
 
+from riprap import guards
 from riprap.behaviors import Behavior, Margins, packs
 from riprap.detectors import Protocol
 from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RiprapError
@@ -18,5 +19,6 @@ __all__ = [
     "Protocol",
     "Reading",
     "RiprapError",
+    "guards",
     "packs",
 ]

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from riprap.evidence import RiprapError
+from riprap.evidence import ConfigError, RiprapError
 from riprap.plain import plain
 
 app = typer.Typer(
@@ -75,12 +75,26 @@ def demo(
 
 @app.command()
 @command
-def watch(config: Path, as_json: bool = AS_JSON) -> int:
+def watch(
+    config: Path,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only measure what it would cost."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the newest checkpoint."),
+    as_json: bool = AS_JSON,
+) -> int:
     """Fine-tune as CONFIG says, under a monitor."""
-    from riprap.launch import WatchConfig, watched_run
+    from riprap.launch import WatchConfig, dry, watched_run
 
-    outcome = watched_run(WatchConfig.load(config), quiet=as_json)
-    return _finish_watch(outcome, as_json)
+    asked = WatchConfig.load(config)
+    if dry_run and resume:
+        raise ConfigError("--dry-run measures a run from its start: leave out --resume")
+    if not dry_run:
+        return _finish_watch(watched_run(asked, quiet=as_json, resume=resume), as_json)
+    found = dry.dry_run(asked, quiet=as_json)
+    if as_json:
+        say(found, as_json, [])
+    else:
+        dry.show(found, Console())
+    return 0
 
 
 @app.command()

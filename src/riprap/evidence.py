@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 RUN = ""  # the `behavior` of a reading that concerns the run as a whole
@@ -125,3 +125,27 @@ class Alert:
     message: str
     readings: tuple[Reading, ...] = ()
     forecast: Forecast | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a guard did to one step, or would have done.
+
+    Attributes:
+        step: number of the optimizer step, from 1.
+        guard: the guard's name.
+        moment: "gradients" (before the optimizer's step), "update" (after it) or "alert".
+        applied: whether training was changed.
+        detail: what was done, or why nothing was.
+        before, after: numbers before and after the act, such as inner products by behaviour.
+        seconds: what it cost.
+    """
+
+    step: int
+    guard: str
+    moment: str
+    applied: bool
+    detail: str = ""
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0

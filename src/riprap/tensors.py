@@ -9,7 +9,7 @@ one small vector of sums travels. No gradient is ever gathered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,6 +112,14 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
     return list(torch._foreach_sub([part.detach() for part in left], list(right)))
 
 
+def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:
+    """vector + factor · other, as new tensors in the vector's precision; of sharded ones this
+    rank's part."""
+    own = [local(part).detach() for part in vector]
+    found = torch._foreach_add([_wide(p) for p in own], [local(p) for p in other], alpha=factor)
+    return [part.to(like.dtype) for part, like in zip(found, own, strict=True)]
+
+
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """cos(left, right) as a scalar tensor; NaN where one of them is 0."""
     return dot(left, right) / (norm(left) * norm(right))
@@ -186,6 +194,7 @@ class Stack:
         if kept not in KEPT:
             raise ValueError(f"kept={kept!r}: choose one of {', '.join(KEPT)}")
         self.names = list(vectors)
+        self._gram: Tensor | None = None
         every = list(vectors.values())
         self._lay_out(every[0] if every else [])
         self._rows = [
@@ -219,6 +228,35 @@ class Stack:
             products = torch.mv(rows, part.to(rows.dtype)).to(home)
             sums[mesh] = sums[mesh] + products if mesh in sums else products
         return dict(zip(self.names, _over_ranks(sums).tolist(), strict=True))
+
+    def gram(self) -> Tensor:
+        """⟨a, b⟩ for every two of the stacked vectors, shape (n, n), worked out once."""
+        if self._gram is None:
+            home = self._rows[0][0].device
+            sums: dict[DeviceMesh | None, Tensor] = {}
+            for parts, mesh, size in zip(self._rows, self._meshes, self._sizes, strict=True):
+                rows = unpacked(parts, size)
+                products = (rows @ rows.T).to(home)
+                sums[mesh] = sums[mesh] + products if mesh in sums else products
+            self._gram = _over_ranks(sums)
+        return self._gram
+
+    def plus(self, vector: Sequence[Tensor], weights: Mapping[str, float]) -> Vector:
+        """vector + Σ weights[name] · stacked vector, as new tensors in the vector's own precision.
+
+        Of sharded vectors this rank's part.
+        """
+        factors = torch.tensor([weights.get(name, 0.0) for name in self.names])
+        found: Vector = []
+        for rows, chunk, size in zip(self._rows, self.runs, self._sizes, strict=True):
+            wide = unpacked(rows, size)
+            added = torch.mv(wide.T, factors.to(wide))
+            shapes = [local(part).shape for part in vector[chunk]]
+            parts = added.split([shape.numel() for shape in shapes])
+            for own, part, shape in zip(vector[chunk], parts, shapes, strict=True):
+                base = local(own)
+                found.append((_wide(base) + part.view(shape)).to(base.dtype))
+        return found
 
     def vector(self, name: str, like: Sequence[Tensor]) -> Vector:
         """One of the stacked vectors, in the shapes of `like`; of sharded ones this rank's part."""

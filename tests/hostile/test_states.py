@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import resuming
+from riprap import guards
 from riprap.evidence import RecordError, RiprapError
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
@@ -170,6 +171,26 @@ def test_what_signals_and_behaviours_cannot_take_is_said(
     with pytest.raises(RiprapError, match=text):
         monitor.load_state_dict(changed(path, how, wrong))
         monitor.begin(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("saved", "text"),
+    [
+        (3, "'guard': Input should be"),
+        ({"guard": "chain", "state": []}, r"'guard\.state'"),
+        (None, "of a run under the guard None"),
+        ({"guard": "chain", "state": {"own": {}}}, "does not fit guard 'chain'.*KeyError"),
+        ({"guard": "chain", "state": {"own": {}, "parts": [{}, {}]}}, "'chain'.*ValueError"),
+    ],
+)
+def test_the_state_of_a_guard_is_taken_or_refused(saved: Any, text: str) -> None:
+    model, monitor = copy.deepcopy(taken()[1]), resuming.monitor(None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with pytest.raises(RiprapError, match=text):
+        monitor.load_state_dict(changed(("guard",), "wrong", saved))
+        monitor.begin(model, optimizer, guards.Chain(guards.AGEM()))
     assert not optimizer._optimizer_step_pre_hooks
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RecordError
+from riprap.evidence import Action, Alert, EvidenceState, Forecast, Level, Reading, RecordError
 from riprap.record import FILE_NAME, Reader, Writer, table
 
 READINGS = [
@@ -104,8 +104,10 @@ def test_what_is_written_cannot_be_changed(tmp_path: Path, name: str, change: st
     writer.readings(READINGS)
     writer.margins(0, "refusal", np.ones(3))
     writer.alert(ALERTS[0])
-    action = "INSERT INTO actions (step, guard, applied, detail) VALUES (1, 'replay', 1, '')"
-    writer.connection.execute(action)
+    writer.action(
+        Action(1, "replay", "update", True, "a share of 0.25", {"A": -1.0}, {"A": 0.5}, 0.1)
+    )
+    writer.flush()
     query = f"SELECT * FROM {name}"
     before = writer.connection.execute(query).fetchall()
     assert before

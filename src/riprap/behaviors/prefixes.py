@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,23 +21,26 @@ from torch import Tensor, nn
 LEAST = 8  # common tokens that are worth a pass of their own
 NEEDED = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache"})
 
-_ahead: ContextVar[bool] = ContextVar("reading_ahead", default=False)
+# A plain global, since compiled models trace the hooks that ask for it; a context variable would
+# break their graphs at each layer.
+_ahead = False
 _verified: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
 
 
 def reading_ahead() -> bool:
     """Whether the pass under way is not one whose outputs are to be kept as the probes'."""
-    return _ahead.get()
+    return _ahead
 
 
 @contextmanager
 def trying() -> Iterator[None]:
     """Mark passes over common beginnings, or those that are only compared."""
-    token = _ahead.set(True)
+    global _ahead
+    before, _ahead = _ahead, True
     try:
         yield
     finally:
-        _ahead.reset(token)
+        _ahead = before
 
 
 @dataclass(frozen=True)

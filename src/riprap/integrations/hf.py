@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from riprap.distributed import rank, sharded
 from riprap.evidence import ConfigError, RecordError
+from riprap.guards import Guard
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
 
@@ -26,12 +27,19 @@ class MonitorCallback(TrainerCallback):
     make the monitor with `resume=True` for that.
 
     Args:
+        guard: changes steps so that behaviours are kept; see `Monitor.watch`.
         checkpoint: the folder to take the monitor's state from; None: the checkpoint of the step
             at which the trainer resumes, in its output folder.
     """
 
-    def __init__(self, monitor: Monitor, checkpoint: str | Path | None = None) -> None:
-        self.monitor = monitor
+    def __init__(
+        self,
+        monitor: Monitor,
+        guard: Guard | None = None,
+        *,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        self.monitor, self.guard = monitor, guard
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self._saved_at = -1
 
@@ -48,7 +56,7 @@ class MonitorCallback(TrainerCallback):
         self.monitor.end()  # a training that was interrupted never said that it ended
         if state.global_step > 0 and self.monitor.step == 0:
             self._take_up(_checkpoint(args, state) if self.checkpoint is None else self.checkpoint)
-        self.monitor.begin(model, optimizer)
+        self.monitor.begin(model, optimizer, self.guard)
 
     def _take_up(self, folder: Path) -> None:
         shared, own = folder / _file(False), folder / _file(True)

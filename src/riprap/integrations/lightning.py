@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from riprap.evidence import ConfigError
+from riprap.guards import Guard
 from riprap.monitor import Monitor
 
 
@@ -16,6 +17,7 @@ class MonitorCallback(Callback):
     The latest numbers go to the trainer's loggers under `riprap/`.
 
     Args:
+        guard: changes steps so that behaviours are kept; see `Monitor.watch`.
         part: name of the submodule that margins are given, such as the language model that the
             `LightningModule` trains; empty: the module itself.
 
@@ -24,8 +26,8 @@ class MonitorCallback(Callback):
             such part.
     """
 
-    def __init__(self, monitor: Monitor, part: str = "") -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: Monitor, guard: Guard | None = None, *, part: str = "") -> None:
+        self.monitor, self.guard = monitor, guard
         self.part = part
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,7 +43,7 @@ class MonitorCallback(Callback):
             known = ", ".join(name for name, _ in pl_module.named_children())
             raise ConfigError(f"the module has no part {self.part!r}; it has {known}") from error
         self.monitor.end()  # a training that was interrupted never said that it ended
-        self.monitor.begin(model, trainer.optimizers[0])
+        self.monitor.begin(model, trainer.optimizers[0], self.guard)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Hand the latest numbers to the loggers, as often as they ask."""

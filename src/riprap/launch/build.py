@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
             for prompt, response in pairs
         ]
     )
+
+
+def fingerprint(rows: datasets.Dataset) -> str:
+    """A hash of the rows and their order, by which a resumed run knows its data again."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def _raw_rows(config: DataConfig) -> datasets.Dataset:

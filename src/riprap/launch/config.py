@@ -35,7 +35,12 @@ class LoraConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """How to train; everything else is TRL's default."""
+    """How to train; everything else is TRL's default.
+
+    Attributes:
+        save_every: steps between two checkpoints, from which a killed run can be resumed; None
+            keeps none.
+    """
 
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
@@ -44,6 +49,7 @@ class TrainingConfig(Strict):
     max_length: int = Field(default=256, ge=8)
     schedule: str = "constant"
     seed: int = 0
+    save_every: int | None = Field(default=None, ge=1)
 
 
 class BehaviorConfig(Strict):

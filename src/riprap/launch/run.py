@@ -12,10 +12,19 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from riprap.integrations.hf import MonitorCallback
-from riprap.launch.build import build_behaviors, load_model, load_protocol, load_rows
+from riprap.launch.build import (
+    build_behaviors,
+    fingerprint,
+    load_model,
+    load_protocol,
+    load_rows,
+)
 from riprap.launch.config import WatchConfig
+from riprap.launch.resume import TRAINER, refuse_taken, take_up
 from riprap.launch.show import live_table, outcome, rows
 from riprap.monitor import Monitor
+
+CHECKPOINTS = 2  # the newest, and the one before it, should the newest be cut off while written
 
 
 @dataclass
@@ -25,6 +34,7 @@ class Prepared:
     Attributes:
         monitor: it will watch the run.
         model: the base model, before TRL adds the adapter.
+        checkpoint: the folder to go on from; None: from the start.
     """
 
     config: WatchConfig
@@ -32,28 +42,42 @@ class Prepared:
     model: Any
     tokenizer: Any
     rows: Any
+    checkpoint: Path | None = None
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
         """Fine-tune under the monitor, with more callbacks after the monitor's own."""
+        watching = MonitorCallback(self.monitor, checkpoint=self.checkpoint)
+        trainer = self.trainer([watching, *callbacks])
+        trainer.train(None if self.checkpoint is None else str(self.checkpoint))
+
+    def trainer(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
+        """TRL's trainer as configured, with the adapter; these callbacks beside its own."""
         trainer = SFTTrainer(
             model=self.model,
             args=arguments(self.config),
             train_dataset=self.rows,
             processing_class=self.tokenizer,
             peft_config=adapter(self.config),
-            callbacks=[MonitorCallback(self.monitor), *callbacks],
+            callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        return trainer
 
 
-def prepare(config: WatchConfig) -> Prepared:
+def prepare(config: WatchConfig, resume: bool = False) -> Prepared:
     """Build everything that a configuration names.
+
+    Args:
+        resume: go on with the run in `config.run`, from its newest checkpoint.
 
     Raises:
         RiprapError: whatever is wrong with the configuration, before training starts.
     """
+    if not resume:
+        refuse_taken(config.run)
     protocol, data = load_protocol(config.protocol), load_rows(config.data)
+    rows_hash = fingerprint(data)
+    checkpoint = take_up(config, rows_hash) if resume else None
     model, tokenizer = load_model(config.model)
     monitor = Monitor(
         build_behaviors(config, model, tokenizer),
@@ -61,9 +85,14 @@ def prepare(config: WatchConfig) -> Prepared:
         every=config.every,
         run=config.run,
         layer=config.layer,
-        notes={"task": config.title, "config": config.model_dump(mode="json")},
+        notes={
+            "task": config.title,
+            "config": config.model_dump(mode="json"),
+            "rows": rows_hash,
+        },
+        resume=resume,
     )
-    return Prepared(config, monitor, model, tokenizer, data)
+    return Prepared(config, monitor, model, tokenizer, data, checkpoint)
 
 
 def adapter(config: WatchConfig) -> PeftLora | None:
@@ -79,10 +108,10 @@ def adapter(config: WatchConfig) -> PeftLora | None:
 
 
 def arguments(config: WatchConfig) -> SFTConfig:
-    """TRL's arguments: no checkpoints, no trackers, the loss on responses only."""
+    """TRL's arguments: checkpoints where asked for, no trackers, the loss on responses only."""
     training = config.training
     return SFTConfig(
-        output_dir=str(Path(config.run) / "trainer"),
+        output_dir=str(Path(config.run) / TRAINER),
         max_steps=training.steps,
         per_device_train_batch_size=training.batch,
         gradient_accumulation_steps=training.accumulate,
@@ -93,7 +122,9 @@ def arguments(config: WatchConfig) -> SFTConfig:
         completion_only_loss=True,
         bf16=False,
         gradient_checkpointing=False,
-        save_strategy="no",
+        save_strategy="no" if training.save_every is None else "steps",
+        save_steps=training.save_every or training.steps,
+        save_total_limit=CHECKPOINTS,
         report_to="none",
         logging_steps=10,
         disable_tqdm=True,
@@ -121,12 +152,18 @@ class Show(TrainerCallback):
         self.table.__exit__(None, None, None)
 
 
-def watched_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
+def watched_run(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
     """What `riprap watch` does: run a configuration under a live table, and write its report.
+
+    Args:
+        resume: go on with the run in `config.run`, from its newest checkpoint.
 
     Returns:
         what the run ended with; see `launch.show.outcome`.
+
+    Raises:
+        RiprapError: whatever is wrong with the configuration, or with the run to go on with.
     """
-    run = prepare(config)
+    run = prepare(config, resume)
     run.train([Show(run.monitor, config.training.steps, quiet)])
     return outcome(run.monitor, config.run)

@@ -70,6 +70,8 @@ def measure(
     step: Callable[[], None],
     rounds: int = 5,
     progress: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    patience: float = float("inf"),
 ) -> Cost:
     """Measure a new monitor's parts, in interleaved rounds; medians.
 
@@ -78,9 +80,21 @@ def measure(
             it a model that may be trained on.
         rounds: how often each part is timed.
         progress: called after each round.
+        clock: what tells the time, in seconds; on the CPU `time.process_time` is disturbed less by
+            what else the machine does.
+        patience: seconds after which no further round is begun; what takes long varies little.
     """
+    begun = time.monotonic()
     step()
-    start = _timed(lambda: monitor.begin(model, optimizer))
+
+    def timed(call: Callable[[], Any]) -> float:
+        return _timed(call, clock)
+
+    def resting(hooks: StepHooks, call: Callable[[], None]) -> float:
+        with hooks.resting():
+            return timed(call)
+
+    start = timed(lambda: monitor.begin(model, optimizer))
     visitor, hooks = monitor._visitor, monitor._hooks
     assert visitor is not None and hooks is not None
     parts: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "fresh")}
@@ -90,16 +104,18 @@ def measure(
             # The first step after a visit finds cold caches: each kind goes first in turn.
             first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
             for kind in (first, second, second, first):
-                parts[kind].append(_timed(step) if kind == "hooked" else _resting(hooks, step))
+                parts[kind].append(timed(step) if kind == "hooked" else resting(hooks, step))
             monitor.step += 1
             parts["forward"].append(
-                _timed(lambda: monitor._take_in(visitor.visit(monitor.step, False)))
+                timed(lambda: monitor._take_in(visitor.visit(monitor.step, False)))
             )
             monitor.step += 1
             parts["fresh"].append(
-                _timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
+                timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
             )
             progress()
+            if time.monotonic() - begun > patience:
+                break
     finally:
         monitor.end()
     middle = {name: statistics.median(seconds) for name, seconds in parts.items()}
@@ -115,17 +131,12 @@ def measure(
     )
 
 
-def _resting(hooks: StepHooks, step: Callable[[], None]) -> float:
-    with hooks.resting():
-        return _timed(step)
-
-
-def _timed(call: Callable[[], Any]) -> float:
+def _timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     _finish()
-    before = time.perf_counter()
+    before = clock()
     call()
     _finish()
-    return time.perf_counter() - before
+    return clock() - before
 
 
 def _finish() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -84,12 +84,22 @@ def trained_parameters(
     return found
 
 
+class Intervention(Protocol):
+    """What may change a step; its failures stop training."""
+
+    def gradients(self, vector: Vector | None, scale: float) -> None:
+        """Before the step; `scale` is what `.grad` is multiplied by, as against `vector`."""
+
+    def update(self, vector: Vector, before: Vector) -> Vector:
+        """After the step; the update that stands in the end."""
+
+
 class StepHooks:
     """Calls `before(gradient)` and `after(update)` around each step of an optimizer.
 
     Where the step is given a closure, `before` is called once the closure has made the gradient.
     Costs one copy of the trained parameters. `gradient` is None where no parameter has one. What
-    fails in here goes to `failed`, never into the training loop.
+    fails in here goes to `failed`, never into the training loop; `intervention` is the exception.
     """
 
     def __init__(
@@ -99,22 +109,37 @@ class StepHooks:
         before: Callable[[Vector | None], None],
         after: Callable[[Vector], None],
         failed: Callable[[Exception], None],
+        intervention: Intervention | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
         self._kept = clone(parameters)
 
         @_shielded(failed)
-        def read() -> None:
+        def show() -> None:
             before(self._gradient())
+
+        def read() -> None:
+            show()
+            if intervention is not None:
+                with torch.no_grad():
+                    intervention.gradients(self._gradient(), self._scale)
 
         @_shielded(failed)
         def keep() -> None:
             copy_into(self._kept, self.parameters)
 
         @_shielded(failed)
+        def tell(update: Vector | None = None) -> None:
+            after(subtract(self.parameters, self._kept) if update is None else update)
+
+        @torch.no_grad()
         def post_step(*_: Any) -> None:
-            after(subtract(self.parameters, self._kept))
+            if intervention is None:
+                tell()
+            else:
+                update = subtract(self.parameters, self._kept)
+                tell(intervention.update(update, self._kept))
 
         def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             keep()
@@ -147,12 +172,16 @@ class StepHooks:
         finally:
             self._register()
 
+    @property
+    def _scale(self) -> float:
+        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale in step()
+        return 1.0 if scale is None else float(scale)
+
     def _gradient(self) -> Vector | None:
         grads = [parameter.grad for parameter in self.parameters]
         if all(grad is None for grad in grads):
             return None
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale in step()
-        by = 1.0 if scale is None else 1.0 / float(scale)
+        by = 1.0 / self._scale
         return [
             torch.zeros_like(parameter) if grad is None else grad if by == 1.0 else grad * by
             for parameter, grad in zip(self.parameters, grads, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from riprap.evidence import Alert, ConfigError, Reading, RecordError
+from riprap.evidence import Action, Alert, ConfigError, Reading, RecordError
 from riprap.monitor.facts import now
 from riprap.record import Writer
 
@@ -35,6 +35,11 @@ class Ledger:
     def alert(self, alert: Alert) -> None:
         """Append an alert, and commit at once."""
         self._write(lambda: self.record.alert(alert))
+
+    def actions(self, actions: Iterable[Action]) -> None:
+        """Append what a guard did; committed with the next readings."""
+        for action in actions:
+            self.record.action(action)
 
     def end(self, step: int) -> None:
         """Say that the watch has ended, commit, and let other writers in."""

@@ -18,16 +18,19 @@ from riprap.detectors.track import Track
 from riprap.distributed import rank, unwrapped
 from riprap.evidence import (
     RUN,
+    Action,
     Alert,
     ConfigError,
     EvidenceState,
     Forecast,
     Reading,
 )
+from riprap.guards import Guard
 from riprap.monitor import state
 from riprap.monitor.cadence import Cadence
 from riprap.monitor.checks import check_arguments, unhealthy
 from riprap.monitor.facts import facts_of
+from riprap.monitor.guarding import Guarding
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
 from riprap.monitor.judge import Judge, no_margin
 from riprap.monitor.ledger import Ledger
@@ -96,27 +99,35 @@ class Monitor:
         self._resumed: dict[str, Any] | None = None  # a state that waits for its model
         self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
+        self._guarding: Guarding | None = None
         self.record = Writer(run if rank() == 0 else None, resume)  # one rank writes, all watch
         self._ledger = Ledger(self.record)
 
     @contextmanager
-    def watch(self, model: nn.Module, optimizer: Any) -> Iterator[Monitor]:
+    def watch(
+        self, model: nn.Module, optimizer: Any, guard: Guard | None = None
+    ) -> Iterator[Monitor]:
         """Watch the steps that `optimizer` takes while the context is open.
 
         Entering visits the probes once, before any step; leaving visits them a last time. A later
         `watch` of the same model goes on with the count of steps.
 
+        Args:
+            guard: changes steps so that behaviours are kept; what it does is recorded. Without one
+                nothing is changed.
+
         Raises:
-            ConfigError: nothing trainable to watch, or the monitor is in use already.
+            ConfigError: nothing trainable to watch, the monitor is in use already, or the guard
+                cannot work here.
             BehaviorError: margins of a wrong shape, or not finite before training.
         """
-        self.begin(model, optimizer)
+        self.begin(model, optimizer, guard)
         try:
             yield self
         finally:
             self.end()
 
-    def begin(self, model: nn.Module, optimizer: Any) -> None:
+    def begin(self, model: nn.Module, optimizer: Any, guard: Guard | None = None) -> None:
         """Start to watch; `watch` as a pair of calls, for callbacks."""
         if self._hooks is not None:
             raise ConfigError("this monitor is watching already: leave its context first")
@@ -124,17 +135,25 @@ class Monitor:
         parameters = trained_parameters(model, inner, self._within)
         layer = probing.find_layer(model, self._layer)
         wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
+        if guard is not None:
+            wants_losses |= any("loss" in leaf.needs for leaf in guard.leaves())
         visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses, self._kept)
         self._visitor = visitor
-        if self._resumed is not None:
-            self._go_on(visitor, self._resumed)
+        resumed, self._guarding = self._resumed, None
+        if resumed is not None:
+            self._go_on(visitor, resumed)
         elif not self._started:
             self._start(visitor)
         else:
             self._take_in(visitor.visit(self.step, refresh=True))
+        if guard is not None:
+            self._guarding = Guarding(guard, visitor, self._judge, inner, self._ledger.actions)
+            self._guarding.start(self.step)
+            if resumed is not None:
+                self._guarding.load_state_dict(resumed["guard"])
         self._started, self._resumed = True, None
         self._hooks = StepHooks(
-            inner, parameters, self._before_step, self._after_step, self._failed
+            inner, parameters, self._before_step, self._after_step, self._failed, self._guarding
         )
 
     def end(self) -> None:
@@ -149,7 +168,7 @@ class Monitor:
             self._ledger.end(self.step)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
             self._failed(error)
-        self._visitor = None
+        self._visitor = self._guarding = None
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to be taken up again after this step: plain values and tensors.
@@ -171,6 +190,7 @@ class Monitor:
             "held": self._visitor.state_dict(),
             "behaviors": state.behaviors_state(self.behaviors),
             "signals": state.signals_state(self.signals),
+            "guard": None if self._guarding is None else self._guarding.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -217,6 +237,11 @@ class Monitor:
         """The forecast that stands now for each behaviour; None where none could be made."""
         return self._judge.forecasts
 
+    @property
+    def actions(self) -> list[Action]:
+        """What the guard did so far, as it is recorded."""
+        return Reader(self.record).actions()
+
     def history(self) -> pd.DataFrame:
         """All readings: step, behavior, signal, value, state, unit, layer, detail."""
         return table(Reader(self.record).readings())
@@ -253,7 +278,13 @@ class Monitor:
         self._judge.predict(readings)
         if self._cadence.is_due(self.step, self.tracks.values()):
             refresh = self._cadence.refreshes(self.step)
-            self._take_in(self._visitor.visit(self.step, refresh))
+            self._take_in(self._visitor.visit(self.step, refresh or self._wants_fresh))
+        if self._wants_fresh:  # a guard's gradients are due, or it was woken by what was just seen
+            self._visitor.visit(self.step, refresh=True)
+
+    @property
+    def _wants_fresh(self) -> bool:
+        return self._guarding is not None and self._guarding.wants_fresh
 
     def _ask(self, moment: str, view: StepView | VisitView) -> list[Reading]:
         """What the signals read at a moment; one that fails spares the others."""
@@ -320,4 +351,6 @@ class Monitor:
         self._ledger.readings(forecasts)
         for alert in alerts:
             self._ledger.alert(alert)
+            if self._guarding is not None:
+                self._guarding.alert(alert)
         self._cadence.plan(self.step, self.forecasts.values())

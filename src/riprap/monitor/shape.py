@@ -92,6 +92,11 @@ class _Held(_Part):
     loss: _Stack
 
 
+class _Guard(_Part):
+    guard: str
+    state: dict[str, Any]
+
+
 class Shape(_Part):
     """A state as `Monitor.state_dict()` gives it; what belongs to others is theirs to check."""
 
@@ -109,6 +114,7 @@ class Shape(_Part):
     held: _Held
     behaviors: dict[str, Any]
     signals: dict[str, Any]
+    guard: _Guard | None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -56,7 +56,7 @@ def load_behaviors(visitor: Visitor, states: dict[str, Any]) -> None:
         state = states[behavior.name]
         take = getattr(behavior.margins, "load_state_dict", None)
         if state is not None and take is not None:
-            with _fitting(f"behaviour {behavior.name!r}"):
+            with fitting(f"behaviour {behavior.name!r}"):
                 take(state)
         elif behavior.start is not None:
             warnings.warn(
@@ -77,14 +77,18 @@ def load_signals(
 ) -> None:
     """Give signals back what they compare later readings with, on the model's device."""
     for signal in signals:
-        with _fitting(f"signal {signal.name!r}"):
+        with fitting(f"signal {signal.name!r}"):
             moved = _moved(states[signal.name], parameters[0].device)
             signal.load_state_dict(moved, parameters)
 
 
 @contextmanager
-def _fitting(whose: str) -> Iterator[None]:
-    """A state that its owner cannot take is refused, whatever the owner trips over."""
+def fitting(whose: str) -> Iterator[None]:
+    """A state that its owner cannot take is refused, whatever the owner trips over.
+
+    Raises:
+        ConfigError: it is.
+    """
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from riprap.probing.layers import find_layer, layer_names
 from riprap.probing.passes import (
     Look,
     checked,
+    gradient_at,
     gradient_of,
     look,
     look_together,
@@ -20,6 +21,7 @@ __all__ = [
     "checked",
     "find_layer",
     "fisher_diagonal",
+    "gradient_at",
     "gradient_of",
     "layer_names",
     "look",

@@ -6,7 +6,7 @@ post-accumulate hook.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -222,6 +222,26 @@ def loss_gradient(
         with together(model):
             loss = behavior.losses(model, behavior.probes).mean()
         return gradient_of(loss, parameters)
+
+
+def gradient_at(
+    loss: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    batch: Any,
+    parameters: Sequence[Tensor],
+) -> tuple[float, Vector | None]:
+    """A scalar loss on a batch and its gradient, in evaluation mode, leaving no trace.
+
+    Args:
+        loss: loss(model, batch), a scalar attached to the graph.
+
+    Returns:
+        (the loss, its gradient; None where it depends on none of `parameters`).
+    """
+    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        with together(model):
+            value = loss(model, batch)
+        return float(value.detach()), gradient_of(value, parameters)
 
 
 def start(behavior: Behavior, model: nn.Module) -> None:

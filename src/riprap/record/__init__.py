@@ -8,6 +8,6 @@ from riprap.record.history import table
 from riprap.record.layout import FILE_NAME, locate
 from riprap.record.reader import Reader
 from riprap.record.state import load_state, save_state
-from riprap.record.writer import Writer
+from riprap.record.writer import Writer, vacant
 
-__all__ = ["FILE_NAME", "Reader", "Writer", "load_state", "locate", "save_state", "table"]
+__all__ = ["FILE_NAME", "Reader", "Writer", "load_state", "locate", "save_state", "table", "vacant"]

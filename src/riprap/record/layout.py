@@ -8,7 +8,7 @@ from pathlib import Path
 from riprap.evidence import RecordError
 
 VERSION = 2
-READABLE = ("1", "2")  # 1 had no events: a run could not be taken up again
+READABLE = ("1", "2")  # 1 had no events and no actions: a run could not be taken up again
 FILE_NAME = "record.sqlite"
 LOCK_NAME = "record.lock"
 
@@ -23,7 +23,7 @@ CREATE TABLE alerts (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, behavior TEX
   level TEXT NOT NULL, detector TEXT NOT NULL, message TEXT NOT NULL, readings TEXT NOT NULL,
   forecast TEXT);
 CREATE TABLE actions (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, guard TEXT NOT NULL,
-  applied INTEGER NOT NULL, detail TEXT NOT NULL);
+  moment TEXT NOT NULL, applied INTEGER NOT NULL, detail TEXT NOT NULL, facts TEXT NOT NULL);
 CREATE TABLE events (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind TEXT NOT NULL,
   facts TEXT NOT NULL);
 CREATE TABLE superseded (id INTEGER PRIMARY KEY, name TEXT NOT NULL, after INTEGER NOT NULL,

@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from riprap.evidence import Alert, Reading, RecordError
+from riprap.evidence import Action, Alert, Reading, RecordError
 from riprap.record.layout import READABLE, VERSION, address, locate
-from riprap.record.rows import ALERT_COLUMNS, READING_COLUMNS, alert_of, reading_of
+from riprap.record.rows import (
+    ACTION_COLUMNS,
+    ALERT_COLUMNS,
+    READING_COLUMNS,
+    action_of,
+    alert_of,
+    reading_of,
+)
 from riprap.record.writer import Writer
 
 # A run that went on from a checkpoint took some of its steps twice; the second time counts.
@@ -137,3 +144,11 @@ class Reader:
         rows = self._log(ALERT_COLUMNS, "alerts")
         with self._whole():
             return [alert_of(row) for row in rows]
+
+    def actions(self) -> list[Action]:
+        """What guards did, in the order they did it."""
+        if self._version == "1":
+            return []
+        rows = self._log(ACTION_COLUMNS, "actions")
+        with self._whole():
+            return [action_of(row) for row in rows]

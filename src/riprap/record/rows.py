@@ -7,13 +7,15 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
+from riprap.evidence import Action, Alert, EvidenceState, Forecast, Level, Reading
 
 READING_COLUMNS = "step, behavior, signal, value, unit, state, layer, detail"
 ALERT_COLUMNS = "step, behavior, level, detector, message, readings, forecast"
 _NAMED = (int, str, str)
 _READING = (*_NAMED, float | None, str, str, str, str)
 _ALERT = (*_NAMED, str, str, str, str | None)
+ACTION_COLUMNS = "step, guard, moment, applied, detail, facts"
+_ACTION = (*_NAMED, int, str, str)
 
 
 def row_of(reading: Reading) -> tuple[Any, ...]:
@@ -70,6 +72,24 @@ def _check(row: tuple[Any, ...], kinds: tuple[Any, ...]) -> None:
     """SQLite lets any column hold anything, and so may a file that somebody made."""
     if len(row) != len(kinds) or not all(map(isinstance, row, kinds)):
         raise ValueError(f"a row holds {', '.join(type(value).__name__ for value in row)}")
+
+
+def action_row(action: Action) -> tuple[Any, ...]:
+    """An action in the order of `ACTION_COLUMNS`; its numbers as JSON."""
+    facts = {"before": action.before, "after": action.after, "seconds": action.seconds}
+    named = (int(action.step), action.guard, action.moment, int(action.applied))
+    return (*named, _writable(action.detail), json.dumps(facts))
+
+
+def action_of(row: tuple[Any, ...]) -> Action:
+    """The action of a row, in the order of `ACTION_COLUMNS`.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    _check(row, _ACTION)
+    step, guard, moment, applied, detail, facts = row
+    return Action(step, guard, moment, bool(applied), detail, **json.loads(facts))
 
 
 def forecast_text(forecast: Forecast) -> str:

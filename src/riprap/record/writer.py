@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -12,9 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from riprap.evidence import Alert, Reading, RecordError
+from riprap.evidence import Action, Alert, Reading, RecordError
 from riprap.record.layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, address, script
-from riprap.record.rows import ALERT_COLUMNS, READING_COLUMNS, alert_row, row_of
+from riprap.record.rows import (
+    ACTION_COLUMNS,
+    ALERT_COLUMNS,
+    READING_COLUMNS,
+    action_row,
+    alert_row,
+    row_of,
+)
 
 FLUSH_SECONDS = 0.5
 BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
@@ -110,6 +118,11 @@ class Writer:
         self._pending.append((statement, alert_row(alert)))
         self.flush()
 
+    def action(self, action: Action) -> None:
+        """Append what a guard did, or would have done."""
+        statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
+        self._pending.append((statement, action_row(action)))
+
     @property
     def behind(self) -> bool:
         """Whether there are rows that the last attempt could not commit."""
@@ -188,6 +201,24 @@ class Writer:
         """Commit and close the file."""
         self.release()
         self.connection.close()
+
+
+def vacant(folder: str | Path) -> None:
+    """Whether a new record could be made in a folder; makes nothing.
+
+    Raises:
+        RecordError: the folder already holds a record with something in it, or cannot be written.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        _check(path, resume=False)
+        there = next(parent for parent in path.parents if parent.exists())
+    except (OSError, sqlite3.Error) as error:
+        raise RecordError(f"cannot write a record at {path}: {error}") from error
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise RecordError(
+            f"cannot write a record at {path}: {there} is no folder that can be written to"
+        )
 
 
 def _check(path: Path, resume: bool) -> None:

@@ -1,0 +1,116 @@
+"""Every guard, as the shared tests make it; a new one is tested by adding it to `CASES`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from riprap import Behavior, Monitor, Protocol, guards
+from riprap.behaviors.margins import token_margin
+from riprap.guards import Guard
+from tiny import PlainLM
+
+MADE = torch.Generator().manual_seed(3)
+OLD = torch.randint(0, 20, (24, 5), generator=MADE)
+ANSWERS = torch.randint(0, 20, (24,), generator=MADE)
+SILENT = {"name": "silent", "detectors": [{"kind": "forecast"}]}
+
+Case = Callable[[], Guard]
+CASES: dict[str, Case] = {
+    "agem": lambda: guards.AGEM(refresh=1),
+    "agem_of_losses": lambda: guards.AGEM(of="loss", refresh=1),
+    "l2_sp": lambda: guards.L2SP(0.5),
+    "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
+    "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
+}
+
+
+def last(model: nn.Module, ids: Tensor) -> Tensor:
+    return model(ids)[:, -1]
+
+
+def behavior(name: str, rows: slice) -> Behavior:
+    """Some of the old answers, to be kept."""
+    return Behavior(
+        name,
+        (OLD[rows], ANSWERS[rows]),
+        margins=lambda model, probes: token_margin(last(model, probes[0]), probes[1]),
+        losses=lambda model, probes: functional.cross_entropy(
+            last(model, probes[0]), probes[1], reduction="none"
+        ),
+    )
+
+
+def behaviors() -> list[Behavior]:
+    return [behavior("first", slice(0, 12)), behavior("second", slice(12, 24))]
+
+
+def old_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(last(model, batch[0]), batch[1])
+
+
+def start() -> nn.Module:
+    """A plain causal model that has learned the old answers."""
+    model = PlainLM(size=20, width=16, depth=2)
+    model.load_state_dict(_learned())
+    return model
+
+
+@functools.cache
+def _learned() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = PlainLM(size=20, width=16, depth=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        old_loss(model, (OLD, ANSWERS)).backward()
+        optimizer.step()
+    return model.state_dict()
+
+
+def lessons(count: int, rows: int = 16) -> list[tuple[Tensor, Tensor]]:
+    """Batches of a new task, which interferes with the old answers."""
+    made = torch.Generator().manual_seed(11)
+    return [
+        (
+            torch.randint(0, 20, (rows, 5), generator=made),
+            torch.randint(0, 20, (rows,), generator=made),
+        )
+        for _ in range(count)
+    ]
+
+
+def monitor_of(watched: list[Behavior] | None = None, **options: Any) -> Monitor:
+    protocol = Protocol.parse(SILENT, "here")
+    return Monitor(watched or behaviors(), protocol=protocol, every=5, **options)
+
+
+class Run:
+    """Training under a guard, from the same start each time."""
+
+    def __init__(self, guard: Guard | None, model: nn.Module | None = None, rate: float = 0.1):
+        self.model = start() if model is None else model
+        # SGD: Adam would turn the rounding of small gradients into signs.
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9)
+        self.monitor, self.guard = monitor_of(), guard
+
+    def go(self, batches: list[tuple[Tensor, Tensor]], parts: int = 1) -> Run:
+        with self.monitor.watch(self.model, self.optimizer, guard=self.guard):
+            for ids, targets in batches:
+                self.step(ids, targets, parts)
+        return self
+
+    def step(self, ids: Tensor, targets: Tensor, parts: int = 1) -> None:
+        self.optimizer.zero_grad()
+        for one, two in zip(ids.chunk(parts), targets.chunk(parts), strict=True):
+            (old_loss(self.model, (one, two)) / parts).backward()
+        self.optimizer.step()
+
+    def weights(self) -> list[Tensor]:
+        return [p.detach().clone() for p in self.model.parameters()]

@@ -1,0 +1,60 @@
+"""A configured run that is over in seconds: a tiny model's folder, its rows, its probes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from riprap.launch import WatchConfig
+from tiny import PROMPTS, make_llama, make_tokenizer
+
+COLOURS, NUMBERS = ("red", "blue", "green"), ("one", "two", "three", "four", "five")
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A configuration file in `folder` and all that it names; `changes` go over its keys."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "model").exists():
+        make_llama(attention_dropout=0.1).save_pretrained(folder / "model")
+        make_tokenizer().save_pretrained(folder / "model")
+        (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+        rows = [
+            {"prompt": f"what is {a} plus {b}", "response": f"sure {c} {'yes ' * i}"}
+            for i, c in enumerate(COLOURS)
+            for a in NUMBERS
+            for b in NUMBERS
+        ]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    training = {"steps": 9, "learning_rate": 5e-3, "batch": 2, "accumulate": 2}
+    document = {
+        "model": str(folder / "model"),
+        "data": {"path": str(folder / "rows.jsonl")},
+        "training": training | changes.pop("training", {}),
+        "lora": {"rank": 2, "alpha": 4},
+        "behaviors": [
+            {
+                "name": "never sorry",
+                "prompts": str(folder / "prompts.txt"),
+                "openers": ["sorry"],
+                "avoid": True,
+            }
+        ],
+        "every": 3,
+        "run": str(folder / "run"),
+    }
+    file = folder / "watch.yaml"
+    file.write_text(yaml.safe_dump(document | changes))
+    return file
+
+
+def config(folder: Path, **changes: Any) -> WatchConfig:
+    """The same, loaded."""
+    return WatchConfig.load(write_config(folder, **changes))
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """All files under a folder, with the time of their last change."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
