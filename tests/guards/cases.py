@@ -25,6 +25,8 @@ CASES: dict[str, Case] = {
     "agem": lambda: guards.AGEM(refresh=1),
     "agem_of_losses": lambda: guards.AGEM(of="loss", refresh=1),
     "l2_sp": lambda: guards.L2SP(0.5),
+    "replay": lambda: guards.Replay([(OLD, ANSWERS)], loss=old_loss),
+    "adaptive_replay": lambda: guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
 }

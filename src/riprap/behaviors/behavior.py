@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,17 +78,19 @@ class Behavior:
         """The same behaviour on some of its probes.
 
         Raises:
-            BehaviorError: no indices, or custom probes, which Riprap cannot take apart.
+            BehaviorError: no indices, or probes of one's own without `take(indices)`.
         """
         chosen = list(indices)
         if not chosen or not hasattr(self.probes, "take"):
             raise BehaviorError(
                 f"behaviour {self.name!r}: give at least one index, and probes of a kind that "
-                "Riprap built"
+                "Riprap built, or with a method take(indices)"
             )
         kind: Any = self.margins
-        kind = kind.take(chosen) if hasattr(kind, "take") else kind
         probes = self.probes.take(chosen)
+        if not hasattr(kind, "losses"):  # a function of one's own, of whatever probes it is given
+            return replace(self, probes=probes)
+        kind = kind.take(chosen) if hasattr(kind, "take") else kind
         return self._of_kind(self.name, kind, probes, self.floor, self.contrast)
 
     @classmethod
