@@ -24,6 +24,10 @@ Case = Callable[[], Guard]
 CASES: dict[str, Case] = {
     "agem": lambda: guards.AGEM(refresh=1),
     "agem_of_losses": lambda: guards.AGEM(of="loss", refresh=1),
+    "gem": lambda: guards.GEM(refresh=1),
+    "pcgrad": lambda: guards.PCGrad(refresh=1),
+    "upgrad": lambda: guards.UPGrad(refresh=1),
+    "update_projection": lambda: guards.UpdateProjection(refresh=1),
     "l2_sp": lambda: guards.L2SP(0.5),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),

@@ -3,6 +3,22 @@
 from riprap.guards.agem import AGEM
 from riprap.guards.base import Guard, GuardView, Proposal
 from riprap.guards.composition import Chain, OnAlert, Scheduled
+from riprap.guards.gem import GEM
+from riprap.guards.jd import PCGrad, UPGrad
 from riprap.guards.l2_sp import L2SP
+from riprap.guards.update_projection import UpdateProjection
 
-__all__ = ["AGEM", "L2SP", "Chain", "Guard", "GuardView", "OnAlert", "Proposal", "Scheduled"]
+__all__ = [
+    "AGEM",
+    "GEM",
+    "L2SP",
+    "Chain",
+    "Guard",
+    "GuardView",
+    "OnAlert",
+    "PCGrad",
+    "Proposal",
+    "Scheduled",
+    "UPGrad",
+    "UpdateProjection",
+]
