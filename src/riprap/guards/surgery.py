@@ -151,8 +151,8 @@ class Surgery(Guard):
 class Scaled(Surgery):
     """A surgery whose result depends on how long the p_b are, not on their directions alone.
 
-    A margin's gradient is not of the scale of a task's loss, and a trainer that clips does so before
-    the hook, to the task gradient only. So each p_b is first brought to the length of g.
+    A margin's gradient is not of the scale of a task's loss, and a trainer that clips has done so
+    before the hook, to the task gradient only. So each p_b is first brought to the length of g.
 
     Args:
         scaled: do so; False: take the p_b as they are, as the papers do with gradients of losses.
