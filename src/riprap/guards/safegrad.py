@@ -95,6 +95,8 @@ class SafeGrad(Guard):
             return Proposal(detail="the step or the KL's gradient is not finite", before=before)
         factor = self.strength - min(product, 0.0) / square
         detail = "conflict with the answers of the start" if product < 0 else "no conflict"
+        if factor == 0:
+            return Proposal(detail=detail, before=before, after={"product": product})
         vector = add(view.vector, self.gradient, factor)
         return Proposal(vector, detail, before, {"product": product + factor * square})
 
@@ -105,9 +107,7 @@ class SafeGrad(Guard):
         self.distance = sum(kl for kl, _, _ in found) / len(found)
         parts = [part for _, _, part in found if part is not None]
         still = max(shift for _, shift, _ in found) <= STILL
-        self.gradient = None if still or not parts else parts[0]
-        for part in parts[1:] if self.gradient is not None else []:
-            self.gradient = list(torch._foreach_add(self.gradient, part))
+        self.gradient = None if still or not parts else _total(parts)
 
     def _pull(self, view: GuardView, name: str) -> tuple[float, float, Vector | None]:
         """One behaviour's KL, total variation, and share of g_b."""
@@ -122,6 +122,13 @@ class SafeGrad(Guard):
         behavior = view.behaviors[name]
         _, part = probing.gradient_at(loss, view.model, behavior, view.parameters)
         return seen[0], seen[1], part
+
+
+def _total(vectors: list[Vector]) -> Vector:
+    total = vectors[0]
+    for vector in vectors[1:]:
+        total = [one + two for one, two in zip(total, vector, strict=True)]
+    return total
 
 
 def divergence(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]:
