@@ -1,0 +1,138 @@
+"""Batches that a guard reads beyond the behaviours' probes, and the gradient of a loss on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riprap.behaviors.outputs import device_of
+from riprap.evidence import ConfigError
+from riprap.guards.base import Guard
+from riprap.probing import gradient_at
+from riprap.tensors import Vector
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def own_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that a model works out itself: `model(**batch).loss`, a scalar.
+
+    Raises:
+        ConfigError: the batch is no mapping, or the model returned no loss for it.
+    """
+    if not isinstance(batch, Mapping):
+        raise ConfigError(
+            f"a protected batch is a {type(batch).__name__}, and the model's own loss needs its "
+            "arguments by name: give loss=, a function of the model and the batch"
+        )
+    output = model(**batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ConfigError(
+            "the model gave no loss for a protected batch: put `labels` into it, or give loss=, a "
+            "function of the model and the batch"
+        )
+    return loss
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on `device`: in mappings, lists, tuples, or whatever has `.to`."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: moved(part, device) for name, part in batch.items()}
+    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
+        return type(batch)(moved(part, device) for part in batch)
+    return batch.to(device) if hasattr(batch, "to") else batch
+
+
+class Protected:
+    """Protected batches, gone through in their order and then again from the first.
+
+    Every rank must be given the same batches: what is worked out of them is not averaged.
+
+    Args:
+        guard: name of the guard they belong to, for messages.
+        batches: at least one; whatever `loss` takes.
+        loss: loss(model, batch), a scalar; None: `own_loss`.
+
+    Attributes:
+        position: index of the batch that is next.
+
+    Raises:
+        ConfigError: there is no batch, or they cannot be gone through again.
+    """
+
+    def __init__(self, guard: str, batches: Sequence[Any], loss: Loss | None = None) -> None:
+        if not hasattr(batches, "__getitem__") or not hasattr(batches, "__len__"):
+            raise ConfigError(
+                f"guard {guard}: batches is a {type(batches).__name__}; give a list of batches, "
+                "which can be gone through again"
+            )
+        if len(batches) == 0:
+            raise ConfigError(f"guard {guard} protects nothing: give at least one batch")
+        self.guard, self.batches, self.loss = guard, batches, loss or own_loss
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def take(self, model: nn.Module) -> Any:
+        """The next batch, on the model's device."""
+        batch = self.batches[self.position]
+        self.position = (self.position + 1) % len(self.batches)
+        return moved(batch, device_of(model))
+
+    def gradient(self, model: nn.Module, parameters: Sequence[Tensor]) -> tuple[float, Vector]:
+        """The loss on the next batch and its gradient, in evaluation mode, leaving no trace.
+
+        Raises:
+            ConfigError: the loss depends on none of `parameters`.
+        """
+        value, gradient = gradient_at(self.loss, model, self.take(model), parameters)
+        if gradient is None:
+            raise ConfigError(
+                f"guard {self.guard}: the loss of a protected batch depends on no trained parameter"
+            )
+        return value, gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.position = state["position"] % len(self.batches)
+
+
+@dataclass
+class FromBatches(Guard):
+    """A guard that reads protected batches; what is next is part of its state.
+
+    Args:
+        batches: gone through in their order, again and again; see `Protected`.
+        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`.
+
+    Raises:
+        ConfigError: there is no batch.
+    """
+
+    batches: Sequence[Any]
+    loss: Loss | None = None
+    protected: Protected = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.protected = Protected(self.name, self.batches, self.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, and which batch is next."""
+        return {**super().state_dict(), "batches": self.protected.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state)
+        self.protected.load_state_dict(state["batches"])
