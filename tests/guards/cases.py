@@ -18,6 +18,7 @@ from tiny import PlainLM
 MADE = torch.Generator().manual_seed(3)
 OLD = torch.randint(0, 20, (24, 5), generator=MADE)
 ANSWERS = torch.randint(0, 20, (24,), generator=MADE)
+A_BEFORE = torch.randn(4, 16, generator=MADE) / 4
 SILENT = {"name": "silent", "detectors": [{"kind": "forecast"}]}
 
 Case = Callable[[], Guard]
@@ -26,6 +27,20 @@ CASES: dict[str, Case] = {
     "agem_of_losses": lambda: guards.AGEM(of="loss", refresh=1),
     "l2_sp": lambda: guards.L2SP(0.5),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
+    "ewc": lambda: guards.EWC(strength=30.0),
+    "online_ewc": lambda: guards.OnlineEWC(strength=30.0, every=3),
+    "si": lambda: guards.SI(strength=1.0, refresh=1),
+    "mas": lambda: guards.MAS(strength=1e-4),
+    "kl": lambda: guards.KL(strength=1.0),
+    "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[:8]}, {"tokens": OLD[8:]}]),
+    "constrained_tokens": lambda: guards.ConstrainedTokens(responses(), strength=0.5),
+    "feature_anchor": lambda: guards.FeatureAnchor(strength=0.1, layer="blocks.1", reselect=3),
+    "o_lora": lambda: guards.OLoRA(earlier=[{"blocks.1.weight": A_BEFORE}]),
+    "lisa": lambda: guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=1, rho=0.5),
+    "freeze": lambda: guards.Freeze(["blocks.1"], embeddings=True),
+    "clip": lambda: guards.Clip(0.1),
+    "ema": lambda: guards.EMA(decay=0.7, every=2),
+    "penalty_then_clip": lambda: guards.Chain(guards.L2SP(0.5), guards.Clip(0.5)),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
 }
 
@@ -52,6 +67,18 @@ def behaviors() -> list[Behavior]:
 
 def old_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(last(model, batch[0]), batch[1])
+
+
+def halves() -> list[tuple[Tensor, Tensor]]:
+    """The old answers as two protected batches."""
+    return [(OLD[rows], ANSWERS[rows]) for rows in (slice(0, 12), slice(12, 24))]
+
+
+def responses() -> list[tuple[Tensor, Tensor]]:
+    """Protected examples: the last three tokens are the response to those before."""
+    labels = OLD.clone()
+    labels[:, :2] = -100
+    return [(OLD[:12], labels[:12]), (OLD[12:], labels[12:])]
 
 
 def start() -> nn.Module:

@@ -13,7 +13,7 @@ from riprap.distributed import sharded
 from riprap.evidence import BehaviorError
 from riprap.probing.passes import gradient_of, measure
 from riprap.probing.traces import no_trace
-from riprap.tensors import Vector
+from riprap.tensors import Vector, wide
 
 
 def fisher_diagonal(
@@ -21,7 +21,7 @@ def fisher_diagonal(
 ) -> Vector | None:
     """Diagonal empirical Fisher: mean over probes of the squared gradient of each one's loss.
 
-    One backward pass a probe. None for a behaviour without losses.
+    One backward pass a probe; in at least float32. None for a behaviour without losses.
 
     Raises:
         BehaviorError: the model is sharded over ranks.
@@ -31,11 +31,13 @@ def fisher_diagonal(
     _refuse_shards(model, "the Fisher diagonal")
     with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
         losses = behavior.losses(model, behavior.probes)
-        total = [torch.zeros_like(parameter) for parameter in parameters]
+        # In half precision a mean over many probes would stand still after some hundreds.
+        total = [torch.zeros_like(part) for part in wide(parameters)]
         for loss in losses:
             single = gradient_of(loss, parameters, keep_graph=True)
             if single is None:
                 return None
+            single = wide(single)
             torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
         return total
 
