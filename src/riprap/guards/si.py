@@ -18,8 +18,8 @@ class SI(Penalty, OfBehaviors):
     """Adds λ Σ_i Ω_i (θ_i − θ*_i)², Ω = max(ω, 0) / (Δ² + ξ), Δ the way since the last θ*.
 
     `of="task"` is the paper's: train a task that is to be kept under the guard, and
-    ω_i = −Σ g_i Δθ_i says what each weight did for it. At `consolidate()` Ω grows by it, θ* ← θ, and ω begins anew;
-    from the next step on the penalty holds.
+    ω_i = −Σ g_i Δθ_i says what each weight did for it. At `consolidate()` Ω grows by it, θ* ← θ,
+    and ω begins anew; from the next step on the penalty holds.
 
     `of="protected"` is for the usual case that no such path was seen: the model comes trained. Then
     ω_i = +Σ g_b,i Δθ_i with g_b the gradient of the protected losses, so that ω says what each
