@@ -67,8 +67,8 @@ class OnlineEWC(EWC):
     """EWC with one running F: at each consolidation F ← γF + F_new, and θ* moves to where θ is.
 
     Consolidate where one task ends and the next begins: call `consolidate()`, which takes effect
-    at the next step, or give `every`. A consolidation lets go of all that was lost before it: θ* is
-    then no longer the start.
+    before the next step, be it of this run or of another under the same guard; or give `every`.
+    A consolidation lets go of all that was lost before it: θ* is then no longer the start.
 
     Args:
         gamma: how much of the old F stays, 0 to 1.
@@ -101,11 +101,21 @@ class OnlineEWC(EWC):
         """Take F afresh and move θ*, before the next step."""
         self.due = True
 
+    def start(self, view: GuardView) -> None:
+        """Take F and θ*, or add to those of an earlier run that was consolidated."""
+        if self.due and len(self.fisher) == len(view.parameters):
+            self._add_up(view)
+        else:
+            super().start(view)
+
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """As EWC's, after the consolidation if one is due."""
         taken = view.step - 1
         if self.due or (self.every is not None and taken > 0 and taken % self.every == 0):
-            torch._foreach_mul_(self.fisher, self.gamma)
-            self.fisher = total([self.fisher, self.estimated(view)])
-            self.anchor, self.due = clone(view.parameters), False
+            self._add_up(view)
         return super().penalty(view)
+
+    def _add_up(self, view: GuardView) -> None:
+        torch._foreach_mul_(self.fisher, self.gamma)
+        self.fisher = total([self.fisher, self.estimated(view)])
+        self.anchor, self.due = clone(view.parameters), False

@@ -44,6 +44,7 @@ class SI(Penalty, OfBehaviors):
     fixed: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     due: bool = field(default=False, init=False, repr=False)
+    task_gradient: Vector | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "si"
     origin: ClassVar[str] = "continual learning"
@@ -74,13 +75,24 @@ class SI(Penalty, OfBehaviors):
                     f"guard {self.name}: behaviour {lacking[0]!r} has no losses that reach a "
                     "trained parameter; give Behavior(losses=...)"
                 )
+        if self.due and len(self.path) == len(view.parameters):
+            self._fold(view)  # the guard of an earlier run, whose task is now to be kept
+            return
         self.anchor = clone(view.parameters)
         self.path = [torch.zeros_like(part) for part in wide(view.parameters)]
         self.fixed = [torch.zeros_like(part) for part in self.path]
 
     def consolidate(self) -> None:
-        """Keep what is important by now and begin a new path, before the next step."""
+        """Keep what is important by now and begin a new path, before the next step.
+
+        The next step may be one of another run, under the same guard.
+        """
         self.due = True
+
+    def _fold(self, view: GuardView) -> None:
+        torch._foreach_add_(self.fixed, self.importance(view))
+        self.anchor, self.due = clone(view.parameters), False
+        torch._foreach_zero_(self.path)
 
     def importance(self, view: GuardView) -> Vector:
         """max(ω, 0) / (Δ² + ξ) of the path under way."""
@@ -91,9 +103,7 @@ class SI(Penalty, OfBehaviors):
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Σ Ω (θ − θ*)² and 2 Ω (θ − θ*)."""
         if self.due:
-            torch._foreach_add_(self.fixed, self.importance(view))
-            self.anchor, self.due = clone(view.parameters), False
-            torch._foreach_zero_(self.path)
+            self._fold(view)
         weights = self.fixed
         if self.of == "protected":
             weights = list(torch._foreach_add(self.fixed, self.importance(view)))
@@ -103,15 +113,15 @@ class SI(Penalty, OfBehaviors):
         """Add the penalty's gradient; the task's own is kept for ω."""
         if self.of == "task":
             # Copied, since the penalty is about to be written over it.
-            self._gradient = [part.clone() for part in wide(view.vector)]
+            self.task_gradient = [part.clone() for part in wide(view.vector)]
         return super().on_gradients(view)
 
     def on_update(self, view: GuardView) -> Proposal | None:
         """Go on with ω."""
-        sign, gradient = 1.0, getattr(self, "_gradient", None)
-        if self.of == "task":
-            sign = -1.0
-        else:
+        sign, gradient = -1.0, self.task_gradient
+        self.task_gradient = None
+        if self.of == "protected":
+            sign = 1.0
             present = [name for name in self.names if name in view.held.loss.names]
             nothing = [torch.zeros_like(part) for part in self.path]
             gradient = view.held.loss.plus(nothing, dict.fromkeys(present, 1.0))
