@@ -19,18 +19,23 @@ class EWC(Penalty, OfBehaviors):
     """Adds λ/2 Σ_i F_i (θ_i − θ*_i)², F the diagonal Fisher of the behaviours at θ* = θ₀.
 
     F is the mean over a behaviour's probes of the squared gradient of each one's loss, summed over
-    behaviours, as the paper adds up the penalties of earlier tasks. It is in nats per unit of θ²,
-    and small for what the model is sure of: λ of 10² to 10⁶ is usual.
+    behaviours, as the paper adds up the penalties of earlier tasks. Where the model is sure of its
+    answers F is nearly 0, and EWC holds next to nothing, or λ must be very large (10³ to 10⁶):
+    `of="margin"` takes the gradients of the margins, which stay large there.
+
+    Args:
+        of: "loss", as the paper has it, or "margin", a variant.
 
     Source: Kirkpatrick et al., 1612.00796, eq. 3. Simplified: the empirical Fisher, at the probes'
     own answers, in place of an expectation over the model's.
 
-    Raises (at the start):
-        ConfigError: a behaviour has no losses, or its losses reach no trained parameter.
-        BehaviorError: the model is sharded over ranks.
+    Raises:
+        ConfigError: `of` is neither, or (at the start) a behaviour has none of these, or none that
+            reach a trained parameter.
+        BehaviorError: (at the start) the model is sharded over ranks.
     """
 
-    strength: float = 1000.0
+    of: str = "loss"
     fisher: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
@@ -40,6 +45,11 @@ class EWC(Penalty, OfBehaviors):
     verdict: ClassVar[str] = "simplified"
     remembers: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.of not in ("loss", "margin"):
+            raise ConfigError(f"guard {self.name}: of={self.of!r}; choose 'loss' or 'margin'")
+
     def start(self, view: GuardView) -> None:
         """Take F and θ*."""
         self.fisher, self.anchor = self.estimated(view), clone(view.parameters)
@@ -48,11 +58,12 @@ class EWC(Penalty, OfBehaviors):
         """F at the parameters as they are."""
         found = []
         for behavior in self.chosen(view):
-            own = fisher_diagonal(behavior, view.model, view.parameters)
+            own = fisher_diagonal(behavior, view.model, view.parameters, self.of)
             if own is None:
+                what = "losses" if self.of == "loss" else "margins"
                 raise ConfigError(
-                    f"guard {self.name}: behaviour {behavior.name!r} has no losses that reach a "
-                    "trained parameter; give Behavior(losses=...)"
+                    f"guard {self.name}: behaviour {behavior.name!r} has no {what} that reach a "
+                    "trained parameter; give Behavior(losses=...), or of='margin'"
                 )
             found.append(own)
         return total(found)

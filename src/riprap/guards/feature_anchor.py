@@ -100,6 +100,11 @@ class FeatureAnchor(Penalty, OfBehaviors):
         slopes = torch.cat([self._slopes(effects) for _, effects in found]).mean(0)
         self.sides = torch.zeros_like(slopes)
         self._join(slopes.abs() * latents.square().mean(0).sqrt(), slopes)
+        if not bool(self.sides.any()):
+            raise ConfigError(
+                f"guard {self.name}: no latent of layer {self.read_at} has an effect on the "
+                "margins at the last position; name another layer"
+            )
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """The mean over behaviours of E[…] and its gradient."""
