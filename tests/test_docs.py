@@ -15,7 +15,7 @@ from riprap import Level, Protocol
 from riprap.launch import WatchConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IN_ORDER = ["tutorial.md", "record.md", "detectors.md", "behaviors.md"]  # one session, one folder
 
 _BLOCK = re.compile(

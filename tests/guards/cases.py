@@ -32,8 +32,8 @@ CASES: dict[str, Case] = {
     "si": lambda: guards.SI(strength=1.0, refresh=1),
     "mas": lambda: guards.MAS(strength=1e-4),
     "kl": lambda: guards.KL(strength=1.0),
-    "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[:8]}, {"tokens": OLD[8:]}]),
-    "constrained_tokens": lambda: guards.ConstrainedTokens(responses(), strength=0.5),
+    "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[i::3]} for i in range(3)]),
+    "constrained_tokens": lambda: guards.ConstrainedTokens(responses(3), strength=0.5),
     "feature_anchor": lambda: guards.FeatureAnchor(strength=0.1, layer="blocks.1", reselect=3),
     "o_lora": lambda: guards.OLoRA(earlier=[{"blocks.1.weight": A_BEFORE}]),
     "lisa": lambda: guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=1, rho=0.5),
@@ -74,11 +74,11 @@ def halves() -> list[tuple[Tensor, Tensor]]:
     return [(OLD[rows], ANSWERS[rows]) for rows in (slice(0, 12), slice(12, 24))]
 
 
-def responses() -> list[tuple[Tensor, Tensor]]:
-    """Protected examples: the last three tokens are the response to those before."""
+def responses(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """Protected batches: the last three tokens are the response to those before."""
     labels = OLD.clone()
     labels[:, :2] = -100
-    return [(OLD[:12], labels[:12]), (OLD[12:], labels[12:])]
+    return list(zip(OLD.chunk(count), labels.chunk(count), strict=True))
 
 
 def start() -> nn.Module:
