@@ -28,6 +28,7 @@ CASES: dict[str, Case] = {
     "l2_sp": lambda: guards.L2SP(0.5),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "ewc": lambda: guards.EWC(strength=30.0),
+    "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),
     "online_ewc": lambda: guards.OnlineEWC(strength=30.0, every=3),
     "si": lambda: guards.SI(strength=1.0, refresh=1),
     "mas": lambda: guards.MAS(strength=1e-4),

@@ -186,6 +186,19 @@ def test_constrained_tokens_are_the_objective_of_the_paper() -> None:
     )
 
 
+def test_what_is_not_finite_is_said_and_not_added() -> None:
+    guard = guards.L2SP(1.0)
+    run = Run(guard)
+    with run.monitor.watch(run.model, run.optimizer, guard=guard):
+        for step, (ids, targets) in enumerate(lessons(3)):
+            if step == 2:
+                guard.anchor[0][0, 0] = float("inf")
+            run.step(ids, targets)
+            assert all(bool(p.grad.isfinite().all()) for p in run.model.parameters())  # type: ignore[union-attr]
+    assert [action.applied for action in run.monitor.actions] == [True, True, False]
+    assert run.monitor.actions[2].detail == "the penalty diverged: nothing is added"
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

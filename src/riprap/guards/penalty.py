@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -53,6 +54,11 @@ class Penalty(Guard):
         size = float(norm(view.vector))
         vector = sharded_like(add(view.vector, gradient, self.strength), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
+        if not math.isfinite(value + after["norm"]):
+            why = (
+                "the gradient is not finite" if not math.isfinite(size) else "the penalty diverged"
+            )
+            return Proposal(detail=f"{why}: nothing is added", before=before)
         return Proposal(vector, f"penalty {self.strength * value:.3g}", before, after)
 
 
