@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riprap.evidence import Action
 from riprap.guards.base import Guard, GuardView, Proposal
-from riprap.tensors import Vector, local
+from riprap.tensors import Vector, local, sharded_like
 
 Moment = Callable[[Guard, GuardView], Proposal | None]
 
@@ -37,7 +37,7 @@ def run(guard: Guard, moment: str, view: GuardView) -> tuple[Vector | None, list
         applied = False
         if proposal.vector is not None and not shadowed:
             applied, changed = True, proposal.vector
-            view = replace(view, vector=changed)
+            view = replace(view, vector=sharded_like(changed, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
         actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
@@ -62,7 +62,15 @@ def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.
 
 
 @torch.no_grad()
-def put_update(parameters: Sequence[Tensor], before: Vector, update: Vector) -> None:
-    """Move the parameters to where `update` leads from `before`."""
-    for parameter, start, part in zip(parameters, before, update, strict=True):
-        local(parameter).copy_(local(start) + local(part))
+def put_update(
+    parameters: Sequence[Tensor], before: Vector, update: Vector, applied: Vector
+) -> None:
+    """Move the parameters to where `update` leads from `before`.
+
+    Args:
+        applied: what the optimizer did. Where `update` holds the very same tensor the parameter is
+            left as it is: before + (after − before) would round.
+    """
+    for parameter, start, part, own in zip(parameters, before, update, applied, strict=True):
+        if part is not own:
+            local(parameter).copy_(local(start) + local(part))

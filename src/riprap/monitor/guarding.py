@@ -69,7 +69,7 @@ class Guarding:
         self.step += 1
         changed, actions = run(self.guard, "update", self._view(self.step, vector, before))
         if changed is not None:
-            put_update(self._visitor.parameters, before, changed)
+            put_update(self._visitor.parameters, before, changed, vector)
         self._record(actions)
         return vector if changed is None else changed
 
