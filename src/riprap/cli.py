@@ -166,6 +166,22 @@ def study_detectors(
     return 0
 
 
+@study_app.command("transfer")
+@command
+def study_transfer(
+    out: Path = typer.Option(Path("results/transfer"), help="Folder of tables and figure."),
+    search: bool = typer.Option(False, help="Search each guard's knob on the exploratory seeds."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Every guard against every behaviour: which field's tools carry over; resumable."""
+    from riprap.studies.transfer import run as study
+
+    made = study.search(out, workers) if search else study.run(out, workers)
+    say(made, as_json, [f"results: {out}"])
+    return 0
+
+
 @study_app.command("depth")
 @command
 def study_depth(

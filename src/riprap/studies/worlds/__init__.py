@@ -1,5 +1,6 @@
 """Worlds: small causal models with tasks whose truth is known."""
 
+from riprap.studies.worlds.facts import FactsConfig, FactsWorld
 from riprap.studies.worlds.toy import ToyConfig, ToyWorld
 
-__all__ = ["ToyConfig", "ToyWorld"]
+__all__ = ["FactsConfig", "FactsWorld", "ToyConfig", "ToyWorld"]

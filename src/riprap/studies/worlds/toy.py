@@ -62,6 +62,8 @@ class ToyWorld:
     `C` multiplies the same numbers, `C_disjoint` other ones, `C_context` the same inside a request.
     """
 
+    old: tuple[str, ...] = OLD
+
     def __init__(self, config: ToyConfig | None = None) -> None:
         self.config = config or ToyConfig()
         words = self.config.vocabulary
@@ -139,9 +141,11 @@ class ToyWorld:
         n = size or self.config.batch
         if task != "null":
             return batches([self.tasks[task]], [n], seed)
-        return batches(
-            [self.tasks[old] for old in OLD], [n // 2, n // 4, n - n // 2 - n // 4], seed
-        )
+        return batches([self.tasks[old] for old in self.old], self.mix(n), seed)
+
+    def mix(self, rows: int) -> list[int]:
+        """How many rows of a batch are of each old task."""
+        return [rows // 2, rows // 4, rows - rows // 2 - rows // 4]
 
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:
         """Cross-entropy of the answer, in nats."""
@@ -170,7 +174,7 @@ class ToyWorld:
             most: how many inputs of each; A has 481 in all.
         """
         found = []
-        for index, task in enumerate(OLD):
+        for index, task in enumerate(self.old):
             examples = self.tasks[task]
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
             rest = examples[order[self.config.probes :][:most]]
@@ -184,7 +188,7 @@ class ToyWorld:
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
         """Probes and other inputs of each old task; the same for every seed of a run."""
         splits = {}
-        for index, task in enumerate(OLD):
+        for index, task in enumerate(self.old):
             examples = self.tasks[task]
             generator = torch.Generator().manual_seed(index)
             order = torch.randperm(len(examples), generator=generator)

@@ -1,0 +1,106 @@
+"""Tables of the transfer study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from riprap.detectors import Protocol
+from riprap.guards import Guard
+from riprap.studies import markdown
+from riprap.studies.markdown import number, spread
+from riprap.studies.transfer.bench import BENCH
+from riprap.studies.transfer.judging import Row, Transfer, value_of
+from riprap.studies.transfer.plan import PLAIN, Plan
+from riprap.studies.transfer.simulate import Run
+
+
+def search_page(runs: Sequence[Run], chosen: Mapping[str, float], plan: Plan) -> str:
+    """The search of knobs, run by run."""
+    plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
+    lines = []
+    for run in runs:
+        knob = "" if run.guard == PLAIN else f"{BENCH[run.guard].knob} = {run.value:g}"
+        best = " ← chosen" if chosen.get(run.guard) == run.value else ""
+        own = value_of(run, plain[run.task, run.seed], plan.learned)
+        lines.append(
+            {
+                "guard": run.guard,
+                "knob": knob + best,
+                "task": run.task,
+                "worst score": number(min(run.scores.values()), 2),
+                "new task": number(run.learned, 2),
+                "value": number(own, 2),
+            }
+        )
+    return (
+        "# Search of each guard's one main knob\n\n"
+        "Made by `riprap study transfer --search`, on the exploratory seeds "
+        f"{', '.join(map(str, plan.exploratory))} alone: three values of one knob for each guard, "
+        f"{plan.steps} steps. The value is the worst behaviour's final score, marked down in "
+        f"proportion where the new task reaches less than {plan.learned:.0%} of the plain run's; "
+        "the best mean over tasks is chosen.\n\n" + markdown.table(lines) + "\n"
+    )
+
+
+def page(
+    found: Sequence[Row],
+    carried: Sequence[Transfer],
+    made: Mapping[str, Guard],
+    plan: Plan,
+    protocol: Protocol,
+) -> str:
+    """README of the results."""
+    parts = [
+        "# Transfer: are the two fields' tools interchangeable?\n",
+        f"Made by `riprap study transfer`, protocol `{protocol.hash}`, commit {markdown.commit()}, "
+        f"seeds {', '.join(map(str, plan.confirmatory))}, {plan.steps} steps of each new task. "
+        "Knobs: [SEARCH.md](SEARCH.md). Scores are those of probes that no guard learns from, at "
+        "the end; median [least, most] over seeds. Cost is processor time, guard and monitor "
+        "included, ÷ that of the plain run without either. Kept: bytes of tensors that the guard "
+        "holds ÷ those of the parameters.\n",
+        "![heat map](transfer.png)\n",
+        "## By field\n",
+        "How much of the plain run's loss of score the guards of a field prevented, where it lost "
+        "at least 0.1; 1 is all, 0 none, below 0 it got worse. Intervals by resampling guards.\n",
+        markdown.table([_field(one) for one in carried]) + "\n",
+    ]
+    for task in dict.fromkeys(row.task for row in found):
+        parts += [f"## After learning {task}\n", _table(found, task, made) + "\n"]
+    return "\n".join(parts)
+
+
+def _field(one: Transfer) -> dict[str, str]:
+    low, high = one.interval
+    return {
+        "guards from": one.origin,
+        "guards": str(one.guards),
+        "safety kept (B, over_refusal)": number(one.safety, 2),
+        "capability kept (A, facts)": number(one.capability, 2),
+        "capability − safety, 95 %": f"[{number(low, 2)}, {number(high, 2)}]",
+    }
+
+
+def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
+    lines = []
+    for row in sorted(
+        (row for row in found if row.task == task),
+        key=lambda row: (row.guard != PLAIN, -np.mean([min(s) for s in row.scores.values()])),
+    ):
+        origin = made[row.guard].origin if row.guard in made else NOTHING
+        lines.append(
+            {"guard": row.guard, "from": origin}
+            | {name: spread(scores, 2) for name, scores in row.scores.items()}
+            | {f"margin {name}": spread(own, 2) for name, own in row.margins.items()}
+            | {
+                "new task": spread(row.learned, 2),
+                "cost": spread(row.cost, 2),
+                "kept": number(row.kept, 1),
+                "acted": f"{row.acted:.0%}",
+            }
+        )
+    return markdown.table(lines)
+
+
+NOTHING = markdown.NOTHING

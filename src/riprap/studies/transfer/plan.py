@@ -1,0 +1,46 @@
+"""What the transfer study runs, as its frozen protocol says."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from riprap.detectors import Protocol
+from riprap.evidence import ProtocolError
+from riprap.schema import Strict
+
+PLAIN = "plain"
+
+
+class Plan(Strict):
+    """The terms of the study; every field is covered by the protocol's hash.
+
+    Attributes:
+        world: fingerprint of the world with facts.
+        tasks: the new tasks; `steps`: how long each run trains on one.
+        every: the monitor's longest gap between visits.
+        confirmatory, exploratory: seeds; knobs are chosen on the exploratory ones alone.
+        knobs: the value chosen for each guard's one main knob, by guard; empty before the search.
+        learned: share of the plain run's new-task accuracy below which a knob's value is marked
+            down in the search.
+    """
+
+    world: str
+    tasks: tuple[str, ...]
+    steps: int = Field(ge=1)
+    every: int = Field(ge=1)
+    confirmatory: tuple[int, ...]
+    exploratory: tuple[int, ...]
+    knobs: dict[str, float] = Field(default_factory=dict)
+    learned: float = Field(default=0.95, gt=0, le=1)
+
+    @classmethod
+    def of(cls, protocol: Protocol) -> Plan:
+        """The plan inside a protocol.
+
+        Raises:
+            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
+        """
+        plan = cls.parse(protocol.study, f"protocol {protocol.name!r}, study", ProtocolError)
+        if meeting := set(plan.exploratory) & set(plan.confirmatory):
+            raise ProtocolError(f"seeds {sorted(meeting)} are both exploratory and confirmatory")
+        return plan

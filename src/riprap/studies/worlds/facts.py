@@ -1,0 +1,55 @@
+"""The toy world with a store of made-up facts, which no rule gives back once they are lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from riprap.behaviors import Behavior
+from riprap.studies.worlds import tasks
+from riprap.studies.worlds.tasks import Examples
+from riprap.studies.worlds.toy import OLD, ToyConfig, ToyWorld
+
+
+@dataclass(frozen=True)
+class FactsConfig(ToyConfig):
+    """As `ToyConfig`; `facts` is how many there are, and the start takes longer to learn them."""
+
+    facts: int = 96
+    start_steps: int = 1000
+
+
+class FactsWorld(ToyWorld):
+    """The toy world with a fourth behaviour, `facts`, learned in two wordings.
+
+    One wording measures it. Its pool holds the other: the facts that measure are learned again in
+    other words, as a user would who knows what the model is to keep.
+    """
+
+    old = (*OLD, "facts")
+
+    def __init__(self, config: FactsConfig | None = None) -> None:
+        super().__init__(config or FactsConfig())
+        assert isinstance(self.config, FactsConfig)
+        self.wordings = tasks.facts(self.config.vocabulary, self.config.facts)
+        self.tasks["facts"] = Examples.join(list(self.wordings))
+
+    def mix(self, rows: int) -> list[int]:
+        """Half A, an eighth each of B and over_refusal, a quarter facts."""
+        small = rows // 8
+        return [rows // 2, small, small, rows - rows // 2 - 2 * small]
+
+    def pools(self, most: int = 512) -> list[Behavior]:
+        """As the toy world's; of the facts the wording that does not measure."""
+        other = self.wordings[1]
+        own = Behavior.next_token("facts", other.input_ids, other.targets)
+        return [*super().pools(most)[: len(OLD)], own]
+
+    def _splits(self) -> dict[str, tuple[Examples, Examples]]:
+        """Half of the facts measure, in the first wording; the others tell the truth."""
+        splits = super()._splits()
+        first = self.wordings[0]
+        order = torch.randperm(len(first), generator=torch.Generator().manual_seed(len(OLD)))
+        splits["facts"] = first[order[: self.config.probes]], first[order[self.config.probes :]]
+        return splits
