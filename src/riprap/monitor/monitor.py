@@ -136,7 +136,8 @@ class Monitor:
         else:
             watchman.take_in(visitor.visit(self.step, refresh=True))
         if guard is not None:
-            guarding = Guarding(guard, visitor, self._judge, inner, self._ledger.actions)
+            told = (self._ledger.actions, watchman.went_back, watchman.stop)
+            guarding = Guarding(guard, visitor, self._judge, inner, *told)
             guarding.start(self.step)
             if resumed is not None:
                 guarding.load_state_dict(resumed["guard"])
@@ -152,19 +153,12 @@ class Monitor:
         )
 
     def end(self) -> None:
-        """Stop watching, after a last visit to the probes."""
-        watchman = self._watchman
-        if self._hooks is None or watchman.visitor is None:
+        """Stop watching, after a last visit to the probes; a guard may still go back on it."""
+        if self._hooks is None:
             return
         self._hooks.remove()
         self._hooks = None
-        try:
-            if any(track.steps and track.step < self.step for track in self.tracks.values()):
-                watchman.take_in(watchman.visitor.visit(self.step, refresh=False))
-            self._ledger.end(self.step)
-        except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
-            watchman.failed(error)
-        watchman.visitor = watchman.guarding = None
+        self._watchman.end()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to be taken up again after this step: plain values and tensors.
@@ -218,6 +212,11 @@ class Monitor:
     def step(self) -> int:
         """Optimizer steps seen so far."""
         return self._watchman.step
+
+    @property
+    def should_stop(self) -> str:
+        """Why the guard wants training to stop; empty: it goes on. A loop of one's own asks it."""
+        return self._watchman.should_stop
 
     @property
     def watching(self) -> bool:

@@ -22,6 +22,7 @@ class Watchman:
         step: optimizer steps seen so far.
         visitor: who visits the probes; None while nothing is watched.
         guarding: the guard at work, if there is one.
+        should_stop: why the guard wants training to stop; empty: it does not.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Watchman:
         self.step = 0
         self.visitor: Visitor | None = None
         self.guarding: Guarding | None = None
+        self.should_stop = ""
 
     def before_step(self, gradient: Vector | None) -> None:
         """Read the task gradient of the step to come; None where there is none."""
@@ -81,6 +83,40 @@ class Watchman:
         reading = Reading(self.step, RUN, "step", state=EvidenceState.NOT_RUN, detail=text)
         self.ledger.readings([reading])
 
+    def end(self) -> None:
+        """Visit the probes a last time, and say in the record that the watch has ended."""
+        assert self.visitor is not None
+        try:
+            tracks = self.judge.tracks.values()
+            if any(track.steps and track.step < self.step for track in tracks):
+                self.take_in(self.visitor.visit(self.step, refresh=False))
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.failed(error)
+        try:
+            if self.guarding is not None:
+                self.guarding.settle()
+        finally:
+            self.ledger.end(self.step)
+            self.visitor = self.guarding = None
+
+    def went_back(self, to: int) -> None:
+        """Begin afresh after the weights of an earlier step were put back.
+
+        What was seen since then is of a way that was given up, and held gradients are of other
+        weights.
+        """
+        assert self.visitor is not None
+        try:
+            self.judge.undo(to)
+            self.take_in(self.visitor.visit(self.step, refresh=True))
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.failed(error)
+
+    def stop(self, why: str) -> None:
+        """Note that the guard wants training to stop."""
+        self.should_stop = why
+        warnings.warn(f"riprap: {why}", stacklevel=2)
+
     def take_in(self, view: VisitView) -> None:
         """All that follows from a visit: readings, forecasts, alerts, the next visit."""
         assert self.visitor is not None
@@ -102,4 +138,6 @@ class Watchman:
             self.ledger.alert(alert)
             if self.guarding is not None:
                 self.guarding.alert(alert)
+        if self.guarding is not None:
+            self.guarding.visited = True
         self.cadence.plan(self.step, self.judge.forecasts.values())
