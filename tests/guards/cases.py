@@ -27,6 +27,7 @@ CASES: dict[str, Case] = {
     "l2_sp": lambda: guards.L2SP(0.5),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
+    "rollback": lambda: guards.Rollback(every=2),
 }
 
 

@@ -96,7 +96,7 @@ class Ring:
         needed = {self._file(step) for step in self._vouched.union(self.steps)}
         own = self._file(0).name.replace("0", "*", 1)
         partial = set(self.folder.glob(f"{own}.partial"))  # of a process that was killed
-        for file in set(self.folder.glob(own)) | partial - needed:
+        for file in (set(self.folder.glob(own)) | partial) - needed:
             with suppress(OSError):  # it only takes room
                 file.unlink()
 
