@@ -16,6 +16,7 @@ from guards.cases import Run, behaviors, lessons
 from riprap import Behavior, Monitor, Protocol, guards
 from riprap.evidence import Action, ConfigError, RiprapError
 from riprap.guards.checkpoint import Training
+from riprap.guards.ring import Ring
 from tiny import Classifier
 
 quiet = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
@@ -371,3 +372,25 @@ def test_files_that_cannot_be_read_are_passed_over_and_said(
     assert action.applied is (torn == [3])
     assert same(run.weights(), weights[1]) is action.applied
     assert action.applied or "no healthy checkpoint to go back to" in action.detail
+
+
+def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> None:
+    """A process that dies is taken up from its last state, which must find its files."""
+
+    def there() -> set[int]:
+        return {int(file.stem.split("-")[1]) for file in tmp_path.iterdir()}
+
+    ring = Ring(1, tmp_path, torch.device("cpu"))
+    for step in (1, 2):
+        ring.add(step, {"weights": torch.full((2,), float(step))})
+    assert there() == {2}
+    state = ring.state_dict()
+    for step in (3, 4):
+        ring.add(step, {"weights": torch.full((2,), float(step))})
+    assert there() == {2, 4}
+    again = Ring(1, tmp_path, torch.device("cpu"))
+    again.load_state_dict(state)
+    assert again.read(2)["weights"].tolist() == [2.0, 2.0]
+    ring.state_dict()
+    ring.add(5, {})
+    assert there() == {4, 5}
