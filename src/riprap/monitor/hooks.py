@@ -17,14 +17,16 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer inside wrappers such as Accelerate's.
 
     Raises:
-        ConfigError: it is not a `torch.optim.Optimizer`.
+        ConfigError: it is not a `torch.optim.Optimizer`, or wraps something else (DeepSpeed's
+            engine, which steps by itself).
     """
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    inner = getattr(optimizer, "optimizer", None)
+    if inner is not None or not isinstance(optimizer, torch.optim.Optimizer):
+        what = type(optimizer if inner is None else inner).__name__
         raise ConfigError(
-            f"cannot watch a {type(optimizer).__name__}: give the torch.optim.Optimizer whose "
-            "step() trains the model"
+            f"cannot watch a {what}: give the torch.optim.Optimizer whose step() trains the model"
         )
     return optimizer
 
