@@ -120,6 +120,26 @@ def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) 
     return [part.to(like.dtype) for part, like in zip(found, own, strict=True)]
 
 
+def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
+    """This rank's parts as parts of the sharded tensors that `like` holds; others as they are.
+
+    Norms and products are then those over all ranks.
+    """
+    return [
+        part
+        if isinstance(part, DTensor) or not isinstance(whole, DTensor)
+        else DTensor.from_local(
+            part,
+            whole.device_mesh,
+            whole.placements,
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+        for part, whole in zip(parts, like, strict=True)
+    ]
+
+
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """cos(left, right) as a scalar tensor; NaN where one of them is 0."""
     return dot(left, right) / (norm(left) * norm(right))

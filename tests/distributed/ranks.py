@@ -102,13 +102,17 @@ def _rank(
     dist.destroy_process_group()
 
 
-def on_ranks(kind: str, folder: Path, broken_rank: int | None = None) -> list[dict[str, Any]]:
-    """What each of two ranks came to; a deadlock fails after two minutes."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def on_ranks(kind: str, folder: Path, broken_rank: int | None = None) -> list[dict[str, Any]]:
+    """What each of two ranks came to; a deadlock fails after two minutes."""
     context = mp.start_processes(
-        _rank, (2, port, kind, str(folder), broken_rank), 2, join=False, start_method="spawn"
+        _rank, (2, free_port(), kind, str(folder), broken_rank), 2, join=False, start_method="spawn"
     )
     ended = False
     for _ in range(SECONDS):

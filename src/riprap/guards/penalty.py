@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from riprap.evidence import ConfigError
 from riprap.guards.base import Guard, GuardView, Proposal
-from riprap.tensors import Vector, add, norm
+from riprap.tensors import Vector, add, norm, sharded_like
 
 
 @dataclass
@@ -46,6 +46,6 @@ class Penalty(Guard):
         if gradient is None:
             return Proposal(detail="no penalty", before={"penalty": value})
         size = float(norm(view.vector))
-        vector = add(view.vector, gradient, self.strength)
+        vector = sharded_like(add(view.vector, gradient, self.strength), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         return Proposal(vector, f"penalty {self.strength * value:.3g}", before, after)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riprap.evidence import Action
 from riprap.guards.base import Guard, GuardView, Proposal, Return
-from riprap.tensors import Vector, local
+from riprap.tensors import Vector, local, sharded_like
 
 
 @dataclass
@@ -47,7 +47,7 @@ def run(guard: Guard, moment: str, view: GuardView) -> Outcome:
         detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
         applied = False if shadowed else _apply(proposal, outcome)
         if outcome.vector is not None:
-            view = replace(view, vector=outcome.vector)
+            view = replace(view, vector=sharded_like(outcome.vector, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
         outcome.actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
