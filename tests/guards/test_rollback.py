@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from guards.cases import Run, behaviors, lessons
 from riprap import Behavior, Monitor, Protocol, guards
-from riprap.evidence import Action, ConfigError, RiprapError
-from riprap.guards.checkpoint import Training
-from riprap.guards.ring import Ring
-from tiny import Classifier
+from riprap.evidence import Action, ConfigError
 
 quiet = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
 pytestmark = quiet
@@ -175,68 +171,6 @@ def test_the_generators_come_back_unless_that_is_not_wanted() -> None:
         assert same(seen[action.step], seen[0]) is kept
 
 
-def test_running_statistics_and_the_gradient_scaler_come_back() -> None:
-    model = Classifier()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    scaler.scale(torch.ones(()))
-    training = Training(model, optimizer, scaler=scaler)
-    kept, before = training.take(), copy.deepcopy(model.state_dict())
-    model.train()(torch.randn(9, 8)).sum().backward()
-    optimizer.step()
-    scaler.update(1.0)
-    assert not same(dict(before), dict(model.state_dict()))
-    training.put_back(kept)
-    assert same(dict(before), dict(model.state_dict()))
-    assert scaler.get_scale() == 4.0
-
-
-SCHEDULES = {
-    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
-    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 30),
-    "steps": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 9]),
-    "one_cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=40),
-    "sequence": lambda o: torch.optim.lr_scheduler.SequentialLR(
-        o,
-        [
-            torch.optim.lr_scheduler.ConstantLR(o, 0.5, 3),
-            torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
-        ],
-        [4],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "files"])
-def test_the_cut_lasts_under_a_schedule(kind: str, on_disk: bool, tmp_path: Path) -> None:
-    """After going back from step 8 to step 5 with cut ½: the rates from there, halved."""
-    plain, cut = ([nn.Parameter(torch.ones(3))] for _ in range(2))
-    rates = []
-    for parameters in (plain, cut):
-        optimizer = torch.optim.SGD(parameters, lr=0.3)
-        schedule = SCHEDULES[kind](optimizer)
-        training = Training(nn.Module(), optimizer, schedule)
-        found = []
-        for step in range(1, 21):
-            found.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            if parameters is cut and step == 5:
-                kept = training.take()
-                if on_disk:
-                    from riprap.record import load_state, save_state
-
-                    save_state(tmp_path / "one.safetensors", kept)
-                    kept = load_state(tmp_path / "one.safetensors")
-            if parameters is cut and step == 8:
-                training.put_back(kept)
-                training.slow_down(0.5)
-            schedule.step()
-        rates.append(found)
-    assert rates[1][:8] == rates[0][:8]
-    assert rates[1][8:] == pytest.approx([rate / 2 for rate in rates[0][5:17]])
-
-
 def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
     run = Run(guards.Rollback(every=3, at_most=1), rate=RATE)
     taken = 0
@@ -345,52 +279,3 @@ def test_a_schedule_that_is_not_given_is_refused() -> None:
     torch.optim.lr_scheduler.ExponentialLR(run.optimizer, 0.9)
     with pytest.raises(ConfigError, match=r"give Rollback\(schedule=\.\.\.\)"):
         run.go(lessons(1))
-
-
-def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    run = Run(guards.Rollback(folder=tmp_path / "file"))
-    with pytest.raises(RiprapError, match="cannot write"):
-        run.go(lessons(1))
-
-
-@pytest.mark.parametrize("torn", [[3], [2, 3]], ids=["the newest", "all"])
-def test_files_that_cannot_be_read_are_passed_over_and_said(
-    torn: list[int], tmp_path: Path
-) -> None:
-    run = Run(guards.Rollback(every=1, folder=tmp_path), rate=0.1)
-    weights = []
-    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
-        for ids, targets in lessons(3):
-            run.step(ids, targets)
-            weights.append(run.weights())
-        for step in torn:
-            (tmp_path / f"rollback-{step}.safetensors").write_bytes(b"torn")
-        run.step(*lessons(4)[3])
-        (action,) = run.monitor.actions
-    assert "checkpoint of step 3 could not be read" in action.detail
-    assert action.applied is (torn == [3])
-    assert same(run.weights(), weights[1]) is action.applied
-    assert action.applied or "no healthy checkpoint to go back to" in action.detail
-
-
-def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> None:
-    """A process that dies is taken up from its last state, which must find its files."""
-
-    def there() -> set[int]:
-        return {int(file.stem.split("-")[1]) for file in tmp_path.iterdir()}
-
-    ring = Ring(1, tmp_path, torch.device("cpu"))
-    for step in (1, 2):
-        ring.add(step, {"weights": torch.full((2,), float(step))})
-    assert there() == {2}
-    state = ring.state_dict()
-    for step in (3, 4):
-        ring.add(step, {"weights": torch.full((2,), float(step))})
-    assert there() == {2, 4}
-    again = Ring(1, tmp_path, torch.device("cpu"))
-    again.load_state_dict(state)
-    assert again.read(2)["weights"].tolist() == [2.0, 2.0]
-    ring.state_dict()
-    ring.add(5, {})
-    assert there() == {4, 5}
