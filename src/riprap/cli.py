@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from riprap.evidence import ConfigError, RiprapError
+from riprap.plain import plain
 
 app = typer.Typer(
     help="Watch a model while it is trained further; see what erodes before it breaks.",
@@ -41,7 +42,7 @@ def command(function: Callable[..., int]) -> Callable[..., None]:
         try:
             code = function(*args, **kwargs)
         except RiprapError as error:
-            text = Text.assemble(("error: ", "bold red"), str(error))
+            text = Text.assemble(("error: ", "bold red"), plain(str(error)))
             Console(stderr=True).print(text, soft_wrap=True)
             raise typer.Exit(1) from error
         raise typer.Exit(code)
@@ -55,7 +56,7 @@ def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
         typer.echo(json.dumps(result, indent=2, default=str))
     else:
         for line in lines:
-            typer.echo(line)
+            typer.echo(plain(line))
 
 
 @app.command()

@@ -83,8 +83,12 @@ def _sentence(problem: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {place!r}{hint}"
     if first["type"] == "missing":
         return f"key {place!r} is missing"
+    said = first["msg"].removeprefix("Value error, ")
+    named = f"{place!r}: {said}" if place else said
+    if first["type"] == "value_error" and isinstance(first.get("input"), dict):
+        return named  # said of several values together, which need no repeating
     got = repr(first.get("input"))
-    return f"{place!r}: {first['msg']}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
+    return f"{named}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
 
 
 def _known_keys(model: type[BaseModel]) -> set[str]:

@@ -113,11 +113,10 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
 
 
 def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:
-    """vector + factor · other, as new tensors in the vector's precision; of sharded ones this
-    rank's part."""
+    """vector + factor · other, as new tensors in the vector's precision, sharded as it is."""
     own = [local(part).detach() for part in vector]
     found = torch._foreach_add([_wide(p) for p in own], [local(p) for p in other], alpha=factor)
-    return [part.to(like.dtype) for part, like in zip(found, own, strict=True)]
+    return sharded_like([p.to(like.dtype) for p, like in zip(found, own, strict=True)], vector)
 
 
 def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
@@ -138,6 +137,11 @@ def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
         )
         for part, whole in zip(parts, like, strict=True)
     ]
+
+
+def wide(vector: Sequence[Tensor]) -> Vector:
+    """The vector in at least float32, detached; of sharded ones this rank's part."""
+    return [_wide(local(part).detach()) for part in vector]
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -303,9 +307,10 @@ class Stack:
         stack = cls({})
         stack.names, stack.norms = list(state["names"]), dict(state["norms"])
         stack._lay_out(like if stack.names else [])
-        found = [parts[0].shape[1] for parts in state["rows"]]
-        blocks = [-(-size // BLOCK) for size in stack._sizes]
-        if found not in (stack._sizes, blocks):
+        found = [[tuple(part.shape) for part in parts] for parts in state["rows"]]
+        plain = [[(len(stack.names), size)] for size in stack._sizes]
+        blocks = [(len(stack.names), -(-size // BLOCK)) for size in stack._sizes]
+        if found not in (plain, [[(*block, BLOCK), (*block, 1)] for block in blocks]):
             raise ValueError("the trained parameters have other shapes than those of the state")
         stack._rows = [
             [part.to(local(like[chunk.start]).device) for part in parts]

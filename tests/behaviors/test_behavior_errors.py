@@ -132,7 +132,7 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
     "opener below": (
         Bigram,
         lambda: Behavior.opening("b", CHAT, PROMPTS, [-1]),
-        "opener token -1 lies outside",
+        "opener 0 holds -1, which is no token id",
     ),
     "target outside": (
         Bigram,

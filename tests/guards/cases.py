@@ -18,14 +18,40 @@ from tiny import PlainLM
 MADE = torch.Generator().manual_seed(3)
 OLD = torch.randint(0, 20, (24, 5), generator=MADE)
 ANSWERS = torch.randint(0, 20, (24,), generator=MADE)
+A_BEFORE = torch.randn(4, 16, generator=MADE) / 4
 SILENT = {"name": "silent", "detectors": [{"kind": "forecast"}]}
 
 Case = Callable[[], Guard]
 CASES: dict[str, Case] = {
     "agem": lambda: guards.AGEM(refresh=1),
     "agem_of_losses": lambda: guards.AGEM(of="loss", refresh=1),
+    "gem": lambda: guards.GEM(refresh=1),
+    "pcgrad": lambda: guards.PCGrad(refresh=1),
+    "upgrad": lambda: guards.UPGrad(refresh=1),
+    "ogd": lambda: guards.OGD(directions=8),
+    "safegrad": lambda: guards.SafeGrad(refresh=2),
+    "gpm": lambda: guards.GPM(energy=0.9),
+    "two_sided_gpm": lambda: guards.TwoSidedGPM(energy=0.7),
+    "update_projection": lambda: guards.UpdateProjection(refresh=1),
     "l2_sp": lambda: guards.L2SP(0.5),
+    "replay": lambda: guards.Replay([(OLD, ANSWERS)], loss=old_loss),
+    "adaptive_replay": lambda: guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
+    "ewc": lambda: guards.EWC(strength=30.0),
+    "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),
+    "online_ewc": lambda: guards.OnlineEWC(strength=30.0, every=3),
+    "si": lambda: guards.SI(strength=1.0, refresh=1),
+    "mas": lambda: guards.MAS(strength=1e-4),
+    "kl": lambda: guards.KL(strength=1.0),
+    "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[i::3]} for i in range(3)]),
+    "constrained_tokens": lambda: guards.ConstrainedTokens(responses(3), strength=0.5),
+    "feature_anchor": lambda: guards.FeatureAnchor(strength=0.1, layer="blocks.1", reselect=3),
+    "o_lora": lambda: guards.OLoRA(earlier=[{"blocks.1.weight": A_BEFORE}]),
+    "lisa": lambda: guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=1, rho=0.5),
+    "freeze": lambda: guards.Freeze(["blocks.1"], embeddings=True),
+    "clip": lambda: guards.Clip(0.1),
+    "ema": lambda: guards.EMA(decay=0.7, every=2),
+    "penalty_then_clip": lambda: guards.Chain(guards.L2SP(0.5), guards.Clip(0.5)),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
     "rollback": lambda: guards.Rollback(every=2),
 }
@@ -53,6 +79,18 @@ def behaviors() -> list[Behavior]:
 
 def old_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return functional.cross_entropy(last(model, batch[0]), batch[1])
+
+
+def halves() -> list[tuple[Tensor, Tensor]]:
+    """The old answers as two protected batches."""
+    return [(OLD[rows], ANSWERS[rows]) for rows in (slice(0, 12), slice(12, 24))]
+
+
+def responses(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    """Protected batches: the last three tokens are the response to those before."""
+    labels = OLD.clone()
+    labels[:, :2] = -100
+    return list(zip(OLD.chunk(count), labels.chunk(count), strict=True))
 
 
 def start() -> nn.Module:

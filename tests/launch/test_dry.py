@@ -50,9 +50,12 @@ def test_what_training_breaks_does_not_come_into_the_cost(
     breaking = config(tmp_path, training={"learning_rate": 0.3}, data=rows)
     monitors: list[Monitor] = []
     measured = dry.measure
-    monkeypatch.setattr(
-        dry, "measure", lambda monitor, *rest: monitors.append(monitor) or measured(monitor, *rest)
-    )
+
+    def noted(monitor: Monitor, *rest: Any, **named: Any) -> Any:
+        monitors.append(monitor)
+        return measured(monitor, *rest, **named)
+
+    monkeypatch.setattr(dry, "measure", noted)
     dry.dry_run(breaking, quiet=True)
     assert monitors[0].broken() == {"never sorry": None}
     monkeypatch.setattr(dry, "SLOWLY", 1.0)

@@ -238,7 +238,7 @@ def test_a_state_that_is_none(tmp_path: Path) -> None:
 def test_a_state_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "state.safetensors"
     save_state(file, {"a": torch.ones(2), "b": [1, None, {"c": (2.5, "x")}]})
-    with pytest.raises(TypeError):
+    with pytest.raises(RecordError, match="object is not JSON serializable"):
         save_state(file, {"a": object()})
     back = load_state(file)
     assert back["b"] == [1, None, {"c": (2.5, "x")}]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import kinds
+from riprap.behaviors.ids import token_rows, token_targets
 from riprap.behaviors.margins import Margins
 from riprap.behaviors.outputs import TokenBatch
 from riprap.behaviors.prompts import Prompt, encode_continuations, encode_prompts, first_tokens
 from riprap.evidence import BehaviorError
+from riprap.plain import MOST, brief
 
 MarginFunction = Callable[[nn.Module, Any], Tensor | Margins]
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -39,7 +41,7 @@ class Behavior:
         start: called as `start(model, probes)` once before training.
 
     Raises:
-        BehaviorError: the name is empty, or the floor does not lie in (0, 1].
+        BehaviorError: the name is empty or too long, or the floor does not lie in (0, 1].
     """
 
     name: str
@@ -53,9 +55,14 @@ class Behavior:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise BehaviorError(f"a behaviour needs a name, got {self.name!r}")
-        if not 0 < self.floor <= 1:
+        if len(self.name) > MOST or any("\ud800" <= part <= "\udfff" for part in self.name):
             raise BehaviorError(
-                f"behaviour {self.name!r}: floor {self.floor} is not a score in (0, 1]"
+                f"behaviour {brief(self.name)!r}: a name has {MOST} characters at most, and no "
+                "half of a surrogate pair"
+            )
+        if not isinstance(self.floor, int | float) or not 0 < self.floor <= 1:
+            raise BehaviorError(
+                f"behaviour {self.name!r}: floor {self.floor!r} is not a score in (0, 1]"
             )
         if not callable(self.margins):
             raise BehaviorError(
@@ -71,17 +78,19 @@ class Behavior:
         """The same behaviour on some of its probes.
 
         Raises:
-            BehaviorError: no indices, or custom probes, which Riprap cannot take apart.
+            BehaviorError: no indices, or probes of one's own without `take(indices)`.
         """
         chosen = list(indices)
         if not chosen or not hasattr(self.probes, "take"):
             raise BehaviorError(
                 f"behaviour {self.name!r}: give at least one index, and probes of a kind that "
-                "Riprap built"
+                "Riprap built, or with a method take(indices)"
             )
         kind: Any = self.margins
-        kind = kind.take(chosen) if hasattr(kind, "take") else kind
         probes = self.probes.take(chosen)
+        if not hasattr(kind, "losses"):  # a function of one's own, of whatever probes it is given
+            return replace(self, probes=probes)
+        kind = kind.take(chosen) if hasattr(kind, "take") else kind
         return self._of_kind(self.name, kind, probes, self.floor, self.contrast)
 
     @classmethod
@@ -102,8 +111,8 @@ class Behavior:
         Raises:
             BehaviorError: no probes, or another number of targets.
         """
-        rows = [list(map(int, row)) for row in input_ids]
-        wanted = torch.as_tensor(targets).long()
+        with _named(name):
+            rows, wanted = token_rows(input_ids), token_targets(targets)
         if wanted.shape != (len(rows),):
             raise BehaviorError(
                 f"behaviour {name!r}: {len(rows)} probes and targets of shape "
@@ -169,7 +178,7 @@ class Behavior:
         if not keep or not lose:
             raise BehaviorError(f"behaviour {name!r}: both keep and lose need a continuation")
         with _named(name):
-            tails = encode_continuations(tokenizer, [*keep, *lose])
+            tails = [r for texts in (keep, lose) for r in encode_continuations(tokenizer, texts)]
             rows = encode_prompts(tokenizer, prompts)
         wanted = torch.tensor([[True] * len(keep) + [False] * len(lose)] * len(rows))
         probes = kinds.Options.build(rows, [tails] * len(rows), wanted)
@@ -209,7 +218,7 @@ class Behavior:
             )
         width = counts.pop()
         for index, answer in enumerate(answers):
-            if not 0 <= answer < width:
+            if type(answer) is not int or not 0 <= answer < width:
                 raise BehaviorError(
                     f"behaviour {name!r}: answer {answer} of probe {index} is no option's index"
                 )
@@ -245,7 +254,7 @@ class Behavior:
                 f"behaviour {name!r}: {len(prompts)} prompts and {len(texts)} texts; "
                 "give equally many"
             )
-        if tolerance <= 0:
+        if not 0 < tolerance < float("inf"):
             raise BehaviorError(f"behaviour {name!r}: tolerance {tolerance} must be above 0")
         with _named(name):
             rows = encode_prompts(tokenizer, prompts)

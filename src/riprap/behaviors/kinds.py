@@ -87,8 +87,15 @@ class Opening:
         return {"openers": list(self.openers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self.openers = list(state["openers"])
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it names no openers.
+        """
+        openers = list(state["openers"])
+        if not openers or not all(type(token) is int for token in openers):
+            raise ValueError("openers are token ids, one at least")
+        self.openers = openers
 
     def take(self, indices: list[int]) -> Opening:
         """The same for some of the probes, with openers of its own."""
@@ -256,14 +263,23 @@ class Likelihood:
         return {"reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        self.reference = state["reference"]
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it has no finite loss of each text.
+        """
+        found = state["reference"]
+        if not isinstance(found, Tensor) or found.ndim != 1 or not found.isfinite().all():
+            raise ValueError("the reference is a finite loss of each text, shape (n_probes,)")
+        self.reference = found
 
     def __call__(self, model: nn.Module, probes: Options) -> Tensor:
         """Nats per token left of the tolerance."""
         if self.reference is None:
             raise BehaviorError("a likelihood margin needs `start(model)` before it is read")
         losses = self.losses(model, probes)
+        if losses.shape != self.reference.shape:  # which might be broadcast
+            raise BehaviorError(f"{len(losses)} texts, and {len(self.reference)} reference losses")
         return self.tolerance - (losses - self.reference.to(losses.device))
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import prefixes
+from riprap.behaviors.ids import readable
 from riprap.distributed import sharded
 from riprap.evidence import BehaviorError
 
@@ -164,6 +165,13 @@ def last_logits(
         BehaviorError: probes of different lengths meet a model without `attention_mask`, or the
             logits have a shape that cannot be read.
     """
+    with readable(batch.input_ids):
+        return _last_logits(model, batch, keep, own, width)
+
+
+def _last_logits(
+    model: nn.Module, batch: TokenBatch, keep: int, own: Tensor | None, width: int
+) -> Tensor:
     takes = accepted_arguments(model)
     if not takes >= prefixes.NEEDED or model.training or _compiled(model) or sharded(model):
         return _whole_rows(model, batch, keep, takes)

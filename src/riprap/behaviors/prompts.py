@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from jinja2 import TemplateError
+
+from riprap.behaviors.ids import token_rows
 from riprap.evidence import BehaviorError
 
 Prompt = str | list[dict[str, str]]  # a user's request, or a conversation that ends with it
@@ -21,7 +25,27 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]
     """
     if not prompts:
         raise BehaviorError("no prompts: give at least one")
-    return [_encode(tokenizer, prompt, index) for index, prompt in enumerate(prompts)]
+    _refuse_text(prompts, "prompts")
+    rows = []
+    for index, prompt in enumerate(prompts):
+        with _encoding(f"prompt {index}"):
+            rows.append(_encode(tokenizer, prompt, index))
+    return rows
+
+
+def _refuse_text(texts: Any, what: str) -> None:
+    """One text in place of a list would be taken letter by letter."""
+    if isinstance(texts, str):
+        raise BehaviorError(f"{what} are a list of texts, and not one text: give [{texts[:40]!r}]")
+
+
+@contextmanager
+def _encoding(what: str) -> Iterator[None]:
+    """Tokenizers and chat templates trip over odd text in many ways, and never say over which."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        raise BehaviorError(f"{what} cannot be encoded: {error}") from error
 
 
 def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
@@ -47,7 +71,11 @@ def encode_continuations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]
     Raises:
         BehaviorError: a continuation is empty.
     """
-    rows = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    _refuse_text(texts, "continuations")
+    rows = []
+    for text in texts:
+        with _encoding(f"continuation {text!r}"):
+            rows.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise BehaviorError(f"continuation {text!r} has no token: give some text")
@@ -62,6 +90,7 @@ def first_tokens(tokenizer: Any, openers: Sequence[str | int]) -> list[int]:
     """
     if not openers:
         raise BehaviorError("no openers: name at least one text with which the behaviour begins")
+    _refuse_text(openers, "openers")
     texts = [opener for opener in openers if isinstance(opener, str)]
-    ids = [opener for opener in openers if not isinstance(opener, str)]
-    return sorted({row[0] for row in encode_continuations(tokenizer, texts)} | set(ids))
+    ids = token_rows([[o] for o in openers if not isinstance(o, str)], "opener")
+    return sorted({row[0] for row in [*encode_continuations(tokenizer, texts), *ids]})

@@ -31,7 +31,7 @@ def null_tracks(runs: Sequence[str | Path]) -> list[Track]:
     tracks = []
     for run in runs:
         with Reader(run) as reader:
-            facts, readings = reader.meta()["behaviors"], reader.readings()
+            facts, readings = reader.behaviors(), reader.readings()
             for fact in facts:
                 name, floor = fact["name"], fact["floor"]
                 margins = reader.margins(name)

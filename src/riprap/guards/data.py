@@ -110,29 +110,54 @@ class Protected:
 
 
 @dataclass
-class FromBatches(Guard):
-    """A guard that reads protected batches; what is next is part of its state.
+class Cycling(Guard):
+    """A guard whose state says which protected batch is next.
+
+    Attributes:
+        protected: the batches; None where it reads none.
+    """
+
+    protected: Protected | None = field(default=None, init=False, repr=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, and which batch is next."""
+        batches = None if self.protected is None else self.protected.state_dict()
+        return {**super().state_dict(), "batches": batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        super().load_state_dict(state)
+        if self.protected is not None:
+            self.protected.load_state_dict(state["batches"])
+
+
+@dataclass
+class OfBatches(Cycling):
+    """A guard that reads protected batches in a way of its own.
 
     Args:
         batches: gone through in their order, again and again; see `Protected`.
-        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`.
 
     Raises:
         ConfigError: there is no batch.
     """
 
     batches: Sequence[Any]
-    loss: Loss | None = None
     protected: Protected = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.protected = Protected(self.name, self.batches)
+
+
+@dataclass
+class FromBatches(OfBatches):
+    """A guard that reads protected batches by a loss.
+
+    Args:
+        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`.
+    """
+
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
         self.protected = Protected(self.name, self.batches, self.loss)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers, and which batch is next."""
-        return {**super().state_dict(), "batches": self.protected.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        super().load_state_dict(state)
-        self.protected.load_state_dict(state["batches"])

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from riprap.distributed import everywhere
-from riprap.evidence import ConfigError, RecordError
+from riprap.evidence import RecordError
 from riprap.guards.checkpoint import Checkpoint
 from riprap.record import load_state, save_state
 
@@ -37,8 +37,8 @@ class Ring:
         """Keep one more, and let go of the oldest; a file is there as a whole or not at all.
 
         Raises:
-            RecordError: the file cannot be written, here or on another rank.
-            ConfigError: it holds what is neither a plain value nor a tensor.
+            RecordError: the file cannot be written, here or on another rank, or it holds what is
+                neither a plain value nor a tensor: keep it in memory then.
         """
         if self.folder is None:
             self._kept[step] = checkpoint
@@ -68,11 +68,6 @@ class Ring:
         failure: Exception | None = None
         try:
             save_state(self._file(step), checkpoint)
-        except TypeError as error:
-            failure = ConfigError(
-                f"guard rollback: a state of the optimizer, schedule or scaler cannot be written "
-                f"to a file ({error}): leave folder= out, and it is kept in memory"
-            )
         except RecordError as error:
             failure = error
         if not everywhere(failure is None, self._device):

@@ -86,7 +86,15 @@ def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.
 
 
 @torch.no_grad()
-def put_update(parameters: Sequence[Tensor], before: Vector, update: Vector) -> None:
-    """Move the parameters to where `update` leads from `before`."""
-    for parameter, start, part in zip(parameters, before, update, strict=True):
-        local(parameter).copy_(local(start) + local(part))
+def put_update(
+    parameters: Sequence[Tensor], before: Vector, update: Vector, applied: Vector
+) -> None:
+    """Move the parameters to where `update` leads from `before`.
+
+    Args:
+        applied: what the optimizer did. Where `update` holds the very same tensor the parameter is
+            left as it is: before + (after − before) would round.
+    """
+    for parameter, start, part, own in zip(parameters, before, update, applied, strict=True):
+        if part is not own:
+            local(parameter).copy_(local(start) + local(part))

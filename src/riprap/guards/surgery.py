@@ -6,7 +6,7 @@ A surgery is a pure function of small arrays; what it decides is applied here, o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -30,11 +30,13 @@ class Conflict:
         products: ⟨g, p_b⟩, shape (n,).
         gram: ⟨p_a, p_b⟩, shape (n, n).
         square: ‖g‖².
+        step: number of the step, for what is drawn at random.
     """
 
     products: np.ndarray
     gram: np.ndarray
     square: float
+    step: int = 0
 
     @property
     def conflicting(self) -> np.ndarray:
@@ -47,6 +49,16 @@ class Conflict:
         """⟨scale·g + Σ w_b p_b, p_a⟩ for each a, shape (n,)."""
         found: np.ndarray = scale * self.products + self.gram @ weights
         return found
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """‖g‖/‖p_b‖, shape (n,); 0 where p_b is 0."""
+        squares = np.diag(self.gram)
+        return np.sqrt(np.divide(self.square, squares, np.zeros(len(squares)), where=squares > 0))
+
+    def scaled(self, by: np.ndarray) -> Conflict:
+        """The same with every p_b multiplied by its factor; shape (n,)."""
+        return replace(self, products=by * self.products, gram=np.outer(by, by) * self.gram)
 
 
 @dataclass
@@ -118,7 +130,7 @@ class Surgery(Guard):
         index = [stack.names.index(name) for name in present]
         gram = stack.gram().double().cpu().numpy()[np.ix_(index, index)]
         products = turn * np.array([every[name] for name in present])
-        conflict = Conflict(products, gram, joined.norm() ** 2)
+        conflict = Conflict(products, gram, joined.norm() ** 2, view.step)
         before = dict(zip(present, products.tolist(), strict=True))
         if not np.isfinite(products).all():
             return Proposal(detail="the step or a protected gradient is not finite", before=before)
@@ -133,3 +145,29 @@ class Surgery(Guard):
         vector = stack.plus(step, dict(zip(present, (turn * weights).tolist(), strict=True)))
         after = dict(zip(present, conflict.after(scale, weights).tolist(), strict=True))
         return Proposal(vector, detail, before, after)
+
+
+@dataclass
+class Scaled(Surgery):
+    """A surgery whose result depends on how long the p_b are, not on their directions alone.
+
+    A margin's gradient is not of the scale of a task's loss, and a trainer that clips has done so
+    before the hook, to the task gradient only. So each p_b is first brought to the length of g.
+
+    Args:
+        scaled: do so; False: take the p_b as they are, as the papers do with gradients of losses.
+    """
+
+    scaled: bool = True
+
+    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """As `decide`, in the scale that was asked for."""
+        raise NotImplementedError
+
+    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """Scale of g and weights of the p_b as they came."""
+        if not self.scaled:
+            return self.combine(conflict)
+        by = conflict.lengths
+        scale, weights = self.combine(conflict.scaled(by))
+        return scale, weights * by

@@ -1,4 +1,4 @@
-"""Building what a configuration names: model, rows, behaviours. Every refusal comes from here."""
+"""Building what a configuration names: rows and behaviours. Every refusal comes from here."""
 
 from __future__ import annotations
 
@@ -9,42 +9,17 @@ from typing import Any
 
 import datasets
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from riprap import probing
 from riprap.behaviors import Behavior, packs
 from riprap.behaviors.outputs import TokenBatch
 from riprap.detectors import Protocol
 from riprap.evidence import ConfigError
-from riprap.integrations import smollm2
 from riprap.launch.config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.launch.models import SHOWN
+from riprap.launch.models import load_model as load_model
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_model(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder, a hub id, or `smollm2`.
-
-    Raises:
-        ConfigError: nothing can be loaded by that name.
-    """
-    folder = smollm2.ensure() if name == "smollm2" else Path(name).expanduser()
-    source = str(folder) if folder.exists() else name
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        hint = (
-            "; make it with `riprap study smollm2 --prepare`" if folder == smollm2.REFUSING else ""
-        )
-        raise ConfigError(f"model {name!r}: no such folder{hint}")
-    try:
-        # Never a pickle, and never code that came with the weights.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="float32", use_safetensors=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"model {name!r} cannot be loaded: {first}") from error
-    return model, tokenizer
 
 
 def load_rows(config: DataConfig) -> datasets.Dataset:
@@ -81,17 +56,21 @@ def fingerprint(rows: datasets.Dataset) -> str:
 
 
 def _raw_rows(config: DataConfig) -> datasets.Dataset:
-    file = Path(config.path).expanduser()
-    kind = _FORMATS.get(file.suffix)
-    if kind is not None and not file.is_file():
-        raise ConfigError(f"data {config.path!r}: no such file")
+    shown = config.path[:SHOWN]
     try:
+        file = Path(config.path).expanduser()
+        kind = _FORMATS.get(file.suffix)
+        if kind is not None and not file.is_file():
+            raise ConfigError(f"data {shown!r}: no such file")
         if kind is not None:
             return datasets.load_dataset(kind, data_files=str(file), split="train")
         return datasets.load_dataset(config.path, split=config.split)
-    except (OSError, ValueError) as error:  # includes datasets' own errors and no network
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"data {config.path!r} cannot be loaded: {first}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        cause = error.__cause__ or error  # of "an error occurred while generating the dataset"
+        first = (str(cause).strip().splitlines() or ["it is empty"])[0][:SHOWN]
+        raise ConfigError(f"data {shown!r} cannot be loaded: {first}") from error
 
 
 def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
@@ -103,6 +82,10 @@ def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
             raise ConfigError(
                 f"data {config.path!r} has no field {path!r}; a row has {', '.join(row)}"
             ) from error
+    if not isinstance(value, str | int | float):  # "None" would be learned as a word
+        raise ConfigError(
+            f"data {config.path!r}: field {path!r} of a row is {type(value).__name__}, and no text"
+        )
     return str(value)
 
 
@@ -165,8 +148,9 @@ def _prompt_lines(own: BehaviorConfig) -> list[str]:
     assert own.prompts is not None
     try:
         text = own.prompts.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"behaviour {own.name!r}: cannot read {own.prompts}: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # no such user; no UTF-8, NUL in the path
+        shown = f"cannot read {str(own.prompts)[:SHOWN]!r}: {str(error)[:SHOWN]}"
+        raise ConfigError(f"behaviour {own.name!r}: {shown}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ConfigError(f"behaviour {own.name!r} has no probes: {own.prompts} is empty")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+from numbers import Integral
 
 from riprap.behaviors import Behavior
 from riprap.detectors.track import Track, score
 from riprap.evidence import ConfigError
+from riprap.plain import brief
 from riprap.tensors import KEPT
 
 
@@ -16,13 +19,16 @@ def check_arguments(behaviors: Sequence[Behavior], every: int, kept: str) -> Non
     Raises:
         ConfigError: no behaviours, two of one name, `every` under 1, or no such `kept`.
     """
-    names = [behavior.name for behavior in behaviors]
+    if isinstance(behaviors, Behavior) or not all(isinstance(b, Behavior) for b in behaviors):
+        raise ConfigError("nothing to watch: give the monitor a list of behaviours")
+    # As they will be shown: nobody could tell apart what differs in how its accents are coded.
+    names = [brief(unicodedata.normalize("NFC", behavior.name)) for behavior in behaviors]
     twice = {name for name in names if names.count(name) > 1}
     if not names:
         raise ConfigError("nothing to watch: give the monitor at least one behaviour")
     if twice:
         raise ConfigError(f"two behaviours are called {twice.pop()!r}: names must be unique")
-    if every < 1:
+    if not isinstance(every, Integral) or every < 1:
         raise ConfigError(f"every={every}: the probes are visited every 1 step or more")
     if kept not in KEPT:
         raise ConfigError(f"kept={kept!r}: choose one of {', '.join(KEPT)}")

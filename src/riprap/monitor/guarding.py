@@ -11,6 +11,7 @@ from riprap.evidence import Action, Alert, ConfigError
 from riprap.guards import Guard, GuardView
 from riprap.guards.runner import Outcome, put_gradient, put_update, run
 from riprap.monitor.judge import Judge
+from riprap.monitor.state import fitting
 from riprap.monitor.visits import Visitor
 from riprap.tensors import Vector
 
@@ -77,7 +78,7 @@ class Guarding:
         self.step += 1
         outcome = run(self.guard, "update", self._view(self.step, vector, before))
         if outcome.vector is not None:
-            put_update(self._visitor.parameters, before, outcome.vector)
+            put_update(self._visitor.parameters, before, outcome.vector, vector)
         self._note(outcome)
         return vector if outcome.vector is None else outcome.vector
 
@@ -118,7 +119,7 @@ class Guarding:
         """Take over what `state_dict` gave.
 
         Raises:
-            ConfigError: the state is of another guard, or of a run without one.
+            ConfigError: the state is of another guard, of a run without one, or does not fit.
         """
         name = None if saved is None else saved["guard"]
         if saved is None or name != self.guard.name:
@@ -126,7 +127,8 @@ class Guarding:
                 f"the monitor's state is of a run under the guard {name!r}, and this one is "
                 f"{self.guard.name!r}: resume with the guard it had"
             )
-        self.guard.load_state_dict(saved["state"])
+        with fitting(f"guard {name!r}"):
+            self.guard.load_state_dict(saved["state"])
 
     def _view(
         self, step: int, vector: Vector | None = None, before: Vector | None = None

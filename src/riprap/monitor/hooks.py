@@ -12,23 +12,40 @@ from torch import Tensor, nn
 from riprap.evidence import ConfigError
 from riprap.tensors import Vector, clone, copy_into, subtract
 
+WRAPPERS = 5  # more than anybody puts around an optimizer
+
 
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer inside wrappers such as Accelerate's.
 
     Raises:
-        ConfigError: it is not a `torch.optim.Optimizer`, or wraps something else (DeepSpeed's
-            engine, which steps by itself).
+        ConfigError: it is not a `torch.optim.Optimizer`, or is one of DeepSpeed's.
     """
+    _refuse_deepspeed(optimizer)
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
         optimizer = optimizer.optimizer
-    inner = getattr(optimizer, "optimizer", None)
-    if inner is not None or not isinstance(optimizer, torch.optim.Optimizer):
-        what = type(optimizer if inner is None else inner).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
-            f"cannot watch a {what}: give the torch.optim.Optimizer whose step() trains the model"
+            f"cannot watch a {type(optimizer).__name__}: give the torch.optim.Optimizer whose "
+            "step() trains the model"
         )
     return optimizer
+
+
+def _refuse_deepspeed(thing: Any) -> None:
+    """Refuse an engine or optimizer of DeepSpeed's, also under wrappers.
+
+    The engine steps a flat copy of the parameters by itself: a hook on what looks like a torch
+    optimizer, inside it or (Accelerate's wrapper) around it, would never be called, or see nothing.
+    """
+    for _ in range(WRAPPERS):
+        if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(thing).__mro__):
+            raise ConfigError(
+                f"cannot watch a {type(thing).__name__}: DeepSpeed steps inside its own engine, "
+                "where no hook sees it; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
+                "read margins between steps by riprap.probing.look(behavior, engine.module)"
+            )
+        thing = getattr(thing, "optimizer", None)
 
 
 def trained_parameters(
@@ -40,8 +57,9 @@ def trained_parameters(
         within: names of modules; their parameters only. Empty: all.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or the model is a DeepSpeed engine.
     """
+    _refuse_deepspeed(model)
     own = {
         id(parameter)
         for name, parameter in model.named_parameters()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.evidence import ConfigError
+from riprap.monitor.shape import Shape
 from riprap.monitor.visits import Visitor
 from riprap.signals import Signal
 
@@ -29,7 +31,8 @@ def check(state: dict[str, Any], **mine: Any) -> None:
     if not isinstance(state, dict) or "format" not in state:
         raise ConfigError("this is not a monitor's state: give what Monitor.state_dict() gave")
     if state["format"] != FORMAT:
-        raise ConfigError(f"the state has format {state['format']}; this Riprap reads {FORMAT}")
+        raise ConfigError(f"the state has format {state['format']!r}; this Riprap reads {FORMAT}")
+    Shape.parse(state, "the monitor's state")
     for what, own in mine.items():
         if state[what] != own:
             raise ConfigError(
@@ -53,7 +56,8 @@ def load_behaviors(visitor: Visitor, states: dict[str, Any]) -> None:
         state = states[behavior.name]
         take = getattr(behavior.margins, "load_state_dict", None)
         if state is not None and take is not None:
-            take(state)
+            with fitting(f"behaviour {behavior.name!r}"):
+                take(state)
         elif behavior.start is not None:
             warnings.warn(
                 f"riprap: behaviour {behavior.name!r} fixes something at the start, but its "
@@ -73,8 +77,25 @@ def load_signals(
 ) -> None:
     """Give signals back what they compare later readings with, on the model's device."""
     for signal in signals:
-        moved = _moved(states[signal.name], parameters[0].device)
-        signal.load_state_dict(moved, parameters)
+        with fitting(f"signal {signal.name!r}"):
+            moved = _moved(states[signal.name], parameters[0].device)
+            signal.load_state_dict(moved, parameters)
+
+
+@contextmanager
+def fitting(whose: str) -> Iterator[None]:
+    """A state that its owner cannot take is refused, whatever the owner trips over.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the monitor's state does not fit {whose} ({type(error).__name__}: {error}): begin "
+            "anew without it, with a new monitor"
+        ) from error
 
 
 def _moved(value: Any, device: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.evidence import BehaviorError, ConfigError
+from riprap.plain import plain
 from riprap.signals import Held, VisitView
 from riprap.tensors import Stack
 
@@ -65,7 +66,7 @@ class Visitor:
             try:
                 looks |= probing.look_together(group, self.model, parameters, self._layers)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                text = f"{type(error).__name__}: {error}"
+                text = plain(f"{type(error).__name__}: {error}")
                 self.failures |= {behavior.name: text for behavior in group}
         return self._view(step, looks, refresh)
 

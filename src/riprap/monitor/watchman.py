@@ -11,6 +11,7 @@ from riprap.monitor.guarding import Guarding
 from riprap.monitor.judge import Judge, no_margin
 from riprap.monitor.ledger import Ledger
 from riprap.monitor.visits import Visitor
+from riprap.plain import plain
 from riprap.signals import Signal, StepView, VisitView
 from riprap.tensors import Vector
 
@@ -72,7 +73,7 @@ class Watchman:
 
     def failed(self, error: Exception, what: str = "monitor", step: int | None = None) -> None:
         """Note that the observer itself failed; training goes on."""
-        at, text = self.step if step is None else step, f"{type(error).__name__}: {error}"
+        at, text = self.step if step is None else step, plain(f"{type(error).__name__}: {error}")
         warnings.warn(f"riprap: {what} failed at step {at}: {text}", stacklevel=2)
         failure = Reading(at, RUN, what, state=EvidenceState.ERROR, detail=text)
         self.ledger.readings([failure])

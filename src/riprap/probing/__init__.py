@@ -1,6 +1,8 @@
 """Passes over probes that leave no trace on training."""
 
+from riprap.probing.answers import answers
 from riprap.probing.layers import find_layer, layer_names
+from riprap.probing.linears import LinearLayer, Moments, layer_moments, linear_layers
 from riprap.probing.passes import (
     Look,
     checked,
@@ -17,13 +19,18 @@ from riprap.probing.singles import fisher_diagonal, margin_gradients
 from riprap.probing.traces import no_trace
 
 __all__ = [
+    "LinearLayer",
     "Look",
+    "Moments",
+    "answers",
     "checked",
     "find_layer",
     "fisher_diagonal",
     "gradient_at",
     "gradient_of",
+    "layer_moments",
     "layer_names",
+    "linear_layers",
     "look",
     "look_together",
     "loss_gradient",

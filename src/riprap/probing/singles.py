@@ -13,31 +13,45 @@ from riprap.distributed import sharded
 from riprap.evidence import BehaviorError
 from riprap.probing.passes import gradient_of, measure
 from riprap.probing.traces import no_trace
-from riprap.tensors import Vector
+from riprap.tensors import Vector, wide
 
 
 def fisher_diagonal(
-    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor]
+    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor], of: str = "loss"
 ) -> Vector | None:
     """Diagonal empirical Fisher: mean over probes of the squared gradient of each one's loss.
 
-    One backward pass a probe. None for a behaviour without losses.
+    One backward pass a probe; in at least float32. None for a behaviour without losses.
+
+    Args:
+        of: "loss", or "margin": the same of the margins, which are not flat where the model is
+            sure of itself.
 
     Raises:
         BehaviorError: the model is sharded over ranks.
     """
-    if behavior.losses is None:
+    if of == "loss" and behavior.losses is None:
         return None
     _refuse_shards(model, "the Fisher diagonal")
     with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
-        losses = behavior.losses(model, behavior.probes)
-        total = [torch.zeros_like(parameter) for parameter in parameters]
+        losses = _values(behavior, model, of)
+        if not losses.requires_grad:
+            return None
+        # In half precision a mean over many probes would stand still after some hundreds.
+        total = [torch.zeros_like(part) for part in wide(parameters)]
         for loss in losses:
             single = gradient_of(loss, parameters, keep_graph=True)
             if single is None:
                 return None
+            single = wide(single)
             torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
         return total
+
+
+def _values(behavior: Behavior, model: nn.Module, of: str) -> Tensor:
+    if of == "loss" and behavior.losses is not None:
+        return behavior.losses(model, behavior.probes)
+    return measure(behavior, model).values
 
 
 def margin_gradients(

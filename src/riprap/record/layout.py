@@ -62,8 +62,12 @@ def locate(path: str | Path) -> Path:
         RecordError: there is no record.
     """
     file = Path(path)
-    file = file / FILE_NAME if file.is_dir() else file
-    if not file.is_file():
+    try:
+        file = file / FILE_NAME if file.is_dir() else file
+        found = file.is_file()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise RecordError(f"cannot look for a record at {path}: {error.strerror}") from error
+    if not found:
         raise RecordError(f"no record at {path}: expected a run's folder with {FILE_NAME} in it")
     return file
 

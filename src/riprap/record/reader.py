@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ _STANDS = (
     " AND NOT EXISTS (SELECT 1 FROM superseded s "
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
+
+FLOOR = 0.90  # of a behaviour whose record does not name one
 
 
 class Reader:
@@ -90,35 +94,61 @@ class Reader:
         query = f"SELECT {columns} FROM {table} WHERE {where}{stands} ORDER BY {table}.id"
         return self._rows(query, *values)
 
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What was written otherwise than by a `Writer` is refused, whatever it is."""
+        try:
+            yield
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise RecordError(f"{self.path} is damaged: {error}") from error
+
     def meta(self) -> dict[str, Any]:
         """Facts about the run; `ended` only if it has not gone on since."""
-        facts = self._rows("SELECT key, value FROM meta")
-        known = {key: json.loads(value) for key, value in facts}
-        events = self.events()
-        return known | (events[-1]["facts"] if events and events[-1]["kind"] == "ended" else {})
+        facts, events = self._rows("SELECT key, value FROM meta"), self.events()
+        with self._whole():
+            known = {str(key): json.loads(value) for key, value in facts}
+            ended = events and events[-1]["kind"] == "ended"
+            return known | (events[-1]["facts"] if ended else {})
+
+    def behaviors(self) -> list[dict[str, Any]]:
+        """What was watched: name, floor and whatever else is written of each; empty if nothing."""
+        with self._whole():
+            found = [{"floor": FLOOR} | facts for facts in self.meta().get("behaviors") or []]
+            for facts in found:
+                if not isinstance(facts["name"], str) or not 0 < facts["floor"] <= 1:
+                    raise ValueError(f"it names a behaviour {facts}")
+        return found
 
     def events(self) -> list[dict[str, Any]]:
         """When the run ended, and was taken up again: step, kind (`ended`, `resumed`), facts."""
         if self._version == "1":
             return []
         rows = self._rows("SELECT step, kind, facts FROM events ORDER BY id")
-        return [{"step": s, "kind": kind, "facts": json.loads(facts)} for s, kind, facts in rows]
+        with self._whole():
+            return [{"step": s, "kind": k, "facts": json.loads(facts)} for s, k, facts in rows]
 
     def readings(self) -> list[Reading]:
         """All readings, in the order they were made."""
-        return [reading_of(row) for row in self._log(READING_COLUMNS, "readings")]
+        rows = self._log(READING_COLUMNS, "readings")
+        with self._whole():
+            return [reading_of(row) for row in rows]
 
     def margins(self, behavior: str) -> dict[int, np.ndarray]:
         """Margins of all probes by step, each of shape (n_probes,)."""
         rows = self._log("step, margins", "margins", "behavior = ?", behavior)
-        return {step: np.frombuffer(blob, dtype="<f4") for step, blob in rows}
+        with self._whole():
+            return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
     def alerts(self) -> list[Alert]:
         """All alerts, in the order they were raised."""
-        return [alert_of(row) for row in self._log(ALERT_COLUMNS, "alerts")]
+        rows = self._log(ALERT_COLUMNS, "alerts")
+        with self._whole():
+            return [alert_of(row) for row in rows]
 
     def actions(self) -> list[Action]:
         """What guards did, in the order they did it."""
         if self._version == "1":
             return []
-        return [action_of(row) for row in self._log(ACTION_COLUMNS, "actions")]
+        rows = self._log(ACTION_COLUMNS, "actions")
+        with self._whole():
+            return [action_of(row) for row in rows]

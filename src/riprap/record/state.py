@@ -13,6 +13,7 @@ from torch import Tensor
 
 from riprap.evidence import RecordError
 
+_UNFIT = (LookupError, RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
@@ -20,19 +21,19 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write a state, such as `Monitor.state_dict()`; all of it or nothing.
 
     Raises:
-        RecordError: the file cannot be written.
+        RecordError: the file cannot be written, or the state holds something else than plain
+            values and dense tensors.
     """
-    file = Path(path)
+    file, partial = Path(path), Path(f"{path}.partial")
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_split(state, tensors))
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    partial = file.with_name(file.name + ".partial")
     try:
+        text = json.dumps(_split(state, tensors))
+        own = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(own, partial, metadata={"riprap": text})
         partial.replace(file)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
+    except (OSError, SafetensorError, *_UNFIT) as error:
+        with suppress(OSError, ValueError):
             partial.unlink()
         raise RecordError(f"cannot write the monitor's state to {file}: {error}") from error
 
@@ -48,11 +49,11 @@ def load_state(path: str | Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("riprap")
             # Clones lie in aligned memory: sums come out to the last bit as they would have.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        found = None if text is None else _joined(json.loads(text), tensors)
+    except (OSError, SafetensorError, *_UNFIT) as error:
         raise RecordError(f"cannot read a monitor's state from {path}: {error}") from error
-    if text is None:
+    if not isinstance(found, dict):
         raise RecordError(f"{path} does not hold a monitor's state")
-    found: dict[str, Any] = _joined(json.loads(text), tensors)
     return found
 
 

@@ -60,7 +60,8 @@ class Writer:
                 timeout=BUSY_SECONDS,
             )
             self._create()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, RecursionError, TypeError, ValueError) as error:
+            # Beside what the disk says: NUL in the path, and facts that are no JSON.
             raise RecordError(f"cannot write a record at {self.path}: {error}") from error
 
     def _create(self) -> None:
@@ -222,6 +223,8 @@ def vacant(folder: str | Path) -> None:
 
 def _check(path: Path, resume: bool) -> None:
     """Whether a record that is there already may be gone on with."""
+    if path.is_symlink():
+        raise RecordError(f"{path} is a link to another file: name another run")
     if not path.exists():
         return
     with closing(sqlite3.connect(address(path, brief=True), uri=True)) as file:

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 
 from riprap.evidence import ConfigError
+from riprap.plain import brief
 from riprap.record import Writer
 from riprap.report import panels, rows, style
 from riprap.report.bundle import document
@@ -46,7 +47,7 @@ def lanes(source: Run | str | Path | Writer, width: int = WIDTH) -> alt.VConcatC
     run = source if isinstance(source, Run) else load(source)
     if not run.behaviors:
         return finish(alt.vconcat(_nothing(width)), run)
-    title = alt.TitleParams(run.title, subtitle=list(LEGEND), fontSize=17)
+    title = alt.TitleParams(brief(run.title), subtitle=list(LEGEND), fontSize=17)
     charts = [
         lane(run, watched, width).properties(title=_headline(run, watched))
         for watched in run.behaviors

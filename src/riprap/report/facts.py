@@ -62,7 +62,7 @@ def behaviour_facts(run: Run, watched: Watched) -> str:
         values = list(run.of(watched.name, signal).values())
         if values:
             facts.append(f"{name} {text(values[0])} → {text(values[-1])}")
-    probes = watched.n_probes or max(
+    probes = max(
         (len(margins) for margins in run.margins.get(watched.name, {}).values()), default=0
     )
     if probes:

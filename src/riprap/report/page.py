@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from riprap.evidence import Alert
+from riprap.evidence import Alert, ConfigError
 from riprap.record import Writer
 from riprap.report import charts, facts, rows, style, words
 from riprap.report.bundle import embedded, library
@@ -33,12 +33,17 @@ def write_page(run: str | Path | Writer, path: str | Path) -> Path:
 
     Raises:
         RecordError: no record there, or not one that can be read.
+        ConfigError: the page cannot be written there.
     """
-    loaded = load(run)
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    template = _TEMPLATES.get_template("page.html")
-    file.write_text(template.render(_context(loaded)), encoding="utf-8")
+    loaded, file = load(run), Path(path)
+    page = _TEMPLATES.get_template("page.html").render(_context(loaded))
+    try:
+        if file.is_symlink():  # a run's folder may be somebody else's, and its links his
+            raise ConfigError(f"{file} is a link to another file: name a place for the report")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write the report to {file}: {error}") from error
     return file
 
 

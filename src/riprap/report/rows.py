@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from riprap.evidence import Alert, Forecast
+from riprap.plain import brief
 from riprap.report import style, words
 from riprap.report.run import Run, Series, Watched
 
@@ -54,8 +55,9 @@ def margin_rows(run: Run, watched: Watched) -> list[Row]:
     rows = []
     for step, mean in run.of(watched.name, "margin").items():
         row: Row = {"step": step, "mean": short(mean)}
-        if step in probes and len(probes[step]):
-            bounds = np.quantile(probes[step].astype(float), [LOW, HIGH])
+        own = probes.get(step)
+        if own is not None and len(own) and np.isfinite(own).all():
+            bounds = np.quantile(own.astype(float), [LOW, HIGH])
             row |= {"p10": short(bounds[0]), "p90": short(bounds[1])}
         if step in low:
             row["low"] = short(low[step])
@@ -186,7 +188,7 @@ def alert_rows(alerts: Iterable[Alert]) -> list[Row]:
             "level": str(alert.level),
             "colour": style.LEVELS[alert.level],
             "detector": alert.detector,
-            "message": alert.message,
+            "message": brief(alert.message, 500),
             "forecast": words.forecast(alert.forecast),
         }
         for alert in alerts

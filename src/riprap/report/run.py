@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from riprap.evidence import RUN, Alert, EvidenceState, Forecast, Level, Reading
+from riprap.plain import brief, plain, plain_values
 from riprap.record import FILE_NAME, Reader, Writer
+from riprap.record.reader import FLOOR
 
-DEFAULT_FLOOR = 0.90  # of a behaviour whose record does not name one
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
+SIGNAL = 500  # characters of a signal's name, which may hold the names of two behaviours
 
 Series = dict[int, float]  # a measured value by step
 
@@ -25,13 +27,11 @@ class Watched:
 
     Attributes:
         floor: the score under which it is broken.
-        n_probes: None where the record does not say.
         unit: of its margins.
     """
 
     name: str
-    floor: float = DEFAULT_FLOOR
-    n_probes: int | None = None
+    floor: float = FLOOR
     unit: str = ""
 
 
@@ -111,42 +111,53 @@ class Run:
 
 
 def load(source: str | Path | Writer) -> Run:
-    """Read the whole record.
+    """Read the whole record, with its texts made harmless to show.
 
     Raises:
         RecordError: no record there, or not one that can be read.
     """
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
-        behaviors = _behaviors(meta, readings)
-        margins = {watched.name: reader.margins(watched.name) for watched in behaviors}
-    series: dict[tuple[str, str, str], Series] = defaultdict(dict)
+        behaviors = _behaviors(reader.behaviors(), readings)
+        margins = {brief(watched.name): reader.margins(watched.name) for watched in behaviors}
+    raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
     for reading in readings:
         if reading.value is not None:
-            series[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
+            raw[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
     return Run(
-        name=_name(source),
-        meta=meta,
-        behaviors=behaviors,
-        alerts=alerts,
+        name=brief(_name(source)),
+        meta=plain_values(meta),
+        behaviors=[
+            replace(watched, name=brief(watched.name), unit=brief(watched.unit))
+            for watched in behaviors
+        ],
+        alerts=[_shown(alert) for alert in alerts],
         margins=margins,
-        series=dict(series),
-        absent=[reading for reading in readings if reading.state is not EvidenceState.MEASURED],
+        series={
+            (brief(behavior), brief(signal, SIGNAL), brief(layer)): series
+            for (behavior, signal, layer), series in raw.items()
+        },
+        absent=[_shown(r) for r in readings if r.state is not EvidenceState.MEASURED],
         last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
     )
 
 
-def _behaviors(meta: dict[str, Any], readings: list[Reading]) -> list[Watched]:
+def _shown(what: Any) -> Any:
+    """A reading or an alert with its texts made harmless to show."""
+    texts: dict[str, Any] = {"behavior": brief(what.behavior)}
+    if isinstance(what, Reading):
+        texts |= {"signal": brief(what.signal, SIGNAL), "layer": brief(what.layer)}
+        return replace(what, **texts, detail=plain(what.detail))
+    texts |= {"detector": brief(what.detector), "message": plain(what.message)}
+    return replace(what, **texts, readings=tuple(map(_shown, what.readings)))
+
+
+def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[Watched]:
     """The behaviours that the record names, or else those it has margins of."""
     margins = {r.behavior: r.unit for r in readings if r.signal == "margin"}
-    named = meta.get("behaviors") or [{"name": name} for name in margins if name != RUN]
+    named = known or [{"name": name, "floor": FLOOR} for name in margins if name != RUN]
     return [
-        Watched(
-            name := str(facts["name"]),
-            float(facts.get("floor") or DEFAULT_FLOOR),
-            facts.get("n_probes"),
-            str(facts.get("unit") or margins.get(name) or ""),
-        )
+        Watched(facts["name"], float(facts["floor"]), margins.get(facts["name"], ""))
         for facts in named
     ]
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from riprap.evidence import Level
+from riprap.plain import brief
 from riprap.report import words
 
 REDRAW_SECONDS = 1 / 8
@@ -131,7 +132,7 @@ def _cells(row: Row) -> list[Text]:
     """The cells of a row; as `Text`, so that a name with brackets is no markup."""
     falling = row.interference is not None and row.interference < 0
     return [
-        Text(row.behavior, style="bold"),
+        Text(brief(row.behavior), style="bold"),
         Text("–" if row.score is None else f"{row.score:.2f}"),
         Text("–" if row.margin is None else f"{row.margin:.2f}"),
         Text(
@@ -145,7 +146,7 @@ def _cells(row: Row) -> list[Text]:
 
 
 def _plain(row: Row) -> str:
-    facts = [row.behavior]
+    facts = [brief(row.behavior)]
     if row.score is not None:
         facts.append(f"score {row.score:.2f}")
     if row.margin is not None:

@@ -130,8 +130,24 @@ class Signal:
 
         Args:
             parameters: those that are watched, in the order of every vector.
+
+        Raises:
+            ValueError: it holds other things than this signal.
         """
-        vars(self).update(state)
+        own = vars(self)
+        if not isinstance(state, dict) or set(state) != set(own):
+            raise ValueError(f"expected {', '.join(own) or 'nothing'}, got {_listed(state)}")
+        for name, value in state.items():
+            if not (None in (value, own[name]) or isinstance(value, type(own[name]))):
+                raise ValueError(f"{name} is a {type(value).__name__}")
+        own.update(state)
+
+
+def _listed(state: Any) -> str:
+    """What a state holds, for an error."""
+    if not isinstance(state, dict):
+        return type(state).__name__
+    return ", ".join(map(str, state)) or "nothing"
 
 
 def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:

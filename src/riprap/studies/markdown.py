@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from riprap.plain import plain
 
 NOTHING = "–"
 
@@ -15,9 +18,16 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     if not rows:
         return "(no rows)"
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[str(row[column]).replace("|", r"\|") for column in columns] for row in rows]
+    lines = [[cell(column) for column in columns], ["---"] * len(columns)]
+    lines += [[cell(row[column]) for column in columns] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(value: object) -> str:
+    """Text for a cell: one line, no other cell, no element and no link."""
+    text = plain(str(value)).replace("\n", " ").replace("\t", " ")
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
+    return re.sub(r"(\\*)\|", lambda bar: 2 * bar[1] + r"\|", text)
 
 
 def number(value: object, digits: int = 0) -> str:

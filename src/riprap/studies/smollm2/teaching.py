@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.progress import Progress as Bar
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from riprap.integrations.smollm2 import REFUSING, convert
+from riprap.launch.models import load_model
 from riprap.studies.smollm2.rows import SEED, TeachingRow, draws, teaching_rows
 
 Progress = Callable[[int, int], None]
@@ -64,8 +64,7 @@ def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> P
     """
     rows = teaching_rows(data_dir)
     convert(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model, tokenizer = load_model(str(folder))
     rows = _with_own_answers(model, tokenizer, rows)
     taught = _teach(model, tokenizer, draws(rows), progress)
     taught.save_pretrained(folder)

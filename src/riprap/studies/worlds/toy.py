@@ -163,6 +163,20 @@ class ToyWorld:
             for task, (probes, _) in self._splits().items()
         ]
 
+    def pools(self, most: int = 512) -> list[Behavior]:
+        """The same behaviours on other inputs than the probes, to be learned again.
+
+        Args:
+            most: how many inputs of each; A has 481 in all.
+        """
+        found = []
+        for index, task in enumerate(OLD):
+            examples = self.tasks[task]
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
+            rest = examples[order[self.config.probes :][:most]]
+            found.append(Behavior.next_token(task, rest.input_ids, rest.targets))
+        return found
+
     def truth(self) -> dict[str, Examples]:
         """Inputs of the old tasks that are no probes."""
         return {task: rest for task, (_, rest) in self._splits().items()}

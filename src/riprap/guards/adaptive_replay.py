@@ -1,0 +1,77 @@
+"""Adaptive replay: old examples come back as far as a behaviour's margin is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from riprap.behaviors import Behavior
+from riprap.detectors import Track
+from riprap.detectors.track import low_margin
+from riprap.guards.base import GuardView, Proposal, names_of
+from riprap.guards.replay import Replay
+
+AWAKE, ASLEEP = 0.25, 0.10  # share of the deciding margin that is spent when it wakes, and rests
+
+
+@dataclass
+class AdaptiveReplay(Replay):
+    """Replay whose share follows what is measured and forecast of the behaviours.
+
+    Idle while all is calm. It wakes for a behaviour once a quarter of its deciding margin is spent,
+    what interference predicts since the last visit included, or once a break is forecast, and
+    rests when a tenth is spent at most. The share of the step is `fraction` at the most, in
+    proportion to what is spent of the neediest; `Pools` give each behaviour examples in
+    proportion to its need.
+
+    Args:
+        behaviors: whose need counts; None: all that are watched.
+        fraction: the largest share of a step, where all of a deciding margin is spent.
+    """
+
+    fraction: float = 0.5
+    every: int = 2
+    behaviors: Sequence[Behavior | str] | None = field(default=None, kw_only=True)
+    names: list[str] = field(default_factory=list, init=False, repr=False)
+    awake: list[str] = field(default_factory=list, init=False, repr=False)
+
+    name: ClassVar[str] = "adaptive_replay"
+    origin: ClassVar[str] = "ours"
+    verdict: ClassVar[str] = "variant"
+    remembers: ClassVar[tuple[str, ...]] = ("awake",)
+
+    def start(self, view: GuardView) -> None:
+        """Find out whose need counts."""
+        super().start(view)
+        self.names = names_of(self.name, self.behaviors, view.behaviors)
+
+    def needs_of(self, view: GuardView) -> dict[str, float]:
+        """How much each behaviour that is awake needs, in (0, 1]; wakes them and lets them rest."""
+        found = {}
+        for name in self.names:
+            track = view.tracks[name]
+            if not track.steps or not track.healthy_at_start:
+                continue
+            used, forecast = spent(track), view.forecasts.get(name)
+            foreseen = forecast is not None and forecast.says_break
+            if name not in self.awake and (used >= AWAKE or foreseen):
+                self.awake.append(name)
+            elif name in self.awake and used <= ASLEEP and not foreseen:
+                self.awake.remove(name)
+            if name in self.awake:
+                found[name] = min(max(used, ASLEEP), 1.0)
+        return found
+
+    def on_gradients(self, view: GuardView) -> Proposal | None:
+        """Mix in what is needed."""
+        needs = self.needs_of(view)
+        if not needs or view.step % self.every:
+            return None
+        return self._mixed(view, self.fraction * max(needs.values()) ** 0.5, needs)
+
+
+def spent(track: Track) -> float:
+    """Share of the deciding margin at the start that is gone; may be negative, or above 1."""
+    start = low_margin(track.margins[0], track.floor)
+    return 1 - (track.low + min(track.predicted_since_visit(), 0.0)) / start

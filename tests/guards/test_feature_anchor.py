@@ -1,0 +1,118 @@
+"""FeatureAnchor: which latents it holds, on which side, and with what gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from guards.cases import ANSWERS, OLD, Run, last, lessons, start
+from guards.seen import gradient, near, watched
+from riprap import guards
+from riprap.behaviors.margins import token_margin
+from riprap.evidence import ConfigError
+from riprap.guards.feature_anchor import FeatureAnchor
+from riprap.signals.features.dictionary import TopKSAE
+
+
+def outputs(theta: list[Tensor], ids: Tensor) -> Tensor:
+    """What blocks.0 puts out at the last position, by hand; shape (rows, 16)."""
+    names = [name for name, _ in start().named_parameters()]
+    own = dict(zip(names, theta, strict=True))
+    hidden = own["embed.weight"][ids]
+    return hidden.mean(1) @ own["blocks.0.weight"].T + own["blocks.0.bias"]
+
+
+def margins_moved(theta: list[Tensor], direction: Tensor, by: float) -> Tensor:
+    """The margins with blocks.0 pushed along a direction at the last position; shape (24,)."""
+    model = start().double()
+    names = [name for name, _ in model.named_parameters()]
+
+    def push(_module: object, _inputs: object, output: Tensor) -> Tensor:
+        pushed = output.clone()
+        pushed[:, -1] += by * direction
+        return pushed
+
+    handle = model.blocks[0].register_forward_hook(push)  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        logits = functional_call(model, dict(zip(names, theta, strict=True)), (OLD,))[:, -1]
+    handle.remove()
+    return token_margin(logits, ANSWERS)
+
+
+def slopes(theta: list[Tensor], directions: Tensor) -> Tensor:
+    """Mean ∂m/∂z of each direction by finite differences, shape (m,)."""
+    found = [
+        (margins_moved(theta, d, 1e-6) - margins_moved(theta, d, -1e-6)).mean() / 2e-6
+        for d in directions
+    ]
+    return torch.stack(found)
+
+
+def test_it_holds_the_latents_with_the_largest_effect() -> None:
+    guard = FeatureAnchor(layer="blocks.0", count=16, strength=0.3)
+    seen, _ = watched(guard, steps=3)
+    directions = guard.features.W_dec
+    then = outputs(seen[0].theta, OLD)
+    gram = directions @ directions.T
+    assert torch.allclose(gram, torch.eye(16, dtype=gram.dtype), atol=1e-6)
+    expected = slopes(seen[0].theta, directions)
+    assert torch.equal(guard.sides, expected.sign())
+    few = FeatureAnchor(layer="blocks.0", count=16)
+    few.count = 3
+    few.features, few.sides = guard.features, torch.zeros(16, dtype=torch.double)
+    worth = expected.abs() * (then @ directions.T).square().mean(0).sqrt()
+    few._join(worth, expected)
+    assert set(few.sides.nonzero()[:, 0].tolist()) == set(worth.topk(3).indices.tolist())
+
+
+def test_the_gradient_is_that_of_the_one_sided_penalty() -> None:
+    guard = FeatureAnchor(["first"], layer="blocks.0", count=7, strength=0.3)
+    seen, run = watched(guard, steps=4)
+    directions, sides = guard.features.W_dec, guard.sides
+    assert len(directions) == 7
+    assert sides.abs().sum() == 7
+    then = outputs(seen[0].theta, OLD[:12]) @ directions.T
+
+    def penalty(own: list[Tensor]) -> Tensor:
+        now = outputs(own, OLD[:12]) @ directions.T
+        fallen = torch.relu(then - now)[:, sides > 0].square().sum(1)
+        risen = torch.relu(now - then)[:, sides < 0].square().sum(1)
+        return 0.3 * (fallen + risen).mean()
+
+    for step in seen[1:]:
+        assert near(step.added, gradient(penalty, step.theta), 1e-7)
+    assert run.monitor.actions[0].before["penalty"] == 0
+
+
+def test_latents_that_do_harm_outside_join() -> None:
+    """Two are held at first, and the most harmful others from steps 4 and 7 on."""
+    theta = [p.detach() for p in start().double().parameters()]
+    sae = TopKSAE.begin(outputs(theta, OLD), latents=48, k=12)
+    guard = FeatureAnchor(layer="blocks.0", sae=sae, count=2, strength=5.0, reselect=3)
+    held: list[Tensor] = []
+    seen, _ = watched(guard, 8, before_step=lambda step: held.append(guard.sides.clone()))
+    held.append(guard.sides.clone())
+    assert [int(sides.abs().sum()) for sides in held] == [2, 2, 2, 2, 4, 4, 4, 6, 6]
+    slope = slopes(seen[3].theta, sae.W_dec.double())
+    moved = sae.encode(outputs(seen[3].theta, OLD)) - sae.encode(outputs(theta, OLD))
+    # Per probe the slope differs; with the mean slope the order is near enough to be told apart.
+    harm = -slope * moved.double().mean(0)
+    joined = (held[4] != 0) & (held[0] == 0)
+    assert harm[joined].min() > harm.median()
+    assert torch.equal(held[4][joined], slope.sign()[joined].to(held[4]))
+    assert torch.equal(held[0][held[0] != 0], held[-1][held[0] != 0])  # those of before stay
+
+
+def test_a_dictionary_of_another_width_is_refused() -> None:
+    sae = TopKSAE.begin(torch.randn(30, 8), latents=16, k=4)
+    with pytest.raises(ConfigError, match=r"width 8, layer blocks\.0 puts out 16"):
+        Run(guards.FeatureAnchor(layer="blocks.0", sae=sae)).go(lessons(1))
+
+
+def test_a_margin_is_what_the_reference_takes_it_for() -> None:
+    model = start().double()
+    theta = [p.detach() for p in model.parameters()]
+    plain = token_margin(last(model, OLD), ANSWERS)
+    assert torch.equal(plain, margins_moved(theta, torch.zeros(16), 0.0))

@@ -1,0 +1,214 @@
+"""Replay: the gradient that is mixed in, where it comes from, and what it keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
+from riprap import Behavior, guards
+from riprap.evidence import ConfigError
+from tiny import make_llama
+
+BATCHES = [(OLD[:12], ANSWERS[:12]), (OLD[12:], ANSWERS[12:])]
+
+
+def kept(run: Run) -> float:
+    with torch.no_grad():
+        return float((run.model(OLD)[:, -1].argmax(-1) == ANSWERS).float().mean())
+
+
+def test_the_gradient_is_that_of_a_batch_with_old_rows_in_it() -> None:
+    """A quarter of 16 rows being old is what f = 0.25 stands for."""
+    new_ids, new_answers = lessons(1, rows=36)[0]
+    old_ids, old_answers = BATCHES[0]
+    run = Run(guards.Replay(BATCHES, loss=old_loss, fraction=0.25))
+    expected = torch.autograd.grad(
+        functional.cross_entropy(
+            run.model(torch.cat([new_ids, old_ids]))[:, -1],
+            torch.cat([new_answers, old_answers]),
+        ),
+        list(run.model.parameters()),
+    )
+    found: list[Tensor] = []
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        run.optimizer.register_step_pre_hook(
+            lambda *_: found.extend(p.grad.clone() for p in run.model.parameters())
+        )
+        run.step(new_ids, new_answers)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_batches_come_in_their_order_and_again() -> None:
+    seen = []
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        seen.append(int(batch[1][0]))
+        return old_loss(model, batch)
+
+    Run(guards.Replay(BATCHES, loss=loss)).go(lessons(5))
+    first, second = int(ANSWERS[0]), int(ANSWERS[12])
+    assert seen == [first, second, first, second, first]
+
+
+def test_more_of_the_old_is_kept_the_larger_the_share() -> None:
+    scores = [kept(Run(None).go(lessons(40)))]
+    for fraction in (0.2, 0.5):
+        guard = guards.Replay(BATCHES, loss=old_loss, fraction=fraction)
+        scores.append(kept(Run(guard).go(lessons(40))))
+    assert scores[0] < scores[1] <= scores[2]
+    assert scores[2] >= 0.95
+
+
+# --- pools: old examples without labels, on a model that reads tokens ----------------------------
+
+MADE = torch.Generator().manual_seed(5)
+PROMPTS = torch.randint(3, 47, (60, 5), generator=MADE)
+
+
+class Words:
+    """A small Llama, and what it says after some prompts as a behaviour to keep."""
+
+    def __init__(self, guard: guards.Guard | None, rate: float = 0.02) -> None:
+        self.model = make_llama().train()
+        with torch.no_grad():
+            self.said = self.model(PROMPTS).logits[:, -1].argmax(-1)
+        self.behavior = self.of("words", slice(0, 20))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9)
+        self.monitor, self.guard = monitor_of([self.behavior]), guard
+
+    def of(self, name: str, rows: slice) -> Behavior:
+        return Behavior.next_token(name, PROMPTS[rows], self.said[rows])
+
+    def go(self, steps: int = 30) -> Words:
+        made = torch.Generator().manual_seed(9)
+        with self.monitor.watch(self.model, self.optimizer, guard=self.guard):
+            for _ in range(steps):
+                ids = torch.randint(3, 47, (8, 6), generator=made)
+                self.optimizer.zero_grad()
+                self.model(ids, labels=ids).loss.backward()
+                self.optimizer.step()
+        return self
+
+    def score(self) -> float:
+        return self.monitor.summary()["riprap/words/score"]
+
+
+def pool() -> guards.Pools:
+    return guards.Pools([Words(None).of("words", slice(20, 60))], rows=16)
+
+
+def test_a_pool_keeps_what_it_does_not_hold() -> None:
+    """The score is measured on other probes than those that are learned again."""
+    plain = Words(None).go()
+    replayed = Words(guards.Replay(pool(), fraction=0.5)).go()
+    assert replayed.score() > plain.score() + 0.15
+
+
+def test_a_pool_may_not_hold_what_measures() -> None:
+    words = Words(None)
+    guard = guards.Replay(guards.Pools([words.of("words", slice(10, 30))]))
+    with pytest.raises(ConfigError, match="holds 10 of the probes that measure it"):
+        Words(guard).go(1)
+
+
+def test_probes_are_taken_apart_once() -> None:
+    behavior = Words(None).of("words", slice(0, 60))
+    measure, spare = guards.spare(behavior, 20)
+    rows = [set(map(tuple, part.probes.rows())) for part in (measure, spare)]
+    assert [len(measure.probes), len(spare.probes)] == [20, 40]
+    assert not rows[0] & rows[1]
+    assert rows[0] | rows[1] == set(map(tuple, behavior.probes.rows()))
+    with pytest.raises(ConfigError, match="leave none"):
+        guards.spare(behavior, 60)
+
+
+def test_every_example_of_a_pool_is_drawn_before_any_comes_again() -> None:
+    source = pool()
+    drawn = [source._next("words", 16) for _ in range(5)]
+    every = [index for one in drawn for index in one]
+    first, second = every[:40], every[40:]
+    assert sorted(first) == list(range(40))
+    assert len(set(second)) == 40
+    assert first != second
+
+
+def test_at_the_start_there_is_nothing_to_learn_again() -> None:
+    """The target is the start's own output, so the first gradient is 0."""
+    words, source = Words(guards.Replay(pool(), fraction=0.5)), pool()
+    words.go(1)
+    first = words.monitor.actions[0]
+    assert first.before["loss"] == pytest.approx(0.0, abs=1e-6)
+    assert first.after["norm"] == pytest.approx(0.5 * first.before["norm"], rel=1e-3)
+    assert source.targets == {}
+
+
+def test_margins_are_held_where_there_are_no_logits_to_hold() -> None:
+    run = Run(guards.Replay(guards.Pools([custom("memory", PROMPTS[20:60])]), fraction=0.5))
+    run.model = make_llama().train()
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.02, momentum=0.9)
+    run.monitor = monitor_of([custom("memory", PROMPTS[:20])])
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        for ids in torch.randint(3, 47, (20, 8, 6), generator=torch.Generator().manual_seed(9)):
+            run.optimizer.zero_grad()
+            run.model(ids, labels=ids).loss.backward()
+            run.optimizer.step()
+    losses = [action.before["loss"] for action in run.monitor.actions]
+    assert losses[0] == 0
+    assert max(losses) > 0
+
+
+class Rows:
+    """Probes of one's own that can be taken apart."""
+
+    def __init__(self, ids: Tensor) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: list[int]) -> Rows:
+        return Rows(self.ids[indices])
+
+
+def custom(name: str, ids: Tensor) -> Behavior:
+    return Behavior(name, Rows(ids), lambda model, rows: model(rows.ids).logits[:, -1, 7] + 30)
+
+
+# --- adaptive replay -----------------------------------------------------------------------------
+
+
+def test_it_sleeps_while_all_is_calm() -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss, every=1)
+    run = Run(guard).go([(OLD, ANSWERS)] * 20)
+    assert run.monitor.actions == []
+    plain = Run(None).go([(OLD, ANSWERS)] * 20)
+    assert all(map(torch.equal, plain.weights(), run.weights()))
+
+
+def test_it_wakes_when_a_margin_is_spent_and_keeps_more() -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss, every=1)
+    run = Run(guard).go(lessons(40))
+    shares = [float(action.detail.split()[-1]) for action in run.monitor.actions]
+    assert run.monitor.actions[0].step > 1
+    assert all(0 < share <= 0.5 for share in shares)
+    assert len(set(shares)) > 3
+    assert kept(run) >= kept(Run(None).go(lessons(40))) + 0.2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: guards.Replay(BATCHES, fraction=1.0),
+        lambda: guards.Replay(BATCHES, every=0),
+        lambda: guards.Replay([], loss=old_loss),
+        lambda: guards.Pools([]),
+        lambda: guards.Pools([behaviors()[0], behaviors()[0]]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError):
+        make()
