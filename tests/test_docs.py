@@ -16,7 +16,10 @@ from riprap.launch import WatchConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-IN_ORDER = ["tutorial.md", "record.md", "detectors.md", "behaviors.md"]  # one session, one folder
+IN_ORDER = [  # one session, one folder
+    *("tutorial.md", "record.md", "detectors.md", "behaviors.md"),
+    "guards/index.md",
+]
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
@@ -78,7 +81,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             assert run, f"{page} has nothing to run"
             for block in run:
                 # Line numbers of a traceback are those of the page.
-                code = compile("\n" * (block.line - 1) + block.text, block.where, "exec")
+                text = "\n" * (block.line - 1) + block.text
+                code = compile(text, block.where, "exec", dont_inherit=True)
                 exec(code, names)
     return names | {"folder": folder}
 
@@ -158,6 +162,22 @@ def test_a_record_is_judged_again(session: dict[str, Any]) -> None:
     broke = session["monitor"].broken()["adding"]
     assert session["track"].broken_at == broke
     assert any(a.level == Level.CRITICAL and a.step >= broke for a in session["standing"])
+
+
+def test_the_guard_of_the_docs_keeps_to_its_limit(session: dict[str, Any]) -> None:
+    """What the monitor reads of the updates that stood in the end; without it they break both."""
+    predicted = session["braked"].history().query("signal == 'interference'")
+    assert len(predicted) == 2 * 60
+    assert predicted.value.min() >= -0.01 * (1 + 1e-4)
+    assert session["shortened"]
+    assert session["braked"].broken() == {"adding": None, "commuting": None}
+    assert not any(step is None for step in session["monitor"].broken().values())
+
+
+def test_the_rollback_of_the_docs_went_back_and_broke_nothing(session: dict[str, Any]) -> None:
+    assert any(action.applied for action in session["kept_up"].actions)
+    last = {name: track.margins[-1] for name, track in session["kept_up"].tracks.items()}
+    assert all((margins > 0).mean() >= 0.9 for margins in last.values())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

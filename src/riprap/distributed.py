@@ -72,3 +72,12 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def everywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on every rank; all of them must ask."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return holds
+    flag = torch.tensor(float(holds), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())

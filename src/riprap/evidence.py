@@ -134,7 +134,8 @@ class Action:
     Attributes:
         step: number of the optimizer step, from 1.
         guard: the guard's name.
-        moment: "gradients" (before the optimizer's step), "update" (after it) or "alert".
+        moment: "gradients" (before the optimizer's step), "update" (after it) or "visit" (to the
+            probes, between two steps).
         applied: whether training was changed.
         detail: what was done, or why nothing was.
         before, after: numbers before and after the act, such as inner products by behaviour.

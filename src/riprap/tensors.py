@@ -113,11 +113,10 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
 
 
 def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:
-    """vector + factor · other, as new tensors in the vector's precision; of sharded ones this
-    rank's part."""
+    """vector + factor · other, as new tensors in the vector's precision, sharded as it is."""
     own = [local(part).detach() for part in vector]
     found = torch._foreach_add([_wide(p) for p in own], [local(p) for p in other], alpha=factor)
-    return [part.to(like.dtype) for part, like in zip(found, own, strict=True)]
+    return sharded_like([p.to(like.dtype) for p, like in zip(found, own, strict=True)], vector)
 
 
 def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:

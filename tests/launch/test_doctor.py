@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from riprap.cli import app
 from riprap.launch import doctor
 from riprap.monitor import Monitor
+from riprap.monitor.watchman import Watchman
 
 
 def failed(checks: list[doctor.Check]) -> set[str]:
@@ -34,22 +35,22 @@ def test_a_monitor_that_says_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_monitor_that_draws_a_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Monitor._after_step
+    original = Watchman.after_step
 
-    def meddle(self: Monitor, update: list[torch.Tensor]) -> None:
+    def meddle(self: Watchman, update: list[torch.Tensor]) -> None:
         original(self, update)
         with torch.no_grad():
-            self._visitor.parameters[0].add_(1e-6)
+            self.visitor.parameters[0].add_(1e-6)
 
-    monkeypatch.setattr(Monitor, "_after_step", meddle)
+    monkeypatch.setattr(Watchman, "after_step", meddle)
     assert failed(doctor.self_test()) == {"training is left as it is, bit for bit"}
 
 
 def test_an_observer_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Monitor, update: list[torch.Tensor]) -> None:
+    def broken(self: Watchman, update: list[torch.Tensor]) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Monitor, "_after_step", broken)
+    monkeypatch.setattr(Watchman, "after_step", broken)
     assert "a decline is announced" in failed(doctor.self_test())
 
 

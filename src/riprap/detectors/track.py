@@ -45,6 +45,7 @@ class Track:
         signals: other readings by signal name, as (step, value).
         looked_at: step of the last visit, also of one that brought no margins.
         lost_at: first visited step at which margins were no longer finite.
+        fell_at: first visited step at which it was broken, where later steps were taken back.
         watched: how many behaviours the run watches; error rates of a run are split over them.
         lows: deciding margins worked out so far, so that none is worked out twice.
     """
@@ -57,6 +58,7 @@ class Track:
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     looked_at: int = 0
     lost_at: int | None = None
+    fell_at: int | None = None
     watched: int = 1
     lows: list[float] = field(default_factory=list, repr=False, compare=False)
 
@@ -89,8 +91,8 @@ class Track:
             for step, margins in zip(self.steps, self.margins, strict=True)
             if score(margins) < self.floor
         ]
-        lost = [] if self.lost_at is None else [self.lost_at]
-        return min(under[:1] + lost, default=None)
+        known = [step for step in (self.lost_at, self.fell_at) if step is not None]
+        return min(under[:1] + known, default=None)
 
     def predicted_since_visit(self) -> float:
         """Σ r_b over the steps after the last visit."""
@@ -130,6 +132,7 @@ class Track:
             },
             looked_at=self.steps[count - 1] if count else 0,
             lost_at=lost,
+            fell_at=None if self.fell_at is None or self.fell_at > step else self.fell_at,
             watched=self.watched,
             lows=self.lows[:count],
         )
@@ -143,6 +146,7 @@ class Track:
             "signals": {name: _pairs(readings) for name, readings in self.signals.items()},
             "looked_at": self.looked_at,
             "lost_at": self.lost_at,
+            "fell_at": self.fell_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -153,6 +157,7 @@ class Track:
         self.predicted = dict(_unpaired(state["predicted"]))
         self.signals = {name: _unpaired(pairs) for name, pairs in state["signals"].items()}
         self.looked_at, self.lost_at = state["looked_at"], state["lost_at"]
+        self.fell_at = state.get("fell_at")
 
 
 def _pairs(readings: list[tuple[int, float]]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from riprap.guards.adaptive_replay import AdaptiveReplay
 from riprap.guards.agem import AGEM
-from riprap.guards.base import Guard, GuardView, Proposal
+from riprap.guards.base import Guard, GuardView, Proposal, Return
 from riprap.guards.clip import Clip
 from riprap.guards.composition import Chain, OnAlert, Scheduled
 from riprap.guards.constrained_tokens import ConstrainedTokens
@@ -21,6 +21,7 @@ from riprap.guards.o_lora import OLoRA
 from riprap.guards.ogd import OGD
 from riprap.guards.pools import Pools, spare
 from riprap.guards.replay import Replay
+from riprap.guards.rollback import Rollback
 from riprap.guards.safegrad import SafeGrad
 from riprap.guards.si import SI
 from riprap.guards.update_projection import UpdateProjection
@@ -52,6 +53,8 @@ __all__ = [
     "Pools",
     "Proposal",
     "Replay",
+    "Return",
+    "Rollback",
     "SafeGrad",
     "Scheduled",
     "TwoSidedGPM",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
 from riprap.detectors import Track
-from riprap.evidence import Alert, ConfigError, Forecast
+from riprap.evidence import Alert, ConfigError, Forecast, Level
 from riprap.signals import Held
 from riprap.tensors import Vector
 
@@ -31,6 +31,7 @@ class GuardView:
             written.
         before: the parameters before the step, in `on_update`.
         tracks, forecasts: what is known of each behaviour, by name.
+        standing: the most serious level that stands now, by name; nothing where none does.
         optimizer: the one that trains.
     """
 
@@ -42,6 +43,7 @@ class GuardView:
     optimizer: torch.optim.Optimizer
     tracks: Mapping[str, Track] = field(default_factory=dict)
     forecasts: Mapping[str, Forecast | None] = field(default_factory=dict)
+    standing: Mapping[str, Level] = field(default_factory=dict)
     vector: Vector = field(default_factory=list)
     before: Vector = field(default_factory=list)
 
@@ -54,12 +56,27 @@ class Proposal:
         vector: to be put in the place of the gradient or update; None: leave it as it is.
         detail: what it does, or why nothing is to be done.
         before, after: numbers before and after, such as inner products by behaviour.
+        stop: why training is to stop after this step, in one sentence; empty: it goes on.
     """
 
     vector: Vector | None = None
     detail: str = ""
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    stop: str = ""
+
+
+@dataclass
+class Return(Proposal):
+    """A proposal to go back, from `on_visit` alone.
+
+    Attributes:
+        to: the step after which the state was as it is to be again.
+        put_back: makes it so: weights, and whatever else belongs to that state.
+    """
+
+    to: int = field(kw_only=True)
+    put_back: Callable[[], None] = field(kw_only=True)
 
 
 @dataclass
@@ -67,7 +84,8 @@ class Guard:
     """An opt-in intervention. It decides; whoever runs it applies, records, or only records.
 
     Moments, each optional: `start` once before the first step, `on_gradients` before each step of
-    the optimizer, `on_update` after it, `on_alert`. A moment that returns None had nothing to
+    the optimizer, `on_update` after it; whenever the probes were visited after a step, `on_alert`
+    for each alert that this raised, and then `on_visit`. A moment that returns None had nothing to
     do; a proposal without a vector says why it left the step alone.
 
     Attributes:
@@ -108,6 +126,13 @@ class Guard:
 
     def on_alert(self, alert: Alert) -> None:
         """Take note of an alert."""
+
+    def on_visit(self, view: GuardView) -> Proposal | None:
+        """Propose to go back to an earlier state, or to stop, on what was just seen.
+
+        The weights are those after step `view.step`. After a `Return` the probes are visited again.
+        """
+        return None
 
     def leaves(self) -> Iterator[Guard]:
         """The guards that this one is made of, itself if it is simple."""

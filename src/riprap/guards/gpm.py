@@ -15,7 +15,7 @@ from riprap.behaviors import Behavior
 from riprap.evidence import BehaviorError, ConfigError
 from riprap.guards.base import Guard, GuardView, Proposal, names_of
 from riprap.probing import LinearLayer
-from riprap.tensors import is_sharded, local, norm
+from riprap.tensors import is_sharded, local, norm, sharded_like
 
 
 @dataclass
@@ -81,9 +81,10 @@ class GPM(Guard):
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Take the protected directions out of the covered gradients."""
         vector = [local(part) for part in view.vector]
-        covered = [vector[at] for at in self.inputs]
+        covered = [view.vector[at] for at in self.inputs]
         for at in self.inputs:
             vector[at] = self._projected(at, vector[at])
+        vector = sharded_like(vector, view.vector)
         before = {"norm": float(norm(covered))}
         after = {"norm": float(norm([vector[at] for at in self.inputs]))}
         full = sum(basis.shape[1] == basis.shape[0] for basis in self.inputs.values())

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from riprap.evidence import Action
-from riprap.guards.base import Guard, GuardView, Proposal
+from riprap.guards.base import Guard, GuardView, Proposal, Return
 from riprap.tensors import Vector, local, sharded_like
 
-Moment = Callable[[Guard, GuardView], Proposal | None]
+
+@dataclass
+class Outcome:
+    """What came of asking the guards.
+
+    Attributes:
+        vector: what is to stand in the place of `view.vector`; None: leave it.
+        to: the step whose state the run was put back to; None: it was not.
+        stop: why training is to stop; empty: it goes on.
+        actions: what each guard did.
+    """
+
+    vector: Vector | None = None
+    to: int | None = None
+    stop: str = ""
+    actions: list[Action] = field(default_factory=list)
 
 
-def run(guard: Guard, moment: str, view: GuardView) -> tuple[Vector | None, list[Action]]:
-    """Ask the guards whose turn it is, one after another.
+def run(guard: Guard, moment: str, view: GuardView) -> Outcome:
+    """Ask the guards whose turn it is, one after another; once one went back, no other is asked.
 
     Args:
-        moment: "gradients" or "update".
-
-    Returns:
-        what is to stand in place of `view.vector` (None: leave it), and what each guard did.
+        moment: "gradients", "update" or "visit".
     """
-    changed: Vector | None = None
-    actions: list[Action] = []
+    outcome = Outcome()
     for leaf in guard.acting(view):
         began = time.perf_counter()
         proposal: Proposal | None = getattr(leaf, f"on_{moment}")(view)
@@ -34,14 +45,27 @@ def run(guard: Guard, moment: str, view: GuardView) -> tuple[Vector | None, list
             continue
         shadowed = leaf.shadow or guard.shadow
         detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
-        applied = False
-        if proposal.vector is not None and not shadowed:
-            applied, changed = True, proposal.vector
-            view = replace(view, vector=sharded_like(changed, view.parameters))
+        applied = False if shadowed else _apply(proposal, outcome)
+        if outcome.vector is not None:
+            view = replace(view, vector=sharded_like(outcome.vector, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
-        actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
-    return changed, actions
+        outcome.actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
+        if outcome.to is not None:
+            break
+    return outcome
+
+
+def _apply(proposal: Proposal, outcome: Outcome) -> bool:
+    """Do what is proposed; whether that changed training."""
+    outcome.stop = outcome.stop or proposal.stop
+    if isinstance(proposal, Return):
+        proposal.put_back()
+        outcome.to = proposal.to
+        return True
+    if proposal.vector is not None:
+        outcome.vector = proposal.vector
+    return proposal.vector is not None or bool(proposal.stop)
 
 
 @torch.no_grad()

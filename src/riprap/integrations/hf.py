@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from riprap.distributed import rank, sharded
 from riprap.evidence import ConfigError, RecordError
 from riprap.guards import Guard
+from riprap.guards.rollback import supply
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
 
@@ -27,7 +28,8 @@ class MonitorCallback(TrainerCallback):
     make the monitor with `resume=True` for that.
 
     Args:
-        guard: changes steps so that behaviours are kept; see `Monitor.watch`.
+        guard: changes steps so that behaviours are kept; see `Monitor.watch`. A `Rollback` is given
+            the trainer's schedule and gradient scaler.
         checkpoint: the folder to take the monitor's state from; None: the checkpoint of the step
             at which the trainer resumes, in its output folder.
     """
@@ -56,6 +58,9 @@ class MonitorCallback(TrainerCallback):
         self.monitor.end()  # a training that was interrupted never said that it ended
         if state.global_step > 0 and self.monitor.step == 0:
             self._take_up(_checkpoint(args, state) if self.checkpoint is None else self.checkpoint)
+        if self.guard is not None:
+            scaler = getattr(optimizer, "scaler", None)
+            supply(self.guard, schedule=kwargs.get("lr_scheduler"), scaler=scaler)
         self.monitor.begin(model, optimizer, self.guard)
 
     def _take_up(self, folder: Path) -> None:
@@ -73,10 +78,13 @@ class MonitorCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note a skipped step; save the monitor's state where a checkpoint is about to be saved.
+        """Note a skipped step; stop where the guard asks for it; save the monitor's state.
 
-        Before it, so that no checkpoint is without the state should the process die in between.
+        Before a checkpoint is saved, so that none is without the state should the process die in
+        between.
         """
+        if self.monitor.should_stop:
+            control.should_training_stop = True
         if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
             self.monitor.skipped("the gradient scaler found an overflow")
         if control.should_save:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from riprap.evidence import ConfigError
 from riprap.guards import Guard
+from riprap.guards.rollback import supply
 from riprap.monitor import Monitor
 
 
@@ -17,7 +18,8 @@ class MonitorCallback(Callback):
     The latest numbers go to the trainer's loggers under `riprap/`.
 
     Args:
-        guard: changes steps so that behaviours are kept; see `Monitor.watch`.
+        guard: changes steps so that behaviours are kept; see `Monitor.watch`. A `Rollback` is given
+            the trainer's schedule and gradient scaler.
         part: name of the submodule that margins are given, such as the language model that the
             `LightningModule` trains; empty: the module itself.
 
@@ -43,10 +45,15 @@ class MonitorCallback(Callback):
             known = ", ".join(name for name, _ in pl_module.named_children())
             raise ConfigError(f"the module has no part {self.part!r}; it has {known}") from error
         self.monitor.end()  # a training that was interrupted never said that it ended
+        if self.guard is not None:
+            schedules = [one.scheduler for one in trainer.lr_scheduler_configs]
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            supply(self.guard, schedule=schedules[0] if schedules else None, scaler=scaler)
         self.monitor.begin(model, trainer.optimizers[0], self.guard)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Hand the latest numbers to the loggers, as often as they ask."""
+        """Hand the latest numbers to the loggers; stop where the guard asks for it."""
+        trainer.should_stop = trainer.should_stop or bool(self.monitor.should_stop)
         if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(self.monitor.summary(), step=trainer.global_step)

@@ -95,23 +95,24 @@ def measure(
             return timed(call)
 
     start = timed(lambda: monitor.begin(model, optimizer))
-    visitor, hooks = monitor._visitor, monitor._hooks
+    watchman, hooks = monitor._watchman, monitor._hooks
+    visitor = watchman.visitor
     assert visitor is not None and hooks is not None
     parts: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "fresh")}
     try:
         for index in range(rounds):
-            monitor._cadence.due = monitor.step + 10  # no visit but those asked for here
+            watchman.cadence.due = monitor.step + 10  # no visit but those asked for here
             # The first step after a visit finds cold caches: each kind goes first in turn.
             first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
             for kind in (first, second, second, first):
                 parts[kind].append(timed(step) if kind == "hooked" else resting(hooks, step))
-            monitor.step += 1
+            watchman.step += 1
             parts["forward"].append(
-                timed(lambda: monitor._take_in(visitor.visit(monitor.step, False)))
+                timed(lambda: watchman.take_in(visitor.visit(watchman.step, False)))
             )
-            monitor.step += 1
+            watchman.step += 1
             parts["fresh"].append(
-                timed(lambda: monitor._take_in(visitor.visit(monitor.step, True)))
+                timed(lambda: watchman.take_in(visitor.visit(watchman.step, True)))
             )
             progress()
             if time.monotonic() - begun > patience:

@@ -9,7 +9,7 @@ import torch
 
 from riprap.evidence import Action, Alert, ConfigError
 from riprap.guards import Guard, GuardView
-from riprap.guards.runner import put_gradient, put_update, run
+from riprap.guards.runner import Outcome, put_gradient, put_update, run
 from riprap.monitor.judge import Judge
 from riprap.monitor.state import fitting
 from riprap.monitor.visits import Visitor
@@ -22,6 +22,12 @@ class Guarding:
     Args:
         guard: the guard.
         record: takes what it did.
+        went_back: is told that the weights are those of an earlier step again, and of which.
+        stop: is told why training is to stop.
+
+    Attributes:
+        step: optimizer steps taken.
+        visited: whether the probes were visited after this step.
     """
 
     def __init__(
@@ -31,10 +37,13 @@ class Guarding:
         judge: Judge,
         optimizer: torch.optim.Optimizer,
         record: Callable[[list[Action]], None],
+        went_back: Callable[[int], None],
+        stop: Callable[[str], None],
     ) -> None:
         self.guard, self._visitor, self._judge = guard, visitor, judge
         self._optimizer, self._record = optimizer, record
-        self.step = 0
+        self._went_back, self._stop = went_back, stop
+        self.step, self.visited = 0, False
 
     def start(self, step: int) -> None:
         """Let the guard fix what it compares with, after so many steps.
@@ -59,19 +68,34 @@ class Guarding:
             names = [leaf.name for leaf in self.guard.leaves()]
             self._record([Action(step, name, "gradients", False, why) for name in names])
             return
-        changed, actions = run(self.guard, "gradients", self._view(step, vector))
-        if changed is not None:
-            put_gradient(self._visitor.parameters, changed, scale)
-        self._record(actions)
+        outcome = run(self.guard, "gradients", self._view(step, vector))
+        if outcome.vector is not None:
+            put_gradient(self._visitor.parameters, outcome.vector, scale)
+        self._note(outcome)
 
     def update(self, vector: Vector, before: Vector) -> Vector:
         """After the optimizer's step; the update that stands in the end."""
         self.step += 1
-        changed, actions = run(self.guard, "update", self._view(self.step, vector, before))
-        if changed is not None:
-            put_update(self._visitor.parameters, before, changed, vector)
-        self._record(actions)
-        return vector if changed is None else changed
+        outcome = run(self.guard, "update", self._view(self.step, vector, before))
+        if outcome.vector is not None:
+            put_update(self._visitor.parameters, before, outcome.vector, vector)
+        self._note(outcome)
+        return vector if outcome.vector is None else outcome.vector
+
+    def settle(self) -> None:
+        """Between two steps: what the guard does on what a visit to the probes has shown."""
+        if not self.visited:
+            return
+        outcome = run(self.guard, "visit", self._view(self.step))
+        self._note(outcome)
+        if outcome.to is not None:
+            self._went_back(outcome.to)
+        self.visited = False  # also of the visit after going back: what it showed is acted on later
+
+    def _note(self, outcome: Outcome) -> None:
+        self._record(outcome.actions)
+        if outcome.stop:
+            self._stop(outcome.stop)
 
     def alert(self, alert: Alert) -> None:
         """Hand an alert on."""
@@ -119,6 +143,7 @@ class Guarding:
             optimizer=self._optimizer,
             tracks=self._judge.tracks,
             forecasts=self._judge.forecasts,
+            standing=self._judge.standing,
             vector=vector or [],
             before=before or [],
         )

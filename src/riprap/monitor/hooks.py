@@ -93,6 +93,9 @@ class Intervention(Protocol):
     def update(self, vector: Vector, before: Vector) -> Vector:
         """After the step; the update that stands in the end."""
 
+    def settle(self) -> None:
+        """After the step has been watched."""
+
 
 class StepHooks:
     """Calls `before(gradient)` and `after(update)` around each step of an optimizer.
@@ -140,6 +143,7 @@ class StepHooks:
             else:
                 update = subtract(self.parameters, self._kept)
                 tell(intervention.update(update, self._kept))
+                intervention.settle()
 
         def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             keep()

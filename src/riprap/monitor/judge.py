@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,24 @@ class Judge:
             readings += forecast_readings(step, name, self.forecasts[name])
         self.alerts += alerts
         return alerts, readings
+
+    @property
+    def standing(self) -> dict[str, Level]:
+        """The most serious level that stands now, by behaviour; nothing where none does."""
+        ranks: dict[str, int] = {}
+        for (_, name), rank in self._standing.items():
+            ranks[name] = max(rank, ranks.get(name, 0))
+        return {name: list(Level)[rank - 1] for name, rank in ranks.items() if rank}
+
+    def undo(self, step: int) -> None:
+        """Judge from now on as if nothing had been seen after `step`: the weights went back to it.
+
+        That a behaviour was broken since then stays known.
+        """
+        for name, track in self.tracks.items():
+            self.tracks[name] = replace(track.until(step), fell_at=track.broken_at)
+        self.forecasts.clear()
+        self._standing.clear()
 
     def unfit(self) -> list[str]:
         """Which detectors can never speak of which healthy behaviour, and why."""

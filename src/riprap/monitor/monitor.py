@@ -16,15 +16,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
 from riprap.detectors.track import Track
 from riprap.distributed import rank, unwrapped
-from riprap.evidence import (
-    RUN,
-    Action,
-    Alert,
-    ConfigError,
-    EvidenceState,
-    Forecast,
-    Reading,
-)
+from riprap.evidence import Action, Alert, ConfigError, Forecast
 from riprap.guards import Guard
 from riprap.monitor import state
 from riprap.monitor.cadence import Cadence
@@ -32,13 +24,12 @@ from riprap.monitor.checks import check_arguments, unhealthy
 from riprap.monitor.facts import facts_of
 from riprap.monitor.guarding import Guarding
 from riprap.monitor.hooks import StepHooks, innermost, trained_parameters
-from riprap.monitor.judge import Judge, no_margin
+from riprap.monitor.judge import Judge
 from riprap.monitor.ledger import Ledger
 from riprap.monitor.visits import Visitor
-from riprap.plain import plain
+from riprap.monitor.watchman import Watchman
 from riprap.record import Reader, Writer, table
-from riprap.signals import Signal, StepView, VisitView, default
-from riprap.tensors import Vector
+from riprap.signals import Signal, default
 
 
 class Monitor:
@@ -89,7 +80,6 @@ class Monitor:
         if self.protocol.hash is not None:
             self.protocol.verify()
         self.signals = default() if signals is None else list(signals)
-        self.step = 0
         self._judge = Judge(self.behaviors, self.protocol)
         self._cadence = Cadence(every)
         self._layer = layer
@@ -97,11 +87,10 @@ class Monitor:
         self._kept, self._within = kept, tuple(within)
         self._started = False
         self._resumed: dict[str, Any] | None = None  # a state that waits for its model
-        self._visitor: Visitor | None = None
         self._hooks: StepHooks | None = None
-        self._guarding: Guarding | None = None
         self.record = Writer(run if rank() == 0 else None, resume)  # one rank writes, all watch
         self._ledger = Ledger(self.record)
+        self._watchman = Watchman(self.signals, self._judge, self._cadence, self._ledger)
 
     @contextmanager
     def watch(
@@ -138,37 +127,38 @@ class Monitor:
         if guard is not None:
             wants_losses |= any("loss" in leaf.needs for leaf in guard.leaves())
         visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses, self._kept)
-        self._visitor = visitor
-        resumed, self._guarding = self._resumed, None
+        watchman, resumed = self._watchman, self._resumed
+        watchman.visitor, watchman.guarding = visitor, None
         if resumed is not None:
             self._go_on(visitor, resumed)
         elif not self._started:
             self._start(visitor)
         else:
-            self._take_in(visitor.visit(self.step, refresh=True))
+            watchman.take_in(visitor.visit(self.step, refresh=True))
         if guard is not None:
-            self._guarding = Guarding(guard, visitor, self._judge, inner, self._ledger.actions)
-            self._guarding.start(self.step)
+            told = (self._ledger.actions, watchman.went_back, watchman.stop)
+            guarding = Guarding(guard, visitor, self._judge, inner, *told)
+            guarding.start(self.step)
             if resumed is not None:
-                self._guarding.load_state_dict(resumed["guard"])
+                guarding.load_state_dict(resumed["guard"])
+            watchman.guarding = guarding
         self._started, self._resumed = True, None
         self._hooks = StepHooks(
-            inner, parameters, self._before_step, self._after_step, self._failed, self._guarding
+            inner,
+            parameters,
+            watchman.before_step,
+            watchman.after_step,
+            watchman.failed,
+            watchman.guarding,
         )
 
     def end(self) -> None:
-        """Stop watching, after a last visit to the probes."""
-        if self._hooks is None or self._visitor is None:
+        """Stop watching, after a last visit to the probes; a guard may still go back on it."""
+        if self._hooks is None:
             return
         self._hooks.remove()
         self._hooks = None
-        try:
-            if any(track.steps and track.step < self.step for track in self.tracks.values()):
-                self._take_in(self._visitor.visit(self.step, refresh=False))
-            self._ledger.end(self.step)
-        except Exception as error:  # noqa: BLE001 an observer's failure never ends a training run
-            self._failed(error)
-        self._visitor = self._guarding = None
+        self._watchman.end()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a run needs to be taken up again after this step: plain values and tensors.
@@ -178,7 +168,8 @@ class Monitor:
         Raises:
             ConfigError: nothing is being watched.
         """
-        if not self.watching or self._visitor is None:
+        visitor, guarding = self._watchman.visitor, self._watchman.guarding
+        if not self.watching or visitor is None:
             raise ConfigError("the monitor watches nothing now: save its state while it watches")
         return {
             "format": state.FORMAT,
@@ -187,10 +178,10 @@ class Monitor:
             "position": self.record.position(),
             "cadence": self._cadence.state_dict(),
             "judge": self._judge.state_dict(),
-            "held": self._visitor.state_dict(),
+            "held": visitor.state_dict(),
             "behaviors": state.behaviors_state(self.behaviors),
             "signals": state.signals_state(self.signals),
-            "guard": None if self._guarding is None else self._guarding.state_dict(),
+            "guard": None if guarding is None else guarding.state_dict(),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -216,6 +207,16 @@ class Monitor:
             "kept": self._kept,
             "within": list(self._within),
         }
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps seen so far."""
+        return self._watchman.step
+
+    @property
+    def should_stop(self) -> str:
+        """Why the guard wants training to stop; empty: it goes on. A loop of one's own asks it."""
+        return self._watchman.should_stop
 
     @property
     def watching(self) -> bool:
@@ -256,54 +257,7 @@ class Monitor:
 
     def skipped(self, why: str) -> None:
         """Record that the optimizer was not let take its step; for integrations that can see it."""
-        text = f"no step after step {self.step}: {why}"
-        reading = Reading(self.step, RUN, "step", state=EvidenceState.NOT_RUN, detail=text)
-        self._ledger.readings([reading])
-
-    # --- around a step ---------------------------------------------------------------------
-
-    def _before_step(self, gradient: Vector | None) -> None:
-        assert self._visitor is not None
-        view = StepView(self.step + 1, gradient, None, self._visitor.held)
-        readings = self._ask("on_gradient", view)
-        self._ledger.readings(readings)
-        self._judge.note(readings)
-
-    def _after_step(self, update: Vector) -> None:
-        assert self._visitor is not None
-        self.step += 1
-        view = StepView(self.step, None, update, self._visitor.held)
-        readings = self._ask("on_update", view)
-        self._ledger.readings(readings)
-        self._judge.predict(readings)
-        if self._cadence.is_due(self.step, self.tracks.values()):
-            refresh = self._cadence.refreshes(self.step)
-            self._take_in(self._visitor.visit(self.step, refresh or self._wants_fresh))
-        if self._wants_fresh:  # a guard's gradients are due, or it was woken by what was just seen
-            self._visitor.visit(self.step, refresh=True)
-
-    @property
-    def _wants_fresh(self) -> bool:
-        return self._guarding is not None and self._guarding.wants_fresh
-
-    def _ask(self, moment: str, view: StepView | VisitView) -> list[Reading]:
-        """What the signals read at a moment; one that fails spares the others."""
-        readings: list[Reading] = []
-        for signal in self.signals:
-            try:
-                readings += getattr(signal, moment)(view)
-            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self._failed(error, signal.name, view.step)
-        return readings
-
-    def _failed(self, error: Exception, what: str = "monitor", step: int | None = None) -> None:
-        """Note that the observer itself failed; training goes on."""
-        at, text = self.step if step is None else step, plain(f"{type(error).__name__}: {error}")
-        warnings.warn(f"riprap: {what} failed at step {at}: {text}", stacklevel=2)
-        failure = Reading(at, RUN, what, state=EvidenceState.ERROR, detail=text)
-        self._ledger.readings([failure])
-
-    # --- visits to the probes ----------------------------------------------------------------
+        self._watchman.skipped(why)
 
     def _start(self, visitor: Visitor) -> None:
         """Visit the probes before the first step; what cannot be watched is refused here."""
@@ -311,7 +265,7 @@ class Monitor:
         for signal in self.signals:
             signal.start(view)
         self._introduce(visitor.layer, {})
-        self._take_in(view)
+        self._watchman.take_in(view)
         for track in self.tracks.values():
             if track.steps and not track.healthy_at_start:
                 warnings.warn(unhealthy(track), stacklevel=5)
@@ -329,28 +283,5 @@ class Monitor:
         visitor.load_state_dict(saved["held"])
         self._judge.load_state_dict(saved["judge"])
         self._cadence.load_state_dict(saved["cadence"])
-        self.step = saved["step"]
+        self._watchman.step = saved["step"]
         self._introduce(visitor.layer, saved["position"])
-
-    def _take_in(self, view: VisitView) -> None:
-        """All that follows from a visit: readings, forecasts, alerts, the next visit."""
-        assert self._visitor is not None
-        for name, text in self._visitor.failures.items():
-            warnings.warn(f"riprap could not visit {name!r}: {text}", stacklevel=2)
-            self._ledger.readings([no_margin(self.step, name, EvidenceState.ERROR, text)])
-        readings = [
-            r for name, look in view.looks.items() for r in self._judge.see(self.step, name, look)
-        ]
-        for name, track in self.tracks.items():
-            if track.steps and track.step == self.step:
-                self._ledger.margins(self.step, name, track.margins[-1])
-        signals = self._ask("on_visit", view)
-        self._ledger.readings([*readings, *signals])
-        self._judge.note(signals)
-        alerts, forecasts = self._judge.judge(self.step)
-        self._ledger.readings(forecasts)
-        for alert in alerts:
-            self._ledger.alert(alert)
-            if self._guarding is not None:
-                self._guarding.alert(alert)
-        self._cadence.plan(self.step, self.forecasts.values())

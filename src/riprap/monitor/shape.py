@@ -31,6 +31,7 @@ class _Track(_Part):
     signals: dict[str, Tensor]
     looked_at: NonNegativeInt
     lost_at: int | None
+    fell_at: int | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -14,7 +14,7 @@ from torch import Tensor
 from riprap.evidence import RecordError
 
 _UNFIT = (LookupError, RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
-_TENSOR, _TUPLE = "__tensor__", "__tuple__"
+_TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -63,8 +63,10 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = f"t{len(tensors)}"
         tensors[name] = value
         return {_TENSOR: name}
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        return {_PAIRS: [[key, _split(part, tensors)] for key, part in value.items()]}
     if isinstance(value, dict):
-        return {str(key): _split(part, tensors) for key, part in value.items()}
+        return {key: _split(part, tensors) for key, part in value.items()}
     if isinstance(value, tuple):
         return {_TUPLE: [_split(part, tensors) for part in value]}
     if isinstance(value, list):
@@ -77,6 +79,8 @@ def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[value[_TENSOR]]
     if isinstance(value, dict) and set(value) == {_TUPLE}:
         return tuple(_joined(part, tensors) for part in value[_TUPLE])
+    if isinstance(value, dict) and set(value) == {_PAIRS}:
+        return {key: _joined(part, tensors) for key, part in value[_PAIRS]}
     if isinstance(value, dict):
         return {key: _joined(part, tensors) for key, part in value.items()}
     if isinstance(value, list):
