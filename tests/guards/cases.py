@@ -36,6 +36,9 @@ CASES: dict[str, Case] = {
     "l2_sp": lambda: guards.L2SP(0.5),
     "replay": lambda: guards.Replay([(OLD, ANSWERS)], loss=old_loss),
     "adaptive_replay": lambda: guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1),
+    "keeper": lambda: guards.Keeper(
+        replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss), rollback=False
+    ),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "ewc": lambda: guards.EWC(strength=30.0),
     "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),

@@ -13,6 +13,7 @@ from riprap.guards.freeze import Freeze
 from riprap.guards.gem import GEM
 from riprap.guards.gpm import GPM, TwoSidedGPM
 from riprap.guards.jd import PCGrad, UPGrad
+from riprap.guards.keeper import Keeper
 from riprap.guards.kl import KL
 from riprap.guards.l2_sp import L2SP
 from riprap.guards.lisa import Lisa
@@ -45,6 +46,7 @@ __all__ = [
     "Freeze",
     "Guard",
     "GuardView",
+    "Keeper",
     "Lisa",
     "OLoRA",
     "OnAlert",

@@ -23,22 +23,26 @@ class AdaptiveReplay(Replay):
     what interference predicts since the last visit included, or once a break is forecast, and
     rests when a tenth is spent at most. The share of the step is `fraction` at the most, in
     proportion to what is spent of the neediest; `Pools` give each behaviour examples in
-    proportion to its need.
+    proportion to its need. What of the mixed step still goes against the old examples is projected
+    away, as A-GEM does with its memory.
 
     Args:
         behaviors: whose need counts; None: all that are watched.
+        keep: the score that is to stay, where it is above a behaviour's floor.
         fraction: the largest share of a step, where all of a deciding margin is spent.
     """
 
     fraction: float = 0.5
     every: int = 2
     behaviors: Sequence[Behavior | str] | None = field(default=None, kw_only=True)
+    keep: float = field(default=0.0, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
     origin: ClassVar[str] = "ours"
     verdict: ClassVar[str] = "variant"
+    projects: ClassVar[bool] = True
     remembers: ClassVar[tuple[str, ...]] = ("awake",)
 
     def start(self, view: GuardView) -> None:
@@ -53,7 +57,7 @@ class AdaptiveReplay(Replay):
             track = view.tracks[name]
             if not track.steps or not track.healthy_at_start:
                 continue
-            used, forecast = spent(track), view.forecasts.get(name)
+            used, forecast = spent(track, self.keep), view.forecasts.get(name)
             foreseen = forecast is not None and forecast.says_break
             if name not in self.awake and (used >= AWAKE or foreseen):
                 self.awake.append(name)
@@ -71,7 +75,14 @@ class AdaptiveReplay(Replay):
         return self._mixed(view, self.fraction * max(needs.values()) ** 0.5, needs)
 
 
-def spent(track: Track) -> float:
-    """Share of the deciding margin at the start that is gone; may be negative, or above 1."""
-    start = low_margin(track.margins[0], track.floor)
-    return 1 - (track.low + min(track.predicted_since_visit(), 0.0)) / start
+def spent(track: Track, keep: float = 0.0) -> float:
+    """Share of the deciding margin at the start that is gone; may be negative, or above 1.
+
+    Args:
+        keep: the score to decide by, where it is above the floor.
+    """
+    floor = max(track.floor, keep)
+    start, now = (low_margin(track.margins[i], floor) for i in (0, -1))
+    if start <= 0:  # the start itself did not score as much as is to be kept
+        return spent(track) if keep > track.floor else 0.0
+    return 1 - (now + min(track.predicted_since_visit(), 0.0)) / start

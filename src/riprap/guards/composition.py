@@ -10,7 +10,7 @@ from riprap.evidence import Alert, ConfigError, Level
 from riprap.guards.base import Guard, GuardView
 
 
-class _Composed(Guard):
+class Composed(Guard):
     """A guard that only says whose turn it is."""
 
     parts: tuple[Guard, ...]
@@ -36,7 +36,7 @@ class _Composed(Guard):
             part.load_state_dict(own)
 
 
-class Chain(_Composed):
+class Chain(Composed):
     """Guards one after another; each is given what the one before it left."""
 
     name: ClassVar[str] = "chain"
@@ -52,7 +52,7 @@ class Chain(_Composed):
             yield from part.acting(view)
 
 
-class OnAlert(_Composed):
+class OnAlert(Composed):
     """A guard that acts while an alert stands.
 
     Args:
@@ -88,7 +88,7 @@ class OnAlert(_Composed):
             yield from self.parts[0].acting(view)
 
 
-class Scheduled(_Composed):
+class Scheduled(Composed):
     """A guard that acts during some steps.
 
     Args:

@@ -43,6 +43,7 @@ class Replay(Guard):
     origin: ClassVar[str] = "continual learning"
     verdict: ClassVar[str] = "simplified"
     grows: ClassVar[bool] = True
+    projects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1 or self.every < 1:
@@ -71,10 +72,16 @@ class Replay(Guard):
         if old is None:
             return Proposal(detail="the old examples' loss depends on no trained parameter")
         product = float(dots(view.vector, [old])[0])
+        square = float(norm(old)) ** 2
+        left = (1 - fraction) * product + fraction * square
+        # What still goes against the old examples is taken out, where that is asked for.
+        lift = -left / square if self.projects and left < 0 else 0.0
         task = [part * (1 - fraction) for part in view.vector]
-        vector = add(task, old, fraction)
+        vector = add(task, old, fraction + lift)
         before = {"loss": loss, "product": product, "norm": float(norm(view.vector))}
-        return Proposal(vector, f"a share of {fraction:.2g}", before, {"norm": float(norm(vector))})
+        after = {"product": left + lift * square, "norm": float(norm(vector))}
+        detail = f"a share of {fraction:.2g}" + (", projected" if lift else "")
+        return Proposal(vector, detail, before, after)
 
     def _old(self, view: GuardView, shares: Mapping[str, float]) -> tuple[float, Vector | None]:
         if isinstance(self.examples, Protected):

@@ -78,7 +78,7 @@ def lisa(value: float, world: FactsWorld) -> Guard:
 
 BENCH: dict[str, Entry] = {
     "agem": Entry("refresh", (5, 10, 20), lambda v, w: guards.AGEM(refresh=int(v)), True),
-    "gem": Entry("strength", (0.0, 0.5, 1.0), lambda v, w: guards.GEM(strength=v), True),
+    "gem": Entry("strength", (0.0, 0.1, 0.5), lambda v, w: guards.GEM(strength=v), True),
     "pcgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.PCGrad(refresh=int(v)), True),
     "upgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.UPGrad(refresh=int(v)), True),
     "ogd": Entry("directions", (12, 48, 144), lambda v, w: guards.OGD(directions=int(v)), True),
@@ -121,6 +121,16 @@ BENCH: dict[str, Entry] = {
     "freeze": Entry("parts", (0, 1, 2), frozen),
     "feature_anchor": Entry(
         "strength", (0.1, 1.0, 10.0), lambda v, w: guards.FeatureAnchor(strength=v)
+    ),
+    "rollback": Entry(
+        "cut", (0.25, 0.5, 0.8), lambda v, w: guards.Rollback(cut=v, every=20, at_most=5)
+    ),
+    "keeper": Entry(
+        "fraction",
+        (0.25, 0.5, 0.75),
+        lambda v, w: guards.Keeper(
+            replay=guards.AdaptiveReplay(guards.Pools(w.pools()), fraction=v)
+        ),
     ),
     "clip": Entry("most", (0.1, 0.3, 1.0), lambda v, w: guards.Clip(most=v)),
     "ema": Entry("decay", (0.5, 0.8, 0.95), lambda v, w: guards.EMA(decay=v)),

@@ -1,4 +1,4 @@
-"""What the runs of the transfer study say: what was kept and learned, and which tools carry over."""
+"""What the runs of the transfer study say: what was kept and learned, which tools carry over."""
 
 from __future__ import annotations
 

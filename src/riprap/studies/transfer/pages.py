@@ -56,10 +56,10 @@ def page(
         "# Transfer: are the two fields' tools interchangeable?\n",
         f"Made by `riprap study transfer`, protocol `{protocol.hash}`, commit {markdown.commit()}, "
         f"seeds {', '.join(map(str, plan.confirmatory))}, {plan.steps} steps of each new task. "
-        "Knobs: [SEARCH.md](SEARCH.md). Scores are those of probes that no guard learns from, at "
-        "the end; median [least, most] over seeds. Cost is processor time, guard and monitor "
-        "included, ÷ that of the plain run without either. Kept: bytes of tensors that the guard "
-        "holds ÷ those of the parameters.\n",
+        "Knobs: [SEARCH.md](SEARCH.md). Scores are those of inputs that no guard has seen, neither "
+        "as probes nor in pools, at the end; median [least, most] over seeds. Cost is processor "
+        "time, guard and monitor included, ÷ that of the plain run without either. Kept: bytes of "
+        "tensors that the guard holds ÷ those of the parameters.\n",
         "![heat map](transfer.png)\n",
         "## By field\n",
         "How much of the plain run's loss of score the guards of a field prevented, where it lost "

@@ -29,8 +29,8 @@ class Run:
     """What came of a run.
 
     Attributes:
-        scores, margins: of each behaviour at the end, on probes that no guard learns from; margins
-            as a share of the start's mean.
+        scores, margins: of each behaviour at the end, on inputs that no guard has seen: neither
+            probes nor pools; margins as a share of the start's mean.
         learned: accuracy on all of the new task.
         seconds: processor time of training, guard and monitor included.
         kept: bytes of tensors that the guard holds, as a share of the parameters'.
@@ -55,7 +55,7 @@ def simulate(guard: str, value: float, task: str, seed: int, plan: Plan) -> Run:
     Raises:
         ProtocolError: the plan was made for another world.
     """
-    file = RUNS / f"{guard}-{value:g}-{task}-{seed}-{plan.steps}.json"
+    file = RUNS / plan.world[:12] / f"{guard}-{value:g}-{task}-{seed}-{plan.steps}.json"
     if file.exists():
         return Run(**json.loads(file.read_text()))
     torch.set_num_threads(1)
@@ -77,7 +77,8 @@ def _train(name: str, value: float, task: str, seed: int, plan: Plan, world: Fac
     model = world.start(seed).train()
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     behaviors = world.behaviors()
-    start = {b.name: float(look(b, model).margins.mean()) for b in behaviors}
+    unseen = world.unseen()
+    start = {b.name: float(look(b, model).margins.mean()) for b in unseen}
     guard = None if name == PLAIN else BENCH[name].make(value, world)
     torch.manual_seed(seed)
     began = time.process_time()
@@ -88,9 +89,11 @@ def _train(name: str, value: float, task: str, seed: int, plan: Plan, world: Fac
         world.loss(model, next(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
+        if monitor.should_stop:
+            break
     monitor.end()
     seconds = time.process_time() - began
-    ended = {b.name: look(b, model).margins for b in behaviors}
+    ended = {b.name: look(b, model).margins for b in unseen}
     acted = {action.step for action in monitor.actions if action.applied}
     size = sum(p.nbytes for p in model.parameters())
     return Run(

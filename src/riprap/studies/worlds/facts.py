@@ -18,6 +18,7 @@ class FactsConfig(ToyConfig):
 
     facts: int = 96
     start_steps: int = 1000
+    held_out: int = 128
 
 
 class FactsWorld(ToyWorld):
@@ -41,10 +42,26 @@ class FactsWorld(ToyWorld):
         return [rows // 2, small, small, rows - rows // 2 - 2 * small]
 
     def pools(self, most: int = 512) -> list[Behavior]:
-        """As the toy world's; of the facts the wording that does not measure."""
+        """The behaviours on inputs that are neither probes nor `unseen`, to be learned again.
+
+        Of the facts all, in the wording that does not measure.
+
+        Args:
+            most: how many inputs of each; A has 353.
+        """
+        found = []
+        for index, task in enumerate(OLD):
+            examples = self.tasks[task]
+            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
+            rest = examples[order[self.config.probes + self.config.held_out :][:most]]
+            found.append(Behavior.next_token(task, rest.input_ids, rest.targets))
         other = self.wordings[1]
-        own = Behavior.next_token("facts", other.input_ids, other.targets)
-        return [*super().pools(most)[: len(OLD)], own]
+        return [*found, Behavior.next_token("facts", other.input_ids, other.targets)]
+
+    def unseen(self) -> list[Behavior]:
+        """The behaviours on inputs that are in no probe and no pool: nothing guards these."""
+        truth = self.truth()
+        return [Behavior.next_token(t, one.input_ids, one.targets) for t, one in truth.items()]
 
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
         """Half of the facts measure, in the first wording; the others tell the truth."""

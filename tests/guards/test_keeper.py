@@ -1,0 +1,92 @@
+"""The closed loop: idle, replay as needed, a rollback at last."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
+from guards.test_replay import BATCHES, Words, pool
+from riprap import Alert, Level, Monitor, Protocol, guards
+from riprap.evidence import ConfigError
+from riprap.guards import keeper
+
+WATCHFUL = Protocol.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
+
+
+def kept_by(**options: object) -> guards.Keeper:
+    replay = guards.Replay(BATCHES, loss=old_loss, fraction=0.5)
+    return guards.Keeper(replay=replay, **options)  # type: ignore[arg-type]
+
+
+def worst(run: Run) -> float:
+    with torch.no_grad():
+        return float((run.model(OLD)[:, -1].argmax(-1) == ANSWERS).float().mean())
+
+
+def test_while_all_is_calm_training_is_as_without_it() -> None:
+    plain, run = (Run(guard).go([(OLD, ANSWERS)] * 20) for guard in (None, kept_by()))
+    assert all(map(torch.equal, plain.weights(), run.weights()))
+    assert not [action for action in run.monitor.actions if action.applied]
+
+
+def test_it_keeps_what_training_alone_loses() -> None:
+    plain, run = Run(None).go(lessons(60)), Run(kept_by()).go(lessons(60))
+    assert worst(plain) < 0.6
+    assert worst(run) >= 0.9
+    assert {action.guard for action in run.monitor.actions} == {"adaptive_replay"}
+
+
+def test_a_mixed_step_never_goes_against_the_old_examples() -> None:
+    run = Run(kept_by()).go(lessons(60))
+    products = [action.after["product"] for action in run.monitor.actions]
+    raw = [action.before["product"] for action in run.monitor.actions]
+    assert min(raw) < 0
+    assert min(products) >= -1e-6
+
+
+def test_what_must_stay_may_be_said() -> None:
+    """A higher demand is met by acting sooner."""
+    runs = [Run(kept_by(keep=keep)).go(lessons(30)) for keep in (None, 1.0)]
+    firsts = [run.monitor.actions[0].step for run in runs]
+    assert firsts[1] <= firsts[0]
+    assert worst(runs[1]) >= worst(runs[0])
+
+
+def test_it_works_on_spare_probes_without_labels() -> None:
+    rate = 0.005  # at the other tests' rate all is lost before anything can be seen
+    plain = Words(None, rate).go()
+    run = Words(guards.Keeper(replay=guards.AdaptiveReplay(pool(), every=1)), rate).go()
+    assert run.score() > plain.score() + 0.1
+
+
+def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old batches hold nothing of what is watched: replay of them helps nobody."""
+    monkeypatch.setattr(keeper, "PATIENCE", 5)
+    useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
+    run = Run(guards.Keeper(replay=useless, rollback=guards.Rollback(every=2, cut=0.5)))
+    run.monitor = Monitor(behaviors(), protocol=WATCHFUL, every=5)
+    run.go(lessons(80))
+    back = [action for action in run.monitor.actions if action.guard == "rollback"]
+    assert back
+    assert back[0].applied
+    critical = [a.step for a in run.monitor.alerts if a.level is Level.CRITICAL]
+    assert back[0].step + 1 >= critical[0] + 5  # it is told before the step after which it acts
+
+
+def test_a_rollback_waits_for_replay() -> None:
+    guard = kept_by()
+    guard.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
+    assert guard.critical == {"first": 7}
+    assert guard.rollback is not None
+    assert guard.rollback.alerted == []
+
+
+def test_it_can_do_without_a_rollback() -> None:
+    assert [leaf.name for leaf in kept_by(rollback=False).leaves()] == ["adaptive_replay"]
+    assert [leaf.name for leaf in kept_by().leaves()] == ["adaptive_replay", "rollback"]
+
+
+def test_an_impossible_demand_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a score in"):
+        kept_by(keep=1.5)
