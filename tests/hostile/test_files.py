@@ -202,3 +202,18 @@ def test_a_document_that_yaml_made_is_read_as_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "plain.yaml"
     file.write_text(yaml.safe_dump({"a": [1, 2.5, None, "x"]}))
     assert read_yaml(file, ConfigError) == {"a": [1, 2.5, None, "x"]}
+
+
+def test_a_run_in_nobodys_home_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "watch.yaml"
+    config = {
+        "model": "m",
+        "data": {"path": "d"},
+        "training": {"steps": 1, "learning_rate": 1},
+        "behaviors": [{"pack": "refusal"}],
+        "run": "~nobody-at-all/x",
+    }
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="names no home") as raised:
+        WatchConfig.load(file)
+    one_sentence(raised.value)

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field
 
+from riprap.evidence import ConfigError
 from riprap.schema import Strict, read_yaml
 
 
@@ -102,4 +103,8 @@ class WatchConfig(Strict):
             ConfigError: no such file, not YAML, an unknown key, or a value that cannot be.
         """
         config = cls.parse(read_yaml(path), str(path))
-        return config.model_copy(update={"run": config.run.expanduser()})
+        try:
+            run = config.run.expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{path}: run {str(config.run)!r} names no home: {error}") from error
+        return config.model_copy(update={"run": run})
