@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.probing import layer_names
+from riprap.stacks import KEPT, Stack
 from riprap.studies.claim import agreement
-from riprap.tensors import KEPT, Stack, Vector, clone, subtract
+from riprap.tensors import Vector, clone, subtract
 
 SEED = 1000  # exploratory: no study confirms anything on it
 

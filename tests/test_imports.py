@@ -11,7 +11,7 @@ import riprap
 
 SOURCE = Path(riprap.__file__).parent
 FLOORS = [
-    {"evidence", "tensors", "schema", "distributed", "plain"},
+    {"evidence", "tensors", "stacks", "schema", "distributed", "plain"},
     {"behaviors", "record"},
     {"probing"},
     {"signals", "detectors", "selection"},

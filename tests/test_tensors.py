@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from riprap import tensors
+from riprap import stacks, tensors
 
 SHAPES = [(3, 4), (7,), (2, 3, 2), ()]
 finite = st.floats(-100, 100, width=32)
@@ -128,7 +128,7 @@ def test_copy_into_keeps_the_target() -> None:
 def test_a_stack_gives_the_same_products_as_its_vectors(
     vector: tuple, one: tuple, two: tuple
 ) -> None:
-    stack = tensors.Stack({"one": as_tensors(one), "two": as_tensors(two)})
+    stack = stacks.Stack({"one": as_tensors(one), "two": as_tensors(two)})
     mine, found = flat(vector), stack.dots(as_tensors(vector))
     for name, other in (("one", flat(one)), ("two", flat(two))):
         slack = 1e-5 * (np.abs(mine) @ np.abs(other)) + 1e-6
@@ -141,30 +141,30 @@ def test_a_stack_gives_the_same_products_as_its_vectors(
 
 def test_a_stack_of_halves_does_not_overflow() -> None:
     big = [torch.full((4096,), 300.0, dtype=torch.float16)]
-    stack = tensors.Stack({"big": big})
+    stack = stacks.Stack({"big": big})
     assert stack.dots(big)["big"] == pytest.approx(4096 * 300.0**2, rel=1e-5)
     assert stack.norms["big"] == pytest.approx(64 * 300.0, rel=1e-5)
 
 
 def test_an_empty_stack_has_no_products() -> None:
-    assert tensors.Stack({}).dots([torch.ones(2)]) == {}
+    assert stacks.Stack({}).dots([torch.ones(2)]) == {}
 
 
 def test_a_stack_is_a_copy() -> None:
     vector = [torch.ones(3)]
-    stack = tensors.Stack({"one": vector})
+    stack = stacks.Stack({"one": vector})
     vector[0].zero_()
     assert stack.dots([torch.ones(3)]) == {"one": 3.0}
 
 
 def test_chunks_join_neighbours_and_leave_large_parts_alone(monkeypatch) -> None:
-    monkeypatch.setattr(tensors, "CHUNK", 10)
+    monkeypatch.setattr(stacks, "CHUNK", 10)
     parts = [torch.zeros(n) for n in (4, 5, 3, 50, 2)]
-    found = [[part.numel() for part in parts[chunk]] for chunk in tensors.chunks(parts)]
+    found = [[part.numel() for part in parts[chunk]] for chunk in stacks.chunks(parts)]
     assert found == [[4, 5], [3], [50], [2]]
     mixed = [torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)]
-    assert len(tensors.chunks(mixed)) == 3
-    assert tensors.chunks([]) == []
+    assert len(stacks.chunks(mixed)) == 3
+    assert stacks.chunks([]) == []
 
 
 def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
@@ -173,9 +173,9 @@ def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
     one, two, update = (
         [torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)
     )
-    whole = tensors.Stack({"one": one, "two": two})
-    monkeypatch.setattr(tensors, "CHUNK", 8)
-    small = tensors.Stack({"one": one, "two": two})
+    whole = stacks.Stack({"one": one, "two": two})
+    monkeypatch.setattr(stacks, "CHUNK", 8)
+    small = stacks.Stack({"one": one, "two": two})
     assert small.dots(update) == pytest.approx(whole.dots(update), rel=1e-5)
     for stack in (whole, small):
         for kept, part in zip(stack.vector("two", two), two, strict=True):
@@ -186,7 +186,7 @@ def test_a_stack_knows_its_gramian_and_adds_its_vectors() -> None:
     made = torch.Generator().manual_seed(1)
     shapes = [(3, 4), (5,), (2, 2, 2)]
     one, two, base = ([torch.randn(s, generator=made) for s in shapes] for _ in range(3))
-    stack = tensors.Stack({"one": one, "two": two})
+    stack = stacks.Stack({"one": one, "two": two})
     flat = [torch.cat([part.flatten() for part in v]).double().numpy() for v in (one, two, base)]
     gram = np.array([[a @ b for b in flat[:2]] for a in flat[:2]])
     np.testing.assert_allclose(stack.gram().numpy(), gram, rtol=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from riprap import Behavior, Reading, probing
 from riprap.signals import Held, StepView, VisitView
-from riprap.tensors import Stack
+from riprap.stacks import Stack
 
 
 def trainable(model: nn.Module) -> list[Tensor]:

@@ -14,7 +14,8 @@ from riprap.behaviors import Behavior
 from riprap.distributed import sharded
 from riprap.evidence import ConfigError
 from riprap.guards.base import Guard, GuardView, Proposal, names_of
-from riprap.tensors import Joined, Vector, chunks
+from riprap.stacks import Joined, chunks
+from riprap.tensors import Vector
 
 NEW = 1e-4  # least part of a gradient outside of the span for it to count as a direction
 
@@ -99,7 +100,7 @@ def orthonormal(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tenso
     """An orthonormal basis of the span of `vectors`, by Gram and Schmidt, each taken twice.
 
     Args:
-        like: the parameters; the basis is cut as `riprap.tensors.chunks` cuts them.
+        like: the parameters; the basis is cut as `riprap.stacks.chunks` cuts them.
 
     Returns:
         a matrix a chunk, of shape (k, elements of the chunk), in at least float32.

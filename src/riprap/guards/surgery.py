@@ -14,7 +14,7 @@ import numpy as np
 from riprap.behaviors import Behavior
 from riprap.evidence import ConfigError
 from riprap.guards.base import Guard, GuardView, Proposal, names_of
-from riprap.tensors import Joined, Stack
+from riprap.stacks import Joined, Stack
 
 ROUNDING = 1e-7  # of the two norms: products this near to 0 are 0
 

@@ -10,7 +10,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors.track import Track, score
 from riprap.evidence import ConfigError
 from riprap.plain import brief
-from riprap.tensors import KEPT
+from riprap.stacks import KEPT
 
 
 def check_arguments(behaviors: Sequence[Behavior], every: int, kept: str) -> None:

@@ -14,7 +14,7 @@ from riprap.behaviors import Behavior
 from riprap.evidence import BehaviorError, ConfigError
 from riprap.plain import plain
 from riprap.signals import Held, VisitView
-from riprap.tensors import Stack
+from riprap.stacks import Stack
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Visitor:
     Attributes:
         layer: name of the layer whose output is read, None where there is none.
         wants_losses: take g_b along with h_b.
-        kept: how finely protected gradients are kept; see `riprap.tensors.Stack`.
+        kept: how finely protected gradients are kept; see `riprap.stacks.Stack`.
         held: the protected gradients taken last.
         failures: why a behaviour could not be read at the last visit, by name.
     """

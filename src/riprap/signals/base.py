@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior
 from riprap.evidence import EvidenceState, Reading
 from riprap.probing import Look
-from riprap.tensors import Joined, Stack, Vector
+from riprap.stacks import Joined, Stack
+from riprap.tensors import Vector
 
 DETACHED = (
     "the margins are detached from the graph, or reach no trained parameter: return them attached, "

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from riprap import probing
 from riprap.behaviors import Behavior
-from riprap.tensors import Stack, Vector, clone, subtract
+from riprap.stacks import Stack
+from riprap.tensors import Vector, clone, subtract
 
 
 class Claim:

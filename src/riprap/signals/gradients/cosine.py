@@ -10,7 +10,7 @@ from riprap.signals.base import (
     without_losses,
     without_margin_gradient,
 )
-from riprap.tensors import Stack
+from riprap.stacks import Stack
 
 
 def _cosines(view: StepView, protected: Stack, signal: str, sign: float) -> list[Reading]:

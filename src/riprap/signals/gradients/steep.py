@@ -11,7 +11,8 @@ from torch import Tensor
 from riprap.evidence import Reading
 from riprap.probing import margin_gradients
 from riprap.signals.base import DETACHED, Signal, StepView, VisitView, not_run
-from riprap.tensors import Joined, Stack, Vector, dots
+from riprap.stacks import Joined, Stack
+from riprap.tensors import Vector, dots
 
 K = 8  # steep directions kept of a behaviour
 MOST = 32  # probes whose gradients are taken

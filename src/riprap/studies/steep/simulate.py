@@ -15,9 +15,10 @@ from riprap.behaviors import Behavior
 from riprap.detectors import Protocol
 from riprap.evidence import ProtocolError
 from riprap.signals.gradients.steep import alignment, steep_stack
+from riprap.stacks import Stack
 from riprap.studies.steep.plan import Plan
 from riprap.studies.worlds import ToyWorld
-from riprap.tensors import Stack, Vector, cosine, norm
+from riprap.tensors import Vector, cosine, norm
 
 RAW = Path("runs/steep")  # alignments and cosines; not committed
 UNRELATED = ("targets", "pairs", "inputs")
