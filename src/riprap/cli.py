@@ -171,13 +171,15 @@ def study_detectors(
 def study_transfer(
     out: Path = typer.Option(Path("results/transfer"), help="Folder of tables and figure."),
     search: bool = typer.Option(False, help="Search each guard's knob on the exploratory seeds."),
+    front: bool = typer.Option(False, help="Compare the Keeper with others at equal time."),
     workers: int = typer.Option(2, help="Processes, one thread each."),
     as_json: bool = AS_JSON,
 ) -> int:
     """Every guard against every behaviour: which field's tools carry over; resumable."""
     from riprap.studies.transfer import run as study
 
-    made = study.search(out, workers) if search else study.run(out, workers)
+    work = study.search if search else study.compare if front else study.run
+    made = work(out, workers)
     say(made, as_json, [f"results: {out}"])
     return 0
 

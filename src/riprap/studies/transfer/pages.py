@@ -11,6 +11,7 @@ from riprap.guards import Guard
 from riprap.studies import markdown
 from riprap.studies.markdown import number, spread
 from riprap.studies.transfer.bench import BENCH
+from riprap.studies.transfer.front import Point, chosen, passed
 from riprap.studies.transfer.judging import Row, Transfer, value_of
 from riprap.studies.transfer.plan import PLAIN, Plan
 from riprap.studies.transfer.simulate import Run
@@ -88,7 +89,7 @@ def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
         (row for row in found if row.task == task),
         key=lambda row: (row.guard != PLAIN, -np.mean([min(s) for s in row.scores.values()])),
     ):
-        origin = made[row.guard].origin if row.guard in made else NOTHING
+        origin = made[row.guard].origin if row.guard in made else markdown.NOTHING
         lines.append(
             {"guard": row.guard, "from": origin}
             | {name: spread(scores, 2) for name, scores in row.scores.items()}
@@ -103,4 +104,34 @@ def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
     return markdown.table(lines)
 
 
-NOTHING = markdown.NOTHING
+def front_page(points: Sequence[Point], plan: Plan, protocol: Protocol) -> str:
+    """What the guards keep and let learn at equal time."""
+    names = dict.fromkeys(point.guard for point in points)
+    parts = [
+        "# The Keeper at equal time\n",
+        f"Made by `riprap study transfer --front`, protocol `{protocol.hash}`, commit "
+        f"{markdown.commit()}, seeds {', '.join(map(str, plan.front.seeds))}. The unit is the "
+        f"processor time of the plain run of {plan.front.steps} steps, taken in the same process; "
+        "guard, monitor and their start count. Worst: the lowest score of a behaviour on inputs "
+        "that no guard has seen. New task: share of the plain run's accuracy at its end. Area: "
+        "worst × new task. Median [least, most] over seeds.\n",
+    ]
+    for task in plan.tasks:
+        lines = []
+        for name in names:
+            for budget in (1.0,) if name == PLAIN else plan.front.budgets:
+                own = [p for p in chosen(points, name, budget) if p.task == task]
+                good = sum(passed(p, plan.front.kept) for p in own)
+                lines.append(
+                    {
+                        "guard": name,
+                        "time": number(budget, 1),
+                        "steps": spread([p.steps for p in own]),
+                        "worst": spread([p.worst for p in own], 2),
+                        "new task": spread([p.learned for p in own], 2),
+                        "area": spread([p.area for p in own], 2, "mean"),
+                        f"both ≥ {plan.front.kept:g}": markdown.share(good, len(own)),
+                    }
+                )
+        parts += [f"## {task}\n", markdown.table(lines) + "\n"]
+    return "\n".join(parts)

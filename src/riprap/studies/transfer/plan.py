@@ -11,6 +11,25 @@ from riprap.schema import Strict
 PLAIN = "plain"
 
 
+class Front(Strict):
+    """How the Keeper is compared at equal time.
+
+    Attributes:
+        steps: length of the plain run, whose processor time is the unit.
+        budgets: times at which everything is measured, in that unit.
+        seeds: confirmatory ones, used for nothing else.
+        guards: whom it is compared with, beside the plain run, at their chosen knobs.
+        kept: the score that each behaviour must have at a budget, and the share of the plain run's
+            new-task accuracy that must be reached, for the Keeper to pass.
+    """
+
+    steps: int = Field(ge=1)
+    budgets: tuple[float, ...]
+    seeds: tuple[int, ...]
+    guards: tuple[str, ...]
+    kept: float = Field(gt=0, le=1)
+
+
 class Plan(Strict):
     """The terms of the study; every field is covered by the protocol's hash.
 
@@ -32,6 +51,7 @@ class Plan(Strict):
     exploratory: tuple[int, ...]
     knobs: dict[str, float] = Field(default_factory=dict)
     learned: float = Field(default=0.95, gt=0, le=1)
+    front: Front
 
     @classmethod
     def of(cls, protocol: Protocol) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from riprap.report import save
 from riprap.studies.transfer import judging, pages
 from riprap.studies.transfer.bench import BENCH
 from riprap.studies.transfer.figure import heat_map
+from riprap.studies.transfer.front import front, passed
 from riprap.studies.transfer.plan import PLAIN, Plan
 from riprap.studies.transfer.simulate import Run, simulate
 from riprap.studies.worlds import FactsWorld
@@ -87,8 +88,39 @@ def run(out: Path, workers: int = 2) -> dict[str, Any]:
     return {"out": str(out), "fields": [asdict(one) for one in carried]}
 
 
+def compare(out: Path, workers: int = 2) -> dict[str, Any]:
+    """The Keeper against always-on guards at equal processor time.
+
+    Returns:
+        by task and seed whether the Keeper passed at 1.5 times the plain run's time.
+
+    Raises:
+        ProtocolError: the protocol was changed since it was frozen.
+    """
+    protocol = Protocol.named("transfer")
+    protocol.verify()
+    plan = Plan.of(protocol)
+    pairs = [(task, seed) for seed in plan.front.seeds for task in plan.tasks]
+    points = [point for run in _parallel(front, pairs, plan, workers) for point in run]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "front.json").write_text(json.dumps([asdict(point) for point in points]))
+    (out / "FRONT.md").write_text(pages.front_page(points, plan, protocol))
+    verdicts = {
+        f"{p.task} {p.seed}": passed(p, plan.front.kept)
+        for p in points
+        if p.guard == "keeper" and p.budget == 1.5
+    }
+    return {"out": str(out), "passed": verdicts}
+
+
 def _made(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Run]:
     """All runs, in the order of the jobs; those that exist are read."""
+    return _parallel(simulate, jobs, plan, workers)
+
+
+def _parallel(
+    work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], plan: Plan, workers: int
+) -> list[Any]:
     os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
     context = multiprocessing.get_context("spawn")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -97,7 +129,7 @@ def _made(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Run]:
         ProcessPoolExecutor(workers, mp_context=context) as pool,
     ):
         bar = progress.add_task("runs", total=len(jobs))
-        futures = [pool.submit(simulate, *job, plan) for job in jobs]
+        futures = [pool.submit(work, *job, plan) for job in jobs]
         for future in as_completed(futures):
             future.result()
             progress.advance(bar)
