@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import random
 import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -70,6 +72,9 @@ def train(
         model(ids, labels=ids).loss.backward()
         optimizer.step()
     out: dict[str, Any] = {"weights": weights(model), "random": torch.get_rng_state()}
+    out["others"] = [random.getstate(), str(np.random.get_state())]
+    out["gradients"] = [own(p.grad) for p in model.parameters() if p.grad is not None]
+    out["momentum"] = [own(s["momentum_buffer"]) for s in optimizer.state.values()]
     if monitor is not None:
         monitor.end()
         out["weights after end"] = weights(model)
@@ -82,9 +87,12 @@ def train(
 
 
 def weights(model: Any) -> list[torch.Tensor]:
-    return [
-        (p.to_local() if hasattr(p, "to_local") else p).detach().clone() for p in model.parameters()
-    ]
+    return [own(p) for p in model.parameters()]
+
+
+def own(tensor: Any) -> torch.Tensor:
+    """This rank's part, copied."""
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).detach().clone()
 
 
 def _rank(
@@ -110,7 +118,7 @@ def free_port() -> int:
 
 
 def on_ranks(kind: str, folder: Path, broken_rank: int | None = None) -> list[dict[str, Any]]:
-    """What each of two ranks came to; a deadlock fails after two minutes."""
+    """What each of two ranks came to; a deadlock fails after `SECONDS`."""
     context = mp.start_processes(
         _rank, (2, free_port(), kind, str(folder), broken_rank), 2, join=False, start_method="spawn"
     )

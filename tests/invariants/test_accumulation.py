@@ -35,6 +35,9 @@ def readings(protocol: Protocol, parts: int) -> pd.DataFrame:
 @pytest.mark.parametrize("parts", [2, 8])
 def test_many_small_read_as_one_times_eight(parts: int, protocol: Protocol) -> None:
     whole, halves = readings(protocol, 1), readings(protocol, parts)
+    assert {"interference", "margin", "cosine_loss", "norm_update"} <= set(whole.signal)
+    assert whole.step.max() == len(ROWS)
+    assert whole.value[whole.signal == "interference"].abs().max() > 0
     assert whole.drop(columns="value").equals(halves.drop(columns="value"))
     assert "ERROR" not in set(whole.state)
     np.testing.assert_allclose(whole.value, halves.value, rtol=2e-3, atol=1e-4)

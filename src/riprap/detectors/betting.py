@@ -24,7 +24,8 @@ class Betting(Sequential):
     The same probes are looked at again at each visit, so visits are no fresh evidence and their
     wealth may not be multiplied. α is split instead: over the behaviours of the run, and over its
     visits as 1 / k(k + 1), which sums to 1. Whatever the dependence between visits, the probability
-    of ever alerting falsely in a run is then at most α (ours).
+    of ever alerting falsely in a run is then at most α (ours): exactly so for visits that are fixed
+    beforehand and a given scale; a monitor chooses its visits, and for it the rate is measured.
 
     What is tested is the mean of the declines clipped to `tolerated` ± `clip`, over the population
     that the probes were drawn from; that few probes rise much cannot hide that most fall.
