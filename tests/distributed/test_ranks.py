@@ -56,7 +56,9 @@ def test_readings_are_those_of_one_rank(ranks: Any) -> None:
         }
         assert found.keys() == alone.keys()
         for key, value in alone.items():
-            np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-5, err_msg=str(key))
+            # What is extrapolated from readings makes their rounding larger.
+            rtol = 1e-4 if key[2].startswith("forecast") else 1e-5
+            np.testing.assert_allclose(found[key], value, rtol=rtol, atol=1e-5, err_msg=str(key))
 
 
 def test_no_reading_failed(ranks: Any) -> None:

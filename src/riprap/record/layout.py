@@ -8,7 +8,7 @@ from pathlib import Path
 from riprap.evidence import RecordError
 
 VERSION = 2
-READABLE = ("1", "2")  # 1 had no events and no actions: a run could not be taken up again
+READABLE = ("1", "2")  # 1 had no events, and none of its actions was ever written
 FILE_NAME = "record.sqlite"
 LOCK_NAME = "record.lock"
 
