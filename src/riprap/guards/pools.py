@@ -75,7 +75,7 @@ class Pools:
             for name, pool in self.behaviors.items():
                 parts = range(0, len(pool.probes), 256)  # bounds the memory of a pass
                 every = [range(at, min(at + 256, len(pool.probes))) for at in parts]
-                found = [_outputs(_part(pool, list(part)), view.model) for part in every]
+                found = [_outputs(pool.subset(part), view.model) for part in every]
                 self.targets[name] = torch.cat(found).clone()
 
     def gradient(
@@ -105,7 +105,7 @@ class Pools:
     def _loss(self, model: nn.Module, chosen: dict[str, list[int]]) -> Tensor:
         """Mean over the chosen rows, shape ()."""
         total = sum(map(len, chosen.values()))
-        parts = {name: _part(self.behaviors[name], rows) for name, rows in chosen.items()}
+        parts = {name: self.behaviors[name].subset(rows) for name, rows in chosen.items()}
         outputs = _outputs_of_all(parts, model)
         sums = [
             self._distance(outputs[name], self.targets[name][rows], parts[name])
@@ -140,10 +140,6 @@ def _counts(shares: Mapping[str, float], rows: int) -> dict[str, int]:
 
 def _reads_logits(behavior: Behavior) -> bool:
     return hasattr(behavior.margins, "from_logits")
-
-
-def _part(behavior: Behavior, rows: list[int]) -> Behavior:
-    return behavior.subset(rows)
 
 
 def _outputs(behavior: Behavior, model: nn.Module) -> Tensor:

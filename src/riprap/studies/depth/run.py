@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from riprap.detectors import Protocol
 from riprap.monitor.facts import versions
@@ -23,6 +17,7 @@ from riprap.studies.depth.judging import Installed
 from riprap.studies.depth.plan import Plan
 from riprap.studies.depth.simulate import simulate
 from riprap.studies.markdown import commit, number
+from riprap.studies.parallel import in_parallel
 
 
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -42,18 +37,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     protocol = Protocol.named("depth")
     protocol.verify()
     pairs = Plan.of(protocol).runs(exploratory)
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
-    context = multiprocessing.get_context("spawn")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        bar = progress.add_task("runs", total=len(pairs))
-        jobs = [pool.submit(simulate, *pair, protocol) for pair in pairs]
-        for job in as_completed(jobs):
-            job.result()
-            progress.advance(bar)
+    in_parallel(simulate, [(*pair, protocol) for pair in pairs], workers)
     found = [Installed.load(*pair, protocol) for pair in pairs]
     out.mkdir(parents=True, exist_ok=True)
     save(depth_figure(found), out / "depth.png")

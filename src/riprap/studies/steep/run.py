@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from riprap.detectors import Protocol
 from riprap.monitor.facts import versions
 from riprap.report import save
 from riprap.studies import markdown
 from riprap.studies.markdown import commit
+from riprap.studies.parallel import in_parallel
 from riprap.studies.steep import judging
 from riprap.studies.steep.figure import steep_figure
 from riprap.studies.steep.judging import Run
@@ -46,18 +42,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
         protocol.verify()
     plan = Plan.of(protocol)
     pairs = plan.runs(exploratory)
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
-    context = multiprocessing.get_context("spawn")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        bar = progress.add_task("runs", total=len(pairs))
-        jobs = [pool.submit(simulate, *pair, protocol) for pair in pairs]
-        for job in as_completed(jobs):
-            job.result()
-            progress.advance(bar)
+    in_parallel(simulate, [(*pair, protocol) for pair in pairs], workers)
     runs = [one for pair in pairs for one in judging.load(*pair, plan)]
     chance = plan.k / sum(p.numel() for p in ToyWorld().untrained(0).parameters())
     out.mkdir(parents=True, exist_ok=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from riprap.detectors import Protocol
 from riprap.monitor.facts import versions
 from riprap.report import save
 from riprap.studies.markdown import commit, table
+from riprap.studies.parallel import in_parallel
 from riprap.studies.toy import figures, tables, verdicts
 from riprap.studies.toy.judging import Run, judge
 from riprap.studies.toy.plan import Plan
@@ -60,18 +56,7 @@ def folder_of(condition: str, seed: int) -> Path:
 
 
 def _simulate_all(pairs: list[tuple[str, int]], protocol: Protocol, workers: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
-    context = multiprocessing.get_context("spawn")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        bar = progress.add_task("runs", total=len(pairs))
-        jobs = [pool.submit(simulate, *pair, folder_of(*pair), protocol) for pair in pairs]
-        for job in as_completed(jobs):
-            job.result()
-            progress.advance(bar)
+    in_parallel(simulate, [(*pair, folder_of(*pair), protocol) for pair in pairs], workers)
 
 
 def _draw(runs: list[Run], out: Path) -> None:

@@ -23,13 +23,11 @@ class Entry:
     Attributes:
         knob: what is searched; `values`: the three values that are tried.
         make: the guard with its knob at a value.
-        surgery: whether it operates on the step by protected gradients alone.
     """
 
     knob: str
     values: tuple[float, float, float]
     make: Make
-    surgery: bool = False
 
 
 def old_batches(world: FactsWorld, rows: int = 32, count: int = 64) -> list[Examples]:
@@ -77,16 +75,16 @@ def lisa(value: float, world: FactsWorld) -> Guard:
 
 
 BENCH: dict[str, Entry] = {
-    "agem": Entry("refresh", (5, 10, 20), lambda v, w: guards.AGEM(refresh=int(v)), True),
-    "gem": Entry("strength", (0.0, 0.1, 0.5), lambda v, w: guards.GEM(strength=v), True),
-    "pcgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.PCGrad(refresh=int(v)), True),
-    "upgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.UPGrad(refresh=int(v)), True),
-    "ogd": Entry("directions", (12, 48, 144), lambda v, w: guards.OGD(directions=int(v)), True),
-    "gpm": Entry("energy", (0.9, 0.97, 0.99), lambda v, w: guards.GPM(energy=v), True),
+    "agem": Entry("refresh", (5, 10, 20), lambda v, w: guards.AGEM(refresh=int(v))),
+    "gem": Entry("strength", (0.0, 0.1, 0.5), lambda v, w: guards.GEM(strength=v)),
+    "pcgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.PCGrad(refresh=int(v))),
+    "upgrad": Entry("refresh", (5, 10, 20), lambda v, w: guards.UPGrad(refresh=int(v))),
+    "ogd": Entry("directions", (12, 48, 144), lambda v, w: guards.OGD(directions=int(v))),
+    "gpm": Entry("energy", (0.9, 0.97, 0.99), lambda v, w: guards.GPM(energy=v)),
     "two_sided_gpm": Entry("energy", (0.9, 0.97, 0.99), lambda v, w: guards.TwoSidedGPM(energy=v)),
-    "safegrad": Entry("strength", (0.3, 1.0, 3.0), lambda v, w: guards.SafeGrad(strength=v), True),
+    "safegrad": Entry("strength", (0.3, 1.0, 3.0), lambda v, w: guards.SafeGrad(strength=v)),
     "update_projection": Entry(
-        "refresh", (5, 10, 20), lambda v, w: guards.UpdateProjection(refresh=int(v)), True
+        "refresh", (5, 10, 20), lambda v, w: guards.UpdateProjection(refresh=int(v))
     ),
     "ewc": Entry("strength", (1e3, 1e5, 1e7), lambda v, w: guards.EWC(strength=v)),
     "ewc_of_margins": Entry(

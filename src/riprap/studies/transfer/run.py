@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from riprap.detectors import Protocol
 from riprap.evidence import ProtocolError
 from riprap.report import save
+from riprap.studies.parallel import in_parallel
 from riprap.studies.transfer import judging, pages
 from riprap.studies.transfer.bench import BENCH
 from riprap.studies.transfer.figure import heat_map
@@ -101,7 +96,11 @@ def compare(out: Path, workers: int = 2) -> dict[str, Any]:
     protocol.verify()
     plan = Plan.of(protocol)
     pairs = [(task, seed) for seed in plan.front.seeds for task in plan.tasks]
-    points = [point for run in _parallel(front, pairs, plan, workers) for point in run]
+    points = [
+        point
+        for run in in_parallel(front, [(*pair, plan) for pair in pairs], workers)
+        for point in run
+    ]
     out.mkdir(parents=True, exist_ok=True)
     (out / "front.json").write_text(json.dumps([asdict(point) for point in points]))
     (out / "FRONT.md").write_text(pages.front_page(points, plan, protocol))
@@ -115,22 +114,4 @@ def compare(out: Path, workers: int = 2) -> dict[str, Any]:
 
 def _made(jobs: Sequence[Job], plan: Plan, workers: int) -> list[Run]:
     """All runs, in the order of the jobs; those that exist are read."""
-    return _parallel(simulate, jobs, plan, workers)
-
-
-def _parallel(
-    work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], plan: Plan, workers: int
-) -> list[Any]:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the workers import torch
-    context = multiprocessing.get_context("spawn")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-    ):
-        bar = progress.add_task("runs", total=len(jobs))
-        futures = [pool.submit(work, *job, plan) for job in jobs]
-        for future in as_completed(futures):
-            future.result()
-            progress.advance(bar)
-        return [future.result() for future in futures]
+    return in_parallel(simulate, [(*job, plan) for job in jobs], workers)
