@@ -11,7 +11,7 @@ from riprap import guards
 from riprap.detectors import Protocol
 from riprap.evidence import ProtocolError
 from riprap.guards import Guard
-from riprap.studies.transfer import front, judging, pages, simulate
+from riprap.studies.transfer import front, hypervolume, judging, pages, simulate
 from riprap.studies.transfer.bench import BENCH, old_batches, responses
 from riprap.studies.transfer.plan import PLAIN, Plan
 from riprap.studies.transfer.simulate import Run, held_bytes
@@ -142,3 +142,35 @@ def test_a_plan_for_another_world_is_refused(
     plan = Plan.of(Protocol.named("transfer")).model_copy(update={"world": "0" * 64})
     with pytest.raises(ProtocolError, match="was made for world"):
         simulate.simulate(PLAIN, 0.0, "C", 7, plan)
+
+
+def test_the_hypervolume_is_the_area_that_points_dominate() -> None:
+    assert hypervolume.hypervolume([(0.5, 0.5)]) == pytest.approx(0.25)
+    # Three steps of a stair, one point under it, one beyond what counts.
+    stair = [(0.2, 1.4), (0.5, 0.8), (0.9, 0.3), (0.4, 0.4)]
+    assert hypervolume.hypervolume(stair) == pytest.approx(0.9 * 0.3 + 0.5 * 0.5 + 0.2 * 0.2)
+    assert hypervolume.hypervolume([]) == 0.0
+
+
+def test_the_keeper_is_compared_with_the_best_guard_over_seeds_and_with_all_together() -> None:
+    def point(guard: str, seed: int, worst: float, learned: float) -> front.Point:
+        return front.Point(guard, "C", seed, 1.5, 10, {"A": worst, "B": 1.0}, learned)
+
+    points = [
+        *(point("keeper", seed, 0.9, 1.0) for seed in (1, 2)),
+        point("one", 1, 1.0, 0.5),
+        point("one", 2, 1.0, 0.9),  # better on one seed, and the best in the mean
+        *(point("two", seed, 0.6, 1.0) for seed in (1, 2)),
+        point("plain", 1, 1.0, 1.0),
+    ]
+    found = hypervolume.compare(points, 1.5, "C")
+    assert (found.name, found.keeper) == ("one", [0.9, 0.9])
+    assert found.best == pytest.approx([0.5, 0.9])
+    assert found.others == pytest.approx([0.5 + 0.6 * 0.5, 0.9 + 0.6 * 0.1])
+    assert found.all == pytest.approx([0.5 + 0.9 * 0.5, 0.9 + 0.9 * 0.1])
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    low, high = hypervolume.interval([1.0, 2.0, 3.0])
+    reach = 4.302653 / 3**0.5  # t of two degrees of freedom; the standard deviation is 1
+    assert (low, high) == pytest.approx((2 - reach, 2 + reach), abs=1e-5)

@@ -10,6 +10,7 @@ from riprap.detectors import Protocol
 from riprap.guards import Guard
 from riprap.studies import markdown
 from riprap.studies.markdown import number, spread
+from riprap.studies.transfer import hypervolume
 from riprap.studies.transfer.bench import BENCH
 from riprap.studies.transfer.front import Point, chosen, passed
 from riprap.studies.transfer.judging import Row, Transfer, value_of
@@ -134,4 +135,36 @@ def front_page(points: Sequence[Point], plan: Plan, protocol: Protocol) -> str:
                     }
                 )
         parts += [f"## {task}\n", markdown.table(lines) + "\n"]
+    parts += [
+        "## Hypervolume\n",
+        "Area that points (worst, new task) dominate, mean over seeds [95 % interval of the mean, "
+        "by Student's t]. Together: all always-on guards at once, each seed with whichever serves it, "
+        "which no one guard can do.\n",
+        markdown.table(
+            [
+                _volume(hypervolume.compare(points, budget, task))
+                for task in plan.tasks
+                for budget in plan.front.budgets
+            ]
+        )
+        + "\n",
+    ]
     return "\n".join(parts)
+
+
+def _volume(found: hypervolume.Comparison) -> dict[str, str]:
+    apart = [ours - theirs for ours, theirs in zip(found.keeper, found.best, strict=True)]
+    return {
+        "task": found.task,
+        "time": number(found.budget, 1),
+        "Keeper": _mean(found.keeper),
+        "best always-on": f"{found.name} {_mean(found.best)}",
+        "Keeper − best": _mean(apart),
+        "always-on together": _mean(found.others),
+        "with the Keeper": _mean(found.all),
+    }
+
+
+def _mean(values: Sequence[float]) -> str:
+    low, high = hypervolume.interval(values)
+    return f"{number(np.mean(values), 3)} [{number(low, 3)}, {number(high, 3)}]"
