@@ -111,7 +111,7 @@ def test_a_pool_keeps_what_it_does_not_hold() -> None:
 def test_a_pool_may_not_hold_what_measures() -> None:
     words = Words(None)
     guard = guards.Replay(guards.Pools([words.of("words", slice(10, 30))]))
-    with pytest.raises(ConfigError, match="holds 10 of the probes that measure it"):
+    with pytest.raises(ConfigError, match="holds 10 of the probes that measure"):
         Words(guard).go(1)
 
 

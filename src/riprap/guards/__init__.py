@@ -20,6 +20,7 @@ from riprap.guards.lisa import Lisa
 from riprap.guards.mas import MAS
 from riprap.guards.o_lora import OLoRA
 from riprap.guards.ogd import OGD
+from riprap.guards.own_answers import own_answers
 from riprap.guards.pools import Pools, spare
 from riprap.guards.replay import Replay
 from riprap.guards.rollback import Rollback
@@ -62,5 +63,6 @@ __all__ = [
     "TwoSidedGPM",
     "UPGrad",
     "UpdateProjection",
+    "own_answers",
     "spare",
 ]

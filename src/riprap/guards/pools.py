@@ -68,7 +68,8 @@ class Pools:
                     f"a pool for {name!r}, which is not watched; the monitor watches "
                     f"{', '.join(view.behaviors)}"
                 )
-            _refuse_shared(pool, view.behaviors[name])
+            if isinstance(pool.probes, TokenBatch):
+                refuse_shared(name, pool.probes.rows(), view.behaviors[name])
             if pool.start is not None:
                 pool.start(view.model, pool.probes)
         with torch.no_grad(), no_trace(view.model):
@@ -162,16 +163,24 @@ def _outputs_of_all(parts: Mapping[str, Behavior], model: nn.Module) -> dict[str
     return found
 
 
-def _refuse_shared(pool: Behavior, watched: Behavior) -> None:
-    """What is learned again may not be what measures: the score would say nothing."""
-    if not isinstance(pool.probes, TokenBatch) or not isinstance(watched.probes, TokenBatch):
+def refuse_shared(what: str, rows: Sequence[Sequence[int]], watched: Behavior) -> None:
+    """What is learned again may not be what measures: the score would say nothing.
+
+    Args:
+        what: name of what holds the rows, for the message.
+        rows: token ids of each example.
+
+    Raises:
+        ConfigError: some of them are probes of `watched`.
+    """
+    if not isinstance(watched.probes, TokenBatch):
         return
     measuring = set(map(tuple, watched.probes.rows()))
-    shared = sum(tuple(row) in measuring for row in pool.probes.rows())
+    shared = sum(tuple(row) in measuring for row in rows)
     if shared:
         raise ConfigError(
-            f"the pool of {pool.name!r} holds {shared} of the probes that measure it: keep them "
-            "apart, or the score says nothing of what was kept"
+            f"what is learned again of {what!r} holds {shared} of the probes that measure "
+            f"{watched.name!r}: keep them apart, or the score says nothing of what was kept"
         )
 
 

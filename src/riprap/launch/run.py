@@ -35,6 +35,7 @@ class Prepared:
         monitor: it will watch the run.
         model: the base model, before TRL adds the adapter.
         checkpoint: the folder to go on from; None: from the start.
+        held_out: rows that the trainer's `evaluate` reads; None: it reads none.
     """
 
     config: WatchConfig
@@ -43,6 +44,7 @@ class Prepared:
     tokenizer: Any
     rows: Any
     checkpoint: Path | None = None
+    held_out: Any = None
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
         """Fine-tune under the monitor, with more callbacks after the monitor's own."""
@@ -56,6 +58,7 @@ class Prepared:
             model=self.model,
             args=arguments(self.config),
             train_dataset=self.rows,
+            eval_dataset=self.held_out,
             processing_class=self.tokenizer,
             peft_config=adapter(self.config),
             callbacks=list(callbacks),

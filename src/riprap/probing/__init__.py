@@ -1,6 +1,7 @@
 """Passes over probes that leave no trace on training."""
 
 from riprap.probing.answers import answers
+from riprap.probing.generation import generate
 from riprap.probing.layers import find_layer, layer_names
 from riprap.probing.linears import LinearLayer, Moments, layer_moments, linear_layers
 from riprap.probing.passes import (
@@ -26,6 +27,7 @@ __all__ = [
     "checked",
     "find_layer",
     "fisher_diagonal",
+    "generate",
     "gradient_at",
     "gradient_of",
     "layer_moments",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from riprap import probing
@@ -59,9 +58,8 @@ class Checkpoints(TrainerCallback):
 
     def _compare(self, model: Any, name: str) -> dict[str, Any]:
         margins = probing.look(self.behaviors[name], model).margins
-        answers = generate(
-            model, self.tokenizer, self.rows[name], NEW_TOKENS.get(name, LONG_ANSWER)
-        )
+        tokens = NEW_TOKENS.get(name, LONG_ANSWER)
+        answers = answers_to(model, self.tokenizer, self.rows[name], tokens)
         kept = [
             behaves(name, row, answer) for row, answer in zip(self.rows[name], answers, strict=True)
         ]
@@ -75,22 +73,13 @@ class Checkpoints(TrainerCallback):
         }
 
 
-def generate(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], tokens: int) -> list[str]:
+def answers_to(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], tokens: int
+) -> list[str]:
     """Greedy answers to the prompts of `rows`, without a trace on training."""
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
-    width = max(len(prompt) for prompt in prompts)
-    pad = tokenizer.pad_token_id or 0
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    with torch.no_grad(), probing.no_trace(model):
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=pad,
-        )
-    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+    answers = probing.generate(model, tokenizer, prompts, tokens)
+    return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
 def behaves(pack: str, row: dict[str, Any], answer: str) -> bool:

@@ -138,8 +138,8 @@ def front_page(points: Sequence[Point], plan: Plan, protocol: Protocol) -> str:
     parts += [
         "## Hypervolume\n",
         "Area that points (worst, new task) dominate, mean over seeds [95 % interval of the mean, "
-        "by Student's t]. Together: all always-on guards at once, each seed with whichever serves it, "
-        "which no one guard can do.\n",
+        "by Student's t]. Together: all always-on guards at once, each seed with whichever serves "
+        "it, which no one guard can do.\n",
         markdown.table(
             [
                 _volume(hypervolume.compare(points, budget, task))
