@@ -1,6 +1,6 @@
 """Riprap: see which behaviours of a model its further training is about to wash away."""
 
-from riprap import guards
+from riprap import guards, selection
 from riprap.behaviors import Behavior, Margins, packs
 from riprap.detectors import Protocol
 from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RiprapError
@@ -21,4 +21,5 @@ __all__ = [
     "RiprapError",
     "guards",
     "packs",
+    "selection",
 ]

@@ -1,0 +1,102 @@
+"""Each row's own loss, read from what a model puts out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from riprap.evidence import ConfigError
+from riprap.selection.batches import Call
+
+IGNORED = -100
+Losses = Callable[[Any, Mapping[str, Any]], Tensor]  # (output, arguments by name) -> (rows,)
+
+
+@dataclass
+class RowLosses:
+    """Each row's mean loss over its own response tokens.
+
+    Attributes:
+        values: shape (rows,), attached to the graph if one was built; 0 where there are no tokens.
+        tokens: response tokens of each row, shape (rows,), long.
+    """
+
+    values: Tensor
+    tokens: Tensor
+
+
+def named_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
+    """The arguments of a forward pass by name."""
+    args, named = call
+    names = [*inspect.signature(model.forward).parameters]
+    return dict(zip(names, args, strict=False)) | named
+
+
+def part(output: Any, name: str) -> Any:
+    """A field of an output object or dict; None where it has none."""
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = None) -> RowLosses:
+    """The losses of a pass row by row.
+
+    Transformers' outputs with logits where `labels` were given (shifted for tokens, -100 ignored),
+    those of TRL's fused head (`log_probs`), and anything by `losses`.
+
+    Raises:
+        ConfigError: the losses are not to be found, or are of a wrong shape.
+    """
+    if losses is not None:
+        values = losses(output, given)
+        if not isinstance(values, Tensor) or values.dim() != 1:
+            kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigError(f"losses= gave {kind}; a tensor of shape (rows,) is needed")
+        return RowLosses(values, torch.ones_like(values, dtype=torch.long))
+    log_probs, mask = part(output, "log_probs"), part(output, "label_mask")
+    if isinstance(log_probs, Tensor) and isinstance(mask, Tensor):
+        tokens = mask.sum(1)
+        return RowLosses(-(log_probs * mask).sum(1) / tokens.clamp(min=1), tokens)
+    logits, labels = part(output, "logits"), given.get("labels")
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+        raise ConfigError(
+            "each row's loss is not known: the model was not given `labels` along with its "
+            "inputs; give losses=, a function (output, inputs) -> each row's loss"
+        )
+    if labels.dim() == 1 and logits.dim() == 2:
+        values = functional.cross_entropy(_wide(logits), labels, reduction="none")
+        return RowLosses(values, torch.ones_like(labels))
+    return _of_tokens(logits, labels, given.get("shift_labels"))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def targets_of(labels: Tensor, shifted: Tensor | None = None) -> Tensor:
+    """What each position is to predict, -100 where nothing."""
+    if shifted is not None:
+        return shifted
+    return functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+
+
+def _of_tokens(logits: Tensor, labels: Tensor, shifted: Tensor | None) -> RowLosses:
+    targets = targets_of(labels, shifted).to(logits.device)
+    if logits.dim() != 3 or logits.shape[:2] != targets.shape:
+        raise ConfigError(
+            f"logits of shape {tuple(logits.shape)} do not belong to labels of shape "
+            f"{tuple(labels.shape)}; give losses=, a function (output, inputs) -> each row's loss"
+        )
+    tokens = (targets != IGNORED).sum(1)
+    each = zip(logits, targets, strict=True)  # row by row: no second copy of all logits
+    sums = torch.stack([_sum(own, wanted) for own, wanted in each])
+    return RowLosses(sums / tokens.clamp(min=1), tokens)
+
+
+def _sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(_wide(logits), targets, ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,94 @@
+"""Gradients of the samples of one batch, outside of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riprap.distributed import unwrapped
+from riprap.evidence import ConfigError
+from riprap.probing import no_trace
+from riprap.selection.batches import call_of, count, refuse_wrapped
+from riprap.selection.losses import named_arguments, row_losses
+from riprap.selection.taps import Catch, Taps
+from riprap.tensors import Vector
+
+RowLoss = Callable[[nn.Module, Any], Tensor]
+
+
+def gradient_norms(model: nn.Module, batch: Any, loss: RowLoss | None = None) -> Tensor:
+    """Exact L2 norm of the gradient of each sample's own mean loss, over the trainable parameters.
+
+    One forward and one backward pass without a loop over samples, in evaluation mode, leaving no
+    trace on the model; per-sample gradients are never held together.
+
+    Args:
+        batch: what the model is called with: a mapping, a tuple, or a tensor.
+        loss: loss(model, batch) -> each sample's loss, shape (batch,). None: the model's own, over
+            each sample's response tokens; `labels` must be among the batch then.
+
+    Returns:
+        shape (batch,), in at least float32; 0 for a sample without response tokens.
+
+    Raises:
+        ConfigError: a trainable parameter's gradient cannot be taken sample by sample (it is
+            named), the batch is packed, or the losses are not to be found.
+    """
+    squares = caught(model, batch, loss)[1].squares
+    assert isinstance(squares, Tensor)
+    return squares.clamp(min=0).sqrt()
+
+
+def gradient_products(
+    model: nn.Module, batch: Any, directions: Sequence[Vector], loss: RowLoss | None = None
+) -> Tensor:
+    """⟨∇L_i, direction⟩ for each sample and direction, as `gradient_norms` takes the gradients.
+
+    Args:
+        directions: vectors over the trainable parameters, in the order of `model.parameters()`.
+
+    Returns:
+        shape (len(directions), batch).
+    """
+    products = caught(model, batch, loss, directions=list(directions))[1].products
+    assert isinstance(products, Tensor)
+    return products
+
+
+def caught(
+    model: nn.Module,
+    batch: Any,
+    loss: RowLoss | None = None,
+    dense: bool = False,
+    directions: list[Vector] | None = None,
+) -> tuple[Tensor, Catch]:
+    """Each sample's loss, and what its gradients gave; see `gradient_norms`."""
+    model = unwrapped(model)
+    refuse_wrapped(model)
+    call = call_of(batch)
+    rows = count(call)
+    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        taps = Taps(model)
+        try:
+            catch = taps.catch(rows, dense, directions)
+            values = own_losses(model, batch) if loss is None else loss(model, batch)
+            if values.shape != (rows,):
+                raise ConfigError(
+                    f"losses came in the shape {tuple(values.shape)}; one for each of the {rows} "
+                    "rows is needed"
+                )
+            catch.counting = False
+            values.sum().backward()  # type: ignore[no-untyped-call]
+            catch.finish()
+        finally:
+            taps.remove()
+    return values.detach(), catch
+
+
+def own_losses(model: nn.Module, batch: Any) -> Tensor:
+    """Each sample's mean loss over its own response tokens, shape (rows,)."""
+    args, named = call_of(batch)
+    return row_losses(model(*args, **named), named_arguments(model, (args, named))).values

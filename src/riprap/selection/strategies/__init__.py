@@ -1,0 +1,49 @@
+"""Strategies: which samples of a batch are learned from. One a file, pure functions of `Scores`."""
+
+from riprap.evidence import ConfigError
+from riprap.selection.strategies.adaptive import Adaptive
+from riprap.selection.strategies.base import Strategy
+from riprap.selection.strategies.high import High
+from riprap.selection.strategies.least_harm import LeastHarm
+from riprap.selection.strategies.low import Low
+from riprap.selection.strategies.moderate import Moderate
+from riprap.selection.strategies.moderate_by_loss import ModerateByLoss
+from riprap.selection.strategies.proxy import Proxy
+from riprap.selection.strategies.random import Random
+from riprap.selection.strategies.risk import Risk
+from riprap.selection.strategies.taylor import Taylor
+
+EVERY: tuple[type[Strategy], ...] = (
+    *(Random, Low, Moderate, ModerateByLoss, High, Proxy, LeastHarm, Taylor, Risk, Adaptive),
+)
+
+
+def strategy_of(name: str | Strategy) -> Strategy:
+    """The strategy by that name, or the one that was given.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if isinstance(name, Strategy):
+        return name
+    found = {kind.name: kind for kind in EVERY}
+    if name not in found:
+        raise ConfigError(f"no strategy {name!r}: choose one of {', '.join(found)}")
+    return found[name]()
+
+
+__all__ = [
+    "EVERY",
+    "Adaptive",
+    "High",
+    "LeastHarm",
+    "Low",
+    "Moderate",
+    "ModerateByLoss",
+    "Proxy",
+    "Random",
+    "Risk",
+    "Strategy",
+    "Taylor",
+    "strategy_of",
+]

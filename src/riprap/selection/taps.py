@@ -1,0 +1,231 @@
+"""Taps on layers: what goes in and what comes back, sample by sample, in the one backward pass.
+
+While a tapped layer runs, its own parameters do not require gradients, so autograd never computes
+their sums over the batch; a hook on the output takes the gradient there instead. A parameter that
+autograd reaches all the same was used outside of its layer, and that is an error, never a silent
+omission.
+
+What a layer keeps is saved by autograd, as it would save it itself: so gradient checkpointing
+throws it away and computes it again, and the layer that is run again catches nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riprap.evidence import ConfigError
+from riprap.selection.kinds import EMBEDDING, LINEAR, Kind, covered, first_input
+from riprap.selection.pieces import Piece, square
+from riprap.tensors import Vector, widened
+
+
+class _Keep(torch.autograd.Function):
+    """A node that saves a tensor, and is never part of a backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return anchor.clone()
+
+
+class _Root(torch.autograd.Function):
+    """An output that no gradient was needed for, made into one that a hook can stand on."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, _anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@dataclass
+class Catch:
+    """What one pass of `rows` samples gives, by the parameter's place.
+
+    Attributes:
+        rows: samples in the batch.
+        dense: whether the gradients themselves are kept, or only what is asked of them.
+        several: places of parameters that more than one layer holds.
+        directions: vectors whose inner products with each sample's gradient are wanted.
+        gradients: shape (rows, *parameter), where `dense`.
+        squares: squared norms so far, shape (rows,).
+        products: inner products so far, shape (directions, rows).
+        counting: whether the forward pass is still under way; what checkpointing runs again in the
+            backward pass is no further use of a weight.
+    """
+
+    rows: int
+    dense: bool
+    several: frozenset[int]
+    directions: list[Vector] = field(default_factory=list)
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+    squares: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+    held: dict[int, list[Piece]] = field(default_factory=dict)
+    calls: dict[int, int] = field(default_factory=dict)
+    counting: bool = True
+
+    def take(self, place: int, piece: Piece) -> None:
+        """One piece of one parameter's gradients."""
+        if self.directions:
+            found = [piece.along(direction[place]) for direction in self.directions]
+            self.products = self.products + torch.stack(found).detach()
+        if self.dense:
+            values = piece.dense()
+            known = self.gradients.get(place)
+            self.gradients[place] = values if known is None else known.add_(values)
+        elif self.calls[place] == 1 and place not in self.several:
+            self.squares = self.squares + piece.square()
+        else:
+            self.held.setdefault(place, []).append(piece)
+
+    def finish(self) -> None:
+        """After the backward pass: what had to wait for cross terms."""
+        for pieces in self.held.values():
+            self.squares = self.squares + square(pieces)
+        self.held.clear()
+        for values in self.gradients.values():
+            norms = torch.linalg.vector_norm(widened(values).flatten(1), dim=1)
+            self.squares = self.squares + norms.square()
+
+
+class Taps:
+    """Hooks on every layer that holds a trainable parameter of `model`.
+
+    Attributes:
+        names: of the trainable parameters, in the order of every vector.
+        parameters: those.
+        current: the catch of the pass under way; None: layers run as they are.
+
+    Raises:
+        ConfigError: a trainable parameter is not covered, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ConfigError("nothing to select for: the model has no trainable parameter")
+        self.names = list(trained)
+        self.parameters: list[Tensor] = list(trained.values())
+        self._places = {id(parameter): at for at, parameter in enumerate(self.parameters)}
+        self.current: Catch | None = None
+        self._handles: list[Any] = []
+        layers = covered(model, trained)
+        owners = [place for layer in layers for place in self._own(layer).values()]
+        self.several = frozenset(place for place in owners if owners.count(place) > 1)
+        self._layer_names = {module: name for name, module in model.named_modules()}
+        for layer, kind in layers.items():
+            self._tap(layer, kind)
+        for name, parameter in trained.items():
+            hook = partial(self._reached, name)
+            self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+
+    def catch(self, rows: int, dense: bool, directions: list[Vector] | None = None) -> Catch:
+        """Begin a pass over `rows` samples."""
+        self.current = Catch(rows, dense, self.several, directions or [])
+        return self.current
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        self.current = None
+        for handle in self._handles:
+            handle.remove()
+
+    def _own(self, layer: nn.Module) -> Mapping[str, int]:
+        return {
+            name: self._places[id(held)]
+            for name, held in layer._parameters.items()
+            if held is not None and id(held) in self._places
+        }
+
+    def _tap(self, layer: nn.Module, kind: Kind) -> None:
+        own = self._own(layer)
+        held = [self.parameters[place] for place in own.values()]
+
+        def enter(_: nn.Module, args: Any, named: Any) -> Any:
+            catch = self.current
+            if catch is None or not torch.is_grad_enabled():
+                return None
+            for parameter in held:
+                parameter.requires_grad_(False)
+            x = first_input((args, named))
+            if kind in (EMBEDDING, LINEAR) and len(x) == 1 < catch.rows:
+                wide = x.expand(catch.rows, *x.shape[1:])  # shared by all rows, as positions are
+                return ((wide, *args[1:]), named) if args else (args, {next(iter(named)): wide})
+            return None
+
+        def leave(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
+            catch = self.current
+            if catch is None or held[0].requires_grad:
+                return None
+            for parameter in held:
+                parameter.requires_grad_(True)
+            if output is None:  # the layer failed
+                return None
+            return self._hooked(module, kind, own, catch, (args, named), output)
+
+        self._handles += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True),
+            layer.register_forward_hook(leave, with_kwargs=True, always_call=True),
+        ]
+
+    def _hooked(
+        self,
+        layer: nn.Module,
+        kind: Kind,
+        own: Mapping[str, int],
+        catch: Catch,
+        inputs: Any,
+        output: Tensor,
+    ) -> Tensor:
+        anchor = torch.zeros((), requires_grad=True, device=output.device)
+        with torch.no_grad():
+            value = kind.keep(layer, inputs, output)
+        if not output.requires_grad:
+            output = _Root.apply(output.clone() if output._is_view() else output, anchor)
+        node = _Keep.apply(anchor, value).grad_fn
+        if catch.counting:
+            for place in own.values():
+                catch.calls[place] = catch.calls.get(place, 0) + 1
+        output.register_hook(partial(self._caught, layer, kind, own, catch, [node]))
+        return output
+
+    def _caught(
+        self,
+        layer: nn.Module,
+        kind: Kind,
+        own: Mapping[str, int],
+        catch: Catch,
+        node: list[Any],
+        grad: Tensor,
+    ) -> None:
+        name = self._layer_names[layer]
+        if not node:
+            raise ConfigError(f"a backward pass came to {name} twice: run each graph once")
+        if len(grad) != catch.rows:
+            raise ConfigError(
+                f"{name} was given {len(grad)} rows of a batch of {catch.rows}, so whose they are "
+                "is not known (a mixture of experts routes tokens): freeze its parameters"
+            )
+        with torch.no_grad():
+            (kept,) = node.pop().saved_tensors
+            pieces = kind.pieces(layer, kept, grad)
+            for own_name, place in own.items():
+                catch.take(place, pieces[own_name])
+
+    def _reached(self, name: str, parameter: Tensor) -> None:
+        parameter.grad = None
+        raise ConfigError(
+            f"{name} was given a gradient outside of its own layer (used as a bare weight, in a "
+            "penalty, or in a pass that is not the model's own in training mode), which cannot be "
+            "told apart by sample: freeze it, or leave the selector off"
+        )
