@@ -13,8 +13,11 @@ from riprap.distributed import rank, sharded
 from riprap.evidence import ConfigError, RecordError
 from riprap.guards import Guard
 from riprap.guards.rollback import supply
+from riprap.integrations.selecting import SelectionCallback
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
+
+__all__ = ["MonitorCallback", "SelectionCallback"]
 
 
 class MonitorCallback(TrainerCallback):

@@ -174,9 +174,7 @@ class Attachment:
 
     def _settle(self) -> None:
         done, self._done = self._done, []
-        backwards, self._backwards = self._backwards, 0
-        self._settled = True
-        del backwards
+        self._backwards, self._settled = 0, True
         behaviors = [b.name for b in self.selector.behaviors if b.name in self._names]
         scores = Scores.joined([one.scores(self._names, behaviors) for one in done])
         scores.rate = rate_of(self.optimizer)
@@ -191,11 +189,14 @@ class Attachment:
         share = Share(scores, weights.numpy(), ids, reached)
         everyone, mine, places = over_ranks(share, self._ddp)
         chosen = self.selector.decide(everyone.scores, everyone.ids)
-        factor = everyone.weights.sum() / everyone.weights[chosen].sum()
         whole = len(chosen) == len(everyone.ids)
+        factor = 1.0 if whole else everyone.weights.sum() / everyone.weights[chosen].sum()
         own = sorted(set(chosen.tolist()) & set(mine))
         rows = [at - mine.start for at in own]
-        self._write(done, rows, 1.0 if whole else float(factor), places)
+        self._write(done, rows, float(factor), places)
+        for one in done:
+            if one.catch is not None:
+                one.catch.release()
 
     def _products(self, done: list[Pass]) -> Any:
         if self._ddp is not None:
@@ -229,7 +230,8 @@ class Attachment:
         kept = places if self._backward and places else range(len(parameters))
         for place in kept:
             parameter, grad = parameters[place], total[place]
-            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+            if parameter.requires_grad:  # a guard may have frozen it since
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
     def _part(self, one: Pass, rows: list[int], factor: float) -> Vector:
         if one.catch is None or not one.catch.dense:

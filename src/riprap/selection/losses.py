@@ -38,9 +38,41 @@ def named_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
     return dict(zip(names, args, strict=False)) | named
 
 
+def without_labels(call: Call) -> Call:
+    """The same arguments, so that a model does not work out a loss that nobody reads."""
+    args, named = call
+    return args, {k: v for k, v in named.items() if k not in ("labels", "num_items_in_batch")}
+
+
 def part(output: Any, name: str) -> Any:
     """A field of an output object or dict; None where it has none."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
+
+def kept_losses(loss: Any, given: Mapping[str, Any]) -> RowLosses | None:
+    """The rows' losses out of what the model's own cross-entropy kept for its backward pass.
+
+    Costs nothing, where working them out again costs a softmax over the vocabulary. None where the
+    loss was made in another way.
+    """
+    labels = given.get("labels")
+    if not isinstance(loss, Tensor) or not isinstance(labels, Tensor) or labels.dim() != 2:
+        return None
+    node = loss.grad_fn
+    for _ in range(4):
+        if node is None or node.name() == "NllLossBackward0":
+            break
+        node = node.next_functions[0][0] if node.next_functions else None
+    if node is None or node.name() != "NllLossBackward0":
+        return None
+    targets = targets_of(labels, given.get("shift_labels")).to(loss.device)
+    kept, wanted = node._saved_self, node._saved_target  # type: ignore[attr-defined]
+    if not torch.equal(wanted, targets.flatten()):
+        return None
+    counted = targets != IGNORED
+    each = -kept.gather(1, targets.clamp(min=0).view(-1, 1)).view_as(targets) * counted
+    tokens = counted.sum(1)
+    return RowLosses(each.sum(1) / tokens.clamp(min=1), tokens)
 
 
 def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = None) -> RowLosses:

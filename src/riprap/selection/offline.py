@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from riprap import probing
+from riprap.behaviors import Behavior
 from riprap.distributed import unwrapped
 from riprap.evidence import ConfigError
 from riprap.probing import no_trace
 from riprap.selection.batches import call_of, count, refuse_wrapped
-from riprap.selection.losses import named_arguments, row_losses
+from riprap.selection.errors import error_norms
+from riprap.selection.losses import named_arguments, row_losses, without_labels
+from riprap.selection.scores import Scores
 from riprap.selection.taps import Catch, Taps
 from riprap.tensors import Vector
 
@@ -90,5 +94,59 @@ def caught(
 
 def own_losses(model: nn.Module, batch: Any) -> Tensor:
     """Each sample's mean loss over its own response tokens, shape (rows,)."""
-    args, named = call_of(batch)
-    return row_losses(model(*args, **named), named_arguments(model, (args, named))).values
+    call = call_of(batch)
+    args, named = without_labels(call)
+    return row_losses(model(*args, **named), named_arguments(model, call)).values
+
+
+def score(
+    model: nn.Module,
+    batch: Any,
+    needs: Collection[str] = ("norm",),
+    directions: Mapping[str, Vector] | None = None,
+    behaviors: Sequence[Behavior] = (),
+) -> Scores:
+    """Numbers of a batch's samples, for `Selector.choose`; those of several: `Scores.joined`.
+
+    In evaluation mode, leaving no trace. Updates are those of plain gradient descent at rate 1, as
+    there is no optimizer.
+
+    Args:
+        batch: a mapping with `labels`.
+        needs: "norm", "proxy", "gram".
+        directions: vectors over the trainable parameters, for `Scores.along`.
+        behaviors: for `Scores.harm`.
+
+    Raises:
+        ConfigError: see `gradient_norms`.
+    """
+    model = unwrapped(model)
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    pulls = {name: [-part for part in vector] for name, vector in (directions or {}).items()}
+    for behavior in behaviors:
+        found = probing.look(behavior, model, parameters).gradient
+        if found is None:
+            raise ConfigError(f"behaviour {behavior.name!r} has no gradient in what is trained")
+        pulls[behavior.name] = [-part for part in found]
+    call = call_of(batch)
+    given = named_arguments(model, call)
+    with torch.no_grad(), no_trace(model):
+        args, named = without_labels(call)
+        output = model(*args, **named)
+        rows, proxy = row_losses(output, given), None
+        if "proxy" in needs:
+            proxy = error_norms(model, output, given)[1].double().cpu().numpy()
+    scores = Scores(rows.values.double().cpu().numpy(), rows.tokens.cpu().numpy(), proxy=proxy)
+    if not pulls and not {"norm", "gram"} & set(needs):
+        return scores
+    catch = caught(model, batch, None, "gram" in needs, list(pulls.values()))[1]
+    scores.norm = torch.as_tensor(catch.squares).double().clamp(min=0).sqrt().cpu().numpy()
+    products = torch.as_tensor(catch.products).double().cpu().numpy()
+    along = dict(zip(pulls, products, strict=True)) if pulls else {}
+    names = {behavior.name for behavior in behaviors}
+    scores.harm = {name: -row for name, row in along.items() if name in names}
+    scores.along = {name: row for name, row in along.items() if name not in names}
+    if "gram" in needs:
+        flat = torch.cat([part.flatten(1) for part in catch.gradients.values()], 1).double()
+        scores.gram = (flat @ flat.T).cpu().numpy()
+    return scores

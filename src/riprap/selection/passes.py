@@ -13,7 +13,15 @@ from torch.utils._pytree import tree_flatten, tree_map
 from riprap.evidence import ConfigError
 from riprap.selection.batches import Call, count, take
 from riprap.selection.errors import error_norms
-from riprap.selection.losses import Losses, RowLosses, named_arguments, part, row_losses
+from riprap.selection.losses import (
+    Losses,
+    RowLosses,
+    kept_losses,
+    named_arguments,
+    part,
+    row_losses,
+    without_labels,
+)
 from riprap.selection.scores import Scores
 from riprap.selection.taps import Catch
 from riprap.tensors import Vector, widened
@@ -78,6 +86,7 @@ class Pass:
     _rows: RowLosses = field(init=False)
     _proxy: Tensor | None = None
     _output: Any = None
+    _fused: bool = False
     _scale: Tensor | None = None
     _exits: list[Tensor] = field(default_factory=list)
     _back: dict[int, Tensor] = field(default_factory=dict)
@@ -91,10 +100,12 @@ class Pass:
     def read(self, output: Any) -> None:
         """Each row's loss, from what the model put out."""
         self._output = output
+        self._fused = part(output, "log_probs") is not None
         if self.proxied and self.losses is None:
             self._rows, self._proxy = error_norms(self.model, output, self._named)
         else:
-            self._rows = row_losses(output, self._named, self.losses)
+            known = kept_losses(part(output, "loss"), self._named) if self.losses is None else None
+            self._rows = known or row_losses(output, self._named, self.losses)
             if self.proxied:
                 self._proxy = error_norms(self.model, output, self._named)[1]
         if self._rows.values.shape != (self.rows,):
@@ -198,16 +209,20 @@ class Pass:
 
     def again(self, rows: list[int], weights: Tensor, parameters: list[Tensor]) -> Vector:
         """Σ weights_i ∇L_i over some of the rows, by a plain pass over them alone."""
-        args, named = take(self.call, rows, self.rows)
+        call = take(self.call, rows, self.rows)
+        own = self.losses is not None or self._fused  # what reads the labels is not known, or reads
+        args, named = call if own else without_labels(call)
         with torch.enable_grad():
             with self.autocast.again():
                 output = self.model(*args, **named)
-                given = named_arguments(self.model, (args, named))
+                given = named_arguments(self.model, call)
                 values = row_losses(output, given, self.losses).values
             total = (values * weights.to(values)).sum()
-            found = torch.autograd.grad(total, parameters, allow_unused=True)
+            live = [parameter for parameter in parameters if parameter.requires_grad]
+            found = iter(torch.autograd.grad(total, live, allow_unused=True))
+        grads = [next(found) if parameter.requires_grad else None for parameter in parameters]
         zero = torch.zeros_like
-        return [zero(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        return [zero(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
 
 
 def _array(values: Tensor) -> Any:

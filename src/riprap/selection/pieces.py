@@ -33,9 +33,11 @@ class Outer:
     right: Tensor
     transposed: bool = False
 
-    def dense(self) -> Tensor:
-        """The gradients themselves, shape (batch, *weight)."""
+    def dense(self, into: Tensor | None = None) -> Tensor:
+        """The gradients themselves, shape (batch, *weight); written into a tensor of that shape."""
         first, second = (self.right, self.left) if self.transposed else (self.left, self.right)
+        if into is not None and into.dtype == first.dtype:
+            return torch.bmm(first.transpose(1, 2), second, out=into)
         return torch.bmm(first.transpose(1, 2), second)
 
     def along(self, direction: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from riprap.evidence import ConfigError
 from riprap.selection.kinds import EMBEDDING, LINEAR, Kind, covered, first_input
-from riprap.selection.pieces import Piece, square
+from riprap.selection.pieces import Outer, Piece, square
 from riprap.tensors import Vector, widened
 
 
@@ -73,6 +73,7 @@ class Catch:
     held: dict[int, list[Piece]] = field(default_factory=dict)
     calls: dict[int, int] = field(default_factory=dict)
     counting: bool = True
+    spare: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def take(self, place: int, piece: Piece) -> None:
         """One piece of one parameter's gradients."""
@@ -80,13 +81,29 @@ class Catch:
             found = [piece.along(direction[place]) for direction in self.directions]
             self.products = self.products + torch.stack(found).detach()
         if self.dense:
-            values = piece.dense()
             known = self.gradients.get(place)
-            self.gradients[place] = values if known is None else known.add_(values)
+            if known is not None:
+                known.add_(piece.dense())
+            elif isinstance(piece, Outer):
+                self.gradients[place] = piece.dense(self._spare(place))
+            else:
+                self.gradients[place] = piece.dense()
         elif self.calls[place] == 1 and place not in self.several:
             self.squares = self.squares + piece.square()
         else:
             self.held.setdefault(place, []).append(piece)
+
+    def _spare(self, place: int) -> Tensor | None:
+        """Memory of an earlier pass: asking the system for as much each step costs some percent."""
+        shelf = self.spare.get(place, [])
+        return shelf.pop() if shelf and len(shelf[-1]) == self.rows else None
+
+    def release(self) -> None:
+        """Once the gradients are not needed: their memory is for the next pass."""
+        for place, values in self.gradients.items():
+            shelf = self.spare.setdefault(place, [])
+            shelf[:] = [one for one in shelf if len(one) == self.rows] + [values]
+        self.gradients = {}
 
     def finish(self) -> None:
         """After the backward pass: what had to wait for cross terms."""
@@ -119,6 +136,7 @@ class Taps:
         self._places = {id(parameter): at for at, parameter in enumerate(self.parameters)}
         self.current: Catch | None = None
         self._handles: list[Any] = []
+        self._spare: dict[int, list[Tensor]] = {}
         layers = covered(model, trained)
         owners = [place for layer in layers for place in self._own(layer).values()]
         self.several = frozenset(place for place in owners if owners.count(place) > 1)
@@ -131,12 +149,13 @@ class Taps:
 
     def catch(self, rows: int, dense: bool, directions: list[Vector] | None = None) -> Catch:
         """Begin a pass over `rows` samples."""
-        self.current = Catch(rows, dense, self.several, directions or [])
+        self.current = Catch(rows, dense, self.several, directions or [], spare=self._spare)
         return self.current
 
     def remove(self) -> None:
         """Take every hook off."""
         self.current = None
+        self._spare.clear()
         for handle in self._handles:
             handle.remove()
 
@@ -149,14 +168,22 @@ class Taps:
 
     def _tap(self, layer: nn.Module, kind: Kind) -> None:
         own = self._own(layer)
-        held = [self.parameters[place] for place in own.values()]
+        entered: list[dict[str, int]] = []  # what was hidden from autograd, call by call
+
+        def show(hidden: Mapping[str, int], required: bool) -> None:
+            for place in hidden.values():
+                self.parameters[place].requires_grad_(required)
 
         def enter(_: nn.Module, args: Any, named: Any) -> Any:
             catch = self.current
             if catch is None or not torch.is_grad_enabled():
                 return None
-            for parameter in held:
-                parameter.requires_grad_(False)
+            # A guard may have frozen some of them since.
+            live = {n: place for n, place in own.items() if self.parameters[place].requires_grad}
+            if not live:
+                return None
+            entered.append(live)
+            show(live, False)
             x = first_input((args, named))
             if kind in (EMBEDDING, LINEAR) and len(x) == 1 < catch.rows:
                 wide = x.expand(catch.rows, *x.shape[1:])  # shared by all rows, as positions are
@@ -165,13 +192,13 @@ class Taps:
 
         def leave(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
             catch = self.current
-            if catch is None or held[0].requires_grad:
+            if not entered:
                 return None
-            for parameter in held:
-                parameter.requires_grad_(True)
-            if output is None:  # the layer failed
+            live = entered.pop()
+            show(live, True)
+            if output is None or catch is None:  # the layer failed
                 return None
-            return self._hooked(module, kind, own, catch, (args, named), output)
+            return self._hooked(module, kind, live, catch, (args, named), output)
 
         self._handles += [
             layer.register_forward_pre_hook(enter, with_kwargs=True),

@@ -1,0 +1,237 @@
+"""A selector around a loop: the same rows and gradient as a slow reference, under every loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from riprap.evidence import ConfigError
+from riprap.selection import Scores, Selector
+from selection.cases import Sequential, batch, lora, make, trained
+from tiny import make_llama
+
+
+def training(name: str = "llama") -> Any:
+    """In training mode, without dropout, which no reference could repeat."""
+    model = make(name).train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(trained(model).values(), lr=0.05)
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in trained(model).values()]).detach().clone()
+
+
+def close(one: Tensor, other: Tensor, rtol: float = 1e-5) -> bool:
+    """Transformers' loss is worked out in float32 whatever the model is in."""
+    return bool((one - other).norm() <= rtol * other.norm())
+
+
+def plain(model: Any, given: dict, **more: Any) -> Tensor:
+    model.zero_grad()
+    model(**given, **more).loss.backward()
+    found = flat(model)
+    model.zero_grad()
+    return found
+
+
+def rows_of(given: dict, rows: list[int]) -> dict:
+    return {key: value[rows] for key, value in given.items()}
+
+
+@pytest.mark.parametrize("name", ["lora", "llama"])
+def test_fifty_batches_are_chosen_as_one_backward_a_sample_would(name: str) -> None:
+    model = training(name)
+    optimizer, slow = sgd(model), Sequential(model)
+    selector = Selector("moderate", 0.25)
+    for seed in range(50):
+        given = batch(8, seed=seed)
+        norms = slow.gradients(given).norm(dim=1).numpy()
+        losses = [model(**rows_of(given, [row])).loss.item() for row in range(8)]
+        scores = Scores(np.array(losses), np.full(8, 5), norms)
+        expected = selector.choose(scores).tolist()
+        wanted = plain(model, rows_of(given, expected))
+        with selector.attach(model, optimizer):
+            model(**given).loss.backward()
+            assert selector.taken[-1].rows == expected
+            assert close(flat(model), wanted)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len({tuple(taken.rows) for taken in selector.taken}) > 20
+
+
+@pytest.mark.parametrize("strategy", ["moderate", "proxy", "random"])
+@pytest.mark.parametrize("name", ["lora", "dora", "llama", "gpt2"])
+@pytest.mark.parametrize("items", [None, 31])
+def test_all_rows_are_plain_training(name: str, strategy: str, items: int | None) -> None:
+    model, given = training(name), batch()
+    more = {} if items is None else {"num_items_in_batch": items}
+    wanted = plain(model, given, **more)
+    with Selector(strategy, 1.0).attach(model, sgd(model)):
+        model(**given, **more).loss.backward()
+        assert close(flat(model), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["moderate", "proxy", "moderate_by_loss"])
+def test_eight_small_batches_are_one(strategy: str) -> None:
+    """Under num_items_in_batch, whose tokens are those of the whole step."""
+    model, given = training("lora"), batch(16)
+    items = int((given["labels"][:, 1:] != -100).sum())
+    whole, parts = Selector(strategy, 0.25), Selector(strategy, 0.25)
+    optimizer = sgd(model)
+    with whole.attach(model, optimizer):
+        model(**given, num_items_in_batch=items).loss.backward()
+        wanted = flat(model)
+    model.zero_grad()
+    with parts.attach(model, optimizer, accumulate=8):
+        for start in range(0, 16, 2):
+            assert all(p.grad is None for p in trained(model).values())
+            rows = rows_of(given, [start, start + 1])
+            model(**rows, num_items_in_batch=items).loss.backward()
+        assert close(flat(model), wanted)
+    assert parts.taken[0].rows == whole.taken[0].rows
+    assert len(parts.taken[0].rows) == 4
+
+
+def test_more_memory_than_there_is_room_for_runs_rows_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, given = training("tied llama"), batch(10)
+    found = []
+    for room in (2**31, 0):
+        monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+        selector = Selector("moderate", 0.3)
+        with selector.attach(model, sgd(model)):
+            model(**given).loss.backward()
+            found.append((selector.taken[0].rows, flat(model)))
+        model.zero_grad()
+    assert found[0][0] == found[1][0]
+    assert close(found[0][1], found[1][1])
+
+
+def test_checkpointing_changes_nothing() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = training("lora")
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        selector = Selector("moderate", 0.4)
+        with selector.attach(model, sgd(model)):
+            model(**batch()).loss.backward()
+            found.append((selector.taken[0], flat(model)))
+    assert found[0][0].rows == found[1][0].rows
+    assert np.allclose(found[0][0].numbers["norm"], found[1][0].numbers["norm"], rtol=1e-6)
+    assert close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("strategy", ["moderate", "proxy"])
+def test_under_autocast_all_rows_are_plain_training(strategy: str) -> None:
+    model, given = lora(make_llama).float().train(), batch()
+    with torch.no_grad():
+        for parameter in trained(model).values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = plain(model, given)
+    with Selector(strategy, 1.0).attach(model, sgd(model)):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**given).loss
+        loss.backward()
+        assert close(flat(model), wanted, 2e-2)
+
+
+def test_scaled_losses_give_scaled_gradients_and_true_norms() -> None:
+    model, given = training("lora"), batch()
+    found = []
+    for scale in (1.0, 1024.0):
+        selector = Selector("moderate", 0.4)
+        with selector.attach(model, sgd(model)):
+            (model(**given).loss * scale).backward()
+            found.append((selector.taken[0], flat(model) / scale))
+        model.zero_grad()
+    assert found[0][0].rows == found[1][0].rows
+    assert np.allclose(found[0][0].numbers["norm"], found[1][0].numbers["norm"])
+    assert close(found[1][1], found[0][1])
+
+
+def test_an_overflow_is_left_for_the_scaler_to_find() -> None:
+    model = training("lora")
+    selector = Selector("moderate", 0.4)
+    with selector.attach(model, sgd(model)):
+        (model(**batch()).loss * torch.inf).backward()
+        assert not flat(model).isfinite().all()
+    assert selector.taken[0].rows == [0, 1, 2, 3, 4]
+    assert "not finite" in selector.taken[0].detail
+
+
+class Bare(nn.Module):
+    """Inputs in, a bare tensor of logits out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 9), nn.ReLU(inplace=True), nn.Linear(9, 4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+@pytest.mark.parametrize("strategy", ["high", "moderate_by_loss"])
+@pytest.mark.parametrize("room", [2**31, 0])
+def test_a_loss_outside_of_the_model(
+    strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+    torch.manual_seed(0)
+    model, made = Bare().double(), torch.Generator().manual_seed(1)
+    inputs = torch.randn(10, 6, generator=made, dtype=torch.float64)
+    target = inputs.sum(1).abs().long().clamp(max=3)  # known from the inputs, as `losses` needs
+
+    def losses(output: Tensor, given: Any) -> Tensor:
+        own = given["inputs"].sum(1).abs().long().clamp(max=3)
+        return nn.functional.cross_entropy(output, own, reduction="none")
+
+    selector = Selector(strategy, 0.3)
+    with selector.attach(model, sgd(model), losses=losses):
+        nn.functional.cross_entropy(model(inputs), target).backward()
+        found = flat(model)
+    model.zero_grad()
+    rows = selector.taken[0].rows
+    assert len(rows) == 3
+    nn.functional.cross_entropy(model(inputs[rows]), target[rows]).backward()
+    assert close(found, flat(model), 1e-10)
+
+
+def test_a_loss_that_is_not_the_rows_own_is_refused() -> None:
+    model, given = training("lora"), batch()
+    with (
+        Selector("high").attach(model, sgd(model), losses=lambda out, _: out.logits[:, 0, 0]),
+        pytest.raises(ConfigError, match="weighted mean"),
+    ):
+        model(**given).loss.backward()
+
+
+def test_losses_that_are_not_known_are_asked_for() -> None:
+    model = Bare()
+    with (
+        Selector("high").attach(model, sgd(model)),
+        pytest.raises(ConfigError, match="give losses="),
+    ):
+        model(torch.randn(4, 6))
+
+
+def test_row_ids_are_noted_and_never_reach_the_model(tmp_path: Any) -> None:
+    model, given = training("lora"), batch()
+    selector = Selector("high", 0.4, row_id="id", log=tmp_path / "taken.jsonl")
+    with selector.attach(model, sgd(model)):
+        model(**given, id=torch.tensor([11, 12, 13, 14, 15])).loss.backward()
+    assert set(selector.taken[0].rows) < {11, 12, 13, 14, 15}
+    assert '"strategy": "high"' in (tmp_path / "taken.jsonl").read_text(encoding="utf-8")

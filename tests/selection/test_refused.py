@@ -1,0 +1,190 @@
+"""What cannot be taken sample by sample is refused by name, and nothing is left behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from riprap import selection
+from riprap.evidence import ConfigError
+from riprap.selection import Selector
+from selection.cases import WIDTH, Net, batch, lora, make, trained
+from selection.test_loops import sgd, training
+from tiny import Classifier, make_llama
+
+
+class Odd(nn.Module):
+    """A parameter of its own, in a layer that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden * self.gain
+
+
+class Scaled(nn.Linear):
+    """A Linear that is none."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 2 * super().forward(hidden)
+
+
+class Bypassed(nn.Module):
+    """A layer whose weight is used without it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.inner.weight
+
+
+class Routed(nn.Module):
+    """An expert that is given some tokens of all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        tokens = hidden.reshape(-1, WIDTH)
+        return self.expert(tokens).view_as(hidden)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (Odd, r"layers\.0\.gain"),
+        (lambda: Scaled(WIDTH, WIDTH), r"layers\.0\.weight"),
+        (lambda: nn.BatchNorm1d(7), r"layers\.0 is a BatchNorm1d"),
+        (Bypassed, r"layers\.0\.inner\.weight was given a gradient outside"),
+        (Routed, r"layers\.0\.expert was given 35 rows of a batch of 5"),
+        (lambda: nn.MultiheadAttention(WIDTH, 1), r"layers\.0\.in_proj_weight"),
+    ],
+)
+def test_what_is_not_covered_is_named(layer: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        selection.gradient_norms(Net(layer()), batch())
+
+
+def test_frozen_parameters_may_be_anything() -> None:
+    net = Net(Odd(), nn.Linear(WIDTH, WIDTH))
+    net.layers[0].gain.requires_grad_(False)
+    assert selection.gradient_norms(net, batch()).min() > 0
+    assert net.layers[0].gain.grad is None
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3]]).expand(5, -1)},
+        {"cu_seq_lens_q": torch.tensor([0, 3, 7])},
+    ],
+)
+def test_packed_batches_are_refused(packed: dict) -> None:
+    with pytest.raises(ConfigError, match="packed"):
+        selection.gradient_norms(make("llama"), batch(padded=False) | packed)
+
+
+def test_compiled_models_are_refused() -> None:
+    model = training("lora")
+    with pytest.raises(ConfigError, match="compiled"):
+        Selector().begin(torch.compile(model), sgd(model))
+
+
+def test_lora_of_an_embedding_is_refused_by_name() -> None:
+    model = lora(make_llama, ["embed_tokens"])
+    with pytest.raises(ConfigError, match="lora_embedding_A"):
+        Selector().begin(model, sgd(model))
+
+
+def test_a_penalty_on_weights_is_refused_not_lost() -> None:
+    model = training("lora")
+    weight = next(iter(trained(model).values()))
+    with (
+        Selector("high").attach(model, sgd(model)),
+        pytest.raises(ConfigError, match="outside of its own layer"),
+    ):
+        (model(**batch()).loss + weight.square().sum()).backward()
+
+
+def test_a_step_without_a_pass_is_refused() -> None:
+    model = training("lora").eval()
+    optimizer = sgd(model)
+    with Selector("random").attach(model, optimizer):
+        with pytest.raises(ConfigError, match="outside of its own layer"):
+            model(**batch()).loss.backward()
+        with pytest.raises(ConfigError, match=r"call model\.train\(\)"):
+            optimizer.step()
+
+
+def test_a_graph_gone_through_twice_is_refused() -> None:
+    model = training("lora")
+    with Selector("high").attach(model, sgd(model)):
+        loss = model(**batch()).loss
+        loss.backward(retain_graph=True)
+        with pytest.raises(ConfigError, match="twice"):
+            loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"strategy": "median"}, "no strategy 'median'"),
+        ({"ratio": 0.0}, "ratio=0.0"),
+        ({"strategy": "least_harm"}, "needs behaviours"),
+        ({"strategy": "adaptive"}, "needs behaviours"),
+        ({"strategy": "risk"}, "needs directions"),
+        ({"refresh": 0}, "refresh=0"),
+    ],
+)
+def test_settings_that_cannot_work(options: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Selector(**options)
+
+
+@pytest.mark.parametrize("strategy", ["moderate", "proxy"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(strategy: str, fails: bool) -> None:
+    model, given = training("lora"), batch()
+    optimizer = sgd(model)
+
+    def state() -> Any:
+        hooks = [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__)
+            for m in model.modules()
+        ]
+        asked = [p.requires_grad for p in model.parameters()]
+        own = [len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()]
+        steps = (
+            len(optimizer._optimizer_step_pre_hooks),
+            len(optimizer._optimizer_step_post_hooks),
+        )
+        return hooks, asked, own, steps, torch.is_grad_enabled()
+
+    frozen = [p.clone() for p in model.parameters() if not p.requires_grad]
+    before = state()
+    with Selector(strategy).attach(model, optimizer):
+        model(**given).loss.backward()
+        optimizer.step()
+        if fails:
+            with pytest.raises(IndexError):
+                model(**given | {"input_ids": given["input_ids"] + 1000})
+    assert state() == before
+    optimizer.zero_grad()
+    after = [p for p in model.parameters() if not p.requires_grad]
+    assert all(torch.equal(a, b) for a, b in zip(frozen, after, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    model(**given).loss.backward()
+    assert all(p.grad is not None for p in trained(model).values())
+
+
+def test_batch_statistics_are_refused() -> None:
+    with pytest.raises(ConfigError, match="BatchNorm1d"):
+        selection.gradient_norms(Classifier(), torch.randn(4, 8), lambda m, x: m(x)[:, 0])
