@@ -93,7 +93,7 @@ def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = No
     log_probs, mask = part(output, "log_probs"), part(output, "label_mask")
     if isinstance(log_probs, Tensor) and isinstance(mask, Tensor):
         tokens = mask.sum(1)
-        return RowLosses(-(log_probs * mask).sum(1) / tokens.clamp(min=1), tokens)
+        return RowLosses(-log_probs.sum(1) / tokens.clamp(min=1), tokens)  # 0 where ignored
     logits, labels = part(output, "logits"), given.get("labels")
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         raise ConfigError(

@@ -23,7 +23,7 @@ from riprap.selection.losses import (
     without_labels,
 )
 from riprap.selection.scores import Scores
-from riprap.selection.taps import Catch
+from riprap.selection.taps import Catch, rooted
 from riprap.tensors import Vector, widened
 
 NOT_THE_MEAN = (
@@ -34,11 +34,12 @@ NOT_THE_MEAN = (
 
 
 def leaves(output: Any) -> Any:
-    """The same output, its floating-point tensors new leaves of the graph."""
+    """The same output, its floating-point tensors at the start of a graph, to be changed freely."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().requires_grad_()
+            with torch.enable_grad():
+                return rooted(value.detach())
         return value
 
     return tree_map(leaf, output)
@@ -87,6 +88,7 @@ class Pass:
     _proxy: Tensor | None = None
     _output: Any = None
     _fused: bool = False
+    _loss: Tensor | None = None
     _scale: Tensor | None = None
     _exits: list[Tensor] = field(default_factory=list)
     _back: dict[int, Tensor] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class Pass:
     def read(self, output: Any) -> None:
         """Each row's loss, from what the model put out."""
         self._output = output
+        loss = part(output, "loss")  # trainers scale it in place
+        self._loss = loss.detach().clone() if isinstance(loss, Tensor) else None
         self._fused = part(output, "log_probs") is not None
         if self.proxied and self.losses is None:
             self._rows, self._proxy = error_norms(self.model, output, self._named)
@@ -144,12 +148,12 @@ class Pass:
 
     def _given(self) -> Tensor:
         """From the model's own loss, Σ n_i L_i / N."""
-        assert self._scale is not None
+        assert self._scale is not None and self._loss is not None
         tokens, values = self._rows.tokens, self._rows.values
         items = self._named.get("num_items_in_batch")
         total = tokens.sum().clamp(min=1) if items is None else torch.as_tensor(items).sum()
         shares = tokens.to(values) / total.to(values)
-        loss = part(self._output, "loss").detach().to(values)
+        loss = self._loss.to(values)
         tolerance = 1e-2 if self._output_is_half() else 1e-4
         alike = torch.isclose((shares * values).sum(), loss, rtol=tolerance, atol=tolerance)
         if loss.isfinite() and not alike:

@@ -47,6 +47,17 @@ class _Root(torch.autograd.Function):
         return None, None
 
 
+def _anchor(beside: Tensor) -> Tensor:
+    return torch.zeros((), requires_grad=True, device=beside.device)
+
+
+def rooted(tensor: Tensor) -> Tensor:
+    """A tensor outside of every graph as the start of one; no leaf, so it may be changed in place."""
+    own = tensor.clone() if tensor._is_view() and not tensor.is_leaf else tensor
+    found: Tensor = _Root.apply(own, _anchor(tensor))
+    return found
+
+
 @dataclass
 class Catch:
     """What one pass of `rows` samples gives, by the parameter's place.
@@ -214,11 +225,11 @@ class Taps:
         inputs: Any,
         output: Tensor,
     ) -> Tensor:
-        anchor = torch.zeros((), requires_grad=True, device=output.device)
+        anchor = _anchor(output)
         with torch.no_grad():
             value = kind.keep(layer, inputs, output)
         if not output.requires_grad:
-            output = _Root.apply(output.clone() if output._is_view() else output, anchor)
+            output = rooted(output)
         node = _Keep.apply(anchor, value).grad_fn
         if catch.counting:
             for place in own.values():
