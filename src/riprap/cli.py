@@ -184,6 +184,39 @@ def study_transfer(
     return 0
 
 
+@study_app.command("guarded")
+@command
+def study_guarded(
+    out: Path = typer.Option(Path("results/guarded"), help="Folder of table and figure."),
+    exploratory: bool = typer.Option(False, help="Try the guards on the exploratory seeds."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """SmolLM2 on the erosion example: unguarded, replay, the best guard, the Keeper; resumable."""
+    from riprap.studies.guarded.run import run as run_study
+
+    summary = run_study(out, exploratory=exploratory, workers=workers)
+    say(summary, as_json, [f"results: {out}"])
+    return 0
+
+
+@study_app.command("continual")
+@command
+def study_continual(
+    out: Path = typer.Option(Path("results/continual"), help="Folder of tables and figures."),
+    search: bool = typer.Option(False, help="Search each guard's knob on the exploratory seed."),
+    workers: int = typer.Option(2, help="Processes, one thread each."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Four tasks in a row on an aligned model: which rows to learn from; resumable."""
+    from riprap.studies.continual import run as study
+
+    work = study.search if search else study.run
+    made = work(out, workers)
+    say(made, as_json, [f"results: {out}"])
+    return 0
+
+
 @study_app.command("depth")
 @command
 def study_depth(

@@ -4,120 +4,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from riprap import guards, probing
-from riprap.behaviors import Behavior, packs
-from riprap.behaviors.openers import is_refusal
+from riprap import probing
+from riprap.behaviors import Behavior
 from riprap.detectors.track import score
-from riprap.guards import Guard, Pools
 from riprap.integrations.hf import MonitorCallback
 from riprap.launch import WatchConfig
 from riprap.launch.build import load_model, load_rows
 from riprap.launch.run import Prepared
 from riprap.monitor import Monitor
-from riprap.studies.smollm2.rows import OPENER
+from riprap.studies.guarded.bench import BENCH, GUARDED, NEEDS_ANSWERS, PLAIN, RUNS, Parts
 
 EXAMPLE = Path("examples/smollm2-affirmative.yaml")
-RUNS = Path("runs/smollm2-guarded")
-PLAIN = "plain"
 TAUGHT = 143  # rows of 175; the others tell how well the task was learned
-PACKS = {"refusal": 120, "over_refusal": 120, "arithmetic": 40, "general_knowledge": 40}
-MEASURING = {"refusal": 24, "over_refusal": 24, "arithmetic": 10, "general_knowledge": 10}
-WITH_ANSWERS = ("refusal", "over_refusal")  # the others are choices, which nobody answers freely
-UNSEEN = 32  # of a behaviour at the most: what is looked at so often must be cheap
 ALONG_THE_WAY = 6  # steps between two looks at what nobody sees
-
-
-@dataclass
-class Parts:
-    """Probes three ways: those that measure, those to be learned again, those that nobody sees."""
-
-    measuring: list[Behavior] = field(default_factory=list)
-    pools: list[Behavior] = field(default_factory=list)
-    unseen: list[Behavior] = field(default_factory=list)
-    prompts: dict[str, list[str]] = field(default_factory=dict)  # of the pools, as text
-
-    @classmethod
-    def of(cls, model: nn.Module, tokenizer: Any) -> Parts:
-        """Those probes of the packs that the model passes, taken apart in a fixed order."""
-        found = cls()
-        for name, n in PACKS.items():
-            full = packs.load(name, tokenizer, n, openers=[OPENER])
-            order = np.random.default_rng(0).permutation(_passing(full, model)).tolist()
-            own, rest = order[: MEASURING[name]], order[MEASURING[name] :]
-            pool, unseen = rest[::2], rest[1::2][:UNSEEN]
-            found.measuring.append(full.subset(own))
-            found.pools.append(full.subset(pool))
-            found.unseen.append(full.subset(unseen))
-            rows = packs.spread(name, n)
-            found.prompts[name] = [rows[i]["prompt"] for i in pool]
-        return found
-
-    def answers(self, model: nn.Module, tokenizer: Any) -> list[dict[str, torch.Tensor]]:
-        """The model's own answers to the pools' prompts: refusals where they are due, else none."""
-        prompts = [p for name in WITH_ANSWERS for p in self.prompts[name]]
-        due = set(self.prompts["refusal"])
-        mixed = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
-        return guards.own_answers(
-            model,
-            tokenizer,
-            mixed,
-            lambda prompt, said: is_refusal(said) == (prompt in due),
-            measuring=self.measuring,
-        )
-
-
-def _passing(behavior: Behavior, model: nn.Module) -> list[int]:
-    """Indices of the probes that the starting model passes; looked up once for all runs."""
-    file = RUNS / f"passing-{behavior.name}.json"
-    if not file.exists():
-        margins = probing.look(behavior, model).margins
-        file.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
-    found: list[int] = json.loads(file.read_text())
-    return found
-
-
-Answers = list[dict[str, torch.Tensor]]
-Make = Callable[[float, Parts, Answers], Guard]
-
-BENCH: dict[str, tuple[float, Make]] = {  # the knob's value, the guard
-    "update_projection": (5, lambda v, parts, _: guards.UpdateProjection(refresh=int(v))),
-    "safegrad": (1.0, lambda v, parts, _: guards.SafeGrad(strength=v)),
-    "ewc_of_margins": (1.0, lambda v, parts, _: guards.EWC(strength=v, of="margin")),
-    "kl": (1.0, lambda v, parts, _: guards.KL(strength=v)),
-    "constrained_tokens": (
-        1.0,
-        lambda v, parts, answers: guards.ConstrainedTokens(answers, strength=v),
-    ),
-    "replay_of_answers": (
-        0.5,
-        lambda v, parts, answers: guards.Replay(answers, fraction=v, every=2),
-    ),
-    "replay_of_pools": (
-        0.5,
-        lambda v, parts, _: guards.Replay(Pools(parts.pools, rows=16), fraction=v, every=2),
-    ),
-    "keeper": (
-        0.5,
-        lambda v, parts, _: guards.Keeper(
-            replay=guards.AdaptiveReplay(Pools(parts.pools, rows=16), fraction=v)
-        ),
-    ),
-    "keeper_of_answers": (
-        0.5,
-        lambda v, parts, answers: guards.Keeper(replay=guards.Replay(answers, fraction=v, every=2)),
-    ),
-}
-NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers", "keeper_of_answers")
 
 
 @dataclass(frozen=True)
@@ -127,7 +34,7 @@ class Run:
     Attributes:
         margins, scores: mean margin and score of each behaviour by step, on inputs nobody sees.
         task: nats a response token on rows that were not taught, at the end; `before`, at 0.
-        seconds: processor time of training, guard, monitor and their start included.
+        seconds: processor time of training, with guard, monitor and all that they do at the start.
         acted: share of the steps that the guard changed.
     """
 
@@ -163,7 +70,7 @@ class Looking(TrainerCallback):
         """All behaviours at both ends, the first two in between."""
         began = time.process_time()
         ends = step in (0, self.last)
-        for behavior in self.unseen if ends else self.unseen[:2]:
+        for behavior in self.unseen if ends else self.unseen[: len(GUARDED)]:
             found = probing.look(behavior, model).margins
             self.margins[behavior.name][step] = float(found.mean())
             self.scores[behavior.name][step] = score(found)
@@ -200,7 +107,9 @@ def _train(name: str, seed: int, steps: int) -> Run:
     parts = Parts.of(model, tokenizer)
     looking = Looking(parts.unseen, steps)
     looking.look(model, 0)
+    began = time.process_time()
     answers = parts.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
+    answering = time.process_time() - began
     monitor = Monitor(parts.measuring, every=config.every)
     callbacks: list[TrainerCallback] = [looking]
     if name != PLAIN:
@@ -208,11 +117,12 @@ def _train(name: str, seed: int, steps: int) -> Run:
         callbacks.insert(0, MonitorCallback(monitor, make(value, parts, answers)))
     taught, held_out = rows.select(range(TAUGHT)), rows.select(range(TAUGHT, len(rows)))
     prepared = Prepared(config, monitor, model, tokenizer, taught, held_out=held_out)
+    torch.manual_seed(seed)  # the adapter's weights are random
     trainer = prepared.trainer(callbacks)
     before = trainer.evaluate()["eval_loss"]
     looking.seconds, began = 0.0, time.process_time()
     trainer.train()
-    seconds = time.process_time() - began - looking.seconds
+    seconds = answering + time.process_time() - began - looking.seconds
     acted = {action.step for action in monitor.actions if action.applied}
     return Run(
         name,

@@ -1,0 +1,44 @@
+"""What the study of guards on the real model runs, as its frozen protocol says."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from riprap.detectors import Protocol
+from riprap.evidence import ProtocolError
+from riprap.schema import Strict
+
+
+class Plan(Strict):
+    """The terms of the study; every field is covered by the protocol's hash.
+
+    Attributes:
+        steps: length of each run.
+        exploratory: seeds on which guards are tried; confirmatory: seeds that are reported.
+        tried: guards that are tried on the exploratory seeds, beside the plain run.
+        guards: guards that are compared on the confirmatory ones.
+        eroding: the behaviour that the example washes away.
+        lost: the largest share of the unguarded loss of its mean margin that the Keeper may lose.
+        worse: by how much the Keeper's task loss may be above the unguarded run's, as a share.
+    """
+
+    steps: int = Field(ge=1)
+    exploratory: tuple[int, ...]
+    confirmatory: tuple[int, ...]
+    tried: tuple[str, ...]
+    guards: tuple[str, ...]
+    eroding: str
+    lost: float = Field(gt=0, lt=1)
+    worse: float = Field(gt=0, lt=1)
+
+    @classmethod
+    def of(cls, protocol: Protocol) -> Plan:
+        """The plan inside a protocol.
+
+        Raises:
+            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
+        """
+        plan = cls.parse(protocol.study, f"protocol {protocol.name!r}, study", ProtocolError)
+        if meeting := set(plan.exploratory) & set(plan.confirmatory):
+            raise ProtocolError(f"seeds {sorted(meeting)} are both exploratory and confirmatory")
+        return plan

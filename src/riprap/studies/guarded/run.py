@@ -1,0 +1,52 @@
+"""Guards on the real model: runs, table, figure, verdicts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from riprap.detectors import Protocol
+from riprap.evidence import ConfigError
+from riprap.integrations.smollm2 import REFUSING
+from riprap.report import save
+from riprap.studies.guarded import pages
+from riprap.studies.guarded.bench import PLAIN
+from riprap.studies.guarded.plan import Plan
+from riprap.studies.guarded.simulate import Run, simulate
+from riprap.studies.parallel import in_parallel
+
+
+def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
+    """Make the runs that are missing, and write table and figure.
+
+    Args:
+        out: folder of the results.
+        exploratory: try the guards on the exploratory seeds, in place of the study itself.
+        workers: processes, one thread each; a run needs 3 GB.
+
+    Returns:
+        the verdicts by seed, and the path written.
+
+    Raises:
+        ProtocolError: the protocol was changed since it was frozen.
+        ConfigError: the model that refuses has not been made.
+    """
+    if not REFUSING.is_dir():
+        raise ConfigError(f"{REFUSING} is missing: run `riprap study smollm2 --prepare` first")
+    protocol = Protocol.named("guarded")
+    if not exploratory:
+        protocol.verify()
+    plan = Plan.of(protocol)
+    seeds = plan.exploratory if exploratory else plan.confirmatory
+    names = plan.tried if exploratory else plan.guards
+    jobs = [(name, seed, plan.steps) for seed in seeds for name in (PLAIN, *names)]
+    found: list[Run] = in_parallel(simulate, jobs, workers)
+    out.mkdir(parents=True, exist_ok=True)
+    kind = "exploratory" if exploratory else "confirmatory"
+    save(pages.figure(found, plan), out / f"{kind}.png")
+    page = "README.md" if not exploratory else "EXPLORED.md"
+    (out / page).write_text(pages.page(found, plan, protocol, kind))
+    (out / f"{kind}.json").write_text(json.dumps([asdict(one) for one in found], indent=0))
+    return {"out": str(out), "verdicts": pages.verdicts(found, plan)}
