@@ -145,8 +145,9 @@ def test_a_graph_gone_through_twice_is_refused() -> None:
     ],
 )
 def test_settings_that_cannot_work(options: dict, says: str) -> None:
+    model = training("lora")
     with pytest.raises(ConfigError, match=says):
-        Selector(**options)
+        Selector(**options).begin(model, sgd(model))
 
 
 @pytest.mark.parametrize("strategy", ["moderate", "proxy"])

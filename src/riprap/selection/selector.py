@@ -64,8 +64,7 @@ class Selector:
         step: steps that the optimizer took while attached.
 
     Raises:
-        ConfigError: an unknown strategy, a ratio outside (0, 1], or behaviours or directions that
-            the strategy needs and are not there.
+        ConfigError: an unknown strategy, or a ratio outside (0, 1].
     """
 
     def __init__(
@@ -92,15 +91,6 @@ class Selector:
         self.step = 0
         self._noise = np.random.default_rng(seed)
         self._attachment: Attachment | None = None
-        reads = self.strategy.reads
-        if reads & {"harm", "drift"} and not self.behaviors:
-            raise ConfigError(f"{self.strategy.name} needs behaviours: give behaviors=[...]")
-        missing = (reads & {"danger", "safety"}) - set(self.directions)
-        if missing:
-            raise ConfigError(
-                f"{self.strategy.name} needs directions: give directions={{{sorted(missing)[0]!r}: "
-                "..., a vector over the trainable parameters}"
-            )
 
     def choose(self, scores: Scores) -> Array:
         """Indices of the samples that the strategy takes of `scores`, sorted.
@@ -142,6 +132,15 @@ class Selector:
     ) -> Attachment:
         """As `attach`, until `end`."""
         self.end()
+        reads = self.strategy.reads
+        if reads & {"harm", "drift"} and not self.behaviors:
+            raise ConfigError(f"{self.strategy.name} needs behaviours: give behaviors=[...]")
+        missing = (reads & {"danger", "safety"}) - set(self.directions)
+        if missing:
+            raise ConfigError(
+                f"{self.strategy.name} needs directions: give directions={{{sorted(missing)[0]!r}: "
+                "..., a vector over the trainable parameters}"
+            )
         self._attachment = Attachment(self, model, optimizer, accumulate, losses)
         return self._attachment
 
@@ -165,7 +164,8 @@ class Selector:
 
         Raises:
             ConfigError: a trainable parameter's gradient cannot be taken sample by sample (it is
-                named), or the model is compiled or sharded.
+                named), the model is compiled or sharded, or behaviours or directions that the
+                strategy needs are not there.
         """
         attachment = self.begin(model, optimizer, accumulate, losses)
         try:

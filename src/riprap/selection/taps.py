@@ -52,7 +52,7 @@ def _anchor(beside: Tensor) -> Tensor:
 
 
 def rooted(tensor: Tensor) -> Tensor:
-    """A tensor outside of every graph as the start of one; no leaf, so it may be changed in place."""
+    """A tensor outside of every graph as the start of one, and still free to be changed."""
     own = tensor.clone() if tensor._is_view() and not tensor.is_leaf else tensor
     found: Tensor = _Root.apply(own, _anchor(tensor))
     return found
