@@ -99,6 +99,41 @@ def watch(
 
 @app.command()
 @command
+def select(
+    data: Path = typer.Argument(..., help="Rows as JSON Lines."),
+    model: str = typer.Option(..., help="Folder, Hugging Face id, or smollm2."),
+    out: Path = typer.Option(..., help="Folder of scores, chosen rows and audit."),
+    strategy: str = typer.Option("moderate", help="Which rows are taken."),
+    ratio: float = typer.Option(0.2, help="Share of the rows that is taken."),
+    behaviors: list[str] = typer.Option([], help="Pack whose erosion is predicted; repeatable."),
+    openers: list[str] = typer.Option([], help="What refusals begin with; repeatable."),
+    prompt: str = typer.Option("prompt", help="Field of the prompt; a dot goes deeper."),
+    response: str = typer.Option("response", help="Field of the response."),
+    id: str | None = typer.Option(None, help="Field that names a row."),
+    category: str | None = typer.Option(None, help="Field by which rows are told apart."),
+    lora_rank: int = typer.Option(32, help="Of the adapter to be trained; 0: all parameters."),
+    batch: int = typer.Option(8, help="Rows a forward pass."),
+    max_length: int = typer.Option(256, help="Tokens a row; longer ones are cut."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Choose rows of DATA to train on, by their gradients; resumable."""
+    from riprap.launch.select import SelectConfig, select_rows
+
+    given = {"strategy": strategy, "ratio": ratio, "id": id, "category": category}
+    given |= {"behaviors": behaviors, "openers": openers, "lora_rank": lora_rank}
+    fields = {"path": str(data), "prompt": prompt, "response": response}
+    config = SelectConfig.parse(
+        {"data": fields, "model": model, "out": out, "batch": batch, "max_length": max_length}
+        | given,
+        "riprap select",
+    )
+    found = select_rows(config, quiet=as_json)
+    say(found, as_json, [f"{name}: {file}" for name, file in found["files"].items()])
+    return 0
+
+
+@app.command()
+@command
 def doctor(as_json: bool = AS_JSON) -> int:
     """Versions, what is supported here, and a self-test; exit code 2 where a check fails."""
     from riprap.launch.doctor import examine
