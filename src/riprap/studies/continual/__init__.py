@@ -1,0 +1,1 @@
+"""Does training on the rows of moderate gradient keep an aligned model's behaviours?"""
