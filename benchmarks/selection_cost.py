@@ -1,0 +1,227 @@
+"""What selection costs, as ratios to a plain step in the same process.
+
+    python benchmarks/selection_cost.py smollm2 --rounds 5
+    python benchmarks/selection_cost.py full --rounds 3
+    python benchmarks/selection_cost.py growth --figure benchmarks/selection_growth.png
+
+One thread, and seconds of the processor, so that other jobs on the machine disturb less. Every way
+is timed in interleaved rounds, each beside a plain step of its own; medians of the ratios. A step
+is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak memory is that of
+one step in a process of its own, above what the model takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from riprap.launch.build import load_model
+from riprap.selection import Selector, gradient_norms
+
+SEED = 1000
+DATA = Path("../shared/data/gsm8k_train.jsonl")
+RATIO = 0.2
+Step = Callable[[Any, Any, Any], Any]
+
+
+def smollm2(adapters: bool) -> Any:
+    """SmolLM2-135M-Instruct; LoRA of rank 32 on all linear layers, or every parameter trained."""
+    from riprap.integrations.smollm2 import ensure
+
+    torch.manual_seed(SEED)
+    model = load_model(str(ensure()))[0].train()
+    if not adapters:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config).train()
+
+
+def batches(data: Path, rows: int, width: int) -> list[dict[str, Tensor]]:
+    """Questions and answers of one row each, padded or cut to `width`; only answers are learned."""
+    from riprap.integrations.smollm2 import ensure
+
+    tokenizer = load_model(str(ensure()))[1]
+    texts = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()[:400]]
+    ids = torch.full((len(texts), width), tokenizer.pad_token_id or 0)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        question = tokenizer(text["question"] + "\n").input_ids[: width // 2]
+        both = (question + tokenizer(text["answer"]).input_ids)[:width]
+        ids[row, : len(both)], mask[row, : len(both)] = torch.tensor(both), 1
+        labels[row, len(question) : len(both)] = ids[row, len(question) : len(both)]
+    every = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    starts = range(0, len(texts) - rows + 1, rows)
+    return [{key: value[at : at + rows] for key, value in every.items()} for at in starts]
+
+
+def plain_step(model: Any, optimizer: Any, batch: Any) -> None:
+    model(**batch).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def timed(step: Step) -> Step:
+    """The step, telling its seconds."""
+
+    def run(model: Any, optimizer: Any, batch: Any) -> float:
+        begun = time.process_time()
+        step(model, optimizer, batch)
+        return time.process_time() - begun
+
+    return run
+
+
+def selected_step(strategy: str) -> Step:
+    """The second step under a selector, as the first one fills its memory; and it is put on once."""
+
+    def run(model: Any, optimizer: Any, batch: Any) -> float:
+        with Selector(strategy, RATIO).attach(model, optimizer):
+            plain_step(model, optimizer, batch)
+            return timed(plain_step)(model, optimizer, batch)
+
+    return run
+
+
+def sequential(model: Any, optimizer: Any, batch: Any) -> None:
+    """One backward pass a sample; the gradients of those taken are kept and summed."""
+    own = [p for p in model.parameters() if p.requires_grad]
+    found, norms = [], []
+    for row in range(len(batch["input_ids"])):
+        one = {key: value[row : row + 1] for key, value in batch.items()}
+        model(**one).loss.backward()
+        found.append([p.grad for p in own])
+        norms.append(torch.stack(torch._foreach_norm(found[-1])).norm())
+        for p in own:
+            p.grad = None
+    order = torch.stack(norms).sub(torch.stack(norms).median()).abs().argsort()
+    chosen = [found[row] for row in order[: int(RATIO * len(found))].tolist()]
+    for p, *parts in zip(own, *chosen, strict=True):
+        p.grad = torch.stack(parts).mean(0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def opacus_norms(model: Any, _optimizer: Any, batch: Any) -> None:
+    """Opacus' per-sample gradients, and their norms."""
+    from opacus import GradSampleModule
+
+    own = [p for p in model.parameters() if p.requires_grad]
+    wrapped = GradSampleModule(model, strict=False)
+    wrapped(**batch).loss.backward()
+    torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in own]).norm(dim=0)
+    wrapped.to_standard_module()
+    for p in own:
+        p.grad = p.grad_sample = None
+
+
+def func_norms(model: Any, _optimizer: Any, batch: Any) -> None:
+    """torch.func's per-sample gradients by vmap, and their norms."""
+    from torch.func import functional_call, grad, vmap
+
+    own = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters: Any, ids: Tensor, labels: Tensor) -> Tensor:
+        given = {"input_ids": ids[None], "labels": labels[None]}
+        return functional_call(model, parameters, (), given).loss
+
+    found = vmap(grad(loss), (None, 0, 0), randomness="same")(
+        own, batch["input_ids"], batch["labels"]
+    )
+    torch.stack([part.flatten(1).norm(dim=1) for part in found.values()]).norm(dim=0)
+
+
+def norms_alone(model: Any, _optimizer: Any, batch: Any) -> None:
+    gradient_norms(model, batch)
+
+
+WAYS: dict[str, Step] = {
+    "plain": timed(plain_step),
+    "moderate (exact)": selected_step("moderate"),
+    "proxy": selected_step("proxy"),
+    "random": selected_step("random"),
+    "norms alone": timed(norms_alone),
+    "one backward a sample": timed(sequential),
+    "Opacus, norms alone": timed(opacus_norms),
+    "torch.func, norms alone": timed(func_norms),
+}
+FULL = ("moderate (exact)", "proxy", "norms alone")
+
+
+def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[str, list[float]]:
+    """For each way, its time over that of the plain step beside it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    plain_step(model, optimizer, given[0])
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in track(range(rounds), description="rounds", transient=True):
+        for name in names:
+            batch = given[turn % len(given)]
+            own = WAYS[name](model, optimizer, batch)
+            found[name].append(own / WAYS["plain"](model, optimizer, batch))
+    return found
+
+
+def peak(asked: argparse.Namespace, way: str) -> float:
+    """Bytes of one step above the model's own, in a process of its own."""
+    command = [sys.executable, __file__, asked.case, "--peak", way, "--rows", str(asked.rows)]
+    command += ["--width", str(asked.width), "--data", str(asked.data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def print_peak(model: Any, batch: Any, way: str) -> None:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    WAYS[way](model, optimizer, batch)
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def spearman(model: Any, given: list[Any]) -> list[float]:
+    """Rank correlation of the proxy with the exact norm, batch by batch."""
+    from scipy.stats import spearmanr
+
+    from riprap.selection import score
+
+    exact = [score(model, batch, needs={"norm", "proxy"}) for batch in given]
+    return [float(spearmanr(one.norm, one.proxy).statistic) for one in exact]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=["smollm2", "full", "growth"])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--ways", nargs="*", default=None)
+    parser.add_argument("--peak", default=None)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    given = batches(asked.data, asked.rows, asked.width)
+    model = smollm2(asked.case != "full")
+    if asked.peak:
+        print_peak(model, given[0], asked.peak)
+        return
+    names = asked.ways or [n for n in WAYS if n != "plain" and (asked.case != "full" or n in FULL)]
+    found = ratios(model, given, names, asked.rounds)
+    for name in names:
+        print(name, statistics.median(found[name]), [round(x, 3) for x in found[name]])
+
+
+if __name__ == "__main__":
+    main()
