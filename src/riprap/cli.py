@@ -235,6 +235,22 @@ def study_guarded(
     return 0
 
 
+@study_app.command("chosen")
+@command
+def study_chosen(
+    out: Path = typer.Option(Path("results/chosen"), help="Folder of table and figure."),
+    data: Path = typer.Option(Path("../shared/data"), help="Folder of the public data sets."),
+    exploratory: bool = typer.Option(False, help="A few steps, to see that everything runs."),
+    as_json: bool = AS_JSON,
+) -> int:
+    """SmolLM2 on mixed rows: what selectors take, and what refusals come to; resumable."""
+    from riprap.studies.chosen.run import run as run_study
+
+    summary = run_study(out, data, exploratory=exploratory)
+    say(summary, as_json, [f"{key}: {value}" for key, value in summary.items()])
+    return 0
+
+
 @study_app.command("continual")
 @command
 def study_continual(

@@ -1,0 +1,97 @@
+"""Selectors on the real model: scores of the rows, runs, table, figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from riprap.detectors import Protocol
+from riprap.evidence import ConfigError
+from riprap.integrations.smollm2 import REFUSING
+from riprap.launch.config import DataConfig
+from riprap.launch.select import SelectConfig, select_rows
+from riprap.report import save
+from riprap.studies.chosen import pages
+from riprap.studies.chosen.plan import Plan
+from riprap.studies.chosen.rows import mixed, write
+from riprap.studies.chosen.simulate import PACK, RUNS, Run, simulate
+from riprap.studies.smollm2.rows import OPENER
+
+
+def run(out: Path, data: Path, exploratory: bool = False) -> dict[str, Any]:
+    """Make what is missing, in this process, and write table and figure.
+
+    Args:
+        out: folder of the results; exploratory runs write nothing there.
+        data: folder of the public data sets.
+        exploratory: a few steps on the exploratory seeds, to see that everything runs.
+
+    Raises:
+        ProtocolError: the protocol was changed since it was frozen.
+        ConfigError: the model that refuses has not been made, or data are missing.
+    """
+    if not REFUSING.is_dir():
+        raise ConfigError(f"{REFUSING} is missing: run `riprap study smollm2 --prepare` first")
+    protocol = Protocol.named("chosen")
+    if not exploratory:
+        protocol.verify()
+    torch.set_num_threads(1)
+    plan = Plan.of(protocol)
+    taught, held_out = mixed(data, plan.taught, plan.held_out)
+    seeds = plan.exploratory if exploratory else plan.confirmatory
+    steps = plan.exploratory_steps if exploratory else plan.steps
+    RUNS.mkdir(parents=True, exist_ok=True)
+    jobs = [(method, seed) for seed in seeds for method in plan.methods]
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+    runs: list[Run] = []
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        bar = progress.add_task("runs", total=len(jobs))
+        for method, seed in jobs:
+            runs.append(simulate(method, seed, plan, steps, taught, held_out))
+            progress.advance(bar)
+    if exploratory:
+        return {"runs": [asdict(one) for one in runs]}
+    scored = select_rows(_selection(plan, write(taught, RUNS / "taught.jsonl")), quiet=True)
+    scores = Path(scored["files"]["scores"])
+    return _write(out, plan, protocol, runs, scores, scored)
+
+
+def _selection(plan: Plan, rows: Path) -> SelectConfig:
+    return SelectConfig(
+        data=DataConfig(path=str(rows)),
+        model=str(REFUSING),
+        out=RUNS / "scores",
+        ratio=plan.ratio,
+        behaviors=(PACK,),
+        openers=(OPENER,),
+        lora_rank=plan.rank,
+        batch=plan.batch,
+        max_length=plan.max_length,
+        id="id",
+        category="category",
+    )
+
+
+def _write(
+    out: Path,
+    plan: Plan,
+    protocol: Protocol,
+    runs: list[Run],
+    scores: Path,
+    scored: dict[str, Any],
+) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    agreement = pages.agreement(scores)
+    save(pages.figure(runs, scores), out / "chosen.png")
+    page = pages.page(runs, plan, protocol, scored["groups"], agreement)
+    (out / "README.md").write_text(page, encoding="utf-8")
+    kept = {"runs": [asdict(one) for one in runs], "groups": scored["groups"]}
+    (out / "chosen.json").write_text(json.dumps(kept | {"spearman": agreement}, indent=0))
+    return {"out": str(out), "spearman": agreement}
