@@ -2,13 +2,16 @@
 
     python benchmarks/keeper_idle.py [--seeds 310 311 312 --steps 1000]
 
-The toy world with facts goes on with its old mix (`null`). One row a seed: share of the steps that
-the Keeper changed, and the scores at the end, on inputs that no guard has seen.
+The toy world with facts goes on with its old mix (`null`), or learns a new task from a quarter of
+each batch while the rest is of the old mix (`mixed`), by which no behaviour is lost. One row a task
+and seed: share of the steps that the Keeper changed, scores at the end of the run with it and of one
+without any guard, on inputs that no guard has seen, and the accuracy on the new task.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 from rich.progress import track
@@ -17,34 +20,58 @@ from riprap import Monitor, guards
 from riprap.detectors.track import score
 from riprap.probing import look
 from riprap.studies.worlds import FactsWorld
+from riprap.studies.worlds.tasks import Examples
+from riprap.studies.worlds.training import batches as mixed
+
+NULL = "null"
 
 
-def row(seed: int, steps: int) -> str:
-    """One run, as a row of a table."""
+def batches(world: FactsWorld, task: str, seed: int) -> Iterator[Examples]:
+    """The old mix; or three quarters of it and a quarter of a new task."""
+    if task == NULL:
+        return world.batches(task, seed=seed)
+    new = world.config.batch // 4
+    sizes = [*world.mix(world.config.batch - new), new]
+    return mixed([world.tasks[name] for name in (*world.old, task)], sizes, seed)
+
+
+def train(task: str, seed: int, steps: int, guarded: bool) -> tuple[float, str, float]:
+    """Share of the steps that were changed, scores on unseen inputs, accuracy on the new task."""
     world = FactsWorld()
     model = world.start(seed).train()
-    optimizer, batches = world.optimizer(model), world.batches("null", seed=seed)
+    optimizer, data = world.optimizer(model), batches(world, task, seed)
     monitor = Monitor(world.behaviors())
-    keeper = guards.Keeper(replay=guards.Pools(world.pools()))
-    with monitor.watch(model, optimizer, guard=keeper):
-        for _ in track(range(steps), description=f"seed {seed}", transient=True):
-            world.loss(model, next(batches)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+    if guarded:
+        keeper = guards.Keeper(replay=guards.Pools(world.pools()))
+        monitor.begin(model, optimizer, keeper)
+    for _ in track(range(steps), description=f"{task}, seed {seed}", transient=True):
+        world.loss(model, next(data)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    monitor.end()
     acted = {action.step for action in monitor.actions if action.applied}
-    scores = [f"{b.name} {score(look(b, model).margins):.2f}" for b in world.unseen()]
-    return f"| {seed} | {len(acted) / steps:.1%} | {', '.join(scores)} |"
+    scores = [f"{score(look(b, model).margins):.2f}" for b in world.unseen()]
+    learned = float("nan") if task == NULL else world.evaluate(model, task)
+    return len(acted) / steps, ", ".join(scores), learned
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[310, 311, 312])
+    parser.add_argument("--tasks", nargs="+", default=[NULL, "C_context", "C"])
     parser.add_argument("--steps", type=int, default=1000)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print("| seed | steps it changed | scores at the end |", "|---|---|---|", sep="\n")
-    for seed in asked.seeds:
-        print(row(seed, asked.steps), flush=True)
+    names = ", ".join(FactsWorld().old)
+    print(f"| task | seed | steps it changed | with it: {names} | without | new task |")
+    print("|---|---|---|---|---|---|")
+    for task in asked.tasks:
+        for seed in asked.seeds:
+            acted, kept, learned = train(task, seed, asked.steps, guarded=True)
+            _, plain, _ = train(task, seed, asked.steps, guarded=False)
+            print(
+                f"| {task} | {seed} | {acted:.1%} | {kept} | {plain} | {learned:.2f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

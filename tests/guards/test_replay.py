@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,10 @@ from torch.nn import functional
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
+from riprap.detectors import Track
+from riprap.evidence import ConfigError, Forecast
+from riprap.guards import GuardView
+from riprap.signals import Held
 from tiny import make_llama
 
 BATCHES = [(OLD[:12], ANSWERS[:12]), (OLD[12:], ANSWERS[12:])]
@@ -213,3 +217,50 @@ def test_it_wakes_when_a_margin_is_spent_and_keeps_more() -> None:
 def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError):
         make()
+
+
+def seen(margins: list[float], median: float = float("inf")) -> GuardView:
+    """What a guard is shown of one behaviour whose 10 probes all had these margins at visits."""
+    track = Track("only", floor=0.9)
+    for step, margin in enumerate(margins):
+        track.visit(step, np.full(10, margin))
+    forecast = Forecast(median, median, float("inf"), 50)
+    return GuardView(
+        step=len(margins),
+        model=nn.Linear(1, 1),
+        parameters=[],
+        behaviors={},
+        held=Held(),
+        optimizer=torch.optim.SGD([torch.zeros(1)]),
+        tracks={"only": track},
+        forecasts={"only": forecast},
+    )
+
+
+@pytest.mark.parametrize(
+    ("margins", "median", "wakes"),
+    [
+        ([1.0, 0.30], float("inf"), False),  # fell to a new level, and is not expected to fall on
+        ([1.0, 0.30], 30.0, False),
+        ([1.0, 0.30], 10.0, True),  # what is left will not last
+        ([1.0, 0.80], 10.0, False),  # nearly nothing is gone yet
+        ([1.0, 0.24], float("inf"), True),  # nearly all is gone
+    ],
+)
+def test_it_tells_a_new_level_from_a_fall(margins: list[float], median: float, wakes: bool) -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard.names = ["only"]
+    assert bool(guard.needs_of(seen(margins, median))) is wakes
+
+
+def test_it_rests_later_each_time_that_it_rested_too_early() -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard.names = ["only"]
+    rests = []
+    for _ in range(4):
+        assert guard.needs_of(seen([1.0, 0.2]))
+        for spent in np.arange(0.7, 0.0, -0.01):
+            if not guard.needs_of(seen([1.0, 1.0 - float(spent)])):
+                rests.append(float(spent))
+                break
+    assert rests == pytest.approx([0.5, 0.25, 0.12, 0.1], abs=0.011)

@@ -12,19 +12,25 @@ from riprap.detectors.track import low_margin
 from riprap.guards.base import GuardView, Proposal, names_of
 from riprap.guards.replay import Replay
 
-AWAKE, ASLEEP = 0.25, 0.10  # share of the deciding margin that is spent when it wakes, and rests
+# It wakes when so much of the deciding margin is spent, or when EARLY is spent and the rest is
+# expected to last SOON steps at most: margins also fall to a new level and stay there, harmlessly.
+AWAKE, EARLY, SOON = 0.75, 0.25, 12
+# It rests when so much is spent at most; half as much each time that this was too early, to LEAST.
+REST, LEAST = 0.50, 0.10
 
 
 @dataclass
 class AdaptiveReplay(Replay):
     """Replay whose share follows what is measured and forecast of the behaviours.
 
-    Idle while all is calm. It wakes for a behaviour once a quarter of its deciding margin is spent,
-    what interference predicts since the last visit included, or once a break is forecast, and
-    rests when a tenth is spent at most. The share of the step is `fraction` at the most, in
-    proportion to what is spent of the neediest; `Pools` give each behaviour examples in
-    proportion to its need. What of the mixed step still goes against the old examples is projected
-    away, as A-GEM does with its memory.
+    Idle while all is calm. It wakes for a behaviour once three quarters of its deciding margin are
+    spent, what interference predicts since the last visit included; earlier where a break is
+    forecast, or a quarter is spent and the rest is expected to last 12 steps at most. It rests when
+    half is spent at most; each time it has to wake again, half as much.
+
+    The share of the step is `fraction` at the most, in proportion to what is spent of the neediest;
+    `Pools` give each behaviour examples in proportion to its need. What of the mixed step still
+    goes against the old examples is projected away, as A-GEM does with its memory.
 
     Args:
         behaviors: whose need counts; None: all that are watched.
@@ -38,12 +44,13 @@ class AdaptiveReplay(Replay):
     keep: float = field(default=0.0, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
+    woken: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # how often
 
     name: ClassVar[str] = "adaptive_replay"
     origin: ClassVar[str] = "ours"
     verdict: ClassVar[str] = "variant"
     projects: ClassVar[bool] = True
-    remembers: ClassVar[tuple[str, ...]] = ("awake",)
+    remembers: ClassVar[tuple[str, ...]] = ("awake", "woken")
 
     def start(self, view: GuardView) -> None:
         """Find out whose need counts."""
@@ -59,13 +66,19 @@ class AdaptiveReplay(Replay):
                 continue
             used, forecast = spent(track, self.keep), view.forecasts.get(name)
             foreseen = forecast is not None and forecast.says_break
-            if name not in self.awake and (used >= AWAKE or foreseen):
+            soon = forecast is not None and used >= EARLY and forecast.median <= SOON
+            if name not in self.awake and (used >= AWAKE or foreseen or soon):
                 self.awake.append(name)
-            elif name in self.awake and used <= ASLEEP and not foreseen:
+                self.woken[name] = self.woken.get(name, 0) + 1
+            elif name in self.awake and used <= self._rest(name) and not foreseen:
                 self.awake.remove(name)
             if name in self.awake:
-                found[name] = min(max(used, ASLEEP), 1.0)
+                found[name] = min(max(used, LEAST), 1.0)
         return found
+
+    def _rest(self, name: str) -> float:
+        """How much may be spent for it to rest."""
+        return max(REST / 2.0 ** (self.woken[name] - 1), LEAST)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix in what is needed."""
