@@ -59,7 +59,8 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     del model
     store.finish(masks(store.groups, rule, config.ratio))
     title = Path(config.data.path).name
-    found = audit(store.tables(), store.groups, title, settings, config.strategy, config.ratio)
+    about = {"model": config.model, **settings}
+    found = audit(store.tables(), store.groups, title, about, config.strategy, config.ratio)
     _write_rows(config, store, found, known)
     page, image = write_audit(found, config.out)
     files = {"rows": config.out / CHOSEN, "scores": config.out / SCORES}
@@ -70,8 +71,8 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
 
 
 def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]:
-    """What scores depend on; which of the rows are chosen may change without scoring again."""
-    asked = config.model_dump(mode="json", exclude={"data", "out", "strategy", "ratio"})
+    """What scores depend on: weights and rows, wherever they lie, but not which rows are chosen."""
+    asked = config.model_dump(mode="json", exclude={"data", "model", "out", "strategy", "ratio"})
     return {
         "data": known.digest,
         "weights": model,
