@@ -2,7 +2,6 @@
 
     python benchmarks/selection_cost.py smollm2 --rounds 5
     python benchmarks/selection_cost.py full --rounds 3
-    python benchmarks/selection_cost.py growth --figure benchmarks/selection_growth.png
 
 One thread, and seconds of the processor, so that other jobs on the machine disturb less. Every way
 is timed in interleaved rounds, each beside a plain step of its own; medians of the ratios. A step
@@ -86,7 +85,7 @@ def timed(step: Step) -> Step:
 
 
 def selected_step(strategy: str) -> Step:
-    """The second step under a selector, as the first one fills its memory; and it is put on once."""
+    """The second step under a selector: it is put on once, and the first one fills its memory."""
 
     def run(model: Any, optimizer: Any, batch: Any) -> float:
         with Selector(strategy, RATIO).attach(model, optimizer):
@@ -203,7 +202,7 @@ def spearman(model: Any, given: list[Any]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=["smollm2", "full", "growth"])
+    parser.add_argument("case", choices=["smollm2", "full"])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16)

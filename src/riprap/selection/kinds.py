@@ -79,26 +79,35 @@ def _layer_norm(module: nn.LayerNorm, kept: Tensor, grad: Tensor) -> dict[str, P
     return _scaled(normalized, grad, len(shape))
 
 
-def _affine_norm(module: nn.Module, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    """Any norm that is affine in its weight, which was tried out by `_is_affine`."""
-    weight = module.get_parameter("weight")
-    ones = functional_call(module, {"weight": torch.ones_like(weight)}, (kept,))
-    zeros = functional_call(module, {"weight": torch.zeros_like(weight)}, (kept,))
-    return _scaled(ones - zeros, grad, weight.dim())
+def _affine_norm(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
+    """Any norm that is affine in its weight, which was tried out by `_norm_kind`."""
+    zeros = _with_weight(module, 0.0, kept)
+    return _scaled(_with_weight(module, 1.0, kept) - zeros, grad, module.weight.dim())
 
 
-def _is_affine(module: nn.Module) -> bool:
+def _linear_norm(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
+    """The usual ones, which are 0 where their weight is: half of the work."""
+    return _scaled(_with_weight(module, 1.0, kept), grad, module.weight.dim())
+
+
+def _with_weight(module: nn.Module, value: float, x: Tensor) -> Tensor:
+    weight = torch.full_like(module.get_parameter("weight"), value)
+    found: Tensor = functional_call(module, {"weight": weight}, (x,))
+    return found
+
+
+def _norm_kind(module: nn.Module) -> Kind | None:
+    """The kind of a norm of whatever model, tried out on noise; None where it is not affine."""
     weight = module.get_parameter("weight")
     noise = torch.Generator().manual_seed(0)
     made = [torch.randn(3, *weight.shape, generator=noise) for _ in range(2)]
     x, other = (one.to(weight.device, weight.dtype) for one in made)
     with torch.no_grad():
-        ones, zeros, out = (
-            functional_call(module, {"weight": value}, (x,))
-            for value in (torch.ones_like(weight), torch.zeros_like(weight), other[0])
-        )
-    expected = zeros + other[0] * (ones - zeros)
-    return bool(torch.allclose(out, expected, rtol=1e-2, atol=1e-2))
+        ones, zeros = _with_weight(module, 1.0, x), _with_weight(module, 0.0, x)
+        out = functional_call(module, {"weight": other[0]}, (x,))
+    if not torch.allclose(out, zeros + other[0] * (ones - zeros), rtol=1e-2, atol=1e-2):
+        return None
+    return LINEAR_NORM if not zeros.any() else AFFINE_NORM
 
 
 def _dora_output(module: nn.Module, inputs: Inputs, output: Tensor) -> Tensor:
@@ -119,7 +128,8 @@ def _dora(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
 
 LINEAR, CONV1D = Kind(_input, _linear), Kind(_input, _conv1d)
 EMBEDDING, LAYER_NORM = Kind(_input, _embedding), Kind(_input, _layer_norm)
-NORM, DORA = Kind(_input, _affine_norm), Kind(_dora_output, _dora)
+AFFINE_NORM, LINEAR_NORM = Kind(_input, _affine_norm), Kind(_input, _linear_norm)
+DORA = Kind(_dora_output, _dora)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -139,7 +149,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     if type(module).__name__ == "DoraLinearLayer" and type(module).__module__.startswith("peft."):
         return DORA
     if type(module).__name__.endswith("RMSNorm") and [*module._parameters] == ["weight"]:
-        return NORM if _is_affine(module) else None
+        return _norm_kind(module)
     return None
 
 
