@@ -20,7 +20,7 @@ from riprap.launch.select import SelectConfig, select_rows
 from riprap.report import save
 from riprap.studies.chosen import pages
 from riprap.studies.chosen.plan import Plan
-from riprap.studies.chosen.rows import mixed, write
+from riprap.studies.chosen.rows import Mixed, mixed, write
 from riprap.studies.chosen.simulate import PACK, RUNS, Run, simulate
 from riprap.studies.smollm2.rows import OPENER
 
@@ -48,19 +48,23 @@ def run(out: Path, data: Path, exploratory: bool = False) -> dict[str, Any]:
     seeds = plan.exploratory if exploratory else plan.confirmatory
     steps = plan.exploratory_steps if exploratory else plan.steps
     RUNS.mkdir(parents=True, exist_ok=True)
-    jobs = [(method, seed) for seed in seeds for method in plan.methods]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     runs: list[Run] = []
     with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        bar = progress.add_task("runs", total=len(jobs))
-        for method, seed in jobs:
-            runs.append(simulate(method, seed, plan, steps, taught, held_out))
-            progress.advance(bar)
-    if exploratory:
-        return {"runs": [asdict(one) for one in runs]}
-    scored = select_rows(_selection(plan, write(taught, RUNS / "taught.jsonl")), quiet=True)
-    scores = Path(scored["files"]["scores"])
-    return _write(out, plan, protocol, runs, scores, scored)
+        bar = progress.add_task("runs", total=len(seeds) * len(plan.methods))
+        for seed in seeds:
+            for method in plan.methods:
+                runs.append(simulate(method, seed, plan, steps, taught, held_out))
+                progress.advance(bar)
+            if not exploratory:  # a page after each whole seed
+                summary = _write(out, plan, protocol, runs, _scored(plan, taught))
+    return {"runs": [asdict(one) for one in runs]} if exploratory else summary
+
+
+def _scored(plan: Plan, taught: Mixed) -> dict[str, Any]:
+    """What `riprap select` says of the rows; scored once."""
+    rows = write(taught, RUNS / "taught.jsonl")
+    return select_rows(_selection(plan, rows), quiet=True)
 
 
 def _selection(plan: Plan, rows: Path) -> SelectConfig:
@@ -84,10 +88,10 @@ def _write(
     plan: Plan,
     protocol: Protocol,
     runs: list[Run],
-    scores: Path,
     scored: dict[str, Any],
 ) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
+    scores = Path(scored["files"]["scores"])
     agreement = pages.agreement(scores)
     save(pages.figure(runs, scores), out / "chosen.png")
     page = pages.page(runs, plan, protocol, scored["groups"], agreement)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -63,18 +64,27 @@ class Run:
 
 def simulate(method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_out: Mixed) -> Run:
     """Make a run, or read it where it was made before."""
-    file = RUNS / f"{method}-{seed}-{steps}.json"
+    terms = json.dumps([plan.model_dump(mode="json"), taught, held_out])
+    digest = hashlib.sha256(terms.encode()).hexdigest()[:8]  # runs on other terms are not these
+    file = RUNS / f"{method}-{seed}-{steps}-{digest}.json"
     if file.exists():
         return Run(**json.loads(file.read_text()))
     torch.set_num_threads(1)
-    run = _train(method, seed, plan, steps, taught, held_out)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run)))
-    partial.rename(file)
+    start = RUNS / f"start-{digest}.json"
+    run = _train(method, seed, plan, steps, taught, held_out, start)
+    _keep(file, asdict(run))
     return run
 
 
-def _train(method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_out: Mixed) -> Run:
+def _keep(file: Path, found: Any) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.rename(file)
+
+
+def _train(
+    method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_out: Mixed, start: Path
+) -> Run:
     config = configured(plan, seed, steps)
     model, tokenizer = load_model(config.model)
     protected, unseen = probes(model, tokenizer, plan)
@@ -95,7 +105,9 @@ def _train(method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_o
         callbacks=callbacks,
     )
     trained: Any = trainer.model
-    before = _look(unseen, trained), _losses(trainer)
+    if not start.exists():  # the adapter's B is 0, so that all runs start from the base model
+        _keep(start, [_look(unseen, trained), _losses(trainer)])
+    before = json.loads(start.read_text())
     noted = Noted(trainer.data_collator, kinds(trainer.train_dataset))
     trainer.data_collator = noted
     began = time.process_time()
