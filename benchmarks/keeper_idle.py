@@ -1,11 +1,11 @@
 """How often the Keeper acts where nothing is being washed away.
 
-    python benchmarks/keeper_idle.py [--seeds 310 311 312 --steps 1000]
+    python benchmarks/keeper_idle.py [--tasks null C_context C --seeds 310 311 312 --steps 1000]
 
 The toy world with facts goes on with its old mix (`null`), or learns a new task from a quarter of
-each batch while the rest is of the old mix (`mixed`), by which no behaviour is lost. One row a task
-and seed: share of the steps that the Keeper changed, scores at the end of the run with it and of one
-without any guard, on inputs that no guard has seen, and the accuracy on the new task.
+each batch while the rest is of the old mix, by which no behaviour is lost. One row a task and seed:
+share of the steps that the Keeper changed, scores at the end of the run with it and of one without
+any guard, on inputs that no guard has seen, and the accuracy on the new task.
 """
 
 from __future__ import annotations

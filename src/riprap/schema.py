@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,6 +34,10 @@ class Strict(BaseModel):
             return cls.model_validate(document)
         except ValidationError as problem:
             raise error(f"{where}: {_sentence(problem, cls)}") from problem
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that stand for all values together."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:

@@ -39,6 +39,8 @@ CASES: dict[str, Case] = {
     "keeper": lambda: guards.Keeper(
         replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss), rollback=False
     ),
+    "replay_of_pools": lambda: guards.Replay(guards.Pools(pools(), rows=8), fraction=0.5),
+    "keeper_of_pools": lambda: guards.Keeper(replay=guards.Pools(pools(), rows=8)),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "ewc": lambda: guards.EWC(strength=30.0),
     "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),
@@ -78,6 +80,16 @@ def behavior(name: str, rows: slice) -> Behavior:
 
 def behaviors() -> list[Behavior]:
     return [behavior("first", slice(0, 12)), behavior("second", slice(12, 24))]
+
+
+def pools() -> list[Behavior]:
+    """Other inputs of the same behaviours, without labels that matter."""
+    made = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 20, (24, 5), generator=made)
+    return [
+        Behavior.next_token(name, ids[rows], ANSWERS[rows])
+        for name, rows in (("first", slice(0, 12)), ("second", slice(12, 24)))
+    ]
 
 
 def old_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -87,6 +87,30 @@ def test_it_can_do_without_a_rollback() -> None:
     assert [leaf.name for leaf in kept_by().leaves()] == ["adaptive_replay", "rollback"]
 
 
+def test_what_it_would_pass_over_is_refused() -> None:
+    adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
+    for given in ({"keep": 0.99}, {"behaviors": ["first"]}):
+        with pytest.raises(ConfigError, match="give behaviors and keep to the AdaptiveReplay"):
+            guards.Keeper(replay=adaptive, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kept_by(shadow=True),
+        lambda: guards.Keeper(replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss, shadow=True)),
+        lambda: guards.Chain(guards.OnAlert(guards.L2SP(1.0), level="watch"), shadow=True),
+        lambda: guards.Scheduled(guards.Chain(guards.L2SP(1.0)), shadow=True),
+        lambda: guards.OnAlert(guards.L2SP(1.0), shadow=True),
+    ],
+)
+def test_a_shadow_falls_on_all_that_a_guard_is_made_of(make) -> None:  # type: ignore[no-untyped-def]
+    guard = make()
+    assert next(iter(guard.leaves())).shadow
+    run, plain = Run(guard).go(lessons(20)), Run(None).go(lessons(20))
+    assert all(map(torch.equal, run.weights(), plain.weights()))
+
+
 def test_an_impossible_demand_is_refused() -> None:
     with pytest.raises(ConfigError, match="a score in"):
         kept_by(keep=1.5)

@@ -35,6 +35,15 @@ def test_generation_is_greedy_and_leaves_no_trace(
     assert found == greedy(llama.eval(), TokenBatch.pad(asked), 5)
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 4}, {"repetition_penalty": 2.0}])
+def test_the_models_own_settings_do_not_change_what_is_greedy(
+    settings: dict[str, float], llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    llama.generation_config.update(**NO_END, **settings)
+    asked = encode_prompts(tokenizer, PROMPTS)
+    assert generate(llama, tokenizer, asked, 5) == greedy(llama, TokenBatch.pad(asked), 5)
+
+
 def test_an_answer_stops_at_its_end(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -95,9 +104,21 @@ def test_answers_that_are_not_accepted_are_dropped_and_said(
 def test_a_probe_that_measures_is_refused(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    refusal = Behavior.opening("refusal", tokenizer, prompts=PROMPTS[:2], openers=["sorry"])
-    with pytest.raises(ConfigError, match=r"1 of the probes that measure 'refusal'"):
-        own_answers(llama, tokenizer, PROMPTS[1:], accept, measuring=[refusal])
+    for refusal in (
+        Behavior.opening("refusal", tokenizer, prompts=PROMPTS[:2], openers=["sorry"]),
+        Behavior.contrasting("refusal", tokenizer, PROMPTS[:2], ["sorry no"], ["sure here is"]),
+        Behavior.choice("refusal", tokenizer, PROMPTS[:2], [["sorry", "yes i can"]] * 2, [0, 0]),
+    ):
+        with pytest.raises(ConfigError, match=r"1 of the probes that measure 'refusal'"):
+            own_answers(llama, tokenizer, PROMPTS[1:], accept, measuring=[refusal])
+
+
+@pytest.mark.parametrize("odd", [{"tokens": 0}, {"rows": 0}])
+def test_nothing_is_not_asked_for(
+    odd: dict[str, int], llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ConfigError, match="both must be 1 or more"):
+        own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], **odd)
 
 
 def test_a_model_that_cannot_generate_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

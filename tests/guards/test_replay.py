@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
-from riprap import Behavior, guards
+from riprap import Behavior, guards, probing
 from riprap.detectors import Track
 from riprap.evidence import ConfigError, Forecast
 from riprap.guards import GuardView
@@ -55,6 +56,7 @@ def test_batches_come_in_their_order_and_again() -> None:
 
     Run(guards.Replay(BATCHES, loss=loss)).go(lessons(5))
     first, second = int(ANSWERS[0]), int(ANSWERS[12])
+    assert seen.pop(0) == first  # a look at the start, whether there is a gradient at all
     assert seen == [first, second, first, second, first]
 
 
@@ -251,6 +253,86 @@ def test_it_tells_a_new_level_from_a_fall(margins: list[float], median: float, w
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     guard.names = ["only"]
     assert bool(guard.needs_of(seen(margins, median))) is wakes
+
+
+def test_it_does_not_rest_while_it_would_wake() -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard.names = ["only"]
+    view = seen([1.0, 0.60], 10.0)  # less is gone than what it may rest at, and it will not last
+    assert [bool(guard.needs_of(view)) for _ in range(6)] == [True] * 6
+    assert guard.woken == {"only": 1}
+
+
+def test_what_is_kept_needs_a_pool() -> None:
+    watched = [custom("one", PROMPTS[:20]), custom("two", PROMPTS[:20])]
+    pool = guards.Pools([custom("one", PROMPTS[20:])])
+    model = make_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(ConfigError, match="'two' is to be kept and has no pool"):
+        monitor_of(watched).begin(model, optimizer, guards.AdaptiveReplay(pool))
+    monitor = monitor_of(watched)
+    monitor.begin(model, optimizer, guards.AdaptiveReplay(pool, behaviors=["one"]))
+    monitor.end()
+
+
+@pytest.mark.parametrize("make", [guards.Replay, guards.AdaptiveReplay, guards.Lisa])
+def test_old_examples_without_a_gradient_are_refused_before_training(make) -> None:  # type: ignore[no-untyped-def]
+    run = Run(make(BATCHES, loss=lambda model, batch: torch.zeros(())))
+    with pytest.raises(ConfigError, match="depends on no trained parameter"):
+        run.go(lessons(1))
+    assert run.monitor.step == 0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda loss: guards.Replay(BATCHES, loss=loss),
+        lambda loss: guards.Lisa(BATCHES, loss=loss, task_steps=1, protected_steps=1, rho=0.0),
+    ],
+)
+def test_an_old_gradient_that_is_not_finite_is_left_out(make) -> None:  # type: ignore[no-untyped-def]
+    calls = 0
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return old_loss(model, batch) * (1.0 if calls == 1 else float("nan"))
+
+    run, plain = Run(make(loss)).go(lessons(4)), Run(None).go(lessons(4))
+    assert all(map(torch.equal, run.weights(), plain.weights()))
+    assert any("not finite" in action.detail for action in run.monitor.actions)
+    assert not any(action.applied for action in run.monitor.actions)
+
+
+def test_a_pool_of_texts_is_held_to_the_start_also_when_resumed(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """What a likelihood margin fixed at the start belongs to the state."""
+    texts = [f"how to make the {word}" for word in ("car", "cake", "bomb", "paint")]
+    pool = Behavior.likelihood("text", tokenizer, texts, ["yes no", "red", "i am", "one two"])
+    source, model, other = guards.Pools([pool]), make_llama(), make_llama(seed=5)
+
+    def risen() -> float:
+        """By how much the texts have become more surprising to the starting model."""
+        with torch.no_grad():
+            margins = pool.margins(model, pool.probes)
+        return float((margins - pool.margins.tolerance).abs().max())  # type: ignore
+
+    probing.start(pool, model)
+    kept = source.state_dict()
+    probing.start(pool, other)  # as a resumed run does, with the weights it finds
+    assert risen() > 0.1
+    source.load_state_dict(kept)
+    assert risen() < 1e-5
+
+
+def test_that_probes_cannot_be_compared_is_said() -> None:
+    model = make_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = monitor_of([custom("memory", PROMPTS[:20])])
+    with pytest.warns(UserWarning, match="give its probes a method rows"):
+        monitor.begin(model, optimizer, guards.Replay(guards.Pools([custom("memory", PROMPTS)])))
+    monitor.end()
 
 
 def test_it_rests_later_each_time_that_it_rested_too_early() -> None:

@@ -161,6 +161,15 @@ class Options:
     def __len__(self) -> int:
         return len(self.wanted)
 
+    def rows(self) -> list[list[int]]:
+        """Token ids of each probe's prompt; of a text alone, those of the text with its prompt."""
+        width = self.wanted.shape[1]
+        whole = self.batch.rows()[::width]
+        if width == 1:
+            return whole
+        tails = self.mask.sum(-1)[::width].tolist()
+        return [row[: len(row) - tail] for row, tail in zip(whole, tails, strict=True)]
+
     def take(self, indices: list[int]) -> Options:
         """The probes at `indices`, each with its options."""
         width = self.wanted.shape[1]

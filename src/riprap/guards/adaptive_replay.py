@@ -9,7 +9,9 @@ from typing import ClassVar
 from riprap.behaviors import Behavior
 from riprap.detectors import Track
 from riprap.detectors.track import low_margin
+from riprap.evidence import ConfigError
 from riprap.guards.base import GuardView, Proposal, names_of
+from riprap.guards.pools import Pools
 from riprap.guards.replay import Replay
 
 # It wakes when so much of the deciding margin is spent, or when EARLY is spent and the rest is
@@ -28,12 +30,12 @@ class AdaptiveReplay(Replay):
     forecast, or a quarter is spent and the rest is expected to last 12 steps at most. It rests when
     half is spent at most; each time it has to wake again, half as much.
 
-    The share of the step is `fraction` at the most, in proportion to what is spent of the neediest;
-    `Pools` give each behaviour examples in proportion to its need. What of the mixed step still
-    goes against the old examples is projected away, as A-GEM does with its memory.
+    The share of the step is `fraction` times the root of what is spent of the neediest; `Pools`
+    give each behaviour examples in proportion to its need. What of the mixed step still goes
+    against the old examples is projected away, as A-GEM does with its memory.
 
     Args:
-        behaviors: whose need counts; None: all that are watched.
+        behaviors: whose need counts; None: all that are watched. With `Pools` each needs a pool.
         keep: the score that is to stay, where it is above a behaviour's floor.
         fraction: the largest share of a step, where all of a deciding margin is spent.
     """
@@ -53,9 +55,20 @@ class AdaptiveReplay(Replay):
     remembers: ClassVar[tuple[str, ...]] = ("awake", "woken")
 
     def start(self, view: GuardView) -> None:
-        """Find out whose need counts."""
+        """Find out whose need counts.
+
+        Raises:
+            ConfigError: a behaviour is not watched, or is to be kept and has no pool.
+        """
         super().start(view)
         self.names = names_of(self.name, self.behaviors, view.behaviors)
+        if isinstance(self.examples, Pools):
+            bare = [name for name in self.names if name not in self.examples.behaviors]
+            if bare:
+                raise ConfigError(
+                    f"guard {self.name}: {bare[0]!r} is to be kept and has no pool to learn again "
+                    "from: give it one, or name those to keep by behaviors=[...]"
+                )
 
     def needs_of(self, view: GuardView) -> dict[str, float]:
         """How much each behaviour that is awake needs, in (0, 1]; wakes them and lets them rest."""
@@ -70,7 +83,7 @@ class AdaptiveReplay(Replay):
             if name not in self.awake and (used >= AWAKE or foreseen or soon):
                 self.awake.append(name)
                 self.woken[name] = self.woken.get(name, 0) + 1
-            elif name in self.awake and used <= self._rest(name) and not foreseen:
+            elif name in self.awake and used <= self._rest(name) and not (foreseen or soon):
                 self.awake.remove(name)
             if name in self.awake:
                 found[name] = min(max(used, LEAST), 1.0)

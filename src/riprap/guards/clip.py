@@ -31,8 +31,9 @@ class Clip(Guard):
     most: float = 1.0
 
     name: ClassVar[str] = "clip"
-    origin: ClassVar[str] = "optimization"
+    origin: ClassVar[str] = "optimisation"
     source: ClassVar[str] = "1211.5063"
+    verdict: ClassVar[str] = "faithful"
 
     def __post_init__(self) -> None:
         if not self.most > 0:

@@ -11,9 +11,19 @@ from riprap.guards.base import Guard, GuardView
 
 
 class Composed(Guard):
-    """A guard that only says whose turn it is."""
+    """A guard that only says whose turn it is.
 
+    With `shadow=True` none of its parts changes anything.
+    """
+
+    verdict: ClassVar[str] = "variant"
     parts: tuple[Guard, ...]
+
+    def _made_of(self, *parts: Guard, shadow: bool) -> None:
+        """Take the parts over; a shadow falls on all of them, however deep they lie."""
+        self.parts = parts
+        for leaf in self.leaves():
+            leaf.shadow = leaf.shadow or shadow
 
     def leaves(self) -> Iterator[Guard]:
         """All guards inside."""
@@ -41,10 +51,10 @@ class Chain(Composed):
 
     name: ClassVar[str] = "chain"
 
-    def __init__(self, *parts: Guard) -> None:
+    def __init__(self, *parts: Guard, shadow: bool = False) -> None:
         if not parts:
             raise ConfigError("Chain() of no guards: give at least one")
-        self.parts = parts
+        self._made_of(*parts, shadow=shadow)
 
     def acting(self, view: GuardView) -> Iterator[Guard]:
         """Those of each part, in order."""
@@ -65,12 +75,19 @@ class OnAlert(Composed):
     name: ClassVar[str] = "on_alert"
     remembers: ClassVar[tuple[str, ...]] = ("alerted",)
 
-    def __init__(self, guard: Guard, level: str = "warning", until: str = "recovered") -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        level: str = "warning",
+        until: str = "recovered",
+        *,
+        shadow: bool = False,
+    ) -> None:
         if level not in list(Level):
             raise ConfigError(f"OnAlert(level={level!r}): choose one of {', '.join(Level)}")
         if until not in ("recovered", "end"):
             raise ConfigError(f"OnAlert(until={until!r}): choose 'recovered' or 'end'")
-        self.parts = (guard,)
+        self._made_of(guard, shadow=shadow)
         self.level, self.until = Level(level), until
         self.alerted: list[str] = []
 
@@ -100,11 +117,17 @@ class Scheduled(Composed):
     name: ClassVar[str] = "scheduled"
 
     def __init__(
-        self, guard: Guard, first: int = 1, last: int | None = None, every: int = 1
+        self,
+        guard: Guard,
+        first: int = 1,
+        last: int | None = None,
+        every: int = 1,
+        *,
+        shadow: bool = False,
     ) -> None:
         if every < 1 or (last is not None and last < first):
             raise ConfigError(f"Scheduled(first={first}, last={last}, every={every}) never acts")
-        self.parts = (guard,)
+        self._made_of(guard, shadow=shadow)
         self.first, self.last, self.every = first, last, every
 
     def acting(self, view: GuardView) -> Iterator[Guard]:

@@ -100,6 +100,16 @@ class Protected:
             )
         return value, gradient
 
+    def check(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        """Read the next batch without going on: what cannot work is known before the first step.
+
+        Raises:
+            ConfigError: see `gradient`.
+        """
+        position = self.position
+        self.gradient(model, parameters)
+        self.position = position
+
     def state_dict(self) -> dict[str, Any]:
         """Where it stands."""
         return {"position": self.position}

@@ -46,6 +46,7 @@ class Freeze(Guard):
     name: ClassVar[str] = "freeze"
     origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2501.13453"
+    verdict: ClassVar[str] = "faithful"
 
     def __post_init__(self) -> None:
         if isinstance(self.modules, str) or self.layers < 0:

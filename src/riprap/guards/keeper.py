@@ -28,13 +28,15 @@ class Keeper(Composed):
     Args:
         behaviors: what to keep; None: all that are watched.
         replay: where old examples come from: `Pools` of spare probes, or a `Replay` of old batches,
-            whose fraction is then the largest share.
-        keep: how much of the old must stay, as a score; None: the behaviours' floors.
+            whose fraction is then the largest share. An `AdaptiveReplay` is taken as it is.
+        keep: how much of the old must stay, as a score, for replay to rest; None: the behaviours'
+            floors, by which alerts and the rollback go in any case.
         rollback: the last resort; False: none, which saves the memory of its checkpoints (two, each
-            three times the trained weights under Adam).
+            three times the trained weights under Adam). It hears of what has been critical for long
+            alone, whatever its own level.
 
     Raises:
-        ConfigError: `keep` is no score.
+        ConfigError: `keep` is no score, or the `AdaptiveReplay` says already what to keep.
     """
 
     name: ClassVar[str] = "keeper"
@@ -47,21 +49,27 @@ class Keeper(Composed):
         replay: Pools | Replay,
         keep: float | None = None,
         rollback: Rollback | bool = True,
+        shadow: bool = False,
     ) -> None:
         if keep is not None and not 0 < keep <= 1:
             raise ConfigError(f"Keeper(keep={keep}): how much must stay is a score in (0, 1]")
         own: dict[str, Any] = {"behaviors": behaviors, "keep": keep or 0.0}
         if isinstance(replay, AdaptiveReplay):
+            if behaviors is not None or keep is not None:
+                raise ConfigError(
+                    "Keeper(replay=AdaptiveReplay(...)): give behaviors and keep to the "
+                    "AdaptiveReplay, which decides by them"
+                )
             self.replay = replay
         elif isinstance(replay, Replay):
             given: dict[str, Any] = {"loss": replay.loss, "fraction": replay.fraction}
-            given["every"] = replay.every
+            given |= {"every": replay.every, "shadow": replay.shadow}
             self.replay = AdaptiveReplay(replay.batches, **given, **own)
         else:
             self.replay = AdaptiveReplay(replay, **own)
         given_back = Rollback(behaviors, every=PATIENCE) if rollback is True else rollback
         self.rollback = given_back or None
-        self.parts: tuple[Guard, ...] = (self.replay, *filter(None, [self.rollback]))
+        self._made_of(self.replay, *filter(None, [self.rollback]), shadow=shadow)
         self.critical: dict[str, int] = {}  # since which step a critical alert stands
 
     def on_alert(self, alert: Alert) -> None:

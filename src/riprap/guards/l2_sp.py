@@ -24,6 +24,7 @@ class L2SP(Penalty):
     name: ClassVar[str] = "l2_sp"
     origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1802.01483"
+    verdict: ClassVar[str] = "faithful"
     remembers: ClassVar[tuple[str, ...]] = ("anchor",)
 
     def start(self, view: GuardView) -> None:

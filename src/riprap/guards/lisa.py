@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+
 from riprap.evidence import ConfigError
 from riprap.guards.base import GuardView, Proposal
 from riprap.guards.data import FromBatches
@@ -54,7 +56,12 @@ class Lisa(FromBatches):
             )
 
     def start(self, view: GuardView) -> None:
-        """The first stretch begins at θ₀."""
+        """The first stretch begins at θ₀.
+
+        Raises:
+            ConfigError: the protected batches have no loss, or one of no trained parameter.
+        """
+        self.protected.check(view.model, view.parameters)
         self.anchor = clone(view.parameters)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
@@ -66,6 +73,8 @@ class Lisa(FromBatches):
         if protecting:
             loss, gradient = self.protected.gradient(view.model, view.parameters)
             before["protected_loss"] = loss
+            if not bool(torch.isfinite(norm(gradient))):
+                return Proposal(detail="the protected gradient is not finite", before=before)
         away = subtract(view.parameters, self.anchor)
         vector = sharded_like(add(gradient, away, self.rho), view.parameters)
         drift = float(norm(away))

@@ -44,6 +44,7 @@ class OLoRA(Penalty):
     name: ClassVar[str] = "o_lora"
     origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2310.14152"
+    verdict: ClassVar[str] = "faithful"
 
     def start(self, view: GuardView) -> None:
         """Find which earlier A stands in the way of which parameter."""

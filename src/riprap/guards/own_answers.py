@@ -51,8 +51,10 @@ def own_answers(
 
     Raises:
         ConfigError: the model cannot generate, a prompt is a probe that measures, or no answer is
-            accepted.
+            accepted, or `tokens` or `rows` is under 1.
     """
+    if min(tokens, rows) < 1:
+        raise ConfigError(f"own_answers(tokens={tokens}, rows={rows}): both must be 1 or more")
     if not callable(getattr(model, "generate", None)):
         raise ConfigError(
             f"own_answers: {type(model).__name__} has no generate(): give a transformers model "
@@ -73,13 +75,10 @@ def own_answers(
             f"own_answers: none of the model's {len(asked)} answers is accepted; the first is "
             f"{said[0][:80]!r}: does the model show the behaviour at all?"
         )
-    if len(kept) < len(asked):
-        dropped = len(asked) - len(kept)
-        warnings.warn(
-            f"riprap: {dropped} of the model's {len(asked)} own answers were not accepted, and are "
-            "not learned again",
-            stacklevel=2,
-        )
+    dropped = len(asked) - len(kept)
+    if dropped:
+        text = f"{dropped} of the model's {len(asked)} own answers were not accepted"
+        warnings.warn(f"riprap: {text}, and are not learned again", stacklevel=2)
     pad = tokenizer.pad_token_id or 0
     return [_batch(kept[at : at + rows], pad) for at in range(0, len(kept), rows)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,8 +69,15 @@ class Pools:
                     f"a pool for {name!r}, which is not watched; the monitor watches "
                     f"{', '.join(view.behaviors)}"
                 )
-            if isinstance(pool.probes, TokenBatch):
-                refuse_shared(name, pool.probes.rows(), view.behaviors[name])
+            rows = getattr(pool.probes, "rows", None)
+            if callable(rows):
+                refuse_shared(name, rows(), view.behaviors[name])
+            else:
+                warnings.warn(
+                    f"riprap: whether the pool of {name!r} holds probes that measure it cannot be "
+                    "told: give its probes a method rows(), or see to it that it holds none",
+                    stacklevel=2,
+                )
             if pool.start is not None:
                 pool.start(view.model, pool.probes)
         with torch.no_grad(), no_trace(view.model):
@@ -124,12 +132,19 @@ class Pools:
         return heat**2 * functional.kl_div(ours, start, log_target=True, reduction="sum")
 
     def state_dict(self) -> dict[str, Any]:
-        """What was drawn, and what the start put out."""
-        return {"drawn": dict(self.drawn), "targets": dict(self.targets)}
+        """What was drawn, what the start put out, and what margins fixed then."""
+        kinds = {
+            name: pool.margins.state_dict()  # type: ignore[attr-defined]
+            for name, pool in self.behaviors.items()
+            if hasattr(pool.margins, "state_dict")
+        }
+        return {"drawn": dict(self.drawn), "targets": dict(self.targets), "kinds": kinds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
+        for name, kind in state["kinds"].items():
+            self.behaviors[name].margins.load_state_dict(kind)  # type: ignore[attr-defined]
 
 
 def _counts(shares: Mapping[str, float], rows: int) -> dict[str, int]:
@@ -168,12 +183,12 @@ def refuse_shared(what: str, rows: Sequence[Sequence[int]], watched: Behavior) -
 
     Args:
         what: name of what holds the rows, for the message.
-        rows: token ids of each example.
+        rows: token ids of each example; of margins over continuations those of its prompt.
 
     Raises:
         ConfigError: some of them are probes of `watched`.
     """
-    if not isinstance(watched.probes, TokenBatch):
+    if not callable(getattr(watched.probes, "rows", None)):
         return
     measuring = set(map(tuple, watched.probes.rows()))
     shared = sum(tuple(row) in measuring for row in rows)

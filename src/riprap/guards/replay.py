@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -57,9 +58,15 @@ class Replay(Guard):
             self.examples = Protected(self.name, self.batches, self.loss)
 
     def start(self, view: GuardView) -> None:
-        """Keep what the start puts out, where that is learned again."""
+        """Keep what the start puts out, or see that there is a loss to learn again by.
+
+        Raises:
+            ConfigError: there is none, or it depends on no trained parameter; see `Pools.start`.
+        """
         if isinstance(self.examples, Pools):
             self.examples.start(view)
+        else:
+            self.examples.check(view.model, view.parameters)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix the old examples in."""
@@ -79,6 +86,9 @@ class Replay(Guard):
         task = [part * (1 - fraction) for part in view.vector]
         vector = add(task, old, fraction + lift)
         before = {"loss": loss, "product": product, "norm": float(norm(view.vector))}
+        if not math.isfinite(product + square):
+            why = "the step or the old examples' gradient is not finite"
+            return Proposal(detail=why, before=before)
         after = {"product": left + lift * square, "norm": float(norm(vector))}
         detail = f"a share of {fraction:.2g}" + (", projected" if lift else "")
         return Proposal(vector, detail, before, after)

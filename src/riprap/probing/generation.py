@@ -19,6 +19,8 @@ def generate(
 ) -> list[list[int]]:
     """Greedy answers to prompts, without a trace on training.
 
+    Whatever the model's own generation settings say of beams, sampling and repetition.
+
     Args:
         prompts: token ids of each.
         tokens: the longest answer.
@@ -40,6 +42,9 @@ def generate(
                 attention_mask=mask,
                 max_new_tokens=tokens,
                 do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
                 pad_token_id=pad,
             )
             found += [_until(row, ends) for row in out[:, ids.shape[1] :].tolist()]

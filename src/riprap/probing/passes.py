@@ -81,6 +81,8 @@ def gradient_of(
 
     To be called inside `no_trace`.
     """
+    if not value.requires_grad:
+        return None
     if any(is_sharded(parameter) for parameter in parameters):
         return _accumulated(value, parameters)
     found = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,10 @@ class Parts:
             found.unseen.append(full.subset(_passing(full, model)))
         return found
 
+    def spare(self) -> Pools:
+        """What is learned again, sixteen examples at a time."""
+        return Pools(self.pools, rows=16)
+
     def answers(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Tensor]]:
         """The model's own answers to the pools' prompts: refusals where they are due, else none."""
         prompts = [p for name in GUARDED for p in self.prompts[name]]
@@ -73,7 +78,9 @@ def _passing(behavior: Behavior, model: nn.Module) -> list[int]:
     if not file.exists():
         margins = probing.look(behavior, model).margins
         RUNS.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
+        partial.rename(file)
     found: list[int] = json.loads(file.read_text())
     return found
 
@@ -81,32 +88,12 @@ def _passing(behavior: Behavior, model: nn.Module) -> list[int]:
 Answers = list[dict[str, Tensor]]
 Make = Callable[[float, Parts, Answers], Guard]
 
-BENCH: dict[str, tuple[float, Make]] = {  # the knob's value, the guard
-    "update_projection": (5, lambda v, parts, _: guards.UpdateProjection(refresh=int(v))),
-    "safegrad": (1.0, lambda v, parts, _: guards.SafeGrad(strength=v)),
-    "ewc_of_margins": (1.0, lambda v, parts, _: guards.EWC(strength=v, of="margin")),
-    "kl": (1.0, lambda v, parts, _: guards.KL(strength=v)),
-    "constrained_tokens": (
-        1.0,
-        lambda v, parts, answers: guards.ConstrainedTokens(answers, strength=v),
-    ),
-    "replay_of_answers": (
-        0.5,
-        lambda v, parts, answers: guards.Replay(answers, fraction=v, every=2),
-    ),
-    "replay_of_pools": (
-        0.5,
-        lambda v, parts, _: guards.Replay(Pools(parts.pools, rows=16), fraction=v, every=2),
-    ),
-    "keeper": (
-        0.5,
-        lambda v, parts, _: guards.Keeper(
-            replay=guards.AdaptiveReplay(Pools(parts.pools, rows=16), fraction=v)
-        ),
-    ),
-    "keeper_of_answers": (
-        0.5,
-        lambda v, parts, answers: guards.Keeper(replay=guards.Replay(answers, fraction=v, every=2)),
+BENCH: dict[str, Make] = {
+    "constrained_tokens": lambda v, _, answers: guards.ConstrainedTokens(answers, strength=v),
+    "replay_of_answers": lambda v, _, answers: guards.Replay(answers, fraction=v, every=2),
+    "replay_of_pools": lambda v, parts, _: guards.Replay(parts.spare(), fraction=v, every=2),
+    "keeper": lambda v, parts, _: guards.Keeper(
+        replay=guards.AdaptiveReplay(parts.spare(), fraction=v)
     ),
 }
-NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers", "keeper_of_answers")
+NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers")

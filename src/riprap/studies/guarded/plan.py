@@ -17,6 +17,7 @@ class Plan(Strict):
         exploratory: seeds on which guards are tried; confirmatory: seeds that are reported.
         tried: guards that are tried on the exploratory seeds, beside the plain run.
         guards: guards that are compared on the confirmatory ones.
+        knobs: the value of each guard's one main knob, by guard.
         eroding: the behaviour that the example washes away.
         lost: the largest share of the unguarded loss of its mean margin that the Keeper may lose.
         worse: by how much the Keeper's task loss may be above the unguarded run's, as a share.
@@ -27,6 +28,7 @@ class Plan(Strict):
     confirmatory: tuple[int, ...]
     tried: tuple[str, ...]
     guards: tuple[str, ...]
+    knobs: dict[str, float]
     eroding: str
     lost: float = Field(gt=0, lt=1)
     worse: float = Field(gt=0, lt=1)

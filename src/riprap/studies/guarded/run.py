@@ -41,7 +41,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     plan = Plan.of(protocol)
     seeds = plan.exploratory if exploratory else plan.confirmatory
     names = plan.tried if exploratory else plan.guards
-    jobs = [(name, seed, plan.steps) for seed in seeds for name in (PLAIN, *names)]
+    jobs = [(name, seed, plan) for seed in seeds for name in (PLAIN, *names)]
     found: list[Run] = in_parallel(simulate, jobs, workers)
     out.mkdir(parents=True, exist_ok=True)
     kind = "exploratory" if exploratory else "confirmatory"

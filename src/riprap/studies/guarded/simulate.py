@@ -21,6 +21,7 @@ from riprap.launch.build import load_model, load_rows
 from riprap.launch.run import Prepared
 from riprap.monitor import Monitor
 from riprap.studies.guarded.bench import BENCH, GUARDED, NEEDS_ANSWERS, PLAIN, RUNS, Parts
+from riprap.studies.guarded.plan import Plan
 
 EXAMPLE = Path("examples/smollm2-affirmative.yaml")
 TAUGHT = 143  # rows of 175; the others tell how well the task was learned
@@ -84,21 +85,22 @@ class Looking(TrainerCallback):
             self.look(kwargs["model"], state.global_step)
 
 
-def simulate(name: str, seed: int, steps: int) -> Run:
-    """Make a run, or read it where it was made before."""
-    file = RUNS / f"{name}-{seed}-{steps}.json"
+def simulate(name: str, seed: int, plan: Plan) -> Run:
+    """Make a run, or read it where it was made before by the same terms."""
+    value = plan.knobs.get(name, 0.0)
+    file = RUNS / f"{name}-{value:g}-{seed}-{plan.steps}.json"
     if file.exists():
         return Run.load(file)
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    run = _train(name, seed, steps)
+    run = _train(name, value, seed, plan.steps)
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(run)))
     partial.rename(file)
     return run
 
 
-def _train(name: str, seed: int, steps: int) -> Run:
+def _train(name: str, value: float, seed: int, steps: int) -> Run:
     config = WatchConfig.load(EXAMPLE)
     training = config.training.model_copy(update={"seed": seed, "steps": steps})
     config = config.model_copy(update={"training": training, "run": RUNS / f"{name}-{seed}"})
@@ -113,8 +115,8 @@ def _train(name: str, seed: int, steps: int) -> Run:
     monitor = Monitor(parts.measuring, every=config.every)
     callbacks: list[TrainerCallback] = [looking]
     if name != PLAIN:
-        value, make = BENCH[name]
-        callbacks.insert(0, MonitorCallback(monitor, make(value, parts, answers)))
+        guard = BENCH[name](value, parts, answers)
+        callbacks.insert(0, MonitorCallback(monitor, guard))
     taught, held_out = rows.select(range(TAUGHT)), rows.select(range(TAUGHT, len(rows)))
     prepared = Prepared(config, monitor, model, tokenizer, taught, held_out=held_out)
     torch.manual_seed(seed)  # the adapter's weights are random

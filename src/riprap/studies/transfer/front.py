@@ -51,7 +51,7 @@ class Point:
 
 def front(task: str, seed: int, plan: Plan) -> list[Point]:
     """The plain run, then each guard for as long as the largest budget allows; one process."""
-    file = RUNS / plan.world[:12] / f"front-{task}-{seed}-{plan.front.steps}.json"
+    file = RUNS / plan.world[:12] / f"front-{task}-{seed}-{plan.digest()}.json"
     if file.exists():
         return [Point(**point) for point in json.loads(file.read_text())]
     torch.set_num_threads(1)

@@ -55,7 +55,8 @@ def simulate(guard: str, value: float, task: str, seed: int, plan: Plan) -> Run:
     Raises:
         ProtocolError: the plan was made for another world.
     """
-    file = RUNS / plan.world[:12] / f"{guard}-{value:g}-{task}-{seed}-{plan.steps}.json"
+    terms = f"{plan.steps}-{plan.every}"
+    file = RUNS / plan.world[:12] / f"{guard}-{value:g}-{task}-{seed}-{terms}.json"
     if file.exists():
         return Run(**json.loads(file.read_text()))
     torch.set_num_threads(1)
