@@ -55,7 +55,7 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     settings = _settings(config, known, fingerprint(model, tokenizer))
     store = Store(config.out, settings, behaviors)
     if store.done < known.rows:
-        _score(config, Scorer(config, model, tokenizer), store, known.rows, quiet)
+        _score(config, model, tokenizer, store, known.rows, quiet)
     del model
     store.finish(masks(store.groups, rule, config.ratio))
     title = Path(config.data.path).name
@@ -82,11 +82,15 @@ def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]
     }
 
 
-def _score(config: SelectConfig, scorer: Scorer, store: Store, rows: int, quiet: bool) -> None:
+def _score(
+    config: SelectConfig, model: Any, tokenizer: Any, store: Store, rows: int, quiet: bool
+) -> None:
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("scoring", total=rows, completed=store.done)
+        bar = progress.add_task("visiting probes", total=None)
+        scorer = Scorer(config, model, tokenizer)
+        progress.update(bar, description="scoring", total=rows, completed=store.done)
         for done in score_rows(config, scorer, store):
             progress.update(bar, completed=done)
 
