@@ -168,6 +168,11 @@ def test_the_keeper_is_compared_with_the_best_guard_over_seeds_and_with_all_toge
     assert found.best == pytest.approx([0.5, 0.9])
     assert found.others == pytest.approx([0.5 + 0.6 * 0.5, 0.9 + 0.6 * 0.1])
     assert found.all == pytest.approx([0.5 + 0.9 * 0.5, 0.9 + 0.9 * 0.1])
+    assert hypervolume.verdict([found]) == (
+        "Below the best always-on guard: nowhere. Above it: C at 1.5 ×."
+    )
+    behind = hypervolume.Comparison("C", 2.0, "one", [0.6, 0.7], [0.8, 0.6], [], [])
+    assert "guard: C at 2 ×. Above it: nowhere." in hypervolume.verdict([behind])
 
 
 def test_an_interval_over_seeds_is_students() -> None:

@@ -67,6 +67,17 @@ def compare(points: Sequence[Point], budget: float, task: str) -> Comparison:
     return Comparison(task, budget, name, of([KEEPER]), alone[name], *together)
 
 
+def verdict(found: Sequence[Comparison]) -> str:
+    """Whether the Keeper is below no always-on guard, and above the best on a task, in the mean."""
+    ahead = {(one.task, one.budget): np.mean(one.keeper) - np.mean(one.best) for one in found}
+    below = [f"{task} at {budget:g} ×" for (task, budget), lead in ahead.items() if lead < 0]
+    above = [f"{task} at {budget:g} ×" for (task, budget), lead in ahead.items() if lead > 0]
+    return (
+        f"Below the best always-on guard: {', '.join(below) or 'nowhere'}. "
+        f"Above it: {', '.join(above) or 'nowhere'}."
+    )
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean, by Student's t over seeds."""
     middle, error = np.mean(values), stats.sem(values)

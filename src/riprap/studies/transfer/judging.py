@@ -97,7 +97,7 @@ class Transfer:
 
     Attributes:
         safety, capability: mean prevented share of the loss, of safety behaviours and of others.
-        interval: of capability − safety, 95 %, by resampling guards.
+        interval: of capability − safety, 95 %, by resampling guards; NaN where there is but one.
     """
 
     origin: str
@@ -121,7 +121,8 @@ def transfer(found: Sequence[Row], origins: dict[str, str]) -> list[Transfer]:
         values = np.array(pairs)
         drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
         differences = (values[drawn, 1] - values[drawn, 0]).mean(1)
-        low, high = np.quantile(differences, [0.025, 0.975])
+        alone = len(values) == 1
+        low, high = (np.nan, np.nan) if alone else np.quantile(differences, [0.025, 0.975])
         safety, capability = values.mean(0)
         results.append(
             Transfer(

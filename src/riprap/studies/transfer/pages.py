@@ -59,7 +59,8 @@ def page(
         f"Made by `riprap study transfer`, protocol `{protocol.hash}`, commit {markdown.commit()}, "
         f"seeds {', '.join(map(str, plan.confirmatory))}, {plan.steps} steps of each new task. "
         "Knobs: [SEARCH.md](SEARCH.md). Scores are those of inputs that no guard has seen, neither "
-        "as probes nor in pools, at the end; median [least, most] over seeds. Cost is processor "
+        "as probes nor in pools (where pools hold the facts in other words), at the end; median "
+        "[least, most] over seeds. Cost is processor "
         "time, guard and monitor included, ÷ that of the plain run without either. Kept: bytes of "
         "tensors that the guard holds ÷ those of the parameters.\n",
         "![heat map](transfer.png)\n",
@@ -80,7 +81,9 @@ def _field(one: Transfer) -> dict[str, str]:
         "guards": str(one.guards),
         "safety kept (B, over_refusal)": number(one.safety, 2),
         "capability kept (A, facts)": number(one.capability, 2),
-        "capability − safety, 95 %": f"[{number(low, 2)}, {number(high, 2)}]",
+        "capability − safety, 95 %": (
+            markdown.NOTHING if one.guards == 1 else f"[{number(low, 2)}, {number(high, 2)}]"
+        ),
     }
 
 
@@ -112,9 +115,10 @@ def front_page(points: Sequence[Point], plan: Plan, protocol: Protocol) -> str:
         "# The Keeper at equal time\n",
         f"Made by `riprap study transfer --front`, protocol `{protocol.hash}`, commit "
         f"{markdown.commit()}, seeds {', '.join(map(str, plan.front.seeds))}. The unit is the "
-        f"processor time of the plain run of {plan.front.steps} steps, taken in the same process; "
-        "guard, monitor and their start count. Worst: the lowest score of a behaviour on inputs "
-        "that no guard has seen. New task: share of the plain run's accuracy at its end. Area: "
+        f"processor time of the plain run of {plan.front.steps} steps, taken in the same process "
+        "(not wall time: other jobs run beside it); guard, monitor and their start count. Worst: "
+        "the lowest score of a behaviour on inputs that no guard has seen. New task: share of the "
+        "plain run's accuracy at its end. Area: "
         "worst × new task. Median [least, most] over seeds.\n",
     ]
     for task in plan.tasks:
@@ -135,19 +139,18 @@ def front_page(points: Sequence[Point], plan: Plan, protocol: Protocol) -> str:
                     }
                 )
         parts += [f"## {task}\n", markdown.table(lines) + "\n"]
+    found = [
+        hypervolume.compare(points, budget, task)
+        for task in plan.tasks
+        for budget in plan.front.budgets
+    ]
     parts += [
         "## Hypervolume\n",
         "Area that points (worst, new task) dominate, mean over seeds [95 % interval of the mean, "
         "by Student's t]. Together: all always-on guards at once, each seed with whichever serves "
         "it, which no one guard can do.\n",
-        markdown.table(
-            [
-                _volume(hypervolume.compare(points, budget, task))
-                for task in plan.tasks
-                for budget in plan.front.budgets
-            ]
-        )
-        + "\n",
+        markdown.table([_volume(one) for one in found]) + "\n",
+        hypervolume.verdict(found) + "\n",
     ]
     return "\n".join(parts)
 
