@@ -177,6 +177,22 @@ def test_scores_of_something_else_are_not_gone_on_with(
     assert sorted((out / "parts").iterdir()) == before
 
 
+@pytest.mark.parametrize("content", [b"PAR1", None])
+def test_a_damaged_part_is_named(
+    content: bytes | None, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = asked(model, data, data.parent / "out")
+    cut_off(monkeypatch, config, batches=3)
+    second = config.out / "parts" / "000000000002.parquet"
+    if content is None:
+        second.unlink()
+    else:
+        second.write_bytes(content)
+    named = "000000000004" if content is None else "000000000002"
+    with pytest.raises(ConfigError, match=rf"{named}\.parquet .* remove it and the parts after"):
+        select_rows(config, quiet=True)
+
+
 def test_a_folder_of_something_else_is_left_alone(model: Path, data: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty: name another folder by --out"):
         select_rows(asked(model, data, data.parent), quiet=True)

@@ -16,6 +16,7 @@ from riprap.launch.select.choosing import HARM, Group
 
 SETTINGS, SCORES, PARTS = "settings.json", "scores.parquet", "parts"
 ABOUT = b"riprap"  # key of the settings in the metadata of the scores
+_REMOVE = "remove it and the parts after it, and their rows are scored again"
 GROUP = 65_536  # rows of a row group of the whole file; parts are as small as they came
 
 
@@ -36,7 +37,7 @@ class Store:
         self.folder, self._settings = folder, settings
         self._schema = schema(behaviors)
         self._open()
-        self.done = sum(pq.ParquetFile(file).metadata.num_rows for file in self._files())
+        self.done = self._count()
 
     def _open(self) -> None:
         noted = self.folder / SETTINGS
@@ -56,13 +57,28 @@ class Store:
         whole = self.folder / SCORES
         return [whole] if whole.exists() else sorted((self.folder / PARTS).glob("*.parquet"))
 
+    def _count(self) -> int:
+        count = 0
+        for file in self._files():
+            try:
+                placed = file.name == SCORES or int(file.stem) == count
+                count += int(pq.ParquetFile(file).metadata.num_rows)
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{file} cannot be read: {error}; {_REMOVE}") from error
+            if not placed:
+                raise ConfigError(f"{file} does not follow on the {count:,} rows before; {_REMOVE}")
+        return count
+
     def append(self, columns: dict[str, list[Any]]) -> None:
         """Scores of the rows after those that are done; all of them are kept, or none."""
         table = pa.table({name: columns[name] for name in self._schema.names}, self._schema)
         part = self.folder / PARTS / f"{self.done:012d}.parquet"
         partial = part.with_suffix(".partial")
-        pq.write_table(table, partial)
-        partial.rename(part)
+        try:
+            pq.write_table(table, partial)
+            partial.rename(part)
+        except OSError as error:
+            raise ConfigError(f"cannot keep scores in {self.folder}: {error}") from error
         self.done += len(table)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
