@@ -1,9 +1,10 @@
 """What selection costs, as ratios to a plain step in the same process.
 
-    python benchmarks/selection_cost.py smollm2 --rounds 5
+    python benchmarks/selection_cost.py smollm2 --rounds 5 --memory --spearman 10
     python benchmarks/selection_cost.py full --rounds 3
 
-One thread, and seconds of the processor, so that other jobs on the machine disturb less. Every way
+One thread, and seconds of the processor, so that other jobs on the machine disturb less: once those
+of the program alone, once with the system's, which beside busy neighbours vary by half. Every way
 is timed in interleaved rounds, each beside a plain step of its own; medians of the ratios. A step
 is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak memory is that of
 one step in a process of its own, above what the model takes.
@@ -13,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ SEED = 1000
 DATA = Path("../shared/data/gsm8k_train.jsonl")
 RATIO = 0.2
 Step = Callable[[Any, Any, Any], Any]
+Seconds = tuple[float, float]  # of the processor: in the program, and with the system's part
 
 
 def smollm2(adapters: bool) -> Any:
@@ -76,10 +78,12 @@ def plain_step(model: Any, optimizer: Any, batch: Any) -> None:
 def timed(step: Step) -> Step:
     """The step, telling its seconds."""
 
-    def run(model: Any, optimizer: Any, batch: Any) -> float:
-        begun = time.process_time()
+    def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
+        begun = os.times()
         step(model, optimizer, batch)
-        return time.process_time() - begun
+        ended = os.times()
+        user = ended.user - begun.user
+        return user, user + ended.system - begun.system
 
     return run
 
@@ -87,7 +91,7 @@ def timed(step: Step) -> Step:
 def selected_step(strategy: str) -> Step:
     """The second step under a selector: it is put on once, and the first one fills its memory."""
 
-    def run(model: Any, optimizer: Any, batch: Any) -> float:
+    def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
         with Selector(strategy, RATIO).attach(model, optimizer):
             plain_step(model, optimizer, batch)
             return timed(plain_step)(model, optimizer, batch)
@@ -160,17 +164,18 @@ WAYS: dict[str, Step] = {
 FULL = ("moderate (exact)", "proxy", "norms alone")
 
 
-def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[str, list[float]]:
-    """For each way, its time over that of the plain step beside it."""
+def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[str, list[Seconds]]:
+    """For each way, its seconds over those of the plain step beside it."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     plain_step(model, optimizer, given[0])
-    found: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[Seconds]] = {name: [] for name in names}
     for turn in track(range(rounds), description="rounds", transient=True):
         for name in names:
             batch = given[turn % len(given)]
             own = WAYS[name](model, optimizer, batch)
-            found[name].append(own / WAYS["plain"](model, optimizer, batch))
+            plain = WAYS["plain"](model, optimizer, batch)
+            found[name].append((own[0] / plain[0], own[1] / plain[1]))
     return found
 
 
@@ -208,7 +213,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--ways", nargs="*", default=None)
-    parser.add_argument("--peak", default=None)
+    parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--spearman", type=int, default=0, help="of the proxy, on so many batches")
+    parser.add_argument("--peak", default=None, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     given = batches(asked.data, asked.rows, asked.width)
@@ -218,8 +225,23 @@ def main() -> None:
         return
     names = asked.ways or [n for n in WAYS if n != "plain" and (asked.case != "full" or n in FULL)]
     found = ratios(model, given, names, asked.rounds)
+    print(
+        "| way | ÷ plain, program | ÷ plain, with system | all rounds, program |",
+        "|---" * 4 + "|",
+        sep="\n",
+    )
     for name in names:
-        print(name, statistics.median(found[name]), [round(x, 3) for x in found[name]])
+        user, whole = zip(*found[name], strict=True)
+        every = ", ".join(f"{value:.3f}" for value in user)
+        cells = f"{statistics.median(user):.3f} | {statistics.median(whole):.3f}"
+        print(f"| {name} | {cells} | {every} |", flush=True)
+    if asked.memory:
+        base = peak(asked, "plain")
+        for name in names:
+            print(f"peak memory of {name} ÷ plain: {peak(asked, name) / base:.3f}", flush=True)
+    if asked.spearman:
+        ranks = [f"{value:.3f}" for value in spearman(model, given[: asked.spearman])]
+        print("Spearman of the proxy with the exact norm:", ", ".join(ranks))
 
 
 if __name__ == "__main__":
