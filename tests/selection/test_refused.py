@@ -189,3 +189,12 @@ def test_nothing_is_left_behind(strategy: str, fails: bool) -> None:
 def test_batch_statistics_are_refused() -> None:
     with pytest.raises(ConfigError, match="BatchNorm1d"):
         selection.gradient_norms(Classifier(), torch.randn(4, 8), lambda m, x: m(x)[:, 0])
+
+
+def test_deepspeed_is_refused() -> None:
+    model = training("lora")
+    kind = type("ZeroOptimizer", (), {"__module__": "deepspeed.runtime.zero.stage3"})
+    engine = kind()
+    engine.optimizer = sgd(model)
+    with pytest.raises(ConfigError, match="DeepSpeed"):
+        Selector().begin(model, engine)

@@ -149,8 +149,8 @@ def test_a_monitor_beside_it_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", ["selector", "monitor"])
-def test_a_guard_corrects_the_selected_gradient(first: str) -> None:
-    """What A-GEM is given is the selected rows' gradient, and what it makes of it stands."""
+def test_the_selected_gradient_is_there_before_a_guard_looks(first: str) -> None:
+    """Whichever was put on first; and the guard acts on it."""
     model, given = training("lora"), batch(8)
     ids = given["input_ids"][:4, :3]
     behavior = Behavior.next_token("words", ids, torch.tensor([5, 6, 7, 8]))
@@ -168,6 +168,7 @@ def test_a_guard_corrects_the_selected_gradient(first: str) -> None:
     optimizer.step()
     selector.end()
     monitor.end()
+    assert len(monitor.actions) == 1
     model = training("lora")
     rows = selector.taken[0].rows
     model(**{key: value[rows] for key, value in given.items()}).loss.backward()

@@ -38,8 +38,16 @@ def innermost(optimizer: Any) -> Optimizer:
     """The torch optimizer inside wrappers such as Accelerate's.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is one of DeepSpeed's, which steps inside its own engine.
     """
+    inner = optimizer
+    while inner is not None:
+        if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(inner).__mro__):
+            raise ConfigError(
+                "cannot select under DeepSpeed, whose engine steps a copy of the parameters within "
+                "backward(): train with DDP"
+            )
+        inner = getattr(inner, "optimizer", None)
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
