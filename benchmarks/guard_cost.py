@@ -1,6 +1,6 @@
 """What a guard costs, as ratios to a plain step in the same process.
 
-    python benchmarks/guard_cost.py [--rounds 8]
+    python benchmarks/guard_cost.py [--rounds 8 --task C]
 
 The toy world, three behaviours, a task that washes them away, each guard at its default refresh. A
 round is 20 steps, in which every protected gradient is taken afresh once; rounds of plain training,
@@ -8,7 +8,8 @@ of a monitor, and of a monitor with each guard are interleaved, and compared rou
 of the ratios, in this process's own time. `guard itself` is what it takes to decide, SafeGrad's own
 passes included; to that come visits to the probes, for protected gradients that are fresh enough,
 and those that the monitor makes where a behaviour is about to break, which differ from run to run.
-The start (OGD's is the dearest) is told apart, in plain steps.
+The start (OGD's is the dearest) is told apart, in plain steps. With `--task null` nothing is washed
+away, and the Keeper's row is what it costs while it is idle.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.progress import track
 from riprap import guards
 from riprap.guards import Guard, GuardView, Proposal
 from riprap.monitor import Monitor
+from riprap.studies.worlds import ToyWorld
 
 SEED = 1000
 STEPS, WARM = 20, 2  # of a round; rounds that are not counted
@@ -39,6 +41,7 @@ GUARDS: dict[str, Callable[[], Guard]] = {
     "SafeGrad": guards.SafeGrad,
     "GPM": guards.GPM,
     "TwoSidedGPM": guards.TwoSidedGPM,
+    "Keeper": lambda: guards.Keeper(replay=guards.Pools(ToyWorld().pools())),
 }
 
 
