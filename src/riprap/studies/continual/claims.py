@@ -50,13 +50,17 @@ class Correlation:
 
 
 def correlations(rows: Sequence[Row]) -> list[Correlation]:
-    """Over all checkpoints of the given order, over ends of runs, and over methods' means."""
+    """Over all checkpoints of the given order, over ends of runs, and over means of
+    each method at each ratio."""
     rows = [row for row in rows if row.order == GIVEN]
     cosines, success = [row.topk for row in rows], [row.success for row in rows]
     return [
         _correlation("checkpoints", *map(_flat, (cosines, success))),
         _correlation("ends of runs", *(_flat([a[:, -1] for a in x]) for x in (cosines, success))),
-        _correlation("methods", *(np.array([a.mean() for a in x]) for x in (cosines, success))),
+        _correlation(
+            "methods at their ratios",
+            *(np.array([a.mean() for a in x]) for x in (cosines, success)),
+        ),
     ]
 
 

@@ -21,7 +21,7 @@ COLOUR = alt.Color(
     "kind:N",
     scale=alt.Scale(domain=list(KINDS), range=list(KINDS.values())),
     title=None,
-    legend=alt.Legend(orient="top", columns=2, labelLimit=320),
+    legend=alt.Legend(orient="top", columns=2, labelLimit=320, symbolOpacity=1),
 )
 
 
@@ -53,23 +53,49 @@ def _front(main: Sequence[Row]) -> alt.LayerChart:
         ]
     )
     means = seeds.groupby(["method", "kind"], as_index=False).mean()
+    means["label"] = apart(means.tasks.tolist(), means.refused.tolist())
+    means["left"] = means.tasks - 0.035
     x = alt.X(
         "tasks:Q",
         title="task accuracy, each right after its own stage",
-        scale=alt.Scale(domain=[0, 1.02], nice=False),
+        scale=alt.Scale(domain=[-0.12, 1.03], nice=False),
+        axis=alt.Axis(titleLimit=400, values=[at / 5 for at in range(6)]),
     )
     y = alt.Y(
         "refused:Q",
         title="harmful requests refused, mean over stages",
         scale=alt.Scale(domain=[0, 1.05], nice=False),
+        axis=alt.Axis(titleLimit=400),
     )
-    dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.35).encode(x=x, y=y, color=COLOUR)
-    large = alt.Chart(means).mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOUR)
-    names = large.mark_text(align="right", dx=-10, dy=-7, fontSize=11).encode(text="method:N")
-    chart: alt.LayerChart = (dots + large + names).properties(
-        width=440, height=420, title="best is the upper right corner"
+    dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.4).encode(x=x, y=y, color=COLOUR)
+    base = alt.Chart(means)
+    large = base.mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOUR)
+    lines = base.mark_rule(opacity=0.5).encode(
+        x="left:Q", x2="tasks:Q", y="label:Q", y2="refused:Q"
+    )
+    names = base.mark_text(align="right", dx=-3, fontSize=11).encode(
+        x="left:Q", y="label:Q", text="method:N", color=COLOUR
+    )
+    chart: alt.LayerChart = (dots + lines.encode(color=COLOUR) + large + names).properties(
+        width=460, height=440, title="best is the upper right corner"
     )
     return chart
+
+
+def apart(x: Sequence[float], y: Sequence[float], gap: float = 0.045) -> list[float]:
+    """Heights for labels to the left of points: near their own, and not over one another.
+
+    Args:
+        gap: the least distance in height of two labels whose points are near in `x`.
+    """
+    placed: dict[int, float] = {}
+    for at in sorted(range(len(x)), key=lambda i: -y[i]):
+        height = y[at]
+        for other in sorted(placed, key=lambda i: -placed[i]):
+            if abs(x[other] - x[at]) < 0.13 and abs(placed[other] - height) < gap:
+                height = placed[other] - gap
+        placed[at] = height
+    return [placed[at] for at in range(len(x))]
 
 
 def _stages(main: Sequence[Row]) -> alt.LayerChart:
@@ -98,6 +124,6 @@ def _stages(main: Sequence[Row]) -> alt.LayerChart:
         text=alt.Text("success:Q", format=".2f"), color=shade
     )
     chart: alt.LayerChart = (boxes + numbers).properties(
-        width=340, height=420, title="share of harmful requests answered, stage by stage"
+        width=340, height=440, title="share of harmful requests answered, stage by stage"
     )
     return chart

@@ -28,10 +28,11 @@ def sections(
         f"{100 * plan.tolerance:g} points at most. By behaviour: score kept by least harm − by "
         "moderate, mean over stages, mean over seeds [least, most]; met where the mean is not "
         "below 0. Only rows with equal accuracy answer the question.\n",
-        markdown.table([_match(one) for one in matches(found, plan)]) + "\n",
+        markdown.table([_match(one) for one in sorted(matches(found, plan), key=_first_equal)])
+        + "\n",
         "## Interference\n",
-        "What each stage changed, mean over seeds, as attack success and scores of behaviours, and "
-        "accuracy of each task.\n",
+        "What each stage changed, mean over seeds: scores of behaviours (refusal's is 1 − attack "
+        "success), then accuracy of each task.\n",
         markdown.table([line for row in main for line in _interference(row)]) + "\n",
         "## Ratios\n",
         markdown.table([_ratio(row) for row in sorted(swept, key=_by_ratio)]) + "\n",
@@ -56,6 +57,10 @@ def _own(plan: Plan) -> set[float]:
 
 def _by_ratio(row: Row) -> tuple[str, float]:
     return row.method, row.value
+
+
+def _first_equal(one: Match) -> tuple[bool, tuple[float, float]]:
+    return not one.equal, one.ratios
 
 
 def _match(one: Match) -> dict[str, str]:
