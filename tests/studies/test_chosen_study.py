@@ -69,6 +69,7 @@ def run(method: str, end: float, task: float, seed: int = 1, seconds: float = 50
 def scores(folder: Path) -> Path:
     frame = pd.DataFrame(
         {
+            "tokens": [9, 8, 7, 6, 5, 4],
             "norm": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
             "proxy": [1.0, 2.0, 3.0, 4.0, 6.0, 5.0],
             "loss": [6.0, 5.0, 4.0, 3.0, 2.0, 1.0],
@@ -83,9 +84,11 @@ def scores(folder: Path) -> Path:
 def test_the_page_says_what_came_of_each_method(plan: Plan, tmp_path: Path) -> None:
     runs = [run("plain", -1.0, 1.0), run("plain", -3.0, 1.2, seed=2, seconds=100.0)]
     runs += [run("random", 2.0, 1.5), run("random", 1.0, 1.5, seed=2)]
-    ranks = pages.agreement(scores(tmp_path))
+    ranks = pages.agreement(scores(tmp_path), 3)
     assert ranks["loss"] == pytest.approx(-1)
     assert ranks["proxy"] == pytest.approx(1 - 6 * 2 / (6 * 35))
+    assert ranks["proxy, within 3 rows, least"] == pytest.approx(0.5)  # 4, 6, 5
+    assert ranks["proxy, within 3 rows, median"] == pytest.approx(0.75)
     group: dict[str, Any] = {"name": "high", "rows": 4, "tokens": 9.5, "loss": 2.0, "norm": 8.0}
     group |= {"harm": {"refusal": 0.25}, "categories": {"gsm8k": 1, "plain": 3}}
     page = pages.page(runs, plan, Protocol.named("chosen"), [group], ranks)

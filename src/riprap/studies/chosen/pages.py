@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
@@ -23,13 +24,21 @@ from riprap.studies.markdown import number, spread
 HARM = f"harm/{PACK}"
 
 
-def agreement(scores: Path) -> dict[str, float]:
-    """Spearman's correlation of proxies with the exact norm, over all rows and in categories."""
+def agreement(scores: Path, batch: int) -> dict[str, float]:
+    """Spearman's correlation of proxies with the exact norm: over all rows, and within some.
+
+    Args:
+        batch: rows that a selector in a loop would compare with each other.
+    """
     frame = pd.read_parquet(scores)
-    found = {"proxy": _rank(frame, "proxy"), "loss": _rank(frame, "loss")}
-    return found | {
-        f"proxy, {name} alone": _rank(frame[frame.category == name], "proxy") for name in CATEGORIES
-    }
+    found = {name: _rank(frame, name) for name in ("proxy", "loss", "tokens")}
+    for name in CATEGORIES:
+        found[f"proxy, {name} alone"] = _rank(frame[frame.category == name], "proxy")
+    batches = [frame[start : start + batch] for start in range(0, len(frame), batch)]
+    within = [_rank(one, "proxy") for one in batches if len(one) == batch]
+    for name, value in (("least", min(within)), ("median", np.median(within))):
+        found[f"proxy, within {batch} rows, {name}"] = float(value)
+    return found
 
 
 def _rank(frame: pd.DataFrame, column: str) -> float:
@@ -125,7 +134,9 @@ def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
         alt.Chart(rows)
         .mark_point(filled=True, size=28, opacity=0.75)
         .encode(
-            x=alt.X("norm:Q", title="norm of the gradient", scale=alt.Scale(type="log")),
+            x=alt.X(
+                "norm:Q", title="norm of the gradient", scale=alt.Scale(type="log", nice=False)
+            ),
             y=alt.Y("harm:Q", title="predicted harm"),
             color=alt.Color("category:N", sort=list(CATEGORIES), legend=_below()),
         )

@@ -92,7 +92,7 @@ def _write(
 ) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     scores = Path(scored["files"]["scores"])
-    agreement = pages.agreement(scores)
+    agreement = pages.agreement(scores, plan.batch)
     save(pages.figure(runs, scores), out / "chosen.png")
     page = pages.page(runs, plan, protocol, scored["groups"], agreement)
     (out / "README.md").write_text(page, encoding="utf-8")
