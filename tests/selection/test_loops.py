@@ -119,19 +119,57 @@ def test_more_memory_than_there_is_room_for_runs_rows_again(
     assert close(found[0][1], found[1][1])
 
 
-def test_checkpointing_changes_nothing() -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("strategy", ["moderate", "proxy"])
+@pytest.mark.parametrize(("name", "room"), [("lora", 2**31), ("tied llama", 0)])
+def test_checkpointing_changes_nothing(
+    name: str, room: int, strategy: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reentrant: the layers run without a graph first, and autograd sees no parameter of theirs."""
+    monkeypatch.setattr("riprap.selection.attached.ROOM", room)
     found = []
     for checkpointing in (False, True):
-        model = training("lora")
+        model = training(name)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        selector = Selector("moderate", 0.4)
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        selector = Selector(strategy, 0.4)
         with selector.attach(model, sgd(model)):
             model(**batch()).loss.backward()
             found.append((selector.taken[0], flat(model)))
+    by = "norm" if strategy == "moderate" else "proxy"
     assert found[0][0].rows == found[1][0].rows
-    assert np.allclose(found[0][0].numbers["norm"], found[1][0].numbers["norm"], rtol=1e-6)
+    assert np.allclose(found[0][0].numbers[by], found[1][0].numbers[by], rtol=1e-6)
+    assert found[0][1].norm() > 0
     assert close(found[0][1], found[1][1])
+
+
+def test_what_is_kept_for_the_next_step_does_not_grow() -> None:
+    model = training("tied llama")
+    optimizer, sizes = sgd(model), []
+    with Selector("moderate", 0.4).attach(model, optimizer) as attachment:
+        for _ in range(4):
+            model(**batch()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sizes.append(sum(len(shelf) for shelf in attachment.taps._spare.values()))
+    assert sizes[0] == sizes[-1] > 0
+
+
+@pytest.mark.parametrize("room", [2**31, 0])
+@pytest.mark.parametrize("strategy", ["high", "random"])
+def test_what_no_row_reaches_is_given_no_gradient(
+    strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient of 0 would let weight decay eat it."""
+    monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+    model = training("lora")
+    model.spare = nn.Linear(2, 2)
+    with Selector(strategy, 0.4).attach(model, sgd(model)):
+        model(**batch()).loss.backward()
+    assert model.spare.weight.grad is None
+    assert all(p.grad is not None for n, p in trained(model).items() if "spare" not in n)
 
 
 @pytest.mark.parametrize("strategy", ["moderate", "proxy"])
@@ -208,6 +246,44 @@ def test_a_loss_outside_of_the_model(
     assert len(rows) == 3
     nn.functional.cross_entropy(model(inputs[rows]), target[rows]).backward()
     assert close(found, flat(model), 1e-10)
+
+
+class Labelled(nn.Module):
+    """Logits, and targets that `own` reads again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.linear(inputs)
+
+
+def own(output: Tensor, given: Any) -> Tensor:
+    return nn.functional.cross_entropy(output, given["targets"], reduction="none")
+
+
+def weighted(strategy: str, weights: Tensor) -> tuple[Selector, nn.Module]:
+    torch.manual_seed(0)
+    model, inputs = Labelled(), torch.randn(8, 6)
+    targets = torch.randint(4, (8,))
+    selector = Selector(strategy, 0.25)
+    with selector.attach(model, sgd(model), losses=own):
+        (own(model(inputs, targets), {"targets": targets}) * weights).sum().backward()
+    return selector, model
+
+
+@pytest.mark.parametrize("strategy", ["low", "moderate", "moderate_by_loss", "random"])
+def test_rows_that_the_loops_loss_leaves_out_are_never_taken(strategy: str) -> None:
+    selector, model = weighted(strategy, torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]))
+    assert set(selector.taken[0].rows) <= {2, 6, 7}
+    assert flat(model).isfinite().all()
+    assert flat(model).norm() > 0
+
+
+def test_a_loss_that_raises_some_rows_losses_is_refused() -> None:
+    with pytest.raises(ConfigError, match="raises those of others"):
+        weighted("high", torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1]))
 
 
 def test_a_loss_that_is_not_the_rows_own_is_refused() -> None:

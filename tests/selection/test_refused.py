@@ -186,6 +186,24 @@ def test_nothing_is_left_behind(strategy: str, fails: bool) -> None:
     assert all(p.grad is not None for p in trained(model).values())
 
 
+@pytest.mark.parametrize("strategy", ["moderate", "proxy"])
+def test_an_interrupt_leaves_nothing_behind(strategy: str) -> None:
+    """Ctrl-C in the middle of a layer: hooks that are called for errors are not called for it."""
+    model = training("lora")
+    names, layer = [*trained(model)], model.get_submodule("base_model.model.model.layers.1")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    inner = next(m for n, m in layer.named_modules() if n.endswith("lora_A.default"))
+    with pytest.raises(KeyboardInterrupt), Selector(strategy).attach(model, sgd(model)):
+        handle = inner.register_forward_hook(interrupt)
+        model(**batch())
+    handle.remove()
+    assert torch.is_grad_enabled()
+    assert [*trained(model)] == names
+
+
 def test_batch_statistics_are_refused() -> None:
     with pytest.raises(ConfigError, match="BatchNorm1d"):
         selection.gradient_norms(Classifier(), torch.randn(4, 8), lambda m, x: m(x)[:, 0])

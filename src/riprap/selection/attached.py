@@ -18,13 +18,13 @@ from torch.optim import Optimizer
 from riprap.distributed import unwrapped
 from riprap.evidence import ConfigError
 from riprap.selection.batches import Call, refuse_wrapped
-from riprap.selection.compass import Compass, rate_of
+from riprap.selection.compass import Compass, rate_of, through_update
 from riprap.selection.gather import Share, over_ranks, sum_over_ranks
+from riprap.selection.grams import grams
 from riprap.selection.losses import Losses
 from riprap.selection.passes import Pass, leaves
 from riprap.selection.scores import Scores
 from riprap.selection.taps import Taps
-from riprap.tensors import Vector
 
 if TYPE_CHECKING:
     from riprap.selection.selector import Selector
@@ -105,6 +105,7 @@ class Attachment:
 
     def remove(self) -> None:
         """Take everything off; the model and the optimizer are as they were."""
+        self._recover()
         self.taps.remove()
         for handle in self._handles:
             handle.remove()
@@ -112,11 +113,17 @@ class Attachment:
             self._ddp.require_backward_grad_sync = True
         self._begun, self._done = [], []
 
+    def _recover(self) -> None:
+        """An interrupt passes by `_leave`: what it was to set right."""
+        if self._pass is not None and self._pass.catch is None:
+            torch.set_grad_enabled(True)
+        self._pass = None
+        self.taps.recover()
+
     # The pass
 
     def _enter(self, model: nn.Module, args: Any, named: dict[str, Any]) -> Any:
-        self.taps.current = None
-        self._pass = None
+        self._recover()
         if self._resting or not model.training or not torch.is_grad_enabled():
             return None
         self._begun = []
@@ -130,9 +137,9 @@ class Attachment:
             pulls = {} if self._compass is None else self._compass.pulls(self.optimizer)
             self._names = list(pulls)
             one.catch = self.taps.catch(one.rows, self._fits(one.rows), list(pulls.values()))
-        else:
-            torch.set_grad_enabled(False)  # until `_leave`, which is always called
         self._pass = one
+        if one.catch is None:
+            torch.set_grad_enabled(False)  # until `_leave`
         return args, named
 
     def _fits(self, rows: int) -> bool:
@@ -188,7 +195,7 @@ class Attachment:
         scores.rate = rate_of(self.optimizer)
         scores.drift = None if self._compass is None else self._compass.drift
         if self._gram:
-            scores.gram = self._products(done)
+            self._compare(done, scores)
         weights = torch.cat([one.weights.double().cpu() for one in done])
         reached = sorted({at for one in done if one.catch for at in one.catch.gradients})
         ids = [name for one in done for name in one.ids]
@@ -196,6 +203,11 @@ class Attachment:
             ids = list(range(len(weights)))
         share = Share(scores, weights.numpy(), ids, reached)
         everyone, mine, places = over_ranks(share, self._ddp)
+        if (everyone.weights < 0).any() and (everyone.weights > 0).any():
+            raise ConfigError(
+                "the loop's loss lowers the losses of some rows and raises those of others, so no "
+                "share of the rows can stand for all: leave the selector off"
+            )
         chosen = self.selector.decide(everyone.scores, everyone.ids)
         whole = len(chosen) == len(everyone.ids)
         factor = 1.0 if whole else everyone.weights.sum() / everyone.weights[chosen].sum()
@@ -206,53 +218,52 @@ class Attachment:
             if one.catch is not None:
                 one.catch.release()
 
-    def _products(self, done: list[Pass]) -> Any:
+    def _compare(self, done: list[Pass], scores: Scores) -> None:
         if self._ddp is not None:
             raise ConfigError("taylor compares samples with each other, which no rank can alone")
-        weights = torch.cat([one.weights.double() for one in done])
-        weights = torch.where(weights == 0, 1.0, weights)
-        total = torch.zeros(len(weights), len(weights), dtype=torch.float64)
-        for place in range(len(self.taps.parameters)):
-            held = [one.catch.gradients.get(place) for one in done if one.catch is not None]
-            known = [part.flatten(1) for part in held if part is not None]
-            if known:
-                joined = torch.cat(known)
-                total += (joined @ joined.T).double().cpu()
-        weights = weights.cpu()
-        return (total / weights / weights[:, None]).numpy()
+        parameters = self.taps.parameters
+        ones = [torch.ones_like(parameter) for parameter in parameters]
+        found = grams(done, parameters, through_update(ones, parameters, self.optimizer))
+        scores.gram, scores.moves = found.gradients, found.updates
+        scores.along["batch"] = found.batch
 
     def _write(self, done: list[Pass], rows: list[int], factor: float, places: list[int]) -> None:
         parameters = self.taps.parameters
-        total: Vector | None = None
+        total: list[Tensor | None] = [None] * len(parameters)
         start = 0
         for one in done:
             own = [row - start for row in rows if start <= row < start + one.rows]
             start += one.rows
-            if not own:
-                continue
-            part = self._part(one, own, factor)
-            total = part if total is None else [a.add_(b) for a, b in zip(total, part, strict=True)]
-        if total is None:
-            total = [torch.zeros_like(parameter) for parameter in parameters]
-        sum_over_ranks(total, self._ddp)
-        kept = places if self._backward and places else range(len(parameters))
-        for place in kept:
-            parameter, grad = parameters[place], total[place]
-            if parameter.requires_grad:  # a guard may have frozen it since
+            for place, part in enumerate(self._part(one, own, factor) if own else ()):
+                held = total[place]
+                if part is not None:
+                    total[place] = part if held is None else held.add_(part)
+        if self._ddp is not None:
+            every = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, total, strict=True)
+            ]
+            sum_over_ranks(every, self._ddp)
+            total = [*every]
+        for place, (parameter, grad) in enumerate(zip(parameters, total, strict=True)):
+            if grad is None and place in places:  # by rows that were not taken
+                grad = torch.zeros_like(parameter)
+            # A guard may have frozen it since.
+            if grad is not None and parameter.requires_grad and (not places or place in places):
                 parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
-    def _part(self, one: Pass, rows: list[int], factor: float) -> Vector:
+    def _part(self, one: Pass, rows: list[int], factor: float) -> list[Tensor | None]:
         if one.catch is None or not one.catch.dense:
-            self._resting = True
+            self._resting = self.taps.resting = True
             try:
                 return one.again(rows, one.weights[rows] * factor, self.taps.parameters)
             finally:
-                self._resting = False
-        found = []
+                self._resting = self.taps.resting = False
+        found: list[Tensor | None] = []
         for place, parameter in enumerate(self.taps.parameters):
             every = one.catch.gradients.get(place)
             if every is None:
-                found.append(torch.zeros_like(parameter))
+                found.append(None)
                 continue
             summed = every.sum(0) if len(rows) == one.rows else every[rows].sum(0)
             found.append(summed.mul_(factor).to(parameter.dtype))

@@ -24,7 +24,7 @@ from riprap.selection.losses import (
 )
 from riprap.selection.scores import Scores
 from riprap.selection.taps import Catch, rooted
-from riprap.tensors import Vector, widened
+from riprap.tensors import widened
 
 NOT_THE_MEAN = (
     "the loss that is trained on is not a weighted mean of the rows' own losses (label smoothing, "
@@ -199,7 +199,9 @@ class Pass:
         weights = self.weights.double()
         caught = self.catch
         safe = torch.where(weights == 0, 1.0, weights)
-        scores = Scores(_array(self._rows.values), _array(self._rows.tokens))
+        # A row that the loop's loss leaves out is not there to be taken.
+        tokens = self._rows.tokens * (weights != 0).to(self._rows.tokens)
+        scores = Scores(_array(self._rows.values), _array(tokens))
         scores.proxy = None if self._proxy is None else _array(self._proxy)
         if caught is not None:
             squares = torch.as_tensor(caught.squares).double().clamp(min=0)
@@ -211,8 +213,14 @@ class Pass:
                 scores.along = {n: row for n, row in along.items() if n not in behaviors}
         return scores
 
-    def again(self, rows: list[int], weights: Tensor, parameters: list[Tensor]) -> Vector:
-        """Σ weights_i ∇L_i over some of the rows, by a plain pass over them alone."""
+    def again(
+        self, rows: list[int], weights: Tensor, parameters: list[Tensor]
+    ) -> list[Tensor | None]:
+        """Σ weights_i ∇L_i over some of the rows, by a plain pass over them alone.
+
+        None for a parameter that is not reached. By `backward()`, as reentrant checkpointing hides
+        parameters from `autograd.grad`.
+        """
         call = take(self.call, rows, self.rows)
         own = self.losses is not None or self._fused  # what reads the labels is not known, or reads
         args, named = call if own else without_labels(call)
@@ -222,11 +230,15 @@ class Pass:
                 given = named_arguments(self.model, call)
                 values = row_losses(output, given, self.losses).values
             total = (values * weights.to(values)).sum()
-            live = [parameter for parameter in parameters if parameter.requires_grad]
-            found = iter(torch.autograd.grad(total, live, allow_unused=True))
-        grads = [next(found) if parameter.requires_grad else None for parameter in parameters]
-        zero = torch.zeros_like
-        return [zero(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+            before = [parameter.grad for parameter in parameters]
+            try:
+                for parameter in parameters:
+                    parameter.grad = None
+                total.backward()  # type: ignore[no-untyped-call]
+                return [parameter.grad for parameter in parameters]
+            finally:
+                for parameter, grad in zip(parameters, before, strict=True):
+                    parameter.grad = grad
 
 
 def _array(values: Tensor) -> Any:

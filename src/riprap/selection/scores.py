@@ -36,6 +36,7 @@ class Scores:
         gram: ⟨∇L_i, ∇L_j⟩, shape (n, n).
         rate: the optimizer's learning rate.
         drift: share of the margin that is spent, of the behaviour that has lost most, in [0, 1].
+        moves: ⟨Δθ_i, Δθ_j⟩, shape (n, n).
     """
 
     loss: Array
@@ -47,6 +48,7 @@ class Scores:
     gram: Array | None = None
     rate: float = 1.0
     drift: float | None = None
+    moves: Array | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -78,6 +80,7 @@ class Scores:
             None if self.gram is None else self.gram[np.ix_(at, at)],
             self.rate,
             self.drift,
+            None if self.moves is None else self.moves[np.ix_(at, at)],
         )
 
     @classmethod
@@ -102,6 +105,7 @@ class Scores:
             parts[0].gram if len(parts) == 1 else None,
             parts[0].rate,
             parts[0].drift,
+            parts[0].moves if len(parts) == 1 else None,
         )
 
     def usable(self) -> Array:
@@ -111,5 +115,6 @@ class Scores:
     def finite(self) -> bool:
         """Whether every number of the usable samples is finite."""
         own = self.only(self.usable())
-        every = [own.loss, own.norm, own.proxy, own.gram, *own.harm.values(), *own.along.values()]
+        every = [own.loss, own.norm, own.proxy, own.gram, own.moves]
+        every += [*own.harm.values(), *own.along.values()]
         return all(bool(np.isfinite(values).all()) for values in every if values is not None)

@@ -113,7 +113,7 @@ class Selector:
         if not scores.finite():
             detail = "numbers are not finite (an overflow, or a loss that diverged)"
         elif not len(scores.usable()):
-            detail = "no row has response tokens"
+            detail = "no row has response tokens and a weight in the loss"
         rows = np.arange(len(scores)) if detail else self.choose(scores)
         drift = scores.given("drift") if "drift" in self.strategy.reads else None
         ratio = self.ratio if drift is None else self.strategy.share(scores, self.ratio)

@@ -70,6 +70,7 @@ class Catch:
         gradients: shape (rows, *parameter), where `dense`.
         squares: squared norms so far, shape (rows,).
         products: inner products so far, shape (directions, rows).
+        spare: memory of earlier passes, by place; `reused` are the places that draw from it.
         counting: whether the forward pass is still under way; what checkpointing runs again in the
             backward pass is no further use of a weight.
     """
@@ -85,6 +86,7 @@ class Catch:
     calls: dict[int, int] = field(default_factory=dict)
     counting: bool = True
     spare: dict[int, list[Tensor]] = field(default_factory=dict)
+    reused: set[int] = field(default_factory=set)
 
     def take(self, place: int, piece: Piece) -> None:
         """One piece of one parameter's gradients."""
@@ -97,11 +99,12 @@ class Catch:
                 known.add_(piece.dense())
             elif isinstance(piece, Outer):
                 self.gradients[place] = piece.dense(self._spare(place))
+                self.reused.add(place)
             else:
                 self.gradients[place] = piece.dense()
-        elif self.calls[place] == 1 and place not in self.several:
+        elif self.calls.get(place) == 1 and place not in self.several:
             self.squares = self.squares + piece.square()
-        else:
+        else:  # also where reentrant checkpointing hid from us how often the weight is used
             self.held.setdefault(place, []).append(piece)
 
     def _spare(self, place: int) -> Tensor | None:
@@ -111,10 +114,11 @@ class Catch:
 
     def release(self) -> None:
         """Once the gradients are not needed: their memory is for the next pass."""
-        for place, values in self.gradients.items():
+        for place in self.reused & set(self.gradients):
             shelf = self.spare.setdefault(place, [])
+            values = self.gradients[place]
             shelf[:] = [one for one in shelf if len(one) == self.rows] + [values]
-        self.gradients = {}
+        self.gradients, self.reused = {}, set()
 
     def finish(self) -> None:
         """After the backward pass: what had to wait for cross terms."""
@@ -133,6 +137,7 @@ class Taps:
         names: of the trainable parameters, in the order of every vector.
         parameters: those.
         current: the catch of the pass under way; None: layers run as they are.
+        resting: whether gradients that autograd itself brings are looked for.
 
     Raises:
         ConfigError: a trainable parameter is not covered, by name.
@@ -146,6 +151,9 @@ class Taps:
         self.parameters: list[Tensor] = list(trained.values())
         self._places = {id(parameter): at for at, parameter in enumerate(self.parameters)}
         self.current: Catch | None = None
+        self.resting = False
+        self._hidden: set[int] = set()
+        self._entered: list[list[dict[str, int]]] = []  # by layer
         self._handles: list[Any] = []
         self._spare: dict[int, list[Tensor]] = {}
         layers = covered(model, trained)
@@ -163,9 +171,18 @@ class Taps:
         self.current = Catch(rows, dense, self.several, directions or [], spare=self._spare)
         return self.current
 
+    def recover(self) -> None:
+        """After a pass that was broken off where no hook could see it (an interrupt)."""
+        self.current = None
+        for place in self._hidden:
+            self.parameters[place].requires_grad_(True)
+        self._hidden.clear()
+        for entered in self._entered:
+            entered.clear()
+
     def remove(self) -> None:
         """Take every hook off."""
-        self.current = None
+        self.recover()
         self._spare.clear()
         for handle in self._handles:
             handle.remove()
@@ -180,10 +197,12 @@ class Taps:
     def _tap(self, layer: nn.Module, kind: Kind) -> None:
         own = self._own(layer)
         entered: list[dict[str, int]] = []  # what was hidden from autograd, call by call
+        self._entered.append(entered)
 
         def show(hidden: Mapping[str, int], required: bool) -> None:
             for place in hidden.values():
                 self.parameters[place].requires_grad_(required)
+            (self._hidden.difference_update if required else self._hidden.update)(hidden.values())
 
         def enter(_: nn.Module, args: Any, named: Any) -> Any:
             catch = self.current
@@ -261,6 +280,8 @@ class Taps:
                 catch.take(place, pieces[own_name])
 
     def _reached(self, name: str, parameter: Tensor) -> None:
+        if self.resting:
+            return
         parameter.grad = None
         raise ConfigError(
             f"{name} was given a gradient outside of its own layer (used as a bare weight, in a "
