@@ -47,9 +47,14 @@ class SelectionCallback(TrainerCallback):
     ) -> None:
         """Count micro-batches: the last step of an epoch may have fewer."""
         try:
-            self._left = len(kwargs["train_dataloader"])
+            count = len(kwargs["train_dataloader"])
         except (KeyError, TypeError):  # a stream of unknown length
             self._left = None
+            return
+        steps = args.gradient_accumulation_steps
+        # A training that is taken up within an epoch passes over what it has had of it.
+        had = 0 if args.ignore_data_skip else state.global_step % max(1, -(-count // steps))
+        self._left = count - had * steps
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
