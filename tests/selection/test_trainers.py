@@ -57,11 +57,11 @@ class Witness(TrainerCallback):
 
 
 def trainer(folder: Path, callbacks: list[Any], accumulate: int = 1, **options: Any) -> Any:
-    arguments = TrainingArguments(
-        str(folder), gradient_accumulation_steps=accumulate, **SETTINGS, **options
-    )
+    folder, resumed = str(folder), options.pop("resumed", None)
+    settings = SETTINGS | {"gradient_accumulation_steps": accumulate} | options
+    arguments = TrainingArguments(folder, **settings)
     made = Trainer(make_llama(scale=1.0), arguments, train_dataset=Rows(), callbacks=callbacks)
-    made.train()
+    made.train(resume_from_checkpoint=resumed)
     return made
 
 
@@ -118,6 +118,21 @@ def test_some_rows_of_the_whole_step_are_learned(made: Any, tmp_path: Path) -> N
     sizes = [(len(taken.rows), taken.of) for taken in selector.taken]
     assert sizes[:2] == [(2, 8), (2, 8)]
     assert {taken.step for taken in selector.taken} == set(range(1, len(sizes) + 1))
+
+
+def test_an_epoch_taken_up_midway_ends_with_the_micro_batches_that_are_left(
+    tmp_path: Path,
+) -> None:
+    """Six micro-batches, four a step: the second step has two, and is chosen before clipping."""
+    found = []
+    for resumed in (None, str(tmp_path / "checkpoint-1")):
+        selector, seen = Selector("moderate", 0.25), Witness()
+        callbacks = [SelectionCallback(selector), seen]
+        options = {"save_strategy": "steps", "save_steps": 1, "resumed": resumed}
+        trainer(tmp_path, callbacks, 4, **options)
+        found.append((seen.norms[-1], selector.taken[-1].rows, selector.taken[-1].step))
+    assert found[0] == found[1]
+    assert found[0][2] == 2
 
 
 def test_rows_are_named_by_their_column(tmp_path: Path) -> None:
