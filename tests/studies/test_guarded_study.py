@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,15 @@ from riprap.studies.guarded.bench import BENCH
 from riprap.studies.guarded.plan import Plan
 from riprap.studies.guarded.simulate import Run
 
+STEPS = Plan.of(Protocol.named("guarded")).steps
+
 
 @pytest.fixture
 def plan() -> Plan:
     return Plan.of(Protocol.named("guarded"))
 
 
-def run(guard: str, end: float, task: float, seed: int = 1, steps: int = 24) -> Run:
+def run(guard: str, end: float, task: float, seed: int = 1, steps: int = STEPS) -> Run:
     margins = {"refusal": {0: 4.0, steps: end}, "over_refusal": {0: 3.0, steps: 3.5}}
     scores = {name: {0: 1.0, steps: float(own[steps] > 0)} for name, own in margins.items()}
     return Run(guard, seed, margins, scores, task, 3.0, 100.0, 0.5, ["3 refusal watch"])
@@ -60,9 +64,6 @@ def test_the_table_has_a_row_a_guard_with_spread_over_seeds(plan: Plan) -> None:
 
 
 def test_runs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    import json
-    from dataclasses import asdict
-
     written = run("keeper", 2.5, 1.2)
     file = tmp_path / "run.json"
     file.write_text(json.dumps(asdict(written)))
