@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import selection
+from riprap import Behavior, selection
 from riprap.evidence import ConfigError
 from riprap.selection import Selector
 from selection.cases import WIDTH, Net, batch, lora, make, trained
@@ -90,6 +90,24 @@ def test_frozen_parameters_may_be_anything() -> None:
 def test_packed_batches_are_refused(packed: dict) -> None:
     with pytest.raises(ConfigError, match="packed"):
         selection.gradient_norms(make("llama"), batch(padded=False) | packed)
+
+
+def test_a_column_of_row_ids_that_is_not_there_is_named() -> None:
+    """Trainer takes out what the model does not know; numbers that start again name no row."""
+    model = training("lora")
+    with (
+        Selector("random", row_id="id").attach(model, sgd(model)),
+        pytest.raises(ConfigError, match="remove_unused_columns=False"),
+    ):
+        model(**batch())
+    assert torch.is_grad_enabled()
+
+
+def test_a_behaviour_that_is_gone_at_the_start_is_said() -> None:
+    model = training("lora")
+    gone = Behavior("gone", probes=[0], margins=lambda m, _: -m.lm_head.weight.square().sum()[None])
+    with pytest.warns(UserWarning, match="'gone' has a mean margin of -"):
+        Selector("adaptive", behaviors=[gone]).begin(model, sgd(model))
 
 
 def test_compiled_models_are_refused() -> None:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from riprap.distributed import unwrapped
 from riprap.evidence import ConfigError
-from riprap.selection.batches import Call, refuse_wrapped
+from riprap.selection.batches import Call, names_of, refuse_wrapped
 from riprap.selection.compass import Compass, rate_of, through_update
 from riprap.selection.gather import Share, over_ranks, sum_over_ranks
 from riprap.selection.grams import grams
@@ -129,10 +129,10 @@ class Attachment:
         self._begun = []
         self._spread()
         named = dict(named)
-        ids = named.pop(self.selector.row_id, None) if self.selector.row_id else None
+        ids = names_of(named, self.selector.row_id)
         call: Call = (args, named)
         one = Pass(self.model, call, self._losses, self._proxied, [])
-        one.ids = list(range(one.rows)) if ids is None else _listed(ids)
+        one.ids = list(range(one.rows)) if ids is None else ids
         if self._backward:
             pulls = {} if self._compass is None else self._compass.pulls(self.optimizer)
             self._names = list(pulls)
@@ -288,7 +288,3 @@ class Attachment:
         self.selector.step += 1
         if self._compass is not None and self.selector.step % self.selector.refresh == 0:
             self._compass.refresh()
-
-
-def _listed(ids: Any) -> list[Any]:
-    return ids.tolist() if isinstance(ids, Tensor) else list(ids)

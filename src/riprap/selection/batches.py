@@ -60,6 +60,23 @@ def _refuse_restarts(named: Mapping[str, Any]) -> None:
         )
 
 
+def names_of(named: dict[str, Any], column: str | None) -> list[Any] | None:
+    """What the rows are called, taken out of the batch; None where nothing was asked for.
+
+    Raises:
+        ConfigError: the column is not there.
+    """
+    if column is None:
+        return None
+    if column not in named:
+        raise ConfigError(
+            f"row_id={column!r} is not among what the model is given ({', '.join(named)}): name "
+            "another column, and let the loop keep it (Trainer: remove_unused_columns=False)"
+        )
+    ids = named.pop(column)
+    return ids.tolist() if isinstance(ids, Tensor) else list(ids)
+
+
 def take(call: Call, rows: Sequence[int], of: int) -> Call:
     """The same arguments for some of `of` rows; what is not per row stays as it is."""
 

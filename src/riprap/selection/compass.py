@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -56,6 +57,12 @@ class Compass:
                     )
                 self._held[behavior.name] = look.gradient
             mean = float(np.mean(look.margins))
+            if behavior.name not in self._first and mean <= 0:
+                warnings.warn(
+                    f"riprap: behaviour {behavior.name!r} has a mean margin of {mean:.3g} at the "
+                    "start: there is nothing left of it to keep, and adaptive takes its least",
+                    stacklevel=2,
+                )
             first = self._first.setdefault(behavior.name, mean)
             spent.append(1 - mean / first if first > 0 else 1.0)
         if spent:
