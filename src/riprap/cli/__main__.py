@@ -1,0 +1,5 @@
+"""`python -m riprap.cli`."""
+
+from riprap.cli import app
+
+app()
