@@ -2,19 +2,22 @@
 
     python benchmarks/selection_cost.py smollm2 --rounds 5 --memory --spearman 10
     python benchmarks/selection_cost.py full --rounds 3
+    python benchmarks/selection_cost.py small --memory
+    python benchmarks/selection_cost.py growth --rounds 3
 
 One thread, and seconds of the processor, so that other jobs on the machine disturb less: once those
 of the program alone, once with the system's, which beside busy neighbours vary by half. Every way
 is timed in interleaved rounds, each beside a plain step of its own; medians of the ratios. A step
 is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak memory is that of
-one step in a process of its own, above what the model takes.
+a few steps in a process of its own, above what the model and the optimizer take (Linux only).
+`small` is a Llama of 1.8 M parameters; `growth` draws how its ratios grow with the batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import re
 import resource
 import statistics
 import subprocess
@@ -23,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import selection_growth
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -79,11 +83,11 @@ def timed(step: Step) -> Step:
     """The step, telling its seconds."""
 
     def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
-        begun = os.times()
+        begun = resource.getrusage(resource.RUSAGE_SELF)  # os.times() counts hundredths
         step(model, optimizer, batch)
-        ended = os.times()
-        user = ended.user - begun.user
-        return user, user + ended.system - begun.system
+        ended = resource.getrusage(resource.RUSAGE_SELF)
+        user = ended.ru_utime - begun.ru_utime
+        return user, user + ended.ru_stime - begun.ru_stime
 
     return run
 
@@ -175,7 +179,7 @@ def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[
             batch = given[turn % len(given)]
             own = WAYS[name](model, optimizer, batch)
             plain = WAYS["plain"](model, optimizer, batch)
-            found[name].append((own[0] / plain[0], own[1] / plain[1]))
+            found[name].append((own[0] / max(plain[0], 1e-9), own[1] / max(plain[1], 1e-9)))
     return found
 
 
@@ -188,11 +192,24 @@ def peak(asked: argparse.Namespace, way: str) -> float:
 
 
 def print_peak(model: Any, batch: Any, way: str) -> None:
+    """After the state of the optimizer is there, and a first step has brought in what it needs."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    WAYS[way](model, optimizer, batch)
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    small = {key: value[:1, :8] for key, value in batch.items()}
+    plain_step(model, optimizer, small)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak, from here
+    for _ in range(2):
+        WAYS[way](model, optimizer, batch)
+    print(status("VmHWM") - before)
+
+
+def status(name: str) -> int:
+    """Bytes, of this process."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.M)
+    assert found is not None
+    return 1024 * int(found[1])
 
 
 def spearman(model: Any, given: list[Any]) -> list[float]:
@@ -207,7 +224,7 @@ def spearman(model: Any, given: list[Any]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=["smollm2", "full"])
+    parser.add_argument("case", choices=["smollm2", "full", "small", "growth"])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16)
@@ -218,8 +235,15 @@ def main() -> None:
     parser.add_argument("--peak", default=None, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    given = batches(asked.data, asked.rows, asked.width)
-    model = smollm2(asked.case != "full")
+    if asked.case == "growth":
+        selection_growth.report(ratios, asked.ways or ["moderate (exact)", "proxy"], asked.rounds)
+        return
+    if asked.case == "small":
+        given = selection_growth.random_batches(asked.rows, asked.width)
+        model = selection_growth.small()
+    else:
+        given = batches(asked.data, asked.rows, asked.width)
+        model = smollm2(asked.case != "full")
     if asked.peak:
         print_peak(model, given[0], asked.peak)
         return
