@@ -1,6 +1,6 @@
 """Riprap: see which behaviours of a model its further training is about to wash away."""
 
-from riprap import guards, selection
+from riprap import diagnosis, guards, selection
 from riprap.behaviors import Behavior, Margins, packs
 from riprap.detectors import Protocol
 from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RiprapError
@@ -19,6 +19,7 @@ __all__ = [
     "Protocol",
     "Reading",
     "RiprapError",
+    "diagnosis",
     "guards",
     "packs",
     "selection",
