@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from riprap import Behavior, selection
@@ -108,6 +109,32 @@ def test_a_behaviour_that_is_gone_at_the_start_is_said() -> None:
     gone = Behavior("gone", probes=[0], margins=lambda m, _: -m.lm_head.weight.square().sum()[None])
     with pytest.warns(UserWarning, match="'gone' has a mean margin of -"):
         Selector("adaptive", behaviors=[gone]).begin(model, sgd(model))
+
+
+def masked(kind: str = "BertForMaskedLM") -> Any:
+    sizes = {"vocab_size": 47, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    return getattr(transformers, kind)(transformers.BertConfig(num_hidden_layers=1, **sizes))
+
+
+def test_labels_that_are_not_of_next_tokens_are_refused() -> None:
+    """Read as if they were, every norm would be wrong; in a loop the model's own loss tells."""
+    model = masked()
+    model.cls.requires_grad_(False)
+    for ask in (selection.gradient_norms, selection.score):
+        with pytest.raises(ConfigError, match="BertForMaskedLM are not those of next tokens"):
+            ask(model, batch())
+    with (
+        Selector("random").attach(model.train(), sgd(model)),
+        pytest.raises(ConfigError, match="weighted mean"),
+    ):
+        model(**batch()).loss.backward()
+
+
+def test_a_regression_is_asked_for_its_losses() -> None:
+    model = masked("BertForSequenceClassification")
+    given = batch() | {"labels": torch.rand(5)}
+    with pytest.raises(ConfigError, match=r"do not belong to labels of shape \(5,\)"):
+        selection.gradient_norms(model, given)
 
 
 def test_compiled_models_are_refused() -> None:

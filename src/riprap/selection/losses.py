@@ -49,6 +49,21 @@ def part(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
+def refuse_unshifted(model: nn.Module) -> None:
+    """Refuse models whose labels stand at their own positions, where no loss of theirs tells so.
+
+    Raises:
+        ConfigError: the model predicts no next tokens.
+    """
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
+            raise ConfigError(
+                f"the labels of a {kind} are not those of next tokens: give loss=, a function "
+                "(model, batch) -> each row's loss"
+            )
+
+
 def kept_losses(loss: Any, given: Mapping[str, Any]) -> RowLosses | None:
     """The rows' losses out of what the model's own cross-entropy kept for its backward pass.
 
@@ -100,7 +115,7 @@ def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = No
             "each row's loss is not known: the model was not given `labels` along with its "
             "inputs; give losses=, a function (output, inputs) -> each row's loss"
         )
-    if labels.dim() == 1 and logits.dim() == 2:
+    if labels.dim() == 1 and logits.dim() == 2 and not labels.is_floating_point():
         values = functional.cross_entropy(_wide(logits), labels, reduction="none")
         return RowLosses(values, torch.ones_like(labels))
     return _of_tokens(logits, labels, given.get("shift_labels"))
@@ -118,12 +133,12 @@ def targets_of(labels: Tensor, shifted: Tensor | None = None) -> Tensor:
 
 
 def _of_tokens(logits: Tensor, labels: Tensor, shifted: Tensor | None) -> RowLosses:
-    targets = targets_of(labels, shifted).to(logits.device)
-    if logits.dim() != 3 or logits.shape[:2] != targets.shape:
+    if labels.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != labels.shape:
         raise ConfigError(
             f"logits of shape {tuple(logits.shape)} do not belong to labels of shape "
             f"{tuple(labels.shape)}; give losses=, a function (output, inputs) -> each row's loss"
         )
+    targets = targets_of(labels, shifted).to(logits.device)
     tokens = (targets != IGNORED).sum(1)
     each = zip(logits, targets, strict=True)  # row by row: no second copy of all logits
     sums = torch.stack([_sum(own, wanted) for own, wanted in each])

@@ -15,7 +15,12 @@ from riprap.evidence import ConfigError
 from riprap.probing import no_trace
 from riprap.selection.batches import call_of, count, refuse_wrapped
 from riprap.selection.errors import error_norms
-from riprap.selection.losses import named_arguments, row_losses, without_labels
+from riprap.selection.losses import (
+    named_arguments,
+    refuse_unshifted,
+    row_losses,
+    without_labels,
+)
 from riprap.selection.scores import Scores
 from riprap.selection.taps import Catch, Taps
 from riprap.tensors import Vector
@@ -94,6 +99,7 @@ def caught(
 
 def own_losses(model: nn.Module, batch: Any) -> Tensor:
     """Each sample's mean loss over its own response tokens, shape (rows,)."""
+    refuse_unshifted(model)
     call = call_of(batch)
     args, named = without_labels(call)
     return row_losses(model(*args, **named), named_arguments(model, call)).values
@@ -121,6 +127,7 @@ def score(
         ConfigError: see `gradient_norms`.
     """
     model = unwrapped(model)
+    refuse_unshifted(model)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     pulls = {name: [-part for part in vector] for name, vector in (directions or {}).items()}
     for behavior in behaviors:
