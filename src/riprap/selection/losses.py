@@ -25,10 +25,12 @@ class RowLosses:
     Attributes:
         values: shape (rows,), attached to the graph if one was built; 0 where there are no tokens.
         tokens: response tokens of each row, shape (rows,), long.
+        sure: Σ_t of the probability of the token that is to come, shape (rows,); None: not known.
     """
 
     values: Tensor
     tokens: Tensor
+    sure: Tensor | None = None
 
 
 def named_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
@@ -87,7 +89,8 @@ def kept_losses(loss: Any, given: Mapping[str, Any]) -> RowLosses | None:
     counted = targets != IGNORED
     each = -kept.gather(1, targets.clamp(min=0).view(-1, 1)).view_as(targets) * counted
     tokens = counted.sum(1)
-    return RowLosses(each.sum(1) / tokens.clamp(min=1), tokens)
+    sure = (torch.exp(-each) * counted).sum(1)
+    return RowLosses(each.sum(1) / tokens.clamp(min=1), tokens, sure)
 
 
 def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = None) -> RowLosses:
