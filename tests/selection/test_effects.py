@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from riprap import Behavior, Monitor, Protocol, guards
+from riprap.evidence import ConfigError
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
+from riprap.record import Reader
 from riprap.selection import Selector
 from selection.cases import batch, reference, trained
 from selection.test_loops import sgd, training
@@ -231,6 +233,25 @@ def test_agem_corrects_the_selected_gradient(guarded: bool) -> None:
         assert any(action.applied for action in monitor.actions)
     else:
         assert along > 0.05 * length
+
+
+def test_what_is_taken_goes_into_the_monitors_record(tmp_path: Path) -> None:
+    model, kept = make_llama(), behavior()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = Monitor([kept], protocol=SILENT, every=5, run=tmp_path)
+    selector = Selector("moderate", 0.25, log=lambda **taken: monitor.note("selection", **taken))
+    with monitor.watch(model, optimizer), selector.attach(model.train(), optimizer):
+        for seed in range(3):
+            model(**mixed(seed)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [event for event in Reader(tmp_path).events() if event["kind"] == "selection"]
+    assert [event["facts"]["rows"] for event in events] == [one.rows for one in selector.taken]
+    assert [event["step"] for event in events] == [0, 1, 2]  # before each step is taken
+    assert len(events[0]["facts"]["numbers"]["norm"]) == len(selector.taken[0].rows)
+    assert Reader(tmp_path).meta()["ended"]
+    with pytest.raises(ConfigError, match="the record's own"):
+        monitor.note("ended")
 
 
 class Mixed(torch.utils.data.Dataset):

@@ -41,6 +41,10 @@ class Ledger:
         for action in actions:
             self.record.action(action)
 
+    def event(self, step: int, kind: str, facts: dict[str, Any]) -> None:
+        """Append what others did to the run; committed with the next readings."""
+        self.record.event(step, kind, **facts)
+
     def end(self, step: int) -> None:
         """Say that the watch has ended, commit, and let other writers in."""
         self.record.event(step, "ended", ended=now())

@@ -259,6 +259,17 @@ class Monitor:
         """Record that the optimizer was not let take its step; for integrations that can see it."""
         self._watchman.skipped(why)
 
+    def note(self, kind: str, /, **facts: Any) -> None:
+        """Write into the record, as an event at this step, what others did to the run.
+
+        Args:
+            kind: a name for it, such as "selection"; "ended" and "resumed" are the record's own.
+            facts: plain values.
+        """
+        if kind in ("ended", "resumed"):
+            raise ConfigError(f"event {kind!r} is the record's own: choose another name")
+        self._watchman.ledger.event(self.step, kind, facts)
+
     def _start(self, visitor: Visitor) -> None:
         """Visit the probes before the first step; what cannot be watched is refused here."""
         view = visitor.start()

@@ -93,7 +93,7 @@ class Writer:
         rows = self.connection.execute("SELECT key, value FROM meta").fetchall()
         return {key: json.loads(value) for key, value in rows}
 
-    def event(self, step: int, kind: str, **facts: Any) -> None:
+    def event(self, step: int, kind: str, /, **facts: Any) -> None:
         """Append what happened to the run as a whole, such as its end."""
         text = json.dumps(facts, default=str)
         statement = "INSERT INTO events (step, kind, facts) VALUES (?,?,?)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,7 +56,8 @@ class Selector:
             "validation" (a gradient) for taylor.
         refresh: steps between two visits to the probes of `behaviors`.
         row_id: the column of a batch that names its rows; it is taken out before the model sees it.
-        log: a JSON-lines file that is written what was taken, by rank 0.
+        log: a JSON-lines file that is written what was taken, by rank 0; or a function that is told
+            it by name: `lambda **taken: monitor.note("selection", **taken)` puts it into a record.
         seed: of the choices made at random.
 
     Attributes:
@@ -76,7 +77,7 @@ class Selector:
         directions: Mapping[str, Vector] | None = None,
         refresh: int = 10,
         row_id: str | None = None,
-        log: str | Path | None = None,
+        log: str | Path | Callable[..., None] | None = None,
         seed: int = 0,
     ) -> None:
         self.strategy = strategy_of(strategy)
@@ -86,7 +87,7 @@ class Selector:
             raise ConfigError(f"refresh={refresh}: at least 1 step")
         self.ratio, self.behaviors, self.refresh = ratio, list(behaviors), refresh
         self.directions = dict(directions or {})
-        self.row_id, self.log = row_id, None if log is None else Path(log)
+        self.row_id, self.log = row_id, Path(log) if isinstance(log, str) else log
         self.taken: list[Taken] = []
         self.step = 0
         self._noise = np.random.default_rng(seed)
@@ -121,10 +122,12 @@ class Selector:
         named = [ids[row] for row in rows.tolist()]
         one = Taken(self.step + 1, named, len(ids), self.strategy.name, ratio, numbers, detail)
         self.taken.append(one)
-        if self.log is not None and rank() == 0:
+        if isinstance(self.log, Path) and rank() == 0:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(one)) + "\n")
+        elif callable(self.log):
+            self.log(**asdict(one))
         return rows
 
     def begin(

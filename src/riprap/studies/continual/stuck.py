@@ -62,7 +62,9 @@ def chosen_shares(
 
 def _percent(values: torch.Tensor) -> str:
     """Mean in percent; a dash where there is nothing to take it of."""
-    return f"{markdown.number(100 * float(values.mean()), 1)} %" if len(values) else markdown.NOTHING
+    if not len(values):
+        return markdown.NOTHING
+    return f"{markdown.number(100 * float(values.mean()), 1)} %"
 
 
 def main() -> None:
