@@ -50,7 +50,7 @@ def on_ranks(kind: str, strategy: str, accumulate: int, folder: Path) -> list[di
     context = mp.start_processes(
         _rank, (free_port(), kind, strategy, accumulate, str(folder)), 2, join=False
     )
-    ended = any(context.join(timeout=1) for _ in range(SECONDS))
+    ended = any(context.join(timeout=1) for _ in range(3 * SECONDS))
     for process in context.processes:
         process.kill()
     assert ended, f"the ranks hung for {SECONDS} seconds"
