@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from riprap.detectors import Protocol
-from riprap.evidence import ProtocolError
-from riprap.schema import Strict
+from riprap.studies.seeded import Seeded
 
 
-class Plan(Strict):
+class Plan(Seeded):
     """The terms of the study; every field is covered by the protocol's hash.
 
     Attributes:
@@ -34,17 +32,3 @@ class Plan(Strict):
     held_out: int = Field(ge=1)
     protected: int = Field(ge=1)
     unseen: int = Field(ge=1)
-    exploratory: tuple[int, ...]
-    confirmatory: tuple[int, ...]
-
-    @classmethod
-    def of(cls, protocol: Protocol) -> Plan:
-        """The plan inside a protocol.
-
-        Raises:
-            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
-        """
-        plan = cls.parse(protocol.study, f"protocol {protocol.name!r}, study", ProtocolError)
-        if meeting := set(plan.exploratory) & set(plan.confirmatory):
-            raise ProtocolError(f"seeds {sorted(meeting)} are both exploratory and confirmatory")
-        return plan

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from riprap.detectors import Protocol
-from riprap.evidence import ProtocolError
-from riprap.schema import Strict
+from riprap.studies.seeded import Seeded
 
 
-class Plan(Strict):
+class Plan(Seeded):
     """The terms of the study; every field is covered by the protocol's hash.
 
     Attributes:
@@ -24,23 +22,9 @@ class Plan(Strict):
     """
 
     steps: int = Field(ge=1)
-    exploratory: tuple[int, ...]
-    confirmatory: tuple[int, ...]
     tried: tuple[str, ...]
     guards: tuple[str, ...]
     knobs: dict[str, float]
     eroding: str
     lost: float = Field(gt=0, lt=1)
     worse: float = Field(gt=0, lt=1)
-
-    @classmethod
-    def of(cls, protocol: Protocol) -> Plan:
-        """The plan inside a protocol.
-
-        Raises:
-            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
-        """
-        plan = cls.parse(protocol.study, f"protocol {protocol.name!r}, study", ProtocolError)
-        if meeting := set(plan.exploratory) & set(plan.confirmatory):
-            raise ProtocolError(f"seeds {sorted(meeting)} are both exploratory and confirmatory")
-        return plan
