@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,17 +79,21 @@ def fitting(model: nn.Module, there: Weights, wanted: Wanted = everything) -> li
 
 
 @contextmanager
-def kept(model: nn.Module, home: Weights | None = None) -> Iterator[Weights]:
+def kept(
+    model: nn.Module, home: Weights | None = None, only: Sequence[Tensor] | None = None
+) -> Iterator[Weights]:
     """Whatever happens to the parameters inside, they are bit by bit as before afterwards.
 
     Args:
         home: where the weights that the model has now can be read again, such as its `Folder`;
             None: they are copied, which takes the memory of another model.
+        only: those that something may happen to; None: all.
 
     Yields:
         the weights to which the model goes back.
     """
-    own = dict(model.named_parameters())
+    meant = None if only is None else {id(part) for part in only}
+    own = {n: p for n, p in model.named_parameters() if meant is None or id(p) in meant}
     back = home or {name: part.detach().clone() for name, part in own.items()}
     try:
         yield back

@@ -14,9 +14,9 @@ from riprap.behaviors.outputs import device_of, logits_of
 from riprap.evidence import ConfigError
 from riprap.guards.answers import full
 from riprap.guards.base import GuardView
-from riprap.guards.data import OfBatches, moved
+from riprap.guards.data import OfBatches
 from riprap.guards.penalty import Penalty
-from riprap.probing import gradient_at, no_trace
+from riprap.probing import gradient_at, moved, no_trace
 from riprap.tensors import Vector
 
 IGNORED = -100

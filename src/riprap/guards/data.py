@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from riprap.behaviors.outputs import device_of
 from riprap.evidence import ConfigError
 from riprap.guards.base import Guard
-from riprap.probing import gradient_at
+from riprap.probing import Loss, gradient_at, moved, own_loss
 from riprap.tensors import Vector
-
-Loss = Callable[[nn.Module, Any], Tensor]
-
-
-def own_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss that a model works out itself: `model(**batch).loss`, a scalar.
-
-    Raises:
-        ConfigError: the batch is no mapping, or the model returned no loss for it.
-    """
-    if not isinstance(batch, Mapping):
-        raise ConfigError(
-            f"a protected batch is a {type(batch).__name__}, and the model's own loss needs its "
-            "arguments by name: give loss=, a function of the model and the batch"
-        )
-    output = model(**batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise ConfigError(
-            "the model gave no loss for a protected batch: put `labels` into it, or give loss=, a "
-            "function of the model and the batch"
-        )
-    return loss
-
-
-def moved(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on `device`: in mappings, lists, tuples, or whatever has `.to`."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {name: moved(part, device) for name, part in batch.items()}
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(moved(part, device) for part in batch)
-    return batch.to(device) if hasattr(batch, "to") else batch
 
 
 class Protected:

@@ -41,29 +41,35 @@ class FeatureAnchor(Penalty, OfBehaviors):
     z are the latents of a layer at the last position of each probe, z₀ those of the same probe at
     θ₀, E the mean over rows. K holds the `count` latents with the largest first-order effect on the
     margins, |mean ∂m/∂z_j| · rms(z_j) with ∂m/∂z_j = ⟨∂m/∂a, d_j⟩ and d_j the decoder's direction;
-    its sign says on which side each is held. With `reselect` the search is repeated, and those
-    latents join that have since done harm outside K, by the first-order −mean ∂m/∂z_j (z_j − z₀_j):
-    a model held at some features may route round them.
+    its sign says on which side each is held. Or, given a model that has `drifted`, the latents that
+    moved most in it. With `reselect` the search is repeated, and those latents join that have since
+    done harm outside K, by the first-order −mean ∂m/∂z_j (z_j − z₀_j): a model held at some
+    features may route round them.
 
     Args:
         layer: as in `Monitor(layer=...)`; None: the middle block.
         sae: a dictionary with `encode` and `W_dec`, such as `TopKSAE`; None: the principal
-            directions of the behaviours' activations at θ₀.
+            directions of the behaviours' activations at θ₀, or of their movement in `drifted`.
         count: size of K, and of what joins at most each time.
         reselect: after each so many steps; None: never.
+        drifted: the same model gone wrong, such as by a run without a guard; it is read once.
+        both_sides: K must move neither way, E[Σ_K (z − z₀)²]. The coefficient along a direction has
+            no side that is harmful to every probe, where an SAE's latent may have one.
 
-    Source: BLOCK-EM, 2602.00767, and its penalty. Variant: there K is found by steering a model
-    that went wrong already, and z is read on the training tokens.
+    Source: BLOCK-EM, 2602.00767, and its penalty. Variant: there K is found by steering, too, and z
+    is read on the training tokens.
 
     Raises (at the start):
         ConfigError: no layer, a margin that does not run it or is detached from the graph, an `sae`
-            of another width, or a model sharded over ranks.
+            or a `drifted` model of another width, or a model sharded over ranks.
     """
 
     layer: str | None = None
     sae: Any = None
     count: int = 20
     reselect: int | None = None
+    drifted: nn.Module | None = field(default=None, repr=False)
+    both_sides: bool = False
     features: Any = field(default=None, init=False, repr=False)
     rows: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     sides: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
@@ -89,7 +95,11 @@ class FeatureAnchor(Penalty, OfBehaviors):
         found = [self._effects(one, view.model) for one in self.protecting]
         self.rows = dict(zip(self.names, (rows for rows, _ in found), strict=True))
         pooled = torch.cat(list(self.rows.values()))
-        self.features = self.sae or Directions(principal_directions(pooled, self.count).T)
+        gone = None if self.drifted is None else self._drifted_rows(pooled)
+        # What may join later must be in the dictionary, too.
+        most = self.count if self.reselect is None else pooled.shape[1]
+        spread = pooled if gone is None else gone - pooled
+        self.features = self.sae or Directions(principal_directions(spread, most).T)
         width = self.features.W_dec.shape[1]
         if width != pooled.shape[1]:
             raise ConfigError(
@@ -99,7 +109,10 @@ class FeatureAnchor(Penalty, OfBehaviors):
         latents = self.features.encode(pooled)
         slopes = torch.cat([self._slopes(effects) for _, effects in found]).mean(0)
         self.sides = torch.zeros_like(slopes)
-        self._join(slopes.abs() * latents.square().mean(0).sqrt(), slopes)
+        if gone is None:
+            self._join(slopes.abs() * latents.square().mean(0).sqrt(), slopes)
+        else:
+            self._join((self.features.encode(gone) - latents).square().mean(0), slopes)
         if not bool(self.sides.any()):
             raise ConfigError(
                 f"guard {self.name}: no latent of layer {self.read_at} has an effect on the "
@@ -135,6 +148,20 @@ class FeatureAnchor(Penalty, OfBehaviors):
             raise ConfigError(f"guard {self.name}: {why}")
         return found
 
+    def _drifted_rows(self, pooled: Tensor) -> Tensor:
+        """The probes' activations in the model that has drifted, shape (rows, d)."""
+        assert self.drifted is not None
+        with torch.no_grad(), no_trace(self.drifted):
+            layer = self._layer_of(self.drifted)
+            found = [answers(self.name, b, self.drifted, layer).outputs for b in self.protecting]
+        rows = torch.cat([at_the_end(parts) for parts in found]).to(pooled)
+        if rows.shape != pooled.shape:
+            raise ConfigError(
+                f"guard {self.name}: layer {layer} of the drifted model puts out "
+                f"{tuple(rows.shape)}, that of this one {tuple(pooled.shape)}: is it the same model?"
+            )
+        return rows
+
     def _effects(self, behavior: Behavior, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Activations, and how the mean margin grows along them; both of shape (rows, d)."""
         with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
@@ -164,7 +191,9 @@ class FeatureAnchor(Penalty, OfBehaviors):
         with torch.no_grad():
             then = self.features.encode(self.rows[behavior.name].to(rows))
         # K− has side +1: there a fall is harm. K+ has −1. What is not in K has 0.
-        harm = torch.relu((then - now) * self.sides.to(now))
+        harm = (then - now) * self.sides.to(now)
+        if not self.both_sides:
+            harm = torch.relu(harm)
         return harm.square().sum(1).mean()
 
     def _reselect(self, view: GuardView) -> None:
@@ -179,7 +208,7 @@ class FeatureAnchor(Penalty, OfBehaviors):
         self._join(torch.where(self.sides == 0, harm, 0.0), torch.cat(slopes).mean(0))
 
     def _join(self, worth: Tensor, slopes: Tensor) -> None:
-        """Let the latents that are worth most join K, each on the side of its slope."""
+        """Let the latents that are worth most join K, each on the side of its slope or on both."""
         best = worth.topk(min(self.count, len(worth)))
         chosen = best.indices[best.values > 0]
-        self.sides[chosen] = slopes.sign()[chosen]
+        self.sides[chosen] = 1.0 if self.both_sides else slopes.sign()[chosen]

@@ -16,9 +16,9 @@ from riprap.distributed import together
 from riprap.evidence import ConfigError
 from riprap.guards.answers import answers, at_the_end, full, taken
 from riprap.guards.base import GuardView
-from riprap.guards.data import Cycling, Protected, moved
+from riprap.guards.data import Cycling, Protected
 from riprap.guards.penalty import OfBehaviors, Penalty, total
-from riprap.probing import no_trace
+from riprap.probing import moved, no_trace
 from riprap.signals.outputs.kl import kl
 from riprap.tensors import Vector
 

@@ -4,6 +4,7 @@ from riprap.probing.answers import answers
 from riprap.probing.generation import generate
 from riprap.probing.layers import find_layer, layer_names
 from riprap.probing.linears import LinearLayer, Moments, layer_moments, linear_layers
+from riprap.probing.losses import Loss, moved, own_loss
 from riprap.probing.passes import (
     Look,
     checked,
@@ -22,6 +23,7 @@ from riprap.probing.traces import no_trace
 __all__ = [
     "LinearLayer",
     "Look",
+    "Loss",
     "Moments",
     "answers",
     "checked",
@@ -38,7 +40,9 @@ __all__ = [
     "loss_gradient",
     "margin_gradients",
     "measure",
+    "moved",
     "no_trace",
+    "own_loss",
     "shared_passes",
     "start",
 ]
