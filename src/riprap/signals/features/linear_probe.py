@@ -17,22 +17,42 @@ RIDGE = 0.01  # of the total variance about the midpoint of the two means
 Plane = tuple[Tensor, Tensor]  # normal, shape (d,), and a point on the plane, shape (d,)
 
 
-def fitted(here: Tensor, there: Tensor) -> Plane:
-    """Ridge regression on ±1 that gives both sides equal weight, solved in its dual form.
+def separated(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Ridge regression of each class against the rest that gives all classes equal weight.
 
-    The plane passes through the midpoint of the two means, so the larger side wins nothing by its
-    size, and n rows in d ≫ n dimensions cost one (n, n) system.
+    Solved in its dual form, so that n rows in d ≫ n dimensions cost one (n, n) system. What is
+    regressed on is 1 for the own class and 0 for the others, less its mean 1/count, about the
+    midpoint of the classes' means: so the largest class wins nothing by its size.
+
+    Args:
+        rows: shape (n, d).
+        classes: shape (n,), long, each of 0, …, count − 1 at least once.
+
+    Returns:
+        normals, shape (d, count): a row belongs to the class with the largest product of its
+        distance from the point, shape (d,), with the normal.
+    """
+    own = torch.nn.functional.one_hot(classes, count).to(rows)
+    sizes = own.sum(0)
+    middle = (own.T @ rows / sizes[:, None]).mean(0)
+    weights = (own / sizes).sum(1).sqrt()[:, None]
+    rows = (rows - middle) * weights
+    gramian = rows @ rows.T
+    # Rows that are all alike, such as the embeddings of one last token, leave nothing to solve.
+    ridge = (RIDGE * gramian.trace()).clamp_min(torch.finfo(rows.dtype).tiny)
+    lifted = gramian + ridge * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    return rows.T @ torch.linalg.solve(lifted, (own - 1 / count) * weights), middle
+
+
+def fitted(here: Tensor, there: Tensor) -> Plane:
+    """Ridge regression on ±1 that gives both sides equal weight; see `separated`.
 
     Args:
         here, there: shapes (n, d), (m, d).
     """
-    middle = (here.mean(0) + there.mean(0)) / 2
-    rows = torch.cat([(here - middle) / len(here) ** 0.5, (there - middle) / len(there) ** 0.5])
-    sides = ((here, 1.0), (there, -1.0))
-    wanted = torch.cat([rows.new_full((len(s),), sign / len(s) ** 0.5) for s, sign in sides])
-    gramian = rows @ rows.T
-    ridge = RIDGE * gramian.trace() * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-    return rows.T @ torch.linalg.solve(gramian + ridge, wanted), middle
+    classes = torch.tensor([0] * len(here) + [1] * len(there), device=here.device)
+    normals, middle = separated(torch.cat([here, there]), classes, 2)
+    return normals[:, 0] - normals[:, 1], middle
 
 
 def accuracy(plane: Plane, here: Tensor, there: Tensor) -> float:

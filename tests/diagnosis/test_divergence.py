@@ -1,0 +1,285 @@
+"""Divergence against sums written out in float64, and on movements that were made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moved import WORLD, adapted, eroded, start, untouched, weights
+from riprap.diagnosis import movement as spectra
+from riprap.diagnosis import responses as forced
+from riprap.diagnosis.divergence import divergence
+from riprap.diagnosis.responses import responses_of
+from riprap.evidence import BehaviorError, ConfigError
+from tiny import PlainLM, make_llama
+
+PROMPTS = [[3, 8, 11, 4], [3, 19, 4], [3, 9, 9, 30, 12, 4]]
+RESPONSES = [[9, 12, 14, 20], [18], [19, 20]]
+
+
+def nudged(seed: int = 1, size: float = 0.05) -> nn.Module:
+    model = make_llama()
+    made = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for part in model.parameters():
+            part.add_(torch.randn(part.shape, generator=made) * size)
+    return model
+
+
+def distributions(model: nn.Module) -> list[list[np.ndarray]]:
+    """Of each token of each response, one row at a time, without padding, in float64."""
+    model = model.double().eval()
+    found = []
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0].numpy()
+        raised = np.exp(logits - logits.max(-1, keepdims=True))
+        chances = raised / raised.sum(-1, keepdims=True)
+        found.append([chances[len(prompt) - 1 + at] for at in range(len(response))])
+    return found
+
+
+def by_hand(first: nn.Module, second: nn.Module) -> list[list[float]]:
+    return [
+        [float(np.sum(p * np.log(p / q))) for p, q in zip(own, other, strict=True)]
+        for own, other in zip(distributions(first), distributions(second), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("logits", [2**24, 50])
+def test_kl_is_that_of_the_reference(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forced, "LOGITS", logits)  # small: a batch for each prompt
+    model, reference = nudged(), make_llama()
+    found = divergence(model, reference, PROMPTS, responses=RESPONSES, layers=["layers.1"])
+    ways = (
+        (found.forward, found.forward_at, by_hand(make_llama(), nudged())),
+        (found.backward, found.backward_at, by_hand(nudged(), make_llama())),
+    )
+    for whole, at, expected in ways:
+        means = [np.mean(row) for row in expected]
+        assert whole.mean == pytest.approx(np.mean(means), rel=1e-4)
+        assert [one.n for one in at] == [3, 2, 1, 1]
+        for token, one in enumerate(at):
+            there = [row[token] for row in expected if len(row) > token]
+            assert one.mean == pytest.approx(np.mean(there), rel=1e-4, abs=1e-6)
+    assert found.forward.mean != pytest.approx(found.backward.mean, rel=1e-3)
+    back = mended(nudged(), make_llama(), "layers.1.")
+    left = np.mean([np.mean(row) for row in by_hand(make_llama(), back)])
+    tried = [layer for layer in found.layers if layer.left is not None]
+    assert [layer.layer for layer in tried] == ["model.layers.1"]
+    assert tried[0].left is not None
+    assert tried[0].left.mean == pytest.approx(left, rel=1e-4)
+    assert tried[0].back == pytest.approx(1 - left / found.forward.mean, rel=1e-3, abs=1e-4)
+    assert found.origin == "given"
+    assert found.responses == RESPONSES
+
+
+def mended(model: nn.Module, reference: nn.Module, where: str) -> nn.Module:
+    """The model with one layer's weights of the reference."""
+    there = weights(reference)
+    with torch.no_grad():
+        for name, part in model.named_parameters():
+            if where in name:
+                part.copy_(there[name])
+    return model
+
+
+def test_where_it_moved_is_where_it_was_moved() -> None:
+    reference, model = start(), start()
+    made = torch.Generator().manual_seed(0)
+    weight = model.model.layers[1].mlp.down_proj.weight  # type: ignore[union-attr]
+    change = torch.outer(torch.randn(64, generator=made), torch.randn(128, generator=made)) / 4
+    with torch.no_grad():
+        weight.add_(change)
+    found = divergence(model, reference, WORLD.behaviors()[0], tokens=1)
+    layers = {layer.layer: layer for layer in found.layers}
+    assert list(layers) == [
+        "model.embed_tokens",
+        "model.layers.0",
+        "model.layers.1",
+        "model.norm",
+        "lm_head",
+    ]
+    moved = layers.pop("model.layers.1")
+    assert moved.share == 1
+    assert moved.low_rank[1] == pytest.approx(1, abs=1e-4)
+    parts = [
+        part.double().numpy().ravel()
+        for name, part in weights(reference).items()
+        if "layers.1." in name
+    ]
+    size = np.linalg.norm(np.concatenate(parts))
+    # The sum in the model is rounded, so the change that is there is not quite the one made.
+    expected = np.linalg.norm(change.double().numpy()) / size
+    assert moved.relative == pytest.approx(expected, rel=1e-5)
+    assert moved.parameters == sum(map(len, parts))
+    assert moved.back == 1
+    assert moved.activation is not None
+    assert moved.activation.mean > 0
+    assert found.cause == moved
+    assert found.forward.mean > 0.01
+    for other in layers.values():
+        assert (other.relative, other.share, other.low_rank, other.back) == (0, 0, {}, 0)
+        assert other.activation is None or other.activation.mean == 0
+
+
+def test_activations_are_those_that_the_model_hands_out() -> None:
+    model, reference = nudged(), make_llama()
+    found = divergence(model, reference, PROMPTS, responses=RESPONSES, layers=())
+    ratios: list[list[float]] = []
+    for prompt in PROMPTS:
+        states = [
+            one.double().eval()(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+            for one in (nudged().requires_grad_(False), make_llama().requires_grad_(False))
+        ]
+        ratios.append(
+            [float((a - b)[0, -1].norm() / b[0, -1].norm()) for a, b in zip(*states, strict=True)]
+        )
+    for layer, expected in zip(found.layers[:3], np.mean(ratios, axis=0)[:3], strict=True):
+        assert layer.activation is not None
+        assert layer.activation.mean == pytest.approx(expected, rel=1e-5)
+    assert found.cause is None
+    assert all(layer.back is None for layer in found.layers)
+
+
+@pytest.mark.parametrize("exact", [2048, 20])
+@pytest.mark.parametrize("shape", [(60, 30), (30, 60), (40, 40)])
+def test_spectra_are_those_of_numpy(
+    shape: tuple[int, int], exact: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectra, "EXACT", exact)
+    made = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, generator=made) @ torch.diag(0.7 ** torch.arange(shape[1]))
+    expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False) ** 2
+    for size in (1.0, 1e-25):  # squares of the small one are 0 in float32
+        found = spectra.spectrum_of(matrix * size)[:16].numpy() / size**2
+        np.testing.assert_allclose(found, expected[:16], rtol=1e-3, atol=1e-6 * expected[0])
+
+
+def test_low_rank_shares_by_hand() -> None:
+    model, reference = nudged(), make_llama()
+    found = divergence(model, reference, PROMPTS, responses=RESPONSES, layers=())
+    there, here = weights(reference), weights(model)
+    tops, total = dict.fromkeys((1, 4, 16), 0.0), 0.0
+    for name, part in here.items():
+        if "layers.2." in name and part.dim() == 2:
+            change = part.double().numpy() - there[name].double().numpy()
+            values = np.linalg.svd(change, compute_uv=False) ** 2
+            total += values.sum()
+            for rank in tops:
+                tops[rank] += values[:rank].sum()
+    layer = next(one for one in found.layers if one.layer == "model.layers.2")
+    for rank, top in tops.items():
+        assert layer.low_rank[rank] == pytest.approx(top / total, rel=1e-4)
+    assert 0 < layer.low_rank[1] < layer.low_rank[4] < 1
+
+
+def test_a_model_that_has_not_moved() -> None:
+    found = divergence(start(), start(), WORLD.behaviors()[1], tokens=1)
+    assert found.forward.mean == found.backward.mean == 0
+    assert all((layer.share, layer.back) == (0, None) for layer in found.layers)
+    assert found.cause is None
+
+
+def test_responses_are_the_references_own() -> None:
+    found = divergence(nudged(), make_llama(), PROMPTS, tokens=3, layers=())
+    assert found.responses == responses_of(make_llama(), PROMPTS, 3)
+    assert found.responses != responses_of(nudged(), PROMPTS, 3)
+    assert found.origin == "the reference's greedy answers"
+
+
+def test_two_references_read_the_same_responses() -> None:
+    references = {"pretrained": weights(nudged(2)), "aligned": make_llama()}
+    both = divergence(nudged(), references, PROMPTS, tokens=3, layers=())
+    assert list(both) == ["pretrained", "aligned"]
+    answers = responses_of(nudged(2), PROMPTS, 3)
+    for name, one in both.items():
+        assert one.responses == answers
+        assert one.origin == "pretrained's greedy answers"
+        alone = divergence(nudged(), references[name], PROMPTS, responses=answers, layers=())
+        assert alone.forward == one.forward
+
+
+def test_an_adapter_and_its_base() -> None:
+    model = adapted()
+    with untouched(model):
+        found = divergence(model, None, PROMPTS, responses=RESPONSES)
+    # Merged, the adapter is a change of weights like any other.
+    merged = adapted().merge_and_unload()
+    plain = divergence(merged, make_llama(), PROMPTS, responses=RESPONSES)
+    assert found.forward.mean == pytest.approx(plain.forward.mean, rel=1e-4)
+    prefix = "base_model.model."
+    others = {layer.layer: layer for layer in plain.layers}
+    blocks = [layer for layer in found.layers if "layers" in layer.layer]
+    assert len(blocks) == 3
+    for layer in blocks:
+        other = others[layer.layer.removeprefix(prefix)]
+        assert layer.share == pytest.approx(other.share, rel=1e-4)
+        assert layer.back == pytest.approx(other.back, rel=1e-3)
+        assert layer.activation is not None
+        assert other.activation is not None
+        assert layer.activation.mean == pytest.approx(other.activation.mean, rel=1e-4)
+        assert layer.low_rank[4] == pytest.approx(1)  # its rank is 3
+        assert layer.relative == pytest.approx(of_matrices(merged, layer.layer[len(prefix) :]))
+
+
+def of_matrices(model: nn.Module, layer: str) -> float:
+    """How far a layer's matrices moved from the tiny Llama's; norms are no part of an adapter."""
+    before = weights(make_llama())
+    pairs = [
+        (part.double(), before[name].double())
+        for name, part in weights(model).items()
+        if f"{layer}." in name and part.dim() == 2
+    ]
+    moved = sum(float((here - there).norm()) ** 2 for here, there in pairs)
+    return float((moved / sum(float(there.norm()) ** 2 for _, there in pairs)) ** 0.5)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_nothing_is_left_behind(by_name: bool) -> None:
+    model, reference = eroded(), start()
+    seen: list[tuple[int, int]] = []
+    with untouched(model):
+        divergence(
+            *(model, weights(reference) if by_name else reference, WORLD.behaviors()[0]),
+            tokens=1,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert seen == [(at + 1, 6) for at in range(6)]
+
+
+def test_a_plain_model() -> None:
+    model, reference = PlainLM(), PlainLM()
+    found = divergence(model, reference, [[3, 4], [5, 6]], tokens=2)
+    assert [layer.layer for layer in found.layers][:2] == ["embed", "blocks.0"]
+    assert found.forward.mean > 0
+
+
+def test_impossible_tokens_are_no_nan() -> None:
+    class Masked(nn.Module):
+        def __init__(self, size: float) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(1, 1)])
+            self.scale = nn.Parameter(torch.tensor(size))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits = torch.stack([ids * self.scale, -ids * self.scale], -1)
+            logits = self.blocks[0](logits[..., :1]) * 0 + logits
+            return nn.functional.pad(logits, (0, 1), value=float("-inf"))
+
+    found = divergence(Masked(0.1), Masked(0.2), [[1, 2]], responses=[[1]], layers=())
+    assert 0 < found.forward.mean < 1
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = make_llama()
+    with pytest.raises(ConfigError, match="mapping is empty"):
+        divergence(model, {}, PROMPTS)
+    with pytest.raises(ConfigError, match="names 0 of"):
+        divergence(model, nudged(), PROMPTS, layers=["layers.7"])
+    with pytest.raises(BehaviorError, match="equally many"):
+        divergence(model, nudged(), PROMPTS, responses=RESPONSES[:1])
+    with pytest.raises(ConfigError, match="same model"):
+        divergence(model, start(), PROMPTS, responses=RESPONSES)
