@@ -11,7 +11,7 @@ from torch import nn
 from riprap.behaviors import Behavior
 from riprap.diagnosis.base import Progress
 from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_ground import ground, stored
+from riprap.diagnosis.basin_ground import ground, moved, stored
 from riprap.diagnosis.basin_points import Lookout
 from riprap.diagnosis.basin_profile import Array, Basin, grid
 from riprap.diagnosis.weights import Weights, fitting, kept, move
@@ -106,6 +106,7 @@ def basin_drift(
         ConfigError, BehaviorError: see `basin`; or weights of another model.
     """
     model = unwrapped(model)
+    moved(model)  # refuses what cannot be moved, before anything is
     names = {label: fitting(model, weights) for label, weights in checkpoints.items()}
     found: dict[str, Basin] = {}
 
