@@ -1,0 +1,71 @@
+"""The largest eigenvalues of a symmetric operator that is only known by its products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+EXHAUSTED = 1e-10  # of the largest eigenvalue; a smaller remainder is rounding error
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """What Lanczos found.
+
+    Attributes:
+        values: approximate eigenvalues in falling order.
+        errors: for each, how far the nearest eigenvalue may be.
+        basis: shape (steps, size), orthonormal rows.
+        trace: of the operator within the span of the basis.
+    """
+
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    basis: Tensor
+    trace: float
+
+
+def lanczos(
+    product: Callable[[Tensor], Tensor], start: Tensor, top: int, most: int, tolerance: float
+) -> Ritz:
+    """The `top` largest eigenvalues, by Lanczos with full reorthogonalisation, done twice a step.
+
+    An eigenvalue that occurs several times is found once. Where the operator's range is exhausted
+    there are fewer than `top`.
+
+    Args:
+        product: A x for x of shape (size,).
+        start: shape (size,), anything with a part in every eigenvector, such as Gaussian noise.
+        most: products at most.
+        tolerance: stop once all `top` errors are below this share of the largest eigenvalue.
+
+    Source: Golub and Van Loan, Matrix Computations, section 10.1 and theorem 10.1.2 (the errors).
+    """
+    most = min(most, len(start))
+    basis = start.new_empty(most, len(start))
+    diagonal, off = np.zeros(most), np.zeros(most)
+    row = start / start.norm()
+    for step in range(most):
+        basis[step] = row
+        found = product(row)
+        diagonal[step] = float(found @ row)
+        known = basis[: step + 1]
+        for _ in range(2):
+            found = found - (known @ found) @ known
+        off[step] = float(found.norm())
+        tridiagonal = np.diag(diagonal[: step + 1])
+        tridiagonal += np.diag(off[:step], 1) + np.diag(off[:step], -1)
+        values, vectors = np.linalg.eigh(tridiagonal)
+        errors = np.abs(off[step] * vectors[-1, ::-1])[:top]
+        largest = abs(values[-1])
+        settled = step + 1 >= top and bool((errors <= tolerance * largest).all())
+        if settled or off[step] <= EXHAUSTED * largest:
+            break
+        row = found / off[step]
+    count = step + 1
+    trace = float(diagonal[:count].sum())
+    return Ritz(values[::-1][:top].copy(), errors, basis[:count], trace)

@@ -1,0 +1,1 @@
+"""Are refusals special, or merely concentrated? Curvature, Jacobian and redundancy side by side."""

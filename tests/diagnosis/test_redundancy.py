@@ -1,0 +1,153 @@
+"""Redundancy on models whose number of copies is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from riprap import Behavior
+from riprap.diagnosis.redundancy import RANDOM, STEEP, UNRELATED, Redundancy, ablated, redundancy
+from riprap.evidence import BehaviorError, ConfigError
+from tiny import make_llama
+
+WIDTH, SIZE = 24, 10
+IDS = torch.arange(12)[:, None] % SIZE
+
+
+class Copies(nn.Module):
+    """Token i is answered by i, which `copies` directions of the stream say each; bias: the others.
+
+    The answer holds while any copy is there: their votes are added, and each is enough.
+    """
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+        self.embed = nn.Embedding(2, WIDTH)
+        self.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
+        with torch.no_grad():
+            self.embed.weight.zero_()
+            self.embed.weight[:, :copies] = torch.tensor([[1.0], [-1.0]]) * torch.linspace(
+                2.0, 1.0, copies
+            )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.embed(ids % 2)
+        for block in self.blocks:
+            hidden = block(hidden)
+        votes = hidden[..., : self.copies].clamp(-1, 1).sum(-1)
+        return torch.stack([votes, -votes, *[votes * 0 - 50] * (SIZE - 2)], -1)
+
+
+def parity(floor: float = 0.9) -> Behavior:
+    return Behavior.next_token("parity", IDS, IDS[:, 0] % 2, floor=floor)
+
+
+def model_of(copies: int) -> nn.Module:
+    """A stream in which each copy is a direction of its own for the gradient."""
+
+    class Gated(Copies):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.embed(ids % 2)
+            for block in self.blocks:
+                hidden = block(hidden)
+            # Probe i leans on copy i mod copies, so that every copy has its own gradient.
+            own = torch.nn.functional.one_hot(ids % self.copies, self.copies)
+            votes = (hidden[..., : self.copies] * own).sum(-1)
+            return torch.stack([votes, -votes, *[votes * 0 - 50] * (SIZE - 2)], -1)
+
+    return Gated(copies)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_as_many_directions_are_needed_as_carry_it(copies: int) -> None:
+    found = redundancy(model_of(copies), parity(floor=0.3), counts=(1, 2, 4), draws=2)
+    assert (found.intact > 0).all()
+    assert found.needed == copies
+    lost = (found.left[STEEP][0] <= 1e-5).mean(-1)
+    np.testing.assert_allclose(lost[0], 1 / copies, atol=0.2)
+    assert lost[1] == 1.0
+    assert (found.scores(RANDOM) == 1).all()
+
+
+def test_it_is_ablated_along_the_directions_and_nowhere_else() -> None:
+    model = make_llama().eval()
+    basis = torch.linalg.qr(torch.randn(16, 3))[0]
+    seen: list[Tensor] = []
+    with ablated(model, {"model.layers.1": basis}):
+        handle = model.model.layers[2].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+        changed = model(IDS[:5].T % 40).logits
+        handle.remove()
+    assert float((seen[0] @ basis).abs().max()) < 1e-5
+    plain = model(IDS[:5].T % 40, output_hidden_states=True)
+    rest = torch.eye(16) - basis @ basis.T
+    torch.testing.assert_close(seen[0], plain.hidden_states[2] @ rest)
+    assert not torch.allclose(changed, plain.logits)
+    torch.testing.assert_close(model(IDS[:5].T % 40).logits, plain.logits, rtol=0, atol=0)
+
+
+def test_all_layers_lose_more_than_one_and_all_kinds_are_drawn() -> None:
+    model = make_llama(scale=5.0).eval()
+    ids = torch.randint(3, 47, (8, 5), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        targets = model(ids).logits[:, -1].argmax(-1)
+    words = Behavior.next_token("words", ids, targets)
+    calls: list[tuple[int, int]] = []
+    found = redundancy(
+        model, words, counts=(1, 4), draws=2, progress=lambda d, n: calls.append((d, n))
+    )
+    one = redundancy(model, words, counts=(1, 4), draws=2, layer="layers.1")
+    assert found.left[STEEP].shape == (1, 2, 8)
+    assert found.left[RANDOM].shape == found.left[UNRELATED].shape == (2, 2, 8)
+    assert found.mean_margins(STEEP)[0, 1] < one.mean_margins(STEEP)[0, 1] < one.intact.mean()
+    assert one.mean_margins(STEEP)[0, 0] < one.mean_margins(RANDOM)[:, 0].min()
+    assert calls[-1] == (20, 20)
+    again = redundancy(model, words, counts=(1, 4), draws=2, layer="layers.1")
+    np.testing.assert_array_equal(one.left[UNRELATED], again.left[UNRELATED])
+    assert (one.left[UNRELATED][0] != one.left[UNRELATED][1]).any()
+
+
+def test_a_frozen_model_has_directions_too_and_nothing_is_left_behind() -> None:
+    model = make_llama(scale=5.0).train().requires_grad_(False)
+    ids = torch.randint(3, 47, (6, 5), generator=torch.Generator().manual_seed(3))
+    words = Behavior.next_token("words", ids, [9, 11, 30, 12, 5, 7])
+    free = redundancy(make_llama(scale=5.0).eval(), words, counts=(2,), layer="layers.1")
+    found = redundancy(model, words, counts=(2,), layer="layers.1")
+    np.testing.assert_allclose(found.left[STEEP], free.left[STEEP], atol=1e-3)
+    assert model.training
+    assert not any(len(m._forward_hooks) for m in model.modules())
+
+
+def known(passed: list[list[bool]]) -> Redundancy:
+    left = np.where(np.array(passed), 1.0, -1.0)[None]
+    return Redundancy((1, 2, 4), np.ones(left.shape[-1]), {STEEP: left}, 0.9)
+
+
+def test_the_number_needed_and_its_interval() -> None:
+    sure = known([[True] * 20, [True] * 20, [False] * 20])
+    assert sure.needed == 4
+    found = sure.needed_over_probes()
+    assert (found.mean, found.low, found.high) == (4, 4, 4)
+    never = known([[True] * 20] * 3)
+    assert never.needed == float("inf") == never.needed_over_probes().high
+    near = known([[True] * 17 + [False] * 3, [True] * 16 + [False] * 4, [False] * 20])
+    assert near.needed == 1
+    assert near.needed_over_probes().high > 1
+
+
+def test_what_cannot_be_measured_is_said() -> None:
+    model = make_llama().eval()
+    ids = torch.randint(3, 47, (4, 5))
+    words = Behavior.next_token("words", ids, [9, 11, 30, 12])
+    with pytest.raises(ConfigError, match="rising counts"):
+        redundancy(model, words, counts=(2, 1))
+    with pytest.raises(ConfigError, match="17 directions of a stream that has 16"):
+        redundancy(model, words, counts=(17,))
+    with pytest.raises(BehaviorError, match="two probes or more"):
+        redundancy(model, words.subset([0]))
+    with pytest.raises(BehaviorError, match="name a layer"):
+        redundancy(nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 50)), words)
+    with pytest.raises(BehaviorError, match="do not depend"):
+        redundancy(model, words, layer="model.layers.0.self_attn.k_proj.nothing"[:0] or "lm_head")
