@@ -66,14 +66,15 @@ def movement(way: Way, names: list[str]) -> Movement:
 def spectrum_of(matrix: Tensor) -> Tensor:
     """Largest squared singular values first, at least 16 where there are as many; on the CPU.
 
-    Exact by the Gramian of the shorter side, or randomised where that is longer than 2048 (Halko et
-    al., 0909.4061; in the hands of `no_trace`, which keeps the generators).
+    Exact by the Gramian of the shorter side, or by subspace iteration from a random start where it
+    is longer than 2048 (Halko et al., 0909.4061).
     """
     if min(matrix.shape) > EXACT:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _, values, _ = torch.svd_lowrank(matrix, q=max(RANKS) + SPARE, niter=ROUNDS)
-        return values.double().cpu().square()
+        made = torch.Generator().manual_seed(0)
+        basis = torch.randn(matrix.shape[1], max(RANKS) + SPARE, generator=made).to(matrix)
+        for _ in range(ROUNDS):
+            basis = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ basis).Q).Q
+        return torch.linalg.svdvals((matrix @ basis).cpu().double()).square()
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     # Scaled: squares of small changes would underflow.
     scale = wide.abs().max()

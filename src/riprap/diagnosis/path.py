@@ -94,6 +94,7 @@ def path(
     Args:
         reference: the model or the weights before; None: the scale of LoRA adapters goes from its
             own to 0.
+        behaviors: those that fix something at a start, such as openers, fixed it at the reference.
         points: at equal distances, both ends among them.
         only: which weights go, by name; None: all.
         home: see `kept`.

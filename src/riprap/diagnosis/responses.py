@@ -52,7 +52,7 @@ class Part:
 
     def each(self, values: Tensor) -> list[Tensor]:
         """Values of shape (n, K) by response, without padding, float64 on the CPU."""
-        found = values.double().cpu()[self.mask]
+        found = values.cpu().double()[self.mask]
         return list(found.split(self.mask.sum(-1).tolist()))
 
 
