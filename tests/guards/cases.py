@@ -51,6 +51,9 @@ CASES: dict[str, Case] = {
     "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[i::3]} for i in range(3)]),
     "constrained_tokens": lambda: guards.ConstrainedTokens(responses(3), strength=0.5),
     "feature_anchor": lambda: guards.FeatureAnchor(strength=0.1, layer="blocks.1", reselect=3),
+    "feature_anchor_of_drift": lambda: guards.FeatureAnchor(
+        strength=0.1, layer="blocks.1", count=4, drifted=wandered(), both_sides=True, reselect=3
+    ),
     "o_lora": lambda: guards.OLoRA(earlier=[{"blocks.1.weight": A_BEFORE}]),
     "lisa": lambda: guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=1, rho=0.5),
     "freeze": lambda: guards.Freeze(["blocks.1"], embeddings=True),
@@ -112,6 +115,15 @@ def start() -> nn.Module:
     """A plain causal model that has learned the old answers."""
     model = PlainLM(size=20, width=16, depth=2)
     model.load_state_dict(_learned())
+    return model
+
+
+def wandered() -> nn.Module:
+    """The same model after weights moved at random, not all alike."""
+    made, model = torch.Generator().manual_seed(7), start()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=made), alpha=0.1)
     return model
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from guards.cases import ANSWERS, OLD, Run, last, lessons, start
+from guards.cases import ANSWERS, OLD, Run, last, lessons, start, wandered
 from guards.seen import gradient, near, watched
 from riprap import guards
 from riprap.behaviors.margins import token_margin
 from riprap.evidence import ConfigError
 from riprap.guards.feature_anchor import FeatureAnchor
 from riprap.signals.features.dictionary import TopKSAE
+from tiny import PlainLM
 
 
 def outputs(theta: list[Tensor], ids: Tensor) -> Tensor:
@@ -103,6 +104,63 @@ def test_latents_that_do_harm_outside_join() -> None:
     assert harm[joined].min() > harm.median()
     assert torch.equal(held[4][joined], slope.sign()[joined].to(held[4]))
     assert torch.equal(held[0][held[0] != 0], held[-1][held[0] != 0])  # those of before stay
+
+
+def test_given_a_drifted_model_it_holds_the_directions_that_moved_most_on_both_sides() -> None:
+    theta = [p.detach() for p in start().double().parameters()]
+    gone = [p.detach() for p in wandered().double().parameters()]
+    moved = outputs(gone, OLD) - outputs(theta, OLD)
+    guard = FeatureAnchor(
+        ["first", "second"], layer="blocks.0", count=3, drifted=wandered(), both_sides=True
+    )
+    seen, run = watched(guard, steps=4)
+    held = guard.features.W_dec[guard.sides != 0]
+    strongest = torch.linalg.svd(moved, full_matrices=False)[2][:3]
+    assert len(held) == 3
+    assert torch.allclose(held.T @ held, strongest.T @ strongest, atol=1e-5)
+    then = outputs(theta, OLD) @ held.T
+
+    def penalty(own: list[Tensor]) -> Tensor:
+        return (outputs(own, OLD) @ held.T - then).square().sum(1).mean()
+
+    for step in seen[1:]:
+        assert near(step.added, gradient(penalty, step.theta), 1e-6)
+    assert run.monitor.actions[0].before["penalty"] == 0
+
+
+def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
+    theta = [p.detach() for p in start().double().parameters()]
+    gone = [p.detach() for p in wandered().double().parameters()]
+    sae = TopKSAE.begin(outputs(theta, OLD), latents=48, k=12)
+    guard = FeatureAnchor(layer="blocks.0", sae=sae, count=5, drifted=wandered())
+    watched(guard, steps=1)
+    then, now = (sae.encode(outputs(own, OLD)) for own in (theta, gone))
+    moved = (now - then).square().mean(0)
+    assert set(guard.sides.nonzero()[:, 0].tolist()) == set(moved.topk(5).indices.tolist())
+
+
+def test_without_a_dictionary_others_can_still_join() -> None:
+    """All directions are looked through when some may join, though few are held at first."""
+    guard = FeatureAnchor(layer="blocks.0", count=2, reselect=2, drifted=wandered())
+    held: list[int] = []
+    watched(guard, 6, before_step=lambda step: held.append(int(guard.sides.abs().sum())))
+    assert guard.features.W_dec.shape == (16, 16)
+    assert held[1:] == sorted(held[1:])
+    assert held[1] == 2 < held[-1]
+
+
+@pytest.mark.parametrize(
+    ("drifted", "text"),
+    [
+        (start(), r"no latent of layer blocks\.0 moved in the drifted model"),
+        (PlainLM(size=20, width=8, depth=2), r"puts out \(24, 8\), that of this one \(24, 16\)"),
+        (PlainLM(size=20, width=16, depth=0), r"'blocks\.0' names 0 modules"),
+    ],
+    ids=("unmoved", "narrow", "shallow"),
+)
+def test_a_drifted_model_that_is_none_is_refused(drifted: nn.Module, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Run(FeatureAnchor(layer="blocks.0", drifted=drifted)).go(lessons(1))
 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:

@@ -30,7 +30,8 @@ GUARDS = CASES
 OF_EACH_PROBE = {"ewc", "ewc_of_margins", "online_ewc", "mas", "ogd"}
 REFUSED: dict[str, set[str]] = {
     "ddp": set(),
-    "fsdp": OF_EACH_PROBE | {"two_sided_gpm", "feature_anchor", "o_lora"},
+    "fsdp": OF_EACH_PROBE
+    | {"two_sided_gpm", "feature_anchor", "feature_anchor_of_drift", "o_lora"},
 }
 SECONDS = 120 + 10 * len(GUARDS)
 each = pytest.mark.parametrize("name", GUARDS)

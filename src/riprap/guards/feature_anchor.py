@@ -114,9 +114,10 @@ class FeatureAnchor(Penalty, OfBehaviors):
         else:
             self._join((self.features.encode(gone) - latents).square().mean(0), slopes)
         if not bool(self.sides.any()):
+            why = "has an effect on the margins" if gone is None else "moved in the drifted model"
             raise ConfigError(
-                f"guard {self.name}: no latent of layer {self.read_at} has an effect on the "
-                "margins at the last position; name another layer"
+                f"guard {self.name}: no latent of layer {self.read_at} {why} at the last "
+                "position; name another layer"
             )
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
@@ -158,7 +159,7 @@ class FeatureAnchor(Penalty, OfBehaviors):
         if rows.shape != pooled.shape:
             raise ConfigError(
                 f"guard {self.name}: layer {layer} of the drifted model puts out "
-                f"{tuple(rows.shape)}, that of this one {tuple(pooled.shape)}: is it the same model?"
+                f"{tuple(rows.shape)}, that of this one {tuple(pooled.shape)}: is it the same one?"
             )
         return rows
 
