@@ -121,7 +121,7 @@ def test_a_rank_that_probes_share_is_concentrated() -> None:
     found = concentration(model, same)
     assert found.rank_share.mean == pytest.approx(1 / 5, rel=1e-3)
     assert found.entropy_share.mean == pytest.approx(1 / 5, rel=2e-2)
-    assert concentration(model, words()).rank_share.low > found.rank_share.mean
+    assert concentration(model, words()).rank_share.mean > 2 * found.rank_share.mean
 
 
 def test_the_jackknife_of_a_mean_is_its_t_interval() -> None:

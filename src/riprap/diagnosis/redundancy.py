@@ -34,35 +34,63 @@ class Redundancy:
         left: by kind of direction, shape (draws, counts, n). `steep`: those in which the
             behaviour's margins are most sensitive, one draw; `unrelated`: found in the same way for
             differences of two random logits on the same probes; `random`: of all directions.
-        floor: the score under which the behaviour is broken.
+        beside: the same of the contrast's margins; no probes where there is none.
+        floor: the score under which a behaviour is broken.
     """
 
     counts: tuple[int, ...]
     intact: Array
     left: dict[str, Array]
+    beside: dict[str, Array]
     floor: float
 
     @property
     def needed(self) -> float:
-        """The least of `counts` whose steep directions bring the score under the floor, or ∞."""
-        return self._needed((self.left[STEEP][0] > 0).mean(-1))
+        """The least of `counts` whose steep directions bring a score under the floor, or ∞.
 
-    def _needed(self, scores: Array) -> float:
+        That of the behaviour, or of its contrast.
+        """
+        return self._needed(self.left[STEEP][0] > 0, self.beside[STEEP][0] > 0)
+
+    @property
+    def needed_alone(self) -> float:
+        """The same of the behaviour's score alone."""
+        passed = self.left[STEEP][0] > 0
+        return self._needed(passed, passed[:, :0])
+
+    def _needed(self, *passed: Array) -> float:
+        scores = np.min([own.mean(-1) for own in passed if own.shape[-1]], axis=0)
         under = np.flatnonzero(scores < self.floor)
         return float(self.counts[under[0]]) if len(under) else float("inf")
 
     def needed_over_probes(self, seed: int = 0) -> Estimate:
         """`needed` with its 95 % interval, from probes drawn anew a thousand times."""
-        passed = self.left[STEEP][0] > 0
-        n = passed.shape[-1]
-        drawn = np.random.default_rng(seed).integers(n, size=(RESAMPLED, n))
-        found = [self._needed(passed[:, rows].mean(-1)) for rows in drawn]
+        made = np.random.default_rng(seed)
+        sides = [self.left[STEEP][0] > 0, self.beside[STEEP][0] > 0]
+        drawn = [
+            made.integers(max(n, 1), size=(RESAMPLED, n)) for n in (s.shape[-1] for s in sides)
+        ]
+        found = [
+            self._needed(*(own[:, rows] for own, rows in zip(sides, pair, strict=True)))
+            for pair in zip(*drawn, strict=True)
+        ]
         low, high = np.quantile(found, [0.025, 0.975], method="closest_observation")
-        return Estimate(self.needed, float(low), float(high), n)
+        return Estimate(self.needed, float(low), float(high), len(self.intact))
 
     def scores(self, kind: str) -> Array:
         """Share of the probes that still behave, shape (draws, counts)."""
         return np.asarray((self.left[kind] > 0).mean(-1))
+
+    def beside_scores(self, kind: str) -> Array:
+        """The same of the contrast; NaN without one."""
+        passed = self.beside[kind] > 0
+        if not passed.shape[-1]:
+            return np.full(passed.shape[:2], np.nan)
+        return np.asarray(passed.mean(-1))
+
+    def kept(self, kind: str) -> Array:
+        """The lower of both scores, shape (draws, counts)."""
+        return np.asarray(np.fmin(self.scores(kind), self.beside_scores(kind)))
 
     def mean_margins(self, kind: str) -> Array:
         """Mean margin left, shape (draws, counts), in the margin's unit."""
@@ -73,6 +101,7 @@ def redundancy(
     model: nn.Module,
     behavior: Behavior,
     *,
+    contrast: Behavior | None = None,
     counts: Sequence[int] = (1, 2, 4, 8, 16),
     layer: str | None = None,
     seed: int = 0,
@@ -88,6 +117,9 @@ def redundancy(
     judged on the other, both ways, so that none is judged by what it was fitted to.
 
     Args:
+        contrast: where one answer is right for all probes, the behaviour for which it is wrong. A
+            model that can no longer tell them apart gives one answer to both, and the score of
+            one of them alone then says that nothing was lost.
         counts: numbers of directions, rising; at most the width of the stream.
         layer: a module's name; None: all blocks of the longest stack at once, each by its own.
         draws: of random and of unrelated directions, one at least.
@@ -102,16 +134,17 @@ def redundancy(
     asked = tuple(counts)
     if not asked or min(asked) < 1 or list(asked) != sorted(set(asked)) or draws < 1:
         raise ConfigError(f"give rising counts from 1 and a draw at least, not {asked}, {draws}")
-    n, layers = len(behavior.probes), _layers(model, layer)
-    if n < 2:
-        raise BehaviorError(f"behaviour {behavior.name!r}: redundancy needs two probes or more")
-    halves = [list(range(first, n, 2)) for first in (0, 1)]
+    layers = _layers(model, layer)
+    sides = [_halves(one) for one in (behavior, contrast) if one is not None]
     noise = torch.Generator().manual_seed(seed)
     rounds = [(STEEP, 0), *((kind, d) for kind in (RANDOM, UNRELATED) for d in range(draws))]
-    left = {kind: np.zeros((draws if kind != STEEP else 1, len(asked), n)) for kind, _ in rounds}
+    sizes = [len(behavior.probes), 0 if contrast is None else len(contrast.probes)]
+    left, beside = (
+        {k: np.zeros((1 if k == STEEP else draws, len(asked), n)) for k, _ in rounds} for n in sizes
+    )
     done, total = 0, 2 * len(rounds) * len(asked)
-    for fitted, judged in (halves, halves[::-1]):
-        fit, judge = behavior.subset(fitted), behavior.subset(judged)
+    for half in (0, 1):
+        _, fit = sides[0][1 - half]
         for kind, draw in rounds:
             bases = _bases(model, fit, layers, kind, noise)
             width = min(len(basis) for basis in bases.values())
@@ -119,11 +152,22 @@ def redundancy(
                 raise ConfigError(f"{asked[-1]} directions of a stream that has {width}")
             for place, count in enumerate(asked):
                 with ablated(model, {name: b[:, :count] for name, b in bases.items()}):
-                    left[kind][draw, place, judged] = probing.look(judge, model).margins
+                    for store, side in zip((left, beside), sides, strict=False):
+                        judged, own = side[half]
+                        store[kind][draw, place, judged] = probing.look(own, model).margins
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    return Redundancy(asked, probing.look(behavior, model).margins, left, behavior.floor)
+    return Redundancy(asked, probing.look(behavior, model).margins, left, beside, behavior.floor)
+
+
+def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
+    """Every other probe, and the rest, with their places."""
+    n = len(behavior.probes)
+    if n < 2:
+        raise BehaviorError(f"behaviour {behavior.name!r}: redundancy needs two probes or more")
+    places = [list(range(first, n, 2)) for first in (0, 1)]
+    return [(own, behavior.subset(own)) for own in places]
 
 
 @contextmanager

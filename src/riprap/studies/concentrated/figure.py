@@ -96,5 +96,5 @@ def _kept(found: Sequence[Measured], model: str) -> Any:
 
 
 def _mean(found: Sequence[Measured], role: str, kind: str) -> list[float]:
-    own = [one.redundancy.scores(kind) for one in found if one.role == role]
+    own = [one.redundancy.kept(kind) for one in found if one.role == role]
     return list(np.concatenate(own).mean(0))

@@ -10,6 +10,7 @@ import numpy as np
 
 from riprap.detectors import Protocol
 from riprap.diagnosis.base import Estimate
+from riprap.diagnosis.redundancy import Redundancy
 from riprap.monitor.facts import versions
 from riprap.studies import markdown
 from riprap.studies.concentrated import judging
@@ -68,7 +69,10 @@ def page(found: Sequence[Measured], plan: Plan, protocol: Protocol, kind: str) -
         )
         parts += ["Where the margins are sensitive, as shares of the energy:\n"]
         parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
-        parts += ["Score kept (mean margin) by directions ablated in the middle layer:\n"]
+        parts += [
+            "Score kept / score of the behaviour for which the same answer is wrong (mean margin), "
+            "by directions ablated in the middle layer, mean over seeds and draws:\n"
+        ]
         parts.append(
             markdown.table([row for role in ROLES for row in _kept(own, role, plan)]) + "\n"
         )
@@ -84,8 +88,10 @@ def _legend(found: Sequence[Measured], plan: Plan) -> str:
         "effective ranks of the Jacobian of the margins over the number of probes (participation "
         "ratio of σ², exp of the entropy of σ). *λ₁ ÷ trace*: of the Gauss–Newton matrix, mean "
         f"over {plan.groups} groups of probes; *trace*: its median over groups, with Hutchinson's "
-        "standard error. *directions*: the least number of steep directions that bring the score "
-        f"under {found[0].floor:g}; {2 * max(plan.counts)} stands for more than "
+        "standard error. *directions*: the least number of steep directions that bring the score, "
+        "or that of the behaviour for which the same answer is wrong (refusal, over_refusal), "
+        f"under {found[0].floor:g}, *by its own score* without the latter (median over seeds); "
+        f"{2 * max(plan.counts)} stands for more than "
         f"{max(plan.counts)}. In brackets 95 % intervals: on the toy t over seeds (of "
         "directions, of their logarithm); on the real model over probes: jackknife (ranks), t "
         f"over groups (λ₁ ÷ trace), bootstrap (directions). Processor minutes: {times}.\n"
@@ -111,6 +117,9 @@ def _row(found: Sequence[Measured], role: str, plan: Plan) -> dict[str, str]:
         "λ₁ ÷ trace": _ranged(bend, 3),
         "trace": f"{trace:.3g} ± {error:.1g}",
         "directions": _ranged(directions, 1),
+        "by its own score": markdown.spread(
+            [min(m.redundancy.needed_alone, 2 * max(m.counts)) for m in own]
+        ),
     }
 
 
@@ -141,11 +150,13 @@ def _kept(found: Sequence[Measured], role: str, plan: Plan) -> list[dict[str, st
     own = [one.redundancy for one in found if one.role == role]
     rows = []
     for kind in own[0].left:
-        scores = np.concatenate([one.scores(kind) for one in own]).mean(0)
-        margins = np.concatenate([one.mean_margins(kind) for one in own]).mean(0)
-        cells = zip(plan.counts, scores, margins, strict=True)
+        scores, besides, margins = (
+            np.concatenate([of(one, kind) for one in own]).mean(0)
+            for of in (Redundancy.scores, Redundancy.beside_scores, Redundancy.mean_margins)
+        )
+        cells = zip(plan.counts, scores, besides, margins, strict=True)
         rows.append(
             {"role": role, "directions": kind}
-            | {str(c): f"{number(s, 2)} ({number(m, 1)})" for c, s, m in cells}
+            | {str(c): f"{number(s, 2)} / {number(b, 2)} ({number(m, 1)})" for c, s, b, m in cells}
         )
     return rows

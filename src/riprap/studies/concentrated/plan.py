@@ -14,6 +14,8 @@ class Plan(Seeded):
         world: fingerprint of the toy world with facts.
         toy, real: by role (refusal, over_refusal, skill, facts), the behaviour of the toy world
             and the pack of the real model.
+        beside: roles of one answer, and the role for which it is wrong: both must keep their
+            scores when directions are ablated.
         probes: of each behaviour, passed by the model; on the real model the last of their order,
             of which the first were looked at while the study was made.
         groups: disjoint groups of the probes, of each of which the curvature is taken.
@@ -25,6 +27,7 @@ class Plan(Seeded):
     world: str
     toy: dict[str, str]
     real: dict[str, str]
+    beside: dict[str, str]
     probes: int = Field(ge=4)
     groups: int = Field(ge=2)
     top: int = Field(ge=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class Measured:
         rank, entropy: effective ranks of the margins' Jacobian as shares of the probes.
         layers: share of the Jacobian's energy by layer; positions: by token, from the last one.
         eigenvalues, traces, trace_errors: of the Gauss–Newton matrix, one entry a group of probes.
-        intact, left: margins as they are, and with directions ablated: see `Redundancy`.
+        intact, left, beside: margins as they are, and with directions ablated: see `Redundancy`.
         seconds: processor time.
     """
 
@@ -56,6 +58,7 @@ class Measured:
     floor: float
     intact: list[float]
     left: dict[str, Any]
+    beside: dict[str, Any]
     seconds: float
 
     @classmethod
@@ -69,8 +72,11 @@ class Measured:
     @property
     def redundancy(self) -> Redundancy:
         """The margins of the ablations."""
-        left = {kind: np.array(values) for kind, values in self.left.items()}
-        return Redundancy(tuple(self.counts), np.array(self.intact), left, self.floor)
+        left, beside = (
+            {kind: np.array(values) for kind, values in side.items()}
+            for side in (self.left, self.beside)
+        )
+        return Redundancy(tuple(self.counts), np.array(self.intact), left, beside, self.floor)
 
     @property
     def bends(self) -> list[float]:
@@ -84,13 +90,16 @@ def simulate(model: str, seed: int, role: str, plan: Plan) -> Measured:
     Raises:
         ProtocolError: the plan was made for another world, or the model passes too few probes.
     """
-    file = RUNS / f"{model}-{seed}-{role}.json"
+    terms = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:8]
+    file = RUNS / f"{model}-{seed}-{role}-{terms}.json"
     if file.exists():
         return Measured.load(file)
     torch.set_num_threads(1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    net, behavior = (_toy if model == TOY else _real)(seed, role, plan)
-    found = measure(net, behavior, plan, (model, seed, role))
+    net, behavior_by = (_toy if model == TOY else _real)(seed, plan)
+    other = plan.beside.get(role)
+    contrast = None if other is None else behavior_by(other)
+    found = measure(net, behavior_by(role), contrast, plan, (model, seed, role))
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(found)))
     partial.rename(file)
@@ -98,7 +107,11 @@ def simulate(model: str, seed: int, role: str, plan: Plan) -> Measured:
 
 
 def measure(
-    net: nn.Module, behavior: Behavior, plan: Plan, where: tuple[str, int, str]
+    net: nn.Module,
+    behavior: Behavior,
+    contrast: Behavior | None,
+    plan: Plan,
+    where: tuple[str, int, str],
 ) -> Measured:
     """All measures of one behaviour."""
     began = time.process_time()
@@ -111,6 +124,7 @@ def measure(
     lean = redundancy(
         net,
         behavior,
+        contrast=contrast,
         counts=plan.counts,
         layer=probing.find_layer(net),
         draws=plan.draws,
@@ -130,26 +144,38 @@ def measure(
         lean.floor,
         lean.intact.tolist(),
         {kind: values.tolist() for kind, values in lean.left.items()},
+        {kind: values.tolist() for kind, values in lean.beside.items()},
         time.process_time() - began,
     )
 
 
-def _toy(seed: int, role: str, plan: Plan) -> tuple[nn.Module, Behavior]:
+def _toy(seed: int, plan: Plan) -> tuple[nn.Module, Callable[[str], Behavior]]:
+    """The toy world's model, and its behaviours by role."""
     world = FactsWorld()
     if world.fingerprint != plan.world:
         raise ProtocolError("the plan was made for another toy world: amend it")
     model = world.start(seed).eval()
-    behavior = next(b for b in world.behaviors() if b.name == plan.toy[role])
-    margins = probing.look(behavior, model).margins
-    return model, _enough(behavior, np.flatnonzero(margins > 0).tolist()[: plan.probes], plan)
+
+    def behavior_by(role: str) -> Behavior:
+        behavior = next(b for b in world.behaviors() if b.name == plan.toy[role])
+        passed = np.flatnonzero(probing.look(behavior, model).margins > 0).tolist()
+        return _enough(behavior, passed[: plan.probes], plan)
+
+    return model, behavior_by
 
 
-def _real(_seed: int, role: str, plan: Plan) -> tuple[nn.Module, Behavior]:
+def _real(_seed: int, plan: Plan) -> tuple[nn.Module, Callable[[str], Behavior]]:
+    """The model that was taught to refuse, and its behaviours by role."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: nn.Module = AutoModelForCausalLM.from_pretrained(REFUSING).eval()
-    behavior = behavior_of(plan.real[role], AutoTokenizer.from_pretrained(REFUSING))
-    return model, _enough(behavior, passing(behavior, model)[-plan.probes :], plan)
+    tokenizer = AutoTokenizer.from_pretrained(REFUSING)
+
+    def behavior_by(role: str) -> Behavior:
+        behavior = behavior_of(plan.real[role], tokenizer)
+        return _enough(behavior, passing(behavior, model)[-plan.probes :], plan)
+
+    return model, behavior_by
 
 
 def _enough(behavior: Behavior, passed: list[int], plan: Plan) -> Behavior:
