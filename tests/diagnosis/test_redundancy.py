@@ -99,21 +99,40 @@ def test_a_frozen_model_has_directions_too_and_nothing_is_left_behind() -> None:
     assert not any(len(m._forward_hooks) for m in model.modules())
 
 
+class OneWay(nn.Module):
+    """Says 0 by itself, and 1 where one direction asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(4, 6)
+        self.blocks = nn.ModuleList([nn.Identity()])
+        with torch.no_grad():
+            self.embed.weight.zero_()
+            self.embed.weight[:, 2] = torch.tensor([-1.0, 3.0, -1.0, 3.0])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        asked = self.blocks[0](self.embed(ids))[..., 2]
+        return torch.stack([1 - 0 * asked, asked], -1)
+
+
+def test_a_model_that_gives_one_answer_to_all_has_lost_both_behaviours() -> None:
+    even = Behavior.next_token("even", [[0], [2], [0], [2]], [0] * 4)
+    odd = Behavior.next_token("odd", [[1], [3], [1], [3], [1]], [1] * 5)
+    alone = redundancy(OneWay(), even, counts=(1, 2), draws=1)
+    assert alone.needed == float("inf")
+    assert np.isnan(alone.beside_scores(STEEP)).all()
+    np.testing.assert_array_equal(alone.kept(STEEP), alone.scores(STEEP))
+    both = redundancy(OneWay(), even, contrast=odd, counts=(1, 2), draws=1)
+    assert (both.needed, both.needed_alone) == (1, float("inf"))
+    assert both.needed_over_probes().high == 1
+    assert both.beside[STEEP].shape == (1, 2, 5)
+    assert (both.kept(STEEP) == 0).all()
+
+
 def known(passed: list[list[bool]]) -> Redundancy:
     left = np.where(np.array(passed), 1.0, -1.0)[None]
-    return Redundancy((1, 2, 4), np.ones(left.shape[-1]), {STEEP: left}, 0.9)
-
-
-def test_the_number_needed_and_its_interval() -> None:
-    sure = known([[True] * 20, [True] * 20, [False] * 20])
-    assert sure.needed == 4
-    found = sure.needed_over_probes()
-    assert (found.mean, found.low, found.high) == (4, 4, 4)
-    never = known([[True] * 20] * 3)
-    assert never.needed == float("inf") == never.needed_over_probes().high
-    near = known([[True] * 17 + [False] * 3, [True] * 16 + [False] * 4, [False] * 20])
-    assert near.needed == 1
-    assert near.needed_over_probes().high > 1
+    beside = {STEEP: np.zeros((1, 3, 0))}
+    return Redundancy((1, 2, 4), np.ones(left.shape[-1]), {STEEP: left}, beside, 0.9)
 
 
 def test_what_cannot_be_measured_is_said() -> None:

@@ -236,9 +236,11 @@ def _bases(
 
 def _difference(logits: Tensor, noise: torch.Generator) -> Tensor:
     """Sum over answered tokens of the difference of two random logits."""
-    one, two = torch.randint(logits.shape[-1], (2, len(logits)), generator=noise).to(logits.device)
+    size, count = logits.shape[-1], len(logits)
+    one = torch.randint(size, (count,), generator=noise)
+    two = (one + torch.randint(1, size, (count,), generator=noise)) % size  # another one
     rows = torch.arange(len(logits), device=logits.device)
-    return (logits[rows, one] - logits[rows, two]).sum()
+    return (logits[rows, one.to(rows)] - logits[rows, two.to(rows)]).sum()
 
 
 @contextmanager
