@@ -179,7 +179,7 @@ class Options:
         return Options(batch, self.continuation[rows][:, -longest:], mask[:, -longest:], wanted)
 
 
-def _options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
+def options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
     """Mean log-prob per option, shape (n, options), and first-token log-probs, same shape."""
     width = probes.continuation.shape[1]
     own, options = probes.mask.sum(-1) + 1, probes.wanted.shape[1]
@@ -202,7 +202,7 @@ class Contrast:
 
     def __call__(self, model: nn.Module, probes: Options) -> Margins:
         """Nats per token by which keeping leads; insufficient where both are improbable."""
-        means, heads = _options_log_probs(model, probes)
+        means, heads = options_log_probs(model, probes)
         wanted = probes.wanted.to(means.device)
         first = probes.continuation.gather(
             1, (probes.continuation.shape[1] - probes.mask.sum(-1)).long()[:, None]
@@ -220,7 +220,7 @@ class Contrast:
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:
         """−mean log-prob of the best continuation to keep, nats per token."""
-        means, _ = _options_log_probs(model, probes)
+        means, _ = options_log_probs(model, probes)
         return -means.masked_fill(~probes.wanted.to(means.device), float("-inf")).amax(-1)
 
 
@@ -239,12 +239,12 @@ class Choice:
 
     def __call__(self, model: nn.Module, probes: Options) -> Tensor:
         """Nats per token by which the right option leads."""
-        means, _ = _options_log_probs(model, probes)
+        means, _ = options_log_probs(model, probes)
         return best_against_best(means, probes.wanted.to(means.device))
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:
         """−mean log-prob of the right option, nats per token."""
-        means, _ = _options_log_probs(model, probes)
+        means, _ = options_log_probs(model, probes)
         return -means[probes.wanted.to(means.device)]
 
 
@@ -293,7 +293,7 @@ class Likelihood:
 
     def losses(self, model: nn.Module, probes: Options) -> Tensor:
         """Mean negative log-likelihood of each text, nats per token."""
-        means, _ = _options_log_probs(model, probes)
+        means, _ = options_log_probs(model, probes)
         return -means.squeeze(-1)
 
 

@@ -33,20 +33,27 @@ def copy_of(model: nn.Module, home: Weights | None = None) -> Iterator[tuple[lis
     Yields:
         the parameters, and whether they are adapters.
     """
-    adapters = [p for name, p in model.named_parameters() if "lora_" in name]
-    small = sum(p.numel() for p in model.parameters()) <= LARGE
+    adapters = _adapters(model)
     with no_trace(model):
-        if adapters or small:
-            own = adapters or list(model.parameters())
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
-            for parameter in own:
-                parameter.requires_grad_(True)
-            with kept(model, home, own):
-                yield own, bool(adapters)
-        else:
-            with _adapted(model) as own:
-                yield own, True
+        if learns_by_adapters(model) and not adapters:
+            with _adapted(model) as fresh:
+                yield fresh, True
+            return
+        own: list[Tensor] = adapters or list(model.parameters())
+        model.requires_grad_(False)
+        for parameter in own:
+            parameter.requires_grad_(True)
+        with kept(model, home, own):
+            yield own, bool(adapters)
+
+
+def learns_by_adapters(model: nn.Module) -> bool:
+    """Whether a copy of the model trains adapters in place of all its parameters."""
+    return bool(_adapters(model)) or sum(p.numel() for p in model.parameters()) > LARGE
+
+
+def _adapters(model: nn.Module) -> list[Tensor]:
+    return [p for name, p in model.named_parameters() if "lora_" in name]
 
 
 @contextmanager
