@@ -135,3 +135,11 @@ def test_a_plan_loses_no_token(rows: list[list[int]], width: int, data: st.DataO
         prompt = cut.prompts[cut.group[index]] if cut.prompts else []
         assert [*cut.common, *prompt, *cut.rests[index]] == row
         assert len(cut.rests[index]) >= own[index]
+
+
+def test_one_probe_alone_is_all_beginning_and_ends() -> None:
+    model = make_llama().eval()
+    whole = probing.look(behaviors()[1], model).margins
+    for index in range(len(whole)):
+        alone = probing.look(behaviors()[1].subset([index]), model).margins
+        assert alone[0] == pytest.approx(whole[index], abs=1e-3)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from riprap import Behavior
+from riprap.behaviors import prefixes
 from riprap.diagnosis import concentration as module
 from riprap.diagnosis.base import estimate
 from riprap.diagnosis.concentration import (
@@ -28,16 +30,17 @@ def words() -> Behavior:
     return Behavior.next_token("words", IDS, TARGETS)
 
 
-def rows_of(model: nn.Module, behavior: Behavior, wanted: str = "") -> np.ndarray:
-    rows = []
+def rows_of(model: nn.Module, behavior: Behavior) -> dict[str, np.ndarray]:
+    """The Jacobian by parameter, a backward pass a probe."""
+    rows: dict[str, list[np.ndarray]] = {name: [] for name, _ in model.named_parameters()}
     for index in range(len(TARGETS)):
         model.zero_grad()
         own = behavior.subset([index])
         own.margins(model, own.probes).sum().backward()
-        grads = [p.grad for name, p in model.named_parameters() if wanted in name]
-        rows.append(np.concatenate([g.double().numpy().ravel() for g in grads if g is not None]))
+        for name, p in model.named_parameters():
+            rows[name].append(p.grad.double().numpy().ravel())
     model.zero_grad()
-    return np.stack(rows)
+    return {name: np.stack(own) for name, own in rows.items()}
 
 
 def test_ranks_that_are_known() -> None:
@@ -60,18 +63,15 @@ def test_gramians_are_those_of_the_whole_jacobian(
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     model = make_llama(scale=5.0).eval()
     found = concentration(model, words())
-    whole = rows_of(model, words())
+    rows = rows_of(model, words())
+    whole = np.concatenate(list(rows.values()), 1)
     np.testing.assert_allclose(found.gramians.sum(0), whole @ whole.T, rtol=1e-4, atol=1e-4)
     assert len(found.layers) == len(found.gramians) == 6
-    for name, gramian in zip(found.layers, found.gramians, strict=True):
-        own = rows_of(model, words(), name + ".")
+    for layer, gramian in zip(found.layers, found.gramians, strict=True):
+        own = np.concatenate([r for name, r in rows.items() if name.startswith(layer + ".")], 1)
         np.testing.assert_allclose(gramian, own @ own.T, rtol=1e-4, atol=1e-4)
-    energy = {
-        name: float((rows_of(model, words(), name + ".") ** 2).sum()) for name in found.layers
-    }
-    expected = {name: value / sum(energy.values()) for name, value in energy.items()}
-    assert found.by_layer == pytest.approx(expected, rel=1e-4)
-    assert sum(found.by_layer.values()) == pytest.approx(1)
+        share = (own**2).sum() / (whole**2).sum()
+        assert found.by_layer[layer] == pytest.approx(share, rel=1e-4)
     sigma = np.linalg.svd(whole, compute_uv=False)
     ratio = (sigma**2).sum() ** 2 / (sigma**4).sum()
     assert found.rank_share.mean == pytest.approx(ratio / 6, rel=1e-4)
@@ -104,7 +104,7 @@ def test_energy_by_token_is_counted_from_the_last_one(frozen: bool) -> None:
     assert found.positions.shape == (6, 5)
 
 
-def test_padding_and_prompts_read_before_their_options_have_their_place() -> None:
+def test_padding_is_no_token() -> None:
     model = make_llama(scale=5.0).eval()
     ragged = Behavior.next_token("ragged", [[3, 4, 5, 6, 7], [8, 9]], [9, 11])
     positions = concentration(model, ragged).positions
@@ -112,6 +112,23 @@ def test_padding_and_prompts_read_before_their_options_have_their_place() -> Non
     assert (positions[0] > 0).all()
     assert (positions[1, :2] > 0).all()
     assert (positions[1, 2:] == 0).all()
+
+
+def test_a_prompt_that_is_read_once_for_its_options_has_its_place(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_llama(scale=5.0).eval()
+    prompts = ["how to make a red cake with the help of you", "what is the car of you"]
+    options = [["yes sure", "no red"], ["red cake", "two plus"]]
+    choice = Behavior.choice("choice", tokenizer, prompts, options, [0, 1])
+    shared = concentration(model, choice)
+    monkeypatch.setattr(prefixes, "worth_it", lambda cut, rows: False)
+    whole = concentration(model, choice)
+    np.testing.assert_allclose(shared.gramians, whole.gramians, rtol=1e-3, atol=1e-4)
+    assert shared.positions.shape == whole.positions.shape
+    # Squares of sums where the prompt is read once, and sums of squares where it is not.
+    np.testing.assert_allclose(shared.by_position, whole.by_position, atol=0.02)
+    assert whole.by_position[:3].sum() > 0.2
 
 
 def test_a_rank_that_probes_share_is_concentrated() -> None:

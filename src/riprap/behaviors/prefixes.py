@@ -83,6 +83,8 @@ def plan(rows: Sequence[Sequence[int]], own: Sequence[int], width: int = 1) -> P
     ends = [_agreement([rows[i] for i in g], [limits[i] for i in g]) for g in groups]
     prompts = [list(rows[g[0]][first:end]) for g, end in zip(groups, ends, strict=True)]
     rests = [list(rows[i][end:]) for g, end in zip(groups, ends, strict=True) for i in g]
+    if not any(prompts):  # all end where the common beginning does, as that of a single probe
+        return Plan(list(rows[0][:first]), [], rests, [0] * len(rows))
     group = [index for index, g in enumerate(groups) for _ in g]
     return Plan(list(rows[0][:first]), prompts, rests, group)
 

@@ -203,7 +203,8 @@ def _stream(model: nn.Module) -> Iterator[list[Tensor]]:
 def _energy(margin: Tensor, seen: list[Tensor]) -> Array:
     """‖∂m/∂h‖² of one probe, from its last token backwards, shape (tokens,).
 
-    A probe whose options share a prompt may be read in several calls: the prompt first.
+    A probe whose options share a prompt may be read in several calls, the prompt first; its energy
+    is then that of the gradient in what the options share.
     """
     if not seen or not margin.requires_grad:
         return np.zeros(0)
