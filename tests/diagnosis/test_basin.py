@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import Behavior
+from riprap.behaviors import Margins
 from riprap.diagnosis.basin import basin
 from riprap.diagnosis.basin_ground import BLOCK, blocks, ground, moved
 from riprap.evidence import BehaviorError, ConfigError, RiprapError
@@ -81,6 +82,7 @@ def test_a_bowl_has_the_scores_visage_and_width_that_can_be_worked_out() -> None
     assert both.widths == pytest.approx(np.full((3, 2), 0.11))
     assert both.width.low == pytest.approx(both.width.high) == pytest.approx(0.11)
     assert both.beyond == 0
+    assert found.width.mean == pytest.approx(0.11)
     assert wide.visage.mean == 1 == wide.beyond
     assert wide.width.mean == 0.5 == -wide.alphas[0]
     assert both.curve[10].mean == 1 == both.start
@@ -220,6 +222,14 @@ def test_margins_that_are_not_finite_count_as_broken_and_are_told() -> None:
     found = basin(Bowl(), [Behavior("b", torch.ones(3), overflowing)], 2, points=11)["b"]
     assert found.scores[0].tolist() == pytest.approx([1 / 3] * 3 + [1] * 5 + [1 / 3] * 3)
     assert found.doubtful == 2 * 6
+
+
+def test_points_at_which_margins_do_not_measure_are_told() -> None:
+    def gated(model: nn.Module, probes: Tensor) -> Margins:
+        return Margins(probes, "no format" if model() > 0.25 else "")
+
+    found = basin(Bowl(), [Behavior("b", torch.ones(3), gated)], 1, points=11)["b"]
+    assert found.doubtful == 6
 
 
 def test_answers_are_judged_at_each_point_and_their_ranks_compared() -> None:

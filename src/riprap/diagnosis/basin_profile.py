@@ -132,6 +132,15 @@ class Basin:
     def __getitem__(self, name: str) -> Profile:
         return self.behaviors[name]
 
+    @property
+    def width(self) -> Estimate:
+        """The half width of the ground on which all behaviours stand.
+
+        A refusal alone also stands where everything is refused, an over-refusal where nothing is.
+        """
+        nearest = np.min([own.widths for own in self.behaviors.values()], axis=0)
+        return estimate(nearest.mean(1))
+
 
 def grid(points: int, radius: float) -> Array:
     """α at `points` equal steps from −radius to radius, exactly 0 in the middle.

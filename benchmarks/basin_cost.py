@@ -1,0 +1,228 @@
+"""What the basin of SmolLM2, taught to refuse, costs: seconds, memory; margins beside answers.
+
+    python benchmarks/basin_cost.py memory
+    python benchmarks/basin_cost.py seconds [--probes 16 --tokens 20]
+    python benchmarks/basin_cost.py sweep --directions 10 [--generated 2]
+
+`memory`: the process's resident memory once the model is loaded and has been looked at, against
+its peak in a sweep. `seconds`: the parts of a point, medians. `sweep`: the basin by margins, and
+along the first few directions by generated answers too; rows are kept in `--out` and go on there,
+figures go to `--figures`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress as Bar
+from scipy import stats
+from torch import nn
+
+from riprap import probing
+from riprap.behaviors import Behavior, packs
+from riprap.behaviors.openers import is_refusal
+from riprap.diagnosis.base import Estimate
+from riprap.diagnosis.basin import basin
+from riprap.diagnosis.basin_ground import checksum, ground
+from riprap.diagnosis.basin_points import Judge, Lookout
+from riprap.diagnosis.basin_profile import Basin
+from riprap.integrations.smollm2 import REFUSING
+from riprap.launch.build import keep_passing, load_model
+from riprap.report.basin import basin_figure
+from riprap.report.charts import save
+
+SEED = 0  # of the directions
+FULL = (100, 21)
+
+
+def loaded(probes: int) -> tuple[nn.Module, Any, list[Behavior]]:
+    """The model, its tokenizer, and the probes that it passes."""
+    model, tokenizer = load_model(str(REFUSING))
+    names = ("refusal", "over_refusal")
+    every = [packs.load(name, tokenizer, probes, openers=["Sorry"]) for name in names]
+    return model, tokenizer, [keep_passing(behavior, model) for behavior in every]
+
+
+def judge(behavior: Behavior, tokenizer: Any, tokens: int) -> Judge:
+    """The share of prompts that the model's own words refuse; of over-refusal, do not refuse."""
+    prompts, wanted = behavior.probes.rows(), behavior.name == "refusal"
+
+    def share(model: nn.Module) -> float:
+        answers = probing.generate(model, tokenizer, prompts, tokens)
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return float(np.mean([is_refusal(text) == wanted for text in texts]))
+
+    return share
+
+
+def resident() -> dict[str, float]:
+    """Linux's account of this process's resident memory, in MB: now, at its peak, by kind."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    entries = dict(line.split(":", 1) for line in lines)
+    wanted = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
+    return {name: round(int(entries[name].split()[0]) * 1024 / 1e6, 1) for name in wanted}
+
+
+def peak(act: Callable[[], Any]) -> tuple[float, float]:
+    """By how much resident memory rose while something was done: at its peak, and for good, MB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = resident()["VmRSS"]
+    act()
+    after = resident()
+    return after["VmHWM"] - before, after["VmRSS"] - before
+
+
+def memory(probes: int) -> None:
+    model, _, behaviors = loaded(probes)
+    size = sum(part.numel() * part.element_size() for part in model.parameters()) / 1e6
+    lookout = Lookout(model, behaviors)
+    lookout.look()
+    print(f"model {size:.0f} MB; the process, model in use: {resident()}\n")
+    print("| | peak over that, MB | lasting, MB | × model, peak |\n|---|---|---|---|")
+    for label, act in (
+        ("a look at the probes", lookout.look),
+        ("a sweep, 1 direction × 3 points", lambda: basin(model, behaviors, 1, points=3)),
+        ("the same again", lambda: basin(model, behaviors, 1, points=3)),
+    ):
+        most, lasting = peak(act)
+        print(f"| {label} | {most:.1f} | {lasting:.1f} | {1 + most / size:.3f} |")
+    print(f"\nafterwards: {resident()}")
+
+
+def seconds(probes: int, tokens: int, rounds: int = 5) -> None:
+    """Processor seconds of one thread: others use this machine too."""
+    model, tokenizer, behaviors = loaded(probes)
+    lookout = Lookout(model, behaviors)
+    lookout.look()
+    judges = [judge(behavior, tokenizer, tokens) for behavior in behaviors]
+    found: dict[str, list[float]] = {}
+
+    def timed(name: str, act: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        out = act()
+        found.setdefault(name, []).append(time.process_time() - start)
+        return out
+
+    with ground(model, SEED) as place:
+        for number in range(rounds):
+            ray = timed("draw and scale a direction", lambda n=number: place.ray(n))
+            timed("put the model at a point", lambda r=ray: place.put((r, 0.1)))
+            timed("margins at a point", lookout.look)
+            timed("answers at a point", lambda: [share(model) for share in judges])
+        timed("put it back", place.put)
+    timed("checksum", lambda: checksum(model))
+    mid = {name: statistics.median(values) for name, values in found.items()}
+    print("| part | seconds |\n|---|---|")
+    print("\n".join(f"| {name} | {value:.2f} |" for name, value in mid.items()))
+    directions, points = FULL
+    ray, put = mid["draw and scale a direction"], mid["put the model at a point"]
+    margins = directions * (ray + (points - 1) * (put + mid["margins at a point"]))
+    answers = ray + (points - 1) * (put + mid["answers at a point"])
+    sizes = " + ".join(f"{len(b.probes)} {b.name}" for b in behaviors)
+    print(f"\n{sizes}: {directions} directions × {points} points by margins {margins:.0f} s, ")
+    print(f"1 direction × {points} points by {tokens} tokens of generated answers {answers:.0f} s")
+
+
+def sweep(asked: argparse.Namespace) -> None:
+    """Both lanes, their tables and figures."""
+    probes, tokens, directions = asked.probes, asked.tokens, asked.directions
+    generated, out, figures = asked.generated, asked.out, asked.figures
+    model, tokenizer, behaviors = loaded(probes)
+    with Bar() as bar:
+        task = bar.add_task("margins")
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        fast = basin(model, behaviors, directions, resume=out / "margins.jsonl", progress=show)
+        judges = {behavior.name: judge(behavior, tokenizer, tokens) for behavior in behaviors}
+        slow = basin(
+            model,
+            behaviors,
+            generated,
+            generated=judges,
+            resume=out / "answers.jsonl",
+            progress=show,
+        )
+    print(table(fast))
+    print(f"\nFirst {generated} directions, margins beside answers of {tokens} tokens:\n")
+    print(correlations(slow))
+    save(basin_figure(fast, "SmolLM2 taught to refuse, by margins"), figures / "smollm2.png")
+    save(
+        basin_figure(slow, "The first directions, answers dashed"), figures / "smollm2_answers.png"
+    )
+
+
+def _text(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    interval = f" ({found.low:.3f} to {found.high:.3f})" if found.n > 1 else ""
+    return f"{found.mean:.3f}{interval}"
+
+
+def table(found: Basin) -> str:
+    """One row a behaviour."""
+    each, points = next(iter(found.behaviors.values())).scores.shape
+    lines = [
+        f"{each} directions × {points} points:\n",
+        "| behaviour | score at 0 | VISAGE | mean score | half width | still above at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in found.behaviors.items():
+        cells = [f"{own.start:.3f}", *map(_text, (own.visage, own.mean_score, own.width))]
+        lines.append(f"| {name} | {' | '.join(cells)} | {own.beyond:.0%} |")
+    lines.append(f"| all together | | | | {_text(found.width)} | |")
+    return "\n".join(lines)
+
+
+def correlations(found: Basin) -> str:
+    """Spearman over all points together, and by direction."""
+    lines = [
+        "| behaviour | points | all together | by direction | VISAGE, margins | VISAGE, answers | "
+        "largest difference of a point |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, own in found.behaviors.items():
+        assert own.judged is not None
+        rank = stats.spearmanr(own.scores.ravel(), own.judged.ravel()).statistic
+        answers = own.judged.sum(1) / np.maximum((own.judged > 0).sum(1), 1)
+        cells = [
+            f"{own.scores.size}",
+            f"{rank:.3f}",
+            _text(own.agreement),
+            f"{own.visage.mean:.3f}",
+            f"{answers.mean():.3f}",
+            f"{np.abs(own.scores - own.judged).max():.2f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["memory", "seconds", "sweep"])
+    parser.add_argument("--probes", type=int, default=16, help="of each pack")
+    parser.add_argument("--tokens", type=int, default=20, help="of a generated answer")
+    parser.add_argument("--directions", type=int, default=10)
+    parser.add_argument("--generated", type=int, default=2, help="directions with answers too")
+    parser.add_argument("--out", type=Path, default=Path("runs/basin"))
+    parser.add_argument("--figures", type=Path, default=Path("results/basin"))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.what == "memory":
+        memory(asked.probes)
+    elif asked.what == "seconds":
+        seconds(asked.probes, asked.tokens)
+    else:
+        sweep(asked)
+
+
+if __name__ == "__main__":
+    main()
