@@ -35,7 +35,7 @@ def divergence_figure(found: Divergence, title: str = "Divergence from the refer
 
     Bands and whiskers are 95 % intervals over prompts.
     """
-    origin = f"teacher-forced on {len(found.responses)} responses: {found.origin}"
+    origin = f"teacher-forced on {len(found.responses)} responses ({found.origin})"
     names = short_names([layer.layer for layer in found.layers])
     rows = {
         kind: [
@@ -54,7 +54,7 @@ def short_names(layers: list[str]) -> list[str]:
     """A block by its number, any other layer by the last part of its name; each once."""
     found: list[str] = []
     for layer in layers:
-        short = layer.rpartition(".")[2]
+        short = layer.rpartition(".")[2].removesuffix("_tokens")
         found.append(layer if short in found else short)
     return found
 
@@ -78,7 +78,7 @@ def _tokens(found: Divergence) -> Any:
     colour = alt.Color(
         "way:N",
         scale=alt.Scale(domain=list(WAYS), range=list(WAYS.values())),
-        legend=alt.Legend(title=None, orient="top-right", symbolOpacity=1),
+        legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
     )
     base = alt.Chart(data(rows))
     tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]

@@ -1,0 +1,249 @@
+"""Where teaching SmolLM2 to refuse moved it: the diagnosis' evidence on a real model.
+
+    python benchmarks/evidence_smollm2.py
+
+The model that was taught to refuse against the instruct model it was made from. Writes
+results/evidence: README.md, evidence.json and divergence.png. One thread, some four minutes;
+one model in memory, the weights of either read from its folder. `riprap study smollm2 --prepare`
+makes the refusing model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from riprap.behaviors import packs
+from riprap.behaviors.openers import is_refusal
+from riprap.diagnosis.base import Estimate
+from riprap.diagnosis.decode import Decodability, decode
+from riprap.diagnosis.divergence import Divergence, divergence
+from riprap.diagnosis.force import Forced, force
+from riprap.diagnosis.path import Path as Way
+from riprap.diagnosis.path import path
+from riprap.diagnosis.responses import responses_of
+from riprap.diagnosis.weights import Folder
+from riprap.integrations.smollm2 import BASE, REFUSING
+from riprap.report import save
+from riprap.report.divergence import divergence_figure
+from riprap.studies.markdown import commit, number, table
+from riprap.studies.smollm2.rows import OPENER
+
+PROBES, TOKENS, POINTS = 24, 12, 11
+PARTS = ("divergence", "own_answers", "path", "decode", "force")
+OUT = Path(__file__).parents[1] / "results" / "evidence"
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def evidence(report: Any) -> dict[str, Any]:
+    """All four, of the refusing model as it is with the instruct model as reference."""
+    tokenizer = AutoTokenizer.from_pretrained(REFUSING)
+    model = AutoModelForCausalLM.from_pretrained(REFUSING, dtype=torch.float32).eval()
+    home, base = Folder(REFUSING, TIED), Folder(BASE, TIED)
+    refusal, over = (
+        packs.load(name, tokenizer, PROBES, openers=[OPENER])
+        for name in ("refusal", "over_refusal")
+    )
+    answers = responses_of(model, refusal, TOKENS)
+    said = texts(tokenizer, answers)
+    refused = [index for index, text in enumerate(said) if is_refusal(text)]
+    asked, refusals = refusal.subset(refused), [answers[index] for index in refused]
+    found: dict[str, Any] = {"refused": len(refused), "answers": said}
+    report("divergence")
+    where = {"home": home, "progress": report.progress}
+    found["divergence"] = divergence(model, base, asked, responses=refusals, **where)
+    report("divergence on the instruct model's answers")
+    found["own_answers"] = divergence(model, base, asked, tokens=TOKENS, layers=(), **where)
+    report("path")
+    found["path"] = path(model, base, [refusal, over], points=POINTS, **where)
+    report("decode")
+    found["decode"] = decode(model, refusal, contrast=over, reference=base, **where)
+    report("force")
+    found["force"] = force(model, asked, refusals, reference=base, home=home)
+    return found
+
+
+def texts(tokenizer: Any, rows: list[list[int]]) -> list[str]:
+    """What the model says."""
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+
+def sections(found: dict[str, Any]) -> list[str]:
+    """The page's parts, one a diagnosis."""
+    apart: Divergence = found["divergence"]
+    return [
+        "## Divergence\n",
+        "![KL by token and movement by layer](divergence.png)\n",
+        by_token(apart, found["own_answers"]),
+        "\nBy layer, from the refusing model back to the instruct model, one layer at a time:\n",
+        by_layer(apart),
+        "\n## Path\n",
+        along(found["path"]),
+        "\n## Force\n",
+        forced(found["force"]),
+        "\n## Decode\n",
+        decoded(found["decode"]),
+    ]
+
+
+def by_token(refusals: Divergence, answers: Divergence) -> str:
+    """KL both ways on either kind of responses."""
+    rows = []
+    for at in range(TOKENS):
+        row: dict[str, object] = {"token": at + 1}
+        for name, one in (("refusals", refusals), ("instruct model's answers", answers)):
+            for way, values in (
+                ("base ‖ refusing", one.forward_at),
+                ("refusing ‖ base", one.backward_at),
+            ):
+                row[f"{name}: {way}"] = interval(values[at]) if at < len(values) else "–"
+        rows.append(row)
+    return table(rows)
+
+
+def by_layer(apart: Divergence) -> str:
+    """One row a layer."""
+    return table(
+        [
+            {
+                "layer": layer.layer.removeprefix("model."),
+                "parameters": f"{layer.parameters / 1e6:.2f} M",
+                "‖θ−θ₀‖/‖θ₀‖": number(layer.relative, 5),
+                "share of ‖θ−θ₀‖²": number(layer.share, 3),
+                **{f"top {r}": number(layer.low_rank.get(r), 3) for r in (1, 4, 16)},
+                "‖a−a₀‖/‖a₀‖": interval(layer.activation),
+                "brought back": number(layer.back, 3),
+            }
+            for layer in apart.layers
+        ]
+    )
+
+
+def along(way: Way) -> str:
+    """Scores and margins by share of the way, and the barriers."""
+    some = next(iter(way.behaviors.values()))
+    rows = []
+    for at, share in enumerate(some.shares):
+        row: dict[str, object] = {"share of the way": number(share, 1)}
+        for name, one in way.behaviors.items():
+            row |= {f"{name}: score": number(one.scores[at], 2)}
+            row |= {f"{name}: mean margin": number(one.margins[at], 2)}
+        rows.append(row)
+    barriers = [
+        f"{name}: barrier {one.barrier:.2f} in score, {one.margin_barrier:.2f} in margin; under "
+        f"the lower end by {one.dip:.2f} and {one.margin_dip:.2f}"
+        for name, one in way.behaviors.items()
+    ]
+    return table(rows) + "\n\n" + "; ".join(barriers) + "."
+
+
+def forced(found: Forced) -> str:
+    """Both models, by how many tokens are given."""
+    assert found.reference is not None
+    return table(
+        [
+            {
+                "given": here.count,
+                "responses": here.n,
+                **{
+                    f"{name}: {what}": interval(value, 2)
+                    for name, one in (("refusing", here), ("base", there))
+                    for what, value in (
+                        ("next", one.next),
+                        ("whole", one.whole),
+                        ("nats a token", one.log_prob),
+                    )
+                },
+            }
+            for here, there in zip(found.now, found.reference, strict=True)
+        ]
+    )
+
+
+def decoded(found: Decodability) -> str:
+    """Accuracies by layer, and what was retained."""
+    rows = [
+        {
+            "layer": probe.layer.removeprefix("model."),
+            "refusing": number(probe.now, 2),
+            "base": number(probe.reference, 2),
+            "shuffled, mean": number(probe.reference_control, 2),
+            "shuffled, 95 %": number(probe.reference_control_high, 2),
+        }
+        for probe in found.layers
+    ]
+    said = f"{found.state}. {found.detail}"
+    if found.retained is not None:
+        said += f"Retained at {found.best}: {interval(found.retained, 2)}; "
+        said += f"the base had to beat {found.ceiling:.2f}."
+    return f"{said}\n\n{table(rows)}"
+
+
+def interval(one: Estimate | None, digits: int = 3) -> str:
+    """`mean [low, high]`."""
+    if one is None:
+        return "–"
+    return f"{number(one.mean, digits)} [{number(one.low, digits)}, {number(one.high, digits)}]"
+
+
+def plain(value: Any) -> Any:
+    """What JSON does not know of itself."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+class Report:
+    """Bars, and the seconds that each part took."""
+
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.task, self.seconds = bars, None, {}
+        self.name, self.began = "", time.process_time()
+
+    def __call__(self, name: str) -> None:
+        """A new part begins."""
+        if self.name:
+            self.seconds[self.name] = round(time.process_time() - self.began, 1)
+        self.name, self.began = name, time.process_time()
+        self.task = self.bars.add_task(name, total=None) if name else None
+
+    def progress(self, done: int, total: int) -> None:
+        """How far it is."""
+        self.bars.update(self.task, completed=done, total=total)
+
+
+def main() -> None:
+    """Measure, draw and write."""
+    torch.set_num_threads(1)
+    with Progress() as bars:
+        report = Report(bars)
+        found = evidence(report)
+        report("")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    OUT.mkdir(parents=True, exist_ok=True)
+    title = "SmolLM2 taught to refuse, from the instruct model it was made of"
+    save(divergence_figure(found["divergence"], title), OUT / "divergence.png")
+    seconds = ", ".join(f"{name} {value}" for name, value in report.seconds.items())
+    head = [
+        "# Evidence: SmolLM2 taught to refuse, and the model it was made from\n",
+        f"`python benchmarks/evidence_smollm2.py`, commit {commit()}. {PROBES} probes a pack, "
+        f"responses of {TOKENS} tokens at the most; intervals are 95 % over probes. Processor "
+        f"seconds: {seconds}; peak memory {peak:.2f} GiB, pages of the two 0.50 GiB "
+        "files of weights among it. What it says: [FINDINGS.md](FINDINGS.md).\n",
+        f"The refusing model refuses {found['refused']} of the {PROBES} requests; divergence and "
+        f"force are read on those, as “{found['answers'][0].strip()}” for the first.\n",
+    ]
+    (OUT / "README.md").write_text("\n".join([*head, *sections(found)]) + "\n", encoding="utf-8")
+    rows = {name: asdict(one) for name, one in found.items() if name in PARTS}
+    rows |= {"answers": found["answers"], "seconds": report.seconds, "peak_gib": round(peak, 3)}
+    (OUT / "evidence.json").write_text(json.dumps(rows, default=plain, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
