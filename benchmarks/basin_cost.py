@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,8 @@ def sweep(asked: argparse.Namespace) -> None:
     print(f"\nFirst {generated} directions, margins beside answers of {tokens} tokens:\n")
     print(correlations(slow))
     save(basin_figure(fast, "SmolLM2 taught to refuse, by margins"), figures / "smollm2.png")
-    save(
-        basin_figure(slow, "The first directions, answers dashed"), figures / "smollm2_answers.png"
-    )
+    both = basin_figure(slow, "SmolLM2 taught to refuse; dashed: by generated answers")
+    save(both, figures / "smollm2_answers.png")
 
 
 def _text(found: Estimate | None) -> str:
@@ -183,23 +183,25 @@ def table(found: Basin) -> str:
 
 
 def correlations(found: Basin) -> str:
-    """Spearman over all points together, and by direction."""
+    """Spearman over all points together, and over those where not both scores are 0 or 1."""
     lines = [
-        "| behaviour | points | all together | by direction | VISAGE, margins | VISAGE, answers | "
-        "largest difference of a point |",
-        "|---|---|---|---|---|---|---|",
+        "| behaviour | points | rank correlation | of these partly broken | rank correlation | "
+        "VISAGE, margins | VISAGE, answers | largest difference of a point |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, own in found.behaviors.items():
         assert own.judged is not None
-        rank = stats.spearmanr(own.scores.ravel(), own.judged.ravel()).statistic
-        answers = own.judged.sum(1) / np.maximum((own.judged > 0).sum(1), 1)
+        fast, slow = own.scores.ravel(), own.judged.ravel()
+        partly = (fast % 1 > 0) | (slow % 1 > 0)
+        answers = replace(own, scores=own.judged, judged=None)
         cells = [
-            f"{own.scores.size}",
-            f"{rank:.3f}",
-            _text(own.agreement),
+            f"{len(fast)}",
+            f"{stats.spearmanr(fast, slow).statistic:.3f}",
+            f"{partly.sum()}",
+            f"{stats.spearmanr(fast[partly], slow[partly]).statistic:.3f}",
             f"{own.visage.mean:.3f}",
-            f"{answers.mean():.3f}",
-            f"{np.abs(own.scores - own.judged).max():.2f}",
+            f"{answers.visage.mean:.3f}",
+            f"{np.abs(fast - slow).max():.2f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
