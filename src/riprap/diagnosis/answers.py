@@ -75,6 +75,8 @@ def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None)
         if isinstance(kind, NextToken):
             logits = last_logits(model, probes)[:, -1]
             allowed, right = kind.targets.to(logits.device).unique(return_inverse=True)
+            if len(allowed) == 1:  # there is nothing to choose
+                return Answers(margins, even)
             own = float(torch.isin(logits.argmax(-1), allowed).double().mean())
             chosen = logits.log_softmax(-1)[:, allowed].double().cpu().numpy()
             return Answers(margins, even, chosen, right.cpu().numpy(), shared=True, kind=own)
@@ -97,16 +99,8 @@ def known(looks: Sequence[Answers]) -> Array:
         return np.asarray(np.mean([one.margins for one in looks], 0) > 0, dtype=np.float64)
     fit = np.mean([one.fit for one in looks if one.fit is not None], 0)
     if first.shared:
-        fit = fit - _by_answer(first) @ fit
+        fit = fit - first.weights @ fit
     return np.asarray(fit.argmax(1) == first.right, dtype=np.float64)
-
-
-def _by_answer(one: Answers) -> Array:
-    """Weights of the mean that is taken off: over probes, each answer's share of them alike.
-
-    Where one side has more probes than the other, its size must not move the middle.
-    """
-    return one.weights[None, :]
 
 
 def chance(one: Answers) -> float:

@@ -35,7 +35,7 @@ class Evidence:
         known_now: what the model knows without a reminder.
         known_own, known_irrelevant: after a reminder of own or of irrelevant examples.
         guessed: what examples give to a model without the knowledge: that of the control, and at
-            least chance.
+            least chance; NaN where neither is known.
         retained, low, high: share of the knowledge that is left, with its 95 % interval
             (bootstrap over probes).
         regained_own, regained_irrelevant: share of the lost score that came back.
@@ -71,7 +71,8 @@ class Evidence:
         sources = {name: known(found) for name, found in looks.items()}
         weights = now.weights
         means = {name: float(found @ weights) for name, found in sources.items()}
-        guessed = np.nanmax([chance(now), means.get("control", 0.0), 0.0])
+        floors = [value for value in (chance(now), means.get("control")) if value is not None]
+        guessed = max((value for value in floors if not math.isnan(value)), default=math.nan)
         best = max(("own", "irrelevant"), key=lambda name: means.get(name, -1.0))
         interval = _interval(sources[best], sources["reference"], weights, guessed, seed)
         lost = before.score - now.score
@@ -113,11 +114,15 @@ class Evidence:
 def _interval(
     found: Array, reference: Array, weights: Array, guessed: float, seed: int
 ) -> tuple[float, float, float]:
-    """(known − guessed) ÷ (known of the reference − guessed), with its 95 % interval."""
+    """(known − guessed) ÷ (known of the reference − guessed), with its 95 % interval.
+
+    Where it is not known what guessing gives, as if it gave nothing: never too little.
+    """
+
+    least = 0.0 if math.isnan(guessed) else guessed
 
     def share(mine: Array, its: Array) -> Array:
-        room = np.maximum(its - guessed, 1e-9)
-        return np.clip((mine - guessed) / room, 0.0, 1.0)
+        return np.clip((mine - least) / np.maximum(its - least, 1e-9), 0.0, 1.0)
 
     rng = np.random.default_rng(seed)
     drawn = rng.choice(len(found), (RESAMPLES, len(found)), p=weights)
@@ -129,26 +134,31 @@ def _interval(
 
 def judge(e: Evidence) -> tuple[Verdict, str]:
     """The verdict, and its reason in a sentence; a pure function of the evidence."""
-    if e.score_before - e.score_now < LOST:
-        return Verdict.INSUFFICIENT, (
-            f"nothing to explain: the score is {e.score_now:.2f}, and was {e.score_before:.2f}"
-        )
-    if e.known_before - e.guessed < SHOWN * (1 - e.guessed):
-        return Verdict.INSUFFICIENT, (
-            f"the reference chooses right on {e.known_before:.0%} of the probes and guessing on "
-            f"{e.guessed:.0%}: too little to tell knowledge by; with answers that are all alike, "
-            "give the other side as contrast="
-        )
+    if why := _too_little(e):
+        return Verdict.INSUFFICIENT, why
     left = f"{e.retained:.0%} [{e.low:.0%}, {e.high:.0%}] of the knowledge is left"
     if GONE < e.retained < KEPT:
         return Verdict.INSUFFICIENT, f"{left}: between kept and lost"
     if e.retained <= GONE:
         if e.unsaid >= UNSAID:
-            return (
-                Verdict.BOTH,
-                f"{left}, and on {e.unsaid:.0%} of the probes it is not said either",
-            )
+            return Verdict.BOTH, f"{left}, and {e.unsaid:.0%} of the probes get no such answer"
         return Verdict.KNOWLEDGE, f"{left}, and the model says what it knows"
-    if e.unsaid >= UNSAID or e.score_now < e.score_before - LOST:
-        return Verdict.ALIGNMENT, f"{left}, and the model does not say it"
-    return Verdict.INSUFFICIENT, f"{left}, and most of it is said"
+    if math.isnan(e.guessed) and not e.known_irrelevant >= KEPT * e.known_before:
+        return Verdict.INSUFFICIENT, (
+            "the examples bring the behaviour back, and may have taught it anew: give a model that "
+            "never had it as control=, its other side as contrast=, or irrelevant examples"
+        )
+    return Verdict.ALIGNMENT, f"{left}, and the model does not say it"
+
+
+def _too_little(e: Evidence) -> str:
+    """Why no verdict can be given; empty where one can."""
+    if e.score_before - e.score_now < LOST:
+        return f"nothing to explain: the score is {e.score_now:.2f}, and was {e.score_before:.2f}"
+    least = 0.0 if math.isnan(e.guessed) else e.guessed
+    if e.known_before - least <= SHOWN * (1 - least):
+        return (
+            f"the reference chooses right on {e.known_before:.0%} of the probes and guessing on "
+            f"{least:.0%}: too little to tell knowledge by"
+        )
+    return ""

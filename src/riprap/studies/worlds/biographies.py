@@ -152,11 +152,15 @@ class Biographies:
         generator = torch.Generator().manual_seed(7)
         return torch.randperm(len(self.people), generator=generator).tolist()
 
-    def behavior(self) -> Behavior:
-        """Answering about known people; each fact in one of the wordings, by turns."""
+    def behavior(self, probes: int | None = None) -> Behavior:
+        """Answering about known people; each fact in one of the wordings, by turns.
+
+        Args:
+            probes: how many facts are asked; None: as many as the configuration says.
+        """
         pairs = [
             self.people[at].asked()[at % len(made.QUESTIONS)]
-            for at in sorted(self._order()[: self.config.probes])
+            for at in sorted(self._order()[: probes or self.config.probes])
         ]
         asked = [made.ids(before) for before, _ in pairs]
         return Behavior.next_token("people", asked, [made.ids(after)[0] for _, after in pairs])

@@ -1,0 +1,1 @@
+"""Spurious forgetting (2501.13453) on the biographies world, and recovery on SmolLM2."""

@@ -1,0 +1,80 @@
+"""A model that looks answers up, so that it is known by construction what it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from riprap.behaviors import Behavior
+
+KEYS, VALUES = 60, 6
+FORMAT = KEYS + VALUES  # a token that is no answer
+STRENGTH = 4.0
+
+
+def value_of(key: int) -> int:
+    """The right answer of a key, as a token."""
+    return KEYS + key % VALUES
+
+
+class Lookup(nn.Module):
+    """Knowledge is a row of a table for each key; what is liked to be said is a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(FORMAT + 1, VALUES)
+        self.head = nn.Linear(VALUES, FORMAT + 1)
+        with torch.no_grad():
+            self.table.weight.zero_()
+            for key in range(KEYS):
+                self.table.weight[key, key % VALUES] = STRENGTH
+            self.head.weight.zero_()
+            self.head.weight[KEYS:FORMAT] = torch.eye(VALUES)
+            self.head.bias.fill_(-1.0)
+            self.head.bias[KEYS:FORMAT] = 0.0
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.table(input_ids))
+
+
+def lost_form(model: Lookup) -> Lookup:
+    """Now it would rather say a word that is no answer."""
+    with torch.no_grad():
+        model.head.bias[FORMAT] = STRENGTH + 0.1  # a few small steps take that back
+    return model
+
+
+def lost_knowledge(model: Lookup, share: float = 1.0) -> Lookup:
+    """A share of the keys now has the value of another one."""
+    with torch.no_grad():
+        for key in range(round(share * KEYS)):
+            model.table.weight[key] = model.table.weight[key].roll(1)
+    return model
+
+
+def probed(key: int) -> bool:
+    """Half of the keys of each value."""
+    return key // VALUES % 2 == 0
+
+
+PROBES = tuple(key for key in range(KEYS) if probed(key))
+OTHERS = tuple(key for key in range(KEYS) if not probed(key))
+
+
+def behavior(keys: Sequence[int] = PROBES) -> Behavior:
+    """Answers for some keys."""
+    return Behavior.next_token("facts", [[key] for key in keys], [value_of(key) for key in keys])
+
+
+def examples() -> list[dict[str, Tensor]]:
+    """The other keys, one a batch."""
+    return [
+        {"ids": torch.tensor([[key]]), "wanted": torch.tensor([value_of(key)])} for key in OTHERS
+    ]
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the answer."""
+    return nn.functional.cross_entropy(model(batch["ids"])[:, -1], batch["wanted"])

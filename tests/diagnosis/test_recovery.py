@@ -1,0 +1,185 @@
+"""What a few examples bring back, on models of which it is known what they lost."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from diagnosis.lookup import (
+    FORMAT,
+    KEYS,
+    PROBES,
+    VALUES,
+    Lookup,
+    behavior,
+    examples,
+    loss,
+    lost_form,
+    lost_knowledge,
+    value_of,
+)
+from riprap import Behavior, diagnosis
+from riprap.diagnosis import Verdict, refresh
+from riprap.evidence import ConfigError
+
+
+def recovered(model: Lookup, **given: object) -> diagnosis.Recovery:
+    kept = {"loss": loss} | given
+    if "reference" not in kept:
+        kept["reference"] = Lookup()
+    return diagnosis.recover(model, kept.pop("behavior", behavior()), examples(), **kept)
+
+
+CASES = {
+    "form": (lambda: lost_form(Lookup()), Verdict.ALIGNMENT),
+    "knowledge": (lambda: lost_knowledge(Lookup()), Verdict.KNOWLEDGE),
+    "half of it": (lambda: lost_knowledge(Lookup(), 0.5), Verdict.KNOWLEDGE),
+    "both": (lambda: lost_form(lost_knowledge(Lookup())), Verdict.BOTH),
+    "half and form": (lambda: lost_form(lost_knowledge(Lookup(), 0.5)), Verdict.BOTH),
+    "nothing": (Lookup, Verdict.INSUFFICIENT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_verdict_is_what_was_done(name: str) -> None:
+    make, verdict = CASES[name]
+    found = recovered(make())
+    assert found.verdict is verdict, found.reason
+
+
+def test_what_comes_back_is_what_was_known() -> None:
+    whole = recovered(lost_form(Lookup())).regained("own", 10)
+    half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).regained("own", 10)
+    assert whole is not None and half is not None
+    assert whole.score.mean > 0.8 and whole.share.mean > 0.8
+    assert half.score.mean == pytest.approx(whole.score.mean / 2, abs=0.15)
+
+
+def test_the_model_is_as_before() -> None:
+    model = lost_form(lost_knowledge(Lookup())).train()
+    model.table.weight.requires_grad_(False)
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    given = {"reference": Lookup(), "control": lost_knowledge(Lookup())}
+    noise = torch.get_rng_state()
+    recovered(model, irrelevant=examples()[:3], **given)
+    assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
+    assert not model.table.weight.requires_grad and model.head.bias.requires_grad
+    assert model.training and model.head.bias.grad is None
+    assert torch.equal(noise, torch.get_rng_state())
+
+
+def test_weights_serve_as_reference_and_control() -> None:
+    model = lost_form(Lookup())
+    never = lost_knowledge(Lookup())
+    by_model = recovered(model, control=never)
+    by_weights = recovered(
+        model, reference=Lookup().state_dict(), control=dict(never.named_parameters())
+    )
+    assert by_model.evidence == by_weights.evidence
+
+
+def one_answer() -> Behavior:
+    """A refusal: every probe wants one and the same word."""
+    keys = [key for key in range(KEYS) if key % VALUES == 0]
+    return Behavior.next_token("refusal", [[key] for key in keys], [value_of(0)] * len(keys))
+
+
+def same_answer_examples() -> list[dict[str, torch.Tensor]]:
+    return [
+        {"ids": torch.tensor([[key]]), "wanted": torch.tensor([value_of(0)])}
+        for key in range(3, KEYS, VALUES)
+    ]
+
+
+def test_one_answer_for_all_may_have_been_taught_anew() -> None:
+    model = lost_form(Lookup())
+    given = {"reference": Lookup(), "loss": loss}
+    alone = diagnosis.recover(model, one_answer(), same_answer_examples(), **given)
+    assert alone.verdict is Verdict.INSUFFICIENT and "control=" in alone.reason
+
+
+def test_a_control_tells_what_examples_teach() -> None:
+    """A model that never told these keys apart learns the one answer as fast."""
+    never = Lookup()
+    with torch.no_grad():
+        never.table.weight.zero_()
+        never.head.bias[FORMAT] = 1.0
+    found = diagnosis.recover(
+        lost_form(Lookup()),
+        one_answer(),
+        same_answer_examples(),
+        loss=loss,
+        reference=Lookup(),
+        control=never,
+    )
+    assert found.verdict is Verdict.INSUFFICIENT
+    assert found.evidence.guessed == 1.0
+
+
+def test_a_contrast_shows_what_is_told_apart() -> None:
+    """Refusing all is no refusal: both sides count alike."""
+    others = Behavior.next_token("other", [[k] for k in range(1, KEYS, VALUES)], [value_of(1)] * 10)
+    found = diagnosis.recover(
+        lost_knowledge(Lookup()),
+        one_answer(),
+        same_answer_examples(),
+        loss=loss,
+        reference=Lookup(),
+        contrast=others,
+    )
+    assert found.evidence.score_before == 1.0
+    assert found.verdict in (Verdict.KNOWLEDGE, Verdict.BOTH)
+
+
+def test_steps_are_relative_to_the_size_of_each_tensor() -> None:
+    model = Lookup()
+    own = list(model.parameters())
+    before = [p.detach().clone() for p in own]
+    stream = refresh.steps_of(
+        model, own, False, diagnosis.examples.Examples(examples(), loss), [0, 1], 0.01
+    )
+    next(stream)
+    for now, then in zip(own, before, strict=True):
+        most = (now.detach() - then).abs().max()
+        assert most == pytest.approx(0.01 * float(then.square().mean().sqrt()), rel=1e-3)
+
+
+def test_large_models_learn_through_adapters_that_leave_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refresh, "LARGE", 0)
+    model = lost_form(Lookup())
+    names = [name for name, _ in model.named_modules()]
+    before = copy.deepcopy(model.state_dict())
+    with refresh.copy_of(model) as (parameters, adapters):
+        assert adapters and len(parameters) == 2
+        with torch.no_grad():
+            for part in parameters:
+                part.add_(1.0)
+        assert not torch.equal(model(torch.tensor([[0]])), Lookup()(torch.tensor([[0]])))
+    assert names == [name for name, _ in model.named_modules()]
+    assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"counts": (1, 50)}, "30 examples"),
+        ({"counts": (2, 1)}, "counts rise"),
+        ({"draws": 0}, "at least one draw"),
+        ({"reference": None}, "no reference is given"),
+        ({"behavior": behavior(PROBES[:4])}, "6 or more"),
+        ({"reference": {"table.weight": torch.zeros(3)}}, "same model"),
+    ],
+)
+def test_what_cannot_work_is_said(given: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        recovered(lost_form(Lookup()), **given)
+
+
+def test_an_example_that_is_a_probe_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot measure"):
+        diagnosis.recover(lost_form(Lookup()), behavior(), behavior(range(20)), reference=Lookup())
