@@ -2,6 +2,7 @@
 
 import typer
 
+from riprap.cli.diagnosing import app as diagnosing_app
 from riprap.cli.protocols import protocol_app
 from riprap.cli.runs import app as runs_app
 from riprap.cli.studies import study_app
@@ -12,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.add_typer(diagnosing_app)
 app.add_typer(study_app, name="study")
 app.add_typer(protocol_app, name="protocol")
 

@@ -100,14 +100,14 @@ class Bench:
 
     def tried(self, kind: str, ways: Sequence[Way]) -> Repair:
         """The first setting that passes, or the best, measured."""
-        best: tuple[tuple[float, float], Way, int] | None = None
+        best: tuple[tuple[float, ...], Way, int] | None = None
         for way in ways:
             with closing(way()) as places:
                 began, seconds = time.perf_counter(), 0.0
                 for at, place in enumerate(places):
                     seconds += time.perf_counter() - began
                     worth = self.worth()
-                    if worth == (0.0, 0.0):
+                    if worth[:2] == (0.0, 0.0):
                         return self.measured(kind, place, seconds, way, at)
                     if best is None or worth > best[0]:
                         best = worth, way, at
@@ -122,19 +122,23 @@ class Bench:
             place = next(islice(places, at, None))
             return self.measured(kind, place, time.perf_counter() - began, way, at)
 
-    def worth(self) -> tuple[float, float]:
+    def worth(self) -> tuple[float, float, float]:
         """What is missing to the floors, at most 0: by the lost behaviours, then by the others.
 
-        The others are not looked at while a lost one is under its floor.
+        The others are not looked at while a lost one is under its floor: then the mean margins
+        tell which of two settings is nearer.
         """
         lost = self.missing([b for b in self.choosing if b.name in self.lost])
-        if lost < 0:
-            return lost, float("-inf")
-        return lost, self.missing([b for b in self.choosing if b.name not in self.lost])
+        if lost[0] < 0:
+            return lost[0], float("-inf"), lost[1]
+        others = self.missing([b for b in self.choosing if b.name not in self.lost])
+        return lost[0], others[0], others[1]
 
-    def missing(self, behaviors: Sequence[Behavior]) -> float:
-        """Sum over behaviours of what their scores are short of their floors, at most 0."""
-        return float(sum(min(self.score(b) - b.floor, 0.0) for b in behaviors))
+    def missing(self, behaviors: Sequence[Behavior]) -> tuple[float, float]:
+        """Sums of what scores are short of their floors, at most 0, and of mean margins."""
+        looks = [probing.look(b, self.model).margins for b in behaviors]
+        over = [(m > 0).mean() - b.floor for b, m in zip(behaviors, looks, strict=True)]
+        return float(sum(min(x, 0.0) for x in over)), float(sum(m.mean() for m in looks))
 
     def measured(
         self,

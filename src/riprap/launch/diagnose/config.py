@@ -1,0 +1,53 @@
+"""What `riprap diagnose` is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from riprap.behaviors import packs
+from riprap.diagnosis.recovery import FEWEST
+from riprap.schema import Strict
+
+BEHAVIORS = ("refusal", "over_refusal", "arithmetic", "general_knowledge", "instruction_format")
+EXAMPLES = 10  # of each behaviour, kept apart from its probes
+
+
+class DiagnoseConfig(Strict):
+    """Two models, the one made from the other, and what is looked at.
+
+    Attributes:
+        base: folder or hub id of the model before.
+        tuned: of the model after; or folder of a LoRA adapter of `base`.
+        out: folder of the report.
+        behaviors: packs.
+        openers: what the base model's refusals begin with; empty: the packs' own.
+        probes: how many measure each behaviour that is told by an opener; one that is told by a
+            choice of four answers, each of which is read, has half of them.
+        never: folder or hub id of a model of this kind that never had the behaviours: what
+            examples alone can teach.
+        run: folder of the run that made `tuned`, by `riprap watch`: its checkpoints to go back to,
+            and its data, on which is measured what a repair takes.
+        save_repair: folder into which the cheapest repaired model is saved.
+    """
+
+    base: str = Field(min_length=1)
+    tuned: str = Field(min_length=1)
+    out: Path
+    behaviors: tuple[str, ...] = Field(default=BEHAVIORS, min_length=1)
+    openers: tuple[str, ...] = ()
+    probes: int = Field(default=24, ge=2 * FEWEST)
+    never: str | None = None
+    run: Path | None = None
+    save_repair: Path | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        unknown = [name for name in self.behaviors if name not in packs.names()]
+        if unknown:
+            raise ValueError(f"no pack {unknown[0]!r}; there are {', '.join(packs.names())}")
+        if len(set(self.behaviors)) < len(self.behaviors):
+            raise ValueError("a behavior is named twice")
+        return self

@@ -1,0 +1,167 @@
+"""What a diagnosis reads: probes that the base model passes, and examples kept apart from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from riprap import probing
+from riprap.behaviors import Behavior, packs
+from riprap.behaviors.kinds import Options
+from riprap.behaviors.prompts import encode_continuations, encode_prompts
+from riprap.diagnosis.recovery import FEWEST
+from riprap.diagnosis.responses import Rows, responses_of
+from riprap.evidence import ConfigError
+from riprap.launch.build import load_rows
+from riprap.launch.config import WatchConfig
+from riprap.launch.diagnose.config import EXAMPLES, DiagnoseConfig
+from riprap.record import Reader
+
+SPARE = 1.5  # how many more probes are tried, since the base model does not pass all
+ANSWER = 12  # tokens of an answer
+TASK_ROWS, TASK_TEXT = 8, 400  # rows that measure the task, and characters of the longest
+HARMLESS = "over_refusal"  # requests on which a repair is compared, where no run is given
+
+
+@dataclass
+class Subject:
+    """A behaviour that is looked at.
+
+    Attributes:
+        probes: those that measure; None where the base model passes too few, as `why` says.
+        examples: of the same, to be learned again.
+        answers: token ids of what the base model answers to the probes, or the right option.
+        before: margins of the base model on the probes.
+    """
+
+    name: str
+    probes: Behavior | None = None
+    examples: Behavior | None = None
+    answers: Rows = field(default_factory=list)
+    before: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    why: str = ""
+
+
+def subject(name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any) -> Subject:
+    """A pack's probes, of which the base model passes all.
+
+    Args:
+        base: the model as it was before tuning.
+    """
+    rows = packs.rows(name)
+    choice = "options" in rows[0]
+    wanted = config.probes // 2 if choice else config.probes
+    n = min(len(rows), int(SPARE * (wanted + EXAMPLES)))
+    given = {} if choice or not config.openers else {"openers": config.openers}
+    pool = packs.load(name, tokenizer, n, **given)
+    margins = probing.look(pool, base).margins
+    passing = np.flatnonzero(margins > 0)
+    if len(passing) < FEWEST + EXAMPLES:
+        return Subject(
+            name,
+            why=f"the base model passes {len(passing)} of {n} probes, and {FEWEST + EXAMPLES} are "
+            "needed: it has too little of this to lose"
+            + ("" if choice else "; name what its refusals begin with by --openers"),
+        )
+    order = np.random.default_rng(0).permutation(passing)
+    learned, measured = order[:EXAMPLES].tolist(), sorted(order[EXAMPLES:][:wanted].tolist())
+    probes = pool.subset(measured)
+    if choice:
+        texts = packs.spread(name, n)
+        examples = _right(name, tokenizer, [texts[at] for at in learned])
+        answers = _right_tokens(probes.probes)
+    else:
+        examples = pool.subset(learned)
+        answers = responses_of(base, probes, ANSWER)
+    return Subject(name, probes, examples, answers, margins[measured])
+
+
+def _right(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:
+    """The right answers alone, as texts to be learned: the loss is that of the choice."""
+    answers = [row["options"][row["answer"]] for row in rows]
+    return Behavior.likelihood(name, tokenizer, [row["prompt"] for row in rows], answers)
+
+
+def _right_tokens(probes: Options) -> Rows:
+    """Token ids of each probe's right option."""
+    rows = probes.wanted.flatten().nonzero().flatten().tolist()
+    return [probes.continuation[at][probes.mask[at].bool()].tolist() for at in rows]
+
+
+@dataclass
+class Task:
+    """What the model newly learned, as far as it is known.
+
+    Attributes:
+        prompts, responses: token ids, on which a repair is compared with the model; no responses:
+            the model's own answers are taken.
+        measured, examples: rows of the run's data as texts; None without a run.
+        origin: what it is, in words.
+    """
+
+    prompts: Rows
+    responses: Rows | None
+    measured: Behavior | None
+    examples: Behavior | None
+    origin: str
+
+    def score(self, model: nn.Module) -> float:
+        """−nats per response token, mean over rows."""
+        assert self.measured is not None and self.measured.losses is not None
+        losses = self.measured.losses
+        return -float(probing.look(_as_margins(self.measured, losses), model).margins.mean())
+
+
+def _as_margins(behavior: Behavior, losses: Any) -> Behavior:
+    return Behavior(behavior.name, behavior.probes, losses)
+
+
+def task_of(run: Path | None, tokenizer: Any) -> Task:
+    """The rows that a run trained on, or harmless requests where no run is given.
+
+    Raises:
+        ConfigError: the run's record or its data cannot be read.
+    """
+    if run is None:
+        rows = [row["prompt"] for row in packs.spread(HARMLESS, TASK_ROWS)]
+        prompts = encode_prompts(tokenizer, rows)
+        return Task(prompts, None, None, None, "answers to harmless requests")
+    data = configured(run).data
+    pairs = [
+        (row["prompt"][0]["content"], row["completion"][0]["content"]) for row in load_rows(data)
+    ]
+    short = [pair for pair in pairs if sum(map(len, pair)) <= TASK_TEXT and pair[1].strip()]
+    if len(short) < TASK_ROWS + EXAMPLES:
+        raise ConfigError(
+            f"data {data.path!r} of the run in {run} has {len(short)} rows of at most {TASK_TEXT} "
+            f"characters, and {TASK_ROWS + EXAMPLES} are needed: leave out --run"
+        )
+    order = np.random.default_rng(0).permutation(len(short)).tolist()
+    parts = [short[at] for at in order[:TASK_ROWS]], [short[at] for at in order[TASK_ROWS:]]
+    measured, examples = (
+        Behavior.likelihood("task", tokenizer, [p for p, _ in rows], [r for _, r in rows])
+        for rows in (parts[0], parts[1][:EXAMPLES])
+    )
+    asked = [prompt for prompt, _ in parts[0]]
+    said = [[*row][:ANSWER] for row in encode_continuations(tokenizer, [r for _, r in parts[0]])]
+    prompts = encode_prompts(tokenizer, asked)
+    return Task(prompts, said, measured, examples, f"{TASK_ROWS} rows of {Path(data.path).name}")
+
+
+def configured(run: Path) -> WatchConfig:
+    """What a run of `riprap watch` was asked for.
+
+    Raises:
+        ConfigError: there is no record of such a run.
+    """
+    with Reader(run) as reader:
+        notes = reader.meta().get("notes", {})
+    if "config" not in notes:
+        raise ConfigError(
+            f"the record in {run} is not one that `riprap watch` made: its data is not known"
+        )
+    return WatchConfig.parse(notes["config"], f"the record in {run}")
