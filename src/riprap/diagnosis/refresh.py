@@ -28,7 +28,8 @@ def copy_of(model: nn.Module, home: Weights | None = None) -> Iterator[tuple[lis
     """The model, in evaluation mode, with parameters that may be trained; afterwards as it was.
 
     Small models train all their parameters. Large ones get fresh LoRA adapters of rank 8, and a
-    model that has adapters trains those.
+    model that has adapters trains those; where they are switched off, they are on meanwhile and
+    begin at 0, which is the same model.
 
     Yields:
         the parameters, and whether they are adapters.
@@ -43,7 +44,7 @@ def copy_of(model: nn.Module, home: Weights | None = None) -> Iterator[tuple[lis
         model.requires_grad_(False)
         for parameter in own:
             parameter.requires_grad_(True)
-        with kept(model, home, own):
+        with kept(model, home, own), _from_zero(model):
             yield own, bool(adapters)
 
 
@@ -54,6 +55,27 @@ def learns_by_adapters(model: nn.Module) -> bool:
 
 def _adapters(model: nn.Module) -> list[Tensor]:
     return [p for name, p in model.named_parameters() if "lora_" in name]
+
+
+@contextmanager
+def _from_zero(model: nn.Module) -> Iterator[None]:
+    """Adapters that are switched off are on, at 0; afterwards off again."""
+    off: list[Any] = [
+        part for part in model.modules() if hasattr(part, "lora_B") and part.disable_adapters
+    ]
+    for layer in off:
+        for right in layer.lora_B.values():
+            nn.init.zeros_(right.weight)
+        layer.enable_adapters(True)
+        layer.requires_grad_(False)
+        for name in layer.active_adapters:
+            layer.lora_A[name].requires_grad_(True)
+            layer.lora_B[name].requires_grad_(True)
+    try:
+        yield
+    finally:
+        for layer in off:
+            layer.enable_adapters(False)
 
 
 @contextmanager

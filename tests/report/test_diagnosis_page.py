@@ -1,0 +1,124 @@
+"""The page of a diagnosis: verdicts first, every state with its reason, and nothing that acts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riprap.diagnosis.base import Estimate, Verdict
+from riprap.diagnosis.decode import Decodability, LayerProbe
+from riprap.diagnosis.force import Forced, Given
+from riprap.diagnosis.path import Along
+from riprap.diagnosis.recovery import Recovery, Regained
+from riprap.diagnosis.repair_bench import Repair
+from riprap.diagnosis.verdict import Evidence
+from riprap.evidence import ConfigError, EvidenceState
+from riprap.report import diagnosis_words as say
+from riprap.report.diagnosis import Diagnosed, Diagnosis, write_diagnosis
+from riprap.report.diagnosis_figures import evidence_figure, repairs_figure
+
+HOSTILE = "<script>alert(1)</script>|{{ 1 }}"
+NAN = math.nan
+
+
+def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
+    """A refusal that was lost, with all its evidence."""
+    evidence = Evidence(
+        *(1.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.95, 0.5, 0.5, 0.9, 0.7, 1.0),
+        regained_own=back,
+        regained_irrelevant=0.1,
+        regained_control=NAN,
+    )
+    one = Estimate(0.9, 0.8, 1.0, 2)
+    curve = [Regained("own", 10, one, one), Regained("reference", 10, one, one)]
+    recovery = Recovery("refusal", verdict, "so it is", evidence, curve)
+    given = Given(0, 16, one, one, Estimate(-0.5, -0.6, -0.4, 16))
+    short = Given(4, 2, state=EvidenceState.INSUFFICIENT, detail="too short")
+    probe = LayerProbe("model.layers.0", 0.9, 1.0, 0.5, 0.6, 0.5, 0.6)
+    decoded = Decodability("refusal", 2, (probe,), "model.layers.0", 0.6, one)
+    shares = np.linspace(0, 1, 3)
+    along = Along(shares, np.array([0.1, 0.95, 1.0]), shares - 0.4, 0.9)
+    missing = {"control": "no model that never had it"}
+    scores = (1.0, 0.1, 2.0, -1.0)
+    forced = Forced((given, short), (given, short))
+    return Diagnosed("refusal", 0.9, 16, *scores, recovery, forced, decoded, along, missing)
+
+
+def kept() -> Diagnosed:
+    kinds = ("recovery", "forced prefix", "decodability", "path")
+    return Diagnosed("over_refusal", 0.9, 16, 1.0, 0.95, missing=dict.fromkeys(kinds, "kept"))
+
+
+def page(*behaviors: Diagnosed) -> Diagnosis:
+    before = Repair(
+        "as it is", "no repair", 0.0, {"refusal": 0.1, "over_refusal": 1.0}, {}, 0.0, -2.0
+    )
+    merged = replace(
+        before,
+        kind="interpolation",
+        detail="α = 0.6, all weights",
+        scores={"refusal": 0.95, "over_refusal": 1.0},
+        divergence=0.25,
+    )
+    tried = [before, merged]
+    return Diagnosis(
+        "base", HOSTILE, list(behaviors), None, tried, merged, "8 rows", {}, {"a": 1.0}, "1 GiB"
+    )
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_the_verdict_is_a_sentence(verdict: Verdict) -> None:
+    text = say.headline(made(verdict))
+    assert text.startswith("Refusal: it ") and text.endswith(".") and "nan" not in text
+    assert ("still can" in text) == (verdict in (Verdict.ALIGNMENT, Verdict.INSUFFICIENT))
+    assert say.badge(made(verdict)) == (say.BADGES[verdict], str(verdict))
+    assert "still can: 10 examples bring back 92%" in say.headline(made())
+    assert "still can:" not in say.headline(made(back=0.1))
+
+
+def test_what_was_not_run_says_why() -> None:
+    states = {line.kind: line for line in say.evidence(made())}
+    assert states["control"].state == "NOT_RUN" and "never had it" in states["control"].text
+    assert {states[k].state for k in ("recovery", "forced prefix", "decodability")} == {"MEASURED"}
+    assert "from 50% of the way" in states["path back"].text
+    assert all(line.state == "NOT_RUN" and line.text for line in say.evidence(kept()))
+    lone = Diagnosed("refusal", 0.9, missing={"probes": "it passes 2"})
+    assert say.headline(lone) == "Refusal: not measured; it passes 2."
+    doubtful = say.evidence(made(Verdict.INSUFFICIENT))[0]
+    assert doubtful.state == "INSUFFICIENT" and "so it is" in doubtful.text
+
+
+def test_the_page_acts_on_nothing_and_begins_with_the_verdicts(tmp_path: Path) -> None:
+    text = write_diagnosis(page(made(), kept()), tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in text and "http:" not in text and "https:" not in text
+    assert "&lt;script&gt;" in text and text.count("data:image/png") == 2
+    assert text.index("Refusal: it no longer") < text.index("What to do about it")
+    assert 'class="chosen"' in text and "merge with the base model (α = 0.6, all weights)" in text
+    assert "no model that never had it" in text and "1 GiB" in text
+
+
+def test_nothing_lost_is_a_short_page(tmp_path: Path) -> None:
+    found = replace(page(kept()), repairs=[], cheapest=None)
+    text = write_diagnosis(found, tmp_path).read_text(encoding="utf-8")
+    assert "it still does it" in text and "What to do" not in text and "data:image" not in text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write the diagnosis"):
+        write_diagnosis(found, tmp_path / "file")
+
+
+def test_figures_show_what_was_measured() -> None:
+    panels = evidence_figure(made()).to_dict()["concat"]
+    assert [panel["title"]["text"] for panel in panels] == [
+        "Recovery",
+        "Forced prefix",
+        "Decodability",
+        "Path back",
+    ]
+    bare = replace(made(), forced=None, decoded=None)
+    assert len(evidence_figure(bare).to_dict()["concat"]) == 2
+    shown = str(repairs_figure(page(made(), kept())).to_dict())
+    assert "interpolation (cheapest)" in shown and "0.25" in shown
