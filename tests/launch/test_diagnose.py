@@ -135,7 +135,14 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
     wide = make_model(make_tokenizer())
     wide.resize_token_embeddings(len(make_tokenizer()) + 8)
     save(wide, make_tokenizer(), tmp_path / "wide")
+    bare = changed(folders / "adapter", tmp_path / "bare")
+    (bare / "adapter_model.safetensors").unlink()
+    cut = shutil.copytree(base, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:999])
     cases = {
+        "cannot be read": (base, bare),
+        "weights in": (cut, tuned),
+        "is it the same model": (base, tuned, "--never", tmp_path / "wide"),
         "nothing changed": (base, base),
         "no such folder": (base, tmp_path / "nowhere"),
         "is it a saved model": (empty, tuned),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from riprap.diagnosis.weights import Folder, Weights, fitting, move
@@ -38,9 +38,12 @@ class Adapted(Weights):
 
     def __init__(self, base: Weights, adapter: Path) -> None:
         self.base = base
-        settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        _refuse_other(adapter, settings)
-        self._file = safe_open(adapter / ADAPTER, framework="pt")  # type: ignore[no-untyped-call]
+        try:
+            settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            _refuse_other(adapter, settings)
+            self._file = safe_open(adapter / ADAPTER, framework="pt")  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ConfigError(f"adapter {str(adapter)!r} cannot be read: {error}") from error
         rank = float(settings["r"])
         self.scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
         self.turned = bool(settings.get("fan_in_fan_out"))
@@ -170,9 +173,12 @@ def weights_in(folder: Path, model: Any) -> Folder:
     """The weights in a folder by the names that the model has for them.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or they cannot be read.
     """
-    files = Folder(folder)
+    try:
+        files = Folder(folder)
+    except SafetensorError as error:
+        raise ConfigError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     other = {}
     for name, _ in model.named_parameters():

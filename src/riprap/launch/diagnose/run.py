@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from riprap.diagnosis.repair_bench import Repair
 from riprap.diagnosis.repair_ways import whole_weights
 from riprap.diagnosis.repairs import cheapest, repaired
-from riprap.diagnosis.weights import Weights
+from riprap.diagnosis.weights import Weights, fitting
 from riprap.evidence import ConfigError
 from riprap.launch.diagnose.config import DiagnoseConfig
 from riprap.launch.diagnose.examining import Examination, Parts
@@ -61,9 +61,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
         parts = Parts(bars)
         with parts.part("loading"):
             pair = load_pair(config.base, config.tuned)
-            never = (
-                None if config.never is None else weights_in(folder_of(config.never), pair.model)
-            )
+            never = _never(config, pair)
             task = task_of(config.run, pair.tokenizer)
             checkpoints = _checkpoints(config, pair)
         work = Examination(config, pair, parts, never)
@@ -99,6 +97,15 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
     return _written(found, work, config)
 
 
+def _never(config: DiagnoseConfig, pair: Pair) -> Weights | None:
+    """The weights of the control, checked before anything takes long."""
+    if config.never is None:
+        return None
+    found = weights_in(folder_of(config.never), pair.model)
+    fitting(pair.model, found)
+    return found
+
+
 def _refuse_early(config: DiagnoseConfig) -> None:
     """What can be seen to be wrong before anything takes long."""
     if config.save_repair is not None and config.save_repair.exists():
@@ -119,8 +126,12 @@ def _checkpoints(config: DiagnoseConfig, pair: Pair) -> dict[str, Weights]:
     if config.run is None:
         return {}
     own = folder_of(config.tuned).resolve()
-    folders = [one for one in (config.run / TRAINER).glob("checkpoint-*") if one.resolve() != own]
-    folders.sort(key=lambda one: -int(one.name.rpartition("-")[2]))
+    steps = {
+        int(one.name.rpartition("-")[2]): one
+        for one in (config.run / TRAINER).glob("checkpoint-*[0-9]")
+        if one.resolve() != own and one.name.rpartition("-")[2].isdecimal()
+    }
+    folders = [steps[step] for step in sorted(steps, reverse=True)]
     return {
         one.name: Adapted(pair.base, one)
         if (one / ADAPTER_CONFIG).is_file()
