@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Answers:
     @property
     def score(self) -> float:
         """Share of margins above 0."""
-        return float((self.margins > 0) @ self.weights)
+        return share(self.margins > 0, self.weights)
 
     def part(self, rows: Sequence[int]) -> Answers:
         """The same of some of the probes; `kind` stays that of all."""
@@ -52,6 +53,11 @@ class Answers:
         right = None if self.right is None else self.right[list(rows)]
         own = self.margins[list(rows)], weights / weights.sum()
         return Answers(*own, fit, right, self.shared, self.kind)
+
+
+def share(holds: NDArray[Any], weights: Array) -> float:
+    """The weighted share of probes on which something holds; all of them are exactly 1."""
+    return round(float(holds @ weights), 12)
 
 
 def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None) -> Answers:

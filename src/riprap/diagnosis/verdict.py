@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riprap.diagnosis.answers import Answers, Array, chance, known
+from riprap.diagnosis.answers import Answers, Array, chance, known, share
 from riprap.diagnosis.base import Verdict
 
 LOST = 0.1  # least fall of the score that is worth a verdict
@@ -70,7 +70,7 @@ class Evidence:
         """
         sources = {name: known(found) for name, found in looks.items()}
         weights = now.weights
-        means = {name: float(found @ weights) for name, found in sources.items()}
+        means = {name: share(found, weights) for name, found in sources.items()}
         floors = [value for value in (chance(now), means.get("control")) if value is not None]
         guessed = max((value for value in floors if not math.isnan(value)), default=math.nan)
         best = max(("own", "irrelevant"), key=lambda name: means.get(name, -1.0))
@@ -89,7 +89,7 @@ class Evidence:
             kind_before=before.kind,
             kind_now=now.kind,
             known_before=means["reference"],
-            known_now=float(known([now]) @ weights),
+            known_now=share(known([now]), weights),
             known_own=means["own"],
             known_irrelevant=means.get("irrelevant", math.nan),
             guessed=float(guessed),
@@ -121,14 +121,14 @@ def _interval(
 
     least = 0.0 if math.isnan(guessed) else guessed
 
-    def share(mine: Array, its: Array) -> Array:
+    def left(mine: Array, its: Array) -> Array:
         return np.clip((mine - least) / np.maximum(its - least, 1e-9), 0.0, 1.0)
 
     rng = np.random.default_rng(seed)
     drawn = rng.choice(len(found), (RESAMPLES, len(found)), p=weights)
-    resampled = share(found[drawn].mean(1), reference[drawn].mean(1))
+    resampled = left(found[drawn].mean(1), reference[drawn].mean(1))
     low, high = np.quantile(resampled, [0.025, 0.975])
-    whole = share(np.array([found @ weights]), np.array([reference @ weights]))
+    whole = left(np.array([found @ weights]), np.array([reference @ weights]))
     return float(whole[0]), float(low), float(high)
 
 

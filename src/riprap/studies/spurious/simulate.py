@@ -57,7 +57,8 @@ class Back:
     """What was brought back at a step.
 
     Attributes:
-        curve: score by source and count of examples, on probes that chose nothing.
+        now: score before anything is brought back, on probes that chose nothing.
+        curve: the same by source and count of examples.
         half: share of questions about half of the people that are right after those about the
             other half were learned again; `half_before`: before that.
         parts: share of all questions that are right with the start's weights in one part.
@@ -66,6 +67,7 @@ class Back:
 
     step: int
     verdict: str
+    now: float
     curve: dict[str, float]
     half_before: float
     half: float
@@ -150,6 +152,7 @@ def _back(
     return Back(
         step,
         str(found.verdict),
+        found.evidence.score_now,
         {f"{point.source} {point.count}": point.score.mean for point in found.curve},
         before,
         _on_a_copy(model, relearn),
