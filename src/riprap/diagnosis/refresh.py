@@ -84,6 +84,7 @@ def _adapted(model: nn.Module) -> Iterator[list[Tensor]]:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
+    torch.manual_seed(0)  # adapters begin at random; `no_trace` puts the generators back
     wrapped: Any = get_peft_model(model, config)  # type: ignore[arg-type]
     try:
         for module in wrapped.modules():
