@@ -128,7 +128,8 @@ def test_page_and_figure_show_what_was_found() -> None:
     assert "- SmolLM2: refusal than skill and facts: **more concentrated**" in page
     row = next(line for line in page.splitlines() if line.startswith("| refusal | refusal |"))
     assert "0.200 [0.195, 0.205]" in row and "32.0 [32.0, 32.0]" in row
-    assert "| directions to ablate | less | less |" in page
+    assert "| directions to ablate | less | less | less |" in page
+    assert "| directions to ablate | not told apart | more | more |" in page
     assert len(figure(found).to_dict()["vconcat"]) == 2
 
 

@@ -47,7 +47,9 @@ def _measure(found: Sequence[Measured], measure: judging.Measure, model: str) ->
     way = "→ concentrated" if measure.sign > 0 else "← concentrated"
     if measure.log:
         ticks = [*own[0].counts, 2 * max(own[0].counts)]
-        scale = alt.Scale(type="log", base=2, domain=[min(ticks), max(ticks)], clamp=True)
+        scale = alt.Scale(
+            type="log", base=2, domain=[min(ticks) / 1.3, max(ticks) * 1.2], clamp=True
+        )
         axis = alt.Axis(values=ticks, format="d")
     else:
         scale, axis = alt.Scale(domain=[0, 1], clamp=True), alt.Axis(tickCount=5)
@@ -76,14 +78,17 @@ def _kept(found: Sequence[Measured], model: str) -> Any:
         .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=18))
         .encode(
             x=alt.X(
-                "directions:Q", scale=alt.Scale(type="log", base=2), title="directions ablated"
+                "directions:Q",
+                scale=alt.Scale(type="log", base=2, nice=False),
+                title="directions ablated",
             ),
             y=alt.Y("score:Q", scale=alt.Scale(domain=[0, 1.02]), title="score kept"),
             color=alt.Color("role:N", scale=COLOURS, sort=list(ROLES), title="behaviour"),
             strokeDash=alt.StrokeDash(
                 "kind:N",
                 sort=list(KINDS),
-                title="directions",
+                title="ablated",
+                legend=alt.Legend(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2),
                 scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [6, 3], [2, 3]]),
             ),
         )
@@ -91,7 +96,7 @@ def _kept(found: Sequence[Measured], model: str) -> Any:
     floor = alt.Chart(pd.DataFrame({"score": [found[0].floor]}))
     rule = floor.mark_rule(strokeDash=[4, 3], color=style.QUIET).encode(y="score:Q")
     return alt.layer(rule, lines).properties(
-        width=250, height=130, title=f"{model}: score kept (dashed rule: floor)"
+        width=250, height=130, title=f"{model}: score kept (grey: floor)"
     )
 
 

@@ -103,12 +103,17 @@ def difference(one: Estimate, two: Estimate, log: bool = False) -> Estimate:
 
 def against(found: Sequence[Measured], others: Sequence[str]) -> dict[str, str]:
     """By measure, whether refusal is more concentrated than *all* the others, or less than all."""
-    own = {role: [one for one in found if one.role == role] for role in ROLES}
     said = {}
     for measure in MEASURES:
-        each = {compared(measure, own[REFUSAL], own[other]) for other in others}
+        each = set(pairwise(found, measure, others).values())
         said[measure.title] = each.pop() if len(each) == 1 else UNTOLD
     return said
+
+
+def pairwise(found: Sequence[Measured], measure: Measure, others: Sequence[str]) -> dict[str, str]:
+    """Whether refusal is more concentrated than each of the others by one measure."""
+    own = {role: [one for one in found if one.role == role] for role in ROLES}
+    return {other: compared(measure, own[REFUSAL], own[other]) for other in others}
 
 
 def verdict(said: dict[str, str], plan: Plan) -> str:

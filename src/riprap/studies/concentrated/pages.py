@@ -60,13 +60,12 @@ def page(found: Sequence[Measured], plan: Plan, protocol: Protocol, kind: str) -
     parts.append(f"![{kind}]({kind}.png)\n")
     for model, own in by_model(found).items():
         parts += [f"## {model}\n", markdown.table([_row(own, role, plan) for role in ROLES]) + "\n"]
-        said = {q: judging.against(own, others) for q, others in QUESTIONS.items()}
-        parts.append(
-            markdown.table(
-                [{"refusal": m.title, **{q: w[m.title] for q, w in said.items()}} for m in MEASURES]
-            )
-            + "\n"
-        )
+        pairs = [
+            {"refusal is concentrated": m.title}
+            | {f"than {o}": said for o, said in judging.pairwise(own, m, ROLES[1:]).items()}
+            for m in MEASURES
+        ]
+        parts.append(markdown.table(pairs) + "\n")
         parts += ["Where the margins are sensitive, as shares of the energy:\n"]
         parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
         parts += [
@@ -98,6 +97,11 @@ def _legend(found: Sequence[Measured], plan: Plan) -> str:
     )
 
 
+def _over_seeds(values: Sequence[float], digits: int) -> str:
+    """Median [least, most], or the one value there is."""
+    return number(values[0], digits) if len(values) == 1 else markdown.spread(values, digits)
+
+
 def _ranged(one: Estimate, digits: int) -> str:
     low, high = number(one.low, digits), number(one.high, digits)
     return f"{number(one.mean, digits)} [{low}, {high}]"
@@ -117,8 +121,8 @@ def _row(found: Sequence[Measured], role: str, plan: Plan) -> dict[str, str]:
         "λ₁ ÷ trace": _ranged(bend, 3),
         "trace": f"{trace:.3g} ± {error:.1g}",
         "directions": _ranged(directions, 1),
-        "by its own score": markdown.spread(
-            [min(m.redundancy.needed_alone, 2 * max(m.counts)) for m in own]
+        "by its own score": _over_seeds(
+            [min(m.redundancy.needed_alone, 2 * max(m.counts)) for m in own], 0
         ),
     }
 
@@ -143,7 +147,7 @@ def _where(found: Sequence[Measured], role: str) -> dict[str, Any]:
         shares.setdefault("last 5 tokens", []).append(tokens[:5].sum())
         spread = tokens[tokens > 0]
         shares.setdefault("effective tokens", []).append(np.exp(-(spread * np.log(spread)).sum()))
-    return {"role": role, **{t: markdown.spread(v, 2, "mean") for t, v in shares.items()}}
+    return {"role": role, **{title: _over_seeds(values, 2) for title, values in shares.items()}}
 
 
 def _kept(found: Sequence[Measured], role: str, plan: Plan) -> list[dict[str, str]]:
