@@ -88,7 +88,12 @@ def _kept(found: Sequence[Measured], model: str) -> Any:
                 "kind:N",
                 sort=list(KINDS),
                 title="ablated",
-                legend=alt.Legend(symbolType="stroke", symbolSize=400, symbolStrokeWidth=2),
+                legend=alt.Legend(
+                    symbolType="stroke",
+                    symbolSize=400,
+                    symbolStrokeWidth=2,
+                    symbolStrokeColor=style.INK,
+                ),
                 scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [6, 3], [2, 3]]),
             ),
         )

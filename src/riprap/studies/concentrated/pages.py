@@ -66,7 +66,9 @@ def page(found: Sequence[Measured], plan: Plan, protocol: Protocol, kind: str) -
             for m in MEASURES
         ]
         parts.append(markdown.table(pairs) + "\n")
-        parts += ["Where the margins are sensitive, as shares of the energy:\n"]
+        parts += [
+            "Where the margins are sensitive, as shares of the energy, median [least, most] over seeds:\n"
+        ]
         parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
         parts += [
             "Score kept / score of the behaviour for which the same answer is wrong (mean margin), "
