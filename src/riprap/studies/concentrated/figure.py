@@ -73,34 +73,20 @@ def _kept(found: Sequence[Measured], model: str) -> Any:
         for kind in KINDS
         for count, score in zip(found[0].counts, _mean(found, role, kind), strict=True)
     )
-    lines = (
-        alt.Chart(frame)
-        .mark_line(strokeWidth=1.8, point=alt.OverlayMarkDef(size=18))
-        .encode(
-            x=alt.X(
-                "directions:Q",
-                scale=alt.Scale(type="log", base=2, nice=False),
-                title="directions ablated",
-            ),
-            y=alt.Y("score:Q", scale=alt.Scale(domain=[0, 1.02]), title="score kept"),
-            color=alt.Color("role:N", scale=COLOURS, sort=list(ROLES), title="behaviour"),
-            strokeDash=alt.StrokeDash(
-                "kind:N",
-                sort=list(KINDS),
-                title="ablated",
-                legend=alt.Legend(
-                    symbolType="stroke",
-                    symbolSize=400,
-                    symbolStrokeWidth=2,
-                    symbolStrokeColor=style.INK,
-                ),
-                scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [6, 3], [2, 3]]),
-            ),
-        )
+    scale = alt.Scale(type="log", base=2, nice=False)
+    base = alt.Chart(frame).encode(
+        x=alt.X("directions:Q", scale=scale, title="directions ablated"),
+        y=alt.Y("score:Q", scale=alt.Scale(domain=[0, 1.02]), title="score kept"),
+        color=alt.Color("role:N", scale=COLOURS, sort=list(ROLES), title="behaviour"),
     )
+    dashes = alt.Scale(domain=list(KINDS), range=[[1, 0], [6, 3], [2, 3]])
+    lines = base.mark_line(strokeWidth=1.8).encode(
+        strokeDash=alt.StrokeDash("kind:N", title="ablated", scale=dashes)
+    )
+    dots = base.mark_point(filled=True, size=18, opacity=1).encode(detail="kind:N")
     floor = alt.Chart(pd.DataFrame({"score": [found[0].floor]}))
     rule = floor.mark_rule(strokeDash=[4, 3], color=style.QUIET).encode(y="score:Q")
-    return alt.layer(rule, lines).properties(
+    return alt.layer(rule, lines, dots).properties(
         width=250, height=130, title=f"{model}: score kept (grey: floor)"
     )
 

@@ -67,7 +67,7 @@ def page(found: Sequence[Measured], plan: Plan, protocol: Protocol, kind: str) -
         ]
         parts.append(markdown.table(pairs) + "\n")
         parts += [
-            "Where the margins are sensitive, as shares of the energy, median [least, most] over seeds:\n"
+            "Where the margins are sensitive, shares of energy, median [least, most] over seeds:\n"
         ]
         parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
         parts += [
