@@ -32,7 +32,8 @@ def figure(found: Sequence[Measured]) -> Any:
     ]
     title = alt.TitleParams(
         "Is refusal concentrated? Three measures, and the score that ablation leaves",
-        subtitle="dots: estimates, bars: 95 % intervals; each axis says which way is concentrated",
+        subtitle="dots: estimates, bars: 95 % intervals; each axis says which way is concentrated; "
+        "of a refusal and its contrast the lower score",
     )
     return styled(alt.vconcat(*rows, spacing=28, title=title))
 
