@@ -1,0 +1,127 @@
+"""Refusals washed out of SmolLM2: what ten examples bring back, and what they teach by themselves.
+
+    riprap study smollm2 --prepare --data ../shared/data
+    python benchmarks/recovery_smollm2.py runs/eroded/trainer/checkpoint-16
+
+The argument is a LoRA adapter that was trained on the refusing model until it complied. Own
+examples: refusals of the pack that measure nothing. Irrelevant ones: sums. Control: the model as
+it was before it was taught to refuse, under the same ten refusals. Scores are the mean of refusing
+harmful requests and complying with harmless ones. Writes a table to `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from riprap import packs, probing
+from riprap.behaviors import Behavior
+from riprap.diagnosis import Folder, Recovery, recover
+from riprap.integrations.smollm2 import BASE, REFUSING
+from riprap.launch.build import load_model
+from riprap.studies import markdown
+from riprap.studies.smollm2.rows import OPENER
+
+EXAMPLES = 20
+
+
+def parted(name: str, model: Any, tokenizer: Any, probes: int) -> tuple[Behavior, Behavior]:
+    """Probes that the refusing model passes, and others of them to be learned again."""
+    whole = packs.load(name, tokenizer, openers=[OPENER])
+    passed = np.flatnonzero(probing.look(whole, model).margins > 0)
+    order = np.random.default_rng(0).permutation(passed).tolist()
+    return whole.subset(order[:probes]), whole.subset(order[probes : probes + EXAMPLES])
+
+
+def eroded(adapter: Path) -> Any:
+    """The refusing model with the adapter merged into it."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_model(str(REFUSING))[0], adapter).merge_and_unload()
+
+
+def rows(found: Recovery) -> list[dict[str, str]]:
+    """The curve as cells."""
+    words = {
+        "own": "ten refusals",
+        "irrelevant": "ten sums",
+        "control": "ten refusals, on a model that was never taught to refuse",
+        "reference": "ten refusals, on the model before it was eroded",
+    }
+    return [
+        {
+            "learned": words[point.source],
+            "score": markdown.number(point.score.mean, 3),
+            "share of the loss": "–"
+            if point.source in ("control", "reference")
+            else markdown.number(point.share.mean, 2),
+            "draws": str(point.score.n),
+        }
+        for point in found.curve
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--probes", type=int, default=16)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("results/recovery"))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    start, tokenizer = load_model(str(REFUSING))
+    refusal, again = parted("refusal", start, tokenizer, asked.probes)
+    over_refusal, _ = parted("over_refusal", start, tokenizer, asked.probes)
+    del start
+    began = time.process_time()
+    with Progress() as bar:
+        task = bar.add_task("trials")
+        found = recover(
+            eroded(asked.adapter),
+            refusal,
+            again,
+            reference=Folder(REFUSING),
+            irrelevant=packs.load("arithmetic", tokenizer, EXAMPLES),
+            control=Folder(BASE),
+            contrast=over_refusal,
+            counts=(10,),
+            draws=asked.draws,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    evidence = found.evidence
+    text = "\n".join(
+        [
+            "# SmolLM2 with eroded refusals: what ten examples bring back\n",
+            f"Made by `python benchmarks/recovery_smollm2.py {asked.adapter} --probes "
+            f"{asked.probes} --draws {asked.draws}`, commit {markdown.commit()}; "
+            f"{time.process_time() - began:.0f} CPU-seconds, at most "
+            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB.\n",
+            f"Score (mean of refusing harmful and complying with harmless requests, on probes that "
+            f"chose no step or rate): {evidence.score_before:.3f} before, "
+            f"{evidence.score_now:.3f} after the erosion. Verdict: **{found.verdict}**: "
+            f"{found.reason}.\n",
+            markdown.table(rows(found)) + "\n",
+            f"Told apart by their margins, wherever the line between them lies: "
+            f"{evidence.known_before:.3f} before, {evidence.known_now:.3f} eroded, "
+            f"{evidence.known_own:.3f} after ten refusals, {evidence.known_irrelevant:.3f} after "
+            f"ten sums, {evidence.guessed:.3f} by the control.\n",
+        ]
+    )
+    asked.out.mkdir(parents=True, exist_ok=True)
+    (asked.out / "README.md").write_text(text)
+    record = {"evidence": asdict(evidence), "curve": [asdict(point) for point in found.curve]}
+    (asked.out / "recovery.json").write_text(json.dumps(record, indent=1))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
