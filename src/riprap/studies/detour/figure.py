@@ -14,18 +14,29 @@ from riprap.studies.detour.judging import Runs, restored
 from riprap.studies.detour.simulate import Run
 from riprap.studies.detour.transplant import ROUTES
 
-WIDTH, HEIGHT = 150, 90
+WIDTH, HEIGHT, COLUMNS = 170, 90, 5
+CELL, ROW = 44, 20
+Rows = list[dict[str, object]]
 
 
 def detour_figure(runs: Runs, task: str, conditions: Sequence[str]) -> alt.VConcatChart:
-    """One column a condition: scores over steps, then the shares that transplants bring back."""
+    """Scores over steps by condition; below, the shares that transplants bring back at the end."""
     own = {
         condition: [
             run for (name, where, _), run in runs.items() if (name, where) == (condition, task)
         ]
         for condition in conditions
     }
-    scores = [
+    order = list(conditions)
+    chart = alt.vconcat(
+        _over_steps(_scores(own), order), _restored(_shares(own), order), spacing=24
+    )
+    title = f"Held features, and training that goes on: {task}, probes, medians over seeds"
+    return styled(chart.resolve_scale(color="independent").properties(title=title))
+
+
+def _scores(own: dict[str, list[Run]]) -> Rows:
+    return [
         {
             "condition": condition,
             "behavior": behavior,
@@ -36,51 +47,51 @@ def detour_figure(runs: Runs, task: str, conditions: Sequence[str]) -> alt.VConc
         for mark in same[0].marks
         for behavior in mark.scores
     ]
-    shares = [
-        {
-            "condition": condition,
-            "behavior": behavior,
-            "route": route,
-            "share": float(np.clip(np.median(values), -0.5, 1.25)),
-        }
-        for condition, same in own.items()
-        for behavior in same[0].marks[-1].scores
-        for route in ROUTES
-        if (values := _shares(same, behavior, route))
-    ]
-    order = list(conditions)
-    chart = alt.vconcat(
-        _over_steps(scores, order), _restored(shares, order), spacing=24
-    ).properties(title=f"After {task}: medians over seeds, probes")
-    return styled(chart)
 
 
-def _shares(same: Sequence[Run], behavior: str, route: str) -> list[float]:
-    found = [restored(run.marks[-1], behavior) for run in same]
-    return [one[route] for one in found if one]
+def _shares(own: dict[str, list[Run]]) -> Rows:
+    found: Rows = []
+    for condition, same in own.items():
+        for behavior in same[0].marks[-1].scores:
+            shares = [one for run in same if (one := restored(run.marks[-1], behavior))]
+            # Nothing is told of a behaviour that most seeds have kept.
+            if 2 * len(shares) > len(same):
+                found += [
+                    {
+                        "condition": condition,
+                        "behavior": behavior,
+                        "route": route,
+                        "share": float(np.median([one[route] for one in shares])),
+                    }
+                    for route in ROUTES
+                ]
+    return found
 
 
-def _over_steps(rows: list[dict[str, object]], order: list[str]) -> alt.FacetChart:
+def _over_steps(rows: Rows, order: list[str]) -> alt.FacetChart:
     base = alt.Chart(panels.data(rows))
-    lines = base.mark_line(point=True).encode(
+    lines = base.mark_line(point=True, opacity=0.8).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("behavior:N", title="behaviour"),
     )
     floor = base.mark_rule(strokeDash=[4, 3], color=style.QUIET).encode(y=alt.datum(FLOOR))
     chart = alt.layer(floor, lines).properties(width=WIDTH, height=HEIGHT)
-    return chart.facet(column=alt.Column("condition:N", title=None, sort=order))
+    return chart.facet(facet=alt.Facet("condition:N", title=None, sort=order), columns=COLUMNS)
 
 
-def _restored(rows: list[dict[str, object]], order: list[str]) -> alt.Chart:
-    return (
-        alt.Chart(panels.data(rows))
-        .mark_point(filled=True, size=50, opacity=0.8)
-        .encode(
-            x=alt.X("share:Q", title="share of the lost margin brought back at the end"),
-            y=alt.Y("route:N", title="put back", sort=list(ROUTES)),
-            color=alt.Color("behavior:N", title="behaviour"),
-            column=alt.Column("condition:N", title=None, sort=order),
-        )
-        .properties(width=WIDTH, height=HEIGHT)
+def _restored(rows: Rows, order: list[str]) -> alt.FacetChart:
+    base = alt.Chart(panels.data(rows)).encode(
+        x=alt.X("route:N", title=None, sort=list(ROUTES), axis=alt.Axis(labelAngle=-40)),
+        y=alt.Y("condition:N", title=None, sort=order),
     )
+    scale = alt.Scale(scheme="blues", domain=[0, 1], clamp=True)
+    boxes = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, title="brought back"))
+    numbers = base.mark_text(fontSize=10).encode(
+        text=alt.Text("share:Q", format=".2f"),
+        color=alt.condition("datum.share > 0.6", alt.value("white"), alt.value("black")),
+    )
+    size = {"width": CELL * len(ROUTES), "height": ROW * len(order)}
+    title = "share of the lost margin that comes back at the end when a part is the start's again"
+    column = alt.Column("behavior:N", title=title)
+    return alt.layer(boxes, numbers).properties(**size).facet(column=column)
