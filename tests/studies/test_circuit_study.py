@@ -180,6 +180,13 @@ def test_early_signals_are_ranked_with_the_harm() -> None:
     losses = {str(c): 0.02 * i for i, c in enumerate(PLAN.conditions())}
     seed = seed_of(losses)
     assert [seed.order(name) for name in judging.EARLY] == pytest.approx([1.0] * 4)
+    opposite = {c: made(c, losses[str(c)]) for c in PLAN.conditions()}
+    for condition, run in opposite.items():
+        if condition.task == "C_disjoint":
+            run.moves["steep/A"][:] = [-losses[str(condition)]] * 4
+    crossed = Seed(0, opposite, PLAN)
+    assert crossed.order("steep", ["C_disjoint"]) == pytest.approx(-1.0)
+    assert crossed.order("steep", ["C", "first"]) == pytest.approx(1.0)
 
 
 def test_verdicts_need_seeds_that_agree() -> None:

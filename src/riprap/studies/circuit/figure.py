@@ -38,7 +38,7 @@ def _harms(seeds: Sequence[Seed]) -> Any:
         for seed in seeds
         for condition, run in seed.runs.items()
     ]
-    x = alt.X("harm:Q", title="harm to A: mean share lost over the run")
+    x = alt.X("harm:Q", title="harm: mean share of A lost")
     y = alt.Y(
         "condition:N",
         sort=conditions,

@@ -16,6 +16,8 @@ from riprap.studies.circuit.simulate import Run
 
 SAME, DISJOINT = "C", "C_disjoint"
 EARLY = {"predicted": -1, "cosine": -1, "steep": 1, "moved": 1}  # sign: more of it is more harm
+SAME_WORDS = (SAME, "first", "lookup")
+OTHER_WORDS = (DISJOINT, ground.APART, "first_disjoint", "lookup_disjoint")
 UNKNOWN = float("nan")
 
 
@@ -128,9 +130,14 @@ class Seed:
         late, soon = (broke(self.run(task), self.plan.floor) for task in (DISJOINT, SAME))
         return late / max(soon, 1.0) if np.isfinite(soon) else UNKNOWN
 
-    def order(self, signal: str) -> float:
-        """Rank correlation over all conditions but `null` of an early signal with the harm."""
-        runs = [run for run in self.runs.values() if run.task != ground.NULL]
+    def order(self, signal: str, tasks: Sequence[str] = ()) -> float:
+        """Rank correlation over conditions of an early signal with the harm.
+
+        Args:
+            tasks: of these alone; empty: all but `null`.
+        """
+        runs = [run for run in self.runs.values() if run.task in (tasks or {*self.plan.tasks})]
+        runs = [run for run in runs if run.task != ground.NULL]
         early = [np.mean(run.moves[f"{signal}/A"][: self.plan.early]) for run in runs]
         return float(spearmanr(EARLY[signal] * np.array(early), list(map(harm, runs))).statistic)
 

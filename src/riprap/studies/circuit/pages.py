@@ -17,6 +17,13 @@ from riprap.studies.circuit.plan import Condition, Plan
 from riprap.studies.circuit.simulate import Run
 from riprap.studies.markdown import number, spread
 
+TITLES = {
+    "predicted": "predicted",
+    "cosine": "cosine",
+    "steep": "steep, gradient",
+    "moved": "steep, update",
+}
+
 
 def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
     """By claim, what the seeds say."""
@@ -59,6 +66,9 @@ def page(seeds: Sequence[Seed], plan: Plan, protocol: Protocol, kind: str) -> st
             f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
             f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
             "U the steep directions of A's margins at the start.\n",
+            "Not in the protocol: the rank correlations of the early signals with the harm once "
+            "more, among the conditions whose numbers are A's, and among the others.\n",
+            markdown.table([_orders(seeds, signal) for signal in judging.EARLY]) + "\n",
         ]
     )
 
@@ -123,6 +133,12 @@ def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[st
     }
 
 
+def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
+    among = {"all": (), "A's numbers": judging.SAME_WORDS, "other numbers": judging.OTHER_WORDS}
+    found = {k: spread([s.order(signal, tasks) for s in seeds], 2) for k, tasks in among.items()}
+    return {"signal": TITLES[signal], **found}
+
+
 def _by_blocks(run: Run, early: int) -> float:
     whole = float(np.sum(run.moves["predicted/A"][:early]))
-    return float(np.sum(run.moves["blocks/A"][:early])) / whole
+    return float(np.sum(run.moves["blocks/A"][:early])) / whole if whole else float("nan")
