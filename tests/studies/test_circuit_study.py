@@ -221,7 +221,8 @@ def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_page_and_figure_of_made_runs() -> None:
-    seeds = [seed_of({"C_disjoint": 0.77}) for _ in range(5)]
+    losses = {str(c): 0.3 + 0.01 * i for i, c in enumerate(PLAN.conditions())}
+    seeds = [seed_of(losses | {"C_disjoint": 0.77}) for _ in range(5)]
     text = pages.page(seeds, PLAN, PROTOCOL, "confirmatory")
     assert all(one.name in text for one in judging.claims(PLAN))
     assert all(f"| {condition} |" in text for condition in PLAN.conditions())
