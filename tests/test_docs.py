@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from riprap import Level, Protocol
+from riprap.diagnosis import Verdict
 from riprap.launch import WatchConfig
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,11 @@ IN_ORDER = [  # one session, one folder
     *("tutorial.md", "record.md", "detectors.md", "behaviors.md"),
     "guards/index.md",
 ]
+ALONE = {  # each in a session of its own, and what must then be true of its names
+    "recovery.md": lambda names: names["found"].verdict is Verdict.ALIGNMENT,
+    "basin.md": lambda names: names["drift"]["later"]["words"].start < 1,
+    "diagnose.md": lambda names: names["chosen"] is not None,
+}
 
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
@@ -85,6 +91,16 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
                 code = compile(text, block.where, "exec", dont_inherit=True)
                 exec(code, names)
     return names | {"folder": folder}
+
+
+@pytest.mark.parametrize("page", ALONE)
+def test_pages_that_stand_alone_come_true(page: str) -> None:
+    names: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(ROOT / "docs" / page, "python"):
+        if block.mark == "runs":
+            text = "\n" * (block.line - 1) + block.text
+            exec(compile(text, block.where, "exec", dont_inherit=True), names)
+    assert ALONE[page](names)
 
 
 def test_the_behaviours_of_the_tutorial_were_learned_and_break(session: dict[str, Any]) -> None:
