@@ -77,7 +77,8 @@ def repairs(
 
     Each kind of repair goes from its gentlest setting on until all behaviours are at their floors
     on every third probe, and is measured on the others; where none of its settings gets there, on
-    the best. *Few-shot* learns examples of the lost behaviours, *replay* of all. The ways:
+    the best. *Few-shot* learns examples of the lost behaviours, *replay* of all, at the rate that
+    was best for few-shot. The ways:
     `riprap.diagnosis.repair_ways`. In place; bit by bit as before afterwards.
 
     Args:
@@ -108,6 +109,10 @@ def repairs(
     if bench.lost:
         tried = _ways(model, reference, examples, bench.lost, loss, count, checkpoints, home, seed)
         for at, (kind, ways) in enumerate(tried.items()):
+            if kind == REPLAY:  # its steps are the dearest of all: at the rate of few-shot
+                ways = [
+                    ways[rate] for rate, way in enumerate(tried[FEW_SHOT]) if way is found[1].way
+                ]
             found.append(bench.tried(kind, ways))
             if progress is not None:
                 progress(at + 1, len(tried))
