@@ -24,7 +24,7 @@ A, K, BOTH = map(str, (Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH))
 
 def found(truth: str, verdict: str, **numbers: float | None) -> Found:
     evidence: dict[str, Any] = {"score_now": 0.0} | numbers
-    return Found("people", "x", 1, truth, 1.0, 1.0, verdict, None, evidence, {})
+    return Found("people", "x", 1, truth, 1.0, 1.0, verdict, evidence, {})
 
 
 def test_the_frozen_protocols_hold() -> None:

@@ -21,6 +21,7 @@ LOST = 0.1  # least fall of the score that is worth a verdict
 SHOWN = 0.5  # least that the reference must know above chance
 GONE, KEPT = 0.65, 0.75  # share of the knowledge that is left: lost below, kept above
 UNSAID = 0.2  # share of the probes on which what is known, or the form of answers, is not said
+HABIT = 0.5  # share of the lost form of answers that a reminder must bring back
 RESAMPLES = 2000
 
 
@@ -30,7 +31,8 @@ class Evidence:
 
     Attributes:
         score_before, score_now: of the reference and of the model as it is.
-        kind_before, kind_now: share of first choices that are answers at all.
+        kind_before, kind_now, kind_own: share of first choices that are among the probes' answers;
+            `kind_own` after a reminder of own examples.
         known_before: what the reference knows, after the same reminder.
         known_now: what the model knows without a reminder.
         known_own, known_irrelevant: after a reminder of own or of irrelevant examples.
@@ -46,6 +48,7 @@ class Evidence:
     score_now: float
     kind_before: float
     kind_now: float
+    kind_own: float
     known_before: float
     known_now: float
     known_own: float
@@ -88,6 +91,7 @@ class Evidence:
             score_now=now.score,
             kind_before=before.kind,
             kind_now=now.kind,
+            kind_own=float(np.mean([one.kind for one in looks["own"]])),
             known_before=means["reference"],
             known_now=share(known([now]), weights),
             known_own=means["own"],
@@ -105,10 +109,15 @@ class Evidence:
 
     @property
     def unsaid(self) -> float:
-        """Share of the probes on which the answer is known and not said, or no answer at all is."""
+        """Share of the probes on which the answer is known and not said, or no answer at all is.
+
+        A first choice outside of the probes' answers may be no answer, or an answer that happens to
+        be right for no probe. The first is a habit that a reminder takes away, the second is not.
+        """
         silent = self.kind_before - self.kind_now
+        habit = self.kind_own - self.kind_now >= HABIT * silent
         known_not_said = max(self.known_own, np.nan_to_num(self.known_irrelevant)) - self.score_now
-        return max(known_not_said, 0.0 if math.isnan(silent) else silent)
+        return max(known_not_said, silent if habit and not math.isnan(silent) else 0.0)
 
 
 def _interval(

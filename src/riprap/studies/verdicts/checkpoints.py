@@ -75,7 +75,6 @@ class Made:
 
     model: nn.Module
     reference: nn.Module
-    control: nn.Module | None
     behavior: Behavior
     decoded: Behavior
     examples: Any
@@ -101,7 +100,6 @@ def _people(case: Case, seed: int) -> Made:
     return Made(
         model,
         world.start(seed),
-        world.never(seed),
         world.behavior(),
         world.behavior(len(world.people)),
         world.examples(),
@@ -125,7 +123,6 @@ def _sums(case: Case, seed: int) -> Made:
     return Made(
         model,
         world.start(seed),
-        None,
         world.behaviors()[0],
         world.pools()[0],
         pools[0].subset(range(200)),

@@ -58,8 +58,6 @@ def page(
         f"![{kind}]({kind}.png)\n",
         "## Confusion\n",
         markdown.table(_confusion(sound)) + "\n",
-        "With a control that never learned, where the world has one:\n",
-        markdown.table(_confusion([_controlled(one) for one in sound if one.controlled])) + "\n",
         "## What a single number would have done\n",
         "Two thresholds and what they say, the best on the exploratory seeds; right on these:\n",
         markdown.table(_singles(sound, explored)) + "\n",
@@ -69,10 +67,6 @@ def page(
         markdown.table(_cases(found, plan)) + "\n",
     ]
     return "\n".join(parts)
-
-
-def _controlled(one: Found) -> Found:
-    return Found(**{**vars(one), "verdict": one.controlled})
 
 
 def _confusion(found: Sequence[Found]) -> list[dict[str, object]]:

@@ -17,6 +17,9 @@ from riprap.studies.verdicts.plan import Plan
 from riprap.studies.verdicts.simulate import Found, simulate
 
 
+THRESHOLDS = ("lost", "shown", "gone", "kept", "unsaid", "habit")
+
+
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
     """Diagnose the checkpoints that were not yet, and write tables and figure.
 
@@ -53,7 +56,9 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
 
 def _check(plan: Plan) -> None:
     """A verdict by other thresholds than the frozen ones would not be the study's."""
-    named = {name: getattr(plan, name) for name in ("lost", "shown", "gone", "kept", "unsaid")}
+    named = {
+        name: getattr(plan, name) for name in ("lost", "shown", "gone", "kept", "unsaid", "habit")
+    }
     used = {name: getattr(verdict, name.upper()) for name in named}
     if named != used:
         raise ProtocolError(

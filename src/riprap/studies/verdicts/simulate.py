@@ -26,9 +26,8 @@ class Found:
 
     Attributes:
         truth, left: what is known of it by construction; `knows`: what tests of the truth find.
-        verdict: without a control, as most users will ask; `controlled`: with one, where the world
-            has a model that never learned.
-        evidence: numbers behind the first, and those of the other examinations.
+        verdict: of `diagnosis.recover`, without a control, as most users will ask.
+        evidence: numbers behind it, and those of the other examinations.
         curve: mean score by source and count.
     """
 
@@ -39,7 +38,6 @@ class Found:
     left: float
     knows: float
     verdict: str
-    controlled: str | None
     evidence: dict[str, float | None]
     curve: dict[str, float]
 
@@ -66,14 +64,6 @@ def _diagnosed(case: Case, seed: int, made: Made, plan: Plan) -> Found:
         "draws": plan.draws,
     }
     seen = recover(made.model, made.behavior, made.examples, counts=plan.counts, **given)
-    most = (max(plan.counts),)
-    controlled = (
-        None
-        if made.control is None
-        else recover(
-            made.model, made.behavior, made.examples, control=made.control, counts=most, **given
-        )
-    )
     return Found(
         case.world,
         case.name,
@@ -82,7 +72,6 @@ def _diagnosed(case: Case, seed: int, made: Made, plan: Plan) -> Found:
         case.left,
         made.knows,
         str(seen.verdict),
-        None if controlled is None else str(controlled.verdict),
         asdict(seen.evidence) | {"unsaid": seen.evidence.unsaid} | _others(made, seen.evidence),
         {f"{point.source} {point.count}": point.score.mean for point in seen.curve},
     )
