@@ -16,7 +16,6 @@ from riprap.studies.verdicts import pages
 from riprap.studies.verdicts.plan import Plan
 from riprap.studies.verdicts.simulate import Found, simulate
 
-
 THRESHOLDS = ("lost", "shown", "gone", "kept", "unsaid", "habit")
 
 
