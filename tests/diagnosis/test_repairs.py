@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from riprap.diagnosis import refresh
 from riprap.diagnosis.base import score
+from riprap.diagnosis.examples import Examples
 from riprap.diagnosis.repair_bench import Repair
-from riprap.diagnosis.repair_ways import interpolation, subtraction, whole_weights
+from riprap.diagnosis.repair_ways import Several, interpolation, subtraction, whole_weights
 from riprap.diagnosis.repairs import cheapest, repaired, repairs
 from riprap.evidence import ConfigError
 from riprap.studies.worlds.toy import ToyWorld
@@ -156,10 +157,17 @@ def test_a_task_vector_unlearns_the_reference_and_is_taken_off(
     assert all(torch.equal(part, here[name]) for name, part in tuned.named_parameters())
 
 
-def _refusals() -> Any:
-    from riprap.diagnosis.examples import Examples
-    from riprap.diagnosis.repair_ways import Several
+def test_behaviors_learned_one_after_the_other_have_the_gradient_of_all() -> None:
+    model = WORLD.start(1000).double()
+    both = Several({name: Examples(pool) for name, pool in POOLS.items()}, 4, 0)
+    wanted = torch.autograd.grad(both.loss(model, []), list(model.parameters()))
+    both.backward(model, [])
+    assert any(float(one.abs().max()) > 0 for one in wanted)
+    for part, one in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(part.grad, one)
 
+
+def _refusals() -> Any:
     return Several({"B": Examples(POOLS["B"])}, 10, 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,10 @@ NAN = math.nan
 
 def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
     """A refusal that was lost, with all its evidence."""
-    evidence = Evidence(
-        *(1.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.95, 0.5, 0.5, 0.9, 0.7, 1.0),
-        regained_own=back,
-        regained_irrelevant=0.1,
-        regained_control=NAN,
-    )
+    numbers = dict.fromkeys((one.name for one in fields(Evidence)), 0.5)
+    numbers |= {"score_before": 1.0, "retained": 0.9, "regained_own": back}
+    numbers |= {"regained_irrelevant": 0.1, "regained_control": NAN}
+    evidence = Evidence(**numbers)
     one = Estimate(0.9, 0.8, 1.0, 2)
     curve = [Regained("own", 10, one, one), Regained("reference", 10, one, one)]
     recovery = Recovery("refusal", verdict, "so it is", evidence, curve)
@@ -76,7 +74,10 @@ def test_the_verdict_is_a_sentence(verdict: Verdict) -> None:
     assert text.startswith("Refusal: it ") and text.endswith(".") and "nan" not in text
     assert ("still can" in text) == (verdict in (Verdict.ALIGNMENT, Verdict.INSUFFICIENT))
     assert say.badge(made(verdict)) == (say.BADGES[verdict], str(verdict))
-    assert "still can: 10 examples bring back 92%" in say.headline(made())
+    assert (
+        "still can: 10 examples bring back 92% of the lost score, 10 irrelevant ones 10%"
+        in say.headline(made())
+    )
     assert "still can:" not in say.headline(made(back=0.1))
 
 

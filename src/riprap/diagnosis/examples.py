@@ -63,12 +63,16 @@ class Examples:
         losses = [self._loss(model, batch) * c for batch, c in zip(batches, counts, strict=True)]
         return torch.stack(losses).sum()
 
+    def backward(self, model: nn.Module, chosen: Sequence[int]) -> None:
+        """Add the gradient of the loss to `.grad` of the parameters that require one."""
+        self.loss(model, chosen).backward()
+
 
 def taken_apart(batch: Any) -> list[Any]:
     """A batch as batches of one row each; what cannot be cut is one example."""
     if isinstance(batch, Mapping):
         count = _count(list(batch.values()))
-        cut = [{k: _row(v, at) for k, v in batch.items()} for at in range(count)]
+        cut: list[Any] = [{k: _row(v, at) for k, v in batch.items()} for at in range(count)]
         return cut or [batch]
     if isinstance(batch, tuple):
         count = _count(list(batch))

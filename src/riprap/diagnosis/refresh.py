@@ -113,7 +113,7 @@ def steps_of(
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for step in range(1, max(STEPS) + 1):
         with torch.enable_grad():
-            examples.loss(model, chosen).backward()
+            examples.backward(model, chosen)
         optimizer.step()
         optimizer.zero_grad()
         if step in STEPS:

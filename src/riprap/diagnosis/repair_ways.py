@@ -50,6 +50,11 @@ class Several(Examples):
         """Mean over behaviours; all their examples, whatever is chosen."""
         return torch.stack([part.loss(model, rows) for part, rows in self.parts]).mean()
 
+    def backward(self, model: nn.Module, chosen: Sequence[int]) -> None:
+        """Behaviour by behaviour, so that only one is held in memory."""
+        for part, rows in self.parts:
+            (part.loss(model, rows) / len(self.parts)).backward()
+
 
 class Opposite(Examples):
     """The same examples to be unlearned: −log(1 − p) for each whose loss is −log p.

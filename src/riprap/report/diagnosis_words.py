@@ -86,11 +86,14 @@ def headline(one: Diagnosed) -> str:
     evidence, verdict = one.recovery.evidence, one.recovery.verdict
     left = f"{share(evidence.retained)} of the knowledge is left"
     count = _most(one.recovery)
-    back = evidence.regained_own
-    regained = f"{count} examples bring back {share(back)} of the lost score"
+    own, other = evidence.regained_own, evidence.regained_irrelevant
+    regained = f"{count} examples bring back {share(own)} of the lost score"
+    if not math.isnan(other):
+        regained += f", {count} irrelevant ones {share(other)}"
+    most = own if math.isnan(other) else max(own, other)
     said = {
         Verdict.ALIGNMENT: f"it no longer does it, but it still can: {regained}"
-        if back >= 0.5
+        if most >= 0.5
         else f"it no longer does it, but {left}; {regained}",
         Verdict.KNOWLEDGE: f"it can no longer do it: {left}; {regained}",
         Verdict.BOTH: f"it can no longer do it, and does not say what it still knows: {left}",
