@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, teach
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, teach
 from riprap.behaviors import packs
 from riprap.cli import app
 from riprap.diagnosis.base import score

@@ -171,7 +171,7 @@ def repairs_figure(found: Diagnosis) -> Any:
             for name, score in one.scores.items()
         ]
         costs.append({"repair": label, "cost": one.divergence or 0.0})
-    order = [row["repair"] for row in costs]
+    order = [str(row["repair"]) for row in costs]
     axis = alt.Axis(minExtent=150, maxExtent=160, labelLimit=160)
     y = alt.Y("repair:N", title=None, sort=order, axis=axis)
     heat = alt.Chart(data(rows)).encode(
@@ -179,7 +179,11 @@ def repairs_figure(found: Diagnosis) -> Any:
     )
     colour = alt.Color(
         "over:Q",
-        scale=alt.Scale(domain=[-0.5, 0, 0.1], range=["#d98c6a", "#fdf3ec", "#bfe0d4"], clamp=True),
+        scale=alt.Scale(
+            domain=[-0.5, -1e-6, 0, 0.1],
+            range=["#d98c6a", "#fdf3ec", "#dcefe8", "#bfe0d4"],
+            clamp=True,
+        ),
         legend=None,
     )
     text = heat.mark_text(color=style.INK).encode(text=alt.Text("score:Q", format=".0%"))
