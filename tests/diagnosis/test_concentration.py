@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from riprap import Behavior
 from riprap.behaviors import prefixes
-from riprap.diagnosis import concentration as module
 from riprap.diagnosis.base import estimate
 from riprap.diagnosis.concentration import (
     Concentration,
@@ -60,7 +61,7 @@ def test_ranks_that_are_known() -> None:
 def test_gramians_are_those_of_the_whole_jacobian(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    monkeypatch.setattr(import_module("riprap.diagnosis.concentration"), "AT_ONCE", at_once)
     model = make_llama(scale=5.0).eval()
     found = concentration(model, words())
     rows = rows_of(model, words())
