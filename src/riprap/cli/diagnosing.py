@@ -19,7 +19,7 @@ def diagnose(
     out: Path = typer.Option(Path("diagnosis"), help="Folder of the report."),
     behaviors: list[str] = typer.Option([], help="Pack to look at; repeatable; default: all."),
     openers: list[str] = typer.Option([], help="What refusals of BASE begin with; repeatable."),
-    probes: int = typer.Option(24, help="Probes a behaviour; half of it where answers are chosen."),
+    probes: int = typer.Option(16, help="Probes a behaviour; half of it where answers are chosen."),
     never: str | None = typer.Option(None, help="A model that never had the behaviours: control."),
     run: Path | None = typer.Option(None, help="Run that made TUNED: its checkpoints and data."),
     save_repair: Path | None = typer.Option(None, help="Folder for the cheapest repaired model."),

@@ -38,7 +38,7 @@ class DiagnoseConfig(Strict):
     out: Path
     behaviors: tuple[str, ...] = Field(default=BEHAVIORS, min_length=1)
     openers: tuple[str, ...] = ()
-    probes: int = Field(default=24, ge=2 * FEWEST)
+    probes: int = Field(default=16, ge=2 * FEWEST)
     never: str | None = None
     run: Path | None = None
     save_repair: Path | None = None
