@@ -49,6 +49,48 @@ def test_the_verdict_is_what_was_done(name: str) -> None:
     assert found.verdict is verdict, found.reason
 
 
+def test_a_form_that_does_not_come_back_is_lost_all_the_same() -> None:
+    """Ten examples do not undo so strong a liking for one word; the knowledge is gone too."""
+    model = lost_knowledge(Lookup())
+    with torch.no_grad():
+        model.head.bias[FORMAT] = 20.0
+    found = recovered(model)
+    assert found.evidence.kind_own < 0.2
+    assert found.verdict is Verdict.BOTH
+
+
+def test_a_margin_of_ones_own_says_no_more_than_it_can() -> None:
+    """It cannot be told apart from the form, so that no knowledge is said to be lost."""
+    told = behavior()
+    own = Behavior("own", told.probes, lambda model, probes: told.margins(model, probes))
+    for bias in (0.1, 0.5, 5.0):
+        model = lost_form(Lookup())
+        with torch.no_grad():
+            model.head.bias[FORMAT] = 4.0 + bias
+        assert recovered(model, behavior=own).verdict is Verdict.INSUFFICIENT
+
+
+def test_few_probes_leave_it_open() -> None:
+    found = recovered(lost_knowledge(Lookup(), 0.5), behavior=behavior(PROBES[15:21]))
+    e = found.evidence
+    assert e.high - e.low > 0.5
+    assert found.verdict is Verdict.INSUFFICIENT
+
+
+def test_a_likelihood_begins_at_the_reference() -> None:
+    words = {f"w{at}": at for at in range(KEYS)}
+
+    def tokenizer(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [words.get(word, value_of(0)) for word in text.split()]}
+
+    kept = Behavior.likelihood("kept", tokenizer, [f"w{k}" for k in PROBES], ["value"] * 30)
+    found = diagnosis.recover(
+        lost_form(Lookup()), kept, examples(), loss=loss, reference=Lookup(), counts=(2,), draws=1
+    )
+    assert found.evidence.score_before == 1.0
+    assert kept.margins.reference is None  # the behaviour that was given is as it was
+
+
 def test_what_comes_back_is_what_was_known() -> None:
     whole = recovered(lost_form(Lookup())).regained("own", 10)
     half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).regained("own", 10)
@@ -63,7 +105,7 @@ def test_the_model_is_as_before() -> None:
     before = {name: part.clone() for name, part in model.state_dict().items()}
     given = {"reference": Lookup(), "control": lost_knowledge(Lookup())}
     noise = torch.get_rng_state()
-    recovered(model, irrelevant=examples()[:3], **given)
+    recovered(model, irrelevant=examples()[:10], **given)
     assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
     assert not model.table.weight.requires_grad and model.head.bias.requires_grad
     assert model.training and model.head.bias.grad is None
@@ -170,6 +212,7 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
         ({"counts": (1, 50)}, "30 examples"),
         ({"counts": (2, 1)}, "counts rise"),
         ({"draws": 0}, "at least one draw"),
+        ({"irrelevant": examples()[:3]}, "3 irrelevant examples"),
         ({"reference": None}, "no reference is given"),
         ({"behavior": behavior(PROBES[:4])}, "6 or more"),
         ({"reference": {"table.weight": torch.zeros(3)}}, "same model"),
@@ -178,6 +221,17 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
 def test_what_cannot_work_is_said(given: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         recovered(lost_form(Lookup()), **given)
+
+
+def test_float16_is_refused() -> None:
+    with pytest.raises(ConfigError, match="float16"):
+        recovered(lost_form(Lookup()).half())
+
+
+def test_a_batch_that_begins_with_a_probe_is_refused() -> None:
+    batch = {"ids": torch.tensor([[key, value_of(key)] for key in PROBES[:12]])}
+    with pytest.raises(ConfigError, match="cannot measure"):
+        diagnosis.recover(lost_form(Lookup()), behavior(), batch, loss=loss, reference=Lookup())
 
 
 def test_an_example_that_is_a_probe_is_refused() -> None:

@@ -12,7 +12,7 @@ from riprap.diagnosis.answers import Answers, chance, known
 from riprap.diagnosis.verdict import GONE, KEPT, judge
 
 
-def evidence(**changed: float) -> Evidence:
+def evidence(**changed: float | str) -> Evidence:
     """A score that fell to 0 with all of the knowledge left."""
     plain = {
         "score_before": 1.0,
@@ -20,6 +20,7 @@ def evidence(**changed: float) -> Evidence:
         "kind_before": 1.0,
         "kind_now": 0.0,
         "kind_own": 1.0,
+        "habit": 0.2,
         "known_before": 1.0,
         "known_now": 0.5,
         "known_own": 1.0,
@@ -31,12 +32,15 @@ def evidence(**changed: float) -> Evidence:
         "regained_own": 1.0,
         "regained_irrelevant": math.nan,
         "regained_control": math.nan,
+        "answers": True,
     }
     return Evidence(**(plain | changed))
 
 
-GONE_ALL = {"retained": 0.0, "known_own": 0.1}
-GONE_HALF = {"retained": 0.4, "known_own": 0.5, "kind_now": 0.9}
+GONE_ALL = {"retained": 0.0, "low": 0.0, "high": 0.1, "known_own": 0.1}
+GONE_HALF = {"retained": 0.4, "low": 0.3, "high": 0.5, "known_own": 0.5, "kind_now": 0.9}
+STILL_OUTSIDE = GONE_ALL | {"kind_now": 0.2, "kind_own": 0.3}  # a reminder changed little
+NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind_own": math.nan}
 
 
 @pytest.mark.parametrize(
@@ -45,15 +49,20 @@ GONE_HALF = {"retained": 0.4, "known_own": 0.5, "kind_now": 0.9}
         ({}, Verdict.ALIGNMENT),
         (GONE_ALL | {"kind_now": 1.0}, Verdict.KNOWLEDGE),
         (GONE_ALL | {"kind_now": 0.2}, Verdict.BOTH),
-        (GONE_ALL | {"kind_now": 0.2, "kind_own": 0.3}, Verdict.KNOWLEDGE),
+        (STILL_OUTSIDE, Verdict.INSUFFICIENT),
+        (STILL_OUTSIDE | {"habit": 0.9}, Verdict.BOTH),
         (GONE_HALF | {"score_now": 0.45}, Verdict.KNOWLEDGE),
         (GONE_HALF | {"score_now": 0.1}, Verdict.BOTH),
         ({"retained": (GONE + KEPT) / 2}, Verdict.INSUFFICIENT),
+        ({"low": GONE - 0.01}, Verdict.INSUFFICIENT),
+        (GONE_ALL | {"kind_now": 1.0, "high": KEPT + 0.01}, Verdict.INSUFFICIENT),
         ({"score_now": 0.95}, Verdict.INSUFFICIENT),
         ({"known_before": 0.3}, Verdict.INSUFFICIENT),
-        ({"guessed": math.nan}, Verdict.INSUFFICIENT),
-        ({"guessed": math.nan, "known_irrelevant": 0.9}, Verdict.ALIGNMENT),
-        (GONE_ALL | {"guessed": math.nan, "kind_now": 1.0}, Verdict.KNOWLEDGE),
+        ({"insufficient": "measures format"}, Verdict.INSUFFICIENT),
+        (NO_ANSWERS, Verdict.INSUFFICIENT),
+        (NO_ANSWERS | {"known_irrelevant": 0.9}, Verdict.ALIGNMENT),
+        (NO_ANSWERS | GONE_ALL, Verdict.INSUFFICIENT),
+        (GONE_ALL | {"kind_now": math.nan, "kind_own": math.nan}, Verdict.KNOWLEDGE),
     ],
 )
 def test_each_rule(changed: dict[str, float], verdict: Verdict) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,8 +30,9 @@ class Answers:
             not say which answers there are.
         right: shape (n,), index of the right one.
         shared: whether the c answers are the same for all probes.
-        kind: share of probes on which the model's own first choice is one of the c answers, right
-            or wrong: does it still answer in this form? NaN where that is not known.
+        first: shape (n,), the model's own first choice as a token; None where that is not known.
+        inside: shape (n,), whether it is one of the c answers, right or wrong.
+        insufficient: why the margins do not measure the behaviour; empty where they do.
     """
 
     margins: Array
@@ -39,7 +40,22 @@ class Answers:
     fit: Array | None = None
     right: NDArray[np.int64] | None = None
     shared: bool = False
-    kind: float = float("nan")
+    first: NDArray[np.int64] | None = None
+    inside: NDArray[np.bool_] | None = None
+    insufficient: str = ""
+
+    @property
+    def kind(self) -> float:
+        """Share of first choices that are answers: does it still answer in this form?"""
+        return float("nan") if self.inside is None else share(self.inside, self.weights)
+
+    @property
+    def habit(self) -> float:
+        """How much of the first choices that are no answers is one and the same token."""
+        if self.first is None or self.inside is None or self.inside.all():
+            return float("nan")
+        counts = np.unique(self.first[~self.inside], return_counts=True)[1]
+        return float(counts.max() / counts.sum())
 
     @property
     def score(self) -> float:
@@ -47,12 +63,14 @@ class Answers:
         return share(self.margins > 0, self.weights)
 
     def part(self, rows: Sequence[int]) -> Answers:
-        """The same of some of the probes; `kind` stays that of all."""
-        weights = self.weights[list(rows)]
-        fit = None if self.fit is None else self.fit[list(rows)]
-        right = None if self.right is None else self.right[list(rows)]
-        own = self.margins[list(rows)], weights / weights.sum()
-        return Answers(*own, fit, right, self.shared, self.kind)
+        """The same of some of the probes."""
+        own = list(rows)
+        cut: dict[str, Any] = {
+            name: None if (found := getattr(self, name)) is None else found[own]
+            for name in ("fit", "right", "first", "inside")
+        }
+        weights = self.weights[own] / self.weights[own].sum()
+        return replace(self, margins=self.margins[own], weights=weights, **cut)
 
 
 def share(holds: NDArray[Any], weights: Array) -> float:
@@ -66,15 +84,17 @@ def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None)
     With a contrast, the two answers are the two sides: what a refusal's margin says for harmful
     requests, that of over-refusal says the other way round for harmless ones.
     """
-    margins = probing.look(behavior, model).margins
+    seen = probing.look(behavior, model)
+    margins, why = seen.margins, seen.insufficient
     if contrast is not None:
-        others = probing.look(contrast, model).margins
+        other = probing.look(contrast, model)
+        others, why = other.margins, why or other.insufficient
         both = np.concatenate([margins, others])
         sides = np.repeat([0, 1], [len(margins), len(others)])
         weights = 0.5 / np.bincount(sides)[sides]
         reading = np.where(sides == 0, both, -both)
         fit = np.stack([reading, -reading], 1) / 2
-        return Answers(both, weights, fit, sides, shared=True)
+        return Answers(both, weights, fit, sides, shared=True, insufficient=why)
     even = np.full(len(margins), 1 / len(margins))
     kind, probes = behavior.margins, behavior.probes
     with torch.inference_mode(False), torch.no_grad(), probing.no_trace(model):
@@ -83,13 +103,21 @@ def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None)
             allowed, right = kind.targets.to(logits.device).unique(return_inverse=True)
             if len(allowed) == 1:  # there is nothing to choose
                 return Answers(margins, even)
-            own = float(torch.isin(logits.argmax(-1), allowed).double().mean())
-            chosen = logits.log_softmax(-1)[:, allowed].double().cpu().numpy()
-            return Answers(margins, even, chosen, right.cpu().numpy(), shared=True, kind=own)
+            first = logits.argmax(-1)
+            return Answers(
+                margins,
+                even,
+                logits.log_softmax(-1)[:, allowed].double().cpu().numpy(),
+                right.cpu().numpy(),
+                shared=True,
+                first=first.cpu().numpy(),
+                inside=torch.isin(first, allowed).cpu().numpy(),
+            )
         if isinstance(kind, Choice) and isinstance(probes, Options):
             chosen = options_log_probs(model, probes)[0].double().cpu().numpy()
-            return Answers(margins, even, chosen, probes.wanted.long().argmax(-1).numpy())
-    return Answers(margins, even)
+            right_one = probes.wanted.long().argmax(-1).numpy()
+            return Answers(margins, even, chosen, right_one, insufficient=why)
+    return Answers(margins, even, insufficient=why)
 
 
 def known(looks: Sequence[Answers]) -> Array:

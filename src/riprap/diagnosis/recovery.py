@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.diagnosis.answers import Answers, look
 from riprap.diagnosis.base import Estimate, Progress, Verdict, estimate
@@ -34,7 +36,8 @@ class Regained:
             never had the behaviour) or reference (own examples on the reference).
         count: examples learned.
         score: on the probes that chose nothing, over draws of examples.
-        share: of the lost score, over the same draws; below 0 where it fell further.
+        share: of the lost score, over the same draws; below 0 where it fell further, NaN where
+            nothing was lost.
     """
 
     source: str
@@ -113,17 +116,18 @@ def recover(
     own = Examples(examples, loss)
     other = None if irrelevant is None else Examples(irrelevant, loss)
     _check(behavior, own, other, counts, draws)
-    work = _Work(behavior, contrast, tuple(counts), draws, seed, progress)
-    now = work.look(model)
+    _check_precision(model)
     with at_reference(model, reference, home) as start:
+        sides = [_started(one, start) if one else None for one in (behavior, contrast)]
+        work = _Work(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
         before = work.look(start)
         work.goal = before.part(work.choosing).score
         again = work.trials(start, own, [max(counts)])
+    now = work.look(model)
     work.expect(other is not None, control is not None)
     found = {("own", k): v for k, v in work.trials(model, own, counts).items()}
     if other is not None:
-        fewer = [k for k in counts if k <= len(other)]
-        found |= {("irrelevant", k): v for k, v in work.trials(model, other, fewer).items()}
+        found |= {("irrelevant", k): v for k, v in work.trials(model, other, counts).items()}
     if control is not None:
         with at_reference(model, control, home) as never:
             found |= {("control", k): v for k, v in work.trials(never, own, counts).items()}
@@ -141,11 +145,12 @@ def _check(
             f"recover: counts={list(counts)}, draws={draws}; counts rise from 1, and there is at "
             "least one draw"
         )
-    if len(own) < max(counts):
-        raise ConfigError(
-            f"recover: {len(own)} examples of {behavior.name!r}, and {max(counts)} are to be "
-            "learned at a time: give more, or smaller counts"
-        )
+    for what, given in (("examples of", own), ("irrelevant examples beside", other)):
+        if given is not None and len(given) < max(counts):
+            raise ConfigError(
+                f"recover: {len(given)} {what} {behavior.name!r}, and {max(counts)} are to be "
+                "learned at a time: give more, or smaller counts"
+            )
     if hasattr(behavior.probes, "__len__") and len(behavior.probes) < FEWEST:
         raise ConfigError(
             f"recover: {len(behavior.probes)} probes of {behavior.name!r}; a third of them choose "
@@ -154,12 +159,33 @@ def _check(
     rows = getattr(behavior.probes, "rows", None)
     if callable(rows):
         probes = {tuple(row) for row in rows()}
+        lengths = sorted({len(row) for row in probes})
         for examples in filter(None, (own, other)):
-            if shared := probes & examples.tokens():
+            if any(row[:n] in probes for row in examples.tokens() for n in lengths):
                 raise ConfigError(
-                    f"recover: {len(shared)} probes of {behavior.name!r} are among the examples: "
+                    f"recover: probes of {behavior.name!r} are among the examples: "
                     "what is learned cannot measure"
                 )
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Steps of Adam are lost in half precision of five bits of exponent."""
+    if any(p.dtype == torch.float16 for p in model.parameters()):
+        raise ConfigError(
+            "recover: the model is in float16, in which few small steps cannot be learned: load it "
+            "in bfloat16 or float32"
+        )
+
+
+def _started(behavior: Behavior, start: nn.Module) -> Behavior:
+    """A behaviour that measures against the start; one that has not begun does so on a copy."""
+    kind: Any = behavior.margins
+    unset = getattr(kind, "reference", ...) is None or getattr(kind, "openers", ...) == []
+    if behavior.start is None or not unset:
+        return behavior
+    own = behavior.subset(range(len(behavior.probes)))
+    probing.start(own, start)
+    return own
 
 
 @dataclass
@@ -262,6 +288,8 @@ class _Work:
         points = []
         for (source, count), looks in sorted(found.items(), key=lambda item: item[0][1]):
             scores = np.array([one.part(self.measuring).score for one in looks])
-            shares = (scores - start) / (then - start) if then > start else np.zeros(len(scores))
+            shares = (
+                (scores - start) / (then - start) if then > start else np.full_like(scores, np.nan)
+            )
             points.append(Regained(source, count, estimate(scores), estimate(shares)))
         return points

@@ -147,5 +147,10 @@ def at_reference(
                 "no reference is given, and the model has no adapter that could be switched off: "
                 "give the model or the weights as they were before"
             )
-        with switch():
-            yield model
+        flags = [(part, part.requires_grad) for part in model.parameters()]
+        try:
+            with switch():
+                yield model
+        finally:  # switching on again makes adapters trainable that were frozen
+            for part, required in flags:
+                part.requires_grad_(required)

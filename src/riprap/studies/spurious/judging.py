@@ -48,6 +48,8 @@ def holds(claim: str, n: dict[str, float], plan: Plan) -> bool:
     """Whether a claim holds for one task and seed."""
     if claim == "collapse":
         return n["collapse"] >= plan.collapsed and n["stated"] >= plan.kept
+    if claim in ("few", "irrelevant", "low") and n["collapse"] < plan.collapsed:
+        return False  # a share of hardly any loss says nothing
     if claim == "freezing":
         return n["freezing"] >= plan.held and n["learned"] >= plan.learned
     return n[claim] >= (plan.lower if claim == "low" else plan.regained)

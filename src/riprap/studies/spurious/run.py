@@ -24,7 +24,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
         workers: processes, one thread each.
 
     Returns:
-        by task, whether each finding replicates.
+        by task, whether each finding replicates, and the path written.
 
     Raises:
         ProtocolError: the protocol was changed since it was frozen.
@@ -42,4 +42,4 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     page = "EXPLORED.md" if exploratory else "README.md"
     (out / page).write_text(pages.page(found, plan, protocol, kind))
     (out / f"{kind}.json").write_text(json.dumps([asdict(one) for one in found], indent=0))
-    return pages.verdicts(found, plan)
+    return {"out": str(out), "verdicts": pages.verdicts(found, plan)}

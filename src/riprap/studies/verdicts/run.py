@@ -28,7 +28,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
         workers: processes, one thread each.
 
     Returns:
-        the numbers of the summary.
+        the numbers of the summary, and the path written.
 
     Raises:
         ProtocolError: the protocol was changed since it was frozen, or the verdict's thresholds
@@ -50,7 +50,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     text = pages.page(found, explored, plan, protocol, kind)
     (out / ("EXPLORED.md" if exploratory else "README.md")).write_text(text)
     (out / f"{kind}.json").write_text(json.dumps([asdict(one) for one in found], indent=0))
-    return pages.summary(found, plan)
+    return {"out": str(out), "verdicts": pages.summary(found, plan)}
 
 
 def _check(plan: Plan) -> None:
