@@ -71,7 +71,7 @@ def test_a_margin_of_ones_own_says_no_more_than_it_can() -> None:
 
 
 def test_few_probes_leave_it_open() -> None:
-    found = recovered(lost_knowledge(Lookup(), 0.5), behavior=behavior(PROBES[15:21]))
+    found = recovered(lost_knowledge(Lookup(), 0.5), behavior=behavior(PROBES[16:22]))
     e = found.evidence
     assert e.high - e.low > 0.5
     assert found.verdict is Verdict.INSUFFICIENT
