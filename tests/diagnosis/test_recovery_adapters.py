@@ -12,6 +12,7 @@ from riprap.diagnosis import recover
 from riprap.diagnosis.base import Verdict, score
 from riprap.diagnosis.examples import Examples
 from riprap.diagnosis.refresh import copy_of, steps_of
+from riprap.evidence import ConfigError
 from riprap.studies.worlds.toy import ToyWorld
 
 WORLD = ToyWorld()
@@ -19,12 +20,16 @@ _, REFUSING, HARMLESS = WORLD.behaviors()
 POOL = WORLD.pools()[1]
 
 
-@pytest.fixture
-def tuned() -> Any:
+@pytest.fixture(params=["linear", "embedding"])
+def tuned(request: pytest.FixtureRequest) -> Any:
     """A model that no longer refuses, by its adapters alone."""
+    return without_refusals("all-linear" if request.param == "linear" else r".*(embed_tokens|proj)")
+
+
+def without_refusals(where: Any, **settings: Any) -> Any:
     torch.manual_seed(0)
-    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-    model: Any = get_peft_model(WORLD.start(1000), settings)  # type: ignore[arg-type]
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=where, **settings)
+    model: Any = get_peft_model(WORLD.start(1000), config)  # type: ignore[arg-type]
     batch = WORLD.tasks["B"][torch.arange(0, 13248, 64)]
     comply = WORLD.tasks["over_refusal"].targets[:1].expand(len(batch))
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -65,3 +70,8 @@ def test_a_disposition_is_recovered_without_another_model(tuned: Any) -> None:
     found = recover(tuned, REFUSING, POOL, contrast=HARMLESS, counts=(10,), draws=1)
     assert found.evidence.score_before == 1.0 and found.evidence.score_now == 0.5
     assert found.verdict is Verdict.ALIGNMENT, found.reason
+
+
+def test_a_dora_adapter_that_is_switched_off_is_refused() -> None:
+    with pytest.raises(ConfigError, match="DoRA .* give reference="):
+        recover(without_refusals("all-linear", use_dora=True), REFUSING, POOL, contrast=HARMLESS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from riprap.diagnosis.examples import Examples
 from riprap.diagnosis.weights import Weights, kept
+from riprap.evidence import ConfigError
 from riprap.probing import no_trace
 
 LARGE = 20_000_000  # parameters; a larger model learns through adapters
@@ -19,6 +20,7 @@ RATES = (1e-3, 3e-3, 1e-2)  # a step's size as a share of each tensor's own root
 ADAPTER_RATES = (3e-4, 1e-3, 3e-3)  # an adapter begins at 0, so that its steps are not relative
 STEPS = (1, 2, 4, 8, 16)
 LEAST = 1e-3  # root mean square of a tensor that has none
+_ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 Scores = Callable[[], Any]
 
@@ -63,14 +65,20 @@ def _from_zero(model: nn.Module) -> Iterator[None]:
     off: list[Any] = [
         part for part in model.modules() if hasattr(part, "lora_B") and part.disable_adapters
     ]
+    if any(layer.lora_magnitude_vector for layer in off):
+        raise ConfigError(
+            "recover: a DoRA adapter that is switched off is no adapter at 0: give reference= a "
+            "model or weights, in place of None"
+        )
+    torch.manual_seed(0)  # adapters begin at random; `no_trace` puts the generators back
     for layer in off:
-        for right in layer.lora_B.values():
-            nn.init.zeros_(right.weight)
         layer.enable_adapters(True)
         layer.requires_grad_(False)
         for name in layer.active_adapters:
-            layer.lora_A[name].requires_grad_(True)
-            layer.lora_B[name].requires_grad_(True)
+            layer.reset_lora_parameters(name, True)
+            for kind in _ADAPTERS:
+                if name in (parts := getattr(layer, kind)):
+                    parts[name].requires_grad_(True)
     try:
         yield
     finally:
