@@ -99,6 +99,23 @@ def test_what_comes_back_is_what_was_known() -> None:
     assert half.score.mean == pytest.approx(whole.score.mean / 2, abs=0.15)
 
 
+def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid of nothing but the rate and steps that are told of gives the same again."""
+
+    def point() -> diagnosis.Regained:
+        found = recovered(lost_form(Lookup()), counts=(5,), draws=1).regained("own", 5)
+        assert found is not None
+        return found
+
+    whole = point()
+    assert whole.rate in refresh.RATES and set(whole.steps) <= set(refresh.STEPS)
+    monkeypatch.setattr(refresh, "RATES", (whole.rate,))
+    monkeypatch.setattr(refresh, "STEPS", whole.steps)
+    assert point().score.mean == whole.score.mean
+    monkeypatch.setattr(refresh, "STEPS", (1,))
+    assert point().score.mean != whole.score.mean
+
+
 def test_the_model_is_as_before() -> None:
     model = lost_form(lost_knowledge(Lookup())).train()
     model.table.weight.requires_grad_(False)

@@ -73,5 +73,5 @@ def test_a_disposition_is_recovered_without_another_model(tuned: Any) -> None:
 
 
 def test_a_dora_adapter_that_is_switched_off_is_refused() -> None:
-    with pytest.raises(ConfigError, match="DoRA .* give reference="):
+    with pytest.raises(ConfigError, match=r"DoRA .* give reference="):
         recover(without_refusals("all-linear", use_dora=True), REFUSING, POOL, contrast=HARMLESS)

@@ -32,7 +32,10 @@ def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
     numbers |= {"regained_irrelevant": 0.1, "regained_control": NAN}
     evidence = Evidence(**numbers)
     one = Estimate(0.9, 0.8, 1.0, 2)
-    curve = [Regained("own", 10, one, one), Regained("reference", 10, one, one)]
+    curve = [
+        Regained("own", 10, one, one, 1e-3, (4,)),
+        Regained("reference", 10, one, one, 1e-3, (1,)),
+    ]
     recovery = Recovery("refusal", verdict, "so it is", evidence, curve)
     given = Given(0, 16, one, one, Estimate(-0.5, -0.6, -0.4, 16))
     short = Given(4, 2, state=EvidenceState.INSUFFICIENT, detail="too short")

@@ -38,12 +38,16 @@ class Regained:
         score: on the probes that chose nothing, over draws of examples.
         share: of the lost score, over the same draws; below 0 where it fell further, NaN where
             nothing was lost.
+        rate: of the grid, the one that was best.
+        steps: how many were best, draw by draw.
     """
 
     source: str
     count: int
     score: Estimate
     share: Estimate
+    rate: float
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,15 @@ def _started(behavior: Behavior, start: nn.Module) -> Behavior:
     return own
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """One copy at its best: what it says, and after what."""
+
+    found: Answers
+    rate: float
+    steps: int
+
+
 @dataclass
 class _Work:
     """What all trials of one recovery share."""
@@ -226,14 +239,14 @@ class _Work:
 
     def trials(
         self, model: nn.Module, examples: Examples, counts: Sequence[int]
-    ) -> dict[int, list[Answers]]:
-        """For each count the best look of each draw; the rate is chosen on the largest count."""
+    ) -> dict[int, list[_Trial]]:
+        """For each count the trial of each draw; the rate is chosen on the largest count."""
         most = max(counts)
         grid = rates(learns_by_adapters(model))
         first = {
             rate: self.trial(model, examples, self.drawn(examples, most, 0), rate) for rate in grid
         }
-        best = max(first, key=lambda rate: self.worth(first[rate]))
+        best = max(first, key=lambda rate: self.worth(first[rate].found))
         found = {most: [first[best]]}
         for count in counts:
             for draw in range(self.draws):
@@ -249,18 +262,18 @@ class _Work:
 
     def trial(
         self, model: nn.Module, examples: Examples, chosen: Sequence[int], rate: float
-    ) -> Answers:
-        """The look after the best number of steps; it ends once there is nothing left to regain."""
-        looks: list[Answers] = []
+    ) -> _Trial:
+        """The best number of steps; it ends once there is nothing left to regain."""
+        tried: list[_Trial] = []
         with copy_of(model) as (parameters, adapters):
-            for _ in steps_of(model, parameters, adapters, examples, chosen, rate):
-                looks.append(self.look(model))
-                if looks[-1].part(self.choosing).score >= self.goal:
+            for step in steps_of(model, parameters, adapters, examples, chosen, rate):
+                tried.append(_Trial(self.look(model), rate, step))
+                if tried[-1].found.part(self.choosing).score >= self.goal:
                     break
         self.done += 1
         if self.progress is not None:
             self.progress(min(self.done, self.expected), self.expected)
-        return max(looks, key=self.worth)
+        return max(tried, key=lambda one: self.worth(one.found))
 
     def worth(self, one: Answers) -> tuple[float, float]:
         """By which of two looks the better one is told: on the probes that choose."""
@@ -268,12 +281,12 @@ class _Work:
         return part.score, float(part.margins @ part.weights)
 
     def evidence(
-        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[Answers]]
+        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[_Trial]]
     ) -> Evidence:
         """The numbers that a verdict rests on, from the probes that measure."""
         looks = {
             source: [
-                one.part(self.measuring)
+                one.found.part(self.measuring)
                 for one in found[source, max(k for s, k in found if s == source)]
             ]
             for source in {s for s, _ in found}
@@ -281,15 +294,18 @@ class _Work:
         return Evidence.of(now.part(self.measuring), before.part(self.measuring), looks, self.seed)
 
     def curve(
-        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[Answers]]
+        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[_Trial]]
     ) -> list[Regained]:
         """Scores and shares by source and count."""
         then, start = (one.part(self.measuring).score for one in (before, now))
         points = []
-        for (source, count), looks in sorted(found.items(), key=lambda item: item[0][1]):
-            scores = np.array([one.part(self.measuring).score for one in looks])
+        for (source, count), tried in sorted(found.items(), key=lambda item: item[0][1]):
+            scores = np.array([one.found.part(self.measuring).score for one in tried])
             shares = (
                 (scores - start) / (then - start) if then > start else np.full_like(scores, np.nan)
             )
-            points.append(Regained(source, count, estimate(scores), estimate(shares)))
+            steps = tuple(one.steps for one in tried)
+            points.append(
+                Regained(source, count, estimate(scores), estimate(shares), tried[0].rate, steps)
+            )
         return points
