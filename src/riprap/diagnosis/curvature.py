@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,16 +94,16 @@ def curvature(
         BehaviorError: the model is sharded over ranks, or its answers depend on no parameter.
         ConfigError: counts that are too small.
     """
-    if top < 1 or probes < 1 or samples < 2:
-        raise ConfigError(
-            f"curvature needs top >= 1, probes >= 1 and samples >= 2, and was given {top}, "
-            f"{probes} and {samples}"
-        )
-    if sharded(model):
-        raise BehaviorError("a model sharded over ranks has no curvature here: gather it first")
+    _check(model, top, probes, samples)
     chosen = evenly(behavior, probes)
     own = [p for p in model.parameters() if p.requires_grad] if parameters is None else parameters
-    products, done = PATIENCE * top, 0
+    products = PATIENCE * top
+    done = itertools.count(1)
+
+    def report() -> None:
+        if progress is not None:
+            progress(next(done), products + samples)
+
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -113,21 +114,16 @@ def curvature(
         noise = torch.Generator().manual_seed(seed)
 
         def product(point: Tensor) -> Tensor:
-            nonlocal done
-            done += 1
-            if progress is not None:
-                progress(done, products + samples)
+            report()
             return twin.push(twin.pull(point))
 
         start = torch.randn(twin.size, generator=noise, dtype=torch.float64)
         ritz = lanczos(product, start, top, products, TOLERANCE)
+        done = itertools.count(products + 1)  # Lanczos may stop early
         rest = []
-        for sample in range(samples):
-            signs = torch.randint(2, (twin.size,), generator=noise).double() * 2 - 1
-            signs -= (ritz.basis @ signs) @ ritz.basis
-            rest.append(sum(float(part.double().square().sum()) for part in twin.pull(signs)))
-            if progress is not None:
-                progress(products + sample + 1, products + samples)
+        for _ in range(samples):
+            rest.append(twin.sample(ritz.basis, noise))
+            report()
     return Curvature(
         tuple(ritz.values.tolist()),
         tuple(ritz.errors.tolist()),
@@ -136,6 +132,16 @@ def curvature(
         len(chosen.probes),
         len(ritz.basis),
     )
+
+
+def _check(model: nn.Module, top: int, probes: int, samples: int) -> None:
+    if top < 1 or probes < 1 or samples < 2:
+        raise ConfigError(
+            f"curvature needs top >= 1, probes >= 1 and samples >= 2, and was given {top}, "
+            f"{probes} and {samples}"
+        )
+    if sharded(model):
+        raise BehaviorError("a model sharded over ranks has no curvature here: gather it first")
 
 
 def evenly(behavior: Behavior, most: int) -> Behavior:
@@ -188,6 +194,12 @@ class _Twin:
         (moved,) = torch.autograd.grad(self.gradients, self.cotangent, vector, retain_graph=True)
         z, root = self.weights * moved.detach().cpu().double(), self.p.sqrt()
         return (root * z - root * (self.p * z).sum(-1, keepdim=True)).reshape(-1)
+
+    def sample(self, basis: Tensor, noise: torch.Generator) -> float:
+        """One of Hutchinson's estimates of the trace outside of an orthonormal basis."""
+        signs = torch.randint(2, (self.size,), generator=noise).double() * 2 - 1
+        signs -= (basis @ signs) @ basis
+        return sum(float(part.double().square().sum()) for part in self.pull(signs))
 
 
 def _weights(behavior: Behavior, positions: int) -> Tensor:
