@@ -17,7 +17,7 @@ def diagnose(
     base: str = typer.Argument(..., help="The model before: folder, Hugging Face id, or smollm2."),
     tuned: str = typer.Argument(..., help="The model after, or folder of a LoRA adapter of BASE."),
     out: Path = typer.Option(Path("diagnosis"), help="Folder of the report."),
-    behaviors: list[str] = typer.Option([], help="Pack to look at; repeatable; default: all."),
+    behaviors: list[str] = typer.Option([], help="Pack, or .jsonl of your own; repeatable."),
     openers: list[str] = typer.Option([], help="What refusals of BASE begin with; repeatable."),
     probes: int = typer.Option(16, help="Probes a behaviour; half of it where answers are chosen."),
     never: str | None = typer.Option(None, help="A model that never had the behaviours: control."),

@@ -138,7 +138,7 @@ def _build(own: BehaviorConfig, tokenizer: Any) -> Behavior:
 def _refuse_idle(own: BehaviorConfig, pack: str) -> None:
     """Keys that a pack would pass over in silence."""
     idle = [key for key in ("name", "avoid") if getattr(own, key)]
-    if own.openers is not None and "options" in packs.rows(pack)[0]:
+    if own.openers is not None and not packs.opens(packs.rows(pack)[0]):
         idle.append("openers")
     if idle:
         raise ConfigError(f"behaviour with pack {pack!r}: {idle[0]!r} has no effect on it; drop it")

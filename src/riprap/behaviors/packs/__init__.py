@@ -1,13 +1,19 @@
-"""Packs: probes written for this project, one JSONL file each, with a datasheet beside it."""
+"""Packs: probes written for this project, one JSONL file each, with a datasheet beside it.
+
+A file of one's own with such rows serves wherever a pack does.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from riprap.behaviors.behavior import Behavior
+from riprap.behaviors.packs import own
+from riprap.behaviors.prompts import encode_continuations, encode_prompts
 from riprap.evidence import BehaviorError
 
 # What refusals of instruct models commonly begin with. A model of another habit: give its own, or
@@ -22,14 +28,33 @@ def names() -> list[str]:
     return sorted(file.name[:-6] for file in files if file.name.endswith(".jsonl"))
 
 
+def is_file(name: str) -> bool:
+    """Whether it names a file of one's own, and no pack."""
+    return name.endswith(own.SUFFIX)
+
+
+def title(name: str) -> str:
+    """What the behaviour of a pack or file is called: a file's name without folder and suffix."""
+    return Path(name).stem if is_file(name) else name
+
+
+def opens(row: dict[str, Any]) -> bool:
+    """Whether a row is judged by how the response opens, and not by a right answer."""
+    return not {"options", "completion"} & set(own.kind_of(row))
+
+
 def rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a pack.
+    """The rows of a pack, or of a file of one's own.
 
     Raises:
-        BehaviorError: no pack by that name.
+        BehaviorError: no pack by that name, or a file that does not hold rows of one kind.
     """
+    if is_file(name):
+        return own.read(name)
     if name not in names():
-        raise BehaviorError(f"no pack {name!r}; there are {', '.join(names())}")
+        raise BehaviorError(
+            f"no pack {name!r}; there are {', '.join(names())}, or a {own.SUFFIX} file"
+        )
     text = (resources.files(__name__) / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
@@ -41,10 +66,13 @@ def load(
     openers: Sequence[str | int] = OPENERS,
     **options: Any,
 ) -> Behavior:
-    """A pack as a behaviour.
+    """A pack, or a file of one's own, as a behaviour.
 
     Args:
-        name: refusal, over_refusal, arithmetic, general_knowledge or instruction_format.
+        name: refusal, over_refusal, arithmetic, general_knowledge or instruction_format; or a
+            JSONL file of rows with prompt, options and answer (the right one's index): a choice;
+            with prompt and completion: the first token of the completion; or with a prompt alone:
+            how the response opens.
         n: how many probes, spread evenly over the pack (whose rows go by category); None: all.
         openers: what the model's refusals begin with.
         options: floor and others of `Behavior`'s constructors.
@@ -52,16 +80,20 @@ def load(
     Raises:
         BehaviorError: no pack by that name, or `n` is not between 1 and its size.
     """
-    chosen = spread(name, n)
+    chosen, called = spread(name, n), title(name)
     prompts = [row["prompt"] for row in chosen]
     if "options" in chosen[0]:
         answers = [row["answer"] for row in chosen]
         return Behavior.choice(
-            name, tokenizer, prompts, [row["options"] for row in chosen], answers, **options
+            called, tokenizer, prompts, [row["options"] for row in chosen], answers, **options
         )
-    options.setdefault("contrast", CONTRASTS[name])
+    if "completion" in chosen[0]:
+        ids = encode_continuations(tokenizer, [row["completion"] for row in chosen])
+        asked = encode_prompts(tokenizer, prompts)
+        return Behavior.next_token(called, asked, [row[0] for row in ids], **options)
+    options.setdefault("contrast", CONTRASTS.get(called))
     return Behavior.opening(
-        name, tokenizer, prompts, openers, avoid=name == "over_refusal", **options
+        called, tokenizer, prompts, openers, avoid=called == "over_refusal", **options
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from riprap.behaviors import packs
 from riprap.diagnosis.recovery import FEWEST
+from riprap.evidence import BehaviorError
 from riprap.schema import Strict
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic", "general_knowledge", "instruction_format")
@@ -22,7 +23,7 @@ class DiagnoseConfig(Strict):
         base: folder or hub id of the model before.
         tuned: of the model after; or folder of a LoRA adapter of `base`.
         out: folder of the report.
-        behaviors: packs.
+        behaviors: packs, or files of one's own; see `packs.load`.
         openers: what the base model's refusals begin with; empty: the packs' own.
         probes: how many measure each behaviour that is told by an opener; one that is told by a
             choice of four answers, each of which is read, has half of them.
@@ -45,9 +46,11 @@ class DiagnoseConfig(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        unknown = [name for name in self.behaviors if name not in packs.names()]
-        if unknown:
-            raise ValueError(f"no pack {unknown[0]!r}; there are {', '.join(packs.names())}")
-        if len(set(self.behaviors)) < len(self.behaviors):
+        for name in self.behaviors:
+            try:
+                packs.rows(name)
+            except BehaviorError as error:
+                raise ValueError(str(error)) from error
+        if len(set(map(packs.title, self.behaviors))) < len(self.behaviors):
             raise ValueError("a behavior is named twice")
         return self

@@ -78,7 +78,8 @@ class Examination:
             at_reference(pair.model, pair.base, pair.tuned) as base,
         ):
             for at, name in enumerate(self.config.behaviors):
-                self.subjects[name] = subject(name, self.config, base, pair.tokenizer)
+                one = subject(name, self.config, base, pair.tokenizer)
+                self.subjects[one.name] = one
                 report(at + 1, len(self.config.behaviors))
         with self.parts.part("scores") as report:
             for at, (name, one) in enumerate(self.subjects.items()):

@@ -11,7 +11,6 @@ from torch import nn
 
 from riprap import probing
 from riprap.behaviors import Behavior, packs
-from riprap.behaviors.kinds import Options
 from riprap.behaviors.prompts import encode_continuations, encode_prompts
 from riprap.diagnosis.recovery import FEWEST
 from riprap.diagnosis.responses import Rows, responses_of
@@ -50,46 +49,44 @@ def subject(name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any) 
     """A pack's probes, of which the base model passes all.
 
     Args:
+        name: of a pack, or a file of one's own.
         base: the model as it was before tuning.
     """
-    rows = packs.rows(name)
-    choice = "options" in rows[0]
-    wanted = config.probes // 2 if choice else config.probes
+    rows, called = packs.rows(name), packs.title(name)
+    opens, several = packs.opens(rows[0]), "options" in rows[0]
+    wanted = config.probes // 2 if several else config.probes
     n = min(len(rows), int(SPARE * (wanted + EXAMPLES)))
-    given = {} if choice or not config.openers else {"openers": config.openers}
-    pool = packs.load(name, tokenizer, n, **given)
+    given = {"openers": config.openers} if opens and config.openers else {}
+    texts, pool = packs.spread(name, n), packs.load(name, tokenizer, n, **given)
     margins = probing.look(pool, base).margins
     passing = np.flatnonzero(margins > 0)
     if len(passing) < FEWEST + EXAMPLES:
         return Subject(
-            name,
+            called,
             why=f"the base model passes {len(passing)} of {n} probes, and {FEWEST + EXAMPLES} are "
             "needed: it has too little of this to lose"
-            + ("" if choice else "; name what its refusals begin with by --openers"),
+            + ("; name what its refusals begin with by --openers" if opens else ""),
         )
     order = np.random.default_rng(0).permutation(passing)
     learned, measured = order[:EXAMPLES].tolist(), sorted(order[EXAMPLES:][:wanted].tolist())
     probes = pool.subset(measured)
-    if choice:
-        texts = packs.spread(name, n)
-        examples = _right(name, tokenizer, [texts[at] for at in learned])
-        answers = _right_tokens(probes.probes)
-    else:
-        examples = pool.subset(learned)
+    if opens:
         answers = responses_of(base, probes, ANSWER)
-    return Subject(name, probes, examples, answers, margins[measured])
+        return Subject(called, probes, pool.subset(learned), answers, margins[measured])
+    right = encode_continuations(tokenizer, [_right(texts[at]) for at in measured])
+    examples = _taught(called, tokenizer, [texts[at] for at in learned])
+    return Subject(called, probes, examples, [row[:ANSWER] for row in right], margins[measured])
 
 
-def _right(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:
+def _right(row: dict[str, Any]) -> str:
+    """The right answer of a row."""
+    return str(row["options"][row["answer"]] if "options" in row else row["completion"])
+
+
+def _taught(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:
     """The right answers alone, as texts to be learned: the loss is that of the choice."""
-    answers = [row["options"][row["answer"]] for row in rows]
-    return Behavior.likelihood(name, tokenizer, [row["prompt"] for row in rows], answers)
-
-
-def _right_tokens(probes: Options) -> Rows:
-    """Token ids of each probe's right option."""
-    rows = probes.wanted.flatten().nonzero().flatten().tolist()
-    return [probes.continuation[at][probes.mask[at].bool()].tolist() for at in rows]
+    prompts, answers = [row["prompt"] for row in rows], [_right(row) for row in rows]
+    return Behavior.likelihood(name, tokenizer, prompts, answers)
 
 
 @dataclass

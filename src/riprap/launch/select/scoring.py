@@ -61,7 +61,8 @@ class Scorer:
         self.encoder = Encoder(tokenizer, config.max_length)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(self._device)
-        self.behaviors = [_behavior(config, name, model, tokenizer) for name in config.behaviors]
+        self.names = config.behaviors
+        self.behaviors = [_behavior(config, name, model, tokenizer) for name in self.names]
         self.model = _adapted(config, model)
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._harms = []
@@ -102,8 +103,8 @@ class Scorer:
             "norm": norms.tolist(),
             "proxy": proxies[0].tolist(),
         }
-        for behavior, harm in zip(self.behaviors, harms, strict=True):
-            columns[HARM + behavior.name] = harm
+        for name, harm in zip(self.names, harms, strict=True):
+            columns[HARM + name] = harm
         return columns
 
 
