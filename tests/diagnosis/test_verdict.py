@@ -38,6 +38,7 @@ def evidence(**changed: float | str) -> Evidence:
 
 
 GONE_ALL = {"retained": 0.0, "low": 0.0, "high": 0.1, "known_own": 0.1}
+GUESSED = GONE_ALL | {"guessed": 0.3, "known_own": 0.35, "retained": 0.07, "kind_now": 1.0}
 GONE_HALF = {"retained": 0.4, "low": 0.3, "high": 0.5, "known_own": 0.5, "kind_now": 0.9}
 STILL_OUTSIDE = GONE_ALL | {"kind_now": 0.2, "kind_own": 0.3}  # a reminder changed little
 NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind_own": math.nan}
@@ -49,6 +50,7 @@ NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind
         ({}, Verdict.ALIGNMENT),
         (GONE_ALL | {"kind_now": 1.0}, Verdict.KNOWLEDGE),
         (GONE_ALL | {"kind_now": 0.2}, Verdict.BOTH),
+        (GUESSED, Verdict.KNOWLEDGE),
         (STILL_OUTSIDE, Verdict.INSUFFICIENT),
         (STILL_OUTSIDE | {"habit": 0.9}, Verdict.BOTH),
         (GONE_HALF | {"score_now": 0.45}, Verdict.KNOWLEDGE),

@@ -133,10 +133,15 @@ class Evidence:
         return back or self.habit >= HABIT
 
     @property
+    def remains(self) -> float:
+        """Share of the probes on which the answer is known, and no lucky guess."""
+        least = float(np.nan_to_num(self.guessed))
+        return self.retained * max(self.known_before - least, 0.0) / max(1 - least, 1e-9)
+
+    @property
     def unsaid(self) -> float:
         """Share of the probes on which the answer is known and not said, or no answer at all is."""
-        known_not_said = max(self.known_own, np.nan_to_num(self.known_irrelevant)) - self.score_now
-        return max(known_not_said, self.silent if self.form else 0.0)
+        return max(self.remains - self.score_now, self.silent if self.form else 0.0)
 
 
 def _interval(
