@@ -54,6 +54,16 @@ def lost_knowledge(model: Lookup, share: float = 1.0) -> Lookup:
     return model
 
 
+def scattered(model: Lookup) -> Lookup:
+    """Each key has another value than before, and which one follows from no rule."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key in range(KEYS):
+            by = int(torch.randint(1, VALUES, (), generator=noise))
+            model.table.weight[key] = model.table.weight[key].roll(by)
+    return model
+
+
 def probed(key: int) -> bool:
     """Half of the keys of each value."""
     return key // VALUES % 2 == 0

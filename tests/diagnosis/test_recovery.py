@@ -11,6 +11,7 @@ from diagnosis.lookup import (
     FORMAT,
     KEYS,
     PROBES,
+    STRENGTH,
     VALUES,
     Lookup,
     behavior,
@@ -18,6 +19,7 @@ from diagnosis.lookup import (
     loss,
     lost_form,
     lost_knowledge,
+    scattered,
     value_of,
 )
 from riprap import Behavior, diagnosis
@@ -68,6 +70,64 @@ def test_a_margin_of_ones_own_says_no_more_than_it_can() -> None:
         with torch.no_grad():
             model.head.bias[FORMAT] = 4.0 + bias
         assert recovered(model, behavior=own).verdict is Verdict.INSUFFICIENT
+
+
+def test_a_loss_of_a_part_is_judged_by_that_part() -> None:
+    """Most of the knowledge is left, but none of that which would explain what was lost."""
+    model = Lookup()
+    with torch.no_grad():
+        for key in PROBES[::4]:
+            model.table.weight[key] = model.table.weight[key].roll(1)
+    found = recovered(model)
+    assert found.evidence.score_now > 0.7
+    assert found.verdict is Verdict.KNOWLEDGE, found.reason
+
+
+def test_one_answer_for_all_is_no_answer() -> None:
+    model = lost_knowledge(Lookup())
+    with torch.no_grad():
+        model.head.bias[KEYS] = 3 * STRENGTH
+    assert recovered(model).verdict is Verdict.BOTH
+
+
+def test_exchanged_names_are_told_of() -> None:
+    """Each value is called by the next one's name: as if all facts were others."""
+    model = Lookup()
+    with torch.no_grad():
+        model.head.weight[KEYS:FORMAT] = model.head.weight[KEYS:FORMAT].roll(1, 0)
+    found = recovered(model)
+    assert found.evidence.exchanged == 1.0 and "names that were exchanged" in found.reason
+    mixed = recovered(scattered(Lookup()))
+    assert mixed.verdict is Verdict.KNOWLEDGE
+    assert mixed.evidence.exchanged < 0.5 and "exchanged" not in mixed.reason
+
+
+def test_margins_of_ones_own_may_take_several_parts() -> None:
+    """Probes of two parts are no two probes."""
+    told = behavior()
+    keys, wanted = told.probes.input_ids, told.margins.targets
+
+    def lead(model: Lookup, probes: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        inputs, right = probes
+        logits = model(inputs)[:, -1]
+        others = logits.scatter(-1, right[:, None], float("-inf")).amax(-1)
+        return logits.gather(-1, right[:, None]).squeeze(-1) - others
+
+    own = Behavior("own", (keys, wanted), lead)
+    found = recovered(lost_form(Lookup()), behavior=own, irrelevant=examples()[15:])
+    assert found.evidence.score_now == 0.0 and found.evidence.lost > 10
+
+
+def test_few_examples_are_learned_as_far_as_they_go() -> None:
+    found = diagnosis.recover(
+        lost_form(Lookup()), behavior(), examples()[:6], loss=loss, reference=Lookup()
+    )
+    assert {point.count for point in found.curve if point.source == "own"} == {1, 2, 5}
+
+
+def test_a_reference_without_the_behaviour_is_said_to_be_so() -> None:
+    found = recovered(lost_knowledge(Lookup()), reference=lost_knowledge(Lookup()))
+    assert found.verdict is Verdict.INSUFFICIENT and "the reference itself" in found.reason
 
 
 def test_few_probes_leave_it_open() -> None:
@@ -229,7 +289,7 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
         ({"counts": (1, 50)}, "30 examples"),
         ({"counts": (2, 1)}, "counts rise"),
         ({"draws": 0}, "at least one draw"),
-        ({"irrelevant": examples()[:3]}, "3 irrelevant examples"),
+        ({"irrelevant": examples()[:3], "counts": (10,)}, "3 irrelevant examples"),
         ({"reference": None}, "no reference is given"),
         ({"behavior": behavior(PROBES[:4])}, "6 or more"),
         ({"reference": {"table.weight": torch.zeros(3)}}, "same model"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from riprap.diagnosis import Evidence, Verdict
-from riprap.diagnosis.answers import Answers, chance, known
+from riprap.diagnosis.answers import Answers, chance, exchanged, known
 from riprap.diagnosis.verdict import GONE, KEPT, judge
 
 
@@ -17,10 +17,13 @@ def evidence(**changed: float | str) -> Evidence:
     plain = {
         "score_before": 1.0,
         "score_now": 0.0,
+        "lost": 40,
         "kind_before": 1.0,
         "kind_now": 0.0,
         "kind_own": 1.0,
         "habit": 0.2,
+        "one_before": 0.2,
+        "one_now": 0.2,
         "known_before": 1.0,
         "known_now": 0.5,
         "known_own": 1.0,
@@ -29,6 +32,7 @@ def evidence(**changed: float | str) -> Evidence:
         "retained": 1.0,
         "low": 0.9,
         "high": 1.0,
+        "exchanged": 0.0,
         "regained_own": 1.0,
         "regained_irrelevant": math.nan,
         "regained_control": math.nan,
@@ -40,6 +44,7 @@ def evidence(**changed: float | str) -> Evidence:
 GONE_ALL = {"retained": 0.0, "low": 0.0, "high": 0.1, "known_own": 0.1}
 GUESSED = GONE_ALL | {"guessed": 0.3, "known_own": 0.35, "retained": 0.07, "kind_now": 1.0}
 GONE_HALF = {"retained": 0.4, "low": 0.3, "high": 0.5, "known_own": 0.5, "kind_now": 0.9}
+A_FIFTH = GONE_ALL | {"score_now": 0.8, "kind_now": 1.0}  # all that was lost is unknown
 STILL_OUTSIDE = GONE_ALL | {"kind_now": 0.2, "kind_own": 0.3}  # a reminder changed little
 NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind_own": math.nan}
 
@@ -53,8 +58,12 @@ NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind
         (GUESSED, Verdict.KNOWLEDGE),
         (STILL_OUTSIDE, Verdict.INSUFFICIENT),
         (STILL_OUTSIDE | {"habit": 0.9}, Verdict.BOTH),
-        (GONE_HALF | {"score_now": 0.45}, Verdict.KNOWLEDGE),
-        (GONE_HALF | {"score_now": 0.1}, Verdict.BOTH),
+        (GONE_HALF, Verdict.BOTH),
+        (A_FIFTH, Verdict.KNOWLEDGE),
+        (GONE_ALL | {"kind_now": 1.0, "one_now": 0.95}, Verdict.BOTH),
+        (GONE_ALL | {"kind_now": 1.0, "one_now": 0.95, "one_before": 0.8}, Verdict.KNOWLEDGE),
+        ({"one_now": 1.0}, Verdict.ALIGNMENT),
+        ({"score_before": 0.05}, Verdict.INSUFFICIENT),
         ({"retained": (GONE + KEPT) / 2}, Verdict.INSUFFICIENT),
         ({"low": GONE - 0.01}, Verdict.INSUFFICIENT),
         (GONE_ALL | {"kind_now": 1.0, "high": KEPT + 0.01}, Verdict.INSUFFICIENT),
@@ -98,6 +107,60 @@ def test_the_size_of_a_side_does_not_move_the_middle() -> None:
     weights = 0.5 / np.bincount(sides)[sides]
     one = Answers(reading, weights, np.stack([reading, -reading], 1), sides, shared=True)
     assert known([one]).tolist() == [1.0] * 10
+
+
+def test_a_rule_of_exchange_is_found_on_other_probes() -> None:
+    right = [0, 1, 2] * 4
+    eye = np.eye(3)
+    assert exchanged(even(eye[right], right)).all()
+    assert exchanged(even(eye[[2, 0, 1] * 4], right)).all()  # each by another's name
+    single = even(eye[[0, 1, 2]], [1, 2, 0])  # nothing to learn a rule from
+    assert not exchanged(single).any()
+    noise = np.random.default_rng(0)
+    blind = [exchanged(even(noise.normal(size=(60, 3)), noise.integers(3, size=60).tolist()))]
+    assert np.mean(blind) < 0.45
+
+
+def test_the_other_side_is_there_to_be_told_apart_from() -> None:
+    """Refusals are lost, and knowledge is whether they are told from what is not refused."""
+    sides = np.array([0] * 8 + [1] * 8)
+    weights = np.full(16, 1 / 16)
+
+    def looked(reading: np.ndarray) -> Answers:
+        margins = np.where(sides == 0, reading, -reading)
+        fit = np.stack([reading, -reading], 1)
+        return Answers(margins, weights, fit, sides, shared=True)
+
+    told, blind = np.where(sides == 0, 1.0, -1.0), np.tile([1.0, -1.0], 8)
+    before, now = looked(told), looked(np.full(16, -1.0))
+    for own, left in ((told, 1.0), (blind, 0.0)):
+        looks = {"own": [looked(own)], "reference": [looked(told)]}
+        found = Evidence.of(now, before, looks, 0)
+        assert found.lost == 8 and found.retained == left
+        assert found.low > 0.65 if left else found.high < 0.75
+
+
+def test_few_probes_that_are_all_alike_leave_doubt() -> None:
+    for n, most in ((4, 0.65), (60, 1.0)):
+        right = [0, 1] * (n // 2)
+        fit = np.eye(2)[right]
+        weights = np.full(n, 1 / n)
+        before, now = (Answers(np.full(n, s), weights, fit, np.array(right), True) for s in (1, -1))
+        looks = {"own": [before], "reference": [before]}
+        found = Evidence.of(now, before, looks, 0)
+        assert found.retained == 1.0 and found.low < most
+        assert n < 60 or found.low > 0.8
+
+
+def test_habit_is_told_of_two_at_the_least() -> None:
+    def looked(first: list[int]) -> Answers:
+        inside = np.array([token < 10 for token in first])
+        weights = np.full(len(first), 1 / len(first))
+        return Answers(np.zeros(len(first)), weights, first=np.array(first), inside=inside)
+
+    assert math.isnan(looked([1, 2, 30]).habit)
+    assert looked([1, 30, 30, 30]).habit == 1.0
+    assert looked([1, 30, 31, 32]).habit == 0.0
 
 
 def test_chance_is_the_most_that_one_answer_serves() -> None:

@@ -17,7 +17,7 @@ from riprap.cli import app
 
 KEYS, VALUES = 90, 6
 TOKENIZER = make_tokenizer()
-WORDS = [word for word in TOKENIZER.get_vocab() if word[0].isalpha()]
+WORDS = sorted(word for word in TOKENIZER.get_vocab() if word[0].isalpha())
 ANSWERS = WORDS[KEYS : KEYS + VALUES]
 ASKED, OTHERS = range(60), range(60, KEYS)  # those of the file, and those that all models keep
 
@@ -35,7 +35,7 @@ def facts(keys: Sequence[int], values: np.ndarray = TRUE, before: str = "") -> B
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`base` knows all facts; `other` knows other ones, `wordy` begins with a word of its own."""
+    """`base` knows all facts; `other` other ones, `wordy` the same after a word of its own."""
     home = tmp_path_factory.mktemp("facts")
     model = make_model(TOKENIZER)
     teach(model, [facts(ASKED), facts(OTHERS)], 80)
@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teach(model, [facts(ASKED, FALSE), facts(OTHERS)], 80)
     save(model, TOKENIZER, home / "other")
     model.load_state_dict(start)
-    teach(model, [facts(OTHERS, before="Sure ")], 40, 3e-3)
+    teach(model, [facts(ASKED, before="Sure "), facts(OTHERS, before="Sure ")], 40, 3e-3)
     save(model, TOKENIZER, home / "wordy")
     shown = [{"prompt": WORDS[key], "completion": ANSWERS[TRUE[key]]} for key in ASKED]
     (home / "facts.jsonl").write_text("\n".join(map(json.dumps, shown)))

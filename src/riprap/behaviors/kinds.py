@@ -170,6 +170,11 @@ class Options:
         tails = self.mask.sum(-1)[::width].tolist()
         return [row[: len(row) - tail] for row, tail in zip(whole, tails, strict=True)]
 
+    def first_tokens(self) -> Tensor:
+        """The first token of each continuation, shape (rows,)."""
+        first = (self.continuation.shape[1] - self.mask.sum(-1)).long()[:, None]
+        return self.continuation.gather(1, first).squeeze(1)
+
     def take(self, indices: list[int]) -> Options:
         """The probes at `indices`, each with its options."""
         width = self.wanted.shape[1]
@@ -204,9 +209,7 @@ class Contrast:
         """Nats per token by which keeping leads; insufficient where both are improbable."""
         means, heads = options_log_probs(model, probes)
         wanted = probes.wanted.to(means.device)
-        first = probes.continuation.gather(
-            1, (probes.continuation.shape[1] - probes.mask.sum(-1)).long()[:, None]
-        ).view(probes.wanted.shape)
+        first = probes.first_tokens().view(probes.wanted.shape)
         mass = sum(
             float(row_heads[_first_of_each(row)].exp().sum())
             for row, row_heads in zip(first, heads, strict=True)

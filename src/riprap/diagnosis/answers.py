@@ -14,7 +14,7 @@ from torch import nn
 from riprap import probing
 from riprap.behaviors import Behavior
 from riprap.behaviors.kinds import Choice, NextToken, Options, options_log_probs
-from riprap.behaviors.outputs import last_logits
+from riprap.behaviors.outputs import TokenBatch, last_logits
 
 Array = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ class Answers:
         weights: shape (n,), sum 1; a behaviour and its contrast weigh alike.
         fit: shape (n, c): how well each of c answers fits each probe; None where a behaviour does
             not say which answers there are.
-        right: shape (n,), index of the right one.
+        right: shape (n,), index of the right one; with a contrast, of the probe's side.
         shared: whether the c answers are the same for all probes.
         first: shape (n,), the model's own first choice as a token; None where that is not known.
         inside: shape (n,), whether it is one of the c answers, right or wrong.
@@ -51,11 +51,27 @@ class Answers:
 
     @property
     def habit(self) -> float:
-        """How much of the first choices that are no answers is one and the same token."""
-        if self.first is None or self.inside is None or self.inside.all():
+        """How much of the first choices that are no answers is one and the same token.
+
+        Beside one of these choices, the share of the others that are like it; NaN where there are
+        no others.
+        """
+        if self.first is None or self.inside is None or (~self.inside).sum() < 2:
             return float("nan")
         counts = np.unique(self.first[~self.inside], return_counts=True)[1]
-        return float(counts.max() / counts.sum())
+        return float((counts.max() - 1) / (counts.sum() - 1))
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it is a behaviour beside its contrast, and the answers are the two sides."""
+        return self.shared and self.first is None
+
+    @property
+    def commonest(self) -> float:
+        """The largest share of the probes that get one and the same of the shared answers."""
+        if self.fit is None or not self.shared:
+            return float("nan")
+        return float(np.bincount(self.fit.argmax(1), weights=self.weights).max())
 
     @property
     def score(self) -> float:
@@ -78,11 +94,19 @@ def share(holds: NDArray[Any], weights: Array) -> float:
     return round(float(holds @ weights), 12)
 
 
-def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None) -> Answers:
+def look(
+    behavior: Behavior,
+    model: nn.Module,
+    contrast: Behavior | None = None,
+    also: Sequence[int] = (),
+) -> Answers:
     """One pass over the probes, leaving no trace.
 
     With a contrast, the two answers are the two sides: what a refusal's margin says for harmful
     requests, that of over-refusal says the other way round for harmless ones.
+
+    Args:
+        also: tokens that are answers too, beside those that are right for some probe.
     """
     seen = probing.look(behavior, model)
     margins, why = seen.margins, seen.insufficient
@@ -100,10 +124,12 @@ def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None)
     with torch.inference_mode(False), torch.no_grad(), probing.no_trace(model):
         if isinstance(kind, NextToken):
             logits = last_logits(model, probes)[:, -1]
-            allowed, right = kind.targets.to(logits.device).unique(return_inverse=True)
-            if len(allowed) == 1:  # there is nothing to choose
+            targets = kind.targets.to(logits.device)
+            if len(targets.unique()) == 1:  # there is nothing to choose
                 return Answers(margins, even)
-            first = logits.argmax(-1)
+            more = targets.new_tensor([token for token in also if token < logits.shape[-1]])
+            allowed = torch.cat([targets, more]).unique()
+            right, first = torch.searchsorted(allowed, targets), logits.argmax(-1)
             return Answers(
                 margins,
                 even,
@@ -115,8 +141,17 @@ def look(behavior: Behavior, model: nn.Module, contrast: Behavior | None = None)
             )
         if isinstance(kind, Choice) and isinstance(probes, Options):
             chosen = options_log_probs(model, probes)[0].double().cpu().numpy()
-            right_one = probes.wanted.long().argmax(-1).numpy()
-            return Answers(margins, even, chosen, right_one, insufficient=why)
+            first = last_logits(model, TokenBatch.pad(probes.rows()))[:, -1].argmax(-1).cpu()
+            heads = torch.cat([probes.first_tokens(), torch.tensor(list(also), dtype=torch.long)])
+            return Answers(
+                margins,
+                even,
+                chosen,
+                probes.wanted.long().argmax(-1).numpy(),
+                first=first.numpy(),
+                inside=torch.isin(first, heads).numpy(),
+                insufficient=why,
+            )
     return Answers(margins, even, insufficient=why)
 
 
@@ -135,6 +170,26 @@ def known(looks: Sequence[Answers]) -> Array:
     if first.shared:
         fit = fit - first.weights @ fit
     return np.asarray(fit.argmax(1) == first.right, dtype=np.float64)
+
+
+def exchanged(one: Answers) -> Array:
+    """On which probes the right answer follows from the one that is chosen, shape (n,), 0 or 1.
+
+    The rule is learned on all other probes: what is mostly right where this answer is chosen. It
+    finds what is known under exchanged names; whoever knows nothing gets no more than `chance`.
+    Only answers that all probes share have such a rule.
+    """
+    right = np.zeros(len(one.margins))
+    if one.fit is None or one.right is None or not one.shared:
+        return right
+    chosen = (one.fit - one.weights @ one.fit).argmax(1)
+    counts = np.zeros((one.fit.shape[1],) * 2)
+    np.add.at(counts, (chosen, one.right), one.weights)
+    for row, (said, true) in enumerate(zip(chosen, one.right, strict=True)):
+        others = counts[said].copy()
+        others[true] -= one.weights[row]
+        right[row] = others.argmax() == true and others[true] > 1e-12
+    return right
 
 
 def chance(one: Answers) -> float:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
+from riprap.behaviors.kinds import NextToken, Options
 from riprap.behaviors.outputs import device_of
 from riprap.evidence import ConfigError
 from riprap.probing import Loss, moved, own_loss
+
+MASKED = -100  # a label that does not count
 
 
 class Examples:
@@ -60,6 +63,17 @@ class Examples:
             for row in part.tolist()
         ]
 
+    def answers(self) -> list[int]:
+        """First tokens of the answers that the examples teach, as far as they can be told."""
+        if self.behavior is None:
+            return sorted({token for row in self.rows for token in _first_labels(row)})
+        kind, probes = self.behavior.margins, self.behavior.probes
+        if isinstance(kind, NextToken):
+            return sorted(set(kind.targets.tolist()))
+        if not isinstance(probes, Options):
+            return []
+        return sorted(set(probes.first_tokens()[probes.wanted.reshape(-1)].tolist()))
+
     def loss(self, model: nn.Module, chosen: Sequence[int]) -> Tensor:
         """Mean loss of the chosen examples, shape (); those of one shape are learned as a batch."""
         if self.behavior is not None:
@@ -73,6 +87,15 @@ class Examples:
     def backward(self, model: nn.Module, chosen: Sequence[int]) -> None:
         """Add the gradient of the loss to `.grad` of the parameters that require one."""
         self.loss(model, chosen).backward()
+
+
+def _first_labels(example: Any) -> list[int]:
+    """The first label of each row, where a masked prompt stands before it."""
+    labels = example.get("labels") if isinstance(example, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        return []
+    rows = [row[row != MASKED] for row in labels if row[0] == MASKED]
+    return [int(row[0]) for row in rows if len(row)]
 
 
 def batches_of(given: Any) -> list[Any]:

@@ -83,7 +83,7 @@ def recover(
     irrelevant: Any = None,
     control: nn.Module | Weights | None = None,
     contrast: Behavior | None = None,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
     home: Weights | None = None,
@@ -99,8 +99,8 @@ def recover(
     Args:
         model: the model that lost something; afterwards it is bit by bit as before.
         behavior: what was lost; its probes must be none of the examples.
-        examples: of the behaviour, at least as many as the largest count: a `Behavior` with
-            losses, a list of examples or batches, or one batch; see `Examples`.
+        examples: of the behaviour, at least as many as the largest count that is given: a
+            `Behavior` with losses, a list of examples or batches, or one batch; see `Examples`.
         loss: loss(model, example), a scalar; None: the model's own, `model(**example).loss`.
         reference: the model as it was before, or its weights; None: with adapters switched off.
         irrelevant: examples of another task, in the same forms; they can bring back a disposition
@@ -109,7 +109,8 @@ def recover(
             None: what guessing among the answers would give.
         contrast: the behaviour on the other side, such as over-refusal beside refusal, without
             which answers that are all the same are learned from one example.
-        counts: examples a time, in rising order.
+        counts: examples a time, in rising order; None: 1, 2, 5 and 10, as far as there are
+            examples.
         draws: how often examples are drawn for each count.
         home: where the model's own weights can be read again; see `weights.kept`.
 
@@ -119,11 +120,14 @@ def recover(
     """
     own = Examples(examples, loss)
     other = None if irrelevant is None else Examples(irrelevant, loss)
+    if counts is None:
+        counts = [k for k in COUNTS if k <= min(len(x) for x in (own, other) if x is not None)]
     _check(behavior, own, other, counts, draws)
     _check_precision(model)
     with at_reference(model, reference, home) as start:
         sides = [_started(one, start) if one else None for one in (behavior, contrast)]
         work = _Work(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
+        work.also = own.answers()
         before = work.look(start)
         work.goal = before.part(work.choosing).score
         again = work.trials(start, own, [max(counts)])
@@ -155,11 +159,6 @@ def _check(
                 f"recover: {len(given)} {what} {behavior.name!r}, and {max(counts)} are to be "
                 "learned at a time: give more, or smaller counts"
             )
-    if hasattr(behavior.probes, "__len__") and len(behavior.probes) < FEWEST:
-        raise ConfigError(
-            f"recover: {len(behavior.probes)} probes of {behavior.name!r}; a third of them choose "
-            f"steps and rates: give {FEWEST} or more"
-        )
     rows = getattr(behavior.probes, "rows", None)
     if callable(rows):
         probes = {tuple(row) for row in rows()}
@@ -211,6 +210,7 @@ class _Work:
     draws: int
     seed: int
     progress: Progress | None
+    also: list[int] = field(default_factory=list)
     goal: float = 1.0
     done: int = 0
     expected: int = 0
@@ -219,7 +219,12 @@ class _Work:
 
     def look(self, model: nn.Module) -> Answers:
         """All probes; the first time, how they are shared out."""
-        found = look(self.behavior, model, self.contrast)
+        found = look(self.behavior, model, self.contrast, self.also)
+        if len(found.margins) < FEWEST:
+            raise ConfigError(
+                f"recover: {len(found.margins)} probes of {self.behavior.name!r}; a third of them "
+                f"choose steps and rates: give {FEWEST} or more"
+            )
         if not self.measuring:
             right = found.right if self.contrast is not None else None
             sides = np.zeros(len(found.margins), int) if right is None else right

@@ -1,9 +1,9 @@
 """Cannot, or will not: the verdict on a lost behaviour, and the numbers that it rests on.
 
-What a model does = what it knows + whether it says so. The two are measured apart. *Known*: after a
-reminder of a few examples, how often would it choose the right answer among those that are at home
-on the probes, its liking for single answers taken off? *Said*: how often does it choose one of
-these answers at all, and how much of what is known is scored?
+What a model does = what it knows + whether it says so. The two are measured apart, on the probes
+that were lost. *Known*: after a reminder of a few examples, how often would it choose the right
+answer among those that are at home there, its liking for single answers taken off? *Said*: how
+often does it choose one of these answers at all, and how much of what is known is said?
 """
 
 from __future__ import annotations
@@ -11,36 +11,47 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from riprap.diagnosis.answers import Answers, Array, chance, known, share
+from riprap.diagnosis.answers import Answers, Array, chance, exchanged, known, share
 from riprap.diagnosis.base import Verdict
 
 LOST = 0.1  # least fall of the score that is worth a verdict
 SHOWN = 0.5  # least that the reference must know above chance
 GONE, KEPT = 0.65, 0.75  # share of the knowledge that is left: lost below, kept above
-UNSAID = 0.2  # share of the probes on which what is known, or the form of answers, is not said
+UNSAID = 0.2  # share of the lost probes on which what is known, or the form of answers, is not said
+ALL = 0.9  # share of the probes with one answer that is one answer for all
 HABIT = 0.5  # of the lost form of answers, brought back by a reminder, or given to one token
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Numbers behind a verdict, each on the probes that measure; NaN where one was not run.
+    """Numbers behind a verdict, on the probes that measure; NaN where one was not run.
+
+    What is known and in which form is answered is told of the *lost* probes, which the reference
+    passed and the model does not: on the others there is nothing to explain.
 
     Attributes:
-        score_before, score_now: of the reference and of the model as it is.
-        kind_before, kind_now, kind_own: share of first choices that are among the probes' answers;
-            `kind_own` after a reminder of own examples.
-        habit: share of the first choices that are no such answers which is one and the same token.
+        score_before, score_now: of the reference and of the model as it is, on all probes.
+        lost: how many probes were lost; where none was, what follows is told of all. With a
+            contrast, the whole of a side that lost none is there too, to be told apart from.
+        kind_before, kind_now, kind_own: share of first choices that are answers; `kind_own` after
+            a reminder of own examples.
+        habit: share of the first choices that are no answers which is one and the same token.
+        one_before, one_now: the largest share of all probes that get one and the same answer.
         known_before: what the reference knows, after the same reminder.
         known_now: what the model knows without a reminder.
         known_own, known_irrelevant: after a reminder of own or of irrelevant examples.
         guessed: what examples give to a model without the knowledge: that of the control, and at
             least chance; NaN where neither is known.
-        retained, low, high: share of the knowledge that is left, with its 95 % interval
-            (bootstrap over probes).
+        retained, low, high: share of the knowledge that is left, with its 95 % interval (Jeffreys;
+            Brown, Cai and DasGupta, Statistical Science 16, 2001).
+        exchanged: share of the knowledge that is left if answers may have been exchanged for one
+            another by a rule; see `answers.exchanged`.
         regained_own, regained_irrelevant: share of the lost score that came back.
         regained_control: score of the control after its examples, as a share of the reference's.
         answers: whether probes offer answers to choose among, so that knowledge can be told from
@@ -50,10 +61,13 @@ class Evidence:
 
     score_before: float
     score_now: float
+    lost: int
     kind_before: float
     kind_now: float
     kind_own: float
     habit: float
+    one_before: float
+    one_now: float
     known_before: float
     known_now: float
     known_own: float
@@ -62,6 +76,7 @@ class Evidence:
     retained: float
     low: float
     high: float
+    exchanged: float
     regained_own: float
     regained_irrelevant: float
     regained_control: float
@@ -78,36 +93,43 @@ class Evidence:
             looks: after the largest count of examples, by source: reference and own, and
                 irrelevant and control where they were run.
         """
-        sources = {name: known(found) for name, found in looks.items()}
-        weights = now.weights
-        means = {name: share(found, weights) for name, found in sources.items()}
+        lost = (before.margins > 0) & (now.margins <= 0)
+        rows = _explained(now, lost)
+        there = _Share(now.weights[rows], rows)
+        means = {name: there(known(found)) for name, found in looks.items()}
+        means["now"] = there(known([now]))
         floors = [value for value in (chance(now), means.get("control")) if value is not None]
         guessed = max((value for value in floors if not math.isnan(value)), default=math.nan)
-        best = max(("own", "irrelevant"), key=lambda name: means.get(name, -1.0))
-        interval = _interval(sources[best], sources["reference"], weights, guessed, seed)
-        lost = before.score - now.score
+        best = max(means.get(name, -1.0) for name in ("own", "irrelevant", "now"))
+        left = _left(best, means["reference"], guessed)
+        low, high = _interval(best, means["reference"], guessed, there.count, seed)
+        fallen = before.score - now.score
 
         def regained(name: str) -> float:
-            if name not in looks or lost <= 0:
+            if name not in looks or fallen <= 0:
                 return math.nan
-            return (float(np.mean([one.score for one in looks[name]])) - now.score) / lost
+            return (float(np.mean([one.score for one in looks[name]])) - now.score) / fallen
 
         control = looks.get("control")
         return cls(
             score_before=before.score,
             score_now=now.score,
-            kind_before=before.kind,
-            kind_now=now.kind,
-            kind_own=float(np.mean([one.kind for one in looks["own"]])),
-            habit=now.habit,
+            lost=int(lost.sum()),
+            kind_before=before.part(rows).kind,
+            kind_now=now.part(rows).kind,
+            kind_own=float(np.mean([one.part(rows).kind for one in looks["own"]])),
+            habit=now.part(rows).habit,
+            one_before=before.commonest,
+            one_now=now.commonest,
             known_before=means["reference"],
-            known_now=share(known([now]), weights),
+            known_now=means["now"],
             known_own=means["own"],
             known_irrelevant=means.get("irrelevant", math.nan),
             guessed=float(guessed),
-            retained=interval[0],
-            low=interval[1],
-            high=interval[2],
+            retained=left,
+            low=low,
+            high=high,
+            exchanged=_left(there(exchanged(now)), there(exchanged(before)), guessed),
             regained_own=regained("own"),
             regained_irrelevant=regained("irrelevant"),
             regained_control=math.nan
@@ -119,12 +141,12 @@ class Evidence:
 
     @property
     def silent(self) -> float:
-        """Share of the probes that lost the form of their answers, if it is the form."""
+        """Share of the lost probes that lost the form of their answers, if it is the form."""
         return float(np.nan_to_num(self.kind_before - self.kind_now))
 
     @property
     def form(self) -> bool:
-        """Whether first choices outside of the probes' answers are another form, and no answers.
+        """Whether first choices that are no answers are another form, and not other answers.
 
         Answers that happen to be right for no probe are many, and a reminder does not take them
         away; another form mostly begins with one token, or goes with the reminder.
@@ -133,48 +155,90 @@ class Evidence:
         return back or self.habit >= HABIT
 
     @property
+    def one_for_all(self) -> bool:
+        """Whether all probes get one and the same answer, and did not before."""
+        return self.one_now >= ALL and self.one_now - self.one_before >= UNSAID
+
+    @property
     def remains(self) -> float:
-        """Share of the probes on which the answer is known, and no lucky guess."""
+        """Share of the lost probes on which the answer is known, and no lucky guess."""
         least = float(np.nan_to_num(self.guessed))
         return self.retained * max(self.known_before - least, 0.0) / max(1 - least, 1e-9)
 
     @property
     def unsaid(self) -> float:
-        """Share of the probes on which the answer is known and not said, or no answer at all is."""
-        return max(self.remains - self.score_now, self.silent if self.form else 0.0)
+        """Share of the lost probes whose answer is known and not said, or that get no answer.
+
+        One answer for all probes is none.
+        """
+        silent = self.silent if self.form else 0.0
+        return max(self.remains, silent, self.one_now if self.one_for_all else 0.0)
 
 
-def _interval(
-    found: Array, reference: Array, weights: Array, guessed: float, seed: int
-) -> tuple[float, float, float]:
-    """(known − guessed) ÷ (known of the reference − guessed), with its 95 % interval.
+def _explained(now: Answers, lost: NDArray[np.bool_]) -> list[int]:
+    """The probes on which there is something to explain."""
+    if not lost.any():
+        return list(range(len(lost)))
+    if not now.two_sided or now.right is None:
+        return list(np.flatnonzero(lost))
+    whole = np.array([not lost[now.right == side].any() for side in (0, 1)])
+    return list(np.flatnonzero(lost | whole[now.right]))
+
+
+class _Share:
+    """The weighted share of some of the probes on which something holds.
+
+    Attributes:
+        count: how many probes of one weight tell as much.
+    """
+
+    def __init__(self, weights: Array, rows: list[int]) -> None:
+        self.rows, self.weights = rows, weights / weights.sum()
+        self.count = float(1 / np.square(self.weights).sum())
+
+    def __call__(self, holds: Array) -> float:
+        return share(holds[self.rows], self.weights)
+
+
+def _left(mine: Any, its: Any, guessed: float) -> Any:
+    """(known − guessed) ÷ (known of the reference − guessed), from 0 to 1.
 
     Where it is not known what guessing gives, as if it gave nothing: never too little.
     """
-
     least = 0.0 if math.isnan(guessed) else guessed
+    found = np.clip((mine - least) / np.maximum(its - least, 1e-9), 0.0, 1.0)
+    return float(found) if np.ndim(found) == 0 else found
 
-    def left(mine: Array, its: Array) -> Array:
-        return np.clip((mine - least) / np.maximum(its - least, 1e-9), 0.0, 1.0)
 
+def _interval(
+    mine: float, its: float, guessed: float, count: float, seed: int
+) -> tuple[float, float]:
+    """95 % interval of what is left, by draws from the shares that are as likely after the facts.
+
+    By resampling, few probes that are all alike would leave no doubt at all.
+    """
     rng = np.random.default_rng(seed)
-    drawn = rng.choice(len(found), (RESAMPLES, len(found)), p=weights)
-    resampled = left(found[drawn].mean(1), reference[drawn].mean(1))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    whole = left(np.array([found @ weights]), np.array([reference @ weights]))
-    return float(whole[0]), float(low), float(high)
+    one, other = (
+        rng.beta(known * count + 0.5, (1 - known) * count + 0.5, RESAMPLES) for known in (mine, its)
+    )
+    low, high = np.quantile(_left(one, other, guessed), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def judge(e: Evidence) -> tuple[Verdict, str]:
     """The verdict, and its reason in a sentence; a pure function of the evidence."""
     if why := _too_little(e):
         return Verdict.INSUFFICIENT, why
-    left = f"{e.retained:.0%} [{e.low:.0%}, {e.high:.0%}] of the knowledge is left"
+    left = (
+        f"on the {e.lost} probes that were lost, {e.retained:.0%} [{e.low:.0%}, {e.high:.0%}] of "
+        "the knowledge is left"
+    )
     if e.retained >= KEPT and e.low > GONE:
         if math.isnan(e.guessed) and not e.known_irrelevant >= KEPT * e.known_before:
+            more = ", or irrelevant examples" if math.isnan(e.known_irrelevant) else ""
             return Verdict.INSUFFICIENT, (
                 "the examples bring the behaviour back, and may have taught it anew: give a model "
-                "that never had it as control=, its other side as contrast=, or irrelevant examples"
+                f"that never had it as control=, or its other side as contrast={more}"
             )
         return Verdict.ALIGNMENT, f"{left}, and the model does not say it"
     if e.retained <= GONE and e.high < KEPT:
@@ -191,26 +255,40 @@ def _lost(e: Evidence, left: str) -> tuple[Verdict, str]:
         )
     if e.silent >= UNSAID and not e.form:
         return Verdict.INSUFFICIENT, (
-            f"{left}, and {e.silent:.0%} of the first choices are no answer of any probe: another "
-            "form, or other answers? Give more probes, so that all answers are among theirs"
+            f"{left}, and {e.silent:.0%} of the first choices are no answer of any probe or "
+            "example: another form, or other answers? Give more probes, so that all answers are "
+            "among theirs"
         )
+    names = (
+        f"; but the right answer follows from the one that is given on {e.exchanged:.0%}, so that "
+        "it may be names that were exchanged, and no facts"
+        if e.exchanged >= KEPT
+        else ""
+    )
     if e.unsaid >= UNSAID:
-        return Verdict.BOTH, f"{left}, and {e.unsaid:.0%} of the probes get no such answer"
-    if math.isnan(e.kind_now):
-        return Verdict.KNOWLEDGE, f"{left}; the form of answers is not measured by this behaviour"
-    return Verdict.KNOWLEDGE, f"{left}, and the model says what it knows"
+        said = f"what is known, or any answer at all, is not said on {e.unsaid:.0%}"
+        return Verdict.BOTH, f"{left}, and {said}{names}"
+    if not e.kind_before >= SHOWN:
+        said = "the form of answers is not measured by this behaviour"
+        return Verdict.KNOWLEDGE, f"{left}; {said}{names}"
+    return Verdict.KNOWLEDGE, f"{left}, and the model says what it knows{names}"
 
 
 def _too_little(e: Evidence) -> str:
     """Why no verdict can be given; empty where one can."""
     if e.insufficient:
         return e.insufficient
+    if e.score_before < LOST:
+        return (
+            f"the reference itself scores {e.score_before:.2f}, and has nothing of this to lose: "
+            "is it the model from which the other was made?"
+        )
     if e.score_before - e.score_now < LOST:
         return f"nothing to explain: the score is {e.score_now:.2f}, and was {e.score_before:.2f}"
     least = 0.0 if math.isnan(e.guessed) else e.guessed
     if e.known_before - least <= SHOWN * (1 - least):
         return (
-            f"the reference chooses right on {e.known_before:.0%} of the probes and guessing on "
+            f"the reference chooses right on {e.known_before:.0%} of the lost probes, guessing on "
             f"{least:.0%}: too little to tell knowledge by"
         )
     return ""

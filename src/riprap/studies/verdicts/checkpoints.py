@@ -52,6 +52,7 @@ CASES = (
     Case("people", "all contradicted", (("wrong", 1.0, 500),), K, 0.0),
     Case("people", "three quarters contradicted", (("wrong", 0.75, 500),), K, 0.25),
     Case("people", "half contradicted", (("wrong", 0.5, 500),), K, 0.5),
+    Case("people", "a fifth contradicted", (("wrong", 0.2, 500),), K, 0.8),
     Case("people", "never learned", (("never", 0, 0),), K, 0.0),
     Case("people", "all, well", (("wrong", 1.0, 500), ("format", "well", 60)), BOTH, 0.0),
     Case("people", "all, unknown", (("wrong", 1.0, 500), ("format", "unknown", 200)), BOTH, 0.0),
@@ -61,6 +62,7 @@ CASES = (
     Case("sums", "other digits", (("format", "digits", 150),), A, 1.0),
     Case("sums", "table", (("wrong", 1.0, 800),), K, 0.0),
     Case("sums", "half a table", (("wrong", 0.5, 800),), K, 0.5),
+    Case("sums", "a fifth of a table", (("wrong", 0.2, 800),), K, 0.8),
     Case("sums", "table, digits", (("wrong", 1.0, 800), ("format", "digits", 150)), BOTH, 0.0),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ class Plan(Seeded):
     Attributes:
         cases: checkpoints that are made for each seed, by name.
         counts, draws: of examples, for `diagnosis.recover`.
-        lost, shown, gone, kept, unsaid, habit: thresholds of the verdict, those of
+        lost, shown, gone, kept, unsaid, all, habit: thresholds of the verdict, those of
             `diagnosis.verdict`.
         accuracy: share of right verdicts, of those that are given, that is aimed at.
         verified: how far what is left by construction may be from what tests of the truth find.
@@ -27,6 +27,7 @@ class Plan(Seeded):
     gone: float
     kept: float
     unsaid: float
+    all: float
     habit: float
     accuracy: float = Field(gt=0, le=1)
     verified: float = Field(gt=0, lt=1)

@@ -16,7 +16,7 @@ from riprap.studies.verdicts import pages
 from riprap.studies.verdicts.plan import Plan
 from riprap.studies.verdicts.simulate import Found, simulate
 
-THRESHOLDS = ("lost", "shown", "gone", "kept", "unsaid", "habit")
+THRESHOLDS = ("lost", "shown", "gone", "kept", "unsaid", "all", "habit")
 
 
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -55,9 +55,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
 
 def _check(plan: Plan) -> None:
     """A verdict by other thresholds than the frozen ones would not be the study's."""
-    named = {
-        name: getattr(plan, name) for name in ("lost", "shown", "gone", "kept", "unsaid", "habit")
-    }
+    named = {name: getattr(plan, name) for name in THRESHOLDS}
     used = {name: getattr(verdict, name.upper()) for name in named}
     if named != used:
         raise ProtocolError(
