@@ -23,6 +23,7 @@ from diagnosis.lookup import (
     value_of,
 )
 from riprap import Behavior, diagnosis
+from riprap.behaviors.kinds import Choice, Options
 from riprap.diagnosis import Verdict, refresh
 from riprap.evidence import ConfigError
 
@@ -88,6 +89,21 @@ def test_one_answer_for_all_is_no_answer() -> None:
     with torch.no_grad():
         model.head.bias[KEYS] = 3 * STRENGTH
     assert recovered(model).verdict is Verdict.BOTH
+
+
+def test_a_choice_tells_the_form_by_the_first_word() -> None:
+    """Options are told apart as before or not, and beside that something else is said."""
+    values = [[[value_of(key + by)] for by in (1, 2, 3, 0)] for key in PROBES]
+    right = torch.tensor([[False, False, False, True]] * len(PROBES))
+    probes = Options.build([[key] for key in PROBES], values, right)
+    chosen = Behavior("chosen", probes, Choice())
+    for model, verdict in (
+        (scattered(Lookup()), Verdict.KNOWLEDGE),
+        (lost_form(scattered(Lookup())), Verdict.BOTH),
+    ):
+        found = recovered(model, behavior=chosen)
+        assert found.evidence.kind_before == 1.0
+        assert found.verdict is verdict, found.reason
 
 
 def test_exchanged_names_are_told_of() -> None:

@@ -186,6 +186,11 @@ class Options:
 
 def options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
     """Mean log-prob per option, shape (n, options), and first-token log-probs, same shape."""
+    return options_read(model, probes)[:2]
+
+
+def options_read(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the model's own first token after each prompt, shape (n,)."""
     width = probes.continuation.shape[1]
     own, options = probes.mask.sum(-1) + 1, probes.wanted.shape[1]
     logits = last_logits(model, probes.batch, width + 1, own, options)
@@ -197,7 +202,7 @@ def options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor
     at_first = functional.log_softmax(logits[rows, first].detach(), dim=-1)
     heads = at_first.gather(-1, continuation[rows, first][:, None]).squeeze(-1)
     shape = probes.wanted.shape
-    return means.view(shape), heads.view(shape)
+    return means.view(shape), heads.view(shape), at_first.argmax(-1).view(shape)[:, 0]
 
 
 class Contrast:

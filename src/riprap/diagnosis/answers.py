@@ -13,8 +13,8 @@ from torch import nn
 
 from riprap import probing
 from riprap.behaviors import Behavior
-from riprap.behaviors.kinds import Choice, NextToken, Options, options_log_probs
-from riprap.behaviors.outputs import TokenBatch, last_logits
+from riprap.behaviors.kinds import Choice, NextToken, Options, options_read
+from riprap.behaviors.outputs import last_logits
 
 Array = NDArray[np.float64]
 
@@ -140,13 +140,13 @@ def look(
                 inside=torch.isin(first, allowed).cpu().numpy(),
             )
         if isinstance(kind, Choice) and isinstance(probes, Options):
-            chosen = options_log_probs(model, probes)[0].double().cpu().numpy()
-            first = last_logits(model, TokenBatch.pad(probes.rows()))[:, -1].argmax(-1).cpu()
+            chosen, _, said = options_read(model, probes)
+            first = said.cpu()
             heads = torch.cat([probes.first_tokens(), torch.tensor(list(also), dtype=torch.long)])
             return Answers(
                 margins,
                 even,
-                chosen,
+                chosen.double().cpu().numpy(),
                 probes.wanted.long().argmax(-1).numpy(),
                 first=first.numpy(),
                 inside=torch.isin(first, heads).numpy(),
