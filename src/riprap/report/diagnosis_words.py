@@ -84,7 +84,9 @@ def headline(one: Diagnosed) -> str:
     if one.recovery is None:
         return f"{name}: it still does it, {scores}."
     evidence, verdict = one.recovery.evidence, one.recovery.verdict
-    left = f"{share(evidence.retained)} of the knowledge is left"
+    lost = f"on the {evidence.lost} probes that were lost" if evidence.lost else "on the probes"
+    left = f"{share(evidence.retained)} of the knowledge is left {lost}"
+    what = "it" if evidence.score_now < 0.5 else "a part of it"
     count = _most(one.recovery)
     own, other = evidence.regained_own, evidence.regained_irrelevant
     regained = f"{count} examples bring back {share(own)} of the lost score"
@@ -92,11 +94,11 @@ def headline(one: Diagnosed) -> str:
         regained += f", {count} irrelevant ones {share(other)}"
     most = own if math.isnan(other) else max(own, other)
     said = {
-        Verdict.ALIGNMENT: f"it no longer does it, but it still can: {regained}"
+        Verdict.ALIGNMENT: f"it no longer does {what}, but it still can: {regained}"
         if most >= 0.5
-        else f"it no longer does it, but {left}; {regained}",
-        Verdict.KNOWLEDGE: f"it can no longer do it: {left}; {regained}",
-        Verdict.BOTH: f"it can no longer do it, and does not say what it still knows: {left}",
+        else f"it no longer does {what}, but {left}; {regained}",
+        Verdict.KNOWLEDGE: f"it can no longer do {what}: {left}; {regained}",
+        Verdict.BOTH: f"it can no longer do {what}, and does not say what it still knows: {left}",
         Verdict.INSUFFICIENT: "it does it less, and whether it still can cannot be told: "
         + one.recovery.reason,
     }
