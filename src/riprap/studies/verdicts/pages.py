@@ -113,13 +113,13 @@ def _cases(found: Sequence[Found], plan: Plan) -> list[dict[str, str]]:
                 "left": number(case.left, 2),
                 "found": spread([one.knows for one in own], 2),
                 "score": spread([one.evidence["score_now"] for one in own], 2),  # type: ignore[misc]
-                "right form": spread([one.evidence["kind_now"] for one in own], 2),  # type: ignore[misc]
+                "right form, lost probes": spread([one.evidence["kind_now"] for one in own], 2),  # type: ignore[misc]
                 f"score, {most} own": spread([one.curve[f"own {most}"] for one in own], 2),
                 f"score, {most} irrelevant": spread(
                     [one.curve[f"irrelevant {most}"] for one in own], 2
                 ),
-                "knowledge": spread([one.evidence["retained"] for one in own], 2),  # type: ignore[misc]
-                "unsaid": spread([one.evidence["unsaid"] for one in own], 2),  # type: ignore[misc]
+                "known, lost probes": spread([one.evidence["retained"] for one in own], 2),  # type: ignore[misc]
+                "unsaid, lost probes": spread([one.evidence["unsaid"] for one in own], 2),  # type: ignore[misc]
             }
         )
     return rows
@@ -147,12 +147,14 @@ def figure(found: Sequence[Found], plan: Plan) -> alt.TopLevelMixin:
         alt.Chart(frame)
         .mark_point(filled=True, size=70, opacity=0.75)
         .encode(
-            x=alt.X("knowledge left:Q", title="share of the knowledge left").scale(domain=[0, 1]),
+            x=alt.X("knowledge left:Q", title="share of the knowledge left, lost probes").scale(
+                domain=[0, 1]
+            ),
             y=alt.Y("not said:Q", title="known and not said, or of no right form").scale(
                 domain=[0, 1]
             ),
             color=alt.Color("truth:N", scale=alt.Scale(domain=list(GIVEN), scheme="tableau10")),
-            shape="truth:N",
+            shape=alt.Shape("truth:N", scale=alt.Scale(domain=list(GIVEN))),
             tooltip=["checkpoint", "knowledge left", "not said"],
         )
     )
