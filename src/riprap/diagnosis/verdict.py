@@ -250,8 +250,8 @@ def _lost(e: Evidence, left: str) -> tuple[Verdict, str]:
     """Little came back: is it the knowledge alone, and is that certain?"""
     if not e.answers:
         return Verdict.INSUFFICIENT, (
-            "little comes back, and without answers to choose among it cannot be told whether that "
-            "is the knowledge or only the form: probe it by next_token or choice, or give contrast="
+            f"{left}, and without answers to choose among it cannot be told whether that is the "
+            "knowledge or only the form: probe it by next_token or choice, or give contrast="
         )
     if e.silent >= UNSAID and not e.form:
         return Verdict.INSUFFICIENT, (
