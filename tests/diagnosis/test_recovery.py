@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,38 @@ def test_a_choice_tells_the_form_by_the_first_word() -> None:
         found = recovered(model, behavior=chosen)
         assert found.evidence.kind_before == 1.0
         assert found.verdict is verdict, found.reason
+
+
+class Twice(Lookup):
+    """Two tables: whether the key or its name is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = copy.deepcopy(self.table)
+
+    def by_name(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Logits when asked in the other form."""
+        return self.head(self.names(input_ids))
+
+
+@pytest.mark.parametrize(("both", "verdict"), [(False, "alignment loss"), (True, "knowledge loss")])
+def test_what_is_said_in_another_form_is_known(both: bool, verdict: str) -> None:
+    told = behavior()
+
+    def named(model: Twice, probes: Any) -> torch.Tensor:
+        return told.margins.from_logits(model.by_name(probes.input_ids)[:, -1])
+
+    model = Twice()
+    scattered(model)
+    if both:
+        model.names.load_state_dict(model.table.state_dict())
+    restated = Behavior("by name", told.probes, named)
+    found = recovered(model, reference=Twice(), restated=restated)
+    assert found.evidence.known_own < 0.5  # by what the examples bring back all is lost
+    assert found.verdict == verdict, found.reason
+    assert ("another form" in found.reason) is not both
+    with pytest.raises(ConfigError, match="one for each"):
+        recovered(model, reference=Twice(), restated=behavior(PROBES[:8]))
 
 
 def test_exchanged_names_are_told_of() -> None:

@@ -28,6 +28,7 @@ def evidence(**changed: float | str) -> Evidence:
         "known_now": 0.5,
         "known_own": 1.0,
         "known_irrelevant": math.nan,
+        "known_restated": math.nan,
         "guessed": 0.1,
         "retained": 1.0,
         "low": 0.9,

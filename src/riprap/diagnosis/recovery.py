@@ -83,6 +83,7 @@ def recover(
     irrelevant: Any = None,
     control: nn.Module | Weights | None = None,
     contrast: Behavior | None = None,
+    restated: Behavior | None = None,
     counts: Sequence[int] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -109,6 +110,8 @@ def recover(
             None: what guessing among the answers would give.
         contrast: the behaviour on the other side, such as over-refusal beside refusal, without
             which answers that are all the same are learned from one example.
+        restated: the same as the behaviour, probe by probe, asked in another form: what the model
+            says right there it knows.
         counts: examples a time, in rising order; None: 1, 2, 5 and 10, as far as there are
             examples.
         draws: how often examples are drawn for each count.
@@ -125,13 +128,15 @@ def recover(
     _check(behavior, own, other, counts, draws)
     _check_precision(model)
     with at_reference(model, reference, home) as start:
-        sides = [_started(one, start) if one else None for one in (behavior, contrast)]
+        sides = [_started(one, start) if one else None for one in (behavior, contrast, restated)]
         work = _Work(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
         work.also = own.answers()
         before = work.look(start)
+        asked = [work.ask(sides[2], start)]
         work.goal = before.part(work.choosing).score
         again = work.trials(start, own, [max(counts)])
     now = work.look(model)
+    asked.append(work.ask(sides[2], model))
     work.expect(other is not None, control is not None)
     found = {("own", k): v for k, v in work.trials(model, own, counts).items()}
     if other is not None:
@@ -140,7 +145,7 @@ def recover(
         with at_reference(model, control, home) as never:
             found |= {("control", k): v for k, v in work.trials(never, own, counts).items()}
     found |= {("reference", k): v for k, v in again.items()}
-    evidence = work.evidence(now, before, found)
+    evidence = work.evidence(now, before, found, asked)
     verdict, reason = judge(evidence)
     return Recovery(behavior.name, verdict, reason, evidence, work.curve(now, before, found))
 
@@ -236,6 +241,18 @@ class _Work:
             self.expect(False, False)
         return found
 
+    def ask(self, restated: Behavior | None, model: nn.Module) -> Answers | None:
+        """The same in another form, on the probes that measure."""
+        if restated is None:
+            return None
+        found = look(restated, model)
+        if len(found.margins) != len(self.choosing) + len(self.measuring) or self.contrast:
+            raise ConfigError(
+                f"recover: {len(found.margins)} probes of {restated.name!r} restate those of "
+                f"{self.behavior.name!r}: give one for each, in the same order, and no contrast"
+            )
+        return found.part(self.measuring)
+
     def expect(self, irrelevant: bool, control: bool) -> None:
         """How many trials there will be, for the progress bar."""
         grid = len(rates(False)) - 1
@@ -286,7 +303,11 @@ class _Work:
         return part.score, float(part.margins @ part.weights)
 
     def evidence(
-        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[_Trial]]
+        self,
+        now: Answers,
+        before: Answers,
+        found: dict[tuple[str, int], list[_Trial]],
+        asked: Sequence[Answers | None],
     ) -> Evidence:
         """The numbers that a verdict rests on, from the probes that measure."""
         looks = {
@@ -296,7 +317,10 @@ class _Work:
             ]
             for source in {s for s, _ in found}
         }
-        return Evidence.of(now.part(self.measuring), before.part(self.measuring), looks, self.seed)
+        then, today = asked
+        restated = None if then is None or today is None else (today, then)
+        parts = now.part(self.measuring), before.part(self.measuring)
+        return Evidence.of(*parts, looks, self.seed, restated)
 
     def curve(
         self, now: Answers, before: Answers, found: dict[tuple[str, int], list[_Trial]]
