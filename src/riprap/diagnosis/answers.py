@@ -17,6 +17,7 @@ from riprap.behaviors.kinds import Choice, NextToken, Options, options_read
 from riprap.behaviors.outputs import last_logits
 
 Array = NDArray[np.float64]
+LEAD = 1e-4  # logits or nats by which an answer must lead to be chosen, and not by rounding
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Answers:
         first: shape (n,), the model's own first choice as a token; None where that is not known.
         inside: shape (n,), whether it is one of the c answers, right or wrong.
         insufficient: why the margins do not measure the behaviour; empty where they do.
+        two_sided: whether it is a behaviour beside its contrast, and the answers are the sides.
     """
 
     margins: Array
@@ -43,6 +45,7 @@ class Answers:
     first: NDArray[np.int64] | None = None
     inside: NDArray[np.bool_] | None = None
     insufficient: str = ""
+    two_sided: bool = False
 
     @property
     def kind(self) -> float:
@@ -60,11 +63,6 @@ class Answers:
             return float("nan")
         counts = np.unique(self.first[~self.inside], return_counts=True)[1]
         return float((counts.max() - 1) / (counts.sum() - 1))
-
-    @property
-    def two_sided(self) -> bool:
-        """Whether it is a behaviour beside its contrast, and the answers are the two sides."""
-        return self.shared and self.first is None
 
     @property
     def commonest(self) -> float:
@@ -118,7 +116,7 @@ def look(
         weights = 0.5 / np.bincount(sides)[sides]
         reading = np.where(sides == 0, both, -both)
         fit = np.stack([reading, -reading], 1) / 2
-        return Answers(both, weights, fit, sides, shared=True, insufficient=why)
+        return Answers(both, weights, fit, sides, shared=True, insufficient=why, two_sided=True)
     even = np.full(len(margins), 1 / len(margins))
     kind, probes = behavior.margins, behavior.probes
     with torch.inference_mode(False), torch.no_grad(), probing.no_trace(model):
@@ -127,7 +125,7 @@ def look(
             targets = kind.targets.to(logits.device)
             if len(targets.unique()) == 1:  # there is nothing to choose
                 return Answers(margins, even)
-            more = targets.new_tensor([token for token in also if token < logits.shape[-1]])
+            more = targets.new_tensor([token for token in also if 0 <= token < logits.shape[-1]])
             allowed = torch.cat([targets, more]).unique()
             right, first = torch.searchsorted(allowed, targets), logits.argmax(-1)
             return Answers(
@@ -142,64 +140,77 @@ def look(
         if isinstance(kind, Choice) and isinstance(probes, Options):
             chosen, _, said = options_read(model, probes)
             first = said.cpu()
-            heads = torch.cat([probes.first_tokens(), torch.tensor(list(also), dtype=torch.long)])
+            heads = {*probes.first_tokens().tolist(), *also}
             return Answers(
                 margins,
                 even,
                 chosen.double().cpu().numpy(),
-                probes.wanted.long().argmax(-1).numpy(),
+                probes.wanted.long().argmax(-1).cpu().numpy(),
                 first=first.numpy(),
-                inside=torch.isin(first, heads).numpy(),
+                inside=np.array([token in heads for token in first.tolist()]),
                 insufficient=why,
             )
     return Answers(margins, even, insufficient=why)
 
 
-def known(looks: Sequence[Answers]) -> Array:
-    """On which probes the looks together choose the right answer, shape (n,), 0 or 1.
+def chosen(looks: Sequence[Answers]) -> NDArray[np.int64]:
+    """The answer that the looks together choose on each probe, shape (n,); -1 where none leads.
 
     Fits are averaged over the looks, so that what one of them forgot by chance counts less. Where
     all probes share the answers, each answer's mean over the probes is taken off first: a liking
-    for one of them is a disposition, and no knowledge (after Zhao et al., 2102.09690). Without
-    answers it is the mean margin that must be above 0.
+    for one of them is a disposition, and no knowledge (after Zhao et al., 2102.09690).
+    """
+    first = looks[0]
+    fit = np.mean([one.fit for one in looks if one.fit is not None], 0)
+    if first.shared:
+        fit = fit - first.weights @ fit
+    best, second = np.sort(fit, 1)[:, -1], np.sort(fit, 1)[:, -2]
+    return np.where(best - second > LEAD, fit.argmax(1), -1)
+
+
+def known(looks: Sequence[Answers]) -> Array:
+    """On which probes the looks together choose the right answer, shape (n,), 0 or 1.
+
+    Without answers it is the mean margin that must be above 0.
     """
     first = looks[0]
     if first.fit is None or first.right is None:
         return np.asarray(np.mean([one.margins for one in looks], 0) > 0, dtype=np.float64)
-    fit = np.mean([one.fit for one in looks if one.fit is not None], 0)
-    if first.shared:
-        fit = fit - first.weights @ fit
-    return np.asarray(fit.argmax(1) == first.right, dtype=np.float64)
+    return np.asarray(chosen(looks) == first.right, dtype=np.float64)
+
+
+def chance(looks: Sequence[Answers]) -> Array:
+    """What `known` would give if the same answers were chosen as often, blindly, shape (n,).
+
+    That is how often a probe's right answer is chosen on all probes; with options of each probe's
+    own, one by their number. NaN without answers.
+    """
+    first = looks[0]
+    if first.fit is None or first.right is None:
+        return np.full(len(first.margins), np.nan)
+    if not first.shared:
+        return np.full(len(first.margins), 1 / first.fit.shape[1])
+    said = chosen(looks)
+    rates = np.bincount(
+        said[said >= 0], weights=first.weights[said >= 0], minlength=first.fit.shape[1]
+    )
+    return np.asarray(rates[first.right], dtype=np.float64)
 
 
 def exchanged(one: Answers) -> Array:
     """On which probes the right answer follows from the one that is chosen, shape (n,), 0 or 1.
 
     The rule is learned on all other probes: what is mostly right where this answer is chosen. It
-    finds what is known under exchanged names; whoever knows nothing gets no more than `chance`.
-    Only answers that all probes share have such a rule.
+    finds what is known under exchanged names. Only answers that all probes share have such a rule.
     """
     right = np.zeros(len(one.margins))
     if one.fit is None or one.right is None or not one.shared:
         return right
-    chosen = (one.fit - one.weights @ one.fit).argmax(1)
     counts = np.zeros((one.fit.shape[1],) * 2)
-    np.add.at(counts, (chosen, one.right), one.weights)
-    for row, (said, true) in enumerate(zip(chosen, one.right, strict=True)):
-        others = counts[said].copy()
+    said = chosen([one])
+    np.add.at(counts, (said[said >= 0], one.right[said >= 0]), one.weights[said >= 0])
+    for row in np.flatnonzero(said >= 0):
+        others, true = counts[said[row]].copy(), one.right[row]
         others[true] -= one.weights[row]
         right[row] = others.argmax() == true and others[true] > 1e-12
     return right
-
-
-def chance(one: Answers) -> float:
-    """What `known` gives to whoever knows nothing; NaN where that is not known.
-
-    With shared answers, the largest share of probes that one answer serves; with options of each
-    probe's own, one by their number.
-    """
-    if one.fit is None or one.right is None:
-        return float("nan")
-    if not one.shared:
-        return 1 / one.fit.shape[1]
-    return float(np.bincount(one.right, weights=one.weights).max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import nn
 
 from riprap import probing
 from riprap.behaviors import Behavior
-from riprap.diagnosis.answers import Answers, look
+from riprap.diagnosis.answers import Answers
 from riprap.diagnosis.base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis.examples import Examples
-from riprap.diagnosis.refresh import copy_of, learns_by_adapters, rates, steps_of
+from riprap.diagnosis.trials import Trial, Trials
 from riprap.diagnosis.verdict import Evidence, judge
 from riprap.diagnosis.weights import Reference, Weights, at_reference
 from riprap.evidence import ConfigError
@@ -23,8 +23,6 @@ from riprap.probing import Loss
 
 COUNTS = (1, 2, 5, 10)
 DRAWS = 3
-CHOOSING = 3  # every third probe chooses steps and rates, the others measure
-FEWEST = 6  # probes of a behaviour
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def recover(
     _check_precision(model)
     with at_reference(model, reference, home) as start:
         sides = [_started(one, start) if one else None for one in (behavior, contrast, restated)]
-        work = _Work(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
+        work = Trials(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
         work.also = own.answers()
         before = work.look(start)
         asked = [work.ask(sides[2], start)]
@@ -145,9 +143,9 @@ def recover(
         with at_reference(model, control, home) as never:
             found |= {("control", k): v for k, v in work.trials(never, own, counts).items()}
     found |= {("reference", k): v for k, v in again.items()}
-    evidence = work.evidence(now, before, found, asked)
+    evidence = _evidence(work, now, before, found, asked)
     verdict, reason = judge(evidence)
-    return Recovery(behavior.name, verdict, reason, evidence, work.curve(now, before, found))
+    return Recovery(behavior.name, verdict, reason, evidence, _curve(work, now, before, found))
 
 
 def _check(
@@ -196,145 +194,33 @@ def _started(behavior: Behavior, start: nn.Module) -> Behavior:
     return own
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """One copy at its best: what it says, and after what."""
-
-    found: Answers
-    rate: float
-    steps: int
+Tried = Mapping[tuple[str, int], Sequence[Trial]]  # by source and count
 
 
-@dataclass
-class _Work:
-    """What all trials of one recovery share."""
+def _evidence(
+    work: Trials, now: Answers, before: Answers, found: Tried, asked: Sequence[Answers | None]
+) -> Evidence:
+    """The numbers that a verdict rests on, from the probes that measure."""
+    most = {source: max(k for s, k in found if s == source) for source, _ in found}
+    looks = {
+        source: [work.measured(one.found) for one in found[source, count]]
+        for source, count in most.items()
+    }
+    then, today = asked
+    restated = None if then is None or today is None else (today, then)
+    return Evidence.of(work.measured(now), work.measured(before), looks, work.seed, restated)
 
-    behavior: Behavior
-    contrast: Behavior | None
-    counts: tuple[int, ...]
-    draws: int
-    seed: int
-    progress: Progress | None
-    also: list[int] = field(default_factory=list)
-    goal: float = 1.0
-    done: int = 0
-    expected: int = 0
-    choosing: list[int] = field(default_factory=list)
-    measuring: list[int] = field(default_factory=list)
 
-    def look(self, model: nn.Module) -> Answers:
-        """All probes; the first time, how they are shared out."""
-        found = look(self.behavior, model, self.contrast, self.also)
-        if len(found.margins) < FEWEST:
-            raise ConfigError(
-                f"recover: {len(found.margins)} probes of {self.behavior.name!r}; a third of them "
-                f"choose steps and rates: give {FEWEST} or more"
-            )
-        if not self.measuring:
-            right = found.right if self.contrast is not None else None
-            sides = np.zeros(len(found.margins), int) if right is None else right
-            for side in np.unique(sides):
-                own = np.flatnonzero(sides == side)
-                mixed = np.random.default_rng(self.seed).permutation(own).tolist()
-                self.choosing += mixed[::CHOOSING]
-                self.measuring += [row for row in mixed if row not in set(mixed[::CHOOSING])]
-            self.expect(False, False)
-        return found
-
-    def ask(self, restated: Behavior | None, model: nn.Module) -> Answers | None:
-        """The same in another form, on the probes that measure."""
-        if restated is None:
-            return None
-        found = look(restated, model)
-        if len(found.margins) != len(self.choosing) + len(self.measuring) or self.contrast:
-            raise ConfigError(
-                f"recover: {len(found.margins)} probes of {restated.name!r} restate those of "
-                f"{self.behavior.name!r}: give one for each, in the same order, and no contrast"
-            )
-        return found.part(self.measuring)
-
-    def expect(self, irrelevant: bool, control: bool) -> None:
-        """How many trials there will be, for the progress bar."""
-        grid = len(rates(False)) - 1
-        of_one = len(self.counts) * self.draws + grid
-        self.expected = self.draws + grid + of_one * (1 + irrelevant + control)
-
-    def trials(
-        self, model: nn.Module, examples: Examples, counts: Sequence[int]
-    ) -> dict[int, list[_Trial]]:
-        """For each count the trial of each draw; the rate is chosen on the largest count."""
-        most = max(counts)
-        grid = rates(learns_by_adapters(model))
-        first = {
-            rate: self.trial(model, examples, self.drawn(examples, most, 0), rate) for rate in grid
-        }
-        best = max(first, key=lambda rate: self.worth(first[rate].found))
-        found = {most: [first[best]]}
-        for count in counts:
-            for draw in range(self.draws):
-                if (count, draw) != (most, 0):
-                    chosen = self.drawn(examples, count, draw)
-                    found.setdefault(count, []).append(self.trial(model, examples, chosen, best))
-        return found
-
-    def drawn(self, examples: Examples, count: int, draw: int) -> list[int]:
-        """The first `count` of an order of the examples; larger counts hold smaller ones."""
-        order = np.random.default_rng([self.seed, draw]).permutation(len(examples))
-        return [int(at) for at in order[:count]]
-
-    def trial(
-        self, model: nn.Module, examples: Examples, chosen: Sequence[int], rate: float
-    ) -> _Trial:
-        """The best number of steps; it ends once there is nothing left to regain."""
-        tried: list[_Trial] = []
-        with copy_of(model) as (parameters, adapters):
-            for step in steps_of(model, parameters, adapters, examples, chosen, rate):
-                tried.append(_Trial(self.look(model), rate, step))
-                if tried[-1].found.part(self.choosing).score >= self.goal:
-                    break
-        self.done += 1
-        if self.progress is not None:
-            self.progress(min(self.done, self.expected), self.expected)
-        return max(tried, key=lambda one: self.worth(one.found))
-
-    def worth(self, one: Answers) -> tuple[float, float]:
-        """By which of two looks the better one is told: on the probes that choose."""
-        part = one.part(self.choosing)
-        return part.score, float(part.margins @ part.weights)
-
-    def evidence(
-        self,
-        now: Answers,
-        before: Answers,
-        found: dict[tuple[str, int], list[_Trial]],
-        asked: Sequence[Answers | None],
-    ) -> Evidence:
-        """The numbers that a verdict rests on, from the probes that measure."""
-        looks = {
-            source: [
-                one.found.part(self.measuring)
-                for one in found[source, max(k for s, k in found if s == source)]
-            ]
-            for source in {s for s, _ in found}
-        }
-        then, today = asked
-        restated = None if then is None or today is None else (today, then)
-        parts = now.part(self.measuring), before.part(self.measuring)
-        return Evidence.of(*parts, looks, self.seed, restated)
-
-    def curve(
-        self, now: Answers, before: Answers, found: dict[tuple[str, int], list[_Trial]]
-    ) -> list[Regained]:
-        """Scores and shares by source and count."""
-        then, start = (one.part(self.measuring).score for one in (before, now))
-        points = []
-        for (source, count), tried in sorted(found.items(), key=lambda item: item[0][1]):
-            scores = np.array([one.found.part(self.measuring).score for one in tried])
-            shares = (
-                (scores - start) / (then - start) if then > start else np.full_like(scores, np.nan)
-            )
-            steps = tuple(one.steps for one in tried)
-            points.append(
-                Regained(source, count, estimate(scores), estimate(shares), tried[0].rate, steps)
-            )
-        return points
+def _curve(work: Trials, now: Answers, before: Answers, found: Tried) -> list[Regained]:
+    """Scores and shares by source and count."""
+    then, start = (work.measured(one).score for one in (before, now))
+    points = []
+    for (source, count), tried in sorted(found.items(), key=lambda item: item[0][1]):
+        scores = np.array([work.measured(one.found).score for one in tried])
+        lost = then - start
+        shares = (scores - start) / lost if lost > 0 else np.full_like(scores, np.nan)
+        steps = tuple(one.steps for one in tried)
+        points.append(
+            Regained(source, count, estimate(scores), estimate(shares), tried[0].rate, steps)
+        )
+    return points

@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from riprap.diagnosis.answers import Answers, Array, chance, exchanged, known, share
+from riprap.diagnosis.answers import Answers, chance, exchanged, known
 from riprap.diagnosis.base import Verdict
+from riprap.diagnosis.left import Left, Share, most
 
 LOST = 0.1  # least fall of the score that is worth a verdict
 SHOWN = 0.5  # least that the reference must know above chance
@@ -25,7 +24,6 @@ GONE, KEPT = 0.65, 0.75  # share of the knowledge that is left: lost below, kept
 UNSAID = 0.2  # share of the lost probes on which what is known, or the form of answers, is not said
 ALL = 0.9  # share of the probes with one answer that is one answer for all
 HABIT = 0.5  # of the lost form of answers, brought back by a reminder, or given to one token
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,9 @@ class Evidence:
         known_now: what the model knows without a reminder.
         known_own, known_irrelevant: after a reminder of own or of irrelevant examples.
         known_restated: without a reminder, where the same is asked in another form.
-        guessed: what examples give to a model without the knowledge: that of the control, and at
-            least chance; NaN where neither is known.
+        guessed: what is chosen right without knowledge: by the control after its examples, and at
+            least by whoever chooses the same answers as often, but blindly; NaN where neither is
+            known.
         retained, low, high: share of the knowledge that is left, with its 95 % interval (Jeffreys;
             Brown, Cai and DasGupta, Statistical Science 16, 2001).
         exchanged: share of the knowledge that is left if answers may have been exchanged for one
@@ -101,19 +100,29 @@ class Evidence:
                 irrelevant and control where they were run.
             restated: of the model as it is and of the reference, the same asked in another form.
         """
-        lost = (before.margins > 0) & (now.margins <= 0)
-        rows = _explained(now, lost)
-        there = _Share(now.weights[rows], rows)
-        means = {name: there(known(found)) for name, found in looks.items()}
-        means["now"] = there(known([now]))
-        floors = [value for value in (chance(now), means.get("control")) if value is not None]
-        guessed = max((value for value in floors if not math.isnan(value)), default=math.nan)
-        best = max(means.get(name, -1.0) for name in ("own", "irrelevant", "now"))
-        pairs = [(best, means["reference"])]
+        lost = (before.margins > 0) & ~(now.margins > 0)
+        there = Share(now, lost)
+        control, its = looks.get("control"), there.of(known(looks["reference"]))
+        taught = math.nan if control is None else there.of(known(control))
+
+        def left(own: Sequence[Answers]) -> Left:
+            return Left(there.of(known(own)), its, most(there.of(chance(own)), taught), there.count)
+
+        sources = {name: left(found) for name, found in {**looks, "now": [now]}.items()}
+        asked = math.nan
+        candidates = [sources[one] for one in ("own", "irrelevant", "now") if one in sources]
         if restated is not None:
-            pairs.append((there(restated[0].margins > 0), there(restated[1].margins > 0)))
-        mine, its = max(pairs, key=lambda pair: _left(pair[0], pair[1], guessed))
-        low, high = _interval(mine, its, guessed, there.count, seed)
+            asked, then = (there.of(one.margins > 0) for one in restated)
+            least = most(there.of(chance([restated[0]])), taught)
+            candidates.append(Left(asked, then, least, there.count))
+        best = max(candidates, key=lambda one: one.share)
+        low, high = best.interval(seed)
+        renamed = Left(
+            there.of(exchanged(now)),
+            there.of(exchanged(before)),
+            sources["now"].guessed,
+            there.count,
+        )
         fallen = before.score - now.score
 
         def regained(name: str) -> float:
@@ -121,34 +130,33 @@ class Evidence:
                 return math.nan
             return (float(np.mean([one.score for one in looks[name]])) - now.score) / fallen
 
-        control = looks.get("control")
         return cls(
             score_before=before.score,
             score_now=now.score,
             lost=int(lost.sum()),
-            kind_before=before.part(rows).kind,
-            kind_now=now.part(rows).kind,
-            kind_own=float(np.mean([one.part(rows).kind for one in looks["own"]])),
-            habit=now.part(rows).habit,
+            kind_before=before.part(there.rows).kind,
+            kind_now=now.part(there.rows).kind,
+            kind_own=float(np.mean([one.part(there.rows).kind for one in looks["own"]])),
+            habit=now.part(there.rows).habit,
             one_before=before.commonest,
             one_now=now.commonest,
-            known_before=means["reference"],
-            known_now=means["now"],
-            known_own=means["own"],
-            known_irrelevant=means.get("irrelevant", math.nan),
-            known_restated=math.nan if restated is None else pairs[-1][0],
-            guessed=float(guessed),
-            retained=_left(mine, its, guessed),
+            known_before=its,
+            known_now=sources["now"].known,
+            known_own=sources["own"].known,
+            known_irrelevant=sources["irrelevant"].known if "irrelevant" in looks else math.nan,
+            known_restated=asked,
+            guessed=best.guessed,
+            retained=best.share,
             low=low,
             high=high,
-            exchanged=_left(there(exchanged(now)), there(exchanged(before)), guessed),
+            exchanged=renamed.share,
             regained_own=regained("own"),
             regained_irrelevant=regained("irrelevant"),
             regained_control=math.nan
             if control is None
             else float(np.mean([one.score for one in control])) / max(before.score, 1e-9),
             answers=now.fit is not None,
-            insufficient=now.insufficient or before.insufficient,
+            insufficient=now.insufficient or before.insufficient or _not_finite(now, before),
         )
 
     @property
@@ -187,54 +195,12 @@ class Evidence:
         return max(self.remains, silent, self.one_now if self.one_for_all else 0.0)
 
 
-def _explained(now: Answers, lost: NDArray[np.bool_]) -> list[int]:
-    """The probes on which there is something to explain."""
-    if not lost.any():
-        return list(range(len(lost)))
-    if not now.two_sided or now.right is None:
-        return list(np.flatnonzero(lost))
-    whole = np.array([not lost[now.right == side].any() for side in (0, 1)])
-    return list(np.flatnonzero(lost | whole[now.right]))
-
-
-class _Share:
-    """The weighted share of some of the probes on which something holds.
-
-    Attributes:
-        count: how many probes of one weight tell as much.
-    """
-
-    def __init__(self, weights: Array, rows: list[int]) -> None:
-        self.rows, self.weights = rows, weights / weights.sum()
-        self.count = float(1 / np.square(self.weights).sum())
-
-    def __call__(self, holds: NDArray[Any]) -> float:
-        return share(holds[self.rows], self.weights)
-
-
-def _left(mine: Any, its: Any, guessed: float) -> Any:
-    """(known − guessed) ÷ (known of the reference − guessed), from 0 to 1.
-
-    Where it is not known what guessing gives, as if it gave nothing: never too little.
-    """
-    least = 0.0 if math.isnan(guessed) else guessed
-    found = np.clip((mine - least) / np.maximum(its - least, 1e-9), 0.0, 1.0)
-    return float(found) if np.ndim(found) == 0 else found
-
-
-def _interval(
-    mine: float, its: float, guessed: float, count: float, seed: int
-) -> tuple[float, float]:
-    """95 % interval of what is left, by draws from the shares that are as likely after the facts.
-
-    By resampling, few probes that are all alike would leave no doubt at all.
-    """
-    rng = np.random.default_rng(seed)
-    one, other = (
-        rng.beta(known * count + 0.5, (1 - known) * count + 0.5, RESAMPLES) for known in (mine, its)
-    )
-    low, high = np.quantile(_left(one, other, guessed), [0.025, 0.975])
-    return float(low), float(high)
+def _not_finite(now: Answers, before: Answers) -> str:
+    """Why there is no verdict where margins are no numbers; empty where they are."""
+    for whose, one in (("model", now), ("reference", before)):
+        if strange := int((~np.isfinite(one.margins)).sum()):
+            return f"the {whose} gives no finite margin on {strange} of the probes that measure"
+    return ""
 
 
 def judge(e: Evidence) -> tuple[Verdict, str]:
@@ -242,8 +208,8 @@ def judge(e: Evidence) -> tuple[Verdict, str]:
     if why := _too_little(e):
         return Verdict.INSUFFICIENT, why
     left = (
-        f"on the {e.lost} probes that were lost, {e.retained:.0%} [{e.low:.0%}, {e.high:.0%}] of "
-        "the knowledge is left"
+        f"on the lost probes ({e.lost} of those that measure) {e.retained:.0%} "
+        f"[{e.low:.0%}, {e.high:.0%}] of the knowledge is left"
     )
     if e.retained >= KEPT and e.low > GONE:
         shown = max(np.nan_to_num(e.known_irrelevant), np.nan_to_num(e.known_restated))

@@ -84,9 +84,8 @@ def headline(one: Diagnosed) -> str:
     if one.recovery is None:
         return f"{name}: it still does it, {scores}."
     evidence, verdict = one.recovery.evidence, one.recovery.verdict
-    lost = f"on the {evidence.lost} probes that were lost" if evidence.lost else "on the probes"
-    left = f"{share(evidence.retained)} of the knowledge is left {lost}"
-    what = "it" if evidence.score_now < 0.5 else "a part of it"
+    left = f"{share(evidence.retained)} of the knowledge is left on what was lost"
+    what = "it" if one.now < 0.5 else "a part of it"
     count = _most(one.recovery)
     own, other = evidence.regained_own, evidence.regained_irrelevant
     regained = f"{count} examples bring back {share(own)} of the lost score"

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from riprap.behaviors import packs
-from riprap.diagnosis.recovery import FEWEST
+from riprap.diagnosis.trials import FEWEST
 from riprap.evidence import BehaviorError
 from riprap.schema import Strict
 

@@ -12,8 +12,8 @@ from torch import nn
 from riprap import probing
 from riprap.behaviors import Behavior, packs
 from riprap.behaviors.prompts import encode_continuations, encode_prompts
-from riprap.diagnosis.recovery import FEWEST
 from riprap.diagnosis.responses import Rows, responses_of
+from riprap.diagnosis.trials import FEWEST
 from riprap.evidence import ConfigError
 from riprap.launch.build import load_rows
 from riprap.launch.config import WatchConfig
