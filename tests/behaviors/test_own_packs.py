@@ -46,6 +46,14 @@ def test_a_completion_is_measured_by_its_first_token(tmp_path: Path) -> None:
         assert float(logits[answer[0]] - others.max()) == pytest.approx(float(margin), abs=1e-4)
 
 
+def test_what_editors_write_is_read(tmp_path: Path) -> None:
+    """A mark at the beginning, other line ends, and line ends of other scripts in a text."""
+    rows = [{"prompt": f"a{mark}b", "completion": "c", "label": 1} for mark in "\u2028\x85"]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "facts.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert packs.rows(str(tmp_path / "facts.jsonl")) == rows
+
+
 def test_prompts_alone_are_measured_by_how_the_response_opens(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -68,7 +76,23 @@ WRONG = {
     "no row": ('["prompt"]\n', "line 1: a row has prompt [+] options [+] answer; or"),
     "no prompt": ('{"question": "a"}\n', "line 1: a row has prompt"),
     "a number for a text": ('{"prompt": "a", "completion": 7}\n', "'completion' is int"),
-    "two kinds": ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "holds one kind"),
+    "two kinds": (
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "c"}\n',
+        "line 2 has prompt, and the first prompt [+] completion: one file holds one kind",
+    ),
+    "an answer without options": ('{"prompt": "a", "answer": "b"}\n', "line 1: a row has"),
+    "options without an answer": (
+        '{"prompt": "a", "options": ["b", "c"], "completion": "b"}\n',
+        "line 1: a row has",
+    ),
+    "one option": ('{"prompt": "a", "options": ["b"], "answer": 0}\n', "two texts or more"),
+    "no such option": (
+        '\n{"prompt": "a", "options": ["b", "c"], "answer": 2}\n',
+        "line 2: 'answer' is 2, .* from 0 to 1",
+    ),
+    "an empty completion": ('{"prompt": "a", "completion": " "}\n', "'completion' is empty"),
+    "a prompt twice": ('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "a"}\n', "of line 1 again"),
+    "too deep": ("[" * 100_000 + "\n", "line 1 is not JSON"),
 }
 
 

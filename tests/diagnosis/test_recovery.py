@@ -11,6 +11,7 @@ import torch
 from diagnosis.lookup import (
     FORMAT,
     KEYS,
+    OTHERS,
     PROBES,
     STRENGTH,
     VALUES,
@@ -26,6 +27,7 @@ from diagnosis.lookup import (
 from riprap import Behavior, diagnosis
 from riprap.behaviors.kinds import Choice, Options
 from riprap.diagnosis import Verdict, refresh
+from riprap.diagnosis.examples import Examples
 from riprap.evidence import ConfigError
 
 
@@ -172,6 +174,43 @@ def test_few_examples_are_learned_as_far_as_they_go() -> None:
         lost_form(Lookup()), behavior(), examples()[:6], loss=loss, reference=Lookup()
     )
     assert {point.count for point in found.curve if point.source == "own"} == {1, 2, 5}
+
+
+def test_answers_are_those_of_the_examples_too() -> None:
+    """Facts that were overwritten by values that are right for no probe, but for examples."""
+    told = behavior([key for key in PROBES if key % VALUES < 3])
+    model = Lookup()
+    with torch.no_grad():
+        for key in PROBES:
+            model.table.weight[key] = model.table.weight[key].roll(3)
+    taught = Behavior.next_token("spare", [[k] for k in OTHERS], [value_of(k) for k in OTHERS])
+    reference = Lookup()
+    found = diagnosis.recover(model, told, taught, reference=reference)
+    assert found.evidence.kind_now == 1.0
+    labelled = [
+        {"input_ids": torch.tensor([[k, 0]]), "labels": torch.tensor([[-100, value_of(k)]])}
+        for k in OTHERS
+    ]
+    assert Examples(labelled).answers() == Examples(taught).answers() == list(range(KEYS, FORMAT))
+
+
+def test_a_batch_that_the_model_cannot_take_is_said_to_be_so() -> None:
+    with pytest.raises(ConfigError, match="'labels', which the model's forward does not take"):
+        rows = [{"input_ids": torch.tensor([[k]]), "labels": torch.tensor([k])} for k in OTHERS]
+        diagnosis.recover(lost_form(Lookup()), behavior(), rows, reference=Lookup())
+
+
+def test_each_side_has_probes_enough() -> None:
+    few = Behavior.next_token("other", [[1], [7]], [value_of(1)] * 2)
+    with pytest.raises(ConfigError, match="2 probes of 'other'"):
+        diagnosis.recover(
+            lost_knowledge(Lookup()),
+            one_answer(),
+            same_answer_examples(),
+            loss=loss,
+            reference=Lookup(),
+            contrast=few,
+        )
 
 
 def test_a_reference_without_the_behaviour_is_said_to_be_so() -> None:

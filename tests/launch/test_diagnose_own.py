@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from diagnosing import make_model, make_tokenizer, save, teach
 from riprap.behaviors import Behavior
 from riprap.cli import app
+from riprap.evidence import ConfigError
+from riprap.launch.build import _build
+from riprap.launch.config import BehaviorConfig
+from riprap.launch.diagnose import DiagnoseConfig
 
 KEYS, VALUES = 90, 6
 TOKENIZER = make_tokenizer()
@@ -65,6 +70,47 @@ def test_the_verdict_is_what_was_done(
     assert found["before"] == 1.0 and found["now"] < 0.3 and found["probes"] == 48
     assert found["verdict"] == verdict, found["reason"]
     assert "Facts: it" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_names_and_openers_that_cannot_be_are_refused(folders: Path, tmp_path: Path) -> None:
+    facts = folders / "facts.jsonl"
+    (tmp_path / "facts.jsonl").write_bytes(facts.read_bytes())
+    given = {"base": "a", "tuned": "b", "out": tmp_path}
+    with pytest.raises(ConfigError, match="two behaviors are called 'facts'"):
+        DiagnoseConfig.parse(
+            given | {"behaviors": [str(facts), str(tmp_path / "facts.jsonl")]}, "diagnose"
+        )
+    with pytest.raises(ConfigError, match="no behavior is told by openers"):
+        DiagnoseConfig.parse(given | {"behaviors": [str(facts)], "openers": ["Sorry"]}, "diagnose")
+
+
+def test_a_file_serves_where_a_run_is_watched(folders: Path) -> None:
+    own = BehaviorConfig(pack=str(folders / "facts.jsonl"), n=12, floor=0.5)
+    built = _build(own, TOKENIZER)
+    assert (built.name, built.floor, len(built.probes)) == ("facts", 0.5, 12)
+    with pytest.raises(ConfigError, match="'openers' has no effect"):
+        _build(own.model_copy(update={"openers": ("Sorry",)}), TOKENIZER)
+
+
+def test_rows_are_chosen_by_harm_to_a_file(folders: Path, tmp_path: Path) -> None:
+    """Its column, and a run that goes on only with the same probes."""
+    (tmp_path / "data.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": WORDS[key], "response": ANSWERS[FALSE[key]]}) + "\n"
+            for key in OTHERS
+        )
+    )
+    probes = tmp_path / "own.jsonl"
+    probes.write_bytes((folders / "facts.jsonl").read_bytes())
+    asked: list[Any] = [tmp_path / "data.jsonl", "--model", folders / "base", "--behaviors", probes]
+    asked += ["--strategy", "least_harm", "--out", tmp_path / "out", "--json"]
+    ran = CliRunner().invoke(app, ["select", *map(str, asked)])
+    assert ran.exit_code == 0, ran.output
+    scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    (column,) = [name for name in scores.columns if name.startswith("harm/")]
+    assert column == f"harm/{probes}" and scores[column].abs().max() > 0
+    probes.write_text("".join(probes.read_text().splitlines(keepends=True)[:20]))
+    assert CliRunner().invoke(app, ["select", *map(str, asked)]).exit_code == 1
 
 
 def test_a_wrong_file_is_one_sentence(folders: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def select(
     out: Path = typer.Option(..., help="Folder of scores, chosen rows and audit."),
     strategy: str = typer.Option("moderate", help="Which rows are taken."),
     ratio: float = typer.Option(0.2, help="Share of the rows that is taken."),
-    behaviors: list[str] = typer.Option([], help="Pack whose erosion is predicted; repeatable."),
+    behaviors: list[str] = typer.Option([], help="Pack or .jsonl of your own; repeatable."),
     openers: list[str] = typer.Option([], help="What refusals begin with; repeatable."),
     prompt: str = typer.Option("prompt", help="Field of the prompt; a dot goes deeper."),
     response: str = typer.Option("response", help="Field of the response."),

@@ -94,7 +94,7 @@ def _first_labels(example: Any) -> list[int]:
     labels = example.get("labels") if isinstance(example, Mapping) else None
     if not isinstance(labels, Tensor) or labels.dim() != 2:
         return []
-    rows = [row[row != MASKED] for row in labels if row[0] == MASKED]
+    rows = [row[row != MASKED] for row in labels if len(row) and row[0] == MASKED]
     return [int(row[0]) for row in rows if len(row)]
 
 

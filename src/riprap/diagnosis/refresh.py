@@ -71,15 +71,15 @@ def _from_zero(model: nn.Module) -> Iterator[None]:
             "model or weights, in place of None"
         )
     torch.manual_seed(0)  # adapters begin at random; `no_trace` puts the generators back
-    for layer in off:
-        layer.enable_adapters(True)
-        layer.requires_grad_(False)
-        for name in layer.active_adapters:
-            layer.reset_lora_parameters(name, True)
-            for kind in _ADAPTERS:
-                if name in (parts := getattr(layer, kind)):
-                    parts[name].requires_grad_(True)
     try:
+        for layer in off:
+            layer.enable_adapters(True)
+            layer.requires_grad_(False)
+            for name in layer.active_adapters:
+                layer.reset_lora_parameters(name, True)
+                for kind in _ADAPTERS:
+                    if name in (parts := getattr(layer, kind)):
+                        parts[name].requires_grad_(True)
         yield
     finally:
         for layer in off:

@@ -57,9 +57,9 @@ class BehaviorConfig(Strict):
     """A behaviour to watch: a pack, or prompts of one's own with their openers.
 
     Attributes:
-        pack: name of a pack that Riprap ships.
+        pack: name of a pack that Riprap ships, or a `.jsonl` file with such rows.
         prompts: a text file with one prompt a line, in place of a pack; watched by openers.
-        n: how many probes, spread over the pack.
+        n: how many probes, spread over the pack or file.
         keep_passing: keep only probes that the model passes before training: a behaviour is
             something the model already does.
     """

@@ -40,7 +40,12 @@ def title(name: str) -> str:
 
 def opens(row: dict[str, Any]) -> bool:
     """Whether a row is judged by how the response opens, and not by a right answer."""
-    return not {"options", "completion"} & set(own.kind_of(row))
+    return own.kind_of(row) == own.OPENING
+
+
+def chooses(row: dict[str, Any]) -> bool:
+    """Whether a row is judged by a choice among its options."""
+    return own.kind_of(row) == own.CHOICE
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -78,16 +83,16 @@ def load(
         options: floor and others of `Behavior`'s constructors.
 
     Raises:
-        BehaviorError: no pack by that name, or `n` is not between 1 and its size.
+        BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
     chosen, called = spread(name, n), title(name)
     prompts = [row["prompt"] for row in chosen]
-    if "options" in chosen[0]:
+    if chooses(chosen[0]):
         answers = [row["answer"] for row in chosen]
         return Behavior.choice(
             called, tokenizer, prompts, [row["options"] for row in chosen], answers, **options
         )
-    if "completion" in chosen[0]:
+    if not opens(chosen[0]):
         ids = encode_continuations(tokenizer, [row["completion"] for row in chosen])
         asked = encode_prompts(tokenizer, prompts)
         return Behavior.next_token(called, asked, [row[0] for row in ids], **options)
@@ -98,14 +103,14 @@ def load(
 
 
 def spread(name: str, n: int | None = None) -> list[dict[str, Any]]:
-    """`n` rows of a pack, evenly over its categories; None: all.
+    """`n` rows of a pack or file, evenly over its categories; None: all.
 
     Raises:
-        BehaviorError: no pack by that name, or `n` is not between 1 and its size.
+        BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
     pack = rows(name)
     if n is None:
         return pack
     if not 1 <= n <= len(pack):
-        raise BehaviorError(f"pack {name!r} has {len(pack)} probes, {n} were asked for")
+        raise BehaviorError(f"{name!r} has {len(pack)} probes, and {n} were asked for")
     return [pack[index * len(pack) // n] for index in range(n)]

@@ -25,8 +25,8 @@ class DiagnoseConfig(Strict):
         out: folder of the report.
         behaviors: packs, or files of one's own; see `packs.load`.
         openers: what the base model's refusals begin with; empty: the packs' own.
-        probes: how many measure each behaviour that is told by an opener; one that is told by a
-            choice of four answers, each of which is read, has half of them.
+        probes: how many measure each behaviour; one that is told by a choice of answers, each of
+            which is read, has half of them.
         never: folder or hub id of a model of this kind that never had the behaviours: what
             examples alone can teach.
         run: folder of the run that made `tuned`, by `riprap watch`: its checkpoints to go back to,
@@ -46,11 +46,14 @@ class DiagnoseConfig(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        for name in self.behaviors:
-            try:
-                packs.rows(name)
-            except BehaviorError as error:
-                raise ValueError(str(error)) from error
-        if len(set(map(packs.title, self.behaviors))) < len(self.behaviors):
-            raise ValueError("a behavior is named twice")
+        try:
+            opens = [packs.opens(packs.rows(name)[0]) for name in self.behaviors]
+        except BehaviorError as error:
+            raise ValueError(str(error)) from error
+        if self.openers and not any(opens):
+            raise ValueError("openers are those of refusals, and no behavior is told by openers")
+        called = [packs.title(name) for name in self.behaviors]
+        twice = next((name for name in called if called.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two behaviors are called {twice!r}: drop one, or rename its file")
         return self

@@ -11,7 +11,6 @@ from typing import Any
 from rich.progress import Progress
 
 from riprap import probing
-from riprap.behaviors import packs
 from riprap.diagnosis.base import Progress as Report
 from riprap.diagnosis.decode import decode
 from riprap.diagnosis.divergence import Divergence, divergence
@@ -110,7 +109,7 @@ class Examination:
         """Recovery, forced prefix and decodability of one lost behaviour."""
         one, found = self.subjects[name], self.found[name]
         assert one.probes is not None and one.examples is not None
-        contrast = self.subjects.get(packs.CONTRASTS.get(name, ""))
+        contrast = self.subjects.get(self.beside(name))
         other = None if contrast is None else contrast.probes
         given: dict[str, Any] = {"reference": self.pair.base, "home": self.pair.tuned}
         with self.parts.part(f"{name}: recovery") as report:
@@ -140,18 +139,23 @@ class Examination:
                 self.pair.model, one.probes, contrast=other, progress=report, **given
             )
 
+    def beside(self, name: str) -> str:
+        """The other side of a behaviour; empty where it has none."""
+        probes = self.subjects[name].probes
+        return "" if probes is None else probes.contrast or ""
+
     def irrelevant(self, name: str) -> Any:
         """Examples of another behaviour, not of the other side of this one."""
         others = (
             one.examples
             for other, one in self.subjects.items()
-            if other not in (name, packs.CONTRASTS.get(name)) and one.examples is not None
+            if other not in (name, self.beside(name)) and one.examples is not None
         )
         return next(others, None)
 
     def walk(self) -> None:
         """The path back, of the lost behaviours and their other sides."""
-        sides = [*self.lost, *(packs.CONTRASTS.get(name, "") for name in self.lost)]
+        sides = [*self.lost, *(self.beside(name) for name in self.lost)]
         names = [name for name in dict.fromkeys(sides) if name in self.found]
         probes = [p for name in names if (p := self.subjects[name].probes) is not None]
         with self.parts.part("path back") as report:

@@ -33,7 +33,7 @@ class Subject:
     Attributes:
         probes: those that measure; None where the base model passes too few, as `why` says.
         examples: of the same, to be learned again.
-        answers: token ids of what the base model answers to the probes, or the right option.
+        answers: token ids of what the base model answers to the probes, or of the right answers.
         before: margins of the base model on the probes.
     """
 
@@ -46,14 +46,14 @@ class Subject:
 
 
 def subject(name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any) -> Subject:
-    """A pack's probes, of which the base model passes all.
+    """The probes of a pack or file, of which the base model passes all.
 
     Args:
         name: of a pack, or a file of one's own.
         base: the model as it was before tuning.
     """
     rows, called = packs.rows(name), packs.title(name)
-    opens, several = packs.opens(rows[0]), "options" in rows[0]
+    opens, several = packs.opens(rows[0]), packs.chooses(rows[0])
     wanted = config.probes // 2 if several else config.probes
     n = min(len(rows), int(SPARE * (wanted + EXAMPLES)))
     given = {"openers": config.openers} if opens and config.openers else {}
@@ -80,7 +80,7 @@ def subject(name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any) 
 
 def _right(row: dict[str, Any]) -> str:
     """The right answer of a row."""
-    return str(row["options"][row["answer"]] if "options" in row else row["completion"])
+    return str(row["options"][row["answer"]] if packs.chooses(row) else row["completion"])
 
 
 def _taught(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:

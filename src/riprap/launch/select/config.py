@@ -19,7 +19,8 @@ class SelectConfig(Strict):
         out: folder of everything that is written; a run that was cut off goes on in it.
         strategy: a key of `choosing.RULES`.
         ratio: share of the usable rows that is taken, rounded down, at least one.
-        behaviors: packs whose erosion is predicted; probes that the model passes are kept.
+        behaviors: packs, or files of one's own, whose erosion is predicted; probes that the model
+            passes are kept.
         openers: what the model's refusals begin with; empty: the packs' own.
         lora_rank: of the adapter whose gradients are meant; 0: all parameters.
         batch: rows a forward pass.
