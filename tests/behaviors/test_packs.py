@@ -116,7 +116,7 @@ def test_an_unknown_pack_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.mark.parametrize("n", [0, 121, -1])
 def test_more_probes_than_there_are_is_refused(n: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(BehaviorError, match=f"pack 'refusal' has 120 probes, {n} were asked for"):
+    with pytest.raises(BehaviorError, match=f"'refusal' has 120 probes, and {n} were asked for"):
         packs.load("refusal", tokenizer, n)
 
 
