@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from riprap import diagnosis
 from riprap.behaviors import Behavior
 
 KEYS, VALUES = 60, 6
@@ -88,3 +89,23 @@ def examples() -> list[dict[str, Tensor]]:
 def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of the answer."""
     return nn.functional.cross_entropy(model(batch["ids"])[:, -1], batch["wanted"])
+
+
+def recovered(model: Lookup, **given: object) -> diagnosis.Recovery:
+    kept = {"loss": loss} | given
+    if "reference" not in kept:
+        kept["reference"] = Lookup()
+    return diagnosis.recover(model, kept.pop("behavior", behavior()), examples(), **kept)
+
+
+def one_answer() -> Behavior:
+    """A refusal: every probe wants one and the same word."""
+    keys = [key for key in range(KEYS) if key % VALUES == 0]
+    return Behavior.next_token("refusal", [[key] for key in keys], [value_of(0)] * len(keys))
+
+
+def same_answer_examples() -> list[dict[str, torch.Tensor]]:
+    return [
+        {"ids": torch.tensor([[key]]), "wanted": torch.tensor([value_of(0)])}
+        for key in range(3, KEYS, VALUES)
+    ]
