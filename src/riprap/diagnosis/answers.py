@@ -164,8 +164,8 @@ def chosen(looks: Sequence[Answers]) -> NDArray[np.int64]:
     fit = np.mean([one.fit for one in looks if one.fit is not None], 0)
     if first.shared:
         fit = fit - first.weights @ fit
-    best, second = np.sort(fit, 1)[:, -1], np.sort(fit, 1)[:, -2]
-    return np.where(best - second > LEAD, fit.argmax(1), -1)
+    ordered = np.sort(fit, 1)
+    return np.where(ordered[:, -1] - ordered[:, -2] > LEAD, fit.argmax(1), -1)
 
 
 def known(looks: Sequence[Answers]) -> Array:

@@ -127,8 +127,9 @@ def recover(
     _check_precision(model)
     with at_reference(model, reference, home) as start:
         sides = [_started(one, start) if one else None for one in (behavior, contrast, restated)]
-        work = Trials(sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress)
-        work.also = own.answers()
+        work = Trials(
+            sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress, own.answers()
+        )
         before = work.look(start)
         asked = [work.ask(sides[2], start)]
         work.goal = before.part(work.choosing).score

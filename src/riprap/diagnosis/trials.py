@@ -30,7 +30,14 @@ class Trial:
 
 @dataclass
 class Trials:
-    """What all trials of one recovery share."""
+    """What all trials of one recovery share.
+
+    Attributes:
+        also: tokens that are answers too, beside those of the probes.
+        goal: score at which there is nothing left to regain.
+        done, expected: trials, for the progress bar.
+        choosing, measuring: indices of the probes that choose steps and rates, and of the others.
+    """
 
     behavior: Behavior
     contrast: Behavior | None
@@ -38,7 +45,7 @@ class Trials:
     draws: int
     seed: int
     progress: Progress | None
-    also: list[int] = field(default_factory=list)
+    also: Sequence[int]
     goal: float = 1.0
     done: int = 0
     expected: int = 0

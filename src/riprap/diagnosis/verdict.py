@@ -180,10 +180,15 @@ class Evidence:
         return self.one_now >= ALL and self.one_now - self.one_before >= UNSAID
 
     @property
+    def least(self) -> float:
+        """What is chosen right without knowledge, at least: 0 where that is not known."""
+        return 0.0 if math.isnan(self.guessed) else self.guessed
+
+    @property
     def remains(self) -> float:
         """Share of the lost probes on which the answer is known, and no lucky guess."""
-        least = float(np.nan_to_num(self.guessed))
-        return self.retained * max(self.known_before - least, 0.0) / max(1 - least, 1e-9)
+        above = max(self.known_before - self.least, 0.0)
+        return self.retained * above / max(1 - self.least, 1e-9)
 
     @property
     def unsaid(self) -> float:
@@ -266,10 +271,9 @@ def _too_little(e: Evidence) -> str:
         )
     if e.score_before - e.score_now < LOST:
         return f"nothing to explain: the score is {e.score_now:.2f}, and was {e.score_before:.2f}"
-    least = 0.0 if math.isnan(e.guessed) else e.guessed
-    if e.known_before - least <= SHOWN * (1 - least):
+    if e.known_before - e.least <= SHOWN * (1 - e.least):
         return (
             f"the reference chooses right on {e.known_before:.0%} of the lost probes, guessing on "
-            f"{least:.0%}: too little to tell knowledge by"
+            f"{e.least:.0%}: too little to tell knowledge by"
         )
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_rows(config: DataConfig) -> datasets.Dataset:
     )
 
 
-def fingerprint(rows: datasets.Dataset) -> str:
+def fingerprint(rows: Iterable[Any]) -> str:
     """A hash of the rows and their order, by which a resumed run knows its data again."""
     digest = hashlib.sha256()
     for row in rows:

@@ -25,7 +25,7 @@ CONTRASTS = {"refusal": "over_refusal", "over_refusal": "refusal"}
 def names() -> list[str]:
     """The packs there are."""
     files = resources.files(__name__).iterdir()
-    return sorted(file.name[:-6] for file in files if file.name.endswith(".jsonl"))
+    return sorted(title(file.name) for file in files if is_file(file.name))
 
 
 def is_file(name: str) -> bool:

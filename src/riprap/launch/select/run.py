@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from riprap.behaviors import packs
 from riprap.evidence import ConfigError
+from riprap.launch.build import fingerprint as rows_fingerprint
 from riprap.launch.models import load_model
 from riprap.launch.select.auditing import audit, chosen_rows
 from riprap.launch.select.choosing import masks, rule_of
@@ -75,7 +75,9 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
 def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]:
     """What scores depend on: weights and rows, wherever they lie, but not which rows are chosen."""
     asked = config.model_dump(mode="json", exclude={"data", "model", "out", "strategy", "ratio"})
-    own = {name: _digest(packs.rows(name)) for name in config.behaviors if packs.is_file(name)}
+    own = {
+        name: rows_fingerprint(packs.rows(name)) for name in config.behaviors if packs.is_file(name)
+    }
     if own:
         asked["probes"] = own
     return {
@@ -85,11 +87,6 @@ def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]
         "response": config.data.response,
         **asked,
     }
-
-
-def _digest(rows: list[dict[str, Any]]) -> str:
-    """What tells the rows of one file of probes from those of another."""
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def _score(
