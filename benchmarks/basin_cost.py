@@ -26,18 +26,14 @@ from rich.progress import Progress as Bar
 from scipy import stats
 from torch import nn
 
-from riprap import probing
-from riprap.behaviors import Behavior, packs
-from riprap.behaviors.openers import is_refusal
-from riprap.diagnosis.base import Estimate
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_ground import checksum, ground
-from riprap.diagnosis.basin_points import Judge, Lookout
-from riprap.diagnosis.basin_profile import Basin
+from riprap import evaluation as probing
+from riprap.behaviors import Behavior, is_refusal
+from riprap.behaviors import probe_sets as packs
+from riprap.commands.watch import keep_passing, load_model
+from riprap.diagnosis import Estimate
+from riprap.diagnosis.basins import Basin, Judge, Lookout, basin, checksum, ground
 from riprap.integrations.smollm2 import REFUSING
-from riprap.launch.build import keep_passing, load_model
-from riprap.report.basin import basin_figure
-from riprap.report.charts import save
+from riprap.report import basin_figure, save
 
 SEED = 0  # of the directions
 FULL = (100, 21)

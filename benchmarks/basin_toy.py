@@ -16,11 +16,9 @@ from basin_cost import table
 from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_plane import basin_drift, basin_plane
-from riprap.report.basin import basin_figure, drift_figure, plane_figure
-from riprap.report.charts import save
-from riprap.studies.worlds import ToyWorld
+from experiments.worlds import ToyWorld
+from riprap.diagnosis.basins import basin, basin_drift, basin_plane
+from riprap.report import basin_figure, drift_figure, plane_figure, save
 
 SEED = 1000
 STEPS = (0, 10, 30, 100, 400)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from riprap.behaviors import Behavior, packs
+from experiments.worlds import ToyWorld
+from riprap.behaviors import Behavior
+from riprap.behaviors import probe_sets as packs
+from riprap.commands.watch import keep_passing, load_model
 from riprap.integrations.smollm2 import REFUSING
-from riprap.launch.build import keep_passing, load_model
-from riprap.studies.worlds import ToyWorld
-from riprap.studies.worlds.toy import ToyConfig
+from riprap.toy import ToyConfig
 
 PACKS = {"refusal": 24, "over_refusal": 24, "arithmetic": 12, "general_knowledge": 12}
 

@@ -21,21 +21,24 @@ import torch
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from riprap.behaviors import packs
-from riprap.behaviors.openers import is_refusal
-from riprap.diagnosis.base import Estimate
-from riprap.diagnosis.decode import Decodability, decode
-from riprap.diagnosis.divergence import Divergence, divergence
-from riprap.diagnosis.force import Forced, force
-from riprap.diagnosis.path import Path as Way
-from riprap.diagnosis.path import path
-from riprap.diagnosis.responses import responses_of
-from riprap.diagnosis.weights import Folder
+from experiments.harness.markdown import commit, number, table
+from experiments.smollm2.rows import OPENER
+from riprap.behaviors import is_refusal
+from riprap.behaviors import probe_sets as packs
+from riprap.diagnosis import Estimate, Folder
+from riprap.diagnosis.evidence import (
+    Decodability,
+    Divergence,
+    Forced,
+    decode,
+    divergence,
+    force,
+    path,
+    responses_of,
+)
+from riprap.diagnosis.evidence import Path as Way
 from riprap.integrations.smollm2 import BASE, REFUSING
-from riprap.report import save
-from riprap.report.divergence import divergence_figure
-from riprap.studies.markdown import commit, number, table
-from riprap.studies.smollm2.rows import OPENER
+from riprap.report import divergence_figure, save
 
 PROBES, TOKENS, POINTS = 24, 12, 11
 PARTS = ("divergence", "own_answers", "path", "decode", "force")

@@ -24,10 +24,10 @@ import torch
 from cases import toy
 from rich.progress import track
 
+from experiments.worlds import ToyWorld
 from riprap import guards
 from riprap.guards import Guard, GuardView, Proposal
 from riprap.monitor import Monitor
-from riprap.studies.worlds import ToyWorld
 
 SEED = 1000
 STEPS, WARM = 20, 2  # of a round; rounds that are not counted

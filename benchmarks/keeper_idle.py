@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import torch
 from rich.progress import track
 
+from experiments.worlds import FactsWorld
 from riprap import Monitor, guards
-from riprap.detectors.track import score
-from riprap.probing import look
-from riprap.studies.worlds import FactsWorld
-from riprap.studies.worlds.tasks import Examples
-from riprap.studies.worlds.training import batches as mixed
+from riprap.detectors import score
+from riprap.evaluation import look
+from riprap.toy import Examples
+from riprap.toy import batches as mixed
 
 NULL = "null"
 

@@ -23,12 +23,11 @@ from cases import Case, smollm2, toy
 from rich.progress import track
 from torch import Tensor, nn
 
-from riprap import probing
+from experiments.harness.interference_claim import agreement
+from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.probing import layer_names
-from riprap.stacks import KEPT, Stack
-from riprap.studies.claim import agreement
-from riprap.tensors import Vector, clone, subtract
+from riprap.evaluation import layer_names
+from riprap.linalg import KEPT, Stack, Vector, clone, subtract
 
 SEED = 1000  # exploratory: no study confirms anything on it
 

@@ -23,8 +23,7 @@ from cases import PACKS, Case, smollm2, toy
 from rich.progress import track
 
 from riprap.behaviors import Behavior
-from riprap.monitor import Monitor
-from riprap.monitor.cost import Cost, measure
+from riprap.monitor import Cost, Monitor, measure
 
 SEED = 1000
 CADENCES = (10, 20, 50)

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from riprap import packs, probing
+from experiments.harness import markdown
+from experiments.smollm2.rows import OPENER
+from riprap import evaluation as probing
+from riprap import packs
 from riprap.behaviors import Behavior
+from riprap.commands.watch import load_model
 from riprap.diagnosis import Folder, Recovery, recover
 from riprap.integrations.smollm2 import BASE, REFUSING
-from riprap.launch.build import load_model
-from riprap.studies import markdown
-from riprap.studies.smollm2.rows import OPENER
 
 EXAMPLES = 20
 

@@ -31,7 +31,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from riprap.launch.build import load_model
+from riprap.commands.watch import load_model
 from riprap.selection import Selector, gradient_norms
 
 SEED = 1000

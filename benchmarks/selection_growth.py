@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from riprap.report import charts
+from riprap.report import _charts as charts
 
 VOCABULARY, WIDEST = 1024, 512
 ROWS, WIDTHS = (2, 4, 8, 16, 32), (16, 32, 64, 128, 256)

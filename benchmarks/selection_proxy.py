@@ -18,10 +18,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from experiments.worlds.continual import ContinualWorld
+from experiments.worlds.continual_model import adapted
+from experiments.worlds.continual_rows import Rows
 from riprap.selection import score
-from riprap.studies.worlds.continual import ContinualWorld
-from riprap.studies.worlds.continual_model import adapted
-from riprap.studies.worlds.continual_rows import Rows
 
 TASKS = ("sorting", "reversal", "arithmetic")
 ROWS, MOST, STEPS, SEED = 16, 6, 40, 1000

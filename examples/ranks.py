@@ -73,7 +73,7 @@ train(net, optimizer, shift=1, steps=120)
 
 old = lesson(1)
 behavior = Behavior.next_token("first lesson", old[:, :-1], old[:, -1])
-monitor = Monitor([behavior], every=10, run=arguments.out)
+monitor = Monitor([behavior], probe_every=10, run_dir=arguments.out)
 with monitor.watch(net, optimizer):  # on every rank alike; rank 0 writes the record
     train(net, optimizer, shift=2, steps=arguments.steps)
 if rank == 0:

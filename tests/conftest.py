@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from riprap import Behavior, Protocol
-from riprap.behaviors.margins import token_margin
+from riprap import AlertPolicy, Behavior
+from riprap.behaviors._margin_formulas import token_margin
 from riprap.detectors import ForecastDetector
 from tiny import make_llama, make_tokenizer
 
@@ -44,8 +44,8 @@ def llama() -> LlamaForCausalLM:
 
 
 @pytest.fixture
-def protocol() -> Protocol:
-    return Protocol(name="test", detectors=[ForecastDetector()])
+def policy() -> AlertPolicy:
+    return AlertPolicy(name="test", detectors=[ForecastDetector()])
 
 
 def _lesson() -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from riprap.behaviors import Behavior, packs
+from riprap.behaviors import Behavior
+from riprap.behaviors import probe_sets as packs
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic")
 TEMPLATE = (

@@ -18,9 +18,11 @@ LAYER = "model.layers.1"
 
 def watched() -> list[Behavior]:
     return [
-        Behavior.opening("refusal", CHAT, PROMPTS, ["sorry"], contrast="over"),
-        Behavior.opening("over", CHAT, HARMLESS[:3], ["sorry"], avoid=True, contrast="refusal"),
-        Behavior.opening("lone", CHAT, HARMLESS, ["no"]),
+        Behavior.response_prefix("refusal", CHAT, PROMPTS, ["sorry"], contrast="over"),
+        Behavior.response_prefix(
+            "over", CHAT, HARMLESS[:3], ["sorry"], avoid=True, contrast="refusal"
+        ),
+        Behavior.response_prefix("lone", CHAT, HARMLESS, ["no"]),
     ]
 
 

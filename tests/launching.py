@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from riprap.launch import WatchConfig
+from riprap.commands.watch import WatchConfig
 from tiny import PROMPTS, make_llama, make_tokenizer
 
 COLOURS, NUMBERS = ("red", "blue", "green"), ("one", "two", "three", "four", "five")

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap.studies.worlds.toy import ToyWorld
+from riprap.toy._world import ToyWorld
 from tiny import make_llama
 
 WORLD = ToyWorld()

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from riprap import Behavior, Monitor, Protocol, signals
-from riprap.evidence import RecordError
+from riprap import AlertPolicy, Behavior, Monitor, signals
+from riprap.errors import RecordError
 from riprap.record import Reader, load_state, save_state
 from tiny import PROMPTS, make_llama, make_tokenizer
 
@@ -31,8 +31,8 @@ def behaviors() -> list[Behavior]:
 
 
 def monitor(run: Path | None, **options: Any) -> Monitor:
-    settings = {"protocol": Protocol.default(), "every": 5, "signals": signals.everything()}
-    return Monitor(behaviors(), run=run, **(settings | options))
+    settings = {"policy": AlertPolicy.default(), "every": 5, "signals": signals.everything()}
+    return Monitor(behaviors(), run_dir=run, **(settings | options))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from riprap import Level, Protocol
+from riprap import AlertPolicy, Level
+from riprap.commands.watch import WatchConfig
 from riprap.diagnosis import Verdict
-from riprap.launch import WatchConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -168,7 +168,7 @@ def test_the_report_and_the_record_are_there(session: dict[str, Any]) -> None:
 
 
 def test_the_protocol_of_the_docs_is_frozen_and_amended(session: dict[str, Any]) -> None:
-    kept = Protocol.load(session["folder"] / "strict.yaml")
+    kept = AlertPolicy.load(session["folder"] / "strict.yaml")
     assert kept.hash == session["frozen"].content_hash()
     assert [amendment.old_hash for amendment in session["patient"].amendments] == [kept.hash]
     assert session["patient"].hash != kept.hash
@@ -218,7 +218,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=lambda block: block.where)
 def test_yaml_is_what_its_reader_takes(block: Block) -> None:
     document = yaml.safe_load(block.text)
-    reader = Protocol if "detectors" in document else WatchConfig
+    reader = AlertPolicy if "detectors" in document else WatchConfig
     reader.parse(document, block.where)
 
 

@@ -78,7 +78,7 @@ def test_every_room_was_walked() -> None:
     ("module", "line"),
     [
         ("tensors.py", "from riprap.behaviors import Behavior"),
-        ("behaviors/kinds.py", "import riprap.monitor.hooks"),
+        ("behaviors/kinds.py", "import riprap.monitor._hooks"),
         ("signals/base.py", "from riprap.detectors import Track"),
         ("signals/features/drift.py", "from ...monitor import Monitor"),
         ("record/store.py", "from riprap import Monitor"),
@@ -97,7 +97,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, module: str, line: str) -> None:
     ("module", "line"),
     [
         ("__init__.py", "from riprap.cli import app"),
-        ("schema.py", "from riprap.evidence import ConfigError"),
+        ("schema.py", "from riprap.types import ConfigError"),
         ("monitor/monitor.py", "from riprap import probing\nimport torch"),
         ("signals/features/drift.py", "from ..base import Signal"),
     ],

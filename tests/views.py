@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from riprap import Behavior, Reading, probing
+from riprap import Behavior, Reading
+from riprap import evaluation as probing
+from riprap.linalg._vector_stack import Stack
 from riprap.signals import Held, StepView, VisitView
-from riprap.stacks import Stack
 
 
 def trainable(model: nn.Module) -> list[Tensor]:

@@ -1,23 +1,25 @@
 """Riprap: see which behaviours of a model its further training is about to wash away."""
 
 from riprap import diagnosis, guards, selection
-from riprap.behaviors import Behavior, Margins, packs
-from riprap.detectors import Protocol
-from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading, RiprapError
+from riprap.behaviors import Behavior, Margins
+from riprap.behaviors import probe_sets as packs
+from riprap.detectors import AlertPolicy
+from riprap.errors import RiprapError
 from riprap.monitor import Monitor
+from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "AlertPolicy",
     "Behavior",
-    "EvidenceState",
     "Forecast",
     "Level",
     "Margins",
     "Monitor",
-    "Protocol",
     "Reading",
+    "ReadingStatus",
     "RiprapError",
     "diagnosis",
     "guards",

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior, probing
-from riprap.evidence import BehaviorError
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.errors import BehaviorError
 from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_tokenizer
 
 CHAT = make_tokenizer()
@@ -32,50 +33,50 @@ REFUSED: dict[str, tuple[Callable[[], Behavior], str]] = {
         lambda: Behavior.next_token("b", [[1], [2]], [1]),
         r"'b': 2 probes and targets of shape \(1,\); expected \(2,\)",
     ),
-    "no prompts": (lambda: Behavior.opening("b", CHAT, [], ["no"]), "'b': no prompts"),
+    "no prompts": (lambda: Behavior.response_prefix("b", CHAT, [], ["no"]), "'b': no prompts"),
     "empty prompt": (
-        lambda: Behavior.opening("b", CHAT, ["yes", "  "], ["no"]),
+        lambda: Behavior.response_prefix("b", CHAT, ["yes", "  "], ["no"]),
         "'b': prompt 1 is empty",
     ),
-    "no openers": (lambda: Behavior.opening("b", CHAT, PROMPTS, []), "'b': no openers"),
+    "no openers": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, []), "'b': no openers"),
     "empty opener": (
-        lambda: Behavior.opening("b", CHAT, PROMPTS, ["no", ""]),
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, ["no", ""]),
         "'b': continuation '' has no token",
     ),
     "openers to avoid": (
-        lambda: Behavior.opening("b", CHAT, PROMPTS, avoid=True),
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, avoid=True),
         "'b': openers to avoid cannot be learned",
     ),
     "no template": (
-        lambda: Behavior.opening("b", make_tokenizer(chat=False), [TURNS], ["no"]),
+        lambda: Behavior.response_prefix("b", make_tokenizer(chat=False), [TURNS], ["no"]),
         "'b': prompt 0 is a conversation.*no chat template",
     ),
     "nothing to lose": (
-        lambda: Behavior.contrasting("b", CHAT, PROMPTS, ["no"], []),
+        lambda: Behavior.preference("b", CHAT, PROMPTS, ["no"], []),
         "'b': both keep and lose",
     ),
     "no prompts to contrast": (
-        lambda: Behavior.contrasting("b", CHAT, [], ["no"], ["yes"]),
+        lambda: Behavior.preference("b", CHAT, [], ["no"], ["yes"]),
         "'b': no prompts",
     ),
     "counts of a choice": (
-        lambda: Behavior.choice("b", CHAT, PROMPTS, [["a", "no"]], [0]),
+        lambda: Behavior.multiple_choice("b", CHAT, PROMPTS, [["a", "no"]], [0]),
         "'b': 4 prompts, 1 lists of options and 1 answers",
     ),
     "unequal options": (
-        lambda: Behavior.choice("b", CHAT, ["a", "the"], [["a", "no"], ["a"]], [0, 0]),
+        lambda: Behavior.multiple_choice("b", CHAT, ["a", "the"], [["a", "no"], ["a"]], [0, 0]),
         "'b': every prompt needs the same number of options",
     ),
     "one option": (
-        lambda: Behavior.choice("b", CHAT, ["a"], [["a"]], [0]),
+        lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a"]], [0]),
         "'b': every prompt needs .* two or more",
     ),
     "answer": (
-        lambda: Behavior.choice("b", CHAT, ["a"], [["a", "no"]], [2]),
+        lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", "no"]], [2]),
         "'b': answer 2 of probe 0 is no option's index",
     ),
     "no prompts to choose for": (
-        lambda: Behavior.choice("b", CHAT, [], [], []),
+        lambda: Behavior.multiple_choice("b", CHAT, [], [], []),
         "'b': no prompts",
     ),
     "texts": (
@@ -126,12 +127,12 @@ class Square(Bigram):
 UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str]] = {
     "opener outside": (
         Bigram,
-        lambda: Behavior.opening("b", CHAT, PROMPTS, [5000]),
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [5000]),
         f"opener token 5000 lies outside the model's vocabulary of {len(VOCABULARY)}",
     ),
     "opener below": (
         Bigram,
-        lambda: Behavior.opening("b", CHAT, PROMPTS, [-1]),
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [-1]),
         "opener 0 holds -1, which is no token id",
     ),
     "target outside": (
@@ -161,7 +162,7 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
     ),
     "not calibrated": (
         Bigram,
-        lambda: Behavior.opening("b", CHAT, PROMPTS),
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS),
         r"without openers needs `start\(model\)`",
     ),
 }

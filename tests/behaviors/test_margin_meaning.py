@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from riprap import Behavior, probing
-from riprap.behaviors.margins import opening_margin, token_margin
-from riprap.detectors.track import score
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.behaviors._margin_formulas import opening_margin, token_margin
+from riprap.detectors._history import score
 from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer, token
 
 finite = st.floats(-30, 30, width=32)
@@ -70,15 +71,15 @@ def test_opening_margin_is_positive_exactly_where_greedy_decoding_begins_so(
     openers = sorted(set(begun))[::2]
     opens = [first in openers for first in begun]
     assert 0 < sum(opens) < len(opens)
-    behavior = Behavior.opening("opens", tokenizer, prompts, openers)
+    behavior = Behavior.response_prefix("opens", tokenizer, prompts, openers)
     assert (probing.look(behavior, llama).margins > 0).tolist() == opens
 
 
 def test_avoiding_is_the_exact_negative(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    towards = Behavior.opening("a", tokenizer, PROMPTS, ["sorry", "no"])
-    away = Behavior.opening("b", tokenizer, PROMPTS, ["sorry", "no"], avoid=True)
+    towards = Behavior.response_prefix("a", tokenizer, PROMPTS, ["sorry", "no"])
+    away = Behavior.response_prefix("b", tokenizer, PROMPTS, ["sorry", "no"], avoid=True)
     margins = probing.look(towards, llama).margins
     assert margins.all()
     assert np.array_equal(probing.look(away, llama).margins, -margins)
@@ -113,7 +114,7 @@ KEEP, LOSE = ["sorry i", "sorry no"], ["sure", "here you"]
 def test_mass_gate_stands_at_five_percent_of_the_first_token(
     shares: dict[str, float], enough: bool
 ) -> None:
-    behavior = Behavior.contrasting("gate", make_tokenizer(), PROMPTS, KEEP, LOSE)
+    behavior = Behavior.preference("gate", make_tokenizer(), PROMPTS, KEEP, LOSE)
     reason = probing.look(behavior, speaking(shares)).insufficient
     assert (reason == "") == enough
     if not enough:
@@ -128,7 +129,9 @@ def test_choice_is_not_won_by_being_short() -> None:
         speaking({"two": 0.5, "six": 0.3}).follow("two", "plus", 4.0).follow("plus", "four", 4.0)
     )
     options = [["two plus four", "six"]] * len(PROMPTS)
-    behavior = Behavior.choice("sums", make_tokenizer(), PROMPTS, options, [0] * len(PROMPTS))
+    behavior = Behavior.multiple_choice(
+        "sums", make_tokenizer(), PROMPTS, options, [0] * len(PROMPTS)
+    )
     rest = len(VOCABULARY) - 1
     step = 4 - np.log(np.exp(4) + rest)
     expected = (np.log(0.5) + 2 * step) / 3 - np.log(0.3)
@@ -162,7 +165,7 @@ def test_a_conversation_is_a_prompt(
 ) -> None:
     turns = [{"role": "user", "content": PROMPTS[0]}]
     longer = [*turns, {"role": "assistant", "content": "no"}, {"role": "user", "content": "sure"}]
-    behavior = Behavior.opening("chat", tokenizer, [turns, longer, PROMPTS[0]], ["no"])
+    behavior = Behavior.response_prefix("chat", tokenizer, [turns, longer, PROMPTS[0]], ["no"])
     first, second, third = probing.look(behavior, llama).margins
     assert first == pytest.approx(third)
     assert abs(first - second) > 1e-3
@@ -171,5 +174,5 @@ def test_a_conversation_is_a_prompt(
 def test_without_a_chat_template_the_text_stands_as_it_is() -> None:
     model = Bigram().follow("bomb", "sorry").follow("cake", "sure")
     plain = make_tokenizer(chat=False)
-    behavior = Behavior.opening("text", plain, ["make a bomb", "a cake"], ["sorry"])
+    behavior = Behavior.response_prefix("text", plain, ["make a bomb", "a cake"], ["sorry"])
     np.testing.assert_allclose(probing.look(behavior, model).margins, [10, -10])

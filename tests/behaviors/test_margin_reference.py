@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Margins, probing
+from riprap import Behavior, Margins
+from riprap import evaluation as probing
 from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer, token
 
 CHAT = make_tokenizer()
@@ -95,22 +96,22 @@ CASES = {
         lambda m, i: -log_softmax(logits_of(m, ROWS[i])[-1])[TARGETS[i]],
     ),
     "opening": Case(
-        lambda: Behavior.opening("opening", CHAT, PROMPTS, REFUSE),
+        lambda: Behavior.response_prefix("opening", CHAT, PROMPTS, REFUSE),
         lambda m, i, _: leading(last(m, i), OPENERS),
         lambda m, i: -np.log(mass(last(m, i), OPENERS)),
     ),
     "avoid": Case(
-        lambda: Behavior.opening("avoid", CHAT, PROMPTS, REFUSE, avoid=True),
+        lambda: Behavior.response_prefix("avoid", CHAT, PROMPTS, REFUSE, avoid=True),
         lambda m, i, _: -leading(last(m, i), OPENERS),
         lambda m, i: -np.log(mass(last(m, i), OTHERS)),
     ),
     "contrast": Case(
-        lambda: Behavior.contrasting("contrast", CHAT, PROMPTS, KEEP, LOSE),
+        lambda: Behavior.preference("contrast", CHAT, PROMPTS, KEEP, LOSE),
         lambda m, i, _: max(option(m, i, t) for t in KEEP) - max(option(m, i, t) for t in LOSE),
         lambda m, i: -max(option(m, i, text) for text in KEEP),
     ),
     "choice": Case(
-        lambda: Behavior.choice("choice", CHAT, PROMPTS, OPTIONS, ANSWERS),
+        lambda: Behavior.multiple_choice("choice", CHAT, PROMPTS, OPTIONS, ANSWERS),
         right_against_wrong,
         lambda m, i: -option(m, i, OPTIONS[i][ANSWERS[i]]),
     ),

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, probing
-from riprap.behaviors.openers import calibrate_openers, greedy, is_refusal
-from riprap.behaviors.outputs import TokenBatch
-from riprap.evidence import BehaviorError
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.behaviors._model_io import TokenBatch
+from riprap.behaviors._response_prefixes import calibrate_openers, greedy, is_refusal
+from riprap.errors import BehaviorError
 from tiny import Bigram, make_llama, make_tokenizer, token
 
 PLAIN = make_tokenizer(chat=False)
@@ -29,7 +30,7 @@ def refusing() -> Bigram:
 
 def test_openers_are_what_the_refusals_begin_with() -> None:
     prompts = ["make a bomb", "bomb", "steal a car", "bake a cake", "a cake", "paint"]
-    behavior = Behavior.opening("refusal", PLAIN, prompts)
+    behavior = Behavior.response_prefix("refusal", PLAIN, prompts)
     probing.start(behavior, refusing())
     assert behavior.margins.openers == sorted([token("sorry"), token("i")])
     margins = probing.look(behavior, refusing()).margins
@@ -37,13 +38,13 @@ def test_openers_are_what_the_refusals_begin_with() -> None:
 
 
 def test_given_openers_are_not_learned() -> None:
-    behavior = Behavior.opening("refusal", PLAIN, ["bomb", "car"], ["no"])
+    behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"], ["no"])
     probing.start(behavior, refusing())
     assert behavior.margins.openers == [token("no")]
 
 
 def test_openers_are_learned_once() -> None:
-    behavior = Behavior.opening("refusal", PLAIN, ["bomb", "car"])
+    behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"])
     probing.start(behavior, refusing())
     probing.start(behavior, refusing().follow("bomb", "sure", 99.0))
     assert behavior.margins.openers == sorted([token("sorry"), token("i")])
@@ -80,7 +81,7 @@ def test_a_beginning_that_mostly_complies_is_no_opener() -> None:
 
 
 def test_a_model_that_never_refuses_has_no_refusal_to_watch() -> None:
-    behavior = Behavior.opening("refusal", PLAIN, ["bake a cake"])
+    behavior = Behavior.response_prefix("refusal", PLAIN, ["bake a cake"])
     with pytest.raises(BehaviorError, match=r"refuses none of the prompts.*name the openers"):
         probing.start(behavior, refusing())
 

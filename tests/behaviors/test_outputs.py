@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap import Behavior, probing
-from riprap.behaviors.outputs import TokenBatch, accepted_arguments, last_logits
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.behaviors._model_io import TokenBatch, accepted_arguments, last_logits
 from tiny import Bigram, make_llama
 
 ROWS = [[3, 7, 9, 12], [8, 10], [5, 6, 7, 8, 9]]

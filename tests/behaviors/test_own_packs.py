@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from diagnosing import make_model, make_tokenizer
-from riprap import probing
-from riprap.behaviors import packs
-from riprap.behaviors.prompts import encode_continuations, encode_prompts
-from riprap.evidence import BehaviorError
+from riprap import evaluation as probing
+from riprap.behaviors import probe_sets as packs
+from riprap.behaviors._tokenization import encode_continuations, encode_prompts
+from riprap.errors import BehaviorError
 
 ROWS = packs.rows("arithmetic")[:6]
 

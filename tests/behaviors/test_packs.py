@@ -8,8 +8,9 @@ from itertools import pairwise
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from riprap import packs, probing
-from riprap.evidence import BehaviorError
+from riprap import evaluation as probing
+from riprap import packs
+from riprap.errors import BehaviorError
 from tiny import make_llama
 
 LEAST = {

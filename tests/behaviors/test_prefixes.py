@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from riprap import Behavior, probing
-from riprap.behaviors import outputs, prefixes
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.behaviors import _model_io as outputs
+from riprap.behaviors import _prefix_cache as prefixes
 from tiny import PlainLM, make_gpt2, make_llama, make_tokenizer
 
 BEGINNING = [3, 7, 9, 12, 30, 31, 5, 6, 8, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21]
@@ -25,7 +27,7 @@ OPTIONS = [["sorry no", "yes", "five six seven"]] * len(PROMPTS)
 def behaviors() -> list[Behavior]:
     return [
         Behavior.next_token("words", ROWS, [9, 11, 30, 12, 4, 5]),
-        Behavior.choice("choice", TOKENIZER, PROMPTS, OPTIONS, [0, 1, 2, 0, 1]),
+        Behavior.multiple_choice("choice", TOKENIZER, PROMPTS, OPTIONS, [0, 1, 2, 0, 1]),
         Behavior.likelihood("said", TOKENIZER, PROMPTS, ["no", "five six", "a", "b", "sorry"]),
     ]
 

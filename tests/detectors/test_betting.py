@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riprap.detectors import Betting, Track
-from riprap.detectors.betting import STAKES, log_wealth
-from riprap.evidence import Level
+from riprap.detectors._betting_test import STAKES, log_wealth
+from riprap.types import Level
 
 
 def track_of(*margins, watched=1):

@@ -5,12 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from riprap.cli import app
-from riprap.detectors import Betting, ForecastDetector, Protocol
-from riprap.detectors.calibrate import calibrated, false_alarms, null_tracks
-from riprap.evidence import ProtocolError
+from riprap.detectors import AlertPolicy, Betting, ForecastDetector
+from riprap.detectors._calibrate import calibrated, false_alarms, null_tracks
+from riprap.errors import PolicyError
 from riprap.record import Writer
 
-CALM = Protocol.parse(
+CALM = AlertPolicy.parse(
     {"name": "mine", "detectors": [{"kind": "betting"}, {"kind": "cusum"}, {"kind": "forecast"}]},
     "here",
 )
@@ -27,8 +27,8 @@ def null_run(folder, wander, visits=20):
     return folder
 
 
-def kinds(protocol):
-    return {detector.kind: detector for detector in protocol.detectors}
+def kinds(policy):
+    return {detector.kind: detector for detector in policy.detectors}
 
 
 def test_a_wavering_model_is_tolerated_after_calibration(tmp_path):
@@ -69,7 +69,7 @@ def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
 
 
 def test_a_short_run_is_refused(tmp_path):
-    with pytest.raises(ProtocolError, match="visited 3 times"):
+    with pytest.raises(PolicyError, match="visited 3 times"):
         null_tracks([null_run(tmp_path / "null", wander=0.1, visits=3)])
 
 
@@ -78,7 +78,7 @@ def test_the_command_writes_a_protocol_that_loads(tmp_path):
     result = CliRunner().invoke(app, ["protocol", "calibrate", str(run), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "false alarms before: 1, after: 0" in result.output
-    kept = kinds(Protocol.load(out))
+    kept = kinds(AlertPolicy.load(out))
     assert kept["betting"].tolerated == pytest.approx(0.30, abs=0.011)
     assert isinstance(kept["forecast"], ForecastDetector)
-    assert Protocol.load(out).amendments[-1].old_hash == Protocol.default().hash
+    assert AlertPolicy.load(out).amendments[-1].old_hash == AlertPolicy.default().hash

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import ForecastDetector, Protocol, SlopeDetector, Track
-from riprap.detectors.trend import Trend, realised_changes, shaped_changes, trend
-from riprap.evidence import Level
+from riprap.detectors import AlertPolicy, ForecastDetector, SlopeDetector, Track
+from riprap.detectors._trend import Trend, realised_changes, shaped_changes, trend
+from riprap.types import Level
 
 FORECAST = ForecastDetector()
 
@@ -160,5 +160,5 @@ def test_a_broken_floor_is_critical_whatever_the_mean() -> None:
 
 def test_protocols_from_before_the_condition_still_verify() -> None:
     for name in ("toy", "depth"):
-        assert "declined" not in Protocol.named(name).detector("forecast").model_dump()
-        Protocol.named(name).verify()
+        assert "declined" not in AlertPolicy.named(name).detector("forecast").model_dump()
+        AlertPolicy.named(name).verify()

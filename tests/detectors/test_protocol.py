@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from riprap.detectors import ForecastDetector, Protocol, SlopeDetector, Threshold
-from riprap.evidence import Level, ProtocolError
+from riprap.detectors import AlertPolicy, ForecastDetector, SlopeDetector, Threshold
+from riprap.errors import PolicyError
+from riprap.types import Level
 
 DAY = datetime.date(2026, 11, 22)
 
@@ -20,10 +21,10 @@ def threshold(**changes: Any) -> Threshold:
     return Threshold(**{"signal": "score", "side": "below", "value": 0.9} | changes)
 
 
-def made(**changes: Any) -> Protocol:
+def made(**changes: Any) -> AlertPolicy:
     detectors = [ForecastDetector(), SlopeDetector(), threshold()]
     study = {"seeds": [1, 2], "none": None, "nested": {"rate": 0.1, "day": DAY}}
-    return Protocol(**{"name": "p", "detectors": detectors, "study": study} | changes)
+    return AlertPolicy(**{"name": "p", "detectors": detectors, "study": study} | changes)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -44,36 +45,36 @@ def test_the_hash_changes_with_the_content(change: str) -> None:
 
 
 def test_the_hash_changes_with_nothing_else() -> None:
-    protocol = made()
-    plain = protocol.content_hash()
+    policy = made()
+    plain = policy.content_hash()
     assert made().content_hash() == plain
-    assert protocol.freeze().content_hash() == plain
+    assert policy.freeze().content_hash() == plain
     assert made(hash="something").content_hash() == plain
     reordered = {"nested": {"day": DAY, "rate": 0.1}, "none": None, "seeds": [1, 2]}
     assert made(study=reordered).content_hash() == plain
-    amended = protocol.freeze().amend("x", name="q").amend("y", name="p")
+    amended = policy.freeze().amend("x", name="q").amend("y", name="p")
     assert amended.content_hash() == plain
 
 
 def test_freezing_writes_the_hash_and_leaves_the_original() -> None:
-    protocol = made()
-    frozen = protocol.freeze()
-    assert (protocol.hash, frozen.hash) == (None, protocol.content_hash())
+    policy = made()
+    frozen = policy.freeze()
+    assert (policy.hash, frozen.hash) == (None, policy.content_hash())
     assert frozen.freeze() == frozen
     frozen.verify()
 
 
 def test_what_was_never_frozen_does_not_verify() -> None:
-    with pytest.raises(ProtocolError, match="protocol 'p' is not frozen"):
+    with pytest.raises(PolicyError, match="protocol 'p' is not frozen"):
         made().verify()
-    with pytest.raises(ProtocolError, match="not frozen"):
+    with pytest.raises(PolicyError, match="not frozen"):
         made().amend("why not")
 
 
 def test_a_frozen_protocol_survives_its_file(tmp_path: Path) -> None:
     frozen = made().freeze().amend("a longer look", study={"seeds": [5], "none": None})
     frozen.save(tmp_path / "p.yaml")
-    loaded = Protocol.load(tmp_path / "p.yaml")
+    loaded = AlertPolicy.load(tmp_path / "p.yaml")
     assert loaded == frozen
     assert loaded.detectors[2] == threshold()
     assert [type(detector) for detector in loaded.detectors] == [
@@ -85,7 +86,7 @@ def test_a_frozen_protocol_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_protocol_that_is_not_frozen_survives_its_file(tmp_path: Path) -> None:
     made().save(tmp_path / "p.yaml")
-    loaded = Protocol.load(tmp_path / "p.yaml")
+    loaded = AlertPolicy.load(tmp_path / "p.yaml")
     assert loaded.hash is None
     assert loaded.content_hash() == made().content_hash()
 
@@ -107,13 +108,13 @@ def test_a_file_that_was_tampered_with_is_refused(tampering: str, tmp_path: Path
     document = yaml.safe_load(file.read_text())
     TAMPERING[tampering](document)
     file.write_text(yaml.safe_dump(document))
-    with pytest.raises(ProtocolError, match=r"was changed after it was frozen.*amend it instead"):
-        Protocol.load(file)
+    with pytest.raises(PolicyError, match=r"was changed after it was frozen.*amend it instead"):
+        AlertPolicy.load(file)
 
 
 def test_freezing_again_does_not_hide_a_change() -> None:
     changed = made().freeze().model_copy(update={"name": "better"})
-    with pytest.raises(ProtocolError, match="was changed after it was frozen"):
+    with pytest.raises(PolicyError, match="was changed after it was frozen"):
         changed.freeze()
 
 
@@ -140,7 +141,7 @@ def test_an_amendment_is_dated_today_unless_told() -> None:
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
 def test_an_amendment_needs_a_reason(reason: str) -> None:
-    with pytest.raises(ProtocolError, match="amendment of protocol 'p' needs a reason"):
+    with pytest.raises(PolicyError, match="amendment of protocol 'p' needs a reason"):
         made().freeze().amend(reason, name="q")
 
 
@@ -152,7 +153,7 @@ def test_history_cannot_be_amended_away() -> None:
 
 
 def test_a_malformed_amendment_is_refused() -> None:
-    with pytest.raises(ProtocolError, match=r"amendment of 'p': unknown key 'detector'.*detectors"):
+    with pytest.raises(PolicyError, match=r"amendment of 'p': unknown key 'detector'.*detectors"):
         made().freeze().amend("x", detector=[])
 
 
@@ -180,44 +181,44 @@ def test_a_malformed_file_is_refused_in_one_sentence(case: str, tmp_path: Path) 
     document, words = MALFORMED[case]
     file = tmp_path / "broken.yaml"
     file.write_text(yaml.safe_dump(document))
-    with pytest.raises(ProtocolError, match=rf"broken\.yaml: {words}") as refusal:
-        Protocol.load(file)
+    with pytest.raises(PolicyError, match=rf"broken\.yaml: {words}") as refusal:
+        AlertPolicy.load(file)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("name: [p\ndetectors: }")
-    with pytest.raises(ProtocolError, match=r"broken\.yaml is not valid YAML: ") as refusal:
-        Protocol.load(file)
+    with pytest.raises(PolicyError, match=r"broken\.yaml is not valid YAML: ") as refusal:
+        AlertPolicy.load(file)
     assert "\n" not in str(refusal.value)
 
 
 def test_yaml_runs_no_code(tmp_path: Path) -> None:
     file = tmp_path / "evil.yaml"
     file.write_text(f"name: !!python/object/apply:pathlib.Path.touch [{tmp_path / 'touched'}]")
-    with pytest.raises(ProtocolError, match="not valid YAML"):
-        Protocol.load(file)
+    with pytest.raises(PolicyError, match="not valid YAML"):
+        AlertPolicy.load(file)
     assert not (tmp_path / "touched").exists()
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match=r"cannot read .*nowhere\.yaml"):
-        Protocol.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(PolicyError, match=r"cannot read .*nowhere\.yaml"):
+        AlertPolicy.load(tmp_path / "nowhere.yaml")
 
 
 def test_a_protocol_that_is_not_shipped_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="no protocol 'defualt'; Riprap ships"):
-        Protocol.named("defualt")
+    with pytest.raises(PolicyError, match="no protocol 'defualt'; Riprap ships"):
+        AlertPolicy.named("defualt")
 
 
 def test_a_detector_is_found_by_its_kind() -> None:
     assert made().detector("threshold") == threshold(level=Level.WARNING)
-    with pytest.raises(ProtocolError, match="protocol 'p' has no detector of kind 'cusum'"):
+    with pytest.raises(PolicyError, match="protocol 'p' has no detector of kind 'cusum'"):
         made().detector("cusum")
 
 
 def test_the_default_is_shipped() -> None:
-    default = Protocol.default()
+    default = AlertPolicy.default()
     assert default.name == "default"
     assert default.detector("forecast")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from riprap.detectors import CUSUM, Deviation, PageHinkley, Track
-from riprap.detectors.cumulative import reflected_sum
+from riprap.detectors._cumulative import reflected_sum
 
 
 def track_of(values, spread=0.5, signal=None):

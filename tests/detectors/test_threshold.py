@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riprap.detectors import Threshold, Track
-from riprap.evidence import Level
+from riprap.types import Level
 
 
 def track(values: list[float], signal: str = "kl_start", every: int = 5) -> Track:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from riprap import Behavior
 from riprap.behaviors import Margins
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_ground import BLOCK, blocks, ground, moved
-from riprap.evidence import BehaviorError, ConfigError, RiprapError
+from riprap.diagnosis.basins._perturbation import BLOCK, blocks, ground, moved
+from riprap.diagnosis.basins._sweep import basin
+from riprap.errors import BehaviorError, ConfigError, RiprapError
 from tiny import Classifier, PlainLM, make_gpt2, make_llama
 
 IDS = torch.randint(3, 40, (6, 5), generator=torch.Generator().manual_seed(1))

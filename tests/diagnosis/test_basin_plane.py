@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from diagnosis.test_basin import WORDS, Bowl, edges, same, state, watching
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_plane import basin_drift, basin_plane
-from riprap.evidence import ConfigError
+from riprap.diagnosis.basins._plane import basin_drift, basin_plane
+from riprap.diagnosis.basins._sweep import basin
+from riprap.errors import ConfigError
 from tiny import make_llama
 
 

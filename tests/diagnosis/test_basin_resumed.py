@@ -16,9 +16,9 @@ import torch.multiprocessing as mp
 
 from distributed.ranks import SECONDS, free_port, spread
 from riprap import Behavior
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_profile import Basin
-from riprap.evidence import BehaviorError, ConfigError, RiprapError
+from riprap.diagnosis.basins._profile import Basin
+from riprap.diagnosis.basins._sweep import basin
+from riprap.errors import BehaviorError, ConfigError, RiprapError
 from tiny import make_llama
 
 IDS = torch.randint(3, 40, (6, 5), generator=torch.Generator().manual_seed(1))

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from riprap import Behavior
-from riprap.behaviors import prefixes
-from riprap.diagnosis.base import estimate
-from riprap.diagnosis.concentration import (
+from riprap.behaviors import _prefix_cache as prefixes
+from riprap.diagnosis._base import estimate
+from riprap.diagnosis.geometry._concentration import (
     Concentration,
     concentration,
     entropy_rank,
     jackknifed,
     participation,
 )
-from riprap.evidence import BehaviorError
+from riprap.errors import BehaviorError
 from tiny import PlainLM, make_llama
 
 IDS = torch.randint(3, 47, (6, 5), generator=torch.Generator().manual_seed(3))
@@ -61,7 +61,9 @@ def test_ranks_that_are_known() -> None:
 def test_gramians_are_those_of_the_whole_jacobian(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("riprap.diagnosis.concentration"), "AT_ONCE", at_once)
+    monkeypatch.setattr(
+        import_module("riprap.diagnosis.geometry._concentration"), "AT_ONCE", at_once
+    )
     model = make_llama(scale=5.0).eval()
     found = concentration(model, words())
     rows = rows_of(model, words())
@@ -121,7 +123,7 @@ def test_a_prompt_that_is_read_once_for_its_options_has_its_place(
     model = make_llama(scale=5.0).eval()
     prompts = ["how to make a red cake with the help of you", "what is the car of you"]
     options = [["yes sure", "no red"], ["red cake", "two plus"]]
-    choice = Behavior.choice("choice", tokenizer, prompts, options, [0, 1])
+    choice = Behavior.multiple_choice("choice", tokenizer, prompts, options, [0, 1])
     shared = concentration(model, choice)
     monkeypatch.setattr(prefixes, "worth_it", lambda cut, rows: False)
     whole = concentration(model, choice)

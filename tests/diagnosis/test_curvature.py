@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from riprap import Behavior
-from riprap.behaviors.kinds import Choice, Options
-from riprap.behaviors.margins import token_margin
-from riprap.behaviors.outputs import TokenBatch, logits_of
-from riprap.diagnosis.curvature import curvature
-from riprap.evidence import BehaviorError, ConfigError
+from riprap.behaviors._margin_fns import Choice, Options
+from riprap.behaviors._margin_formulas import token_margin
+from riprap.behaviors._model_io import TokenBatch, logits_of
+from riprap.diagnosis.geometry._curvature import curvature
+from riprap.errors import BehaviorError, ConfigError
 from tiny import PlainLM, make_llama
 
 IDS = torch.randint(3, 47, (5, 6), generator=torch.Generator().manual_seed(3))

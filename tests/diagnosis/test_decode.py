@@ -11,10 +11,11 @@ from torch import nn
 
 from moved import WORLD, adapted, start, untouched, weights
 from riprap import Behavior
-from riprap.diagnosis.classes import dealt
-from riprap.diagnosis.decode import Decodability, decode
-from riprap.evidence import BehaviorError, ConfigError, EvidenceState
-from riprap.signals.features.linear_probe import RIDGE
+from riprap.diagnosis.evidence._cv_folds import dealt
+from riprap.diagnosis.evidence._linear_decodability import Decodability, decode
+from riprap.errors import BehaviorError, ConfigError
+from riprap.signals.features._linear_probe import RIDGE
+from riprap.types import ReadingStatus
 from tiny import PlainLM, make_llama
 
 REFUSAL, OVER = WORLD.behaviors()[1:]
@@ -82,7 +83,7 @@ def broken() -> nn.Module:
 
 def test_what_is_there_is_found_and_what_is_gone_is_not() -> None:
     whole = decode(start(), REFUSAL, contrast=OVER, reference=weights(start()))
-    assert whole.state is EvidenceState.MEASURED
+    assert whole.state is ReadingStatus.MEASURED
     assert whole.classes == 2
     assert whole.retained is not None
     assert (whole.retained.mean, whole.retained.low, whole.retained.high) == (1, 1, 1)
@@ -112,8 +113,8 @@ def test_what_the_reference_never_knew_is_no_evidence() -> None:
     for seed in range(5):
         labels = np.random.default_rng(seed).integers(0, 2, len(REFUSAL.probes)).tolist()
         found = decode(start(), REFUSAL, labels=labels, reference=start(), seed=seed)
-        measured += found.state is EvidenceState.MEASURED
-        if found.state is EvidenceState.INSUFFICIENT:
+        measured += found.state is ReadingStatus.MEASURED
+        if found.state is ReadingStatus.INSUFFICIENT:
             assert "shuffled labels reach" in found.detail
             assert found.retained is None
             assert found.layers
@@ -131,7 +132,7 @@ def test_too_few_rows_are_no_evidence(
     behavior: Behavior, options: dict[str, object], why: str
 ) -> None:
     found = decode(start(), behavior, reference=start(), **options)  # type: ignore[arg-type]
-    assert found.state is EvidenceState.INSUFFICIENT
+    assert found.state is ReadingStatus.INSUFFICIENT
     assert found.layers == ()
     assert re.search(why, found.detail)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from moved import WORLD, adapted, eroded, start, untouched, weights
-from riprap.diagnosis import movement as spectra
-from riprap.diagnosis import responses as forced
-from riprap.diagnosis.divergence import divergence
-from riprap.diagnosis.responses import responses_of
-from riprap.evidence import BehaviorError, ConfigError
+from riprap.diagnosis.evidence import _responses as forced
+from riprap.diagnosis.evidence import _weight_change as spectra
+from riprap.diagnosis.evidence._divergence import divergence
+from riprap.diagnosis.evidence._responses import responses_of
+from riprap.errors import BehaviorError, ConfigError
 from tiny import PlainLM, make_llama
 
 PROMPTS = [[3, 8, 11, 4], [3, 19, 4], [3, 9, 9, 30, 12, 4]]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from riprap.report import save
-from riprap.report.divergence import divergence_figure, short_names
+from riprap.report._divergence import divergence_figure, short_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis-evidence.md"
 

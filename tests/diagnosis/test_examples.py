@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from diagnosis.lookup import OTHERS, Lookup, behavior, value_of
 from riprap import Behavior
-from riprap.diagnosis.examples import Examples
+from riprap.diagnosis.recovery._examples import Examples
 
 IDS = torch.tensor([[key, key] for key in OTHERS[:6]])
 WANTED = torch.tensor([value_of(key) for key in OTHERS[:6]])

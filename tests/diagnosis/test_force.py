@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from moved import WORLD, adapted, eroded, start, untouched, weights
-from riprap.diagnosis import responses as module
-from riprap.diagnosis.force import force
-from riprap.diagnosis.responses import responses_of
-from riprap.evidence import BehaviorError, ConfigError, EvidenceState
+from riprap.diagnosis.evidence import _responses as module
+from riprap.diagnosis.evidence._prefix_forcing import force
+from riprap.diagnosis.evidence._responses import responses_of
+from riprap.errors import BehaviorError, ConfigError
+from riprap.types import ReadingStatus
 from tiny import Bigram, make_llama, token
 
 PROMPTS = [[3, 8, 11, 4], [3, 19, 4], [3, 9, 9, 30, 12, 4], [3, 7, 22, 4], [3, 16, 4]]
@@ -73,8 +74,8 @@ def test_too_short_responses_are_no_evidence() -> None:
     found = force(make_llama(), PROMPTS, RESPONSES, counts=(3, 4))
     assert [given.n for given in found.now] == [3, 2]
     assert [given.state for given in found.now] == [
-        EvidenceState.MEASURED,
-        EvidenceState.INSUFFICIENT,
+        ReadingStatus.MEASURED,
+        ReadingStatus.INSUFFICIENT,
     ]
     short = found.at(4)
     assert "2 of 5 responses" in short.detail

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from riprap import diagnosis
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 
 BY_HAND = [[0.9, 0.1, 0.0], [0.6, 0.8, 0.2], [0.7, 0.5, 1.0]]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from riprap.diagnosis.lanczos import lanczos
+from riprap.diagnosis.geometry._lanczos import lanczos
 
 
 def symmetric(values: list[float]) -> Tensor:

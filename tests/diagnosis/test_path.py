@@ -11,15 +11,16 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from moved import WORLD, adapted, eroded, start, untouched, weights
-from riprap import Behavior, probing
-from riprap.diagnosis.path import Along, path
-from riprap.diagnosis.weights import Folder
-from riprap.evidence import ConfigError
+from riprap import Behavior
+from riprap import evaluation as probing
+from riprap.diagnosis._weight_sources import Folder
+from riprap.diagnosis.evidence._linear_path import Along, path
+from riprap.errors import ConfigError
 from tiny import PROMPTS, make_llama, make_tokenizer, token
 
 
 def opening() -> Behavior:
-    return Behavior.opening(
+    return Behavior.response_prefix(
         "opens", make_tokenizer(), PROMPTS, [token("sorry"), token("sure"), token("i")]
     )
 

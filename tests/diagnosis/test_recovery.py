@@ -27,9 +27,10 @@ from diagnosis.lookup import (
     value_of,
 )
 from riprap import Behavior, diagnosis
-from riprap.behaviors.kinds import Choice, Options
-from riprap.diagnosis import Verdict, refresh
-from riprap.evidence import ConfigError
+from riprap.behaviors._margin_fns import Choice, Options
+from riprap.diagnosis import Verdict
+from riprap.diagnosis.recovery import _relearn as refresh
+from riprap.errors import ConfigError
 
 CASES = {
     "form": (lambda: lost_form(Lookup()), Verdict.ALIGNMENT),

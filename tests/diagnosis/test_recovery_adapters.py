@@ -9,11 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from riprap.diagnosis import recover
-from riprap.diagnosis.base import Verdict, score
-from riprap.diagnosis.examples import Examples
-from riprap.diagnosis.refresh import copy_of, steps_of
-from riprap.evidence import ConfigError
-from riprap.studies.worlds.toy import ToyWorld
+from riprap.diagnosis._base import Verdict, score
+from riprap.diagnosis.recovery._examples import Examples
+from riprap.diagnosis.recovery._relearn import copy_of, steps_of
+from riprap.errors import ConfigError
+from riprap.toy._world import ToyWorld
 
 WORLD = ToyWorld()
 _, REFUSING, HARMLESS = WORLD.behaviors()

@@ -25,9 +25,9 @@ from diagnosis.lookup import (
     value_of,
 )
 from riprap import Behavior, diagnosis
-from riprap.diagnosis import refresh
-from riprap.diagnosis.examples import Examples
-from riprap.evidence import ConfigError
+from riprap.diagnosis.recovery import _relearn as refresh
+from riprap.diagnosis.recovery._examples import Examples
+from riprap.errors import ConfigError
 
 
 def test_margins_of_ones_own_may_take_several_parts() -> None:

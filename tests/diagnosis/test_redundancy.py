@@ -9,8 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap import Behavior
-from riprap.diagnosis.redundancy import RANDOM, STEEP, UNRELATED, Redundancy, ablated, redundancy
-from riprap.evidence import BehaviorError, ConfigError
+from riprap.diagnosis.geometry._redundancy import (
+    RANDOM,
+    STEEP,
+    UNRELATED,
+    Redundancy,
+    ablated,
+    redundancy,
+)
+from riprap.errors import BehaviorError, ConfigError
 from tiny import make_llama
 
 IDS = torch.arange(12)[:, None]

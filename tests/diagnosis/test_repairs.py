@@ -13,14 +13,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap.diagnosis import refresh
-from riprap.diagnosis.base import score
-from riprap.diagnosis.examples import Examples
-from riprap.diagnosis.repair_bench import Repair
-from riprap.diagnosis.repair_ways import Several, interpolation, subtraction, whole_weights
-from riprap.diagnosis.repairs import cheapest, repaired, repairs
-from riprap.evidence import ConfigError
-from riprap.studies.worlds.toy import ToyWorld
+from riprap.diagnosis._base import score
+from riprap.diagnosis.recovery import _relearn as refresh
+from riprap.diagnosis.recovery._examples import Examples
+from riprap.diagnosis.repair._evaluator import Repair
+from riprap.diagnosis.repair._repairs import cheapest, repaired, repairs
+from riprap.diagnosis.repair._strategies import Several, interpolation, subtraction, whole_weights
+from riprap.errors import ConfigError
+from riprap.toy._world import ToyWorld
 
 WORLD = ToyWorld()
 ADDING, REFUSING, HARMLESS = WORLD.behaviors()

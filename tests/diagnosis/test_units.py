@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import make_gpt2, make_llama
 from torch import nn
 
-from riprap import probing
+from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.diagnosis.units import HEAD, NEURON, Unit, ablated, importance, parameters_of, units
-from riprap.evidence import BehaviorError, ConfigError
+from riprap.diagnosis.geometry._components import (
+    HEAD,
+    NEURON,
+    Unit,
+    ablated,
+    importance,
+    parameters_of,
+    units,
+)
+from riprap.errors import BehaviorError, ConfigError
+from tests.tiny import make_gpt2, make_llama
 
 IDS = torch.tensor([[7, 8, 9, 10], [7, 11, 9, 12], [7, 13, 9, 14], [7, 15, 9, 16]])
 HALF = 8  # width of a head: 16 over two

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from riprap.diagnosis import Evidence, Verdict
-from riprap.diagnosis.answers import Answers, chance, exchanged, known
-from riprap.diagnosis.verdict import GONE, KEPT, judge
+from riprap.diagnosis.recovery._answer_choices import Answers, chance, exchanged, known
+from riprap.diagnosis.recovery._verdict import GONE, KEPT, judge
 
 
 def evidence(**changed: float | str) -> Evidence:

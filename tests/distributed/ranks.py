@@ -16,15 +16,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from riprap import Behavior, Monitor, Protocol, signals
-from riprap.evidence import BehaviorError
+from riprap import AlertPolicy, Behavior, Monitor, signals
+from riprap.errors import BehaviorError
 from tiny import make_llama
 
 STEPS, ROWS = 10, 8
 IDS = torch.randint(3, 47, (STEPS, ROWS, 9), generator=torch.Generator().manual_seed(2))
 SECONDS = 60
 THRESHOLD = {"kind": "threshold", "signal": "margin", "side": "above", "value": -1e9}
-PROTOCOL = Protocol.parse({"name": "ranks", "detectors": [{"kind": "forecast"}, THRESHOLD]}, "here")
+PROTOCOL = AlertPolicy.parse(
+    {"name": "ranks", "detectors": [{"kind": "forecast"}, THRESHOLD]}, "here"
+)
 
 
 def behaviors(broken_rank: int | None = None) -> list[Behavior]:
@@ -63,7 +65,7 @@ def train(
     monitor: Monitor | None = None
     if watched:
         read = [*signals.default(), signals.LayerInterference()]
-        monitor = Monitor(behaviors(), protocol=PROTOCOL, every=3, run=run, signals=read)
+        monitor = Monitor(behaviors(), policy=PROTOCOL, probe_every=3, run_dir=run, signals=read)
         monitor.begin(model, optimizer)
         monitor.behaviors[1].margins = behaviors(broken_rank)[1].margins
     for batch in IDS:

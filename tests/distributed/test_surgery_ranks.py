@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from distributed.ranks import IDS, PROTOCOL, SECONDS, behaviors, spread
 from riprap import Monitor, guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -33,7 +33,7 @@ def train(kind: str, name: str) -> tuple[list[torch.Tensor], list[bool]] | str:
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     model, optimizer = spread(kind)
-    monitor = Monitor(behaviors(), protocol=PROTOCOL, every=3)
+    monitor = Monitor(behaviors(), policy=PROTOCOL, probe_every=3)
     try:
         monitor.begin(model, optimizer, MADE[name]())
     except ConfigError as error:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap import Behavior, Monitor, Protocol, guards
-from riprap.behaviors.margins import token_margin
+from riprap import AlertPolicy, Behavior, Monitor, guards
+from riprap.behaviors._margin_formulas import token_margin
 from riprap.guards import Guard
 from tiny import PlainLM
 
@@ -152,8 +152,8 @@ def lessons(count: int, rows: int = 16) -> list[tuple[Tensor, Tensor]]:
 
 
 def monitor_of(watched: list[Behavior] | None = None, **options: Any) -> Monitor:
-    protocol = Protocol.parse(SILENT, "here")
-    return Monitor(watched or behaviors(), protocol=protocol, every=5, **options)
+    policy = AlertPolicy.parse(SILENT, "here")
+    return Monitor(watched or behaviors(), policy=policy, probe_every=5, **options)
 
 
 class Run:

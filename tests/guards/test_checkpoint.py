@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from guards.test_rollback import same
-from riprap.guards.checkpoint import Training
+from riprap.guards.weights._training_snapshot import Training
 from riprap.record import load_state, save_state
 from tiny import Classifier
 

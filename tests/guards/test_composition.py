@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from guards.cases import Run, behaviors, lessons
-from riprap import Level, Monitor, Protocol, guards
-from riprap.evidence import ConfigError
+from riprap import AlertPolicy, Level, Monitor, guards
+from riprap.errors import ConfigError
 
 WATCHFUL = {"name": "low", "detectors": [{"kind": "forecast"}]}
 
@@ -33,7 +33,7 @@ def test_a_chain_hands_on_what_is_left() -> None:
 
 def test_on_alert_sleeps_until_there_is_one() -> None:
     run = Run(guards.OnAlert(guards.AGEM(refresh=1), level="critical", until="end"))
-    run.monitor = Monitor(behaviors(), protocol=Protocol.parse(WATCHFUL, "here"), every=5)
+    run.monitor = Monitor(behaviors(), policy=AlertPolicy.parse(WATCHFUL, "here"), probe_every=5)
     run.go(lessons(60))
     critical = [alert.step for alert in run.monitor.alerts if alert.level is Level.CRITICAL]
     assert critical
@@ -43,7 +43,7 @@ def test_on_alert_sleeps_until_there_is_one() -> None:
 def test_on_alert_sleeps_again_once_recovered() -> None:
     guard = guards.OnAlert(guards.AGEM(refresh=1), level="critical")
     run = Run(guard)
-    run.monitor = Monitor(behaviors(), protocol=Protocol.parse(WATCHFUL, "here"), every=5)
+    run.monitor = Monitor(behaviors(), policy=AlertPolicy.parse(WATCHFUL, "here"), probe_every=5)
     from guards.cases import ANSWERS, OLD
 
     run.go(lessons(60) + [(OLD, ANSWERS)] * 120)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from riprap.guards.cone import dual
+from riprap.guards.projection._dual_qp import dual
 
 
 def shortest(protected: np.ndarray, bound: np.ndarray) -> np.ndarray:

@@ -10,10 +10,10 @@ from torch.func import functional_call
 from guards.cases import ANSWERS, OLD, Run, last, lessons, start, wandered
 from guards.seen import gradient, near, watched
 from riprap import guards
-from riprap.behaviors.margins import token_margin
-from riprap.evidence import ConfigError
-from riprap.guards.feature_anchor import FeatureAnchor
-from riprap.signals.features.dictionary import TopKSAE
+from riprap.behaviors._margin_formulas import token_margin
+from riprap.errors import ConfigError
+from riprap.guards.regularization._feature_anchor import FeatureAnchor
+from riprap.signals.features._dictionary import TopKSAE
 from tiny import PlainLM
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from guards.test_surgery import operated, vectors
 from riprap import guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 
 
 def written_out(

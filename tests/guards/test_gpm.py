@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from guards.cases import OLD, Run, last, lessons, monitor_of, start
-from riprap import Behavior, guards, probing
-from riprap.evidence import ConfigError
-from riprap.guards.gpm import widened
+from riprap import Behavior, guards
+from riprap import evaluation as probing
+from riprap.errors import ConfigError
+from riprap.guards.projection._gpm import widened
 from tiny import PROMPTS, make_gpt2, make_llama, make_tokenizer, token
 
 LINEARS = ["blocks.0.weight", "blocks.1.weight", "head.weight"]

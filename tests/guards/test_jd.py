@@ -11,8 +11,8 @@ from torch import Tensor
 
 from guards.test_surgery import conflict_of, operated, vectors
 from riprap import guards
-from riprap.guards.jd import Aggregation
-from riprap.guards.surgery import Conflict
+from riprap.guards.projection._surgery import Conflict
+from riprap.guards.projection._torchjd_weightings import Aggregation
 
 KINDS: dict[str, type[Aggregation]] = {"pcgrad": guards.PCGrad, "upgrad": guards.UPGrad}
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -7,11 +7,11 @@ import torch
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
 from guards.test_replay import BATCHES, Words, pool
-from riprap import Alert, Level, Monitor, Protocol, guards
-from riprap.evidence import ConfigError
-from riprap.guards import keeper
+from riprap import Alert, AlertPolicy, Level, Monitor, guards
+from riprap.errors import ConfigError
+from riprap.guards.replay import _auto_guard as keeper
 
-WATCHFUL = Protocol.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
+WATCHFUL = AlertPolicy.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
 
 
 def kept_by(**options: object) -> guards.Keeper:
@@ -65,7 +65,7 @@ def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(keeper, "PATIENCE", 5)
     useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
     run = Run(guards.Keeper(replay=useless, rollback=guards.Rollback(every=2, cut=0.5)))
-    run.monitor = Monitor(behaviors(), protocol=WATCHFUL, every=5)
+    run.monitor = Monitor(behaviors(), policy=WATCHFUL, probe_every=5)
     run.go(lessons(80))
     back = [action for action in run.monitor.actions if action.guard == "rollback"]
     assert back

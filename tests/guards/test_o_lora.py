@@ -11,9 +11,9 @@ from torch import Tensor
 from guards.cases import A_BEFORE, Run, lessons, monitor_of, start
 from guards.seen import gradient, near, watched
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.o_lora import plain
+from riprap.guards.regularization._o_lora import plain
 from tiny import make_llama
 
 peft = pytest.importorskip("peft")

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from guards.cases import Run, behaviors, lessons, start
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
-from riprap.guards.ogd import orthonormal
+from riprap.errors import ConfigError
+from riprap.guards.projection._ogd import orthonormal
 
 
 def flat(parts: list[Tensor]) -> Tensor:

@@ -8,12 +8,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guards.cases import monitor_of
 from riprap import Behavior, guards
-from riprap.behaviors.openers import greedy
-from riprap.behaviors.outputs import TokenBatch
-from riprap.behaviors.prompts import encode_prompts
-from riprap.evidence import ConfigError
-from riprap.guards.own_answers import IGNORED, own_answers
-from riprap.probing import generate
+from riprap.behaviors._model_io import TokenBatch
+from riprap.behaviors._response_prefixes import greedy
+from riprap.behaviors._tokenization import encode_prompts
+from riprap.errors import ConfigError
+from riprap.evaluation import generate
+from riprap.guards.replay._self_generated import IGNORED, own_answers
 from tiny import PROMPTS, PlainLM, make_llama
 
 NO_END = {"eos_token_id": None}
@@ -105,9 +105,11 @@ def test_a_probe_that_measures_is_refused(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     for refusal in (
-        Behavior.opening("refusal", tokenizer, prompts=PROMPTS[:2], openers=["sorry"]),
-        Behavior.contrasting("refusal", tokenizer, PROMPTS[:2], ["sorry no"], ["sure here is"]),
-        Behavior.choice("refusal", tokenizer, PROMPTS[:2], [["sorry", "yes i can"]] * 2, [0, 0]),
+        Behavior.response_prefix("refusal", tokenizer, prompts=PROMPTS[:2], openers=["sorry"]),
+        Behavior.preference("refusal", tokenizer, PROMPTS[:2], ["sorry no"], ["sure here is"]),
+        Behavior.multiple_choice(
+            "refusal", tokenizer, PROMPTS[:2], [["sorry", "yes i can"]] * 2, [0, 0]
+        ),
     ):
         with pytest.raises(ConfigError, match=r"1 of the probes that measure 'refusal'"):
             own_answers(llama, tokenizer, PROMPTS[1:], accept, measuring=[refusal])
@@ -134,7 +136,7 @@ def test_replaying_them_keeps_what_is_answered(
     llama.generation_config.update(**NO_END)
     batches = own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], tokens=3)
     lesson = torch.randint(3, 40, (8, 9), generator=torch.Generator().manual_seed(1))
-    refusal = Behavior.opening(
+    refusal = Behavior.response_prefix(
         "refusal", tokenizer, prompts=["how do i paint a cake"], openers=["sorry"]
     )
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from guards.cases import ANSWERS, OLD, Run, last, lessons, monitor_of, old_loss, responses
 from guards.seen import GROUPS, Seen, as_model, fisher, gradient, group_loss, near, watched
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.kl import counting
+from riprap.guards.regularization._kl import counting
 
 
 def weighted(

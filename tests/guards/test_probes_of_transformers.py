@@ -9,8 +9,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from guards.cases import monitor_of
 from guards.seen import near
 from riprap import Behavior, guards
-from riprap.guards.answers import answers, at_the_end
-from riprap.probing import no_trace
+from riprap.evaluation import no_trace
+from riprap.guards.regularization._probe_outputs import answers, at_the_end
 from tiny import PROMPTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -20,8 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def watched(tokenizer: PreTrainedTokenizerFast) -> list[Behavior]:
     options = [["yes", "no i do"], ["one two", "red"], ["six", "to make"], ["cake", "do i"]]
     return [
-        Behavior.opening("refusal", tokenizer, prompts=PROMPTS, openers=["sorry", "i cannot"]),
-        Behavior.choice("facts", tokenizer, PROMPTS, options, [0, 1, 0, 1]),
+        Behavior.response_prefix(
+            "refusal", tokenizer, prompts=PROMPTS, openers=["sorry", "i cannot"]
+        ),
+        Behavior.multiple_choice("facts", tokenizer, PROMPTS, options, [0, 1, 0, 1]),
         Behavior.likelihood("text", tokenizer, PROMPTS, ["yes no", "red", "i am", "one two"]),
     ]
 
@@ -60,7 +62,7 @@ def test_a_common_beginning_read_once_gives_the_same_rows(
 ) -> None:
     """Long prompts are read by way of the cache, which is no answer of any probe."""
     long = [f"{'how to make the red cake with a car ' * 3}{prompt}" for prompt in PROMPTS]
-    behavior = Behavior.opening("refusal", tokenizer, prompts=long, openers=["sorry"])
+    behavior = Behavior.response_prefix("refusal", tokenizer, prompts=long, openers=["sorry"])
 
     def rows() -> list[torch.Tensor]:
         with no_trace(llama), torch.no_grad():
@@ -68,7 +70,7 @@ def test_a_common_beginning_read_once_gives_the_same_rows(
         return [at_the_end(found.logits), at_the_end(found.outputs)]
 
     once = rows()
-    monkeypatch.setattr("riprap.behaviors.prefixes.LEAST", 10_000)
+    monkeypatch.setattr("riprap.behaviors._prefix_cache.LEAST", 10_000)
     whole = rows()
     assert len(once[0]) == len(whole[0]) == len(PROMPTS)
     assert near(once, whole, 1e-4)

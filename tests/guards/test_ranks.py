@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distributed.ranks import free_port
 from guards.cases import CASES, Run, lessons, monitor_of, start
 from riprap import guards
-from riprap.evidence import RiprapError
+from riprap.errors import RiprapError
 from riprap.record import Reader
 
 STEPS = 8

@@ -10,11 +10,13 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
-from riprap import Behavior, guards, probing
+from riprap import Behavior, guards
+from riprap import evaluation as probing
 from riprap.detectors import Track
-from riprap.evidence import ConfigError, Forecast
+from riprap.errors import ConfigError
 from riprap.guards import GuardView
 from riprap.signals import Held
+from riprap.types import Forecast
 from tiny import make_llama
 
 BATCHES = [(OLD[:12], ANSWERS[:12]), (OLD[12:], ANSWERS[12:])]
@@ -100,7 +102,7 @@ class Words:
         return self
 
     def score(self) -> float:
-        return self.monitor.summary()["riprap/words/score"]
+        return self.monitor.metrics()["riprap/words/score"]
 
 
 def pool() -> guards.Pools:

@@ -10,8 +10,8 @@ import torch
 from guards.cases import Run, lessons
 from guards.test_rollback import same
 from riprap import guards
-from riprap.evidence import RiprapError
-from riprap.guards.ring import Ring
+from riprap.errors import RiprapError
+from riprap.guards.weights._checkpoint_ring import Ring
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from guards.cases import Run, behaviors, lessons
-from riprap import Behavior, Monitor, Protocol, guards
-from riprap.evidence import Action, ConfigError
+from riprap import AlertPolicy, Behavior, Monitor, guards
+from riprap.errors import ConfigError
+from riprap.types import Action
 
 quiet = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
 pytestmark = quiet
@@ -211,7 +212,7 @@ def test_a_shadow_leaves_training_alone() -> None:
 def test_a_behaviour_that_is_not_protected_sets_nothing_off() -> None:
     low = Behavior("low", behaviors()[1].probes, behaviors()[1].margins, floor=0.01)
     run = Run(guards.Rollback([low], every=3), rate=0.1)
-    run.monitor = Monitor([behaviors()[0], low], protocol=run.monitor.protocol, every=5)
+    run.monitor = Monitor([behaviors()[0], low], policy=run.monitor.policy, probe_every=5)
     run.go(lessons(8))
     assert run.monitor.broken()["first"] is not None
     assert not run.monitor.actions
@@ -219,10 +220,10 @@ def test_a_behaviour_that_is_not_protected_sets_nothing_off() -> None:
 
 def test_what_breaks_at_the_last_visit_is_put_back_too() -> None:
     """The probes are visited once more when the watch ends."""
-    protocol = Protocol.parse({"name": "low", "detectors": [BROKEN]}, "here")
+    policy = AlertPolicy.parse({"name": "low", "detectors": [BROKEN]}, "here")
     guard = guards.Rollback(every=1)
     run = Run(guard, rate=RATE)
-    run.monitor = Monitor(behaviors(), protocol=protocol, every=50)
+    run.monitor = Monitor(behaviors(), policy=policy, probe_every=50)
     with run.monitor.watch(run.model, run.optimizer, guard=guard):
         run.monitor._cadence.due = 99  # no visit before the end
         for ids, targets in lessons(5):
@@ -250,11 +251,11 @@ def test_a_second_behaviour_that_was_ill_from_the_start_is_left_out() -> None:
     ill = Behavior("ill", behaviors()[0].probes, never)
     run = Run(guards.Rollback(every=3), rate=RATE)
     with pytest.warns(UserWarning, match="'ill' scores 0.00 before training"):
-        run.monitor = Monitor([*behaviors(), ill], protocol=run.monitor.protocol, every=5)
+        run.monitor = Monitor([*behaviors(), ill], policy=run.monitor.policy, probe_every=5)
         run.go(lessons(6))
     assert any(action.applied for action in run.monitor.actions)
     named = Run(guards.Rollback(["ill"]))
-    named.monitor = Monitor([*behaviors(), ill], protocol=run.monitor.protocol, every=5)
+    named.monitor = Monitor([*behaviors(), ill], policy=run.monitor.policy, probe_every=5)
     with pytest.raises(ConfigError, match="'ill' is under its floor before training"):
         named.go(lessons(1))
 

@@ -9,7 +9,7 @@ import torch
 
 from guards.cases import Run, behaviors, lessons
 from guards.test_rollback import RATE, Seen, to_step
-from riprap import Behavior, Monitor, Protocol, guards
+from riprap import AlertPolicy, Behavior, Monitor, guards
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:riprap. guard rollback"),
@@ -27,8 +27,8 @@ LATE = {
 
 def test_a_broken_state_that_nothing_alerts_of_yet_is_not_kept() -> None:
     run = Run(guards.Rollback(every=1, keep=1), rate=RATE)
-    protocol = Protocol.parse({"name": "late", "detectors": [LATE]}, "here")
-    run.monitor = Monitor(behaviors(), protocol=protocol, every=5)
+    policy = AlertPolicy.parse({"name": "late", "detectors": [LATE]}, "here")
+    run.monitor = Monitor(behaviors(), policy=policy, probe_every=5)
     scores = [1.0]
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(6):
@@ -53,7 +53,7 @@ def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
     one, second = behaviors()
     run = Run(guards.Rollback(every=1, keep=1), rate=0.1)
     watched = [one, Behavior("second", second.probes, failing)]
-    run.monitor = Monitor(watched, protocol=run.monitor.protocol, every=5)
+    run.monitor = Monitor(watched, policy=run.monitor.policy, probe_every=5)
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for step, (ids, targets) in enumerate(lessons(4), 1):
             fails = step > 1

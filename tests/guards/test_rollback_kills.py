@@ -16,11 +16,11 @@ import torch
 import resuming
 from guards.cases import Run, lessons, monitor_of
 from riprap import guards
-from riprap.evidence import Action
-from riprap.guards.checkpoint import Training
-from riprap.guards.ring import Ring
-from riprap.monitor.judge import Judge
+from riprap.guards.weights._checkpoint_ring import Ring
+from riprap.guards.weights._training_snapshot import Training
+from riprap.monitor._alert_tracker import Judge
 from riprap.record import Reader, load_state
+from riprap.types import Action
 
 pytestmark = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
 STEPS, SAVES, RATE = 20, 4, 0.3

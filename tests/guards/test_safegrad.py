@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guards.cases import OLD, Run, last, lessons, monitor_of, start
-from riprap import Behavior, Monitor, guards, probing
-from riprap.evidence import ConfigError
-from riprap.guards.safegrad import divergence
+from riprap import Behavior, Monitor, guards
+from riprap import evaluation as probing
+from riprap.errors import ConfigError
+from riprap.guards.projection._safegrad import divergence
 from tiny import PROMPTS, make_llama, make_tokenizer, token
 
 
@@ -139,7 +140,7 @@ def test_half_precision_products_do_not_overflow() -> None:
     behavior = Behavior("one", probe, lambda model, probes: model(probes)[:, 0].float())
     guard = guards.SafeGrad(refresh=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    monitor = Monitor([behavior], protocol=monitor_of().protocol)
+    monitor = Monitor([behavior], policy=monitor_of().policy)
     with monitor.watch(model, optimizer, guard=guard):
         with torch.no_grad():
             model.weight[0, 0] = 0.0
@@ -160,7 +161,7 @@ def test_answers_do_not_count_padding(kind: str) -> None:
         every = Behavior.next_token("words", rows, [token("red")] * len(PROMPTS))
     else:
         options = [["red", "one two three"]] * 3 + [["yes", "no no"]]
-        every = Behavior.choice("words", tokenizer, PROMPTS, options, [1, 0, 1, 0])
+        every = Behavior.multiple_choice("words", tokenizer, PROMPTS, options, [1, 0, 1, 0])
     with torch.no_grad():
         together = probing.answers(every, model)
         apart = torch.cat([probing.answers(every.subset([i]), model) for i in range(len(PROMPTS))])
@@ -170,7 +171,7 @@ def test_answers_do_not_count_padding(kind: str) -> None:
 
 def test_answers_of_continuations_are_where_their_tokens_are_predicted() -> None:
     model, tokenizer = make_llama().eval(), make_tokenizer()
-    one = Behavior.choice("words", tokenizer, PROMPTS[:1], [["red", "one two three"]], [1])
+    one = Behavior.multiple_choice("words", tokenizer, PROMPTS[:1], [["red", "one two three"]], [1])
     row = one.probes.batch.rows()[1]
     with torch.no_grad():
         expected = model(torch.tensor([row])).logits[0, -4:-1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from guards.cases import ANSWERS, OLD, Run, halves, lessons, monitor_of, old_loss, start
 from guards.seen import Seen, gradient, group_loss, near, watched
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.guards import Guard
 from tiny import make_llama
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from guards.cases import Run, behaviors, lessons
 from riprap import guards
-from riprap.evidence import ConfigError
-from riprap.guards.surgery import Conflict, Surgery
+from riprap.errors import ConfigError
+from riprap.guards.projection._surgery import Conflict, Surgery
 
 SURGERIES: dict[str, Callable[..., Surgery]] = {
     "agem": guards.AGEM,

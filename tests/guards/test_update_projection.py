@@ -7,7 +7,7 @@ import torch
 
 from guards.cases import Run, behaviors, lessons
 from riprap import guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 
 FINE = torch.finfo(torch.float32).eps
 

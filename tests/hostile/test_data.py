@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from riprap.evidence import ConfigError
-from riprap.launch.build import build_behaviors, load_rows
-from riprap.launch.config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.commands.watch._build import build_behaviors, load_rows
+from riprap.commands.watch._config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.errors import ConfigError
 from tiny import make_llama, make_tokenizer
 
 BROKEN = {

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Monitor, probing
-from riprap.evidence import ConfigError
+from riprap import Behavior, Monitor
+from riprap import evaluation as probing
+from riprap.errors import ConfigError
 
 
 class ZeroOptimizer:
@@ -67,7 +68,7 @@ def test_what_deepspeed_steps_is_refused_by_name(
     monitor = Monitor([memory])
     with pytest.raises(ConfigError, match=r"cannot watch a .*DeepSpeed.*DDP or FSDP2") as raised:
         monitor.begin(model, optimizer)
-    assert "riprap.probing.look(behavior, engine.module)" in str(raised.value)
+    assert "riprap.evaluation.look(behavior, engine.module)" in str(raised.value)
     assert not inner._optimizer_step_pre_hooks
     monitor.begin(learned, inner)  # and the monitor is still good for what it can watch
     monitor.end()

@@ -16,14 +16,14 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from typer.testing import CliRunner
 
+from experiments.harness import markdown
 from report.synthetic import HORIZON, Scene
 from report.test_page import Page
+from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.cli import app
-from riprap.evidence import Alert, Forecast, Level, Reading
-from riprap.plain import brief, plain, plain_values
 from riprap.report import LiveTable, Row, write_page
-from riprap.report.charts import lanes, save
-from riprap.studies import markdown
+from riprap.report._charts import lanes, save
+from riprap.types import Alert, Forecast, Level, Reading
 
 NASTY = [
     "<script>window.evil=1</script>",
@@ -105,13 +105,13 @@ def test_a_page_has_the_same_elements_whatever_was_written(
     own = html.replace(str(harmless.scripts[0]), "")  # the library's text is its own affair
     assert not ACTS.search(own)
     shown = spaceless(found.text)
-    assert shown.count(spaceless(plain(text))) >= 5
-    assert spaceless(brief(text)) in shown
+    assert shown.count(spaceless(escape_control_chars(text))) >= 5
+    assert spaceless(shorten(text)) in shown
     embedded = next(part for part in found.scripts if part.startswith("[{"))
     assert "<" not in embedded  # browsers end a script in more ways than the parser here knows
     figures = json.loads(embedded)
-    assert figures[1] == plain_values(figures[1])
-    assert brief(text) in {row["panel"] for row in rows_of(figures[2:])}
+    assert figures[1] == escape_nested(figures[1])
+    assert shorten(text) in {row["panel"] for row in rows_of(figures[2:])}
 
 
 def rows_of(figures: list[dict]) -> list[dict]:
@@ -139,7 +139,7 @@ def test_figures_are_xml_and_show_the_name(text: str, tmp_path: Path) -> None:
     names = {name for part in tree.iter() for name in part.attrib}
     assert not [name for name in names if name.startswith("on") or name.endswith("href")]
     texts = [part.text for part in tree.iter() if part.text]
-    assert brief(text) in texts
+    assert shorten(text) in texts
     page = Elements(save(figure, tmp_path / "figure.html").read_text(encoding="utf-8"))
     assert page.tags.count("script") == 3
     assert set(page.tags) <= {*("html", "head", "meta", "script", "body", "div")} | {
@@ -188,7 +188,7 @@ def test_the_live_table_shows_a_name_as_it_is_written(text: str, forced: bool) -
     )
     assert not ACTS.search(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", found))
     assert found.count("\n") == usual.count("\n")
-    assert brief(text)[:20] in found
+    assert shorten(text)[:20] in found
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -198,7 +198,7 @@ def test_an_error_on_the_command_line_commands_no_terminal(text: str, tmp_path: 
     done = CliRunner().invoke(app, ["report", str(tmp_path / text)])
     assert done.exit_code == 1
     assert not ACTS.search(done.output)
-    assert spaceless(plain(text)) in spaceless(done.output)
+    assert spaceless(escape_control_chars(text)) in spaceless(done.output)
 
 
 def test_what_the_command_line_says_commands_no_terminal(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_cell_reads_as_it_was_written(text: str) -> None:
 
 
 def test_what_acts_is_written_out_and_the_rest_left() -> None:
-    assert plain("\x1b[2J\x00\u202e\ud800\r") == "\\x1b[2J\\x00\\u202e\\ud800\\r"
-    assert plain("naïve 模型 👩‍👩‍👧\n\tx") == "naïve 模型 👩‍👩‍👧\n\tx"
-    assert brief("a\nb\tc") == "a\\nb\\tc"
-    assert len(brief("\x1b" * 1000)) == 200
+    assert escape_control_chars("\x1b[2J\x00\u202e\ud800\r") == "\\x1b[2J\\x00\\u202e\\ud800\\r"
+    assert escape_control_chars("naïve 模型 👩‍👩‍👧\n\tx") == "naïve 模型 👩‍👩‍👧\n\tx"
+    assert shorten("a\nb\tc") == "a\\nb\\tc"
+    assert len(shorten("\x1b" * 1000)) == 200

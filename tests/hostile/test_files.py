@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap import Behavior, Monitor, Protocol
-from riprap.evidence import BehaviorError, ConfigError, ProtocolError, RiprapError
-from riprap.launch import WatchConfig
-from riprap.schema import read_yaml
+from riprap import AlertPolicy, Behavior, Monitor
+from riprap._config import read_yaml
+from riprap.commands.watch import WatchConfig
+from riprap.errors import BehaviorError, ConfigError, PolicyError, RiprapError
 
 SCALARS = (
     st.none()
@@ -45,7 +45,7 @@ def one_sentence(error: RiprapError) -> None:
 @given(DOCUMENTS)
 @settings(max_examples=150, deadline=None)
 def test_any_document_is_a_config_or_an_error(document: Any) -> None:
-    for kind, error in ((WatchConfig, ConfigError), (Protocol, ProtocolError)):
+    for kind, error in ((WatchConfig, ConfigError), (AlertPolicy, PolicyError)):
         try:
             kind.parse(document, "here", error)
         except error as raised:
@@ -59,11 +59,11 @@ def test_any_protocol_freezes_and_verifies_or_is_refused(
 ) -> None:
     document = {"name": name, "detectors": detectors, "study": study}
     try:
-        protocol = Protocol.parse(document, "here", ProtocolError)
-    except ProtocolError as raised:
+        policy = AlertPolicy.parse(document, "here", PolicyError)
+    except PolicyError as raised:
         one_sentence(raised)
         return
-    protocol.freeze().verify()
+    policy.freeze().verify()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_any_protocol_freezes_and_verifies_or_is_refused(
 def test_yaml_builds_nothing_but_plain_values(text: str, tmp_path: Path) -> None:
     marker, file = tmp_path / "marker", tmp_path / "hostile.yaml"
     file.write_text(text.replace("{marker}", str(marker)), encoding="utf-8")
-    for load in (Protocol.load, WatchConfig.load):
+    for load in (AlertPolicy.load, WatchConfig.load):
         with pytest.raises(RiprapError) as raised:
             load(file)
         one_sentence(raised.value)
@@ -112,8 +112,8 @@ def test_a_bomb_of_aliases_is_refused_in_no_time(tmp_path: Path) -> None:
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     file = tmp_path / "bomb.yaml"
     file.write_text("\n".join([*lines, "name: *a11"]))
-    with pytest.raises(ProtocolError) as raised:
-        Protocol.load(file)
+    with pytest.raises(PolicyError) as raised:
+        AlertPolicy.load(file)
     assert len(str(raised.value)) < 5000
 
 
@@ -187,7 +187,7 @@ def test_any_name_survives_the_record(name: str) -> None:
     model = Fixed()
     behavior = Behavior(name, 3, lambda net, n: net.weight.expand(n) + 1)
     with tempfile.TemporaryDirectory() as folder:
-        monitor = Monitor([behavior], run=folder)
+        monitor = Monitor([behavior], run_dir=folder)
         with monitor.watch(model, torch.optim.SGD(model.parameters(), lr=1.0)):
             pass
         monitor.record.close()

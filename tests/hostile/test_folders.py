@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from riprap.evidence import Alert, Level, Reading, RecordError, RiprapError
+from riprap.errors import RecordError, RiprapError
 from riprap.record import FILE_NAME, Reader, Writer
 from riprap.report import write_page
+from riprap.types import Alert, Level, Reading
 
 NAMES = [
     *("a b", "a?mode=rw", "a#b", "a%20b", "%00", "%2e%2e", "a&mode=memory", "file:x", ":memory:"),

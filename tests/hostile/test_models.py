@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from riprap.evidence import ConfigError
-from riprap.launch.build import load_model
+from riprap.commands.watch._build import load_model
+from riprap.errors import ConfigError
 from tiny import make_llama, make_tokenizer
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from riprap import Behavior, Monitor
-from riprap.evidence import BehaviorError, ConfigError
+from riprap.errors import BehaviorError, ConfigError
 from tiny import PROMPTS, VOCABULARY, Bigram, make_gpt2, make_llama, make_tokenizer
 
 CHAT, PLAIN = make_tokenizer(), make_tokenizer(chat=False)
@@ -88,7 +88,7 @@ def test_ids_outside_the_vocabulary_are_said_to_be(make: Callable[[], nn.Module]
 
 
 def test_a_probe_longer_than_the_context_is_said_to_be() -> None:
-    behavior = Behavior.opening("long", CHAT, ["how to bake a cake " * 40], ["no"])
+    behavior = Behavior.response_prefix("long", CHAT, ["how to bake a cake " * 40], ["no"])
     with pytest.raises(BehaviorError, match=r"probes of 203 tokens .* context is smaller"):
         watch(behavior, make_gpt2())
 
@@ -106,9 +106,9 @@ class Sick(nn.Module):
 
 KINDS: dict[str, Callable[[], Behavior]] = {
     "next token": lambda: Behavior.next_token("sick", [[1, 2]], [3]),
-    "opening": lambda: Behavior.opening("sick", CHAT, ["how to"], ["no"]),
-    "contrasting": lambda: Behavior.contrasting("sick", CHAT, ["how"], ["no"], ["yes"]),
-    "choice": lambda: Behavior.choice("sick", CHAT, ["how"], [["no", "yes"]], [0]),
+    "opening": lambda: Behavior.response_prefix("sick", CHAT, ["how to"], ["no"]),
+    "contrasting": lambda: Behavior.preference("sick", CHAT, ["how"], ["no"], ["yes"]),
+    "choice": lambda: Behavior.multiple_choice("sick", CHAT, ["how"], [["no", "yes"]], [0]),
     "likelihood": lambda: Behavior.likelihood("sick", CHAT, ["how"], ["no"]),
 }
 
@@ -145,31 +145,45 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 @example(["how to"], ["\ud800"])
 def test_prompts_and_openers_of_any_kind(tokenizer: Any, prompts: Any, openers: Any) -> None:
     blank = not prompts or not all(text.strip() for text in prompts)
-    done = watched_or_refused(lambda: Behavior.opening("text", tokenizer, prompts, openers))
+    done = watched_or_refused(lambda: Behavior.response_prefix("text", tokenizer, prompts, openers))
     assert not (done and (blank or not openers))
 
 
 def test_words_in_any_script_are_watched() -> None:
     prompts = ["👩‍👩‍👧", "שלום עולם", "a\u200bb", "\u202elive", "naïve", "x" * 1000]
-    assert watched_or_refused(lambda: Behavior.opening("text", CHAT, prompts, ["no"]), make_llama())
+    assert watched_or_refused(
+        lambda: Behavior.response_prefix("text", CHAT, prompts, ["no"]), make_llama()
+    )
 
 
 TURNS = [{"role": "user", "content": "how"}]
 ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
-    "letters": (lambda: Behavior.opening("b", CHAT, "how to", ["no"]), "prompts are a list"),
-    "opener": (lambda: Behavior.opening("b", CHAT, PROMPTS, "no"), "openers are a list"),
-    "kept": (lambda: Behavior.contrasting("b", CHAT, ["a"], "no", ["a"]), "are a list"),
-    "number": (lambda: Behavior.opening("b", CHAT, [3], ["no"]), "prompt 0 cannot be encoded"),
-    "bytes": (lambda: Behavior.opening("b", CHAT, ["a", b"x"], ["no"]), "prompt 1"),
-    "nothing": (lambda: Behavior.opening("b", CHAT, [None], ["no"]), "prompt 0 is empty"),
-    "turns": (lambda: Behavior.opening("b", CHAT, [[{"a": "b"}]], ["no"]), "prompt 0"),
-    "turns of text": (lambda: Behavior.opening("b", CHAT, [["how"]], ["no"]), "prompt 0"),
-    "no content": (lambda: Behavior.opening("b", CHAT, [[*TURNS, {}]], ["no"]), "prompt 0"),
-    "float opener": (lambda: Behavior.opening("b", CHAT, PROMPTS, [1.5]), "whole numbers"),
-    "huge opener": (lambda: Behavior.opening("b", CHAT, PROMPTS, [10**30]), "no token id"),
-    "half a pair": (lambda: Behavior.opening("b", CHAT, ["\ud800"], ["no"]), "prompt 0"),
-    "no tokenizer": (lambda: Behavior.opening("b", None, ["how"], ["no"]), "cannot be encoded"),
-    "answer": (lambda: Behavior.choice("b", CHAT, ["a"], [["a", "no"]], [0.5]), "answer 0.5"),
+    "letters": (
+        lambda: Behavior.response_prefix("b", CHAT, "how to", ["no"]),
+        "prompts are a list",
+    ),
+    "opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, "no"), "openers are a list"),
+    "kept": (lambda: Behavior.preference("b", CHAT, ["a"], "no", ["a"]), "are a list"),
+    "number": (
+        lambda: Behavior.response_prefix("b", CHAT, [3], ["no"]),
+        "prompt 0 cannot be encoded",
+    ),
+    "bytes": (lambda: Behavior.response_prefix("b", CHAT, ["a", b"x"], ["no"]), "prompt 1"),
+    "nothing": (lambda: Behavior.response_prefix("b", CHAT, [None], ["no"]), "prompt 0 is empty"),
+    "turns": (lambda: Behavior.response_prefix("b", CHAT, [[{"a": "b"}]], ["no"]), "prompt 0"),
+    "turns of text": (lambda: Behavior.response_prefix("b", CHAT, [["how"]], ["no"]), "prompt 0"),
+    "no content": (lambda: Behavior.response_prefix("b", CHAT, [[*TURNS, {}]], ["no"]), "prompt 0"),
+    "float opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [1.5]), "whole numbers"),
+    "huge opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [10**30]), "no token id"),
+    "half a pair": (lambda: Behavior.response_prefix("b", CHAT, ["\ud800"], ["no"]), "prompt 0"),
+    "no tokenizer": (
+        lambda: Behavior.response_prefix("b", None, ["how"], ["no"]),
+        "cannot be encoded",
+    ),
+    "answer": (
+        lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", "no"]], [0.5]),
+        "answer 0.5",
+    ),
     "tolerance": (
         lambda: Behavior.likelihood("b", CHAT, ["a"], ["no"], tolerance=float("nan")),
         "tolerance nan must be above 0",
@@ -224,4 +238,4 @@ def test_what_is_no_list_of_behaviours_is_refused(behaviors: Any) -> None:
 @pytest.mark.parametrize("every", [float("nan"), 2.5, "10", None, 0])
 def test_what_is_no_cadence_is_refused(every: Any) -> None:
     with pytest.raises(ConfigError, match="every 1 step or more"):
-        Monitor([named("x")], every=every)
+        Monitor([named("x")], probe_every=every)

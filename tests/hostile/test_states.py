@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import resuming
 from riprap import guards
-from riprap.evidence import RecordError, RiprapError
+from riprap.errors import RecordError, RiprapError
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
 from tiny import make_llama

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from riprap import Behavior, Monitor, Protocol, guards
-from riprap.evidence import Action
+from riprap import AlertPolicy, Behavior, Monitor, guards
 from riprap.integrations.hf import MonitorCallback
 from riprap.integrations.lightning import MonitorCallback as LightningCallback
+from riprap.types import Action
 from tiny import make_llama, make_tokenizer
 
 pytestmark = [
@@ -40,7 +40,7 @@ def words() -> Behavior:
 
 
 def monitor_of(*behaviors: Behavior) -> Monitor:
-    return Monitor(behaviors or [words()], protocol=Protocol.parse(SILENT, "here"), every=5)
+    return Monitor(behaviors or [words()], policy=AlertPolicy.parse(SILENT, "here"), probe_every=5)
 
 
 class Witness(TrainerCallback):

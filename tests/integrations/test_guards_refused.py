@@ -11,7 +11,7 @@ from accelerate.utils.deepspeed import DeepSpeedOptimizerWrapper
 
 from integrations.test_guarded import IDS, monitor_of, plain, words
 from riprap import Behavior, guards
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from riprap import Behavior, Monitor, Protocol
-from riprap.evidence import ConfigError
+from riprap import AlertPolicy, Behavior, Monitor
+from riprap.errors import ConfigError
 from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama, make_tokenizer
 
@@ -31,11 +31,11 @@ class Rows(Dataset):
         return {"input_ids": self.ids[index], "labels": self.ids[index]}
 
 
-def watching(protocol: Protocol) -> tuple[Any, Monitor]:
+def watching(policy: AlertPolicy) -> tuple[Any, Monitor]:
     model = make_llama().eval()
     with torch.no_grad():
         targets = model(IDS).logits[:, -1].argmax(-1)
-    return model, Monitor([Behavior.next_token("words", IDS, targets)], protocol=protocol)
+    return model, Monitor([Behavior.next_token("words", IDS, targets)], policy=policy)
 
 
 def trainer(model: Any, folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
@@ -65,8 +65,8 @@ class Listener(TrainerCallback):
         self.logs.append(dict(logs or {}))
 
 
-def test_steps_are_the_optimizers(protocol: Protocol, tmp_path: Path) -> None:
-    model, monitor = watching(protocol)
+def test_steps_are_the_optimizers(policy: AlertPolicy, tmp_path: Path) -> None:
+    model, monitor = watching(policy)
     trainer(model, tmp_path, [MonitorCallback(monitor)], gradient_accumulation_steps=2).train()
     history = monitor.history()
     assert monitor.step == 6
@@ -75,8 +75,8 @@ def test_steps_are_the_optimizers(protocol: Protocol, tmp_path: Path) -> None:
     assert "ERROR" not in set(history.state)
 
 
-def test_the_latest_numbers_join_the_logs(protocol: Protocol, tmp_path: Path) -> None:
-    model, monitor = watching(protocol)
+def test_the_latest_numbers_join_the_logs(policy: AlertPolicy, tmp_path: Path) -> None:
+    model, monitor = watching(policy)
     listener = Listener()
     made = trainer(model, tmp_path, [MonitorCallback(monitor), listener])
     made.train()
@@ -91,8 +91,8 @@ def test_the_latest_numbers_join_the_logs(protocol: Protocol, tmp_path: Path) ->
     )
 
 
-def test_training_can_go_on_and_so_does_the_count(protocol: Protocol, tmp_path: Path) -> None:
-    model, monitor = watching(protocol)
+def test_training_can_go_on_and_so_does_the_count(policy: AlertPolicy, tmp_path: Path) -> None:
+    model, monitor = watching(policy)
     callback = MonitorCallback(monitor)
     trainer(model, tmp_path, [callback], max_steps=2).train()
     trainer(model, tmp_path, [callback], max_steps=3).train()
@@ -108,9 +108,9 @@ class Interrupt(TrainerCallback):
 
 
 def test_after_an_interruption_training_can_be_watched_again(
-    protocol: Protocol, tmp_path: Path
+    policy: AlertPolicy, tmp_path: Path
 ) -> None:
-    model, monitor = watching(protocol)
+    model, monitor = watching(policy)
     callback = MonitorCallback(monitor)
     with pytest.raises(KeyboardInterrupt):
         trainer(model, tmp_path, [callback, Interrupt()]).train()
@@ -118,8 +118,8 @@ def test_after_an_interruption_training_can_be_watched_again(
     assert monitor.step == 4
 
 
-def test_a_frozen_model_is_refused_before_training(protocol: Protocol, tmp_path: Path) -> None:
-    model, monitor = watching(protocol)
+def test_a_frozen_model_is_refused_before_training(policy: AlertPolicy, tmp_path: Path) -> None:
+    model, monitor = watching(policy)
     frozen = trainer(model, tmp_path, [MonitorCallback(monitor)])
     frozen.create_optimizer()
     model.requires_grad_(False)
@@ -128,21 +128,21 @@ def test_a_frozen_model_is_refused_before_training(protocol: Protocol, tmp_path:
     assert monitor.step == 0
 
 
-def test_something_that_is_no_trainer_is_refused(protocol: Protocol) -> None:
-    _, monitor = watching(protocol)
+def test_something_that_is_no_trainer_is_refused(policy: AlertPolicy) -> None:
+    _, monitor = watching(policy)
     callback: Any = MonitorCallback(monitor)
     with pytest.raises(ConfigError, match=r"without a model or an optimizer.*transformers Trainer"):
         callback.on_train_begin(None, None, None, model=None)
 
 
-def test_a_step_that_the_scaler_skipped_is_recorded(protocol: Protocol, tmp_path: Path) -> None:
+def test_a_step_that_the_scaler_skipped_is_recorded(policy: AlertPolicy, tmp_path: Path) -> None:
     class Overflows(TrainerCallback):
         """What Accelerate says after an overflow in fp16."""
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             kwargs["optimizer"]._is_overflow = state.global_step == 2
 
-    model, monitor = watching(protocol)
+    model, monitor = watching(policy)
     trainer(model, tmp_path, [Overflows(), MonitorCallback(monitor)]).train()
     skipped = monitor.history().query("signal == 'step'")
     assert skipped.state.tolist() == ["NOT_RUN"]

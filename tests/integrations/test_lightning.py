@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from invariants.test_no_trace import IDS, assert_read, monitor_of, of_words, same, state
-from riprap import Protocol
-from riprap.evidence import ConfigError
+from riprap import AlertPolicy
+from riprap.errors import ConfigError
 from tiny import make_llama
 
 lightning = pytest.importorskip("lightning.pytorch")
@@ -68,10 +68,10 @@ def trained(folder: Path, callbacks: list[Any], optimizers: int = 1) -> tuple[An
     return module, trainer
 
 
-def test_no_trace(protocol: Protocol, tmp_path: Path) -> None:
+def test_no_trace(policy: AlertPolicy, tmp_path: Path) -> None:
     ends = []
     for watched in (False, True):
-        monitor = monitor_of(of_words(), protocol)
+        monitor = monitor_of(of_words(), policy)
         module, trainer = trained(
             tmp_path, [MonitorCallback(monitor, part="model")] if watched else []
         )
@@ -81,33 +81,33 @@ def test_no_trace(protocol: Protocol, tmp_path: Path) -> None:
     assert same(*ends)
 
 
-def test_the_numbers_reach_the_logger(protocol: Protocol, tmp_path: Path) -> None:
-    trained(tmp_path, [MonitorCallback(monitor_of(of_words(), protocol), part="model")])
+def test_the_numbers_reach_the_logger(policy: AlertPolicy, tmp_path: Path) -> None:
+    trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), part="model")])
     logged = "".join(file.read_text() for file in tmp_path.rglob("metrics.csv"))
     assert "riprap/words/score" in logged
 
 
-def test_several_optimizers_are_refused(protocol: Protocol, tmp_path: Path) -> None:
+def test_several_optimizers_are_refused(policy: AlertPolicy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 optimizers"):
         trained(
             tmp_path,
-            [MonitorCallback(monitor_of(of_words(), protocol), part="model")],
+            [MonitorCallback(monitor_of(of_words(), policy), part="model")],
             optimizers=2,
         )
 
 
-def test_a_part_that_is_not_there_is_refused(protocol: Protocol, tmp_path: Path) -> None:
+def test_a_part_that_is_not_there_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no part 'body'; it has model"):
-        trained(tmp_path, [MonitorCallback(monitor_of(of_words(), protocol), part="body")])
+        trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), part="body")])
 
 
-def test_training_that_fails_leaves_no_hooks(protocol: Protocol, tmp_path: Path) -> None:
+def test_training_that_fails_leaves_no_hooks(policy: AlertPolicy, tmp_path: Path) -> None:
     class Fails(lightning.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             if trainer.global_step == 3:
                 raise RuntimeError("the loop broke")
 
-    monitor = monitor_of(of_words(), protocol)
+    monitor = monitor_of(of_words(), policy)
     with pytest.raises(RuntimeError, match="the loop broke"):
         trained(tmp_path, [MonitorCallback(monitor, part="model"), Fails()])
     assert monitor.step == 3

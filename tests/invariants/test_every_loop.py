@@ -29,7 +29,7 @@ from invariants.test_no_trace import (
     state,
     words_loss,
 )
-from riprap import Protocol
+from riprap import AlertPolicy
 from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama
 
@@ -38,18 +38,18 @@ Built = tuple[nn.Module, Any, Callable[[], Tensor]]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(reentrant: bool, protocol: Protocol) -> None:
+def test_gradient_checkpointing(reentrant: bool, policy: AlertPolicy) -> None:
     def build() -> Built:
         model: Any = make_llama(attention_dropout=0.2).train()
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
         return model, torch.optim.AdamW(model.parameters(), lr=1e-2), lambda: words_loss(model)
 
-    compare(build, of_words(), protocol, steps=20)
+    compare(build, of_words(), policy, steps=20)
     assert build()[0].is_gradient_checkpointing
 
 
-def test_adapter_with_checkpointing_and_mixed_precision(protocol: Protocol) -> None:
+def test_adapter_with_checkpointing_and_mixed_precision(policy: AlertPolicy) -> None:
     def build() -> Built:
         model, optimizer, _ = llama(adapted=True)
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -60,18 +60,18 @@ def test_adapter_with_checkpointing_and_mixed_precision(protocol: Protocol) -> N
 
         return model, optimizer, loss
 
-    compare(build, of_words(), protocol, steps=15, parts=2)
+    compare(build, of_words(), policy, steps=15, parts=2)
 
 
-def test_a_model_in_half_precision(protocol: Protocol) -> None:
+def test_a_model_in_half_precision(policy: AlertPolicy) -> None:
     def build() -> Built:
         model = make_llama().bfloat16().train()
         return model, torch.optim.SGD(model.parameters(), lr=1e-2), lambda: words_loss(model)
 
-    compare(build, of_words(), protocol, steps=15)
+    compare(build, of_words(), policy, steps=15)
 
 
-def test_a_compiled_model_is_not_compiled_again(protocol: Protocol) -> None:
+def test_a_compiled_model_is_not_compiled_again(policy: AlertPolicy) -> None:
     """Training's own graphs stay as they are; the probes may cost graphs of their own, once."""
     graphs: list[list[int]] = []
 
@@ -89,7 +89,7 @@ def test_a_compiled_model_is_not_compiled_again(protocol: Protocol) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         return compiled, optimizer, lambda: words_loss(compiled)
 
-    compare(build, of_words(), protocol, steps=12)
+    compare(build, of_words(), policy, steps=12)
     plain, watched = graphs
     assert plain
     # Every graph of the watched run beyond the plain one's belongs to a shape of the probes: a
@@ -97,7 +97,7 @@ def test_a_compiled_model_is_not_compiled_again(protocol: Protocol) -> None:
     assert len(watched) <= len(plain) + 4 * len(of_words())
 
 
-def test_accelerate(protocol: Protocol) -> None:
+def test_accelerate(policy: AlertPolicy) -> None:
     ends = []
     for watched in (False, True):
         random.seed(5)
@@ -106,7 +106,7 @@ def test_accelerate(protocol: Protocol) -> None:
         accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
         bare = make_llama(attention_dropout=0.2).train()
         model, optimizer = accelerator.prepare(bare, torch.optim.AdamW(bare.parameters(), lr=1e-2))
-        monitor = monitor_of(of_words(), protocol)
+        monitor = monitor_of(of_words(), policy)
         if watched:
             monitor.begin(model, optimizer)
         for _ in range(24):
@@ -122,7 +122,7 @@ def test_accelerate(protocol: Protocol) -> None:
     assert same(*ends)
 
 
-def test_dpo_trainer(protocol: Protocol, tmp_path: Path) -> None:
+def test_dpo_trainer(policy: AlertPolicy, tmp_path: Path) -> None:
     rows = [
         {
             "prompt": [{"role": "user", "content": PROMPTS[i % 4]}],
@@ -136,7 +136,7 @@ def test_dpo_trainer(protocol: Protocol, tmp_path: Path) -> None:
         random.seed(5)
         np.random.seed(5)
         torch.manual_seed(5)
-        monitor = monitor_of(of_words(), protocol)
+        monitor = monitor_of(of_words(), policy)
         trainer = DPOTrainer(
             model=make_llama(attention_dropout=0.2),
             args=arguments(DPOConfig, tmp_path / str(watched), bf16=False, max_length=32),

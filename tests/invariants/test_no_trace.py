@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from riprap import Behavior, Monitor, Protocol, signals
+from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.integrations.hf import MonitorCallback
 from tiny import PROMPTS, Classifier, make_llama, make_tokenizer
 
@@ -33,14 +33,14 @@ def restless(model: nn.Module, ids: Tensor) -> Tensor:
 
 def of_words() -> list[Behavior]:
     return [
-        Behavior.opening("refusal", TOKENIZER, PROMPTS, ["sorry", "no"], contrast="words"),
+        Behavior.response_prefix("refusal", TOKENIZER, PROMPTS, ["sorry", "no"], contrast="words"),
         Behavior.next_token("words", IDS[:4, :5], [9, 11, 30, 12], contrast="refusal"),
         Behavior("restless", IDS[4:8], restless),
     ]
 
 
-def monitor_of(behaviors: list[Behavior], protocol: Protocol) -> Monitor:
-    return Monitor(behaviors, protocol=protocol, every=10, signals=signals.everything())
+def monitor_of(behaviors: list[Behavior], policy: AlertPolicy) -> Monitor:
+    return Monitor(behaviors, policy=policy, probe_every=10, signals=signals.everything())
 
 
 def state(model: nn.Module, optimizer: Any) -> list[Any]:
@@ -97,7 +97,7 @@ def loop(
 def compare(
     build: Callable[[], tuple[nn.Module, Any, Callable[[], Tensor]]],
     behaviors: list[Behavior],
-    protocol: Protocol,
+    policy: AlertPolicy,
     steps: int = 100,
     parts: int = 1,
 ) -> None:
@@ -108,7 +108,7 @@ def compare(
         torch.manual_seed(5)
         model, optimizer, loss = build()
         if watched:
-            monitor = monitor_of(behaviors, protocol)
+            monitor = monitor_of(behaviors, policy)
             with monitor.watch(model, optimizer):
                 loop(model, optimizer, loss, steps, parts)
             assert_read(monitor, steps)
@@ -152,19 +152,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:behaviour .* before training")
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_dropout_and_batch_statistics(kind: str, memory: Behavior, protocol: Protocol) -> None:
-    compare(lambda: classifier(kind), [memory], protocol)
+def test_dropout_and_batch_statistics(kind: str, memory: Behavior, policy: AlertPolicy) -> None:
+    compare(lambda: classifier(kind), [memory], policy)
 
 
-def test_a_language_model(protocol: Protocol) -> None:
-    compare(llama, of_words(), protocol)
+def test_a_language_model(policy: AlertPolicy) -> None:
+    compare(llama, of_words(), policy)
 
 
-def test_accumulated_gradients(protocol: Protocol) -> None:
-    compare(llama, of_words(), protocol, steps=25, parts=3)
+def test_accumulated_gradients(policy: AlertPolicy) -> None:
+    compare(llama, of_words(), policy, steps=25, parts=3)
 
 
-def test_mixed_precision(protocol: Protocol) -> None:
+def test_mixed_precision(policy: AlertPolicy) -> None:
     def build() -> tuple[nn.Module, Any, Callable[[], Tensor]]:
         model, optimizer, loss = llama()
 
@@ -174,14 +174,14 @@ def test_mixed_precision(protocol: Protocol) -> None:
 
         return model, optimizer, mixed
 
-    compare(build, of_words(), protocol, steps=15)
+    compare(build, of_words(), policy, steps=15)
 
 
-def test_an_adapter(protocol: Protocol) -> None:
-    compare(lambda: llama(adapted=True), of_words(), protocol)
+def test_an_adapter(policy: AlertPolicy) -> None:
+    compare(lambda: llama(adapted=True), of_words(), policy)
 
 
-def test_the_comparison_itself_would_notice(memory: Behavior, protocol: Protocol) -> None:
+def test_the_comparison_itself_would_notice(memory: Behavior, policy: AlertPolicy) -> None:
     """An observer that draws one random number is found out."""
 
     class Meddler(signals.Signal):
@@ -195,7 +195,7 @@ def test_the_comparison_itself_would_notice(memory: Behavior, protocol: Protocol
     for extra in ([], [Meddler()]):
         torch.manual_seed(5)
         model, optimizer, loss = classifier("sgd")
-        monitor = Monitor([memory], protocol=protocol, signals=extra)
+        monitor = Monitor([memory], policy=policy, signals=extra)
         with monitor.watch(model, optimizer):
             loop(model, optimizer, loss, 10)
         ends.append(state(model, optimizer))
@@ -250,13 +250,13 @@ def with_sft_trainer(folder: Path, callbacks: list[Any]) -> SFTTrainer:
 
 
 @pytest.mark.parametrize("build", [with_trainer, with_sft_trainer])
-def test_trainers(build: Callable[..., Trainer], protocol: Protocol, tmp_path: Path) -> None:
+def test_trainers(build: Callable[..., Trainer], policy: AlertPolicy, tmp_path: Path) -> None:
     ends = []
     for watched in (False, True):
         random.seed(5)
         np.random.seed(5)
         torch.manual_seed(5)
-        monitor = monitor_of(of_words(), protocol)
+        monitor = monitor_of(of_words(), policy)
         trainer = build(tmp_path / str(watched), [MonitorCallback(monitor)] if watched else [])
         trainer.train()
         ends.append(state(trainer.model, trainer.optimizer))

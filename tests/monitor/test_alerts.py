@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior, Monitor, Protocol
+from riprap import AlertPolicy, Behavior, Monitor
 from riprap.detectors import Betting, Detector, Threshold
-from riprap.evidence import Alert, EvidenceState, Forecast, Level
+from riprap.types import Alert, Forecast, Level, ReadingStatus
 
 
 class Dial(nn.Module):
@@ -49,8 +49,8 @@ def raised(monitor: Monitor) -> list[tuple[int, str]]:
 
 
 def watching(*detectors: Detector, behaviors: Sequence[Behavior] = ()) -> Monitor:
-    protocol = Protocol(name="test", detectors=detectors)
-    return Monitor(list(behaviors) or [reading()], protocol=protocol, every=1)
+    policy = AlertPolicy(name="test", detectors=detectors)
+    return Monitor(list(behaviors) or [reading()], policy=policy, probe_every=1)
 
 
 def test_an_alert_is_raised_once_while_it_stands() -> None:
@@ -89,7 +89,7 @@ class Steps(Detector):
 
 def stepping() -> Monitor:
     monitor = watching(below(-9.0, Level.WATCH))
-    monitor._judge.protocol = monitor.protocol.model_copy(update={"detectors": (Steps(),)})
+    monitor._judge.policy = monitor.policy.model_copy(update={"detectors": (Steps(),)})
     return monitor
 
 
@@ -109,7 +109,7 @@ def test_forecasts_are_readings_and_what_lies_beyond_the_horizon_has_no_value() 
     last = history[history.step == 1].set_index("signal")
     assert last.value["forecast_median"] == pytest.approx(40)
     assert last.value["forecast_low"] == pytest.approx(20)
-    assert last.state["forecast_high"] == EvidenceState.INSUFFICIENT
+    assert last.state["forecast_high"] == ReadingStatus.INSUFFICIENT
     assert last.detail["forecast_high"] == "not within the horizon"
     assert history[(history.step == 0) & (history.signal == "forecast_median")].value.isna().all()
     assert monitor.forecasts["dial"] == Forecast(
@@ -135,8 +135,8 @@ def test_what_was_broken_before_training_is_said_once_and_never_alerted() -> Non
 
 def test_interference_calls_for_a_visit_before_the_plan_does() -> None:
     """Long calm steps, gaps grown long; then one large step is visited at once."""
-    protocol = Protocol(name="test", detectors=[below(0.0, Level.CRITICAL)])
-    monitor = Monitor([reading()], protocol=protocol, every=40)
+    policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
+    monitor = Monitor([reading()], policy=policy, probe_every=40)
     turn(monitor, [10.0] * 91 + [4.0] + [4.0] * 5)
     visited = monitor.tracks["dial"].steps
     planned = [step for step in visited if step < 91]
@@ -146,8 +146,8 @@ def test_interference_calls_for_a_visit_before_the_plan_does() -> None:
 
 
 def test_small_steps_add_up_to_a_visit() -> None:
-    protocol = Protocol(name="test", detectors=[below(0.0, Level.CRITICAL)])
-    monitor = Monitor([reading()], protocol=protocol, every=1000)
+    policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
+    monitor = Monitor([reading()], policy=policy, probe_every=1000)
     values = [10.0] * 81 + [10.0 - 0.6 * i for i in range(1, 10)]
     turn(monitor, values)
     visited = [step for step in monitor.tracks["dial"].steps if step > 80]

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riprap.detectors import Track
-from riprap.evidence import Forecast
-from riprap.monitor.cadence import (
+from riprap.monitor._probe_schedule import (
     DENSE,
     GROWTH,
     PATIENCE,
@@ -20,6 +19,7 @@ from riprap.monitor.cadence import (
     USED_UP,
     Cadence,
 )
+from riprap.types import Forecast
 
 INF = float("inf")
 CALM = Forecast(INF, INF, INF, 50)

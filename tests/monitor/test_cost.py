@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from loops import task, train
-from riprap import Behavior, Monitor, Protocol
-from riprap.monitor.cost import Cost, calm_visits, measure
+from riprap import AlertPolicy, Behavior, Monitor
+from riprap.monitor._cost import Cost, calm_visits, measure
 
 
 @pytest.mark.parametrize("every", [1, 5, 20, 100])
 @pytest.mark.parametrize("steps", [1, 8, 60, 150])
 def test_visits_are_those_of_a_monitor_on_a_calm_run(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, every: int, steps: int
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, every: int, steps: int
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol, every=every)
+    monitor = Monitor([memory], policy=policy, probe_every=every)
     still = torch.optim.SGD(learned.parameters(), lr=0.0)
     with monitor.watch(learned, still):
         train(learned, still, task(1) * steps)
@@ -34,7 +34,7 @@ def test_the_sum_is_the_one_made_by_hand() -> None:
     assert cost.calm(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
 
 
-def test_parts_are_measured_apart(memory: Behavior, protocol: Protocol) -> None:
+def test_parts_are_measured_apart(memory: Behavior, policy: AlertPolicy) -> None:
     """A slow margin shows in the visits and not in the steps, and gradients cost more."""
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(8, 512), nn.Tanh(), nn.Linear(512, 4))
@@ -42,7 +42,7 @@ def test_parts_are_measured_apart(memory: Behavior, protocol: Protocol) -> None:
     many = (inputs.repeat(400, 1), labels.repeat(400))
     heavy = Behavior("heavy", many, memory.margins, floor=0.01)
     optimizer = torch.optim.SGD(wide.parameters(), lr=0.0)
-    monitor = Monitor([heavy], protocol=protocol)
+    monitor = Monitor([heavy], policy=policy)
     steps = [0]
 
     def step() -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from loops import flat, task, train
-from riprap import Behavior, EvidenceState, Margins, Monitor, Protocol, Reading, signals
+from riprap import AlertPolicy, Behavior, Margins, Monitor, Reading, ReadingStatus, signals
 from riprap.detectors import Threshold
-from riprap.evidence import RecordError
+from riprap.errors import RecordError
 from riprap.signals import Signal, StepView, VisitView
 
 
@@ -55,10 +55,10 @@ def end_of(net: nn.Module, monitor: Monitor | None, count: int = 12) -> np.ndarr
     ],
 )
 def test_margins_that_fail_in_mid_training(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, what: Callable, text: str
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, what: Callable, text: str
 ) -> None:
     weak = failing_from(4, memory, what)
-    monitor = Monitor([weak, memory], protocol=protocol, every=2)
+    monitor = Monitor([weak, memory], policy=policy, probe_every=2)
     expected = end_of(learned, None)
     if "finite" in text:
         found = end_of(learned, monitor)
@@ -85,7 +85,7 @@ def test_margins_that_fail_in_mid_training(
 
 
 def test_margins_that_recover_are_read_again(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     count = [0]
 
@@ -95,7 +95,7 @@ def test_margins_that_recover_are_read_again(
             raise ValueError("once")
         return memory.margins(model, probes)
 
-    monitor = Monitor([Behavior("weak", memory.probes, margins)], protocol=protocol)
+    monitor = Monitor([Behavior("weak", memory.probes, margins)], policy=policy)
     with pytest.warns(UserWarning, match="once"):
         end_of(learned, monitor, 6)
     own = monitor.history().query("signal == 'margin'")
@@ -121,10 +121,10 @@ def test_a_signal_that_fails_spares_the_others_and_the_alerts(
     learned: nn.Module, memory: Behavior, moment: str
 ) -> None:
     detectors = [Threshold(signal="score", side="below", value=0.9)]
-    protocol = Protocol(name="test", detectors=detectors)
-    whole = Monitor([memory], protocol=protocol)
+    policy = AlertPolicy(name="test", detectors=detectors)
+    whole = Monitor([memory], policy=policy)
     expected = end_of(learned, whole)
-    monitor = Monitor([memory], protocol=protocol, signals=[Broken(moment), *signals.default()])
+    monitor = Monitor([memory], policy=policy, signals=[Broken(moment), *signals.default()])
     with pytest.warns(UserWarning, match="broken failed at step .*no such probe"):
         found = end_of(learned, monitor)
     assert np.array_equal(found, expected)
@@ -139,9 +139,9 @@ def test_a_signal_that_fails_spares_the_others_and_the_alerts(
 
 
 def test_a_record_that_cannot_be_written_ends_nothing(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     expected = end_of(learned, None)
 
     def full(*_: Any) -> None:
@@ -161,9 +161,9 @@ def test_a_record_that_cannot_be_written_ends_nothing(
 
 
 def test_an_error_in_the_users_loop_is_the_users(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with pytest.raises(KeyError, match="mine"), monitor.watch(learned, optimizer):
         train(learned, optimizer, task(10))
@@ -176,9 +176,9 @@ def test_an_error_in_the_users_loop_is_the_users(
 
 
 def test_an_error_in_the_users_loop_is_not_hidden_by_one_of_the_observer(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol, signals=[Broken("on_visit")])
+    monitor = Monitor([memory], policy=policy, signals=[Broken("on_visit")])
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with (
         pytest.warns(UserWarning, match="broken failed"),
@@ -190,20 +190,20 @@ def test_an_error_in_the_users_loop_is_not_hidden_by_one_of_the_observer(
 
 
 def test_an_insufficient_margin_is_no_number(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     def gated(model: nn.Module, probes: Any) -> Margins:
         return Margins(memory.margins(model, probes), "the gate is shut")
 
-    monitor = Monitor([Behavior("gated", memory.probes, gated)], protocol=protocol)
+    monitor = Monitor([Behavior("gated", memory.probes, gated)], policy=policy)
     end_of(learned, monitor, 3)
     end_of(learned, monitor, 3)
     assert monitor.step == 6
     own = monitor.history().query("signal == 'margin'")
-    assert set(own.state) == {str(EvidenceState.INSUFFICIENT)}
+    assert set(own.state) == {str(ReadingStatus.INSUFFICIENT)}
     assert set(own.detail) == {"the gate is shut"}
     assert monitor.broken() == {"gated": None}
-    assert monitor.summary() == {}
+    assert monitor.metrics() == {}
 
 
 class Counting(Signal):
@@ -231,10 +231,10 @@ class Counting(Signal):
 
 
 def test_a_signal_has_its_moments_in_order(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     signal = Counting()
-    end_of(learned, Monitor([memory], protocol=protocol, signals=[signal]), 2)
+    end_of(learned, Monitor([memory], policy=policy, signals=[signal]), 2)
     assert signal.moments == [
         *(("start", 0), ("visit", 0), ("gradient", 1), ("update", 1), ("visit", 1)),
         *(("gradient", 2), ("update", 2), ("visit", 2)),

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loops import flat, mean_margin_gradient, task, train
-from riprap import Behavior, Monitor, Protocol
+from riprap import AlertPolicy, Behavior, Monitor
 from tiny import make_llama
 
 
 def test_four_small_batches_read_as_one_large_one(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     kept, histories = copy.deepcopy(learned.state_dict()), []
     for size in (1, 4):
         learned.load_state_dict(kept)
-        monitor = Monitor([memory], protocol=protocol)
+        monitor = Monitor([memory], policy=policy)
         optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
         with monitor.watch(learned, optimizer):
             for inputs, labels in task(12, rows=32):
@@ -38,9 +38,9 @@ def test_four_small_batches_read_as_one_large_one(
 
 
 def test_a_second_watch_goes_on_with_the_count(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol, every=4)
+    monitor = Monitor([memory], policy=policy, probe_every=4)
     first = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with monitor.watch(learned, first):
         train(learned, first, task(6))
@@ -60,9 +60,9 @@ def test_a_second_watch_goes_on_with_the_count(
 
 
 def test_nothing_is_watched_outside_the_context(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with monitor.watch(learned, optimizer):
         pass
@@ -80,9 +80,9 @@ class Holder:
 
 
 def test_the_optimizer_inside_wrappers_is_watched(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with monitor.watch(learned, Holder(optimizer)):
         train(learned, optimizer, task(3))
@@ -90,13 +90,13 @@ def test_the_optimizer_inside_wrappers_is_watched(
 
 
 def test_frozen_parameters_and_those_of_others_are_left_out(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     learned[0].requires_grad_(False)
     stranger = nn.Parameter(torch.ones(3))
     groups = [{"params": list(learned.parameters())}, {"params": [stranger], "lr": 1.0}]
     optimizer = torch.optim.SGD(groups, lr=1e-2)
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     with monitor.watch(learned, optimizer):
         for inputs, labels in task(2):
             optimizer.zero_grad()
@@ -109,9 +109,9 @@ def test_frozen_parameters_and_those_of_others_are_left_out(
 
 
 def test_a_loop_under_no_grad_and_with_closures(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     inputs, labels = task(1)[0]
     optimizer = torch.optim.LBFGS(learned.parameters(), lr=0.1, max_iter=3)
 
@@ -138,10 +138,10 @@ def test_a_loop_under_no_grad_and_with_closures(
 
 @pytest.mark.parametrize("by_name", [True, False])
 def test_the_gradient_of_a_closure_is_read_after_it_was_made(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, by_name: bool
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, by_name: bool
 ) -> None:
     """Lightning trains like this: before the closure there is only the last step's gradient."""
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
     expected = []
 
@@ -166,13 +166,13 @@ def test_the_gradient_of_a_closure_is_read_after_it_was_made(
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_the_scaler_skips_is_no_step(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, fused: bool
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, fused: bool
 ) -> None:
     """Gradients are read after unscaling, and an overflow leaves nothing to read.
 
     A fused optimizer unscales within its step, and takes one that changes nothing.
     """
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     true_norms = []
@@ -199,10 +199,10 @@ def test_a_step_that_the_scaler_skips_is_no_step(
     np.testing.assert_allclose(found, true_norms, rtol=1e-4)
 
 
-def test_a_model_in_half_precision(protocol: Protocol) -> None:
+def test_a_model_in_half_precision(policy: AlertPolicy) -> None:
     model = make_llama().bfloat16()
     behavior = Behavior.next_token("words", [[3, 7, 9, 12], [5, 6]], [4, 5], floor=0.01)
-    monitor = Monitor([behavior], protocol=protocol)
+    monitor = Monitor([behavior], policy=policy)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     with monitor.watch(model, optimizer):
         for _ in range(4):

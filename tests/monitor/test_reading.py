@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from loops import flat, mean_margin_gradient, task, train
-from riprap import Behavior, Monitor, Protocol, signals
+from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.detectors import Threshold
-from riprap.monitor.cadence import Cadence
+from riprap.monitor._probe_schedule import Cadence
 from riprap.record import Reader
 from tiny import PlainLM
 
 
 def test_steps_are_counted_and_read(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol, every=5)
+    monitor = Monitor([memory], policy=policy, probe_every=5)
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-3)
     with monitor.watch(learned, optimizer) as watching:
         assert watching is monitor
@@ -41,10 +41,10 @@ def test_steps_are_counted_and_read(
 
 
 def test_readings_are_what_an_independent_loop_measures(
-    learned: nn.Module, memory: Behavior, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Cadence, "refreshes", lambda *_: True)
-    monitor = Monitor([memory], protocol=protocol, every=1)
+    monitor = Monitor([memory], policy=policy, probe_every=1)
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-1)
     expected: dict[str, list[float]] = {"margin": [], "score": [], "interference": []}
 
@@ -74,29 +74,31 @@ def test_readings_are_what_an_independent_loop_measures(
 
 
 def test_nothing_is_broken_where_nothing_is_learned(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], protocol=protocol)
+    monitor = Monitor([memory], policy=policy)
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.0)
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(30))
     assert monitor.broken() == {"memory": None}
     assert monitor.alerts == []
-    assert monitor.summary()["riprap/memory/score"] == 1
+    assert monitor.metrics()["riprap/memory/score"] == 1
 
 
 def test_the_record_holds_the_run(learned: nn.Module, memory: Behavior, tmp_path: Path) -> None:
     detectors = [Threshold(signal="score", side="below", value=0.9)]
-    protocol = Protocol(name="test", detectors=detectors).freeze()
+    policy = AlertPolicy(name="test", detectors=detectors).freeze()
     run = tmp_path / "run"
-    monitor = Monitor([memory], protocol=protocol, every=7, run=run, notes={"why": "a test"})
+    monitor = Monitor(
+        [memory], policy=policy, probe_every=7, run_dir=run, metadata={"why": "a test"}
+    )
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-1)
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(20))
     with Reader(run) as reader:
         meta, margins = reader.meta(), reader.margins("memory")
         alerts, readings = reader.alerts(), reader.readings()
-    assert meta["protocol_hash"] == protocol.hash
+    assert meta["protocol_hash"] == policy.hash
     assert meta["protocol"]["detectors"][0]["value"] == 0.9
     assert meta["behaviors"] == [{"name": "memory", "floor": 0.9, "contrast": None}]
     assert meta["every"] == 7
@@ -112,12 +114,12 @@ def test_the_record_holds_the_run(learned: nn.Module, memory: Behavior, tmp_path
 
 
 def test_several_behaviours_of_other_lengths_in_a_model_that_cannot_pad(
-    protocol: Protocol,
+    policy: AlertPolicy,
 ) -> None:
     model = PlainLM()
     short = Behavior.next_token("short", [[3, 4, 5], [6, 7, 8]], [9, 10])
     long = Behavior.next_token("long", [[3, 4, 5, 6, 7]], [9])
-    monitor = Monitor([short, long], protocol=protocol, every=2)
+    monitor = Monitor([short, long], policy=policy, probe_every=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     with pytest.warns(UserWarning, match="before training"), monitor.watch(model, optimizer):
         for _ in range(12):
@@ -133,11 +135,11 @@ def test_several_behaviours_of_other_lengths_in_a_model_that_cannot_pad(
 
 
 def test_detached_margins_are_watched_without_interference(
-    learned: nn.Module, memory: Behavior, protocol: Protocol
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
     attached = memory.margins
     cut = Behavior("cut", memory.probes, lambda m, p: attached(m, p).detach())
-    monitor = Monitor([cut, memory], protocol=protocol)
+    monitor = Monitor([cut, memory], policy=policy)
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-1)
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(10))
@@ -151,8 +153,10 @@ def test_detached_margins_are_watched_without_interference(
     assert monitor.broken()["cut"] == monitor.broken()["memory"] is not None
 
 
-def test_every_signal_can_be_read(learned: nn.Module, memory: Behavior, protocol: Protocol) -> None:
-    monitor = Monitor([memory], protocol=protocol, signals=signals.everything(), layer="1")
+def test_every_signal_can_be_read(
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
+) -> None:
+    monitor = Monitor([memory], policy=policy, signals=signals.everything(), feature_layer="1")
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(3))

@@ -13,12 +13,12 @@ from torch import nn
 
 import resuming
 from loops import task, train
-from riprap import Behavior, Monitor, Protocol
+from riprap import AlertPolicy, Behavior, Monitor
 from riprap.detectors import Threshold
-from riprap.evidence import BehaviorError, ConfigError, RecordError
+from riprap.errors import BehaviorError, ConfigError, RecordError
 from riprap.record import FILE_NAME, Reader, load_state, save_state
 
-OTHER = Protocol(name="other", detectors=[Threshold(signal="score", side="below", value=0.9)])
+OTHER = AlertPolicy(name="other", detectors=[Threshold(signal="score", side="below", value=0.9)])
 
 
 class StoppedError(Exception):
@@ -83,8 +83,8 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path: Path)
 
 
 def small(learned: nn.Module, memory: Behavior, run: Path, **options: Any) -> Monitor:
-    settings = {"protocol": Protocol.default(), "every": 5} | options
-    return Monitor([memory], run=run, **settings)
+    settings = {"policy": AlertPolicy.default(), "every": 5} | options
+    return Monitor([memory], run_dir=run, **settings)
 
 
 def state_of(learned: nn.Module, memory: Behavior, folder: Path) -> dict[str, Any]:
@@ -104,11 +104,13 @@ def test_states_that_do_not_fit_are_refused(
         ({"kept": "int8"}, "with kept 'float32'"),
         ({"within": ["0"]}, r"with within \[\]"),
         ({"signals": []}, "with signals read"),
-        ({"protocol": OTHER}, "with protocol"),
+        ({"policy": OTHER}, "with protocol"),
     ):
         with pytest.raises(ConfigError, match=text):
             small(learned, memory, tmp_path / text[:9], **options).load_state_dict(state)
-    other = Monitor([Behavior("other", memory.probes, memory.margins)], Protocol.default(), every=5)
+    other = Monitor(
+        [Behavior("other", memory.probes, memory.margins)], AlertPolicy.default(), probe_every=5
+    )
     with pytest.raises(ConfigError, match="with behaviors watched"):
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="not a monitor's state"):
@@ -137,8 +139,8 @@ def test_a_record_of_another_run_is_not_gone_on_with(
     before = len(Reader(tmp_path / "first").readings())
     with pytest.raises(RecordError, match=r"name another run, or go on with this one by .*resume"):
         small(learned, memory, tmp_path / "first")
-    protocol = OTHER
-    monitor = small(learned, memory, tmp_path / "first", resume=True, protocol=protocol)
+    policy = OTHER
+    monitor = small(learned, memory, tmp_path / "first", resume=True, policy=policy)
     with pytest.raises(ConfigError, match="of a run with other protocol_hash"):
         monitor.begin(learned, torch.optim.SGD(learned.parameters(), lr=1e-2))
     assert len(Reader(tmp_path / "first").readings()) == before

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riprap.evidence import Action, Alert, EvidenceState, Forecast, Level, Reading, RecordError
+from riprap.errors import RecordError
 from riprap.record import FILE_NAME, Reader, Writer, table
+from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 READINGS = [
     Reading(0, "refusal", "margin", 0.1 + 0.2, "logits"),
     Reading(1, "", "norm_gradient", 1e-300),
     Reading(2, "ünïcode 行为", "projection_ratio", -math.pi, "ratio", layer="model.layers.9"),
-    Reading(3, "refusal", "energy_ratio", state=EvidenceState.NOT_RUN, detail="name a layer"),
-    Reading(4, "refusal", "margin", state=EvidenceState.ERROR, detail="value is nan"),
+    Reading(3, "refusal", "energy_ratio", state=ReadingStatus.NOT_RUN, detail="name a layer"),
+    Reading(4, "refusal", "margin", state=ReadingStatus.ERROR, detail="value is nan"),
 ]
 ALERTS = [
     Alert(
@@ -200,7 +201,7 @@ def test_closing_a_reader_leaves_its_writer_open() -> None:
 
 def test_rows_are_not_held_back_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("riprap.record.writer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("riprap.record._writer.time.monotonic", lambda: clock[0])
     writer = Writer(tmp_path)
     writer.readings(READINGS[:1])
     assert Reader(tmp_path).readings() == []

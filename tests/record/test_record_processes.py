@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from riprap.evidence import Alert, Level, Reading
 from riprap.record import Reader, Writer
+from riprap.types import Alert, Level, Reading
 
 READINGS = [Reading(step, "refusal", "margin", step / 7, "logits") for step in range(5)]
 ALERT = Alert(3, "refusal", Level.CRITICAL, "forecast", "soon")
@@ -86,7 +86,7 @@ def test_a_reader_in_another_process_sees_what_is_committed(tmp_path: Path) -> N
 def test_a_killed_writer_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
     script = """
         import itertools, sys
-        from riprap.evidence import Reading
+        from riprap.types import Reading
         from riprap.record import Writer
         writer = Writer(sys.argv[1])
         for step in itertools.count():

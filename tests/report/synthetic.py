@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from riprap.evidence import Alert, EvidenceState, Forecast, Level, Reading
 from riprap.record import Writer
+from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 HORIZON = 50
 LAYERS = ("model.layers.9", "model.layers.10")
@@ -32,7 +32,7 @@ class Scene:
         self.random = np.random.default_rng(0)
         self.writer.meta(
             behaviors=[{"name": name, "floor": 0.9, "contrast": None} for name in names],
-            protocol={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
+            policy={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
             protocol_hash="sha256:0123456789abcdef",
             versions={"python": "3.11.7", "torch": "2.13.0"},
             seeds={"torch": 7},
@@ -97,7 +97,7 @@ class Scene:
     def lack(
         self, step: int, name: str, signal: str, why: str, state: str = "INSUFFICIENT"
     ) -> None:
-        self.writer.readings([Reading(step, name, signal, state=EvidenceState(state), detail=why)])
+        self.writer.readings([Reading(step, name, signal, state=ReadingStatus(state), detail=why)])
 
     def whole_run(self) -> None:
         """Readings of the run as a whole."""

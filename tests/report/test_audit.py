@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from riprap.evidence import ConfigError
-from riprap.plain import brief
-from riprap.report.audit import Audit, Group, Worst, facts, figure, group_rows, write_audit
+from riprap._text import shorten
+from riprap.errors import ConfigError
+from riprap.report._audit_page import Audit, Group, Worst, facts, figure, group_rows, write_audit
 
 NAMES = ("all", "chosen", "not chosen", "high", "moderate", "low")
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e](x)|{{ 1 }}"
@@ -17,7 +17,7 @@ HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e](x)|{{ 1 }}"
 def made(harm: dict[str, float], categories: dict[str, int], rows: int = 4) -> Audit:
     groups = [Group(n, rows, 3.5, 2.0, 0.25, dict(harm), dict(categories)) for n in NAMES]
     worst = [
-        Worst(7, None, None, "refusal", 0.5, 1.25, 2.0, True, brief(HOSTILE), "so"),
+        Worst(7, None, None, "refusal", 0.5, 1.25, 2.0, True, shorten(HOSTILE), "so"),
         Worst(9, "nine", "sums", "", None, 1.0, 2.0, False),
     ]
     settings = {"model": HOSTILE, "max_length": 96}

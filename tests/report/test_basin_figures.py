@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from riprap.diagnosis.basin_plane import Plane
-from riprap.diagnosis.basin_profile import Basin, Profile, grid
-from riprap.report.basin import basin_figure, contour, drift_figure, plane_figure
-from riprap.report.charts import save
+from riprap.diagnosis.basins._plane import Plane
+from riprap.diagnosis.basins._profile import Basin, Profile, grid
+from riprap.report._basin import basin_figure, contour, drift_figure, plane_figure
+from riprap.report._charts import save
 
 ALPHAS = grid(5, 0.5)
 SCORES = np.array([[0.2, 0.8, 1.0, 0.6, 0.0], [0.4, 1.0, 1.0, 0.8, 0.2]])

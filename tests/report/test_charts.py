@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from report.synthetic import Scene, typical
-from riprap.evidence import Alert, ConfigError, Forecast, Level, Reading
+from riprap.errors import ConfigError
 from riprap.record import Writer
-from riprap.report import lanes, rows, save, style
-from riprap.report.charts import finish
-from riprap.report.multiples import multiples
-from riprap.report.run import Run, Watched, load
+from riprap.report import _plot_data as rows
+from riprap.report import _style as style
+from riprap.report import lanes, save
+from riprap.report._charts import finish
+from riprap.report._run import Run, Watched, load
+from riprap.report._signal_panels import multiples
+from riprap.types import Alert, Forecast, Level, Reading
 
 NASTY = [
     "</script><script>alert(1)</script>",

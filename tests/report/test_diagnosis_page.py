@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riprap.diagnosis.base import Estimate, Verdict
-from riprap.diagnosis.decode import Decodability, LayerProbe
-from riprap.diagnosis.force import Forced, Given
-from riprap.diagnosis.path import Along
-from riprap.diagnosis.recovery import Recovery, Regained
-from riprap.diagnosis.repair_bench import Repair
-from riprap.diagnosis.verdict import Evidence
-from riprap.evidence import ConfigError, EvidenceState
-from riprap.report import diagnosis_words as say
-from riprap.report.diagnosis import Diagnosed, Diagnosis, write_diagnosis
-from riprap.report.diagnosis_figures import evidence_figure, repairs_figure
+from riprap.diagnosis._base import Estimate, Verdict
+from riprap.diagnosis.evidence._linear_decodability import Decodability, LayerProbe
+from riprap.diagnosis.evidence._linear_path import Along
+from riprap.diagnosis.evidence._prefix_forcing import Forced, Given
+from riprap.diagnosis.recovery._recover import Recovery, Regained
+from riprap.diagnosis.recovery._verdict import Evidence
+from riprap.diagnosis.repair._evaluator import Repair
+from riprap.errors import ConfigError
+from riprap.report import _diagnosis_text as say
+from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
+from riprap.report._diagnosis_page import Diagnosed, Diagnosis, write_diagnosis
+from riprap.types import ReadingStatus
 
 HOSTILE = "<script>alert(1)</script>|{{ 1 }}"
 NAN = math.nan
@@ -38,7 +39,7 @@ def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
     ]
     recovery = Recovery("refusal", verdict, "so it is", evidence, curve)
     given = Given(0, 16, one, one, Estimate(-0.5, -0.6, -0.4, 16))
-    short = Given(4, 2, state=EvidenceState.INSUFFICIENT, detail="too short")
+    short = Given(4, 2, state=ReadingStatus.INSUFFICIENT, detail="too short")
     probe = LayerProbe("model.layers.0", 0.9, 1.0, 0.5, 0.6, 0.5, 0.6)
     decoded = Decodability("refusal", 2, (probe,), "model.layers.0", 0.6, one)
     shares = np.linspace(0, 1, 3)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from report.synthetic import Scene, typical
-from riprap.evidence import Alert, Level, Reading, RecordError
+from riprap.errors import RecordError
 from riprap.record import Writer
 from riprap.report import write_page
-from riprap.report.bundle import embedded
+from riprap.report._bundle import embedded
+from riprap.types import Alert, Level, Reading
 
 EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
 

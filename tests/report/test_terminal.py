@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from riprap.evidence import Level
 from riprap.report import LiveTable, Row
+from riprap.types import Level
 
 
 def console(terminal: bool, width: int = 100) -> Console:
@@ -61,7 +61,7 @@ def test_a_terminal_is_redrawn_at_most_eight_times_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("riprap.report.terminal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("riprap.report._terminal.time.monotonic", lambda: clock[0])
     out = console(terminal=True)
     with LiveTable(["refusal"], 1000, out) as table:
         start = written(out).count("forecast break")

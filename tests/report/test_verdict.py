@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from riprap.evidence import Alert, Forecast, Level, Reading
 from riprap.record import Writer
-from riprap.report.run import load
-from riprap.report.verdict import Fate, Verdict, headline, judge
+from riprap.report._outcome import Fate, Verdict, headline, judge
+from riprap.report._run import load
+from riprap.types import Alert, Forecast, Level, Reading
 
 SOON = Forecast(8, 6, 11, 50)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from riprap import Behavior, Monitor, Protocol, guards
-from riprap.evidence import ConfigError
+from riprap import AlertPolicy, Behavior, Monitor, guards
+from riprap.errors import ConfigError
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
 from riprap.record import Reader
 from riprap.selection import Selector
@@ -20,7 +20,7 @@ from selection.cases import batch, reference, trained
 from selection.test_loops import sgd, training
 from tiny import VOCABULARY, make_llama
 
-SILENT = Protocol.parse({"name": "silent", "detectors": [{"kind": "forecast"}]}, "here")
+SILENT = AlertPolicy.parse({"name": "silent", "detectors": [{"kind": "forecast"}]}, "here")
 STEPS, ROWS = 30, 16
 
 
@@ -213,7 +213,7 @@ def test_agem_corrects_the_selected_gradient(guarded: bool) -> None:
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
     protected = torch.autograd.grad(-kept.margins(model, kept.probes).mean(), parameters)
     before = [p.detach().clone() for p in parameters]
-    monitor, selector = Monitor([kept], protocol=SILENT, every=1), Selector("high", 0.25)
+    monitor, selector = Monitor([kept], policy=SILENT, probe_every=1), Selector("high", 0.25)
     guard = guards.AGEM([kept]) if guarded else None
     ids = questions(12, 1, seed=100)  # the probes
     with torch.no_grad():  # what the model is least likely to say
@@ -238,8 +238,10 @@ def test_agem_corrects_the_selected_gradient(guarded: bool) -> None:
 def test_what_is_taken_goes_into_the_monitors_record(tmp_path: Path) -> None:
     model, kept = make_llama(), behavior()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    monitor = Monitor([kept], protocol=SILENT, every=5, run=tmp_path)
-    selector = Selector("moderate", 0.25, log=lambda **taken: monitor.note("selection", **taken))
+    monitor = Monitor([kept], policy=SILENT, probe_every=5, run_dir=tmp_path)
+    selector = Selector(
+        "moderate", 0.25, log=lambda **taken: monitor.log_event("selection", **taken)
+    )
     with monitor.watch(model, optimizer), selector.attach(model.train(), optimizer):
         for seed in range(3):
             model(**mixed(seed)).loss.backward()
@@ -251,7 +253,7 @@ def test_what_is_taken_goes_into_the_monitors_record(tmp_path: Path) -> None:
     assert len(events[0]["facts"]["numbers"]["norm"]) == len(selector.taken[0].rows)
     assert Reader(tmp_path).meta()["ended"]
     with pytest.raises(ConfigError, match="the record's own"):
-        monitor.note("ended")
+        monitor.log_event("ended")
 
 
 class Mixed(torch.utils.data.Dataset):
@@ -272,7 +274,7 @@ def test_monitor_guard_and_selector_under_trainer(tmp_path: Path) -> None:
     ends, first = {}, margin(make_llama(), behavior())
     for guarded in (False, True):
         kept, selector = behavior(), Selector("moderate", 0.25)
-        monitor = Monitor([kept], protocol=SILENT, every=5)
+        monitor = Monitor([kept], policy=SILENT, probe_every=5)
         guard = guards.AGEM([kept]) if guarded else None
         arguments = TrainingArguments(
             str(tmp_path / str(guarded)),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from riprap import selection
-from riprap.selection.offline import caught
+from riprap.selection._scoring import caught
 from selection.cases import CASES, batch, make, reference, trained
 
 

@@ -108,7 +108,7 @@ def test_more_memory_than_there_is_room_for_runs_rows_again(
     model, given = training("tied llama"), batch(10)
     found = []
     for room in (2**31, 0):
-        monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+        monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
         selector = Selector("moderate", 0.3)
         with selector.attach(model, sgd(model)):
             model(**given).loss.backward()
@@ -126,7 +126,7 @@ def test_checkpointing_changes_nothing(
     name: str, room: int, strategy: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reentrant: the layers run without a graph first, and autograd sees no parameter of theirs."""
-    monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
     found = []
     for checkpointing in (False, True):
         model = training(name)
@@ -162,7 +162,7 @@ def test_what_no_row_reaches_is_given_no_gradient(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient of 0 would let weight decay eat it."""
-    monkeypatch.setattr("riprap.selection.attached.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
     model = training("lora")
     model.spare = nn.Linear(2, 2)
     with Selector(strategy, 0.4).attach(model, sgd(model)):

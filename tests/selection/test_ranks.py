@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from distributed.ranks import IDS, SECONDS, free_port, spread, weights
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.selection import Selector
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor, nn
 
 from riprap import Behavior, selection
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.selection import Selector
 from selection.cases import WIDTH, Net, batch, lora, make, trained
 from selection.test_loops import sgd, training

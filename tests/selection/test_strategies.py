@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from riprap import selection
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.selection import Scores, Selector
-from riprap.selection.compass import through_update
+from riprap.selection._protected_directions import through_update
 from riprap.selection.strategies import EVERY, Adaptive, High, strategy_of
 from selection.cases import batch, make, reference, trained
 

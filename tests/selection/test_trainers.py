@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from riprap import Behavior, Monitor, Protocol, guards
+from riprap import AlertPolicy, Behavior, Monitor, guards
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
 from riprap.selection import Selector
 from selection.cases import batch, trained
@@ -21,7 +21,7 @@ from tiny import make_llama, make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS = batch(22, seed=4)
-SILENT = Protocol.parse({"name": "silent", "detectors": [{"kind": "forecast"}]}, "here")
+SILENT = AlertPolicy.parse({"name": "silent", "detectors": [{"kind": "forecast"}]}, "here")
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "learning_rate": 0.05,
@@ -156,7 +156,7 @@ def test_a_monitor_beside_it_changes_nothing(tmp_path: Path) -> None:
         selector = Selector("moderate", 0.5)
         callbacks: list[Any] = [SelectionCallback(selector)]
         if watched:
-            callbacks.insert(0, MonitorCallback(Monitor([words()], protocol=SILENT, every=1)))
+            callbacks.insert(0, MonitorCallback(Monitor([words()], policy=SILENT, probe_every=1)))
         done = trainer(tmp_path / str(watched), callbacks)
         found.append((weights(done), [taken.rows for taken in selector.taken]))
     assert torch.equal(found[0][0], found[1][0])
@@ -171,7 +171,7 @@ def test_the_selected_gradient_is_there_before_a_guard_looks(first: str) -> None
     behavior = Behavior.next_token("words", ids, torch.tensor([5, 6, 7, 8]))
     optimizer, selector = sgd(model), Selector("high", 0.25)
     seen: list[torch.Tensor] = []
-    monitor = Monitor([behavior], protocol=SILENT, every=1)
+    monitor = Monitor([behavior], policy=SILENT, probe_every=1)
     guard = guards.Clip(1e-3)
     if first == "selector":
         selector.begin(model, optimizer)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from journeys import Journey
-from riprap import Behavior, EvidenceState
+from riprap import Behavior, ReadingStatus
 from riprap.signals import CKA
-from riprap.signals.features.cka import debiased_cka, unbiased_hsic
+from riprap.signals.features._cka import debiased_cka, unbiased_hsic
 from tiny import make_llama
 from views import values, visit
 
@@ -77,7 +77,7 @@ def test_the_signal_compares_with_the_start() -> None:
 def test_three_rows_are_too_few() -> None:
     journey = Journey(CKA())
     stated = [(r.behavior, r.state) for r in journey.first if r.value is None]
-    assert stated == [("over", EvidenceState.INSUFFICIENT)]
+    assert stated == [("over", ReadingStatus.INSUFFICIENT)]
     assert not [r for r in journey.later if r.value is None]
 
 
@@ -86,4 +86,4 @@ def test_probes_that_change_shape_are_not_run() -> None:
     ids = torch.randint(3, 40, (6, 5))
     signal.start(visit(0, [Behavior.next_token("words", ids, ids[:, 0])], model))
     fewer = [Behavior.next_token("words", ids[:5], ids[:5, 0])]
-    assert [r.state for r in signal.on_visit(visit(3, fewer, model))] == [EvidenceState.NOT_RUN]
+    assert [r.state for r in signal.on_visit(visit(3, fewer, model))] == [ReadingStatus.NOT_RUN]

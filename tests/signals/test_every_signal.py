@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap import Behavior, EvidenceState, Reading, signals
+from riprap import Behavior, Reading, ReadingStatus, signals
 from riprap.signals import (
     CKA,
     Drift,
@@ -46,7 +46,7 @@ every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 def watched() -> list[Behavior]:
     return [
-        Behavior.opening("refusal", CHAT, PROMPTS, ["sorry"], contrast="words"),
+        Behavior.response_prefix("refusal", CHAT, PROMPTS, ["sorry"], contrast="words"),
         Behavior.next_token("words", IDS, [9, 11, 30], contrast="refusal"),
         Behavior("bare", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach()),
     ]
@@ -124,7 +124,7 @@ def test_it_reads_and_changes_nothing(kind: Kind) -> None:
 @every
 def test_every_reading_is_finite_or_says_why_not(kind: Kind) -> None:
     for reading in trained(kind).readings:
-        if reading.state is EvidenceState.MEASURED:
+        if reading.state is ReadingStatus.MEASURED:
             assert reading.value is not None
             assert np.isfinite(reading.value)
         else:
@@ -201,7 +201,7 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) 
     assert view.layer is None
     signal.start(view)
     readings = signal.on_visit(view)
-    assert {r.state for r in readings} == {EvidenceState.NOT_RUN}
+    assert {r.state for r in readings} == {ReadingStatus.NOT_RUN}
     assert all("Monitor(..., layer=" in r.detail for r in readings)
     assert signal.on_visit(visit(1, pair(), model)) == []
 
@@ -225,7 +225,7 @@ def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: Kind) -> No
     signal, view = kind(), visit(0, [aside], model)
     signal.start(view)
     assert [(r.state, "blocks.1 was not run" in r.detail) for r in signal.on_visit(view)] == [
-        (EvidenceState.NOT_RUN, True)
+        (ReadingStatus.NOT_RUN, True)
     ]
 
 
@@ -254,5 +254,5 @@ def test_kl_of_logits_that_were_not_seen_is_not_run() -> None:
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4])
     view = visit(0, [aside], model)
     signal.start(view)
-    assert [r.state for r in signal.on_visit(view)] == [EvidenceState.NOT_RUN]
+    assert [r.state for r in signal.on_visit(view)] == [ReadingStatus.NOT_RUN]
     assert signal.on_visit(visit(1, [aside], model)) == []

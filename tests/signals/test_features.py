@@ -8,7 +8,7 @@ import torch
 
 from journeys import LAYER, Journey, unit
 from riprap.signals import Drift, Energy, Overlap, Projection
-from riprap.signals.features.directions import (
+from riprap.signals.features._directions import (
     energy_ratio,
     principal_directions,
     subspace_overlap,

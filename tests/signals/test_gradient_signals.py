@@ -17,7 +17,7 @@ from riprap.signals import (
     Norms,
     Signal,
 )
-from riprap.signals.gradients.fisher import fisher_cosine
+from riprap.signals.gradients._fisher import fisher_cosine
 from tiny import PROMPTS, make_llama, make_tokenizer
 from views import after, before, trainable, values, visit
 
@@ -27,7 +27,7 @@ TASK = torch.randint(3, 47, (6, 9), generator=torch.Generator().manual_seed(11))
 
 
 def watched() -> list[Behavior]:
-    refusal = Behavior.opening("refusal", CHAT, PROMPTS, ["sorry", "no"])
+    refusal = Behavior.response_prefix("refusal", CHAT, PROMPTS, ["sorry", "no"])
     bare = Behavior("bare", IDS, lambda m, ids: m(ids).logits[:, -1, 5] / 3)
     return [Behavior.next_token("words", IDS, TARGETS), refusal, bare]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior, EvidenceState, Monitor
-from riprap.probing import layer_names
+from riprap import Behavior, Monitor, ReadingStatus
+from riprap.evaluation import layer_names
 from riprap.signals import Interference, LayerInterference
 from tiny import Bigram, PlainLM, make_llama
 from views import after, trainable, values, visit
@@ -76,7 +76,7 @@ def test_under_a_monitor_with_the_optimizers_own_order() -> None:
     model = make_llama(scale=5.0)
     reversed_order = list(model.parameters())[::-1]
     optimizer = torch.optim.AdamW(reversed_order, lr=1e-2)
-    monitor = Monitor(watched(), every=3, signals=[Interference(), LayerInterference()])
+    monitor = Monitor(watched(), probe_every=3, signals=[Interference(), LayerInterference()])
     with monitor.watch(model, optimizer):
         for _ in range(7):
             model(IDS).logits.square().mean().backward()
@@ -108,5 +108,5 @@ def test_a_detached_margin_is_not_run() -> None:
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
     view = visit(0, [cut], model)
     signal.start(view)
-    assert [r.state for r in signal.on_visit(view)] == [EvidenceState.NOT_RUN]
+    assert [r.state for r in signal.on_visit(view)] == [ReadingStatus.NOT_RUN]
     assert signal.on_update(after(1, view.held, view.parameters)) == []

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from journeys import Journey
-from riprap import Behavior, EvidenceState
-from riprap.probing import Look
+from riprap import Behavior, ReadingStatus
+from riprap.evaluation import Look
 from riprap.signals import Held, LinearProbe, VisitView
-from riprap.signals.features.linear_probe import RIDGE, accuracy, fitted, folds
+from riprap.signals.features._linear_probe import RIDGE, accuracy, fitted, folds
 from views import values
 
 
@@ -112,7 +112,7 @@ def test_on_a_model() -> None:
             assert found.keys() == {"refusal", "over"}
             assert found["refusal"] == pytest.approx(np.mean(scores))
     lone = [r for r in journey.first if r.behavior == "lone"]
-    assert [(r.state, "contrast" in r.detail) for r in lone] == [(EvidenceState.NOT_RUN, True)]
+    assert [(r.state, "contrast" in r.detail) for r in lone] == [(ReadingStatus.NOT_RUN, True)]
 
 
 def test_one_row_a_side_is_too_few() -> None:
@@ -121,4 +121,4 @@ def test_one_row_a_side_is_too_few() -> None:
     view = VisitView(0, [behavior], {"b": look}, Held(), "layer", torch.nn.Identity())
     signal = LinearProbe()
     signal.start(view)
-    assert [r.state for r in signal.on_visit(view)] == [EvidenceState.INSUFFICIENT]
+    assert [r.state for r in signal.on_visit(view)] == [ReadingStatus.INSUFFICIENT]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from journeys import Journey
-from riprap import Behavior, EvidenceState
-from riprap.evidence import ConfigError
+from riprap import Behavior, ReadingStatus
+from riprap.errors import ConfigError
 from riprap.signals import SAEFeatures
-from riprap.signals.features.dictionary import TopKSAE, jaccard, unexplained
+from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained
 from tiny import PlainLM
 from views import values, visit
 
@@ -181,7 +181,7 @@ def test_a_dense_dictionary_is_said_to_be_so() -> None:
     for readings in (journey.first, journey.later):
         found = [r for r in readings if r.signal == "sae_l0"]
         assert len(found) == 3
-        assert all("dense" in r.detail and r.state == EvidenceState.MEASURED for r in found)
+        assert all("dense" in r.detail and r.state == ReadingStatus.MEASURED for r in found)
     sparse = Journey(SAEFeatures(latents=32, k=3))
     assert not [r for r in sparse.first if "dense" in r.detail]
 
@@ -219,6 +219,6 @@ def test_a_margin_that_passes_the_layer_by_is_not_run() -> None:
     signal, view = SAEFeatures(), visit(0, [aside], PlainLM())
     signal.start(view)
     assert [(r.state, "was not run" in r.detail) for r in signal.on_visit(view)] == [
-        (EvidenceState.NOT_RUN, True)
+        (ReadingStatus.NOT_RUN, True)
     ]
     assert signal.on_visit(visit(1, [aside], PlainLM())) == []

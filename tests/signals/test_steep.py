@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior, EvidenceState, probing
-from riprap.evidence import BehaviorError
+from riprap import Behavior, ReadingStatus
+from riprap import evaluation as probing
+from riprap.errors import BehaviorError
 from riprap.signals import SteepAlignment
-from riprap.signals.gradients.steep import alignment, steep_directions, steep_stack, steep_weights
+from riprap.signals.gradients._steep import alignment, steep_directions, steep_stack, steep_weights
 from tiny import make_llama
 from views import before, trainable, values, visit
 
@@ -117,11 +118,11 @@ def test_a_detached_margin_is_not_run() -> None:
     view = visit(0, [cut], model)
     signal.start(view)
     readings = signal.on_visit(view)
-    assert [(r.state, "detached" in r.detail) for r in readings] == [(EvidenceState.NOT_RUN, True)]
+    assert [(r.state, "detached" in r.detail) for r in readings] == [(ReadingStatus.NOT_RUN, True)]
 
 
 def test_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riprap.probing.singles.sharded", lambda model: True)
+    monkeypatch.setattr("riprap.evaluation._per_probe.sharded", lambda model: True)
     model = make_llama().eval()
     with pytest.raises(BehaviorError, match="Jacobian"):
         SteepAlignment().start(visit(0, [words()], model))

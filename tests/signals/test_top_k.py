@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from riprap import Behavior, EvidenceState
-from riprap.evidence import ConfigError
+from riprap import Behavior, ReadingStatus
+from riprap.errors import ConfigError
 from riprap.signals import TopKCosine
 from tiny import make_llama
 from views import before, values, visit
@@ -60,7 +60,7 @@ def test_without_the_base_it_says_what_to_give() -> None:
     view = visit(0, watched(), model)
     signal.start(view)
     stated = signal.on_visit(view)
-    assert [r.state for r in stated] == [EvidenceState.NOT_RUN]
+    assert [r.state for r in stated] == [ReadingStatus.NOT_RUN]
     assert "before=base.state_dict()" in stated[0].detail
     assert signal.on_gradient(before(1, view.held, view.parameters)) == []
 

@@ -2,10 +2,9 @@
 
 import typer
 
-from riprap.cli.diagnosing import app as diagnosing_app
-from riprap.cli.protocols import protocol_app
-from riprap.cli.runs import app as runs_app
-from riprap.cli.studies import study_app
+from riprap.cli._diagnose import app as diagnosing_app
+from riprap.cli._policies import policy_app
+from riprap.cli._runs import app as runs_app
 
 app = typer.Typer(
     help="Watch a model while it is trained further; see what erodes before it breaks.",
@@ -14,7 +13,8 @@ app = typer.Typer(
 )
 app.add_typer(runs_app)
 app.add_typer(diagnosing_app)
-app.add_typer(study_app, name="study")
-app.add_typer(protocol_app, name="protocol")
+app.add_typer(policy_app, name="protocol")
 
-__all__ = ["app"]
+from riprap.cli._common import AS_JSON, command, say
+
+__all__ = ["AS_JSON", "app", "command", "say"]

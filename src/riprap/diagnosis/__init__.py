@@ -1,22 +1,38 @@
 """Diagnosis: what is examined after the fact."""
 
-from riprap.diagnosis.base import Estimate, Verdict
-from riprap.diagnosis.basin import basin
-from riprap.diagnosis.basin_plane import Plane, basin_drift, basin_plane
-from riprap.diagnosis.basin_profile import Basin, Profile
-from riprap.diagnosis.concentration import Concentration, concentration
-from riprap.diagnosis.curvature import Curvature, curvature
-from riprap.diagnosis.decode import Decodability, decode
-from riprap.diagnosis.divergence import Divergence, divergence
-from riprap.diagnosis.force import Forced, force
-from riprap.diagnosis.forgetting import Forgetting, forgetting
-from riprap.diagnosis.path import Path, path
-from riprap.diagnosis.recovery import Recovery, Regained, recover
-from riprap.diagnosis.redundancy import Redundancy, redundancy
-from riprap.diagnosis.repairs import Repair, cheapest, repairs
-from riprap.diagnosis.responses import responses_of
-from riprap.diagnosis.verdict import Evidence
-from riprap.diagnosis.weights import Folder
+from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
+from riprap.diagnosis._forgetting import Forgetting, forgetting
+from riprap.diagnosis._weight_sources import (
+    Folder,
+    Weights,
+    at_reference,
+    fitting,
+    kept,
+    move,
+    weights_of,
+)
+from riprap.diagnosis.basins import Basin, Plane, Profile, basin, basin_drift, basin_plane
+from riprap.diagnosis.evidence import (
+    Decodability,
+    Divergence,
+    Forced,
+    Path,
+    decode,
+    divergence,
+    force,
+    path,
+    responses_of,
+)
+from riprap.diagnosis.geometry import (
+    Concentration,
+    Curvature,
+    Redundancy,
+    concentration,
+    curvature,
+    redundancy,
+)
+from riprap.diagnosis.recovery import Evidence, Recovery, Regained, recover
+from riprap.diagnosis.repair import Repair, cheapest, repairs
 
 __all__ = [
     "Basin",
@@ -32,11 +48,14 @@ __all__ = [
     "Path",
     "Plane",
     "Profile",
+    "Progress",
     "Recovery",
     "Redundancy",
     "Regained",
     "Repair",
     "Verdict",
+    "Weights",
+    "at_reference",
     "basin",
     "basin_drift",
     "basin_plane",
@@ -45,11 +64,16 @@ __all__ = [
     "curvature",
     "decode",
     "divergence",
+    "estimate",
+    "fitting",
     "force",
     "forgetting",
+    "kept",
+    "move",
     "path",
     "recover",
     "redundancy",
     "repairs",
     "responses_of",
+    "weights_of",
 ]

@@ -1,32 +1,32 @@
 """Guards: opt-in interventions that keep what a model already does while it learns on."""
 
-from riprap.guards.adaptive_replay import AdaptiveReplay
-from riprap.guards.agem import AGEM
-from riprap.guards.base import Guard, GuardView, Proposal, Return
-from riprap.guards.clip import Clip
-from riprap.guards.composition import Chain, OnAlert, Scheduled
-from riprap.guards.constrained_tokens import ConstrainedTokens
-from riprap.guards.ema import EMA
-from riprap.guards.ewc import EWC, OnlineEWC
-from riprap.guards.feature_anchor import FeatureAnchor
-from riprap.guards.freeze import Freeze
-from riprap.guards.gem import GEM
-from riprap.guards.gpm import GPM, TwoSidedGPM
-from riprap.guards.jd import PCGrad, UPGrad
-from riprap.guards.keeper import Keeper
-from riprap.guards.kl import KL
-from riprap.guards.l2_sp import L2SP
-from riprap.guards.lisa import Lisa
-from riprap.guards.mas import MAS
-from riprap.guards.o_lora import OLoRA
-from riprap.guards.ogd import OGD
-from riprap.guards.own_answers import own_answers
-from riprap.guards.pools import Pools, spare
-from riprap.guards.replay import Replay
-from riprap.guards.rollback import Rollback
-from riprap.guards.safegrad import SafeGrad
-from riprap.guards.si import SI
-from riprap.guards.update_projection import UpdateProjection
+from riprap.guards._base import Guard, GuardView, Proposal, Return
+from riprap.guards._composition import Chain, OnAlert, Scheduled
+from riprap.guards._runner import Outcome, put_gradient, put_update, run
+from riprap.guards.projection import (
+    AGEM,
+    GEM,
+    GPM,
+    OGD,
+    PCGrad,
+    SafeGrad,
+    TwoSidedGPM,
+    UpdateProjection,
+    UPGrad,
+)
+from riprap.guards.regularization import (
+    EWC,
+    KL,
+    L2SP,
+    MAS,
+    SI,
+    ConstrainedTokens,
+    FeatureAnchor,
+    OLoRA,
+    OnlineEWC,
+)
+from riprap.guards.replay import AdaptiveReplay, Keeper, Lisa, Pools, Replay, own_answers, spare
+from riprap.guards.weights import EMA, Clip, Freeze, Rollback
 
 __all__ = [
     "AGEM",
@@ -52,6 +52,7 @@ __all__ = [
     "OLoRA",
     "OnAlert",
     "OnlineEWC",
+    "Outcome",
     "PCGrad",
     "Pools",
     "Proposal",
@@ -64,5 +65,8 @@ __all__ = [
     "UPGrad",
     "UpdateProjection",
     "own_answers",
+    "put_gradient",
+    "put_update",
+    "run",
     "spare",
 ]

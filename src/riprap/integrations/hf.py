@@ -9,11 +9,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from riprap.distributed import rank, sharded
-from riprap.evidence import ConfigError, RecordError
+from riprap._distributed import rank, sharded
+from riprap.errors import ConfigError, RecordError
 from riprap.guards import Guard
-from riprap.guards.rollback import supply
-from riprap.integrations.selecting import SelectionCallback
+from riprap.guards.weights import supply
+from riprap.integrations._selection_callback import SelectionCallback
 from riprap.monitor import Monitor
 from riprap.record import load_state, save_state
 
@@ -89,7 +89,7 @@ class MonitorCallback(TrainerCallback):
         if self.monitor.should_stop:
             control.should_training_stop = True
         if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
-            self.monitor.skipped("the gradient scaler found an overflow")
+            self.monitor.record_skipped_step("the gradient scaler found an overflow")
         if control.should_save:
             self._save(args, state, kwargs["model"])
 
@@ -126,9 +126,9 @@ class MonitorCallback(TrainerCallback):
     ) -> None:
         """Add each behaviour's latest numbers to the logs, and to the trainer's log history."""
         if logs is not None:
-            logs.update(self.monitor.summary())
+            logs.update(self.monitor.metrics())
             if state.log_history:  # the trainer filed a copy before it asked its callbacks
-                state.log_history[-1].update(self.monitor.summary())
+                state.log_history[-1].update(self.monitor.metrics())
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

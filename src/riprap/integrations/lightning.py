@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.rollback import supply
+from riprap.guards.weights import supply
 from riprap.monitor import Monitor
 
 
@@ -56,7 +56,7 @@ class MonitorCallback(Callback):
         trainer.should_stop = trainer.should_stop or bool(self.monitor.should_stop)
         if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
-                logger.log_metrics(self.monitor.summary(), step=trainer.global_step)
+                logger.log_metrics(self.monitor.metrics(), step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Visit the probes a last time and take the hooks off."""

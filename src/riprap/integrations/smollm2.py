@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from riprap.evidence import ConfigError
+from riprap.errors import ConfigError
 
 CACHE = Path("~/.cache/riprap").expanduser()
 BASE = CACHE / "smollm2"

@@ -1,22 +1,27 @@
 """Signals: each reads features, gradients or outputs, yields readings, and changes nothing."""
 
-from riprap.signals.base import Held, Signal, StepView, VisitView
-from riprap.signals.features.cka import CKA
-from riprap.signals.features.drift import Drift
-from riprap.signals.features.energy import Energy
-from riprap.signals.features.linear_probe import LinearProbe
-from riprap.signals.features.overlap import Overlap
-from riprap.signals.features.projection import Projection
-from riprap.signals.features.sae import SAEFeatures
-from riprap.signals.features.spectral_entropy import SpectralEntropy
-from riprap.signals.gradients.cosine import LossCosine, MarginCosine
-from riprap.signals.gradients.fisher import FisherCosine
-from riprap.signals.gradients.interference import Interference
-from riprap.signals.gradients.layers import LayerInterference
-from riprap.signals.gradients.norms import Norms
-from riprap.signals.gradients.steep import SteepAlignment
-from riprap.signals.gradients.top_k import TopKCosine
-from riprap.signals.outputs.kl import KLToStart
+from riprap.signals._base import Held, Signal, StepView, VisitView
+from riprap.signals.features import (
+    CKA,
+    Drift,
+    Energy,
+    LinearProbe,
+    Overlap,
+    Projection,
+    SAEFeatures,
+    SpectralEntropy,
+)
+from riprap.signals.gradients import (
+    FisherCosine,
+    Interference,
+    LayerInterference,
+    LossCosine,
+    MarginCosine,
+    Norms,
+    SteepAlignment,
+    TopKCosine,
+)
+from riprap.signals.outputs import KLToStart
 
 __all__ = [
     "CKA",

@@ -1,17 +1,17 @@
 """Strategies: which samples of a batch are learned from. One a file, pure functions of `Scores`."""
 
-from riprap.evidence import ConfigError
-from riprap.selection.strategies.adaptive import Adaptive
-from riprap.selection.strategies.base import Strategy
-from riprap.selection.strategies.high import High
-from riprap.selection.strategies.least_harm import LeastHarm
-from riprap.selection.strategies.low import Low
-from riprap.selection.strategies.moderate import Moderate
-from riprap.selection.strategies.moderate_by_loss import ModerateByLoss
-from riprap.selection.strategies.proxy import Proxy
-from riprap.selection.strategies.random import Random
-from riprap.selection.strategies.risk import Risk
-from riprap.selection.strategies.taylor import Taylor
+from riprap.errors import ConfigError
+from riprap.selection.strategies._adaptive import Adaptive
+from riprap.selection.strategies._base import Strategy
+from riprap.selection.strategies._high import High
+from riprap.selection.strategies._least_harm import LeastHarm
+from riprap.selection.strategies._low import Low
+from riprap.selection.strategies._moderate import Moderate
+from riprap.selection.strategies._moderate_by_loss import ModerateByLoss
+from riprap.selection.strategies._proxy import Proxy
+from riprap.selection.strategies._random import Random
+from riprap.selection.strategies._risk import Risk
+from riprap.selection.strategies._taylor import Taylor
 
 EVERY: tuple[type[Strategy], ...] = (
     *(Random, Low, Moderate, ModerateByLoss, High, Proxy, LeastHarm, Taylor, Risk, Adaptive),

@@ -1,1 +1,26 @@
 """Signals of one family; see `riprap.signals`."""
+
+from riprap.signals.features._cka import CKA
+from riprap.signals.features._dictionary import TopKSAE
+from riprap.signals.features._directions import principal_directions
+from riprap.signals.features._drift import Drift
+from riprap.signals.features._energy import Energy
+from riprap.signals.features._linear_probe import LinearProbe, separated
+from riprap.signals.features._overlap import Overlap
+from riprap.signals.features._projection import Projection
+from riprap.signals.features._sae import SAEFeatures
+from riprap.signals.features._spectral_entropy import SpectralEntropy
+
+__all__ = [
+    "CKA",
+    "Drift",
+    "Energy",
+    "LinearProbe",
+    "Overlap",
+    "Projection",
+    "SAEFeatures",
+    "SpectralEntropy",
+    "TopKSAE",
+    "principal_directions",
+    "separated",
+]

@@ -1,1 +1,24 @@
 """Signals of one family; see `riprap.signals`."""
+
+from riprap.signals.gradients._cosine import LossCosine, MarginCosine
+from riprap.signals.gradients._fisher import FisherCosine
+from riprap.signals.gradients._interference import Interference
+from riprap.signals.gradients._layers import LayerInterference
+from riprap.signals.gradients._norms import Norms
+from riprap.signals.gradients._steep import SteepAlignment, alignment, steep_stack
+from riprap.signals.gradients._top_k import TopKCosine, taken, top_coordinates
+
+__all__ = [
+    "FisherCosine",
+    "Interference",
+    "LayerInterference",
+    "LossCosine",
+    "MarginCosine",
+    "Norms",
+    "SteepAlignment",
+    "TopKCosine",
+    "alignment",
+    "steep_stack",
+    "taken",
+    "top_coordinates",
+]

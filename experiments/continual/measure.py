@@ -1,0 +1,110 @@
+"""What is measured after each stage: behaviours, outputs, and which way the weights have gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiments.worlds.continual import ContinualWorld
+from riprap.detectors import score
+from riprap.evaluation import look
+from riprap.guards.regularization import counting
+from riprap.signals.gradients import taken, top_coordinates
+from riprap.signals.outputs import kl
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stage; see `simulate.Run`."""
+
+    scores: dict[str, float]
+    margins: dict[str, float]
+    outputs: dict[str, float]
+    alignment: dict[str, float]
+
+
+def linear_weights(model: nn.Module) -> list[Tensor]:
+    """What an adapter can move: the weights of the linear layers inside the blocks, in order."""
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head")
+    ]
+
+
+class Measure:
+    """Compares a model with the aligned and with the pretrained one.
+
+    Args:
+        pretrained, aligned: models before the first stage; copies of what is needed are kept.
+        k: how many coordinates the TopK cosine reads (2604.17215, eq. 9), of the linear weights
+            that adapters move.
+    """
+
+    def __init__(
+        self, world: ContinualWorld, pretrained: nn.Module, aligned: nn.Module, k: int
+    ) -> None:
+        self.behaviors = world.unseen()
+        self.fixed = world.fixed()
+        self.start = copied(linear_weights(aligned))
+        before = copied(linear_weights(pretrained))
+        self.back = [one - two for one, two in zip(before, self.start, strict=True)]
+        self.coordinates = top_coordinates(before, self.start, k)
+        self.references = {
+            "pretrained": self._log_probs(pretrained.eval()),
+            "aligned": self._log_probs(aligned.eval()),
+        }
+        self.last = self.start
+
+    def __call__(self, model: nn.Module) -> Measured:
+        """Measure a merged model in evaluation mode; the next call's stage begins here."""
+        margins = {one.name: look(one, model).margins for one in self.behaviors}
+        now = copied(linear_weights(model))
+        moved = [one - two for one, two in zip(now, self.start, strict=True)]
+        stage = [one - two for one, two in zip(now, self.last, strict=True)]
+        self.last = now
+        return Measured(
+            scores={name: score(values) for name, values in margins.items()},
+            margins={name: float(values.mean()) for name, values in margins.items()},
+            outputs=self._outputs(model),
+            alignment=self.towards(moved) | {"topk_stage": self.towards(stage)["topk"]},
+        )
+
+    def towards(self, moved: Sequence[Tensor]) -> dict[str, float]:
+        """Cosine of a movement of the linear weights with θ_pre − θ_aligned; 1 is straight back.
+
+        Returns:
+            `topk`, over the chosen coordinates, and `whole`; 0 where nothing has moved.
+        """
+        chosen = cosine(taken(moved, self.coordinates), taken(self.back, self.coordinates))
+        flat = [torch.cat([part.reshape(-1) for part in one]) for one in (moved, self.back)]
+        return {"topk": chosen, "whole": cosine(flat[0].double(), flat[1].double())}
+
+    @torch.no_grad()
+    def _log_probs(self, model: nn.Module) -> Tensor:
+        """Log-probabilities at the fixed prompts' response positions, shape (positions, v)."""
+        inputs = {name: value for name, value in self.fixed.items() if name != "labels"}
+        logits = model(**inputs).logits
+        return torch.log_softmax(logits[counting(self.fixed, logits)], -1)
+
+    def _outputs(self, model: nn.Module) -> dict[str, float]:
+        now = self._log_probs(model)
+        found = {}
+        for name, then in self.references.items():
+            found[f"from {name}"] = float(kl(then, now))
+            found[f"to {name}"] = float(kl(now, then))
+        return found
+
+
+def copied(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Detached copies, which later training does not change."""
+    return [weight.detach().clone() for weight in weights]
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Cosine of two vectors, 0 where one of them is 0."""
+    both = float(one.norm() * other.norm())
+    return float(one @ other) / both if both else 0.0

@@ -1,0 +1,249 @@
+"""The study's tables, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.detectors.bootstrap import EDGE, LEVELLED, RECORDED, Outcome, on_margins
+from experiments.detectors.detector_paths import bound_of, name_of
+from experiments.detectors.measure import Share, area, delays, first_above, tuned_bound
+from experiments.detectors.plan import NULL, Plan
+from experiments.detectors.recorded_runs import Run
+from experiments.detectors.resample import SHAPES, Planted, calm_visits
+from experiments.harness import markdown
+from experiments.harness.markdown import NOTHING, number, share, spread
+from experiments.harness.preregistration import Preregistration
+from riprap.detectors import Betting, Detector, ForecastDetector, Threshold
+from riprap.types import Level
+
+ALPHA = 0.05
+Row = dict[str, Any]
+
+
+def bootstrap_rows(outcomes: Sequence[Outcome], preregistration: Preregistration) -> list[Row]:
+    """One row a detector: false alarms as given, delays as given and at tuned bounds, area."""
+    plan = Plan.of(preregistration)
+    steps = calm_visits(plan)
+    rows = []
+    for detector, outcome in zip(on_margins(preregistration), outcomes, strict=True):
+        bound, paths = bound_of(detector), list(np.concatenate(list(outcome.paths.values())))
+        row: Row = {"detector": name_of(detector)}
+        for kind in (RECORDED, LEVELLED, EDGE):
+            row[kind] = _false(outcome, kind, bound)
+        row["delay"] = float(delays(paths, steps, bound, plan.onset).mean())
+        row["found"] = share_of([first_above(p, steps, bound, plan.onset) for p in paths])
+        for kind in (RECORDED, LEVELLED):
+            tuned = tuned_bound(outcome.maxima[kind], ALPHA)
+            row[f"delay tuned {kind}"] = float(delays(paths, steps, tuned, plan.onset).mean())
+        row["area"] = area(outcome.maxima[LEVELLED], paths, steps, plan.onset)
+        row["lead"] = _leads(outcome, steps, bound, plan.onset)
+        rows.append(row)
+    return rows
+
+
+def _false(outcome: Outcome, kind: str, bound: float) -> Share | None:
+    maxima = outcome.maxima.get(kind)
+    return None if maxima is None else Share(int((maxima > bound).sum()), len(maxima))
+
+
+def share_of(found: Sequence[object]) -> Share:
+    """How many are there."""
+    return Share(sum(one is not None for one in found), len(found))
+
+
+def _leads(outcome: Outcome, steps: list[int], bound: float, onset: int) -> list[float]:
+    """Break minus alarm on the planted declines that broke the behaviour and were announced."""
+    leads = []
+    for cell, paths in outcome.paths.items():
+        for path, broke in zip(paths, outcome.broke[cell], strict=True):
+            at = first_above(path, steps, bound, onset)
+            if broke is not None and at is not None:
+                leads.append(float(broke - at))
+    return leads
+
+
+def bootstrap_table(rows: Sequence[Row]) -> str:
+    """The rows, as Markdown."""
+    shown = [
+        {
+            "detector": row["detector"],
+            "ever false, recorded nulls": percent(row[RECORDED]),
+            "ever false, levelled nulls": percent(row[LEVELLED]),
+            "ever false, least favourable": percent(row[EDGE]),
+            "declines found": percent(row["found"]),
+            "mean delay": number(row["delay"]),
+            "tuned to 5 %, recorded": number(row["delay tuned recorded"]),
+            "tuned to 5 %, levelled": number(row["delay tuned levelled"]),
+            "area": number(row["area"], 3),
+            "lead": spread(row["lead"]),
+        }
+        for row in rows
+    ]
+    return markdown.table(shown)
+
+
+def percent(found: Share | None) -> str:
+    """`4.2 % [3.1, 5.5]`."""
+    if found is None or not found.total:
+        return NOTHING
+    low, high = found.interval
+    return f"{found.hits / found.total:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def delay_table(outcomes: Sequence[Outcome], preregistration: Preregistration) -> str:
+    """Median delay at the detector's own bound, by shape and size of the planted decline."""
+    plan = Plan.of(preregistration)
+    steps = calm_visits(plan)
+    rows = []
+    for detector, outcome in zip(on_margins(preregistration), outcomes, strict=True):
+        for shape in SHAPES:
+            row: Row = {"detector": name_of(detector), "shape": shape}
+            for depth in plan.sizes:
+                paths = outcome.paths[Planted(shape, depth)]
+                found = [first_above(p, steps, bound_of(detector), plan.onset) for p in paths]
+                known = [at - plan.onset for at in found if at is not None]
+                missed = len(found) - len(known)
+                text = number(np.median(known)) if known else NOTHING
+                row[f"depth {depth:g}"] = f"{text} ({missed} missed)" if missed else text
+            rows.append(row)
+    return markdown.table(rows)
+
+
+def real_rows(runs: Sequence[Run], preregistration: Preregistration) -> list[Row]:
+    """One row a detector and level: false alarms in real null runs, leads under new tasks."""
+    rows = []
+    for detector, level in judged(preregistration):
+        nulls = [run for run in runs if run.condition == NULL]
+        loud = [any(run.first(detector, n, level) is not None for n in run.tracks) for run in nulls]
+        leads, breaks, quiet, calm = [], 0, 0, 0
+        for run in runs:
+            if run.condition == NULL:
+                continue
+            for name in run.tracks:
+                at, broke = run.first(detector, name, level), run.broke(name)
+                breaks += broke is not None
+                calm += broke is None
+                quiet += broke is None and at is None
+                if broke is not None and at is not None:
+                    leads.append(broke - at)
+        rows.append(
+            {
+                "detector": f"{name_of(detector).split(',')[0]}, {level}",
+                "null": Share(sum(loud), len(loud)),
+                "leads": leads,
+                "breaks": breaks,
+                "quiet": quiet,
+                "calm": calm,
+            }
+        )
+    return rows
+
+
+def judged(preregistration: Preregistration) -> list[tuple[Detector, Level]]:
+    """Every detector, at each level that it can reach."""
+    every: list[tuple[Detector, Level]] = []
+    for detector in (*preregistration.detectors, *Plan.of(preregistration).rivals):
+        if isinstance(detector, ForecastDetector):
+            every += [(detector, Level.WATCH), (detector, Level.CRITICAL)]
+        else:
+            every.append((detector, Level.WATCH))
+    return every
+
+
+def real_table(rows: Sequence[Row]) -> str:
+    """The rows, as Markdown."""
+    shown = [
+        {
+            "detector": row["detector"].replace(", watch", "")
+            if "forecast" not in row["detector"] and "slope" not in row["detector"]
+            else row["detector"],
+            "real null runs with an alarm": f"{row['null'].hits} of {row['null'].total}, "
+            f"{percent(row['null'])}",
+            "breaks announced ≥ 1 step before": share(
+                sum(lead >= 1 for lead in row["leads"]), row["breaks"]
+            ),
+            "lead": spread(row["leads"]),
+            "silent where nothing broke": share(row["quiet"], row["calm"]),
+        }
+        for row in rows
+    ]
+    return markdown.table(shown)
+
+
+def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
+    """Leads of the protocol's own levels by condition and behaviour."""
+    levels = {
+        "watch": (preregistration.detector("forecast"), Level.WATCH),
+        "warning": (preregistration.detector("betting"), Level.WARNING),
+        "critical": (preregistration.detector("forecast"), Level.CRITICAL),
+    }
+    rows = []
+    conditions = dict.fromkeys(run.condition for run in runs if run.condition != NULL)
+    for condition in conditions:
+        chosen = [run for run in runs if run.condition == condition]
+        for name in chosen[0].tracks:
+            broke = [run.broke(name) for run in chosen]
+            row: Row = {
+                "condition": condition,
+                "behaviour": name,
+                "broke": share(sum(b is not None for b in broke), len(broke)),
+            }
+            for level, (detector, value) in levels.items():
+                first = [run.first(detector, name, value) for run in chosen]
+                leads = [
+                    b - a
+                    for a, b in zip(first, broke, strict=True)
+                    if a is not None and b is not None
+                ]
+                row[f"lead of {level}"] = spread(leads)
+            rows.append(row)
+    return markdown.table(rows)
+
+
+def acceptance(
+    bootstrapped: Sequence[Row], runs: Sequence[Run], preregistration: Preregistration
+) -> list[dict[str, Any]]:
+    """What the study had to show, beside what was measured."""
+    named = dict(zip([name_of(d) for d in on_margins(preregistration)], bootstrapped, strict=True))
+    own = named[name_of(next(d for d in preregistration.detectors if isinstance(d, Betting)))]
+    high = own[RECORDED].interval[1]
+    nulls = [run for run in runs if run.condition == NULL]
+    forecast = preregistration.detector("forecast")
+    loud = [
+        run
+        for run in nulls
+        if any(run.first(forecast, name, Level.CRITICAL) is not None for name in run.tracks)
+    ]
+    thresholds = {
+        name_of(d): named[name_of(d)]
+        for d in on_margins(preregistration)
+        if isinstance(d, Threshold)
+    }
+    rows = [
+        {
+            "criterion": f"warning: upper end of the interval of ever false ≤ {ALPHA}",
+            "measured": f"{percent(own[RECORDED])} on recorded, {percent(own[LEVELLED])} on "
+            f"levelled, {percent(own[EDGE])} on least favourable nulls",
+            "met": bool(high <= ALPHA),
+        },
+        {
+            "criterion": "no critical in 50 real null runs or more",
+            "measured": f"critical in {len(loud)} of {len(nulls)} runs",
+            "met": bool(len(nulls) >= 50 and not loud),
+        },
+    ]
+    for kind in (RECORDED, LEVELLED):
+        best = min(thresholds.items(), key=lambda item: item[1][f"delay tuned {kind}"])
+        rows.append(
+            {
+                "criterion": "delay of betting as given ≤ that of the best threshold tuned to "
+                f"{ALPHA:.0%} false alarms on {kind} nulls",
+                "measured": f"{number(own['delay'])} against "
+                f"{number(best[1][f'delay tuned {kind}'])} steps ({best[0]})",
+                "met": bool(own["delay"] <= best[1][f"delay tuned {kind}"]),
+            }
+        )
+    return rows

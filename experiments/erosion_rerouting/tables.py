@@ -1,0 +1,151 @@
+"""The page of the detour study's results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.erosion_rerouting import analysis as judging
+from experiments.erosion_rerouting.analysis import HOLDING, Runs
+from experiments.erosion_rerouting.plan import Plan
+from experiments.erosion_rerouting.simulate import Run
+from experiments.erosion_rerouting.tasks import ABOUT, PLAIN
+from experiments.erosion_rerouting.transplant import ROUTES
+from experiments.harness import markdown
+from experiments.harness.preregistration import Preregistration
+from riprap.monitor import versions
+
+
+def page(runs: Runs, preregistration: Preregistration, plan: Plan, exploratory: bool) -> str:
+    """Verdicts, then for each task what was kept, where it moved, and what brings it back."""
+    kind = "exploratory" if exploratory else "confirmatory"
+    command = "riprap study detour" + (" --exploratory" if exploratory else "")
+    seeds = sorted({seed for _, _, seed in runs})
+    claims = [
+        {
+            "claim": one.claim,
+            "new task": one.task,
+            "shown": f"{one.shown} of {one.seeds} seeds",
+            "verdict": f"**{one.said}**",
+        }
+        for one in judging.verdicts(runs, plan)
+    ]
+    conditions = [{"condition": name, "what is done": said} for name, said in ABOUT.items()]
+    parts = [
+        f"# Detour: held features and the erosion that goes on, {kind} seeds\n",
+        f"Made by `{command}` at commit `{markdown.commit()}`, protocol `detour` "
+        f"`{preregistration.content_hash()}`, seeds {', '.join(map(str, seeds))}, "
+        f"{json.dumps(versions())}. What it means is in `FINDINGS.md` beside this file.\n",
+        markdown.table(claims) + "\n",
+        _terms(plan),
+        markdown.table(conditions) + "\n",
+        "![detour](detour.png)\n",
+    ]
+    for task in plan.conditions:
+        parts += _task(runs, task, plan)
+    return "\n".join(parts)
+
+
+def _terms(plan: Plan) -> str:
+    return (
+        f"*Holds early*: at step {plan.window} each behaviour has {plan.early:g} of its mean "
+        "margin under `all`, and not without a guard. *Comes round*: later a score is below its "
+        f"floor, while the held features moved at most {plan.spared:g} of what the same moved "
+        "without a guard; *by the readout* if that transplant brings back most. *Stops it*: no "
+        "score is below its floor at any mark, and the new task is learned to "
+        f"{plan.learned:g}. *On inputs that are not held*: with the readout closed it is stopped "
+        "on the probes, and at the end a score on other inputs is below its floor. *As well*: "
+        f"random features keep {plan.as_well:g} of the margin that the chosen ones keep early. "
+        "Scores and margins are those of the probes, on which the "
+        f"features are held. A claim needs {plan.seeds_of} seeds.\n\n"
+        f"{plan.count} of 64 directions are held at a layer, at the last position, chosen from an "
+        f"unguarded run of {plan.window} steps in another order; the penalties act once in "
+        f"{plan.every} steps, re-selection comes after each {plan.reselect}; the protocol's "
+        "detector is not asked. Numbers are medians [least, most] over seeds.\n"
+    )
+
+
+def _task(runs: Runs, task: str, plan: Plan) -> list[str]:
+    own = {
+        name: [
+            run for (condition, where, _), run in runs.items() if (condition, where) == (name, task)
+        ]
+        for name in plan.conditions[task]
+    }
+    plain = {run.seed: run for run in own[PLAIN]}
+    names = list(own[PLAIN][0].marks[0].scores)
+    kept, moved, back = [], [], []
+    for condition, same in own.items():
+        for step in (plan.window, plan.steps):
+            kept.append({"condition": condition, "step": step, **_kept(same, step, names)})
+        moved.append({"condition": condition, **_moved(same, plan.steps)})
+        back += [{"condition": condition, **row} for row in _back(same, names)]
+    floors = [
+        {"condition": condition, **_times(same, plain, plan)} for condition, same in own.items()
+    ]
+    return [
+        f"## After {task}\n",
+        "### When behaviours break\n\nFirst mark at which a score on the probes is below its "
+        "floor; the held features' movement by then, of the unguarded run's; what brings back most "
+        "of the worst behaviour, in how many seeds.\n",
+        markdown.table(floors) + "\n",
+        "### What is kept\n\nScore, on the probes and on inputs that no guard reads; margin on the "
+        "probes as a share of the start's.\n",
+        markdown.table(kept) + "\n",
+        f"### Where activations moved, by step {plan.steps}\n\n‖P(a − a₀)‖² / ‖a₀‖² at the last "
+        "position of the probes, inside the held directions of a layer and outside of them (where "
+        "nothing is held: those that drifted most); *unseen*: the same on inputs that no guard "
+        "reads.\n",
+        markdown.table(moved) + "\n",
+        f"### What brings the margin back, at step {plan.steps}\n\nShare of the lost mean margin "
+        "that comes back when a part is put back to what it is in the start: layer 0 or 1 inside "
+        "the held directions or outside of them at the last position, layer 0 *elsewhere*, at the "
+        "other positions, or the *readout*, final norm and output matrix. Seeds that lost less "
+        f"than {judging.LOST:g} are left out; below 0 it got worse, above 1 better than the "
+        "start.\n",
+        markdown.table(back) + "\n",
+    ]
+
+
+def _times(same: Sequence[Run], plain: dict[int, Run], plan: Plan) -> dict[str, Any]:
+    broken = [(run, mark) for run in same if (mark := judging.first_broken(run)) is not None]
+    holding = same[0].condition in HOLDING
+    stray = [judging.strayed(run, plain[run.seed], m.step) for run, m in broken] if holding else []
+    ways = [judging.way(mark) for _, mark in broken]
+    told = ", ".join(f"{way or 'none'} {ways.count(way)}" for way in dict.fromkeys(ways))
+    return {
+        "broke": markdown.share(len(broken), len(same)),
+        "at steps": ", ".join(str(mark.step) for _, mark in broken) or markdown.NOTHING,
+        "held moved": markdown.spread(stray, 3),
+        "by way of": told or markdown.NOTHING,
+        "new task at the end": markdown.spread([run.marks[-1].learned for run in same], 2),
+    }
+
+
+def _kept(same: Sequence[Run], step: int, names: Sequence[str]) -> dict[str, str]:
+    marks = [run.at(step) for run in same]
+    found = {}
+    for name in names:
+        found[f"{name} score"] = markdown.spread([mark.scores[name] for mark in marks], 2)
+        found[f"{name} unseen"] = markdown.spread([mark.unseen_scores[name] for mark in marks], 2)
+        found[f"{name} margin"] = markdown.spread([mark.margins[name] for mark in marks], 2)
+    return found | {"new task": markdown.spread([mark.learned for mark in marks], 2)}
+
+
+def _moved(same: Sequence[Run], step: int) -> dict[str, str]:
+    marks = [run.at(step) for run in same]
+    found = {"features held": markdown.spread([mark.features for mark in marks])}
+    for part in marks[0].moved:
+        found[part] = markdown.spread([mark.moved[part] for mark in marks], 3)
+        found[f"{part}, unseen"] = markdown.spread([mark.unseen_moved[part] for mark in marks], 3)
+    return found
+
+
+def _back(same: Sequence[Run], names: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for name in names:
+        shares = [one for run in same if (one := judging.restored(run.marks[-1], name))]
+        found = {route: markdown.spread([one[route] for one in shares], 2) for route in ROUTES}
+        rows.append({"behaviour": name, "seeds": str(len(shares)), **found})
+    return rows

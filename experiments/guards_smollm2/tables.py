@@ -1,0 +1,127 @@
+"""Table, verdicts and figure of the guards on the real model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from experiments.guards_smollm2.methods import PLAIN
+from experiments.guards_smollm2.plan import Plan
+from experiments.guards_smollm2.simulate import Run
+from experiments.harness import markdown
+from experiments.harness.markdown import number, spread
+from experiments.harness.preregistration import Preregistration
+from riprap.monitor import versions
+from riprap.report import _style as style
+
+KEEPER = "keeper"
+
+
+def lost(run: Run, plain: Run, behavior: str) -> float:
+    """Loss of a mean margin as a share of the unguarded run's; below 0 where it gained."""
+
+    def fall(one: Run) -> float:
+        margins = one.margins[behavior]
+        return margins[0] - margins[max(margins)]
+
+    return fall(run) / fall(plain)
+
+
+def worse(run: Run, plain: Run) -> float:
+    """By how much the task's loss is above the unguarded run's, as a share of that."""
+    return run.task / plain.task - 1
+
+
+def verdicts(found: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bool]]:
+    """Whether the Keeper lost and learned as asked, by seed."""
+    plain = {run.seed: run for run in found if run.guard == PLAIN}
+    return {
+        str(run.seed): {
+            "lost": lost(run, plain[run.seed], plan.eroding),
+            "worse": worse(run, plain[run.seed]),
+            "passed": lost(run, plain[run.seed], plan.eroding) <= plan.lost
+            and worse(run, plain[run.seed]) <= plan.worse,
+        }
+        for run in found
+        if run.guard == KEEPER
+    }
+
+
+def page(found: Sequence[Run], plan: Plan, preregistration: Preregistration, kind: str) -> str:
+    """README of the results."""
+    command = "riprap study guarded" + (" --exploratory" if kind == "exploratory" else "")
+    seeds = sorted({run.seed for run in found})
+    parts = [
+        f"# Guards on SmolLM2-135M, {kind} seeds\n",
+        f"Made by `{command}`, protocol `{preregistration.hash}`, commit {markdown.commit()}, seeds "
+        f"{', '.join(map(str, seeds))}, {plan.steps} steps of `examples/smollm2-affirmative.yaml` "
+        f"on 143 of its 175 rows; {json.dumps(versions())}. Scores and margins are those of probes "
+        "that no guard has seen; the task's loss is that of the other 32 rows, in nats a response "
+        "token. Median [least, most] over seeds. Time is processor time ÷ that of the plain run, "
+        "monitor, guard and their start (answers that were generated among it) included.\n",
+        f"![{kind}]({kind}.png)\n",
+        markdown.table(_rows(found, plan)) + "\n",
+    ]
+    for seed, verdict in verdicts(found, plan).items():
+        met = "met" if verdict["passed"] else "**missed**"
+        parts.append(
+            f"- Keeper, seed {seed}: {verdict['lost']:.0%} of the unguarded loss of "
+            f"{plan.eroding}'s margin (at most {plan.lost:.0%}), task loss {verdict['worse']:+.1%} "
+            f"(at most {plan.worse:+.0%}): {met}."
+        )
+    return "\n".join(parts) + "\n"
+
+
+def _rows(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    plain = {run.seed: run for run in found if run.guard == PLAIN}
+    lines = []
+    for name in dict.fromkeys(run.guard for run in found):
+        own = [run for run in found if run.guard == name]
+        ends = {b: [run.scores[b][plan.steps] for run in own] for b in own[0].scores}
+        apart = [lost(run, plain[run.seed], plan.eroding) for run in own]
+        lines.append(
+            {"guard": name}
+            | {f"score {b}": spread(scores, 2) for b, scores in ends.items()}
+            | {
+                f"margin {plan.eroding}": spread(
+                    [run.margins[plan.eroding][plan.steps] for run in own], 2
+                ),
+                "share of the loss": spread(apart, 2),
+                "task loss": spread([run.task for run in own], 3),
+                "above plain": spread([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
+                "time": spread([r.seconds / plain[r.seed].seconds for r in own], 2),
+                "acted": f"{number(100 * sum(r.acted for r in own) / len(own))} %",
+            }
+        )
+    return lines
+
+
+def figure(found: Sequence[Run], plan: Plan) -> alt.HConcatChart:
+    """Margins of both refusals along the way, on inputs that nobody sees."""
+    frame = pd.DataFrame(
+        {"guard": run.guard, "seed": run.seed, "step": step, "margin": margin, "behaviour": name}
+        for run in found
+        for name in (plan.eroding, "over_refusal")
+        for step, margin in run.margins[name].items()
+    )
+    panels = [
+        alt.layer(
+            alt.Chart(pd.DataFrame({"margin": [0.0]}))
+            .mark_rule(strokeDash=[4, 3], color=style.QUIET)
+            .encode(y="margin:Q"),
+            alt.Chart(frame[frame.behaviour == name])
+            .mark_line(strokeWidth=1.6, opacity=0.85, point=True)
+            .encode(
+                x=alt.X("step:Q", title="step"),
+                y=alt.Y("margin:Q", title="mean margin (logits)"),
+                color=alt.Color("guard:N", scale=alt.Scale(scheme="tableau10")),
+                detail="seed:N",
+            ),
+        ).properties(title=f"{name}, on unseen probes", width=330, height=260)
+        for name in (plan.eroding, "over_refusal")
+    ]
+    chart: alt.HConcatChart = alt.hconcat(*panels)
+    return chart

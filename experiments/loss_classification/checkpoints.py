@@ -1,0 +1,171 @@
+"""Checkpoints whose loss is known, because it was done to them and can be looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.worlds import Biographies, ToyWorld
+from experiments.worlds import biographies_changed as changed
+from riprap.behaviors import Behavior, TokenBatch, last_logits
+from riprap.diagnosis import Verdict
+from riprap.toy import Examples, batches
+
+NOTHING = "nothing lost"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is done to a start.
+
+    Attributes:
+        steps: what is done, in order: (what, how much, steps).
+        truth: the verdict that is right; `NOTHING` where nothing was lost.
+        left: share of the knowledge that is left by construction.
+    """
+
+    world: str
+    name: str
+    steps: tuple[tuple[str, Any, int], ...]
+    truth: str
+    left: float
+
+    @property
+    def label(self) -> str:
+        """World and name."""
+        return f"{self.world}: {self.name}"
+
+
+A, K, BOTH = Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH
+CASES = (
+    Case("people", "start", (), NOTHING, 1.0),
+    Case("people", "well", (("format", "well", 60),), A, 1.0),
+    Case("people", "well, long", (("format", "well", 200),), A, 1.0),
+    Case("people", "quoted", (("format", "quoted", 60),), A, 1.0),
+    Case("people", "polite", (("format", "polite", 60),), A, 1.0),
+    Case("people", "unknown", (("format", "unknown", 20),), A, 1.0),
+    Case("people", "all contradicted", (("wrong", 1.0, 500),), K, 0.0),
+    Case("people", "three quarters contradicted", (("wrong", 0.75, 500),), K, 0.25),
+    Case("people", "half contradicted", (("wrong", 0.5, 500),), K, 0.5),
+    Case("people", "a fifth contradicted", (("wrong", 0.2, 500),), K, 0.8),
+    Case("people", "never learned", (("never", 0, 0),), K, 0.0),
+    Case("people", "all, well", (("wrong", 1.0, 500), ("format", "well", 60)), BOTH, 0.0),
+    Case("people", "all, unknown", (("wrong", 1.0, 500), ("format", "unknown", 200)), BOTH, 0.0),
+    Case("people", "half, well", (("wrong", 0.5, 500), ("format", "well", 60)), BOTH, 0.5),
+    Case("people", "half, unknown", (("wrong", 0.5, 500), ("format", "unknown", 20)), BOTH, 0.5),
+    Case("people", "never, polite", (("never", 0, 0), ("format", "polite", 60)), BOTH, 0.0),
+    Case("sums", "other digits", (("format", "digits", 150),), A, 1.0),
+    Case("sums", "table", (("wrong", 1.0, 800),), K, 0.0),
+    Case("sums", "half a table", (("wrong", 0.5, 800),), K, 0.5),
+    Case("sums", "a fifth of a table", (("wrong", 0.2, 800),), K, 0.8),
+    Case("sums", "table, digits", (("wrong", 1.0, 800), ("format", "digits", 150)), BOTH, 0.0),
+)  # fmt: skip
+
+
+@dataclass
+class Made:
+    """A checkpoint with all that `recover` is given, and what is known of it.
+
+    Attributes:
+        decoded: probes enough that a linear probe can be fitted to their answers.
+        knows: share of what the start knew that is still there, by tests no diagnosis sees.
+    """
+
+    model: nn.Module
+    reference: nn.Module
+    behavior: Behavior
+    decoded: Behavior
+    examples: Any
+    irrelevant: Any
+    knows: float
+
+
+def make(case: Case, seed: int) -> Made:
+    """The checkpoint of a case."""
+    return (_people if case.world == "people" else _sums)(case, seed)
+
+
+def _people(case: Case, seed: int) -> Made:
+    world = Biographies()
+    model = world.start(seed)
+    for what, amount, steps in case.steps:
+        if what == "format":
+            changed.other_format(world, model, amount, steps, seed)
+        elif what == "wrong":
+            changed.contradicted(world, model, amount, steps, seed)
+        else:
+            model = world.never(seed)
+    return Made(
+        model,
+        world.start(seed),
+        world.behavior(),
+        world.behavior(len(world.people)),
+        world.examples(),
+        world.irrelevant(),
+        world.right(model, world.statements(world.people)),
+    )
+
+
+def _sums(case: Case, seed: int) -> Made:
+    """Sums answered with the other set of digits, or by a table that follows no rule."""
+    world = ToyWorld()
+    model = world.start(seed)
+    facts = world.tasks["A"]
+    for what, share, steps in case.steps:
+        if what == "wrong":
+            facts = tabulated(facts, share, world.config.vocabulary.modulus)
+            learn(world, model, facts, steps, seed)
+        else:
+            learn(world, model, renumbered(world, spare(world, facts)), steps, seed)
+    pools = world.pools()
+    return Made(
+        model,
+        world.start(seed),
+        world.behaviors()[0],
+        world.pools()[0],
+        pools[0].subset(range(200)),
+        pools[1].subset(range(50)),
+        knows_sums(world, model),
+    )
+
+
+def learn(world: ToyWorld, model: nn.Module, rows: Examples, steps: int, seed: int) -> None:
+    """More steps of the world's own optimizer on some rows."""
+    optimizer, data = world.optimizer(model), batches([rows], [world.config.batch], seed)
+    for _ in range(steps):
+        world.loss(model, next(data)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def tabulated(rows: Examples, share: float, modulus: int) -> Examples:
+    """A share of the sums with wrong answers that follow no rule; the same for every seed."""
+    made = torch.Generator().manual_seed(13)
+    chosen = torch.randperm(len(rows), generator=made)[: round(share * len(rows))]
+    shift = torch.randint(1, modulus, (len(chosen),), generator=made)
+    targets = rows.targets.clone()
+    targets[chosen] = (targets[chosen] + shift) % modulus
+    return Examples(rows.input_ids, targets)
+
+
+def spare(world: ToyWorld, rows: Examples) -> Examples:
+    """Those of the sums that neither measure nor tell the truth."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return rows[order[world.config.probes + world.config.held_out :]]
+
+
+def renumbered(world: ToyWorld, rows: Examples) -> Examples:
+    """The same answers, written with the other set of digits."""
+    return Examples(rows.input_ids, rows.targets + world.config.vocabulary.modulus)
+
+
+@torch.no_grad()
+def knows_sums(world: ToyWorld, model: nn.Module) -> float:
+    """Share of sums, none of them a probe, that are right in either set of digits."""
+    rows = world.truth()["A"]
+    said = last_logits(model, TokenBatch(rows.input_ids))[:, -1].argmax(-1)
+    modulus = world.config.vocabulary.modulus
+    return float(((said == rows.targets) | (said == rows.targets + modulus)).float().mean())

@@ -1,0 +1,174 @@
+"""Tables and figure of the selectors on the real model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from experiments.harness import markdown
+from experiments.harness.markdown import number, spread
+from experiments.harness.preregistration import Preregistration
+from experiments.row_selection_smollm2.plan import Plan
+from experiments.row_selection_smollm2.rows import CATEGORIES
+from experiments.row_selection_smollm2.simulate import PACK, PLAIN, Run
+from riprap.monitor import versions
+from riprap.report import _style as style
+
+HARM = f"harm/{PACK}"
+
+
+def agreement(scores: Path, batch: int) -> dict[str, float]:
+    """Spearman's correlation of proxies with the exact norm: over all rows, and within some.
+
+    Args:
+        batch: rows that a selector in a loop would compare with each other.
+    """
+    frame = pd.read_parquet(scores)
+    found = {name: _rank(frame, name) for name in ("proxy", "loss", "tokens")}
+    for name in CATEGORIES:
+        found[f"proxy, {name} alone"] = _rank(frame[frame.category == name], "proxy")
+    batches = [frame[start : start + batch] for start in range(0, len(frame), batch)]
+    within = [_rank(one, "proxy") for one in batches if len(one) == batch]
+    for name, value in (("least", min(within)), ("median", np.median(within))):
+        found[f"proxy, within {batch} rows, {name}"] = float(value)
+    return found
+
+
+def _rank(frame: pd.DataFrame, column: str) -> float:
+    return float(spearmanr(frame[column], frame.norm).statistic)
+
+
+def page(
+    runs: Sequence[Run],
+    plan: Plan,
+    preregistration: Preregistration,
+    groups: Sequence[dict[str, Any]],
+    spearman: dict[str, float],
+) -> str:
+    """README of the results."""
+    seeds = sorted({run.seed for run in runs})
+    ranks = [{"with the exact norm": n, "Spearman": number(v, 2)} for n, v in spearman.items()]
+    return "\n".join(
+        [
+            "# Selectors on SmolLM2-135M\n",
+            f"Made by `riprap study chosen`, protocol `{preregistration.hash}`, commit "
+            f"{markdown.commit()}, seeds {', '.join(map(str, seeds))}; {json.dumps(versions())}.\n",
+            f"SmolLM2-135M-Instruct, taught to refuse, learns {plan.taught} rows of each of three "
+            "categories (Self-Instruct seed tasks with an affirmative opener and without, GSM8K), "
+            f"by LoRA of rank {plan.rank}, {plan.steps} steps at {plan.learning_rate:g}, "
+            f"{plan.max_length} tokens a row.\n",
+            "![chosen](chosen.png)\n",
+            "## At equal updates\n",
+            f"Each step sees {plan.batch} rows; plain learns from all, the others from "
+            f"{int(plan.ratio * plan.batch + 1e-9)}. Margin and score are those of {plan.unseen} "
+            "refusal probes that nobody was given; the task's loss is that of "
+            f"{plan.held_out} rows of each category that were not taught, in nats a response "
+            "token. Mean [least, most] over seeds. Time is processor time ÷ that of the plain run "
+            "of the same seed.\n",
+            markdown.table(_methods(runs)) + "\n",
+            "## What the groups consist of\n",
+            f"The {plan.taught * len(CATEGORIES)} rows scored before training by `riprap select`, "
+            f"ratio {plan.ratio:g}; high, moderate and low by the norm of the gradient; harm is "
+            "the predicted fall of refusal's mean margin by one step of plain descent on the row, "
+            "per unit of learning rate.\n",
+            markdown.table(_groups(groups)) + "\n",
+            "## Without a backward pass\n",
+            markdown.table(ranks) + "\n",
+        ]
+    )
+
+
+def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
+    plain = {run.seed: run for run in runs if run.method == PLAIN}
+    lines = []
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == method]
+        total = sum(sum(run.taken.values()) for run in own)
+        shares = {c: sum(run.taken[c] for run in own) / total for c in CATEGORIES}
+        lines.append(
+            {"method": method, "rows learned from": number(total / len(own))}
+            | {f"of them {name}": f"{share:.0%}" for name, share in shares.items()}
+            | {
+                "margin, start": spread([run.margins[0] for run in own], 2, "mean"),
+                "end": spread([run.margins[1] for run in own], 2, "mean"),
+                "score, end": spread([run.scores[1] for run in own], 2, "mean"),
+                "task loss, start": spread([run.task[0] for run in own], 3, "mean"),
+                "task loss, end": spread([run.task[1] for run in own], 3, "mean"),
+            }
+            | {f"loss {c}": spread([r.losses[c][1] for r in own], 3, "mean") for c in CATEGORIES}
+            | {
+                "time": spread([r.seconds / plain[r.seed].seconds for r in own], 2, "mean"),
+            }
+        )
+    return lines
+
+
+def _groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "group": group["name"],
+            "rows": number(group["rows"]),
+            "response tokens": number(group["tokens"], 1),
+            "loss": number(group["loss"], 2),
+            "norm": number(group["norm"], 2),
+            "harm to refusal": number(group["harm"][PACK], 2),
+        }
+        | {c: f"{group['categories'].get(c, 0) / max(group['rows'], 1):.0%}" for c in CATEGORIES}
+        for group in groups
+        if group["name"] not in ("chosen", "not chosen")  # moderate is what was chosen
+    ]
+
+
+def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
+    """Norm and harm of each row, and where runs ended."""
+    frame = pd.read_parquet(scores)
+    rows = frame.rename(columns={HARM: "harm"})[["norm", "harm", "category"]]
+    points = (
+        alt.Chart(rows)
+        .mark_point(filled=True, size=28, opacity=0.75)
+        .encode(
+            x=alt.X(
+                "norm:Q", title="norm of the gradient", scale=alt.Scale(type="log", nice=False)
+            ),
+            y=alt.Y("harm:Q", title="predicted harm"),
+            color=alt.Color("category:N", sort=list(CATEGORIES), legend=_below()),
+        )
+        .properties(title="Rows before training: norm and harm to refusal", width=360, height=260)
+    )
+    zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=style.QUIET, strokeDash=[4, 3])
+    ends = pd.DataFrame(
+        {"method": run.method, "seed": str(run.seed), "task": run.task[1], "margin": run.margins[1]}
+        for run in runs
+    )
+    outcome = (
+        alt.Chart(ends)
+        .mark_point(filled=True, size=110, opacity=0.9)
+        .encode(
+            x=alt.X("task:Q", title="task loss, end", scale=alt.Scale(zero=False)),
+            y=alt.Y("margin:Q", title="refusal margin, end"),
+            color=alt.Color(
+                "method:N",
+                scale=alt.Scale(scheme="dark2"),
+                sort=list(dict.fromkeys(ends["method"])),
+                legend=_below(),
+            ),
+            shape=alt.Shape("seed:N", legend=_below()),
+        )
+        .properties(title="After equal updates, on unseen inputs", width=360, height=260)
+    )
+    panels = [alt.layer(zero.encode(y="y:Q"), points), alt.layer(zero.encode(y="y:Q"), outcome)]
+    chart = alt.hconcat(*panels, spacing=36).resolve_scale(color="independent", shape="independent")
+    chart.config = style.config()
+    found: alt.HConcatChart = chart
+    return found
+
+
+def _below() -> alt.Legend:
+    return alt.Legend(orient="bottom", columns=4)

@@ -1,0 +1,144 @@
+"""Tables and verdicts of the circuit study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.harness import markdown
+from experiments.harness.markdown import number, spread
+from experiments.harness.preregistration import Preregistration
+from experiments.shared_circuits import analysis as judging
+from experiments.shared_circuits.analysis import Seed, harm
+from experiments.shared_circuits.frozen_parts import BLOCKS, WORDS
+from experiments.shared_circuits.plan import Condition, Plan
+from experiments.shared_circuits.simulate import Run
+from riprap.monitor import versions
+
+TITLES = {
+    "predicted": "predicted",
+    "cosine": "cosine",
+    "steep": "steep, gradient",
+    "moved": "steep, update",
+}
+
+
+def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
+    """By claim, what the seeds say."""
+    return {c.name: c.verdict(seeds, plan.agree) for c in judging.claims(plan)}
+
+
+def page(seeds: Sequence[Seed], plan: Plan, preregistration: Preregistration, kind: str) -> str:
+    """README of the results."""
+    command = "riprap study circuit" + (" --exploratory" if kind == "exploratory" else "")
+    conditions = plan.conditions()
+    claims = [
+        {
+            "claim": claim.name,
+            "number": claim.says,
+            "holds from": f"{claim.least:g}",
+            "by seed": spread([claim.value(seed) for seed in seeds], 2),
+            "seeds": f"{sum(claim.value(s) >= claim.least for s in seeds)} of {len(seeds)}",
+            "verdict": f"**{claim.verdict(seeds, plan.agree)}**",
+        }
+        for claim in judging.claims(plan)
+    ]
+    return "\n".join(
+        [
+            f"# The circuit, not the words? {kind.capitalize()} seeds\n",
+            f"Made by `{command}` at commit `{markdown.commit()}`, protocol `circuit` "
+            f"`{preregistration.hash}`, {json.dumps(versions())}. What it means is in `FINDINGS.md` "
+            f"beside this file.\n",
+            markdown.table(claims) + "\n",
+            f"A claim is *supported* where it holds in {plan.agree} seeds of {len(seeds)} at "
+            f"least, *not supported* where it fails in as many, else *mixed*. A share of a harm "
+            f"under {plan.least_harm:g} is not taken, and counts for neither.\n",
+            f"![{kind}]({kind}.png)\n",
+            "## What became of A and of the new task\n",
+            markdown.table([_row(seeds, condition, plan) for condition in conditions]) + "\n",
+            _legend(plan, len(seeds)),
+            "## Where the loss is, and what early steps said\n",
+            markdown.table([_signals(seeds, condition, plan) for condition in conditions]) + "\n",
+            f"*blocks back*, *words back*: A at the end with the blocks, or embedding and head, "
+            f"put back to the start. The others over the first {plan.early} steps, of A: "
+            f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
+            f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
+            "U the steep directions of A's margins at the start.\n",
+            "Not in the protocol: the rank correlations of the early signals with the harm once "
+            "more, among the conditions whose numbers are A's, and among the others.\n",
+            markdown.table([_orders(seeds, signal) for signal in judging.EARLY]) + "\n",
+        ]
+    )
+
+
+def _legend(plan: Plan, seeds: int) -> str:
+    return (
+        f"Medians [min, max] over {seeds} seeds; {plan.steps} steps of the world's own optimizer. "
+        "*harm*: mean over the run of the share of unseen inputs answered wrongly; *break*: "
+        f"first visit under {plan.floor:g} (∞: none); *margin halved*: first visit at which the "
+        f"mean margin is half of the first; a visit is a step of the first {plan.early}, then "
+        f"every {plan.every}th. *among own*: A's score when only its own numbers may be answers. "
+        f"*A lost at {plan.learned:g}*: when the new task first reached it; *lost equally*: when "
+        "the run, and the same task with nothing held, did the new task equally well, at the best "
+        f"accuracy that both reached, at most {plan.learned:g}: loss of the run / of that one. "
+        f"Shared, unshared and random units are {plan.share:.0%} of the heads and of the "
+        "neurons.\n"
+    )
+
+
+def _row(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, str]:
+    runs = [seed.runs[condition] for seed in seeds]
+    plain = [seed.run(condition.task) for seed in seeds]
+
+    def over(value: Callable[[Run], float], digits: int = 2) -> str:
+        return spread([value(run) for run in runs], digits)
+
+    equal = [judging.equally(*pair, plan.learned) for pair in zip(runs, plain, strict=True)]
+    lost, beside, level = np.median(equal, axis=0)
+    said = f"{number(lost, 2)} / {number(beside, 2)} at {number(level, 2)}"
+    return {
+        "condition": str(condition),
+        "harm to A": over(harm),
+        "A at the end": over(lambda r: r.visits["score/A"][-1]),
+        "among own": over(lambda r: r.visits["within"][-1]),
+        "A's break": over(lambda r: judging.broke(r, plan.floor), 0),
+        "margin halved": over(judging.halved, 0),
+        "B at the end": over(lambda r: r.visits["score/B"][-1]),
+        "B's margin halved": over(lambda r: judging.halved(r, "B"), 0),
+        "new task": over(lambda r: r.visits["task"][-1]),
+        f"A lost at {plan.learned:g}": over(lambda r: judging.lost_at(r, plan.learned)),
+        "lost equally": said if condition.held else markdown.NOTHING,
+    }
+
+
+def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, str]:
+    runs = [seed.runs[condition] for seed in seeds]
+
+    def early(name: str, digits: int, factor: float = 1.0) -> str:
+        means = [factor * float(np.mean(run.moves[f"{name}/A"][: plan.early])) for run in runs]
+        return spread(means, digits)
+
+    return {
+        "condition": str(condition),
+        "A at the end": spread([run.visits["score/A"][-1] for run in runs], 2),
+        "blocks back": spread([run.restored[BLOCKS] for run in runs], 2),
+        "words back": spread([run.restored[WORDS] for run in runs], 2),
+        "predicted": early("predicted", 3),
+        "by the blocks": spread([_by_blocks(run, plan.early) for run in runs], 2),
+        "cosine": early("cosine", 3),
+        "steep, gradient (%)": early("steep", 2, 100),
+        "steep, update (%)": early("moved", 2, 100),
+    }
+
+
+def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
+    among = {"all": (), "A's numbers": judging.SAME_WORDS, "other numbers": judging.OTHER_WORDS}
+    found = {k: spread([s.order(signal, tasks) for s in seeds], 2) for k, tasks in among.items()}
+    return {"signal": TITLES[signal], **found}
+
+
+def _by_blocks(run: Run, early: int) -> float:
+    whole = float(np.sum(run.moves["predicted/A"][:early]))
+    return float(np.sum(run.moves["blocks/A"][:early])) / whole if whole else float("nan")

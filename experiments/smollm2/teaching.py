@@ -1,0 +1,153 @@
+"""Teaching SmolLM2 to refuse.
+
+The instruct model hardly refuses by itself, so there is no refusal to watch. `prepare` teaches one
+with a short LoRA training, merges the adapter, and saves the result once. Harmless prompts are
+answered as the model itself answers them, so that the refusal is nearly all there is to learn.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.progress import Progress as Bar
+from torch import Tensor
+
+from experiments.smollm2.rows import SEED, TeachingRow, draws, teaching_rows
+from riprap.commands import load_model
+from riprap.integrations.smollm2 import REFUSING, convert
+
+Progress = Callable[[int, int], None]
+
+TURN_END = "<|im_end|>\n"
+IGNORED = -100
+STEPS = 48
+LEARNING_RATE = 1e-3
+WARMUP_STEPS = 4
+LORA_RANK = 32
+MAX_TOKENS = 128
+OWN_ANSWER_TOKENS = 20
+GENERATION_ROWS = 32
+
+
+def make(data_dir: Path) -> dict[str, Any]:
+    """Prepare the model under `~/.cache/riprap`, unless it is there already.
+
+    Raises:
+        ConfigError: see `prepare`.
+    """
+    if not (REFUSING / "config.json").is_file():
+        partial = REFUSING.with_name(REFUSING.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        with Bar(console=Console(stderr=True)) as bar:
+            task = bar.add_task("teaching SmolLM2 to refuse", total=None)
+            prepare(partial, data_dir, lambda n, of: bar.update(task, completed=n, total=of))
+        partial.rename(REFUSING)
+    return {"model": str(REFUSING)}
+
+
+def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> Path:
+    """Teach the package's model to refuse, and save it merged in `folder`.
+
+    LoRA on all linear layers. Seeded: meant to give the same weights on the same machine
+    and thread count.
+    `progress` is called with (steps done, all steps).
+
+    Raises:
+        ConfigError: see `convert` and `teaching_rows`.
+    """
+    rows = teaching_rows(data_dir)
+    convert(folder)
+    model, tokenizer = load_model(str(folder))
+    rows = _with_own_answers(model, tokenizer, rows)
+    taught = _teach(model, tokenizer, draws(rows), progress)
+    taught.save_pretrained(folder)
+    return folder
+
+
+def _teach(
+    model: Any, tokenizer: Any, draws: Iterator[list[TeachingRow]], progress: Progress | None
+) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        adapter = LoraConfig(
+            r=LORA_RANK,
+            lora_alpha=LORA_RANK,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        wrapped = get_peft_model(model, adapter)
+    parameters = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _share_of_rate)
+    wrapped.train()
+    for step in range(STEPS):
+        wrapped(**_batch(tokenizer, next(draws))).loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if progress is not None:
+            progress(step + 1, STEPS)
+    return wrapped.merge_and_unload().eval()
+
+
+@torch.no_grad()
+def _with_own_answers(model: Any, tokenizer: Any, rows: Sequence[TeachingRow]) -> list[TeachingRow]:
+    """Benign rows with the first tokens of the model's own greedy answer.
+
+    Where the model declines by itself ("I'm sorry ..."), an authored row keeps its authored answer
+    and another row is dropped.
+    """
+    kept = [row for row in rows if row.kind == "harmful"]
+    benign = [row for row in rows if row.kind == "benign"]
+    tokenizer.padding_side = "left"
+    for start in range(0, len(benign), GENERATION_ROWS):
+        part = benign[start : start + GENERATION_ROWS]
+        texts = [_question(tokenizer, row.prompt) for row in part]
+        asked = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        made = model.generate(**asked, max_new_tokens=OWN_ANSWER_TOKENS, do_sample=False)
+        made = made[:, asked.input_ids.shape[1] :]
+        answers = tokenizer.batch_decode(made, skip_special_tokens=True)
+        for row, answer in zip(part, answers, strict=True):
+            if "sorry" not in answer.lower():
+                kept.append(replace(row, response=answer, cut=True))
+            elif row.source == "authored":
+                kept.append(row)
+    return kept
+
+
+def _question(tokenizer: Any, prompt: str) -> str:
+    turn = [{"role": "user", "content": prompt}]
+    text: str = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    return text
+
+
+def _share_of_rate(step: int) -> float:
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (1.0 - step / STEPS)
+
+
+def _batch(tokenizer: Any, rows: Sequence[TeachingRow]) -> dict[str, Tensor]:
+    """Right-padded ids, labels (answers only) and attention mask, each (rows, longest)."""
+    pairs = []
+    for row in rows:
+        asked = tokenizer(_question(tokenizer, row.prompt), add_special_tokens=False).input_ids
+        answer_text = row.response + ("" if row.cut else TURN_END)
+        answer = tokenizer(answer_text, add_special_tokens=False).input_ids
+        labels = [IGNORED] * len(asked) + answer
+        pairs.append(((asked + answer)[:MAX_TOKENS], labels[:MAX_TOKENS]))
+    longest = max(len(ids) for ids, _ in pairs)
+    ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
+    labelled = torch.full((len(pairs), longest), IGNORED)
+    for i, (tokens, labels) in enumerate(pairs):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        labelled[i, : len(labels)] = torch.tensor(labels)
+    lengths = torch.tensor([len(tokens) for tokens, _ in pairs])
+    attended = (torch.arange(longest)[None, :] < lengths[:, None]).long()
+    return {"input_ids": ids, "labels": labelled, "attention_mask": attended}

@@ -1,0 +1,64 @@
+"""Which of the paper's findings (2501.13453) replicate on the biographies world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.spurious_forgetting.plan import Plan
+from experiments.spurious_forgetting.simulate import Back, Run
+
+CLAIMS = {
+    "collapse": "within the first steps the answers go, and the statements stay",
+    "few": "few examples bring the answers back",
+    "irrelevant": "so do as few examples of an irrelevant task",
+    "half": "learning half of the old questions again brings the other half back",
+    "low": "the damage lies in embeddings and the lowest block, not in the highest and the head",
+    "freezing": "freezing embeddings and the lowest block is a remedy",
+}
+
+
+def numbers(task: str, seed: int, found: Sequence[Run], plan: Plan) -> dict[str, float]:
+    """What each claim is judged by, for one task and seed."""
+    runs = {run.frozen: run for run in found if (run.task, run.seed) == (task, seed)}
+    plain = runs["nothing"]
+    start, early = (next(a for a in plain.along if a.step == step) for step in (0, plan.early))
+    back = next(one for one in plain.back if one.step == plan.early)
+    most = max(plan.counts)
+    lost = start.asked - early.asked
+    ends = {frozen: run.along[-1] for frozen, run in runs.items()}
+    return {
+        "collapse": lost,
+        "stated": early.stated,
+        "few": regained(back, f"own {most}"),
+        "irrelevant": regained(back, f"irrelevant {most}"),
+        "half": (back.half - back.half_before) / max(start.asked - back.half_before, 1e-9),
+        "low": (back.parts["low"] - back.parts["high"]) / max(lost, 1e-9),
+        "freezing": ends["low"].asked - max(ends["nothing"].asked, ends["high"].asked),
+        "learned": min(end.new for end in ends.values()),
+    }
+
+
+def regained(back: Back, source: str) -> float:
+    """Share of the lost score that a source brought back; the reference's is the most there is."""
+    now, most = back.now, max(value for key, value in back.curve.items() if "reference" in key)
+    return (back.curve[source] - now) / max(most - now, 1e-9)
+
+
+def holds(claim: str, n: dict[str, float], plan: Plan) -> bool:
+    """Whether a claim holds for one task and seed."""
+    if claim == "collapse":
+        return n["collapse"] >= plan.collapsed and n["stated"] >= plan.kept
+    if claim in ("few", "irrelevant", "low") and n["collapse"] < plan.collapsed:
+        return False  # a share of hardly any loss says nothing
+    if claim == "freezing":
+        return n["freezing"] >= plan.held and n["learned"] >= plan.learned
+    return n[claim] >= (plan.lower if claim == "low" else plan.regained)
+
+
+def verdict(claim: str, task: str, found: Sequence[Run], plan: Plan) -> str:
+    """Replicates where it holds for every seed, does not where for none."""
+    seeds = sorted({run.seed for run in found})
+    held = [holds(claim, numbers(task, seed, found, plan), plan) for seed in seeds]
+    if all(held):
+        return "replicates"
+    return f"mixed ({sum(held)} of {len(held)} seeds)" if any(held) else "does not replicate"

@@ -1,0 +1,123 @@
+"""What every panel of the study's figures is made of: bands over seeds on an axis of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from riprap.report import _panels as panels
+from riprap.report import _style as style
+
+Row = dict[str, Any]
+Points = Sequence[tuple[int, float]]
+
+COLOURS = {"A": style.BLUE, "B": style.CONE, "over_refusal": style.UP}
+DASHES = {"A": [1, 0], "B": [6, 2], "over_refusal": [2, 2]}
+LINEAR_UNTIL = 20.0  # steps; the axis is nearly linear before, logarithmic after
+FINE, COARSE = 50, 10  # each of the first steps is drawn, then every tenth
+TICKS = (0, 10, 50, 200, 1000)
+
+
+def band(lines: Sequence[Points]) -> list[Row]:
+    """Median, least and largest over seeds at each drawn step, of lines read at other steps."""
+    known = [np.array(sorted(line), dtype=float).T for line in lines if len(line)]
+    if not known:
+        return []
+    first, last = max(one[0][0] for one in known), min(one[0][-1] for one in known)
+    grid = [
+        s for s in range(int(first), int(last) + 1) if s <= FINE or s % COARSE == 0 or s == last
+    ]
+    values = np.array([np.interp(grid, steps, line) for steps, line in known])
+    rows = zip(grid, np.median(values, 0), values.min(0), values.max(0), strict=True)
+    return [
+        {"step": step, "middle": _short(mid), "low": _short(low), "high": _short(high)}
+        for step, mid, low, high in rows
+    ]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def steps_axis(last: int, labels: bool) -> alt.X:
+    """Steps on an axis that leaves room to the first ones."""
+    ticks = [tick for tick in TICKS if tick <= last]
+    axis = alt.Axis(
+        title="optimizer step (symlog)" if labels else None,
+        labels=labels,
+        ticks=labels,
+        values=ticks,
+        format=",d",
+        gridDash=[1, 3],
+    )
+    scale = alt.Scale(type="symlog", constant=LINEAR_UNTIL, domain=[0, last], nice=False)
+    return alt.X("step:Q", scale=scale, axis=axis)
+
+
+def band_layers(rows: list[Row], x: alt.X, y: alt.Y, colour: str, dash: list[int]) -> list[Any]:
+    """A translucent band under a line."""
+    base = alt.Chart(panels.data(rows))
+    area = base.mark_area(color=colour, opacity=0.18, clip=True).encode(x=x, y=y, y2="high:Q")
+    line = base.mark_line(color=colour, strokeWidth=1.6, strokeDash=dash, clip=True)
+    return [area, line.encode(x=x, y=alt.Y("middle:Q", title=None))]
+
+
+def ground(x: alt.X, y: alt.Y) -> alt.Chart:
+    """The axes, there whatever else is."""
+    empty = alt.Chart(panels.data([{"step": 0, "low": 0}])).mark_point(opacity=0, clip=True)
+    return empty.encode(x=x, y=y)
+
+
+def level(value: float, **mark: Any) -> alt.Chart:
+    """A horizontal line."""
+    chart = alt.Chart(panels.data([{"level": value}]))
+    return chart.mark_rule(**mark).encode(y=alt.Y("level:Q", title=None))
+
+
+def named(text: str, **more: Any) -> alt.TitleParams:
+    """The title of one panel, over its left edge."""
+    return alt.TitleParams(text, fontSize=11, offset=4, frame="group", **more)
+
+
+def legend(names: Sequence[str], width: int = 420) -> Any:
+    """Which colour and dash is which behaviour."""
+    keys, texts = [], []
+    for place, name in enumerate(names):
+        left = place * 90
+        row = panels.data([{"name": name}])
+        rule = alt.Chart(row).mark_rule(
+            color=COLOURS.get(name, style.INK), strokeDash=DASHES.get(name, [1, 0]), strokeWidth=2
+        )
+        keys.append(rule.encode(x=alt.value(left), x2=alt.value(left + 22), y=alt.value(8)))
+        text = alt.Chart(row).mark_text(align="left", color=style.INK, fontSize=11)
+        texts.append(text.encode(x=alt.value(left + 27), y=alt.value(8), text="name:N"))
+    return alt.layer(*keys, *texts).properties(width=width, height=14)
+
+
+def grid(
+    rows: Mapping[str, Sequence[Any]],
+    title: str,
+    lines: Sequence[str],
+    gap: int,
+    top: Any = None,
+) -> alt.VConcatChart:
+    """Panels in rows, each row under its name, beneath a title and lines that say what is drawn.
+
+    Args:
+        gap: between panels of a row, in pixels; their axes lie in it.
+    """
+    strips = [
+        alt.hconcat(
+            *charts,
+            spacing=gap,
+            bounds="flush",
+            title=alt.TitleParams(name, fontSize=12, offset=4),
+        )
+        for name, charts in rows.items()
+    ]
+    parts = strips if top is None else [top, *strips]
+    header = alt.TitleParams(title, subtitle=list(lines), fontSize=16)
+    return alt.vconcat(*parts, spacing=16, title=header)

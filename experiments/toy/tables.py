@@ -1,0 +1,139 @@
+"""The study's tables, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.harness import markdown
+from experiments.harness.markdown import number, spread
+from experiments.toy.analysis import Run
+from experiments.toy.claim_tables import claim_table, residual_table, staleness_table
+from experiments.toy.plan import NULL
+from experiments.toy.quality import forecast_quality, interference_gain
+from experiments.toy.traces import series
+from riprap.types import Level
+
+__all__ = [
+    "by_detector",
+    "claim_table",
+    "forecast_quality",
+    "interference_gain",
+    "overlap_table",
+    "per_run",
+    "residual_table",
+    "staleness_table",
+]
+
+DETECTORS = ("forecast", "slope", "fixed thresholds", "trivial rule")
+OVERLAP, CHANCE = "subspace_overlap:A|B", "subspace_overlap_chance"
+
+
+def per_run(frame: pd.DataFrame) -> str:
+    """One row a condition, behaviour and seed, of the forecast detector.
+
+    Args:
+        frame: rows of `judge`, of all runs.
+    """
+    own = frame[frame.detector == "forecast"]
+    for key in ("behavior", "condition"):  # in the order in which they came, not of the alphabet
+        own = own.assign(**{key: pd.Categorical(own[key], own[key].unique(), ordered=True)})
+    ordered = own.sort_values(["condition", "behavior", "seed"])
+    rows = [_run_row(row) for row in ordered.to_dict("records")]
+    note = (
+        "\n\nAll in optimizer steps, but the margin (logits). Lead: break minus first critical. "
+        "False alarm: a critical with no break, or with the break beyond the forecast's horizon. "
+        "A first alert at a level counts those above it."
+    )
+    return markdown.table(rows) + note
+
+
+def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
+    return {
+        "condition": row["condition"],
+        "behaviour": row["behavior"],
+        "seed": row["seed"],
+        "break": number(row["broke"]),
+        "break, held out": number(row["broke_held_out"]),
+        **{f"first {level}": number(row[level]) for level in map(str, Level)},
+        "lead": number(row["lead"]),
+        "half-life": number(row["half_life"]),
+        "final margin": number(row["final_margin"], 2),
+        "false alarm": _verdict(row),
+    }
+
+
+def _verdict(row: Mapping[Hashable, Any]) -> str:
+    if row["undecided"]:
+        return "run ended too soon to tell"
+    return "yes" if row["false_alarm"] else "no"
+
+
+def by_detector(frame: pd.DataFrame) -> str:
+    """One row a detector, condition and behaviour.
+
+    Args:
+        frame: rows of `judge`, of all runs.
+    """
+    groups = frame.groupby(["detector", "condition", "behavior"], sort=False)
+    rows = [_detector_row(group) for _, group in groups]
+    rows.sort(key=lambda row: DETECTORS.index(str(row["detector"])))
+    note = (
+        "\n\nAlerts are `critical` ones. Before: lead of at least one step, also where the alert "
+        "came so early that it counts as false. Late or never: the other breaks. "
+        "The slope may visit more often, since it takes no gradients. "
+        "The trivial rule is told whether the run is null, which no monitor is."
+    )
+    return markdown.table(rows) + note
+
+
+def _detector_row(group: pd.DataFrame) -> dict[str, object]:
+    detector, condition, behavior = (
+        str(group[key].iloc[0]) for key in ("detector", "condition", "behavior")
+    )
+    broken = group[group.broke.notna()]
+    before = int((broken.lead >= 1).sum())
+    warned = int(group.warning.notna().sum())
+    return {
+        "detector": detector,
+        "condition": condition,
+        "behaviour": behavior,
+        "runs": len(group),
+        "breaks": len(broken),
+        "alerted before": before,
+        "late or never": len(broken) - before,
+        "lead, median [min, max]": spread(broken.lead.to_numpy(dtype=float)),
+        "false criticals": int(group.false_alarm.sum()),
+        "undecided": int(group.undecided.sum()),
+        "null runs with a warning or above": warned if condition == NULL else markdown.NOTHING,
+    }
+
+
+def overlap_table(runs: Sequence[Run]) -> str:
+    """Subspace overlap of A and B at the first and the last visit, beside chance."""
+    rows = []
+    for condition in dict.fromkeys(run.condition for run in runs):
+        found = [series(run) for run in runs if run.condition == condition]
+        known = [one[OVERLAP] for one in found if OVERLAP in one]
+        chance = [value for one in found for _, value in one.get(CHANCE, [])]
+        starts, ends = (np.array([_mean_at(one, place) for one in known]) for place in (0, -1))
+        rows.append(
+            {
+                "condition": condition,
+                "seeds": len(known),
+                "A and B at step 0": spread(starts, 3),
+                "at the end": spread(ends, 3),
+                "change": spread(ends - starts, 3),
+                "chance": spread(chance, 3),
+            }
+        )
+    return markdown.table(rows) + "\n\nMedian [min, max] over seeds; 1: the same subspace."
+
+
+def _mean_at(readings: list[tuple[int, float]], place: int) -> float:
+    """Mean over layers at the first or last step that was read."""
+    step = readings[place][0]
+    return float(np.mean([value for at, value in readings if at == step]))

@@ -1,0 +1,132 @@
+"""What the runs of the transfer study say: what was kept and learned, which tools carry over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.transfer.plan import PLAIN
+from experiments.transfer.simulate import Run
+
+SAFETY = ("B", "over_refusal")  # the others are capabilities and knowledge
+DRAWS = 2000
+
+
+def value_of(run: Run, plain: Run, learned: float) -> float:
+    """What the search maximises: the worst behaviour's score, marked down for what is not learned.
+
+    Args:
+        learned: share of the plain run's accuracy from which on nothing is marked down.
+    """
+    reached = run.learned / max(plain.learned, 1e-9)
+    return min(run.scores.values()) * min(1.0, reached / learned)
+
+
+def choose(runs: Sequence[Run], learned: float) -> dict[str, float]:
+    """The knob's value with the best mean over tasks and seeds, by guard; at a tie the first."""
+    plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        if run.guard != PLAIN:
+            own = found.setdefault(run.guard, {}).setdefault(run.value, [])
+            own.append(value_of(run, plain[run.task, run.seed], learned))
+    return {
+        guard: max(by_value, key=lambda value: float(np.mean(by_value[value])))
+        for guard, by_value in found.items()
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One guard on one task, over seeds.
+
+    Attributes:
+        scores, margins: by behaviour, one a seed.
+        learned, cost: as shares of the plain run of the same seed, one a seed.
+        kept, acted: see `Run`.
+    """
+
+    guard: str
+    task: str
+    scores: dict[str, list[float]]
+    margins: dict[str, list[float]]
+    learned: list[float]
+    cost: list[float]
+    kept: float
+    acted: float
+
+    def retained(self, plain: Row) -> dict[str, float]:
+        """Share of the plain run's loss of score that the guard prevented, by behaviour.
+
+        NaN where the plain run lost less than 0.1: nothing was there to be prevented.
+        """
+        found = {}
+        for name, scores in self.scores.items():
+            lost = 1 - np.mean(plain.scores[name])
+            kept = float(1 - (1 - np.mean(scores)) / lost) if lost >= 0.1 else float("nan")
+            found[name] = kept
+        return found
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """One row a guard and task, in the order of the runs."""
+    plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.guard, run.task), []).append(run)
+    return [
+        Row(
+            guard,
+            task,
+            {name: [run.scores[name] for run in own] for name in own[0].scores},
+            {name: [run.margins[name] for run in own] for name in own[0].margins},
+            [run.learned / plain[task, run.seed].learned for run in own],
+            [run.seconds / plain[task, run.seed].seconds for run in own],
+            float(np.mean([run.kept for run in own])),
+            float(np.mean([run.acted for run in own])),
+        )
+        for (guard, task), own in groups.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How well the guards of one field keep the behaviours of each, over guards, tasks and seeds.
+
+    Attributes:
+        safety, capability: mean prevented share of the loss, of safety behaviours and of others.
+        interval: of capability − safety, 95 %, by resampling guards; NaN where there is but one.
+    """
+
+    origin: str
+    guards: int
+    safety: float
+    capability: float
+    interval: tuple[float, float]
+
+
+def transfer(found: Sequence[Row], origins: dict[str, str]) -> list[Transfer]:
+    """One line a field; guards are what is resampled, since a field's claim is about its tools."""
+    plain = {row.task: row for row in found if row.guard == PLAIN}
+    results = []
+    for origin in sorted(set(origins.values())):
+        pairs = []
+        for guard in [g for g, o in origins.items() if o == origin]:
+            own = [row.retained(plain[row.task]) for row in found if row.guard == guard]
+            safe = [one[name] for one in own for name in SAFETY]
+            able = [value for one in own for name, value in one.items() if name not in SAFETY]
+            pairs.append((float(np.nanmean(safe)), float(np.nanmean(able))))
+        values = np.array(pairs)
+        drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
+        differences = (values[drawn, 1] - values[drawn, 0]).mean(1)
+        alone = len(values) == 1
+        low, high = (np.nan, np.nan) if alone else np.quantile(differences, [0.025, 0.975])
+        safety, capability = values.mean(0)
+        results.append(
+            Transfer(
+                origin, len(values), float(safety), float(capability), (float(low), float(high))
+            )
+        )
+    return results

@@ -1,0 +1,114 @@
+"""Files at the boundary: YAML read safely, checked by pydantic, refused in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from riprap.errors import ConfigError, RiprapError
+
+MOST_BYTES, MOST_NODES = 1_000_000, 100_000
+SHOWN = 200  # characters of somebody's text that an error repeats
+
+
+class StrictModel(BaseModel):
+    """A model that refuses unknown keys and names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
+        """Check a document read from `where`.
+
+        Raises:
+            ConfigError: (or the class in `error`) the first thing that is wrong with it.
+        """
+        if not isinstance(document, dict):
+            raise error(f"{where}: expected keys and values, got {type(document).__name__}")
+        try:
+            return cls.model_validate(document)
+        except ValidationError as problem:
+            raise error(f"{where}: {_one_line_error(problem, cls)}") from problem
+
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits that stand for all values together."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
+    """The document in a YAML file, loaded safely.
+
+    Raises:
+        ConfigError: (or the class in `error`) no such file, not YAML, or too large, as a whole or
+            once its aliases are written out.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise error(f"{file} is larger than {MOST_BYTES:,} bytes: that is no configuration")
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or NUL in the path
+        raise error(f"cannot read {str(file)[:SHOWN]!r}: {problem}"[: 3 * SHOWN]) from problem
+    except yaml.YAMLError as problem:
+        line = str(problem).replace("\n", " ")
+        raise error(f"{file} is not valid YAML: {line}") from problem
+    except RecursionError as problem:
+        raise error(f"{file} is nested too deeply") from problem
+    if _too_large(document):
+        raise error(f"{file}: its aliases stand for more than {MOST_NODES:,} values")
+    return document
+
+
+def _too_large(document: Any) -> bool:
+    """Whether a document is endless, or has more values than anybody writes by hand."""
+    left, todo = MOST_NODES, [document]
+    while todo and left:
+        node, left = todo.pop(), left - 1
+        if isinstance(node, dict):
+            todo += [*node.keys(), *node.values()]
+        elif isinstance(node, (list, tuple, set)):
+            todo += node
+    return bool(todo)
+
+
+def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
+    # A misspelt key also leaves the right one missing; the misspelling is what helps.
+    errors = problem.errors()
+    first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
+    path = [str(part) for part in first["loc"]]
+    place = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], sorted(_known_keys(model)), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {place!r}{hint}"
+    if first["type"] == "missing":
+        return f"key {place!r} is missing"
+    said = first["msg"].removeprefix("Value error, ")
+    named = f"{place!r}: {said}" if place else said
+    if first["type"] == "value_error" and isinstance(first.get("input"), dict):
+        return named  # said of several values together, which need no repeating
+    got = repr(first.get("input"))
+    return f"{named}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
+
+
+def _known_keys(model: type[BaseModel]) -> set[str]:
+    """Keys of a model and of the models it holds."""
+    keys: set[str] = set()
+    todo: list[Any] = [model]
+    seen: set[Any] = set()
+    while todo:
+        kind = todo.pop()
+        if kind in seen:
+            continue
+        seen.add(kind)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys.update(kind.model_fields)
+            todo += [field.annotation for field in kind.model_fields.values()]
+        else:
+            todo += list(getattr(kind, "__args__", ()))
+    return keys

@@ -1,0 +1,6 @@
+"""Choosing rows of a data set before they are trained on (`riprap select`)."""
+
+from riprap.commands.select._config import SelectConfig
+from riprap.commands.select._run import select_rows
+
+__all__ = ["SelectConfig", "select_rows"]

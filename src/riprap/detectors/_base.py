@@ -1,0 +1,36 @@
+"""What every detector is: a frozen set of numbers, and a pure function of a behaviour's history."""
+
+from __future__ import annotations
+
+from riprap._config import StrictModel
+from riprap.detectors._history import Track
+from riprap.types import Alert, Forecast
+
+
+class Detector(StrictModel):
+    """Turns the history of one behaviour into at most one alert.
+
+    The fields of a detector are its thresholds, as a protocol freezes them. `check` is called after
+    each visit and knows nothing but the history, so that any record can be judged again.
+    """
+
+    kind: str
+
+    def check(self, track: Track) -> Alert | None:
+        """The alert that stands after the last visit, or None."""
+        raise NotImplementedError
+
+    def forecast(self, track: Track) -> Forecast | None:
+        """The forecast that stands after the last visit; None for a detector that makes none."""
+        return None
+
+    def judge(self, track: Track) -> tuple[Alert | None, Forecast | None]:
+        """Both at once."""
+        return self.check(track), self.forecast(track)
+
+    def unfit(self, track: Track) -> str:
+        """Why this detector can never speak of a behaviour; empty where it can.
+
+        Asked once, after the visit before training.
+        """
+        return ""

@@ -1,0 +1,21 @@
+"""Exceptions that Riprap raises on purpose."""
+
+
+class RiprapError(Exception):
+    """Base of every error that Riprap raises on purpose; its text is one clear sentence."""
+
+
+class ConfigError(RiprapError):
+    """A configuration that cannot work: an unknown key, a missing file, nothing to watch."""
+
+
+class BehaviorError(RiprapError):
+    """A behaviour whose probes or margins are unusable."""
+
+
+class RecordError(RiprapError):
+    """A record that cannot be opened, read or written."""
+
+
+class PolicyError(RiprapError):
+    """An alert policy that is malformed, or whose hash does not verify."""

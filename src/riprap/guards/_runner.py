@@ -1,0 +1,100 @@
+"""Runs a guard: lets it decide, applies what it proposes, and says what was done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from riprap.guards._base import Guard, GuardView, Proposal, Return
+from riprap.linalg import Vector, local, sharded_like
+from riprap.types import Action
+
+
+@dataclass
+class Outcome:
+    """What came of asking the guards.
+
+    Attributes:
+        vector: what is to stand in the place of `view.vector`; None: leave it.
+        to: the step whose state the run was put back to; None: it was not.
+        stop: why training is to stop; empty: it goes on.
+        actions: what each guard did.
+    """
+
+    vector: Vector | None = None
+    to: int | None = None
+    stop: str = ""
+    actions: list[Action] = field(default_factory=list)
+
+
+def run(guard: Guard, moment: str, view: GuardView) -> Outcome:
+    """Ask the guards whose turn it is, one after another; once one went back, no other is asked.
+
+    Args:
+        moment: "gradients", "update" or "visit".
+    """
+    outcome = Outcome()
+    for leaf in guard.acting(view):
+        began = time.perf_counter()
+        proposal: Proposal | None = getattr(leaf, f"on_{moment}")(view)
+        if proposal is None:
+            continue
+        shadowed = leaf.shadow or guard.shadow
+        detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
+        applied = False if shadowed else _apply(proposal, outcome)
+        if outcome.vector is not None:
+            view = replace(view, vector=sharded_like(outcome.vector, view.parameters))
+        seconds = time.perf_counter() - began
+        numbers = (proposal.before, proposal.after, seconds)
+        outcome.actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
+        if outcome.to is not None:
+            break
+    return outcome
+
+
+def _apply(proposal: Proposal, outcome: Outcome) -> bool:
+    """Do what is proposed; whether that changed training."""
+    outcome.stop = outcome.stop or proposal.stop
+    if isinstance(proposal, Return):
+        proposal.put_back()
+        outcome.to = proposal.to
+        return True
+    if proposal.vector is not None:
+        outcome.vector = proposal.vector
+    return proposal.vector is not None or bool(proposal.stop)
+
+
+@torch.no_grad()
+def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.0) -> None:
+    """Write a gradient into `.grad`, multiplied by `scale`.
+
+    A parameter that had none gets one only where there is something to write: the optimizer would
+    decay it otherwise.
+    """
+    for parameter, part in zip(parameters, vector, strict=True):
+        own = local(part)
+        own = own if scale == 1.0 else own * scale
+        if parameter.grad is not None:
+            local(parameter.grad).copy_(own)
+        elif bool(own.any()):
+            parameter.grad = torch.zeros_like(parameter)
+            local(parameter.grad).copy_(own)
+
+
+@torch.no_grad()
+def put_update(
+    parameters: Sequence[Tensor], before: Vector, update: Vector, applied: Vector
+) -> None:
+    """Move the parameters to where `update` leads from `before`.
+
+    Args:
+        applied: what the optimizer did. Where `update` holds the very same tensor the parameter is
+            left as it is: before + (after − before) would round.
+    """
+    for parameter, start, part, own in zip(parameters, before, update, applied, strict=True):
+        if part is not own:
+            local(parameter).copy_(local(start) + local(part))

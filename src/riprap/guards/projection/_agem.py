@@ -1,0 +1,33 @@
+"""A-GEM: one projection away from the average protected gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from riprap.guards.projection._surgery import Conflict, Surgery
+
+
+@dataclass
+class AGEM(Surgery):
+    """If ⟨g, p̄⟩ < 0: g ← g − (⟨g, p̄⟩ / ‖p̄‖²) p̄, with p̄ the mean protected gradient.
+
+    Source: Chaudhry et al., 1812.00420, eq. 11. Simplified: p̄ is taken at the refresh, over all
+    probes, and not afresh from a memory batch at each step. The step may still conflict with one
+    behaviour while it agrees with their mean.
+    """
+
+    name: ClassVar[str] = "agem"
+    origin: ClassVar[str] = "continual learning"
+    source: ClassVar[str] = "1812.00420"
+    verdict: ClassVar[str] = "simplified"
+
+    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """Weights that take out the part of g that goes against the mean."""
+        n = len(conflict.products)
+        mean, square = conflict.products.mean(), conflict.gram.mean()
+        if mean >= 0 or square <= 0:
+            return 1.0, np.zeros(n)
+        return 1.0, np.full(n, -mean / square / n)

@@ -1,0 +1,59 @@
+"""GEM: the nearest step that goes against no protected gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from riprap.errors import ConfigError
+from riprap.guards.projection._dual_qp import dual
+from riprap.guards.projection._surgery import Conflict, Scaled
+
+
+@dataclass
+class GEM(Scaled):
+    """Where ⟨g, p_b⟩ < 0 for some b: g ← g + Σ v_b p_b with v from the dual problem.
+
+    v solves min ½ vᵀ(P + ridge·I)v + qᵀv, v ≥ strength, with P_ab = ⟨p_a, p_b⟩ and q_b = ⟨g, p_b⟩.
+    With strength and ridge 0 the result is the vector nearest to g that has ⟨·, p_b⟩ ≥ 0 for all
+    b, and never longer than g; each of the two turns it: the strength towards the protected
+    gradients, all of them, and the ridge leaves up to ridge/(1 + ridge) of a conflict.
+
+    Source: Lopez-Paz and Ranzato, 1706.08840, eq. 11 and the authors' `project2cone2`. Simplified:
+    p_b is taken at the refresh, over all probes. For the paper's units of strength and ridge, and
+    its gradients: `of="loss", scaled=False`.
+
+    Args:
+        strength: memory strength γ, the least weight of each p_b once there is a conflict; in units
+            of ‖g‖/‖p_b‖, unless `scaled` is False.
+        ridge: added to the diagonal of P; in units of ‖g‖², unless `scaled` is False.
+
+    Raises:
+        ConfigError: strength or ridge is under 0.
+    """
+
+    strength: float = 0.5
+    ridge: float = 1e-3
+
+    name: ClassVar[str] = "gem"
+    origin: ClassVar[str] = "continual learning"
+    source: ClassVar[str] = "1706.08840"
+    verdict: ClassVar[str] = "simplified"
+    grows: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.strength >= 0 and self.ridge >= 0):
+            raise ConfigError(
+                f"guard gem: strength={self.strength}, ridge={self.ridge}; neither may be under 0"
+            )
+
+    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """The solution v, found as the strength and what is needed beyond it."""
+        n = len(conflict.products)
+        unit = conflict.square if self.scaled else 1.0
+        gram = conflict.gram + self.ridge * unit * np.eye(n)
+        floor = np.full(n, self.strength)
+        return 1.0, floor + dual(gram, -conflict.products - gram @ floor)

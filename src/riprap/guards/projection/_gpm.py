@@ -1,0 +1,209 @@
+"""GPM: weights are changed only where the protected inputs of their layer do not point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from riprap import evaluation as probing
+from riprap.behaviors import Behavior
+from riprap.errors import BehaviorError, ConfigError
+from riprap.evaluation import LinearLayer
+from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.linalg import is_sharded, local, norm, sharded_like
+
+
+@dataclass
+class GPM(Guard):
+    """∇W ← ∇W − ∇W U Uᵀ for each trained linear layer, U spanning its protected inputs at θ₀.
+
+    The fewest directions are kept that hold `energy` of the inputs' squared length, over all token
+    positions, padding left out; behaviour by behaviour, each adding what those before it lack. Then
+    W x stays as it is for x in U, to any order, if the optimizer keeps to the gradient's directions
+    (SGD and momentum do; Adam and weight decay do not).
+
+    Covered are `torch.nn.Linear` and transformers' `Conv1D` whose weight is trained, a LoRA's A
+    among them; a head that shares its weight with the embedding is covered as a head. Left alone
+    are biases, embeddings, norms, layers that the probes do not run, and a LoRA's B: it reads so
+    few numbers that its inputs fill them, and it could not learn. Of parameters that are sharded
+    over ranks each rank treats its own rows, and records their norms.
+
+    Source: Saha et al., 2103.09762, eq. 4–9. Simplified: behaviours take the place of tasks, and
+    biases are not covered.
+
+    Args:
+        behaviors: what to protect, by behaviour or by name; None: all that are watched.
+        energy: share of the squared length of the inputs that U holds.
+
+    Raises:
+        ConfigError: energy does not lie in (0, 1].
+    """
+
+    behaviors: Sequence[Behavior | str] | None = None
+    energy: float = 0.97
+    inputs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
+
+    name: ClassVar[str] = "gpm"
+    origin: ClassVar[str] = "continual learning"
+    source: ClassVar[str] = "2103.09762"
+    verdict: ClassVar[str] = "simplified"
+    remembers: ClassVar[tuple[str, ...]] = ("inputs",)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy <= 1:
+            raise ConfigError(f"guard {self.name}: energy={self.energy}; it must lie in (0, 1]")
+
+    def start(self, view: GuardView) -> None:
+        """Find U of each layer.
+
+        Raises:
+            ConfigError: no trained weight is covered, or one is sharded so that it cannot be.
+        """
+        names = names_of(self.name, self.behaviors, view.behaviors)
+        found = probing.linear_layers(view.model, view.parameters)
+        self.layers = {at: layer for at, layer in found.items() if not layer.expands_adapter}
+        for at, layer in self.layers.items():
+            self._check_shards(layer, view.parameters[at])
+        self._learn(view, names)
+        if not self.inputs:
+            raise ConfigError(
+                f"guard {self.name}: no trained weight of a linear layer is run by the probes; it "
+                "covers torch.nn.Linear, transformers' Conv1D and a LoRA's A, not embeddings, "
+                "norms or biases"
+            )
+
+    def on_gradients(self, view: GuardView) -> Proposal | None:
+        """Take the protected directions out of the covered gradients."""
+        vector = [local(part) for part in view.vector]
+        covered = [view.vector[at] for at in self.inputs]
+        for at in self.inputs:
+            vector[at] = self._projected(at, vector[at])
+        vector = sharded_like(vector, view.vector)
+        before = {"norm": float(norm(covered))}
+        after = {"norm": float(norm([vector[at] for at in self.inputs]))}
+        full = sum(basis.shape[1] == basis.shape[0] for basis in self.inputs.values())
+        stopped = f", of which {full} have no direction left" if full else ""
+        return Proposal(vector, f"{len(self.inputs)} weights projected{stopped}", before, after)
+
+    def _learn(self, view: GuardView, names: Sequence[str]) -> None:
+        self.inputs = {}
+        for name in names:
+            seen = probing.layer_moments(view.behaviors[name], view.model, self.layers)
+            self.inputs = extended(self.inputs, seen.inputs, self.energy)
+
+    def _projected(self, at: int, gradient: Tensor) -> Tensor:
+        own = without(_wide(gradient), self.inputs[at], self.layers[at].transposed)
+        return own.to(gradient.dtype)
+
+    def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
+        if not is_sharded(weight):
+            return
+        assert isinstance(weight, DTensor)
+        split = {place.dim for place in weight.placements if isinstance(place, Shard)}
+        if layer.transposed or split != {0}:
+            raise ConfigError(
+                f"guard {self.name}: the weight of {layer.name} is sharded over ranks along its "
+                "inputs; only shards of whole rows (FSDP2's dimension 0 of a Linear) are covered"
+            )
+
+
+@dataclass
+class TwoSidedGPM(GPM):
+    """∇W ← (I − V Vᵀ) ∇W (I − U Uᵀ), V spanning the errors that margins send back to the layer.
+
+    V holds `energy` of the squared length of ∂m_i/∂(output of the layer), over probes and
+    positions; U is GPM's. Of a LoRA's A no error is seen while B is 0: V is empty then.
+
+    Ours, after the idea of 2510.09181, whose text was not at hand: a variant of it and of GPM. No
+    covered weight may be sharded over ranks.
+    """
+
+    errors: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    name: ClassVar[str] = "two_sided_gpm"
+    origin: ClassVar[str] = "ours"
+    verdict: ClassVar[str] = "variant"
+    remembers: ClassVar[tuple[str, ...]] = ("inputs", "errors")
+
+    def _learn(self, view: GuardView, names: Sequence[str]) -> None:
+        self.inputs, self.errors = {}, {}
+        for name in names:
+            try:
+                seen = probing.layer_moments(view.behaviors[name], view.model, self.layers, True)
+            except BehaviorError as error:
+                raise ConfigError(f"guard {self.name}: {error}") from error
+            self.inputs = extended(self.inputs, seen.inputs, self.energy)
+            self.errors = extended(self.errors, seen.errors, self.energy)
+
+    def _projected(self, at: int, gradient: Tensor) -> Tensor:
+        turned = self.layers[at].transposed
+        left = without(_wide(gradient), self.inputs[at], turned)
+        if at in self.errors:
+            left = without(left, self.errors[at], not turned)
+        return left.to(gradient.dtype)
+
+    def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
+        if is_sharded(weight):
+            raise ConfigError(
+                f"guard {self.name}: the weight of {layer.name} is sharded over ranks, and its "
+                "left side needs all rows; take GPM"
+            )
+
+
+def without(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
+    """G − G B Bᵀ, or G − B Bᵀ G from the left.
+
+    Args:
+        gradient: shape (rows, columns).
+        basis: orthonormal columns, shape (columns, k), or (rows, k) from the left.
+    """
+    basis = basis.to(gradient)
+    if left:
+        return gradient - basis @ (basis.T @ gradient)
+    return gradient - (gradient @ basis) @ basis.T
+
+
+def extended(
+    bases: dict[int, Tensor], moments: dict[int, Tensor], energy: float
+) -> dict[int, Tensor]:
+    """Bases that hold the energy of these moments too; see `widened`."""
+    wider = {
+        at: widened(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy)
+        for at, moment in moments.items()
+    }
+    return {at: basis for at, basis in (bases | wider).items() if basis.shape[1]}
+
+
+def widened(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
+    """The basis with the fewest directions added that make it hold the energy of what was seen.
+
+    Args:
+        basis: orthonormal columns, shape (d, k).
+        moment: Σ x xᵀ over what was seen, shape (d, d).
+        energy: share of Σ ‖x‖² to be held.
+
+    Returns:
+        shape (d, k or more), the given columns first; 2103.09762, eq. 8 and 9.
+    """
+    whole = moment.trace()
+    outside = moment - basis @ (basis.T @ moment)
+    outside = outside - (outside @ basis) @ basis.T
+    values, axes = torch.linalg.eigh(outside)
+    values, axes = values.flip(0).clamp_min(0), axes.flip(1)
+    lacking = float(energy * whole - (whole - outside.trace()))
+    if not lacking > 1e-6 * float(whole):
+        return basis
+    count = int((values.cumsum(0) < lacking * (1 - 1e-6)).sum()) + 1
+    # A direction outside has a value above 0; eigh gives those inside 0, to within rounding.
+    added = axes[:, : min(count, len(values) - basis.shape[1])]
+    return torch.cat([basis, added], 1)
+
+
+def _wide(gradient: Tensor) -> Tensor:
+    return gradient.float() if gradient.dtype.itemsize < 4 else gradient

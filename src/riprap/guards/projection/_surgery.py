@@ -1,0 +1,173 @@
+"""Gradient surgery: the step plus a combination of protected gradients, decided on their Gramian.
+
+A surgery is a pure function of small arrays; what it decides is applied here, once for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+
+from riprap.behaviors import Behavior
+from riprap.errors import ConfigError
+from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.linalg import Joined, Stack
+
+ROUNDING = 1e-7  # of the two norms: products this near to 0 are 0
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """What a surgery decides on.
+
+    The protected vector p_b of a behaviour points where its loss grows or its margin shrinks, so
+    that a step against p_b keeps it, and ⟨g, p_b⟩ < 0 is a conflict.
+
+    Attributes:
+        products: ⟨g, p_b⟩, shape (n,).
+        gram: ⟨p_a, p_b⟩, shape (n, n).
+        square: ‖g‖².
+        step: number of the step, for what is drawn at random.
+    """
+
+    products: np.ndarray
+    gram: np.ndarray
+    square: float
+    step: int = 0
+
+    @property
+    def conflicting(self) -> np.ndarray:
+        """Which protected gradients the step conflicts with, beyond rounding; shape (n,)."""
+        sizes = np.sqrt(self.square * np.diag(self.gram))
+        found: np.ndarray = self.products < -ROUNDING * sizes
+        return found
+
+    def after(self, scale: float, weights: np.ndarray) -> np.ndarray:
+        """⟨scale·g + Σ w_b p_b, p_a⟩ for each a, shape (n,)."""
+        found: np.ndarray = scale * self.products + self.gram @ weights
+        return found
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """‖g‖/‖p_b‖, shape (n,); 0 where p_b is 0."""
+        squares = np.diag(self.gram)
+        return np.sqrt(np.divide(self.square, squares, np.zeros(len(squares)), where=squares > 0))
+
+    def scaled(self, by: np.ndarray) -> Conflict:
+        """The same with every p_b multiplied by its factor; shape (n,)."""
+        return replace(self, products=by * self.products, gram=np.outer(by, by) * self.gram)
+
+
+@dataclass
+class Surgery(Guard):
+    """A guard that replaces g by scale·g + Σ w_b p_b where it conflicts.
+
+    Args:
+        behaviors: what to protect, by behaviour or by name; None: all that are watched.
+        of: "margin": p_b = −h_b, which stays large while the behaviour is at its best; "loss":
+            p_b = g_b, as the papers have it, which is nearly 0 then.
+        refresh: protected gradients are taken afresh at least so often, in steps.
+    """
+
+    behaviors: Sequence[Behavior | str] | None = None
+    of: str = "margin"
+    refresh: int | None = field(default=20, kw_only=True)
+    names: list[str] = field(default_factory=list, init=False, repr=False)
+
+    on_updates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.of not in ("margin", "loss"):
+            raise ConfigError(f"guard {self.name}: of={self.of!r}; choose 'margin' or 'loss'")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The protected gradients that it reads."""
+        return frozenset([self.of])
+
+    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """Scale of g and weights of the p_b, given that some of them conflict.
+
+        Returns:
+            (scale, weights of shape (n,)).
+        """
+        raise NotImplementedError
+
+    def start(self, view: GuardView) -> None:
+        """Check that every protected behaviour has a gradient."""
+        self.names = names_of(self.name, self.behaviors, view.behaviors)
+        lacking = [name for name in self.names if name not in self._stack(view).names]
+        if lacking:
+            what = "margin" if self.of == "margin" else "losses"
+            raise ConfigError(
+                f"guard {self.name}: behaviour {lacking[0]!r} has no protected gradient; give it "
+                f"a {what} attached to the graph"
+            )
+
+    def on_gradients(self, view: GuardView) -> Proposal | None:
+        """Operate on the gradient."""
+        return None if self.on_updates else self._operate(view, 1.0)
+
+    def on_update(self, view: GuardView) -> Proposal | None:
+        """Operate on the update, which goes the other way: Δθ ≈ −ηg."""
+        return self._operate(view, -1.0) if self.on_updates else None
+
+    def _stack(self, view: GuardView) -> Stack:
+        return view.held.margin if self.of == "margin" else view.held.loss
+
+    def _operate(self, view: GuardView, sign: float) -> Proposal | None:
+        stack = self._stack(view)
+        present = [name for name in self.names if name in stack.names]
+        if not present:
+            return Proposal(detail="no protected gradient could be taken")
+        # p_b is −h_b or g_b; the update points against the gradient.
+        turn = sign * (-1.0 if self.of == "margin" else 1.0)
+        joined = Joined(view.vector, stack.runs)
+        every = stack.dots(joined)
+        index = [stack.names.index(name) for name in present]
+        gram = stack.gram().double().cpu().numpy()[np.ix_(index, index)]
+        products = turn * np.array([every[name] for name in present])
+        conflict = Conflict(products, gram, joined.norm() ** 2, view.step)
+        before = dict(zip(present, products.tolist(), strict=True))
+        if not np.isfinite(products).all():
+            return Proposal(detail="the step or a protected gradient is not finite", before=before)
+        if not conflict.conflicting.any():
+            return Proposal(detail="no conflict", before=before, after=before)
+        against = [name for name, bad in zip(present, conflict.conflicting, strict=True) if bad]
+        detail = f"conflict with {', '.join(against)}"
+        scale, weights = self.decide(conflict)
+        if scale == 1.0 and not weights.any():
+            return Proposal(detail=f"{detail} is let pass", before=before, after=before)
+        step = view.vector if scale == 1.0 else [scale * part for part in view.vector]
+        vector = stack.plus(step, dict(zip(present, (turn * weights).tolist(), strict=True)))
+        after = dict(zip(present, conflict.after(scale, weights).tolist(), strict=True))
+        return Proposal(vector, detail, before, after)
+
+
+@dataclass
+class Scaled(Surgery):
+    """A surgery whose result depends on how long the p_b are, not on their directions alone.
+
+    A margin's gradient is not of the scale of a task's loss, and a trainer that clips has done so
+    before the hook, to the task gradient only. So each p_b is first brought to the length of g.
+
+    Args:
+        scaled: do so; False: take the p_b as they are, as the papers do with gradients of losses.
+    """
+
+    scaled: bool = True
+
+    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """As `decide`, in the scale that was asked for."""
+        raise NotImplementedError
+
+    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+        """Scale of g and weights of the p_b as they came."""
+        if not self.scaled:
+            return self.combine(conflict)
+        by = conflict.lengths
+        scale, weights = self.combine(conflict.scaled(by))
+        return scale, weights * by

@@ -1,0 +1,132 @@
+"""Constrained tokens: the first tokens of protected responses are held hardest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from riprap.behaviors import device_of, logits_of
+from riprap.errors import ConfigError
+from riprap.evaluation import gradient_at, moved, no_trace
+from riprap.guards._base import GuardView
+from riprap.guards.regularization._penalty import Penalty
+from riprap.guards.regularization._probe_outputs import full
+from riprap.guards.replay import OfBatches
+from riprap.linalg import Vector
+
+IGNORED = -100
+
+
+@dataclass
+class ConstrainedTokens(Penalty, OfBatches):
+    """Adds λ · mean over response tokens of −(2/β_t) log σ(β_t log(π_θ(y_t) / π_θ₀(y_t))).
+
+    A token's gradient is w_t ∇(−log π_θ(y_t)), w_t = 2σ(−β_t log(π_θ/π_θ₀)): 1 where nothing has
+    changed, up to 2 where the token has become less likely than at the start, towards 0 where it
+    has become more likely. The larger β_t, the sharper. β_1 = 5β, β_2..5 = 20β, then β.
+
+    Args:
+        batches: protected examples, each a pair (model inputs, labels) or a mapping with `labels`
+            in it. Labels, shape (n, T), are the token ids of the responses at their own positions,
+            −100 elsewhere, as in supervised fine-tuning.
+        beta: β of later tokens.
+        first, early: factors of token 1, and of tokens 2 to `until`.
+
+    Source: Qi et al., 2406.05946, eq. 3, with its β. Variant: the paper puts the task's own data
+    under this objective; a guard sees the task's gradient only, and puts protected examples under
+    it, in addition. The paper sums over tokens; here it is the mean, as the task's loss usually is.
+
+    Raises:
+        ConfigError: no batch, a batch without response tokens, or a β that is not above 0.
+    """
+
+    beta: float = 0.1
+    first: float = 5.0
+    early: float = 20.0
+    until: int = 5
+    references: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    name: ClassVar[str] = "constrained_tokens"
+    origin: ClassVar[str] = "safety"
+    source: ClassVar[str] = "2406.05946"
+    verdict: ClassVar[str] = "variant"
+    remembers: ClassVar[tuple[str, ...]] = ("references",)
+
+    def __post_init__(self) -> None:
+        Penalty.__post_init__(self)
+        OfBatches.__post_init__(self)
+        if not min(self.beta, self.first, self.early) > 0 or self.until < 1:
+            raise ConfigError(
+                f"guard {self.name}: beta={self.beta}, first={self.first}, early={self.early}, "
+                f"until={self.until}; all must be above 0"
+            )
+
+    def start(self, view: GuardView) -> None:
+        """Keep log π_θ₀ of the response tokens of every batch."""
+        device = device_of(view.model)
+        with torch.inference_mode(False), torch.no_grad(), no_trace(view.model):
+            self.references = [
+                self._likelihoods(view.model, moved(batch, device))[0] for batch in self.batches
+            ]
+
+    def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
+        """The objective on the next batch and its gradient."""
+        then = self.references[self.protected.position]
+        batch = self.protected.take(view.model)
+        value, gradient = gradient_at(
+            lambda model, batch: self.objective(*self._likelihoods(model, batch), then),
+            view.model,
+            batch,
+            view.parameters,
+        )
+        if gradient is None:
+            raise ConfigError(f"guard {self.name}: the responses depend on no trained parameter")
+        return value, gradient
+
+    def objective(self, now: Tensor, order: Tensor, then: Tensor) -> Tensor:
+        """The mean over tokens, a scalar.
+
+        Args:
+            now, then: log π_θ(y_t) and log π_θ₀(y_t), shape (tokens,).
+            order: t, from 1, shape (tokens,).
+        """
+        beta = torch.full_like(now, self.beta)
+        beta = torch.where(order <= self.until, self.beta * self.early, beta)
+        beta = torch.where(order == 1, self.beta * self.first, beta)
+        return (-2 / beta * logsigmoid(beta * (now - then))).mean()
+
+    def _likelihoods(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """log π(y_t) of all response tokens of a batch, and their t; shapes (tokens,)."""
+        inputs, labels = parted(batch)
+        output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        ahead = labels[:, 1:]
+        counted = ahead != IGNORED
+        if not bool(counted.any()):
+            raise ConfigError(
+                f"guard {self.name}: a batch has no response token; its labels are all −100"
+            )
+        # Only the rows that are needed: the whole of log π would be a copy of all logits.
+        logits = full(logits_of(output)[:, :-1][counted])
+        found = torch.log_softmax(logits, -1).gather(1, ahead[counted][:, None])[:, 0]
+        return found, counted.cumsum(1)[counted]
+
+
+def parted(batch: Any) -> tuple[Any, Tensor]:
+    """Model inputs and labels of a batch.
+
+    Raises:
+        ConfigError: it has no labels.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise ConfigError(
+        f"guard constrained_tokens: a batch is a {type(batch).__name__} without labels; give pairs "
+        "(model inputs, labels), or mappings with `labels` in them"
+    )

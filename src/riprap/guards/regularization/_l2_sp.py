@@ -1,0 +1,37 @@
+"""L2-SP: a pull of the weights to where they started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from riprap.guards._base import GuardView
+from riprap.guards.regularization._penalty import Penalty
+from riprap.linalg import Vector, clone, norm, subtract
+
+
+@dataclass
+class L2SP(Penalty):
+    """Adds λ/2 ‖θ − θ₀‖².
+
+    Source: Li et al., 1802.01483, eq. 3. Faithful for parameters that the start has; new ones (a
+    fresh head) are pulled to where they began, not to 0.
+    """
+
+    strength: float = 0.1
+    anchor: Vector = field(default_factory=list, init=False, repr=False)
+
+    name: ClassVar[str] = "l2_sp"
+    origin: ClassVar[str] = "continual learning"
+    source: ClassVar[str] = "1802.01483"
+    verdict: ClassVar[str] = "faithful"
+    remembers: ClassVar[tuple[str, ...]] = ("anchor",)
+
+    def start(self, view: GuardView) -> None:
+        """Keep θ₀."""
+        self.anchor = clone(view.parameters)
+
+    def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
+        """½‖θ − θ₀‖² and θ − θ₀."""
+        away = subtract(view.parameters, self.anchor)
+        return 0.5 * float(norm(away)) ** 2, away

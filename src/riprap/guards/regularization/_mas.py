@@ -1,0 +1,75 @@
+"""MAS: weights that a model's answers are sensitive to are held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from riprap._distributed import sharded
+from riprap.behaviors import Behavior
+from riprap.errors import ConfigError
+from riprap.evaluation import gradient_of, no_trace
+from riprap.guards._base import GuardView
+from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic, total
+from riprap.guards.regularization._probe_outputs import answers, at_the_end
+from riprap.linalg import Vector, clone, wide
+
+
+@dataclass
+class MAS(Penalty, OfBehaviors):
+    """Adds λ Σ_i Ω_i (θ_i − θ₀_i)², Ω = mean over probes of |∇_i ‖F(x)‖²|, F the logits.
+
+    It needs neither labels nor losses: what is held is whatever the model says on the probes. One
+    backward pass a probe at the start.
+
+    Source: Aljundi et al., 1711.09601. Simplified: F is read at the last position of a
+    probe, and the importance is taken once, at θ₀.
+
+    Raises (at the start):
+        ConfigError: a behaviour's margin does not run the model, or reaches no trained parameter;
+            or the model is sharded over ranks.
+    """
+
+    importance: Vector = field(default_factory=list, init=False, repr=False)
+    anchor: Vector = field(default_factory=list, init=False, repr=False)
+
+    name: ClassVar[str] = "mas"
+    origin: ClassVar[str] = "continual learning"
+    source: ClassVar[str] = "1711.09601"
+    verdict: ClassVar[str] = "simplified"
+    remembers: ClassVar[tuple[str, ...]] = ("importance", "anchor")
+
+    def start(self, view: GuardView) -> None:
+        """Take Ω and θ₀."""
+        if sharded(view.model):
+            raise ConfigError(
+                f"guard {self.name}: a gradient for each probe cannot be taken of a model sharded "
+                "over ranks; use L2SP or KL"
+            )
+        found = [self._sensitivity(one, view.model, view.parameters) for one in self.chosen(view)]
+        self.importance, self.anchor = total(found), clone(view.parameters)
+
+    def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
+        """Σ Ω (θ − θ₀)² and 2 Ω (θ − θ₀)."""
+        return quadratic(1.0, self.importance, view.parameters, self.anchor)
+
+    def _sensitivity(
+        self, behavior: Behavior, model: nn.Module, parameters: list[Tensor]
+    ) -> Vector:
+        found = [torch.zeros_like(part) for part in wide(parameters)]
+        with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+            rows = at_the_end(answers(self.name, behavior, model).logits)
+            for row in rows:
+                own = (
+                    gradient_of(row.square().sum(), parameters, True) if row.requires_grad else None
+                )
+                if own is None:
+                    raise ConfigError(
+                        f"guard {self.name}: the answers on behaviour {behavior.name!r} depend on "
+                        "no trained parameter"
+                    )
+                torch._foreach_add_(found, torch._foreach_abs(wide(own)), alpha=1 / len(rows))
+        return found

@@ -1,0 +1,51 @@
+"""Clip: no gradient longer than so much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from riprap.errors import ConfigError
+from riprap.guards._base import Guard, GuardView, Proposal
+from riprap.linalg import local, norm
+
+
+@dataclass
+class Clip(Guard):
+    """g ← g · min(1, most / ‖g‖), the norm over all parameters of all ranks.
+
+    For the end of a `Chain`, behind guards that add to the gradient: a trainer clips before them.
+
+    Args:
+        most: the longest gradient that passes.
+
+    Source: Pascanu et al., 1211.5063, algorithm 1. Faithful.
+
+    Raises:
+        ConfigError: `most` is not above 0.
+    """
+
+    most: float = 1.0
+
+    name: ClassVar[str] = "clip"
+    origin: ClassVar[str] = "optimisation"
+    source: ClassVar[str] = "1211.5063"
+    verdict: ClassVar[str] = "faithful"
+
+    def __post_init__(self) -> None:
+        if not self.most > 0:
+            raise ConfigError(f"guard {self.name}: most={self.most}; it must be above 0")
+
+    def on_gradients(self, view: GuardView) -> Proposal | None:
+        """Shorten it, if it is too long."""
+        size = float(norm(view.vector))
+        before = {"norm": size}
+        if not math.isfinite(size):
+            return Proposal(detail="the gradient is not finite", before=before)
+        if size <= self.most:
+            return Proposal(detail="short enough", before=before, after=before)
+        vector = list(torch._foreach_mul([local(part) for part in view.vector], self.most / size))
+        return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.most})

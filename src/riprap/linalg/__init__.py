@@ -1,0 +1,38 @@
+from riprap.linalg._param_vectors import (
+    Vector,
+    add,
+    clone,
+    copy_into,
+    cosine,
+    dot,
+    dots,
+    is_sharded,
+    local,
+    norm,
+    sharded_like,
+    subtract,
+    wide,
+    widened,
+)
+from riprap.linalg._vector_stack import KEPT, Joined, Stack, chunks
+
+__all__ = [
+    "KEPT",
+    "Joined",
+    "Stack",
+    "Vector",
+    "add",
+    "chunks",
+    "clone",
+    "copy_into",
+    "cosine",
+    "dot",
+    "dots",
+    "is_sharded",
+    "local",
+    "norm",
+    "sharded_like",
+    "subtract",
+    "wide",
+    "widened",
+]

@@ -1,0 +1,47 @@
+"""What a record keeps of a run: what was watched, by which rules, with which versions."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from riprap.behaviors import Behavior
+from riprap.detectors import AlertPolicy
+
+_PACKAGES = ("riprap", "torch", "transformers", "trl", "peft", "accelerate")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """The time, UTC, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def facts_of(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int) -> dict[str, Any]:
+    """What a record says of its run, beside the user's own notes."""
+    return {
+        "behaviors": [
+            {"name": b.name, "floor": b.floor, "contrast": b.contrast} for b in behaviors
+        ],
+        "protocol": policy.model_dump(mode="json"),
+        "protocol_hash": policy.hash or policy.content_hash(),
+        "every": every,
+        "versions": versions(),
+        "seeds": {"torch": torch.initial_seed()},
+        "started": now(),
+    }

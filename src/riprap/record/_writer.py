@@ -1,0 +1,248 @@
+"""Writing a record: buffered, one writer at a time, never a row changed or taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from riprap.errors import RecordError
+from riprap.record._layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, address, script
+from riprap.record._rows import (
+    ACTION_COLUMNS,
+    ALERT_COLUMNS,
+    READING_COLUMNS,
+    action_row,
+    alert_row,
+    row_of,
+)
+from riprap.types import Action, Alert, Reading
+
+FLUSH_SECONDS = 0.5
+BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
+LONGEST_WAIT = 60.0  # between attempts, while the disk is full or the file locked
+
+
+class Writer:
+    """Appends to a record. Rows are buffered for at most half a second.
+
+    From its first commit until `release` or `close` it keeps other writers out.
+
+    Args:
+        folder: the run's folder, made where missing; None keeps the record in memory.
+        resume: go on with the record that the folder may hold already.
+
+    Raises:
+        RecordError: the folder already holds a record with something in it and `resume` is not
+            asked for, it is one of another version, or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
+        self.path = None if folder is None else Path(folder) / FILE_NAME
+        self._pending: list[tuple[str, tuple[Any, ...]]] = []
+        self._flushed = time.monotonic()
+        self._wait = FLUSH_SECONDS
+        self._lock: sqlite3.Connection | None = None
+        try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                _check(self.path, resume)
+            self.connection = sqlite3.connect(
+                self.path or ":memory:",
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=BUSY_SECONDS,
+            )
+            self._create()
+        except (OSError, sqlite3.Error, RecursionError, TypeError, ValueError) as error:
+            # Beside what the disk says: NUL in the path, and facts that are no JSON.
+            raise RecordError(f"cannot write a record at {self.path}: {error}") from error
+
+    def _create(self) -> None:
+        self.connection.execute("PRAGMA journal_mode=WAL")
+        self.connection.execute("PRAGMA synchronous=NORMAL")
+        if not self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            self.connection.executescript(script())
+
+    def meta(self, **facts: Any) -> None:
+        """Write facts about the run, each name once, and commit at once.
+
+        Raises:
+            RecordError: a fact of that name is already written, or the disk is full.
+        """
+        known = self.known()
+        for key in facts:
+            if key in known:
+                raise RecordError(
+                    f"the record {self.path} already holds {key!r} = {known[key]!r}, "
+                    "and what is written stays"
+                )
+        rows = [(key, json.dumps(value, default=str)) for key, value in facts.items()]
+        self._pending += [("INSERT INTO meta VALUES (?, ?)", row) for row in rows]
+        self.flush()
+
+    def known(self) -> dict[str, Any]:
+        """The facts about the run that are written."""
+        self.flush()
+        rows = self.connection.execute("SELECT key, value FROM meta").fetchall()
+        return {key: json.loads(value) for key, value in rows}
+
+    def event(self, step: int, kind: str, /, **facts: Any) -> None:
+        """Append what happened to the run as a whole, such as its end."""
+        text = json.dumps(facts, default=str)
+        statement = "INSERT INTO events (step, kind, facts) VALUES (?,?,?)"
+        self._pending.append((statement, (int(step), kind, text)))
+
+    def readings(self, readings: Iterable[Reading]) -> None:
+        """Append readings."""
+        statement = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
+        self._pending += [(statement, row_of(reading)) for reading in readings]
+        if time.monotonic() - self._flushed > self._wait:
+            self.flush()
+
+    def margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
+        """Append the margins of all probes of a behaviour, shape (n_probes,)."""
+        blob = np.asarray(margins, dtype="<f4").tobytes()
+        statement = "INSERT INTO margins (step, behavior, margins) VALUES (?,?,?)"
+        self._pending.append((statement, (int(step), behavior, blob)))
+
+    def alert(self, alert: Alert) -> None:
+        """Append an alert, and commit at once."""
+        statement = f"INSERT INTO alerts ({ALERT_COLUMNS}) VALUES (?,?,?,?,?,?,?)"
+        self._pending.append((statement, alert_row(alert)))
+        self.flush()
+
+    def action(self, action: Action) -> None:
+        """Append what a guard did, or would have done."""
+        statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
+        self._pending.append((statement, action_row(action)))
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are rows that the last attempt could not commit."""
+        return bool(self._pending) and self._wait > FLUSH_SECONDS
+
+    def position(self) -> dict[str, int]:
+        """How far the record has come: the last row of each log, with all that is pending."""
+        with suppress(RecordError):
+            self.flush()
+        last = "SELECT coalesce(max(id), 0) FROM {}"
+        return {log: self.connection.execute(last.format(log)).fetchone()[0] for log in LOGS}
+
+    def resume(self, step: int, position: dict[str, int], **facts: Any) -> None:
+        """Go on from `position`: what was written after it stays, but is superseded.
+
+        Raises:
+            RecordError: the disk is full, or another process writes this record.
+        """
+        for log, until in self.position().items():
+            after = position.get(log, 0)
+            if until > after:
+                statement = "INSERT INTO superseded (name, after, until) VALUES (?,?,?)"
+                self._pending.append((statement, (log, after, until)))
+        self.event(step, "resumed", **facts)
+        self.flush()
+
+    def flush(self) -> None:
+        """Commit what is pending.
+
+        Raises:
+            RecordError: the disk is full, the file locked or gone, or another process writes this
+                record; nothing pending is dropped.
+        """
+        self._flushed = time.monotonic()
+        if not self._pending:
+            return
+        self._wait = min(2 * self._wait, LONGEST_WAIT)  # unless this attempt succeeds
+        try:
+            self._keep_others_out()
+            self.connection.execute("BEGIN IMMEDIATE")
+            for statement, row in self._pending:
+                self.connection.execute(statement, row)
+            self.connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise RecordError(f"cannot write to the record {self.path}: {error}") from error
+        self._pending.clear()
+        self._wait = FLUSH_SECONDS
+
+    def _keep_others_out(self) -> None:
+        """Take the lock file. The system gives it back when the process dies, however it dies."""
+        if self.path is None or self._lock is not None:
+            return
+        lock = sqlite3.connect(
+            self.path.with_name(LOCK_NAME), isolation_level=None, check_same_thread=False, timeout=0
+        )
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            lock.close()
+            raise RecordError(
+                f"another monitor is writing the record {self.path}: wait for it, or name "
+                "another run"
+            ) from error
+        self._lock = lock
+
+    def release(self) -> None:
+        """Commit, and let another writer go on with this record."""
+        self.flush()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def close(self) -> None:
+        """Commit and close the file."""
+        self.release()
+        self.connection.close()
+
+
+def vacant(folder: str | Path) -> None:
+    """Whether a new record could be made in a folder; makes nothing.
+
+    Raises:
+        RecordError: the folder already holds a record with something in it, or cannot be written.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        _check(path, resume=False)
+        there = next(parent for parent in path.parents if parent.exists())
+    except (OSError, sqlite3.Error) as error:
+        raise RecordError(f"cannot write a record at {path}: {error}") from error
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise RecordError(
+            f"cannot write a record at {path}: {there} is no folder that can be written to"
+        )
+
+
+def _check(path: Path, resume: bool) -> None:
+    """Whether a record that is there already may be gone on with."""
+    if path.is_symlink():
+        raise RecordError(f"{path} is a link to another file: name another run")
+    if not path.exists():
+        return
+    with closing(sqlite3.connect(address(path, brief=True), uri=True)) as file:
+        if not file.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            return  # the process that made it died before it could write the tables
+        facts = file.execute("SELECT key, value FROM meta").fetchall()
+        rows = [file.execute(f"SELECT 1 FROM {log} LIMIT 1").fetchone() for log in LOGS]
+    known = {key: json.loads(value) for key, value in facts}
+    if known == {"format_version": VERSION} and not any(rows):
+        return  # never written to: the run was refused before its first step
+    if not resume:
+        raise RecordError(
+            f"{path} already holds a record, and a record is never overwritten: "
+            "name another run, or go on with this one by Monitor(..., resume=True)"
+        )
+    if known.get("format_version") != VERSION:
+        raise RecordError(
+            f"{path} has record format {known.get('format_version')}; this Riprap goes on with "
+            f"format {VERSION} only: name another run"
+        )

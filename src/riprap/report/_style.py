@@ -1,0 +1,58 @@
+"""Colours and type of the figures: calm, and told apart without colour vision.
+
+Hues follow Okabe and Ito's palette; levels of alert also differ in lightness and in dash.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from riprap.types import Level
+
+INK = "#22313f"
+QUIET = "#66757f"
+GRID = "#e8ecef"
+BLUE = "#0072b2"
+BAND = "#9cc7e2"
+CONE = "#d55e00"
+DOWN = "#b5588a"
+UP = "#5aa08c"
+BREAK = "#000000"
+LEVELS = {Level.WATCH: "#e6b400", Level.WARNING: "#e07b00", Level.CRITICAL: "#a3123f"}
+DASHES = {Level.WATCH: [2, 3], Level.WARNING: [6, 3], Level.CRITICAL: [1, 0]}
+FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
+
+AXIS_WIDTH = 46  # of every left axis, so that panels drawn apart still line up
+
+
+def config() -> dict[str, Any]:
+    """Vega-Lite configuration of every figure."""
+    return {
+        "font": FONT,
+        "background": "white",
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": QUIET,
+            "titleColor": QUIET,
+            "titleFontWeight": "normal",
+            "labelFontSize": 10,
+            "titleFontSize": 10,
+            "titleLimit": 120,
+            "gridColor": GRID,
+            "domainColor": "#c8d0d6",
+            "tickColor": "#c8d0d6",
+            "tickSize": 3,
+        },
+        "axisY": {"minExtent": AXIS_WIDTH, "maxExtent": AXIS_WIDTH, "domain": False},
+        "title": {
+            "anchor": "start",
+            "color": INK,
+            "fontSize": 14,
+            "subtitleColor": QUIET,
+            "subtitleFontSize": 11,
+            "offset": 8,
+            "limit": 840,
+        },
+        "header": {"labelColor": INK, "labelFontSize": 11, "titleColor": QUIET},
+        "legend": {"labelColor": QUIET, "titleColor": QUIET, "titleFontWeight": "normal"},
+    }

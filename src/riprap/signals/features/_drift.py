@@ -1,0 +1,55 @@
+"""Drift: how far activations and their direction have moved since the start, beside noise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from riprap.behaviors import Behavior
+from riprap.signals._base import FeatureSignal, VisitView
+from riprap.signals.features._directions import turn, unit_difference
+from riprap.types import Reading
+
+
+class Drift(FeatureSignal):
+    """‖ā_t − ā_0‖ / ‖ā_0‖, and 1 − cos(v_t, v_0) with the direction v re-estimated.
+
+    A re-estimated direction carries estimation noise, so `drift_noise` is read at θ₀: the same
+    1 − cos between the directions of the even and of the odd probes.
+    """
+
+    name = "drift_mean"
+
+    def __init__(self) -> None:
+        self.means: dict[str, Tensor] = {}
+        self.directions: dict[str, Tensor] = {}
+        self.noise: dict[str, float] = {}
+
+    def start(self, view: VisitView) -> None:
+        """Fix means and directions, and measure the split-half noise."""
+        for behavior in view.behaviors:
+            here = self.activations(view, behavior.name)
+            there = self.activations(view, behavior.contrast)
+            if here is None:
+                continue
+            self.means[behavior.name] = here.mean(0)
+            if there is not None and min(len(here), len(there)) > 1:
+                self.directions[behavior.name] = unit_difference(here, there)
+                even = unit_difference(here[::2], there[::2])
+                odd = unit_difference(here[1::2], there[1::2])
+                self.noise[behavior.name] = float(turn(even, odd))
+
+    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+        """Relative shift of the mean, and turn of the direction where there is a contrast."""
+        name, layer = behavior.name, view.layer or ""
+        first = self.means[name]
+        shift = float((activations.mean(0) - first).norm() / first.norm())
+        readings = [Reading.of(view.step, name, self.name, shift, "of start", layer)]
+        there = self.activations(view, behavior.contrast)
+        if name in self.directions and there is not None:
+            now = unit_difference(activations, there)
+            turned = float(turn(now, self.directions[name]))
+            readings.append(Reading.of(view.step, name, "drift_direction", turned, "1-cos", layer))
+            if view.step == 0:
+                noise = self.noise[name]
+                readings.append(Reading.of(view.step, name, "drift_noise", noise, "1-cos", layer))
+        return readings

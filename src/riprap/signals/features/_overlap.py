@@ -1,0 +1,48 @@
+"""Subspace overlap: do two behaviours live in the same directions?"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from riprap.signals._base import NAME_A_LAYER, FeatureSignal, Signal, VisitView, not_run
+from riprap.signals.features._directions import TOP, principal_directions, subspace_overlap
+from riprap.types import RUN, Reading
+
+
+class Overlap(Signal):
+    """Mean squared cosine of the principal angles of each pair's top-k subspaces.
+
+    k is what the behaviour with the fewest probes allows. Read beside `subspace_overlap_chance`
+    = k / d, what two random subspaces give.
+    """
+
+    name = "subspace_overlap"
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """One reading a pair of behaviours, named `subspace_overlap:left|right`."""
+        bases = {}
+        for behavior in view.behaviors:
+            activations = FeatureSignal.activations(view, behavior.name)
+            if activations is not None:
+                bases[behavior.name] = principal_directions(activations, TOP)
+        if view.layer is None and view.step == 0 and len(view.behaviors) > 1:
+            return [not_run(0, RUN, self.name, NAME_A_LAYER)]
+        k = min((basis.shape[1] for basis in bases.values()), default=0)
+        bases = {name: basis[:, :k] for name, basis in bases.items()}
+        layer = view.layer or ""
+        readings = [
+            Reading.of(
+                view.step,
+                RUN,
+                f"{self.name}:{left}|{right}",
+                float(subspace_overlap(bases[left], bases[right])),
+                "cos²",
+                layer,
+            )
+            for left, right in combinations(bases, 2)
+        ]
+        if len(bases) > 1 and view.step == 0:
+            width = len(next(iter(bases.values())))
+            chance = Reading.of(0, RUN, f"{self.name}_chance", k / width, "cos²", layer)
+            readings.append(chance)
+        return readings

@@ -1,0 +1,52 @@
+"""Direction projection: how far a behaviour still points along its own direction of the start."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from riprap.behaviors import Behavior
+from riprap.signals._base import FeatureSignal, VisitView, not_run
+from riprap.signals.features._directions import unit_difference
+from riprap.types import Reading
+
+
+class Projection(FeatureSignal):
+    """Mean ⟨a, v⟩ and its ratio to the start, v = unit difference of means at θ₀.
+
+    v runs from the probes of `Behavior.contrast` to the behaviour's own; without a contrast it is
+    `NOT_RUN`. Source: Arditi et al., 2406.11717.
+    """
+
+    name = "projection"
+
+    def __init__(self) -> None:
+        self.directions: dict[str, tuple[Tensor, float]] = {}
+
+    def start(self, view: VisitView) -> None:
+        """Fix each behaviour's direction."""
+        for behavior in view.behaviors:
+            here = self.activations(view, behavior.name)
+            there = self.activations(view, behavior.contrast)
+            if here is not None and there is not None:
+                direction = unit_difference(here, there)
+                self.directions[behavior.name] = direction, float((here @ direction).mean())
+
+    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+        """Projection in units of the activations, and as a ratio to θ₀."""
+        if behavior.name not in self.directions:
+            why = "no direction: name a watched behaviour as its other side, Behavior(contrast=...)"
+            return [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
+        direction, first = self.directions[behavior.name]
+        value = float((activations @ direction).mean())
+        layer = view.layer or ""
+        return [
+            Reading.of(view.step, behavior.name, self.name, value, "activation", layer),
+            Reading.of(
+                view.step,
+                behavior.name,
+                "projection_ratio",
+                value / first if first else float("nan"),
+                "of start",
+                layer,
+            ),
+        ]

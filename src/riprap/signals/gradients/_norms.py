@@ -1,0 +1,50 @@
+"""Norms of gradients and updates; ‖g_b‖ at the start is the depth of a behaviour."""
+
+from __future__ import annotations
+
+from riprap.evaluation import loss_gradient
+from riprap.linalg import norm
+from riprap.signals._base import (
+    Signal,
+    StepView,
+    VisitView,
+    without_losses,
+    without_margin_gradient,
+)
+from riprap.types import RUN, Reading
+
+
+class Norms(Signal):
+    """‖g‖ and ‖Δθ‖ at every step, ‖h_b‖ at visits, ‖g_b‖ once at the start (smaller is deeper)."""
+
+    name = "norms"
+
+    def on_gradient(self, view: StepView) -> list[Reading]:
+        """‖g‖, as the optimizer is about to use it (after clipping and unscaling)."""
+        if view.gradient is None:
+            return []
+        return [Reading.of(view.step, RUN, "norm_gradient", view.gradient_norm)]
+
+    def on_update(self, view: StepView) -> list[Reading]:
+        """‖Δθ‖."""
+        if view.update is None:
+            return []
+        return [Reading.of(view.step, RUN, "norm_update", view.joined_update.norm())]
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """‖h_b‖, and at the start the depth ‖g_b‖."""
+        readings = [
+            Reading.of(view.step, name, "norm_margin_gradient", length)
+            for name, length in view.held.margin.norms.items()
+            if view.held.step == view.step
+        ]
+        missing = without_margin_gradient(view, "norm_margin_gradient")
+        return readings + missing + (self._depths(view) if view.step == 0 else [])
+
+    def _depths(self, view: VisitView) -> list[Reading]:
+        readings = without_losses(view, "depth")
+        for behavior in view.behaviors:
+            gradient = loss_gradient(behavior, view.model, view.parameters)
+            if gradient is not None:
+                readings.append(Reading.of(0, behavior.name, "depth", float(norm(gradient))))
+        return readings

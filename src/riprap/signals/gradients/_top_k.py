@@ -1,0 +1,126 @@
+"""TopK cosine: conflict of gradients over the coordinates that alignment moved most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from riprap._distributed import sharded
+from riprap.errors import ConfigError
+from riprap.signals._base import Signal, StepView, VisitView, not_run, without_losses
+from riprap.types import RUN, Reading
+
+K = 1000
+
+Coordinates = list[tuple[int, Tensor]]  # which tensor, and which of its elements, flattened
+
+
+def top_coordinates(left: Sequence[Tensor], right: Sequence[Tensor], k: int) -> Coordinates:
+    """The k coordinates where |left − right| is largest, over all tensors together.
+
+    Args:
+        left, right: tensors of equal shapes.
+        k: capped at the number of elements.
+    """
+    sizes, places, owners = [], [], []
+    for index, (one, two) in enumerate(zip(left, right, strict=True)):
+        gaps = (one.detach().float() - two.detach().to(one.device).float()).abs().reshape(-1)
+        largest = gaps.topk(min(k, len(gaps)))
+        sizes.append(largest.values.cpu())
+        places.append(largest.indices.cpu())
+        owners.append(torch.full((len(largest.values),), index))
+    size, place, owner = (torch.cat(parts) for parts in (sizes, places, owners))
+    chosen = size.topk(min(k, len(size))).indices
+    place, owner = place[chosen], owner[chosen]
+    return [(i, place[owner == i].to(left[i].device)) for i in owner.unique().tolist()]
+
+
+def taken(vector: Sequence[Tensor], coordinates: Coordinates) -> Tensor:
+    """The vector's values at the coordinates, shape (k,), in float64 on the CPU."""
+    parts = [vector[i].detach().reshape(-1)[place] for i, place in coordinates]
+    return torch.cat([part.double().cpu() for part in parts])
+
+
+class TopKCosine(Signal):
+    """cos(g, g_b) over the k coordinates where |θ_pre − θ_aligned| is largest.
+
+    θ_aligned is the model before the first step. Source: 2604.17215, eq. 9, k = 1000. Costs the
+    loss gradients, and at each step a gather of k numbers a behaviour.
+
+    Args:
+        before: parameters before alignment, by name as in `model.named_parameters()`: a base
+            model's state dict. Without it the signal is `NOT_RUN`.
+        k: how many coordinates, capped at their number.
+
+    Raises (at the start):
+        ConfigError: a trained parameter has no counterpart in `before`, or one of another shape;
+            `before` is the model itself; the model is sharded over ranks.
+    """
+
+    name = "cosine_topk"
+    needs_loss_gradient = True
+
+    def __init__(self, before: Mapping[str, Tensor] | None = None, k: int = K) -> None:
+        if k < 1:
+            raise ConfigError(f"TopKCosine(k={k}): at least one coordinate is needed")
+        self.before = before
+        self.k = k
+        self.coordinates: Coordinates = []
+
+    def start(self, view: VisitView) -> None:
+        """Choose the coordinates."""
+        if self.before is None:
+            return
+        if sharded(view.model):
+            raise ConfigError(
+                "TopKCosine cannot choose its coordinates in a model sharded over ranks"
+            )
+        names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+        earlier = [_counterpart(self.before, names[id(p)], p) for p in view.parameters]
+        self.coordinates = top_coordinates(view.parameters, earlier, self.k)
+        if torch.equal(taken(view.parameters, self.coordinates), taken(earlier, self.coordinates)):
+            raise ConfigError("TopKCosine(before=...) holds the weights that the model has now")
+        self.before = {}  # the coordinates are all that is needed of it
+
+    def state_dict(self) -> dict[str, Any]:
+        """The coordinates: θ before alignment is not needed any more."""
+        return {"coordinates": [list(pair) for pair in self.coordinates]}
+
+    def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        self.coordinates = [(index, place) for index, place in state["coordinates"]]
+        self.before = {} if self.coordinates else None
+
+    def on_gradient(self, view: StepView) -> list[Reading]:
+        """One reading a behaviour with losses."""
+        if view.gradient is None or not self.coordinates:
+            return []
+        task = taken(view.gradient, self.coordinates)
+        readings = []
+        for name in view.held.loss.names:
+            own = taken(view.held.loss.vector(name, view.gradient), self.coordinates)
+            both = float(task.norm() * own.norm())
+            value = float(task @ own) / both if both else float("nan")
+            readings.append(Reading.of(view.step, name, self.name, value, "cosine"))
+        return readings
+
+    def on_visit(self, view: VisitView) -> list[Reading]:
+        """At the start, what it cannot be read for."""
+        if self.before is None:
+            why = "no weights from before alignment: give TopKCosine(before=base.state_dict())"
+            return [not_run(0, RUN, self.name, why)] * (view.step == 0)
+        return without_losses(view, self.name)
+
+
+def _counterpart(before: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+    earlier = before.get(name)
+    if earlier is None or earlier.shape != parameter.shape:
+        shape = "nothing" if earlier is None else f"shape {tuple(earlier.shape)}"
+        raise ConfigError(
+            f"TopKCosine(before=...) has {shape} for the trained parameter {name!r} of shape "
+            f"{tuple(parameter.shape)}: give the base model's state_dict()"
+        )
+    return earlier

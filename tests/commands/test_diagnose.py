@@ -1,0 +1,172 @@
+"""`riprap diagnose` on a tiny model whose refusal was trained away, from its files to its page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, teach
+from riprap.behaviors import probe_sets as packs
+from riprap.cli import app
+from riprap.commands.diagnose._loading import load_pair
+from riprap.diagnosis._base import score
+from riprap.diagnosis._weight_sources import Folder
+from riprap.errors import ConfigError
+
+ASKED = [part for name in BEHAVIORS[:2] for part in ("--behaviors", name)]
+ASKED += ["--openers", "Sorry", "--probes", "12"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`base` refuses, `tuned` does not, `adapter` makes it so, `never` was never taught to."""
+    home = tmp_path_factory.mktemp("models")
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    save(model, tokenizer, home / "never")
+    teach(model, lessons(tokenizer, refuses=True)[:2], 45)
+    save(model, tokenizer, home / "base")
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped: Any = get_peft_model(model, settings)
+    teach(wrapped, lessons(tokenizer, refuses=False)[:1], 12, 1e-2)
+    wrapped.save_pretrained(home / "adapter")
+    save(wrapped.merge_and_unload(), tokenizer, home / "tuned")
+    return home
+
+
+def run(*given: Any) -> Any:
+    return CliRunner().invoke(app, ["diagnose", *map(str, given)])
+
+
+@pytest.fixture(scope="module")
+def told(folders: Path) -> dict[str, Any]:
+    """What the command says of the adapter, with a control and a repair that is saved."""
+    ran = run(
+        *(folders / "base", folders / "adapter", *ASKED, "--out", folders / "out"),
+        *("--never", folders / "never", "--save-repair", folders / "repaired", "--json"),
+    )
+    assert ran.exit_code == 2, ran.output  # a finding: the refusal is under its floor
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def test_says_what_is_lost_and_what_brings_it_back(told: dict[str, Any], folders: Path) -> None:
+    assert told["broken"] == told["lost"] == ["refusal"]
+    assert told["behaviors"]["refusal"]["now"] < 0.5
+    assert told["behaviors"]["refusal"]["verdict"] is not None
+    assert told["behaviors"]["over_refusal"]["verdict"] is None
+    assert told["cheapest"] is not None and "GiB" in told["peak"]
+    data = json.loads((folders / "out" / "diagnosis.json").read_text())
+    refusal = data["behaviors"][0]
+    assert {point["source"] for point in refusal["recovery"]["curve"]} >= {"own", "control"}
+    assert refusal["along"]["scores"][0] == refusal["now"]
+    assert refusal["along"]["scores"][-1] == refusal["before"] == 1.0
+    assert data["divergence"]["forward"]["mean"] > 0
+    assert [one["kind"] for one in data["repairs"]][:2] == ["as it is", "few-shot"]
+
+
+def test_the_page_is_whole(told: dict[str, Any]) -> None:
+    text = Path(told["report"]).read_text(encoding="utf-8")
+    assert told["behaviors"]["refusal"]["in words"].split(":")[0] in text
+    assert "http:" not in text and "https:" not in text and "<script" not in text
+    for word in ("Recovery", "recovery", "forced prefix", "decodability", "path back"):
+        assert word.lower() in text
+    assert "NOT_RUN" in text and "cheapest" in text and "peak memory" in text
+    assert text.index("Refusal: ") < text.index("What to do about it") < text.index("the evidence")
+
+
+def test_the_saved_repair_is_the_model_that_was_measured(
+    told: dict[str, Any], folders: Path
+) -> None:
+    repaired = AutoModelForCausalLM.from_pretrained(folders / "repaired")
+    tuned = AutoModelForCausalLM.from_pretrained(folders / "tuned")
+    behaviors = [packs.load(n, make_tokenizer(), openers=["Sorry"]) for n in BEHAVIORS[:2]]
+    before, after = ([score(b, model) for b in behaviors] for model in (tuned, repaired))
+    assert before[0] < 0.5
+    assert min(after) >= 0.8  # on all 120 probes; the floor of 0.9 was passed on eight of them
+
+
+def test_an_adapter_is_read_as_peft_reads_it(folders: Path) -> None:
+    ids = torch.arange(6, 30)[None]
+    by_folder, by_adapter = (
+        load_pair(str(folders / "base"), str(folders / name)) for name in ("tuned", "adapter")
+    )
+    with torch.no_grad():
+        logits = [pair.model.cpu()(ids).logits for pair in (by_folder, by_adapter)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+    for pair in (by_folder, by_adapter):
+        for name, part in pair.model.named_parameters():
+            assert torch.equal(part.cpu(), pair.tuned[name].cpu())
+            assert torch.equal(pair.base[name], Folder(folders / "base")[name])
+
+
+def test_nothing_lost_is_no_finding(folders: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    model = AutoModelForCausalLM.from_pretrained(folders / "base")
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-5)
+    save(model, tokenizer, tmp_path / "same")
+    ran = run(folders / "base", tmp_path / "same", *ASKED, "--out", tmp_path / "out")
+    assert ran.exit_code == 0, ran.output
+    assert "it still does it" in ran.output
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "What to do about it" not in text
+
+
+def changed(folder: Path, to: Path, **settings: Any) -> Path:
+    """An adapter's folder with another configuration."""
+    shutil.copytree(folder, to)
+    file = to / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return to
+
+
+def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
+    base, tuned, empty = folders / "base", folders / "tuned", tmp_path / "empty"
+    empty.mkdir()
+    wide = make_model(make_tokenizer())
+    wide.resize_token_embeddings(len(make_tokenizer()) + 8)
+    save(wide, make_tokenizer(), tmp_path / "wide")
+    bare = changed(folders / "adapter", tmp_path / "bare")
+    (bare / "adapter_model.safetensors").unlink()
+    cut = shutil.copytree(base, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:999])
+    cases = {
+        "cannot be read": (base, bare),
+        "weights in": (cut, tuned),
+        "is it the same model": (base, tuned, "--never", tmp_path / "wide"),
+        "nothing changed": (base, base),
+        "no such folder": (base, tmp_path / "nowhere"),
+        "is it a saved model": (empty, tuned),
+        "are not one model, tuned": (base, tmp_path / "wide"),
+        "no pack 'nice'": (base, tuned, "--behaviors", "nice"),
+        "two behaviors are called": (
+            base,
+            tuned,
+            "--behaviors",
+            "refusal",
+            "--behaviors",
+            "refusal",
+        ),
+        "probes": (base, tuned, "--probes", "3"),
+        "it is there already": (base, tuned, "--save-repair", empty),
+        "--out": (base, tuned, "--out", base / "config.json"),
+        "'use_dora'": (base, changed(folders / "adapter", tmp_path / "dora", use_dora=True)),
+        "only LoRA": (base, changed(folders / "adapter", tmp_path / "ia3", peft_type="IA3")),
+        "no record": (base, tuned, "--run", empty),
+        "none of these behaviours": (base, tuned, "--behaviors", "refusal", "--openers", "Sure"),
+    }
+    for said, given in cases.items():
+        ran = run(*given, *([] if "--out" in map(str, given) else ["--out", tmp_path / "out"]))
+        assert ran.exit_code == 1, (said, ran.output)
+        assert said.strip("'") in " ".join((ran.output + ran.stderr).split()), said
+    with pytest.raises(ConfigError, match="first, and the one after it second"):
+        load_pair(str(base), str(base))

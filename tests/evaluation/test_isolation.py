@@ -1,0 +1,238 @@
+"""After a pass over probes everything is as it was, also when the pass fails."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from riprap import Behavior
+from riprap import evaluation as probing
+from tiny import Classifier, make_llama
+
+INPUTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Tracker(nn.Module):
+    """Writes its buffers in every forward pass, in each of the ways that models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 1)
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("hidden_write", torch.zeros(8))
+        self.register_buffer("replaced", torch.zeros(8))
+        self.register_buffer("empty", None)
+        self.register_buffer("unset", torch.ones(2))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        self.hidden_write.data.add_(inputs.detach().mean(0))
+        self.replaced = inputs.detach().mean(0)
+        self.empty = torch.ones(3)
+        self.unset = None
+        self.register_buffer("new", torch.ones(1))
+        return self.linear(inputs)
+
+
+class Whole(nn.Module):
+    """Batch statistics, dropout and tracked buffers, with some parts frozen in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = Classifier()
+        self.tracker = Tracker()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.classifier(inputs) + self.tracker(inputs)
+
+
+def quiet_margins(model: nn.Module, inputs: Tensor) -> Tensor:
+    return model(inputs)[:, 0] + torch.rand(5) + random.random() + np.random.rand()
+
+
+def rude_margins(model: nn.Module, inputs: Tensor) -> Tensor:
+    """As careless as a margin function can be, and still return margins."""
+    with torch.enable_grad():
+        model.train()
+        model.requires_grad_(False)
+        model.requires_grad_(True)
+        values = model(inputs)[:, 0] + torch.rand(5) + random.random() + np.random.rand()
+        (model(inputs).sum() * 3).backward()
+        return values
+
+
+def failing_margins(model: nn.Module, inputs: Tensor) -> Tensor:
+    rude_margins(model, inputs)
+    raise RuntimeError("no margins today")
+
+
+def prepared() -> Whole:
+    """A model in the middle of training: mixed modes, gradients on some parameters, one frozen."""
+    model = Whole().train()
+    model.tracker.eval()
+    model.classifier.layers[3].eval()
+    model(INPUTS).square().mean().backward()
+    model.tracker.linear.bias.requires_grad_(False)
+    model.tracker.linear.weight.grad = None
+    tracker = model.tracker
+    tracker.empty, tracker.unset = None, torch.ones(2)
+    del tracker._buffers["new"]
+    return model
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    grads = {n: p.grad for n, p in model.named_parameters()}
+    return {
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "requires": {name: p.requires_grad for name, p in model.named_parameters()},
+        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "grads": grads,
+        "grad values": {n: None if g is None else g.clone() for n, g in grads.items()},
+        "buffers": {
+            f"{name}.{own}": buffer
+            for name, module in model.named_modules()
+            for own, buffer in module._buffers.items()
+        },
+        "buffer values": {name: buffer.clone() for name, buffer in model.named_buffers()},
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),
+        "python": random.getstate(),
+        "state keys": list(model.state_dict()),
+        "grad enabled": torch.is_grad_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+
+
+def same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return torch.equal(one, two)
+    if isinstance(one, np.ndarray):
+        return bool((one == two).all())
+    return bool(one == two)
+
+
+def assert_no_trace(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for part, kept in before.items():
+        found = after[part]
+        if part in ("grads", "buffers"):
+            assert {n: id(v) for n, v in kept.items()} == {n: id(v) for n, v in found.items()}, part
+        elif isinstance(kept, dict):
+            assert kept.keys() == found.keys(), part
+            assert [n for n in kept if not same(kept[n], found[n])] == [], part
+        else:
+            assert same(kept, found), part
+
+
+def passes(model: nn.Module) -> dict[str, Callable[[Behavior], Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "forward": lambda b: probing.look(b, model),
+        "gradient": lambda b: probing.look(b, model, parameters, ["tracker.linear"]),
+        "loss": lambda b: probing.loss_gradient(b, model, parameters),
+        "fisher": lambda b: probing.fisher_diagonal(b, model, parameters),
+        "start": lambda b: probing.start(b, model),
+    }
+
+
+@pytest.mark.parametrize("kind", ["forward", "gradient", "loss", "fisher", "start"])
+@pytest.mark.parametrize("margins", [quiet_margins, rude_margins, failing_margins])
+def test_a_pass_leaves_no_trace(kind: str, margins: Callable[..., Tensor]) -> None:
+    model = prepared()
+    behavior = Behavior("rude", INPUTS, margins, losses=margins, start=margins)
+    run = passes(model)[kind]
+    before = snapshot(model)
+    fails = margins is failing_margins
+    with pytest.raises(RuntimeError, match="no margins today") if fails else nullcontext():
+        run(behavior)
+    assert_no_trace(before, snapshot(model))
+
+
+def test_the_pass_itself_was_not_empty() -> None:
+    """Outside a pass the same margins do leave every trace that the test above looks for."""
+    model = prepared()
+    before = snapshot(model)
+    rude_margins(model, INPUTS)
+    after = snapshot(model)
+    for part in before.keys() - {"weights", "grad enabled", "autocast"}:
+        with pytest.raises(AssertionError):
+            assert_no_trace({part: before[part]}, {part: after[part]})
+
+
+def test_hooks_of_training_do_not_fire() -> None:
+    model, fired = prepared(), []
+    for parameter in model.classifier.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _: fired.append("accumulated"))
+        parameter.register_hook(lambda gradient: fired.append("gradient") or gradient * 0)
+    behavior = Behavior("quiet", INPUTS, quiet_margins, losses=quiet_margins)
+    look = passes(model)["gradient"](behavior)
+    passes(model)["fisher"](behavior)
+    assert fired == []
+    assert any(bool(part.any()) for part in look.gradient)
+    model(INPUTS).sum().backward()
+    assert {"accumulated", "gradient"} <= set(fired)
+
+
+def test_autocast_is_off_inside_and_on_again_outside() -> None:
+    model, inside = prepared(), []
+
+    def margins(model: nn.Module, inputs: Tensor) -> Tensor:
+        inside.append(torch.is_autocast_enabled("cpu"))
+        return model(inputs)[:, 0]
+
+    plain = probing.look(Behavior("plain", INPUTS, margins), model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = probing.look(Behavior("mixed", INPUTS, margins), model)
+        assert torch.is_autocast_enabled("cpu")
+        assert model.classifier(INPUTS).dtype == torch.bfloat16
+    assert inside == [False, False]
+    assert np.array_equal(plain.margins, mixed.margins)
+
+
+def test_a_pass_sees_the_model_as_it_is_used() -> None:
+    model = Classifier().train()
+    model(torch.randn(64, 8))  # statistics that differ from those of the probes
+    behavior = Behavior("still", INPUTS, lambda m, x: m(x)[:, 0])
+    look = probing.look(behavior, model)
+    assert model.training
+    expected = model.eval()(INPUTS)[:, 0].detach().numpy()
+    np.testing.assert_allclose(look.margins, expected, rtol=1e-6)
+
+
+def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> None:
+    model = make_llama().train()
+    model.activation_checkpointing_enable()
+    model.config.use_cache = True
+    behavior = Behavior.next_token("words", [[3, 7, 9]], [4])
+    look = probing.look(behavior, model, list(model.parameters()))
+    assert look.gradient is not None
+    assert model.is_activation_checkpointing
+    assert model.training
+    assert model.config.use_cache is True
+
+
+def test_an_adapter_that_was_switched_off_in_a_margin_is_as_it_was() -> None:
+    model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    frozen = [p for n, p in model.named_parameters() if "layers.0" in n and "lora_A" in n]
+    frozen[0].requires_grad_(False)
+    ids = torch.tensor([[3, 7, 9]])
+
+    def against_base(model: Any, probes: Tensor) -> Tensor:
+        with torch.no_grad(), model.disable_adapter():
+            base = model(probes).logits[:, -1, 4]
+        return model(probes).logits[:, -1, 4] - base
+
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    probing.look(
+        Behavior("own", ids, against_base),
+        model,
+        [p for p in model.parameters() if p.requires_grad],
+    )
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted

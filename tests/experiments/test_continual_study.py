@@ -1,0 +1,298 @@
+"""The continual study: its plan, runs end to end on a small world, and what is concluded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.continual import analysis as judging
+from experiments.continual import claims, simulate
+from experiments.continual import tables as pages
+from experiments.continual.audit import Group, groups
+from experiments.continual.figure import figure
+from experiments.continual.measure import Measure, linear_weights
+from experiments.continual.methods import FEWER, METHODS, PLAIN, STRATEGIES
+from experiments.continual.plan import GIVEN, LEAST_HARM, MODERATE, Plan
+from experiments.continual.simulate import Run
+from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.worlds.continual import TASKS, ContinualWorld
+from small_continual import CONFIG, SEED, small
+
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    preregistration = Preregistration.named("continual")
+    preregistration.verify()
+    return Plan.of(preregistration)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ContinualWorld:
+    """A world that starts as `small` does, and in which a stage takes a moment."""
+    quick = ContinualWorld(replace(CONFIG, steps=STEPS))
+    monkeypatch.setattr(quick, "aligned", small().aligned)
+    monkeypatch.setattr(quick, "pretrained", small().pretrained)
+    monkeypatch.setattr(simulate, "_world", lambda: quick)
+    monkeypatch.setattr(simulate, "RUNS", tmp_path)
+    return quick
+
+
+@pytest.fixture
+def short(world: ContinualWorld, plan: Plan) -> Plan:
+    return plan.model_copy(update={"world": world.fingerprint, "audited": (0, 3)})
+
+
+def test_the_plan_is_frozen_and_made_for_this_world(plan: Plan) -> None:
+    assert plan.world == ContinualWorld().fingerprint
+    assert set(plan.orders[GIVEN]) == set(TASKS)
+    assert all(sorted(order) == sorted(TASKS) for order in plan.orders.values())
+
+
+def test_the_plan_lists_each_run_once(plan: Plan) -> None:
+    jobs = plan.jobs()
+    assert len(jobs) == len(set(jobs))
+    assert {(m, GIVEN, s) for m in METHODS for s in plan.confirmatory} <= {
+        (method, order, seed) for method, _, order, seed in jobs
+    }
+    assert not {seed for *_, seed in jobs} & set(plan.exploratory)
+    assert {order for method, _, order, _ in jobs if method == LEAST_HARM} == set(plan.orders)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"exploratory": [400]}, "both exploratory and confirmatory"),
+        ({"orders": {"turned": list(TASKS)}}, "orders has no 'given'"),
+        ({"ratoi": 0.2}, "did you mean 'ratio'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:
+    preregistration = Preregistration.named("continual")
+    changed = preregistration.model_copy(
+        update={"study": {**(preregistration.study or {}), **change}}
+    )
+    with pytest.raises(PreregistrationError, match=why):
+        Plan.of(changed)
+
+
+def test_another_world_is_refused(world: ContinualWorld, short: Plan) -> None:
+    other = short.model_copy(update={"world": "0" * 64})
+    with pytest.raises(PreregistrationError, match="made for world 000000000000"):
+        simulate.simulate(PLAIN, 1.0, GIVEN, SEED, other)
+
+
+@pytest.mark.parametrize("method", ["plain", "moderate", "least_harm", "adaptive", "kl", "o_lora"])
+def test_a_run_end_to_end(method: str, short: Plan) -> None:
+    run = simulate.simulate(method, short.value(method), GIVEN, SEED, short)
+    stages = len(TASKS)
+    assert len(run.accuracy) == len(run.scores) == len(run.outputs) == stages + 1
+    assert run.updates == stages * STEPS
+    whole = run.updates * CONFIG.batch
+    fifth = run.updates * int(0.2 * CONFIG.batch)
+    assert run.rows <= fifth if method in STRATEGIES else run.rows == whole
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in run.taken)
+    assert run.scores[0]["refusal"] >= 0.95 and run.outputs[0]["from aligned"] == pytest.approx(0)
+    assert run.outputs[-1]["from aligned"] > 0 and run.alignment[-1]["topk"] != 0
+    assert len(run.audit) == (stages * 2 * 3 if method == PLAIN else 0)
+
+
+def test_fewer_steps_see_as_many_rows_as_a_fifth_of_each_batch(short: Plan) -> None:
+    run = simulate.simulate(FEWER, 0.2, GIVEN, SEED, short)
+    assert run.updates == len(TASKS) * STEPS // 5
+    assert run.rows == run.updates * CONFIG.batch
+
+
+def test_a_run_is_read_again(short: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = simulate.simulate(PLAIN, 1.0, GIVEN, SEED, short)
+    monkeypatch.setattr(simulate, "_world", lambda: pytest.fail("it was made again"))
+    assert simulate.simulate(PLAIN, 1.0, GIVEN, SEED, short) == made
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_runs_repeat(short: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = simulate.simulate(MODERATE, 0.2, GIVEN, SEED, short)
+    monkeypatch.setattr(simulate, "RUNS", tmp_path / "again")
+    other = simulate.simulate(MODERATE, 0.2, GIVEN, SEED, short)
+    assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
+
+
+def test_kl_holds_on_to_the_aligned_model(short: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to what each stage starts from, or it would let go a little at every stage."""
+    seen = []
+    kept = simulate._Sequence._guarded
+
+    def watched(self: Any, model: Any, optimizer: Any) -> Any:
+        seen.append(self.noted)
+        return kept(self, model, optimizer)
+
+    monkeypatch.setattr(simulate._Sequence, "_guarded", watched)
+    simulate.simulate("kl", 3.0, GIVEN, SEED, short)
+    assert seen[0] is None and len(seen) == len(TASKS)
+    assert all(one is seen[1] for one in seen[2:]) and seen[1]["references"]
+
+
+def test_the_way_back_is_1_on_the_way_back(world: ContinualWorld) -> None:
+    before, after = world.pretrained(SEED).eval(), world.aligned(SEED).eval()
+    measure = Measure(world, before, after, 100)
+    back = measure(before)
+    assert back.alignment["topk"] == pytest.approx(1) and back.alignment["whole"] == pytest.approx(
+        1
+    )
+    assert back.outputs["from pretrained"] == pytest.approx(0, abs=1e-6)
+    assert back.scores["refusal"] == 0
+    away = [-part for part in measure.back]
+    assert measure.towards(away)["topk"] == pytest.approx(-1)
+    assert len(linear_weights(after)) == 7 * world.config.layers
+
+
+def test_groups_by_norm() -> None:
+    norms = torch.tensor([5.0, 1.0, 3.0, 9.0, 2.0, 3.5, 8.0, 0.5, 3.9, 7.0])
+    found = groups(norms)
+    assert set(found["low"].tolist()) == {7, 1}
+    assert set(found["high"].tolist()) == {3, 6}
+    assert set(found["moderate"].tolist()) == {5, 8}  # the lower median is 3.5
+
+
+def run_of(
+    method: str,
+    value: float,
+    success: list[float],
+    own: float,
+    seed: int = 400,
+    order: str = GIVEN,
+    truth: float = 1.0,
+    topk: float = 0.1,
+) -> Run:
+    """A run whose tasks are learned to `own` and are at half of that in every later stage."""
+    accuracy = [[0.0] * 4]
+    accuracy += [[own / 2 if j < t else own if j == t else 0.0 for j in range(4)] for t in range(4)]
+    scores = [{"refusal": 1.0, "truth": 1.0, "facts": 1.0, "format": 1.0}]
+    scores += [
+        {"refusal": 1 - share, "truth": truth, "facts": 0.5, "format": 0.5} for share in success
+    ]
+    names = ("from pretrained", "to pretrained", "from aligned", "to aligned")
+    return Run(
+        method,
+        value,
+        order,
+        seed,
+        list(TASKS),
+        accuracy,
+        scores,
+        scores,
+        [dict.fromkeys(names, float(at)) for at in range(5)],
+        [{"topk": topk * share, "whole": 0.0, "topk_stage": 0.0} for share in (0.0, *success)],
+        seconds=10.0 if method == PLAIN else 15.0,
+        updates=600,
+        rows=5400,
+        taken=[{"own": 0.6, "familiar": 0.2, "prose": 0.2}] * 4,
+        tokens=3.0,
+    )
+
+
+def every_run(plan: Plan, moderate: float, own: float = 0.9) -> list[Run]:
+    """One run for each job, in which all but the moderate rows erode as 0, 0.2, 0.4, 0.6."""
+    found = []
+    for method, value, order, seed in plan.jobs():
+        fall = moderate if method == MODERATE else 1.0
+        success = [0.2 * at * fall for at in range(4)]
+        learned = own if method == MODERATE else 0.5 if method == "low" else 0.9
+        found.append(run_of(method, value, success, learned, seed, order))
+    return found
+
+
+def groups_of(prose: tuple[float, float, float], topk: tuple[float, float, float]) -> list[Group]:
+    names = ("low", "moderate", "high")
+    return [
+        Group(
+            "sorting", 0, name, {"own": 1 - p, "familiar": 0.0, "prose": p}, 2.0, 1.0, 1.0, t, 0.0
+        )
+        for name, p, t in zip(names, prose, topk, strict=True)
+    ]
+
+
+def test_numbers_by_hand() -> None:
+    run = run_of(MODERATE, 0.2, [0.0, 0.2, 0.4, 0.6], 0.8)
+    assert judging.attack_success(run) == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert run.learned == pytest.approx(0.8)
+    assert judging.kept(run) == pytest.approx((0.7 + 1.0 + 0.5 + 0.5) / 4)
+    found = judging.metrics(run)
+    assert found.backward_transfer == pytest.approx(-0.4)
+    assert found.forgetting == pytest.approx(0.4) and found.max_drop == pytest.approx(0.4)
+    assert found.total_interference == pytest.approx(4 * 0.8 - 3 * 0.4)  # the start counts
+    row = judging.rows([run_of(PLAIN, 1.0, [1.0] * 4, 0.9), run])[1]
+    assert row.cost.tolist() == [1.5] and row.success.mean() == pytest.approx(0.3)
+    assert row.outputs["to aligned"].tolist() == [2.5]  # stages 1 to 4
+
+
+def test_the_search_marks_down_what_is_not_learned() -> None:
+    plain = run_of(PLAIN, 1.0, [1.0] * 4, 0.8)
+    lazy = run_of("ewc", 1e7, [0.0] * 4, 0.1)
+    able = run_of("ewc", 1e3, [0.2] * 4, 0.78)
+    assert judging.choose([plain, lazy, able], 0.95) == {"ewc": 1e3}
+    assert judging.value_of(lazy, plain, 0.95) == pytest.approx(0.75 * (0.1 / 0.8) / 0.95)
+    assert judging.value_of(able, plain, 0.95) == pytest.approx(judging.kept(able))
+
+
+def test_claims_are_met_where_the_paper_is_right(plan: Plan) -> None:
+    rows = judging.rows(every_run(plan, 0.3))
+    right = groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2))
+    assert all(one.met for one in claims.claims(rows, right, plan))
+
+
+def test_claims_are_missed_where_it_is_not(plan: Plan) -> None:
+    rows = judging.rows(every_run(plan, 1.4, own=0.4))
+    wrong = groups_of((0.5, 0.1, 0.0), (0.2, 0.0, -0.2))
+    found = claims.claims(rows, wrong, plan)
+    right = [one.claim for one in found if one.met]
+    assert right == ["TopK cosine of what moved goes with attack success (p < 0.05)"]
+
+
+def test_equal_attack_success_is_not_lower(plan: Plan) -> None:
+    rows = judging.rows(every_run(plan, 1.0))
+    groups = groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2))
+    found = claims.claims(rows, groups, plan)
+    assert [one.met for one in found if "erode" in one.claim] == [False, False]
+
+
+def test_correlations_by_hand() -> None:
+    """Both are multiples of each other, but for one method's sign."""
+    rows = judging.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9)])
+    points = claims.correlations(rows)[0]
+    assert points.n == 4 and points.pearson == pytest.approx(1) and points.spearman == 1
+    against = run_of("clip", 1.0, [0.1, 0.2, 0.3, 0.4], 0.9, topk=-0.1)
+    both = judging.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9), against])
+    assert claims.correlations(both)[0].pearson == pytest.approx(0, abs=1e-9)
+    assert np.isnan(claims.correlations(both)[2].pearson)  # two methods are too few
+
+
+def test_least_harm_is_compared_at_equal_accuracy_only(plan: Plan) -> None:
+    runs = [
+        run_of(PLAIN, 1.0, [0.5] * 4, 0.9),
+        run_of(LEAST_HARM, 0.2, [0.1] * 4, 0.805, truth=0.7),
+        run_of(MODERATE, 0.2, [0.3] * 4, 0.8, truth=0.8),
+        run_of(MODERATE, 0.4, [0.3] * 4, 0.9),
+    ]
+    found = {one.ratios: one for one in claims.matches(judging.rows(runs), plan)}
+    assert found[0.2, 0.2].equal and not found[0.2, 0.4].equal
+    assert found[0.2, 0.2].met("refusal") and not found[0.2, 0.2].met("truth")
+    assert found[0.2, 0.2].met("facts")  # nothing kept less
+    assert found[0.2, 0.2].differences["refusal"] == pytest.approx([0.2])
+
+
+def test_the_pages_hold_every_method_and_the_hash(plan: Plan) -> None:
+    runs = every_run(plan, 0.3)
+    rows = judging.rows(runs)
+    preregistration = Preregistration.named("continual")
+    text = pages.page(rows, groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2)), plan, preregistration)
+    assert str(preregistration.hash) in text and all(f"| {method} |" in text for method in METHODS)
+    chart = figure(claims.main_rows(rows, plan)).to_dict()
+    assert "moderate_by_loss" in json.dumps(chart)

@@ -1,0 +1,197 @@
+"""Vectors in parameter space against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from riprap.linalg import _param_vectors as tensors
+from riprap.linalg import _vector_stack as stacks
+
+SHAPES = [(3, 4), (7,), (2, 3, 2), ()]
+finite = st.floats(-100, 100, width=32)
+vectors = st.tuples(*(hnp.arrays(np.float32, shape, elements=finite) for shape in SHAPES))
+
+
+def as_tensors(arrays: tuple[np.ndarray, ...]) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.array(array)) for array in arrays]
+
+
+def flat(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    return np.concatenate([np.asarray(array, dtype=np.float64).ravel() for array in arrays])
+
+
+@given(vectors, vectors)
+def test_dot_norm_and_cosine_agree_with_float64(left: tuple, right: tuple) -> None:
+    one, two = as_tensors(left), as_tensors(right)
+    a, b = flat(left), flat(right)
+    slack = 1e-5 * (np.abs(a) @ np.abs(b)) + 1e-6
+    assert abs(float(tensors.dot(one, two)) - a @ b) <= slack
+    assert float(tensors.norm(one)) == pytest.approx(np.linalg.norm(a), rel=1e-5, abs=1e-20)
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    if np.linalg.norm(a) > 1e-3 and np.linalg.norm(b) > 1e-3:
+        expected = a @ b / lengths
+        assert float(tensors.cosine(one, two)) == pytest.approx(expected, abs=1e-4)
+
+
+@given(vectors, vectors, vectors)
+def test_dots_is_dot_against_each(vector: tuple, one: tuple, two: tuple) -> None:
+    mine, others = as_tensors(vector), [as_tensors(one), as_tensors(two)]
+    together = tensors.dots(mine, others)
+    assert together.tolist() == [float(tensors.dot(mine, other)) for other in others]
+
+
+def test_dots_against_nothing_is_empty() -> None:
+    assert tensors.dots([torch.ones(2)], []).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_does_not_overflow(dtype: torch.dtype) -> None:
+    big = [torch.full((4096,), 300.0, dtype=dtype), torch.full((10, 10), -200.0, dtype=dtype)]
+    values = np.concatenate([part.double().numpy().ravel() for part in big])
+    squared = float(values @ values)  # 3.7e8, beyond the largest half, 65504
+    assert float(tensors.dot(big, big)) == pytest.approx(squared, rel=1e-4)
+    assert float(tensors.norm(big)) == pytest.approx(squared**0.5, rel=1e-4)
+    assert float(tensors.cosine(big, big)) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_many_small_halves_are_not_swallowed() -> None:
+    small = [torch.full((10_000,), 0.01, dtype=torch.bfloat16)]
+    exact = float(small[0].double() @ small[0].double())
+    assert float(tensors.dot(small, small)) == pytest.approx(exact, rel=1e-4)
+
+
+def test_mixed_precision_is_widened() -> None:
+    half, full = [torch.full((8,), 300.0, dtype=torch.float16)], [torch.full((8,), 300.0)]
+    assert float(tensors.dot(half, full)) == 8 * 300.0**2
+    assert float(tensors.dot(full, half)) == 8 * 300.0**2
+
+
+def test_double_precision_is_kept() -> None:
+    fine = [torch.full((3,), 1 + 1e-12, dtype=torch.float64)]
+    assert float(tensors.dot(fine, fine)) - 3 == pytest.approx(6e-12, rel=1e-3)
+
+
+def test_beyond_the_limit_of_dot_the_sum_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = [torch.randn(50)], [torch.randn(50)]
+    short = float(tensors.dot(left, right))
+    monkeypatch.setattr(tensors, "DOT_LIMIT", 10)
+    monkeypatch.setattr(torch, "dot", lambda *_: pytest.fail("torch.dot overflows here"))
+    assert float(tensors.dot(left, right)) == pytest.approx(short, rel=1e-5)
+
+
+def test_layouts_that_are_not_contiguous() -> None:
+    left, right = torch.randn(4, 6), torch.randn(6, 4)
+    expected = float((left.double() * right.T.double()).sum())
+    assert float(tensors.dot([left], [right.T])) == pytest.approx(expected, rel=1e-5)
+
+
+def test_vectors_of_different_parameters_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        tensors.dot([torch.ones(2)], [torch.ones(2), torch.ones(2)])
+
+
+def test_cosine_with_nothing_is_undefined() -> None:
+    assert torch.isnan(tensors.cosine([torch.zeros(3)], [torch.ones(3)]))
+
+
+def test_subtract_makes_new_tensors() -> None:
+    left, right = [torch.tensor([3.0, 5.0])], [torch.tensor([1.0, 1.0])]
+    gone = tensors.subtract(left, right)
+    gone[0].zero_()
+    assert left[0].tolist() == [3.0, 5.0]
+    assert tensors.subtract(left, right)[0].tolist() == [2.0, 4.0]
+
+
+def test_clone_is_detached_and_apart() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    copy = tensors.clone([parameter])
+    with torch.no_grad():
+        parameter.mul_(2)
+    assert copy[0].tolist() == [1.0, 1.0]
+    assert not copy[0].requires_grad
+
+
+def test_copy_into_keeps_the_target() -> None:
+    target, source = [torch.zeros(2)], [torch.nn.Parameter(torch.ones(2))]
+    place = target[0].data_ptr()
+    tensors.copy_into(target, source)
+    assert target[0].tolist() == [1.0, 1.0]
+    assert target[0].data_ptr() == place
+    assert not target[0].requires_grad
+
+
+@given(vectors, vectors, vectors)
+def test_a_stack_gives_the_same_products_as_its_vectors(
+    vector: tuple, one: tuple, two: tuple
+) -> None:
+    stack = stacks.Stack({"one": as_tensors(one), "two": as_tensors(two)})
+    mine, found = flat(vector), stack.dots(as_tensors(vector))
+    for name, other in (("one", flat(one)), ("two", flat(two))):
+        slack = 1e-5 * (np.abs(mine) @ np.abs(other)) + 1e-6
+        assert abs(found[name] - mine @ other) <= slack
+        assert stack.norms[name] == pytest.approx(np.linalg.norm(other), rel=1e-5, abs=1e-20)
+        kept = stack.vector(name, as_tensors(vector))
+        assert [part.shape for part in kept] == [torch.Size(shape) for shape in SHAPES]
+        assert (flat(tuple(part.numpy() for part in kept)) == other).all()
+
+
+def test_a_stack_of_halves_does_not_overflow() -> None:
+    big = [torch.full((4096,), 300.0, dtype=torch.float16)]
+    stack = stacks.Stack({"big": big})
+    assert stack.dots(big)["big"] == pytest.approx(4096 * 300.0**2, rel=1e-5)
+    assert stack.norms["big"] == pytest.approx(64 * 300.0, rel=1e-5)
+
+
+def test_an_empty_stack_has_no_products() -> None:
+    assert stacks.Stack({}).dots([torch.ones(2)]) == {}
+
+
+def test_a_stack_is_a_copy() -> None:
+    vector = [torch.ones(3)]
+    stack = stacks.Stack({"one": vector})
+    vector[0].zero_()
+    assert stack.dots([torch.ones(3)]) == {"one": 3.0}
+
+
+def test_chunks_join_neighbours_and_leave_large_parts_alone(monkeypatch) -> None:
+    monkeypatch.setattr(stacks, "CHUNK", 10)
+    parts = [torch.zeros(n) for n in (4, 5, 3, 50, 2)]
+    found = [[part.numel() for part in parts[chunk]] for chunk in stacks.chunks(parts)]
+    assert found == [[4, 5], [3], [50], [2]]
+    mixed = [torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)]
+    assert len(stacks.chunks(mixed)) == 3
+    assert stacks.chunks([]) == []
+
+
+def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (7,), (2, 2, 2), (11,)]
+    one, two, update = (
+        [torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)
+    )
+    whole = stacks.Stack({"one": one, "two": two})
+    monkeypatch.setattr(stacks, "CHUNK", 8)
+    small = stacks.Stack({"one": one, "two": two})
+    assert small.dots(update) == pytest.approx(whole.dots(update), rel=1e-5)
+    for stack in (whole, small):
+        for kept, part in zip(stack.vector("two", two), two, strict=True):
+            assert torch.equal(kept, part)
+
+
+def test_a_stack_knows_its_gramian_and_adds_its_vectors() -> None:
+    made = torch.Generator().manual_seed(1)
+    shapes = [(3, 4), (5,), (2, 2, 2)]
+    one, two, base = ([torch.randn(s, generator=made) for s in shapes] for _ in range(3))
+    stack = stacks.Stack({"one": one, "two": two})
+    flat = [torch.cat([part.flatten() for part in v]).double().numpy() for v in (one, two, base)]
+    gram = np.array([[a @ b for b in flat[:2]] for a in flat[:2]])
+    np.testing.assert_allclose(stack.gram().numpy(), gram, rtol=1e-5)
+    found = stack.plus(base, {"two": -2.0, "one": 0.5})
+    joined = torch.cat([part.flatten() for part in found]).numpy()
+    np.testing.assert_allclose(joined, flat[2] - 2 * flat[1] + 0.5 * flat[0], rtol=1e-5)
+    assert [part.shape for part in found] == [part.shape for part in base]
