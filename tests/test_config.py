@@ -12,6 +12,8 @@ from riprap.errors import ConfigError, PolicyError
 
 
 class Inner(StrictModel):
+    renamed = {"lr": "learning_rate"}  # noqa: RUF012
+
     learning_rate: float
     names: tuple[str, ...] = ()
 
@@ -43,6 +45,10 @@ def test_a_good_document_is_read() -> None:
             "here.yaml: unknown key 'several.1.name'; did you mean 'names'?",
         ),
         (GOOD | {"zzz": 1}, "here.yaml: unknown key 'zzz'"),
+        (
+            {"title": "t", "inner": {"lr": 1}},
+            "here.yaml: key 'inner.lr' is now 'learning_rate'",
+        ),
         ({"title": "t"}, "here.yaml: key 'inner' is missing"),
         ({"title": "t", "inner": {}}, "here.yaml: key 'inner.learning_rate' is missing"),
         ("text", "here.yaml: expected keys and values, got str"),

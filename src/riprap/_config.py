@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,9 +17,14 @@ SHOWN = 200  # characters of somebody's text that an error repeats
 
 
 class StrictModel(BaseModel):
-    """A model that refuses unknown keys and names the nearest known one."""
+    """A pydantic model that refuses unknown keys and names the nearest known one.
+
+    Attributes:
+        renamed: new name of each key that had another name before.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
@@ -83,7 +88,12 @@ def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
     path = [str(part) for part in first["loc"]]
     place = ".".join(path)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path[-1], sorted(_known_keys(model)), n=1, cutoff=0.5)
+        models = _nested_models(model)
+        for nested in models:
+            if path[-1] in getattr(nested, "renamed", {}):
+                return f"key {place!r} is now {nested.renamed[path[-1]]!r}"
+        known = {key for nested in models for key in nested.model_fields}
+        near = difflib.get_close_matches(path[-1], sorted(known), n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"unknown key {place!r}{hint}"
     if first["type"] == "missing":
@@ -96,19 +106,19 @@ def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
     return f"{named}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
 
 
-def _known_keys(model: type[BaseModel]) -> set[str]:
-    """Keys of a model and of the models it holds."""
-    keys: set[str] = set()
+def _nested_models(model: type[BaseModel]) -> list[Any]:
+    """List a model and all models in the annotations of its fields."""
+    models: list[Any] = []
     todo: list[Any] = [model]
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     while todo:
-        kind = todo.pop()
-        if kind in seen:
+        annotation = todo.pop()
+        if annotation in visited:
             continue
-        seen.add(kind)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys.update(kind.model_fields)
-            todo += [field.annotation for field in kind.model_fields.values()]
+        visited.add(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            models.append(annotation)
+            todo += [field.annotation for field in annotation.model_fields.values()]
         else:
-            todo += list(getattr(kind, "__args__", ()))
-    return keys
+            todo += list(getattr(annotation, "__args__", ()))
+    return models

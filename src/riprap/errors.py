@@ -9,8 +9,12 @@ class ConfigError(RiprapError):
     """A configuration that cannot work: an unknown key, a missing file, nothing to watch."""
 
 
+class MissingExtraError(ConfigError, ImportError):
+    """An optional dependency that is not installed; the text names the extra that installs it."""
+
+
 class BehaviorError(RiprapError):
-    """A behaviour whose probes or margins are unusable."""
+    """A behavior whose probes or margins are unusable."""
 
 
 class RecordError(RiprapError):
