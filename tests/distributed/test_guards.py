@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from distributed.guarded import EVERYWHERE, REPLICAS, on_ranks, train
+from distributed.guarded_training import EVERYWHERE, REPLICAS, on_ranks, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

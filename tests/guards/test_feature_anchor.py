@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from guards.cases import ANSWERS, OLD, Run, last, lessons, start, wandered
-from guards.seen import gradient, near, watched
+from guards.step_log import gradient, near, watched
 from riprap import guards
 from riprap.behaviors._margin_formulas import token_margin
 from riprap.errors import ConfigError

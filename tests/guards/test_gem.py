@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from guards.test_surgery import operated, vectors
+from guards.test_gradient_surgery import operated, vectors
 from riprap import guards
 from riprap.errors import ConfigError
 

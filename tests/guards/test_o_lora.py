@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guards.cases import A_BEFORE, Run, lessons, monitor_of, start
-from guards.seen import gradient, near, watched
+from guards.step_log import gradient, near, watched
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guards.cases import ANSWERS, OLD, Run, last, lessons, monitor_of, old_loss, responses
-from guards.seen import GROUPS, Seen, as_model, fisher, gradient, group_loss, near, watched
+from guards.step_log import GROUPS, Seen, as_model, fisher, gradient, group_loss, near, watched
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard

@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guards.cases import monitor_of
-from guards.seen import near
+from guards.step_log import near
 from riprap import Behavior, guards
-from riprap.evaluation import no_trace
+from riprap.evaluation import preserve_training_state
 from riprap.guards.regularization._probe_outputs import answers, at_the_end
 from tiny import PROMPTS
 
@@ -21,7 +21,7 @@ def watched(tokenizer: PreTrainedTokenizerFast) -> list[Behavior]:
     options = [["yes", "no i do"], ["one two", "red"], ["six", "to make"], ["cake", "do i"]]
     return [
         Behavior.response_prefix(
-            "refusal", tokenizer, prompts=PROMPTS, openers=["sorry", "i cannot"]
+            "refusal", tokenizer, prompts=PROMPTS, prefixes=["sorry", "i cannot"]
         ),
         Behavior.multiple_choice("facts", tokenizer, PROMPTS, options, [0, 1, 0, 1]),
         Behavior.likelihood("text", tokenizer, PROMPTS, ["yes no", "red", "i am", "one two"]),
@@ -62,10 +62,10 @@ def test_a_common_beginning_read_once_gives_the_same_rows(
 ) -> None:
     """Long prompts are read by way of the cache, which is no answer of any probe."""
     long = [f"{'how to make the red cake with a car ' * 3}{prompt}" for prompt in PROMPTS]
-    behavior = Behavior.response_prefix("refusal", tokenizer, prompts=long, openers=["sorry"])
+    behavior = Behavior.response_prefix("refusal", tokenizer, prompts=long, prefixes=["sorry"])
 
     def rows() -> list[torch.Tensor]:
-        with no_trace(llama), torch.no_grad():
+        with preserve_training_state(llama), torch.no_grad():
             found = answers("kl", behavior, llama, "model.layers.1")
         return [at_the_end(found.logits), at_the_end(found.outputs)]
 

@@ -15,7 +15,7 @@ from riprap import evaluation as probing
 from riprap.detectors import Track
 from riprap.errors import ConfigError
 from riprap.guards import GuardView
-from riprap.signals import Held
+from riprap.signals import ProtectedGradients
 from riprap.types import Forecast
 from tiny import make_llama
 
@@ -234,7 +234,7 @@ def seen(margins: list[float], median: float = float("inf")) -> GuardView:
         model=nn.Linear(1, 1),
         parameters=[],
         behaviors={},
-        held=Held(),
+        held=ProtectedGradients(),
         optimizer=torch.optim.SGD([torch.zeros(1)]),
         tracks={"only": track},
         forecasts={"only": forecast},
@@ -320,9 +320,9 @@ def test_a_pool_of_texts_is_held_to_the_start_also_when_resumed(
             margins = pool.margins(model, pool.probes)
         return float((margins - pool.margins.tolerance).abs().max())  # type: ignore
 
-    probing.start(pool, model)
+    probing.calibrate(pool, model)
     kept = source.state_dict()
-    probing.start(pool, other)  # as a resumed run does, with the weights it finds
+    probing.calibrate(pool, other)  # as a resumed run does, with the weights it finds
     assert risen() > 0.1
     source.load_state_dict(kept)
     assert risen() < 1e-5

@@ -163,8 +163,8 @@ def test_answers_do_not_count_padding(kind: str) -> None:
         options = [["red", "one two three"]] * 3 + [["yes", "no no"]]
         every = Behavior.multiple_choice("words", tokenizer, PROMPTS, options, [1, 0, 1, 0])
     with torch.no_grad():
-        together = probing.answers(every, model)
-        apart = torch.cat([probing.answers(every.subset([i]), model) for i in range(len(PROMPTS))])
+        together = probing.answer_logits(every, model)
+        apart = torch.cat([probing.answer_logits(every.subset([i]), model) for i in range(len(PROMPTS))])
     assert len(together) == (4 if kind == "next_token" else 3 + 1 + 3 + 1)
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
 
@@ -175,7 +175,7 @@ def test_answers_of_continuations_are_where_their_tokens_are_predicted() -> None
     row = one.probes.batch.rows()[1]
     with torch.no_grad():
         expected = model(torch.tensor([row])).logits[0, -4:-1]
-        torch.testing.assert_close(probing.answers(one, model), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(probing.answer_logits(one, model), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

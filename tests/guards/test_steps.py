@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from guards.cases import ANSWERS, OLD, Run, halves, lessons, monitor_of, old_loss, start
-from guards.seen import Seen, gradient, group_loss, near, watched
+from guards.step_log import Seen, gradient, group_loss, near, watched
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard

@@ -14,7 +14,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors import Track
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
-from riprap.signals import Held
+from riprap.signals import ProtectedGradients
 from riprap.types import Alert, Forecast, Level
 
 
@@ -40,7 +40,7 @@ class GuardView:
     model: nn.Module
     parameters: list[Tensor]
     behaviors: Mapping[str, Behavior]
-    held: Held
+    held: ProtectedGradients
     optimizer: torch.optim.Optimizer
     tracks: Mapping[str, Track] = field(default_factory=dict)
     forecasts: Mapping[str, Forecast | None] = field(default_factory=dict)

@@ -142,4 +142,4 @@ def recovered(view: GuardView, name: str) -> bool:
     """Whether a behaviour's score is at or above its floor, and no break is forecast."""
     track, forecast = view.tracks[name], view.forecasts.get(name)
     healthy = bool(track.steps) and score(track.margins[-1]) >= track.floor
-    return healthy and (forecast is None or not forecast.says_break)
+    return healthy and (forecast is None or not forecast.predicts_break)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riprap.guards._base import Guard, GuardView, Proposal, Return
-from riprap.linalg import Vector, local, sharded_like
+from riprap.linalg import Vector, to_local, as_sharded
 from riprap.types import Action
 
 
@@ -47,7 +47,7 @@ def run(guard: Guard, moment: str, view: GuardView) -> Outcome:
         detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
         applied = False if shadowed else _apply(proposal, outcome)
         if outcome.vector is not None:
-            view = replace(view, vector=sharded_like(outcome.vector, view.parameters))
+            view = replace(view, vector=as_sharded(outcome.vector, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
         outcome.actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
@@ -76,13 +76,13 @@ def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.
     decay it otherwise.
     """
     for parameter, part in zip(parameters, vector, strict=True):
-        own = local(part)
+        own = to_local(part)
         own = own if scale == 1.0 else own * scale
         if parameter.grad is not None:
-            local(parameter.grad).copy_(own)
+            to_local(parameter.grad).copy_(own)
         elif bool(own.any()):
             parameter.grad = torch.zeros_like(parameter)
-            local(parameter.grad).copy_(own)
+            to_local(parameter.grad).copy_(own)
 
 
 @torch.no_grad()
@@ -97,4 +97,4 @@ def put_update(
     """
     for parameter, start, part, own in zip(parameters, before, update, applied, strict=True):
         if part is not own:
-            local(parameter).copy_(local(start) + local(part))
+            to_local(parameter).copy_(to_local(start) + to_local(part))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from riprap.guards.projection._surgery import Conflict, Surgery
+from riprap.guards.projection._gradient_surgery import Conflict, Surgery
 
 
 @dataclass

@@ -9,7 +9,7 @@ import numpy as np
 
 from riprap.errors import ConfigError
 from riprap.guards.projection._dual_qp import dual
-from riprap.guards.projection._surgery import Conflict, Scaled
+from riprap.guards.projection._gradient_surgery import Conflict, Scaled
 
 
 @dataclass

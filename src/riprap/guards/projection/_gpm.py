@@ -15,7 +15,7 @@ from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation import LinearLayer
 from riprap.guards._base import Guard, GuardView, Proposal, names_of
-from riprap.linalg import is_sharded, local, norm, sharded_like
+from riprap.linalg import is_sharded, to_local, norm, as_sharded
 
 
 @dataclass
@@ -80,11 +80,11 @@ class GPM(Guard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Take the protected directions out of the covered gradients."""
-        vector = [local(part) for part in view.vector]
+        vector = [to_local(part) for part in view.vector]
         covered = [view.vector[at] for at in self.inputs]
         for at in self.inputs:
             vector[at] = self._projected(at, vector[at])
-        vector = sharded_like(vector, view.vector)
+        vector = as_sharded(vector, view.vector)
         before = {"norm": float(norm(covered))}
         after = {"norm": float(norm([vector[at] for at in self.inputs]))}
         full = sum(basis.shape[1] == basis.shape[0] for basis in self.inputs.values())

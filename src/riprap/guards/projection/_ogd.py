@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from riprap import evaluation as probing
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal, names_of
-from riprap.linalg import Joined, Vector, chunks
+from riprap.linalg import FlatVector, Vector, make_chunks
 
 NEW = 1e-4  # least part of a gradient outside of the span for it to count as a direction
 
@@ -58,7 +58,7 @@ class OGD(Guard):
             ConfigError: a margin has no gradient, or parameters are sharded over ranks.
         """
         names = names_of(self.name, self.behaviors, view.behaviors)
-        if sharded(view.model):
+        if has_sharded_parameters(view.model):
             raise ConfigError(
                 "guard ogd: the model's parameters are sharded over ranks, and a gradient for each "
                 "probe cannot be taken there; take AGEM, GEM or UpdateProjection"
@@ -77,14 +77,14 @@ class OGD(Guard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Take out what lies in the span."""
-        joined = Joined(view.vector, chunks(view.parameters))
+        joined = FlatVector(view.vector, make_chunks(view.parameters))
         size = joined.norm()
         pairs = zip(self.basis, joined.parts, strict=True)
         self.basis = [rows.to(part.device) for rows, part in pairs]  # a state comes from elsewhere
         along = _along(self.basis, joined.parts)
         left = _without(self.basis, along, joined.parts)
         vector: Vector = []
-        for part, run in zip(left, joined.runs, strict=True):
+        for part, run in zip(left, joined.chunks, strict=True):
             own = view.vector[run]
             pieces = part.split([one.numel() for one in own])
             vector += [
@@ -104,13 +104,13 @@ def orthonormal(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tenso
     Returns:
         a matrix a chunk, of shape (k, elements of the chunk), in at least float32.
     """
-    vectors, runs = list(vectors), chunks(like)
+    vectors, runs = list(vectors), make_chunks(like)
     sizes = [sum(part.numel() for part in like[run]) for run in runs]
-    parts = Joined(vectors[0], runs).parts
+    parts = FlatVector(vectors[0], runs).parts
     rows = [part.new_empty(len(vectors), size) for part, size in zip(parts, sizes, strict=True)]
     count = 0
     for vector in vectors:
-        joined = Joined(vector, runs)
+        joined = FlatVector(vector, runs)
         whole, parts = joined.norm(), joined.parts
         basis = [matrix[:count] for matrix in rows]
         for _ in range(2):

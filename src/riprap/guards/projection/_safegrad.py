@@ -114,13 +114,13 @@ class SafeGrad(Guard):
         seen: list[float] = []
 
         def loss(model: nn.Module, behavior: Behavior) -> Tensor:
-            logits = probing.answers(behavior, model)
+            logits = probing.answer_logits(behavior, model)
             kl, shift, surrogate = divergence(self.references[name].to(logits.device), logits)
             seen.extend([kl, shift])
             return surrogate / len(self.names)
 
         behavior = view.behaviors[name]
-        _, part = probing.gradient_at(loss, view.model, behavior, view.parameters)
+        _, part = probing.loss_and_gradient(loss, view.model, behavior, view.parameters)
         return seen[0], seen[1], part
 
 
@@ -151,7 +151,7 @@ def divergence(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]
 
 
 def _answers(view: GuardView, name: str) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad(), probing.no_trace(view.model):
+    with torch.inference_mode(False), torch.no_grad(), probing.preserve_training_state(view.model):
         with raise_on_all_ranks(view.model):
-            found = probing.answers(view.behaviors[name], view.model)
+            found = probing.answer_logits(view.behaviors[name], view.model)
         return found.detach().clone()

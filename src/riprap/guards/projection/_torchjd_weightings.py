@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from riprap.guards.projection._dual_qp import dual
-from riprap.guards.projection._surgery import Conflict, Scaled
+from riprap.guards.projection._gradient_surgery import Conflict, Scaled
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from riprap.behaviors import device_of, logits_of
 from riprap.errors import ConfigError
-from riprap.evaluation import gradient_at, moved, no_trace
+from riprap.evaluation import loss_and_gradient, to_device, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import full
@@ -69,16 +69,16 @@ class ConstrainedTokens(Penalty, OfBatches):
     def start(self, view: GuardView) -> None:
         """Keep log π_θ₀ of the response tokens of every batch."""
         device = device_of(view.model)
-        with torch.inference_mode(False), torch.no_grad(), no_trace(view.model):
+        with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             self.references = [
-                self._likelihoods(view.model, moved(batch, device))[0] for batch in self.batches
+                self._likelihoods(view.model, to_device(batch, device))[0] for batch in self.batches
             ]
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """The objective on the next batch and its gradient."""
         then = self.references[self.protected.position]
         batch = self.protected.take(view.model)
-        value, gradient = gradient_at(
+        value, gradient = loss_and_gradient(
             lambda model, batch: self.objective(*self._likelihoods(model, batch), then),
             view.model,
             batch,

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import find_layer, no_trace
+from riprap.evaluation import find_layer, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import OfBehaviors, Penalty
 from riprap.guards.regularization._probe_outputs import answers, at_the_end, full, taken
@@ -142,9 +142,9 @@ class FeatureAnchor(Penalty, OfBehaviors):
             found = find_layer(model, self.layer)
         except BehaviorError as error:
             raise ConfigError(f"guard {self.name}: {error}") from error
-        if found is None or sharded(model):
+        if found is None or has_sharded_parameters(model):
             why = "no stack of layers was found; name one, layer=..."
-            if sharded(model):
+            if has_sharded_parameters(model):
                 why = "latents cannot be held in a model sharded over ranks; use KL"
             raise ConfigError(f"guard {self.name}: {why}")
         return found
@@ -152,7 +152,7 @@ class FeatureAnchor(Penalty, OfBehaviors):
     def _drifted_rows(self, pooled: Tensor) -> Tensor:
         """The probes' activations in the model that has drifted, shape (rows, d)."""
         assert self.drifted is not None
-        with torch.no_grad(), no_trace(self.drifted):
+        with torch.no_grad(), preserve_training_state(self.drifted):
             layer = self._layer_of(self.drifted)
             found = [answers(self.name, b, self.drifted, layer).outputs for b in self.protecting]
         rows = torch.cat([at_the_end(parts) for parts in found]).to(pooled)
@@ -165,7 +165,7 @@ class FeatureAnchor(Penalty, OfBehaviors):
 
     def _effects(self, behavior: Behavior, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Activations, and how the mean margin grows along them; both of shape (rows, d)."""
-        with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
             found = answers(self.name, behavior, model, self.read_at)
             usable = found.margins.requires_grad and all(o.requires_grad for o in found.outputs)
             grown = (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior, device_of, logits_of
 from riprap.errors import ConfigError
-from riprap.evaluation import moved, no_trace
+from riprap.evaluation import to_device, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import OfBehaviors, Penalty, total
 from riprap.guards.regularization._probe_outputs import answers, at_the_end, full, taken
@@ -64,10 +64,10 @@ class KL(Penalty, OfBehaviors, Cycling):
         wanted = self.batches is None or self.behaviors is not None
         self.reading = self.chosen(view) if wanted else []
         device = device_of(view.model)
-        with torch.inference_mode(False), torch.no_grad(), no_trace(view.model):
+        with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             found = [self._of_probes(one, view.model) for one in self.reading]
             found += [
-                self._of_batch(moved(batch, device), view.model) for batch in self.batches or []
+                self._of_batch(to_device(batch, device), view.model) for batch in self.batches or []
             ]
         self.references = found
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.evaluation import gradient_of, no_trace
+from riprap.evaluation import gradient_of, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic, total
 from riprap.guards.regularization._probe_outputs import answers, at_the_end
-from riprap.linalg import Vector, clone, wide
+from riprap.linalg import Vector, clone, upcast_vector
 
 
 @dataclass
@@ -44,7 +44,7 @@ class MAS(Penalty, OfBehaviors):
 
     def start(self, view: GuardView) -> None:
         """Take Ω and θ₀."""
-        if sharded(view.model):
+        if has_sharded_parameters(view.model):
             raise ConfigError(
                 f"guard {self.name}: a gradient for each probe cannot be taken of a model sharded "
                 "over ranks; use L2SP or KL"
@@ -59,8 +59,8 @@ class MAS(Penalty, OfBehaviors):
     def _sensitivity(
         self, behavior: Behavior, model: nn.Module, parameters: list[Tensor]
     ) -> Vector:
-        found = [torch.zeros_like(part) for part in wide(parameters)]
-        with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+        found = [torch.zeros_like(part) for part in upcast_vector(parameters)]
+        with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
             rows = at_the_end(answers(self.name, behavior, model).logits)
             for row in rows:
                 own = (
@@ -71,5 +71,5 @@ class MAS(Penalty, OfBehaviors):
                         f"guard {self.name}: the answers on behaviour {behavior.name!r} depend on "
                         "no trained parameter"
                     )
-                torch._foreach_add_(found, torch._foreach_abs(wide(own)), alpha=1 / len(rows))
+                torch._foreach_add_(found, torch._foreach_abs(upcast_vector(own)), alpha=1 / len(rows))
         return found

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
@@ -48,7 +48,7 @@ class OLoRA(Penalty):
 
     def start(self, view: GuardView) -> None:
         """Find which earlier A stands in the way of which parameter."""
-        if sharded(view.model):
+        if has_sharded_parameters(view.model):
             raise ConfigError(f"guard {self.name}: a model sharded over ranks is not supported")
         trained = {id(parameter): at for at, parameter in enumerate(view.parameters)}
         if self.earlier is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal, names_of
-from riprap.linalg import Vector, add, dot, local, norm, sharded_like, subtract
+from riprap.linalg import Vector, add, dot, to_local, norm, as_sharded, subtract
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Penalty(Guard):
         if gradient is None:
             return Proposal(detail="no penalty", before={"penalty": value})
         size = float(norm(view.vector))
-        vector = sharded_like(add(view.vector, gradient, self.strength), view.vector)
+        vector = as_sharded(add(view.vector, gradient, self.strength), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         if not math.isfinite(value + after["norm"]):
             why = (
@@ -92,8 +92,8 @@ def quadratic(
         importance: Ω, one tensor a parameter; of sharded parameters this rank's part.
     """
     away = subtract(parameters, anchor)
-    pull = torch._foreach_mul([local(part) for part in away], [local(one) for one in importance])
-    value = factor * float(dot(away, sharded_like(pull, away)))
+    pull = torch._foreach_mul([to_local(part) for part in away], [to_local(one) for one in importance])
+    value = factor * float(dot(away, as_sharded(pull, away)))
     return value, list(torch._foreach_mul(pull, 2 * factor))
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from riprap._distributed import raise_on_all_ranks
-from riprap.behaviors import Behavior, logits_of, reading_ahead
+from riprap.behaviors import Behavior, logits_of, in_prefix_pass
 from riprap.errors import ConfigError
-from riprap.evaluation import gradient_of, measure, no_trace
+from riprap.evaluation import gradient_of, compute_margins, preserve_training_state
 from riprap.linalg import Vector
 
 
@@ -57,12 +57,12 @@ def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -
     found = Answers(torch.empty(0))
 
     def keep_logits(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if not reading_ahead():
+        if not in_prefix_pass():
             found.logits.append(logits_of(output))
 
     def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
-        if isinstance(tensor, Tensor) and tensor.dim() in (2, 3) and not reading_ahead():
+        if isinstance(tensor, Tensor) and tensor.dim() in (2, 3) and not in_prefix_pass():
             found.outputs.append(tensor)
 
     handles = [model.register_forward_hook(keep_logits)]
@@ -70,7 +70,7 @@ def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -
         handles.append(model.get_submodule(layer).register_forward_hook(keep_output))
     try:
         with raise_on_all_ranks(model):
-            found.margins = measure(behavior, model).values
+            found.margins = compute_margins(behavior, model).values
     finally:
         for handle in handles:
             handle.remove()
@@ -91,6 +91,6 @@ def taken(
     Args:
         value: a scalar attached to the graph.
     """
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
         found = value()
         return float(found.detach()), gradient_of(found, parameters)

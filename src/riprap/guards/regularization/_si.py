@@ -10,7 +10,7 @@ import torch
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal
 from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic
-from riprap.linalg import Vector, clone, subtract, wide
+from riprap.linalg import Vector, clone, subtract, upcast_vector
 
 
 @dataclass
@@ -69,7 +69,7 @@ class SI(Penalty, OfBehaviors):
         """Begin the path here."""
         if self.of == "protected":
             self.chosen(view)
-            lacking = [name for name in self.names if name not in view.held.loss.names]
+            lacking = [name for name in self.names if name not in view.held.loss_gradients.names]
             if lacking:
                 raise ConfigError(
                     f"guard {self.name}: behaviour {lacking[0]!r} has no losses that reach a "
@@ -79,7 +79,7 @@ class SI(Penalty, OfBehaviors):
             self._fold(view)  # the guard of an earlier run, whose task is now to be kept
             return
         self.anchor = clone(view.parameters)
-        self.path = [torch.zeros_like(part) for part in wide(view.parameters)]
+        self.path = [torch.zeros_like(part) for part in upcast_vector(view.parameters)]
         self.fixed = [torch.zeros_like(part) for part in self.path]
 
     def consolidate(self) -> None:
@@ -96,7 +96,7 @@ class SI(Penalty, OfBehaviors):
 
     def importance(self, view: GuardView) -> Vector:
         """max(ω, 0) / (Δ² + ξ) of the path under way."""
-        way = wide(subtract(view.parameters, self.anchor))
+        way = upcast_vector(subtract(view.parameters, self.anchor))
         damped = torch._foreach_add(torch._foreach_mul(way, way), self.xi)
         return list(torch._foreach_div(torch._foreach_clamp_min(self.path, 0.0), damped))
 
@@ -113,7 +113,7 @@ class SI(Penalty, OfBehaviors):
         """Add the penalty's gradient; the task's own is kept for ω."""
         if self.of == "task":
             # Copied, since the penalty is about to be written over it.
-            self.task_gradient = [part.clone() for part in wide(view.vector)]
+            self.task_gradient = [part.clone() for part in upcast_vector(view.vector)]
         return super().on_gradients(view)
 
     def on_update(self, view: GuardView) -> Proposal | None:
@@ -122,9 +122,9 @@ class SI(Penalty, OfBehaviors):
         self.task_gradient = None
         if self.of == "protected":
             sign = 1.0
-            present = [name for name in self.names if name in view.held.loss.names]
+            present = [name for name in self.names if name in view.held.loss_gradients.names]
             nothing = [torch.zeros_like(part) for part in self.path]
-            gradient = view.held.loss.plus(nothing, dict.fromkeys(present, 1.0))
+            gradient = view.held.loss_gradients.add_combination(nothing, dict.fromkeys(present, 1.0))
         if gradient is not None:
-            torch._foreach_addcmul_(self.path, gradient, wide(view.vector), value=sign)
+            torch._foreach_addcmul_(self.path, gradient, upcast_vector(view.vector), value=sign)
         return None

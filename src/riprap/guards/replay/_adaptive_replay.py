@@ -10,7 +10,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors import Track, low_margin
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal, names_of
-from riprap.guards.replay._buffer import Pools
+from riprap.guards.replay._self_distillation_buffer import Pools
 from riprap.guards.replay._replay import Replay
 
 # It wakes when so much of the deciding margin is spent, or when EARLY is spent and the rest is
@@ -77,7 +77,7 @@ class AdaptiveReplay(Replay):
             if not track.steps or not track.healthy_at_start:
                 continue
             used, forecast = spent(track, self.keep), view.forecasts.get(name)
-            foreseen = forecast is not None and forecast.says_break
+            foreseen = forecast is not None and forecast.predicts_break
             soon = forecast is not None and used >= EARLY and forecast.median <= SOON
             if name not in self.awake and (used >= AWAKE or foreseen or soon):
                 self.awake.append(name)

@@ -10,7 +10,7 @@ from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
 from riprap.guards._composition import Composed, recovered
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
-from riprap.guards.replay._buffer import Pools
+from riprap.guards.replay._self_distillation_buffer import Pools
 from riprap.guards.replay._replay import Replay
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level

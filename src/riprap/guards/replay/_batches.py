@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from riprap.behaviors import device_of
 from riprap.errors import ConfigError
-from riprap.evaluation import Loss, gradient_at, moved, own_loss
+from riprap.evaluation import Loss, loss_and_gradient, to_device, model_loss
 from riprap.guards._base import Guard
 from riprap.linalg import Vector
 
@@ -40,7 +40,7 @@ class Protected:
             )
         if len(batches) == 0:
             raise ConfigError(f"guard {guard} protects nothing: give at least one batch")
-        self.guard, self.batches, self.loss = guard, batches, loss or own_loss
+        self.guard, self.batches, self.loss = guard, batches, loss or model_loss
         self.position = 0
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Protected:
         """The next batch, on the model's device."""
         batch = self.batches[self.position]
         self.position = (self.position + 1) % len(self.batches)
-        return moved(batch, device_of(model))
+        return to_device(batch, device_of(model))
 
     def gradient(self, model: nn.Module, parameters: Sequence[Tensor]) -> tuple[float, Vector]:
         """The loss on the next batch and its gradient, in evaluation mode, leaving no trace.
@@ -58,7 +58,7 @@ class Protected:
         Raises:
             ConfigError: the loss depends on none of `parameters`.
         """
-        value, gradient = gradient_at(self.loss, model, self.take(model), parameters)
+        value, gradient = loss_and_gradient(self.loss, model, self.take(model), parameters)
         if gradient is None:
             raise ConfigError(
                 f"guard {self.guard}: the loss of a protected batch depends on no trained parameter"

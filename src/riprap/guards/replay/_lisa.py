@@ -10,7 +10,7 @@ import torch
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal
 from riprap.guards.replay._batches import FromBatches
-from riprap.linalg import Vector, add, clone, norm, sharded_like, subtract
+from riprap.linalg import Vector, add, clone, norm, as_sharded, subtract
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Lisa(FromBatches):
             if not bool(torch.isfinite(norm(gradient))):
                 return Proposal(detail="the protected gradient is not finite", before=before)
         away = subtract(view.parameters, self.anchor)
-        vector = sharded_like(add(gradient, away, self.rho), view.parameters)
+        vector = as_sharded(add(gradient, away, self.rho), view.parameters)
         drift = float(norm(away))
         after = {"norm": float(norm(vector)), "drift": drift}
         what = "a protected step" if protecting else "a task step"

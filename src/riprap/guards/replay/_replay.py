@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.guards.replay._batches import Loss, Protected
-from riprap.guards.replay._buffer import Pools
-from riprap.linalg import Vector, add, dots, norm
+from riprap.guards.replay._self_distillation_buffer import Pools
+from riprap.linalg import Vector, add, inner_products, norm
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Replay(Guard):
         loss, old = self._old(view, shares)
         if old is None:
             return Proposal(detail="the old examples' loss depends on no trained parameter")
-        product = float(dots(view.vector, [old])[0])
+        product = float(inner_products(view.vector, [old])[0])
         square = float(norm(old)) ** 2
         left = (1 - fraction) * product + fraction * square
         # What still goes against the old examples is taken out, where that is asked for.

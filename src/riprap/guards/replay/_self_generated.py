@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior, Prompt, encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
-from riprap.guards.replay._buffer import refuse_shared
+from riprap.guards.replay._self_distillation_buffer import refuse_shared
 
 IGNORED = -100
 

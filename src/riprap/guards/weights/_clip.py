@@ -10,7 +10,7 @@ import torch
 
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.linalg import local, norm
+from riprap.linalg import to_local, norm
 
 
 @dataclass
@@ -47,5 +47,5 @@ class Clip(Guard):
             return Proposal(detail="the gradient is not finite", before=before)
         if size <= self.most:
             return Proposal(detail="short enough", before=before, after=before)
-        vector = list(torch._foreach_mul([local(part) for part in view.vector], self.most / size))
+        vector = list(torch._foreach_mul([to_local(part) for part in view.vector], self.most / size))
         return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.most})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.linalg import Vector, local, norm, sharded_like, subtract, wide
+from riprap.linalg import Vector, to_local, norm, as_sharded, subtract, upcast_vector
 
 
 @dataclass
@@ -57,19 +57,19 @@ class EMA(Guard):
 
     def start(self, view: GuardView) -> None:
         """The average begins at θ₀."""
-        self.average = [part.clone() for part in wide(view.parameters)]
+        self.average = [part.clone() for part in upcast_vector(view.parameters)]
 
     def on_update(self, view: GuardView) -> Proposal | None:
         """Go on averaging; at each `every` steps, let the step lead to the average."""
         # Where the update led, and not the parameters: a guard before this one may have bent it.
-        own = [local(part) for part in view.vector]
-        now = torch._foreach_add(wide(view.before), own)
+        own = [to_local(part) for part in view.vector]
+        now = torch._foreach_add(upcast_vector(view.before), own)
         torch._foreach_lerp_(self.average, now, 1 - self.decay)
         if self.every is None or view.step % self.every:
             return None
-        update = subtract(self.average, wide(view.before))
+        update = subtract(self.average, upcast_vector(view.before))
         size = float(norm(view.vector))
-        after = {"norm": float(norm(sharded_like(update, view.parameters)))}
+        after = {"norm": float(norm(as_sharded(update, view.parameters)))}
         return Proposal(update, "back to the average", {"norm": size}, after)
 
     @torch.no_grad()
@@ -83,10 +83,10 @@ class EMA(Guard):
             ConfigError: they are not those that were averaged.
         """
         shapes = [part.shape for part in self.average]
-        if [local(parameter).shape for parameter in parameters] != shapes:
+        if [to_local(parameter).shape for parameter in parameters] != shapes:
             raise ConfigError(
                 f"guard {self.name}: the parameters are not those that were averaged; give the "
                 "trained ones in the optimizer's order, after the run has begun"
             )
         for parameter, part in zip(parameters, self.average, strict=True):
-            local(parameter).copy_(part)
+            to_local(parameter).copy_(part)

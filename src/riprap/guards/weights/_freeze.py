@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import find_layer, stacks
+from riprap.evaluation import find_layer, layer_stacks
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, norm
 
@@ -98,7 +98,7 @@ class Freeze(Guard):
         if self.embeddings:
             found += [module for module in model.modules() if isinstance(module, nn.Embedding)]
         if self.layers:
-            known = stacks(model)
+            known = layer_stacks(model)
             if not known:
                 raise ConfigError(f"guard {self.name}: no stack of layers was found; use modules=")
             full = max(known, key=lambda name: known[name])

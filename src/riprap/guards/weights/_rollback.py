@@ -13,7 +13,7 @@ from riprap.errors import ConfigError, RecordError
 from riprap.guards._base import Guard, GuardView, Proposal, Return, names_of
 from riprap.guards.weights._checkpoint_ring import Ring
 from riprap.guards.weights._training_snapshot import Checkpoint, Training
-from riprap.linalg import local
+from riprap.linalg import to_local
 from riprap.types import Alert, Level
 
 
@@ -109,7 +109,7 @@ class Rollback(Guard):
             )
         self._training = Training(view.model, view.optimizer, schedule, scaler, self.generators)
         folder = None if self.folder is None else Path(self.folder)
-        self._ring = Ring(self.keep, folder, local(view.parameters[0]).device)
+        self._ring = Ring(self.keep, folder, to_local(view.parameters[0]).device)
         self.alerted, self.count, self.gave_up, self.since, self.cuts = [], 0, None, view.step, {}
         if view.step == 0:
             self._take(0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from riprap.errors import ConfigError
-from riprap.linalg import local
+from riprap.linalg import to_local
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # of a group: schedules keep their own beside lr
 
@@ -74,14 +74,14 @@ class Training:
         Raises:
             ConfigError: the optimizer holds other parameters than it did.
         """
-        sizes = [local(one).numel() for one in self.parameters]
+        sizes = [to_local(one).numel() for one in self.parameters]
         if sizes != [part.numel() for part in kept["parameters"]]:
             raise ConfigError(
                 "guard rollback: the optimizer holds other parameters than when the checkpoint was "
                 "taken; give it all of them before the watch begins"
             )
         for one, part in zip(self.parameters, kept["parameters"], strict=True):
-            local(one).copy_(part)
+            to_local(one).copy_(part)
         for one, part in zip(self.statistics, kept["statistics"], strict=True):
             one.copy_(part)
         for group, options in zip(self.optimizer.param_groups, kept["groups"], strict=True):
@@ -104,7 +104,7 @@ class Training:
         for key in [key for key in own if key not in moments]:
             del own[key]
         for key, value in moments.items():
-            if key not in own and isinstance(value, Tensor) and value.shape == local(one).shape:
+            if key not in own and isinstance(value, Tensor) and value.shape == to_local(one).shape:
                 own[key] = torch.zeros_like(one, dtype=value.dtype)
             _set(own, key, value)
 
@@ -130,7 +130,7 @@ class Training:
 def copied(value: Any) -> Any:
     """A copy of nested values; of tensors this rank's part, on the CPU."""
     if isinstance(value, Tensor):
-        return local(value).detach().to("cpu", copy=True)
+        return to_local(value).detach().to("cpu", copy=True)
     if isinstance(value, dict):
         return {key: copied(part) for key, part in value.items()}
     if type(value) in (list, tuple):
@@ -141,8 +141,8 @@ def copied(value: Any) -> Any:
 def _set(into: dict[str, Any], key: str, value: Any) -> None:
     """Overwrite a tensor in place, for others may hold it; anything else by a copy."""
     old = into.get(key)
-    if isinstance(old, Tensor) and isinstance(value, Tensor) and local(old).shape == value.shape:
-        local(old).copy_(value)
+    if isinstance(old, Tensor) and isinstance(value, Tensor) and to_local(old).shape == value.shape:
+        to_local(old).copy_(value)
     else:
         into[key] = copied(value)
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from experiments.worlds import FactsWorld
 from riprap import Monitor, guards
 from riprap.detectors import score
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 from riprap.toy import Examples
 from riprap.toy import batches as mixed
 
@@ -50,7 +50,7 @@ def train(task: str, seed: int, steps: int, guarded: bool) -> tuple[float, str, 
         optimizer.zero_grad()
     monitor.end()
     acted = {action.step for action in monitor.actions if action.applied}
-    scores = [f"{score(look(b, model).margins):.2f}" for b in world.unseen()]
+    scores = [f"{score(evaluate(b, model).margins):.2f}" for b in world.unseen()]
     learned = float("nan") if task == NULL else world.evaluate(model, task)
     return len(acted) / steps, ", ".join(scores), learned
 

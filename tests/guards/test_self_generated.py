@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from guards.cases import monitor_of
 from riprap import Behavior, guards
 from riprap.behaviors._model_io import TokenBatch
-from riprap.behaviors._response_prefixes import greedy
+from riprap.behaviors._response_prefixes import greedy_decode
 from riprap.behaviors._tokenization import encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
@@ -32,7 +32,7 @@ def test_generation_is_greedy_and_leaves_no_trace(
     random = torch.get_rng_state()
     found = generate(llama, tokenizer, asked, 5)
     assert llama.training and torch.equal(random, torch.get_rng_state())
-    assert found == greedy(llama.eval(), TokenBatch.pad(asked), 5)
+    assert found == greedy_decode(llama.eval(), TokenBatch.pad(asked), 5)
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 4}, {"repetition_penalty": 2.0}])
@@ -41,7 +41,7 @@ def test_the_models_own_settings_do_not_change_what_is_greedy(
 ) -> None:
     llama.generation_config.update(**NO_END, **settings)
     asked = encode_prompts(tokenizer, PROMPTS)
-    assert generate(llama, tokenizer, asked, 5) == greedy(llama, TokenBatch.pad(asked), 5)
+    assert generate(llama, tokenizer, asked, 5) == greedy_decode(llama, TokenBatch.pad(asked), 5)
 
 
 def test_an_answer_stops_at_its_end(
@@ -105,7 +105,7 @@ def test_a_probe_that_measures_is_refused(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     for refusal in (
-        Behavior.response_prefix("refusal", tokenizer, prompts=PROMPTS[:2], openers=["sorry"]),
+        Behavior.response_prefix("refusal", tokenizer, prompts=PROMPTS[:2], prefixes=["sorry"]),
         Behavior.preference("refusal", tokenizer, PROMPTS[:2], ["sorry no"], ["sure here is"]),
         Behavior.multiple_choice(
             "refusal", tokenizer, PROMPTS[:2], [["sorry", "yes i can"]] * 2, [0, 0]
@@ -137,7 +137,7 @@ def test_replaying_them_keeps_what_is_answered(
     batches = own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], tokens=3)
     lesson = torch.randint(3, 40, (8, 9), generator=torch.Generator().manual_seed(1))
     refusal = Behavior.response_prefix(
-        "refusal", tokenizer, prompts=["how do i paint a cake"], openers=["sorry"]
+        "refusal", tokenizer, prompts=["how do i paint a cake"], prefixes=["sorry"]
     )
 
     def loss_after(guard: guards.Guard | None) -> float:

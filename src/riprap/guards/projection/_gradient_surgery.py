@@ -14,7 +14,7 @@ import numpy as np
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal, names_of
-from riprap.linalg import Joined, Stack
+from riprap.linalg import FlatVector, VectorStack
 
 ROUNDING = 1e-7  # of the two norms: products this near to 0 are 0
 
@@ -115,8 +115,8 @@ class Surgery(Guard):
         """Operate on the update, which goes the other way: Δθ ≈ −ηg."""
         return self._operate(view, -1.0) if self.on_updates else None
 
-    def _stack(self, view: GuardView) -> Stack:
-        return view.held.margin if self.of == "margin" else view.held.loss
+    def _stack(self, view: GuardView) -> VectorStack:
+        return view.held.margin_gradients if self.of == "margin" else view.held.loss_gradients
 
     def _operate(self, view: GuardView, sign: float) -> Proposal | None:
         stack = self._stack(view)
@@ -125,8 +125,8 @@ class Surgery(Guard):
             return Proposal(detail="no protected gradient could be taken")
         # p_b is −h_b or g_b; the update points against the gradient.
         turn = sign * (-1.0 if self.of == "margin" else 1.0)
-        joined = Joined(view.vector, stack.runs)
-        every = stack.dots(joined)
+        joined = FlatVector(view.vector, stack.chunks)
+        every = stack.inner_products(joined)
         index = [stack.names.index(name) for name in present]
         gram = stack.gram().double().cpu().numpy()[np.ix_(index, index)]
         products = turn * np.array([every[name] for name in present])
@@ -142,7 +142,7 @@ class Surgery(Guard):
         if scale == 1.0 and not weights.any():
             return Proposal(detail=f"{detail} is let pass", before=before, after=before)
         step = view.vector if scale == 1.0 else [scale * part for part in view.vector]
-        vector = stack.plus(step, dict(zip(present, (turn * weights).tolist(), strict=True)))
+        vector = stack.add_combination(step, dict(zip(present, (turn * weights).tolist(), strict=True)))
         after = dict(zip(present, conflict.after(scale, weights).tolist(), strict=True))
         return Proposal(vector, detail, before, after)
 

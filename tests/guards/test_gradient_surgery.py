@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from guards.cases import Run, behaviors, lessons
 from riprap import guards
 from riprap.errors import ConfigError
-from riprap.guards.projection._surgery import Conflict, Surgery
+from riprap.guards.projection._gradient_surgery import Conflict, Surgery
 
 SURGERIES: dict[str, Callable[..., Surgery]] = {
     "agem": guards.AGEM,

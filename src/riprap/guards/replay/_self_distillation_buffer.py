@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from riprap.behaviors import Behavior, TokenBatch, last_logits
 from riprap.errors import ConfigError
-from riprap.evaluation import gradient_at, no_trace
+from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.linalg import Vector
 
@@ -77,9 +77,9 @@ class Pools:
                     "told: give its probes a method rows(), or see to it that it holds none",
                     stacklevel=2,
                 )
-            if pool.start is not None:
-                pool.start(view.model, pool.probes)
-        with torch.no_grad(), no_trace(view.model):
+            if pool.calibrate is not None:
+                pool.calibrate(view.model, pool.probes)
+        with torch.no_grad(), preserve_training_state(view.model):
             for name, pool in self.behaviors.items():
                 parts = range(0, len(pool.probes), 256)  # bounds the memory of a pass
                 every = [range(at, min(at + 256, len(pool.probes))) for at in parts]
@@ -97,7 +97,7 @@ class Pools:
         chosen = {
             name: self._next(name, count) for name, count in _counts(shares, self.rows).items()
         }
-        return gradient_at(self._loss, model, chosen, parameters)
+        return loss_and_gradient(self._loss, model, chosen, parameters)
 
     def _next(self, name: str, count: int) -> list[int]:
         """Indices of the next examples: each once in an order, then all in another order."""

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guards.test_surgery import conflict_of, operated, vectors
+from guards.test_gradient_surgery import conflict_of, operated, vectors
 from riprap import guards
-from riprap.guards.projection._surgery import Conflict
+from riprap.guards.projection._gradient_surgery import Conflict
 from riprap.guards.projection._torchjd_weightings import Aggregation
 
 KINDS: dict[str, type[Aggregation]] = {"pcgrad": guards.PCGrad, "upgrad": guards.UPGrad}
