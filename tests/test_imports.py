@@ -1,4 +1,4 @@
-"""A room imports only from the floors below it; this test walks every import and says so."""
+"""Structure of the code: floors, import circles, private modules, what a bare import loads."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from pathlib import Path
 
 import pytest
 
-import riprap
-
-SOURCE = Path(riprap.__file__).parent
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "riprap"
+FACE = "riprap"  # the package's own __init__, which stands on top of all rooms
 FLOORS = [
-    {"evidence", "tensors", "stacks", "schema", "distributed", "plain"},
+    {"types", "errors", "_text", "_config", "_extras", "linalg", "_distributed"},
     {"behaviors", "record"},
-    {"probing"},
-    {"signals", "detectors", "selection"},
+    {"evaluation"},
+    {"signals", "selection", "detectors"},
     {"guards", "diagnosis"},
     {"monitor"},
-    {"integrations", "report"},
-    {"launch"},
-    {"studies"},
-    {"dashboard"},
+    {"integrations", "report", "toy"},
+    {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-FACE = "riprap"  # the package's own __init__, which stands on top of all rooms
 
 
 def imported(tree: ast.AST, package: list[str]) -> set[str]:
-    """Full names of what a module of `package` imports, wherever in it the import stands."""
+    """Full names that a module of `package` imports, at any depth of its code."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -40,21 +38,31 @@ def imported(tree: ast.AST, package: list[str]) -> set[str]:
     return names
 
 
+def modules(root: Path, face: str) -> dict[str, Path]:
+    """Files of a package by their full module names."""
+    found = {}
+    for file in sorted(root.rglob("*.py")):
+        parts = [face, *file.relative_to(root).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
 def violations(root: Path) -> list[str]:
-    """Imports under `root` that do not go down."""
+    """Imports under `root` that do not go down to a lower floor."""
     found = []
     for file in sorted(root.rglob("*.py")):
         parts = [FACE, *file.relative_to(root).with_suffix("").parts]
-        package = parts[:-1]
         if parts == [FACE, "__init__"]:
             continue
         here = parts[1]
         if here not in FLOOR:
             found.append(f"{file.name}: room {here!r} has no floor")
             continue
-        for name in sorted(imported(ast.parse(file.read_text(encoding="utf-8")), package)):
+        for name in sorted(imported(ast.parse(file.read_text(encoding="utf-8")), parts[:-1])):
             target = name.split(".")
-            if target[0] != FACE:
+            if target[0] == "experiments":
+                found.append(f"{'.'.join(parts)} imports {name}")
+            if target[0] != FACE or name == "riprap.__version__":
                 continue
             there = target[1] if len(target) > 1 and target[1] in FLOOR else FACE
             ground = FLOOR[here] == 0 and FLOOR.get(there) == 0
@@ -63,26 +71,150 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def private_imports(root: Path, face: str) -> list[str]:
+    """Imports of a private module from outside of the package that it is in."""
+    found = []
+    for module, file in modules(root, face).items():
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for name in sorted(imported(tree, package.split("."))):
+            parts = name.split(".")
+            if parts[0] != FACE:
+                continue
+            at = next((i for i, part in enumerate(parts) if part.startswith("_")), None)
+            if at is None or parts[at].startswith("__"):
+                continue
+            owner = ".".join(parts[:at])
+            if owner != FACE and not f"{package}.".startswith(f"{owner}."):
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def circles(root: Path, face: str) -> list[list[str]]:
+    """Groups of modules that import each other; imports for type checkers do not count."""
+    files = modules(root, face)
+    graph: dict[str, set[str]] = {}
+    for module, file in files.items():
+        if (
+            file.name == "__init__.py"
+        ):  # a package offers names, and is entered by all of its modules
+            graph[module] = set()
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                node.body = []
+        names = imported(tree, module.split(".")[:-1])
+        graph[module] = {
+            target
+            for name in names
+            for target in (name, name.rpartition(".")[0])
+            if target in files and files[target].name != "__init__.py" and target != module
+        }
+    return [sorted(group) for group in _strongly_connected(graph) if len(group) > 1]
+
+
+def package_circles(root: Path, face: str) -> list[list[str]]:
+    """Groups of packages that import each other; a package and those inside it are no circle."""
+    files = modules(root, face)
+    packages = {module for module, file in files.items() if file.name == "__init__.py"}
+    graph: dict[str, set[str]] = {package: set() for package in packages}
+    for module, file in files.items():
+        package = module if module in packages else module.rpartition(".")[0]
+        if package == face:
+            continue
+        for name in imported(ast.parse(file.read_text(encoding="utf-8")), package.split(".")):
+            target = name
+            while target and target not in packages:
+                target = target.rpartition(".")[0]
+            related = f"{package}.".startswith(f"{target}.") or target.startswith(f"{package}.")
+            if target and target != face and not related:
+                graph[package].add(target)
+    return [sorted(group) for group in _strongly_connected(graph) if len(group) > 1]
+
+
+def _strongly_connected(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Nodes grouped by mutual reachability (small graphs only)."""
+    reach: dict[str, set[str]] = {}
+    for start in graph:
+        seen, todo = set(), [start]
+        while todo:
+            for target in graph.get(todo.pop(), ()):
+                if target not in seen:
+                    seen.add(target)
+                    todo.append(target)
+        reach[start] = seen
+    groups: list[set[str]] = []
+    for node in graph:
+        group = {node} | {other for other in reach[node] if node in reach[other]}
+        if group not in groups:
+            groups.append(group)
+    return groups
+
+
 def test_no_arrow_runs_up() -> None:
     assert violations(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "face"), [(SOURCE, "riprap"), (ROOT / "experiments", "experiments")]
+)
+def test_no_import_circles(folder: Path, face: str) -> None:
+    assert circles(folder, face) == []
+    assert package_circles(folder, face) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "face"),
+    [
+        (SOURCE, "riprap"),
+        (ROOT / "experiments", "experiments"),
+        (ROOT / "benchmarks", "benchmarks"),
+        (ROOT / "examples", "examples"),
+    ],
+)
+def test_private_modules_are_imported_in_their_package_only(folder: Path, face: str) -> None:
+    assert private_imports(folder, face) == []
+
+
+def test_no_function_or_class_shadows_a_module() -> None:
+    shadowed = []
+    for module, file in modules(SOURCE, FACE).items():
+        if file.name != "__init__.py":
+            continue
+        inside = {path.stem for path in file.parent.iterdir() if path.suffix == ".py"}
+        inside |= {path.parent.name for path in file.parent.glob("*/__init__.py")}
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom):
+                names = {a.asname or a.name for a in node.names if node.module != module}
+                shadowed += [f"{module}.{name}" for name in names & inside]
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in inside:
+                shadowed.append(f"{module}.{node.name}")
+    assert shadowed == []
+
+
+def test_implementation_modules_are_private() -> None:
+    public = {"types", "errors", "hf", "lightning", "smollm2", "__init__", "__main__"}
+    names = {file.stem for file in SOURCE.rglob("*.py")}
+    assert {name for name in names if not name.startswith("_")} <= public
 
 
 def test_every_room_was_walked() -> None:
     walked = {
         file.relative_to(SOURCE).parts[0].removesuffix(".py") for file in SOURCE.rglob("*.py")
     }
-    assert {"evidence", "behaviors", "probing", "signals", "detectors", "monitor"} <= walked
+    assert set(FLOOR) <= walked | {"__main__"}
 
 
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("tensors.py", "from riprap.behaviors import Behavior"),
-        ("behaviors/kinds.py", "import riprap.monitor._hooks"),
-        ("signals/base.py", "from riprap.detectors import Track"),
-        ("signals/features/drift.py", "from ...monitor import Monitor"),
-        ("record/store.py", "from riprap import Monitor"),
-        ("probing.py", "def late():\n    from riprap.cli import app"),
+        ("linalg/_vectors.py", "from riprap.behaviors import Behavior"),
+        ("behaviors/_margins.py", "import riprap.monitor._hooks"),
+        ("signals/_base.py", "from riprap.detectors import BehaviorHistory"),
+        ("signals/features/_drift.py", "from ...monitor import Monitor"),
+        ("record/_store.py", "from riprap import Monitor"),
+        ("evaluation.py", "def late():\n    from riprap.cli import app"),
         ("attic/box.py", "import math"),
     ],
 )
@@ -97,9 +229,9 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, module: str, line: str) -> None:
     ("module", "line"),
     [
         ("__init__.py", "from riprap.cli import app"),
-        ("schema.py", "from riprap.types import ConfigError"),
-        ("monitor/monitor.py", "from riprap import probing\nimport torch"),
-        ("signals/features/drift.py", "from ..base import Signal"),
+        ("_config.py", "from riprap.errors import ConfigError"),
+        ("monitor/_monitor.py", "from riprap import evaluation\nimport torch"),
+        ("signals/features/_drift.py", "from .._base import Signal"),
     ],
 )
 def test_a_right_arrow_is_not(tmp_path: Path, module: str, line: str) -> None:
@@ -107,3 +239,30 @@ def test_a_right_arrow_is_not(tmp_path: Path, module: str, line: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(line, encoding="utf-8")
     assert violations(tmp_path) == []
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    """Files of a package; each folder becomes a package."""
+    for name, text in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "__init__.py").touch()
+        file.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    files = {"a/_one.py": "from riprap.a import _two", "a/_two.py": "import riprap.a._one"}
+    assert circles(write(tmp_path, files), FACE) == [["riprap.a._one", "riprap.a._two"]]
+
+
+def test_a_circle_of_packages_is_found(tmp_path: Path) -> None:
+    files = {"a/_one.py": "from riprap.b import two", "b/_two.py": "from riprap.a import one"}
+    assert package_circles(write(tmp_path, files), FACE) == [["riprap.a", "riprap.b"]]
+
+
+def test_an_import_of_a_private_module_is_found(tmp_path: Path) -> None:
+    files = {"a/_one.py": "", "b/_two.py": "from riprap.a._one import x"}
+    assert private_imports(write(tmp_path, files), FACE) == [
+        "riprap.b._two imports riprap.a._one.x"
+    ]
