@@ -69,7 +69,7 @@ def after(strategy: str, **options: Any) -> tuple[float, Selector]:
     model, kept = make_llama().train(), behavior()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     if strategy == "least_harm":
-        options |= {"behaviors": [kept], "refresh": 5}
+        options |= {"behaviors": [kept], "probe_every": 5}
     selector = Selector(strategy, 0.25, **options)
     with selector.attach(model, optimizer):
         for step in range(STEPS):
@@ -79,13 +79,13 @@ def after(strategy: str, **options: Any) -> tuple[float, Selector]:
     return margin(model, kept), selector
 
 
-def test_least_harm_keeps_more_of_a_behaviour_at_equal_updates() -> None:
+def test_least_harm_keeps_more_of_a_behavior_at_equal_updates() -> None:
     kept, selector = after("least_harm")
     others = [after(name)[0] for name in ("random", "moderate")]
     first = margin(make_llama(), behavior())
     assert first - max(others) > 0.2 * first  # there is something to keep
     assert kept > max(others) + 0.2 * (first - max(others))
-    taken = [row for one in selector.taken for row in one.rows]
+    taken = [row for one in selector.history for row in one.rows]
     assert np.mean(np.array(taken) >= ROWS // 2) > 0.75
 
 
@@ -143,7 +143,7 @@ def test_risk_takes_the_safe_rows_and_is_led_away_from_danger() -> None:
                 model(**mixed(step)).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        taken = np.array([row for one in selector.taken for row in one.rows])
+        taken = np.array([row for one in selector.history for row in one.rows])
         shares.append(np.mean(taken >= ROWS // 2))
         with torch.no_grad():
             ends.append(float(model(**danger).loss))
@@ -173,16 +173,16 @@ def test_inner_products_of_updates_are_adams(steps: int) -> None:
     scales = torch.cat(parts).double()
     seen: list[Any] = []
     selector = Selector("taylor", 0.4)
-    decide = selector.decide
-    selector.decide = lambda scores, ids: seen.append(scores) or decide(scores, ids)  # type: ignore[method-assign, func-returns-value]
+    decide = selector.choose_and_record
+    selector.choose_and_record = lambda scores, ids: seen.append(scores) or decide(scores, ids)  # type: ignore[method-assign, func-returns-value]
     with selector.attach(model, optimizer, accumulate=2):
         for half in halves:
             (model(**half).loss / 2).backward()
     moved = each * scales
     for found, wanted in (
         (seen[0].gram, each @ each.T),
-        (seen[0].moves, moved @ moved.T),
-        (seen[0].along["batch"], moved @ each.mean(0)),
+        (seen[0].update_gram, moved @ moved.T),
+        (seen[0].directional["batch"], moved @ each.mean(0)),
     ):
         assert np.allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
 
@@ -202,7 +202,7 @@ def test_micro_batches_that_reach_different_layers_are_compared() -> None:
     with selector.attach(model, sgd(model), 2, lambda out, _: out.logsumexp(1)):
         for inputs in (torch.rand(4, 4), -torch.rand(4, 4)):
             (model(inputs).logsumexp(1).mean() / 2).backward()
-    assert len(selector.taken[0].rows) == 4
+    assert len(selector.history[0].rows) == 4
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -227,7 +227,7 @@ def test_agem_corrects_the_selected_gradient(guarded: bool) -> None:
         sum(d.square().sum() for d in moved) ** 0.5
     )
     assert length > 0
-    assert len(selector.taken[0].rows) == 3
+    assert len(selector.history[0].rows) == 3
     if guarded:
         assert along <= 1e-4 * length
         assert any(action.applied for action in monitor.actions)
@@ -248,9 +248,9 @@ def test_what_is_taken_goes_into_the_monitors_record(tmp_path: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
     events = [event for event in Reader(tmp_path).events() if event["kind"] == "selection"]
-    assert [event["facts"]["rows"] for event in events] == [one.rows for one in selector.taken]
+    assert [event["facts"]["rows"] for event in events] == [one.rows for one in selector.history]
     assert [event["step"] for event in events] == [0, 1, 2]  # before each step is taken
-    assert len(events[0]["facts"]["numbers"]["norm"]) == len(selector.taken[0].rows)
+    assert len(events[0]["facts"]["numbers"]["norm"]) == len(selector.history[0].rows)
     assert Reader(tmp_path).meta()["ended"]
     with pytest.raises(ConfigError, match="the record's own"):
         monitor.log_event("ended")
@@ -293,9 +293,9 @@ def test_monitor_guard_and_selector_under_trainer(tmp_path: Path) -> None:
         callbacks = [MonitorCallback(monitor, guard=guard), SelectionCallback(selector)]
         made = Trainer(make_llama(), arguments, train_dataset=Mixed(), callbacks=callbacks)
         made.train()
-        assert [(len(one.rows), one.of) for one in selector.taken] == [(4, ROWS)] * STEPS
+        assert [(len(one.rows), one.batch_size) for one in selector.history] == [(4, ROWS)] * STEPS
         ends[guarded] = margin(made.model, kept)
-        measured = monitor.tracks["kept"].margins[-1].mean()
+        measured = monitor.behavior_histories["kept"].margins[-1].mean()
         assert measured == pytest.approx(ends[guarded], rel=1e-3, abs=1e-3)
     assert any(action.applied for action in monitor.actions)
     assert ends[True] > ends[False] + 0.2 * (first - ends[False])

@@ -62,11 +62,11 @@ def test_fifty_batches_are_chosen_as_one_backward_a_sample_would(name: str) -> N
         wanted = plain(model, rows_of(given, expected))
         with selector.attach(model, optimizer):
             model(**given).loss.backward()
-            assert selector.taken[-1].rows == expected
+            assert selector.history[-1].rows == expected
             assert close(flat(model), wanted)
             optimizer.step()
             optimizer.zero_grad()
-    assert len({tuple(taken.rows) for taken in selector.taken}) > 20
+    assert len({tuple(taken.rows) for taken in selector.history}) > 20
 
 
 @pytest.mark.parametrize("strategy", ["moderate", "proxy", "random"])
@@ -98,8 +98,8 @@ def test_eight_small_batches_are_one(strategy: str) -> None:
             rows = rows_of(given, [start, start + 1])
             model(**rows, num_items_in_batch=items).loss.backward()
         assert close(flat(model), wanted)
-    assert parts.taken[0].rows == whole.taken[0].rows
-    assert len(parts.taken[0].rows) == 4
+    assert parts.history[0].rows == whole.history[0].rows
+    assert len(parts.history[0].rows) == 4
 
 
 def test_more_memory_than_there_is_room_for_runs_rows_again(
@@ -108,11 +108,11 @@ def test_more_memory_than_there_is_room_for_runs_rows_again(
     model, given = training("tied llama"), batch(10)
     found = []
     for room in (2**31, 0):
-        monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
+        monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
         selector = Selector("moderate", 0.3)
         with selector.attach(model, sgd(model)):
             model(**given).loss.backward()
-            found.append((selector.taken[0].rows, flat(model)))
+            found.append((selector.history[0].rows, flat(model)))
         model.zero_grad()
     assert found[0][0] == found[1][0]
     assert close(found[0][1], found[1][1])
@@ -126,7 +126,7 @@ def test_checkpointing_changes_nothing(
     name: str, room: int, strategy: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reentrant: the layers run without a graph first, and autograd sees no parameter of theirs."""
-    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
     found = []
     for checkpointing in (False, True):
         model = training(name)
@@ -136,10 +136,10 @@ def test_checkpointing_changes_nothing(
         selector = Selector(strategy, 0.4)
         with selector.attach(model, sgd(model)):
             model(**batch()).loss.backward()
-            found.append((selector.taken[0], flat(model)))
+            found.append((selector.history[0], flat(model)))
     by = "norm" if strategy == "moderate" else "proxy"
     assert found[0][0].rows == found[1][0].rows
-    assert np.allclose(found[0][0].numbers[by], found[1][0].numbers[by], rtol=1e-6)
+    assert np.allclose(found[0][0].scores[by], found[1][0].scores[by], rtol=1e-6)
     assert found[0][1].norm() > 0
     assert close(found[0][1], found[1][1])
 
@@ -152,7 +152,7 @@ def test_what_is_kept_for_the_next_step_does_not_grow() -> None:
             model(**batch()).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            sizes.append(sum(len(shelf) for shelf in attachment.taps._spare.values()))
+            sizes.append(sum(len(shelf) for shelf in attachment.grad_hooks._buffer_pool.values()))
     assert sizes[0] == sizes[-1] > 0
 
 
@@ -162,7 +162,7 @@ def test_what_no_row_reaches_is_given_no_gradient(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradient of 0 would let weight decay eat it."""
-    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
     model = training("lora")
     model.spare = nn.Linear(2, 2)
     with Selector(strategy, 0.4).attach(model, sgd(model)):
@@ -193,10 +193,10 @@ def test_scaled_losses_give_scaled_gradients_and_true_norms() -> None:
         selector = Selector("moderate", 0.4)
         with selector.attach(model, sgd(model)):
             (model(**given).loss * scale).backward()
-            found.append((selector.taken[0], flat(model) / scale))
+            found.append((selector.history[0], flat(model) / scale))
         model.zero_grad()
     assert found[0][0].rows == found[1][0].rows
-    assert np.allclose(found[0][0].numbers["norm"], found[1][0].numbers["norm"])
+    assert np.allclose(found[0][0].scores["norm"], found[1][0].scores["norm"])
     assert close(found[1][1], found[0][1])
 
 
@@ -206,8 +206,8 @@ def test_an_overflow_is_left_for_the_scaler_to_find() -> None:
     with selector.attach(model, sgd(model)):
         (model(**batch()).loss * torch.inf).backward()
         assert not flat(model).isfinite().all()
-    assert selector.taken[0].rows == [0, 1, 2, 3, 4]
-    assert "not finite" in selector.taken[0].detail
+    assert selector.history[0].rows == [0, 1, 2, 3, 4]
+    assert "not finite" in selector.history[0].detail
 
 
 def test_row_ids_are_noted_and_never_reach_the_model(tmp_path: Any) -> None:
@@ -215,5 +215,5 @@ def test_row_ids_are_noted_and_never_reach_the_model(tmp_path: Any) -> None:
     selector = Selector("high", 0.4, row_id="id", log=tmp_path / "taken.jsonl")
     with selector.attach(model, sgd(model)):
         model(**given, id=torch.tensor([11, 12, 13, 14, 15])).loss.backward()
-    assert set(selector.taken[0].rows) < {11, 12, 13, 14, 15}
+    assert set(selector.history[0].rows) < {11, 12, 13, 14, 15}
     assert '"strategy": "high"' in (tmp_path / "taken.jsonl").read_text(encoding="utf-8")

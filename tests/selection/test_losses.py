@@ -30,7 +30,7 @@ class Bare(nn.Module):
 def test_a_loss_outside_of_the_model(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
     torch.manual_seed(0)
     model, made = Bare().double(), torch.Generator().manual_seed(1)
     inputs = torch.randn(10, 6, generator=made, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_a_loss_outside_of_the_model(
         nn.functional.cross_entropy(model(inputs), target).backward()
         found = flat(model)
     model.zero_grad()
-    rows = selector.taken[0].rows
+    rows = selector.history[0].rows
     assert len(rows) == 3
     nn.functional.cross_entropy(model(inputs[rows]), target[rows]).backward()
     assert close(found, flat(model), 1e-10)
@@ -79,7 +79,7 @@ def weighted(strategy: str, weights: Tensor) -> tuple[Selector, nn.Module]:
 @pytest.mark.parametrize("strategy", ["low", "moderate", "moderate_by_loss", "random"])
 def test_rows_that_the_loops_loss_leaves_out_are_never_taken(strategy: str) -> None:
     selector, model = weighted(strategy, torch.tensor([0.0, 0, 1, 0, 0, 0, 1, 1]))
-    assert set(selector.taken[0].rows) <= {2, 6, 7}
+    assert set(selector.history[0].rows) <= {2, 6, 7}
     assert flat(model).isfinite().all()
     assert flat(model).norm() > 0
 
@@ -104,7 +104,7 @@ def test_a_second_loss_beside_the_models_own_is_refused(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be lost, or count for rows that were not taken."""
-    monkeypatch.setattr("riprap.selection._loop_hooks.ROOM", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
     model = training("lora")
     with (
         Selector(strategy, 0.4).attach(model, sgd(model)),

@@ -34,7 +34,7 @@ def train(kind: str, strategy: str, accumulate: int) -> dict[str, Any]:
     except ConfigError as error:
         return {"refused": str(error)}
     after = getattr(model, "require_backward_grad_sync", True)
-    return {"weights": weights(model), "rows": [t.rows for t in selector.taken], "sync": after}
+    return {"weights": weights(model), "rows": [t.rows for t in selector.history], "sync": after}
 
 
 def _rank(rank: int, port: int, kind: str, strategy: str, accumulate: int, folder: str) -> None:

@@ -64,7 +64,7 @@ class Routed(nn.Module):
         (Odd, r"layers\.0\.gain"),
         (lambda: Scaled(WIDTH, WIDTH), r"layers\.0\.weight"),
         (lambda: nn.BatchNorm1d(7), r"layers\.0 is a BatchNorm1d"),
-        (Bypassed, r"layers\.0\.inner\.weight was given a gradient outside"),
+        (Bypassed, r"layers\.0\.inner\.weight received a gradient from outside"),
         (Routed, r"layers\.0\.expert was given 35 rows of a batch of 5"),
         (lambda: nn.MultiheadAttention(WIDTH, 1), r"layers\.0\.in_proj_weight"),
     ],
@@ -104,7 +104,7 @@ def test_a_column_of_row_ids_that_is_not_there_is_named() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_behaviour_that_is_gone_at_the_start_is_said() -> None:
+def test_a_behavior_that_is_gone_at_the_start_is_said() -> None:
     model = training("lora")
     gone = Behavior("gone", probes=[0], margins=lambda m, _: -m.lm_head.weight.square().sum()[None])
     with pytest.warns(UserWarning, match="'gone' has a mean margin of -"):
@@ -183,10 +183,10 @@ def test_a_graph_gone_through_twice_is_refused() -> None:
     [
         ({"strategy": "median"}, "no strategy 'median'"),
         ({"ratio": 0.0}, "ratio=0.0"),
-        ({"strategy": "least_harm"}, "needs behaviours"),
-        ({"strategy": "adaptive"}, "needs behaviours"),
+        ({"strategy": "least_harm"}, "needs behaviors"),
+        ({"strategy": "adaptive"}, "needs behaviors"),
         ({"strategy": "risk"}, "needs directions"),
-        ({"refresh": 0}, "refresh=0"),
+        ({"probe_every": 0}, "probe_every=0"),
     ],
 )
 def test_settings_that_cannot_work(options: dict, says: str) -> None:

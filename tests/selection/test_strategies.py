@@ -10,8 +10,8 @@ from torch import nn
 from riprap import selection
 from riprap.errors import ConfigError
 from riprap.selection import Scores, Selector
-from riprap.selection._protected_directions import through_update
-from riprap.selection.strategies import EVERY, Adaptive, High, strategy_of
+from riprap.selection._protected_directions import apply_preconditioner
+from riprap.selection.strategies import ALL_STRATEGIES, Adaptive, High, get_strategy
 from selection.cases import batch, make, reference, trained
 
 
@@ -24,19 +24,19 @@ def scores(n: int = 10, seed: int = 0) -> Scores:
         norm=np.linalg.norm(factors, axis=1),
         proxy=made.gamma(2.0, size=n),
         harm={"a": made.normal(size=n), "b": made.normal(size=n)},
-        along={"danger": made.normal(size=n), "safety": made.normal(size=n)},
+        directional={"danger": made.normal(size=n), "safety": made.normal(size=n)},
         gram=factors @ factors.T,
-        rate=0.1,
-        drift=0.5,
+        lr=0.1,
+        margin_spent=0.5,
     )
 
 
 def taken(name: str, given: Scores, count: int) -> list[int]:
     noise = np.random.default_rng(0)
-    return sorted(strategy_of(name).choose(given, count, noise).tolist())
+    return sorted(get_strategy(name).choose(given, count, noise).tolist())
 
 
-@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ALL_STRATEGIES, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_every_strategy_takes_samples_of_the_batch_once(kind: type, count: int) -> None:
     given = scores()
@@ -47,13 +47,13 @@ def test_every_strategy_takes_samples_of_the_batch_once(kind: type, count: int) 
     assert rows == taken(kind.name, given, count)
 
 
-@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ALL_STRATEGIES, ids=lambda kind: kind.name)
 def test_every_strategy_says_what_it_misses(kind: type) -> None:
     if kind.name in ("random", "moderate_by_loss"):
         return
     bare = Scores(np.arange(4.0), np.ones(4))
     with pytest.raises(ConfigError, match="needs"):
-        strategy_of(kind.name).choose(bare, 2, np.random.default_rng(0))
+        get_strategy(kind.name).choose(bare, 2, np.random.default_rng(0))
 
 
 def test_moderate_is_algorithm_1() -> None:
@@ -71,7 +71,7 @@ def test_the_extremes() -> None:
     assert taken("moderate", given, 1) == [0]
 
 
-def test_the_worst_behaviour_counts() -> None:
+def test_the_worst_behavior_counts() -> None:
     harm = {"a": np.array([0.0, -2.0, -1.0, 3.0]), "b": np.array([-9.0, 5.0, -2.0, -9.0])}
     given = Scores(np.ones(4), np.ones(4), harm=harm)
     assert taken("least_harm", given, 2) == [0, 2]
@@ -80,20 +80,20 @@ def test_the_worst_behaviour_counts() -> None:
 def test_taylor_takes_no_second_copy_while_there_is_something_new() -> None:
     """Two equal samples and a third: greedily, once one copy is taken, the other gains less."""
     rows = np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 1.9]])
-    given = Scores(np.ones(3), np.ones(3), gram=rows @ rows.T, rate=1.0)
+    given = Scores(np.ones(3), np.ones(3), gram=rows @ rows.T, lr=1.0)
     assert taken("taylor", given, 2) == [0, 2]
 
 
 def test_risk_is_towards_danger_and_from_safety() -> None:
     along = {"danger": np.array([1.0, 0.0, 2.0]), "safety": np.array([3.0, 0.0, -1.0])}
-    assert taken("risk", Scores(np.ones(3), np.ones(3), along=along), 1) == [0]
+    assert taken("risk", Scores(np.ones(3), np.ones(3), directional=along), 1) == [0]
 
 
 def test_adaptive_takes_fewer_as_the_margin_is_spent() -> None:
-    given, strategy = scores(100), Adaptive(least=0.1, inner=High())
+    given, strategy = scores(100), Adaptive(min_ratio=0.1, inner=High())
     sizes = []
     for drift in (0.0, 0.5, 1.0):
-        given.drift = drift
+        given.margin_spent = drift
         sizes.append(len(Selector(strategy, 0.5).choose(given)))
     assert sizes == [50, 30, 10]
 
@@ -101,9 +101,9 @@ def test_adaptive_takes_fewer_as_the_margin_is_spent() -> None:
 def test_samples_without_response_tokens_are_never_taken() -> None:
     given = scores()
     given.tokens[:7] = 0
-    for kind in EVERY:
+    for kind in ALL_STRATEGIES:
         inner = Selector("random", 0.5)
-        inner.strategy = strategy_of(kind.name)
+        inner.strategy = get_strategy(kind.name)
         assert set(inner.choose(given).tolist()) <= {7, 8, 9}
 
 
@@ -112,7 +112,7 @@ def test_scores_of_a_data_set_are_chosen_from() -> None:
     norms = reference(model, given).norm(dim=1).numpy()
     halves = [{key: part[rows] for key, part in given.items()} for rows in (slice(6), slice(6, 12))]
     parts = [selection.score(model, half, needs={"norm", "proxy"}) for half in halves]
-    whole = Scores.joined(parts)
+    whole = Scores.concatenate(parts)
     assert np.allclose(whole.norm, norms, rtol=1e-9)
     assert Selector("high", 0.25).choose(whole).tolist() == sorted(np.argsort(-norms)[:3])
     gram = selection.score(model, given, needs={"gram"}).gram
@@ -142,7 +142,7 @@ def test_harm_is_what_the_optimizers_next_step_does() -> None:
         parameter.grad = torch.randn_like(parameter)
         optimizer.step()
     direction, grad = torch.randn_like(parameter), 1e-3 * torch.randn_like(parameter)
-    pull = through_update([direction], [parameter], optimizer)[0]
+    pull = apply_preconditioner([direction], [parameter], optimizer)[0]
     before = parameter.detach().clone()
     parameter.grad = grad.clone()
     optimizer.step()

@@ -101,7 +101,7 @@ def test_all_rows_are_the_trainer_without(
     torch.manual_seed(0)
     selector = Selector(strategy, 1.0)
     found = made(tmp_path / "b", [SelectionCallback(selector), chosen], accumulate)
-    assert len(selector.taken) == len(plain.norms) == len(chosen.norms) >= 2
+    assert len(selector.history) == len(plain.norms) == len(chosen.norms) >= 2
     assert torch.allclose(torch.tensor(chosen.norms), torch.tensor(plain.norms), rtol=1e-4)
     assert torch.allclose(weights(found), weights(wanted), atol=1e-6)
     logged = [
@@ -115,9 +115,9 @@ def test_all_rows_are_the_trainer_without(
 def test_some_rows_of_the_whole_step_are_learned(made: Any, tmp_path: Path) -> None:
     selector = Selector("moderate", 0.25)
     made(tmp_path, [SelectionCallback(selector)], 2)
-    sizes = [(len(taken.rows), taken.of) for taken in selector.taken]
+    sizes = [(len(taken.rows), taken.batch_size) for taken in selector.history]
     assert sizes[:2] == [(2, 8), (2, 8)]
-    assert {taken.step for taken in selector.taken} == set(range(1, len(sizes) + 1))
+    assert {taken.step for taken in selector.history} == set(range(1, len(sizes) + 1))
 
 
 def test_an_epoch_taken_up_midway_ends_with_the_micro_batches_that_are_left(
@@ -130,7 +130,7 @@ def test_an_epoch_taken_up_midway_ends_with_the_micro_batches_that_are_left(
         callbacks = [SelectionCallback(selector), seen]
         options = {"save_strategy": "steps", "save_steps": 1, "resumed": resumed}
         trainer(tmp_path, callbacks, 4, **options)
-        found.append((seen.norms[-1], selector.taken[-1].rows, selector.taken[-1].step))
+        found.append((seen.norms[-1], selector.history[-1].rows, selector.history[-1].step))
     assert found[0] == found[1]
     assert found[0][2] == 2
 
@@ -138,7 +138,7 @@ def test_an_epoch_taken_up_midway_ends_with_the_micro_batches_that_are_left(
 def test_rows_are_named_by_their_column(tmp_path: Path) -> None:
     selector = Selector("high", 0.25, row_id="id")
     trainer(tmp_path, [SelectionCallback(selector)], remove_unused_columns=False)
-    named = [row for taken in selector.taken for row in taken.rows]
+    named = [row for taken in selector.history for row in taken.rows]
     assert len(named) == len(set(named)) == 6
     assert min(named) >= 100
 
@@ -158,7 +158,7 @@ def test_a_monitor_beside_it_changes_nothing(tmp_path: Path) -> None:
         if watched:
             callbacks.insert(0, MonitorCallback(Monitor([words()], policy=SILENT, probe_every=1)))
         done = trainer(tmp_path / str(watched), callbacks)
-        found.append((weights(done), [taken.rows for taken in selector.taken]))
+        found.append((weights(done), [taken.rows for taken in selector.history]))
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
 
@@ -185,14 +185,14 @@ def test_the_selected_gradient_is_there_before_a_guard_looks(first: str) -> None
     monitor.end()
     assert len(monitor.actions) == 1
     model = training("lora")
-    rows = selector.taken[0].rows
+    rows = selector.history[0].rows
     model(**{key: value[rows] for key, value in given.items()}).loss.backward()
     assert close(seen[0], flat(model))
     assert len(rows) == 2
 
 
 @pytest.mark.parametrize("name", ["least_harm", "adaptive"])
-def test_behaviours_steer_the_choice(name: str) -> None:
+def test_behaviors_steer_the_choice(name: str) -> None:
     model, given = training("lora"), batch(12)
     ids = given["input_ids"][:6, :3]
     with torch.no_grad():
@@ -200,14 +200,14 @@ def test_behaviours_steer_the_choice(name: str) -> None:
     model.train()
     behavior = Behavior.next_token("words", ids, targets)
     optimizer = torch.optim.AdamW(trained(model).values(), lr=0.01)
-    selector = Selector(name, 0.25, behaviors=[behavior], refresh=2)
+    selector = Selector(name, 0.25, behaviors=[behavior], probe_every=2)
     with selector.attach(model, optimizer):
         for _ in range(4):
             model(**given).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
     if name == "adaptive":
-        assert all(0.0499 < taken.ratio < 0.2501 for taken in selector.taken)
-        assert selector.taken[-1].ratio < selector.taken[0].ratio == 0.25
+        assert all(0.0499 < taken.ratio < 0.2501 for taken in selector.history)
+        assert selector.history[-1].ratio < selector.history[0].ratio == 0.25
     else:
-        assert all("harm/words" in taken.numbers for taken in selector.taken)
+        assert all("harm/words" in taken.scores for taken in selector.history)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from riprap.errors import ConfigError
-from riprap.selection import Attachment, Losses, Selector
+from riprap.selection import LoopAttachment, RowLossFn, Selector
 
 
 class SelectionCallback(TrainerCallback):
@@ -21,9 +21,9 @@ class SelectionCallback(TrainerCallback):
             the model's own nor SFTTrainer's.
     """
 
-    def __init__(self, selector: Selector, losses: Losses | None = None) -> None:
+    def __init__(self, selector: Selector, losses: RowLossFn | None = None) -> None:
         self.selector, self._losses = selector, losses
-        self._attachment: Attachment | None = None
+        self._attachment: LoopAttachment | None = None
         self._left: int | None = None
 
     def on_train_begin(

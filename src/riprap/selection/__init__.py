@@ -1,25 +1,35 @@
-"""Selection: which samples of a batch are learned from, by gradients taken sample by sample."""
+"""Row selection by per-sample gradients.
 
-from riprap.selection._batches import call_of
-from riprap.selection._loop_hooks import Attachment
+`Selector` chooses the rows of each batch that the optimizer learns from. `gradient_norms`,
+`gradient_products` and `score` compute per-sample gradients and scores outside of training.
+`riprap.selection.strategies` has the strategies; your own strategy is a subclass of `Strategy`.
+"""
+
+from riprap.selection._batches import forward_args
+from riprap.selection._loop_hooks import LoopAttachment
 from riprap.selection._proxy_score import error_norms
-from riprap.selection._row_losses import IGNORED, Losses, row_losses, without_labels
+from riprap.selection._row_losses import IGNORE_INDEX, RowLossFn, row_losses, without_labels
 from riprap.selection._scores import Scores
-from riprap.selection._scoring import caught, gradient_norms, gradient_products, score
-from riprap.selection._selector import Selector, Taken
+from riprap.selection._scoring import (
+    compute_grad_samples,
+    gradient_norms,
+    gradient_products,
+    score,
+)
+from riprap.selection._selector import SelectionRecord, Selector
 from riprap.selection.strategies import Strategy
 
 __all__ = [
-    "IGNORED",
-    "Attachment",
-    "Losses",
+    "IGNORE_INDEX",
+    "LoopAttachment",
+    "RowLossFn",
     "Scores",
+    "SelectionRecord",
     "Selector",
     "Strategy",
-    "Taken",
-    "call_of",
-    "caught",
+    "compute_grad_samples",
     "error_norms",
+    "forward_args",
     "gradient_norms",
     "gradient_products",
     "row_losses",

@@ -1,4 +1,4 @@
-"""One pass of training over a batch: each row's loss, weight in the loop's loss, and gradient."""
+"""One training pass over a batch: each row's loss, its weight in the loop's loss, its gradient."""
 
 from __future__ import annotations
 
@@ -11,256 +11,273 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from riprap.errors import ConfigError
-from riprap.linalg import widened
-from riprap.selection._batches import Call, count, take
-from riprap.selection._grad_hooks import Catch, rooted
+from riprap.linalg import upcast
+from riprap.selection._batches import ForwardArgs, count_rows, select_rows
+from riprap.selection._grad_hooks import GradSampleAccumulator, make_graph_root
 from riprap.selection._proxy_score import error_norms
 from riprap.selection._row_losses import (
-    IGNORED,
-    Losses,
+    IGNORE_INDEX,
     RowLosses,
-    kept_losses,
+    RowLossFn,
+    losses_from_graph,
     named_arguments,
-    part,
+    next_token_targets,
+    output_field,
     row_losses,
-    targets_of,
     without_labels,
 )
 from riprap.selection._scores import Scores
 
-NOT_THE_MEAN = (
-    "the loss that is trained on is not a weighted mean of the rows' own losses (label smoothing, "
-    "an auxiliary loss, or a loss of another kind): give losses=, a function "
-    "(output, inputs) -> each row's loss"
+NOT_A_WEIGHTED_MEAN = (
+    "the training loss is not a weighted mean of the rows' own losses (label smoothing, an "
+    "auxiliary loss, or a loss of another kind): give losses=, a function (output, inputs) -> each "
+    "row's loss"
 )
 
 
-def leaves(output: Any) -> Any:
-    """The same output, its floating-point tensors at the start of a graph, to be changed freely."""
+def detach_outputs(output: Any) -> Any:
+    """Detach the floating-point tensors of an output; each becomes the start of a new graph."""
 
-    def leaf(value: Any) -> Any:
+    def detach(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             with torch.enable_grad():
-                return rooted(value.detach())
+                return make_graph_root(value.detach())
         return value
 
-    return tree_map(leaf, output)
+    return tree_map(detach, output)
 
 
 @dataclass
-class Autocast:
-    """The state of autocast at a forward pass, so that a later one is made alike."""
+class AutocastState:
+    """State of autocast at a forward pass, to be restored for a second pass."""
 
-    kind: str
+    device_type: str
     enabled: bool
     dtype: torch.dtype
 
     @classmethod
-    def now(cls, model: nn.Module) -> Autocast:
-        """As it stands for the model's device."""
+    def current(cls, model: nn.Module) -> AutocastState:
+        """Return the state for the model's device."""
         kind = next(model.parameters()).device.type
         return cls(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
 
-    def again(self) -> torch.autocast:
-        """A context in which it is so again."""
-        # What the first pass cached was cast from weights that did not ask for gradients.
-        return torch.autocast(self.kind, self.dtype, self.enabled, cache_enabled=False)
+    def restored(self) -> torch.autocast:
+        """Return a context with this state."""
+        # The cache of the first pass holds casts of weights without requires_grad.
+        return torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False)
 
 
 @dataclass
-class Pass:
-    """A batch on its way.
+class BatchPass:
+    """One forward and backward pass over a batch.
 
     Attributes:
         call: the arguments of the forward pass.
-        ids: what each row is called.
-        catch: what the taps catch; None where no backward pass is made over the whole batch.
-        weights: w_i, so that the row's part of the loop's gradient is w_i ∇L_i, shape (rows,).
+        row_ids: name of each row.
+        accumulator: per-sample gradients; None if no backward pass runs over the whole batch.
+        weights: w_i, so that w_i ∇L_i is the row's part of the loop's gradient, shape (rows,).
     """
 
     model: nn.Module
-    call: Call
-    losses: Losses | None
-    proxied: bool
-    ids: list[Any]
-    catch: Catch | None = None
-    autocast: Autocast = field(init=False)
+    call: ForwardArgs
+    losses: RowLossFn | None
+    needs_proxy: bool
+    row_ids: list[Any]
+    accumulator: GradSampleAccumulator | None = None
+    autocast: AutocastState = field(init=False)
     weights: Tensor = field(init=False)
-    _rows: RowLosses = field(init=False)
+    _row_losses: RowLosses = field(init=False)
     _proxy: Tensor | None = None
     _output: Any = None
     _fused: bool = False
     _loss: Tensor | None = None
-    _scale: Tensor | None = None
-    _exits: list[Tensor] = field(default_factory=list)
-    _back: dict[int, Tensor] = field(default_factory=dict)
-    _aside: bool = False
-    _sent: Tensor | None = None
+    _loss_grad: Tensor | None = None
+    _detached_inputs: list[Tensor] = field(default_factory=list)
+    _input_grads: dict[int, Tensor] = field(default_factory=dict)
+    _other_loss_seen: bool = False
+    _grads_at_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.rows = count(self.call)
-        self.autocast = Autocast.now(self.model)
+        self.n_rows = count_rows(self.call)
+        self.autocast = AutocastState.current(self.model)
         self._named = named_arguments(self.model, self.call)
 
     @torch.no_grad()
-    def read(self, output: Any) -> None:
-        """Each row's loss, from what the model put out."""
+    def read_output(self, output: Any) -> None:
+        """Compute each row's loss from the model's output."""
         self._output = output
-        loss = part(output, "loss")  # trainers scale it in place
+        loss = output_field(output, "loss")  # trainers scale it in place
         self._loss = loss.detach().clone() if isinstance(loss, Tensor) else None
-        self._fused = part(output, "log_probs") is not None
-        if self.proxied and self.losses is None:
-            self._rows, self._proxy = error_norms(self.model, output, self._named)
+        self._fused = output_field(output, "log_probs") is not None
+        if self.needs_proxy and self.losses is None:
+            self._row_losses, self._proxy = error_norms(self.model, output, self._named)
         else:
-            known = kept_losses(part(output, "loss"), self._named) if self.losses is None else None
-            self._rows = known or row_losses(output, self._named, self.losses)
-            if self.proxied:
+            known = None if self.losses is not None else losses_from_graph(loss, self._named)
+            self._row_losses = known or row_losses(output, self._named, self.losses)
+            if self.needs_proxy:
                 self._proxy = error_norms(self.model, output, self._named)[1]
-        if self._rows.values.shape != (self.rows,):
+        shape = tuple(self._row_losses.values.shape)
+        if shape != (self.n_rows,):
             raise ConfigError(
-                f"losses came in the shape {tuple(self._rows.values.shape)}; one for each of the "
-                f"{self.rows} rows is needed"
+                f"the row losses have shape {shape}; the batch has {self.n_rows} rows, so shape "
+                f"({self.n_rows},) is needed"
             )
 
-    def stand(self, begun: Callable[[Pass], None]) -> None:
-        """Hooks on what the loop may go on with; `begun` is called as its backward pass begins."""
-        loss = part(self._output, "loss")
+    def register_hooks(self, on_backward_start: Callable[[BatchPass], None]) -> None:
+        """Hook every output from which the loop may compute its loss.
+
+        Args:
+            on_backward_start: called when the loop's backward pass begins.
+        """
+        loss = output_field(self._output, "loss")
         if isinstance(loss, Tensor) and loss.requires_grad:
-            loss.register_hook(lambda grad: self._loss_came(grad, begun))
-        logits = part(self._output, "logits")
-        for at, value in enumerate(_exits(self._output, self.rows)):
-            own = value is logits
-            value.register_hook(lambda grad, at=at, own=own: self._exit_came(at, grad, begun, own))
-        self._exits = [value.detach() for value in _exits(self._output, self.rows)]
+            loss.register_hook(lambda grad: self._on_loss_grad(grad, on_backward_start))
+        logits = output_field(self._output, "logits")
+        inputs = _loss_inputs(self._output, self.n_rows)
+        for index, value in enumerate(inputs):
+            value.register_hook(
+                lambda grad, index=index, is_logits=value is logits: self._on_input_grad(
+                    index, grad, on_backward_start, is_logits
+                )
+            )
+        self._detached_inputs = [value.detach() for value in inputs]
 
-    def _loss_came(self, grad: Tensor, begun: Callable[[Pass], None]) -> None:
-        if self._scale is None:
-            begun(self)
-        self._scale = grad.detach() if self._scale is None else self._scale + grad.detach()
+    def _on_loss_grad(self, grad: Tensor, on_start: Callable[[BatchPass], None]) -> None:
+        if self._loss_grad is None:
+            on_start(self)
+            self._loss_grad = grad.detach()
+        else:
+            self._loss_grad = self._loss_grad + grad.detach()
 
-    def _exit_came(
-        self, at: int, grad: Tensor, begun: Callable[[Pass], None], logits: bool
+    def _on_input_grad(
+        self, index: int, grad: Tensor, on_start: Callable[[BatchPass], None], is_logits: bool
     ) -> None:
-        if self._scale is not None:  # what the model's own loss sends to its own logits
-            self._aside = True
-            if logits and self._rows.sure is not None:
-                found = self._at_targets(grad)
-                self._sent = found if self._sent is None else self._sent + found
+        if self._loss_grad is not None:  # the model's own loss has a gradient in its own logits
+            self._other_loss_seen = True
+            if is_logits and self._row_losses.target_probs is not None:
+                sums = self._sum_at_targets(grad)
+                earlier = self._grads_at_targets
+                self._grads_at_targets = sums if earlier is None else earlier + sums
             return
-        if not self._back:
-            begun(self)
-        self._back[at] = grad.detach()
+        if not self._input_grads:
+            on_start(self)
+        self._input_grads[index] = grad.detach()
 
-    def _at_targets(self, grad: Tensor) -> Tensor:
-        """Σ_t of the gradient in the logit of the token that is to come, shape (rows,)."""
-        targets = targets_of(self._named["labels"], self._named.get("shift_labels"))
+    def _sum_at_targets(self, grad: Tensor) -> Tensor:
+        """Sum the gradients in the target tokens' logits over positions, shape (rows,)."""
+        targets = next_token_targets(self._named["labels"], self._named.get("shift_labels"))
         targets = targets.to(grad.device)
-        own = widened(grad.detach().gather(2, targets.clamp(min=0)[..., None])[..., 0])
-        return (own * (targets != IGNORED)).sum(1)
+        at_targets = upcast(grad.detach().gather(2, targets.clamp(min=0)[..., None])[..., 0])
+        return (at_targets * (targets != IGNORE_INDEX)).sum(1)
 
     def finish(self) -> None:
-        """After the backward pass: the weights that the loop's loss gave to the rows."""
-        self.weights = self._given() if self._scale is not None else self._found()
-        if self.catch is not None:
-            self.catch.finish()
-        self._output, self._exits, self._back = None, [], {}
+        """Compute the rows' weights in the loop's loss, after the backward pass."""
+        own_loss = self._loss_grad is not None
+        self.weights = self._weights_from_loss() if own_loss else self._weights_from_outputs()
+        if self.accumulator is not None:
+            self.accumulator.finish()
+        self._output, self._detached_inputs, self._input_grads = None, [], {}
 
-    def _given(self) -> Tensor:
-        """From the model's own loss, Σ n_i L_i / N."""
-        assert self._scale is not None and self._loss is not None
-        tokens, values = self._rows.tokens, self._rows.values
+    def _weights_from_loss(self) -> Tensor:
+        """Compute the weights from the gradient in the model's own loss, Σ n_i L_i / N."""
+        assert self._loss_grad is not None and self._loss is not None
+        n_tokens, values = self._row_losses.n_tokens, self._row_losses.values
         items = self._named.get("num_items_in_batch")
-        total = tokens.sum().clamp(min=1) if items is None else torch.as_tensor(items).sum()
-        shares = tokens.to(values) / total.to(values)
+        total = n_tokens.sum().clamp(min=1) if items is None else torch.as_tensor(items).sum()
+        shares = n_tokens.to(values) / total.to(values)
         loss = self._loss.to(values)
-        tolerance = 1e-2 if self._output_is_half() else 1e-4
-        alike = torch.isclose((shares * values).sum(), loss, rtol=tolerance, atol=tolerance)
-        if loss.isfinite() and not (alike and self._alone(total)):
-            raise ConfigError(NOT_THE_MEAN)
-        return shares * self._scale.to(values)
+        tolerance = 1e-2 if self._half_precision() else 1e-4
+        is_mean = torch.isclose((shares * values).sum(), loss, rtol=tolerance, atol=tolerance)
+        if loss.isfinite() and not (is_mean and self._no_other_loss(total)):
+            raise ConfigError(NOT_A_WEIGHTED_MEAN)
+        return shares * self._loss_grad.to(values)
 
-    def _alone(self, total: Tensor) -> bool:
-        """Whether no other loss was sent back beside the model's own."""
-        if self.catch is None:  # the outputs were cut apart, so that the own loss reaches no other
-            return not (self._aside or self._back)
-        assert self._scale is not None
-        if self._sent is None or self._rows.sure is None or not self._sent.isfinite().all():
+    def _no_other_loss(self, total: Tensor) -> bool:
+        """Return whether the loop trains on no other loss beside the model's own."""
+        if self.accumulator is None:  # the outputs are detached: the own loss reaches no other
+            return not (self._other_loss_seen or self._input_grads)
+        assert self._loss_grad is not None
+        grads, target_probs = self._grads_at_targets, self._row_losses.target_probs
+        if grads is None or target_probs is None or not grads.isfinite().all():
             return True
-        each = self._scale.double() / total.double()
-        wanted = each * (self._rows.sure.double() - self._rows.tokens)
-        far = (self._sent.double() - wanted).abs()
-        room = (2e-2 if self._output_is_half() else 1e-4) * each.abs() * self._rows.tokens
-        return bool((far <= room).all())
+        per_token = self._loss_grad.double() / total.double()
+        expected = per_token * (target_probs.double() - self._row_losses.n_tokens)
+        difference = (grads.double() - expected).abs()
+        relative = 2e-2 if self._half_precision() else 1e-4
+        tolerance = relative * per_token.abs() * self._row_losses.n_tokens
+        return bool((difference <= tolerance).all())
 
-    def _output_is_half(self) -> bool:
-        return self.autocast.enabled or any(exit.dtype.itemsize < 4 for exit in self._exits)
+    def _half_precision(self) -> bool:
+        return self.autocast.enabled or any(t.dtype.itemsize < 4 for t in self._detached_inputs)
 
-    def _found(self) -> Tensor:
-        """From what the loop's own loss sent back: w_i is its gradient over that of L_i."""
-        output = leaves(self._output)
-        exits = _exits(output, self.rows)
+    def _weights_from_outputs(self) -> Tensor:
+        """Compute the weights from the outputs' gradients: the loop's loss over each row's L_i."""
+        output = detach_outputs(self._output)
+        inputs = _loss_inputs(output, self.n_rows)
         with torch.enable_grad():
             values = row_losses(output, self._named, self.losses).values
-            own = torch.autograd.grad(values.sum(), exits, allow_unused=True)
+            own_grads = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
         dots: Tensor | float = 0.0
-        squares: Tensor | float = 0.0
-        sent: Tensor | float = 0.0
-        for at, error in enumerate(own):
-            back = self._back.get(at)
-            one = None if error is None else widened(error).flatten(1)
-            other = None if back is None else widened(back).flatten(1)
-            if one is not None:
-                squares = squares + one.square().sum(1)
-            if other is not None:
-                sent = sent + other.square().sum(1)
-            if one is not None and other is not None:
-                dots = dots + (one * other).sum(1)
-        dots, squares, sent = (torch.as_tensor(value) for value in (dots, squares, sent))
-        weights = torch.where(squares > 0, dots / squares, 0.0)
-        left = (sent - dots * weights).clamp(min=0)
-        tolerance = 1e-2 if self._output_is_half() else 1e-4
-        if bool((left > tolerance * sent).any()):
-            raise ConfigError(NOT_THE_MEAN)
+        own_squares: Tensor | float = 0.0
+        loop_squares: Tensor | float = 0.0
+        for index, own_grad in enumerate(own_grads):
+            loop_grad = self._input_grads.get(index)
+            own = None if own_grad is None else upcast(own_grad).flatten(1)
+            loop = None if loop_grad is None else upcast(loop_grad).flatten(1)
+            if own is not None:
+                own_squares = own_squares + own.square().sum(1)
+            if loop is not None:
+                loop_squares = loop_squares + loop.square().sum(1)
+            if own is not None and loop is not None:
+                dots = dots + (own * loop).sum(1)
+        dots, own_squares, loop_squares = (
+            torch.as_tensor(value) for value in (dots, own_squares, loop_squares)
+        )
+        weights = torch.where(own_squares > 0, dots / own_squares, 0.0)
+        residual = (loop_squares - dots * weights).clamp(min=0)
+        tolerance = 1e-2 if self._half_precision() else 1e-4
+        if bool((residual > tolerance * loop_squares).any()):
+            raise ConfigError(NOT_A_WEIGHTED_MEAN)
         return weights
 
-    def scores(self, names: list[str], behaviors: list[str]) -> Scores:
-        """Small arrays of this pass; `names` are those of the directions, `behaviors` some of them.
+    def scores(self, direction_names: list[str], behaviors: list[str]) -> Scores:
+        """Return the scores of this pass; the directions named in `behaviors` give the harm.
 
-        What the taps caught is w_i ∇L_i; the scores are of ∇L_i.
+        The accumulator holds w_i ∇L_i; the scores are those of ∇L_i.
         """
         weights = self.weights.double()
-        caught = self.catch
-        safe = torch.where(weights == 0, 1.0, weights)
-        # A row that the loop's loss leaves out is not there to be taken.
-        tokens = self._rows.tokens * (weights != 0).to(self._rows.tokens)
-        scores = Scores(_array(self._rows.values), _array(tokens))
-        scores.proxy = None if self._proxy is None else _array(self._proxy)
-        if caught is not None:
-            squares = torch.as_tensor(caught.squares).double().clamp(min=0)
-            scores.norm = _array(squares.sqrt() / safe.abs())
-            if names:
-                products = torch.as_tensor(caught.products).double() / safe
-                along = {name: _array(row) for name, row in zip(names, products, strict=True)}
-                scores.harm = {name: -along[name] for name in behaviors}
-                scores.along = {n: row for n, row in along.items() if n not in behaviors}
+        nonzero = torch.where(weights == 0, 1.0, weights)
+        # A row without a weight in the loop's loss cannot be selected.
+        tokens = self._row_losses.n_tokens * (weights != 0).to(self._row_losses.n_tokens)
+        scores = Scores(_to_numpy(self._row_losses.values), _to_numpy(tokens))
+        scores.proxy = None if self._proxy is None else _to_numpy(self._proxy)
+        if self.accumulator is not None:
+            squares = torch.as_tensor(self.accumulator.squared_norms).double().clamp(min=0)
+            scores.norm = _to_numpy(squares.sqrt() / nonzero.abs())
+            if direction_names:
+                products = torch.as_tensor(self.accumulator.dot_products).double() / nonzero
+                pairs = zip(direction_names, products, strict=True)
+                directional = {name: _to_numpy(values) for name, values in pairs}
+                scores.harm = {name: -directional[name] for name in behaviors}
+                scores.directional = {n: v for n, v in directional.items() if n not in behaviors}
         return scores
 
-    def again(
+    def rerun_rows(
         self, rows: list[int], weights: Tensor, parameters: list[Tensor]
     ) -> list[Tensor | None]:
-        """Σ weights_i ∇L_i over some of the rows, by a plain pass over them alone.
+        """Compute Σ weights_i ∇L_i over some rows, by a second pass over these rows only.
 
-        None for a parameter that is not reached. By `backward()`, as reentrant checkpointing hides
-        parameters from `autograd.grad`.
+        None for a parameter that gets no gradient. The pass uses `backward()`, because reentrant
+        checkpointing hides parameters from `autograd.grad`.
         """
-        call = take(self.call, rows, self.rows)
-        own = self.losses is not None or self._fused  # what reads the labels is not known, or reads
-        args, named = call if own else without_labels(call)
+        call = select_rows(self.call, rows, self.n_rows)
+        reads_labels = self.losses is not None or self._fused  # or it may read them
+        args, named = call if reads_labels else without_labels(call)
         with torch.enable_grad():
-            with self.autocast.again():
+            with self.autocast.restored():
                 output = self.model(*args, **named)
-                given = named_arguments(self.model, call)
-                values = row_losses(output, given, self.losses).values
+                inputs = named_arguments(self.model, call)
+                values = row_losses(output, inputs, self.losses).values
             total = (values * weights.to(values)).sum()
             before = [parameter.grad for parameter in parameters]
             try:
@@ -273,17 +290,17 @@ class Pass:
                     parameter.grad = grad
 
 
-def _array(values: Tensor) -> Any:
+def _to_numpy(values: Tensor) -> Any:
     return values.detach().double().cpu().numpy()
 
 
-def _exits(output: Any, rows: int) -> list[Tensor]:
-    """Tensors with a row for each sample that a loss may be made of."""
+def _loss_inputs(output: Any, n_rows: int) -> list[Tensor]:
+    """Return the output's tensors with a row for each sample, from which a loss may be computed."""
     return [
         value
         for value in tree_flatten(output)[0]
         if isinstance(value, Tensor)
         and value.requires_grad
         and value.dim() > 0
-        and len(value) == rows
+        and len(value) == n_rows
     ]

@@ -1,4 +1,4 @@
-"""Batches: how many rows, which of them, and what cannot be taken apart."""
+"""Batches: count and select their rows; refuse batches and models without separate rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from riprap.errors import ConfigError
 
-PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of a forward pass
+PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+ForwardArgs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
 
-def call_of(batch: Any) -> Call:
-    """A batch as arguments: a mapping by name, a tuple or list by place, a tensor alone."""
+def forward_args(batch: Any) -> ForwardArgs:
+    """Return a batch as arguments: a mapping by name, a tuple or list by position, or a tensor."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, tuple | list):
@@ -24,18 +24,18 @@ def call_of(batch: Any) -> Call:
     return (batch,), {}
 
 
-def count(call: Call) -> int:
-    """Rows of a batch: those of its first tensor.
+def count_rows(call: ForwardArgs) -> int:
+    """Count the rows of a batch: those of its first tensor.
 
     Raises:
-        ConfigError: there is none, or several samples are packed in one row.
+        ConfigError: the batch has no tensor, or a row holds several packed samples.
     """
     named = call[1]
-    for key in PACKED:
+    for key in PACKED_KEYS:
         if named.get(key) is not None:
             raise ConfigError(
-                f"the batch is packed ({key}): several samples share a row, and rows are what is "
-                "selected; turn packing and padding-free batches off"
+                f"the batch is packed ({key}): several samples share a row, and the selector "
+                "selects rows; turn packing and padding-free batches off"
             )
     _refuse_restarts(named)
     main = named.get("input_ids", named.get("inputs_embeds"))
@@ -43,7 +43,7 @@ def count(call: Call) -> int:
     for value in tensors:
         if isinstance(value, Tensor) and value.dim() > 0:
             return len(value)
-    raise ConfigError("the batch holds no tensor with rows: give tensors of shape (rows, ...)")
+    raise ConfigError("the batch has no tensor with rows: give tensors of shape (rows, ...)")
 
 
 def _refuse_restarts(named: Mapping[str, Any]) -> None:
@@ -55,60 +55,60 @@ def _refuse_restarts(named: Mapping[str, Any]) -> None:
         restarts = restarts & mask[:, 1:].bool() & mask[:, :-1].bool()
     if bool(restarts.any()):
         raise ConfigError(
-            "the batch is packed (position_ids start again within a row): several samples share "
-            "a row, and rows are what is selected; turn packing and padding-free batches off"
+            "the batch is packed (position_ids restart within a row): several samples share a "
+            "row, and the selector selects rows; turn packing and padding-free batches off"
         )
 
 
-def names_of(named: dict[str, Any], column: str | None) -> list[Any] | None:
-    """What the rows are called, taken out of the batch; None where nothing was asked for.
+def pop_row_ids(named: dict[str, Any], column: str | None) -> list[Any] | None:
+    """Remove the column of row ids from a batch and return it; None without a column.
 
     Raises:
-        ConfigError: the column is not there.
+        ConfigError: the batch has no such column.
     """
     if column is None:
         return None
     if column not in named:
         raise ConfigError(
-            f"row_id={column!r} is not among what the model is given ({', '.join(named)}): name "
-            "another column, and let the loop keep it (Trainer: remove_unused_columns=False)"
+            f"row_id={column!r} is not an input of the model ({', '.join(named)}): name another "
+            "column, and make the loop pass it (Trainer: remove_unused_columns=False)"
         )
     ids = named.pop(column)
     return ids.tolist() if isinstance(ids, Tensor) else list(ids)
 
 
-def take(call: Call, rows: Sequence[int], of: int) -> Call:
-    """The same arguments for some of `of` rows; what is not per row stays as it is."""
+def select_rows(call: ForwardArgs, rows: Sequence[int], n_rows: int) -> ForwardArgs:
+    """Return the arguments for some of `n_rows` rows; values without rows stay unchanged."""
 
-    def part(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == of:
+    def select(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == n_rows:
             return value[torch.as_tensor(rows, device=value.device)]
         return value
 
-    if len(rows) == of:
+    if len(rows) == n_rows:
         return call
-    taken: Call = tree_map(part, call)
-    return taken
+    selected: ForwardArgs = tree_map(select, call)
+    return selected
 
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Refuse models that do not run layer by layer in this process.
 
     Raises:
-        ConfigError: compiled, sharded by FSDP, or replicated by DataParallel.
+        ConfigError: the model is compiled, sharded by FSDP, or replicated by DataParallel.
     """
     for name, module in model.named_modules():
         where = name or "the model"
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if "OptimizedModule" in kinds or getattr(module, "_compiled_call_impl", None) is not None:
+        classes = {cls.__name__ for cls in type(module).__mro__}
+        if "OptimizedModule" in classes or getattr(module, "_compiled_call_impl", None) is not None:
             raise ConfigError(
                 f"{where} is compiled, and a compiled layer calls no hooks in its backward pass: "
-                "give the selector the model as it is without torch.compile"
+                "give the selector the model without torch.compile"
             )
-        if kinds & {"FSDPModule", "FullyShardedDataParallel"}:
+        if classes & {"FSDPModule", "FullyShardedDataParallel"}:
             raise ConfigError(
-                f"{where} is sharded by FSDP, where no rank holds the gradient of a sample: "
-                "select under DDP or on one device"
+                f"{where} is sharded by FSDP, where no rank has the whole gradient of a sample: "
+                "select rows under DDP or on one device"
             )
-        if "DataParallel" in kinds:
+        if "DataParallel" in classes:
             raise ConfigError(f"{where} is a DataParallel, which splits batches: use DDP instead")

@@ -1,4 +1,4 @@
-"""Selection over ranks: numbers of all samples go round, gradients are summed, nothing else."""
+"""DDP support for selection: all-gather sample scores, all-reduce gradients."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from riprap.selection._scores import Array, Scores
 
 
 @dataclass
-class Share:
-    """What one rank knows of its samples.
+class RankSamples:
+    """Samples of one rank, or of all ranks one after another.
 
     Attributes:
-        weights: of each sample in the loss of its rank, shape (n,).
-        ids: what each is called.
-        reached: places of the parameters that were given gradients.
+        weights: weight of each sample in the loss of its rank, shape (n,).
+        ids: row id of each sample.
+        param_indices: indices of the parameters that received gradients.
     """
 
     scores: Scores
     weights: Array
     ids: list[Any]
-    reached: list[int]
+    param_indices: list[int]
 
 
-def over_ranks(own: Share, ddp: DistributedDataParallel | None) -> tuple[Share, range, list[int]]:
-    """Everyone's samples one rank after another, which of them are this rank's, all places."""
+def all_gather_samples(
+    own: RankSamples, ddp: DistributedDataParallel | None
+) -> tuple[RankSamples, range]:
+    """Return the samples of all ranks, and the range of them that belongs to this rank."""
     if ddp is None:
-        return own, range(len(own.ids)), own.reached
-    shares: list[Any] = [None] * dist.get_world_size(ddp.process_group)
-    dist.all_gather_object(shares, own, group=ddp.process_group)
-    starts = np.cumsum([0, *(len(share.ids) for share in shares)]).tolist()
+        return own, range(len(own.ids))
+    by_rank: list[Any] = [None] * dist.get_world_size(ddp.process_group)
+    dist.all_gather_object(by_rank, own, group=ddp.process_group)
+    starts = np.cumsum([0, *(len(samples.ids) for samples in by_rank)]).tolist()
     rank = dist.get_rank(ddp.process_group)
-    places = sorted({place for share in shares for place in share.reached})
-    ids = [name for share in shares for name in share.ids]
-    if ids == [name for share in shares for name in range(len(share.ids))]:
+    ids = [row_id for samples in by_rank for row_id in samples.ids]
+    if ids == [index for samples in by_rank for index in range(len(samples.ids))]:
         ids = list(range(len(ids)))
-    joined = Share(
-        Scores.joined([share.scores for share in shares]),
-        np.concatenate([share.weights for share in shares]),
+    gathered = RankSamples(
+        Scores.concatenate([samples.scores for samples in by_rank]),
+        np.concatenate([samples.weights for samples in by_rank]),
         ids,
-        places,
+        sorted({index for samples in by_rank for index in samples.param_indices}),
     )
-    return joined, range(starts[rank], starts[rank + 1]), places
+    return gathered, range(starts[rank], starts[rank + 1])
 
 
-def sum_over_ranks(vector: Vector, ddp: DistributedDataParallel | None) -> None:
-    """The mean over ranks in place, as DDP takes it."""
+def all_reduce_mean(vector: Vector, ddp: DistributedDataParallel | None) -> None:
+    """Average a vector over the ranks in place, as DDP averages gradients."""
     if ddp is None:
         return
     for part in vector:

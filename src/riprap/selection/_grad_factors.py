@@ -1,9 +1,10 @@
-"""Per-sample gradients of one parameter, as the factors that they are made of.
+"""Per-sample gradients of one parameter, in factored form.
 
-A linear layer's gradient for sample i is Σ_t g_it a_itᵀ. Its norm needs no weight-sized tensor:
+The gradient of a linear layer for sample i is Σ_t g_it a_itᵀ, with a the activations and g the
+backprops (gradients in the layer's output). Its norm needs no weight-sized tensor:
 ‖·‖² = Σ_{t,t'} (a_it·a_it')(g_it·g_it') (the "ghost norm"; Goodfellow, 1510.01799; Li et al.,
-2110.05679), whichever of the two is cheaper by shape. Several pieces of one parameter (a weight
-used twice, a head tied to the embedding) have cross terms, by the same formula.
+2110.05679). The cheaper of the two ways is taken, by shape. Several factors of one parameter (a
+weight used twice, a head tied to the embedding) have cross terms, by the same formula.
 """
 
 from __future__ import annotations
@@ -14,79 +15,88 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from riprap.linalg import widened
+from riprap.linalg import upcast
 
-CHUNK = 2**25  # elements of per-sample gradients that are made at a time where only norms are kept
+MAX_CHUNK_ELEMENTS = 2**25  # of per-sample gradients that are computed together for their norms
 
 
 @dataclass
-class Outer:
-    """Σ_t g_it a_itᵀ of a linear layer.
+class OuterProductGrad:
+    """Gradient Σ_t g_it a_itᵀ of a linear layer.
 
     Attributes:
-        left: g, shape (batch, T, outputs).
-        right: a, shape (batch, T, inputs).
-        transposed: whether the weight is (inputs, outputs).
+        backprops: g, shape (batch, T, outputs).
+        activations: a, shape (batch, T, inputs).
+        transposed: the weight has shape (inputs, outputs).
     """
 
-    left: Tensor
-    right: Tensor
+    backprops: Tensor
+    activations: Tensor
     transposed: bool = False
 
-    def dense(self, into: Tensor | None = None) -> Tensor:
-        """The gradients themselves, shape (batch, *weight); written into a tensor of that shape."""
-        first, second = (self.right, self.left) if self.transposed else (self.left, self.right)
-        if into is not None and into.dtype == first.dtype:
-            return torch.bmm(first.transpose(1, 2), second, out=into)
+    @property
+    def by_weight_dims(self) -> tuple[Tensor, Tensor]:
+        """The two factors in the order of the weight's dimensions."""
+        if self.transposed:
+            return self.activations, self.backprops
+        return self.backprops, self.activations
+
+    def materialize(self, out: Tensor | None = None) -> Tensor:
+        """Compute the gradients, shape (batch, *weight), in `out` if it has their dtype."""
+        first, second = self.by_weight_dims
+        if out is not None and out.dtype == first.dtype:
+            return torch.bmm(first.transpose(1, 2), second, out=out)
         return torch.bmm(first.transpose(1, 2), second)
 
-    def along(self, direction: Tensor) -> Tensor:
-        """Inner products with a weight-shaped direction, shape (batch,)."""
+    def dot(self, direction: Tensor) -> Tensor:
+        """Compute dot products with a weight-shaped direction, shape (batch,)."""
         matrix = direction if self.transposed else direction.T
-        return (widened(self.right @ matrix.to(self.right.dtype)) * self.left).sum((1, 2))
+        projected = upcast(self.activations @ matrix.to(self.activations.dtype))
+        return (projected * self.backprops).sum((1, 2))
 
-    def square(self) -> Tensor:
-        """Squared norms, shape (batch,)."""
-        length, outputs, inputs = self.left.shape[1], self.left.shape[2], self.right.shape[2]
+    def squared_norm(self) -> Tensor:
+        """Compute squared norms, shape (batch,)."""
+        length, outputs = self.backprops.shape[1:]
+        inputs = self.activations.shape[2]
         if length * (outputs + inputs) < outputs * inputs:
-            return inner(self, self)
-        at_once = max(1, CHUNK // (outputs * inputs))
-        parts = zip(self.left.split(at_once), self.right.split(at_once), strict=True)
-        return torch.cat([_squares(torch.bmm(g.transpose(1, 2), a)) for g, a in parts])
+            return inner_product(self, self)
+        chunk = max(1, MAX_CHUNK_ELEMENTS // (outputs * inputs))
+        parts = zip(self.backprops.split(chunk), self.activations.split(chunk), strict=True)
+        return torch.cat([_squared_norms(torch.bmm(g.transpose(1, 2), a)) for g, a in parts])
 
 
 @dataclass
-class Lookup:
-    """Σ_t onehot(id_it) g_itᵀ of an embedding.
+class EmbeddingGrad:
+    """Gradient Σ_t onehot(id_it) g_itᵀ of an embedding.
 
     Attributes:
-        left: g, shape (batch, T, width), zero where nothing is learned (padding).
+        backprops: g, shape (batch, T, width), zero for padding.
         ids: shape (batch, T).
-        rows: how many the table has.
+        n_embeddings: rows of the embedding matrix.
     """
 
-    left: Tensor
+    backprops: Tensor
     ids: Tensor
-    rows: int
+    n_embeddings: int
 
-    def dense(self) -> Tensor:
-        """The gradients themselves, shape (batch, rows, width)."""
-        batch, _, width = self.left.shape
-        table = self.left.new_zeros(batch, self.rows, width)
-        return table.scatter_add_(1, self.ids[..., None].expand_as(self.left), self.left)
+    def materialize(self) -> Tensor:
+        """Compute the gradients, shape (batch, n_embeddings, width)."""
+        batch, _, width = self.backprops.shape
+        table = self.backprops.new_zeros(batch, self.n_embeddings, width)
+        return table.scatter_add_(1, self.ids[..., None].expand_as(self.backprops), self.backprops)
 
-    def along(self, direction: Tensor) -> Tensor:
-        """Inner products with a table-shaped direction, shape (batch,)."""
-        return (widened(self.left) * direction[self.ids]).sum((1, 2))
+    def dot(self, direction: Tensor) -> Tensor:
+        """Compute dot products with a direction of the weight's shape, shape (batch,)."""
+        return (upcast(self.backprops) * direction[self.ids]).sum((1, 2))
 
-    def square(self) -> Tensor:
-        """Squared norms, shape (batch,)."""
-        return inner(self, self)
+    def squared_norm(self) -> Tensor:
+        """Compute squared norms, shape (batch,)."""
+        return inner_product(self, self)
 
 
 @dataclass
-class Dense:
-    """Gradients that are small enough to be there: biases, norms.
+class DenseGrad:
+    """Gradients small enough to be stored: of biases and norms.
 
     Attributes:
         values: shape (batch, *parameter).
@@ -94,56 +104,51 @@ class Dense:
 
     values: Tensor
 
-    def dense(self) -> Tensor:
-        """The gradients themselves."""
+    def materialize(self) -> Tensor:
+        """Return the gradients."""
         return self.values
 
-    def along(self, direction: Tensor) -> Tensor:
-        """Inner products with a direction, shape (batch,)."""
-        return (widened(self.values) * direction).flatten(1).sum(1)
+    def dot(self, direction: Tensor) -> Tensor:
+        """Compute dot products with a direction, shape (batch,)."""
+        return (upcast(self.values) * direction).flatten(1).sum(1)
 
-    def square(self) -> Tensor:
-        """Squared norms, shape (batch,)."""
-        return _squares(self.values)
-
-
-Piece = Outer | Lookup | Dense
+    def squared_norm(self) -> Tensor:
+        """Compute squared norms, shape (batch,)."""
+        return _squared_norms(self.values)
 
 
-def square(pieces: Sequence[Piece]) -> Tensor:
-    """Squared norms of the sum of one parameter's pieces, shape (batch,)."""
-    total = torch.stack([piece.square() for piece in pieces]).sum(0)
-    for at, piece in enumerate(pieces):
-        for other in pieces[at + 1 :]:
-            total = total + 2 * inner(piece, other)
+GradFactor = OuterProductGrad | EmbeddingGrad | DenseGrad
+
+
+def squared_norm(factors: Sequence[GradFactor]) -> Tensor:
+    """Compute squared norms of the sum of a parameter's factors, shape (batch,)."""
+    total = torch.stack([factor.squared_norm() for factor in factors]).sum(0)
+    for index, factor in enumerate(factors):
+        for other in factors[index + 1 :]:
+            total = total + 2 * inner_product(factor, other)
     return total
 
 
-def inner(one: Piece, other: Piece) -> Tensor:
-    """Inner products sample by sample of two pieces of one parameter, shape (batch,)."""
-    if isinstance(one, Dense) or isinstance(other, Dense):
-        return (widened(one.dense()) * other.dense()).flatten(1).sum(1)
-    if isinstance(one, Lookup) and isinstance(other, Lookup):
-        same = one.ids[:, :, None] == other.ids[:, None, :]
-        return (_gram(one.left, other.left) * same).sum((1, 2))
-    if isinstance(one, Outer) and isinstance(other, Outer):
-        first, second = _sides(one), _sides(other)
-        return (_gram(first[0], second[0]) * _gram(first[1], second[1])).sum((1, 2))
-    outer, lookup = (one, other) if isinstance(one, Outer) else (other, one)
-    assert isinstance(outer, Outer) and isinstance(lookup, Lookup)
-    table, width = _sides(outer)  # a row of the table is an output of the head that shares it
-    places = lookup.ids[:, None, :].expand(-1, table.shape[1], -1)
-    return (widened(table.gather(2, places)) * _gram(width, lookup.left)).sum((1, 2))
+def inner_product(a: GradFactor, b: GradFactor) -> Tensor:
+    """Compute inner products of two factors of one parameter, sample by sample, shape (batch,)."""
+    if isinstance(a, DenseGrad) or isinstance(b, DenseGrad):
+        return (upcast(a.materialize()) * b.materialize()).flatten(1).sum(1)
+    if isinstance(a, EmbeddingGrad) and isinstance(b, EmbeddingGrad):
+        same = a.ids[:, :, None] == b.ids[:, None, :]
+        return (_gram(a.backprops, b.backprops) * same).sum((1, 2))
+    if isinstance(a, OuterProductGrad) and isinstance(b, OuterProductGrad):
+        (a_rows, a_columns), (b_rows, b_columns) = a.by_weight_dims, b.by_weight_dims
+        return (_gram(a_rows, b_rows) * _gram(a_columns, b_columns)).sum((1, 2))
+    outer, lookup = (a, b) if isinstance(a, OuterProductGrad) else (b, a)
+    assert isinstance(outer, OuterProductGrad) and isinstance(lookup, EmbeddingGrad)
+    by_token, by_width = outer.by_weight_dims  # a head whose weight is the embedding matrix
+    index = lookup.ids[:, None, :].expand(-1, by_token.shape[1], -1)
+    return (upcast(by_token.gather(2, index)) * _gram(by_width, lookup.backprops)).sum((1, 2))
 
 
-def _sides(outer: Outer) -> tuple[Tensor, Tensor]:
-    """The factors in the order of the weight's dimensions."""
-    return (outer.right, outer.left) if outer.transposed else (outer.left, outer.right)
+def _gram(a: Tensor, b: Tensor) -> Tensor:
+    return upcast(torch.bmm(a, b.transpose(1, 2).to(a.dtype)))
 
 
-def _gram(one: Tensor, other: Tensor) -> Tensor:
-    return widened(torch.bmm(one, other.transpose(1, 2).to(one.dtype)))
-
-
-def _squares(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(widened(values).flatten(1), dim=1).square()
+def _squared_norms(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(upcast(values).flatten(1), dim=1).square()

@@ -1,12 +1,12 @@
-"""Taps on layers: what goes in and what comes back, sample by sample, in the one backward pass.
+"""Hooks on layers that compute per-sample gradients in one backward pass.
 
-While a tapped layer runs, its own parameters do not require gradients, so autograd never computes
-their sums over the batch; a hook on the output takes the gradient there instead. A parameter that
-autograd reaches all the same was used outside of its layer, and that is an error, never a silent
-omission.
+While a hooked layer runs, its own parameters have `requires_grad=False`, so autograd never computes
+their sums over the batch. A hook on the layer's output receives the output gradient instead. If
+autograd still brings a gradient to such a parameter, the parameter was used outside of its layer;
+this raises an error.
 
-What a layer keeps is saved by autograd, as it would save it itself: so gradient checkpointing
-throws it away and computes it again, and the layer that is run again catches nothing twice.
+The input of a layer is saved by autograd, as autograd would save it itself. Gradient checkpointing
+therefore discards and recomputes it, and the recomputed layer adds no gradient twice.
 """
 
 from __future__ import annotations
@@ -20,25 +20,31 @@ import torch
 from torch import Tensor, nn
 
 from riprap.errors import ConfigError
-from riprap.linalg import Vector, widened
-from riprap.selection._grad_factors import Outer, Piece, square
-from riprap.selection._grad_samplers import EMBEDDING, LINEAR, Kind, covered, first_input
+from riprap.linalg import Vector, upcast
+from riprap.selection._grad_factors import GradFactor, OuterProductGrad, squared_norm
+from riprap.selection._grad_samplers import (
+    EMBEDDING,
+    LINEAR,
+    GradSampler,
+    first_input,
+    supported_layers,
+)
 
 
-class _Keep(torch.autograd.Function):
-    """A node that saves a tensor, and is never part of a backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
-        return anchor.clone()
-
-
-class _Root(torch.autograd.Function):
-    """An output that no gradient was needed for, made into one that a hook can stand on."""
+class _SaveForBackward(torch.autograd.Function):
+    """Node that saves a tensor and takes no part in a backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, _anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, leaf: Tensor, saved: Tensor) -> Tensor:
+        ctx.save_for_backward(saved)
+        return leaf.clone()
+
+
+class _GraphRoot(torch.autograd.Function):
+    """Make an output without a graph the start of one, so that it can have a hook."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, _leaf: Tensor) -> Tensor:
         ctx.mark_dirty(output)
         return output
 
@@ -47,244 +53,258 @@ class _Root(torch.autograd.Function):
         return None, None
 
 
-def _anchor(beside: Tensor) -> Tensor:
-    return torch.zeros((), requires_grad=True, device=beside.device)
+def _dummy_leaf(like: Tensor) -> Tensor:
+    return torch.zeros((), requires_grad=True, device=like.device)
 
 
-def rooted(tensor: Tensor) -> Tensor:
-    """A tensor outside of every graph as the start of one, and still free to be changed."""
-    own = tensor.clone() if tensor._is_view() and not tensor.is_leaf else tensor
-    found: Tensor = _Root.apply(own, _anchor(tensor))
-    return found
+def make_graph_root(tensor: Tensor) -> Tensor:
+    """Make a tensor without a graph the start of one; it can still be changed in place."""
+    owned = tensor.clone() if tensor._is_view() and not tensor.is_leaf else tensor
+    root: Tensor = _GraphRoot.apply(owned, _dummy_leaf(tensor))
+    return root
 
 
 @dataclass
-class Catch:
-    """What one pass of `rows` samples gives, by the parameter's place.
+class GradSampleAccumulator:
+    """Per-sample results of one forward and backward pass, by index of the parameter.
 
     Attributes:
-        rows: samples in the batch.
-        dense: whether the gradients themselves are kept, or only what is asked of them.
-        several: places of parameters that more than one layer holds.
-        directions: vectors whose inner products with each sample's gradient are wanted.
-        gradients: shape (rows, *parameter), where `dense`.
-        squares: squared norms so far, shape (rows,).
-        products: inner products so far, shape (directions, rows).
-        spare: memory of earlier passes, by place; `reused` are the places that draw from it.
-        counting: whether the forward pass is still under way; what checkpointing runs again in the
-            backward pass is no further use of a weight.
+        rows: number of samples in the batch.
+        dense: store the per-sample gradients; otherwise only their norms and dot products.
+        shared_params: indices of parameters that several layers hold.
+        directions: vectors whose dot product with each per-sample gradient is computed.
+        grad_samples: per-sample gradients, shape (rows, *parameter), if `dense`.
+        squared_norms: squared norms so far, shape (rows,).
+        dot_products: dot products so far, shape (directions, rows).
+        deferred: factors of parameters with several uses, until `finish` adds the cross terms.
+        n_uses: number of uses of each parameter in the forward pass.
+        in_forward: the forward pass is running. A layer that checkpointing runs again in the
+            backward pass is not another use of its weight.
+        buffer_pool: buffers of earlier passes, by parameter.
+        pooled: parameters whose gradients lie in a buffer of the pool.
     """
 
     rows: int
     dense: bool
-    several: frozenset[int]
+    shared_params: frozenset[int]
     directions: list[Vector] = field(default_factory=list)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
-    squares: Tensor | float = 0.0
-    products: Tensor | float = 0.0
-    held: dict[int, list[Piece]] = field(default_factory=dict)
-    calls: dict[int, int] = field(default_factory=dict)
-    counting: bool = True
-    spare: dict[int, list[Tensor]] = field(default_factory=dict)
-    reused: set[int] = field(default_factory=set)
+    grad_samples: dict[int, Tensor] = field(default_factory=dict)
+    squared_norms: Tensor | float = 0.0
+    dot_products: Tensor | float = 0.0
+    deferred: dict[int, list[GradFactor]] = field(default_factory=dict)
+    n_uses: dict[int, int] = field(default_factory=dict)
+    in_forward: bool = True
+    buffer_pool: dict[int, list[Tensor]] = field(default_factory=dict)
+    pooled: set[int] = field(default_factory=set)
 
-    def take(self, place: int, piece: Piece) -> None:
-        """One piece of one parameter's gradients."""
+    def add(self, param_index: int, factor: GradFactor) -> None:
+        """Add one factor of a parameter's per-sample gradients."""
         if self.directions:
-            found = [piece.along(direction[place]) for direction in self.directions]
-            self.products = self.products + torch.stack(found).detach()
+            dots = [factor.dot(direction[param_index]) for direction in self.directions]
+            self.dot_products = self.dot_products + torch.stack(dots).detach()
         if self.dense:
-            known = self.gradients.get(place)
-            if known is not None:
-                known.add_(piece.dense())
-            elif isinstance(piece, Outer):
-                self.gradients[place] = piece.dense(self._spare(place))
-                self.reused.add(place)
+            existing = self.grad_samples.get(param_index)
+            if existing is not None:
+                existing.add_(factor.materialize())
+            elif isinstance(factor, OuterProductGrad):
+                self.grad_samples[param_index] = factor.materialize(self._buffer(param_index))
+                self.pooled.add(param_index)
             else:
-                self.gradients[place] = piece.dense()
-        elif self.calls.get(place) == 1 and place not in self.several:
-            self.squares = self.squares + piece.square()
-        else:  # also where reentrant checkpointing hid from us how often the weight is used
-            self.held.setdefault(place, []).append(piece)
+                self.grad_samples[param_index] = factor.materialize()
+        elif self.n_uses.get(param_index) == 1 and param_index not in self.shared_params:
+            self.squared_norms = self.squared_norms + factor.squared_norm()
+        else:  # also if reentrant checkpointing hides how often the weight is used
+            self.deferred.setdefault(param_index, []).append(factor)
 
-    def _spare(self, place: int) -> Tensor | None:
-        """Memory of an earlier pass: asking the system for as much each step costs some percent."""
-        shelf = self.spare.get(place, [])
-        return shelf.pop() if shelf and len(shelf[-1]) == self.rows else None
+    def _buffer(self, param_index: int) -> Tensor | None:
+        """Return a buffer of an earlier pass; allocating at each step costs a few percent."""
+        buffers = self.buffer_pool.get(param_index, [])
+        return buffers.pop() if buffers and len(buffers[-1]) == self.rows else None
 
-    def release(self) -> None:
-        """Once the gradients are not needed: their memory is for the next pass."""
-        for place in self.reused & set(self.gradients):
-            shelf = self.spare.setdefault(place, [])
-            values = self.gradients[place]
-            shelf[:] = [one for one in shelf if len(one) == self.rows] + [values]
-        self.gradients, self.reused = {}, set()
+    def release_buffers(self) -> None:
+        """Return the memory of the per-sample gradients to the pool, for the next pass."""
+        for param_index in self.pooled & set(self.grad_samples):
+            buffers = self.buffer_pool.setdefault(param_index, [])
+            values = self.grad_samples[param_index]
+            buffers[:] = [buffer for buffer in buffers if len(buffer) == self.rows] + [values]
+        self.grad_samples, self.pooled = {}, set()
 
     def finish(self) -> None:
-        """After the backward pass: what had to wait for cross terms."""
-        for pieces in self.held.values():
-            self.squares = self.squares + square(pieces)
-        self.held.clear()
-        for values in self.gradients.values():
-            norms = torch.linalg.vector_norm(widened(values).flatten(1), dim=1)
-            self.squares = self.squares + norms.square()
+        """Add the norms that need all factors of a parameter, after the backward pass."""
+        for factors in self.deferred.values():
+            self.squared_norms = self.squared_norms + squared_norm(factors)
+        self.deferred.clear()
+        for values in self.grad_samples.values():
+            norms = torch.linalg.vector_norm(upcast(values).flatten(1), dim=1)
+            self.squared_norms = self.squared_norms + norms.square()
 
 
-class Taps:
+class PerSampleGradHooks:
     """Hooks on every layer that holds a trainable parameter of `model`.
 
     Attributes:
-        names: of the trainable parameters, in the order of every vector.
-        parameters: those.
-        current: the catch of the pass under way; None: layers run as they are.
-        resting: whether gradients that autograd itself brings are looked for.
+        names: names of the trainable parameters, in the order of every vector.
+        parameters: the trainable parameters.
+        accumulator: accumulator of the running pass; None: layers run unchanged.
+        disabled: ignore gradients that autograd brings to the parameters.
 
     Raises:
-        ConfigError: a trainable parameter is not covered, by name.
+        ConfigError: a trainable parameter, which is named, lies in an unsupported layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
-            raise ConfigError("nothing to select for: the model has no trainable parameter")
+            raise ConfigError("the model has no trainable parameter, so rows cannot be selected")
         self.names = list(trained)
         self.parameters: list[Tensor] = list(trained.values())
-        self._places = {id(parameter): at for at, parameter in enumerate(self.parameters)}
-        self.current: Catch | None = None
-        self.resting = False
+        self._param_index = {id(p): index for index, p in enumerate(self.parameters)}
+        self.accumulator: GradSampleAccumulator | None = None
+        self.disabled = False
         self._hidden: set[int] = set()
-        self._entered: list[list[dict[str, int]]] = []  # by layer
+        self._hidden_by_call: list[list[dict[str, int]]] = []  # one list a layer
         self._handles: list[Any] = []
-        self._spare: dict[int, list[Tensor]] = {}
-        layers = covered(model, trained)
-        owners = [place for layer in layers for place in self._own(layer).values()]
-        self.several = frozenset(place for place in owners if owners.count(place) > 1)
+        self._buffer_pool: dict[int, list[Tensor]] = {}
+        layers = supported_layers(model, trained)
+        owners = [index for layer in layers for index in self._trained_params(layer).values()]
+        self.shared_params = frozenset(index for index in owners if owners.count(index) > 1)
         self._layer_names = {module: name for name, module in model.named_modules()}
-        for layer, kind in layers.items():
-            self._tap(layer, kind)
+        for layer, sampler in layers.items():
+            self._add_hooks(layer, sampler)
         for name, parameter in trained.items():
-            hook = partial(self._reached, name)
+            hook = partial(self._on_unhooked_grad, name)
             self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
 
-    def catch(self, rows: int, dense: bool, directions: list[Vector] | None = None) -> Catch:
+    def start_pass(
+        self, rows: int, dense: bool, directions: list[Vector] | None = None
+    ) -> GradSampleAccumulator:
         """Begin a pass over `rows` samples."""
-        self.current = Catch(rows, dense, self.several, directions or [], spare=self._spare)
-        return self.current
+        self.accumulator = GradSampleAccumulator(
+            rows, dense, self.shared_params, directions or [], buffer_pool=self._buffer_pool
+        )
+        return self.accumulator
 
     def recover(self) -> None:
-        """After a pass that was broken off where no hook could see it (an interrupt)."""
-        self.current = None
-        for place in self._hidden:
-            self.parameters[place].requires_grad_(True)
+        """Restore `requires_grad` after a pass that an interrupt ended where no hook runs."""
+        self.accumulator = None
+        for index in self._hidden:
+            self.parameters[index].requires_grad_(True)
         self._hidden.clear()
-        for entered in self._entered:
-            entered.clear()
+        for hidden in self._hidden_by_call:
+            hidden.clear()
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Remove every hook."""
         self.recover()
-        self._spare.clear()
+        self._buffer_pool.clear()
         for handle in self._handles:
             handle.remove()
 
-    def _own(self, layer: nn.Module) -> Mapping[str, int]:
+    def _trained_params(self, layer: nn.Module) -> Mapping[str, int]:
         return {
-            name: self._places[id(held)]
-            for name, held in layer._parameters.items()
-            if held is not None and id(held) in self._places
+            name: self._param_index[id(parameter)]
+            for name, parameter in layer._parameters.items()
+            if parameter is not None and id(parameter) in self._param_index
         }
 
-    def _tap(self, layer: nn.Module, kind: Kind) -> None:
-        own = self._own(layer)
-        entered: list[dict[str, int]] = []  # what was hidden from autograd, call by call
-        self._entered.append(entered)
+    def _add_hooks(self, layer: nn.Module, sampler: GradSampler) -> None:
+        params = self._trained_params(layer)
+        hidden_by_call: list[dict[str, int]] = []  # parameters hidden from autograd
+        self._hidden_by_call.append(hidden_by_call)
 
-        def show(hidden: Mapping[str, int], required: bool) -> None:
-            for place in hidden.values():
-                self.parameters[place].requires_grad_(required)
+        def set_requires_grad(hidden: Mapping[str, int], required: bool) -> None:
+            for index in hidden.values():
+                self.parameters[index].requires_grad_(required)
             (self._hidden.difference_update if required else self._hidden.update)(hidden.values())
 
-        def enter(_: nn.Module, args: Any, named: Any) -> Any:
-            catch = self.current
-            if catch is None or not torch.is_grad_enabled():
+        def before_forward(_: nn.Module, args: Any, named: Any) -> Any:
+            accumulator = self.accumulator
+            if accumulator is None or not torch.is_grad_enabled():
                 return None
-            # A guard may have frozen some of them since.
-            live = {n: place for n, place in own.items() if self.parameters[place].requires_grad}
+            # A guard may have frozen some of the parameters since.
+            live = {n: index for n, index in params.items() if self.parameters[index].requires_grad}
             if not live:
                 return None
-            entered.append(live)
-            show(live, False)
+            hidden_by_call.append(live)
+            set_requires_grad(live, False)
             x = first_input((args, named))
-            if kind in (EMBEDDING, LINEAR) and len(x) == 1 < catch.rows:
-                wide = x.expand(catch.rows, *x.shape[1:])  # shared by all rows, as positions are
-                return ((wide, *args[1:]), named) if args else (args, {next(iter(named)): wide})
+            if sampler in (EMBEDDING, LINEAR) and len(x) == 1 < accumulator.rows:
+                expanded = x.expand(accumulator.rows, *x.shape[1:])  # shared, as positions are
+                if args:
+                    return (expanded, *args[1:]), named
+                return args, {next(iter(named)): expanded}
             return None
 
-        def leave(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
-            catch = self.current
-            if not entered:
+        def after_forward(module: nn.Module, args: Any, named: Any, output: Any) -> Any:
+            accumulator = self.accumulator
+            if not hidden_by_call:
                 return None
-            live = entered.pop()
-            show(live, True)
-            if output is None or catch is None:  # the layer failed
+            live = hidden_by_call.pop()
+            set_requires_grad(live, True)
+            if output is None or accumulator is None:  # the layer failed
                 return None
-            return self._hooked(module, kind, live, catch, (args, named), output)
+            return self._hook_output(module, sampler, live, accumulator, (args, named), output)
 
         self._handles += [
-            layer.register_forward_pre_hook(enter, with_kwargs=True),
-            layer.register_forward_hook(leave, with_kwargs=True, always_call=True),
+            layer.register_forward_pre_hook(before_forward, with_kwargs=True),
+            layer.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
         ]
 
-    def _hooked(
+    def _hook_output(
         self,
         layer: nn.Module,
-        kind: Kind,
-        own: Mapping[str, int],
-        catch: Catch,
+        sampler: GradSampler,
+        params: Mapping[str, int],
+        accumulator: GradSampleAccumulator,
         inputs: Any,
         output: Tensor,
     ) -> Tensor:
-        anchor = _anchor(output)
+        leaf = _dummy_leaf(output)
         with torch.no_grad():
-            value = kind.keep(layer, inputs, output)
+            saved = sampler.save(layer, inputs, output)
         if not output.requires_grad:
-            output = rooted(output)
-        node = _Keep.apply(anchor, value).grad_fn
-        if catch.counting:
-            for place in own.values():
-                catch.calls[place] = catch.calls.get(place, 0) + 1
-        output.register_hook(partial(self._caught, layer, kind, own, catch, [node]))
+            output = make_graph_root(output)
+        node = _SaveForBackward.apply(leaf, saved).grad_fn
+        if accumulator.in_forward:
+            for index in params.values():
+                accumulator.n_uses[index] = accumulator.n_uses.get(index, 0) + 1
+        hook = partial(self._on_layer_backward, layer, sampler, params, accumulator, [node])
+        output.register_hook(hook)
         return output
 
-    def _caught(
+    def _on_layer_backward(
         self,
         layer: nn.Module,
-        kind: Kind,
-        own: Mapping[str, int],
-        catch: Catch,
+        sampler: GradSampler,
+        params: Mapping[str, int],
+        accumulator: GradSampleAccumulator,
         node: list[Any],
         grad: Tensor,
     ) -> None:
         name = self._layer_names[layer]
         if not node:
-            raise ConfigError(f"a backward pass came to {name} twice: run each graph once")
-        if len(grad) != catch.rows:
             raise ConfigError(
-                f"{name} was given {len(grad)} rows of a batch of {catch.rows}, so whose they are "
-                "is not known (a mixture of experts routes tokens): freeze its parameters"
+                f"backward ran twice through {name}: run backward once on each graph, without "
+                "retain_graph"
+            )
+        if len(grad) != accumulator.rows:
+            raise ConfigError(
+                f"{name} was given {len(grad)} rows of a batch of {accumulator.rows}, so its rows "
+                "cannot be assigned to samples (a mixture of experts routes tokens): freeze its "
+                "parameters"
             )
         with torch.no_grad():
-            (kept,) = node.pop().saved_tensors
-            pieces = kind.pieces(layer, kept, grad)
-            for own_name, place in own.items():
-                catch.take(place, pieces[own_name])
+            (saved,) = node.pop().saved_tensors
+            factors = sampler.factors(layer, saved, grad)
+            for own_name, index in params.items():
+                accumulator.add(index, factors[own_name])
 
-    def _reached(self, name: str, parameter: Tensor) -> None:
-        if self.resting:
+    def _on_unhooked_grad(self, name: str, parameter: Tensor) -> None:
+        if self.disabled:
             return
         parameter.grad = None
         raise ConfigError(
-            f"{name} was given a gradient outside of its own layer (used as a bare weight, in a "
-            "penalty, or in a pass that is not the model's own in training mode), which cannot be "
-            "told apart by sample: freeze it, or leave the selector off"
+            f"{name} received a gradient from outside of its own layer (used as a bare weight, in "
+            "a penalty, or in a pass that is not the model's own in training mode), which cannot "
+            "be split by sample: freeze it, or train without the selector"
         )

@@ -1,7 +1,8 @@
-"""Kinds of layers whose gradients can be taken sample by sample, and how each takes them."""
+"""Grad samplers: per-sample gradients of each supported kind of layer."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,96 +13,102 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from riprap.errors import ConfigError
-from riprap.selection._grad_factors import Dense, Lookup, Outer, Piece
+from riprap.selection._grad_factors import DenseGrad, EmbeddingGrad, GradFactor, OuterProductGrad
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a layer must keep of its input, and its gradients from that.
+class GradSampler:
+    """Two functions that give the per-sample gradients of one kind of layer.
 
     Attributes:
-        keep: (module, its arguments, its output) -> the tensor that is kept.
-        pieces: (module, what was kept, gradient in the output) -> pieces by parameter's own name.
+        save: (module, its arguments, its output) -> the tensor to save for the backward pass.
+        factors: (module, saved tensor, gradient in the output) -> gradient factors, by the
+            parameter's name in the module.
     """
 
-    keep: Callable[[nn.Module, Inputs, Tensor], Tensor]
-    pieces: Callable[[Any, Tensor, Tensor], dict[str, Piece]]
+    save: Callable[[nn.Module, Inputs, Tensor], Tensor]
+    factors: Callable[[Any, Tensor, Tensor], dict[str, GradFactor]]
 
 
 def first_input(inputs: Inputs) -> Tensor:
-    """A layer's first argument."""
+    """Return a layer's first argument."""
     args, named = inputs
-    found: Tensor = args[0] if args else next(iter(named.values()))
-    return found
+    first: Tensor = args[0] if args else next(iter(named.values()))
+    return first
 
 
-def _input(_module: nn.Module, inputs: Inputs, _output: Tensor) -> Tensor:
+def _save_input(_module: nn.Module, inputs: Inputs, _output: Tensor) -> Tensor:
     return first_input(inputs).detach()
 
 
-def _rows(tensor: Tensor, ends: int = 1) -> Tensor:
-    """Shape (batch, T, …) with the last `ends` dimensions as they are."""
-    tail = tensor.shape[tensor.dim() - ends :]
+def _flatten_positions(tensor: Tensor, n_last: int = 1) -> Tensor:
+    """Reshape to (batch, T, …), with the last `n_last` dimensions unchanged."""
+    tail = tensor.shape[tensor.dim() - n_last :]
     return tensor.reshape(tensor.shape[0], -1, *tail)
 
 
-def _linear(module: Any, kept: Tensor, grad: Tensor, transposed: bool = False) -> dict[str, Piece]:
-    left = _rows(grad)
-    found: dict[str, Piece] = {"weight": Outer(left, _rows(kept).to(left.dtype), transposed)}
+def _linear(
+    module: Any, saved: Tensor, grad: Tensor, transposed: bool = False
+) -> dict[str, GradFactor]:
+    backprops = _flatten_positions(grad)
+    activations = _flatten_positions(saved).to(backprops.dtype)
+    factors: dict[str, GradFactor] = {
+        "weight": OuterProductGrad(backprops, activations, transposed)
+    }
     if module.bias is not None:
-        found["bias"] = Dense(left.sum(1))
-    return found
+        factors["bias"] = DenseGrad(backprops.sum(1))
+    return factors
 
 
-def _conv1d(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    return _linear(module, kept, grad, transposed=True)
+def _conv1d(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
+    return _linear(module, saved, grad, transposed=True)
 
 
-def _embedding(module: nn.Embedding, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    left, ids = _rows(grad), kept.flatten(1)
+def _embedding(module: nn.Embedding, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
+    backprops, ids = _flatten_positions(grad), saved.flatten(1)
     if module.padding_idx is not None:
-        left = left * (ids != module.padding_idx)[..., None]
-    return {"weight": Lookup(left, ids, module.num_embeddings)}
+        backprops = backprops * (ids != module.padding_idx)[..., None]
+    return {"weight": EmbeddingGrad(backprops, ids, module.num_embeddings)}
 
 
-def _scaled(normalized: Tensor, grad: Tensor, ends: int) -> dict[str, Piece]:
+def _affine_factors(normalized: Tensor, grad: Tensor, n_last: int) -> dict[str, GradFactor]:
     return {
-        "weight": Dense(_rows(grad * normalized, ends).sum(1)),
-        "bias": Dense(_rows(grad, ends).sum(1)),
+        "weight": DenseGrad(_flatten_positions(grad * normalized, n_last).sum(1)),
+        "bias": DenseGrad(_flatten_positions(grad, n_last).sum(1)),
     }
 
 
-def _layer_norm(module: nn.LayerNorm, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
+def _layer_norm(module: nn.LayerNorm, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
     shape = list(module.normalized_shape)
-    normalized = functional.layer_norm(kept.to(grad.dtype), shape, eps=module.eps)
-    return _scaled(normalized, grad, len(shape))
+    normalized = functional.layer_norm(saved.to(grad.dtype), shape, eps=module.eps)
+    return _affine_factors(normalized, grad, len(shape))
 
 
-def _affine_norm(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    """Any norm that is affine in its weight, which was tried out by `_norm_kind`."""
-    zeros = _with_weight(module, 0.0, kept)
-    return _scaled(_with_weight(module, 1.0, kept) - zeros, grad, module.weight.dim())
+def _affine_norm(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
+    """Factors of a norm that is affine in its weight (`_norm_sampler` tests this)."""
+    zeros = _with_weight(module, 0.0, saved)
+    return _affine_factors(_with_weight(module, 1.0, saved) - zeros, grad, module.weight.dim())
 
 
-def _linear_norm(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    """The usual ones, which are 0 where their weight is: half of the work."""
-    return _scaled(_with_weight(module, 1.0, kept), grad, module.weight.dim())
+def _linear_norm(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
+    """Factors of a usual norm, which is 0 if its weight is 0: half of the work."""
+    return _affine_factors(_with_weight(module, 1.0, saved), grad, module.weight.dim())
 
 
 def _with_weight(module: nn.Module, value: float, x: Tensor) -> Tensor:
     weight = torch.full_like(module.get_parameter("weight"), value)
-    found: Tensor = functional_call(module, {"weight": weight}, (x,))
-    return found
+    output: Tensor = functional_call(module, {"weight": weight}, (x,))
+    return output
 
 
-def _norm_kind(module: nn.Module) -> Kind | None:
-    """The kind of a norm of whatever model, tried out on noise; None where it is not affine."""
+def _norm_sampler(module: nn.Module) -> GradSampler | None:
+    """Sampler of any model's norm, tested on noise; None if the norm is not affine."""
     weight = module.get_parameter("weight")
-    noise = torch.Generator().manual_seed(0)
-    made = [torch.randn(3, *weight.shape, generator=noise) for _ in range(2)]
-    x, other = (one.to(weight.device, weight.dtype) for one in made)
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(3, *weight.shape, generator=generator) for _ in range(2)]
+    x, other = (tensor.to(weight.device, weight.dtype) for tensor in noise)
     with torch.no_grad():
         ones, zeros = _with_weight(module, 1.0, x), _with_weight(module, 0.0, x)
         out = functional_call(module, {"weight": other[0]}, (x,))
@@ -110,8 +117,8 @@ def _norm_kind(module: nn.Module) -> Kind | None:
     return LINEAR_NORM if not zeros.any() else AFFINE_NORM
 
 
-def _dora_output(module: nn.Module, inputs: Inputs, output: Tensor) -> Tensor:
-    """Output before the base layer's own part is taken off; linear in the magnitudes."""
+def _save_dora_output(module: nn.Module, inputs: Inputs, output: Tensor) -> Tensor:
+    """Output before the base layer's own part is subtracted; linear in the magnitudes."""
     named = inputs[1]
     base, result = named["base_layer"], named.get("base_result")
     if result is None:
@@ -122,46 +129,50 @@ def _dora_output(module: nn.Module, inputs: Inputs, output: Tensor) -> Tensor:
     return (output + result).detach()
 
 
-def _dora(module: Any, kept: Tensor, grad: Tensor) -> dict[str, Piece]:
-    return {"weight": Dense(_rows(grad * kept).sum(1) / module.weight.detach())}
+def _dora(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
+    return {"weight": DenseGrad(_flatten_positions(grad * saved).sum(1) / module.weight.detach())}
 
 
-LINEAR, CONV1D = Kind(_input, _linear), Kind(_input, _conv1d)
-EMBEDDING, LAYER_NORM = Kind(_input, _embedding), Kind(_input, _layer_norm)
-AFFINE_NORM, LINEAR_NORM = Kind(_input, _affine_norm), Kind(_input, _linear_norm)
-DORA = Kind(_dora_output, _dora)
+LINEAR, CONV1D = GradSampler(_save_input, _linear), GradSampler(_save_input, _conv1d)
+EMBEDDING, LAYER_NORM = GradSampler(_save_input, _embedding), GradSampler(_save_input, _layer_norm)
+AFFINE_NORM = GradSampler(_save_input, _affine_norm)
+LINEAR_NORM = GradSampler(_save_input, _linear_norm)
+DORA = GradSampler(_save_dora_output, _dora)
 
 
-def kind_of(module: nn.Module) -> Kind | None:
-    """How the module's own parameters are taken; None where that is not known.
+def sampler_for(module: nn.Module) -> GradSampler | None:
+    """Return the sampler of a module's own parameters; None if the module is not supported.
 
-    A subclass that computes something else in its `forward` is not the kind that it inherits from.
+    A subclass with a `forward` of its own is not supported.
     """
-    from transformers.pytorch_utils import Conv1D
-
     forward = type(module).forward
     if isinstance(module, nn.Embedding):
-        odd = module.max_norm is not None or module.scale_grad_by_freq or module.sparse
-        return EMBEDDING if forward is nn.Embedding.forward and not odd else None
-    for base, kind in ((nn.Linear, LINEAR), (Conv1D, CONV1D), (nn.LayerNorm, LAYER_NORM)):
+        changed = module.max_norm is not None or module.scale_grad_by_freq or module.sparse
+        return EMBEDDING if forward is nn.Embedding.forward and not changed else None
+    samplers: list[tuple[Any, GradSampler]] = [(nn.Linear, LINEAR), (nn.LayerNorm, LAYER_NORM)]
+    if "transformers.pytorch_utils" in sys.modules:  # imported if the model has such a layer
+        samplers.append((sys.modules["transformers.pytorch_utils"].Conv1D, CONV1D))
+    for base, sampler in samplers:
         if isinstance(module, base):
-            return kind if forward is base.forward else None
+            return sampler if forward is base.forward else None
     if type(module).__name__ == "DoraLinearLayer" and type(module).__module__.startswith("peft."):
         return DORA
     if type(module).__name__.endswith("RMSNorm") and [*module._parameters] == ["weight"]:
-        return _norm_kind(module)
+        return _norm_sampler(module)
     return None
 
 
-def covered(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[nn.Module, Kind]:
-    """The modules that hold `parameters`, and how each one's gradients are taken.
+def supported_layers(
+    model: nn.Module, parameters: Mapping[str, Tensor]
+) -> dict[nn.Module, GradSampler]:
+    """Return the modules that hold `parameters`, with their samplers.
 
     Raises:
-        ConfigError: one of the parameters lies in a module of an unknown kind, or a module mixes
-            the rows of a batch.
+        ConfigError: a parameter lies in an unsupported module, or a module mixes the rows of a
+            batch.
     """
     wanted = {id(parameter) for parameter in parameters.values()}
-    found: dict[nn.Module, Kind] = {}
+    layers: dict[nn.Module, GradSampler] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
@@ -170,17 +181,17 @@ def covered(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[nn.Modul
             )
         own = [
             part
-            for part, held in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(held) in wanted
+            for part, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(parameter) in wanted
         ]
         if not own:
             continue
-        kind = kind_of(module)
-        if kind is None:
+        sampler = sampler_for(module)
+        if sampler is None:
             raise ConfigError(
-                f"the gradient of {f'{name}.{own[0]}'.lstrip('.')} cannot be taken sample by "
-                f"sample: a {type(module).__name__} is no layer that Riprap knows (Linear, Conv1D, "
-                "Embedding, LayerNorm, RMSNorm, DoRA's magnitudes); freeze it"
+                f"per-sample gradients of {f'{name}.{own[0]}'.lstrip('.')} are not supported: it "
+                f"lies in a {type(module).__name__}, and supported layers are Linear, Conv1D, "
+                "Embedding, LayerNorm, RMSNorm and DoRA's magnitudes; freeze it"
             )
-        found[module] = kind
-    return found
+        layers[module] = sampler
+    return layers

@@ -1,14 +1,14 @@
-"""A selector at work around a training loop: passes are read, rows chosen, `.grad` is theirs.
+"""Hooks that replace `.grad` with the gradient of the selected rows.
 
-A pass is one forward of the model in training mode, and its backward. At the end of the last
-backward pass of a step, inside `backward()`, the rows are chosen over the optimizer's whole batch
-and the gradient of the loop's own loss over those rows is put into `.grad`, before anything else
-looks there (gradient clipping, a monitor, a guard).
+A pass is one forward of the model in training mode, and its backward. Rows are selected over the
+optimizer's whole batch, at the end of the last backward pass of a step and inside `backward()`. The
+gradient of the loop's own loss over the selected rows is then written to `.grad`, before gradient
+clipping, a monitor or a guard reads it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,275 +16,323 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from riprap._distributed import unwrap_model
+from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.selection._batch_pass import Pass, leaves
-from riprap.selection._batches import Call, names_of, refuse_wrapped
-from riprap.selection._ddp import Share, over_ranks, sum_over_ranks
-from riprap.selection._grad_hooks import Taps
-from riprap.selection._pairwise import grams
-from riprap.selection._protected_directions import Compass, rate_of, through_update
-from riprap.selection._row_losses import Losses
-from riprap.selection._scores import Scores
+from riprap.linalg import Vector
+from riprap.selection._batch_pass import BatchPass, detach_outputs
+from riprap.selection._batches import ForwardArgs, pop_row_ids, refuse_wrapped
+from riprap.selection._ddp import RankSamples, all_gather_samples, all_reduce_mean
+from riprap.selection._grad_hooks import PerSampleGradHooks
+from riprap.selection._pairwise import pairwise_products
+from riprap.selection._protected_directions import (
+    ProtectedDirections,
+    apply_preconditioner,
+    learning_rate,
+)
+from riprap.selection._row_losses import RowLossFn
+from riprap.selection._scores import Array, Scores
+from riprap.selection.strategies import Strategy
 
-if TYPE_CHECKING:
-    from riprap.selection._selector import Selector
-
-ROOM = 2**31  # bytes of per-sample gradients; where they would be more, rows are run again
-
-_BACKWARD = {"norm", "gram", "harm", "danger", "safety", "validation"}
+MAX_DENSE_BYTES = 2**31  # of per-sample gradients; above it, the selected rows run a second time
+_NEEDS_BACKWARD = {"norm", "gram", "harm", "danger", "safety", "validation"}
 
 
-def innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers such as Accelerate's.
+class RowSelector(Protocol):
+    """Interface of a selector that `LoopAttachment` uses; see `Selector`."""
+
+    strategy: Strategy
+    behaviors: list[Behavior]
+    directions: dict[str, Vector]
+    probe_every: int
+    row_id: str | None
+    step: int
+
+    def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array: ...
+
+
+def unwrap_optimizer(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer inside wrappers such as Accelerate's.
 
     Raises:
-        ConfigError: there is none, or it is one of DeepSpeed's, which steps inside its own engine.
+        ConfigError: there is no torch optimizer, or DeepSpeed's engine steps the parameters.
     """
     inner = optimizer
     while inner is not None:
-        if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(inner).__mro__):
+        if any(cls.__module__.startswith("deepspeed.runtime") for cls in type(inner).__mro__):
             raise ConfigError(
-                "cannot select under DeepSpeed, whose engine steps a copy of the parameters within "
-                "backward(): train with DDP"
+                "row selection does not support DeepSpeed, whose engine steps a copy of the "
+                "parameters within backward(): train with DDP"
             )
         inner = getattr(inner, "optimizer", None)
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
-            f"cannot select for a {type(optimizer).__name__}: give the torch.optim.Optimizer "
-            "whose step() trains the model"
+            f"row selection does not support a {type(optimizer).__name__} as optimizer: give the "
+            "torch.optim.Optimizer whose step() trains the model"
         )
     return optimizer
 
 
-class Attachment:
+class LoopAttachment:
     """Hooks on a model and its optimizer; see `Selector.attach`.
 
     Attributes:
-        accumulate: backward passes before a step of the optimizer.
+        accumulate: backward passes before each step of the optimizer.
     """
 
     def __init__(
-        self, selector: Selector, model: nn.Module, optimizer: Any, accumulate: int, losses: Any
+        self,
+        selector: RowSelector,
+        model: nn.Module,
+        optimizer: Any,
+        accumulate: int,
+        losses: RowLossFn | None,
     ) -> None:
         self.selector, self.accumulate = selector, accumulate
-        self.model, self.optimizer = unwrap_model(model), innermost(optimizer)
+        self.model, self.optimizer = unwrap_model(model), unwrap_optimizer(optimizer)
         refuse_wrapped(self.model)
-        self._losses: Losses | None = losses
-        needs = selector.strategy.reads | set(selector.directions)
-        self._backward, self._gram = bool(needs & _BACKWARD), "gram" in needs
-        self._proxied = "proxy" in needs
-        self.taps = Taps(self.model)
-        self._compass = self._aimed(needs)
-        self._pass: Pass | None = None
-        self._begun: list[Pass] = []
-        self._done: list[Pass] = []
-        self._backwards, self._settled, self._resting = 0, False, False
+        self._losses = losses
+        needs = selector.strategy.all_needs | set(selector.directions)
+        self._needs_backward, self._needs_gram = bool(needs & _NEEDS_BACKWARD), "gram" in needs
+        self._needs_proxy = "proxy" in needs
+        self.grad_hooks = PerSampleGradHooks(self.model)
+        self._directions = self._make_directions(needs_gradients="harm" in needs)
+        self._pass: BatchPass | None = None
+        self._passes_in_backward: list[BatchPass] = []
+        self._finished_passes: list[BatchPass] = []
+        self._n_backward, self._grad_written, self._disabled = 0, False, False
         self._ddp: DistributedDataParallel | None = None
-        self._names: list[str] = []
+        self._direction_names: list[str] = []
+        register_before = self.model.register_forward_pre_hook
+        register_after = self.model.register_forward_hook
         self._handles = [
-            self.model.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
-            self.model.register_forward_hook(self._leave, with_kwargs=True, always_call=True),
+            register_before(self._before_forward, with_kwargs=True, prepend=True),
+            register_after(self._after_forward, with_kwargs=True, always_call=True),
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def _aimed(self, needs: frozenset[str] | set[str]) -> Compass | None:
-        selector = self.selector
-        if not selector.behaviors and not selector.directions:
+    def _make_directions(self, needs_gradients: bool) -> ProtectedDirections | None:
+        behaviors, directions = self.selector.behaviors, self.selector.directions
+        if not behaviors and not directions:
             return None
-        held = "harm" in needs
+        parameters = self.grad_hooks.parameters
         try:
-            return Compass(
-                selector.behaviors, selector.directions, self.model, self.taps.parameters, held
+            return ProtectedDirections(
+                behaviors, directions, self.model, parameters, needs_gradients
             )
         except Exception:
-            self.taps.remove()
+            self.grad_hooks.remove()
             raise
 
     def remove(self) -> None:
-        """Take everything off; the model and the optimizer are as they were."""
+        """Remove every hook; the model and the optimizer are as before."""
         self._recover()
-        self.taps.remove()
+        self.grad_hooks.remove()
         for handle in self._handles:
             handle.remove()
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = True
-        self._begun, self._done = [], []
+        self._passes_in_backward, self._finished_passes = [], []
 
     def _recover(self) -> None:
-        """An interrupt passes by `_leave`: what it was to set right."""
-        if self._pass is not None and self._pass.catch is None:
+        """Do the work of `_after_forward` after an interrupt, which calls no hook."""
+        if self._pass is not None and self._pass.accumulator is None:
             torch.set_grad_enabled(True)
         self._pass = None
-        self.taps.recover()
+        self.grad_hooks.recover()
 
     # The pass
 
-    def _enter(self, model: nn.Module, args: Any, named: dict[str, Any]) -> Any:
+    def _before_forward(self, model: nn.Module, args: Any, named: dict[str, Any]) -> Any:
         self._recover()
-        if self._resting or not model.training or not torch.is_grad_enabled():
+        if self._disabled or not model.training or not torch.is_grad_enabled():
             return None
-        self._begun = []
-        self._spread()
+        self._passes_in_backward = []
+        self._disable_ddp_sync()
         named = dict(named)
-        ids = names_of(named, self.selector.row_id)
-        call: Call = (args, named)
-        one = Pass(self.model, call, self._losses, self._proxied, [])
-        one.ids = list(range(one.rows)) if ids is None else ids
-        if self._backward:
-            pulls = {} if self._compass is None else self._compass.pulls(self.optimizer)
-            self._names = list(pulls)
-            one.catch = self.taps.catch(one.rows, self._fits(one.rows), list(pulls.values()))
-        self._pass = one
-        if one.catch is None:
-            torch.set_grad_enabled(False)  # until `_leave`
+        ids = pop_row_ids(named, self.selector.row_id)
+        call: ForwardArgs = (args, named)
+        batch_pass = BatchPass(self.model, call, self._losses, self._needs_proxy, [])
+        n_rows = batch_pass.n_rows
+        batch_pass.row_ids = list(range(n_rows)) if ids is None else ids
+        if self._needs_backward:
+            directions = self._directions
+            vectors = {} if directions is None else directions.preconditioned(self.optimizer)
+            self._direction_names = list(vectors)
+            batch_pass.accumulator = self.grad_hooks.start_pass(
+                n_rows, self._fits_in_memory(n_rows), list(vectors.values())
+            )
+        self._pass = batch_pass
+        if batch_pass.accumulator is None:
+            torch.set_grad_enabled(False)  # until `_after_forward`
         return args, named
 
-    def _fits(self, rows: int) -> bool:
-        size = sum(p.numel() * p.element_size() for p in self.taps.parameters)
-        return self._gram or size * rows * self.accumulate <= ROOM
+    def _fits_in_memory(self, n_rows: int) -> bool:
+        size = sum(p.numel() * p.element_size() for p in self.grad_hooks.parameters)
+        return self._needs_gram or size * n_rows * self.accumulate <= MAX_DENSE_BYTES
 
-    def _leave(self, _model: nn.Module, _args: Any, _named: Any, output: Any) -> Any:
-        one, self._pass = self._pass, None
-        if one is None:
+    def _after_forward(self, _model: nn.Module, _args: Any, _named: Any, output: Any) -> Any:
+        batch_pass, self._pass = self._pass, None
+        if batch_pass is None:
             return None
-        if one.catch is None:
+        if batch_pass.accumulator is None:
             torch.set_grad_enabled(True)
-            output = leaves(output)
+            output = detach_outputs(output)
         else:
-            one.catch.counting = False
+            batch_pass.accumulator.in_forward = False
         if output is None:  # the forward pass failed
             return None
-        one.read(output)
-        one.stand(self._came)
+        batch_pass.read_output(output)
+        batch_pass.register_hooks(self._on_backward_start)
         return output
 
-    def _spread(self) -> None:
-        """Under DDP the selected gradient is reduced here, so DDP must not reduce what it sees."""
+    def _disable_ddp_sync(self) -> None:
+        """Disable DDP's reduction of the whole batch's gradient; `_write_grad` reduces instead."""
         ddp = DistributedDataParallel._get_active_ddp_module()
         if ddp is not None and ddp.module is self.model:
             ddp.require_backward_grad_sync = False
             self._ddp = ddp
 
-    def _came(self, one: Pass) -> None:
-        if not self._begun:
+    def _on_backward_start(self, batch_pass: BatchPass) -> None:
+        if not self._passes_in_backward:
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
-            engine.queue_callback(self._backward_ended)
-        self._begun.append(one)
+            engine.queue_callback(self._on_backward_end)
+        self._passes_in_backward.append(batch_pass)
 
     @torch.no_grad()
-    def _backward_ended(self) -> None:
-        begun, self._begun = self._begun, []
-        self.taps.current = None
-        for one in begun:
-            one.finish()
-        self._done += begun
-        self._backwards += 1
-        if self._backwards >= self.accumulate:
-            self._settle()
+    def _on_backward_end(self) -> None:
+        passes, self._passes_in_backward = self._passes_in_backward, []
+        self.grad_hooks.accumulator = None
+        for batch_pass in passes:
+            batch_pass.finish()
+        self._finished_passes += passes
+        self._n_backward += 1
+        if self._n_backward >= self.accumulate:
+            self._select_and_write()
 
-    # The choice
+    # The selection
 
-    def _settle(self) -> None:
-        done, self._done = self._done, []
-        self._backwards, self._settled = 0, True
-        behaviors = [b.name for b in self.selector.behaviors if b.name in self._names]
-        scores = Scores.joined([one.scores(self._names, behaviors) for one in done])
-        scores.rate = rate_of(self.optimizer)
-        scores.drift = None if self._compass is None else self._compass.drift
-        if self._gram:
-            self._compare(done, scores)
-        weights = torch.cat([one.weights.double().cpu() for one in done])
-        reached = sorted({at for one in done if one.catch for at in one.catch.gradients})
-        ids = [name for one in done for name in one.ids]
+    def _select_and_write(self) -> None:
+        passes, self._finished_passes = self._finished_passes, []
+        self._n_backward, self._grad_written = 0, True
+        samples, own_range = all_gather_samples(self._own_samples(passes), self._ddp)
+        weights = samples.weights
+        if (weights < 0).any() and (weights > 0).any():
+            raise ConfigError(
+                "the loop's loss lowers the losses of some rows and raises those of others, so a "
+                "part of the rows cannot represent all: train without the selector"
+            )
+        selected = self.selector.choose_and_record(samples.scores, samples.ids)
+        all_selected = len(selected) == len(samples.ids)
+        factor = 1.0 if all_selected else weights.sum() / weights[selected].sum()
+        own = sorted(set(selected.tolist()) & set(own_range))
+        rows = [index - own_range.start for index in own]
+        self._write_grad(passes, rows, float(factor), samples.param_indices)
+        for batch_pass in passes:
+            if batch_pass.accumulator is not None:
+                batch_pass.accumulator.release_buffers()
+
+    def _own_samples(self, passes: list[BatchPass]) -> RankSamples:
+        names = self._direction_names
+        behaviors = [b.name for b in self.selector.behaviors if b.name in names]
+        scores = Scores.concatenate([one.scores(names, behaviors) for one in passes])
+        scores.lr = learning_rate(self.optimizer)
+        scores.margin_spent = None if self._directions is None else self._directions.margin_spent
+        if self._needs_gram:
+            self._add_pairwise_products(passes, scores)
+        weights = torch.cat([batch_pass.weights.double().cpu() for batch_pass in passes])
+        reached = {i for one in passes if one.accumulator for i in one.accumulator.grad_samples}
+        ids = [row_id for batch_pass in passes for row_id in batch_pass.row_ids]
         if self.selector.row_id is None:
             ids = list(range(len(weights)))
-        share = Share(scores, weights.numpy(), ids, reached)
-        everyone, mine, places = over_ranks(share, self._ddp)
-        if (everyone.weights < 0).any() and (everyone.weights > 0).any():
-            raise ConfigError(
-                "the loop's loss lowers the losses of some rows and raises those of others, so no "
-                "share of the rows can stand for all: leave the selector off"
-            )
-        chosen = self.selector.decide(everyone.scores, everyone.ids)
-        whole = len(chosen) == len(everyone.ids)
-        factor = 1.0 if whole else everyone.weights.sum() / everyone.weights[chosen].sum()
-        own = sorted(set(chosen.tolist()) & set(mine))
-        rows = [at - mine.start for at in own]
-        self._write(done, rows, float(factor), places)
-        for one in done:
-            if one.catch is not None:
-                one.catch.release()
+        return RankSamples(scores, weights.numpy(), ids, sorted(reached))
 
-    def _compare(self, done: list[Pass], scores: Scores) -> None:
+    def _add_pairwise_products(self, passes: list[BatchPass], scores: Scores) -> None:
         if self._ddp is not None:
-            raise ConfigError("taylor compares samples with each other, which no rank can alone")
-        parameters = self.taps.parameters
+            raise ConfigError(
+                "taylor compares all samples with each other, which needs the gradients of all "
+                "ranks: train on one device, or use another strategy"
+            )
+        parameters = self.grad_hooks.parameters
         ones = [torch.ones_like(parameter) for parameter in parameters]
-        found = grams(done, parameters, through_update(ones, parameters, self.optimizer))
-        scores.gram, scores.moves = found.gradients, found.updates
-        scores.along["batch"] = found.batch
+        scales = apply_preconditioner(ones, parameters, self.optimizer)
+        products = pairwise_products(passes, parameters, scales)
+        scores.gram, scores.update_gram = products.gradients, products.updates
+        scores.directional["batch"] = products.batch
 
-    def _write(self, done: list[Pass], rows: list[int], factor: float, places: list[int]) -> None:
-        parameters = self.taps.parameters
+    def _write_grad(
+        self, passes: list[BatchPass], rows: list[int], factor: float, reached: list[int]
+    ) -> None:
+        """Write the selected rows' gradient to `.grad`.
+
+        Args:
+            rows: this rank's selected rows, over all passes.
+            reached: indices of the parameters that received gradients on any rank; empty if the
+                selected rows run a second time.
+        """
+        parameters = self.grad_hooks.parameters
         total: list[Tensor | None] = [None] * len(parameters)
         start = 0
-        for one in done:
-            own = [row - start for row in rows if start <= row < start + one.rows]
-            start += one.rows
-            for place, part in enumerate(self._part(one, own, factor) if own else ()):
-                held = total[place]
+        for batch_pass in passes:
+            own = [row - start for row in rows if start <= row < start + batch_pass.n_rows]
+            start += batch_pass.n_rows
+            parts = self._selected_gradient(batch_pass, own, factor) if own else []
+            for index, part in enumerate(parts):
+                so_far = total[index]
                 if part is not None:
-                    total[place] = part if held is None else held.add_(part)
+                    total[index] = part if so_far is None else so_far.add_(part)
         if self._ddp is not None:
-            every = [
+            reduced = [
                 torch.zeros_like(p) if g is None else g
                 for p, g in zip(parameters, total, strict=True)
             ]
-            sum_over_ranks(every, self._ddp)
-            total = [*every]
-        for place, (parameter, grad) in enumerate(zip(parameters, total, strict=True)):
-            if grad is None and place in places:  # by rows that were not taken
+            all_reduce_mean(reduced, self._ddp)
+            total = [*reduced]
+        for index, (parameter, grad) in enumerate(zip(parameters, total, strict=True)):
+            if grad is None and index in reached:  # only by rows that were not selected
                 grad = torch.zeros_like(parameter)
-            # A guard may have frozen it since.
-            if grad is not None and parameter.requires_grad and (not places or place in places):
+            # A guard may have frozen the parameter since.
+            if grad is not None and parameter.requires_grad and (not reached or index in reached):
                 parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
-    def _part(self, one: Pass, rows: list[int], factor: float) -> list[Tensor | None]:
-        if one.catch is None or not one.catch.dense:
-            self._resting = self.taps.resting = True
+    def _selected_gradient(
+        self, batch_pass: BatchPass, rows: list[int], factor: float
+    ) -> list[Tensor | None]:
+        parameters = self.grad_hooks.parameters
+        if batch_pass.accumulator is None or not batch_pass.accumulator.dense:
+            self._disabled = self.grad_hooks.disabled = True
             try:
-                return one.again(rows, one.weights[rows] * factor, self.taps.parameters)
+                return batch_pass.rerun_rows(rows, batch_pass.weights[rows] * factor, parameters)
             finally:
-                self._resting = self.taps.resting = False
-        found: list[Tensor | None] = []
-        for place, parameter in enumerate(self.taps.parameters):
-            every = one.catch.gradients.get(place)
-            if every is None:
-                found.append(None)
+                self._disabled = self.grad_hooks.disabled = False
+        gradients: list[Tensor | None] = []
+        for index, parameter in enumerate(parameters):
+            grad_samples = batch_pass.accumulator.grad_samples.get(index)
+            if grad_samples is None:
+                gradients.append(None)
                 continue
-            summed = every.sum(0) if len(rows) == one.rows else every[rows].sum(0)
-            found.append(summed.mul_(factor).to(parameter.dtype))
-        return found
+            selected = grad_samples if len(rows) == batch_pass.n_rows else grad_samples[rows]
+            gradients.append(selected.sum(0).mul_(factor).to(parameter.dtype))
+        return gradients
 
     # The step
 
     def _before_step(self, _optimizer: Optimizer, args: Any, named: dict[str, Any]) -> None:
         if len(args) > 1 or named.get("closure") is not None:
-            return  # the closure makes the passes
-        if self._backwards:
+            return  # the closure runs the passes
+        if self._n_backward:
             with torch.no_grad():
-                self._settle()
-        if not self._settled:
+                self._select_and_write()
+        if not self._grad_written:
             raise ConfigError(
-                "the optimizer steps, and no backward pass of the model in training mode was "
-                "seen since its last step: call model.train(), and attach the model that is run"
+                "the optimizer steps without a backward pass of the model in training mode since "
+                "its last step: call model.train(), and attach the model that is trained"
             )
 
     def _after_step(self, *_: Any) -> None:
-        self._settled = False
+        self._grad_written = False
         self.selector.step += 1
-        if self._compass is not None and self.selector.step % self.selector.refresh == 0:
-            self._compass.refresh()
+        if self._directions is not None and self.selector.step % self.selector.probe_every == 0:
+            self._directions.refresh()

@@ -1,4 +1,4 @@
-"""Each row's own loss, read from what a model puts out."""
+"""Each row's own loss, read from a model's output."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap.errors import ConfigError
-from riprap.selection._batches import Call
+from riprap.selection._batches import ForwardArgs
 
-IGNORED = -100
-Losses = Callable[[Any, Mapping[str, Any]], Tensor]  # (output, arguments by name) -> (rows,)
+IGNORE_INDEX = -100
+RowLossFn = Callable[[Any, Mapping[str, Any]], Tensor]  # (output, inputs by name) -> (rows,)
 
 
 @dataclass
@@ -23,56 +23,56 @@ class RowLosses:
     """Each row's mean loss over its own response tokens.
 
     Attributes:
-        values: shape (rows,), attached to the graph if one was built; 0 where there are no tokens.
-        tokens: response tokens of each row, shape (rows,), long.
-        sure: Σ_t of the probability of the token that is to come, shape (rows,); None: not known.
+        values: shape (rows,), attached to the graph if there is one; 0 for a row without tokens.
+        n_tokens: response tokens of each row, shape (rows,), long.
+        target_probs: Σ_t of the target token's probability, shape (rows,); None: not known.
     """
 
     values: Tensor
-    tokens: Tensor
-    sure: Tensor | None = None
+    n_tokens: Tensor
+    target_probs: Tensor | None = None
 
 
-def named_arguments(model: nn.Module, call: Call) -> dict[str, Any]:
-    """The arguments of a forward pass by name."""
+def named_arguments(model: nn.Module, call: ForwardArgs) -> dict[str, Any]:
+    """Return the arguments of a forward pass by name."""
     args, named = call
     names = [*inspect.signature(model.forward).parameters]
     return dict(zip(names, args, strict=False)) | named
 
 
-def without_labels(call: Call) -> Call:
-    """The same arguments, so that a model does not work out a loss that nobody reads."""
+def without_labels(call: ForwardArgs) -> ForwardArgs:
+    """Remove the labels from the arguments, so that the model computes no loss of its own."""
     args, named = call
     return args, {k: v for k, v in named.items() if k not in ("labels", "num_items_in_batch")}
 
 
-def part(output: Any, name: str) -> Any:
-    """A field of an output object or dict; None where it has none."""
+def output_field(output: Any, name: str) -> Any:
+    """Return a field of an output object or dict; None if it has no such field."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def refuse_unshifted(model: nn.Module) -> None:
-    """Refuse models whose labels stand at their own positions, where no loss of theirs tells so.
+    """Refuse models whose labels are not those of next tokens.
 
     Raises:
-        ConfigError: the model predicts no next tokens.
+        ConfigError: the model does not predict next tokens.
     """
     for module in model.modules():
-        kind = type(module).__name__
-        if kind.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
+        class_name = type(module).__name__
+        if class_name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
             raise ConfigError(
-                f"the labels of a {kind} are not those of next tokens: give loss=, a function "
-                "(model, batch) -> each row's loss"
+                f"the labels of a {class_name} are not those of next tokens: give loss=, a "
+                "function (model, batch) -> each row's loss"
             )
 
 
-def kept_losses(loss: Any, given: Mapping[str, Any]) -> RowLosses | None:
-    """The rows' losses out of what the model's own cross-entropy kept for its backward pass.
+def losses_from_graph(loss: Any, inputs: Mapping[str, Any]) -> RowLosses | None:
+    """Read the rows' losses from the tensors that cross-entropy saved for its backward pass.
 
-    Costs nothing, where working them out again costs a softmax over the vocabulary. None where the
-    loss was made in another way.
+    Computing the losses again would cost a softmax over the vocabulary. None if the loss is not
+    the model's own cross-entropy over `labels`.
     """
-    labels = given.get("labels")
+    labels = inputs.get("labels")
     if not isinstance(loss, Tensor) or not isinstance(labels, Tensor) or labels.dim() != 2:
         return None
     node = loss.grad_fn
@@ -82,71 +82,73 @@ def kept_losses(loss: Any, given: Mapping[str, Any]) -> RowLosses | None:
         node = node.next_functions[0][0] if node.next_functions else None
     if node is None or node.name() != "NllLossBackward0":
         return None
-    targets = targets_of(labels, given.get("shift_labels")).to(loss.device)
-    kept, wanted = node._saved_self, node._saved_target  # type: ignore[attr-defined]
-    if not torch.equal(wanted, targets.flatten()):
+    targets = next_token_targets(labels, inputs.get("shift_labels")).to(loss.device)
+    log_probs, saved_targets = node._saved_self, node._saved_target  # type: ignore[attr-defined]
+    if not torch.equal(saved_targets, targets.flatten()):
         return None
-    counted = targets != IGNORED
-    each = -kept.gather(1, targets.clamp(min=0).view(-1, 1)).view_as(targets) * counted
-    tokens = counted.sum(1)
-    sure = (torch.exp(-each) * counted).sum(1)
-    return RowLosses(each.sum(1) / tokens.clamp(min=1), tokens, sure)
+    counted = targets != IGNORE_INDEX
+    losses = -log_probs.gather(1, targets.clamp(min=0).view(-1, 1)).view_as(targets) * counted
+    n_tokens = counted.sum(1)
+    target_probs = (torch.exp(-losses) * counted).sum(1)
+    return RowLosses(losses.sum(1) / n_tokens.clamp(min=1), n_tokens, target_probs)
 
 
-def row_losses(output: Any, given: Mapping[str, Any], losses: Losses | None = None) -> RowLosses:
-    """The losses of a pass row by row.
+def row_losses(
+    output: Any, inputs: Mapping[str, Any], losses: RowLossFn | None = None
+) -> RowLosses:
+    """Compute the loss of each row of a pass.
 
-    Transformers' outputs with logits where `labels` were given (shifted for tokens, -100 ignored),
-    those of TRL's fused head (`log_probs`), and anything by `losses`.
+    Supported are outputs with logits where `labels` are among the inputs (shifted for tokens, -100
+    ignored), TRL's fused head (`log_probs`), and any loss by `losses`.
 
     Raises:
-        ConfigError: the losses are not to be found, or are of a wrong shape.
+        ConfigError: the losses cannot be computed, or have a wrong shape.
     """
     if losses is not None:
-        values = losses(output, given)
+        values = losses(output, inputs)
         if not isinstance(values, Tensor) or values.dim() != 1:
-            kind = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ConfigError(f"losses= gave {kind}; a tensor of shape (rows,) is needed")
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ConfigError(f"losses= returned {got}; return a tensor of shape (rows,)")
         return RowLosses(values, torch.ones_like(values, dtype=torch.long))
-    log_probs, mask = part(output, "log_probs"), part(output, "label_mask")
+    log_probs, mask = output_field(output, "log_probs"), output_field(output, "label_mask")
     if isinstance(log_probs, Tensor) and isinstance(mask, Tensor):
-        tokens = mask.sum(1)
-        return RowLosses(-log_probs.sum(1) / tokens.clamp(min=1), tokens)  # 0 where ignored
-    logits, labels = part(output, "logits"), given.get("labels")
+        n_tokens = mask.sum(1)
+        return RowLosses(-log_probs.sum(1) / n_tokens.clamp(min=1), n_tokens)  # 0 where ignored
+    logits, labels = output_field(output, "logits"), inputs.get("labels")
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         raise ConfigError(
-            "each row's loss is not known: the model was not given `labels` along with its "
-            "inputs; give losses=, a function (output, inputs) -> each row's loss"
+            "each row's loss is not known, because the model was not given `labels` along with its "
+            "inputs: give losses=, a function (output, inputs) -> each row's loss"
         )
     if labels.dim() == 1 and logits.dim() == 2 and not labels.is_floating_point():
-        values = functional.cross_entropy(_wide(logits), labels, reduction="none")
+        values = functional.cross_entropy(_upcast_logits(logits), labels, reduction="none")
         return RowLosses(values, torch.ones_like(labels))
-    return _of_tokens(logits, labels, given.get("shift_labels"))
+    return _token_losses(logits, labels, inputs.get("shift_labels"))
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _upcast_logits(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
-def targets_of(labels: Tensor, shifted: Tensor | None = None) -> Tensor:
-    """What each position is to predict, -100 where nothing."""
+def next_token_targets(labels: Tensor, shifted: Tensor | None = None) -> Tensor:
+    """Return the target of each position, -100 for none."""
     if shifted is not None:
         return shifted
-    return functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    return functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
 
 
-def _of_tokens(logits: Tensor, labels: Tensor, shifted: Tensor | None) -> RowLosses:
+def _token_losses(logits: Tensor, labels: Tensor, shifted: Tensor | None) -> RowLosses:
     if labels.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != labels.shape:
         raise ConfigError(
             f"logits of shape {tuple(logits.shape)} do not belong to labels of shape "
-            f"{tuple(labels.shape)}; give losses=, a function (output, inputs) -> each row's loss"
+            f"{tuple(labels.shape)}: give losses=, a function (output, inputs) -> each row's loss"
         )
-    targets = targets_of(labels, shifted).to(logits.device)
-    tokens = (targets != IGNORED).sum(1)
-    each = zip(logits, targets, strict=True)  # row by row: no second copy of all logits
-    sums = torch.stack([_sum(own, wanted) for own, wanted in each])
-    return RowLosses(sums / tokens.clamp(min=1), tokens)
-
-
-def _sum(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(_wide(logits), targets, ignore_index=IGNORED, reduction="sum")
+    targets = next_token_targets(labels, shifted).to(logits.device)
+    n_tokens = (targets != IGNORE_INDEX).sum(1)
+    sums = [  # row by row: no second copy of all logits
+        functional.cross_entropy(
+            _upcast_logits(row_logits), row_targets, ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        for row_logits, row_targets in zip(logits, targets, strict=True)
+    ]
+    return RowLosses(torch.stack(sums) / n_tokens.clamp(min=1), n_tokens)

@@ -1,4 +1,4 @@
-"""What a strategy decides on: a few small arrays, one number a sample."""
+"""Scores: the small arrays on which a strategy decides, one number a sample."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ import numpy as np
 from riprap.errors import ConfigError
 
 Array = np.ndarray
-ASKED_FOR = {
+_BEHAVIORS = "behaviors: give Selector(behaviors=[...])"
+_DIRECTION = "a direction: give Selector(directions={'danger': ..., 'safety': ...})"
+_DESCRIPTIONS = {
     "norm": "per-sample gradient norms",
     "proxy": "errors at the last hidden state",
     "gram": "inner products between per-sample gradients",
-    "harm": "behaviours: give Selector(behaviors=[...])",
-    "drift": "behaviours: give Selector(behaviors=[...])",
-    "danger": "a direction: give Selector(directions={'danger': ..., 'safety': ...})",
-    "safety": "a direction: give Selector(directions={'danger': ..., 'safety': ...})",
+    "harm": _BEHAVIORS,
+    "margin_spent": _BEHAVIORS,
+    "danger": _DIRECTION,
+    "safety": _DIRECTION,
 }
 
 
 @dataclass
 class Scores:
-    """Numbers of n samples. Those that no strategy asked for are None or missing.
+    """Scores of n samples. Scores that the strategy does not need are None or missing.
 
     Attributes:
         loss: mean loss over each sample's own response tokens, shape (n,).
         tokens: response tokens, shape (n,).
         norm: L2 norm of the gradient of that loss over the trainable parameters, shape (n,).
         proxy: norm of the error at the last hidden state, shape (n,).
-        harm: by behaviour, −⟨h_b, Δθ_i⟩: how far the sample's own update is predicted to push the
-            mean margin down, shape (n,).
-        along: by direction, ⟨direction, Δθ_i⟩, shape (n,).
+        harm: by behavior, −⟨h_b, Δθ_i⟩: the predicted fall of the mean margin by the sample's own
+            update, shape (n,).
+        directional: by direction, ⟨direction, Δθ_i⟩, shape (n,).
         gram: ⟨∇L_i, ∇L_j⟩, shape (n, n).
-        rate: the optimizer's learning rate.
-        drift: share of the margin that is spent, of the behaviour that has lost most, in [0, 1].
-        moves: ⟨Δθ_i, Δθ_j⟩, shape (n, n).
+        lr: the optimizer's learning rate.
+        margin_spent: fraction of its margin that the worst behavior has lost, in [0, 1].
+        update_gram: ⟨Δθ_i, Δθ_j⟩, shape (n, n).
     """
 
     loss: Array
@@ -44,77 +46,85 @@ class Scores:
     norm: Array | None = None
     proxy: Array | None = None
     harm: dict[str, Array] = field(default_factory=dict)
-    along: dict[str, Array] = field(default_factory=dict)
+    directional: dict[str, Array] = field(default_factory=dict)
     gram: Array | None = None
-    rate: float = 1.0
-    drift: float | None = None
-    moves: Array | None = None
+    lr: float = 1.0
+    margin_spent: float | None = None
+    update_gram: Array | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
 
-    def given(self, name: str) -> Array:
-        """The numbers by that name.
+    def require(self, name: str) -> Array:
+        """Return a score of each sample by its name, as in `Strategy.needs`.
 
         Raises:
-            ConfigError: they are not there.
+            ConfigError: the score was not computed.
         """
-        if name == "harm":  # with several behaviours the worst one counts
-            found = np.max(list(self.harm.values()), axis=0) if self.harm else None
+        named = {"loss": self.loss, "norm": self.norm, "proxy": self.proxy, "gram": self.gram}
+        if name == "harm":  # with several behaviors, the worst one counts
+            values = np.max(list(self.harm.values()), axis=0) if self.harm else None
         else:
-            found = self.along.get(name) if name in self.along else getattr(self, name, None)
-        if found is None:
-            raise ConfigError(f"the strategy needs {ASKED_FOR.get(name, name)}")
-        return np.asarray(found)
+            values = (named | self.directional).get(name)
+        if values is None:
+            raise ConfigError(f"the strategy needs {_DESCRIPTIONS.get(name, name)}")
+        return np.asarray(values)
 
-    def only(self, rows: Array | Sequence[int]) -> Scores:
-        """The same numbers for some of the samples."""
-        at = np.asarray(rows, dtype=int)
+    def select(self, rows: Array | Sequence[int]) -> Scores:
+        """Return the scores of some samples."""
+        index = np.asarray(rows, dtype=int)
         return Scores(
-            self.loss[at],
-            self.tokens[at],
-            None if self.norm is None else self.norm[at],
-            None if self.proxy is None else self.proxy[at],
-            {name: values[at] for name, values in self.harm.items()},
-            {name: values[at] for name, values in self.along.items()},
-            None if self.gram is None else self.gram[np.ix_(at, at)],
-            self.rate,
-            self.drift,
-            None if self.moves is None else self.moves[np.ix_(at, at)],
+            self.loss[index],
+            self.tokens[index],
+            None if self.norm is None else self.norm[index],
+            None if self.proxy is None else self.proxy[index],
+            {name: values[index] for name, values in self.harm.items()},
+            {name: values[index] for name, values in self.directional.items()},
+            None if self.gram is None else self.gram[np.ix_(index, index)],
+            self.lr,
+            self.margin_spent,
+            None if self.update_gram is None else self.update_gram[np.ix_(index, index)],
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Several batches one after another; products between batches are not known."""
+    def concatenate(cls, parts: Sequence[Scores]) -> Scores:
+        """Join the scores of several batches; inner products between batches are not known."""
 
-        def both(name: str) -> Array | None:
-            found = [getattr(part, name) for part in parts]
-            return None if any(one is None for one in found) else np.concatenate(found)
+        def join(arrays: list[Array | None]) -> Array | None:
+            present = [array for array in arrays if array is not None]
+            return np.concatenate(present) if len(present) == len(parts) else None
 
-        def named(name: str) -> dict[str, Array]:
-            keys = getattr(parts[0], name)
-            return {key: np.concatenate([getattr(p, name)[key] for p in parts]) for key in keys}
+        def join_named(mappings: list[dict[str, Array]]) -> dict[str, Array]:
+            return {
+                name: np.concatenate([mapping[name] for mapping in mappings])
+                for name in mappings[0]
+            }
 
         return cls(
             np.concatenate([part.loss for part in parts]),
             np.concatenate([part.tokens for part in parts]),
-            both("norm"),
-            both("proxy"),
-            named("harm"),
-            named("along"),
+            join([part.norm for part in parts]),
+            join([part.proxy for part in parts]),
+            join_named([part.harm for part in parts]),
+            join_named([part.directional for part in parts]),
             parts[0].gram if len(parts) == 1 else None,
-            parts[0].rate,
-            parts[0].drift,
-            parts[0].moves if len(parts) == 1 else None,
+            parts[0].lr,
+            parts[0].margin_spent,
+            parts[0].update_gram if len(parts) == 1 else None,
         )
 
     def usable(self) -> Array:
-        """Indices of the samples that have response tokens, so that there is something to learn."""
+        """Return the indices of the samples that have response tokens."""
         return np.flatnonzero(self.tokens > 0)
 
-    def finite(self) -> bool:
-        """Whether every number of the usable samples is finite."""
-        own = self.only(self.usable())
-        every = [own.loss, own.norm, own.proxy, own.gram, own.moves]
-        every += [*own.harm.values(), *own.along.values()]
-        return all(bool(np.isfinite(values).all()) for values in every if values is not None)
+    def by_name(self) -> dict[str, Array]:
+        """Return the scores of shape (n,) by name, harm as `harm/<behavior>`."""
+        named = {"loss": self.loss, "norm": self.norm, "proxy": self.proxy}
+        named |= {f"harm/{name}": values for name, values in self.harm.items()} | self.directional
+        return {name: values for name, values in named.items() if values is not None}
+
+    def all_finite(self) -> bool:
+        """Return whether every score of the usable samples is finite."""
+        usable = self.select(self.usable())
+        arrays = [*usable.by_name().values(), usable.gram, usable.update_gram]
+        return all(bool(np.isfinite(values).all()) for values in arrays if values is not None)

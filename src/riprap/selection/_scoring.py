@@ -1,4 +1,4 @@
-"""Gradients of the samples of one batch, outside of training."""
+"""Per-sample gradients and scores of one batch, outside of training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.evaluation import no_trace
+from riprap.evaluation import evaluate, preserve_training_state
 from riprap.linalg import Vector
-from riprap.selection._batches import call_of, count, refuse_wrapped
-from riprap.selection._grad_hooks import Catch, Taps
+from riprap.selection._batches import count_rows, forward_args, refuse_wrapped
+from riprap.selection._grad_hooks import GradSampleAccumulator, PerSampleGradHooks
 from riprap.selection._proxy_score import error_norms
 from riprap.selection._row_losses import (
     named_arguments,
@@ -25,36 +24,37 @@ from riprap.selection._row_losses import (
 )
 from riprap.selection._scores import Scores
 
-RowLoss = Callable[[nn.Module, Any], Tensor]
+BatchLossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> (rows,)
 
 
-def gradient_norms(model: nn.Module, batch: Any, loss: RowLoss | None = None) -> Tensor:
-    """Exact L2 norm of the gradient of each sample's own mean loss, over the trainable parameters.
+def gradient_norms(model: nn.Module, batch: Any, loss: BatchLossFn | None = None) -> Tensor:
+    """Compute the exact L2 norm of each sample's gradient over the trainable parameters.
 
-    One forward and one backward pass without a loop over samples, in evaluation mode, leaving no
-    trace on the model; per-sample gradients are never held together.
+    The gradient is that of the sample's own mean loss. One forward and one backward pass run in
+    evaluation mode, without a loop over samples. The model is unchanged afterwards. Per-sample
+    gradients are never all in memory.
 
     Args:
-        batch: what the model is called with: a mapping, a tuple, or a tensor.
+        batch: input of the model: a mapping, a tuple, or a tensor.
         loss: loss(model, batch) -> each sample's loss, shape (batch,). None: the model's own, over
-            each sample's response tokens; `labels` must be among the batch then.
+            each sample's response tokens; the batch must have `labels` then.
 
     Returns:
         shape (batch,), in at least float32; 0 for a sample without response tokens.
 
     Raises:
-        ConfigError: a trainable parameter's gradient cannot be taken sample by sample (it is
-            named), the batch is packed, or the losses are not to be found.
+        ConfigError: a trainable parameter, which is named, lies in an unsupported layer, the batch
+            is packed, or the losses cannot be computed.
     """
-    squares = caught(model, batch, loss)[1].squares
+    squares = compute_grad_samples(model, batch, loss)[1].squared_norms
     assert isinstance(squares, Tensor)
     return squares.clamp(min=0).sqrt()
 
 
 def gradient_products(
-    model: nn.Module, batch: Any, directions: Sequence[Vector], loss: RowLoss | None = None
+    model: nn.Module, batch: Any, directions: Sequence[Vector], loss: BatchLossFn | None = None
 ) -> Tensor:
-    """⟨∇L_i, direction⟩ for each sample and direction, as `gradient_norms` takes the gradients.
+    """Compute ⟨∇L_i, direction⟩ for each sample and direction; see `gradient_norms`.
 
     Args:
         directions: vectors over the trainable parameters, in the order of `model.parameters()`.
@@ -62,45 +62,44 @@ def gradient_products(
     Returns:
         shape (len(directions), batch).
     """
-    products = caught(model, batch, loss, directions=list(directions))[1].products
+    products = compute_grad_samples(model, batch, loss, directions=list(directions))[1].dot_products
     assert isinstance(products, Tensor)
     return products
 
 
-def caught(
+def compute_grad_samples(
     model: nn.Module,
     batch: Any,
-    loss: RowLoss | None = None,
+    loss: BatchLossFn | None = None,
     dense: bool = False,
     directions: list[Vector] | None = None,
-) -> tuple[Tensor, Catch]:
-    """Each sample's loss, and what its gradients gave; see `gradient_norms`."""
+) -> tuple[Tensor, GradSampleAccumulator]:
+    """Compute each sample's loss and the results of its gradient; see `gradient_norms`."""
     model = unwrap_model(model)
     refuse_wrapped(model)
-    call = call_of(batch)
-    rows = count(call)
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
-        taps = Taps(model)
+    rows = count_rows(forward_args(batch))
+    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
+        hooks = PerSampleGradHooks(model)
         try:
-            catch = taps.catch(rows, dense, directions)
-            values = own_losses(model, batch) if loss is None else loss(model, batch)
+            accumulator = hooks.start_pass(rows, dense, directions)
+            values = _model_row_losses(model, batch) if loss is None else loss(model, batch)
             if values.shape != (rows,):
                 raise ConfigError(
-                    f"losses came in the shape {tuple(values.shape)}; one for each of the {rows} "
-                    "rows is needed"
+                    f"the losses have shape {tuple(values.shape)}; the batch has {rows} rows, so "
+                    f"shape ({rows},) is needed"
                 )
-            catch.counting = False
+            accumulator.in_forward = False
             values.sum().backward()  # type: ignore[no-untyped-call]
-            catch.finish()
+            accumulator.finish()
         finally:
-            taps.remove()
-    return values.detach(), catch
+            hooks.remove()
+    return values.detach(), accumulator
 
 
-def own_losses(model: nn.Module, batch: Any) -> Tensor:
-    """Each sample's mean loss over its own response tokens, shape (rows,)."""
+def _model_row_losses(model: nn.Module, batch: Any) -> Tensor:
+    """Compute each sample's mean loss over its own response tokens, shape (rows,)."""
     refuse_unshifted(model)
-    call = call_of(batch)
+    call = forward_args(batch)
     args, named = without_labels(call)
     return row_losses(model(*args, **named), named_arguments(model, call)).values
 
@@ -112,15 +111,15 @@ def score(
     directions: Mapping[str, Vector] | None = None,
     behaviors: Sequence[Behavior] = (),
 ) -> Scores:
-    """Numbers of a batch's samples, for `Selector.choose`; those of several: `Scores.joined`.
+    """Score the samples of a batch for `Selector.choose`; join batches with `Scores.concatenate`.
 
-    In evaluation mode, leaving no trace. Updates are those of plain gradient descent at rate 1, as
-    there is no optimizer.
+    The model runs in evaluation mode and is unchanged afterwards. Updates are those of plain
+    gradient descent at learning rate 1, as there is no optimizer.
 
     Args:
         batch: a mapping with `labels`.
         needs: "norm", "proxy", "gram".
-        directions: vectors over the trainable parameters, for `Scores.along`.
+        directions: vectors over the trainable parameters, for `Scores.directional`.
         behaviors: for `Scores.harm`.
 
     Raises:
@@ -129,31 +128,33 @@ def score(
     model = unwrap_model(model)
     refuse_unshifted(model)
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    pulls = {name: [-part for part in vector] for name, vector in (directions or {}).items()}
+    vectors = {name: [-part for part in vector] for name, vector in (directions or {}).items()}
     for behavior in behaviors:
-        found = probing.look(behavior, model, parameters).gradient
-        if found is None:
-            raise ConfigError(f"behaviour {behavior.name!r} has no gradient in what is trained")
-        pulls[behavior.name] = [-part for part in found]
-    call = call_of(batch)
-    given = named_arguments(model, call)
-    with torch.no_grad(), no_trace(model):
+        gradient = evaluate(behavior, model, parameters).gradient
+        if gradient is None:
+            raise ConfigError(
+                f"behavior {behavior.name!r} has no gradient in the trainable parameters"
+            )
+        vectors[behavior.name] = [-part for part in gradient]
+    call = forward_args(batch)
+    inputs = named_arguments(model, call)
+    with torch.no_grad(), preserve_training_state(model):
         args, named = without_labels(call)
         output = model(*args, **named)
-        rows, proxy = row_losses(output, given), None
+        rows, proxy = row_losses(output, inputs), None
         if "proxy" in needs:
-            proxy = error_norms(model, output, given)[1].double().cpu().numpy()
-    scores = Scores(rows.values.double().cpu().numpy(), rows.tokens.cpu().numpy(), proxy=proxy)
-    if not pulls and not {"norm", "gram"} & set(needs):
+            proxy = error_norms(model, output, inputs)[1].double().cpu().numpy()
+    scores = Scores(rows.values.double().cpu().numpy(), rows.n_tokens.cpu().numpy(), proxy=proxy)
+    if not vectors and not {"norm", "gram"} & set(needs):
         return scores
-    catch = caught(model, batch, None, "gram" in needs, list(pulls.values()))[1]
-    scores.norm = torch.as_tensor(catch.squares).double().clamp(min=0).sqrt().cpu().numpy()
-    products = torch.as_tensor(catch.products).double().cpu().numpy()
-    along = dict(zip(pulls, products, strict=True)) if pulls else {}
+    result = compute_grad_samples(model, batch, None, "gram" in needs, list(vectors.values()))[1]
+    scores.norm = torch.as_tensor(result.squared_norms).double().clamp(min=0).sqrt().cpu().numpy()
+    products = torch.as_tensor(result.dot_products).double().cpu().numpy()
+    directional = dict(zip(vectors, products, strict=True)) if vectors else {}
     names = {behavior.name for behavior in behaviors}
-    scores.harm = {name: -row for name, row in along.items() if name in names}
-    scores.along = {name: row for name, row in along.items() if name not in names}
+    scores.harm = {name: -values for name, values in directional.items() if name in names}
+    scores.directional = {n: values for n, values in directional.items() if n not in names}
     if "gram" in needs:
-        flat = torch.cat([part.flatten(1) for part in catch.gradients.values()], 1).double()
+        flat = torch.cat([part.flatten(1) for part in result.grad_samples.values()], 1).double()
         scores.gram = (flat @ flat.T).cpu().numpy()
     return scores

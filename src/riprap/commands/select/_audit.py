@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from riprap._text import shorten
 from riprap.commands.select._choose import HARM, RULES, Read, masks, usable, worst
-from riprap.report import DECADE, LEFT, NORMS, TAKEN, Audit, Group, Worst
+from riprap.report import BINS_PER_DECADE, REJECTED, NORM_GROUPS, SELECTED, Audit, Group, HarmfulRow
 
 KINDS, OTHERS = 40, "others"  # categories told apart; a field of ids must not fill the memory
 SHOWN_ROWS, NAME = 20, 60
@@ -34,27 +34,27 @@ def audit(
         read: begins a pass over the numbers in the same groups.
     """
     names = [HARM + name for name in settings["behaviors"]]
-    sums = {name: _Sum(names) for name in ("all", TAKEN, LEFT, *NORMS)}
+    sums = {name: _Sum(names) for name in ("all", SELECTED, REJECTED, *NORM_GROUPS)}
     found = Audit(title, settings, strategy, ratio, 0, 0, 0, [], {}, [])
     kinds: dict[str, None] = {}
-    heap: list[tuple[float, int, Worst]] = []
-    by_norm = zip(*(masks(read, RULES[name], ratio) for name in NORMS), strict=True)
+    heap: list[tuple[float, int, HarmfulRow]] = []
+    by_norm = zip(*(masks(read, RULES[name], ratio) for name in NORM_GROUPS), strict=True)
     for table, chosen_by in zip(tables, by_norm, strict=True):
         numbers = _numbers(table)
         fits = usable(numbers)
         taken = numbers["chosen"]
         found.rows += len(table)
         found.usable += int(fits.sum())
-        found.cut += int(numbers["cut"].sum())
+        found.truncated += int(numbers["cut"].sum())
         categories = _kinds(table["category"].to_pylist(), kinds)
-        for name, mask in zip(NORMS, chosen_by, strict=True):
+        for name, mask in zip(NORM_GROUPS, chosen_by, strict=True):
             sums[name].add(numbers, mask, categories)
-        for name, mask in (("all", fits), (TAKEN, taken), (LEFT, fits & ~taken)):
+        for name, mask in (("all", fits), (SELECTED, taken), (REJECTED, fits & ~taken)):
             sums[name].add(numbers, mask, categories)
         _bars(found.norms, numbers["norm"], fits, taken)
         _keep_worst(heap, table, numbers, fits, names)
     found.groups = [total.group(name) for name, total in sums.items()]
-    found.worst = [one for _, _, one in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
+    found.most_harmful = [one for _, _, one in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
     return found
 
 
@@ -104,13 +104,13 @@ def _kinds(values: list[str | None], known: dict[str, None]) -> Array | None:
 
 def _bars(norms: dict[int, list[int]], values: Array, fits: Array, taken: Array) -> None:
     counted = fits & (values > 0)
-    places = np.floor(np.log10(values[counted]) * DECADE).astype(int)
+    places = np.floor(np.log10(values[counted]) * BINS_PER_DECADE).astype(int)
     for place, chosen in zip(places.tolist(), taken[counted].tolist(), strict=True):
         norms.setdefault(place, [0, 0])[int(chosen)] += 1
 
 
 def _keep_worst(
-    heap: list[tuple[float, int, Worst]],
+    heap: list[tuple[float, int, HarmfulRow]],
     table: pa.Table,
     numbers: dict[str, Array],
     fits: Array,
@@ -123,7 +123,7 @@ def _keep_worst(
         row = int(numbers["row"][at])
         own = {name: float(numbers[name][at]) for name in names}
         most = max(own, key=lambda name: own[name]) if own else ""
-        entry = Worst(
+        entry = HarmfulRow(
             row,
             _short(table["id"][at].as_py()),
             _short(table["category"][at].as_py()),

@@ -11,7 +11,7 @@ from typing import Any
 
 from riprap.commands._models import SHOWN
 from riprap.commands.select._config import SelectConfig
-from riprap.commands.watch import _field
+from riprap.commands.watch import field_text
 from riprap.errors import ConfigError
 
 
@@ -98,11 +98,11 @@ def row_of(number: int, line: bytes, config: SelectConfig) -> Row:
     value = _parsed(number, line, config)
     try:
         prompt, response = (
-            _field(value, field, config.data)
+            field_text(value, field, config.data)
             for field in (config.data.prompt, config.data.response)
         )
         own, category = (
-            None if field is None else _field(value, field, config.data)
+            None if field is None else field_text(value, field, config.data)
             for field in (config.id, config.category)
         )
     except ConfigError as error:

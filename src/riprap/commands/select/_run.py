@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from riprap._text import shorten
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 from riprap.commands._models import load_model
 from riprap.commands.select._audit import audit, chosen_rows
 from riprap.commands.select._choose import masks, rule_of
@@ -22,9 +22,9 @@ from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._jsonl import Survey, raw_lines, row_of, survey
 from riprap.commands.select._scoring import Scorer, fingerprint, score_rows
 from riprap.commands.select._store import SCORES, Store
-from riprap.commands.watch import fingerprint as rows_fingerprint
+from riprap.commands.watch import rows_fingerprint as rows_fingerprint
 from riprap.errors import ConfigError
-from riprap.report import Audit, facts, group_rows, write_audit
+from riprap.report import Audit, audit_summary, group_rows, write_audit
 
 CHOSEN = "chosen.jsonl"
 TEXT = 80  # characters that are shown of a prompt or a response
@@ -76,7 +76,7 @@ def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]
     """What scores depend on: weights and rows, wherever they lie, but not which rows are chosen."""
     asked = config.model_dump(mode="json", exclude={"data", "model", "out", "strategy", "ratio"})
     own = {
-        name: rows_fingerprint(packs.rows(name)) for name in config.behaviors if packs.is_file(name)
+        name: rows_fingerprint(probe_sets.rows(name)) for name in config.behaviors if probe_sets.is_file(name)
     }
     if own:
         asked["probes"] = own
@@ -109,7 +109,7 @@ def _write_rows(config: SelectConfig, store: Store, found: Audit, known: Survey)
         ConfigError: the file is no longer the one that was scored.
     """
     digest = hashlib.sha256()
-    worst = {one.row: one for one in found.worst}
+    worst = {one.row: one for one in found.most_harmful}
     partial = config.out / f"{CHOSEN}.partial"
     lines = zip(raw_lines(config.data.path), chosen_rows(store.tables()), strict=False)
     with partial.open("wb") as kept:
@@ -135,17 +135,17 @@ def _outcome(found: Audit, files: dict[str, Path]) -> dict[str, Any]:
         "files": {name: str(file) for name, file in files.items()},
         "rows": found.rows,
         "usable": found.usable,
-        "cut": found.cut,
+        "cut": found.truncated,
         "chosen": found.group("chosen").rows,
         "groups": [asdict(group) for group in found.groups],
-        "worst": [asdict(row) for row in found.worst],
+        "worst": [asdict(row) for row in found.most_harmful],
     }
 
 
 def show(found: Audit, console: Console) -> None:
     """Print the groups, for people."""
     cells = group_rows(found, most=3)
-    table = Table(title=Text(facts(found)), title_justify="left")
+    table = Table(title=Text(audit_summary(found)), title_justify="left")
     for column in cells[0]:
         table.add_column(Text(column), justify="left" if column == "group" else "right")
     for row in cells:

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._jsonl import Row, rows
 from riprap.commands.select._store import Store
 from riprap.commands.select._tokens import Encoder
-from riprap.commands.watch import LoraConfig, WatchConfig, adapter, keep_passing
+from riprap.commands.watch import LoraConfig, WatchConfig, lora_config, keep_passing
 from riprap.errors import ConfigError
-from riprap.selection import IGNORED, call_of, caught, error_norms, row_losses, without_labels
+from riprap.selection import IGNORE_INDEX, forward_args, compute_grad_samples, error_norms, row_losses, without_labels
 
 SEED = 0  # of the adapter's random half
 PATIENCE, MOST = 20.0, 8192  # seconds, rows that a kill may cost
@@ -63,7 +63,7 @@ class Scorer:
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._harms = []
         for behavior in self.behaviors:
-            gradient = probing.look(behavior, self.model, parameters).gradient
+            gradient = probing.evaluate(behavior, self.model, parameters).gradient
             if gradient is None:
                 raise ConfigError(f"behaviour {behavior.name!r} has no gradient in what is trained")
             self._harms.append(gradient)
@@ -79,21 +79,21 @@ class Scorer:
         proxies: list[Tensor] = []
 
         def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-            args, named = without_labels(call_of(batch))
+            args, named = without_labels(forward_args(batch))
             output = model(*args, **named)
             with torch.no_grad():
                 proxies.append(error_norms(model, output, batch)[1])
             return row_losses(output, batch).values
 
-        values, catch = caught(self.model, batch, losses, directions=self._harms)
+        values, catch = compute_grad_samples(self.model, batch, losses, directions=self._harms)
         # −⟨h_b, Δθ_i⟩, with Δθ_i = −∇L_i the update of plain descent at rate 1
-        harms = torch.as_tensor(catch.products).tolist() if self._harms else []
-        norms = torch.as_tensor(catch.squares).double().clamp(min=0).sqrt()
+        harms = torch.as_tensor(catch.dot_products).tolist() if self._harms else []
+        norms = torch.as_tensor(catch.squared_norms).double().clamp(min=0).sqrt()
         columns: Columns = {
             "row": [row.number for row in rows],
             "id": [row.id for row in rows],
             "category": [row.category for row in rows],
-            "tokens": [sum(label != IGNORED for label in one.labels[1:]) for one in encoded],
+            "tokens": [sum(label != IGNORE_INDEX for label in one.labels[1:]) for one in encoded],
             "cut": [one.cut for one in encoded],
             "loss": values.tolist(),
             "norm": norms.tolist(),
@@ -105,14 +105,14 @@ class Scorer:
 
 
 def _behavior(config: SelectConfig, name: str, model: Any, tokenizer: Any) -> Behavior:
-    openers = config.openers or packs.OPENERS
-    return keep_passing(packs.load(name, tokenizer, openers=openers), model)
+    openers = config.openers or probe_sets.REFUSAL_PREFIXES
+    return keep_passing(probe_sets.load(name, tokenizer, prefixes=openers), model)
 
 
 def _adapted(config: SelectConfig, model: Any) -> Any:
     if config.lora_rank == 0:
         return model
-    asked = adapter(WatchConfig.model_construct(lora=LoraConfig(rank=config.lora_rank)))
+    asked = lora_config(WatchConfig.model_construct(lora=LoraConfig(rank=config.lora_rank)))
     assert asked is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

@@ -17,7 +17,7 @@ from torch import Tensor
 from riprap.commands._models import SHOWN
 from riprap.commands.select._jsonl import Row
 from riprap.errors import ConfigError
-from riprap.selection import IGNORED
+from riprap.selection import IGNORE_INDEX
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Encoder:
         # The response begins where the two part, which a template may have before the prompt ends.
         pairs = zip(prompt, whole, strict=False)
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        labels = [IGNORED] * start + whole[start:]
+        labels = [IGNORE_INDEX] * start + whole[start:]
         return Encoded(whole[: self._most], labels[: self._most], len(whole) > self._most)
 
     def _ids(self, turns: list[dict[str, str]], **options: Any) -> list[int]:
@@ -87,5 +87,5 @@ class Encoder:
         return {
             "input_ids": padded([row.ids for row in rows], self._pad),
             "attention_mask": padded([[1] * len(row.ids) for row in rows], 0),
-            "labels": padded([row.labels for row in rows], IGNORED),
+            "labels": padded([row.labels for row in rows], IGNORE_INDEX),
         }

@@ -1,4 +1,4 @@
-"""Strategies: which samples of a batch are learned from. One a file, pure functions of `Scores`."""
+"""Strategies: rules that choose the rows to learn from, as pure functions of `Scores`."""
 
 from riprap.errors import ConfigError
 from riprap.selection.strategies._adaptive import Adaptive
@@ -13,27 +13,27 @@ from riprap.selection.strategies._random import Random
 from riprap.selection.strategies._risk import Risk
 from riprap.selection.strategies._taylor import Taylor
 
-EVERY: tuple[type[Strategy], ...] = (
+ALL_STRATEGIES: tuple[type[Strategy], ...] = (
     *(Random, Low, Moderate, ModerateByLoss, High, Proxy, LeastHarm, Taylor, Risk, Adaptive),
 )
 
 
-def strategy_of(name: str | Strategy) -> Strategy:
-    """The strategy by that name, or the one that was given.
+def get_strategy(name: str | Strategy) -> Strategy:
+    """Return the strategy by that name; a `Strategy` is returned unchanged.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no strategy by that name.
     """
     if isinstance(name, Strategy):
         return name
-    found = {kind.name: kind for kind in EVERY}
-    if name not in found:
-        raise ConfigError(f"no strategy {name!r}: choose one of {', '.join(found)}")
-    return found[name]()
+    by_name = {strategy.name: strategy for strategy in ALL_STRATEGIES}
+    if name not in by_name:
+        raise ConfigError(f"no strategy {name!r}: choose one of {', '.join(by_name)}")
+    return by_name[name]()
 
 
 __all__ = [
-    "EVERY",
+    "ALL_STRATEGIES",
     "Adaptive",
     "High",
     "LeastHarm",
@@ -45,5 +45,5 @@ __all__ = [
     "Risk",
     "Strategy",
     "Taylor",
-    "strategy_of",
+    "get_strategy",
 ]

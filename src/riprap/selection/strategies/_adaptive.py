@@ -1,4 +1,4 @@
-"""Fewer samples, the more of a protected margin is spent."""
+"""Adaptive: select fewer samples, the more of a protected margin is spent."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from riprap.selection.strategies._moderate import Moderate
 
 @dataclass(frozen=True)
 class Adaptive(Strategy):
-    """Another strategy, at a ratio that falls from `ratio` to `least` as the margin is spent.
+    """Another strategy, at a ratio that falls from `ratio` to `min_ratio` as a margin is spent.
 
-    share = ratio − (ratio − least) · drift, with drift in [0, 1] the share of the mean margin at
-    the start that the worst behaviour has lost. Ours.
+    effective ratio = ratio − (ratio − min_ratio) · spent, with spent in [0, 1] the fraction of its
+    mean margin at the start that the worst behavior has lost. Ours.
 
     Attributes:
-        least: the ratio once a margin is gone.
-        inner: what chooses.
+        min_ratio: the ratio when a margin is fully spent.
+        inner: the strategy that chooses.
     """
 
-    least: float = 0.05
+    min_ratio: float = 0.05
     inner: Strategy = field(default_factory=Moderate)
 
     name = "adaptive"
-    needs = frozenset({"drift"})
+    needs = frozenset({"margin_spent"})
 
     @property
-    def reads(self) -> frozenset[str]:
-        """`needs`, with those of the strategy inside."""
-        return self.needs | self.inner.reads
+    def all_needs(self) -> frozenset[str]:
+        """`needs`, with those of the inner strategy."""
+        return self.needs | self.inner.all_needs
 
-    def share(self, scores: Scores, ratio: float) -> float:
-        """See `Strategy.share`."""
-        if scores.drift is None:
-            raise ConfigError("adaptive needs behaviours: give Selector(behaviors=[...])")
-        return ratio - (ratio - min(self.least, ratio)) * min(max(scores.drift, 0.0), 1.0)
+    def effective_ratio(self, scores: Scores, ratio: float) -> float:
+        """See `Strategy.effective_ratio`."""
+        if scores.margin_spent is None:
+            raise ConfigError("adaptive needs behaviors: give Selector(behaviors=[...])")
+        spent = min(max(scores.margin_spent, 0.0), 1.0)
+        return ratio - (ratio - min(self.min_ratio, ratio)) * spent
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        return self.inner.choose(scores, count, noise)
+        return self.inner.choose(scores, count, rng)

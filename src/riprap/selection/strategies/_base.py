@@ -1,7 +1,8 @@
-"""What every strategy is: a rule from small arrays to the samples that are taken."""
+"""Base class of all strategies: a rule from a few small arrays to the selected samples."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,41 +14,46 @@ MODERATE_SOURCE = "2604.17215, algorithm 1"
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """A rule of choice. It decides; whoever runs it takes the gradients apart.
+class Strategy(ABC):
+    """Rule that chooses samples by their scores.
+
+    A subclass must define `name` and `choose`. It should define `needs`, `source` and `fidelity`.
+    It may override `all_needs` (a strategy that contains another) and `effective_ratio`.
 
     Attributes:
-        needs: which numbers it reads beside losses: "norm", "proxy", "harm", "drift", "gram", or
-            the name of a direction.
-        source: paper and equation, and how faithful this is: faithful, simplified or variant.
+        name: the strategy's name, as in `Selector(strategy=...)`.
+        needs: scores that `choose` reads beside losses: "norm", "proxy", "harm", "margin_spent",
+            "gram", or the name of a direction.
+        source: paper and equation.
+        fidelity: faithful, simplified or variant; "ours" without a paper.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "ours"
-    verdict: ClassVar[str] = "ours"
+    fidelity: ClassVar[str] = "ours"
 
     @property
-    def reads(self) -> frozenset[str]:
-        """`needs`, with those of a strategy inside."""
+    def all_needs(self) -> frozenset[str]:
+        """`needs`, with those of an inner strategy."""
         return self.needs
 
-    def share(self, scores: Scores, ratio: float) -> float:
-        """The share of the samples to take, of a ratio that was asked for."""
+    def effective_ratio(self, scores: Scores, ratio: float) -> float:
+        """Return the fraction of the samples to select, where the user asked for `ratio`."""
         return ratio
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
-        """Indices of at most `count` samples, in no order."""
-        raise NotImplementedError
+    @abstractmethod
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
+        """Return the indices of at most `count` samples, in any order."""
 
 
-def usual_losses(scores: Scores) -> Array:
-    """C = {i : |L_i − mean| ≤ std}, by indices; std over the batch, not corrected."""
+def within_one_std(scores: Scores) -> Array:
+    """Return the indices C = {i : |L_i − mean| ≤ std}; std over the batch, without correction."""
     distance = np.abs(scores.loss - scores.loss.mean())
-    # Equal losses differ from their mean by rounding alone.
+    # Equal losses differ from their mean by rounding only.
     return np.flatnonzero(distance <= scores.loss.std() * (1 + 1e-9) + 1e-12)
 
 
-def smallest(values: Array, count: int) -> Array:
-    """Indices of the `count` smallest values; of equal ones the first."""
+def smallest_indices(values: Array, count: int) -> Array:
+    """Return the indices of the `count` smallest values; of equal values the first."""
     return np.argsort(values, kind="stable")[:count]

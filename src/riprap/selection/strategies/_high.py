@@ -1,11 +1,11 @@
-"""The samples that pull most."""
+"""High: the samples with the largest gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from riprap.selection._scores import Array, Scores
-from riprap.selection.strategies._base import Strategy, smallest
+from riprap.selection.strategies._base import Strategy, smallest_indices
 
 
 class High(Strategy):
@@ -13,8 +13,8 @@ class High(Strategy):
 
     name = "high"
     needs = frozenset({"norm"})
-    source, verdict = "2604.17215, control", "faithful"
+    source, fidelity = "2604.17215, control", "faithful"
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        return smallest(-scores.given("norm"), count)
+        return smallest_indices(-scores.require("norm"), count)

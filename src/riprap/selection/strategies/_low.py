@@ -1,11 +1,11 @@
-"""The samples that pull least."""
+"""Low: the samples with the smallest gradients."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from riprap.selection._scores import Array, Scores
-from riprap.selection.strategies._base import Strategy, smallest
+from riprap.selection.strategies._base import Strategy, smallest_indices
 
 
 class Low(Strategy):
@@ -13,8 +13,8 @@ class Low(Strategy):
 
     name = "low"
     needs = frozenset({"norm"})
-    source, verdict = "2604.17215, control", "faithful"
+    source, fidelity = "2604.17215, control", "faithful"
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        return smallest(scores.given("norm"), count)
+        return smallest_indices(scores.require("norm"), count)

@@ -1,26 +1,36 @@
-"""Samples of usual loss whose gradient is neither small nor large."""
+"""Moderate: samples of usual loss with neither small nor large gradients."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 
 from riprap.selection._scores import Array, Scores
-from riprap.selection.strategies._base import MODERATE_SOURCE, Strategy, smallest, usual_losses
+from riprap.selection.strategies._base import (
+    MODERATE_SOURCE,
+    Strategy,
+    smallest_indices,
+    within_one_std,
+)
 
 
 class Moderate(Strategy):
-    """Of C = {i : |L_i − mean| ≤ std} those whose G_i is nearest the median of C.
+    """Of C = {i : |L_i − mean| ≤ std}, the samples with G_i nearest to the median of C.
 
     Source: 2604.17215, algorithm 1; faithful, with exact norms over the trainable parameters.
+
+    Attributes:
+        score_name: the score that is compared with its median.
     """
 
     name = "moderate"
     needs = frozenset({"norm"})
-    source, verdict = MODERATE_SOURCE, "faithful"
-    by = "norm"
+    source, fidelity = MODERATE_SOURCE, "faithful"
+    score_name: ClassVar[str] = "norm"
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        usual = usual_losses(scores)
-        values = scores.given(self.by)[usual]
-        return usual[smallest(np.abs(values - np.median(values)), count)]
+        candidates = within_one_std(scores)
+        values = scores.require(self.score_name)[candidates]
+        return candidates[smallest_indices(np.abs(values - np.median(values)), count)]

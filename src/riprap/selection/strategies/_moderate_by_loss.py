@@ -1,4 +1,4 @@
-"""As moderate, by loss: what the gradient adds over what the forward pass knows."""
+"""Moderate by loss: a control that shows the value of gradients over losses alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from riprap.selection.strategies._moderate import Moderate
 
 
 class ModerateByLoss(Moderate):
-    """Of C those whose L_i is nearest the median (a control of ours for 2604.17215)."""
+    """Of C, the samples with L_i nearest to the median (our control for 2604.17215)."""
 
     name = "moderate_by_loss"
     needs = frozenset()
-    source, verdict = "control for 2604.17215", "ours"
-    by = "loss"
+    source, fidelity = "control for 2604.17215", "ours"
+    score_name = "loss"

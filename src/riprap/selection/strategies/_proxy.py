@@ -1,4 +1,4 @@
-"""As moderate, by the error at the last hidden state: a forward pass is enough."""
+"""Proxy: moderate by the error at the last hidden state, which needs a forward pass only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from riprap.selection.strategies._moderate import Moderate
 
 
 class Proxy(Moderate):
-    """Of C those whose ‖∂L_i/∂h‖_F is nearest the median, h the last hidden states.
+    """Of C, the samples with ‖∂L_i/∂h‖_F nearest to the median, h the last hidden states.
 
     ∂L_i/∂h_it = (softmax(z_it) − onehot(y_it)) W_head / n_i needs no backward pass. Variant of
-    2604.17215, algorithm 1, which goes by the gradient in the parameters: how far the two agree
+    2604.17215, algorithm 1, which uses the gradient in the parameters. The agreement of the two
     depends on model and data (docs/selection.md).
     """
 
     name = "proxy"
     needs = frozenset({"proxy"})
-    verdict = "variant"
-    by = "proxy"
+    fidelity = "variant"
+    score_name = "proxy"

@@ -1,4 +1,4 @@
-"""Random samples: the control that every other strategy is compared with."""
+"""Random samples: the control for every other strategy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from riprap.selection.strategies._base import Strategy
 
 
 class Random(Strategy):
-    """A uniform choice without replacement (control of 2604.17215; faithful)."""
+    """Uniform choice without replacement (control of 2604.17215; faithful)."""
 
     name = "random"
-    source, verdict = "2604.17215, control", "faithful"
+    source, fidelity = "2604.17215, control", "faithful"
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        return noise.choice(len(scores), size=min(count, len(scores)), replace=False)
+        return rng.choice(len(scores), size=min(count, len(scores)), replace=False)

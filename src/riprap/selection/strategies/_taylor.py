@@ -1,4 +1,4 @@
-"""Greedy choice by a Taylor expansion of the loss to be lowered."""
+"""Taylor: greedy choice by a Taylor expansion of a validation loss."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from riprap.selection.strategies._base import Strategy
 
 
 class Taylor(Strategy):
-    """One at a time, the largest gain given those already taken.
+    """Greedy choice: at each turn the sample of largest gain, given the samples already chosen.
 
     gain(i | S) = −⟨g, Δθ_i⟩ − Σ_{j∈S} ⟨Δθ_i, Δθ_j⟩, where g is the gradient of a validation loss,
-    given as the direction "validation"; without one the mean gradient of the batch. Under SGD that
+    given as the direction "validation"; without it, the mean gradient of the batch. Under SGD this
     is η ⟨∇L_i, g⟩ − η² Σ ⟨∇L_i, ∇L_j⟩; under Adam both terms go through the preconditioner.
 
     Source: GREATS (NeurIPS 2024); simplified: the Hessian is the identity. Without a validation
-    loss, which GREATS is about, it is a variant.
+    loss, on which GREATS is based, it is a variant.
     """
 
     name = "taylor"
     needs = frozenset({"gram"})
-    source, verdict = "GREATS, NeurIPS 2024", "simplified"
+    source, fidelity = "GREATS, NeurIPS 2024", "simplified"
 
-    def choose(self, scores: Scores, count: int, noise: np.random.Generator) -> Array:
+    def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
-        gram, rate = scores.given("gram"), scores.rate
-        moves = rate**2 * gram if scores.moves is None else scores.moves
-        # What is along the direction is the update's, and the update goes against the gradient.
-        towards = scores.along.get("validation", scores.along.get("batch"))
-        gain = rate * gram.mean(1) if towards is None else -towards
-        taken: list[int] = []
+        gram, lr = scores.require("gram"), scores.lr
+        update_gram = lr**2 * gram if scores.update_gram is None else scores.update_gram
+        # Directional scores are those of the update, which goes against the gradient.
+        towards = scores.directional.get("validation", scores.directional.get("batch"))
+        gain = lr * gram.mean(1) if towards is None else -towards
+        chosen: list[int] = []
         for _ in range(min(count, len(scores))):
-            left = np.delete(np.arange(len(scores)), taken)
-            best = int(left[np.argmax(gain[left])])
-            taken.append(best)
-            gain = gain - moves[best]
-        return np.array(taken, dtype=int)
+            remaining = np.delete(np.arange(len(scores)), chosen)
+            best = int(remaining[np.argmax(gain[remaining])])
+            chosen.append(best)
+            gain = gain - update_gram[best]
+        return np.array(chosen, dtype=int)
