@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from riprap.errors import ConfigError, RiprapError
 
-MOST_BYTES, MOST_NODES = 1_000_000, 100_000
-SHOWN = 200  # characters of somebody's text that an error repeats
+MAX_BYTES, MAX_NODES = 1_000_000, 100_000
+MAX_QUOTED = 200  # characters of somebody's text that an error repeats
 
 
 class StrictModel(BaseModel):
@@ -54,24 +54,24 @@ def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
     """
     file = Path(path)
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise error(f"{file} is larger than {MOST_BYTES:,} bytes: that is no configuration")
+        if file.stat().st_size > MAX_BYTES:
+            raise error(f"{file} is larger than {MAX_BYTES:,} bytes: that is no configuration")
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or NUL in the path
-        raise error(f"cannot read {str(file)[:SHOWN]!r}: {problem}"[: 3 * SHOWN]) from problem
+        raise error(f"cannot read {str(file)[:MAX_QUOTED]!r}: {problem}"[: 3 * MAX_QUOTED]) from problem
     except yaml.YAMLError as problem:
         line = str(problem).replace("\n", " ")
         raise error(f"{file} is not valid YAML: {line}") from problem
     except RecursionError as problem:
         raise error(f"{file} is nested too deeply") from problem
     if _too_large(document):
-        raise error(f"{file}: its aliases stand for more than {MOST_NODES:,} values")
+        raise error(f"{file}: its aliases stand for more than {MAX_NODES:,} values")
     return document
 
 
 def _too_large(document: Any) -> bool:
     """Whether a document is endless, or has more values than anybody writes by hand."""
-    left, todo = MOST_NODES, [document]
+    left, todo = MAX_NODES, [document]
     while todo and left:
         node, left = todo.pop(), left - 1
         if isinstance(node, dict):
@@ -103,7 +103,7 @@ def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "value_error" and isinstance(first.get("input"), dict):
         return named  # said of several values together, which need no repeating
     got = repr(first.get("input"))
-    return f"{named}, got {got if len(got) <= SHOWN else got[:SHOWN] + '…'}"
+    return f"{named}, got {got if len(got) <= MAX_QUOTED else got[:MAX_QUOTED] + '…'}"
 
 
 def _nested_models(model: type[BaseModel]) -> list[Any]:

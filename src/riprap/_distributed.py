@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from riprap.errors import BehaviorError
-from riprap.linalg import is_sharded, local
+from riprap.linalg import is_sharded, to_local
 
 
 def rank() -> int:
@@ -31,7 +31,7 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def sharded(model: nn.Module) -> bool:
+def has_sharded_parameters(model: nn.Module) -> bool:
     """Whether the parameters are spread over ranks, so that every pass needs all of them."""
     return any(is_sharded(parameter) for parameter in model.parameters())
 
@@ -46,7 +46,7 @@ def raise_on_all_ranks(model: nn.Module) -> Iterator[None]:
     Raises:
         BehaviorError: another rank failed.
     """
-    if not sharded(model):
+    if not has_sharded_parameters(model):
         yield
         return
     failure: Exception | None = None
@@ -54,7 +54,7 @@ def raise_on_all_ranks(model: nn.Module) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 raised again below, once the others know
         failure = error
-    device = next(local(parameter).device for parameter in model.parameters())
+    device = next(to_local(parameter).device for parameter in model.parameters())
     failed = torch.tensor([float(failure is not None)], device=device)
     dist.all_reduce(failed)
     if failure is not None:

@@ -19,10 +19,10 @@ def escape_control_chars(text: str) -> str:
     return _CONTROL_CHARS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shorten(text: str, most: int = MAX_NAME_LENGTH) -> str:
+def shorten(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
     """The same on one line, of at most `most` characters: for names, and lines of output."""
-    line = escape_control_chars(text[: most + 1]).replace("\n", "\\n").replace("\t", "\\t")
-    return line if len(line) <= most else line[: most - 1] + "…"
+    line = escape_control_chars(text[: max_length + 1]).replace("\n", "\\n").replace("\t", "\\t")
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def escape_nested(value: Any) -> Any:

@@ -89,7 +89,7 @@ class Forecast:
     horizon: int
 
     @property
-    def says_break(self) -> bool:
+    def predicts_break(self) -> bool:
         """Whether the whole interval lies inside the horizon."""
         return self.high <= self.horizon
 

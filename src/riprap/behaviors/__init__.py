@@ -1,7 +1,23 @@
-"""Behaviours: probes, margins by kind, and packs of authored probes."""
+"""Behaviors: a probe set and a margin, and what is needed to evaluate the margin on any model.
 
-from riprap.behaviors._behavior import FLOOR, Behavior
-from riprap.behaviors._margin_fns import Choice, NextToken, Options, options_read
+- `Behavior`, with a constructor for each kind of margin; `DEFAULT_FLOOR`.
+- `MarginFunction`, `LastLogitsMargin` and `ProbeSet`: base classes for margins and probes of your
+  own; `Margins`: margins with a statement on whether they measure the behavior.
+- `Choice`, `Continuations`, `NextToken`, `TokenBatch`: the classes behind the constructors.
+- `probe_sets`: shipped probe sets.
+- `last_logits` and others: tokenization and logits of any model.
+"""
+
+from riprap.behaviors._base import MarginFunction, PlainMargin, ProbeSet
+from riprap.behaviors._behavior import DEFAULT_FLOOR, Behavior
+from riprap.behaviors._margin_fns import (
+    Choice,
+    Continuations,
+    LastLogitsMargin,
+    NextToken,
+    ResponsePrefix,
+    score_continuations,
+)
 from riprap.behaviors._margin_formulas import Margins
 from riprap.behaviors._model_io import (
     TokenBatch,
@@ -10,29 +26,34 @@ from riprap.behaviors._model_io import (
     last_logits,
     logits_of,
 )
-from riprap.behaviors._prefix_cache import reading_ahead
-from riprap.behaviors._response_prefixes import greedy, is_refusal
-from riprap.behaviors._token_ids import token_rows
+from riprap.behaviors._prefix_cache import in_prefix_pass
+from riprap.behaviors._response_prefixes import greedy_decode, is_refusal
+from riprap.behaviors._token_ids import parse_token_rows
 from riprap.behaviors._tokenization import Prompt, encode_continuations, encode_prompts
 
 __all__ = [
-    "FLOOR",
+    "DEFAULT_FLOOR",
     "Behavior",
     "Choice",
+    "Continuations",
+    "LastLogitsMargin",
+    "MarginFunction",
     "Margins",
     "NextToken",
-    "Options",
+    "PlainMargin",
+    "ProbeSet",
     "Prompt",
+    "ResponsePrefix",
     "TokenBatch",
     "accepted_arguments",
     "device_of",
     "encode_continuations",
     "encode_prompts",
-    "greedy",
+    "greedy_decode",
+    "in_prefix_pass",
     "is_refusal",
     "last_logits",
     "logits_of",
-    "options_read",
-    "reading_ahead",
-    "token_rows",
+    "parse_token_rows",
+    "score_continuations",
 ]

@@ -1,104 +1,135 @@
-"""A behaviour: something the model already does and must go on doing."""
+"""Behaviors: what the model already does and must go on doing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from riprap._text import MAX_NAME_LENGTH, shorten
-from riprap.behaviors import _margin_fns as kinds
+from riprap.behaviors._base import LossFunction, MarginFunction, PlainMargin, ProbeSet
+from riprap.behaviors._margin_fns import (
+    Choice,
+    Continuations,
+    Likelihood,
+    NextToken,
+    Preference,
+    ResponsePrefix,
+    prefix_calibrator,
+)
 from riprap.behaviors._margin_formulas import Margins
 from riprap.behaviors._model_io import TokenBatch
-from riprap.behaviors._token_ids import token_rows, token_targets
+from riprap.behaviors._token_ids import parse_targets, parse_token_rows
 from riprap.behaviors._tokenization import (
     Prompt,
     encode_continuations,
     encode_prompts,
+    encode_texts,
     first_tokens,
 )
 from riprap.errors import BehaviorError
 
-MarginFunction = Callable[[nn.Module, Any], Tensor | Margins]
-LossFunction = Callable[[nn.Module, Any], Tensor]
-
-FLOOR = 0.90
+DEFAULT_FLOOR = 0.90
 
 
-@dataclass(eq=False)
 class Behavior:
-    """A set of probes and a margin; above 0 a probe still behaves.
+    """A probe set and a margin; a probe with a margin above 0 passes.
 
-    Attributes:
-        name: how readings and alerts call it; unique within a monitor.
-        probes: whatever `margins` takes.
-        margins: `margins(model, probes)` gives a tensor of shape (n_probes,), attached to the
-            graph, or a `Margins` that can also say why it is insufficient.
-        floor: the score (share of margins above 0) under which the behaviour is broken.
-        losses: `losses(model, probes)` gives the protected loss of each probe, shape
-            (n_probes,); signals that need ∇ℓ_b are `NOT_RUN` without it.
-        contrast: name of the watched behaviour whose probes are the other side of this one's
+    Args:
+        name: name in readings and alerts; unique within a monitor.
+        probes: any object that `margins` accepts; a `ProbeSet` can also be split.
+        margins: a `MarginFunction`, or a plain function `margins(model, probes)` that returns a
+            tensor of shape (n_probes,), attached to the graph, or `Margins`.
+        floor: the score (share of margins above 0) under which the behavior is broken.
+        losses: for a plain function: `losses(model, probes)`, the protected loss of each probe,
+            shape (n_probes,). Signals that need ∇ℓ_b are `NOT_RUN` without it.
+        contrast: name of the monitored behavior whose probes are the opposite side of this one's
             direction in activation space (refusal ↔ over_refusal).
-        start: called as `start(model, probes)` once before training.
+        calibrate: for a plain function: `calibrate(model, probes)`, called once before training.
 
     Raises:
-        BehaviorError: the name is empty or too long, or the floor does not lie in (0, 1].
+        BehaviorError: the name is empty or too long, the floor is outside (0, 1], or `margins` is
+            not callable.
     """
 
-    name: str
-    probes: Any
-    margins: MarginFunction
-    floor: float = FLOOR
-    losses: LossFunction | None = None
-    contrast: str | None = None
-    start: Callable[[nn.Module, Any], None] | None = None
+    def __init__(
+        self,
+        name: str,
+        probes: Any,
+        margins: MarginFunction | Callable[[nn.Module, Any], Tensor | Margins],
+        floor: float = DEFAULT_FLOOR,
+        losses: LossFunction | None = None,
+        contrast: str | None = None,
+        calibrate: Callable[[nn.Module, Any], Any] | None = None,
+    ) -> None:
+        if not name or not isinstance(name, str):
+            raise BehaviorError(f"a behavior needs a name, got {name!r}")
+        if len(name) > MAX_NAME_LENGTH or any("\ud800" <= part <= "\udfff" for part in name):
+            raise BehaviorError(
+                f"behavior {shorten(name)!r}: a name must have at most {MAX_NAME_LENGTH} "
+                "characters, and no half of a surrogate pair"
+            )
+        if not isinstance(floor, int | float) or not 0 < floor <= 1:
+            raise BehaviorError(f"behavior {name!r}: floor {floor!r} is not a score in (0, 1]")
+        if not callable(margins):
+            raise BehaviorError(
+                f"behavior {name!r}: margins must be a function of (model, probes), "
+                f"got {type(margins).__name__}"
+            )
+        if not isinstance(margins, MarginFunction):
+            margins = PlainMargin(margins, losses, calibrate)
+        elif losses is not None or calibrate is not None:
+            raise BehaviorError(
+                f"behavior {name!r}: `losses` and `calibrate` belong to a plain margin function; "
+                f"{type(margins).__name__} has its own"
+            )
+        self.name, self.probes, self.floor, self.contrast = name, probes, floor, contrast
+        self.margins = margins
 
-    def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
-            raise BehaviorError(f"a behaviour needs a name, got {self.name!r}")
-        if len(self.name) > MAX_NAME_LENGTH or any(
-            "\ud800" <= part <= "\udfff" for part in self.name
-        ):
-            raise BehaviorError(
-                f"behaviour {shorten(self.name)!r}: a name has {MAX_NAME_LENGTH} characters at most, and no "
-                "half of a surrogate pair"
-            )
-        if not isinstance(self.floor, int | float) or not 0 < self.floor <= 1:
-            raise BehaviorError(
-                f"behaviour {self.name!r}: floor {self.floor!r} is not a score in (0, 1]"
-            )
-        if not callable(self.margins):
-            raise BehaviorError(
-                f"behaviour {self.name!r}: margins must be a function of (model, probes)"
-            )
+    @property
+    def losses(self) -> LossFunction | None:
+        """The protected loss of each probe, `losses(model, probes)`; None if there is none."""
+        return self.margins.losses
 
-    @classmethod
-    def _of_kind(cls, name: str, kind: Any, probes: Any, floor: float, contrast: str | None) -> Any:
-        start = getattr(kind, "start", None)
-        return cls(name, probes, kind, floor, kind.losses, contrast, start)
+    def token_rows(self) -> list[list[int]] | None:
+        """Return the token ids of each probe's prompt; None for probes without token ids."""
+        return self.probes.rows() if isinstance(self.probes, ProbeSet) else None
 
     def subset(self, indices: Sequence[int]) -> Behavior:
-        """The same behaviour on some of its probes.
+        """Return the behavior on the probes at `indices`.
 
         Raises:
-            BehaviorError: no indices, or probes of one's own without `take(indices)`.
+            BehaviorError: there are no indices, or the probes are not a `ProbeSet`.
         """
         chosen = list(indices)
-        if not chosen or not hasattr(self.probes, "take"):
+        if not chosen or not isinstance(self.probes, ProbeSet):
             raise BehaviorError(
-                f"behaviour {self.name!r}: give at least one index, and probes of a kind that "
-                "Riprap built, or with a method take(indices)"
+                f"behavior {self.name!r}: give at least one index, and probes of a constructor of "
+                "Behavior or of a class derived from riprap.behaviors.ProbeSet"
             )
-        kind: Any = self.margins
-        probes = self.probes.take(chosen)
-        if not hasattr(kind, "losses"):  # a function of one's own, of whatever probes it is given
-            return replace(self, probes=probes)
-        kind = kind.take(chosen) if hasattr(kind, "take") else kind
-        return self._of_kind(self.name, kind, probes, self.floor, self.contrast)
+        probes, margins = self.probes.select(chosen), self.margins.select(chosen)
+        return Behavior(self.name, probes, margins, self.floor, contrast=self.contrast)
+
+    def split(self, n: int, seed: int = 0) -> tuple[Behavior, Behavior]:
+        """Split the probes at random: some measure the behavior, the others may be replayed.
+
+        Returns:
+            (the behavior on `n` probes, the behavior on the other probes).
+
+        Raises:
+            BehaviorError: one of the two would be empty, or the probes are not a `ProbeSet`.
+        """
+        if not 0 < n < len(self.probes):
+            raise BehaviorError(
+                f"behavior {self.name!r}: split({n}) of {len(self.probes)} probes leaves one part "
+                f"empty; give a number from 1 to {len(self.probes) - 1}"
+            )
+        order = np.random.default_rng(seed).permutation(len(self.probes)).tolist()
+        return self.subset(sorted(order[:n])), self.subset(sorted(order[n:]))
 
     @classmethod
     def next_token(
@@ -106,28 +137,29 @@ class Behavior:
         name: str,
         input_ids: Tensor | Sequence[Sequence[int]],
         targets: Tensor | Sequence[int],
-        floor: float = FLOOR,
+        floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
-    ) -> Behavior:
-        """Token margin: logit of the target − largest other logit, last position.
+    ) -> Self:
+        """Make a behavior with the token margin: logit of the target − largest other logit.
+
+        Both are read at the last position.
 
         Args:
-            input_ids: shape (n, T), or n token lists of any lengths.
-            targets: shape (n,), the right next token of each.
+            input_ids: shape (n, T), or n lists of token ids of any lengths.
+            targets: shape (n,), the correct next token of each probe.
 
         Raises:
-            BehaviorError: no probes, or another number of targets.
+            BehaviorError: there are no probes, or the number of targets differs.
         """
-        with _named(name):
-            rows, wanted = token_rows(input_ids), token_targets(targets)
-        if wanted.shape != (len(rows),):
-            raise BehaviorError(
-                f"behaviour {name!r}: {len(rows)} probes and targets of shape "
-                f"{tuple(wanted.shape)}; expected ({len(rows)},)"
-            )
-        with _named(name):
+        with _prefix_errors(name):
+            rows, parsed = parse_token_rows(input_ids), parse_targets(targets)
+            if parsed.shape != (len(rows),):
+                raise BehaviorError(
+                    f"{len(rows)} probes and targets of shape {tuple(parsed.shape)}; "
+                    f"expected ({len(rows)},)"
+                )
             probes = TokenBatch.pad(rows)
-        return cls._of_kind(name, kinds.NextToken(wanted), probes, floor, contrast)
+        return cls(name, probes, NextToken(parsed), floor, contrast=contrast)
 
     @classmethod
     def response_prefix(
@@ -135,33 +167,37 @@ class Behavior:
         name: str,
         tokenizer: Any,
         prompts: Sequence[Prompt],
-        openers: Sequence[str | int] | None = None,
+        prefixes: Sequence[str | int] | None = None,
         avoid: bool = False,
-        floor: float = FLOOR,
+        floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
-    ) -> Behavior:
-        """Opening margin: largest opener logit − largest other logit, first response position.
+    ) -> Self:
+        """Make a behavior with the response prefix margin.
+
+        Largest logit of a prefix's first token − largest other logit, at the first position of
+        the response.
 
         Args:
             prompts: requests, or conversations that end with one; the chat template is applied.
-            openers: texts (their first token counts) or token ids with which the behaviour
-                begins. None: learned at the start from the refusals the model itself gives.
-            avoid: turn the margin round: above 0 where the response does *not* open so.
+            prefixes: texts (their first token counts) or token ids with which responses that show
+                the behavior start. None: before training, they are found in the refusals that the
+                model itself generates.
+            avoid: flip the sign: above 0 where the response does *not* start with a prefix.
 
         Raises:
-            BehaviorError: no prompts or openers, or nothing to learn openers from.
+            BehaviorError: there are no prompts or prefixes, or `avoid` without prefixes.
         """
-        if openers is None and avoid:
-            raise BehaviorError(
-                f"behaviour {name!r}: openers to avoid cannot be learned from these prompts; "
-                "name them, or take those of the refusal behaviour"
-            )
-        with _named(name):
-            ids = [] if openers is None else first_tokens(tokenizer, openers)
+        with _prefix_errors(name):
+            if prefixes is None and avoid:
+                raise BehaviorError(
+                    "prefixes to avoid cannot be found in the responses to these prompts; give "
+                    "`prefixes`, or use those of the refusal behavior"
+                )
+            ids = [] if prefixes is None else first_tokens(tokenizer, prefixes)
             probes = TokenBatch.pad(encode_prompts(tokenizer, prompts))
-        learn = kinds.opener_learner(tokenizer) if openers is None else None
-        kind = kinds.Opening(ids, avoid, learn)
-        return cls._of_kind(name, kind, probes, floor, contrast)
+        calibrator = prefix_calibrator(tokenizer) if prefixes is None else None
+        margins = ResponsePrefix(ids, avoid, calibrator)
+        return cls(name, probes, margins, floor, contrast=contrast)
 
     @classmethod
     def preference(
@@ -169,27 +205,33 @@ class Behavior:
         name: str,
         tokenizer: Any,
         prompts: Sequence[Prompt],
-        keep: Sequence[str],
-        lose: Sequence[str],
-        floor: float = FLOOR,
+        chosen: Sequence[str],
+        rejected: Sequence[str],
+        floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
-    ) -> Behavior:
-        """Contrast margin: mean token log-prob, best of `keep` − best of `lose`, teacher-forced.
+    ) -> Self:
+        """Make a behavior with the preference margin: best `chosen` − best `rejected` response.
 
-        `INSUFFICIENT` while keep and lose together hold under 5 % of the first token's
-        probability: the margin would measure format.
+        Mean token log-probability, teacher-forced. `INSUFFICIENT` while the first tokens of all
+        responses together have less than 5 % probability: the margin would measure format.
+
+        Args:
+            chosen, rejected: responses, the same ones for all prompts.
 
         Raises:
-            BehaviorError: no prompts, or nothing to keep or to lose.
+            BehaviorError: there are no prompts, or no chosen or rejected responses.
         """
-        if not keep or not lose:
-            raise BehaviorError(f"behaviour {name!r}: both keep and lose need a continuation")
-        with _named(name):
-            tails = [r for texts in (keep, lose) for r in encode_continuations(tokenizer, texts)]
+        with _prefix_errors(name):
+            if not chosen or not rejected:
+                raise BehaviorError("`chosen` and `rejected` need at least one response each")
+            options = [
+                *encode_continuations(tokenizer, chosen),
+                *encode_continuations(tokenizer, rejected),
+            ]
             rows = encode_prompts(tokenizer, prompts)
-        wanted = torch.tensor([[True] * len(keep) + [False] * len(lose)] * len(rows))
-        probes = kinds.Options.build(rows, [tails] * len(rows), wanted)
-        return cls._of_kind(name, kinds.Contrast(), probes, floor, contrast)
+        correct = torch.tensor([[True] * len(chosen) + [False] * len(rejected)] * len(rows))
+        probes = Continuations.build(rows, [options] * len(rows), correct)
+        return cls(name, probes, Preference(), floor, contrast=contrast)
 
     @classmethod
     def multiple_choice(
@@ -198,82 +240,91 @@ class Behavior:
         tokenizer: Any,
         prompts: Sequence[Prompt],
         options: Sequence[Sequence[str]],
-        answers: Sequence[int],
-        floor: float = FLOOR,
+        right: Sequence[int],
+        floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
-    ) -> Behavior:
-        """Choice margin: log-prob per token of the right option − that of the best wrong one.
+    ) -> Self:
+        """Make a behavior with the choice margin: right option − best wrong one.
+
+        Log-probability per token, teacher-forced.
 
         Args:
-            options: for each prompt its options, equally many for all, at least two.
-            answers: for each prompt the index of the right one.
+            options: the options of each prompt, the same number for all, at least two.
+            right: the index of each prompt's right option.
 
         Raises:
-            BehaviorError: counts that do not fit together.
+            BehaviorError: the numbers of prompts, options and indices do not fit together.
         """
-        with _named(name):
+        with _prefix_errors(name):
             rows = encode_prompts(tokenizer, prompts)
-        counts = {len(own) for own in options}
-        if len(options) != len(prompts) or len(answers) != len(prompts):
-            raise BehaviorError(
-                f"behaviour {name!r}: {len(prompts)} prompts, {len(options)} lists of options and "
-                f"{len(answers)} answers; give equally many"
-            )
-        if len(counts) != 1 or min(counts) < 2:
-            raise BehaviorError(
-                f"behaviour {name!r}: every prompt needs the same number of options, two or more"
-            )
-        width = counts.pop()
-        for index, answer in enumerate(answers):
-            if type(answer) is not int or not 0 <= answer < width:
+            counts = {len(own) for own in options}
+            if len(options) != len(prompts) or len(right) != len(prompts):
                 raise BehaviorError(
-                    f"behaviour {name!r}: answer {answer} of probe {index} is no option's index"
+                    f"{len(prompts)} prompts, {len(options)} lists of options and {len(right)} "
+                    "right answers; give the same number of each"
                 )
-        wanted = torch.zeros(len(prompts), width, dtype=torch.bool)
-        wanted[torch.arange(len(prompts)), torch.tensor(answers)] = True
-        with _named(name):
-            tails = [encode_continuations(tokenizer, own) for own in options]
-        probes = kinds.Options.build(rows, tails, wanted)
-        return cls._of_kind(name, kinds.Choice(), probes, floor, contrast)
+            if len(counts) != 1 or min(counts) < 2:
+                raise BehaviorError("every prompt needs the same number of options, at least two")
+            n_options = counts.pop()
+            for index, answer in enumerate(right):
+                if type(answer) is not int or not 0 <= answer < n_options:
+                    raise BehaviorError(
+                        f"right answer {answer} of probe {index} is not the index of an option"
+                    )
+            continuations = [encode_continuations(tokenizer, own) for own in options]
+        correct = torch.zeros(len(prompts), n_options, dtype=torch.bool)
+        correct[torch.arange(len(prompts)), torch.tensor(right)] = True
+        probes = Continuations.build(rows, continuations, correct)
+        return cls(name, probes, Choice(), floor, contrast=contrast)
 
     @classmethod
     def likelihood(
         cls,
         name: str,
         tokenizer: Any,
-        prompts: Sequence[Prompt],
+        *,
         texts: Sequence[str],
+        prompts: Sequence[Prompt] | None = None,
         tolerance: float = 0.5,
-        floor: float = FLOOR,
+        floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
-    ) -> Behavior:
-        """Likelihood margin: tolerance − (loss now − loss at the start), nats per token.
+    ) -> Self:
+        """Make a behavior with the likelihood margin: tolerance − increase of the text's loss.
+
+        The loss before training is the reference.
 
         Args:
-            texts: for each prompt the response whose likelihood must be kept.
-            tolerance: by how much it may become more surprising, nats per token.
+            texts: texts that must stay likely.
+            prompts: for each text the prompt that it answers; None: a text stands alone, and its
+                first token is not predicted.
+            tolerance: the largest acceptable increase, nats per token.
 
         Raises:
-            BehaviorError: counts that do not fit together, or no tolerance.
+            BehaviorError: the numbers of texts and prompts differ, or the tolerance is not
+                positive.
         """
-        if len(texts) != len(prompts):
-            raise BehaviorError(
-                f"behaviour {name!r}: {len(prompts)} prompts and {len(texts)} texts; "
-                "give equally many"
-            )
-        if not 0 < tolerance < float("inf"):
-            raise BehaviorError(f"behaviour {name!r}: tolerance {tolerance} must be above 0")
-        with _named(name):
-            rows = encode_prompts(tokenizer, prompts)
-            tails = [[row] for row in encode_continuations(tokenizer, texts)]
-        wanted = torch.ones(len(prompts), 1, dtype=torch.bool)
-        probes = kinds.Options.build(rows, tails, wanted)
-        return cls._of_kind(name, kinds.Likelihood(tolerance), probes, floor, contrast)
+        with _prefix_errors(name):
+            if not 0 < tolerance < float("inf"):
+                raise BehaviorError(f"tolerance {tolerance} must be positive and finite")
+            if prompts is None:
+                encoded = encode_texts(tokenizer, texts)
+                rows, continuations = [r[:1] for r in encoded], [[r[1:]] for r in encoded]
+            else:
+                if len(texts) != len(prompts):
+                    raise BehaviorError(
+                        f"{len(prompts)} prompts and {len(texts)} texts; give the same number"
+                    )
+                rows = encode_prompts(tokenizer, prompts)
+                continuations = [[row] for row in encode_continuations(tokenizer, texts)]
+        correct = torch.ones(len(rows), 1, dtype=torch.bool)
+        probes = Continuations.build(rows, continuations, correct)
+        return cls(name, probes, Likelihood(tolerance), floor, contrast=contrast)
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
+def _prefix_errors(name: str) -> Iterator[None]:
+    """Put the behavior's name before the text of each error."""
     try:
         yield
     except BehaviorError as error:
-        raise BehaviorError(f"behaviour {name!r}: {error}") from error
+        raise BehaviorError(f"behavior {name!r}: {error}") from error

@@ -1,12 +1,8 @@
-"""Margin functions by kind: callables `(model, probes) -> margins`, shape (n_probes,).
-
-A kind may also have `losses(model, probes)`, the protected loss of each probe, shape (n_probes,),
-and `start(model, probes)`, called once before training to fix what is measured against the start;
-then `state_dict()` and `load_state_dict(state)` carry that over to a run that is taken up again.
-"""
+"""Margin functions that Riprap offers: one class for each kind of behavior."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,300 +11,373 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from riprap.behaviors._base import MarginFunction, ProbeSet
 from riprap.behaviors._margin_formulas import (
     Margins,
-    best_against_best,
     continuation_log_probs,
-    opening_margin,
+    preference_margin,
+    response_prefix_margin,
     token_margin,
 )
 from riprap.behaviors._model_io import TokenBatch, device_of, last_logits
-from riprap.behaviors._response_prefixes import calibrate_openers
+from riprap.behaviors._response_prefixes import find_refusal_prefixes
 from riprap.errors import BehaviorError
 
-MASS_GATE = 0.05  # least first-token probability that keep and lose must hold together
+MIN_FIRST_TOKEN_MASS = 0.05  # of chosen and rejected continuations together
 
 
 def _check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
     outside = tokens[(tokens < 0) | (tokens >= logits.shape[-1])]
     if len(outside):
         raise BehaviorError(
-            f"{what} token {int(outside[0])} lies outside the model's vocabulary of "
-            f"{logits.shape[-1]}: is this the model's own tokenizer?"
+            f"{what} token {int(outside[0])} is outside the model's vocabulary of "
+            f"{logits.shape[-1]}; use the model's own tokenizer"
         )
 
 
-class NextToken:
-    """Token margin: the right token against the best other one, at the last position."""
+class LastLogitsMargin(MarginFunction):
+    """A margin of the logits at the last position of each probe of a `TokenBatch`.
+
+    Behaviors with such margins share one forward pass.
+    """
 
     unit = "logits"
+
+    @abstractmethod
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """Return the margins, shape (n,), from logits of shape (n, vocabulary)."""
+
+    def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
+        """Return the margins, shape (n_probes,), in logits."""
+        return self.from_logits(last_logits(model, probes)[:, -1])
+
+    def answer_logits(self, model: nn.Module, probes: TokenBatch) -> Tensor:
+        """Return the logits at the last position, shape (n_probes, vocabulary)."""
+        return last_logits(model, probes)[:, -1]
+
+
+class NextToken(LastLogitsMargin):
+    """Token margin: logit of the target − largest other logit, at the last position."""
+
+    targets: Tensor
 
     def __init__(self, targets: Tensor) -> None:
         self.targets = targets
 
-    def take(self, indices: list[int]) -> NextToken:
-        """The same for the probes at `indices`."""
-        return NextToken(self.targets[indices])
-
-    def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """Logits by which each target leads."""
-        return self.from_logits(last_logits(model, probes)[:, -1])
+    def select(self, indices: Sequence[int]) -> NextToken:
+        """Return the margin function for the probes at `indices`."""
+        return NextToken(self.targets[list(indices)])
 
     def from_logits(self, logits: Tensor) -> Tensor:
-        """The same from the last position's logits, shape (n, vocabulary)."""
+        """Return the lead of each target, shape (n,)."""
         _check_vocabulary("target", self.targets, logits)
         return token_margin(logits, self.targets.to(logits.device))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """Cross-entropy of each target, in nats."""
+        """Return the cross-entropy of each target, in nats."""
         logits = last_logits(model, probes)[:, -1]
         return functional.cross_entropy(logits, self.targets.to(logits.device), reduction="none")
 
+    def answer_tokens(self, probes: TokenBatch) -> list[int]:
+        """Return the distinct targets, sorted."""
+        return sorted(set(self.targets.tolist()))
 
-class Opening:
-    """Opening margin: does the response begin with an opener? With `avoid`: does it not?"""
 
-    unit = "logits"
+class ResponsePrefix(LastLogitsMargin):
+    """Response prefix margin: largest prefix logit − largest other logit.
+
+    Args:
+        prefixes: token ids, the first tokens of the responses that show the behavior.
+        avoid: flip the sign: above 0 where the response does not start with a prefix.
+        calibrator: `calibrator(model, probes)` finds the prefixes if none are given.
+    """
 
     def __init__(
-        self, openers: Sequence[int], avoid: bool, start: Callable[..., list[int]] | None = None
+        self,
+        prefixes: Sequence[int],
+        avoid: bool,
+        calibrator: Callable[[nn.Module, TokenBatch], list[int]] | None = None,
     ) -> None:
-        self.openers = list(openers)
+        self.prefixes = list(prefixes)
         self.sign = -1.0 if avoid else 1.0
-        self.calibrate = start
+        self.calibrator = calibrator
 
-    def start(self, model: nn.Module, probes: TokenBatch) -> None:
-        """Learn the openers from the model itself, where none were given."""
-        if self.calibrate is not None and not self.openers:
-            self.openers = self.calibrate(model, probes)
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the prefixes are known."""
+        return bool(self.prefixes)
+
+    def calibrate(self, model: nn.Module, probes: TokenBatch) -> None:
+        """Find the prefixes in the model's own responses, if none were given."""
+        if self.calibrator is not None and not self.prefixes:
+            self.prefixes = self.calibrator(model, probes)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was fixed at the start."""
-        return {"openers": list(self.openers)}
+        """Return the prefixes."""
+        return {"prefixes": list(self.prefixes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore the prefixes.
 
         Raises:
-            ValueError: it names no openers.
+            ValueError: there are none, or they are not token ids.
         """
-        openers = list(state["openers"])
-        if not openers or not all(type(token) is int for token in openers):
-            raise ValueError("openers are token ids, one at least")
-        self.openers = openers
+        prefixes = list(state["prefixes"])
+        if not prefixes or not all(type(token) is int for token in prefixes):
+            raise ValueError("prefixes must be token ids, at least one")
+        self.prefixes = prefixes
 
-    def take(self, indices: list[int]) -> Opening:
-        """The same for some of the probes, with openers of its own."""
-        return Opening(self.openers, self.sign < 0, self.calibrate)
+    def select(self, indices: Sequence[int]) -> ResponsePrefix:
+        """Return a copy; the prefixes do not depend on the probes."""
+        return ResponsePrefix(self.prefixes, self.sign < 0, self.calibrator)
 
-    def _indices(self, logits: Tensor) -> Tensor:
-        if not self.openers:
-            raise BehaviorError("an opening margin without openers needs `start(model)` first")
-        openers = torch.tensor(self.openers, device=logits.device)
-        _check_vocabulary("opener", openers, logits)
-        return openers
-
-    def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """Logits by which the best opener leads (or trails, with `avoid`)."""
-        return self.from_logits(last_logits(model, probes)[:, -1])
+    def _prefix_ids(self, logits: Tensor) -> Tensor:
+        if not self.prefixes:
+            raise BehaviorError(
+                "the response prefixes are not known; call `calibrate(model, probes)` first"
+            )
+        prefixes = torch.tensor(self.prefixes, device=logits.device)
+        _check_vocabulary("prefix", prefixes, logits)
+        return prefixes
 
     def from_logits(self, logits: Tensor) -> Tensor:
-        """The same from the first response position's logits, shape (n, vocabulary)."""
-        return self.sign * opening_margin(logits, self._indices(logits))
+        """Return the lead of the best prefix (negated with `avoid`), shape (n,)."""
+        return self.sign * response_prefix_margin(logits, self._prefix_ids(logits))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """−log of the probability that the response opens as it should, in nats."""
+        """Return −log P(first token is a prefix), or is none with `avoid`, in nats."""
         logits = last_logits(model, probes)[:, -1]
-        openers = self._indices(logits)
+        prefixes = self._prefix_ids(logits)
         if self.sign < 0:
             total = logits.logsumexp(-1)
-            others = logits.index_fill(-1, openers, float("-inf"))
+            others = logits.index_fill(-1, prefixes, float("-inf"))
             return total - others.logsumexp(-1)
-        return logits.logsumexp(-1) - logits[:, openers].logsumexp(-1)
+        return logits.logsumexp(-1) - logits[:, prefixes].logsumexp(-1)
 
 
 @dataclass(frozen=True)
-class Options:
-    """Prompts crossed with their continuations, teacher-forced.
+class Continuations(ProbeSet):
+    """Prompts, each with its possible continuations, teacher-forced.
 
     Attributes:
-        batch: prompt + continuation, one row an option: n_probes × options rows, probe by probe.
+        batch: prompt + continuation, one row for each option: n_probes × options rows, probe by
+            probe.
         continuation, mask: shape (rows, K), right-aligned ids and 1 on real tokens.
-        wanted: shape (n_probes, options), bool.
+        is_correct: shape (n_probes, options), bool.
     """
 
     batch: TokenBatch
     continuation: Tensor
     mask: Tensor
-    wanted: Tensor
+    is_correct: Tensor
 
     @classmethod
     def build(
-        cls, prompts: list[list[int]], options: list[list[list[int]]], wanted: Tensor
-    ) -> Options:
-        """Cross each prompt with its own options; all probes have equally many."""
+        cls, prompts: list[list[int]], options: list[list[list[int]]], is_correct: Tensor
+    ) -> Continuations:
+        """Combine each prompt with its own options; all probes have the same number of options."""
         rows = [p + o for p, own in zip(prompts, options, strict=True) for o in own]
-        tails = [o for own in options for o in own]
-        padded = TokenBatch.pad(tails)
+        padded = TokenBatch.pad([o for own in options for o in own])
         mask = padded.attention_mask
         return cls(
             TokenBatch.pad(rows),
             padded.input_ids,
             torch.ones_like(padded.input_ids) if mask is None else mask,
-            wanted,
+            is_correct,
         )
 
+    @property
+    def max_length(self) -> int:
+        """Length of the longest prompt + continuation, in tokens."""
+        return self.batch.max_length
+
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.is_correct)
 
     def rows(self) -> list[list[int]]:
-        """Token ids of each probe's prompt; of a text alone, those of the text with its prompt."""
-        width = self.wanted.shape[1]
-        whole = self.batch.rows()[::width]
-        if width == 1:
-            return whole
-        tails = self.mask.sum(-1)[::width].tolist()
-        return [row[: len(row) - tail] for row, tail in zip(whole, tails, strict=True)]
+        """Return the token ids of each prompt; with one option, those of prompt + continuation."""
+        n_options = self.is_correct.shape[1]
+        rows = self.batch.rows()[::n_options]
+        if n_options == 1:
+            return rows
+        lengths = self.mask.sum(-1)[::n_options].tolist()
+        return [row[: len(row) - length] for row, length in zip(rows, lengths, strict=True)]
 
     def first_tokens(self) -> Tensor:
-        """The first token of each continuation, shape (rows,)."""
+        """Return the first token of each continuation, shape (rows,)."""
         first = (self.continuation.shape[1] - self.mask.sum(-1)).long()[:, None]
         return self.continuation.gather(1, first).squeeze(1)
 
-    def take(self, indices: list[int]) -> Options:
-        """The probes at `indices`, each with its options."""
-        width = self.wanted.shape[1]
-        rows = [index * width + option for index in indices for option in range(width)]
-        batch, wanted, mask = self.batch.take(rows), self.wanted[indices], self.mask[rows]
+    def select(self, indices: list[int]) -> Continuations:
+        """Return the probes at `indices`, each with its options."""
+        n_options = self.is_correct.shape[1]
+        rows = [index * n_options + option for index in indices for option in range(n_options)]
+        batch, correct, mask = self.batch.select(rows), self.is_correct[indices], self.mask[rows]
         longest = int(mask.sum(-1).max())
-        return Options(batch, self.continuation[rows][:, -longest:], mask[:, -longest:], wanted)
+        return Continuations(
+            batch, self.continuation[rows][:, -longest:], mask[:, -longest:], correct
+        )
 
 
-def options_log_probs(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor]:
-    """Mean log-prob per option, shape (n, options), and first-token log-probs, same shape."""
-    return options_read(model, probes)[:2]
+def score_continuations(model: nn.Module, probes: Continuations) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the log-probabilities of each probe's options.
 
-
-def options_read(model: nn.Module, probes: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, and the model's own first token after each prompt, shape (n,)."""
+    Returns:
+        (mean log-probability per token of each option, shape (n, options); log-probability of its
+        first token, same shape; the model's own first token after each prompt, shape (n,)).
+    """
     width = probes.continuation.shape[1]
-    own, options = probes.mask.sum(-1) + 1, probes.wanted.shape[1]
-    logits = last_logits(model, probes.batch, width + 1, own, options)
+    n_used, options = probes.mask.sum(-1) + 1, probes.is_correct.shape[1]
+    logits = last_logits(model, probes.batch, width + 1, n_used, options)
     continuation = probes.continuation.to(logits.device)
     mask = probes.mask.to(logits.device)
     means = continuation_log_probs(logits, continuation, mask)
     first = (width - mask.sum(-1)).long()
     rows = torch.arange(len(mask), device=logits.device)
     at_first = functional.log_softmax(logits[rows, first].detach(), dim=-1)
-    heads = at_first.gather(-1, continuation[rows, first][:, None]).squeeze(-1)
-    shape = probes.wanted.shape
-    return means.view(shape), heads.view(shape), at_first.argmax(-1).view(shape)[:, 0]
+    first_log_probs = at_first.gather(-1, continuation[rows, first][:, None]).squeeze(-1)
+    shape = probes.is_correct.shape
+    return means.view(shape), first_log_probs.view(shape), at_first.argmax(-1).view(shape)[:, 0]
 
 
-class Contrast:
-    """Contrast margin: best keep continuation against best lose continuation, mass-gated."""
+class ContinuationMargin(MarginFunction):
+    """A margin of the log-probabilities of `Continuations`."""
 
     unit = "nats per token"
 
-    def __call__(self, model: nn.Module, probes: Options) -> Margins:
-        """Nats per token by which keeping leads; insufficient where both are improbable."""
-        means, heads = options_log_probs(model, probes)
-        wanted = probes.wanted.to(means.device)
-        first = probes.first_tokens().view(probes.wanted.shape)
+    def answer_logits(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return the logits that predict each token of the correct continuations."""
+        width, options = probes.continuation.shape[1], probes.is_correct.shape[1]
+        logits = last_logits(model, probes.batch, width + 1, probes.mask.sum(-1) + 1, options)
+        counted = probes.mask.bool() & probes.is_correct.reshape(-1, 1)
+        return logits[:, :-1][counted.to(logits.device)]
+
+    def answer_weights(self, probes: Continuations) -> Tensor:
+        """Return weights that are equal for all probes and for all tokens of a probe."""
+        lengths = probes.mask.sum(-1).double()[probes.is_correct.reshape(-1)]
+        n_correct = probes.is_correct.sum(-1)
+        options = n_correct.double().repeat_interleave(n_correct)
+        return (1 / (lengths * options * len(probes))).repeat_interleave(lengths.long())
+
+    def answer_tokens(self, probes: Continuations) -> list[int]:
+        """Return the distinct first tokens of the correct continuations, sorted."""
+        return sorted(set(probes.first_tokens()[probes.is_correct.reshape(-1)].tolist()))
+
+
+class Preference(ContinuationMargin):
+    """Preference margin: best chosen continuation − best rejected one, mean token log-prob.
+
+    `INSUFFICIENT` where all of them together are improbable as first tokens.
+    """
+
+    def __call__(self, model: nn.Module, probes: Continuations) -> Margins:
+        """Return the lead of the chosen continuations, nats per token."""
+        means, first_log_probs, _ = score_continuations(model, probes)
+        first = probes.first_tokens().view(probes.is_correct.shape)
         mass = sum(
-            float(row_heads[_first_of_each(row)].exp().sum())
-            for row, row_heads in zip(first, heads, strict=True)
+            float(log_probs[_index_of_each(tokens)].exp().sum())
+            for tokens, log_probs in zip(first, first_log_probs, strict=True)
         ) / len(probes)
-        low = (
-            f"keep and lose hold {mass:.1%} of the first token's probability (gate {MASS_GATE:.0%})"
-            if mass < MASS_GATE
+        insufficient = (
+            f"chosen and rejected continuations hold {mass:.1%} of the first token's probability; "
+            f"at least {MIN_FIRST_TOKEN_MASS:.0%} is needed"
+            if mass < MIN_FIRST_TOKEN_MASS
             else ""
         )
-        return Margins(best_against_best(means, wanted), low)
+        return Margins(preference_margin(means, probes.is_correct.to(means.device)), insufficient)
 
-    def losses(self, model: nn.Module, probes: Options) -> Tensor:
-        """−mean log-prob of the best continuation to keep, nats per token."""
-        means, _ = options_log_probs(model, probes)
-        return -means.masked_fill(~probes.wanted.to(means.device), float("-inf")).amax(-1)
-
-
-def _first_of_each(tokens: Tensor) -> list[int]:
-    """Positions of the distinct tokens, so that a shared first token is counted once."""
-    seen: dict[int, int] = {}
-    for position, token in enumerate(tokens.tolist()):
-        seen.setdefault(token, position)
-    return list(seen.values())
+    def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return −mean log-prob of the best chosen continuation, nats per token."""
+        means = score_continuations(model, probes)[0]
+        return -means.masked_fill(~probes.is_correct.to(means.device), float("-inf")).amax(-1)
 
 
-class Choice:
-    """Choice margin: the right option against the best wrong one, length-normalised."""
-
-    unit = "nats per token"
-
-    def __call__(self, model: nn.Module, probes: Options) -> Tensor:
-        """Nats per token by which the right option leads."""
-        means, _ = options_log_probs(model, probes)
-        return best_against_best(means, probes.wanted.to(means.device))
-
-    def losses(self, model: nn.Module, probes: Options) -> Tensor:
-        """−mean log-prob of the right option, nats per token."""
-        means, _ = options_log_probs(model, probes)
-        return -means[probes.wanted.to(means.device)]
+def _index_of_each(tokens: Tensor) -> list[int]:
+    """Return the index of each distinct token, so that a shared first token counts once."""
+    first: dict[int, int] = {}
+    for index, token in enumerate(tokens.tolist()):
+        first.setdefault(token, index)
+    return list(first.values())
 
 
-class Likelihood:
-    """Likelihood margin: tolerance − (loss now − loss at the start), nats per token."""
+class Choice(ContinuationMargin):
+    """Choice margin: log-prob per token of the correct option − that of the best other one."""
 
-    unit = "nats per token"
+    def __call__(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return the lead of the correct option, nats per token."""
+        means = score_continuations(model, probes)[0]
+        return preference_margin(means, probes.is_correct.to(means.device))
+
+    def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return −mean log-prob of the correct option, nats per token."""
+        means = score_continuations(model, probes)[0]
+        return -means[probes.is_correct.to(means.device)]
+
+
+class Likelihood(ContinuationMargin):
+    """Likelihood margin: tolerance − (loss now − loss before training), nats per token."""
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
         self.reference: Tensor | None = None
 
-    def take(self, indices: list[int]) -> Likelihood:
-        """The same for the probes at `indices`."""
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the losses before training are known."""
+        return self.reference is not None
+
+    def select(self, indices: Sequence[int]) -> Likelihood:
+        """Return the margin function for the probes at `indices`."""
         part = Likelihood(self.tolerance)
-        part.reference = None if self.reference is None else self.reference[indices]
+        part.reference = None if self.reference is None else self.reference[list(indices)]
         return part
 
-    def start(self, model: nn.Module, probes: Options) -> None:
-        """Measure each text's loss at the start."""
+    def calibrate(self, model: nn.Module, probes: Continuations) -> None:
+        """Store each text's loss before training."""
         self.reference = self.losses(model, probes).detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What was fixed at the start."""
+        """Return the losses before training."""
         return {"reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore the losses before training.
 
         Raises:
-            ValueError: it has no finite loss of each text.
+            ValueError: they are not one finite loss for each text.
         """
-        found = state["reference"]
-        if not isinstance(found, Tensor) or found.ndim != 1 or not found.isfinite().all():
-            raise ValueError("the reference is a finite loss of each text, shape (n_probes,)")
-        self.reference = found
+        reference = state["reference"]
+        if (
+            not isinstance(reference, Tensor)
+            or reference.ndim != 1
+            or not reference.isfinite().all()
+        ):
+            raise ValueError("the reference must be a finite loss of each text, shape (n_probes,)")
+        self.reference = reference
 
-    def __call__(self, model: nn.Module, probes: Options) -> Tensor:
-        """Nats per token left of the tolerance."""
+    def __call__(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return how much of the tolerance is unused, nats per token."""
         if self.reference is None:
-            raise BehaviorError("a likelihood margin needs `start(model)` before it is read")
+            raise BehaviorError(
+                "the losses before training are not known; call `calibrate(model, probes)` first"
+            )
         losses = self.losses(model, probes)
         if losses.shape != self.reference.shape:  # which might be broadcast
-            raise BehaviorError(f"{len(losses)} texts, and {len(self.reference)} reference losses")
+            raise BehaviorError(
+                f"{len(losses)} texts and {len(self.reference)} reference losses; "
+                "give one reference loss for each text"
+            )
         return self.tolerance - (losses - self.reference.to(losses.device))
 
-    def losses(self, model: nn.Module, probes: Options) -> Tensor:
-        """Mean negative log-likelihood of each text, nats per token."""
-        means, _ = options_log_probs(model, probes)
-        return -means.squeeze(-1)
+    def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
+        """Return the mean negative log-likelihood of each text, nats per token."""
+        return -score_continuations(model, probes)[0].squeeze(-1)
 
 
-def opener_learner(tokenizer: Any) -> Callable[[nn.Module, TokenBatch], list[int]]:
-    """A function that learns refusal openers from what the model itself begins with."""
+def prefix_calibrator(tokenizer: Any) -> Callable[[nn.Module, TokenBatch], list[int]]:
+    """Return a calibrator that finds refusal prefixes in the model's own responses."""
 
-    def learn(model: nn.Module, probes: TokenBatch) -> list[int]:
-        return calibrate_openers(model, tokenizer, probes.to(device_of(model)))
+    def calibrate(model: nn.Module, probes: TokenBatch) -> list[int]:
+        return find_refusal_prefixes(model, tokenizer, probes.to(device_of(model)))
 
-    return learn
+    return calibrate

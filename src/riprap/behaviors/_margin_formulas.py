@@ -1,4 +1,4 @@
-"""Margins as pure functions of logits (formulas: "Margins"); above 0 the probe still behaves."""
+"""Margins as pure functions of logits. A margin above 0 means that the probe passes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Margins:
-    """What a margin function may return in place of a bare tensor.
+    """Margins with a statement on whether they measure the behavior.
+
+    A margin function may return it in place of a bare tensor.
 
     Attributes:
         values: shape (n_probes,), attached to the graph.
-        insufficient: why these numbers do not measure the behaviour; empty where they do.
+        insufficient: why the values do not measure the behavior; empty where they do.
     """
 
     values: Tensor
@@ -22,7 +24,7 @@ class Margins:
 
 
 def token_margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Logit of the target − the largest other logit.
+    """Return the logit of the target − the largest other logit.
 
     Args:
         logits: shape (n, vocabulary).
@@ -36,27 +38,27 @@ def token_margin(logits: Tensor, targets: Tensor) -> Tensor:
     return right.squeeze(-1) - others.amax(-1)
 
 
-def opening_margin(logits: Tensor, openers: Tensor) -> Tensor:
-    """Largest logit among `openers` − the largest logit among all other tokens.
+def response_prefix_margin(logits: Tensor, prefixes: Tensor) -> Tensor:
+    """Return the largest logit among `prefixes` − the largest logit among all other tokens.
 
     Args:
         logits: shape (n, vocabulary), at the first position of the response.
-        openers: shape (k,), long: token ids with which the behaviour begins.
+        prefixes: shape (k,), long: first tokens of the responses that show the behavior.
 
     Returns:
-        shape (n,), in logits; above 0 exactly where greedy decoding begins with an opener.
+        shape (n,), in logits; above 0 exactly where greedy decoding starts with one of `prefixes`.
     """
-    others = logits.index_fill(-1, openers, float("-inf"))
-    return logits[:, openers].amax(-1) - others.amax(-1)
+    others = logits.index_fill(-1, prefixes, float("-inf"))
+    return logits[:, prefixes].amax(-1) - others.amax(-1)
 
 
 def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -> Tensor:
-    """Mean log-probability per token of right-aligned continuations.
+    """Return the mean log-probability per token of right-aligned continuations.
 
     Args:
         logits: shape (n, K + 1, vocabulary): the positions that predict the continuation, and the
-            last one, whose prediction is not used.
-        continuation: shape (n, K), long; its padding lies on the left.
+            last position, which is not used.
+        continuation: shape (n, K), long; padded on the left.
         mask: shape (n, K), 1 on real tokens.
 
     Returns:
@@ -64,21 +66,21 @@ def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -
     """
     used = logits[:, :-1]
     chosen = used.gather(-1, continuation[..., None]).squeeze(-1)
-    taken = chosen - used.logsumexp(-1)  # a log-softmax of which one entry a row is needed
-    return (taken * mask).sum(-1) / mask.sum(-1)
+    log_probs = chosen - used.logsumexp(-1)  # a log-softmax of which one entry a row is needed
+    return (log_probs * mask).sum(-1) / mask.sum(-1)
 
 
-def best_against_best(log_probs: Tensor, wanted: Tensor) -> Tensor:
-    """Best wanted continuation − best unwanted one (contrast and choice margins).
+def preference_margin(log_probs: Tensor, is_correct: Tensor) -> Tensor:
+    """Return the best correct continuation − the best other one (preference, multiple choice).
 
     Args:
         log_probs: shape (n, options).
-        wanted: shape (n, options) or (options,), bool.
+        is_correct: shape (n, options) or (options,), bool.
 
     Returns:
         shape (n,), nats per token.
     """
     lowest = torch.finfo(log_probs.dtype).min
-    keep = log_probs.masked_fill(~wanted, lowest).amax(-1)
-    lose = log_probs.masked_fill(wanted, lowest).amax(-1)
-    return keep - lose
+    chosen = log_probs.masked_fill(~is_correct, lowest).amax(-1)
+    rejected = log_probs.masked_fill(is_correct, lowest).amax(-1)
+    return chosen - rejected

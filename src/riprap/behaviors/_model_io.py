@@ -1,4 +1,4 @@
-"""Reading logits from any model: transformers' output objects, tuples, or a bare tensor."""
+"""Logits from any model: transformers' output objects, tuples or bare tensors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
-from riprap.behaviors import _prefix_cache as prefixes
-from riprap.behaviors._token_ids import readable
+from riprap._distributed import has_sharded_parameters
+from riprap.behaviors import _prefix_cache as prefix_cache
+from riprap.behaviors._base import ProbeSet
+from riprap.behaviors._token_ids import explain_index_errors
 from riprap.errors import BehaviorError
 
 
 @dataclass(frozen=True)
-class TokenBatch:
-    """Token sequences, left-padded, so that position −1 is everyone's last token.
+class TokenBatch(ProbeSet):
+    """Token sequences, left-padded: position −1 is the last token of each.
 
     Attributes:
         input_ids: shape (n, T), long.
@@ -30,16 +31,16 @@ class TokenBatch:
 
     @classmethod
     def pad(cls, rows: list[list[int]], pad_id: int = 0) -> TokenBatch:
-        """Left-pad `rows` to one length.
+        """Left-pad `rows` to the same length.
 
         Raises:
-            BehaviorError: there is no row, or a row is empty.
+            BehaviorError: there are no rows, or a row is empty.
         """
         if not rows:
-            raise BehaviorError("no probes: give at least one")
+            raise BehaviorError("there are no probes; give at least one")
         lengths = [len(row) for row in rows]
         if min(lengths) == 0:
-            raise BehaviorError(f"probe {lengths.index(0)} is empty: it needs at least one token")
+            raise BehaviorError(f"probe {lengths.index(0)} is empty; it needs at least one token")
         width = max(lengths)
         ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
         if min(lengths) == width:
@@ -47,12 +48,17 @@ class TokenBatch:
         mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
         return cls(ids, mask)
 
+    @property
+    def max_length(self) -> int:
+        """Length of the longest sequence, in tokens."""
+        return self.input_ids.shape[1]
+
     def __len__(self) -> int:
         return len(self.input_ids)
 
     @classmethod
     def join(cls, batches: list[TokenBatch]) -> TokenBatch:
-        """All rows of `batches`, padded on the left to the longest."""
+        """Concatenate the rows of `batches`, left-padded to the longest."""
         width = max(batch.input_ids.shape[1] for batch in batches)
         if all(b.attention_mask is None and b.input_ids.shape[1] == width for b in batches):
             return cls(torch.cat([batch.input_ids for batch in batches]))
@@ -67,8 +73,8 @@ class TokenBatch:
         ids = torch.cat([widen(batch.input_ids) for batch in batches])
         return cls(ids, torch.cat([widen(mask) for mask in masks]))
 
-    def take(self, indices: list[int]) -> TokenBatch:
-        """The rows at `indices`, without padding that none of them needs."""
+    def select(self, indices: list[int]) -> TokenBatch:
+        """Return the rows at `indices`, without padding that none of them needs."""
         ids = self.input_ids[indices]
         if self.attention_mask is None:
             return TokenBatch(ids)
@@ -78,7 +84,7 @@ class TokenBatch:
         return TokenBatch(ids, None if bool(mask.all()) else mask)
 
     def rows(self) -> list[list[int]]:
-        """Token ids row by row, without padding."""
+        """Return the token ids of each row, without padding."""
         ids = self.input_ids.tolist()
         if self.attention_mask is None:
             return ids
@@ -86,47 +92,47 @@ class TokenBatch:
         return [row[len(row) - length :] for row, length in zip(ids, lengths, strict=True)]
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same batch on another device."""
+        """Return the batch on `device`."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         return TokenBatch(self.input_ids.to(device), mask)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter (CPU for a model without any)."""
+    """Return the device of the model's first parameter; CPU for a model without parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def accepted_arguments(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments that the model's `forward` takes, wrappers looked through."""
+    """Return the names of the arguments of the model's `forward` and of those it wraps."""
     names: set[str] = set()
-    for module in (model, *_wrapped(model)):
+    for module in (model, *_wrapped_models(model)):
         names.update(inspect.signature(module.forward).parameters)
     return frozenset(names)
 
 
-def _wrapped(model: nn.Module) -> list[nn.Module]:
-    """What a wrapper (PEFT, DDP, torch.compile) holds and hands its keyword arguments on to."""
+def _wrapped_models(model: nn.Module) -> list[nn.Module]:
+    """Return the models inside wrappers (PEFT, DDP, torch.compile), which pass arguments on."""
     inner: list[nn.Module] = []
     current = model
     while len(inner) < 5:
         getter = getattr(current, "get_base_model", None)
-        following = getter() if callable(getter) else None
-        if following is None or following is current:
-            following = getattr(current, "_orig_mod", None)
-        if following is None and type(current).__name__.endswith("DataParallel"):
-            following = current.module
-        if not isinstance(following, nn.Module) or following is current:
+        wrapped = getter() if callable(getter) else None
+        if wrapped is None or wrapped is current:
+            wrapped = getattr(current, "_orig_mod", None)
+        if wrapped is None and type(current).__name__.endswith("DataParallel"):
+            wrapped = current.module
+        if not isinstance(wrapped, nn.Module) or wrapped is current:
             break
-        inner.append(following)
-        current = following
+        inner.append(wrapped)
+        current = wrapped
     return inner
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a model's output.
+    """Return the logits in a model's output.
 
     Raises:
-        BehaviorError: the output is none of the forms that are understood.
+        BehaviorError: the output has no logits.
     """
     if isinstance(output, Tensor):
         return output
@@ -137,8 +143,8 @@ def logits_of(output: Any) -> Tensor:
         logits = output[0]
     if not isinstance(logits, Tensor):
         raise BehaviorError(
-            f"the model returned {type(output).__name__} without logits: return a tensor, a tuple "
-            "that begins with one, or an object with `.logits`, or write a custom margin"
+            f"the model returned {type(output).__name__} without logits; return a tensor, a tuple "
+            "that starts with one or an object with `.logits`, or write a custom margin"
         )
     return logits
 
@@ -146,82 +152,89 @@ def logits_of(output: Any) -> Tensor:
 def last_logits(
     model: nn.Module,
     batch: TokenBatch,
-    keep: int = 1,
-    own: Tensor | None = None,
-    width: int = 1,
+    n_positions: int = 1,
+    n_used: Tensor | None = None,
+    group_size: int = 1,
 ) -> Tensor:
-    """Logits at the last `keep` positions of each sequence.
+    """Compute the logits at the last `n_positions` positions of each sequence.
 
     Args:
-        own: how many of a sequence's last positions will be used, shape (n,), `keep` at the most;
-            what the others hold is then undefined. None: all of them.
-        width: how many neighbouring sequences begin with one prompt.
+        n_used: how many of a sequence's last positions the caller reads, shape (n,), at most
+            `n_positions`; the logits at the others are undefined. None: all of them.
+        group_size: how many neighboring sequences share a prompt.
 
     Returns:
-        shape (n, keep, vocabulary). A model that returns (n, vocabulary) is read as having
-        answered for the last position only.
+        shape (n, n_positions, vocabulary), in at least float32. Output of shape (n, vocabulary)
+        is taken as the last position.
 
     Raises:
-        BehaviorError: probes of different lengths meet a model without `attention_mask`, or the
-            logits have a shape that cannot be read.
+        BehaviorError: the probes have different lengths and the model takes no `attention_mask`,
+            or the logits have another shape.
     """
-    with readable(batch.input_ids):
-        return _last_logits(model, batch, keep, own, width)
+    with explain_index_errors(batch.input_ids):
+        return _last_logits(model, batch, n_positions, n_used, group_size)
 
 
 def _last_logits(
-    model: nn.Module, batch: TokenBatch, keep: int, own: Tensor | None, width: int
+    model: nn.Module, batch: TokenBatch, n_positions: int, n_used: Tensor | None, group_size: int
 ) -> Tensor:
-    takes = accepted_arguments(model)
-    if not takes >= prefixes.NEEDED or model.training or _compiled(model) or sharded(model):
-        return _whole_rows(model, batch, keep, takes)
-    counts = torch.full((len(batch),), keep) if own is None else own.cpu()
+    arguments = accepted_arguments(model)
+    if (
+        not arguments >= prefix_cache.REQUIRED_ARGUMENTS
+        or model.training
+        or _is_compiled(model)
+        or has_sharded_parameters(model)
+    ):
+        return _full_pass(model, batch, n_positions, arguments)
+    counts = torch.full((len(batch),), n_positions) if n_used is None else n_used.cpu()
     rows = batch.rows()
-    cut = prefixes.plan(rows, counts.tolist(), width)
-    key = (len(cut.common), tuple(map(len, rows)), keep, width)
-    if not prefixes.worth_it(cut, rows):
-        return _whole_rows(model, batch, keep, takes)
-    if prefixes.verified(model, key) is None:
-        with torch.no_grad(), prefixes.trying():
-            tried = prefixes.logits_of_plan(model, cut, keep, takes)
-            whole = _whole_rows(model, batch, keep, takes)
-        prefixes.verify(model, key, tried, whole, counts.to(whole.device))
-    found = None
-    if prefixes.verified(model, key):
-        found = prefixes.logits_of_plan(model, cut, keep, takes)
-    return _whole_rows(model, batch, keep, takes) if found is None else found
+    plan = prefix_cache.plan_prefix_sharing(rows, counts.tolist(), group_size)
+    key = (len(plan.common), tuple(map(len, rows)), n_positions, group_size)
+    if not prefix_cache.saves_compute(plan, rows):
+        return _full_pass(model, batch, n_positions, arguments)
+    if prefix_cache.cached_check(model, key) is None:
+        with torch.no_grad(), prefix_cache.prefix_pass():
+            shared = prefix_cache.run_plan(model, plan, n_positions, arguments)
+            full = _full_pass(model, batch, n_positions, arguments)
+        prefix_cache.check_against_full_pass(model, key, shared, full, counts.to(full.device))
+    logits = None
+    if prefix_cache.cached_check(model, key):
+        logits = prefix_cache.run_plan(model, plan, n_positions, arguments)
+    return _full_pass(model, batch, n_positions, arguments) if logits is None else logits
 
 
-def _compiled(model: nn.Module) -> bool:
-    """Whether other shapes would be compiled anew."""
+def _is_compiled(model: nn.Module) -> bool:
+    """Return whether a pass of another shape would recompile the model."""
     return any(
         hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        for module in (model, *_wrapped(model))
+        for module in (model, *_wrapped_models(model))
     )
 
 
-def _whole_rows(model: nn.Module, batch: TokenBatch, keep: int, takes: frozenset[str]) -> Tensor:
+def _full_pass(
+    model: nn.Module, batch: TokenBatch, n_positions: int, arguments: frozenset[str]
+) -> Tensor:
     batch = batch.to(device_of(model))
     extra: dict[str, Any] = {}
     if batch.attention_mask is not None:
-        if "attention_mask" not in takes:
+        if "attention_mask" not in arguments:
             raise BehaviorError(
-                "the probes have different lengths, and the model's forward takes no "
-                "`attention_mask`: give probes of one length, or write a custom margin"
+                "the probes have different lengths and the model's forward takes no "
+                "`attention_mask`; give probes of equal length, or write a custom margin"
             )
         extra["attention_mask"] = batch.attention_mask
-        if "position_ids" in takes:
+        if "position_ids" in arguments:
             extra["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-    if "use_cache" in takes:
+    if "use_cache" in arguments:
         extra["use_cache"] = False
-    if "logits_to_keep" in takes:
-        extra["logits_to_keep"] = keep
+    if "logits_to_keep" in arguments:
+        extra["logits_to_keep"] = n_positions
     logits = logits_of(model(batch.input_ids, **extra))
-    if logits.dim() == 2 and keep == 1:
+    if logits.dim() == 2 and n_positions == 1:
         logits = logits.unsqueeze(1)
-    if logits.dim() != 3 or len(logits) != len(batch) or logits.shape[1] < keep:
+    if logits.dim() != 3 or len(logits) != len(batch) or logits.shape[1] < n_positions:
         raise BehaviorError(
-            f"logits of shape {tuple(logits.shape)} for {len(batch)} probes: "
-            f"expected (n, T, vocabulary) with T >= {keep}"
+            f"the model returned logits of shape {tuple(logits.shape)} for {len(batch)} probes; "
+            f"expected (n, T, vocabulary) with T >= {n_positions}"
         )
-    return logits[:, -keep:].float()
+    return logits[:, -n_positions:].float()

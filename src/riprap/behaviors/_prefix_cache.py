@@ -1,10 +1,10 @@
-"""Probes begin alike: what they have in common goes through the model once.
+"""Shared prefixes are computed once, through the key-value cache.
 
-A chat template puts the same tokens before every probe, and a choice crosses one prompt with all
-its options. Through the model's key-value cache the common beginning is read once, then each
-prompt once, then what is each row's own. The logits are the same to within rounding, which is
-checked at the first pass over each batch of probes; a model for which they are not, or that has no
-such cache, is given whole rows.
+A chat template puts the same tokens before every probe, and multiple-choice probes combine one
+prompt with all of its options. The common prefix is computed once, then each prompt once, then the
+tokens that differ between rows. The logits agree with those of a full pass to within rounding;
+the first pass over each batch of probes checks it. A model that fails the check, or has no such
+cache, computes full rows.
 """
 
 from __future__ import annotations
@@ -18,166 +18,181 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-LEAST = 8  # common tokens that are worth a pass of their own
-NEEDED = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache"})
+MIN_SHARED_TOKENS = 8  # a shorter common prefix is not worth a pass
+REQUIRED_ARGUMENTS = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache"})
 
-# A plain global, since compiled models trace the hooks that ask for it; a context variable would
-# break their graphs at each layer.
-_ahead = False
-_verified: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
+# A plain global: compiled models trace the hooks that read it, and a context variable would break
+# their graphs at each layer.
+_IN_PREFIX_PASS = False
+_CHECKED_PLANS: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
 
 
-def reading_ahead() -> bool:
-    """Whether the pass under way is not one whose outputs are to be kept as the probes'."""
-    return _ahead
+def in_prefix_pass() -> bool:
+    """Return whether the current pass is one whose outputs hooks must ignore."""
+    return _IN_PREFIX_PASS
 
 
 @contextmanager
-def trying() -> Iterator[None]:
-    """Mark passes over common beginnings, or those that are only compared."""
-    global _ahead
-    before, _ahead = _ahead, True
+def prefix_pass() -> Iterator[None]:
+    """Mark passes over shared prefixes, and passes that are only compared."""
+    global _IN_PREFIX_PASS
+    before, _IN_PREFIX_PASS = _IN_PREFIX_PASS, True
     try:
         yield
     finally:
-        _ahead = before
+        _IN_PREFIX_PASS = before
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How rows are cut: one common beginning, the rest of each prompt, the rest of each row.
+class PrefixPlan:
+    """How rows are cut into a common prefix, prompts and suffixes.
 
     Attributes:
-        common: token ids that all rows begin with.
-        prompts: what follows in the rows of each group; empty where rows stand alone.
-        rests: what is left of each row.
-        group: for each row the index of its group.
+        common: token ids that all rows start with.
+        prompts: what follows `common` in all rows of each group; empty where rows have no groups.
+        suffixes: the remaining tokens of each row.
+        group: index of each row's group.
     """
 
     common: list[int]
     prompts: list[list[int]]
-    rests: list[list[int]]
+    suffixes: list[list[int]]
     group: list[int]
 
     @property
     def tokens(self) -> int:
-        """Tokens that go through the model, padding included."""
-        padded = [len(part) * max(map(len, part)) for part in (self.prompts, self.rests) if part]
+        """Number of tokens that the model computes, padding included."""
+        padded = [len(part) * max(map(len, part)) for part in (self.prompts, self.suffixes) if part]
         return len(self.common) + sum(padded)
 
 
-def plan(rows: Sequence[Sequence[int]], own: Sequence[int], width: int = 1) -> Plan:
-    """Cut rows so that each keeps its last `own` tokens for the final pass.
+def plan_prefix_sharing(
+    rows: Sequence[Sequence[int]], n_used: Sequence[int], group_size: int = 1
+) -> PrefixPlan:
+    """Cut rows so that the last `n_used` tokens of each are computed in the final pass.
 
     Args:
         rows: token ids, without padding.
-        own: for each row how many tokens at its end must be in the final pass, 1 at the least.
-        width: how many neighbouring rows have one prompt.
+        n_used: for each row the number of tokens at its end that must be in the final pass, at
+            least 1.
+        group_size: how many neighboring rows share a prompt.
     """
-    limits = [len(row) - count for row, count in zip(rows, own, strict=True)]
-    first = _agreement(rows, limits)
-    first = first if first >= LEAST else 0
-    groups = [range(at, min(at + width, len(rows))) for at in range(0, len(rows), max(width, 1))]
-    if width == 1:
-        return Plan(list(rows[0][:first]), [], [list(row[first:]) for row in rows], [0] * len(rows))
-    ends = [_agreement([rows[i] for i in g], [limits[i] for i in g]) for g in groups]
+    limits = [len(row) - count for row, count in zip(rows, n_used, strict=True)]
+    first = _common_prefix_length(rows, limits)
+    first = first if first >= MIN_SHARED_TOKENS else 0
+    common = list(rows[0][:first])
+    if group_size == 1:
+        return PrefixPlan(common, [], [list(row[first:]) for row in rows], [0] * len(rows))
+    step = max(group_size, 1)
+    groups = [range(at, min(at + group_size, len(rows))) for at in range(0, len(rows), step)]
+    ends = [_common_prefix_length([rows[i] for i in g], [limits[i] for i in g]) for g in groups]
     prompts = [list(rows[g[0]][first:end]) for g, end in zip(groups, ends, strict=True)]
-    rests = [list(rows[i][end:]) for g, end in zip(groups, ends, strict=True) for i in g]
-    if not any(prompts):  # all end where the common beginning does, as that of a single probe
-        return Plan(list(rows[0][:first]), [], rests, [0] * len(rows))
+    suffixes = [list(rows[i][end:]) for g, end in zip(groups, ends, strict=True) for i in g]
+    if not any(prompts):  # all prompts end with the common prefix, as that of a single probe does
+        return PrefixPlan(common, [], suffixes, [0] * len(rows))
     group = [index for index, g in enumerate(groups) for _ in g]
-    return Plan(list(rows[0][:first]), prompts, rests, group)
+    return PrefixPlan(common, prompts, suffixes, group)
 
 
-def _agreement(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
-    """How many tokens all rows begin with alike, `min(limits)` at the most."""
+def _common_prefix_length(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
+    """Return how many tokens all rows start with in common, at most `min(limits)`."""
     for at in range(max(min(limits), 0)):
         if any(row[at] != rows[0][at] for row in rows):
             return at
     return max(min(limits), 0)
 
 
-def worth_it(cut: Plan, rows: Sequence[Sequence[int]]) -> bool:
-    """Whether a plan saves more than its passes cost."""
-    if not cut.common and (not cut.prompts or min(map(len, cut.prompts)) == 0):
+def saves_compute(plan: PrefixPlan, rows: Sequence[Sequence[int]]) -> bool:
+    """Return whether a plan saves more than its additional passes cost."""
+    if not plan.common and (not plan.prompts or min(map(len, plan.prompts)) == 0):
         return False
-    return 1.2 * cut.tokens < len(rows) * max(map(len, rows))
+    return 1.2 * plan.tokens < len(rows) * max(map(len, rows))
 
 
-def logits_of_plan(model: nn.Module, cut: Plan, keep: int, takes: frozenset[str]) -> Tensor | None:
-    """Logits at the last `keep` positions of each row, shape (rows, keep, vocabulary).
+def run_plan(
+    model: nn.Module, plan: PrefixPlan, n_positions: int, arguments: frozenset[str]
+) -> Tensor | None:
+    """Compute the logits at the last `n_positions` positions of each row.
 
-    At positions that are not among a row's own they mean nothing. None where the model keeps no
-    cache of the usual kind.
+    Args:
+        arguments: names of the arguments of the model's `forward`.
+
+    Returns:
+        shape (rows, n_positions, vocabulary), undefined at positions before a row's suffix; None
+        where the model returns no cache that can be repeated.
     """
     device = next(model.parameters()).device
-    seen, cache = torch.ones(1, 0, dtype=torch.long, device=device), None
-    with trying():
-        for rows in filter(None, ([cut.common] if cut.common else [], cut.prompts)):
-            seen, cache = _read(model, rows, _spread(cache, seen, [0] * len(rows)))
+    mask, cache = torch.ones(1, 0, dtype=torch.long, device=device), None
+    with prefix_pass():
+        for rows in filter(None, ([plan.common] if plan.common else [], plan.prompts)):
+            mask, cache = _extend_cache(model, rows, _repeat_cache(cache, mask, [0] * len(rows)))
             if not hasattr(cache, "batch_select_indices"):
                 return None
-    seen, cache = _spread(cache, seen, cut.group)
-    ids, mask, positions = _laid_out(cut.rests, seen, device)
-    extra = {"logits_to_keep": keep} if "logits_to_keep" in takes else {}
+    mask, cache = _repeat_cache(cache, mask, plan.group)
+    ids, own_mask, positions = _left_pad(plan.suffixes, mask, device)
+    extra = {"logits_to_keep": n_positions} if "logits_to_keep" in arguments else {}
     output = model(
         ids,
-        attention_mask=torch.cat([seen, mask], 1),
+        attention_mask=torch.cat([mask, own_mask], 1),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
         **extra,
     )
     logits: Tensor = output.logits
-    return logits[:, -keep:].float()
+    return logits[:, -n_positions:].float()
 
 
-def _read(model: nn.Module, rows: list[list[int]], after: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    """Mask and cache after `rows` have been read."""
-    seen, cache = after
-    ids, mask, positions = _laid_out(rows, seen, seen.device)
-    seen = torch.cat([seen, mask], 1)
+def _extend_cache(
+    model: nn.Module, rows: list[list[int]], before: tuple[Tensor, Any]
+) -> tuple[Tensor, Any]:
+    """Run the model on `rows` after the cached tokens; return the new (mask, cache)."""
+    mask, cache = before
+    ids, own_mask, positions = _left_pad(rows, mask, mask.device)
+    mask = torch.cat([mask, own_mask], 1)
     output = model(
-        ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
+        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     )
-    return seen, getattr(output, "past_key_values", None)
+    return mask, getattr(output, "past_key_values", None)
 
 
-def _laid_out(
-    rows: list[list[int]], seen: Tensor, device: torch.device
+def _left_pad(
+    rows: list[list[int]], cached_mask: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows padded on the left, the mask of their tokens, and their positions after `seen`."""
+    """Return padded rows, the mask of their tokens, and their positions after the cached tokens."""
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    positions = (seen.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+    positions = (cached_mask.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
     return ids, mask, positions
 
 
-def _spread(cache: Any, seen: Tensor, group: list[int]) -> tuple[Tensor, Any]:
-    """Mask and cache with a row for each entry of `group`."""
-    indices = torch.tensor(group, device=seen.device)
+def _repeat_cache(cache: Any, mask: Tensor, group: list[int]) -> tuple[Tensor, Any]:
+    """Return (mask, cache) with one row for each entry of `group`."""
+    indices = torch.tensor(group, device=mask.device)
     if cache is not None:
         cache.batch_select_indices(indices)
-    return seen[indices], cache
+    return mask[indices], cache
 
 
-def verified(model: nn.Module, key: Any) -> bool | None:
-    """Whether a plan was found to give the logits of whole rows; None before that was tried."""
-    return _verified.get(model, {}).get(key)
+def cached_check(model: nn.Module, key: Any) -> bool | None:
+    """Return whether a plan gives the logits of a full pass; None before it was checked."""
+    return _CHECKED_PLANS.get(model, {}).get(key)
 
 
-def verify(model: nn.Module, key: Any, found: Tensor | None, whole: Tensor, own: Tensor) -> None:
-    """Remember whether a plan gives the logits of whole rows.
+def check_against_full_pass(
+    model: nn.Module, key: Any, shared: Tensor | None, full: Tensor, n_used: Tensor
+) -> None:
+    """Store whether a plan gives the logits of a full pass.
 
     Args:
-        found, whole: shape (rows, keep, vocabulary).
-        own: shape (rows,), how many of the last positions count.
+        shared, full: logits of the plan and of full rows, shape (rows, positions, vocabulary).
+        n_used: shape (rows,), how many of the last positions are compared.
     """
-    good = False
-    if found is not None and found.shape == whole.shape:
-        counted = torch.arange(whole.shape[1], 0, -1, device=whole.device) <= own[:, None]
-        error = (found - whole)[counted].abs().max()
+    agrees = False
+    if shared is not None and shared.shape == full.shape:
+        compared = torch.arange(full.shape[1], 0, -1, device=full.device) <= n_used[:, None]
+        error = (shared - full)[compared].abs().max()
         precise = next(model.parameters()).dtype == torch.float32
-        good = bool(error <= (1e-3 if precise else 5e-2) * whole[counted].abs().max())
-    _verified.setdefault(model, {})[key] = good
+        agrees = bool(error <= (1e-3 if precise else 5e-2) * full[compared].abs().max())
+    _CHECKED_PLANS.setdefault(model, {})[key] = agrees

@@ -1,4 +1,4 @@
-"""Token ids that somebody hands in: whole numbers that some vocabulary may have, or an error."""
+"""Token ids from users, checked."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from torch import Tensor
 
 from riprap.errors import BehaviorError
 
-MOST = 2**31  # no vocabulary is as large
+TOKEN_ID_LIMIT = 2**31  # larger than any vocabulary
 
 
-def token_rows(rows: Iterable[Any], what: str = "probe") -> list[list[int]]:
-    """Rows of token ids as lists.
+def parse_token_rows(rows: Iterable[Any], what: str = "probe") -> list[list[int]]:
+    """Return rows of token ids as lists.
 
     Args:
         rows: shape (n, T), or n sequences of any lengths.
-        what: how an error calls a row.
+        what: name of a row in error messages.
 
     Raises:
-        BehaviorError: an id is no whole number, or none that a vocabulary could have.
+        BehaviorError: an id is not an integer, or outside the range of token ids.
     """
     try:
-        found = [[index(part) for part in _plain(row)] for row in rows]
+        parsed = [[index(part) for part in _plain(row)] for row in rows]
     except TypeError as error:
-        raise BehaviorError(f"a {what} is token ids, which are whole numbers: {error}") from error
-    for number, row in enumerate(found):
-        if row and not 0 <= min(row) <= max(row) < MOST:
-            odd = min(row) if min(row) < 0 else max(row)
-            raise BehaviorError(f"{what} {number} holds {odd}, which is no token id")
-    return found
+        raise BehaviorError(f"each {what} must be a list of integer token ids: {error}") from error
+    for number, row in enumerate(parsed):
+        if row and not 0 <= min(row) <= max(row) < TOKEN_ID_LIMIT:
+            wrong = min(row) if min(row) < 0 else max(row)
+            raise BehaviorError(f"{what} {number} contains {wrong}, which is not a token id")
+    return parsed
 
 
-def token_targets(targets: Tensor | Sequence[int]) -> Tensor:
-    """Targets as a tensor of whole numbers, of the shape that was given.
+def parse_targets(targets: Tensor | Sequence[int]) -> Tensor:
+    """Return targets as a tensor of integers, in the shape that was given.
 
     Raises:
-        BehaviorError: they are none.
+        BehaviorError: they are not integers.
     """
     try:
-        found = torch.as_tensor(targets)
+        parsed = torch.as_tensor(targets)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise BehaviorError(f"targets are token ids, one a probe: {error}") from error
-    if found.numel() and (found.is_floating_point() or found.is_complex()):
-        raise BehaviorError(f"targets are token ids, whole numbers, and not {found.dtype}")
-    return found.long()
+        raise BehaviorError(f"targets must be token ids, one for each probe: {error}") from error
+    if parsed.numel() and (parsed.is_floating_point() or parsed.is_complex()):
+        raise BehaviorError(f"targets must be integer token ids, got {parsed.dtype}")
+    return parsed.long()
 
 
 def _plain(row: Any) -> Any:
@@ -56,20 +56,20 @@ def _plain(row: Any) -> Any:
 
 
 @contextmanager
-def readable(ids: Tensor) -> Iterator[None]:
-    """A model that has no row for a token or a position says so by an IndexError, and not why.
+def explain_index_errors(ids: Tensor) -> Iterator[None]:
+    """Turn the IndexError of a model without a row for a token or position into an explanation.
 
     Args:
-        ids: those of the probes, shape (n, T).
+        ids: token ids of the probes, shape (n, T).
 
     Raises:
-        BehaviorError: it said so.
+        BehaviorError: an IndexError was raised.
     """
     try:
         yield
     except IndexError as error:
         raise BehaviorError(
             f"the model cannot read probes of {ids.shape[1]} tokens with ids up to "
-            f"{int(ids.max())}: its vocabulary or its context is smaller ({error}); is this the "
-            "model's own tokenizer?"
+            f"{int(ids.max())}: its vocabulary or its context is smaller ({error}); use the "
+            "model's own tokenizer"
         ) from error

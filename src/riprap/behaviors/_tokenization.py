@@ -1,4 +1,4 @@
-"""From prompts to token ids, as the model will meet them in use."""
+"""Token ids of prompts and continuations, as the model sees them in use."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from riprap.behaviors._token_ids import token_rows
+from riprap.behaviors._token_ids import parse_token_rows
 from riprap.errors import BehaviorError
 
-Prompt = str | list[dict[str, str]]  # a user's request, or a conversation that ends with it
+Prompt = str | list[dict[str, str]]  # a user's request, or a conversation that ends with one
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of each prompt, up to where the response begins.
+    """Return the token ids of each prompt, up to the first position of the response.
 
     A tokenizer with a chat template applies it, with the generation prompt; any other encodes the
-    text as it stands.
+    plain text.
 
     Raises:
-        BehaviorError: no prompts, an empty one, or a conversation without a chat template.
+        BehaviorError: there are no prompts, one is empty, or one is a conversation and the
+            tokenizer has no chat template.
     """
     if not prompts:
-        raise BehaviorError("no prompts: give at least one")
-    _refuse_text(prompts, "prompts")
+        raise BehaviorError("there are no prompts; give at least one")
+    _require_list(prompts, "prompts")
     rows = []
     for index, prompt in enumerate(prompts):
-        with _encoding(f"prompt {index}"):
+        with _wrap_tokenizer_errors(f"prompt {index}"):
             rows.append(_encode(tokenizer, prompt, index))
     return rows
 
 
-def _refuse_text(texts: Any, what: str) -> None:
-    """One text in place of a list would be taken letter by letter."""
+def _require_list(texts: Any, what: str) -> None:
+    """Refuse a single text, which would be read as a list of characters."""
     if isinstance(texts, str):
-        raise BehaviorError(f"{what} are a list of texts, and not one text: give [{texts[:40]!r}]")
+        raise BehaviorError(f"{what} must be a list of texts, got one text; give [{texts[:40]!r}]")
 
 
 @contextmanager
-def _encoding(what: str) -> Iterator[None]:
-    """Tokenizers and chat templates trip over odd text in many ways, and never say over which."""
+def _wrap_tokenizer_errors(what: str) -> Iterator[None]:
+    """Name the text that a tokenizer or chat template cannot encode; their errors do not."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
@@ -50,7 +51,7 @@ def _encoding(what: str) -> Iterator[None]:
 
 def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise BehaviorError(f"prompt {index} is empty: every probe needs some text")
+        raise BehaviorError(f"prompt {index} is empty; every probe needs some text")
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return list(
@@ -60,37 +61,55 @@ def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
         )
     if not isinstance(prompt, str):
         raise BehaviorError(
-            f"prompt {index} is a conversation, and the tokenizer has no chat template: give text"
+            f"prompt {index} is a conversation, but the tokenizer has no chat template; give text"
         )
     return list(tokenizer(prompt)["input_ids"])
 
 
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of each text, with the tokenizer's special tokens.
+
+    Raises:
+        BehaviorError: there are no texts, or one has fewer than two tokens.
+    """
+    if not texts:
+        raise BehaviorError("there are no texts; give at least one")
+    _require_list(texts, "texts")
+    rows = []
+    for index, text in enumerate(texts):
+        with _wrap_tokenizer_errors(f"text {index}"):
+            rows.append(list(tokenizer(text)["input_ids"]))
+        if len(rows[-1]) < 2:
+            raise BehaviorError(f"text {text!r} has fewer than two tokens; give a longer one")
+    return rows
+
+
 def encode_continuations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each continuation, without special tokens.
+    """Return the token ids of each continuation, without special tokens.
 
     Raises:
         BehaviorError: a continuation is empty.
     """
-    _refuse_text(texts, "continuations")
+    _require_list(texts, "continuations")
     rows = []
     for text in texts:
-        with _encoding(f"continuation {text!r}"):
+        with _wrap_tokenizer_errors(f"continuation {text!r}"):
             rows.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     for text, row in zip(texts, rows, strict=True):
         if not row:
-            raise BehaviorError(f"continuation {text!r} has no token: give some text")
+            raise BehaviorError(f"continuation {text!r} has no tokens; give some text")
     return rows
 
 
-def first_tokens(tokenizer: Any, openers: Sequence[str | int]) -> list[int]:
-    """The distinct first token ids of `openers`; an id passes as it is.
+def first_tokens(tokenizer: Any, prefixes: Sequence[str | int]) -> list[int]:
+    """Return the distinct first token ids of `prefixes`; token ids are returned unchanged.
 
     Raises:
-        BehaviorError: no openers.
+        BehaviorError: there are no prefixes.
     """
-    if not openers:
-        raise BehaviorError("no openers: name at least one text with which the behaviour begins")
-    _refuse_text(openers, "openers")
-    texts = [opener for opener in openers if isinstance(opener, str)]
-    ids = token_rows([[o] for o in openers if not isinstance(o, str)], "opener")
+    if not prefixes:
+        raise BehaviorError("there are no prefixes; give at least one response prefix")
+    _require_list(prefixes, "prefixes")
+    texts = [prefix for prefix in prefixes if isinstance(prefix, str)]
+    ids = parse_token_rows([[p] for p in prefixes if not isinstance(p, str)], "prefix")
     return sorted({row[0] for row in [*encode_continuations(tokenizer, texts), *ids]})

@@ -1,51 +1,65 @@
-"""Passes over probes that leave no trace on training."""
+"""Evaluation: passes over probes that leave training untouched.
 
-from riprap.evaluation._answer_logits import answers
-from riprap.evaluation._batch_loss import Loss, moved, own_loss
-from riprap.evaluation._features import captured, find_layer, layer_names, rows_of, stacks
+- `evaluate`, `evaluate_batch`: margins, gradients, activations and logits, as a `ProbeResult`.
+- `compute_margins`, `loss_gradient`, `margin_gradients`, `fisher_diagonal`, `layer_moments`,
+  `answer_logits`: single quantities for signals, guards and diagnoses.
+- `preserve_training_state`: the context in which all of them run.
+- `find_layer`, `layer_names`, `capture_outputs`: layers and their outputs.
+- `model_loss`, `loss_and_gradient`, `generate`: losses and answers on other inputs than probes.
+"""
+
+from riprap.evaluation._answer_logits import answer_logits
+from riprap.evaluation._batch_loss import Loss, model_loss, to_device
+from riprap.evaluation._features import (
+    capture_outputs,
+    find_layer,
+    last_rows,
+    layer_names,
+    layer_stacks,
+)
 from riprap.evaluation._generation import generate
-from riprap.evaluation._isolation import no_trace
-from riprap.evaluation._linear_layers import LinearLayer, Moments, layer_moments, linear_layers
+from riprap.evaluation._isolation import preserve_training_state
+from riprap.evaluation._linear_layers import LayerMoments, LinearLayer, layer_moments, linear_layers
 from riprap.evaluation._per_probe import fisher_diagonal, margin_gradients
 from riprap.evaluation._probe_pass import (
-    Look,
-    checked,
-    gradient_at,
+    ProbeResult,
+    calibrate,
+    compute_margins,
+    evaluate,
+    evaluate_batch,
     gradient_of,
-    look,
-    look_together,
+    group_by_forward_pass,
+    loss_and_gradient,
     loss_gradient,
-    measure,
-    shared_passes,
-    start,
+    validate_margins,
 )
 
 __all__ = [
+    "LayerMoments",
     "LinearLayer",
-    "Look",
     "Loss",
-    "Moments",
-    "answers",
-    "captured",
-    "checked",
+    "ProbeResult",
+    "answer_logits",
+    "calibrate",
+    "capture_outputs",
+    "compute_margins",
+    "evaluate",
+    "evaluate_batch",
     "find_layer",
     "fisher_diagonal",
     "generate",
-    "gradient_at",
     "gradient_of",
+    "group_by_forward_pass",
+    "last_rows",
     "layer_moments",
     "layer_names",
+    "layer_stacks",
     "linear_layers",
-    "look",
-    "look_together",
+    "loss_and_gradient",
     "loss_gradient",
     "margin_gradients",
-    "measure",
-    "moved",
-    "no_trace",
-    "own_loss",
-    "rows_of",
-    "shared_passes",
-    "stacks",
-    "start",
+    "model_loss",
+    "preserve_training_state",
+    "to_device",
+    "validate_margins",
 ]

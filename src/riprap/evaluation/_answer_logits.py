@@ -1,4 +1,4 @@
-"""What the model answers on the probes: logits at the positions that count, in the graph."""
+"""Logits that the answers to probes are read from, attached to the graph."""
 
 from __future__ import annotations
 
@@ -8,54 +8,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap.behaviors import Behavior, Options, last_logits, logits_of, reading_ahead
+from riprap.behaviors import Behavior, in_prefix_pass, logits_of
 from riprap.errors import BehaviorError
 
 
-def answers(behavior: Behavior, model: nn.Module) -> Tensor:
-    """Logits with which the model answers a behaviour's probes; to be called inside `no_trace`.
+def answer_logits(behavior: Behavior, model: nn.Module) -> Tensor:
+    """Compute the logits that the model's answers are read from.
 
-    Of probes that end where the response begins, those of the response's first token; of
-    teacher-forced ones, those of each token of the continuations that the behaviour wants; of
-    custom probes, those at the last position of each call of the model. Padding has none.
+    Call it inside `preserve_training_state`. For margins of the response's first token, these are
+    the last position of each probe; for margins of continuations, each token of the correct ones;
+    for a plain margin function, the last position of each call of the model. Padding is left out.
 
     Returns:
         shape (positions, vocabulary), in at least float32.
 
     Raises:
-        BehaviorError: a custom margin's model gave no logits.
+        BehaviorError: a plain margin function's model returned no logits.
     """
-    probes = behavior.probes
-    if hasattr(behavior.margins, "from_logits"):
-        return last_logits(model, probes)[:, -1]
-    if isinstance(probes, Options):
-        width, options = probes.continuation.shape[1], probes.wanted.shape[1]
-        logits = last_logits(model, probes.batch, width + 1, probes.mask.sum(-1) + 1, options)
-        counted = probes.mask.bool() & probes.wanted.reshape(-1, 1)
-        return logits[:, :-1][counted.to(logits.device)]
-    seen = _seen(behavior, model)
-    if not seen or len({part.shape[-1] for part in seen}) > 1:
+    logits = behavior.margins.answer_logits(model, behavior.probes)
+    if logits is not None:
+        return logits
+    captured = _captured_logits(behavior, model)
+    if not captured or len({part.shape[-1] for part in captured}) > 1:
         raise BehaviorError(
-            f"behaviour {behavior.name!r}: no logits were seen; its margin must call the model "
-            "itself, and get a tensor of shape (n, vocabulary) or (n, T, vocabulary)"
+            f"behavior {behavior.name!r}: no logits were captured; its margin function must call "
+            "the model itself and get a tensor of shape (n, vocabulary) or (n, T, vocabulary)"
         )
-    return torch.cat(seen)
+    return torch.cat(captured)
 
 
-def _seen(behavior: Behavior, model: nn.Module) -> list[Tensor]:
-    """Logits at the last position of each call that the margin makes."""
-    seen: list[Tensor] = []
+def _captured_logits(behavior: Behavior, model: nn.Module) -> list[Tensor]:
+    """Return the logits at the last position of each call that the margin function makes."""
+    captured: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        with suppress(BehaviorError):  # a model of another kind is refused by the caller
+    def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        with suppress(BehaviorError):  # the caller refuses a model without logits
             logits = logits_of(output)
-            if logits.dim() in (2, 3) and not reading_ahead():
+            if logits.dim() in (2, 3) and not in_prefix_pass():
                 last = logits[:, -1] if logits.dim() == 3 else logits
-                seen.append(last.float() if last.dtype.itemsize < 4 else last)
+                captured.append(last.float() if last.dtype.itemsize < 4 else last)
 
-    handle = model.register_forward_hook(keep)
+    handle = model.register_forward_hook(capture)
     try:
         behavior.margins(model, behavior.probes)
     finally:
         handle.remove()
-    return seen
+    return captured

@@ -1,4 +1,4 @@
-"""Greedy answers of a transformers model: the slow lane, for before training and checkpoints."""
+"""Greedy generation with a transformers model, for use before training and at checkpoints."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import torch
 from torch import nn
 
 from riprap.behaviors import TokenBatch, device_of
-from riprap.evaluation._isolation import no_trace
+from riprap.evaluation._isolation import preserve_training_state
 
-ROWS = 32  # prompts at a time: bounds the memory of a pass
+BATCH_SIZE = 32  # prompts in one batch: bounds the memory of a pass
 
 
 def generate(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], tokens: int
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """Greedy answers to prompts, without a trace on training.
+    """Generate greedy answers to prompts; the training state is preserved.
 
-    Whatever the model's own generation settings say of beams, sampling and repetition.
+    The model's own generation settings for beams, sampling and repetition are ignored.
 
     Args:
-        prompts: token ids of each.
-        tokens: the longest answer.
+        prompts: token ids of each prompt.
 
     Returns:
-        token ids of each answer, with its end token where the model ended it, without padding.
+        token ids of each answer, including its end token if the model produced one, without
+        padding.
     """
     pad = tokenizer.pad_token_id or 0
-    ends = _ends(model, tokenizer)
-    found: list[list[int]] = []
-    with torch.inference_mode(False), torch.no_grad(), no_trace(model):
-        for at in range(0, len(prompts), ROWS):
-            batch = TokenBatch.pad(list(prompts[at : at + ROWS]), pad)
+    ends = _end_tokens(model, tokenizer)
+    answers: list[list[int]] = []
+    with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
+        for at in range(0, len(prompts), BATCH_SIZE):
+            batch = TokenBatch.pad(list(prompts[at : at + BATCH_SIZE]), pad)
             ids = batch.input_ids.to(device_of(model))
             mask = batch.attention_mask
             mask = torch.ones_like(ids) if mask is None else mask.to(ids.device)
             out = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=tokens,
+                max_new_tokens=max_new_tokens,
                 do_sample=False,
                 num_beams=1,
                 repetition_penalty=1.0,
                 no_repeat_ngram_size=0,
                 pad_token_id=pad,
             )
-            found += [_until(row, ends) for row in out[:, ids.shape[1] :].tolist()]
-    return found
+            answers += [_cut_at_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
+    return answers
 
 
-def _ends(model: nn.Module, tokenizer: Any) -> set[int]:
-    """Ids of the tokens that end an answer."""
+def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Return the ids of the tokens that end an answer."""
     config = getattr(model, "generation_config", None)
     known = getattr(config, "eos_token_id", None)
     known = tokenizer.eos_token_id if known is None else known
     return set(known) if isinstance(known, list) else {known}
 
 
-def _until(row: list[int], ends: set[int]) -> list[int]:
-    """An answer up to its end token, that included; what follows is padding."""
+def _cut_at_end(row: list[int], ends: set[int]) -> list[int]:
+    """Return an answer up to and including its end token; what follows is padding."""
     stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
     return row[:stop]

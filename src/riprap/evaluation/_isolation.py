@@ -1,9 +1,9 @@
-"""The observer leaves no trace: everything that a pass may touch is put back after it.
+"""Isolation: a pass over probes leaves training exactly as it was.
 
-Put back are `.training` of every module; `.grad`, `requires_grad` and tensor hooks of every
-parameter; buffers, whether the pass wrote them, replaced them or added some; and the random
-generators of torch (all devices in use), numpy and Python. Autocast is off inside; evaluation mode
-also keeps gradient checkpointing from acting.
+Restored are `.training` of every module; `.grad`, `requires_grad` and tensor hooks of every
+parameter; buffers, whether the pass wrote, replaced or added them; and the random number
+generators of torch (on all devices in use), numpy and Python. Autocast is off inside. Evaluation
+mode also disables gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from riprap.behaviors import device_of
 
 
 @contextmanager
-def no_trace(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time being; afterwards everything is as it was."""
+def preserve_training_state(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, and restore everything listed above afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    with _parameters_kept(model), _buffers_kept(model):
+    with _preserve_params(model), _preserve_buffers(model):
         try:
             for module, _ in modes:
                 module.training = False
-            with _generators_kept(model), _autocast_off(model):
+            with _preserve_rng(model), _disable_autocast(model):
                 yield
         finally:
             reshard(model)
@@ -37,17 +37,17 @@ def no_trace(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _parameters_kept(model: nn.Module) -> Iterator[None]:
-    """No `.grad` and no tensor hooks inside: a user's hook is there for training's gradients."""
-    kept = [(p, p.grad, p.requires_grad, p._backward_hooks) for p in model.parameters()]
+def _preserve_params(model: nn.Module) -> Iterator[None]:
+    """Remove `.grad` and tensor hooks inside: a user's hook is meant for training's gradients."""
+    saved = [(p, p.grad, p.requires_grad, p._backward_hooks) for p in model.parameters()]
     try:
-        for parameter, _, _, hooks in kept:
+        for parameter, _, _, hooks in saved:
             parameter.grad = None
             if hooks is not None:
                 parameter._backward_hooks = None
         yield
     finally:
-        for parameter, grad, required, hooks in kept:
+        for parameter, grad, required, hooks in saved:
             parameter.requires_grad_(required)
             parameter.grad = grad
             if hooks is not None:
@@ -55,21 +55,24 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    kept = [(module, dict(module._buffers)) for module in model.modules()]
+def _preserve_buffers(model: nn.Module) -> Iterator[None]:
+    saved = [(module, dict(module._buffers)) for module in model.modules()]
     contents = [
-        (buffer, buffer.clone()) for _, own in kept for buffer in own.values() if buffer is not None
+        (buffer, buffer.clone())
+        for _, own in saved
+        for buffer in own.values()
+        if buffer is not None
     ]
     try:
         yield
     finally:
-        for module, own in kept:
+        for module, own in saved:
             if _identities(module._buffers) != _identities(own):
                 module._buffers.clear()
                 module._buffers.update(own)
         with torch.no_grad():
             for buffer, content in contents:
-                # Compared by value: writes through `.data` do not show in a tensor's version.
+                # Compared by value: writes through `.data` do not change a tensor's version.
                 if not torch.equal(buffer, content):
                     buffer.copy_(content)
 
@@ -79,17 +82,17 @@ def _identities(buffers: Mapping[str, Tensor | None]) -> dict[str, int]:
 
 
 def _devices(model: nn.Module) -> dict[str, list[int]]:
-    """Accelerator indices by device type, for the devices that hold parameters."""
-    found: dict[str, set[int]] = {}
+    """Return the accelerator indices of all parameters, by device type."""
+    indices: dict[str, set[int]] = {}
     for parameter in model.parameters():
         device = parameter.device
         if device.type not in ("cpu", "meta"):
-            found.setdefault(device.type, set()).add(device.index or 0)
-    return {kind: sorted(indices) for kind, indices in found.items()}
+            indices.setdefault(device.type, set()).add(device.index or 0)
+    return {kind: sorted(own) for kind, own in indices.items()}
 
 
 @contextmanager
-def _generators_kept(model: nn.Module) -> Iterator[None]:
+def _preserve_rng(model: nn.Module) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         accelerators = _devices(model) or {"cpu": []}
@@ -106,6 +109,6 @@ def _generators_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _autocast_off(model: nn.Module) -> Iterator[None]:
+def _disable_autocast(model: nn.Module) -> Iterator[None]:
     with torch.autocast(device_type=device_of(model).type, enabled=False):
         yield

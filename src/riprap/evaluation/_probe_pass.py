@@ -1,6 +1,6 @@
-"""Passes over probes, forward and backward, inside `no_trace`.
+"""Forward and backward passes over probes, inside `preserve_training_state`.
 
-Gradients are taken by `torch.autograd.grad`, which accumulates nothing and fires no
+Gradients are computed by `torch.autograd.grad`, which accumulates nothing and calls no
 post-accumulate hook.
 """
 
@@ -14,27 +14,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import raise_on_all_ranks, sharded
-from riprap.behaviors import Behavior, Margins, TokenBatch, accepted_arguments, last_logits
+from riprap._distributed import has_sharded_parameters, raise_on_all_ranks
+from riprap.behaviors import (
+    Behavior,
+    LastLogitsMargin,
+    Margins,
+    TokenBatch,
+    accepted_arguments,
+    last_logits,
+)
 from riprap.errors import BehaviorError
-from riprap.evaluation._features import captured, rows_of
-from riprap.evaluation._isolation import no_trace
+from riprap.evaluation._features import capture_outputs, last_rows
+from riprap.evaluation._isolation import preserve_training_state
 from riprap.linalg import Vector, is_sharded
 
 
 @dataclass
-class Look:
-    """What one pass over a behaviour's probes showed.
+class ProbeResult:
+    """Result of one pass over a behavior's probes.
 
     Attributes:
         margins: shape (n_probes,), float64, on the CPU.
-        insufficient: why the margins do not measure the behaviour; empty where they do.
-        gradient: h_b = ∇ mean margin, one tensor per trainable parameter; None where it was not
-            asked for or the margin is detached from the graph.
-        activations: layer name -> residual stream at the last position, shape (rows, d), where a
-            row is a probe, or a probe's option.
+        insufficient: why the margins do not measure the behavior; empty where they do.
+        gradient: h_b = ∇ mean margin, one tensor for each trainable parameter; None where it was
+            not requested or the margin is detached from the graph.
+        activations: layer name -> residual stream at the last position, shape (rows, d); a row is
+            a probe, or a probe's option.
         logits: shape (rows, vocabulary) at the last position; None where the model's own output
-            was not seen.
+            was not captured.
     """
 
     margins: np.ndarray
@@ -44,106 +51,112 @@ class Look:
     logits: Tensor | None = None
 
 
-def measure(behavior: Behavior, model: nn.Module) -> Margins:
-    """The behaviour's margins as they stand, checked; attached to the graph if one is built.
+def compute_margins(behavior: Behavior, model: nn.Module) -> Margins:
+    """Compute a behavior's margins and validate them; attached to the graph if one is built.
 
     Raises:
-        BehaviorError: the margins are not a tensor of shape (n_probes,) with a probe in it.
+        BehaviorError: as `validate_margins`.
     """
-    return checked(behavior, behavior.margins(model, behavior.probes))
+    return validate_margins(behavior, behavior.margins(model, behavior.probes))
 
 
-def checked(behavior: Behavior, result: Tensor | Margins) -> Margins:
-    """What a margin function returned, if it is of the right shape.
+def validate_margins(behavior: Behavior, result: Tensor | Margins) -> Margins:
+    """Return a margin function's result as `Margins`, if it has the right shape.
 
     Raises:
-        BehaviorError: it is not a tensor of shape (n_probes,) with a probe in it.
+        BehaviorError: it is not a real tensor of shape (n_probes,) with at least one probe.
     """
     margins = result if isinstance(result, Margins) else Margins(result)
     values = margins.values
     if not isinstance(values, Tensor) or values.dim() != 1 or len(values) == 0:
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise BehaviorError(
-            f"behaviour {behavior.name!r}: margins gave {shape}; "
-            "expected a tensor of shape (n_probes,) with at least one probe"
+            f"behavior {behavior.name!r}: the margin function returned {shape}; expected a tensor "
+            "of shape (n_probes,) with at least one probe"
         )
     if values.is_complex() or values.is_meta:
         kind = "no data" if values.is_meta else "complex numbers"
-        raise BehaviorError(f"behaviour {behavior.name!r}: margins hold {kind}; expected reals")
+        raise BehaviorError(
+            f"behavior {behavior.name!r}: the margins contain {kind}; expected real numbers"
+        )
     return margins
 
 
 def gradient_of(
     value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False
 ) -> Vector | None:
-    """∇ value in `parameters`, zeros where it does not depend on one; None if on none of them.
+    """Compute ∇ value in `parameters`, with zeros for parameters that it does not depend on.
 
-    To be called inside `no_trace`.
+    None if it depends on none of them. Call it inside `preserve_training_state`.
     """
     if not value.requires_grad:
         return None
     if any(is_sharded(parameter) for parameter in parameters):
-        return _accumulated(value, parameters)
-    found = torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph)
-    if all(part is None for part in found):
-        return None
-    return [
-        torch.zeros_like(parameter) if part is None else part.detach()
-        for parameter, part in zip(parameters, found, strict=True)
-    ]
+        return _gradient_via_grad(value, parameters)
+    return _fill_zeros(
+        torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph),
+        parameters,
+    )
 
 
-def _accumulated(value: Tensor, parameters: Sequence[Tensor]) -> Vector | None:
-    """As `gradient_of`, by way of `.grad`: autograd gives None for parameters sharded by FSDP2.
+def _gradient_via_grad(value: Tensor, parameters: Sequence[Tensor]) -> Vector | None:
+    """Compute `gradient_of` through `.grad`: autograd returns None for parameters sharded by FSDP2.
 
-    `no_trace` has put training's own `.grad` aside. Every rank sees the same probes, so the mean
-    over ranks that FSDP2 takes is the gradient itself.
+    `preserve_training_state` has saved training's own `.grad`. Every rank has the same probes, so
+    FSDP2's mean over ranks is the gradient itself.
     """
     value.backward()  # type: ignore[no-untyped-call]
-    found = [parameter.grad for parameter in parameters]
+    gradient = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
-    if all(part is None for part in found):
+    return _fill_zeros(gradient, parameters)
+
+
+def _fill_zeros(gradient: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Vector | None:
+    if all(part is None for part in gradient):
         return None
     return [
         torch.zeros_like(parameter) if part is None else part.detach()
-        for parameter, part in zip(parameters, found, strict=True)
+        for parameter, part in zip(parameters, gradient, strict=True)
     ]
 
 
-def shared_passes(behaviors: Sequence[Behavior], model: nn.Module) -> list[list[Behavior]]:
-    """Behaviours that one pass can serve together: those read from the last position's logits.
+def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> list[list[Behavior]]:
+    """Group the behaviors that one forward pass can serve: those with a `LastLogitsMargin`.
 
-    Probes of different lengths share a pass only in a model that takes both an attention mask and
-    position ids: in any other, padding would be refused, or would change the margins. In a model
-    sharded over ranks no pass is shared: a graph can be walked back once only.
+    Probes of different lengths share a pass only in a model that accepts both an attention mask
+    and position ids; in any other, padding would be refused, or would change the margins. In a
+    model sharded over ranks no pass is shared: a graph can be used for one backward pass only.
     """
-    if sharded(model):
+    if has_sharded_parameters(model):
         return [[behavior] for behavior in behaviors]
     pads = {"attention_mask", "position_ids"} <= accepted_arguments(model)
     groups: dict[Any, list[Behavior]] = {}
     for behavior in behaviors:
-        if not hasattr(behavior.margins, "from_logits"):
+        if not isinstance(behavior.margins, LastLogitsMargin):
             groups[behavior.name] = [behavior]
         else:
-            ragged = behavior.probes.attention_mask is not None
-            alike = None if pads else (ragged, behavior.probes.input_ids.shape[1])
-            groups.setdefault(alike, []).append(behavior)
+            padded = behavior.probes.attention_mask is not None
+            shape = None if pads else (padded, behavior.probes.input_ids.shape[1])
+            groups.setdefault(shape, []).append(behavior)
     return list(groups.values())
 
 
-def look_together(
+def evaluate_batch(
     behaviors: Sequence[Behavior],
     model: nn.Module,
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
-) -> dict[str, Look]:
-    """One forward pass over the probes of several behaviours, and a backward pass for each.
+) -> dict[str, ProbeResult]:
+    """Run one forward pass over the probes of several behaviors, and a backward pass for each.
 
     Args:
-        behaviors: one, or one of the lists of `shared_passes`.
-        parameters: take h_b in these; None: forward pass only.
-        layers: names of modules whose output is kept, last position.
+        behaviors: one behavior, or one of the lists of `group_by_forward_pass`.
+        parameters: compute h_b in these; None: forward pass only.
+        layers: names of modules whose output at the last position is captured.
+
+    Returns:
+        results by behavior name.
 
     Raises:
         BehaviorError: margins of a wrong shape.
@@ -151,19 +164,21 @@ def look_together(
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(parameters is not None),
-        no_trace(model),
-        captured(model, layers) as (activations, outputs),
+        preserve_training_state(model),
+        capture_outputs(model, layers) as (activations, outputs),
     ):
         with raise_on_all_ranks(model):
-            margins = _margins_together(behaviors, model)
+            margins = _batch_margins(behaviors, model)
         gradients = _gradients([m.values for m in margins], parameters)
     sizes = [len(b.probes) for b in behaviors] if len(behaviors) > 1 else None
-    logits = rows_of(outputs, None if sizes is None else sum(sizes))
-    seen = None if logits is None else len(logits)
-    features = {name: _split(rows_of(parts, seen), sizes) for name, parts in activations.items()}
+    logits = last_rows(outputs, None if sizes is None else sum(sizes))
+    n_rows = None if logits is None else len(logits)
+    features = {
+        name: _split(last_rows(parts, n_rows), sizes) for name, parts in activations.items()
+    }
     own_logits = _split(logits, sizes)
     return {
-        behavior.name: Look(
+        behavior.name: ProbeResult(
             margins=margins[i].values.detach().double().cpu().numpy(),
             insufficient=margins[i].insufficient,
             gradient=gradients[i],
@@ -174,24 +189,25 @@ def look_together(
     }
 
 
-def look(
+def evaluate(
     behavior: Behavior,
     model: nn.Module,
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
-) -> Look:
-    """One pass over one behaviour's probes; see `look_together`."""
-    return look_together([behavior], model, parameters, layers)[behavior.name]
+) -> ProbeResult:
+    """Run one pass over one behavior's probes; see `evaluate_batch`."""
+    return evaluate_batch([behavior], model, parameters, layers)[behavior.name]
 
 
-def _margins_together(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
+def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
     if len(behaviors) == 1:
-        return [measure(behaviors[0], model)]
+        return [compute_margins(behaviors[0], model)]
     logits = last_logits(model, TokenBatch.join([b.probes for b in behaviors]))[:, -1]
     parts = logits.split([len(b.probes) for b in behaviors])
     return [
-        checked(behavior, behavior.margins.from_logits(part))  # type: ignore[attr-defined]
+        validate_margins(behavior, behavior.margins.from_logits(part))
         for behavior, part in zip(behaviors, parts, strict=True)
+        if isinstance(behavior.margins, LastLogitsMargin)
     ]
 
 
@@ -216,37 +232,36 @@ def _split(rows: Tensor | None, sizes: list[int] | None) -> list[Tensor]:
 def loss_gradient(
     behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor]
 ) -> Vector | None:
-    """g_b = ∇ mean protected loss; None for a behaviour without losses."""
+    """Compute g_b = ∇ mean protected loss; None for a behavior without losses."""
     if behavior.losses is None:
         return None
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
         with raise_on_all_ranks(model):
             loss = behavior.losses(model, behavior.probes).mean()
         return gradient_of(loss, parameters)
 
 
-def gradient_at(
+def loss_and_gradient(
     loss: Callable[[nn.Module, Any], Tensor],
     model: nn.Module,
     batch: Any,
     parameters: Sequence[Tensor],
 ) -> tuple[float, Vector | None]:
-    """A scalar loss on a batch and its gradient, in evaluation mode, leaving no trace.
+    """Compute a scalar loss on a batch and its gradient, inside `preserve_training_state`.
 
     Args:
         loss: loss(model, batch), a scalar attached to the graph.
 
     Returns:
-        (the loss, its gradient; None where it depends on none of `parameters`).
+        (the loss, its gradient); the gradient is None where it depends on none of `parameters`.
     """
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
         with raise_on_all_ranks(model):
             value = loss(model, batch)
         return float(value.detach()), gradient_of(value, parameters)
 
 
-def start(behavior: Behavior, model: nn.Module) -> None:
-    """Let a behaviour fix what it measures against the model as it is now."""
-    if behavior.start is not None:
-        with torch.inference_mode(False), torch.no_grad(), no_trace(model):
-            behavior.start(model, behavior.probes)
+def calibrate(behavior: Behavior, model: nn.Module) -> None:
+    """Let a behavior store what later margins are compared with, from the model as it is now."""
+    with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
+        behavior.margins.calibrate(model, behavior.probes)

@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 
 Vector = list[Tensor]  # one tensor per parameter, in a fixed order
 
-DOT_LIMIT = 2**31  # torch.dot overflows above this many elements
+MAX_DOT_ELEMENTS = 2**31  # torch.dot overflows above this many elements
 
 
-def local(part: Tensor) -> Tensor:
+def to_local(part: Tensor) -> Tensor:
     """This rank's shard of a sharded tensor, as a view; any other tensor as it is."""
     return part.to_local() if isinstance(part, DTensor) else part
 
@@ -32,7 +32,7 @@ def is_sharded(part: Tensor) -> bool:
     return isinstance(part, DTensor) and any(p.is_shard() for p in part.placements)
 
 
-def over_ranks(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
+def all_reduce_sums(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
     """The total of sums over parts, those of sharded parts summed over the ranks of their mesh.
 
     One small all-reduce a mesh; every rank must take part.
@@ -44,55 +44,55 @@ def over_ranks(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
     return torch.stack(list(sums.values())).sum(0)
 
 
-def mesh_of(part: Tensor) -> DeviceMesh | None:
+def device_mesh(part: Tensor) -> DeviceMesh | None:
     """The mesh that a sharded tensor is spread over; None for any other."""
     return part.device_mesh if isinstance(part, DTensor) and is_sharded(part) else None
 
 
-def widened(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """In at least float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _inner(left: Tensor, right: Tensor) -> Tensor:
-    left, right = widened(local(left)).reshape(-1), widened(local(right)).reshape(-1)
-    if left.numel() < DOT_LIMIT:
+    left, right = upcast(to_local(left)).reshape(-1), upcast(to_local(right)).reshape(-1)
+    if left.numel() < MAX_DOT_ELEMENTS:
         return torch.dot(left, right.to(left.dtype))
     return (left * right).sum()
 
 
-def dots(vector: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:
+def inner_products(vector: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:
     """⟨vector, other⟩ for each of `others`; shape (len(others),).
 
     Each parameter's products are reduced where it lives; only scalars travel.
     """
     if not others:
         return torch.zeros(0)
-    home = local(vector[0]).device
+    home = to_local(vector[0]).device
     sums: dict[DeviceMesh | None, Tensor] = {}
     for part, *rest in zip(vector, *others, strict=True):
         products = torch.stack([_inner(part, other).to(home) for other in rest])
-        mesh = mesh_of(part)
+        mesh = device_mesh(part)
         sums[mesh] = sums[mesh] + products if mesh in sums else products
-    return over_ranks(sums)
+    return all_reduce_sums(sums)
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """⟨left, right⟩ as a scalar tensor on the first tensor's device."""
-    return dots(left, [right])[0]
+    return inner_products(left, [right])[0]
 
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
     """Euclidean norm ‖vector‖₂ as a scalar tensor."""
-    home = local(vector[0]).device
+    home = to_local(vector[0]).device
     groups: dict[DeviceMesh | None, list[Tensor]] = {}
     for part in vector:
-        groups.setdefault(mesh_of(part), []).append(widened(local(part)))
+        groups.setdefault(device_mesh(part), []).append(upcast(to_local(part)))
     squares = {
         mesh: torch.stack([one.to(home) for one in torch._foreach_norm(parts)]).square().sum()
         for mesh, parts in groups.items()
     }
-    return over_ranks(squares).sqrt()
+    return all_reduce_sums(squares).sqrt()
 
 
 def clone(vector: Sequence[Tensor]) -> Vector:
@@ -102,7 +102,7 @@ def clone(vector: Sequence[Tensor]) -> Vector:
 
 def copy_into(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
     """Overwrite `target` by `source` in place."""
-    torch._foreach_copy_([local(p) for p in target], [local(p).detach() for p in source])
+    torch._foreach_copy_([to_local(p) for p in target], [to_local(p).detach() for p in source])
 
 
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
@@ -112,12 +112,12 @@ def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
 
 def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:
     """vector + factor · other, as new tensors in the vector's precision, sharded as it is."""
-    own = [local(part).detach() for part in vector]
-    found = torch._foreach_add([widened(p) for p in own], [local(p) for p in other], alpha=factor)
-    return sharded_like([p.to(like.dtype) for p, like in zip(found, own, strict=True)], vector)
+    own = [to_local(part).detach() for part in vector]
+    found = torch._foreach_add([upcast(p) for p in own], [to_local(p) for p in other], alpha=factor)
+    return as_sharded([p.to(like.dtype) for p, like in zip(found, own, strict=True)], vector)
 
 
-def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
+def as_sharded(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
     """This rank's parts as parts of the sharded tensors that `like` holds; others as they are.
 
     Norms and products are then those over all ranks.
@@ -137,9 +137,9 @@ def sharded_like(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
     ]
 
 
-def wide(vector: Sequence[Tensor]) -> Vector:
+def upcast_vector(vector: Sequence[Tensor]) -> Vector:
     """The vector in at least float32, detached; of sharded ones this rank's part."""
-    return [widened(local(part).detach()) for part in vector]
+    return [upcast(to_local(part).detach()) for part in vector]
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

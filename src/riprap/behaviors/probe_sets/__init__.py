@@ -1,6 +1,7 @@
-"""Packs: probes written for this project, one JSONL file each, with a datasheet beside it.
+"""Probe sets written for this project: one JSONL file each, with a datasheet beside it.
 
-A file of one's own with such rows serves wherever a pack does.
+`load` makes a behavior of a shipped probe set, or of your own JSONL file with such rows; `names`
+lists the shipped ones; `rows` and `evenly_spaced` return rows as dictionaries.
 """
 
 from __future__ import annotations
@@ -13,52 +14,61 @@ from typing import Any
 
 from riprap.behaviors._behavior import Behavior
 from riprap.behaviors._tokenization import encode_continuations, encode_prompts
-from riprap.behaviors.probe_sets import _custom as own
+from riprap.behaviors.probe_sets import _custom as custom
 from riprap.errors import BehaviorError
 
-# What refusals of instruct models commonly begin with. A model of another habit: give its own, or
-# `openers=None` to `Behavior.opening`, which learns them from the model.
-OPENERS = ("I'm sorry", "Sorry", "I cannot", "I can't", "Unfortunately", "As an AI", "I am unable")
+# Common refusal prefixes of instruct models. For a model with other habits, give its own, or
+# `prefixes=None` to `Behavior.response_prefix`, which finds them in the model's responses.
+REFUSAL_PREFIXES = (
+    "I'm sorry",
+    "Sorry",
+    "I cannot",
+    "I can't",
+    "Unfortunately",
+    "As an AI",
+    "I am unable",
+)
 CONTRASTS = {"refusal": "over_refusal", "over_refusal": "refusal"}
 
 
 def names() -> list[str]:
-    """The packs there are."""
+    """Return the names of the shipped probe sets."""
     files = resources.files(__name__).iterdir()
-    return sorted(title(file.name) for file in files if is_file(file.name))
+    return sorted(behavior_name(file.name) for file in files if is_file(file.name))
 
 
 def is_file(name: str) -> bool:
-    """Whether it names a file of one's own, and no pack."""
-    return name.endswith(own.SUFFIX)
+    """Return whether `name` is a file of the user's, not a shipped probe set."""
+    return name.endswith(custom.SUFFIX)
 
 
-def title(name: str) -> str:
-    """What the behaviour of a pack or file is called: a file's name without folder and suffix."""
+def behavior_name(name: str) -> str:
+    """Return the name of a probe set's behavior: a file's name without folder and suffix."""
     return Path(name).stem if is_file(name) else name
 
 
-def opens(row: dict[str, Any]) -> bool:
-    """Whether a row is judged by how the response opens, and not by a right answer."""
-    return own.kind_of(row) == own.OPENING
+def is_prefix_probe(row: dict[str, Any]) -> bool:
+    """Return whether a row is measured by how the response starts, not by a right answer."""
+    return custom.row_format(row) == custom.PREFIX
 
 
-def chooses(row: dict[str, Any]) -> bool:
-    """Whether a row is judged by a choice among its options."""
-    return own.kind_of(row) == own.CHOICE
+def is_multiple_choice(row: dict[str, Any]) -> bool:
+    """Return whether a row is measured by a choice among its options."""
+    return custom.row_format(row) == custom.CHOICE
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """The rows of a pack, or of a file of one's own.
+    """Return the rows of a shipped probe set, or of a JSONL file.
 
     Raises:
-        BehaviorError: no pack by that name, or a file that does not hold rows of one kind.
+        BehaviorError: no probe set has that name, or the file does not contain rows of one format.
     """
     if is_file(name):
-        return own.read(name)
+        return custom.read_rows(name)
     if name not in names():
         raise BehaviorError(
-            f"no pack {name!r}; there are {', '.join(names())}, or a {own.SUFFIX} file"
+            f"there is no probe set {name!r}; choose one of {', '.join(names())}, or a "
+            f"{custom.SUFFIX} file"
         )
     text = (resources.files(__name__) / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -68,49 +78,50 @@ def load(
     name: str,
     tokenizer: Any,
     n: int | None = None,
-    openers: Sequence[str | int] = OPENERS,
+    prefixes: Sequence[str | int] = REFUSAL_PREFIXES,
     **options: Any,
 ) -> Behavior:
-    """A pack, or a file of one's own, as a behaviour.
+    """Load a shipped probe set, or a JSONL file, as a behavior.
 
     Args:
         name: refusal, over_refusal, arithmetic, general_knowledge or instruction_format; or a
-            JSONL file of rows with prompt, options and answer (the right one's index): a choice;
-            with prompt and completion: the first token of the completion; or with a prompt alone:
-            how the response opens.
-        n: how many probes, spread evenly over the pack (whose rows go by category); None: all.
-        openers: what the model's refusals begin with.
-        options: floor and others of `Behavior`'s constructors.
+            JSONL file. Its rows have prompt, options and answer (the index of the right option):
+            a multiple choice; prompt and completion: the first token of the completion; or only a
+            prompt: how the response starts.
+        n: number of probes, evenly spaced over the rows (which are ordered by category); None:
+            all.
+        prefixes: how the model's refusals start.
+        options: floor and other arguments of `Behavior`'s constructors.
 
     Raises:
         BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
-    chosen, called = spread(name, n), title(name)
+    chosen, own_name = evenly_spaced(name, n), behavior_name(name)
     prompts = [row["prompt"] for row in chosen]
-    if chooses(chosen[0]):
-        answers = [row["answer"] for row in chosen]
+    if is_multiple_choice(chosen[0]):
+        right = [row["answer"] for row in chosen]
         return Behavior.multiple_choice(
-            called, tokenizer, prompts, [row["options"] for row in chosen], answers, **options
+            own_name, tokenizer, prompts, [row["options"] for row in chosen], right, **options
         )
-    if not opens(chosen[0]):
+    if not is_prefix_probe(chosen[0]):
         ids = encode_continuations(tokenizer, [row["completion"] for row in chosen])
-        asked = encode_prompts(tokenizer, prompts)
-        return Behavior.next_token(called, asked, [row[0] for row in ids], **options)
-    options.setdefault("contrast", CONTRASTS.get(called))
+        encoded = encode_prompts(tokenizer, prompts)
+        return Behavior.next_token(own_name, encoded, [row[0] for row in ids], **options)
+    options.setdefault("contrast", CONTRASTS.get(own_name))
     return Behavior.response_prefix(
-        called, tokenizer, prompts, openers, avoid=called == "over_refusal", **options
+        own_name, tokenizer, prompts, prefixes, avoid=own_name == "over_refusal", **options
     )
 
 
-def spread(name: str, n: int | None = None) -> list[dict[str, Any]]:
-    """`n` rows of a pack or file, evenly over its categories; None: all.
+def evenly_spaced(name: str, n: int | None = None) -> list[dict[str, Any]]:
+    """Return `n` evenly spaced rows, and so some of each category; None: all rows.
 
     Raises:
         BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
-    pack = rows(name)
+    every = rows(name)
     if n is None:
-        return pack
-    if not 1 <= n <= len(pack):
-        raise BehaviorError(f"{name!r} has {len(pack)} probes, and {n} were asked for")
-    return [pack[index * len(pack) // n] for index in range(n)]
+        return every
+    if not 1 <= n <= len(every):
+        raise BehaviorError(f"{name!r} has {len(every)} probes; n={n} is not among 1..{len(every)}")
+    return [every[index * len(every) // n] for index in range(n)]
