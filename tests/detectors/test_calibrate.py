@@ -5,8 +5,8 @@ import pytest
 from typer.testing import CliRunner
 
 from riprap.cli import app
-from riprap.detectors import AlertPolicy, Betting, ForecastDetector
-from riprap.detectors._calibrate import calibrated, false_alarms, null_tracks
+from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
+from riprap.detectors._calibrate import calibrate, false_alarms, null_histories
 from riprap.errors import PolicyError
 from riprap.record import Writer
 
@@ -32,37 +32,37 @@ def kinds(policy):
 
 
 def test_a_wavering_model_is_tolerated_after_calibration(tmp_path):
-    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
     assert any("betting" in text for text in false_alarms(CALM, tracks))
-    after = calibrated(CALM, tracks, "null run")
+    after = calibrate(CALM, tracks, "null run")
     assert not any("betting" in text for text in false_alarms(after, tracks))
     assert kinds(after)["betting"].tolerated == pytest.approx(0.30, abs=0.011)
 
 
 def test_a_calm_run_lowers_nothing(tmp_path):
-    tracks = null_tracks([null_run(tmp_path / "null", wander=0.001)])
-    assert kinds(calibrated(CALM, tracks, "null run"))["betting"].tolerated == Betting().tolerated
+    tracks = null_histories([null_run(tmp_path / "null", wander=0.001)])
+    assert kinds(calibrate(CALM, tracks, "null run"))["betting"].tolerated == BettingTest().tolerated
 
 
 def test_scales_are_those_of_the_run_and_behavior(tmp_path):
-    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
     means = [margins.mean() for margins in tracks[0].margins[1:]]
-    scale = kinds(calibrated(CALM, tracks, "null run"))["cusum"].scale
+    scale = kinds(calibrate(CALM, tracks, "null run"))["cusum"].scale
     assert scale == {"b": pytest.approx(np.std(means, ddof=1))}
 
 
 def test_the_worst_of_several_runs_counts(tmp_path):
     runs = [null_run(tmp_path / str(w), wander=w) for w in (0.1, 3.0, 0.2)]
-    alone = kinds(calibrated(CALM, null_tracks(runs[1:2]), "x"))
-    both = kinds(calibrated(CALM, null_tracks(runs), "x"))
+    alone = kinds(calibrate(CALM, null_histories(runs[1:2]), "x"))
+    both = kinds(calibrate(CALM, null_histories(runs), "x"))
     assert both["betting"] == alone["betting"]
     assert both["cusum"] == alone["cusum"]
 
 
 def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
-    tracks = null_tracks([null_run(tmp_path / "null", wander=2.0)])
+    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
     frozen = CALM.freeze()
-    after = calibrated(frozen, tracks, "calibrated on null")
+    after = calibrate(frozen, tracks, "calibrated on null")
     assert after.amendments[-1].reason == "calibrated on null"
     assert after.amendments[-1].old_hash == frozen.hash
     after.verify()
@@ -70,7 +70,7 @@ def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
 
 def test_a_short_run_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="visited 3 times"):
-        null_tracks([null_run(tmp_path / "null", wander=0.1, visits=3)])
+        null_histories([null_run(tmp_path / "null", wander=0.1, visits=3)])
 
 
 def test_the_command_writes_a_protocol_that_loads(tmp_path):

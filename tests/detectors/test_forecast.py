@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import AlertPolicy, ForecastDetector, SlopeDetector, Track
-from riprap.detectors._trend import Trend, realised_changes, shaped_changes, trend
+from riprap.detectors import AlertPolicy, ForecastDetector, SlopeDetector, BehaviorHistory
+from riprap.detectors._trend import Trend, realized_changes, shaped_changes, fit_trend
 from riprap.types import Level
 
 FORECAST = ForecastDetector()
 
 
-def track_of(lows: list[float], steps: list[int] | None = None, n: int = 20) -> Track:
+def track_of(lows: list[float], steps: list[int] | None = None, n: int = 20) -> BehaviorHistory:
     """A track whose deciding margin takes the given values; the other probes are far above."""
-    track = Track("b", 0.9)
+    track = BehaviorHistory("b", 0.9)
     for step, low in zip(steps or range(len(lows)), lows, strict=True):
-        track.visit(step, np.array([low, low, low, *[50.0] * (n - 3)]))
+        track.add_margins(step, np.array([low, low, low, *[50.0] * (n - 3)]))
     return track
 
 
@@ -100,7 +100,7 @@ def test_the_change_now_is_that_of_a_weighted_line() -> None:
     steps = list(range(12))
     changes = np.array([-0.02 * k for k in range(11)])
     values = np.concatenate([[5.0], 5 + np.cumsum(changes)])
-    found = trend(values, steps, changes, memory=4.0, doubt=0.0)
+    found = fit_trend(values, steps, changes, memory=4.0, doubt=0.0)
     weights = np.exp(-np.arange(11)[::-1] / 4)
     slope, intercept = np.polyfit(np.arange(11), changes, 1, w=np.sqrt(weights))
     assert found.change == pytest.approx(intercept + 10 * slope)
@@ -112,7 +112,7 @@ def test_interference_says_when_within_a_gap_and_the_margins_how_much() -> None:
     track = track_of([8.0, 4.0], steps=[0, 4])
     track.predicted = {1: 0.0, 2: 0.0, 3: -1.0, 4: -1.0}
     values = np.array([8.0, 4.0])
-    assert realised_changes(track, values).tolist() == [-1.0] * 4
+    assert realized_changes(track, values).tolist() == [-1.0] * 4
     shaped = shaped_changes(track, values)
     assert shaped.sum() == pytest.approx(-4)
     assert shaped.tolist() == [-0.5, -0.5, -1.5, -1.5]
@@ -126,14 +126,14 @@ def test_slope_is_blind_to_interference() -> None:
     assert FORECAST.forecast(track) != blind
 
 
-def diving(share: float) -> Track:
+def diving(share: float) -> BehaviorHistory:
     """A run in which a share of the probes dive to their floor, and the others stay."""
-    track = Track("b", 0.9)
+    track = BehaviorHistory("b", 0.9)
     n = 48
     for step in range(11):
         margins = np.full(n, 10.0)
         margins[: int(share * n)] -= 0.06 * step**2
-        track.visit(step, margins)
+        track.add_margins(step, margins)
     return track
 
 
@@ -153,7 +153,7 @@ def test_a_broken_floor_is_critical_whatever_the_mean() -> None:
     track = diving(0.15)
     margins = np.full(48, 10.0)
     margins[:6] = -1.0
-    track.visit(11, margins)
+    track.add_margins(11, margins)
     alert = ForecastDetector(declined=0.2).check(track)
     assert alert is not None and alert.level is Level.CRITICAL
 

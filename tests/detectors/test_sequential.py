@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from riprap.detectors import CUSUM, Deviation, PageHinkley, Track
+from riprap.detectors import CUSUM, Deviation, PageHinkley, BehaviorHistory
 from riprap.detectors._cumulative import reflected_sum
 
 
 def track_of(values, spread=0.5, signal=None):
     """A track whose mean margins are `values`, or with a signal of these values."""
-    track = Track("b", 0.9)
+    track = BehaviorHistory("b", 0.9)
     around = np.linspace(-spread, spread, 20)
     for step, value in enumerate(values):
-        track.visit(step, around + (10.0 if signal else value))
+        track.add_margins(step, around + (10.0 if signal else value))
         if signal:
             track.signals.setdefault(signal, []).append((step, value))
     return track
@@ -40,7 +40,7 @@ def test_cusum_is_the_textbook_recursion_in_units_of_the_standard_error():
     for margins in track.margins:
         s = max(0.0, s + (track.margins[0].mean() - margins.mean()) / scale - 0.5)
         expected.append(s)
-    assert CUSUM().path(track) == pytest.approx(expected)
+    assert CUSUM().statistic(track) == pytest.approx(expected)
 
 
 def test_page_hinkley_counts_from_the_running_mean():
@@ -50,7 +50,7 @@ def test_page_hinkley_counts_from_the_running_mean():
         seen.append(margins.mean())
         s = max(0.0, s + (np.mean(seen) - seen[-1]) / 2.0 - 0.25)
         expected.append(s)
-    assert PageHinkley(scale=2.0, allowance=0.25).path(track) == pytest.approx(expected)
+    assert PageHinkley(scale=2.0, allowance=0.25).statistic(track) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", [CUSUM, PageHinkley])
@@ -85,7 +85,7 @@ def test_deviation_says_nothing_while_it_learns():
 
 def test_a_signal_not_read_at_the_last_visit_says_nothing():
     track = track_of(FALLING, signal="spectral_entropy")
-    track.visit(99, np.full(20, 10.0))
+    track.add_margins(99, np.full(20, 10.0))
     assert Deviation(signal="spectral_entropy").check(track) is None
 
 

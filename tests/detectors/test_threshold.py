@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.detectors import Threshold, Track
+from riprap.detectors import Threshold, BehaviorHistory
 from riprap.types import Level
 
 
-def track(values: list[float], signal: str = "kl_start", every: int = 5) -> Track:
-    made = Track("b", 0.9)
+def track(values: list[float], signal: str = "kl_start", every: int = 5) -> BehaviorHistory:
+    made = BehaviorHistory("b", 0.9)
     for index, value in enumerate(values):
-        made.visit(index * every, np.ones(4))
+        made.add_margins(index * every, np.ones(4))
         made.signals.setdefault(signal, []).append((index * every, value))
     return made
 
 
-def standing(detector: Threshold, made: Track) -> list[bool]:
+def standing(detector: Threshold, made: BehaviorHistory) -> list[bool]:
     """Whether the alert stands after each visit, as far as was known then."""
-    return [detector.check(made.until(step)) is not None for step in made.steps]
+    return [detector.check(made.truncated(step)) is not None for step in made.steps]
 
 
 @given(
@@ -60,23 +60,23 @@ def test_a_relative_value_is_a_share_of_the_start() -> None:
 def test_scores_and_margins_are_always_there(
     signal: str, value: float, expected: list[bool]
 ) -> None:
-    made = Track("b", 0.75)
+    made = BehaviorHistory("b", 0.75)
     for step, margins in enumerate([[1, 2, 3, 4], [-2, 1, 1, 1], [-2, -1, 1, 1]]):
-        made.visit(step, np.array(margins, dtype=float))
+        made.add_margins(step, np.array(margins, dtype=float))
     assert standing(Threshold(signal=signal, side="below", value=value), made) == expected
 
 
 def test_the_deciding_margin_follows_the_floor_of_the_behaviour() -> None:
     detector = Threshold(signal="margin_low", side="below", value=0.0)
     for floor, expected in [(0.5, False), (0.75, False), (0.9, True)]:
-        made = Track("b", floor)
-        made.visit(0, np.array([-1.0, 1, 2, 3]))
+        made = BehaviorHistory("b", floor)
+        made.add_margins(0, np.array([-1.0, 1, 2, 3]))
         assert standing(detector, made) == [expected]
 
 
 def test_an_old_reading_raises_nothing() -> None:
     made = track([9.0, 9.0])
-    made.visit(15, np.ones(4))
+    made.add_margins(15, np.ones(4))
     assert Threshold(signal="kl_start", side="above", value=1).check(made) is None
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.detectors import Track
-from riprap.detectors._history import low_margin, score
+from riprap.detectors import BehaviorHistory
+from riprap.detectors._history import threshold_margin, score
 
 # A few sizes only, so that 0 and ties are common.
 margin_lists = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0]), min_size=1, max_size=60)
@@ -22,7 +22,7 @@ def test_the_sign_of_the_deciding_margin_decides_the_score(
     values: list[float], percent: int
 ) -> None:
     margins, floor = np.array(values), percent / 100
-    assert (score(margins) < floor) == (low_margin(margins, floor) <= 0)
+    assert (score(margins) < floor) == (threshold_margin(margins, floor) <= 0)
 
 
 @pytest.mark.parametrize("n", [*range(1, 26), 30, 40, 48, 50, 60, 100, 120])
@@ -34,7 +34,7 @@ def test_a_score_that_just_meets_its_floor_is_not_under_it(n: int) -> None:
             margins = np.array([-1.0] * fallen + [1.0] * (n - fallen))
             under = fallen > allowed
             assert (score(margins) < percent / 100) == under
-            assert (low_margin(margins, percent / 100) <= 0) == under
+            assert (threshold_margin(margins, percent / 100) <= 0) == under
 
 
 @given(margin_lists, percents)
@@ -52,15 +52,15 @@ def test_the_deciding_margin_is_the_last_that_may_fall(values: list[float], perc
     for index in range(len(ordered)):
         fallen = np.array([-1.0] * (index + 1) + ordered[index + 1 :])
         if score(fallen) < floor:
-            assert low_margin(np.array(ordered), floor) == ordered[index]
+            assert threshold_margin(np.array(ordered), floor) == ordered[index]
             return
     pytest.fail("the score never fell under its floor")
 
 
-def history() -> Track:
-    track = Track("b", 0.9)
+def history() -> BehaviorHistory:
+    track = BehaviorHistory("b", 0.9)
     for step, low in [(0, 3.0), (2, 2.0), (5, -1.0), (9, 1.0)]:
-        track.visit(step, np.array([low] * 2 + [4.0] * 8))
+        track.add_margins(step, np.array([low] * 2 + [4.0] * 8))
     track.predicted = {step: -0.1 * step for step in range(1, 11)}
     track.signals = {"kl_start": [(0, 0.0), (2, 0.1), (5, 0.4), (9, 0.9)]}
     return track
@@ -70,25 +70,25 @@ def test_a_track_knows_when_it_broke() -> None:
     track = history()
     assert track.broken_at == 5
     assert track.healthy_at_start
-    assert (track.step, track.low) == (9, 1.0)
+    assert (track.step, track.threshold_margin) == (9, 1.0)
 
 
 def test_a_behaviour_that_was_broken_from_the_start() -> None:
-    track = Track("b", 0.9)
-    track.visit(0, np.array([-1.0, 1.0]))
+    track = BehaviorHistory("b", 0.9)
+    track.add_margins(0, np.array([-1.0, 1.0]))
     assert not track.healthy_at_start
     assert track.broken_at == 0
 
 
 def test_predicted_changes_count_from_the_last_visit() -> None:
-    assert history().predicted_since_visit() == pytest.approx(-1.0)
-    assert history().until(6).predicted_since_visit() == pytest.approx(-0.6)
-    assert history().until(5).predicted_since_visit() == 0
+    assert history().predicted_since_last_probe() == pytest.approx(-1.0)
+    assert history().truncated(6).predicted_since_last_probe() == pytest.approx(-0.6)
+    assert history().truncated(5).predicted_since_last_probe() == 0
 
 
 @pytest.mark.parametrize("step", range(11))
 def test_until_is_what_was_known_then(step: int) -> None:
-    whole, then = history(), history().until(step)
+    whole, then = history(), history().truncated(step)
     assert then.steps == [s for s in whole.steps if s <= step]
     assert [m.tolist() for m in then.margins] == [
         m.tolist() for s, m in zip(whole.steps, whole.margins, strict=True) if s <= step
@@ -101,8 +101,8 @@ def test_until_is_what_was_known_then(step: int) -> None:
 
 def test_until_does_not_share_what_it_cut() -> None:
     whole = history()
-    then = whole.until(9)
-    then.visit(10, np.ones(10))
+    then = whole.truncated(9)
+    then.add_margins(10, np.ones(10))
     then.predicted[10] = 7.0
     then.signals["kl_start"].append((10, 1.0))
     assert whole.steps == [0, 2, 5, 9]

@@ -13,7 +13,7 @@ import pytest
 
 from riprap.errors import RecordError, RiprapError
 from riprap.record import FILE_NAME, Reader, Writer
-from riprap.report import write_page
+from riprap.report import write_report
 from riprap.types import Alert, Level, Reading
 
 NAMES = [
@@ -75,7 +75,7 @@ def test_a_folder_of_any_name_holds_its_record(name: str, tmp_path: Path) -> Non
         assert reader.meta()["behaviors"][0]["name"] == "refusal"
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             reader.connection.execute("INSERT INTO meta VALUES ('a', 'b')")
-    page = write_page(base / name, tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(base / name, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "refusal" in page
     made = list(tmp_path.rglob(FILE_NAME))
     assert [path.resolve() for path in made] == [(base / name / FILE_NAME).resolve()]
@@ -87,7 +87,7 @@ def test_a_name_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
     before = everything(tmp_path)
     refused(lambda: Writer(tmp_path / name), "cannot write a record at")
     refused(lambda: Reader(tmp_path / name))
-    refused(lambda: write_page(tmp_path / name, tmp_path / "report.html"))
+    refused(lambda: write_report(tmp_path / name, tmp_path / "report.html"))
     unchanged(tmp_path, before)
 
 
@@ -128,7 +128,7 @@ def test_a_report_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
     write(tmp_path / "run")
     (tmp_path / "target").write_text("precious")
     (tmp_path / "run" / "report.html").symlink_to(tmp_path / "target")
-    refused(lambda: write_page(tmp_path / "run", tmp_path / "run" / "report.html"), "is a link")
+    refused(lambda: write_report(tmp_path / "run", tmp_path / "run" / "report.html"), "is a link")
     assert (tmp_path / "target").read_text() == "precious"
 
 
@@ -136,7 +136,7 @@ def test_a_report_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_refused(name: str, tmp_path: Path) -> None:
     write(tmp_path / "run")
     before = everything(tmp_path)
-    refused(lambda: write_page(tmp_path / "run", tmp_path / name), "cannot write the report to")
+    refused(lambda: write_report(tmp_path / "run", tmp_path / name), "cannot write the report to")
     unchanged(tmp_path, before)
 
 
@@ -214,7 +214,7 @@ def test_what_is_no_record_is_refused_and_left_as_it_is(how: str, tmp_path: Path
     write(run)
     BROKEN[how](run)
     before = everything(tmp_path)
-    refused(lambda: write_page(run, tmp_path / "report.html"), "record|damaged")
+    refused(lambda: write_report(run, tmp_path / "report.html"), "record|damaged")
     assert not (tmp_path / "report.html").exists()
     refused(lambda: Writer(run), str(run))
     unchanged(tmp_path, before)
@@ -253,5 +253,5 @@ def test_facts_of_any_shape_are_shown(tmp_path: Path) -> None:
         value = json.dumps(shape)
         keys = ("protocol", "versions", "seeds", "notes", "started", "protocol_hash", "task", "x")
         altered(run, *(f"INSERT INTO meta VALUES ('{key}', '{value}')" for key in keys))
-        page = write_page(run, tmp_path / "report.html")
+        page = write_report(run, tmp_path / "report.html")
         assert "refusal" in page.read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def assert_read(monitor: Monitor, steps: int) -> None:
     assert monitor.step == steps
     assert "ERROR" not in set(history.state)
     for behavior in monitor.behaviors:
-        assert len(monitor.tracks[behavior.name].steps) >= min(steps, 8)
+        assert len(monitor.behavior_histories[behavior.name].steps) >= min(steps, 8)
         predicted = history[(history.signal == "interference") & (history.value.abs() > 0)]
         assert behavior.name in set(predicted.behavior)
 

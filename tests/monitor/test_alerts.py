@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import AlertPolicy, Behavior, Monitor
-from riprap.detectors import Betting, Detector, Threshold
+from riprap.detectors import BettingTest, Detector, Threshold
 from riprap.types import Alert, Forecast, Level, ReadingStatus
 
 
@@ -78,13 +78,13 @@ class Steps(Detector):
 
     def check(self, track) -> Alert | None:
         order = [(0.25, Level.CRITICAL), (0.5, Level.WARNING), (0.75, Level.WATCH)]
-        level = next((level for bound, level in order if track.low < bound), None)
+        level = next((level for bound, level in order if track.threshold_margin < bound), None)
         if level is None:
             return None
         return Alert(track.step, track.behavior, level, "steps", "so far", (), self.forecast(track))
 
     def forecast(self, track) -> Forecast | None:
-        return Forecast(track.low * 100, track.low * 50, float("inf"), 50)
+        return Forecast(track.threshold_margin * 100, track.threshold_margin * 50, float("inf"), 50)
 
 
 def stepping() -> Monitor:
@@ -138,11 +138,11 @@ def test_interference_calls_for_a_visit_before_the_plan_does() -> None:
     policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
     monitor = Monitor([reading()], policy=policy, probe_every=40)
     turn(monitor, [10.0] * 91 + [4.0] + [4.0] * 5)
-    visited = monitor.tracks["dial"].steps
+    visited = monitor.behavior_histories["dial"].steps
     planned = [step for step in visited if step < 91]
     assert 91 in visited
     assert planned[-1] + planned[-1] // 4 > 91  # it was not its turn
-    assert monitor.tracks["dial"].predicted[91] == pytest.approx(-6.0)
+    assert monitor.behavior_histories["dial"].predicted[91] == pytest.approx(-6.0)
 
 
 def test_small_steps_add_up_to_a_visit() -> None:
@@ -150,17 +150,17 @@ def test_small_steps_add_up_to_a_visit() -> None:
     monitor = Monitor([reading()], policy=policy, probe_every=1000)
     values = [10.0] * 81 + [10.0 - 0.6 * i for i in range(1, 10)]
     turn(monitor, values)
-    visited = [step for step in monitor.tracks["dial"].steps if step > 80]
+    visited = [step for step in monitor.behavior_histories["dial"].steps if step > 80]
     assert visited[0] == 89  # 10 − 9 × 0.6: more than half of the margin is gone
 
 
 def test_too_few_probes_to_establish_anything_are_named_before_training() -> None:
     few = Behavior("few", 5, lambda model, count: model().expand(count))
     with pytest.warns(UserWarning, match="'few' has 5 probes"):
-        turn(watching(Betting(), behaviors=[few]), [2, 2])
+        turn(watching(BettingTest(), behaviors=[few]), [2, 2])
 
 
 def test_enough_probes_are_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
     many = Behavior("many", 48, lambda model, count: model().expand(count))
-    turn(watching(Betting(), behaviors=[many]), [2, 2])
+    turn(watching(BettingTest(), behaviors=[many]), [2, 2])
     assert not [w for w in recwarn if "probes" in str(w.message)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.detectors import Track
+from riprap.detectors import BehaviorHistory
 from riprap.monitor._probe_schedule import (
     DENSE,
     GROWTH,
@@ -17,7 +17,7 @@ from riprap.monitor._probe_schedule import (
     REFRESH,
     REFRESH_CALM,
     USED_UP,
-    Cadence,
+    ProbeSchedule,
 )
 from riprap.types import Forecast
 
@@ -26,7 +26,7 @@ CALM = Forecast(INF, INF, INF, 50)
 
 
 def visits(every: int, steps: int, forecast: Forecast | None = None) -> list[int]:
-    cadence, made = Cadence(every), [0]
+    cadence, made = ProbeSchedule(every), [0]
     cadence.plan(0, [forecast])
     for step in range(1, steps + 1):
         if cadence.is_due(step, []):
@@ -56,27 +56,27 @@ def test_while_calm_the_gap_grows_to_what_was_asked() -> None:
 
 @pytest.mark.parametrize("low", [1.0, 7.5, 16.0, 40.0])
 def test_several_visits_fit_in_before_the_earliest_break(low: float) -> None:
-    cadence = Cadence(every=50)
+    cadence = ProbeSchedule(every=50)
     cadence.plan(400, [CALM, None, Forecast(low + 5, low, INF, 50)])
     assert cadence.due - 400 == max(int(low) // PATIENCE, 1)
 
 
 def test_a_broken_behaviour_does_not_hide_one_that_is_about_to_break() -> None:
-    cadence = Cadence(every=50)
+    cadence = ProbeSchedule(every=50)
     cadence.plan(400, [Forecast(0, 0, 0, 50), Forecast(20, 16, 30, 50)])
     assert cadence.due == 404
     assert sum(freshness(cadence, range(404, 416))) == 12 // REFRESH
 
 
 def test_a_broken_behaviour_alone_is_not_urgent() -> None:
-    cadence = Cadence(every=50)
+    cadence = ProbeSchedule(every=50)
     cadence.plan(400, [Forecast(0, 0, 0, 50)])
     assert cadence.due == 450
 
 
-def track(low: float, *predicted: float) -> Track:
-    made = Track("b", 0.9)
-    made.visit(10, np.array([low] * 2 + [9.0] * 8))
+def track(low: float, *predicted: float) -> BehaviorHistory:
+    made = BehaviorHistory("b", 0.9)
+    made.add_margins(10, np.array([low] * 2 + [9.0] * 8))
     made.predicted = {11 + i: value for i, value in enumerate(predicted)}
     return made
 
@@ -91,30 +91,30 @@ def track(low: float, *predicted: float) -> Track:
         (track(2.0, +5.0), False),
         (track(2.0, -1.5, +1.0), False),
         (track(-1.0, -9.0), False),
-        (Track("never visited", 0.9), False),
+        (BehaviorHistory("never visited", 0.9), False),
     ],
 )
-def test_interference_calls_for_a_visit_at_once(made: Track, urgent: bool) -> None:
-    cadence = Cadence(every=50, due=60)
+def test_interference_calls_for_a_visit_at_once(made: BehaviorHistory, urgent: bool) -> None:
+    cadence = ProbeSchedule(every=50, due=60)
     assert cadence.is_due(12, [track(2.0), made]) is urgent
     assert cadence.is_due(60, [made])
 
 
-def freshness(cadence: Cadence, steps: range) -> list[bool]:
-    return [cadence.refreshes(step) for step in steps]
+def freshness(cadence: ProbeSchedule, steps: range) -> list[bool]:
+    return [cadence.should_refresh_gradients(step) for step in steps]
 
 
 def test_gradients_are_fresh_more_often_at_first() -> None:
-    cadence = Cadence(every=50)
+    cadence = ProbeSchedule(every=50)
     dense = freshness(cadence, range(1, DENSE))
     assert dense == [i % REFRESH == REFRESH - 1 for i in range(len(dense))]
-    later = freshness(Cadence(every=50), range(DENSE, DENSE + 12))
+    later = freshness(ProbeSchedule(every=50), range(DENSE, DENSE + 12))
     assert later == [i % REFRESH_CALM == REFRESH_CALM - 1 for i in range(12)]
     assert REFRESH < REFRESH_CALM
 
 
 def test_gradients_are_fresh_more_often_while_a_break_is_forecast() -> None:
-    cadence = Cadence(every=50)
+    cadence = ProbeSchedule(every=50)
     cadence.plan(100, [Forecast(30, 20, INF, 50)])
     assert sum(freshness(cadence, range(101, 113))) == 12 // REFRESH
     cadence.plan(112, [CALM])

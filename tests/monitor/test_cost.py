@@ -8,7 +8,7 @@ from torch import nn
 
 from loops import task, train
 from riprap import AlertPolicy, Behavior, Monitor
-from riprap.monitor._cost import Cost, calm_visits, measure
+from riprap.monitor._cost import Cost, calm_evaluations, measure_cost
 
 
 @pytest.mark.parametrize("every", [1, 5, 20, 100])
@@ -22,16 +22,16 @@ def test_visits_are_those_of_a_monitor_on_a_calm_run(
         train(learned, still, task(1) * steps)
     history = monitor.history()
     fresh = set(history[history.signal == "norm_margin_gradient"].step) - {0}
-    visited = set(monitor.tracks["memory"].steps) - {0}
-    assert calm_visits(every, steps) == (len(visited), len(fresh))
+    visited = set(monitor.behavior_histories["memory"].steps) - {0}
+    assert calm_evaluations(every, steps) == (len(visited), len(fresh))
 
 
 def test_the_sum_is_the_one_made_by_hand() -> None:
-    cost = Cost(step=2.0, hooks=0.1, forward=1.0, gradients=3.0, start=5.0, kept_bytes=0)
+    cost = Cost(step=2.0, hooks=0.1, forward=1.0, gradients=3.0, start=5.0, memory_bytes=0)
     # every=1, 4 steps: 4 visits, of which the second and the fourth take gradients
-    assert calm_visits(1, 4) == (4, 2)
-    assert cost.run(1, 4) == pytest.approx(1 + (5 + 0.4 + 2 * 1 + 2 * 3) / 8)
-    assert cost.calm(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
+    assert calm_evaluations(1, 4) == (4, 2)
+    assert cost.run_ratio(1, 4) == pytest.approx(1 + (5 + 0.4 + 2 * 1 + 2 * 3) / 8)
+    assert cost.calm_ratio(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
 
 
 def test_parts_are_measured_apart(memory: Behavior, policy: AlertPolicy) -> None:
@@ -49,10 +49,10 @@ def test_parts_are_measured_apart(memory: Behavior, policy: AlertPolicy) -> None
         steps[0] += 1
         train(wide, optimizer, task(1))
 
-    found = measure(monitor, wide, optimizer, step, rounds=5)
+    found = measure_cost(monitor, wide, optimizer, step, rounds=5)
     assert steps[0] == 21
     assert found.forward > found.step
     assert found.gradients > found.forward
     parameters = sum(p.numel() for p in wide.parameters())
-    assert found.kept_bytes == 2 * 4 * parameters  # θ before the step, and one h_b
+    assert found.memory_bytes == 2 * 4 * parameters  # θ before the step, and one h_b
     assert not monitor.watching

@@ -15,7 +15,7 @@ from loops import flat, task, train
 from riprap import AlertPolicy, Behavior, Margins, Monitor, Reading, ReadingStatus, signals
 from riprap.detectors import Threshold
 from riprap.errors import RecordError
-from riprap.signals import Signal, StepView, VisitView
+from riprap.signals import Signal, StepView, ProbeView
 
 
 def failing_from(step: int, behavior: Behavior, what: Callable[[Tensor], Any]) -> Behavior:
@@ -77,7 +77,7 @@ def test_margins_that_fail_in_mid_training(
     if "finite" in text:  # said once, and the behaviour counts as broken from then on
         at = int(own.step[own.state == "ERROR"].iloc[0])
         assert [(a.step, a.behavior, str(a.level)) for a in lost] == [(at, "weak", "critical")]
-        assert monitor.tracks["weak"].lost_at == at
+        assert monitor.behavior_histories["weak"].diverged_step == at
         assert (monitor.broken()["weak"] or 0) <= at
     else:
         assert lost == []
@@ -116,7 +116,7 @@ class Broken(Signal):
         return object.__getattribute__(self, name)
 
 
-@pytest.mark.parametrize("moment", ["on_gradient", "on_update", "on_visit"])
+@pytest.mark.parametrize("moment", ["on_gradient", "on_update", "on_probes"])
 def test_a_signal_that_fails_spares_the_others_and_the_alerts(
     learned: nn.Module, memory: Behavior, moment: str
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_signal_that_fails_spares_the_others_and_the_alerts(
     history = monitor.history()
     failed = history[history.signal == "broken"]
     assert set(failed.state) == {"ERROR"}
-    moments = whole.tracks["memory"].steps if moment == "on_visit" else range(13)
+    moments = whole.behavior_histories["memory"].steps if moment == "on_probes" else range(13)
     assert failed.step.tolist() == [step for step in moments if step >= 2]
     rest = history[history.signal != "broken"].reset_index(drop=True)
     assert rest.equals(whole.history())
@@ -169,7 +169,7 @@ def test_an_error_in_the_users_loop_is_the_users(
         train(learned, optimizer, task(10))
         raise KeyError("mine")
     assert not optimizer._optimizer_step_pre_hooks
-    assert monitor.tracks["memory"].steps[-1] == 10
+    assert monitor.behavior_histories["memory"].steps[-1] == 10
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(1))
     assert monitor.step == 11
@@ -178,7 +178,7 @@ def test_an_error_in_the_users_loop_is_the_users(
 def test_an_error_in_the_users_loop_is_not_hidden_by_one_of_the_observer(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], policy=policy, signals=[Broken("on_visit")])
+    monitor = Monitor([memory], policy=policy, signals=[Broken("on_probes")])
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with (
         pytest.warns(UserWarning, match="broken failed"),
@@ -214,7 +214,7 @@ class Counting(Signal):
     def __init__(self) -> None:
         self.moments: list[tuple[str, int]] = []
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         self.moments.append(("start", view.step))
 
     def on_gradient(self, view: StepView) -> list[Reading]:
@@ -225,7 +225,7 @@ class Counting(Signal):
         self.moments.append(("update", view.step))
         return []
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         self.moments.append(("visit", view.step))
         return [Reading.of(view.step, "memory", "counting", 1.0)]
 

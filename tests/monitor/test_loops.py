@@ -56,7 +56,7 @@ def test_a_second_watch_goes_on_with_the_count(
     interference = history[history.signal == "interference"]
     assert interference.step.tolist() == list(range(1, 12))
     assert interference.value.iloc[6] == pytest.approx(predicted, rel=1e-3)
-    assert monitor.tracks["memory"].steps[-1] == 11
+    assert monitor.behavior_histories["memory"].steps[-1] == 11
 
 
 def test_nothing_is_watched_outside_the_context(

@@ -12,7 +12,7 @@ from torch import nn
 from loops import flat, mean_margin_gradient, task, train
 from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.detectors import Threshold
-from riprap.monitor._probe_schedule import Cadence
+from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.record import Reader
 from tiny import PlainLM
 
@@ -43,7 +43,7 @@ def test_steps_are_counted_and_read(
 def test_readings_are_what_an_independent_loop_measures(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cadence, "refreshes", lambda *_: True)
+    monkeypatch.setattr(ProbeSchedule, "should_refresh_gradients", lambda *_: True)
     monitor = Monitor([memory], policy=policy, probe_every=1)
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-1)
     expected: dict[str, list[float]] = {"margin": [], "score": [], "interference": []}
@@ -106,7 +106,7 @@ def test_the_record_holds_the_run(learned: nn.Module, memory: Behavior, tmp_path
     assert meta["versions"]["torch"] == torch.__version__
     assert alerts == monitor.alerts
     assert alerts
-    track = monitor.tracks["memory"]
+    track = monitor.behavior_histories["memory"]
     assert list(margins) == track.steps
     for step, mine in zip(track.steps, track.margins, strict=True):
         np.testing.assert_allclose(margins[step], mine, rtol=1e-6)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from riprap.errors import RecordError
-from riprap.record import FILE_NAME, Reader, Writer, table
+from riprap.record import FILE_NAME, Reader, Writer, readings_table
 from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 READINGS = [
@@ -72,7 +72,7 @@ def test_numbers_of_numpy_are_taken_as_numbers(writer: Writer) -> None:
 
 
 def test_a_table_has_no_value_where_nothing_was_measured() -> None:
-    frame = table(READINGS)
+    frame = readings_table(READINGS)
     assert frame["value"].isna().tolist() == [False, False, False, True, True]
     assert frame["state"].tolist()[-2:] == ["NOT_RUN", "ERROR"]
 

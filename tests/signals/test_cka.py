@@ -86,4 +86,4 @@ def test_probes_that_change_shape_are_not_run() -> None:
     ids = torch.randint(3, 40, (6, 5))
     signal.start(visit(0, [Behavior.next_token("words", ids, ids[:, 0])], model))
     fewer = [Behavior.next_token("words", ids[:5], ids[:5, 0])]
-    assert [r.state for r in signal.on_visit(visit(3, fewer, model))] == [ReadingStatus.NOT_RUN]
+    assert [r.state for r in signal.on_probes(visit(3, fewer, model))] == [ReadingStatus.NOT_RUN]

@@ -32,17 +32,17 @@ def test_each_part_is_the_product_over_its_own_parameters() -> None:
     model, signal = make_llama(scale=5.0).eval(), LayerInterference()
     view = visit(0, watched(), model)
     signal.start(view)
-    assert signal.on_visit(view) == []
+    assert signal.on_probes(view) == []
     updates = steps(model, 3)
     for step, update in enumerate(updates, 1):
-        assert signal.on_update(after(step, view.held, update)) == []
-    readings = signal.on_visit(visit(3, watched(), model))
+        assert signal.on_update(after(step, view.protected_gradients, update)) == []
+    readings = signal.on_probes(visit(3, watched(), model))
     layers = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3))]
     layers += ["model.norm", "lm_head"]
     for name in ("words", "bare"):
         own = {r.layer: r.value for r in readings if r.behavior == name}
         assert list(own) == layers
-        h = view.held.margin.vector(name, view.parameters)
+        h = view.protected_gradients.margin_gradients.vector(name, view.parameters)
         for layer, value in own.items():
             expected = sum(
                 float((g.double() * part.double()).sum())
@@ -60,16 +60,16 @@ def test_the_parts_sum_to_the_whole_since_the_last_visit() -> None:
     for first in (1, 3):  # two visits: sums begin anew at each
         totals = {"words": 0.0, "bare": 0.0}
         for step, update in enumerate(steps(model, 2), first):
-            around = after(step, view.held, update)
+            around = after(step, view.protected_gradients, update)
             signal.on_update(around)
             for name, value in values(whole.on_update(around), "interference").items():
                 totals[name] += value
-        readings = signal.on_visit(visit(first + 1, watched(), model))
+        readings = signal.on_probes(visit(first + 1, watched(), model))
         for name, total in totals.items():
             parts = [r.value for r in readings if r.behavior == name and r.value is not None]
             assert sum(parts) == pytest.approx(total, rel=1e-4, abs=1e-6)
             assert max(map(abs, parts)) > 1e-3
-    assert signal.on_visit(visit(9, watched(), model)) == []
+    assert signal.on_probes(visit(9, watched(), model)) == []
 
 
 def test_under_a_monitor_with_the_optimizers_own_order() -> None:
@@ -108,5 +108,5 @@ def test_a_detached_margin_is_not_run() -> None:
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
     view = visit(0, [cut], model)
     signal.start(view)
-    assert [r.state for r in signal.on_visit(view)] == [ReadingStatus.NOT_RUN]
-    assert signal.on_update(after(1, view.held, view.parameters)) == []
+    assert [r.state for r in signal.on_probes(view)] == [ReadingStatus.NOT_RUN]
+    assert signal.on_update(after(1, view.protected_gradients, view.parameters)) == []

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from journeys import Journey
 from riprap import Behavior, ReadingStatus
-from riprap.evaluation import Look
-from riprap.signals import Held, LinearProbe, VisitView
-from riprap.signals.features._linear_probe import RIDGE, accuracy, fitted, folds
+from riprap.evaluation import ProbeResult
+from riprap.signals import ProtectedGradients, LinearProbe, ProbeView
+from riprap.signals.features._linear_probe import RIDGE, accuracy, fit_plane, cross_validation_folds
 from views import values
 
 
@@ -34,7 +34,7 @@ def plain_accuracy(normal: np.ndarray, middle: np.ndarray, *sides: np.ndarray) -
 @pytest.mark.parametrize(("n", "m", "d"), [(4, 3, 16), (30, 12, 5), (9, 9, 40)])
 def test_the_dual_gives_the_primal_plane(n: int, m: int, d: int) -> None:
     here, there = torch.randn(n, d).double() + 0.5, torch.randn(m, d).double()
-    normal, middle = fitted(here, there)
+    normal, middle = fit_plane(here, there)
     expected, point = plain_ridge(here.numpy(), there.numpy())
     np.testing.assert_allclose(normal.numpy(), expected, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(middle.numpy(), point, rtol=1e-9)
@@ -42,15 +42,15 @@ def test_the_dual_gives_the_primal_plane(n: int, m: int, d: int) -> None:
 
 def test_the_larger_side_wins_nothing_by_its_size() -> None:
     here, there = torch.randn(400, 3).double(), torch.randn(10, 3).double()
-    assert 0.2 < accuracy(fitted(here, there), here, there) < 0.85
+    assert 0.2 < accuracy(fit_plane(here, there), here, there) < 0.85
 
 
 def test_every_row_is_left_out_once() -> None:
-    parts = list(folds(7, 12))
+    parts = list(cross_validation_folds(7, 12))
     assert len(parts) == 5
     assert torch.stack([out.long() for _, out, _, _ in parts]).sum(0).tolist() == [1] * 7
     assert torch.stack([out.long() for _, _, _, out in parts]).sum(0).tolist() == [1] * 12
-    assert len(list(folds(2, 9))) == 2
+    assert len(list(cross_validation_folds(2, 9))) == 2
 
 
 def readings(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -59,16 +59,16 @@ def readings(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> dict[st
         Behavior("c", None, lambda m, p: p, contrast="b"),
     ]
 
-    def view(step: int, sides: tuple[Tensor, Tensor]) -> VisitView:
+    def view(step: int, sides: tuple[Tensor, Tensor]) -> ProbeView:
         looks = {
-            name: Look(np.ones(len(rows)), activations={"layer": rows})
+            name: ProbeResult(np.ones(len(rows)), activations={"layer": rows})
             for name, rows in zip("bc", sides, strict=True)
         }
-        return VisitView(step, behaviors, looks, Held(), "layer", torch.nn.Identity())
+        return ProbeView(step, behaviors, looks, ProtectedGradients(), "layer", torch.nn.Identity())
 
     signal = LinearProbe()
     signal.start(view(0, then))
-    found = signal.on_visit(view(5, now))
+    found = signal.on_probes(view(5, now))
     return {r.signal: r.value for r in found if r.behavior == "b" and r.value is not None}
 
 
@@ -79,7 +79,7 @@ def test_noise_is_not_told_apart_although_there_are_more_directions_than_rows() 
         found.append(readings(sides, sides)["linear_probe_frozen"])
     assert abs(np.mean(found) - 0.5) < 4 * np.std(found) / np.sqrt(len(found))
     sides = torch.randn(10, 80).double(), torch.randn(10, 80).double()
-    assert accuracy(fitted(*sides), *sides) == 1  # what it would read without held-out rows
+    assert accuracy(fit_plane(*sides), *sides) == 1  # what it would read without held-out rows
 
 
 def test_a_behaviour_that_moved_is_lost_to_the_frozen_probe_alone() -> None:
@@ -103,7 +103,7 @@ def test_on_a_model() -> None:
     for readings, sets in ((journey.first, journey.then), (journey.later, journey.now)):
         for kind in ("frozen", "refitted"):
             scores = []
-            for kept, out, also, other in folds(4, 3):
+            for kept, out, also, other in cross_validation_folds(4, 3):
                 source = journey.then if kind == "frozen" else sets
                 plane = plain_ridge(source["refusal"][kept], source["over"][also])
                 left = sets["refusal"][out], sets["over"][other]
@@ -117,8 +117,8 @@ def test_on_a_model() -> None:
 
 def test_one_row_a_side_is_too_few() -> None:
     behavior = Behavior("b", None, lambda m, p: p, contrast="b")
-    look = Look(np.ones(1), activations={"layer": torch.randn(1, 4)})
-    view = VisitView(0, [behavior], {"b": look}, Held(), "layer", torch.nn.Identity())
+    look = ProbeResult(np.ones(1), activations={"layer": torch.randn(1, 4)})
+    view = ProbeView(0, [behavior], {"b": look}, ProtectedGradients(), "layer", torch.nn.Identity())
     signal = LinearProbe()
     signal.start(view)
-    assert [r.state for r in signal.on_visit(view)] == [ReadingStatus.INSUFFICIENT]
+    assert [r.state for r in signal.on_probes(view)] == [ReadingStatus.INSUFFICIENT]

@@ -15,7 +15,7 @@ from journeys import Journey
 from riprap import Behavior, ReadingStatus
 from riprap.errors import ConfigError
 from riprap.signals import SAEFeatures
-from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained
+from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained_variance
 from tiny import PlainLM
 from views import values, visit
 
@@ -31,10 +31,10 @@ def sparse_rows(n: int = 600, d: int = 16, true: int = 20) -> tuple[Tensor, Tens
 
 def test_it_finds_the_directions_that_rows_are_made_of() -> None:
     rows, directions = sparse_rows()
-    sae = TopKSAE.begin(rows, latents=64, k=4)
-    before = unexplained(rows, sae.decode(sae.encode(rows)), rows.mean(0))
+    sae = TopKSAE.initialize(rows, latents=64, k=4)
+    before = unexplained_variance(rows, sae.decode(sae.encode(rows)), rows.mean(0))
     sae.train(rows, 400, 1e-2)
-    after = unexplained(rows, sae.decode(sae.encode(rows)), rows.mean(0))
+    after = unexplained_variance(rows, sae.decode(sae.encode(rows)), rows.mean(0))
     assert after < 0.1
     assert after < before / 3
     best = (directions @ sae.W_dec.T).max(1).values
@@ -43,7 +43,7 @@ def test_it_finds_the_directions_that_rows_are_made_of() -> None:
 
 def test_rows_use_k_latents_at_most_and_directions_keep_unit_norm() -> None:
     rows = torch.randn(30, 12) * 50 + 7
-    sae = TopKSAE.begin(rows, latents=40, k=3)
+    sae = TopKSAE.initialize(rows, latents=40, k=3)
     sae.train(rows, 20, 1e-2)
     latents = sae.encode(rows)
     assert latents.min() >= 0
@@ -53,8 +53,8 @@ def test_rows_use_k_latents_at_most_and_directions_keep_unit_norm() -> None:
 
 def test_training_agrees_with_torchs_adam() -> None:
     rows = torch.randn(20, 6)
-    sae = TopKSAE.begin(rows, latents=9, k=2)
-    parts = [part.clone().requires_grad_() for part in sae.tensors]
+    sae = TopKSAE.initialize(rows, latents=9, k=2)
+    parts = [part.clone().requires_grad_() for part in sae.trained_tensors]
     optimizer = torch.optim.Adam(parts, lr=1e-2)
     for _ in range(5):
         w_enc, b_enc, w_dec, b_dec = parts
@@ -67,18 +67,18 @@ def test_training_agrees_with_torchs_adam() -> None:
         with torch.no_grad():
             w_dec /= w_dec.norm(dim=1, keepdim=True)
     sae.train(rows, 5, 1e-2)
-    for found, expected in zip(sae.tensors, parts, strict=True):
+    for found, expected in zip(sae.trained_tensors, parts, strict=True):
         torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_training_leaves_generators_alone_in_any_mode(mode: Any) -> None:
     rows = torch.randn(20, 6)
-    expected = TopKSAE.begin(rows, 12, 2)
+    expected = TopKSAE.initialize(rows, 12, 2)
     expected.train(rows, 3, 1e-2)
     kept = torch.get_rng_state()
     with mode(), torch.autocast("cpu", torch.bfloat16):
-        sae = TopKSAE.begin(rows, 12, 2)
+        sae = TopKSAE.initialize(rows, 12, 2)
         sae.train(rows, 3, 1e-2)
         assert torch.is_grad_enabled() is False
     assert torch.equal(kept, torch.get_rng_state())
@@ -88,10 +88,10 @@ def test_training_leaves_generators_alone_in_any_mode(mode: Any) -> None:
 
 def test_a_copy_is_trained_on_its_own() -> None:
     rows = torch.randn(20, 6)
-    sae = TopKSAE.begin(rows, 12, 2)
-    kept = [part.clone() for part in sae.tensors]
+    sae = TopKSAE.initialize(rows, 12, 2)
+    kept = [part.clone() for part in sae.trained_tensors]
     sae.copy().train(rows, 3, 1e-1)
-    assert all(torch.equal(a, b) for a, b in zip(kept, sae.tensors, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(kept, sae.trained_tensors, strict=True))
 
 
 def test_jaccard_and_unexplained() -> None:
@@ -100,9 +100,9 @@ def test_jaccard_and_unexplained() -> None:
     assert jaccard(one, two) == pytest.approx((1 / 3 + 1) / 2)
     assert np.isnan(jaccard(one[1:2], two[1:2]))
     rows = torch.randn(5, 3)
-    assert unexplained(rows, rows, rows.mean(0)) == 0
-    assert unexplained(rows, rows.mean(0).expand(5, 3), rows.mean(0)) == pytest.approx(1)
-    assert np.isnan(unexplained(torch.ones(5, 3), torch.ones(5, 3), torch.ones(3)))
+    assert unexplained_variance(rows, rows, rows.mean(0)) == 0
+    assert unexplained_variance(rows, rows.mean(0).expand(5, 3), rows.mean(0)) == pytest.approx(1)
+    assert np.isnan(unexplained_variance(torch.ones(5, 3), torch.ones(5, 3), torch.ones(3)))
 
 
 class Ready:
@@ -154,13 +154,13 @@ def test_the_dictionary_is_carried_along() -> None:
     assert values(journey.first, "sae_jaccard") == dict.fromkeys(("refusal", "over", "lone"), 1.0)
     assert values(journey.first, "sae_decoder_cosine")[""] == pytest.approx(1)
     now = torch.from_numpy(np.concatenate(list(journey.now.values()))).float()
-    left = unexplained(now, signal.first.decode(signal.first.encode(now)), now.mean(0))
-    carried = unexplained(now, signal.now.decode(signal.now.encode(now)), now.mean(0))
+    left = unexplained_variance(now, signal.start_sae.decode(signal.start_sae.encode(now)), now.mean(0))
+    carried = unexplained_variance(now, signal.current_sae.decode(signal.current_sae.encode(now)), now.mean(0))
     assert carried < left
     turned = values(journey.later, "sae_decoder_cosine")[""]
-    alive = signal.alive
+    alive = signal.start_alive
     assert alive is not None
-    cosines = (signal.first.W_dec * signal.now.W_dec).sum(1)[alive]
+    cosines = (signal.start_sae.W_dec * signal.current_sae.W_dec).sum(1)[alive]
     assert turned == pytest.approx(float(cosines.mean()), abs=1e-6)
     assert 0.5 < turned < 0.99999
     assert all(0 < value < 1 for value in values(journey.first, "sae_loss").values())
@@ -170,7 +170,7 @@ def test_more_rows_make_another_dictionary() -> None:
     alone, helped = SAEFeatures(), SAEFeatures(activations=torch.randn(200, 16))
     Journey(alone)
     Journey(helped)
-    assert not torch.equal(alone.first.W_dec, helped.first.W_dec)
+    assert not torch.equal(alone.start_sae.W_dec, helped.start_sae.W_dec)
     with pytest.raises(ConfigError, match=r"activations=\.\.\.\) of shape \(5, 7\)"):
         Journey(SAEFeatures(activations=torch.randn(5, 7)))
 
@@ -218,7 +218,7 @@ def test_a_margin_that_passes_the_layer_by_is_not_run() -> None:
     aside = Behavior("aside", ids, lambda m, x: m.head(m.embed(x))[:, -1, 4])
     signal, view = SAEFeatures(), visit(0, [aside], PlainLM())
     signal.start(view)
-    assert [(r.state, "was not run" in r.detail) for r in signal.on_visit(view)] == [
+    assert [(r.state, "was not run" in r.detail) for r in signal.on_probes(view)] == [
         (ReadingStatus.NOT_RUN, True)
     ]
-    assert signal.on_visit(visit(1, [aside], PlainLM())) == []
+    assert signal.on_probes(visit(1, [aside], PlainLM())) == []

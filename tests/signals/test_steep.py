@@ -43,7 +43,7 @@ def shaped(flat: Tensor, model: nn.Module) -> list[Tensor]:
 def read(model: nn.Module, gradient: list[Tensor], signal: SteepAlignment) -> float:
     view = visit(0, [words()], model)
     signal.start(view)
-    readings = signal.on_gradient(before(1, view.held, gradient))
+    readings = signal.on_gradient(before(1, view.protected_gradients, gradient))
     return values(readings, "steep_alignment")["words"]
 
 
@@ -79,18 +79,18 @@ def test_random_gradients_align_by_chance() -> None:
     model = make_llama().eval()
     view, signal = visit(0, [words()], model), SteepAlignment(4)
     signal.start(view)
-    chance = values(signal.on_visit(view), "steep_alignment_chance")["words"]
+    chance = values(signal.on_probes(view), "steep_alignment_chance")["words"]
     count = sum(p.numel() for p in model.parameters())
     assert chance == 4 / count
     found = []
     for _ in range(200):
         gradient = [torch.randn_like(p) for p in model.parameters()]
         found += values(
-            signal.on_gradient(before(1, view.held, gradient)), "steep_alignment"
+            signal.on_gradient(before(1, view.protected_gradients, gradient)), "steep_alignment"
         ).values()
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - chance) < 4 * error
-    assert signal.on_visit(visit(2, [words()], model)) == []
+    assert signal.on_probes(visit(2, [words()], model)) == []
 
 
 def test_it_sees_what_the_mean_gradient_does_not() -> None:
@@ -105,7 +105,7 @@ def test_it_sees_what_the_mean_gradient_does_not() -> None:
 def test_only_so_many_probes_are_taken_evenly() -> None:
     model = make_llama(scale=5.0).eval()
     rows = jacobian(model, words())
-    found = probing.margin_gradients(words(), model, trainable(model), most=3)
+    found = probing.margin_gradients(words(), model, trainable(model), max_probes=3)
     assert found is not None
     for row, index in zip(found, (0, 2, 5), strict=True):
         flat = np.concatenate([part.double().numpy().ravel() for part in row])
@@ -117,7 +117,7 @@ def test_a_detached_margin_is_not_run() -> None:
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
     view = visit(0, [cut], model)
     signal.start(view)
-    readings = signal.on_visit(view)
+    readings = signal.on_probes(view)
     assert [(r.state, "detached" in r.detail) for r in readings] == [(ReadingStatus.NOT_RUN, True)]
 
 

@@ -31,10 +31,10 @@ def test_it_agrees_with_numpy(k: int) -> None:
     signal, view = TopKCosine(base.state_dict(), k), visit(0, watched(), model)
     signal.start(view)
     gradient = [torch.randn_like(p) for p in model.parameters()]
-    found = values(signal.on_gradient(before(1, view.held, gradient)), "cosine_topk")
+    found = values(signal.on_gradient(before(1, view.protected_gradients, gradient)), "cosine_topk")
     gaps = np.abs(flat(list(model.parameters())) - flat(list(base.parameters())))
     top = np.argsort(-gaps)[:k]
-    own = flat(view.held.loss.vector("words", gradient))[top]
+    own = flat(view.protected_gradients.loss_gradients.vector("words", gradient))[top]
     task = flat(gradient)[top]
     expected = task @ own / np.linalg.norm(task) / np.linalg.norm(own)
     assert found.keys() == {"words"}
@@ -47,11 +47,11 @@ def test_only_the_moved_coordinates_count() -> None:
     base["lm_head.weight"][7] += 1
     signal, view = TopKCosine(base, k=16), visit(0, watched(), model)
     signal.start(view)
-    gradient = [-g for g in view.held.loss.vector("words", view.parameters)]
+    gradient = [-g for g in view.protected_gradients.loss_gradients.vector("words", view.parameters)]
     for (name, _), part in zip(model.named_parameters(), gradient, strict=True):
         if name == "lm_head.weight":
             part[7] *= -1
-    found = values(signal.on_gradient(before(1, view.held, gradient)), "cosine_topk")
+    found = values(signal.on_gradient(before(1, view.protected_gradients, gradient)), "cosine_topk")
     assert found["words"] == pytest.approx(1)
 
 
@@ -59,17 +59,17 @@ def test_without_the_base_it_says_what_to_give() -> None:
     model, signal = make_llama().eval(), TopKCosine()
     view = visit(0, watched(), model)
     signal.start(view)
-    stated = signal.on_visit(view)
+    stated = signal.on_probes(view)
     assert [r.state for r in stated] == [ReadingStatus.NOT_RUN]
     assert "before=base.state_dict()" in stated[0].detail
-    assert signal.on_gradient(before(1, view.held, view.parameters)) == []
+    assert signal.on_gradient(before(1, view.protected_gradients, view.parameters)) == []
 
 
 def test_a_behaviour_without_losses_is_said_to_lack_them() -> None:
     model = make_llama().eval()
     signal, view = TopKCosine(make_llama(seed=5).state_dict()), visit(0, watched(), model)
     signal.start(view)
-    assert [r.behavior for r in signal.on_visit(view)] == ["bare"]
+    assert [r.behavior for r in signal.on_probes(view)] == ["bare"]
 
 
 def test_a_base_of_another_model_is_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riprap._config import StrictModel
-from riprap.detectors._history import Track
+from riprap.detectors._history import BehaviorHistory
 from riprap.types import Alert, Forecast
 
 
@@ -16,19 +16,19 @@ class Detector(StrictModel):
 
     kind: str
 
-    def check(self, track: Track) -> Alert | None:
+    def check(self, track: BehaviorHistory) -> Alert | None:
         """The alert that stands after the last visit, or None."""
         raise NotImplementedError
 
-    def forecast(self, track: Track) -> Forecast | None:
+    def forecast(self, track: BehaviorHistory) -> Forecast | None:
         """The forecast that stands after the last visit; None for a detector that makes none."""
         return None
 
-    def judge(self, track: Track) -> tuple[Alert | None, Forecast | None]:
+    def evaluate(self, track: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
         """Both at once."""
         return self.check(track), self.forecast(track)
 
-    def unfit(self, track: Track) -> str:
+    def untestable_reason(self, track: BehaviorHistory) -> str:
         """Why this detector can never speak of a behaviour; empty where it can.
 
         Asked once, after the visit before training.

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from riprap.detectors._history import Track
+from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._sequential import Sequential
 
 STAKES = np.arange(1, 20) / 20  # shares of the largest stake that can not lose everything
 
 
-class Betting(Sequential):
+class BettingTest(Sequential):
     """`warning` once a mean decline of more than `tolerated` is established at level `alpha`.
 
     Each probe is paired with itself at the start. A gambler bets, probe by probe, that the mean
@@ -41,42 +41,42 @@ class Betting(Sequential):
     of: Literal["margin", "score"] = "margin"
     tolerated: float = Field(default=0.05, ge=0)
     clip: float = Field(default=0.1, gt=0)
-    words: ClassVar[str] = "decline established, log of the wealth over what its level asks"
+    description: ClassVar[str] = "decline established, log of the wealth over what its level asks"
 
     @property
-    def bound(self) -> float:
+    def alert_threshold(self) -> float:
         """Wealth as large as the level asks."""
         return 0.0
 
-    def source(self) -> str:
+    def input_signal(self) -> str:
         """The decline of the margin, or of the score."""
         return self.of
 
-    def path(self, track: Track) -> np.ndarray:
+    def statistic(self, track: BehaviorHistory) -> np.ndarray:
         """Log of the wealth ÷ the wealth that α asks for, after each visit; −inf at the start."""
         visits = np.arange(1, len(track.margins))
-        asked = np.log(visits * (visits + 1) * track.watched / self.alpha)
+        asked = np.log(visits * (visits + 1) * track.n_behaviors / self.alpha)
         wealth = log_wealth(self.declines(track), self.tolerated, self.clip)
         return np.concatenate([[-np.inf], wealth[1:] - asked])
 
-    def now(self, track: Track) -> float | None:
+    def latest(self, track: BehaviorHistory) -> float | None:
         """The end of the path, from the first visit and the last one alone."""
-        ends = Track(track.behavior, track.floor, margins=[track.margins[0], track.margins[-1]])
+        ends = BehaviorHistory(track.behavior, track.floor, margins=[track.margins[0], track.margins[-1]])
         visits = len(track.margins) - 1
         if not visits:
             return -np.inf
-        asked = np.log(visits * (visits + 1) * track.watched / self.alpha)
+        asked = np.log(visits * (visits + 1) * track.n_behaviors / self.alpha)
         return float(log_wealth(self.declines(ends), self.tolerated, self.clip)[-1] - asked)
 
-    def least_probes(self, watched: int) -> int:
+    def min_probes(self, watched: int) -> int:
         """With fewer probes not even a collapse of all could be established at the first visit."""
         growth = np.log1p(STAKES)[:, None] * np.arange(1, 1000)
         wealth = np.log(np.exp(growth - growth[-1]).mean(0)) + growth[-1]
         return int(np.argmax(wealth > np.log(2 * watched / self.alpha))) + 1
 
-    def unfit(self, track: Track) -> str:
+    def untestable_reason(self, track: BehaviorHistory) -> str:
         """See `Detector.unfit`."""
-        least, n = self.least_probes(track.watched), len(track.margins[0])
+        least, n = self.min_probes(track.n_behaviors), len(track.margins[0])
         if n >= least:
             return ""
         return (
@@ -84,7 +84,7 @@ class Betting(Sequential):
             f"level {self.alpha:g} on {least} at the least: it will have no {self.level}"
         )
 
-    def declines(self, track: Track) -> np.ndarray:
+    def declines(self, track: BehaviorHistory) -> np.ndarray:
         """Decline of each probe since the start, shape (visits, n_probes)."""
         margins = np.array(track.margins)
         if self.of == "score":

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from riprap.detectors._history import Track
-from riprap.detectors._sequential import Sequential, standing
+from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._sequential import Sequential, current_series
 
 Scale = Annotated[float, Field(gt=0)]
 
@@ -33,17 +33,17 @@ class Cumulative(Sequential):
     threshold: float = Field(default=5.0, gt=0)
 
     @property
-    def bound(self) -> float:
+    def alert_threshold(self) -> float:
         """The threshold."""
         return self.threshold
 
-    def source(self) -> str:
+    def input_signal(self) -> str:
         """The signal."""
         return self.signal
 
-    def standardised(self, track: Track) -> np.ndarray:
+    def standardized_falls(self, track: BehaviorHistory) -> np.ndarray:
         """Fall since the start at each visit, in scales; empty without a scale."""
-        values = standing(track, self.signal)
+        values = current_series(track, self.signal)
         own = self.scale
         scale = own.get(track.behavior) if isinstance(own, dict) else own
         if scale is None and self.signal == "margin":
@@ -58,22 +58,22 @@ class CUSUM(Cumulative):
     """S ← max(0, S + z − allowance), z the standardised fall since the start (Page, 1954)."""
 
     kind: Literal["cusum"] = "cusum"
-    words: ClassVar[str] = "cumulative sum of falls since the start"
+    description: ClassVar[str] = "cumulative sum of falls since the start"
 
-    def path(self, track: Track) -> np.ndarray:
+    def statistic(self, track: BehaviorHistory) -> np.ndarray:
         """The sum after each visit."""
-        return reflected_sum(self.standardised(track) - self.allowance)
+        return reflected_sum(self.standardized_falls(track) - self.allowance)
 
 
 class PageHinkley(Cumulative):
     """As CUSUM, but a fall is counted from the running mean, not from the start (Hinkley, 1971)."""
 
     kind: Literal["page_hinkley"] = "page_hinkley"
-    words: ClassVar[str] = "cumulative sum of falls below the running mean"
+    description: ClassVar[str] = "cumulative sum of falls below the running mean"
 
-    def path(self, track: Track) -> np.ndarray:
+    def statistic(self, track: BehaviorHistory) -> np.ndarray:
         """The sum after each visit."""
-        falls = self.standardised(track)
+        falls = self.standardized_falls(track)
         means = np.cumsum(falls) / np.arange(1, len(falls) + 1)
         return reflected_sum(falls - means - self.allowance)
 

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from riprap.detectors._history import Track
-from riprap.detectors._sequential import Sequential, standing
+from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._sequential import Sequential, current_series
 
 
 class Deviation(Sequential):
@@ -29,20 +29,20 @@ class Deviation(Sequential):
     side: Literal["below", "above"] = "below"
     z: float = Field(default=2.0, gt=0)
     first: int = Field(default=8, ge=3)
-    words: ClassVar[str] = "standard deviations away from the first visits"
+    description: ClassVar[str] = "standard deviations away from the first visits"
 
     @property
-    def bound(self) -> float:
+    def alert_threshold(self) -> float:
         """The z that counts."""
         return self.z
 
-    def source(self) -> str:
+    def input_signal(self) -> str:
         """The signal."""
         return self.signal
 
-    def path(self, track: Track) -> np.ndarray:
+    def statistic(self, track: BehaviorHistory) -> np.ndarray:
         """|z| on the side that counts, after each visit; −inf while it is learning."""
-        values = standing(track, self.signal)
+        values = current_series(track, self.signal)
         if len(values) <= self.first:
             return np.zeros(0)
         known = values[: self.first]

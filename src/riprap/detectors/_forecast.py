@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from riprap.detectors._base import Detector
-from riprap.detectors._history import Track, low_margin, score
-from riprap.detectors._trend import Z80, deciding_margins, shaped_changes, trend
+from riprap.detectors._history import BehaviorHistory, threshold_margin, score
+from riprap.detectors._trend import Z80, threshold_margins, shaped_changes, fit_trend
 from riprap.types import Alert, Forecast, Level, Reading
 
 
@@ -46,63 +46,63 @@ class ForecastDetector(Detector):
     # Left out of a protocol's hash where it is 0: it is younger than the first frozen ones.
     declined: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
 
-    def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
+    def changes(self, track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
         """Change of a deciding margin in each step, shape (steps,)."""
         return shaped_changes(track, values)
 
-    def forecast(self, track: Track) -> Forecast | None:
+    def forecast(self, track: BehaviorHistory) -> Forecast | None:
         """Steps until the deciding margin reaches 0."""
         if score(track.margins[-1]) < track.floor:
             return Forecast(0.0, 0.0, 0.0, self.horizon)
         if track.step < self.least_steps or len(track.steps) < 2:
             return None
-        values = deciding_margins(track)
-        now = trend(values, track.steps, self.changes(track, values), self.memory, self.doubt)
+        values = threshold_margins(track)
+        now = fit_trend(values, track.steps, self.changes(track, values), self.memory, self.doubt)
         late, median, early = (
-            self._seen(now.steps_to_zero(z, persistence))
+            self._within_horizon(now.steps_to_zero(z, persistence))
             for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)
         )
         return Forecast(median, early, late, self.horizon)
 
-    def _seen(self, steps: float) -> float:
+    def _within_horizon(self, steps: float) -> float:
         return steps if steps <= self.horizon else float("inf")
 
-    def check(self, track: Track) -> Alert | None:
+    def check(self, track: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
-        return self.judge(track)[0]
+        return self.evaluate(track)[0]
 
-    def judge(self, track: Track) -> tuple[Alert | None, Forecast | None]:
+    def evaluate(self, track: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
         """See `Detector.judge`."""
         forecast = self.forecast(track)
         return self._alert(forecast, track), forecast
 
-    def _alert(self, forecast: Forecast | None, track: Track) -> Alert | None:
-        level = None if forecast is None else self.level(forecast, track)
+    def _alert(self, forecast: Forecast | None, track: BehaviorHistory) -> Alert | None:
+        level = None if forecast is None else self.alert_level(forecast, track)
         if forecast is None or level is None:
             return None
         readings = (
-            Reading.of(track.step, track.behavior, "margin_low", track.low),
+            Reading.of(track.step, track.behavior, "margin_low", track.threshold_margin),
             Reading.of(track.step, track.behavior, "score", score(track.margins[-1]), "share"),
         )
         text = describe(forecast, track)
         return Alert(track.step, track.behavior, level, self.kind, text, readings, forecast)
 
-    def level(self, forecast: Forecast, track: Track) -> Level | None:
+    def alert_level(self, forecast: Forecast, track: BehaviorHistory) -> Level | None:
         """How alarming a forecast is."""
         broken = forecast.high == 0
-        if broken or (forecast.says_break and self._has_declined(track)):
+        if broken or (forecast.predicts_break and self._has_declined(track)):
             return Level.CRITICAL
         return Level.WATCH if forecast.low <= self.horizon else None
 
-    def _has_declined(self, track: Track) -> bool:
+    def _has_declined(self, track: BehaviorHistory) -> bool:
         """Whether enough is gone of the deciding margin, and of the mean margin."""
-        if track.low > (1 - self.spent) * low_margin(track.margins[0], track.floor):
+        if track.threshold_margin > (1 - self.spent) * threshold_margin(track.margins[0], track.floor):
             return False
         start, now = track.margins[0].mean(), track.margins[-1].mean()
         return self.declined == 0 or bool(now <= (1 - self.declined) * start)
 
 
-def describe(forecast: Forecast, track: Track) -> str:
+def describe(forecast: Forecast, track: BehaviorHistory) -> str:
     """One line for people."""
     if forecast.high == 0:
         now = score(track.margins[-1])

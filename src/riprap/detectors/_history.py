@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def deciding_rank(n: int, floor: float) -> int:
+def threshold_rank(n: int, floor: float) -> int:
     """Index, among n sorted margins, of the one whose sign decides whether the score is under.
 
     The score falls under the floor once more than (1 − floor)·n of the margins are at or below 0.
@@ -19,14 +19,14 @@ def deciding_rank(n: int, floor: float) -> int:
     return min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
 
 
-def low_margin(margins: np.ndarray, floor: float) -> float:
+def threshold_margin(margins: np.ndarray, floor: float) -> float:
     """The deciding margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
 
     Args:
         margins: shape (n,).
         floor: a score in (0, 1].
     """
-    rank = deciding_rank(len(margins), floor)
+    rank = threshold_rank(len(margins), floor)
     return float(np.partition(margins, rank)[rank])
 
 
@@ -36,7 +36,7 @@ def score(margins: np.ndarray) -> float:
 
 
 @dataclass
-class Track:
+class BehaviorHistory:
     """The measured history of one behaviour.
 
     Attributes:
@@ -56,15 +56,15 @@ class Track:
     margins: list[np.ndarray] = field(default_factory=list)
     predicted: dict[int, float] = field(default_factory=dict)
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    looked_at: int = 0
-    lost_at: int | None = None
-    fell_at: int | None = None
-    watched: int = 1
-    lows: list[float] = field(default_factory=list, repr=False, compare=False)
+    last_probe_step: int = 0
+    diverged_step: int | None = None
+    first_failure_step: int | None = None
+    n_behaviors: int = 1
+    threshold_margin_cache: list[float] = field(default_factory=list, repr=False, compare=False)
 
-    def visit(self, step: int, margins: np.ndarray) -> None:
+    def add_margins(self, step: int, margins: np.ndarray) -> None:
         """Add one visit."""
-        self.looked_at = step
+        self.last_probe_step = step
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
@@ -74,9 +74,9 @@ class Track:
         return self.steps[-1]
 
     @property
-    def low(self) -> float:
+    def threshold_margin(self) -> float:
         """The deciding margin at the last visit."""
-        return low_margin(self.margins[-1], self.floor)
+        return threshold_margin(self.margins[-1], self.floor)
 
     @property
     def healthy_at_start(self) -> bool:
@@ -91,15 +91,15 @@ class Track:
             for step, margins in zip(self.steps, self.margins, strict=True)
             if score(margins) < self.floor
         ]
-        known = [step for step in (self.lost_at, self.fell_at) if step is not None]
+        known = [step for step in (self.diverged_step, self.first_failure_step) if step is not None]
         return min(under[:1] + known, default=None)
 
-    def predicted_since_visit(self) -> float:
+    def predicted_since_last_probe(self) -> float:
         """Σ r_b over the steps after the last visit."""
         last = next(reversed(self.predicted), 0)  # steps come in their order
-        return sum(self.predicted.get(step, 0.0) for step in range(self.looked_at + 1, last + 1))
+        return sum(self.predicted.get(step, 0.0) for step in range(self.last_probe_step + 1, last + 1))
 
-    def history(self, signal: str) -> list[tuple[int, float]]:
+    def series(self, signal: str) -> list[tuple[int, float]]:
         """A signal as it stood at the visits, as (step, value).
 
         Args:
@@ -108,7 +108,7 @@ class Track:
         own: dict[str, Callable[[np.ndarray], float]] = {
             "score": score,
             "margin": lambda margins: float(np.mean(margins)),
-            "margin_low": lambda margins: low_margin(margins, self.floor),
+            "margin_low": lambda margins: threshold_margin(margins, self.floor),
         }
         if signal in own:
             read = own[signal]
@@ -116,11 +116,11 @@ class Track:
         visited = set(self.steps)  # signals of every step count at visits, live as in a record
         return [(s, value) for s, value in self.signals.get(signal, []) if s in visited]
 
-    def until(self, step: int) -> Track:
+    def truncated(self, step: int) -> BehaviorHistory:
         """The same history as it was known right after `step`."""
         count = sum(visited <= step for visited in self.steps)
-        lost = None if self.lost_at is None or self.lost_at > step else self.lost_at
-        return Track(
+        lost = None if self.diverged_step is None or self.diverged_step > step else self.diverged_step
+        return BehaviorHistory(
             self.behavior,
             self.floor,
             self.steps[:count],
@@ -130,11 +130,11 @@ class Track:
                 name: [reading for reading in readings if reading[0] <= step]
                 for name, readings in self.signals.items()
             },
-            looked_at=self.steps[count - 1] if count else 0,
-            lost_at=lost,
-            fell_at=None if self.fell_at is None or self.fell_at > step else self.fell_at,
-            watched=self.watched,
-            lows=self.lows[:count],
+            last_probe_step=self.steps[count - 1] if count else 0,
+            diverged_step=lost,
+            first_failure_step=None if self.first_failure_step is None or self.first_failure_step > step else self.first_failure_step,
+            n_behaviors=self.n_behaviors,
+            threshold_margin_cache=self.threshold_margin_cache[:count],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,28 +142,28 @@ class Track:
         return {
             "steps": list(self.steps),
             "margins": [torch.from_numpy(margins.copy()) for margins in self.margins],
-            "predicted": _pairs(list(self.predicted.items())),
-            "signals": {name: _pairs(readings) for name, readings in self.signals.items()},
-            "looked_at": self.looked_at,
-            "lost_at": self.lost_at,
-            "fell_at": self.fell_at,
+            "predicted": _pairs_to_tensor(list(self.predicted.items())),
+            "signals": {name: _pairs_to_tensor(readings) for name, readings in self.signals.items()},
+            "looked_at": self.last_probe_step,
+            "lost_at": self.diverged_step,
+            "fell_at": self.first_failure_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a history that `state_dict` gave."""
         self.steps = list(state["steps"])
         self.margins = [margins.numpy().copy() for margins in state["margins"]]
-        self.lows = []
-        self.predicted = dict(_unpaired(state["predicted"]))
-        self.signals = {name: _unpaired(pairs) for name, pairs in state["signals"].items()}
-        self.looked_at, self.lost_at = state["looked_at"], state["lost_at"]
-        self.fell_at = state.get("fell_at")
+        self.threshold_margin_cache = []
+        self.predicted = dict(_tensor_to_pairs(state["predicted"]))
+        self.signals = {name: _tensor_to_pairs(pairs) for name, pairs in state["signals"].items()}
+        self.last_probe_step, self.diverged_step = state["looked_at"], state["lost_at"]
+        self.first_failure_step = state.get("fell_at")
 
 
-def _pairs(readings: list[tuple[int, float]]) -> Tensor:
+def _pairs_to_tensor(readings: list[tuple[int, float]]) -> Tensor:
     """(step, value) as a tensor of shape (n, 2), float64."""
     return torch.tensor(readings, dtype=torch.float64).reshape(-1, 2)
 
 
-def _unpaired(pairs: Tensor) -> list[tuple[int, float]]:
+def _tensor_to_pairs(pairs: Tensor) -> list[tuple[int, float]]:
     return [(int(step), value) for step, value in pairs.tolist()]

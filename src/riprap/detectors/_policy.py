@@ -15,7 +15,7 @@ from pydantic import Field
 
 from riprap._config import StrictModel, read_yaml
 from riprap.detectors._base import Detector
-from riprap.detectors._betting_test import Betting
+from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._cumulative import CUSUM, PageHinkley
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
@@ -24,7 +24,7 @@ from riprap.detectors._threshold import Threshold
 from riprap.errors import PolicyError, RiprapError
 
 AnyDetector = Annotated[
-    ForecastDetector | SlopeDetector | Betting | CUSUM | PageHinkley | Deviation | Threshold,
+    ForecastDetector | SlopeDetector | BettingTest | CUSUM | PageHinkley | Deviation | Threshold,
     Field(discriminator="kind"),
 ]
 
@@ -142,7 +142,7 @@ class AlertPolicy(StrictModel):
             reason=reason,
             old_hash=str(self.hash),
         )
-        document = self.model_dump(mode="json") | _dumped(changes)
+        document = self.model_dump(mode="json") | _to_documents(changes)
         document["hash"] = None
         document["amendments"] = [a.model_dump(mode="json") for a in (*self.amendments, amendment)]
         where = f"amendment of {self.name!r}"
@@ -160,7 +160,7 @@ class AlertPolicy(StrictModel):
         raise self.error(f"{self.noun} {self.name!r} has no detector of kind {kind!r}")
 
 
-def _dumped(changes: dict[str, Any]) -> dict[str, Any]:
+def _to_documents(changes: dict[str, Any]) -> dict[str, Any]:
     """Detectors given as objects, as plain documents."""
     if "detectors" not in changes:
         return changes

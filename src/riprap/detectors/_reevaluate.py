@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from riprap.detectors._base import Detector
-from riprap.detectors._history import Track
+from riprap.detectors._history import BehaviorHistory
 from riprap.types import Alert, Reading
 
 
-def rebuild(
+def history_from_record(
     behavior: str,
     floor: float,
     margins: Mapping[int, np.ndarray],
     readings: Iterable[Reading],
     watched: int = 1,
-) -> Track:
+) -> BehaviorHistory:
     """The track of a behaviour from its record.
 
     Args:
@@ -25,9 +25,9 @@ def rebuild(
         readings: of the run; those of other behaviours are passed over.
         watched: how many behaviours the run watched.
     """
-    track = Track(behavior, floor, watched=watched)
+    track = BehaviorHistory(behavior, floor, n_behaviors=watched)
     for step, values in margins.items():
-        track.visit(step, values)
+        track.add_margins(step, values)
     for reading in readings:
         if reading.behavior != behavior or reading.value is None:
             continue
@@ -38,7 +38,7 @@ def rebuild(
     return track
 
 
-def judge_again(detector: Detector, track: Track) -> list[Alert]:
+def reevaluate(detector: Detector, track: BehaviorHistory) -> list[Alert]:
     """The alert that stood after each visit, where there was one."""
-    alerts = [detector.check(track.until(step)) for step in track.steps]
+    alerts = [detector.check(track.truncated(step)) for step in track.steps]
     return [alert for alert in alerts if alert is not None]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from riprap.detectors._base import Detector
-from riprap.detectors._history import Track
+from riprap.detectors._history import BehaviorHistory
 from riprap.types import Alert, Level, Reading
 
 
@@ -21,40 +21,40 @@ class Sequential(Detector):
     """
 
     level: Level = Level.WARNING
-    words: ClassVar[str]
+    description: ClassVar[str]
 
     @property
-    def bound(self) -> float:
+    def alert_threshold(self) -> float:
         """Above it the detector alerts."""
         raise NotImplementedError
 
-    def path(self, track: Track) -> np.ndarray:
+    def statistic(self, track: BehaviorHistory) -> np.ndarray:
         """The number compared with the bound, after each visit; may be empty or NaN."""
         raise NotImplementedError
 
-    def now(self, track: Track) -> float | None:
+    def latest(self, track: BehaviorHistory) -> float | None:
         """The end of the path; None where there is none."""
-        path = self.path(track)
+        path = self.statistic(track)
         return float(path[-1]) if len(path) else None
 
-    def source(self) -> str:
+    def input_signal(self) -> str:
         """Name of the reading that the path is made of."""
         return "margin"
 
-    def check(self, track: Track) -> Alert | None:
+    def check(self, track: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
-        now = self.now(track)
-        if now is None or not now > self.bound:
+        now = self.latest(track)
+        if now is None or not now > self.alert_threshold:
             return None
-        history = track.history(self.source())
-        readings = (Reading.of(history[-1][0], track.behavior, self.source(), history[-1][1]),)
-        text = f"{self.words}: {now:.3g} is above {self.bound:.3g}"
+        history = track.series(self.input_signal())
+        readings = (Reading.of(history[-1][0], track.behavior, self.input_signal(), history[-1][1]),)
+        text = f"{self.description}: {now:.3g} is above {self.alert_threshold:.3g}"
         return Alert(track.step, track.behavior, self.level, self.kind, text, readings)
 
 
-def standing(track: Track, signal: str) -> np.ndarray:
+def current_series(track: BehaviorHistory, signal: str) -> np.ndarray:
     """A signal's values at the visits; empty where the last visit did not read it."""
-    history = track.history(signal)
+    history = track.series(signal)
     if not history or history[-1][0] != track.step:
         return np.zeros(0)
     return np.array([value for _, value in history])

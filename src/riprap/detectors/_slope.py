@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 
 from riprap.detectors._forecast import ForecastDetector
-from riprap.detectors._history import Track
-from riprap.detectors._trend import realised_changes
+from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._trend import realized_changes
 
 
 class SlopeDetector(ForecastDetector):
@@ -16,6 +16,6 @@ class SlopeDetector(ForecastDetector):
 
     kind: Literal["slope"] = "slope"  # type: ignore[assignment]
 
-    def changes(self, track: Track, values: np.ndarray) -> np.ndarray:
+    def changes(self, track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
         """Change of a deciding margin in each step, spread evenly between visits."""
-        return realised_changes(track, values)
+        return realized_changes(track, values)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from riprap.detectors._base import Detector
-from riprap.detectors._history import Track
+from riprap.detectors._history import BehaviorHistory
 from riprap.types import Alert, Level, Reading
 
 
@@ -28,9 +28,9 @@ class Threshold(Detector):
     relative: bool = False
     level: Level = Level.WARNING
 
-    def check(self, track: Track) -> Alert | None:
+    def check(self, track: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
-        history = track.history(self.signal)
+        history = track.series(self.signal)
         if len(history) < self.consecutive:
             return None
         bound = self.value * history[0][1] if self.relative else self.value

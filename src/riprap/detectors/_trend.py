@@ -6,30 +6,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from riprap.detectors._history import Track, low_margin
+from riprap.detectors._history import BehaviorHistory, threshold_margin
 
 Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
 
 
-def deciding_margins(track: Track) -> np.ndarray:
+def threshold_margins(track: BehaviorHistory) -> np.ndarray:
     """The margin that decides whether the score is under its floor, at each visit; (visits,)."""
-    known = track.lows  # of earlier visits
-    known += [low_margin(margins, track.floor) for margins in track.margins[len(known) :]]
+    known = track.threshold_margin_cache  # of earlier visits
+    known += [threshold_margin(margins, track.floor) for margins in track.margins[len(known) :]]
     return np.array(known)
 
 
-def realised_changes(track: Track, values: np.ndarray) -> np.ndarray:
+def realized_changes(track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
     """Change a step since the start, shape (steps,): between two visits spread evenly."""
     gaps = np.diff(track.steps)
     return np.repeat(np.diff(values) / np.maximum(gaps, 1), gaps)
 
 
-def shaped_changes(track: Track, values: np.ndarray) -> np.ndarray:
+def shaped_changes(track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
     """As `realised_changes`, but spread over each gap in the shape of the predicted changes r_b.
 
     The margins say how much was lost between two visits, interference says when.
     """
-    changes = realised_changes(track, values)
+    changes = realized_changes(track, values)
     predicted = np.array([track.predicted.get(s + 1, np.nan) for s in range(len(changes))])
     for begin, end in zip(track.steps[:-1], track.steps[1:], strict=True):
         shape = predicted[begin:end]
@@ -74,7 +74,7 @@ class Trend:
         return float("inf") if used >= 1 else float(-span * np.log1p(-used))
 
 
-def trend(
+def fit_trend(
     values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
 ) -> Trend:
     """The trend after the last visit.
@@ -93,13 +93,13 @@ def trend(
     ages = np.arange(len(changes))[::-1].astype(float)
     weights = np.exp(-ages / memory)
     weights /= weights.sum()
-    change, error = _line_now(ages, changes, weights)
+    change, error = _fit_line_end(ages, changes, weights)
     peak = steps[len(values) - 1 - int(np.argmax(values[::-1]))]
     error = float(np.hypot(error, doubt * change))
     return Trend(float(values[-1]), change, error, steps[-1] - peak)
 
 
-def _line_now(ages: np.ndarray, changes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def _fit_line_end(ages: np.ndarray, changes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Value at age 0 of the weighted line through `changes`, and its standard error."""
     mean, middle = float(weights @ changes), float(weights @ ages)
     spread = float(weights @ (ages - middle) ** 2)

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from riprap.behaviors import Behavior
-from riprap.detectors import AlertPolicy, Track, low_margin, score
-from riprap.evaluation import Look
-from riprap.record import alert_of, alert_row, forecast_of, forecast_text
+from riprap.detectors import AlertPolicy, BehaviorHistory, score, threshold_margin
+from riprap.evaluation import ProbeResult
+from riprap.record import alert_from_row, alert_to_row, forecast_from_json, forecast_to_json
 from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 
-class Judge:
+class AlertTracker:
     """Keeps a track of each behaviour and asks a protocol's detectors about it.
 
     Attributes:
@@ -25,63 +25,63 @@ class Judge:
 
     def __init__(self, behaviors: list[Behavior], policy: AlertPolicy) -> None:
         self.policy = policy
-        self.tracks = {b.name: Track(b.name, b.floor, watched=len(behaviors)) for b in behaviors}
-        self._lost: list[Alert] = []  # margins no longer finite, not yet handed on
-        self._units = {b.name: getattr(b.margins, "unit", "margin") for b in behaviors}
+        self.histories = {b.name: BehaviorHistory(b.name, b.floor, n_behaviors=len(behaviors)) for b in behaviors}
+        self._diverged: list[Alert] = []  # margins no longer finite, not yet handed on
+        self._units = {b.name: b.margins.unit for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
-        self._standing: dict[tuple[str, str], int] = {}
+        self._active_ranks: dict[tuple[str, str], int] = {}
 
-    def see(self, step: int, name: str, look: Look) -> list[Reading]:
+    def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
         """Take in one behaviour's look; readings of margin and score."""
-        track = self.tracks[name]
-        track.looked_at = step
-        if look.insufficient:
-            return [no_margin(step, name, ReadingStatus.INSUFFICIENT, look.insufficient)]
-        unfit = int((~np.isfinite(look.margins)).sum())
+        track = self.histories[name]
+        track.last_probe_step = step
+        if result.insufficient:
+            return [missing_margin(step, name, ReadingStatus.INSUFFICIENT, result.insufficient)]
+        unfit = int((~np.isfinite(result.margins)).sum())
         if unfit:
-            text = f"{unfit} of {len(look.margins)} margins are not finite"
-            lost = no_margin(step, name, ReadingStatus.ERROR, text)
-            if track.lost_at is None:
-                track.lost_at = step
+            text = f"{unfit} of {len(result.margins)} margins are not finite"
+            lost = missing_margin(step, name, ReadingStatus.ERROR, text)
+            if track.diverged_step is None:
+                track.diverged_step = step
                 text = f"{text}: the model may have diverged"
-                self._lost.append(Alert(step, name, Level.CRITICAL, "finite", text, (lost,)))
+                self._diverged.append(Alert(step, name, Level.CRITICAL, "finite", text, (lost,)))
             return [lost]
-        track.visit(step, look.margins)
-        low, unit = low_margin(look.margins, track.floor), self._units[name]
+        track.add_margins(step, result.margins)
+        low, unit = threshold_margin(result.margins, track.floor), self._units[name]
         return [
-            Reading.of(step, name, "margin", float(look.margins.mean()), unit),
+            Reading.of(step, name, "margin", float(result.margins.mean()), unit),
             Reading.of(step, name, "margin_low", low, unit),
-            Reading.of(step, name, "score", score(look.margins), "share"),
+            Reading.of(step, name, "score", score(result.margins), "share"),
         ]
 
-    def note(self, readings: list[Reading]) -> None:
+    def add_readings(self, readings: list[Reading]) -> None:
         """Add other readings to the tracks of their behaviours."""
         for reading in readings:
-            track = self.tracks.get(reading.behavior)
+            track = self.histories.get(reading.behavior)
             if track is not None and reading.value is not None:
                 history = track.signals.setdefault(reading.signal, [])
                 history.append((reading.step, reading.value))
 
-    def predict(self, readings: list[Reading]) -> None:
+    def add_predictions(self, readings: list[Reading]) -> None:
         """Add a step's interference, and its other readings, to the tracks."""
         for reading in readings:
             if reading.signal == "interference" and reading.value is not None:
-                self.tracks[reading.behavior].predicted[reading.step] = reading.value
-        self.note([reading for reading in readings if reading.signal != "interference"])
+                self.histories[reading.behavior].predicted[reading.step] = reading.value
+        self.add_readings([reading for reading in readings if reading.signal != "interference"])
 
-    def judge(self, step: int) -> tuple[list[Alert], list[Reading]]:
+    def update(self, step: int) -> tuple[list[Alert], list[Reading]]:
         """Alerts and forecasts after a visit at `step`.
 
         A behaviour that was under its floor before training has nothing to lose: it is not judged.
         """
-        alerts, self._lost = self._lost, []
+        alerts, self._diverged = self._diverged, []
         readings: list[Reading] = []
-        for name, track in self.tracks.items():
+        for name, track in self.histories.items():
             if not track.steps or track.step != step or not track.healthy_at_start:
                 continue
-            judged = [detector.judge(track) for detector in self.policy.detectors]
-            alerts += self._rising(name, [alert for alert, _ in judged])
+            judged = [detector.evaluate(track) for detector in self.policy.detectors]
+            alerts += self._newly_raised(name, [alert for alert, _ in judged])
             made = [forecast for _, forecast in judged]
             self.forecasts[name] = next((f for f in made if f is not None), None)
             readings += forecast_readings(step, name, self.forecasts[name])
@@ -89,34 +89,34 @@ class Judge:
         return alerts, readings
 
     @property
-    def standing(self) -> dict[str, Level]:
+    def active_levels(self) -> dict[str, Level]:
         """The most serious level that stands now, by behaviour; nothing where none does."""
         ranks: dict[str, int] = {}
-        for (_, name), rank in self._standing.items():
+        for (_, name), rank in self._active_ranks.items():
             ranks[name] = max(rank, ranks.get(name, 0))
         return {name: list(Level)[rank - 1] for name, rank in ranks.items() if rank}
 
-    def undo(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
         """Judge from now on as if nothing had been seen after `step`: the weights went back to it.
 
         That a behaviour was broken since then stays known.
         """
-        for name, track in self.tracks.items():
-            self.tracks[name] = replace(track.until(step), fell_at=track.broken_at)
+        for name, track in self.histories.items():
+            self.histories[name] = replace(track.truncated(step), first_failure_step=track.broken_at)
         self.forecasts.clear()
-        self._standing.clear()
+        self._active_ranks.clear()
 
-    def unfit(self) -> list[str]:
+    def untestable_reasons(self) -> list[str]:
         """Which detectors can never speak of which healthy behaviour, and why."""
-        healthy = [t for t in self.tracks.values() if t.steps and t.healthy_at_start]
-        asked = [detector.unfit(track) for detector in self.policy.detectors for track in healthy]
+        healthy = [t for t in self.histories.values() if t.steps and t.healthy_at_start]
+        asked = [detector.untestable_reason(track) for detector in self.policy.detectors for track in healthy]
         return [text for text in asked if text]
 
-    def summary(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The latest score and mean margin of each behaviour, for loggers."""
         return {
             f"riprap/{name}/{part}": value
-            for name, track in self.tracks.items()
+            for name, track in self.histories.items()
             if track.steps
             for part, value in (
                 ("score", score(track.margins[-1])),
@@ -124,41 +124,41 @@ class Judge:
             )
         }
 
-    def _rising(self, name: str, standing: list[Alert | None]) -> list[Alert]:
+    def _newly_raised(self, name: str, standing: list[Alert | None]) -> list[Alert]:
         rising = []
         for index, alert in enumerate(standing):
             key = (str(index), name)
             rank = 0 if alert is None else alert.level.rank
-            if alert is not None and rank > self._standing.get(key, 0):
+            if alert is not None and rank > self._active_ranks.get(key, 0):
                 rising.append(alert)
-            self._standing[key] = rank
+            self._active_ranks[key] = rank
         return rising
 
     def state_dict(self) -> dict[str, Any]:
         """Histories, standing alerts and forecasts, as plain values and tensors."""
         return {
-            "tracks": {name: track.state_dict() for name, track in self.tracks.items()},
+            "tracks": {name: track.state_dict() for name, track in self.histories.items()},
             "forecasts": {
-                name: None if forecast is None else forecast_text(forecast)
+                name: None if forecast is None else forecast_to_json(forecast)
                 for name, forecast in self.forecasts.items()
             },
-            "alerts": [list(alert_row(alert)) for alert in self.alerts],
-            "standing": [[*key, level] for key, level in self._standing.items()],
+            "alerts": [list(alert_to_row(alert)) for alert in self.alerts],
+            "standing": [[*key, level] for key, level in self._active_ranks.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        for name, track in self.tracks.items():
+        for name, track in self.histories.items():
             track.load_state_dict(state["tracks"][name])
         self.forecasts = {
-            name: None if text is None else forecast_of(text)
+            name: None if text is None else forecast_from_json(text)
             for name, text in state["forecasts"].items()
         }
-        self.alerts = [alert_of(tuple(row)) for row in state["alerts"]]
-        self._standing = {(index, name): level for index, name, level in state["standing"]}
+        self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
+        self._active_ranks = {(index, name): level for index, name, level in state["standing"]}
 
 
-def no_margin(step: int, name: str, state: ReadingStatus, why: str) -> Reading:
+def missing_margin(step: int, name: str, state: ReadingStatus, why: str) -> Reading:
     """A margin that could not be read, and why."""
     return Reading(step, name, "margin", state=state, detail=why)
 

@@ -8,9 +8,9 @@ from numbers import Integral
 
 from riprap._text import shorten
 from riprap.behaviors import Behavior
-from riprap.detectors import Track, score
+from riprap.detectors import BehaviorHistory, score
 from riprap.errors import ConfigError
-from riprap.linalg import KEPT
+from riprap.linalg import STORAGE_DTYPES
 
 
 def check_arguments(behaviors: Sequence[Behavior], every: int, kept: str) -> None:
@@ -30,11 +30,11 @@ def check_arguments(behaviors: Sequence[Behavior], every: int, kept: str) -> Non
         raise ConfigError(f"two behaviours are called {twice.pop()!r}: names must be unique")
     if not isinstance(every, Integral) or every < 1:
         raise ConfigError(f"every={every}: the probes are visited every 1 step or more")
-    if kept not in KEPT:
-        raise ConfigError(f"kept={kept!r}: choose one of {', '.join(KEPT)}")
+    if kept not in STORAGE_DTYPES:
+        raise ConfigError(f"kept={kept!r}: choose one of {', '.join(STORAGE_DTYPES)}")
 
 
-def unhealthy(track: Track) -> str:
+def below_floor_warning(track: BehaviorHistory) -> str:
     """What to say of a behaviour that has nothing to lose."""
     return (
         f"behaviour {track.behavior!r} scores {score(track.margins[0]):.2f} before training, under "

@@ -13,7 +13,7 @@ from torch import nn
 
 from riprap.monitor._hooks import StepHooks
 from riprap.monitor._monitor import Monitor
-from riprap.monitor._probe_schedule import REFRESH_CALM, Cadence
+from riprap.monitor._probe_schedule import REFRESH_CALM, ProbeSchedule
 
 
 @dataclass(frozen=True)
@@ -34,44 +34,44 @@ class Cost:
     forward: float
     gradients: float
     start: float
-    kept_bytes: int
+    memory_bytes: int
 
-    def run(self, every: int, steps: int) -> float:
+    def run_ratio(self, every: int, steps: int) -> float:
         """Time of a calm run of so many steps with a monitor, as a ratio to that without one."""
-        visits, fresh = calm_visits(every, steps)
+        visits, fresh = calm_evaluations(every, steps)
         added = self.start + steps * self.hooks
         added += (visits - fresh) * self.forward + fresh * self.gradients
         return 1 + added / (steps * self.step)
 
-    def calm(self, every: int) -> float:
+    def calm_ratio(self, every: int) -> float:
         """The same ratio once visits are as far apart as they get."""
         visits = (REFRESH_CALM - 1) * self.forward + self.gradients
         return 1 + (self.hooks + visits / (REFRESH_CALM * every)) / self.step
 
 
-def calm_visits(every: int, steps: int) -> tuple[int, int]:
+def calm_evaluations(every: int, steps: int) -> tuple[int, int]:
     """Visits after the start in a run that stays calm, and how many of them take gradients."""
-    cadence = Cadence(every)
+    cadence = ProbeSchedule(every)
     cadence.plan(0, [])
     visits = fresh = 0
     last = 0
     for step in range(1, steps + 1):
         if step >= cadence.due:
             visits, last = visits + 1, step
-            fresh += cadence.refreshes(step)
+            fresh += cadence.should_refresh_gradients(step)
             cadence.plan(step, [])
     return visits + (last < steps), fresh  # the end of a watch visits once more
 
 
-def measure(
+def measure_cost(
     monitor: Monitor,
     model: nn.Module,
     optimizer: Any,
-    step: Callable[[], None],
+    take_step: Callable[[], None],
     rounds: int = 5,
     progress: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-    patience: float = float("inf"),
+    max_seconds: float = float("inf"),
 ) -> Cost:
     """Measure a new monitor's parts, in interleaved rounds; medians.
 
@@ -85,13 +85,13 @@ def measure(
         patience: seconds after which no further round is begun; what takes long varies little.
     """
     begun = time.monotonic()
-    step()
+    take_step()
 
     def timed(call: Callable[[], Any]) -> float:
         return _timed(call, clock)
 
     def resting(hooks: StepHooks, call: Callable[[], None]) -> float:
-        with hooks.resting():
+        with hooks.disabled():
             return timed(call)
 
     start = timed(lambda: monitor.begin(model, optimizer))
@@ -105,22 +105,22 @@ def measure(
             # The first step after a visit finds cold caches: each kind goes first in turn.
             first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
             for kind in (first, second, second, first):
-                parts[kind].append(timed(step) if kind == "hooked" else resting(hooks, step))
+                parts[kind].append(timed(take_step) if kind == "hooked" else resting(hooks, take_step))
             watchman.step += 1
             parts["forward"].append(
-                timed(lambda: watchman.take_in(visitor.visit(watchman.step, False)))
+                timed(lambda: watchman.process_probe_results(visitor.run(watchman.step, False)))
             )
             watchman.step += 1
             parts["fresh"].append(
-                timed(lambda: watchman.take_in(visitor.visit(watchman.step, True)))
+                timed(lambda: watchman.process_probe_results(visitor.run(watchman.step, True)))
             )
             progress()
-            if time.monotonic() - begun > patience:
+            if time.monotonic() - begun > max_seconds:
                 break
     finally:
         monitor.end()
     middle = {name: statistics.median(seconds) for name, seconds in parts.items()}
-    held = visitor.held
+    held = visitor.protected_gradients
     copies = sum(parameter.nbytes for parameter in visitor.parameters)
     return Cost(
         step=middle["plain"],
@@ -128,19 +128,19 @@ def measure(
         forward=middle["forward"],
         gradients=middle["fresh"],
         start=start,
-        kept_bytes=held.margin.bytes + held.loss.bytes + copies,
+        memory_bytes=held.margin_gradients.nbytes + held.loss_gradients.nbytes + copies,
     )
 
 
 def _timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
-    _finish()
+    _synchronize()
     before = clock()
     call()
-    _finish()
+    _synchronize()
     return clock() - before
 
 
-def _finish() -> None:
+def _synchronize() -> None:
     """Wait for what an accelerator still has to do."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from riprap.errors import ConfigError
-from riprap.guards import Guard, GuardView, Outcome, put_gradient, put_update, run
+from riprap.guards import Guard, GuardView, GuardOutcome, write_gradient, write_update, run_hook
 from riprap.linalg import Vector
-from riprap.monitor._alert_tracker import Judge
-from riprap.monitor._probe_runner import Visitor
-from riprap.monitor._state import fitting
+from riprap.monitor._alert_tracker import AlertTracker
+from riprap.monitor._probe_runner import ProbeRunner
+from riprap.monitor._state import wrap_state_errors
 from riprap.types import Action, Alert
 
 
-class Guarding:
+class GuardSession:
     """Runs a guard. What fails in here stops training: a guard that failed in silence is none.
 
     Args:
@@ -33,8 +33,8 @@ class Guarding:
     def __init__(
         self,
         guard: Guard,
-        visitor: Visitor,
-        judge: Judge,
+        visitor: ProbeRunner,
+        judge: AlertTracker,
         optimizer: torch.optim.Optimizer,
         record: Callable[[list[Action]], None],
         went_back: Callable[[int], None],
@@ -43,7 +43,7 @@ class Guarding:
         self.guard, self._visitor, self._judge = guard, visitor, judge
         self._optimizer, self._record = optimizer, record
         self._went_back, self._stop = went_back, stop
-        self.step, self.visited = 0, False
+        self.step, self.probes_evaluated = 0, False
 
     def start(self, step: int) -> None:
         """Let the guard fix what it compares with, after so many steps.
@@ -52,10 +52,10 @@ class Guarding:
             ConfigError: it cannot work here.
         """
         self.step = step
-        for leaf in self.guard.leaves():
+        for leaf in self.guard.flatten():
             leaf.start(self._view(step))
 
-    def gradients(self, vector: Vector | None, scale: float) -> None:
+    def on_gradients(self, vector: Vector | None, scale: float) -> None:
         """Before the optimizer's step.
 
         Args:
@@ -65,51 +65,51 @@ class Guarding:
         step = self.step + 1
         if vector is None:
             why = "no trained parameter has a gradient"
-            names = [leaf.name for leaf in self.guard.leaves()]
+            names = [leaf.name for leaf in self.guard.flatten()]
             self._record([Action(step, name, "gradients", False, why) for name in names])
             return
-        outcome = run(self.guard, "gradients", self._view(step, vector))
+        outcome = run_hook(self.guard, "gradients", self._view(step, vector))
         if outcome.vector is not None:
-            put_gradient(self._visitor.parameters, outcome.vector, scale)
-        self._note(outcome)
+            write_gradient(self._visitor.parameters, outcome.vector, scale)
+        self._record_outcome(outcome)
 
-    def update(self, vector: Vector, before: Vector) -> Vector:
+    def on_update(self, vector: Vector, before: Vector) -> Vector:
         """After the optimizer's step; the update that stands in the end."""
         self.step += 1
-        outcome = run(self.guard, "update", self._view(self.step, vector, before))
+        outcome = run_hook(self.guard, "update", self._view(self.step, vector, before))
         if outcome.vector is not None:
-            put_update(self._visitor.parameters, before, outcome.vector, vector)
-        self._note(outcome)
+            write_update(self._visitor.parameters, before, outcome.vector, vector)
+        self._record_outcome(outcome)
         return vector if outcome.vector is None else outcome.vector
 
-    def settle(self) -> None:
+    def after_step(self) -> None:
         """Between two steps: what the guard does on what a visit to the probes has shown."""
-        if not self.visited:
+        if not self.probes_evaluated:
             return
-        outcome = run(self.guard, "visit", self._view(self.step))
-        self._note(outcome)
-        if outcome.to is not None:
-            self._went_back(outcome.to)
-        self.visited = False  # also of the visit after going back: what it showed is acted on later
+        outcome = run_hook(self.guard, "visit", self._view(self.step))
+        self._record_outcome(outcome)
+        if outcome.restored_step is not None:
+            self._went_back(outcome.restored_step)
+        self.probes_evaluated = False  # also of the visit after going back: what it showed is acted on later
 
-    def _note(self, outcome: Outcome) -> None:
+    def _record_outcome(self, outcome: GuardOutcome) -> None:
         self._record(outcome.actions)
         if outcome.stop:
             self._stop(outcome.stop)
 
-    def alert(self, alert: Alert) -> None:
+    def on_alert(self, alert: Alert) -> None:
         """Hand an alert on."""
         self.guard.on_alert(alert)
 
     @property
-    def wants_fresh(self) -> bool:
+    def needs_fresh_gradients(self) -> bool:
         """Whether the protected gradients are too old for what acts at the next step."""
         ages = [
             leaf.refresh
-            for leaf in self.guard.acting(self._view(self.step + 1))
+            for leaf in self.guard.active_guards(self._view(self.step + 1))
             if leaf.needs and leaf.refresh is not None
         ]
-        return bool(ages) and self.step - self._visitor.held.step >= min(ages)
+        return bool(ages) and self.step - self._visitor.protected_gradients.step >= min(ages)
 
     def state_dict(self) -> dict[str, Any]:
         """The guard's kind and what it remembers."""
@@ -127,7 +127,7 @@ class Guarding:
                 f"the monitor's state is of a run under the guard {name!r}, and this one is "
                 f"{self.guard.name!r}: resume with the guard it had"
             )
-        with fitting(f"guard {name!r}"):
+        with wrap_state_errors(f"guard {name!r}"):
             self.guard.load_state_dict(saved["state"])
 
     def _view(
@@ -139,11 +139,11 @@ class Guarding:
             model=visitor.model,
             parameters=visitor.parameters,
             behaviors={behavior.name: behavior for behavior in visitor.behaviors},
-            held=visitor.held,
+            protected_gradients=visitor.protected_gradients,
             optimizer=self._optimizer,
-            tracks=self._judge.tracks,
+            histories=self._judge.histories,
             forecasts=self._judge.forecasts,
-            standing=self._judge.standing,
+            active_levels=self._judge.active_levels,
             vector=vector or [],
             before=before or [],
         )

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from riprap.errors import ConfigError
 from riprap.linalg import Vector, clone, copy_into, subtract
 
-WRAPPERS = 5  # more than anybody puts around an optimizer
+MAX_WRAPPERS = 5  # more than anybody puts around an optimizer
 
 
-def innermost(optimizer: Any) -> torch.optim.Optimizer:
+def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer inside wrappers such as Accelerate's.
 
     Raises:
@@ -38,18 +38,18 @@ def _refuse_deepspeed(thing: Any) -> None:
     The engine steps a flat copy of the parameters by itself: a hook on what looks like a torch
     optimizer, inside it or (Accelerate's wrapper) around it, would never be called, or see nothing.
     """
-    for _ in range(WRAPPERS):
+    for _ in range(MAX_WRAPPERS):
         if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(thing).__mro__):
             raise ConfigError(
                 f"cannot watch a {type(thing).__name__}: DeepSpeed steps inside its own engine, "
                 "where no hook sees it; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
-                "read margins between steps by riprap.evaluation.look(behavior, engine.module)"
+                "read margins between steps by riprap.evaluation.evaluate(behavior, engine.module)"
             )
         thing = getattr(thing, "optimizer", None)
 
 
 def trained_parameters(
-    model: nn.Module, optimizer: torch.optim.Optimizer, within: Sequence[str] = ()
+    model: nn.Module, optimizer: torch.optim.Optimizer, modules: Sequence[str] = ()
 ) -> list[Tensor]:
     """The model's parameters that the optimizer changes, in the optimizer's order.
 
@@ -63,7 +63,7 @@ def trained_parameters(
     own = {
         id(parameter)
         for name, parameter in model.named_parameters()
-        if not within or any(name == part or name.startswith(f"{part}.") for part in within)
+        if not modules or any(name == part or name.startswith(f"{part}.") for part in modules)
     }
     found = [
         parameter
@@ -71,9 +71,9 @@ def trained_parameters(
         for parameter in group["params"]
         if parameter.requires_grad and id(parameter) in own
     ]
-    if not found and within:
+    if not found and modules:
         raise ConfigError(
-            f"nothing to watch within {', '.join(within)}: no trained parameter lies there; give "
+            f"nothing to watch within {', '.join(modules)}: no trained parameter lies there; give "
             "names of modules as model.named_modules() has them"
         )
     if not found:
@@ -84,16 +84,16 @@ def trained_parameters(
     return found
 
 
-class Intervention(Protocol):
+class StepIntervention(Protocol):
     """What may change a step; its failures stop training."""
 
-    def gradients(self, vector: Vector | None, scale: float) -> None:
+    def on_gradients(self, vector: Vector | None, scale: float) -> None:
         """Before the step; `scale` is what `.grad` is multiplied by, as against `vector`."""
 
-    def update(self, vector: Vector, before: Vector) -> Vector:
+    def on_update(self, vector: Vector, before: Vector) -> Vector:
         """After the step; the update that stands in the end."""
 
-    def settle(self) -> None:
+    def after_step(self) -> None:
         """After the step has been watched."""
 
 
@@ -112,13 +112,13 @@ class StepHooks:
         before: Callable[[Vector | None], None],
         after: Callable[[Vector], None],
         failed: Callable[[Exception], None],
-        intervention: Intervention | None = None,
+        intervention: StepIntervention | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
         self._kept = clone(parameters)
 
-        @_shielded(failed)
+        @_never_raise(failed)
         def show() -> None:
             before(self._gradient())
 
@@ -126,13 +126,13 @@ class StepHooks:
             show()
             if intervention is not None:
                 with torch.no_grad():
-                    intervention.gradients(self._gradient(), self._scale)
+                    intervention.on_gradients(self._gradient(), self._scale)
 
-        @_shielded(failed)
+        @_never_raise(failed)
         def keep() -> None:
             copy_into(self._kept, self.parameters)
 
-        @_shielded(failed)
+        @_never_raise(failed)
         def tell(update: Vector | None = None) -> None:
             after(subtract(self.parameters, self._kept) if update is None else update)
 
@@ -142,8 +142,8 @@ class StepHooks:
                 tell()
             else:
                 update = subtract(self.parameters, self._kept)
-                tell(intervention.update(update, self._kept))
-                intervention.settle()
+                tell(intervention.on_update(update, self._kept))
+                intervention.after_step()
 
         def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             keep()
@@ -153,7 +153,7 @@ class StepHooks:
                 read()
                 return None
             # The closure makes the gradient: before it, there is the last step's, or none.
-            watched = _followed_once(closure, read)
+            watched = _call_after_first(closure, read)
             if given:
                 return (args[0], watched, *args[2:]), kwargs
             return args, kwargs | {"closure": watched}
@@ -168,7 +168,7 @@ class StepHooks:
         ]
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """Steps inside are not seen."""
         self.remove()
         try:
@@ -197,7 +197,7 @@ class StepHooks:
             handle.remove()
 
 
-def _shielded(
+def _never_raise(
     failed: Callable[[Exception], None],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """What fails in the decorated function goes to `failed`, and it builds no graph."""
@@ -215,7 +215,7 @@ def _shielded(
     return wrap
 
 
-def _followed_once(closure: Callable[[], Any], read: Callable[[], None]) -> Callable[[], Any]:
+def _call_after_first(closure: Callable[[], Any], read: Callable[[], None]) -> Callable[[], Any]:
     """The closure, followed by `read` the first time it is called, which is at the old θ."""
     called = False
 

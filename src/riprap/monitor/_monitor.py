@@ -14,20 +14,20 @@ from torch import nn
 from riprap import evaluation as probing
 from riprap._distributed import rank, unwrap_model
 from riprap.behaviors import Behavior
-from riprap.detectors import AlertPolicy, Track
+from riprap.detectors import AlertPolicy, BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.monitor import _state as state
-from riprap.monitor._alert_tracker import Judge
-from riprap.monitor._checks import check_arguments, unhealthy
-from riprap.monitor._guard_session import Guarding
-from riprap.monitor._hooks import StepHooks, innermost, trained_parameters
-from riprap.monitor._probe_runner import Visitor
-from riprap.monitor._probe_schedule import Cadence
-from riprap.monitor._resilient_record import Ledger
-from riprap.monitor._run_metadata import facts_of
-from riprap.monitor._watch_session import Watchman
-from riprap.record import Reader, Writer, table
+from riprap.monitor._alert_tracker import AlertTracker
+from riprap.monitor._checks import check_arguments, below_floor_warning
+from riprap.monitor._guard_session import GuardSession
+from riprap.monitor._hooks import StepHooks, unwrap_optimizer, trained_parameters
+from riprap.monitor._probe_runner import ProbeRunner
+from riprap.monitor._probe_schedule import ProbeSchedule
+from riprap.monitor._resilient_record import ResilientRecord
+from riprap.monitor._run_metadata import run_metadata
+from riprap.monitor._watch_session import WatchSession
+from riprap.record import Reader, Writer, readings_table
 from riprap.signals import Signal, default
 from riprap.types import Action, Alert, Forecast
 
@@ -80,8 +80,8 @@ class Monitor:
         if self.policy.hash is not None:
             self.policy.verify()
         self.signals = default() if signals is None else list(signals)
-        self._judge = Judge(self.behaviors, self.policy)
-        self._cadence = Cadence(probe_every)
+        self._judge = AlertTracker(self.behaviors, self.policy)
+        self._cadence = ProbeSchedule(probe_every)
         self._layer = feature_layer
         self._notes = metadata or {}
         self._kept, self._within = gradient_storage, tuple(modules)
@@ -89,8 +89,8 @@ class Monitor:
         self._resumed: dict[str, Any] | None = None  # a state that waits for its model
         self._hooks: StepHooks | None = None
         self.record = Writer(run_dir if rank() == 0 else None, resume)  # one rank writes, all watch
-        self._ledger = Ledger(self.record)
-        self._watchman = Watchman(self.signals, self._judge, self._cadence, self._ledger)
+        self._ledger = ResilientRecord(self.record)
+        self._watchman = WatchSession(self.signals, self._judge, self._cadence, self._ledger)
 
     @contextmanager
     def watch(
@@ -120,13 +120,13 @@ class Monitor:
         """Start to watch; `watch` as a pair of calls, for callbacks."""
         if self._hooks is not None:
             raise ConfigError("this monitor is watching already: leave its context first")
-        model, inner = unwrap_model(model), innermost(optimizer)
+        model, inner = unwrap_model(model), unwrap_optimizer(optimizer)
         parameters = trained_parameters(model, inner, self._within)
         layer = probing.find_layer(model, self._layer)
         wants_losses = any(signal.needs_loss_gradient for signal in self.signals)
         if guard is not None:
-            wants_losses |= any("loss" in leaf.needs for leaf in guard.leaves())
-        visitor = Visitor(self.behaviors, model, parameters, layer, wants_losses, self._kept)
+            wants_losses |= any("loss" in leaf.needs for leaf in guard.flatten())
+        visitor = ProbeRunner(self.behaviors, model, parameters, layer, wants_losses, self._kept)
         watchman, resumed = self._watchman, self._resumed
         watchman.visitor, watchman.guarding = visitor, None
         if resumed is not None:
@@ -134,10 +134,10 @@ class Monitor:
         elif not self._started:
             self._start(visitor)
         else:
-            watchman.take_in(visitor.visit(self.step, refresh=True))
+            watchman.process_probe_results(visitor.run(self.step, refresh=True))
         if guard is not None:
-            told = (self._ledger.actions, watchman.went_back, watchman.stop)
-            guarding = Guarding(guard, visitor, self._judge, inner, *told)
+            told = (self._ledger.actions, watchman.on_restore, watchman.stop)
+            guarding = GuardSession(guard, visitor, self._judge, inner, *told)
             guarding.start(self.step)
             if resumed is not None:
                 guarding.load_state_dict(resumed["guard"])
@@ -148,7 +148,7 @@ class Monitor:
             parameters,
             watchman.before_step,
             watchman.after_step,
-            watchman.failed,
+            watchman.record_failure,
             watchman.guarding,
         )
 
@@ -194,7 +194,7 @@ class Monitor:
         """
         if self._started:
             raise ConfigError("this monitor has begun already: load a state into a new one")
-        state.check(saved, **self._identity())
+        state.check_state(saved, **self._identity())
         self._resumed = saved
 
     def _identity(self) -> dict[str, Any]:
@@ -229,9 +229,9 @@ class Monitor:
         return self._judge.alerts
 
     @property
-    def tracks(self) -> dict[str, Track]:
+    def behavior_histories(self) -> dict[str, BehaviorHistory]:
         """What has been measured of each behaviour."""
-        return self._judge.tracks
+        return self._judge.histories
 
     @property
     def forecasts(self) -> dict[str, Forecast | None]:
@@ -245,19 +245,19 @@ class Monitor:
 
     def history(self) -> pd.DataFrame:
         """All readings: step, behavior, signal, value, state, unit, layer, detail."""
-        return table(Reader(self.record).readings())
+        return readings_table(Reader(self.record).readings())
 
     def broken(self) -> dict[str, int | None]:
         """For each behaviour the first visited step whose score was under its floor, or None."""
-        return {name: track.broken_at for name, track in self.tracks.items()}
+        return {name: track.broken_at for name, track in self.behavior_histories.items()}
 
     def metrics(self) -> dict[str, float]:
         """The latest score and mean margin of each behaviour, for loggers."""
-        return self._judge.summary()
+        return self._judge.metrics()
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer was not let take its step; for integrations that can see it."""
-        self._watchman.skipped(reason)
+        self._watchman.record_skipped_step(reason)
 
     def log_event(self, kind: str, /, **facts: Any) -> None:
         """Write into the record, as an event at this step, what others did to the run.
@@ -270,24 +270,24 @@ class Monitor:
             raise ConfigError(f"event {kind!r} is the record's own: choose another name")
         self._watchman.ledger.event(self.step, kind, facts)
 
-    def _start(self, visitor: Visitor) -> None:
+    def _start(self, visitor: ProbeRunner) -> None:
         """Visit the probes before the first step; what cannot be watched is refused here."""
         view = visitor.start()
         for signal in self.signals:
             signal.start(view)
         self._introduce(visitor.layer, {})
-        self._watchman.take_in(view)
-        for track in self.tracks.values():
+        self._watchman.process_probe_results(view)
+        for track in self.behavior_histories.values():
             if track.steps and not track.healthy_at_start:
-                warnings.warn(unhealthy(track), stacklevel=5)
-        for text in self._judge.unfit():
+                warnings.warn(below_floor_warning(track), stacklevel=5)
+        for text in self._judge.untestable_reasons():
             warnings.warn(f"riprap: {text}", stacklevel=5)
 
     def _introduce(self, layer: str | None, position: dict[str, int]) -> None:
-        facts = facts_of(self.behaviors, self.policy, self._cadence.every)
+        facts = run_metadata(self.behaviors, self.policy, self._cadence.every)
         self._ledger.begin(self.step, position, facts, {"notes": self._notes, "layer": layer})
 
-    def _go_on(self, visitor: Visitor, saved: dict[str, Any]) -> None:
+    def _go_on(self, visitor: ProbeRunner, saved: dict[str, Any]) -> None:
         """Take up the run that a state is of; no probe is visited."""
         state.load_behaviors(visitor, saved["behaviors"])
         state.load_signals(self.signals, saved["signals"], visitor.parameters)

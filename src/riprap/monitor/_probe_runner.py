@@ -13,12 +13,12 @@ from riprap import evaluation as probing
 from riprap._text import escape_control_chars
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
-from riprap.linalg import Stack
-from riprap.signals import Held, VisitView
+from riprap.linalg import VectorStack
+from riprap.signals import ProtectedGradients, ProbeView
 
 
 @dataclass
-class Visitor:
+class ProbeRunner:
     """Visits the probes of some behaviours in one model.
 
     Attributes:
@@ -33,12 +33,12 @@ class Visitor:
     model: nn.Module
     parameters: list[Tensor]
     layer: str | None
-    wants_losses: bool
-    kept: str = "float32"
-    held: Held = field(default_factory=Held)
+    needs_loss_gradients: bool
+    gradient_storage: str = "float32"
+    protected_gradients: ProtectedGradients = field(default_factory=ProtectedGradients)
     failures: dict[str, str] = field(default_factory=dict)
 
-    def start(self) -> VisitView:
+    def start(self) -> ProbeView:
         """The visit before the first step, behaviour by behaviour: what fails is the user's to see.
 
         Raises:
@@ -46,8 +46,8 @@ class Visitor:
         """
         looks = {}
         for behavior in self.behaviors:
-            probing.start(behavior, self.model)
-            look = probing.look(behavior, self.model, self.parameters, self._layers)
+            probing.calibrate(behavior, self.model)
+            look = probing.evaluate(behavior, self.model, self.parameters, self._layers)
             wrong = np.flatnonzero(~np.isfinite(look.margins))
             if len(wrong):
                 raise BehaviorError(
@@ -57,14 +57,14 @@ class Visitor:
             looks[behavior.name] = look
         return self._view(0, looks, refresh=True)
 
-    def visit(self, step: int, refresh: bool) -> VisitView:
+    def run(self, step: int, refresh: bool) -> ProbeView:
         """One visit; with `refresh` it also takes fresh protected gradients."""
         self.failures = {}
-        looks: dict[str, probing.Look] = {}
+        looks: dict[str, probing.ProbeResult] = {}
         parameters = self.parameters if refresh else None
-        for group in probing.shared_passes(self.behaviors, self.model):
+        for group in probing.group_by_forward_pass(self.behaviors, self.model):
             try:
-                looks |= probing.look_together(group, self.model, parameters, self._layers)
+                looks |= probing.evaluate_batch(group, self.model, parameters, self._layers)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
                 text = escape_control_chars(f"{type(error).__name__}: {error}")
                 self.failures |= {behavior.name: text for behavior in group}
@@ -74,25 +74,25 @@ class Visitor:
     def _layers(self) -> list[str]:
         return [] if self.layer is None else [self.layer]
 
-    def _view(self, step: int, looks: dict[str, probing.Look], refresh: bool) -> VisitView:
+    def _view(self, step: int, looks: dict[str, probing.ProbeResult], refresh: bool) -> ProbeView:
         seen = [behavior for behavior in self.behaviors if behavior.name in looks]
         if refresh:
-            self._hold(step, looks, seen)
-        return VisitView(step, seen, looks, self.held, self.layer, self.model, self.parameters)
+            self._store_gradients(step, looks, seen)
+        return ProbeView(step, seen, looks, self.protected_gradients, self.layer, self.model, self.parameters)
 
-    def _hold(self, step: int, looks: dict[str, probing.Look], seen: list[Behavior]) -> None:
+    def _store_gradients(self, step: int, looks: dict[str, probing.ProbeResult], seen: list[Behavior]) -> None:
         margins = {name: look.gradient for name, look in looks.items() if look.gradient is not None}
         losses = {}
-        for behavior in seen if self.wants_losses else []:
+        for behavior in seen if self.needs_loss_gradients else []:
             gradient = probing.loss_gradient(behavior, self.model, self.parameters)
             if gradient is not None:
                 losses[behavior.name] = gradient
-        self.held = Held(step, Stack(margins, self.kept), Stack(losses, self.kept))
+        self.protected_gradients = ProtectedGradients(step, VectorStack(margins, self.gradient_storage), VectorStack(losses, self.gradient_storage))
 
     def state_dict(self) -> dict[str, Any]:
         """The protected gradients that are held."""
-        stacks = {"margin": self.held.margin.state_dict(), "loss": self.held.loss.state_dict()}
-        return {"step": self.held.step, **stacks}
+        stacks = {"margin": self.protected_gradients.margin_gradients.state_dict(), "loss": self.protected_gradients.loss_gradients.state_dict()}
+        return {"step": self.protected_gradients.step, **stacks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -101,8 +101,8 @@ class Visitor:
             ConfigError: the trained parameters have other shapes.
         """
         try:
-            margin = Stack.of_state(state["margin"], self.parameters)
-            loss = Stack.of_state(state["loss"], self.parameters)
+            margin = VectorStack.from_state(state["margin"], self.parameters)
+            loss = VectorStack.from_state(state["loss"], self.parameters)
         except ValueError as error:
             raise ConfigError(f"the monitor's state is of another model: {error}") from error
-        self.held = Held(state["step"], margin, loss)
+        self.protected_gradients = ProtectedGradients(state["step"], margin, loss)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from riprap.detectors import Track
+from riprap.detectors import BehaviorHistory
 from riprap.types import Forecast
 
 GROWTH = 4  # the gap grows to a quarter of the steps already taken: the first eight are all visited
@@ -18,7 +18,7 @@ REFRESH_CALM = 8  # and while it is calm every eighth: by then a gradient is sta
 
 
 @dataclass
-class Cadence:
+class ProbeSchedule:
     """Plans visits, and which of them take fresh protected gradients.
 
     A gradient costs twice a forward pass and goes stale within steps, so while all is calm most
@@ -34,7 +34,7 @@ class Cadence:
     due: int = 0
     growth: int = GROWTH
     patience: int = PATIENCE
-    _without: int = 0
+    _evaluations_since_refresh: int = 0
     _urgent: bool = False
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
@@ -47,29 +47,29 @@ class Cadence:
             gap = min(gap, max(int(earliest) // self.patience, 1))
         self.due = step + gap
 
-    def is_due(self, step: int, tracks: Iterable[Track]) -> bool:
+    def is_due(self, step: int, tracks: Iterable[BehaviorHistory]) -> bool:
         """Whether to visit after this step: planned, or interference says it cannot wait."""
-        return step >= self.due or any(waiting_is_too_late(track) for track in tracks)
+        return step >= self.due or any(is_urgent(track) for track in tracks)
 
-    def refreshes(self, step: int) -> bool:
+    def should_refresh_gradients(self, step: int) -> bool:
         """Whether this visit takes fresh gradients; asked once a visit."""
         period = REFRESH if step < DENSE or self._urgent else REFRESH_CALM
-        fresh = self._without + 1 >= period
-        self._without = 0 if fresh else self._without + 1
+        fresh = self._evaluations_since_refresh + 1 >= period
+        self._evaluations_since_refresh = 0 if fresh else self._evaluations_since_refresh + 1
         return fresh
 
     def state_dict(self) -> dict[str, Any]:
         """Where the plan stands."""
-        return {"due": self.due, "without": self._without, "urgent": self._urgent}
+        return {"due": self.due, "without": self._evaluations_since_refresh, "urgent": self._urgent}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a plan that `state_dict` gave."""
-        self.due, self._without, self._urgent = state["due"], state["without"], state["urgent"]
+        self.due, self._evaluations_since_refresh, self._urgent = state["due"], state["without"], state["urgent"]
 
 
-def waiting_is_too_late(track: Track) -> bool:
+def is_urgent(track: BehaviorHistory) -> bool:
     """Whether the updates since the last visit have used up too much of the deciding margin."""
-    predicted = track.predicted_since_visit()
+    predicted = track.predicted_since_last_probe()
     if predicted >= 0 or not track.steps:
         return False
-    return track.low > 0 and predicted < -USED_UP * track.low
+    return track.threshold_margin > 0 and predicted < -USED_UP * track.threshold_margin

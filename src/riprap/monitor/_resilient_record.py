@@ -14,7 +14,7 @@ from riprap.record import Writer
 from riprap.types import Action, Alert, Reading
 
 
-class Ledger:
+class ResilientRecord:
     """Writes to a record; what it cannot take now it takes later, and nothing is dropped.
 
     Args:
@@ -23,7 +23,7 @@ class Ledger:
 
     def __init__(self, record: Writer) -> None:
         self.record = record
-        self._behind = False  # the record could not be written, and that was said
+        self._has_backlog = False  # the record could not be written, and that was said
 
     def readings(self, readings: Iterable[Reading]) -> None:
         """Append readings."""
@@ -63,7 +63,7 @@ class Ledger:
             ConfigError: the record is of another run.
             RecordError: the record cannot be written.
         """
-        known = self.record.known()
+        known = self.record.read_meta()
         if "behaviors" not in known:
             self.record.meta(**facts, **notes)
             return
@@ -73,15 +73,15 @@ class Ledger:
                     f"the record {self.record.path} is of a run with other {what}: name another "
                     "run, or make the monitor as it was made before"
                 )
-        self.record.resume(step, position, versions=facts["versions"], at=now())
+        self.record.resume_from(step, position, versions=facts["versions"], at=now())
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
             write()
         except RecordError as error:
-            if not self._behind:  # said once, until it can be written again
+            if not self._has_backlog:  # said once, until it can be written again
                 text = f"riprap: {error}; training goes on, and so does the watch"
                 warnings.warn(text, stacklevel=4)
-            self._behind = True
+            self._has_backlog = True
         else:
-            self._behind = self._behind and self.record.behind
+            self._has_backlog = self._has_backlog and self.record.has_backlog

@@ -32,7 +32,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def facts_of(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int) -> dict[str, Any]:
+def run_metadata(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int) -> dict[str, Any]:
     """What a record says of its run, beside the user's own notes."""
     return {
         "behaviors": [

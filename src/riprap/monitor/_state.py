@@ -12,14 +12,14 @@ from torch import Tensor
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.monitor._probe_runner import Visitor
+from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._state_schema import Shape
 from riprap.signals import Signal
 
 FORMAT = 1
 
 
-def check(state: dict[str, Any], **mine: Any) -> None:
+def check_state(state: dict[str, Any], **mine: Any) -> None:
     """Whether a state belongs to this monitor.
 
     Args:
@@ -43,28 +43,23 @@ def check(state: dict[str, Any], **mine: Any) -> None:
 
 def behaviors_state(behaviors: Sequence[Behavior]) -> dict[str, Any]:
     """What behaviours fixed at the start; None for those that cannot say."""
-    states = {}
-    for behavior in behaviors:
-        give = getattr(behavior.margins, "state_dict", None)
-        states[behavior.name] = None if give is None else give()
-    return states
+    return {behavior.name: behavior.margins.state_dict() for behavior in behaviors}
 
 
-def load_behaviors(visitor: Visitor, states: dict[str, Any]) -> None:
+def load_behaviors(visitor: ProbeRunner, states: dict[str, Any]) -> None:
     """Give behaviours back what they fixed at the start."""
     for behavior in visitor.behaviors:
         state = states[behavior.name]
-        take = getattr(behavior.margins, "load_state_dict", None)
-        if state is not None and take is not None:
-            with fitting(f"behaviour {behavior.name!r}"):
-                take(state)
-        elif behavior.start is not None:
+        if state is not None:
+            with wrap_state_errors(f"behaviour {behavior.name!r}"):
+                behavior.margins.load_state_dict(state)
+        else:
             warnings.warn(
                 f"riprap: behaviour {behavior.name!r} fixes something at the start, but its "
                 "margins have no state_dict(): it is measured against the model as it is now",
                 stacklevel=4,
             )
-            probing.start(behavior, visitor.model)
+            probing.calibrate(behavior, visitor.model)
 
 
 def signals_state(signals: Sequence[Signal]) -> dict[str, Any]:
@@ -77,13 +72,13 @@ def load_signals(
 ) -> None:
     """Give signals back what they compare later readings with, on the model's device."""
     for signal in signals:
-        with fitting(f"signal {signal.name!r}"):
-            moved = _moved(states[signal.name], parameters[0].device)
+        with wrap_state_errors(f"signal {signal.name!r}"):
+            moved = _to_device(states[signal.name], parameters[0].device)
             signal.load_state_dict(moved, parameters)
 
 
 @contextmanager
-def fitting(whose: str) -> Iterator[None]:
+def wrap_state_errors(whose: str) -> Iterator[None]:
     """A state that its owner cannot take is refused, whatever the owner trips over.
 
     Raises:
@@ -98,11 +93,11 @@ def fitting(whose: str) -> Iterator[None]:
         ) from error
 
 
-def _moved(value: Any, device: Any) -> Any:
+def _to_device(value: Any, device: Any) -> Any:
     if hasattr(value, "to"):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(part, device) for key, part in value.items()}
+        return {key: _to_device(part, device) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(part, device) for part in value)
+        return type(value)(_to_device(part, device) for part in value)
     return value

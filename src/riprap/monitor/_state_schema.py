@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from riprap._config import StrictModel
-from riprap.record import LOGS, alert_of, forecast_of
+from riprap.record import LOGS, alert_from_row, forecast_from_json
 
 
 class _Part(StrictModel):
@@ -57,9 +57,9 @@ class _Judge(_Part):
     def _fits(self) -> Self:
         try:
             for row in self.alerts:
-                alert_of(tuple(row))
+                alert_from_row(tuple(row))
             for text in filter(None, self.forecasts.values()):
-                forecast_of(text)
+                forecast_from_json(text)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"an alert or a forecast that cannot be read ({error})") from error
         kinds = [tuple(map(type, row)) for row in self.standing]

@@ -4,26 +4,26 @@ A single SQLite file in WAL mode. One process writes, any number read; what was 
 the death of the writer.
 """
 
-from riprap.record._history import table
-from riprap.record._layout import FILE_NAME, LOGS, locate
-from riprap.record._reader import FLOOR, Reader
-from riprap.record._rows import alert_of, alert_row, forecast_of, forecast_text
+from riprap.record._history import readings_table
+from riprap.record._layout import FILE_NAME, LOGS, locate_record
+from riprap.record._reader import DEFAULT_FLOOR, Reader
+from riprap.record._rows import alert_from_row, alert_to_row, forecast_from_json, forecast_to_json
 from riprap.record._state import load_state, save_state
-from riprap.record._writer import Writer, vacant
+from riprap.record._writer import Writer, require_vacant
 
 __all__ = [
     "FILE_NAME",
-    "FLOOR",
+    "DEFAULT_FLOOR",
     "LOGS",
     "Reader",
     "Writer",
-    "alert_of",
-    "alert_row",
-    "forecast_of",
-    "forecast_text",
+    "alert_from_row",
+    "alert_to_row",
+    "forecast_from_json",
+    "forecast_to_json",
     "load_state",
-    "locate",
+    "locate_record",
     "save_state",
-    "table",
-    "vacant",
+    "readings_table",
+    "require_vacant",
 ]

@@ -11,7 +11,7 @@ from riprap.types import Reading
 COLUMNS = ["step", "behavior", "signal", "value", "state", "unit", "layer", "detail"]
 
 
-def table(readings: Iterable[Reading]) -> pd.DataFrame:
+def readings_table(readings: Iterable[Reading]) -> pd.DataFrame:
     """One row a reading; `value` is NaN where `state` is not MEASURED."""
     rows = [[getattr(reading, column) for column in COLUMNS] for reading in readings]
     frame = pd.DataFrame(rows, columns=COLUMNS)

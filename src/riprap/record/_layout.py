@@ -8,7 +8,7 @@ from pathlib import Path
 from riprap.errors import RecordError
 
 VERSION = 2
-READABLE = ("1", "2")  # 1 had no events, and none of its actions was ever written
+READABLE_VERSIONS = ("1", "2")  # 1 had no events, and none of its actions was ever written
 FILE_NAME = "record.sqlite"
 LOCK_NAME = "record.lock"
 
@@ -48,14 +48,14 @@ BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
 """
 
 
-def script() -> str:
+def creation_script() -> str:
     """SQL that makes an empty record, in one transaction."""
     triggers = [_APPEND_ONLY.format(table=table, key=key) for table, key in _KEYS.items()]
     version = f"INSERT INTO meta VALUES ('format_version', '{VERSION}');"
     return "BEGIN;" + _SCHEMA + "".join(triggers) + version + "COMMIT;"
 
 
-def locate(path: str | Path) -> Path:
+def locate_record(path: str | Path) -> Path:
     """The record file that `path` names: a run's folder, or the file itself.
 
     Raises:
@@ -72,7 +72,7 @@ def locate(path: str | Path) -> Path:
     return file
 
 
-def address(file: Path, brief: bool = False) -> str:
+def sqlite_uri(file: Path, brief: bool = False) -> str:
     """The file as SQLite is to open it for reading.
 
     A closed record has no write-ahead log, and is safe to read as immutable, which leaves no files

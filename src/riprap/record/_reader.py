@@ -12,25 +12,25 @@ from typing import Any
 import numpy as np
 
 from riprap.errors import RecordError
-from riprap.record._layout import READABLE, VERSION, address, locate
+from riprap.record._layout import READABLE_VERSIONS, VERSION, sqlite_uri, locate_record
 from riprap.record._rows import (
     ACTION_COLUMNS,
     ALERT_COLUMNS,
     READING_COLUMNS,
-    action_of,
-    alert_of,
-    reading_of,
+    action_from_row,
+    alert_from_row,
+    reading_from_row,
 )
 from riprap.record._writer import Writer
 from riprap.types import Action, Alert, Reading
 
 # A run that went on from a checkpoint took some of its steps twice; the second time counts.
-_STANDS = (
+_NOT_SUPERSEDED = (
     " AND NOT EXISTS (SELECT 1 FROM superseded s "
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
 
-FLOOR = 0.90  # of a behaviour whose record does not name one
+DEFAULT_FLOOR = 0.90  # of a behaviour whose record does not name one
 
 
 class Reader:
@@ -51,13 +51,13 @@ class Reader:
             source.flush()
             self.path, self.connection, self._version = source.path, source.connection, str(VERSION)
             return
-        self.path = locate(source)
+        self.path = locate_record(source)
         try:
-            self.connection = sqlite3.connect(address(self.path), uri=True)
+            self.connection = sqlite3.connect(sqlite_uri(self.path), uri=True)
         except sqlite3.Error as error:
             raise RecordError(f"cannot open {self.path}: {error}") from error
         try:
-            self._version = self._checked_version()
+            self._version = self._read_version()
         except BaseException:
             self.close()
             raise
@@ -73,13 +73,13 @@ class Reader:
         if self._owned:
             self.connection.close()
 
-    def _checked_version(self) -> str:
+    def _read_version(self) -> str:
         rows = self._rows("SELECT value FROM meta WHERE key = 'format_version'")
         version = rows[0][0] if rows else None
-        if version not in READABLE:
+        if version not in READABLE_VERSIONS:
             raise RecordError(
                 f"{self.path} has record format {version}; this Riprap reads "
-                f"{' and '.join(READABLE)}"
+                f"{' and '.join(READABLE_VERSIONS)}"
             )
         return str(version)
 
@@ -89,14 +89,14 @@ class Reader:
         except sqlite3.Error as error:
             raise RecordError(f"{self.path} is not a record that can be read: {error}") from error
 
-    def _log(self, columns: str, table: str, where: str = "1", *values: Any) -> list[tuple]:  # type: ignore[type-arg]
+    def _select(self, columns: str, table: str, where: str = "1", *values: Any) -> list[tuple]:  # type: ignore[type-arg]
         every = self._superseded or self._version == "1"
-        stands = "" if every else _STANDS.format(table)
+        stands = "" if every else _NOT_SUPERSEDED.format(table)
         query = f"SELECT {columns} FROM {table} WHERE {where}{stands} ORDER BY {table}.id"
         return self._rows(query, *values)
 
     @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _wrap_damage(self) -> Iterator[None]:
         """What was written otherwise than by a `Writer` is refused, whatever it is."""
         try:
             yield
@@ -106,15 +106,15 @@ class Reader:
     def meta(self) -> dict[str, Any]:
         """Facts about the run; `ended` only if it has not gone on since."""
         facts, events = self._rows("SELECT key, value FROM meta"), self.events()
-        with self._whole():
+        with self._wrap_damage():
             known = {str(key): json.loads(value) for key, value in facts}
             ended = events and events[-1]["kind"] == "ended"
             return known | (events[-1]["facts"] if ended else {})
 
     def behaviors(self) -> list[dict[str, Any]]:
         """What was watched: name, floor and whatever else is written of each; empty if nothing."""
-        with self._whole():
-            found = [{"floor": FLOOR} | facts for facts in self.meta().get("behaviors") or []]
+        with self._wrap_damage():
+            found = [{"floor": DEFAULT_FLOOR} | facts for facts in self.meta().get("behaviors") or []]
             for facts in found:
                 if not isinstance(facts["name"], str) or not 0 < facts["floor"] <= 1:
                     raise ValueError(f"it names a behaviour {facts}")
@@ -125,31 +125,31 @@ class Reader:
         if self._version == "1":
             return []
         rows = self._rows("SELECT step, kind, facts FROM events ORDER BY id")
-        with self._whole():
+        with self._wrap_damage():
             return [{"step": s, "kind": k, "facts": json.loads(facts)} for s, k, facts in rows]
 
     def readings(self) -> list[Reading]:
         """All readings, in the order they were made."""
-        rows = self._log(READING_COLUMNS, "readings")
-        with self._whole():
-            return [reading_of(row) for row in rows]
+        rows = self._select(READING_COLUMNS, "readings")
+        with self._wrap_damage():
+            return [reading_from_row(row) for row in rows]
 
     def margins(self, behavior: str) -> dict[int, np.ndarray]:
         """Margins of all probes by step, each of shape (n_probes,)."""
-        rows = self._log("step, margins", "margins", "behavior = ?", behavior)
-        with self._whole():
+        rows = self._select("step, margins", "margins", "behavior = ?", behavior)
+        with self._wrap_damage():
             return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
     def alerts(self) -> list[Alert]:
         """All alerts, in the order they were raised."""
-        rows = self._log(ALERT_COLUMNS, "alerts")
-        with self._whole():
-            return [alert_of(row) for row in rows]
+        rows = self._select(ALERT_COLUMNS, "alerts")
+        with self._wrap_damage():
+            return [alert_from_row(row) for row in rows]
 
     def actions(self) -> list[Action]:
         """What guards did, in the order they did it."""
         if self._version == "1":
             return []
-        rows = self._log(ACTION_COLUMNS, "actions")
-        with self._whole():
-            return [action_of(row) for row in rows]
+        rows = self._select(ACTION_COLUMNS, "actions")
+        with self._wrap_damage():
+            return [action_from_row(row) for row in rows]

@@ -18,88 +18,88 @@ ACTION_COLUMNS = "step, guard, moment, applied, detail, facts"
 _ACTION = (*_NAMED, int, str, str)
 
 
-def row_of(reading: Reading) -> tuple[Any, ...]:
+def reading_to_row(reading: Reading) -> tuple[Any, ...]:
     """A reading as SQLite takes it: numpy's numbers would be refused, and only at the commit."""
     value = None if reading.value is None else float(reading.value)
     named = (int(reading.step), reading.behavior, reading.signal, value)
-    return (*named, reading.unit, str(reading.state), reading.layer, _writable(reading.detail))
+    return (*named, reading.unit, str(reading.state), reading.layer, _escape_surrogates(reading.detail))
 
 
-def reading_of(row: tuple[Any, ...]) -> Reading:
+def reading_from_row(row: tuple[Any, ...]) -> Reading:
     """The reading of a row, in the order of `READING_COLUMNS`.
 
     Raises:
         ValueError: it is none; a file may hold anything.
     """
-    _check(row, _READING)
+    _check_types(row, _READING)
     step, behavior, signal, value, unit, state, layer, detail = row
     return Reading(step, behavior, signal, value, unit, ReadingStatus(state), layer, detail)
 
 
-def _writable(text: str) -> str:
+def _escape_surrogates(text: str) -> str:
     """Halves of surrogate pairs, which an error may repeat from a file's name, are written out."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def alert_row(alert: Alert) -> tuple[Any, ...]:
+def alert_to_row(alert: Alert) -> tuple[Any, ...]:
     """An alert in the order of `ALERT_COLUMNS`; its readings and forecast as JSON."""
     readings = json.dumps([asdict(reading) for reading in alert.readings])
-    forecast = None if alert.forecast is None else forecast_text(alert.forecast)
-    said = _writable(alert.message)
+    forecast = None if alert.forecast is None else forecast_to_json(alert.forecast)
+    said = _escape_surrogates(alert.message)
     named = (int(alert.step), alert.behavior, str(alert.level), alert.detector, said)
     return (*named, readings, forecast)
 
 
-def alert_of(row: tuple[Any, ...]) -> Alert:
+def alert_from_row(row: tuple[Any, ...]) -> Alert:
     """The alert of a row, in the order of `ALERT_COLUMNS`.
 
     Raises:
         LookupError, TypeError, ValueError: it is none.
     """
-    _check(row, _ALERT)
+    _check_types(row, _ALERT)
     step, behavior, level, detector, message, readings, forecast = row
-    caused = tuple(_caused(fields) for fields in json.loads(readings))
-    known = None if forecast is None else forecast_of(forecast)
+    caused = tuple(_reading_from_fields(fields) for fields in json.loads(readings))
+    known = None if forecast is None else forecast_from_json(forecast)
     return Alert(step, behavior, Level(level), detector, message, caused, known)
 
 
-def _caused(fields: dict[str, Any]) -> Reading:
+def _reading_from_fields(fields: dict[str, Any]) -> Reading:
     named = [fields.get(column, "") for column in READING_COLUMNS.split(", ")]
-    return reading_of(tuple(named))
+    return reading_from_row(tuple(named))
 
 
-def _check(row: tuple[Any, ...], kinds: tuple[Any, ...]) -> None:
+def _check_types(row: tuple[Any, ...], kinds: tuple[Any, ...]) -> None:
     """SQLite lets any column hold anything, and so may a file that somebody made."""
     if len(row) != len(kinds) or not all(map(isinstance, row, kinds)):
         raise ValueError(f"a row holds {', '.join(type(value).__name__ for value in row)}")
 
 
-def action_row(action: Action) -> tuple[Any, ...]:
+def action_to_row(action: Action) -> tuple[Any, ...]:
     """An action in the order of `ACTION_COLUMNS`; its numbers as JSON."""
     facts = {"before": action.before, "after": action.after, "seconds": action.seconds}
     named = (int(action.step), action.guard, action.moment, int(action.applied))
-    return (*named, _writable(action.detail), json.dumps(facts))
+    return (*named, _escape_surrogates(action.detail), json.dumps(facts))
 
 
-def action_of(row: tuple[Any, ...]) -> Action:
+def action_from_row(row: tuple[Any, ...]) -> Action:
     """The action of a row, in the order of `ACTION_COLUMNS`.
 
     Raises:
         TypeError, ValueError: it is none.
     """
-    _check(row, _ACTION)
+    _check_types(row, _ACTION)
     step, guard, moment, applied, detail, facts = row
     return Action(step, guard, moment, bool(applied), detail, **json.loads(facts))
 
 
-def forecast_text(forecast: Forecast) -> str:
+def forecast_to_json(forecast: Forecast) -> str:
     """A forecast as JSON that any reader takes: "not within the horizon" is null."""
     numbers = asdict(forecast)
     known = {key: None if math.isinf(value) else value for key, value in numbers.items()}
     return json.dumps(known, allow_nan=False)
 
 
-def forecast_of(text: str) -> Forecast:
+def forecast_from_json(text: str) -> Forecast:
     """The forecast of a text made by `forecast_text`.
 
     Raises:

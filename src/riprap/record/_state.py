@@ -13,7 +13,7 @@ from torch import Tensor
 
 from riprap.errors import RecordError
 
-_UNFIT = (LookupError, RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
+_STATE_ERRORS = (LookupError, RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
@@ -27,12 +27,12 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     file, partial = Path(path), Path(f"{path}.partial")
     tensors: dict[str, Tensor] = {}
     try:
-        text = json.dumps(_split(state, tensors))
+        text = json.dumps(_extract_tensors(state, tensors))
         own = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file(own, partial, metadata={"riprap": text})
         partial.replace(file)
-    except (OSError, SafetensorError, *_UNFIT) as error:
+    except (OSError, SafetensorError, *_STATE_ERRORS) as error:
         with suppress(OSError, ValueError):
             partial.unlink()
         raise RecordError(f"cannot write the monitor's state to {file}: {error}") from error
@@ -49,40 +49,40 @@ def load_state(path: str | Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("riprap")
             # Clones lie in aligned memory: sums come out to the last bit as they would have.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        found = None if text is None else _joined(json.loads(text), tensors)
-    except (OSError, SafetensorError, *_UNFIT) as error:
+        found = None if text is None else _restore_tensors(json.loads(text), tensors)
+    except (OSError, SafetensorError, *_STATE_ERRORS) as error:
         raise RecordError(f"cannot read a monitor's state from {path}: {error}") from error
     if not isinstance(found, dict):
         raise RecordError(f"{path} does not hold a monitor's state")
     return found
 
 
-def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _extract_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` with each tensor replaced by its name in `tensors`."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         tensors[name] = value
         return {_TENSOR: name}
     if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
-        return {_PAIRS: [[key, _split(part, tensors)] for key, part in value.items()]}
+        return {_PAIRS: [[key, _extract_tensors(part, tensors)] for key, part in value.items()]}
     if isinstance(value, dict):
-        return {key: _split(part, tensors) for key, part in value.items()}
+        return {key: _extract_tensors(part, tensors) for key, part in value.items()}
     if isinstance(value, tuple):
-        return {_TUPLE: [_split(part, tensors) for part in value]}
+        return {_TUPLE: [_extract_tensors(part, tensors) for part in value]}
     if isinstance(value, list):
-        return [_split(part, tensors) for part in value]
+        return [_extract_tensors(part, tensors) for part in value]
     return value
 
 
-def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _restore_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict) and set(value) == {_TENSOR}:
         return tensors[value[_TENSOR]]
     if isinstance(value, dict) and set(value) == {_TUPLE}:
-        return tuple(_joined(part, tensors) for part in value[_TUPLE])
+        return tuple(_restore_tensors(part, tensors) for part in value[_TUPLE])
     if isinstance(value, dict) and set(value) == {_PAIRS}:
-        return {key: _joined(part, tensors) for key, part in value[_PAIRS]}
+        return {key: _restore_tensors(part, tensors) for key, part in value[_PAIRS]}
     if isinstance(value, dict):
-        return {key: _joined(part, tensors) for key, part in value.items()}
+        return {key: _restore_tensors(part, tensors) for key, part in value.items()}
     if isinstance(value, list):
-        return [_joined(part, tensors) for part in value]
+        return [_restore_tensors(part, tensors) for part in value]
     return value

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from riprap.errors import RecordError
-from riprap.record._layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, address, script
+from riprap.record._layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, sqlite_uri, creation_script
 from riprap.record._rows import (
     ACTION_COLUMNS,
     ALERT_COLUMNS,
     READING_COLUMNS,
-    action_row,
-    alert_row,
-    row_of,
+    action_to_row,
+    alert_to_row,
+    reading_to_row,
 )
 from riprap.types import Action, Alert, Reading
 
 FLUSH_SECONDS = 0.5
 BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
-LONGEST_WAIT = 60.0  # between attempts, while the disk is full or the file locked
+MAX_WAIT_SECONDS = 60.0  # between attempts, while the disk is full or the file locked
 
 
 class Writer:
@@ -53,7 +53,7 @@ class Writer:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _check(self.path, resume)
+                _check_existing(self.path, resume)
             self.connection = sqlite3.connect(
                 self.path or ":memory:",
                 isolation_level=None,
@@ -69,7 +69,7 @@ class Writer:
         self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=NORMAL")
         if not self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            self.connection.executescript(script())
+            self.connection.executescript(creation_script())
 
     def meta(self, **facts: Any) -> None:
         """Write facts about the run, each name once, and commit at once.
@@ -77,7 +77,7 @@ class Writer:
         Raises:
             RecordError: a fact of that name is already written, or the disk is full.
         """
-        known = self.known()
+        known = self.read_meta()
         for key in facts:
             if key in known:
                 raise RecordError(
@@ -88,7 +88,7 @@ class Writer:
         self._pending += [("INSERT INTO meta VALUES (?, ?)", row) for row in rows]
         self.flush()
 
-    def known(self) -> dict[str, Any]:
+    def read_meta(self) -> dict[str, Any]:
         """The facts about the run that are written."""
         self.flush()
         rows = self.connection.execute("SELECT key, value FROM meta").fetchall()
@@ -103,7 +103,7 @@ class Writer:
     def readings(self, readings: Iterable[Reading]) -> None:
         """Append readings."""
         statement = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
-        self._pending += [(statement, row_of(reading)) for reading in readings]
+        self._pending += [(statement, reading_to_row(reading)) for reading in readings]
         if time.monotonic() - self._flushed > self._wait:
             self.flush()
 
@@ -116,16 +116,16 @@ class Writer:
     def alert(self, alert: Alert) -> None:
         """Append an alert, and commit at once."""
         statement = f"INSERT INTO alerts ({ALERT_COLUMNS}) VALUES (?,?,?,?,?,?,?)"
-        self._pending.append((statement, alert_row(alert)))
+        self._pending.append((statement, alert_to_row(alert)))
         self.flush()
 
     def action(self, action: Action) -> None:
         """Append what a guard did, or would have done."""
         statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
-        self._pending.append((statement, action_row(action)))
+        self._pending.append((statement, action_to_row(action)))
 
     @property
-    def behind(self) -> bool:
+    def has_backlog(self) -> bool:
         """Whether there are rows that the last attempt could not commit."""
         return bool(self._pending) and self._wait > FLUSH_SECONDS
 
@@ -136,7 +136,7 @@ class Writer:
         last = "SELECT coalesce(max(id), 0) FROM {}"
         return {log: self.connection.execute(last.format(log)).fetchone()[0] for log in LOGS}
 
-    def resume(self, step: int, position: dict[str, int], **facts: Any) -> None:
+    def resume_from(self, step: int, position: dict[str, int], **facts: Any) -> None:
         """Go on from `position`: what was written after it stays, but is superseded.
 
         Raises:
@@ -160,9 +160,9 @@ class Writer:
         self._flushed = time.monotonic()
         if not self._pending:
             return
-        self._wait = min(2 * self._wait, LONGEST_WAIT)  # unless this attempt succeeds
+        self._wait = min(2 * self._wait, MAX_WAIT_SECONDS)  # unless this attempt succeeds
         try:
-            self._keep_others_out()
+            self._acquire_lock()
             self.connection.execute("BEGIN IMMEDIATE")
             for statement, row in self._pending:
                 self.connection.execute(statement, row)
@@ -174,7 +174,7 @@ class Writer:
         self._pending.clear()
         self._wait = FLUSH_SECONDS
 
-    def _keep_others_out(self) -> None:
+    def _acquire_lock(self) -> None:
         """Take the lock file. The system gives it back when the process dies, however it dies."""
         if self.path is None or self._lock is not None:
             return
@@ -204,7 +204,7 @@ class Writer:
         self.connection.close()
 
 
-def vacant(folder: str | Path) -> None:
+def require_vacant(folder: str | Path) -> None:
     """Whether a new record could be made in a folder; makes nothing.
 
     Raises:
@@ -212,7 +212,7 @@ def vacant(folder: str | Path) -> None:
     """
     path = Path(folder) / FILE_NAME
     try:
-        _check(path, resume=False)
+        _check_existing(path, resume=False)
         there = next(parent for parent in path.parents if parent.exists())
     except (OSError, sqlite3.Error) as error:
         raise RecordError(f"cannot write a record at {path}: {error}") from error
@@ -222,13 +222,13 @@ def vacant(folder: str | Path) -> None:
         )
 
 
-def _check(path: Path, resume: bool) -> None:
+def _check_existing(path: Path, resume: bool) -> None:
     """Whether a record that is there already may be gone on with."""
     if path.is_symlink():
         raise RecordError(f"{path} is a link to another file: name another run")
     if not path.exists():
         return
-    with closing(sqlite3.connect(address(path, brief=True), uri=True)) as file:
+    with closing(sqlite3.connect(sqlite_uri(path, brief=True), uri=True)) as file:
         if not file.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             return  # the process that made it died before it could write the tables
         facts = file.execute("SELECT key, value FROM meta").fetchall()

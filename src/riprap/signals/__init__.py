@@ -1,6 +1,6 @@
 """Signals: each reads features, gradients or outputs, yields readings, and changes nothing."""
 
-from riprap.signals._base import Held, Signal, StepView, VisitView
+from riprap.signals._base import ProtectedGradients, Signal, StepView, ProbeView
 from riprap.signals.features import (
     CKA,
     Drift,
@@ -28,7 +28,7 @@ __all__ = [
     "Drift",
     "Energy",
     "FisherCosine",
-    "Held",
+    "ProtectedGradients",
     "Interference",
     "KLToStart",
     "LayerInterference",
@@ -44,7 +44,7 @@ __all__ = [
     "SteepAlignment",
     "StepView",
     "TopKCosine",
-    "VisitView",
+    "ProbeView",
     "default",
     "everything",
 ]

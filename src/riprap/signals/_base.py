@@ -11,21 +11,21 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
-from riprap.evaluation import Look
-from riprap.linalg import Joined, Stack, Vector
+from riprap.evaluation import ProbeResult
+from riprap.linalg import FlatVector, VectorStack, Vector
 from riprap.types import Reading, ReadingStatus
 
-DETACHED = (
+DETACHED_MARGINS = (
     "the margins are detached from the graph, or reach no trained parameter: return them attached, "
     "as torch made them"
 )
-NAME_A_LAYER = (
+NO_LAYER = (
     "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
 )
 
 
 @dataclass
-class Held:
+class ProtectedGradients:
     """Protected gradients kept from the last visit that took them.
 
     Attributes:
@@ -35,8 +35,8 @@ class Held:
     """
 
     step: int = 0
-    margin: Stack = field(default_factory=lambda: Stack({}))
-    loss: Stack = field(default_factory=lambda: Stack({}))
+    margin_gradients: VectorStack = field(default_factory=lambda: VectorStack({}))
+    loss_gradients: VectorStack = field(default_factory=lambda: VectorStack({}))
 
 
 @dataclass
@@ -54,28 +54,28 @@ class StepView:
     step: int
     gradient: Vector | None
     update: Vector | None
-    held: Held
+    protected_gradients: ProtectedGradients
 
     @cached_property
-    def joined_gradient(self) -> Joined:
+    def flat_gradient(self) -> FlatVector:
         """g for products and norms; there must be one."""
         assert self.gradient is not None
-        return Joined(self.gradient, self.held.margin.runs)
+        return FlatVector(self.gradient, self.protected_gradients.margin_gradients.chunks)
 
     @cached_property
-    def joined_update(self) -> Joined:
+    def flat_update(self) -> FlatVector:
         """Δθ for products and norms; there must be one."""
         assert self.update is not None
-        return Joined(self.update, self.held.margin.runs)
+        return FlatVector(self.update, self.protected_gradients.margin_gradients.chunks)
 
     @cached_property
     def gradient_norm(self) -> float:
         """‖g‖; NaN without a gradient."""
-        return float("nan") if self.gradient is None else self.joined_gradient.norm()
+        return float("nan") if self.gradient is None else self.flat_gradient.norm()
 
 
 @dataclass
-class VisitView:
+class ProbeView:
     """What there is to read when the probes are visited.
 
     Attributes:
@@ -89,8 +89,8 @@ class VisitView:
 
     step: int
     behaviors: Sequence[Behavior]
-    looks: Mapping[str, Look]
-    held: Held
+    results: Mapping[str, ProbeResult]
+    protected_gradients: ProtectedGradients
     layer: str | None
     model: nn.Module
     parameters: list[Tensor] = field(default_factory=list)
@@ -100,13 +100,13 @@ class Signal:
     """Reads the model and yields readings; changes nothing.
 
     Moments, each optional: `start` once before training (the view of θ₀), `on_gradient` before each
-    optimizer step, `on_update` after it, `on_visit` whenever probes are visited, θ₀ included.
+    optimizer step, `on_update` after it, `on_probes` whenever probes are visited, θ₀ included.
     """
 
     name: ClassVar[str]
     needs_loss_gradient: ClassVar[bool] = False
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Fix what later readings are compared with."""
 
     def on_gradient(self, view: StepView) -> list[Reading]:
@@ -117,7 +117,7 @@ class Signal:
         """Readings of the applied update."""
         return []
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """Readings of the probes."""
         return []
 
@@ -136,14 +136,14 @@ class Signal:
         """
         own = vars(self)
         if not isinstance(state, dict) or set(state) != set(own):
-            raise ValueError(f"expected {', '.join(own) or 'nothing'}, got {_listed(state)}")
+            raise ValueError(f"expected {', '.join(own) or 'nothing'}, got {_describe_keys(state)}")
         for name, value in state.items():
             if not (None in (value, own[name]) or isinstance(value, type(own[name]))):
                 raise ValueError(f"{name} is a {type(value).__name__}")
         own.update(state)
 
 
-def _listed(state: Any) -> str:
+def _describe_keys(state: Any) -> str:
     """What a state holds, for an error."""
     if not isinstance(state, dict):
         return type(state).__name__
@@ -155,40 +155,40 @@ def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:
     return Reading(step, behavior, signal, state=ReadingStatus.NOT_RUN, detail=why)
 
 
-def no_rows(layer: str) -> str:
+def no_rows_reason(layer: str) -> str:
     """Why a layer that exists could not be read."""
     return f"layer {layer} was not run by the margin, or does not put out a row for each probe"
 
 
-def without_losses(view: VisitView, signal: str) -> list[Reading]:
+def not_run_without_losses(view: ProbeView, signal: str) -> list[Reading]:
     """`NOT_RUN` at the start for each behaviour that has no losses."""
     why = "the behaviour has no losses: give Behavior(losses=...)"
     lacking = [b.name for b in view.behaviors if b.losses is None and view.step == 0]
     return [not_run(view.step, name, signal, why) for name in lacking]
 
 
-def without_margin_gradient(view: VisitView, signal: str) -> list[Reading]:
+def not_run_without_gradient(view: ProbeView, signal: str) -> list[Reading]:
     """`NOT_RUN` at the start for each behaviour whose margin is detached from the graph."""
-    lacking = [b.name for b in view.behaviors if b.name not in view.held.margin.names]
-    return [not_run(0, name, signal, DETACHED) for name in lacking if view.step == 0]
+    lacking = [b.name for b in view.behaviors if b.name not in view.protected_gradients.margin_gradients.names]
+    return [not_run(0, name, signal, DETACHED_MARGINS) for name in lacking if view.step == 0]
 
 
 class FeatureSignal(Signal):
     """A signal on the activations of one layer, read behaviour by behaviour."""
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """Readings for each behaviour whose activations were seen, `NOT_RUN` for the others."""
         readings: list[Reading] = []
         for behavior in view.behaviors:
             activations = self.activations(view, behavior.name)
             if activations is None:
-                why = NAME_A_LAYER if view.layer is None else no_rows(view.layer)
+                why = NO_LAYER if view.layer is None else no_rows_reason(view.layer)
                 readings += [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
             else:
                 readings += self.read(view, behavior, activations)
         return readings
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """Readings of one behaviour.
 
         Args:
@@ -197,8 +197,8 @@ class FeatureSignal(Signal):
         raise NotImplementedError
 
     @staticmethod
-    def activations(view: VisitView, name: str | None) -> Tensor | None:
+    def activations(view: ProbeView, name: str | None) -> Tensor | None:
         """Activations of a behaviour at the chosen layer, shape (rows, d), or None."""
-        if name is None or name not in view.looks or view.layer is None:
+        if name is None or name not in view.results or view.layer is None:
             return None
-        return view.looks[name].activations.get(view.layer)
+        return view.results[name].activations.get(view.layer)

@@ -5,7 +5,7 @@ from riprap.signals.features._dictionary import TopKSAE
 from riprap.signals.features._directions import principal_directions
 from riprap.signals.features._drift import Drift
 from riprap.signals.features._energy import Energy
-from riprap.signals.features._linear_probe import LinearProbe, separated
+from riprap.signals.features._linear_probe import LinearProbe, balanced_ridge
 from riprap.signals.features._overlap import Overlap
 from riprap.signals.features._projection import Projection
 from riprap.signals.features._sae import SAEFeatures
@@ -22,5 +22,5 @@ __all__ = [
     "SpectralEntropy",
     "TopKSAE",
     "principal_directions",
-    "separated",
+    "balanced_ridge",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.signals._base import FeatureSignal, VisitView, not_run
+from riprap.signals._base import FeatureSignal, ProbeView, not_run
 from riprap.types import Reading, ReadingStatus
 
-FEWEST = 4  # rows; the unbiased estimator divides by n − 3
+MIN_ROWS = 4  # rows; the unbiased estimator divides by n − 3
 
 
 def unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
@@ -53,23 +53,23 @@ class CKA(FeatureSignal):
     name = "cka"
 
     def __init__(self) -> None:
-        self.then: dict[str, Tensor] = {}
+        self.start_activations: dict[str, Tensor] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Keep the activations of the start."""
         for behavior in view.behaviors:
             activations = self.activations(view, behavior.name)
             if activations is not None:
-                self.then[behavior.name] = activations
+                self.start_activations[behavior.name] = activations
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """One reading, about 0 to 1."""
         step, name, layer = view.step, behavior.name, view.layer or ""
-        then = self.then.get(name)
+        then = self.start_activations.get(name)
         if then is None or then.shape != activations.shape:
             return [not_run(step, name, self.name, "the probes changed shape")]
-        if len(activations) < FEWEST:
-            why = f"{len(activations)} rows; debiased CKA needs {FEWEST}"
+        if len(activations) < MIN_ROWS:
+            why = f"{len(activations)} rows; debiased CKA needs {MIN_ROWS}"
             state = ReadingStatus.INSUFFICIENT
             missing = Reading(step, name, self.name, state=state, layer=layer, detail=why)
             return [missing] * (step == 0)

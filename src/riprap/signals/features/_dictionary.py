@@ -34,7 +34,7 @@ class TopKSAE:
     scale: float
 
     @classmethod
-    def begin(cls, rows: Tensor, latents: int, k: int, seed: int = 0) -> TopKSAE:
+    def initialize(cls, rows: Tensor, latents: int, k: int, seed: int = 0) -> TopKSAE:
         """Random unit directions, encoder and decoder tied, centred on the rows' mean.
 
         Args:
@@ -52,7 +52,7 @@ class TopKSAE:
         )
 
     @property
-    def tensors(self) -> list[Tensor]:
+    def trained_tensors(self) -> list[Tensor]:
         """What is trained."""
         return [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
 
@@ -81,7 +81,7 @@ class TopKSAE:
         device = rows.device.type
         with torch.inference_mode(False), torch.autocast(device, enabled=False):
             rows = rows.detach().float().clone()
-            parts = [part.detach().clone().requires_grad_() for part in self.tensors]
+            parts = [part.detach().clone().requires_grad_() for part in self.trained_tensors]
             self.W_enc, self.b_enc, self.W_dec, self.b_dec = parts
             moments = [(torch.zeros_like(part), torch.zeros_like(part)) for part in parts]
             for step in range(1, steps + 1):
@@ -119,7 +119,7 @@ def jaccard(one: Tensor, two: Tensor) -> float:
     return float(shares.double().mean()) if len(shares) else float("nan")
 
 
-def unexplained(rows: Tensor, rebuilt: Tensor, centre: Tensor) -> float:
+def unexplained_variance(rows: Tensor, rebuilt: Tensor, centre: Tensor) -> float:
     """‖rows − rebuilt‖² over ‖rows − centre‖²; 0 is perfect, 1 no better than the centre.
 
     Args:

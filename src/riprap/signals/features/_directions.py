@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TOP = 8  # principal directions kept of a behaviour
+N_DIRECTIONS = 8  # principal directions kept of a behaviour
 
 
 def unit_difference(here: Tensor, there: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def unit_difference(here: Tensor, there: Tensor) -> Tensor:
     return torch.nn.functional.normalize(here.mean(0) - there.mean(0), dim=0)
 
 
-def principal_directions(activations: Tensor, k: int = TOP) -> Tensor:
+def principal_directions(activations: Tensor, k: int = N_DIRECTIONS) -> Tensor:
     """Top-k principal directions, uncentred, as orthonormal columns.
 
     Uncentred, because the mean carries what the behaviour's inputs have in common.
@@ -54,6 +54,6 @@ def subspace_overlap(left: Tensor, right: Tensor) -> Tensor:
     return (left.T @ right).square().sum() / min(left.shape[1], right.shape[1])
 
 
-def turn(now: Tensor, then: Tensor) -> Tensor:
+def cosine_distance(now: Tensor, then: Tensor) -> Tensor:
     """1 − cos(now, then) of two vectors of shape (d,)."""
     return 1 - torch.nn.functional.cosine_similarity(now, then, dim=0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.signals._base import FeatureSignal, VisitView
-from riprap.signals.features._directions import turn, unit_difference
+from riprap.signals._base import FeatureSignal, ProbeView
+from riprap.signals.features._directions import cosine_distance, unit_difference
 from riprap.types import Reading
 
 
@@ -24,7 +24,7 @@ class Drift(FeatureSignal):
         self.directions: dict[str, Tensor] = {}
         self.noise: dict[str, float] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Fix means and directions, and measure the split-half noise."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
@@ -36,9 +36,9 @@ class Drift(FeatureSignal):
                 self.directions[behavior.name] = unit_difference(here, there)
                 even = unit_difference(here[::2], there[::2])
                 odd = unit_difference(here[1::2], there[1::2])
-                self.noise[behavior.name] = float(turn(even, odd))
+                self.noise[behavior.name] = float(cosine_distance(even, odd))
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """Relative shift of the mean, and turn of the direction where there is a contrast."""
         name, layer = behavior.name, view.layer or ""
         first = self.means[name]
@@ -47,7 +47,7 @@ class Drift(FeatureSignal):
         there = self.activations(view, behavior.contrast)
         if name in self.directions and there is not None:
             now = unit_difference(activations, there)
-            turned = float(turn(now, self.directions[name]))
+            turned = float(cosine_distance(now, self.directions[name]))
             readings.append(Reading.of(view.step, name, "drift_direction", turned, "1-cos", layer))
             if view.step == 0:
                 noise = self.noise[name]

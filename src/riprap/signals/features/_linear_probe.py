@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.signals._base import FeatureSignal, VisitView, not_run
+from riprap.signals._base import FeatureSignal, ProbeView, not_run
 from riprap.types import Reading, ReadingStatus
 
 FOLDS = 5
@@ -17,7 +17,7 @@ RIDGE = 0.01  # of the total variance about the midpoint of the two means
 Plane = tuple[Tensor, Tensor]  # normal, shape (d,), and a point on the plane, shape (d,)
 
 
-def separated(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def balanced_ridge(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Ridge regression of each class against the rest that gives all classes equal weight.
 
     Solved in its dual form, so that n rows in d ≫ n dimensions cost one (n, n) system. What is
@@ -44,14 +44,14 @@ def separated(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor
     return rows.T @ torch.linalg.solve(lifted, (own - 1 / count) * weights), middle
 
 
-def fitted(here: Tensor, there: Tensor) -> Plane:
+def fit_plane(here: Tensor, there: Tensor) -> Plane:
     """Ridge regression on ±1 that gives both sides equal weight; see `separated`.
 
     Args:
         here, there: shapes (n, d), (m, d).
     """
     classes = torch.tensor([0] * len(here) + [1] * len(there), device=here.device)
-    normals, middle = separated(torch.cat([here, there]), classes, 2)
+    normals, middle = balanced_ridge(torch.cat([here, there]), classes, 2)
     return normals[:, 0] - normals[:, 1], middle
 
 
@@ -65,7 +65,7 @@ def accuracy(plane: Plane, here: Tensor, there: Tensor) -> float:
     return float(sum(shares)) / 2
 
 
-def folds(here: int, there: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def cross_validation_folds(here: int, there: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """For each fold the kept and the left-out rows of either side, as masks; each at least one.
 
     Fold f leaves out rows f, f + k, …, k = 5 or what the smaller side allows.
@@ -92,7 +92,7 @@ class LinearProbe(FeatureSignal):
         self.planes: dict[str, list[Plane]] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Fit the frozen probes, one a fold."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
@@ -101,11 +101,11 @@ class LinearProbe(FeatureSignal):
                 here, there = here.double(), there.double()
                 self.shapes[behavior.name] = len(here), len(there)
                 self.planes[behavior.name] = [
-                    fitted(here[kept], there[also])
-                    for kept, _, also, _ in folds(len(here), len(there))
+                    fit_plane(here[kept], there[also])
+                    for kept, _, also, _ in cross_validation_folds(len(here), len(there))
                 ]
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """Two accuracies."""
         step, name, layer = view.step, behavior.name, view.layer or ""
         there = self.activations(view, behavior.contrast)
@@ -115,17 +115,17 @@ class LinearProbe(FeatureSignal):
             return [not_run(step, name, self.name, "the probes changed shape")]
         here, there = activations.double(), there.double()
         frozen, refitted = [], []
-        splits = folds(len(here), len(there))
+        splits = cross_validation_folds(len(here), len(there))
         for plane, (kept, out, also, other) in zip(self.planes[name], splits, strict=True):
             frozen.append(accuracy(plane, here[out], there[other]))
-            fresh = fitted(here[kept], there[also])
+            fresh = fit_plane(here[kept], there[also])
             refitted.append(accuracy(fresh, here[out], there[other]))
         return [
             Reading.of(step, name, f"{self.name}_{kind}", sum(found) / len(found), "share", layer)
             for kind, found in (("frozen", frozen), ("refitted", refitted))
         ]
 
-    def _missing(self, view: VisitView, behavior: Behavior, there: Tensor | None) -> list[Reading]:
+    def _missing(self, view: ProbeView, behavior: Behavior, there: Tensor | None) -> list[Reading]:
         if there is None:
             why = "no other side: name a watched behaviour as one, Behavior(contrast=...)"
             return [not_run(view.step, behavior.name, self.name, why)]

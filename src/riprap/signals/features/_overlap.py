@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from riprap.signals._base import NAME_A_LAYER, FeatureSignal, Signal, VisitView, not_run
-from riprap.signals.features._directions import TOP, principal_directions, subspace_overlap
+from riprap.signals._base import NO_LAYER, FeatureSignal, Signal, ProbeView, not_run
+from riprap.signals.features._directions import N_DIRECTIONS, principal_directions, subspace_overlap
 from riprap.types import RUN, Reading
 
 
@@ -18,15 +18,15 @@ class Overlap(Signal):
 
     name = "subspace_overlap"
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """One reading a pair of behaviours, named `subspace_overlap:left|right`."""
         bases = {}
         for behavior in view.behaviors:
             activations = FeatureSignal.activations(view, behavior.name)
             if activations is not None:
-                bases[behavior.name] = principal_directions(activations, TOP)
+                bases[behavior.name] = principal_directions(activations, N_DIRECTIONS)
         if view.layer is None and view.step == 0 and len(view.behaviors) > 1:
-            return [not_run(0, RUN, self.name, NAME_A_LAYER)]
+            return [not_run(0, RUN, self.name, NO_LAYER)]
         k = min((basis.shape[1] for basis in bases.values()), default=0)
         bases = {name: basis[:, :k] for name, basis in bases.items()}
         layer = view.layer or ""

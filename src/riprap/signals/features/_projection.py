@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.signals._base import FeatureSignal, VisitView, not_run
+from riprap.signals._base import FeatureSignal, ProbeView, not_run
 from riprap.signals.features._directions import unit_difference
 from riprap.types import Reading
 
@@ -22,7 +22,7 @@ class Projection(FeatureSignal):
     def __init__(self) -> None:
         self.directions: dict[str, tuple[Tensor, float]] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Fix each behaviour's direction."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
@@ -31,7 +31,7 @@ class Projection(FeatureSignal):
                 direction = unit_difference(here, there)
                 self.directions[behavior.name] = direction, float((here @ direction).mean())
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """Projection in units of the activations, and as a ratio to θ₀."""
         if behavior.name not in self.directions:
             why = "no direction: name a watched behaviour as its other side, Behavior(contrast=...)"

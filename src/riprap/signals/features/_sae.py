@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from riprap.errors import ConfigError
-from riprap.signals._base import NAME_A_LAYER, Signal, VisitView, no_rows, not_run
-from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained
+from riprap.signals._base import NO_LAYER, Signal, ProbeView, no_rows_reason, not_run
+from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained_variance
 from riprap.types import RUN, Reading
 
-MOST_LATENTS = 1024
+MAX_LATENTS = 1024
 STEPS, RATE = 300, 1e-2  # at the start
-CARRY_STEPS, CARRY_RATE = 10, 3e-3  # at each visit
+UPDATE_STEPS, UPDATE_RATE = 10, 3e-3  # at each visit
 DENSE = 0.25  # of the latents; a dictionary that uses more of them is not sparse
 
 
@@ -60,12 +60,12 @@ class SAEFeatures(Signal):
     ) -> None:
         self.latents, self.k = latents, k
         self.activations = activations
-        self.given = sae
-        self.first: Any = None
-        self.now: Any = None
-        self.used: dict[str, Tensor] = {}
-        self.alive: Tensor | None = None
-        self.seen: Tensor | None = None
+        self.pretrained = sae
+        self.start_sae: Any = None
+        self.current_sae: Any = None
+        self.start_active: dict[str, Tensor] = {}
+        self.start_alive: Tensor | None = None
+        self.last_rows: Tensor | None = None
 
     @classmethod
     def from_sae_lens(cls, release: str, sae_id: str, **options: Any) -> SAEFeatures:
@@ -87,61 +87,61 @@ class SAEFeatures(Signal):
         # Versions before 6 give (sae, configuration, sparsity).
         return cls(sae=loaded[0] if isinstance(loaded, tuple) else loaded)
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Train the dictionary, or take the one given, and fix the active sets of θ₀."""
-        rows = _rows(view)
+        rows = _activations_by_behavior(view)
         if not rows:
             return
         pooled = torch.cat(list(rows.values()))
-        self.first = self.given if self.given is not None else self._trained(pooled)
-        width = self.first.W_dec.shape[1]
+        self.start_sae = self.pretrained if self.pretrained is not None else self._train_sae(pooled)
+        width = self.start_sae.W_dec.shape[1]
         if width != pooled.shape[1]:
             raise ConfigError(
                 f"the SAE takes rows of width {width}, layer {view.layer} puts out "
                 f"{pooled.shape[1]}: name the layer it was made for, Monitor(..., layer=...)"
             )
-        self.now, self.seen = self.first, pooled
-        self.used = {name: _latents(self.first, own) > 0 for name, own in rows.items()}
-        used = torch.cat(list(self.used.values()))
-        self.alive = used.any(0)
+        self.current_sae, self.last_rows = self.start_sae, pooled
+        self.start_active = {name: _encode(self.start_sae, own) > 0 for name, own in rows.items()}
+        used = torch.cat(list(self.start_active.values()))
+        self.start_alive = used.any(0)
         if _is_dense(active := float(used.sum(1).double().mean()), used.shape[1]):
-            warnings.warn(f"riprap: {_dense(active, used.shape[1])}", stacklevel=2)
+            warnings.warn(f"riprap: {_dense_warning(active, used.shape[1])}", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """The dictionaries that were trained here, and the active sets of θ₀."""
-        trained = isinstance(self.first, TopKSAE)
+        trained = isinstance(self.start_sae, TopKSAE)
         return {
-            "first": asdict(self.first) if trained else None,
-            "now": asdict(self.now) if trained else None,
-            "used": dict(self.used),
-            "alive": self.alive,
-            "seen": self.seen,
+            "first": asdict(self.start_sae) if trained else None,
+            "now": asdict(self.current_sae) if trained else None,
+            "used": dict(self.start_active),
+            "alive": self.start_alive,
+            "seen": self.last_rows,
         }
 
     def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
         """Take over what `state_dict` gave; a ready dictionary is the one given again."""
         known = state["first"] is not None
-        self.first = TopKSAE(**state["first"]) if known else self.given
-        self.now = TopKSAE(**state["now"]) if known else self.given
-        self.used, self.alive, self.seen = state["used"], state["alive"], state["seen"]
+        self.start_sae = TopKSAE(**state["first"]) if known else self.pretrained
+        self.current_sae = TopKSAE(**state["now"]) if known else self.pretrained
+        self.start_active, self.start_alive, self.last_rows = state["used"], state["alive"], state["seen"]
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """Carry the dictionary along, and read it."""
-        rows = _rows(view)
+        rows = _activations_by_behavior(view)
         missing = [
             not_run(
-                0, b.name, self.name, NAME_A_LAYER if view.layer is None else no_rows(view.layer)
+                0, b.name, self.name, NO_LAYER if view.layer is None else no_rows_reason(view.layer)
             )
             for b in view.behaviors
             if b.name not in rows and view.step == 0
         ]
-        if self.first is None or not rows:
+        if self.start_sae is None or not rows:
             return missing
-        self._carry(torch.cat(list(rows.values())))
-        latents = {name: _latents(self.now, own) for name, own in rows.items()}
-        return missing + self._of_behaviors(view, rows, latents) + self._of_run(view, latents)
+        self._update_sae(torch.cat(list(rows.values())))
+        latents = {name: _encode(self.current_sae, own) for name, own in rows.items()}
+        return missing + self._behavior_readings(view, rows, latents) + self._run_readings(view, latents)
 
-    def _trained(self, pooled: Tensor) -> TopKSAE:
+    def _train_sae(self, pooled: Tensor) -> TopKSAE:
         rows = pooled
         if self.activations is not None:
             if self.activations.dim() != 2 or self.activations.shape[1] != pooled.shape[1]:
@@ -150,21 +150,21 @@ class SAEFeatures(Signal):
                     f"the layer puts out rows of width {pooled.shape[1]}"
                 )
             rows = torch.cat([pooled, self.activations.to(pooled)])
-        latents = self.latents or min(4 * pooled.shape[1], MOST_LATENTS)
-        sae = TopKSAE.begin(rows, latents, self.k or max(latents // 32, 1))
+        latents = self.latents or min(4 * pooled.shape[1], MAX_LATENTS)
+        sae = TopKSAE.initialize(rows, latents, self.k or max(latents // 32, 1))
         sae.train(rows, STEPS, RATE)
         return sae
 
-    def _carry(self, pooled: Tensor) -> None:
+    def _update_sae(self, pooled: Tensor) -> None:
         """Train on today's rows; rows that have not changed have nothing to teach."""
-        known = self.seen is not None and torch.equal(self.seen, pooled)
-        if not isinstance(self.now, TopKSAE) or known:
+        known = self.last_rows is not None and torch.equal(self.last_rows, pooled)
+        if not isinstance(self.current_sae, TopKSAE) or known:
             return
-        self.now, self.seen = self.now.copy(), pooled
-        self.now.train(pooled, CARRY_STEPS, CARRY_RATE)
+        self.current_sae, self.last_rows = self.current_sae.copy(), pooled
+        self.current_sae.train(pooled, UPDATE_STEPS, UPDATE_RATE)
 
-    def _of_behaviors(
-        self, view: VisitView, rows: Mapping[str, Tensor], latents: Mapping[str, Tensor]
+    def _behavior_readings(
+        self, view: ProbeView, rows: Mapping[str, Tensor], latents: Mapping[str, Tensor]
     ) -> list[Reading]:
         layer, readings = view.layer or "", []
         centre = torch.cat(list(rows.values())).mean(0)
@@ -173,39 +173,39 @@ class SAEFeatures(Signal):
             count = float((active > 0).sum(1).double().mean())
             l0 = Reading.of(view.step, name, "sae_l0", count, "latents", layer)
             if _is_dense(count, active.shape[1]):
-                l0 = replace(l0, detail=_dense(count, active.shape[1]))
-            loss = unexplained(own, self._decoded(active).to(own), centre)
+                l0 = replace(l0, detail=_dense_warning(count, active.shape[1]))
+            loss = unexplained_variance(own, self._decode(active).to(own), centre)
             readings += [l0, Reading.of(view.step, name, "sae_loss", loss, "share", layer)]
-            then = self.used.get(name)
+            then = self.start_active.get(name)
             if then is not None and then.shape == active.shape:
                 overlap = jaccard(active, then)
                 readings.append(Reading.of(view.step, name, "sae_jaccard", overlap, "share", layer))
         return readings
 
-    def _of_run(self, view: VisitView, latents: Mapping[str, Tensor]) -> list[Reading]:
+    def _run_readings(self, view: ProbeView, latents: Mapping[str, Tensor]) -> list[Reading]:
         layer, used = view.layer or "", torch.cat(list(latents.values())) > 0
         dead = 1 - float(used.any(0).double().mean())
         readings = [Reading.of(view.step, RUN, "sae_dead", dead, "share", layer)]
-        if isinstance(self.now, TopKSAE) and self.alive is not None and self.alive.any():
-            turned = cosine_similarity(self.now.W_dec, self.first.W_dec, dim=1)
-            mean = float(turned[self.alive].double().mean())
+        if isinstance(self.current_sae, TopKSAE) and self.start_alive is not None and self.start_alive.any():
+            turned = cosine_similarity(self.current_sae.W_dec, self.start_sae.W_dec, dim=1)
+            mean = float(turned[self.start_alive].double().mean())
             readings.append(Reading.of(view.step, RUN, "sae_decoder_cosine", mean, "cosine", layer))
         return readings
 
-    def _decoded(self, latents: Tensor) -> Tensor:
+    def _decode(self, latents: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.now.decode(latents).detach()
+            return self.current_sae.decode(latents).detach()
 
 
-def _rows(view: VisitView) -> dict[str, Tensor]:
+def _activations_by_behavior(view: ProbeView) -> dict[str, Tensor]:
     """Activations at the layer of each behaviour that has some, shape (rows, d)."""
     if view.layer is None:
         return {}
-    found = {b.name: view.looks[b.name].activations.get(view.layer) for b in view.behaviors}
+    found = {b.name: view.results[b.name].activations.get(view.layer) for b in view.behaviors}
     return {name: rows for name, rows in found.items() if rows is not None}
 
 
-def _latents(sae: Any, rows: Tensor) -> Tensor:
+def _encode(sae: Any, rows: Tensor) -> Tensor:
     with torch.no_grad():
         return sae.encode(rows.to(sae.W_dec)).detach()
 
@@ -214,5 +214,5 @@ def _is_dense(active: float, latents: int) -> bool:
     return active > DENSE * latents
 
 
-def _dense(active: float, latents: int) -> str:
+def _dense_warning(active: float, latents: int) -> str:
     return f"the SAE is dense: a row uses {active:.0f} of {latents} latents, more than a quarter"

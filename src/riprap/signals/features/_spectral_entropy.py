@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.signals._base import FeatureSignal, VisitView
+from riprap.signals._base import FeatureSignal, ProbeView
 from riprap.types import Reading
 
 
@@ -26,7 +26,7 @@ class SpectralEntropy(FeatureSignal):
 
     name = "spectral_entropy"
 
-    def read(self, view: VisitView, behavior: Behavior, activations: Tensor) -> list[Reading]:
+    def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
         """In nats, between 0 and log of the rank."""
         value = float(spectral_entropy(activations))
         return [Reading.of(view.step, behavior.name, self.name, value, "nats", view.layer or "")]

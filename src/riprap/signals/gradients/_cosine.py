@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from riprap.linalg import Stack
+from riprap.linalg import VectorStack
 from riprap.signals._base import (
     Signal,
     StepView,
-    VisitView,
-    without_losses,
-    without_margin_gradient,
+    ProbeView,
+    not_run_without_losses,
+    not_run_without_gradient,
 )
 from riprap.types import Reading
 
 
-def _cosines(view: StepView, protected: Stack, signal: str, sign: float) -> list[Reading]:
+def _cosine_readings(view: StepView, protected: VectorStack, signal: str, sign: float) -> list[Reading]:
     if view.gradient is None:
         return []
     readings = []
-    for name, product in protected.dots(view.joined_gradient).items():
+    for name, product in protected.inner_products(view.flat_gradient).items():
         both = view.gradient_norm * protected.norms[name]
         cosine = sign * product / both if both else float("nan")
         readings.append(Reading.of(view.step, name, signal, cosine, "cosine"))
@@ -31,11 +31,11 @@ class MarginCosine(Signal):
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with a differentiable margin."""
-        return _cosines(view, view.held.margin, self.name, -1.0)
+        return _cosine_readings(view, view.protected_gradients.margin_gradients, self.name, -1.0)
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, which behaviours it cannot be read for."""
-        return without_margin_gradient(view, self.name)
+        return not_run_without_gradient(view, self.name)
 
 
 class LossCosine(Signal):
@@ -46,8 +46,8 @@ class LossCosine(Signal):
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""
-        return _cosines(view, view.held.loss, self.name, 1.0)
+        return _cosine_readings(view, view.protected_gradients.loss_gradients, self.name, 1.0)
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, which behaviours it cannot be read for."""
-        return without_losses(view, self.name)
+        return not_run_without_losses(view, self.name)

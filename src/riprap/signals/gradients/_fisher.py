@@ -6,7 +6,7 @@ import torch
 
 from riprap.evaluation import fisher_diagonal
 from riprap.linalg import Vector, dot
-from riprap.signals._base import Signal, StepView, VisitView, without_losses
+from riprap.signals._base import Signal, StepView, ProbeView, not_run_without_losses
 from riprap.types import Reading
 
 
@@ -32,16 +32,16 @@ class FisherCosine(Signal):
     def __init__(self) -> None:
         self.fishers: dict[str, Vector] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Estimate each behaviour's Fisher."""
         for behavior in view.behaviors:
             fisher = fisher_diagonal(behavior, view.model, view.parameters)
             if fisher is not None:
                 self.fishers[behavior.name] = fisher
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, which behaviours it cannot be read for."""
-        return without_losses(view, self.name)
+        return not_run_without_losses(view, self.name)
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with losses."""
@@ -52,9 +52,9 @@ class FisherCosine(Signal):
                 view.step,
                 name,
                 self.name,
-                fisher_cosine(view.gradient, view.held.loss.vector(name, view.gradient), fisher),
+                fisher_cosine(view.gradient, view.protected_gradients.loss_gradients.vector(name, view.gradient), fisher),
                 "cosine",
             )
             for name, fisher in self.fishers.items()
-            if name in view.held.loss.names
+            if name in view.protected_gradients.loss_gradients.names
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from riprap.signals._base import Signal, StepView, VisitView, without_margin_gradient
+from riprap.signals._base import Signal, StepView, ProbeView, not_run_without_gradient
 from riprap.types import Reading
 
 
@@ -20,9 +20,9 @@ class Interference(Signal):
             return []
         return [
             Reading.of(view.step, name, self.name, value, "margin")
-            for name, value in view.held.margin.dots(view.joined_update).items()
+            for name, value in view.protected_gradients.margin_gradients.inner_products(view.flat_update).items()
         ]
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, which behaviours it cannot be read for."""
-        return without_margin_gradient(view, self.name)
+        return not_run_without_gradient(view, self.name)

@@ -7,8 +7,8 @@ from collections import defaultdict
 from torch import Tensor
 
 from riprap.evaluation import layer_names
-from riprap.linalg import dots
-from riprap.signals._base import Signal, StepView, VisitView, without_margin_gradient
+from riprap.linalg import inner_products
+from riprap.signals._base import Signal, StepView, ProbeView, not_run_without_gradient
 from riprap.types import Reading
 
 
@@ -27,7 +27,7 @@ class LayerInterference(Signal):
         self.layers: dict[str, list[int]] = {}
         self.sums: dict[str, dict[str, float]] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Find out which parameters make up which layer."""
         parts: dict[str, list[int]] = defaultdict(list)
         for index, layer in enumerate(layer_names(view.model, view.parameters)):
@@ -36,19 +36,19 @@ class LayerInterference(Signal):
 
     def on_update(self, view: StepView) -> list[Reading]:
         """Add the step to the sums; nothing is read yet."""
-        held = view.held.margin
+        held = view.protected_gradients.margin_gradients
         if view.update is None or not held.names:
             return []
         vectors = [held.vector(name, view.update) for name in held.names]
         for layer, indices in self.layers.items():
             own = [[vector[i] for i in indices] for vector in vectors]
-            products = dots(_taken(view.update, indices), own).tolist()
+            products = inner_products(_select_parts(view.update, indices), own).tolist()
             for name, value in zip(held.names, products, strict=True):
                 sums = self.sums.setdefault(name, dict.fromkeys(self.layers, 0.0))
                 sums[layer] += value
         return []
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """What each layer was predicted to do since the last visit."""
         readings = [
             Reading.of(view.step, name, self.name, value, "margin", layer)
@@ -56,8 +56,8 @@ class LayerInterference(Signal):
             for layer, value in sums.items()
         ]
         self.sums = {}
-        return readings + without_margin_gradient(view, self.name)
+        return readings + not_run_without_gradient(view, self.name)
 
 
-def _taken(vector: list[Tensor], indices: list[int]) -> list[Tensor]:
+def _select_parts(vector: list[Tensor], indices: list[int]) -> list[Tensor]:
     return [vector[i] for i in indices]

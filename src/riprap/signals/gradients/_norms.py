@@ -7,9 +7,9 @@ from riprap.linalg import norm
 from riprap.signals._base import (
     Signal,
     StepView,
-    VisitView,
-    without_losses,
-    without_margin_gradient,
+    ProbeView,
+    not_run_without_losses,
+    not_run_without_gradient,
 )
 from riprap.types import RUN, Reading
 
@@ -29,20 +29,20 @@ class Norms(Signal):
         """‖Δθ‖."""
         if view.update is None:
             return []
-        return [Reading.of(view.step, RUN, "norm_update", view.joined_update.norm())]
+        return [Reading.of(view.step, RUN, "norm_update", view.flat_update.norm())]
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """‖h_b‖, and at the start the depth ‖g_b‖."""
         readings = [
             Reading.of(view.step, name, "norm_margin_gradient", length)
-            for name, length in view.held.margin.norms.items()
-            if view.held.step == view.step
+            for name, length in view.protected_gradients.margin_gradients.norms.items()
+            if view.protected_gradients.step == view.step
         ]
-        missing = without_margin_gradient(view, "norm_margin_gradient")
-        return readings + missing + (self._depths(view) if view.step == 0 else [])
+        missing = not_run_without_gradient(view, "norm_margin_gradient")
+        return readings + missing + (self._depth_readings(view) if view.step == 0 else [])
 
-    def _depths(self, view: VisitView) -> list[Reading]:
-        readings = without_losses(view, "depth")
+    def _depth_readings(self, view: ProbeView) -> list[Reading]:
+        readings = not_run_without_losses(view, "depth")
         for behavior in view.behaviors:
             gradient = loss_gradient(behavior, view.model, view.parameters)
             if gradient is not None:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from riprap.evaluation import margin_gradients
-from riprap.linalg import Joined, Stack, Vector, dots
-from riprap.signals._base import DETACHED, Signal, StepView, VisitView, not_run
+from riprap.linalg import FlatVector, VectorStack, Vector, inner_products
+from riprap.signals._base import DETACHED_MARGINS, Signal, StepView, ProbeView, not_run
 from riprap.types import Reading
 
 K = 8  # steep directions kept of a behaviour
-MOST = 32  # probes whose gradients are taken
-LEAST = 1e-6  # of the largest eigenvalue; below it a direction is rounding error
+MAX_PROBES = 32  # probes whose gradients are taken
+MIN_EIGENVALUE = 1e-6  # of the largest eigenvalue; below it a direction is rounding error
 
 
 def steep_weights(gramian: Tensor, k: int) -> Tensor:
@@ -30,7 +30,7 @@ def steep_weights(gramian: Tensor, k: int) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(gramian.double())
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = min(k, int((values > LEAST * values[0]).sum()))
+    kept = min(k, int((values > MIN_EIGENVALUE * values[0]).sum()))
     return (vectors[:, :kept] / values[:kept].clamp(min=0).sqrt()).T
 
 
@@ -40,7 +40,7 @@ def steep_directions(jacobian: Sequence[Vector], k: int) -> list[Vector]:
     Args:
         jacobian: its n rows, vectors in parameter space.
     """
-    gramian = torch.stack([dots(row, jacobian).double() for row in jacobian])
+    gramian = torch.stack([inner_products(row, jacobian).double() for row in jacobian])
     found: list[Vector] = []
     for weights in steep_weights((gramian + gramian.T) / 2, k).tolist():
         direction = [torch.zeros_like(part) for part in jacobian[0]]
@@ -50,16 +50,16 @@ def steep_directions(jacobian: Sequence[Vector], k: int) -> list[Vector]:
     return found
 
 
-def steep_stack(jacobian: Sequence[Vector], k: int) -> Stack:
+def steep_stack(jacobian: Sequence[Vector], k: int) -> VectorStack:
     """The steep directions side by side, named by their rank from 0."""
-    return Stack({str(rank): one for rank, one in enumerate(steep_directions(jacobian, k))})
+    return VectorStack({str(rank): one for rank, one in enumerate(steep_directions(jacobian, k))})
 
 
-def alignment(gradient: Vector | Joined, gradient_norm: float, steep: Stack) -> float:
+def alignment(gradient: Vector | FlatVector, gradient_norm: float, steep: VectorStack) -> float:
     """‖U_kᵀ g‖² / ‖g‖²; NaN for a gradient of 0."""
     if not gradient_norm:
         return float("nan")
-    return sum(product**2 for product in steep.dots(gradient).values()) / gradient_norm**2
+    return sum(product**2 for product in steep.inner_products(gradient).values()) / gradient_norm**2
 
 
 class SteepAlignment(Signal):
@@ -82,19 +82,19 @@ class SteepAlignment(Signal):
 
     name = "steep_alignment"
 
-    def __init__(self, k: int = K, most: int = MOST) -> None:
+    def __init__(self, k: int = K, max_probes: int = MAX_PROBES) -> None:
         self.k = k
-        self.most = most
-        self.steep: dict[str, Stack] = {}
+        self.max_probes = max_probes
+        self.steep: dict[str, VectorStack] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Find each behaviour's steep directions.
 
         Raises:
             BehaviorError: the model is sharded over ranks.
         """
         for behavior in view.behaviors:
-            jacobian = margin_gradients(behavior, view.model, view.parameters, self.most)
+            jacobian = margin_gradients(behavior, view.model, view.parameters, self.max_probes)
             if jacobian is not None:
                 self.steep[behavior.name] = steep_stack(jacobian, self.k)
 
@@ -104,7 +104,7 @@ class SteepAlignment(Signal):
 
     def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
         """Take over what `state_dict` gave."""
-        self.steep = {name: Stack.of_state(own, parameters) for name, own in state["steep"].items()}
+        self.steep = {name: VectorStack.from_state(own, parameters) for name, own in state["steep"].items()}
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """One reading a behaviour with a differentiable margin."""
@@ -115,13 +115,13 @@ class SteepAlignment(Signal):
                 view.step,
                 name,
                 self.name,
-                alignment(view.joined_gradient, view.gradient_norm, steep),
+                alignment(view.flat_gradient, view.gradient_norm, steep),
                 "share",
             )
             for name, steep in self.steep.items()
         ]
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, chance, and which behaviours it cannot be read for."""
         if view.step != 0:
             return []
@@ -129,6 +129,6 @@ class SteepAlignment(Signal):
         return [
             Reading.of(0, b.name, f"{self.name}_chance", len(own.names) / count, "share")
             if (own := self.steep.get(b.name)) is not None
-            else not_run(0, b.name, self.name, DETACHED)
+            else not_run(0, b.name, self.name, DETACHED_MARGINS)
             for b in view.behaviors
         ]

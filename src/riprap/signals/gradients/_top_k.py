@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.errors import ConfigError
-from riprap.signals._base import Signal, StepView, VisitView, not_run, without_losses
+from riprap.signals._base import Signal, StepView, ProbeView, not_run, not_run_without_losses
 from riprap.types import RUN, Reading
 
 K = 1000
@@ -38,7 +38,7 @@ def top_coordinates(left: Sequence[Tensor], right: Sequence[Tensor], k: int) -> 
     return [(i, place[owner == i].to(left[i].device)) for i in owner.unique().tolist()]
 
 
-def taken(vector: Sequence[Tensor], coordinates: Coordinates) -> Tensor:
+def values_at(vector: Sequence[Tensor], coordinates: Coordinates) -> Tensor:
     """The vector's values at the coordinates, shape (k,), in float64 on the CPU."""
     parts = [vector[i].detach().reshape(-1)[place] for i, place in coordinates]
     return torch.cat([part.double().cpu() for part in parts])
@@ -70,18 +70,18 @@ class TopKCosine(Signal):
         self.k = k
         self.coordinates: Coordinates = []
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Choose the coordinates."""
         if self.before is None:
             return
-        if sharded(view.model):
+        if has_sharded_parameters(view.model):
             raise ConfigError(
                 "TopKCosine cannot choose its coordinates in a model sharded over ranks"
             )
         names = {id(parameter): name for name, parameter in view.model.named_parameters()}
         earlier = [_counterpart(self.before, names[id(p)], p) for p in view.parameters]
         self.coordinates = top_coordinates(view.parameters, earlier, self.k)
-        if torch.equal(taken(view.parameters, self.coordinates), taken(earlier, self.coordinates)):
+        if torch.equal(values_at(view.parameters, self.coordinates), values_at(earlier, self.coordinates)):
             raise ConfigError("TopKCosine(before=...) holds the weights that the model has now")
         self.before = {}  # the coordinates are all that is needed of it
 
@@ -98,21 +98,21 @@ class TopKCosine(Signal):
         """One reading a behaviour with losses."""
         if view.gradient is None or not self.coordinates:
             return []
-        task = taken(view.gradient, self.coordinates)
+        task = values_at(view.gradient, self.coordinates)
         readings = []
-        for name in view.held.loss.names:
-            own = taken(view.held.loss.vector(name, view.gradient), self.coordinates)
+        for name in view.protected_gradients.loss_gradients.names:
+            own = values_at(view.protected_gradients.loss_gradients.vector(name, view.gradient), self.coordinates)
             both = float(task.norm() * own.norm())
             value = float(task @ own) / both if both else float("nan")
             readings.append(Reading.of(view.step, name, self.name, value, "cosine"))
         return readings
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """At the start, what it cannot be read for."""
         if self.before is None:
             why = "no weights from before alignment: give TopKCosine(before=base.state_dict())"
             return [not_run(0, RUN, self.name, why)] * (view.step == 0)
-        return without_losses(view, self.name)
+        return not_run_without_losses(view, self.name)
 
 
 def _counterpart(before: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from riprap.signals._base import Signal, VisitView, not_run
+from riprap.signals._base import Signal, ProbeView, not_run
 from riprap.types import Reading
 
 
@@ -32,16 +32,16 @@ class KLToStart(Signal):
     def __init__(self) -> None:
         self.references: dict[str, Tensor] = {}
 
-    def start(self, view: VisitView) -> None:
+    def start(self, view: ProbeView) -> None:
         """Keep the answers of the start."""
-        for name, look in view.looks.items():
+        for name, look in view.results.items():
             if look.logits is not None and look.logits.shape[1] > 1:
                 self.references[name] = torch.log_softmax(look.logits, -1)
 
-    def on_visit(self, view: VisitView) -> list[Reading]:
+    def on_probes(self, view: ProbeView) -> list[Reading]:
         """Two readings a behaviour whose logits were seen."""
         readings = []
-        for name, look in view.looks.items():
+        for name, look in view.results.items():
             reference = self.references.get(name)
             if reference is None:
                 why = (
