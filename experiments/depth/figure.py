@@ -1,4 +1,4 @@
-"""The figure of the depth study: detection window against depth."""
+"""Figure: detection window against depth."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from experiments.depth.analysis import Installed, most_common_way
-from riprap.report import _panels as panels
-from riprap.report import styled
+from experiments.depth.analysis import DepthRun, most_common_setting
+from experiments.harness.charts import apply_style, inline_data
 
 
-def depth_figure(found: Sequence[Installed]) -> alt.Chart:
-    """One point a run, deeper to the right."""
-    plain = most_common_way(found)
+def depth_figure(runs: Sequence[DepthRun]) -> alt.Chart:
+    """Plot one point a run, deeper to the right."""
+    common = most_common_setting(runs)
     rows = [
         {
-            "depth": one.depth,
-            "window": one.window,
+            "depth": run.depth,
+            "window": run.window,
             "installed": "more steps"
-            if (one.degree.decay, one.degree.share) == plain
+            if (run.degree.decay, run.degree.share) == common
             else "less of it, or more decay",
-            "end": "broke" if one.broke is not None else "still standing at the end",
+            "end": "broke" if run.broke is not None else "still standing at the end",
         }
-        for one in found
+        for run in runs
     ]
     x = alt.X(
         "depth:Q",
@@ -36,9 +35,9 @@ def depth_figure(found: Sequence[Installed]) -> alt.Chart:
         title="steps from first warning to break",
         scale=alt.Scale(type="symlog", constant=10),
     )
-    chart = alt.Chart(panels.data(rows)).mark_point(size=70, filled=True, opacity=0.8)
+    chart = alt.Chart(inline_data(rows)).mark_point(size=70, filled=True, opacity=0.8)
     encoded = chart.encode(
         x=x, y=y, color=alt.Color("installed:N", title=None), shape=alt.Shape("end:N", title=None)
     )
-    title = "Does a deeper behaviour leave more time?"
-    return styled(encoded.properties(width=460, height=300, title=title))
+    title = "Does a deeper behavior leave more time?"
+    return apply_style(encoded.properties(width=460, height=300, title=title))

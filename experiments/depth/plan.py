@@ -1,18 +1,20 @@
-"""What the depth study runs, as its frozen protocol says."""
+"""Terms of the depth experiment, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.harness.plan import StudyPlan
 from riprap._config import StrictModel
 
 
 class Degree(StrictModel):
-    """How B was installed, beside the other old tasks.
+    """How B was installed, together with the other old tasks.
 
     Attributes:
-        steps: of training; `decay`: its weight decay; `share`: of B in each batch.
+        steps: of training.
+        decay: weight decay of that training.
+        share: of B in each batch.
     """
 
     steps: int = Field(ge=1)
@@ -21,19 +23,19 @@ class Degree(StrictModel):
 
     @property
     def name(self) -> str:
-        """A folder's name."""
+        """Return a name for a folder."""
         return f"{self.steps}-{self.decay:g}-{self.share:g}"
 
 
-class Plan(StrictModel):
-    """The terms of the study; every field is covered by the protocol's hash.
+class Plan(StudyPlan):
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
-        world: fingerprint of the toy world, but for how B was installed.
+        world: fingerprint of the toy world, except for how B was installed.
         degrees: how B is installed.
-        condition: the new task that washes B away; `steps`: for how long.
-        every: the monitor's longest gap between visits.
-        confirmatory, exploratory: seeds.
+        condition: the new task that erodes B.
+        steps: length of a run.
+        every: the monitor's longest gap between probe evaluations, in steps.
         window_from: the level whose first alert opens the detection window; the break closes it.
     """
 
@@ -46,23 +48,6 @@ class Plan(StrictModel):
     exploratory: tuple[int, ...]
     window_from: str
 
-    @classmethod
-    def of(cls, preregistration: Preregistration) -> Plan:
-        """The plan inside a protocol.
-
-        Raises:
-            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
-        """
-        plan = cls.parse(
-            preregistration.study, f"protocol {preregistration.name!r}, study", PreregistrationError
-        )
-        if meeting := set(plan.exploratory) & set(plan.confirmatory):
-            raise PreregistrationError(
-                f"seeds {sorted(meeting)} are both exploratory and confirmatory"
-            )
-        return plan
-
     def runs(self, exploratory: bool) -> list[tuple[Degree, int]]:
-        """Every (degree, seed)."""
-        seeds = self.exploratory if exploratory else self.confirmatory
-        return [(degree, seed) for seed in seeds for degree in self.degrees]
+        """Return every (degree, seed)."""
+        return [(degree, seed) for seed in self.seeds(exploratory) for degree in self.degrees]

@@ -1,4 +1,4 @@
-"""The core claim, tested directly: does ⟨h_b, Δθ⟩ say how the mean margin will change?"""
+"""Direct test of the core claim: ⟨h_b, Δθ⟩ predicts the change of the mean margin."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
-from riprap.linalg import Stack, Vector, clone, subtract
+from riprap.linalg import Vector, VectorStack, clone, subtract
 
 
-class Claim:
-    """Compares predicted with realised change, step by step, without a trace on training.
+class InterferenceComparison:
+    """Compares predicted with realized change, step by step; training is not affected.
 
     Call `before_step` and `after_step` around each optimizer step; after `steps` of them both do
     nothing.
 
     Args:
-        ages: how stale, in steps, h_b is made on purpose.
+        ages: ages, in steps, of the stale h_b that are compared as well.
     """
 
     def __init__(
@@ -33,54 +33,56 @@ class Claim:
     ) -> None:
         self.model, self.behaviors, self.parameters = model, behaviors, parameters
         self.steps, self.ages = steps, ages
-        self._past: deque[Stack] = deque(maxlen=max(ages) + 1)
+        self._past: deque[VectorStack] = deque(maxlen=max(ages) + 1)
         self._before: Vector = []
         self._means: list[dict[str, float]] = []
         self._rows: list[dict[str, list[float]]] = []
 
     @property
-    def going_on(self) -> bool:
-        """Whether there are steps left to compare."""
+    def is_active(self) -> bool:
+        """True while there are steps to compare."""
         return len(self._rows) < self.steps
 
     def before_step(self) -> None:
-        """Take fresh protected gradients at the parameters as they are."""
-        if not self.going_on:
+        """Compute protected gradients at the present parameters."""
+        if not self.is_active:
             return
-        looks = self._look(self.parameters)
-        gradients = {name: look.gradient for name, look in looks.items() if look.gradient}
-        self._past.append(Stack(gradients))
-        self._means.append({name: float(look.margins.mean()) for name, look in looks.items()})
+        results = self._evaluate(self.parameters)
+        gradients = {name: result.gradient for name, result in results.items() if result.gradient}
+        self._past.append(VectorStack(gradients))
+        self._means.append({name: float(result.margins.mean()) for name, result in results.items()})
         self._before = clone(self.parameters)
 
     def after_step(self) -> None:
-        """Predict the step's effect from fresh and from aged gradients."""
-        if not self.going_on:
+        """Predict the effect of the step from fresh and from stale gradients."""
+        if not self.is_active:
             return
         update = subtract(self.parameters, self._before)
         past = [
-            self._past[-1 - age].dots(update) if age < len(self._past) else {}
+            self._past[-1 - age].inner_products(update) if age < len(self._past) else {}
             for age in (0, *self.ages)
         ]
         names = past[0]
         self._rows.append({n: [old.get(n, float("nan")) for old in past] for n in names})
-        if not self.going_on:
+        if not self.is_active:
             self._finish()
 
     def _finish(self) -> None:
-        """The last realised change needs the margins after the last step."""
-        looks = self._look()
-        self._means.append({name: float(look.margins.mean()) for name, look in looks.items()})
+        """Measure the margins after the last step, which its realized change needs."""
+        results = self._evaluate()
+        self._means.append({name: float(result.margins.mean()) for name, result in results.items()})
         self._past.clear()
 
-    def _look(self, parameters: Sequence[Tensor] | None = None) -> dict[str, probing.Look]:
-        looks: dict[str, probing.Look] = {}
-        for group in probing.shared_passes(self.behaviors, self.model):
-            looks |= probing.look_together(group, self.model, parameters)
-        return looks
+    def _evaluate(
+        self, parameters: Sequence[Tensor] | None = None
+    ) -> dict[str, evaluation.ProbeResult]:
+        results: dict[str, evaluation.ProbeResult] = {}
+        for group in evaluation.group_by_forward_pass(self.behaviors, self.model):
+            results |= evaluation.evaluate_batch(group, self.model, parameters)
+        return results
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """By `kind/behaviour`: `predicted` and `realised` (steps,), `stale` (ages, steps)."""
+        """Return by `kind/behavior`: `predicted`, `realised` (steps,) and `stale` (ages, steps)."""
         arrays = {}
         for name in self._rows[0] if self._rows else []:
             predictions = np.array([row[name] for row in self._rows]).T
@@ -91,10 +93,10 @@ class Claim:
         return arrays
 
 
-def agreement(predicted: np.ndarray, realised: np.ndarray) -> dict[str, float]:
-    """Correlation, slope of realised on predicted (through 0), and number of steps compared."""
-    known = np.isfinite(predicted) & np.isfinite(realised)
-    x, y = predicted[known], realised[known]
+def agreement(predicted: np.ndarray, realized: np.ndarray) -> dict[str, float]:
+    """Return correlation, slope of realized on predicted (through 0), and steps compared."""
+    known = np.isfinite(predicted) & np.isfinite(realized)
+    x, y = predicted[known], realized[known]
     if len(x) < 3 or x.std() == 0 or y.std() == 0:
         return {"correlation": float("nan"), "slope": float("nan"), "n": float(len(x))}
     return {

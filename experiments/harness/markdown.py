@@ -40,7 +40,9 @@ def number(value: object, digits: int = 0) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def spread(values: Sequence[float] | np.ndarray, digits: int = 0, middle: str = "median") -> str:
+def median_range(
+    values: Sequence[float] | np.ndarray, digits: int = 0, middle: str = "median"
+) -> str:
     """`median [min, max]`, or the mean in its place, of the values that are numbers."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
@@ -51,7 +53,7 @@ def spread(values: Sequence[float] | np.ndarray, digits: int = 0, middle: str = 
     return f"{number(centre, digits)} [{ends}]"
 
 
-def share(hits: int, total: int) -> str:
+def count_of_total(hits: int, total: int) -> str:
     """`hits of total (percent)`."""
     return f"{hits} of {total} ({hits / total:.0%})" if total else "0 of 0"
 

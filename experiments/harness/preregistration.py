@@ -1,4 +1,4 @@
-"""Preregistrations: the terms of a study, frozen under a hash before its confirmatory seeds."""
+"""Preregistrations: the terms of an experiment, frozen under a hash before it is run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PreregistrationError(RiprapError):
 
 
 class Preregistration(AlertPolicy):
-    """An alert policy together with the terms of a study.
+    """An alert policy together with the terms of an experiment.
 
     Attributes:
-        study: what the study fixes before its confirmatory seeds are run; free-form.
+        study: what is fixed before the confirmatory seeds are run; free-form.
     """
 
     study: dict[str, Any] | None = None

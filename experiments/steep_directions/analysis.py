@@ -1,26 +1,26 @@
-"""What the runs of the steep study showed, and whether the claim held."""
+"""Ratios of steep alignments over seeds, and the conclusion on each claim."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t
 
 from experiments.steep_directions.plan import Plan
-from experiments.steep_directions.simulate import COLUMNS, file_of
+from experiments.steep_directions.simulate import COLUMNS
 
 CONTROL = "null"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One behaviour in one run.
+    """One behavior in one run.
 
     Attributes:
         rows: shape (measurements, columns), as `simulate.COLUMNS` names them.
-        near: which measurements have both whole cosines near 0, shape (measurements,).
+        near: mask of the measurements with both whole cosines near 0, shape (measurements,).
     """
 
     condition: str
@@ -30,31 +30,32 @@ class Run:
     near: np.ndarray
 
     def column(self, name: str) -> np.ndarray:
-        """One column where the cosines are near 0."""
+        """Return one column where the cosines are near 0."""
         return self.rows[self.near, COLUMNS.index(name)]
 
     def ratio(self, over: str | float) -> float:
-        """Mean log of the steep alignment over another column, or over a number; NaN of none."""
+        """Mean log ratio of the steep alignment to another column or number; NaN if empty."""
         other = over if isinstance(over, float) else self.column(over)
         values = np.log(self.column("steep") / other)
         return float(values.mean()) if len(values) else float("nan")
 
 
-def load(condition: str, seed: int, plan: Plan) -> list[Run]:
-    """The behaviours of one run."""
-    found = []
-    with np.load(file_of(condition, seed)) as arrays:
-        for name, rows in arrays.items():
-            cosines = rows[:, [COLUMNS.index("cosine_loss"), COLUMNS.index("cosine_margin")]]
-            near = (np.abs(cosines) < plan.near_zero).all(1)
-            found.append(Run(condition, seed, name, rows, near))
-    return found
+def behavior_runs(
+    condition: str, seed: int, arrays: Mapping[str, np.ndarray], plan: Plan
+) -> list[Run]:
+    """Return the behaviors of one run, from what `simulate` returned."""
+    runs = []
+    for name, rows in arrays.items():
+        cosines = rows[:, [COLUMNS.index("cosine_loss"), COLUMNS.index("cosine_margin")]]
+        near = (np.abs(cosines) < plan.near_zero).all(1)
+        runs.append(Run(condition, seed, name, rows, near))
+    return runs
 
 
 def interval(runs: Sequence[Run], over: str | float) -> tuple[float, float, float]:
-    """Geometric mean of the ratio and its 95 % t-interval over seeds.
+    """Return the geometric mean of the ratio and its 95 % t-interval over seeds.
 
-    A seed's value is the mean over its behaviours, each the mean log over its measurements.
+    A seed's value is the mean over its behaviors, each the mean log over its measurements.
     """
     seeds = sorted({run.seed for run in runs})
     values = [np.nanmean([run.ratio(over) for run in runs if run.seed == seed]) for seed in seeds]
@@ -66,22 +67,22 @@ def interval(runs: Sequence[Run], over: str | float) -> tuple[float, float, floa
     return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
-def verdicts(runs: Sequence[Run], plan: Plan, chance: float) -> dict[str, str]:
-    """Of the claim as it is stated, and of what would make it mean something."""
+def claims(runs: Sequence[Run], plan: Plan, chance: float) -> dict[str, str]:
+    """Return the conclusion on the claim, and on its comparison with unrelated margins."""
     tasks = [condition for condition in plan.conditions if condition != CONTROL]
     own = {task: [run for run in runs if run.condition == task] for task in tasks}
     above = [task for task in tasks if interval(own[task], chance)[1] > plan.clearly]
     kinds = ("targets", "pairs")
     specific = [task for task in tasks if all(interval(own[task], k)[1] > 1 for k in kinds)]
     return {
-        "clearly above chance where the whole cosines are near 0": _said(above, tasks),
-        "more than the alignment with margins that say nothing of the behaviour": _said(
+        "clearly above chance where the whole cosines are near 0": _conclusion(above, tasks),
+        "more than the alignment with margins that say nothing of the behavior": _conclusion(
             specific, tasks
         ),
     }
 
 
-def _said(held: Sequence[str], tasks: Sequence[str]) -> str:
-    if len(held) == len(tasks):
+def _conclusion(supported: Sequence[str], tasks: Sequence[str]) -> str:
+    if len(supported) == len(tasks):
         return "supported"
-    return f"supported in {', '.join(held)} alone" if held else "not supported"
+    return f"supported in {', '.join(supported)} alone" if supported else "not supported"

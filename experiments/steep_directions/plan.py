@@ -1,25 +1,23 @@
-"""What the steep study runs, as its frozen protocol says."""
+"""Terms of the experiment on steep directions, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.preregistration import Preregistration, PreregistrationError
-from riprap._config import StrictModel
+from experiments.harness.plan import StudyPlan
 
 
-class Plan(StrictModel):
-    """The terms of the study; every field is covered by the protocol's hash.
+class Plan(StudyPlan):
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
         world: fingerprint of the toy world.
-        conditions: new tasks; `null` is the control, and has no part in the verdicts.
+        conditions: new tasks; `null` is the control and is excluded from the claims.
         steps, every: length of a run, and steps between two measurements.
-        k, most: steep directions of a behaviour, and probes whose gradients are taken.
+        k, most: steep directions of a behavior, and probes whose gradients are computed.
         draws: of each kind of unrelated margins.
         near_zero: both whole cosines must be smaller for a measurement to count.
-        clearly: how many times chance an alignment must reach to be clearly above it.
-        confirmatory, exploratory: seeds.
+        clearly: multiple of chance that an alignment must reach to be clearly above chance.
     """
 
     world: str
@@ -34,23 +32,6 @@ class Plan(StrictModel):
     confirmatory: tuple[int, ...] = Field(min_length=3)
     exploratory: tuple[int, ...]
 
-    @classmethod
-    def of(cls, preregistration: Preregistration) -> Plan:
-        """The plan inside a protocol.
-
-        Raises:
-            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
-        """
-        plan = cls.parse(
-            preregistration.study, f"protocol {preregistration.name!r}, study", PreregistrationError
-        )
-        if meeting := set(plan.exploratory) & set(plan.confirmatory):
-            raise PreregistrationError(
-                f"seeds {sorted(meeting)} are both exploratory and confirmatory"
-            )
-        return plan
-
     def runs(self, exploratory: bool) -> list[tuple[str, int]]:
-        """Every (condition, seed)."""
-        seeds = self.exploratory if exploratory else self.confirmatory
-        return [(condition, seed) for seed in seeds for condition in self.conditions]
+        """Return every (condition, seed)."""
+        return [(c, seed) for seed in self.seeds(exploratory) for c in self.conditions]

@@ -1,1 +1,1 @@
-"""The toy study: four conditions, three behaviours, and what each detector would have said."""
+"""Four conditions and three behaviors on the toy world, with the alerts of each detector."""

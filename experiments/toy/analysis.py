@@ -1,7 +1,8 @@
-"""What each detector would have said, beside what happened: one row a run and behaviour."""
+"""Alerts of every detector compared with the breaks: one row a run and behavior."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,73 +10,44 @@ import numpy as np
 import pandas as pd
 
 from experiments.harness.preregistration import Preregistration
+from experiments.harness.recorded_run import RecordedRun, read_record
 from experiments.toy.plan import NULL, Plan
-from experiments.toy.simulate import TRUTH
-from experiments.toy.tracker import HELD_OUT_EVERY
-from riprap.detectors import SlopeDetector, Threshold, Track, judge_again, rebuild, score
-from riprap.monitor import GROWTH, PATIENCE, Cadence
-from riprap.record import Reader
-from riprap.types import Alert, Level
+from experiments.toy.simulate import HELD_OUT_EVERY
+from riprap.detectors import BehaviorHistory, SlopeDetector, Threshold, reevaluate
+from riprap.monitor import GROWTH, PATIENCE, ProbeSchedule
+from riprap.types import Alert, Forecast, Level
 
 
 @dataclass
-class Run:
-    """One finished run: its tracks as the monitor knew them, its alerts, and the truth.
+class Run(RecordedRun):
+    """One finished run, with the comparisons that its monitor did not see.
 
     Attributes:
-        folder: where its record lies.
-        margins: (steps + 1, n_probes) by behaviour, at every step.
-        truth: by behaviour, score on inputs that are no probes, every `HELD_OUT_EVERY` steps.
-        costs: passes over the probes that the monitor made, in forward passes.
+        folder: folder of the record.
+        arrays: as `simulate` returned them.
+        cost: of the monitor's probe evaluations, in forward passes.
     """
 
     folder: Path
-    condition: str
-    seed: int
-    tracks: dict[str, Track]
-    alerts: list[Alert]
-    margins: dict[str, np.ndarray]
-    truth: dict[str, np.ndarray]
-    costs: int
+    arrays: Mapping[str, np.ndarray]
+    cost: int
 
     @classmethod
-    def load(cls, folder: Path, condition: str, seed: int) -> Run:
-        """Read a run's record and truth."""
-        reader = Reader(folder)
-        readings = reader.readings()
-        arrays = np.load(folder / TRUTH)
-        floors = {b["name"]: b["floor"] for b in reader.meta()["behaviors"]}
-        tracks = {
-            name: rebuild(name, floor, reader.margins(name), readings, watched=len(floors))
-            for name, floor in floors.items()
-        }
-        first = next(iter(floors))
-        refreshed = sum(
+    def load(cls, condition: str, seed: int, folder: Path, arrays: Mapping[str, np.ndarray]) -> Run:
+        """Read a run's record; `arrays` are what `simulate` returned."""
+        histories, alerts, readings = read_record(folder)
+        first = next(iter(histories))
+        refreshes = sum(
             r.signal == "norm_margin_gradient" and r.behavior == first for r in readings
         )
-        return cls(
-            folder,
-            condition,
-            seed,
-            tracks,
-            reader.alerts(),
-            {name: arrays[f"margins/{name}"] for name in floors},
-            {name: arrays[f"truth/{name}"] for name in floors},
-            len(tracks[first].steps) + 2 * refreshed,
-        )
-
-    def broke(self, name: str) -> int | None:
-        """First step whose score on the probes was under the floor."""
-        return _first([score(m) < self.tracks[name].floor for m in self.margins[name]])
+        margins = {name: arrays[f"margins/{name}"] for name in histories}
+        cost = len(histories[first].steps) + 2 * refreshes
+        return cls(condition, seed, histories, alerts, margins, folder, arrays, cost)
 
     def broke_held_out(self, name: str) -> int | None:
-        """As `broke`, on inputs that are no probes: to within `HELD_OUT_EVERY` steps, late."""
-        index = _first(list(self.truth[name] < self.tracks[name].floor))
-        return None if index is None else index * HELD_OUT_EVERY
-
-
-def _first(hits: list[bool]) -> int | None:
-    return next((step for step, hit in enumerate(hits) if hit), None)
+        """Return the first break on held-out inputs, at most `HELD_OUT_EVERY` steps late."""
+        below = np.flatnonzero(self.arrays[f"truth/{name}"] < self.histories[name].floor)
+        return int(below[0]) * HELD_OUT_EVERY if len(below) else None
 
 
 Firsts = dict[Level, int | None]
@@ -83,57 +55,59 @@ Row = dict[str, object]
 
 
 def first_by_level(alerts: list[Alert]) -> Firsts:
-    """Step of the first alert at each level or above."""
+    """Return the step of the first alert at each level or above."""
     return {
         level: min((a.step for a in alerts if a.level.rank >= level.rank), default=None)
         for level in Level
     }
 
 
-def says_forecast(run: Run, name: str) -> Firsts:
-    """What the monitor itself said during the run."""
+def forecast_alerts(run: Run, name: str) -> Firsts:
+    """Return the first alerts of the run's own monitor."""
     return first_by_level(
         [a for a in run.alerts if a.behavior == name and a.detector == "forecast"]
     )
 
 
-def says_trivial(run: Run, name: str, check: int) -> Firsts:
-    """ "Alert at the k-th check unless the run is null." Knows the answer; a row to be beaten."""
-    steps = run.tracks[name].steps
+def trivial_alerts(run: Run, name: str, check: int) -> Firsts:
+    """Return the alerts of "alert at the k-th check unless the run is null", a baseline."""
+    steps = run.histories[name].steps
     at = steps[check - 1] if run.condition != NULL and len(steps) >= check else None
     return dict.fromkeys(Level, at)
 
 
-def says_fixed(run: Run, name: str, fixed: list[Threshold]) -> Firsts:
-    """Fixed thresholds on both signal families, whichever comes first; one level only."""
-    alerts = [a for detector in fixed for a in judge_again(detector, run.tracks[name])]
+def fixed_alerts(run: Run, name: str, fixed: list[Threshold]) -> Firsts:
+    """Return the first alert of fixed thresholds on both signal families; one level only."""
+    alerts = [a for detector in fixed for a in reevaluate(detector, run.histories[name])]
     return dict.fromkeys(Level, min((a.step for a in alerts), default=None))
 
 
-def says_slope(run: Run, name: str, slope: SlopeDetector, plan: Plan) -> tuple[Firsts, int]:
-    """Realised margins extrapolated, by visits that are as many times denser as they are cheaper.
+def slope_alerts(
+    run: Run, name: str, slope: SlopeDetector, plan: Plan
+) -> tuple[Firsts, dict[int, Forecast | None]]:
+    """Extrapolate realized margins; probe evaluations are denser since each is cheaper.
 
     Returns:
-        what it said, and how many forward passes that took.
+        the first alerts, and the forecast at each probe evaluation by step.
     """
-    cadence = Cadence(
+    schedule = ProbeSchedule(
         max(plan.every // plan.slope_speedup, 1),
         growth=GROWTH * plan.slope_speedup,
         patience=PATIENCE * plan.slope_speedup,
     )
-    track = Track(name, run.tracks[name].floor)
-    alerts = []
+    history = BehaviorHistory(name, run.histories[name].floor)
+    alerts, forecasts = [], {}
     for step, margins in enumerate(run.margins[name]):
-        if step == 0 or cadence.is_due(step, [track]):
-            track.visit(step, margins)
-            alerts.append(slope.check(track))
-            cadence.plan(step, [slope.forecast(track)])
-    said = first_by_level([alert for alert in alerts if alert is not None])
-    return said, len(track.steps)
+        if step == 0 or schedule.is_due(step, [history]):
+            history.add_margins(step, margins)
+            alerts.append(slope.check(history))
+            forecasts[step] = slope.forecast(history)
+            schedule.plan(step, [forecasts[step]])
+    return first_by_level([a for a in alerts if a is not None]), forecasts
 
 
-def judge(run: Run, preregistration: Preregistration) -> pd.DataFrame:
-    """Rows of all detectors on one run.
+def detector_rows(run: Run, preregistration: Preregistration) -> pd.DataFrame:
+    """Return one row a detector and behavior of one run.
 
     Columns: detector, condition, seed, behavior, broke, broke_held_out, watch, warning, critical,
     lead, false_alarm, undecided (no break, but the run ended within the alert's horizon),
@@ -146,15 +120,15 @@ def judge(run: Run, preregistration: Preregistration) -> pd.DataFrame:
     fixed = [Threshold.parse({"level": "critical"} | t, "fixed threshold") for t in plan.fixed]
     rows = []
     horizon = terms["horizon"]
-    for name in run.tracks:
-        by_slope, slope_cost = says_slope(run, name, slope, plan)
-        said = {
-            "forecast": (says_forecast(run, name), horizon, run.costs),
-            "slope": (by_slope, horizon, slope_cost),
-            "fixed thresholds": (says_fixed(run, name, fixed), plan.steps, run.costs),
-            "trivial rule": (says_trivial(run, name, plan.trivial_check), plan.steps, 0),
+    for name in run.histories:
+        by_slope, slope_forecasts = slope_alerts(run, name, slope, plan)
+        by_detector = {
+            "forecast": (forecast_alerts(run, name), horizon, run.cost),
+            "slope": (by_slope, horizon, len(slope_forecasts)),
+            "fixed thresholds": (fixed_alerts(run, name, fixed), plan.steps, run.cost),
+            "trivial rule": (trivial_alerts(run, name, plan.trivial_check), plan.steps, 0),
         }
-        rows += [_row(run, name, detector, *words) for detector, words in said.items()]
+        rows += [_row(run, name, detector, *own) for detector, own in by_detector.items()]
     return pd.DataFrame(rows)
 
 
@@ -170,17 +144,17 @@ def _row(run: Run, name: str, detector: str, firsts: Firsts, horizon: int, cost:
         "broke_held_out": run.broke_held_out(name),
         **{str(level): step for level, step in firsts.items()},
         "lead": lead,
-        **_verdict(run, name, critical, lead, horizon),
+        **_false_alarm(run, name, critical, lead, horizon),
         "half_life": half_life(run.margins[name].mean(1)),
         "final_margin": float(run.margins[name][-1].mean()),
         "cost": cost,
     }
 
 
-def _verdict(
+def _false_alarm(
     run: Run, name: str, critical: int | None, lead: int | None, horizon: int
 ) -> dict[str, bool]:
-    """Whether a critical alert was false, or the run ended before its horizon could tell.
+    """Tell false critical alerts, and those whose horizon lies beyond the end of the run.
 
     On a null run every alert is false.
     """
@@ -195,9 +169,9 @@ def _verdict(
 
 
 def half_life(means: np.ndarray) -> float | None:
-    """Steps in which the mean margin halves, from an exponential fitted while it is positive.
+    """Fit an exponential to a mean margin while it is positive; return its half-life in steps.
 
-    None where it does not fall, or never moves by a tenth of its first value.
+    None if it does not fall, or falls by less than a tenth of its first value.
     """
     positive = means[: int(np.argmax(means <= 0))] if (means <= 0).any() else means
     if len(positive) < 3 or positive[-1] > 0.9 * positive[0]:

@@ -1,4 +1,4 @@
-"""Tables of the core claim: how well ⟨h_b, Δθ⟩ said how the mean margin would change."""
+"""Tables of the core claim: how well ⟨h_b, Δθ⟩ predicts the change of the mean margin."""
 
 from __future__ import annotations
 
@@ -10,69 +10,71 @@ import numpy as np
 
 from experiments.harness import markdown
 from experiments.harness.interference_claim import agreement
-from experiments.harness.markdown import number, share, spread
+from experiments.harness.markdown import count_of_total, median_range, number
 from experiments.toy.analysis import Run
 from experiments.toy.plan import NULL
 from experiments.toy.traces import FRESH, Comparison, cells, comparisons, pooled
 
-VISIBLE = 0.05  # realised change whose sign matters, in logits
-USEFUL = 0.5  # correlation below which a stale gradient is no longer called useful
-BINS = (0.0, 0.01, 0.05, 0.2, 0.5, np.inf)  # of the realised change, in logits
+VISIBLE = 0.05  # realized change whose sign matters, in logits
+USEFUL = 0.5  # correlation below which a stale gradient does not count as useful
+BINS = (0.0, 0.01, 0.05, 0.2, 0.5, np.inf)  # of the realized change, in logits
 
 
 def claim_table(runs: Sequence[Run]) -> str:
-    """Predicted (fresh h_b) against realised change, by condition and behaviour."""
+    """Return the table of predicted (fresh h_b) against realized change."""
     rows = []
     for (condition, name), group in cells(runs).items():
-        found = [comparisons(run)[name] for run in group]
-        each = [agreement(one.predicted[FRESH], one.realised) for one in found]
-        right, seen = np.sum([_signs(one) for one in found], axis=0)
+        compared = [comparisons(run)[name] for run in group]
+        each = [agreement(one.predicted[FRESH], one.realized) for one in compared]
+        right, visible = np.sum([_signs(one) for one in compared], axis=0)
         rows.append(
             {
                 "condition": condition,
-                "behaviour": name,
-                "seeds": len(found),
-                "correlation": spread([one["correlation"] for one in each], 2, "mean"),
-                "slope": spread([one["slope"] for one in each], 2, "mean"),
-                f"sign right where the change exceeds {VISIBLE}": share(int(right), int(seen)),
+                "behavior": name,
+                "seeds": len(compared),
+                "correlation": median_range([one["correlation"] for one in each], 2, "mean"),
+                "slope": median_range([one["slope"] for one in each], 2, "mean"),
+                f"sign right where the change exceeds {VISIBLE}": count_of_total(
+                    int(right), int(visible)
+                ),
             }
         )
     note = (
         "\n\nMean [min, max] over seeds, step by step over the first steps of each run. "
-        "Slope: realised on predicted, through 0.\n\nWhere it fails, by size of the step:\n\n"
+        "Slope: realized on predicted, through 0.\n\nWhere it fails, by size of the step:\n\n"
     )
     return markdown.table(rows) + note + residual_table(runs)
 
 
 def _signs(one: Comparison) -> tuple[int, int]:
-    """Steps with the sign right, among those with a visible change."""
-    visible = np.abs(one.realised) > VISIBLE
-    right = np.sign(one.predicted[FRESH]) == np.sign(one.realised)
-    return int((right & visible).sum()), int(visible.sum())
+    """Count the steps with the right sign, and those with a visible change."""
+    is_visible = np.abs(one.realized) > VISIBLE
+    right = np.sign(one.predicted[FRESH]) == np.sign(one.realized)
+    return int((right & is_visible).sum()), int(is_visible.sum())
 
 
 def residual_table(runs: Sequence[Run]) -> str:
-    """|predicted − realised| by size of the realised change, seeds and new tasks pooled."""
+    """Return the table of |predicted − realized| by size of the realized change, pooled."""
     rows = []
-    for name in dict.fromkeys(name for run in runs for name in run.tracks):
+    for name in dict.fromkeys(name for run in runs for name in run.histories):
         for condition in ("null", "new tasks"):
             chosen = [run for run in runs if (run.condition == NULL) == (condition == "null")]
             if chosen:
                 one = pooled(comparisons(run)[name] for run in chosen)
-                rows += [{"behaviour": name, "runs": condition} | row for row in _binned(one)]
+                rows += [{"behavior": name, "runs": condition} | row for row in _binned(one)]
     return markdown.table(rows)
 
 
 def _binned(one: Comparison) -> list[dict[str, object]]:
-    size = np.abs(one.realised)
-    missed = np.abs(one.predicted[FRESH] - one.realised)
+    size = np.abs(one.realized)
+    missed = np.abs(one.predicted[FRESH] - one.realized)
     rows: list[dict[str, object]] = []
     for low, high in pairwise(BINS):
         inside = (size >= low) & (size < high)
         if inside.any():
             rows.append(
                 {
-                    "realised change": f"{low:g} to {high:g}" if high < np.inf else f"≥ {low:g}",
+                    "realized change": f"{low:g} to {high:g}" if high < np.inf else f"≥ {low:g}",
                     "steps": int(inside.sum()),
                     "median residual": number(np.median(missed[inside]), 3),
                     "90 % of residuals below": number(np.quantile(missed[inside], 0.9), 3),
@@ -85,14 +87,14 @@ def _binned(one: Comparison) -> list[dict[str, object]]:
 
 
 @dataclass(frozen=True)
-class Aged:
-    """How well gradients of one age predicted, seeds pooled.
+class StaleAgreement:
+    """Agreement of predictions from gradients of one age, seeds pooled.
 
     Attributes:
         age: in steps; 0 is fresh.
-        correlation: of predicted with realised change.
-        fresh: that of fresh gradients on the same steps: an old gradient has to exist first, and
-            later steps are calmer.
+        correlation: of predicted with realized change.
+        fresh: that of fresh gradients on the same steps, since stale gradients exist only in
+            later, calmer steps.
     """
 
     condition: str
@@ -102,44 +104,44 @@ class Aged:
     fresh: float
 
 
-def staleness(runs: Sequence[Run]) -> list[Aged]:
-    """By condition, behaviour and age of h_b, in this order."""
+def staleness(runs: Sequence[Run]) -> list[StaleAgreement]:
+    """Return the agreement by condition, behavior and age of h_b, in this order."""
     rows = []
     for (condition, name), group in cells(runs).items():
         one = pooled(comparisons(run)[name] for run in group)
         for age, predicted in zip((FRESH, *ages(group)), one.predicted, strict=True):
-            known = np.isfinite(predicted)
-            aged = agreement(predicted, one.realised)["correlation"]
-            fresh = agreement(one.predicted[FRESH][known], one.realised[known])["correlation"]
-            rows.append(Aged(condition, name, age, aged, fresh))
+            finite = np.isfinite(predicted)
+            aged = agreement(predicted, one.realized)["correlation"]
+            fresh = agreement(one.predicted[FRESH][finite], one.realized[finite])["correlation"]
+            rows.append(StaleAgreement(condition, name, age, aged, fresh))
     return rows
 
 
 def ages(runs: Sequence[Run]) -> list[int]:
-    """The ages that were compared: a gradient of age k cannot be there in the first k steps."""
+    """Return the ages compared: a gradient of age k is missing in the first k steps."""
     one = next(iter(comparisons(runs[0]).values()))
     return [int(np.isnan(predicted).sum()) for predicted in one.predicted[1:]]
 
 
 def staleness_table(runs: Sequence[Run]) -> str:
-    """Correlation by age of h_b, and the oldest age at which it still said something."""
-    found = staleness(runs)
+    """Return the table of correlations by age of h_b, with the oldest useful age."""
+    ages_compared = staleness(runs)
     rows = []
     for condition, name in cells(runs):
-        own = [one for one in found if (one.condition, one.behavior) == (condition, name)]
+        own = [one for one in ages_compared if (one.condition, one.behavior) == (condition, name)]
         texts = {
             f"age {one.age}": f"{number(one.correlation, 2)} ({number(one.fresh, 2)})"
             for one in own
         }
         oldest = {f"oldest with ≥ {USEFUL}": _oldest(own)}
-        rows.append({"condition": condition, "behaviour": name} | texts | oldest)
+        rows.append({"condition": condition, "behavior": name} | texts | oldest)
     note = (
-        "\n\nCorrelation of predicted with realised change, seeds pooled; in brackets that of a "
+        "\n\nCorrelation of predicted with realized change, seeds pooled; in brackets that of a "
         "fresh gradient on the same steps. Oldest: no younger age is below the bound."
     )
     return markdown.table(rows) + note
 
 
-def _oldest(rows: Sequence[Aged]) -> str:
+def _oldest(rows: Sequence[StaleAgreement]) -> str:
     useful = list(takewhile(lambda one: one.correlation >= USEFUL, rows))
     return str(useful[-1].age) if useful else "none"

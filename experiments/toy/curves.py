@@ -1,4 +1,4 @@
-"""What every panel of the study's figures is made of: bands over seeds on an axis of steps."""
+"""Parts of the figures' panels: bands over seeds on an axis of steps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from riprap.report import _panels as panels
-from riprap.report import _style as style
+from experiments.harness.charts import inline_data, style
 
 Row = dict[str, Any]
 Points = Sequence[tuple[int, float]]
 
-COLOURS = {"A": style.BLUE, "B": style.CONE, "over_refusal": style.UP}
+COLORS = {"A": style.BLUE, "B": style.CONE, "over_refusal": style.UP}
 DASHES = {"A": [1, 0], "B": [6, 2], "over_refusal": [2, 2]}
 LINEAR_UNTIL = 20.0  # steps; the axis is nearly linear before, logarithmic after
 FINE, COARSE = 50, 10  # each of the first steps is drawn, then every tenth
@@ -22,15 +21,15 @@ TICKS = (0, 10, 50, 200, 1000)
 
 
 def band(lines: Sequence[Points]) -> list[Row]:
-    """Median, least and largest over seeds at each drawn step, of lines read at other steps."""
-    known = [np.array(sorted(line), dtype=float).T for line in lines if len(line)]
-    if not known:
+    """Interpolate lines to common steps; return median, least and largest over seeds."""
+    arrays = [np.array(sorted(line), dtype=float).T for line in lines if len(line)]
+    if not arrays:
         return []
-    first, last = max(one[0][0] for one in known), min(one[0][-1] for one in known)
+    first, last = max(one[0][0] for one in arrays), min(one[0][-1] for one in arrays)
     grid = [
         s for s in range(int(first), int(last) + 1) if s <= FINE or s % COARSE == 0 or s == last
     ]
-    values = np.array([np.interp(grid, steps, line) for steps, line in known])
+    values = np.array([np.interp(grid, steps, line) for steps, line in arrays])
     rows = zip(grid, np.median(values, 0), values.min(0), values.max(0), strict=True)
     return [
         {"step": step, "middle": _short(mid), "low": _short(low), "high": _short(high)}
@@ -43,7 +42,7 @@ def _short(value: float) -> float:
 
 
 def steps_axis(last: int, labels: bool) -> alt.X:
-    """Steps on an axis that leaves room to the first ones."""
+    """Return an axis of steps that gives room to the first ones."""
     ticks = [tick for tick in TICKS if tick <= last]
     axis = alt.Axis(
         title="optimizer step (symlog)" if labels else None,
@@ -57,39 +56,39 @@ def steps_axis(last: int, labels: bool) -> alt.X:
     return alt.X("step:Q", scale=scale, axis=axis)
 
 
-def band_layers(rows: list[Row], x: alt.X, y: alt.Y, colour: str, dash: list[int]) -> list[Any]:
-    """A translucent band under a line."""
-    base = alt.Chart(panels.data(rows))
-    area = base.mark_area(color=colour, opacity=0.18, clip=True).encode(x=x, y=y, y2="high:Q")
-    line = base.mark_line(color=colour, strokeWidth=1.6, strokeDash=dash, clip=True)
+def band_layers(rows: list[Row], x: alt.X, y: alt.Y, color: str, dash: list[int]) -> list[Any]:
+    """Return a translucent band under a line."""
+    base = alt.Chart(inline_data(rows))
+    area = base.mark_area(color=color, opacity=0.18, clip=True).encode(x=x, y=y, y2="high:Q")
+    line = base.mark_line(color=color, strokeWidth=1.6, strokeDash=dash, clip=True)
     return [area, line.encode(x=x, y=alt.Y("middle:Q", title=None))]
 
 
 def ground(x: alt.X, y: alt.Y) -> alt.Chart:
-    """The axes, there whatever else is."""
-    empty = alt.Chart(panels.data([{"step": 0, "low": 0}])).mark_point(opacity=0, clip=True)
+    """Return the axes, so that they are drawn without data as well."""
+    empty = alt.Chart(inline_data([{"step": 0, "low": 0}])).mark_point(opacity=0, clip=True)
     return empty.encode(x=x, y=y)
 
 
 def level(value: float, **mark: Any) -> alt.Chart:
-    """A horizontal line."""
-    chart = alt.Chart(panels.data([{"level": value}]))
+    """Return a horizontal line."""
+    chart = alt.Chart(inline_data([{"level": value}]))
     return chart.mark_rule(**mark).encode(y=alt.Y("level:Q", title=None))
 
 
 def named(text: str, **more: Any) -> alt.TitleParams:
-    """The title of one panel, over its left edge."""
+    """Return the title of one panel, above its left edge."""
     return alt.TitleParams(text, fontSize=11, offset=4, frame="group", **more)
 
 
 def legend(names: Sequence[str], width: int = 420) -> Any:
-    """Which colour and dash is which behaviour."""
+    """Return a legend of colors and dashes by behavior."""
     keys, texts = [], []
     for place, name in enumerate(names):
         left = place * 90
-        row = panels.data([{"name": name}])
+        row = inline_data([{"name": name}])
         rule = alt.Chart(row).mark_rule(
-            color=COLOURS.get(name, style.INK), strokeDash=DASHES.get(name, [1, 0]), strokeWidth=2
+            color=COLORS.get(name, style.INK), strokeDash=DASHES.get(name, [1, 0]), strokeWidth=2
         )
         keys.append(rule.encode(x=alt.value(left), x2=alt.value(left + 22), y=alt.value(8)))
         text = alt.Chart(row).mark_text(align="left", color=style.INK, fontSize=11)
@@ -104,7 +103,7 @@ def grid(
     gap: int,
     top: Any = None,
 ) -> alt.VConcatChart:
-    """Panels in rows, each row under its name, beneath a title and lines that say what is drawn.
+    """Arrange panels in rows, each row under its name, below a title and its subtitles.
 
     Args:
         gap: between panels of a row, in pixels; their axes lie in it.

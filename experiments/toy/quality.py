@@ -1,4 +1,4 @@
-"""The forecast judged as a forecast, and beside its rival that takes no gradient."""
+"""Calibration of the forecast, compared with the slope detector that needs no gradient."""
 
 from __future__ import annotations
 
@@ -6,59 +6,34 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from pydantic import PrivateAttr
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, share, spread
+from experiments.harness.markdown import count_of_total, median_range, number
 from experiments.harness.preregistration import Preregistration
-from experiments.toy.analysis import Run, says_slope
+from experiments.toy.analysis import Run, slope_alerts
 from experiments.toy.plan import Plan
-from riprap.detectors import ForecastDetector, SlopeDetector, Track
+from riprap.detectors import ForecastDetector, SlopeDetector
 from riprap.types import Forecast, Level
 
 
-class _Listening(SlopeDetector):
-    """A slope detector that remembers what it forecast at each visit."""
-
-    _said: dict[int, Forecast | None] = PrivateAttr(default_factory=dict)
-
-    def forecast(self, track: Track) -> Forecast | None:
-        self._said[track.step] = super().forecast(track)
-        return self._said[track.step]
-
-
-def said_by_forecast(run: Run, name: str, detector: ForecastDetector) -> dict[int, Forecast | None]:
-    """The forecast that stood after each visit of the monitor."""
-    track = run.tracks[name]
-    return {step: detector.forecast(track.until(step)) for step in track.steps}
-
-
-def said_by_slope(
-    run: Run, name: str, detector: ForecastDetector, plan: Plan
-) -> dict[int, Forecast | None]:
-    """What the slope would have forecast at each of its own visits."""
-    slope = _Listening(**detector.model_dump(exclude={"kind"}))
-    says_slope(run, name, slope, plan)
-    return slope._said
-
-
 def forecasts(runs: Sequence[Run], preregistration: Preregistration) -> pd.DataFrame:
-    """One row a visit before the break, or any visit where none came.
+    """Return one row a probe evaluation before the break, if there is a break.
 
-    Columns: detector, condition, seed, behavior, step, low, median, high (steps; NaN where nothing
-    was forecast, inf beyond the horizon), remaining (steps until the break; NaN without one).
+    Columns: detector, condition, seed, behavior, step, low, median, high (steps; NaN without a
+    forecast, inf beyond the horizon), remaining (steps until the break; NaN without one).
     """
     detector, plan = preregistration.detector("forecast"), Plan.of(preregistration)
     assert isinstance(detector, ForecastDetector)  # by its kind
+    slope = SlopeDetector(**detector.model_dump(exclude={"kind"}))
     rows = []
     for run in runs:
-        for name in run.tracks:
+        for name, history in run.histories.items():
             broke = run.broke(name)
-            said = {
-                "forecast": said_by_forecast(run, name, detector),
-                "slope": said_by_slope(run, name, detector, plan),
+            by_detector = {
+                "forecast": {s: detector.forecast(history.truncated(s)) for s in history.steps},
+                "slope": slope_alerts(run, name, slope, plan)[1],
             }
-            for kind, by_step in said.items():
+            for kind, by_step in by_detector.items():
                 rows += [
                     (kind, run.condition, run.seed, name, step, *_numbers(forecast), broke)
                     for step, forecast in by_step.items()
@@ -77,25 +52,26 @@ def _numbers(forecast: Forecast | None) -> tuple[float, float, float]:
 
 
 def measure(frame: pd.DataFrame, horizon: int) -> dict[str, float]:
-    """How good forecasts were, over visits from which the break was within the horizon.
+    """Measure forecasts over probe evaluations with the break within the horizon.
 
-    A break can only be seen at a whole step, so forecasts are rounded up to one.
+    A break is only seen at a whole step, so forecasts are rounded up.
 
     Returns:
-        breaks, visits, silent (nothing forecast yet), inside and closed (intervals that held the
-        break; that end within the horizon), error and absolute (medians of forecast − true, in
-        steps); critical and kept (forecasts inside the horizon; those followed by a break there).
+        breaks, visits (probe evaluations), silent (no forecast yet), inside (intervals that hold
+        the break), closed (intervals that end within the horizon), error and absolute (medians of
+        forecast − true and of its absolute value, in steps), critical (forecasts inside the
+        horizon) and kept (those followed by a break there).
     """
     near = frame[frame.remaining <= horizon]
-    told = near[near["median"].notna()]
-    low, median, high = (np.ceil(told[c].to_numpy(float)) for c in ("low", "median", "high"))
-    true = told.remaining.to_numpy(float)
+    known = near[near["median"].notna()]
+    low, median, high = (np.ceil(known[c].to_numpy(float)) for c in ("low", "median", "high"))
+    true = known.remaining.to_numpy(float)
     error = median - true
     critical = frame[frame.high <= horizon]
     return {
         "breaks": float(len(near[["condition", "seed", "behavior"]].drop_duplicates())),
         "visits": float(len(near)),
-        "silent": float(len(near) - len(told)),
+        "silent": float(len(near) - len(known)),
         "inside": float(((low <= true) & (true <= high)).sum()),
         "closed": float(np.isfinite(high).sum()),
         "error": float(np.median(error)) if len(error) else float("nan"),
@@ -106,7 +82,7 @@ def measure(frame: pd.DataFrame, horizon: int) -> dict[str, float]:
 
 
 def forecast_quality(runs: Sequence[Run], preregistration: Preregistration) -> str:
-    """Coverage and error of the 80 % interval, for the forecast and the slope."""
+    """Return the table of coverage and error of the 80 % interval, for both detectors."""
     frame = forecasts(runs, preregistration)
     detector = preregistration.detector("forecast")
     assert isinstance(detector, ForecastDetector)
@@ -125,37 +101,37 @@ def forecast_quality(runs: Sequence[Run], preregistration: Preregistration) -> s
     return markdown.table(rows) + note
 
 
-def _quality_row(kind: str, name: str, found: dict[str, float]) -> dict[str, object]:
-    visits = int(found["visits"] - found["silent"])
+def _quality_row(kind: str, name: str, measured: dict[str, float]) -> dict[str, object]:
+    visits = int(measured["visits"] - measured["silent"])
     return {
         "detector": kind,
-        "behaviour": name,
-        "breaks": int(found["breaks"]),
+        "behavior": name,
+        "breaks": int(measured["breaks"]),
         "forecasts": visits,
-        "nothing said yet": int(found["silent"]),
-        "break inside the 80 % interval": share(int(found["inside"]), visits),
-        "intervals closed": share(int(found["closed"]), visits),
-        "median error": number(found["error"], 1),
-        "median absolute error": number(found["absolute"], 1),
-        "critical forecasts kept": share(int(found["kept"]), int(found["critical"])),
+        "nothing said yet": int(measured["silent"]),
+        "break inside the 80 % interval": count_of_total(int(measured["inside"]), visits),
+        "intervals closed": count_of_total(int(measured["closed"]), visits),
+        "median error": number(measured["error"], 1),
+        "median absolute error": number(measured["absolute"], 1),
+        "critical forecasts kept": count_of_total(int(measured["kept"]), int(measured["critical"])),
     }
 
 
 def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
-    """What interference adds over realised margins alone, paired by run and behaviour.
+    """Return the table of what interference adds to realized margins, paired by run and behavior.
 
     Args:
-        frame: rows of `judge`, of all runs.
+        frame: `detector_rows` of all runs.
     """
     pairs = paired(frame)
     broken = pairs[pairs.broke.notna()]
     rows = [_gain_row(broken, level) for level in (Level.WARNING, Level.CRITICAL)]
     false = [int(pairs[f"false_alarm_{kind}"].sum()) for kind in ("forecast", "slope")]
     costs = [frame[frame.detector == kind].cost.mean() for kind in ("forecast", "slope")]
-    visits = np.mean([len(next(iter(run.tracks.values())).steps) for run in runs])
+    visits = np.mean([len(next(iter(run.histories.values())).steps) for run in runs])
     text = (
         f"\n\nGain: steps by which the forecast alerted before the slope, in the {len(broken)} "
-        f"pairs of run and behaviour that broke. False criticals in all {len(pairs)} pairs: "
+        f"pairs of run and behavior that broke. False criticals in all {len(pairs)} pairs: "
         f"forecast {false[0]}, slope {false[1]}. Cost of a run in forward passes over the probes: "
         f"forecast {costs[0]:.0f} ({visits:.0f} visits and {costs[0] - visits:.0f} for "
         f"gradients), slope {costs[1]:.0f}.\n\n"
@@ -165,7 +141,7 @@ def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
 
 
 def paired(frame: pd.DataFrame) -> pd.DataFrame:
-    """Forecast and slope side by side: one row a run and behaviour."""
+    """Join forecast and slope: one row a run and behavior."""
     keys = ["condition", "seed", "behavior"]
     forecast, slope = (frame[frame.detector == kind] for kind in ("forecast", "slope"))
     shared = slope.drop(columns=["detector", "broke"])
@@ -173,30 +149,33 @@ def paired(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def gains(pairs: pd.DataFrame, level: Level) -> pd.Series:
-    """Steps by which the forecast's first alert came before the slope's; NaN unless both did."""
+    """Return by how many steps the forecast alerted before the slope, where both alerted."""
     slope, forecast = (pairs[f"{level}_{kind}"].astype(float) for kind in ("slope", "forecast"))
     return (slope - forecast).dropna()
 
 
 def _gain_row(pairs: pd.DataFrame, level: Level) -> dict[str, object]:
-    found = gains(pairs, level)
+    measured = gains(pairs, level)
     leads = {
         kind: pairs.broke.astype(float) - pairs[f"{level}_{kind}"].astype(float)
         for kind in ("forecast", "slope")
     }
     return {
         "level": str(level),
-        "pairs": len(found),
-        "gain, median [min, max]": spread(found.to_numpy()),
-        "forecast earlier": int((found > 0).sum()),
-        "same step": int((found == 0).sum()),
-        "slope earlier": int((found < 0).sum()),
-        **{f"before the break, {k}": share(int((v >= 1).sum()), len(v)) for k, v in leads.items()},
+        "pairs": len(measured),
+        "gain, median [min, max]": median_range(measured.to_numpy()),
+        "forecast earlier": int((measured > 0).sum()),
+        "same step": int((measured == 0).sum()),
+        "slope earlier": int((measured < 0).sum()),
+        **{
+            f"before the break, {k}": count_of_total(int((v >= 1).sum()), len(v))
+            for k, v in leads.items()
+        },
     }
 
 
 def conclusion(gain: float, more_false: int) -> str:
-    """What the numbers say, in words.
+    """Return the conclusion in words.
 
     Args:
         gain: median gain at `critical`, in steps.

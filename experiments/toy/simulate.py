@@ -1,75 +1,100 @@
-"""One run of the toy study: a start, a new task, a monitor, and what really happened."""
+"""One run: a start, a new task and a monitor; and what the monitor is measured against."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
+import numpy as np
+from torch import nn
 
-from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.harness.cache import cached
+from experiments.harness.interference_claim import InterferenceComparison
+from experiments.harness.plan import require_world
+from experiments.harness.preregistration import Preregistration
+from experiments.harness.recorded_run import MarginTracker, train_monitored
 from experiments.toy.plan import Plan
-from experiments.toy.tracker import Tracker
 from experiments.worlds import ToyWorld
-from riprap import signals
+from riprap import evaluation, signals
 from riprap.behaviors import Behavior
-from riprap.monitor import Monitor
+from riprap.detectors import score
 
-TRUTH = "truth.npz"
+HELD_OUT_EVERY = 10  # steps; the held-out inputs are ten times as many as the probes
 
 
-def simulate(condition: str, seed: int, folder: Path, preregistration: Preregistration) -> None:
-    """Run one condition from one seed; the record and the truth end up in `folder`.
+class TruthTracker(MarginTracker):
+    """Records what the monitor does not know: margins, held-out scores, predicted changes.
 
-    A folder that holds its truth is finished; anything else in it is an interrupted run, and is
-    made again.
+    The arrays are `margins/behavior`, shape (steps + 1, n_probes); `truth/behavior`, the score on
+    held-out inputs every ten steps; and those of `InterferenceComparison`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probes: Sequence[Behavior],
+        held_out: Sequence[Behavior],
+        plan: Plan,
+    ) -> None:
+        self.held_out = list(held_out)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.comparison = InterferenceComparison(
+            model, probes, parameters, plan.claim_steps, plan.ages
+        )
+        self.truth: dict[str, list[float]] = {b.name: [] for b in probes}
+        super().__init__(model, probes)
+
+    def before_step(self) -> None:
+        """Compute fresh protected gradients."""
+        self.comparison.before_step()
+
+    def after_step(self) -> None:
+        """Compare predicted with realized change, then record margins and scores."""
+        self.comparison.after_step()
+        self.record_margins()
+
+    def record_margins(self) -> None:
+        """Append the present margins and, every ten steps, the held-out scores."""
+        super().record_margins()
+        if (len(next(iter(self.margins.values()))) - 1) % HELD_OUT_EVERY == 0:
+            for name, result in evaluation.evaluate_batch(self.held_out, self.model).items():
+                self.truth[name].append(score(result.margins))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return everything by `kind/behavior`."""
+        return (
+            self.comparison.arrays()
+            | {f"margins/{name}": margins for name, margins in super().arrays().items()}
+            | {f"truth/{n}": np.array(own, dtype=np.float32) for n, own in self.truth.items()}
+        )
+
+
+@cached(lambda condition, seed, _: f"toy/{condition}-{seed}/truth.npz", own_folder=True)
+def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
+    """Run one condition from one seed; return the arrays of `TruthTracker`, beside the record.
 
     Raises:
-        ProtocolError: the protocol was made for another world.
+        PreregistrationError: the preregistration was made for another world.
     """
-    if (folder / TRUTH).exists():
-        return
-    torch.set_num_threads(1)  # the world is too small for two cores to help each other
-    shutil.rmtree(folder, ignore_errors=True)
     plan, world = Plan.of(preregistration), ToyWorld()
-    if plan.world != world.fingerprint:
-        raise PreregistrationError(
-            f"protocol {preregistration.name!r} was made for world {plan.world[:12]}…, this one is "
-            f"{world.fingerprint[:12]}…: amend the protocol, with a reason"
-        )
-    model = world.start(seed)
-    optimizer = world.optimizer(model)
-    batches = world.batches(condition, seed=seed)
-    probes = world.behaviors()
-    monitor = Monitor(
-        probes,
-        policy=preregistration,
-        probe_every=plan.every,
-        run_dir=folder,
-        signals=read_here(),
-        metadata={"task": f"toy world, {condition}, seed {seed}"},
-    )
-    torch.manual_seed(seed)
-    tracker = Tracker(model, probes, held_out(world), plan)
-    with monitor.watch(model, optimizer):
-        for _ in range(plan.steps):
-            tracker.before_step()
-            world.loss(model, next(batches)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            tracker.after_step()
-    tracker.save(folder / TRUTH)
-
-
-def read_here() -> list[signals.Signal]:
-    """The signals that the study was frozen with; later ones would only slow its runs."""
-    more = [signals.LossCosine(), signals.FisherCosine(), signals.SpectralEntropy()]
-    return [*signals.default(), *more]
-
-
-def held_out(world: ToyWorld) -> list[Behavior]:
-    """The behaviours on inputs that are no probes."""
-    return [
+    require_world(plan.world, world.fingerprint)
+    held_out = [
         Behavior.next_token(name, examples.input_ids, examples.targets)
         for name, examples in world.truth().items()
     ]
+    return train_monitored(
+        world,
+        condition,
+        seed,
+        simulate.path(condition, seed, preregistration).parent,
+        preregistration,
+        steps=plan.steps,
+        every=plan.every,
+        signals=preregistered_signals(),
+        make_tracker=lambda model, probes: TruthTracker(model, probes, held_out, plan),
+    )
+
+
+def preregistered_signals() -> list[signals.Signal]:
+    """Return the signals of the preregistration; later signals would only slow the runs."""
+    more = [signals.LossCosine(), signals.FisherCosine(), signals.SpectralEntropy()]
+    return [*signals.default(), *more]

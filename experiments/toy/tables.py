@@ -1,4 +1,4 @@
-"""The study's tables, as Markdown."""
+"""Tables of alerts, and of the overlap of A and B, as Markdown."""
 
 from __future__ import annotations
 
@@ -9,37 +9,24 @@ import numpy as np
 import pandas as pd
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 from experiments.toy.analysis import Run
-from experiments.toy.claim_tables import claim_table, residual_table, staleness_table
 from experiments.toy.plan import NULL
-from experiments.toy.quality import forecast_quality, interference_gain
 from experiments.toy.traces import series
 from riprap.types import Level
-
-__all__ = [
-    "by_detector",
-    "claim_table",
-    "forecast_quality",
-    "interference_gain",
-    "overlap_table",
-    "per_run",
-    "residual_table",
-    "staleness_table",
-]
 
 DETECTORS = ("forecast", "slope", "fixed thresholds", "trivial rule")
 OVERLAP, CHANCE = "subspace_overlap:A|B", "subspace_overlap_chance"
 
 
 def per_run(frame: pd.DataFrame) -> str:
-    """One row a condition, behaviour and seed, of the forecast detector.
+    """Return the table of the forecast detector: one row a condition, behavior and seed.
 
     Args:
-        frame: rows of `judge`, of all runs.
+        frame: `detector_rows` of all runs.
     """
     own = frame[frame.detector == "forecast"]
-    for key in ("behavior", "condition"):  # in the order in which they came, not of the alphabet
+    for key in ("behavior", "condition"):  # in the order of the runs
         own = own.assign(**{key: pd.Categorical(own[key], own[key].unique(), ordered=True)})
     ordered = own.sort_values(["condition", "behavior", "seed"])
     rows = [_run_row(row) for row in ordered.to_dict("records")]
@@ -54,7 +41,7 @@ def per_run(frame: pd.DataFrame) -> str:
 def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
     return {
         "condition": row["condition"],
-        "behaviour": row["behavior"],
+        "behavior": row["behavior"],
         "seed": row["seed"],
         "break": number(row["broke"]),
         "break, held out": number(row["broke_held_out"]),
@@ -62,21 +49,21 @@ def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
         "lead": number(row["lead"]),
         "half-life": number(row["half_life"]),
         "final margin": number(row["final_margin"], 2),
-        "false alarm": _verdict(row),
+        "false alarm": _false_alarm(row),
     }
 
 
-def _verdict(row: Mapping[Hashable, Any]) -> str:
+def _false_alarm(row: Mapping[Hashable, Any]) -> str:
     if row["undecided"]:
         return "run ended too soon to tell"
     return "yes" if row["false_alarm"] else "no"
 
 
 def by_detector(frame: pd.DataFrame) -> str:
-    """One row a detector, condition and behaviour.
+    """Return the table of all detectors: one row a detector, condition and behavior.
 
     Args:
-        frame: rows of `judge`, of all runs.
+        frame: `detector_rows` of all runs.
     """
     groups = frame.groupby(["detector", "condition", "behavior"], sort=False)
     rows = [_detector_row(group) for _, group in groups]
@@ -100,12 +87,12 @@ def _detector_row(group: pd.DataFrame) -> dict[str, object]:
     return {
         "detector": detector,
         "condition": condition,
-        "behaviour": behavior,
+        "behavior": behavior,
         "runs": len(group),
         "breaks": len(broken),
         "alerted before": before,
         "late or never": len(broken) - before,
-        "lead, median [min, max]": spread(broken.lead.to_numpy(dtype=float)),
+        "lead, median [min, max]": median_range(broken.lead.to_numpy(dtype=float)),
         "false criticals": int(group.false_alarm.sum()),
         "undecided": int(group.undecided.sum()),
         "null runs with a warning or above": warned if condition == NULL else markdown.NOTHING,
@@ -113,27 +100,27 @@ def _detector_row(group: pd.DataFrame) -> dict[str, object]:
 
 
 def overlap_table(runs: Sequence[Run]) -> str:
-    """Subspace overlap of A and B at the first and the last visit, beside chance."""
+    """Return the table of the subspace overlap of A and B at the start and the end."""
     rows = []
     for condition in dict.fromkeys(run.condition for run in runs):
-        found = [series(run) for run in runs if run.condition == condition]
-        known = [one[OVERLAP] for one in found if OVERLAP in one]
-        chance = [value for one in found for _, value in one.get(CHANCE, [])]
-        starts, ends = (np.array([_mean_at(one, place) for one in known]) for place in (0, -1))
+        by_run = [series(run) for run in runs if run.condition == condition]
+        overlaps = [one[OVERLAP] for one in by_run if OVERLAP in one]
+        chance = [value for one in by_run for _, value in one.get(CHANCE, [])]
+        starts, ends = (np.array([_mean_at(one, place) for one in overlaps]) for place in (0, -1))
         rows.append(
             {
                 "condition": condition,
-                "seeds": len(known),
-                "A and B at step 0": spread(starts, 3),
-                "at the end": spread(ends, 3),
-                "change": spread(ends - starts, 3),
-                "chance": spread(chance, 3),
+                "seeds": len(overlaps),
+                "A and B at step 0": median_range(starts, 3),
+                "at the end": median_range(ends, 3),
+                "change": median_range(ends - starts, 3),
+                "chance": median_range(chance, 3),
             }
         )
     return markdown.table(rows) + "\n\nMedian [min, max] over seeds; 1: the same subspace."
 
 
 def _mean_at(readings: list[tuple[int, float]], place: int) -> float:
-    """Mean over layers at the first or last step that was read."""
+    """Mean over layers at the first or last step that was recorded."""
     step = readings[place][0]
     return float(np.mean([value for at, value in readings if at == step]))

@@ -1,4 +1,4 @@
-"""What the study had to show, beside what it measured."""
+"""Acceptance criteria of the experiment, each with its measurement."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness.markdown import spread
+from experiments.harness.markdown import median_range
 from experiments.toy.plan import NULL
 
 EARLY = (("A", "C"), ("A", "C_disjoint"), ("B", "C_context"))
 
 
 def acceptance(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The study's criteria, each with what was measured and whether it is met.
+    """Return the criteria with their measurements and whether they are met.
 
-    A lead in every seed is met only where every seed broke: without a break there is no lead.
+    A lead in every seed is met only if every seed broke: without a break there is no lead.
 
     Args:
-        frame: rows of `judge`, of all runs.
+        frame: `detector_rows` of all runs.
     """
     own = frame[frame.detector == "forecast"]
     leads = [_lead(own, behavior, condition) for behavior, condition in EARLY]
@@ -30,7 +30,7 @@ def _lead(frame: pd.DataFrame, behavior: str, condition: str) -> dict[str, Any]:
     broken = rows[rows.broke.notna()]
     before = broken.lead >= 1
     words = [
-        f"lead {spread(broken.lead.to_numpy(dtype=float))} steps",
+        f"lead {median_range(broken.lead.to_numpy(dtype=float))} steps",
         f"at least 1 in {int(before.sum())} of the {len(broken)} seeds that broke",
     ]
     if early := int(broken.false_alarm.sum()):

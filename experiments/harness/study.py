@@ -1,0 +1,191 @@
+"""The declarative description of an experiment, and the steps that all experiments share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from experiments.harness.jobs import Job, Work, run_jobs
+from experiments.harness.markdown import commit
+from experiments.harness.plan import StudyPlan
+from experiments.harness.preregistration import Preregistration, PreregistrationError
+from riprap.monitor import versions
+from riprap.report import save_figure
+
+PlanT = TypeVar("PlanT", bound=StudyPlan)
+ResultsT = TypeVar("ResultsT")
+FOLDER = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Session(Generic[PlanT]):
+    """One call of an experiment: its verified plan and the options of the command line.
+
+    Attributes:
+        exploratory: use the exploratory seeds, whose results are never reported as the study's.
+        workers, ray: see `run_jobs`.
+        data: folder of the public data sets.
+    """
+
+    plan: PlanT
+    preregistration: Preregistration
+    exploratory: bool = False
+    workers: int = 2
+    ray: str | None = None
+    data: Path = Path("../shared/data")
+
+    @property
+    def kind(self) -> str:
+        """Return `exploratory` or `confirmatory`."""
+        return "exploratory" if self.exploratory else "confirmatory"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Return the plan's seeds of this kind."""
+        return self.plan.seeds(self.exploratory)
+
+    def run_jobs(self, work: Work, jobs: Sequence[Job]) -> list[Any]:
+        """Run jobs with the options of the command line."""
+        return run_jobs(work, jobs, self.workers, self.ray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Generic[PlanT, ResultsT]):
+    """An experiment, or one of its stages; `run_study` does the rest.
+
+    In titles, paragraphs and names of figures and documents, `{kind}` stands for `confirmatory`
+    or `exploratory`.
+
+    Attributes:
+        name: folder under `experiments/`, and name of the preregistration.
+        title: heading of the page.
+        plan: class of the plan inside the preregistration.
+        jobs: arguments of every call of `simulate`.
+        simulate: one run; usually `cached`.
+        sections: paragraphs of the page, below its head.
+        collect: results as the next functions take them, from what the runs returned.
+        claims: conclusions by claim, for the summary.
+        figures: charts by file name, without suffix.
+        documents: JSON data by file name.
+        note: sentences at the end of the page's head.
+        check: raises where the plan cannot be run as it is.
+        exploratory: the stage uses the exploratory seeds, and needs no frozen preregistration.
+        page: file name of the page; `EXPLORED.md` with `--exploratory`.
+        seeds: seeds that the head of the page names, where they are not the plan's own.
+        stages: further stages by option, such as `search` for `--search`.
+        reads_data: the experiment takes `--data`.
+    """
+
+    name: str
+    title: str
+    plan: type[PlanT]
+    jobs: Callable[[Session[PlanT]], Sequence[Job]]
+    simulate: Work
+    sections: Callable[[ResultsT, PlanT], Sequence[str]]
+    collect: Callable[[list[Any], Session[PlanT]], ResultsT] = lambda runs, _: runs  # type: ignore[assignment, return-value]
+    claims: Callable[[ResultsT, PlanT], Mapping[str, Any]] = lambda *_: {}
+    figures: Mapping[str, Callable[[ResultsT, PlanT], Any]] = field(default_factory=dict)
+    documents: Mapping[str, Callable[[ResultsT, PlanT], Any]] = field(default_factory=dict)
+    note: Callable[[PlanT], str] = lambda _: ""
+    check: Callable[[Session[PlanT]], None] = lambda _: None
+    exploratory: bool = False
+    page: str = "README.md"
+    seeds: Callable[[PlanT], Sequence[int]] | None = None
+    stages: Mapping[str, Study[Any, Any]] = field(default_factory=dict)
+    reads_data: bool = False
+
+    def command(self, session: Session[PlanT]) -> str:
+        """Return the command that makes the page."""
+        stages = load_study(self.name).stages.items()
+        options = [f"--{option}" for option, stage in stages if stage is self]
+        options += ["--exploratory"] if session.exploratory and not self.exploratory else []
+        return " ".join(["python -m experiments", self.name, *options])
+
+    def text(self, results: ResultsT, session: Session[PlanT]) -> str:
+        """Return the page: its heading, how it was made, and its sections."""
+        terms, plan = session.preregistration, session.plan
+        seeds = self.seeds(plan) if self.seeds else session.seeds
+        made = (
+            f"Made by `{self.command(session)}` at commit `{commit()}`, preregistration "
+            f"`{self.name}` `{terms.hash or terms.content_hash()}`, seeds {ranges(seeds)}, "
+            f"{json.dumps(versions())}. {self.note(plan)}What it means is in `FINDINGS.md` beside "
+            "this file.\n"
+        )
+        parts = [f"# {self.title}\n", made, *self.sections(results, plan)]
+        return self._named("\n".join(parts), session)
+
+    def _named(self, text: str, session: Session[PlanT]) -> str:
+        return text.replace("{kind}", session.kind).replace("{Kind}", session.kind.capitalize())
+
+
+def run_study(
+    study: Study[PlanT, ResultsT],
+    out: Path | None = None,
+    *,
+    exploratory: bool = False,
+    workers: int = 2,
+    ray: str | None = None,
+    data: Path = Path("../shared/data"),
+) -> dict[str, Any]:
+    """Compute the runs that are missing, and write the page, its figures and its documents.
+
+    Args:
+        out: folder of the results; `results/NAME` by default.
+
+    Returns:
+        the conclusions by claim, and the folder written.
+
+    Raises:
+        PreregistrationError: the preregistration was changed since it was frozen.
+        JobError: a run failed.
+    """
+    exploratory = exploratory or study.exploratory
+    terms = Preregistration.named(study.name)
+    if not exploratory:
+        terms.verify()
+    plan = study.plan.of(terms)
+    session = Session(plan, terms, exploratory, workers, ray, data.absolute())
+    study.check(session)
+    results = study.collect(session.run_jobs(study.simulate, study.jobs(session)), session)
+    out = out or Path("results", study.name)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, chart in study.figures.items():
+        save_figure(chart(results, plan), out / f"{study._named(name, session)}.png")
+    for name, document in study.documents.items():
+        text = json.dumps(document(results, plan), indent=0)
+        (out / study._named(name, session)).write_text(text, encoding="utf-8")
+    page = "EXPLORED.md" if session.exploratory and not study.exploratory else study.page
+    (out / page).write_text(study.text(results, session), encoding="utf-8")
+    return {"out": str(out), "claims": study.claims(results, plan)}
+
+
+def load_study(name: str) -> Study[Any, Any]:
+    """Return the experiment of a folder.
+
+    Raises:
+        PreregistrationError: there is no such experiment.
+    """
+    if name not in study_names():
+        raise PreregistrationError(f"no experiment {name!r}; available: {', '.join(study_names())}")
+    study: Study[Any, Any] = import_module(f"experiments.{name}.study").STUDY
+    return study
+
+
+def study_names() -> list[str]:
+    """Return the names of all experiments: the folders that have a `study.py`."""
+    return sorted(file.parent.name for file in FOLDER.glob("*/study.py"))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write whole numbers in order, consecutive ones as a range."""
+    known = sorted(set(numbers))
+    starts = [n for n in known if n - 1 not in known]
+    ends = [n for n in known if n + 1 not in known]
+    return ", ".join(
+        f"{first} to {last}" if last > first + 1 else ", ".join(map(str, range(first, last + 1)))
+        for first, last in zip(starts, ends, strict=True)
+    )
