@@ -1,4 +1,4 @@
-"""Files at the boundary: what is wrong with one is said in a sentence."""
+"""Configuration files: an invalid one is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_good_document_is_read() -> None:
         ),
         ({"title": "t"}, "here.yaml: key 'inner' is missing"),
         ({"title": "t", "inner": {}}, "here.yaml: key 'inner.learning_rate' is missing"),
-        ("text", "here.yaml: expected keys and values, got str"),
+        ("text", "here.yaml: expected a mapping, got str"),
         (
             {"title": "t", "inner": {"learning_rate": "fast"}},
             "here.yaml: 'inner.learning_rate': Input should be a valid number, unable to parse "

@@ -39,14 +39,14 @@ def test_dot_norm_and_cosine_agree_with_float64(left: tuple, right: tuple) -> No
 
 
 @given(vectors, vectors, vectors)
-def test_dots_is_dot_against_each(vector: tuple, one: tuple, two: tuple) -> None:
+def test_inner_products_are_the_single_dot_products(vector: tuple, one: tuple, two: tuple) -> None:
     mine, others = as_tensors(vector), [as_tensors(one), as_tensors(two)]
-    together = tensors.dots(mine, others)
+    together = tensors.inner_products(mine, others)
     assert together.tolist() == [float(tensors.dot(mine, other)) for other in others]
 
 
-def test_dots_against_nothing_is_empty() -> None:
-    assert tensors.dots([torch.ones(2)], []).shape == (0,)
+def test_inner_products_with_no_vectors_are_empty() -> None:
+    assert tensors.inner_products([torch.ones(2)], []).shape == (0,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -59,13 +59,13 @@ def test_half_precision_does_not_overflow(dtype: torch.dtype) -> None:
     assert float(tensors.cosine(big, big)) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_many_small_halves_are_not_swallowed() -> None:
+def test_small_half_precision_values_are_not_lost() -> None:
     small = [torch.full((10_000,), 0.01, dtype=torch.bfloat16)]
     exact = float(small[0].double() @ small[0].double())
     assert float(tensors.dot(small, small)) == pytest.approx(exact, rel=1e-4)
 
 
-def test_mixed_precision_is_widened() -> None:
+def test_mixed_precision_is_upcast() -> None:
     half, full = [torch.full((8,), 300.0, dtype=torch.float16)], [torch.full((8,), 300.0)]
     assert float(tensors.dot(half, full)) == 8 * 300.0**2
     assert float(tensors.dot(full, half)) == 8 * 300.0**2
@@ -79,7 +79,7 @@ def test_double_precision_is_kept() -> None:
 def test_beyond_the_limit_of_dot_the_sum_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = [torch.randn(50)], [torch.randn(50)]
     short = float(tensors.dot(left, right))
-    monkeypatch.setattr(tensors, "DOT_LIMIT", 10)
+    monkeypatch.setattr(tensors, "MAX_DOT_ELEMENTS", 10)
     monkeypatch.setattr(torch, "dot", lambda *_: pytest.fail("torch.dot overflows here"))
     assert float(tensors.dot(left, right)) == pytest.approx(short, rel=1e-5)
 
@@ -107,7 +107,7 @@ def test_subtract_makes_new_tensors() -> None:
     assert tensors.subtract(left, right)[0].tolist() == [2.0, 4.0]
 
 
-def test_clone_is_detached_and_apart() -> None:
+def test_clone_is_a_detached_copy() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     copy = tensors.clone([parameter])
     with torch.no_grad():
@@ -129,8 +129,8 @@ def test_copy_into_keeps_the_target() -> None:
 def test_a_stack_gives_the_same_products_as_its_vectors(
     vector: tuple, one: tuple, two: tuple
 ) -> None:
-    stack = stacks.Stack({"one": as_tensors(one), "two": as_tensors(two)})
-    mine, found = flat(vector), stack.dots(as_tensors(vector))
+    stack = stacks.VectorStack({"one": as_tensors(one), "two": as_tensors(two)})
+    mine, found = flat(vector), stack.inner_products(as_tensors(vector))
     for name, other in (("one", flat(one)), ("two", flat(two))):
         slack = 1e-5 * (np.abs(mine) @ np.abs(other)) + 1e-6
         assert abs(found[name] - mine @ other) <= slack
@@ -142,30 +142,30 @@ def test_a_stack_gives_the_same_products_as_its_vectors(
 
 def test_a_stack_of_halves_does_not_overflow() -> None:
     big = [torch.full((4096,), 300.0, dtype=torch.float16)]
-    stack = stacks.Stack({"big": big})
-    assert stack.dots(big)["big"] == pytest.approx(4096 * 300.0**2, rel=1e-5)
+    stack = stacks.VectorStack({"big": big})
+    assert stack.inner_products(big)["big"] == pytest.approx(4096 * 300.0**2, rel=1e-5)
     assert stack.norms["big"] == pytest.approx(64 * 300.0, rel=1e-5)
 
 
 def test_an_empty_stack_has_no_products() -> None:
-    assert stacks.Stack({}).dots([torch.ones(2)]) == {}
+    assert stacks.VectorStack({}).inner_products([torch.ones(2)]) == {}
 
 
 def test_a_stack_is_a_copy() -> None:
     vector = [torch.ones(3)]
-    stack = stacks.Stack({"one": vector})
+    stack = stacks.VectorStack({"one": vector})
     vector[0].zero_()
-    assert stack.dots([torch.ones(3)]) == {"one": 3.0}
+    assert stack.inner_products([torch.ones(3)]) == {"one": 3.0}
 
 
-def test_chunks_join_neighbours_and_leave_large_parts_alone(monkeypatch) -> None:
-    monkeypatch.setattr(stacks, "CHUNK", 10)
+def test_chunks_join_neighbors_and_keep_large_parts_single(monkeypatch) -> None:
+    monkeypatch.setattr(stacks, "CHUNK_ELEMENTS", 10)
     parts = [torch.zeros(n) for n in (4, 5, 3, 50, 2)]
-    found = [[part.numel() for part in parts[chunk]] for chunk in stacks.chunks(parts)]
+    found = [[part.numel() for part in parts[chunk]] for chunk in stacks.make_chunks(parts)]
     assert found == [[4, 5], [3], [50], [2]]
     mixed = [torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16), torch.zeros(2)]
-    assert len(stacks.chunks(mixed)) == 3
-    assert stacks.chunks([]) == []
+    assert len(stacks.make_chunks(mixed)) == 3
+    assert stacks.make_chunks([]) == []
 
 
 def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
@@ -174,24 +174,24 @@ def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
     one, two, update = (
         [torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)
     )
-    whole = stacks.Stack({"one": one, "two": two})
-    monkeypatch.setattr(stacks, "CHUNK", 8)
-    small = stacks.Stack({"one": one, "two": two})
-    assert small.dots(update) == pytest.approx(whole.dots(update), rel=1e-5)
+    whole = stacks.VectorStack({"one": one, "two": two})
+    monkeypatch.setattr(stacks, "CHUNK_ELEMENTS", 8)
+    small = stacks.VectorStack({"one": one, "two": two})
+    assert small.inner_products(update) == pytest.approx(whole.inner_products(update), rel=1e-5)
     for stack in (whole, small):
         for kept, part in zip(stack.vector("two", two), two, strict=True):
             assert torch.equal(kept, part)
 
 
-def test_a_stack_knows_its_gramian_and_adds_its_vectors() -> None:
+def test_a_stack_computes_its_gramian_and_adds_its_vectors() -> None:
     made = torch.Generator().manual_seed(1)
     shapes = [(3, 4), (5,), (2, 2, 2)]
     one, two, base = ([torch.randn(s, generator=made) for s in shapes] for _ in range(3))
-    stack = stacks.Stack({"one": one, "two": two})
+    stack = stacks.VectorStack({"one": one, "two": two})
     flat = [torch.cat([part.flatten() for part in v]).double().numpy() for v in (one, two, base)]
     gram = np.array([[a @ b for b in flat[:2]] for a in flat[:2]])
     np.testing.assert_allclose(stack.gram().numpy(), gram, rtol=1e-5)
-    found = stack.plus(base, {"two": -2.0, "one": 0.5})
+    found = stack.add_combination(base, {"two": -2.0, "one": 0.5})
     joined = torch.cat([part.flatten() for part in found]).numpy()
     np.testing.assert_allclose(joined, flat[2] - 2 * flat[1] + 0.5 * flat[0], rtol=1e-5)
     assert [part.shape for part in found] == [part.shape for part in base]

@@ -1,4 +1,4 @@
-"""Readings carry a value exactly where they were measured; levels have an order."""
+"""Readings have a value exactly if they were measured; levels are ordered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from riprap.types import Forecast, Level, Reading, ReadingStatus
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
-def test_a_value_that_is_not_finite_is_an_error_and_not_a_number(value: float) -> None:
+def test_a_value_that_is_not_finite_becomes_an_error(value: float) -> None:
     reading = Reading.of(3, "b", "kl", value, "nats", "layers.1")
     assert (reading.step, reading.behavior, reading.signal) == (3, "b", "kl")
     assert (reading.unit, reading.layer) == ("nats", "layers.1")
@@ -28,9 +28,9 @@ def test_measured_means_finite(value: float | None) -> None:
 
 
 @pytest.mark.parametrize("state", [s for s in ReadingStatus if s is not ReadingStatus.MEASURED])
-def test_nothing_else_has_a_value(state: ReadingStatus) -> None:
+def test_other_statuses_have_no_value(state: ReadingStatus) -> None:
     assert Reading(0, "b", "kl", state=state).value is None
-    with pytest.raises(ValueError, match=f"state {state} carries no value, got 0"):
+    with pytest.raises(ValueError, match=f"status {state} must have no value, got 0"):
         Reading(0, "b", "kl", 0.0, state=state)
 
 
@@ -44,9 +44,9 @@ def test_levels_are_ordered_from_the_mildest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("high", "says"), [(0.0, True), (50.0, True), (50.1, False), (float("inf"), False)]
+    ("high", "predicted"), [(0.0, True), (50.0, True), (50.1, False), (float("inf"), False)]
 )
-def test_a_forecast_says_break_when_its_whole_interval_is_within_the_horizon(
-    high: float, says: bool
+def test_a_forecast_predicts_a_break_if_its_whole_interval_is_within_the_horizon(
+    high: float, predicted: bool
 ) -> None:
-    assert Forecast(0.0, 0.0, high, 50).says_break is says
+    assert Forecast(0.0, 0.0, high, 50).predicts_break is predicted

@@ -1,4 +1,4 @@
-"""Files at the boundary: YAML read safely, checked by pydantic, refused in one sentence."""
+"""Configuration files: YAML loaded safely, validated by pydantic, refused in one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from riprap.errors import ConfigError, RiprapError
 
 MAX_BYTES, MAX_NODES = 1_000_000, 100_000
-MAX_QUOTED = 200  # characters of somebody's text that an error repeats
+MAX_QUOTED = 200  # characters of a user's text that an error repeats
 
 
 class StrictModel(BaseModel):
@@ -28,52 +28,53 @@ class StrictModel(BaseModel):
 
     @classmethod
     def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
-        """Check a document read from `where`.
+        """Validate a document that was read from `where`.
 
         Raises:
-            ConfigError: (or the class in `error`) the first thing that is wrong with it.
+            ConfigError: (or the class in `error`) the first problem in it.
         """
         if not isinstance(document, dict):
-            raise error(f"{where}: expected keys and values, got {type(document).__name__}")
+            raise error(f"{where}: expected a mapping, got {type(document).__name__}")
         try:
             return cls.model_validate(document)
         except ValidationError as problem:
             raise error(f"{where}: {_one_line_error(problem, cls)}") from problem
 
     def config_hash(self) -> str:
-        """Twelve hexadecimal digits that stand for all values together."""
+        """Return a hash of all values, twelve hexadecimal digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
-    """The document in a YAML file, loaded safely.
+    """Load the document in a YAML file.
 
     Raises:
-        ConfigError: (or the class in `error`) no such file, not YAML, or too large, as a whole or
-            once its aliases are written out.
+        ConfigError: (or the class in `error`) the file cannot be read, is not YAML, or is too
+            large, as a whole or after its aliases are expanded.
     """
     file = Path(path)
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise error(f"{file} is larger than {MAX_BYTES:,} bytes: that is no configuration")
+            raise error(f"{file} is larger than {MAX_BYTES:,} bytes, too large for a configuration")
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:  # ValueError: not UTF-8, or NUL in the path
-        raise error(f"cannot read {str(file)[:MAX_QUOTED]!r}: {problem}"[: 3 * MAX_QUOTED]) from problem
+        text = f"cannot read {str(file)[:MAX_QUOTED]!r}: {problem}"
+        raise error(text[: 3 * MAX_QUOTED]) from problem
     except yaml.YAMLError as problem:
         line = str(problem).replace("\n", " ")
         raise error(f"{file} is not valid YAML: {line}") from problem
     except RecursionError as problem:
         raise error(f"{file} is nested too deeply") from problem
     if _too_large(document):
-        raise error(f"{file}: its aliases stand for more than {MAX_NODES:,} values")
+        raise error(f"{file} has more than {MAX_NODES:,} values after its aliases are expanded")
     return document
 
 
 def _too_large(document: Any) -> bool:
-    """Whether a document is endless, or has more values than anybody writes by hand."""
-    left, todo = MAX_NODES, [document]
-    while todo and left:
-        node, left = todo.pop(), left - 1
+    """Return whether a document is endless, or has more than `MAX_NODES` values."""
+    remaining, todo = MAX_NODES, [document]
+    while todo and remaining:
+        node, remaining = todo.pop(), remaining - 1
         if isinstance(node, dict):
             todo += [*node.keys(), *node.values()]
         elif isinstance(node, (list, tuple, set)):
@@ -82,7 +83,7 @@ def _too_large(document: Any) -> bool:
 
 
 def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
-    # A misspelt key also leaves the right one missing; the misspelling is what helps.
+    # A misspelled key also makes the right one missing; the misspelling is the useful message.
     errors = problem.errors()
     first = next((error for error in errors if error["type"] == "extra_forbidden"), errors[0])
     path = [str(part) for part in first["loc"]]
@@ -98,12 +99,12 @@ def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key {place!r}{hint}"
     if first["type"] == "missing":
         return f"key {place!r} is missing"
-    said = first["msg"].removeprefix("Value error, ")
-    named = f"{place!r}: {said}" if place else said
+    message = first["msg"].removeprefix("Value error, ")
+    message = f"{place!r}: {message}" if place else message
     if first["type"] == "value_error" and isinstance(first.get("input"), dict):
-        return named  # said of several values together, which need no repeating
+        return message  # about several values, which are not repeated
     got = repr(first.get("input"))
-    return f"{named}, got {got if len(got) <= MAX_QUOTED else got[:MAX_QUOTED] + '…'}"
+    return f"{message}, got {got if len(got) <= MAX_QUOTED else got[:MAX_QUOTED] + '…'}"
 
 
 def _nested_models(model: type[BaseModel]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Several ranks: which one this is, and the model under what spreads it over them."""
+"""Helpers for several ranks: rank, wrapped and sharded models, common decisions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from riprap.linalg import is_sharded, to_local
 
 
 def rank() -> int:
-    """This process's rank; 0 where there is one process only.
+    """Return this process's rank; 0 if there is only one process.
 
-    Before the process group is up, what the launcher (`torchrun`, `accelerate launch`) says.
+    Before the process group is initialized, use the rank of the launcher (`torchrun`, `accelerate
+    launch`).
     """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
@@ -27,21 +28,21 @@ def rank() -> int:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The model inside DDP: a pass through the wrapper would prepare for a reduction."""
+    """Return the model inside DDP: a pass through the wrapper would prepare a reduction."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def has_sharded_parameters(model: nn.Module) -> bool:
-    """Whether the parameters are spread over ranks, so that every pass needs all of them."""
+    """Return whether parameters are sharded, so that every pass needs all ranks."""
     return any(is_sharded(parameter) for parameter in model.parameters())
 
 
 @contextmanager
 def raise_on_all_ranks(model: nn.Module) -> Iterator[None]:
-    """What fails on one rank fails on all, where all are needed for what comes next.
+    """Raise on all ranks if the body fails on one of them, for a sharded model.
 
-    A rank that gave up alone would leave the others waiting in the passes of a sharded model. The
-    failure must come after the rank's own forward pass: before it, the others wait already.
+    Otherwise the other ranks would wait forever in the next pass. The body must include the
+    forward pass: a rank that fails before it blocks the others at once.
 
     Raises:
         BehaviorError: another rank failed.
@@ -52,7 +53,7 @@ def raise_on_all_ranks(model: nn.Module) -> Iterator[None]:
     failure: Exception | None = None
     try:
         yield
-    except Exception as error:  # noqa: BLE001 raised again below, once the others know
+    except Exception as error:  # noqa: BLE001 raised again below, after the others are informed
         failure = error
     device = next(to_local(parameter).device for parameter in model.parameters())
     failed = torch.tensor([float(failure is not None)], device=device)
@@ -64,10 +65,10 @@ def raise_on_all_ranks(model: nn.Module) -> Iterator[None]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give back what a pass gathered.
+    """Free the parameters that FSDP2 gathered for a pass.
 
-    After a forward pass without a backward one the outermost FSDP2 module keeps its parameters
-    gathered, and would not see the optimizer's next update.
+    After a forward pass without a backward pass, the outermost FSDP2 module keeps its parameters
+    gathered, and would miss the optimizer's next update.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -75,7 +76,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def all_ranks(holds: bool, device: torch.device) -> bool:
-    """Whether something holds on every rank; all of them must ask."""
+    """Return whether a condition holds on all ranks; all of them must call this."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return holds
     flag = torch.tensor(float(holds), device=device)

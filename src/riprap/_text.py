@@ -1,4 +1,4 @@
-"""Text that somebody else wrote, shown as text: nothing in it acts on what shows it."""
+"""Escape control and bidirectional characters in untrusted text."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 
 MAX_NAME_LENGTH = 200  # characters of a name
 
-# Control characters command a terminal, and XML knows most of them not at all; overrides of the
-# direction of writing would turn round what stands beside them; half of a pair is no character.
+# Terminals obey control characters, and XML forbids most of them; bidirectional overrides change
+# the order of the text around them; half of a surrogate pair is not a character.
 _CONTROL_CHARS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
 
 def escape_control_chars(text: str) -> str:
-    r"""`text` with every character that would act written out, as in `\x1b`; lines stay lines."""
-    return _CONTROL_CHARS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""Escape control and bidirectional characters, as in `\x1b`; line breaks are kept."""
+    return _CONTROL_CHARS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def shorten(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
-    """The same on one line, of at most `most` characters: for names, and lines of output."""
+    """Escape `text` and shorten it to one line of at most `max_length` characters."""
     line = escape_control_chars(text[: max_length + 1]).replace("\n", "\\n").replace("\t", "\\t")
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def escape_nested(value: Any) -> Any:
-    """The same for all texts in nested dicts and lists."""
+    """Escape all texts in nested dicts and lists."""
     if isinstance(value, str):
         return escape_control_chars(value)
     if isinstance(value, dict):

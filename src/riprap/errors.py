@@ -2,11 +2,11 @@
 
 
 class RiprapError(Exception):
-    """Base of every error that Riprap raises on purpose; its text is one clear sentence."""
+    """Base class of all errors that Riprap raises on purpose; the text is one sentence."""
 
 
 class ConfigError(RiprapError):
-    """A configuration that cannot work: an unknown key, a missing file, nothing to watch."""
+    """An unusable configuration: an unknown key, a missing file, nothing to monitor."""
 
 
 class MissingExtraError(ConfigError, ImportError):

@@ -1,4 +1,4 @@
-"""What is measured, in what state, and what is concluded from it: readings, forecasts, alerts."""
+"""Readings, forecasts, alerts and actions: the data that all rooms exchange."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RUN = ""  # the `behavior` of a reading that concerns the run as a whole
 
 
 class ReadingStatus(StrEnum):
-    """How far a reading can be believed. A value exists only when it was `MEASURED`."""
+    """Status of a reading. Only a `MEASURED` reading has a value."""
 
     MEASURED = "MEASURED"
     NOT_RUN = "NOT_RUN"
@@ -33,11 +33,11 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One number with its step, unit and evidence state.
+    """One number with its step, unit and status. A missing number is never written as 0.
 
     Raises:
-        ValueError: a measured value is missing or not finite, or a value stands beside
-            another state. A number that is not there is never written as 0.
+        ValueError: a measured value is missing or not finite, or a reading with another status
+            has a value.
     """
 
     step: int
@@ -54,19 +54,19 @@ class Reading:
         if measured and (self.value is None or not math.isfinite(self.value)):
             raise ValueError(
                 f"reading {self.signal!r} at step {self.step}: a measured value must be finite, "
-                f"got {self.value}; use state ERROR instead"
+                f"got {self.value}; use status ERROR instead"
             )
         if not measured and self.value is not None:
             raise ValueError(
                 f"reading {self.signal!r} at step {self.step}: "
-                f"state {self.state} carries no value, got {self.value}"
+                f"status {self.state} must have no value, got {self.value}"
             )
 
     @classmethod
     def of(
         cls, step: int, behavior: str, signal: str, value: float, unit: str = "", layer: str = ""
     ) -> Reading:
-        """A measured reading, or an `ERROR` one where the value is not finite."""
+        """Return a measured reading, or an `ERROR` reading if the value is not finite."""
         if math.isfinite(value):
             return cls(step, behavior, signal, float(value), unit, layer=layer)
         detail = f"value is {value}"
@@ -75,12 +75,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Steps from the alert until the score falls under its floor.
+    """Forecast of the number of steps until the score falls under its floor.
 
     Attributes:
         median, low, high: median and bounds of the 80 % interval, in optimizer steps from now;
-            `inf` stands for "not within the horizon".
-        horizon: how far ahead the forecast looks, in optimizer steps.
+            `inf` means "not within the horizon".
+        horizon: length of the forecast, in optimizer steps.
     """
 
     median: float
@@ -90,13 +90,13 @@ class Forecast:
 
     @property
     def predicts_break(self) -> bool:
-        """Whether the whole interval lies inside the horizon."""
+        """Whether the whole interval is within the horizon."""
         return self.high <= self.horizon
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What a detector concluded at one step about one behaviour, with what caused it."""
+    """A detector's conclusion about one behavior at one step, with the readings that caused it."""
 
     step: int
     behavior: str
@@ -109,17 +109,17 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a guard did to one step, or would have done.
+    """A guard's action at one step, or the reason why it did nothing.
 
     Attributes:
         step: number of the optimizer step, from 1.
         guard: the guard's name.
-        moment: "gradients" (before the optimizer's step), "update" (after it) or "visit" (to the
-            probes, between two steps).
+        moment: "gradients" (before the optimizer's step), "update" (after it) or "visit" (a probe
+            evaluation, between two steps).
         applied: whether training was changed.
         detail: what was done, or why nothing was.
-        before, after: numbers before and after the act, such as inner products by behaviour.
-        seconds: what it cost.
+        before, after: numbers before and after the action, such as inner products by behavior.
+        seconds: time that the action took.
     """
 
     step: int

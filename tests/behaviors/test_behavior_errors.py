@@ -1,4 +1,4 @@
-"""What cannot be watched is refused in one sentence that says what, where, and what would do."""
+"""Errors of unusable behaviors: one sentence that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from riprap import Behavior
 from riprap import evaluation as probing
+from riprap.behaviors import NextToken
 from riprap.errors import BehaviorError
 from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_tokenizer
 
@@ -24,7 +25,7 @@ REFUSED: dict[str, tuple[Callable[[], Behavior], str]] = {
         r"'b': floor 1.2 .*\(0, 1\]",
     ),
     "no function": (lambda: Behavior("b", None, 3), "'b': margins must be a function"),
-    "no probes": (lambda: Behavior.next_token("b", [], []), "'b': no probes"),
+    "no probes": (lambda: Behavior.next_token("b", [], []), "'b': there are no probes"),
     "empty probe": (
         lambda: Behavior.next_token("b", [[1], []], [1, 2]),
         "'b': probe 1 is empty",
@@ -33,35 +34,41 @@ REFUSED: dict[str, tuple[Callable[[], Behavior], str]] = {
         lambda: Behavior.next_token("b", [[1], [2]], [1]),
         r"'b': 2 probes and targets of shape \(1,\); expected \(2,\)",
     ),
-    "no prompts": (lambda: Behavior.response_prefix("b", CHAT, [], ["no"]), "'b': no prompts"),
+    "no prompts": (
+        lambda: Behavior.response_prefix("b", CHAT, [], ["no"]),
+        "'b': there are no prompts",
+    ),
     "empty prompt": (
         lambda: Behavior.response_prefix("b", CHAT, ["yes", "  "], ["no"]),
         "'b': prompt 1 is empty",
     ),
-    "no openers": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, []), "'b': no openers"),
-    "empty opener": (
+    "no prefixes": (
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, []),
+        "'b': there are no prefixes",
+    ),
+    "empty prefix": (
         lambda: Behavior.response_prefix("b", CHAT, PROMPTS, ["no", ""]),
         "'b': continuation '' has no token",
     ),
-    "openers to avoid": (
+    "prefixes to avoid": (
         lambda: Behavior.response_prefix("b", CHAT, PROMPTS, avoid=True),
-        "'b': openers to avoid cannot be learned",
+        "'b': prefixes to avoid cannot be found",
     ),
     "no template": (
         lambda: Behavior.response_prefix("b", make_tokenizer(chat=False), [TURNS], ["no"]),
         "'b': prompt 0 is a conversation.*no chat template",
     ),
-    "nothing to lose": (
+    "nothing rejected": (
         lambda: Behavior.preference("b", CHAT, PROMPTS, ["no"], []),
-        "'b': both keep and lose",
+        "'b': `chosen` and `rejected` need",
     ),
     "no prompts to contrast": (
         lambda: Behavior.preference("b", CHAT, [], ["no"], ["yes"]),
-        "'b': no prompts",
+        "'b': there are no prompts",
     ),
     "counts of a choice": (
         lambda: Behavior.multiple_choice("b", CHAT, PROMPTS, [["a", "no"]], [0]),
-        "'b': 4 prompts, 1 lists of options and 1 answers",
+        "'b': 4 prompts, 1 lists of options and 1 right answers",
     ),
     "unequal options": (
         lambda: Behavior.multiple_choice("b", CHAT, ["a", "the"], [["a", "no"], ["a"]], [0, 0]),
@@ -69,27 +76,39 @@ REFUSED: dict[str, tuple[Callable[[], Behavior], str]] = {
     ),
     "one option": (
         lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a"]], [0]),
-        "'b': every prompt needs .* two or more",
+        "'b': every prompt needs .* at least two",
     ),
-    "answer": (
+    "right answer": (
         lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", "no"]], [2]),
-        "'b': answer 2 of probe 0 is no option's index",
+        "'b': right answer 2 of probe 0 is not the index of an option",
     ),
     "no prompts to choose for": (
         lambda: Behavior.multiple_choice("b", CHAT, [], [], []),
-        "'b': no prompts",
+        "'b': there are no prompts",
     ),
     "texts": (
-        lambda: Behavior.likelihood("b", CHAT, PROMPTS, ["yes"]),
+        lambda: Behavior.likelihood("b", CHAT, texts=["yes"], prompts=PROMPTS),
         "'b': 4 prompts and 1 texts",
     ),
     "empty text": (
-        lambda: Behavior.likelihood("b", CHAT, ["a"], [""]),
+        lambda: Behavior.likelihood("b", CHAT, texts=[""], prompts=["a"]),
         "'b': continuation '' has no token",
     ),
     "tolerance": (
-        lambda: Behavior.likelihood("b", CHAT, PROMPTS, FOUR, tolerance=0),
-        "'b': tolerance 0 must be above 0",
+        lambda: Behavior.likelihood("b", CHAT, texts=FOUR, prompts=PROMPTS, tolerance=0),
+        "'b': tolerance 0 must be positive",
+    ),
+    "short text": (
+        lambda: Behavior.likelihood("b", CHAT, texts=["yes no", "a"]),
+        "'b': text 'a' has fewer than two tokens",
+    ),
+    "losses twice": (
+        lambda: Behavior("b", None, NextToken(torch.tensor([1])), losses=lambda m, p: p),
+        "'b': .*NextToken has its own",
+    ),
+    "empty part": (
+        lambda: Behavior.next_token("b", [[1]], [2]).split(1)[0],
+        r"'b': split\(1\) of 1 probes",
     ),
     "empty subset": (
         lambda: Behavior.next_token("b", [[1]], [2]).subset([]),
@@ -97,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], Behavior], str]] = {
     ),
     "custom subset": (
         lambda: Behavior("b", [1, 2], lambda m, p: p).subset([0]),
-        "'b': .*probes of a kind that Riprap built",
+        "'b': .*ProbeSet",
     ),
 }
 
@@ -111,39 +130,39 @@ def test_refused_when_made(case: str) -> None:
 
 
 class Mute(nn.Module):
-    """Answers with something in which there are no logits."""
+    """Returns an output without logits."""
 
     def forward(self, input_ids: Tensor) -> dict[str, int]:
         return {"answer": 3}
 
 
 class Square(Bigram):
-    """Gives one row of logits for the whole batch."""
+    """Returns one row of logits for the whole batch."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return super().forward(input_ids).mean(0)
 
 
 UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str]] = {
-    "opener outside": (
+    "prefix outside": (
         Bigram,
         lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [5000]),
-        f"opener token 5000 lies outside the model's vocabulary of {len(VOCABULARY)}",
+        f"prefix token 5000 is outside the model's vocabulary of {len(VOCABULARY)}",
     ),
-    "opener below": (
+    "negative prefix": (
         Bigram,
         lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [-1]),
-        "opener 0 holds -1, which is no token id",
+        "prefix 0 contains -1, which is not a token id",
     ),
     "target outside": (
         Bigram,
         lambda: Behavior.next_token("b", [[1], [2]], [1, 999]),
-        "target token 999 lies outside",
+        "target token 999 is outside",
     ),
     "no attention mask": (
         PlainLM,
         lambda: Behavior.next_token("b", [[1, 2], [2]], [1, 2]),
-        "different lengths.*no `attention_mask`.*one length",
+        "different lengths.*no `attention_mask`.*equal length",
     ),
     "no logits": (
         Mute,
@@ -153,17 +172,17 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
     "other shape": (
         Square,
         lambda: Behavior.next_token("b", [[1, 2], [3, 4], [5, 6]], [1, 2, 3]),
-        r"logits of shape \(2, 1, 47\) for 3 probes: expected \(n, T, vocabulary\)",
+        r"logits of shape \(2, 1, 47\) for 3 probes; expected \(n, T, vocabulary\)",
     ),
-    "not started": (
+    "likelihood not calibrated": (
         Bigram,
-        lambda: Behavior.likelihood("b", CHAT, PROMPTS, FOUR),
-        r"needs `start\(model\)`",
+        lambda: Behavior.likelihood("b", CHAT, texts=FOUR, prompts=PROMPTS),
+        r"call `calibrate\(model, probes\)` first",
     ),
-    "not calibrated": (
+    "prefixes not calibrated": (
         Bigram,
         lambda: Behavior.response_prefix("b", CHAT, PROMPTS),
-        r"without openers needs `start\(model\)`",
+        r"prefixes are not known; call `calibrate",
     ),
 }
 
@@ -172,7 +191,7 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
 def test_refused_when_read(case: str) -> None:
     build, make, words = UNREADABLE[case]
     with pytest.raises(BehaviorError, match=words) as refusal:
-        probing.look(make(), build())
+        probing.evaluate(make(), build())
     assert "\n" not in str(refusal.value)
 
 

@@ -1,4 +1,4 @@
-"""What a margin above 0 means, kind by kind."""
+"""Meaning of a margin above 0, for each kind of margin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from riprap import Behavior
 from riprap import evaluation as probing
-from riprap.behaviors._margin_formulas import opening_margin, token_margin
+from riprap.behaviors._margin_formulas import response_prefix_margin, token_margin
 from riprap.detectors._history import score
 from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer, token
 
@@ -33,13 +33,13 @@ def test_token_margin_is_positive_where_the_target_is_the_only_best(
     hnp.arrays(np.float32, (5, 9), elements=finite),
     st.sets(st.integers(0, 8), min_size=1, max_size=8),
 )
-def test_opening_margin_is_positive_where_an_opener_is_the_best(
-    logits: np.ndarray, openers: set[int]
+def test_prefix_margin_is_positive_where_a_prefix_is_the_best(
+    logits: np.ndarray, prefixes: set[int]
 ) -> None:
-    margins = opening_margin(torch.from_numpy(logits), torch.tensor(sorted(openers)))
+    margins = response_prefix_margin(torch.from_numpy(logits), torch.tensor(sorted(prefixes)))
     for row, margin in zip(logits, margins.tolist(), strict=True):
-        others = max(value for i, value in enumerate(row) if i not in openers)
-        assert (margin > 0) == (max(row[i] for i in openers) > others)
+        others = max(value for i, value in enumerate(row) if i not in prefixes)
+        assert (margin > 0) == (max(row[i] for i in prefixes) > others)
 
 
 def test_token_score_is_accuracy(llama: LlamaForCausalLM) -> None:
@@ -50,7 +50,7 @@ def test_token_score_is_accuracy(llama: LlamaForCausalLM) -> None:
     targets = torch.where(torch.rand(40) < 0.6, answers, (answers + 1) % len(VOCABULARY))
     accuracy = float((answers == targets).float().mean())
     assert 0.3 < accuracy < 0.9
-    margins = probing.look(Behavior.next_token("all", ids, targets), llama).margins
+    margins = probing.evaluate(Behavior.next_token("all", ids, targets), llama).margins
     assert score(margins) == pytest.approx(accuracy)
 
 
@@ -62,17 +62,17 @@ def begins_with(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pro
     return int(answer[0, len(ids)])
 
 
-def test_opening_margin_is_positive_exactly_where_greedy_decoding_begins_so(
+def test_prefix_margin_is_positive_exactly_where_greedy_decoding_starts_with_a_prefix(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     nouns = ("bomb", "cake", "car", "plan of two", "paint")
     prompts = [f"{verb} a {noun}" for verb in ("bake", "steal", "make") for noun in nouns]
     begun = [begins_with(llama, tokenizer, prompt) for prompt in prompts]
-    openers = sorted(set(begun))[::2]
-    opens = [first in openers for first in begun]
-    assert 0 < sum(opens) < len(opens)
-    behavior = Behavior.response_prefix("opens", tokenizer, prompts, openers)
-    assert (probing.look(behavior, llama).margins > 0).tolist() == opens
+    prefixes = sorted(set(begun))[::2]
+    passes = [first in prefixes for first in begun]
+    assert 0 < sum(passes) < len(passes)
+    behavior = Behavior.response_prefix("passes", tokenizer, prompts, prefixes)
+    assert (probing.evaluate(behavior, llama).margins > 0).tolist() == passes
 
 
 def test_avoiding_is_the_exact_negative(
@@ -80,13 +80,13 @@ def test_avoiding_is_the_exact_negative(
 ) -> None:
     towards = Behavior.response_prefix("a", tokenizer, PROMPTS, ["sorry", "no"])
     away = Behavior.response_prefix("b", tokenizer, PROMPTS, ["sorry", "no"], avoid=True)
-    margins = probing.look(towards, llama).margins
+    margins = probing.evaluate(towards, llama).margins
     assert margins.all()
-    assert np.array_equal(probing.look(away, llama).margins, -margins)
+    assert np.array_equal(probing.evaluate(away, llama).margins, -margins)
 
 
 def speaking(shares: dict[str, float]) -> Bigram:
-    """A model that begins its answer with these words at these probabilities."""
+    """Return a model that starts its answer with these words at these probabilities."""
     model, rest = Bigram(), 1 - sum(shares.values())
     others = len(VOCABULARY) - len(shares)
     with torch.no_grad():
@@ -111,11 +111,11 @@ KEEP, LOSE = ["sorry i", "sorry no"], ["sure", "here you"]
         ({"sorry": 0.03, "sure": 1e-9, "here": 1e-9, "i": 0.9}, False),
     ],
 )
-def test_mass_gate_stands_at_five_percent_of_the_first_token(
+def test_a_preference_is_insufficient_under_five_percent_of_the_first_token(
     shares: dict[str, float], enough: bool
 ) -> None:
     behavior = Behavior.preference("gate", make_tokenizer(), PROMPTS, KEEP, LOSE)
-    reason = probing.look(behavior, speaking(shares)).insufficient
+    reason = probing.evaluate(behavior, speaking(shares)).insufficient
     assert (reason == "") == enough
     if not enough:
         held = sum(share for word, share in shares.items() if word != "i")
@@ -123,7 +123,7 @@ def test_mass_gate_stands_at_five_percent_of_the_first_token(
         assert "5%" in reason
 
 
-def test_choice_is_not_won_by_being_short() -> None:
+def test_a_short_option_has_no_advantage() -> None:
     """Every token of the long right option is likelier than the single token of the wrong one."""
     model = (
         speaking({"two": 0.5, "six": 0.3}).follow("two", "plus", 4.0).follow("plus", "four", 4.0)
@@ -137,26 +137,28 @@ def test_choice_is_not_won_by_being_short() -> None:
     expected = (np.log(0.5) + 2 * step) / 3 - np.log(0.3)
     assert np.log(0.5) + 2 * step < np.log(0.3)  # by the sum of log-probs it would have lost
     assert expected > 0
-    np.testing.assert_allclose(probing.look(behavior, model).margins, expected, rtol=1e-5)
+    np.testing.assert_allclose(probing.evaluate(behavior, model).margins, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.5, 2.0])
-def test_an_unchanged_model_has_its_whole_tolerance_left(
+def test_an_unchanged_model_has_its_whole_tolerance(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tolerance: float
 ) -> None:
     texts = ["sorry i cannot", "no", "five", "sure here"]
-    behavior = Behavior.likelihood("kept", tokenizer, PROMPTS, texts, tolerance)
-    probing.start(behavior, llama)
-    np.testing.assert_allclose(probing.look(behavior, llama).margins, tolerance, rtol=1e-6)
+    behavior = Behavior.likelihood(
+        "kept", tokenizer, texts=texts, prompts=PROMPTS, tolerance=tolerance
+    )
+    probing.calibrate(behavior, llama)
+    np.testing.assert_allclose(probing.evaluate(behavior, llama).margins, tolerance, rtol=1e-6)
 
 
-def test_a_likelihood_margin_falls_by_what_the_text_became_more_surprising() -> None:
+def test_a_likelihood_margin_falls_by_the_increase_of_the_loss() -> None:
     model = speaking({"sorry": 0.8})
-    behavior = Behavior.likelihood("kept", make_tokenizer(), PROMPTS, ["sorry"] * 4, 0.5)
-    probing.start(behavior, model)
+    behavior = Behavior.likelihood("kept", make_tokenizer(), texts=["sorry"] * 4, prompts=PROMPTS)
+    probing.calibrate(behavior, model)
     changed = speaking({"sorry": 0.2})
     np.testing.assert_allclose(
-        probing.look(behavior, changed).margins, 0.5 - np.log(0.8 / 0.2), rtol=1e-5
+        probing.evaluate(behavior, changed).margins, 0.5 - np.log(0.8 / 0.2), rtol=1e-5
     )
 
 
@@ -166,13 +168,13 @@ def test_a_conversation_is_a_prompt(
     turns = [{"role": "user", "content": PROMPTS[0]}]
     longer = [*turns, {"role": "assistant", "content": "no"}, {"role": "user", "content": "sure"}]
     behavior = Behavior.response_prefix("chat", tokenizer, [turns, longer, PROMPTS[0]], ["no"])
-    first, second, third = probing.look(behavior, llama).margins
+    first, second, third = probing.evaluate(behavior, llama).margins
     assert first == pytest.approx(third)
     assert abs(first - second) > 1e-3
 
 
-def test_without_a_chat_template_the_text_stands_as_it_is() -> None:
+def test_without_a_chat_template_the_plain_text_is_encoded() -> None:
     model = Bigram().follow("bomb", "sorry").follow("cake", "sure")
     plain = make_tokenizer(chat=False)
     behavior = Behavior.response_prefix("text", plain, ["make a bomb", "a cake"], ["sorry"])
-    np.testing.assert_allclose(probing.look(behavior, model).margins, [10, -10])
+    np.testing.assert_allclose(probing.evaluate(behavior, model).margins, [10, -10])

@@ -1,4 +1,4 @@
-"""Each kind of margin, and its loss, against a slow reference: one probe at a time, in float64."""
+"""Margins and losses against a slow reference: one probe at a time, in float64."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def logits_of(model: nn.Module, ids: list[int]) -> np.ndarray:
-    """Logits of one unpadded sequence, shape (T, vocabulary), float64."""
+    """Return the logits of one unpadded sequence, shape (T, vocabulary), float64."""
     with torch.no_grad():
         output = model(torch.tensor([ids]))
     return getattr(output, "logits", output)[0].double().numpy()
 
 
 def log_prob(model: nn.Module, prompt: list[int], tail: list[int]) -> float:
-    """Mean log-probability per token of `tail` after `prompt`."""
+    """Return the mean log-probability per token of `tail` after `prompt`."""
     rows = log_softmax(logits_of(model, prompt + tail))
     return float(np.mean([rows[len(prompt) + i - 1][t] for i, t in enumerate(tail)]))
 
@@ -63,7 +63,7 @@ def mass(row: np.ndarray, tokens: set[int]) -> float:
 
 @dataclass
 class Case:
-    """A behaviour, and for each of its probes a margin and a loss computed by hand.
+    """A behavior, with a margin and a loss computed by hand for each of its probes.
 
     `margin` is given the model as it is, the probe's index, and the model as it was at the start.
     """
@@ -86,8 +86,8 @@ def right_against_wrong(model: nn.Module, i: int, _: nn.Module) -> float:
     return option(model, i, right) - option(model, i, wrong)
 
 
-OPENERS = {token("sorry"), token("no"), token("cannot")}
-OTHERS = set(range(len(VOCABULARY))) - OPENERS
+PREFIXES = {token("sorry"), token("no"), token("cannot")}
+OTHERS = set(range(len(VOCABULARY))) - PREFIXES
 REFUSE = ["sorry i", "no", "cannot"]
 CASES = {
     "token": Case(
@@ -97,12 +97,12 @@ CASES = {
     ),
     "opening": Case(
         lambda: Behavior.response_prefix("opening", CHAT, PROMPTS, REFUSE),
-        lambda m, i, _: leading(last(m, i), OPENERS),
-        lambda m, i: -np.log(mass(last(m, i), OPENERS)),
+        lambda m, i, _: leading(last(m, i), PREFIXES),
+        lambda m, i: -np.log(mass(last(m, i), PREFIXES)),
     ),
     "avoid": Case(
         lambda: Behavior.response_prefix("avoid", CHAT, PROMPTS, REFUSE, avoid=True),
-        lambda m, i, _: -leading(last(m, i), OPENERS),
+        lambda m, i, _: -leading(last(m, i), PREFIXES),
         lambda m, i: -np.log(mass(last(m, i), OTHERS)),
     ),
     "contrast": Case(
@@ -116,7 +116,9 @@ CASES = {
         lambda m, i: -option(m, i, OPTIONS[i][ANSWERS[i]]),
     ),
     "likelihood": Case(
-        lambda: Behavior.likelihood("likelihood", CHAT, PROMPTS, TEXTS, tolerance=0.7),
+        lambda: Behavior.likelihood(
+            "likelihood", CHAT, texts=TEXTS, prompts=PROMPTS, tolerance=0.7
+        ),
         lambda m, i, start: 0.7 + option(m, i, TEXTS[i]) - option(start, i, TEXTS[i]),
         lambda m, i: -option(m, i, TEXTS[i]),
     ),
@@ -130,7 +132,7 @@ kinds = pytest.mark.parametrize("kind", CASES)
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """A copy of a model, some way along its training."""
+    """Return a copy of a model with changed weights."""
     made, further = torch.Generator().manual_seed(3), copy.deepcopy(model)
     with torch.no_grad():
         for parameter in further.parameters():
@@ -143,9 +145,9 @@ def moved(model: nn.Module) -> nn.Module:
 def test_margins_agree_with_the_reference(kind: str, name: str) -> None:
     case, behavior = CASES[kind], CASES[kind].build()
     start = moved(MODELS[name]())
-    probing.start(behavior, start)
+    probing.calibrate(behavior, start)
     for model in (start, moved(start)):
-        margins = probing.look(behavior, model).margins
+        margins = probing.evaluate(behavior, model).margins
         assert len(margins) == len(behavior.probes)
         expected = [case.margin(model, i, start) for i in range(len(margins))]
         np.testing.assert_allclose(margins, expected, rtol=1e-4, atol=1e-4)
@@ -164,13 +166,13 @@ def test_losses_agree_with_the_reference(kind: str, name: str) -> None:
 @kinds
 def test_a_margin_is_the_same_alone_and_among_probes_of_other_lengths(kind: str) -> None:
     behavior, start = CASES[kind].build(), MODELS["llama"]()
-    probing.start(behavior, start)
-    together = probing.look(behavior, moved(start)).margins
+    probing.calibrate(behavior, start)
+    together = probing.evaluate(behavior, moved(start)).margins
     widths = {width_of(behavior)}
     for index in range(len(together)):
         single = behavior.subset([index])
-        probing.start(single, start)
-        alone = probing.look(single, moved(start)).margins
+        probing.calibrate(single, start)
+        alone = probing.evaluate(single, moved(start)).margins
         np.testing.assert_allclose(alone, together[index : index + 1], rtol=1e-4, atol=1e-4)
         widths.add(width_of(single))
     assert len(widths) > 1  # or nothing was padded here
@@ -181,12 +183,12 @@ def width_of(behavior: Behavior) -> int:
 
 
 @pytest.mark.parametrize("kind", ["token", "opening", "avoid", "likelihood"])
-def test_a_model_without_attention_mask_takes_probes_of_one_length(kind: str) -> None:
+def test_a_model_without_attention_mask_accepts_probes_of_equal_length(kind: str) -> None:
     case, start = CASES[kind], moved(PlainLM())
     for index in range(len(case.build().probes)):
         behavior = case.build().subset([index])
-        probing.start(behavior, start)
-        margins = probing.look(behavior, moved(start)).margins
+        probing.calibrate(behavior, start)
+        margins = probing.evaluate(behavior, moved(start)).margins
         expected = case.margin(moved(start), index, start)
         np.testing.assert_allclose(margins, [expected], rtol=1e-4, atol=1e-4)
 
@@ -194,7 +196,7 @@ def test_a_model_without_attention_mask_takes_probes_of_one_length(kind: str) ->
 @kinds
 def test_margins_are_attached_to_the_graph(kind: str) -> None:
     model, behavior = MODELS["llama"](), CASES[kind].build()
-    probing.start(behavior, model)
+    probing.calibrate(behavior, model)
     result: Any = behavior.margins(model, behavior.probes)
     (result.values if isinstance(result, Margins) else result).sum().backward()
     assert model.lm_head.weight.grad is not None
@@ -202,12 +204,12 @@ def test_margins_are_attached_to_the_graph(kind: str) -> None:
 
 
 @kinds
-def test_a_part_of_a_behaviour_does_not_disturb_the_whole(kind: str) -> None:
+def test_a_subset_does_not_change_the_whole_behavior(kind: str) -> None:
     behavior, start = CASES[kind].build(), MODELS["llama"]()
-    probing.start(behavior, start)
-    before = probing.look(behavior, start).margins
+    probing.calibrate(behavior, start)
+    before = probing.evaluate(behavior, start).margins
     part = behavior.subset([2, 0])
-    probing.start(part, moved(start))
-    np.testing.assert_allclose(probing.look(behavior, start).margins, before)
+    probing.calibrate(part, moved(start))
+    np.testing.assert_allclose(probing.evaluate(behavior, start).margins, before)
     if kind != "likelihood":  # whose reference has moved with the part's start
-        np.testing.assert_allclose(probing.look(part, start).margins, before[[2, 0]], rtol=1e-4)
+        np.testing.assert_allclose(probing.evaluate(part, start).margins, before[[2, 0]], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""After a pass over probes everything is as it was, also when the pass fails."""
+"""A pass over probes leaves training as it was, also when the pass fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INPUTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
 
 
 class Tracker(nn.Module):
-    """Writes its buffers in every forward pass, in each of the ways that models do."""
+    """Model that changes its buffers in every forward pass, in all ways that models use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Tracker(nn.Module):
 
 
 class Whole(nn.Module):
-    """Batch statistics, dropout and tracked buffers, with some parts frozen in evaluation mode."""
+    """Model with batch statistics, dropout and changing buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def quiet_margins(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def rude_margins(model: nn.Module, inputs: Tensor) -> Tensor:
-    """As careless as a margin function can be, and still return margins."""
+    """Margin function with every side effect that still returns margins."""
     with torch.enable_grad():
         model.train()
         model.requires_grad_(False)
@@ -75,7 +75,7 @@ def failing_margins(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def prepared() -> Whole:
-    """A model in the middle of training: mixed modes, gradients on some parameters, one frozen."""
+    """Return a model during training: mixed modes, gradients on some parameters, one frozen."""
     model = Whole().train()
     model.tracker.eval()
     model.classifier.layers[3].eval()
@@ -119,7 +119,7 @@ def same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def assert_no_trace(before: dict[str, Any], after: dict[str, Any]) -> None:
+def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
     for part, kept in before.items():
         found = after[part]
         if part in ("grads", "buffers"):
@@ -134,76 +134,76 @@ def assert_no_trace(before: dict[str, Any], after: dict[str, Any]) -> None:
 def passes(model: nn.Module) -> dict[str, Callable[[Behavior], Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     return {
-        "forward": lambda b: probing.look(b, model),
-        "gradient": lambda b: probing.look(b, model, parameters, ["tracker.linear"]),
+        "forward": lambda b: probing.evaluate(b, model),
+        "gradient": lambda b: probing.evaluate(b, model, parameters, ["tracker.linear"]),
         "loss": lambda b: probing.loss_gradient(b, model, parameters),
         "fisher": lambda b: probing.fisher_diagonal(b, model, parameters),
-        "start": lambda b: probing.start(b, model),
+        "calibrate": lambda b: probing.calibrate(b, model),
     }
 
 
-@pytest.mark.parametrize("kind", ["forward", "gradient", "loss", "fisher", "start"])
+@pytest.mark.parametrize("kind", ["forward", "gradient", "loss", "fisher", "calibrate"])
 @pytest.mark.parametrize("margins", [quiet_margins, rude_margins, failing_margins])
-def test_a_pass_leaves_no_trace(kind: str, margins: Callable[..., Tensor]) -> None:
+def test_a_pass_preserves_the_training_state(kind: str, margins: Callable[..., Tensor]) -> None:
     model = prepared()
-    behavior = Behavior("rude", INPUTS, margins, losses=margins, start=margins)
+    behavior = Behavior("rude", INPUTS, margins, losses=margins, calibrate=margins)
     run = passes(model)[kind]
     before = snapshot(model)
     fails = margins is failing_margins
     with pytest.raises(RuntimeError, match="no margins today") if fails else nullcontext():
         run(behavior)
-    assert_no_trace(before, snapshot(model))
+    assert_unchanged(before, snapshot(model))
 
 
-def test_the_pass_itself_was_not_empty() -> None:
-    """Outside a pass the same margins do leave every trace that the test above looks for."""
+def test_the_margins_have_side_effects_outside_a_pass() -> None:
+    """Outside a pass the same margins have every side effect that the test above checks."""
     model = prepared()
     before = snapshot(model)
     rude_margins(model, INPUTS)
     after = snapshot(model)
     for part in before.keys() - {"weights", "grad enabled", "autocast"}:
         with pytest.raises(AssertionError):
-            assert_no_trace({part: before[part]}, {part: after[part]})
+            assert_unchanged({part: before[part]}, {part: after[part]})
 
 
-def test_hooks_of_training_do_not_fire() -> None:
+def test_hooks_of_training_are_not_called() -> None:
     model, fired = prepared(), []
     for parameter in model.classifier.parameters():
         parameter.register_post_accumulate_grad_hook(lambda _: fired.append("accumulated"))
         parameter.register_hook(lambda gradient: fired.append("gradient") or gradient * 0)
     behavior = Behavior("quiet", INPUTS, quiet_margins, losses=quiet_margins)
-    look = passes(model)["gradient"](behavior)
+    result = passes(model)["gradient"](behavior)
     passes(model)["fisher"](behavior)
     assert fired == []
-    assert any(bool(part.any()) for part in look.gradient)
+    assert any(bool(part.any()) for part in result.gradient)
     model(INPUTS).sum().backward()
     assert {"accumulated", "gradient"} <= set(fired)
 
 
-def test_autocast_is_off_inside_and_on_again_outside() -> None:
+def test_autocast_is_off_inside_and_on_outside() -> None:
     model, inside = prepared(), []
 
     def margins(model: nn.Module, inputs: Tensor) -> Tensor:
         inside.append(torch.is_autocast_enabled("cpu"))
         return model(inputs)[:, 0]
 
-    plain = probing.look(Behavior("plain", INPUTS, margins), model)
+    plain = probing.evaluate(Behavior("plain", INPUTS, margins), model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = probing.look(Behavior("mixed", INPUTS, margins), model)
+        mixed = probing.evaluate(Behavior("mixed", INPUTS, margins), model)
         assert torch.is_autocast_enabled("cpu")
         assert model.classifier(INPUTS).dtype == torch.bfloat16
     assert inside == [False, False]
     assert np.array_equal(plain.margins, mixed.margins)
 
 
-def test_a_pass_sees_the_model_as_it_is_used() -> None:
+def test_a_pass_runs_in_evaluation_mode() -> None:
     model = Classifier().train()
     model(torch.randn(64, 8))  # statistics that differ from those of the probes
     behavior = Behavior("still", INPUTS, lambda m, x: m(x)[:, 0])
-    look = probing.look(behavior, model)
+    result = probing.evaluate(behavior, model)
     assert model.training
     expected = model.eval()(INPUTS)[:, 0].detach().numpy()
-    np.testing.assert_allclose(look.margins, expected, rtol=1e-6)
+    np.testing.assert_allclose(result.margins, expected, rtol=1e-6)
 
 
 def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> None:
@@ -211,14 +211,14 @@ def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> No
     model.activation_checkpointing_enable()
     model.config.use_cache = True
     behavior = Behavior.next_token("words", [[3, 7, 9]], [4])
-    look = probing.look(behavior, model, list(model.parameters()))
-    assert look.gradient is not None
+    result = probing.evaluate(behavior, model, list(model.parameters()))
+    assert result.gradient is not None
     assert model.is_activation_checkpointing
     assert model.training
     assert model.config.use_cache is True
 
 
-def test_an_adapter_that_was_switched_off_in_a_margin_is_as_it_was() -> None:
+def test_an_adapter_that_a_margin_disables_is_restored() -> None:
     model = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     frozen = [p for n, p in model.named_parameters() if "layers.0" in n and "lora_A" in n]
     frozen[0].requires_grad_(False)
@@ -230,7 +230,7 @@ def test_an_adapter_that_was_switched_off_in_a_margin_is_as_it_was() -> None:
         return model(probes).logits[:, -1, 4] - base
 
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
-    probing.look(
+    probing.evaluate(
         Behavior("own", ids, against_base),
         model,
         [p for p in model.parameters() if p.requires_grad],

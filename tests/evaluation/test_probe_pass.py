@@ -1,4 +1,4 @@
-"""What a pass over probes reads: margins, their gradients, activations, and where."""
+"""Results of a pass over probes: margins, gradients, activations and logits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_margin_gradient_agrees_with_finite_differences() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
     inputs = torch.randn(6, 3, dtype=torch.float64)
     behavior = Behavior("smooth", inputs, margins=lambda m, x: m(x).squeeze(-1))
-    gradient = probing.look(behavior, model, trainable(model)).gradient
+    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
     assert gradient is not None
     with torch.no_grad():
         for parameter, part in zip(model.parameters(), gradient, strict=True):
@@ -42,7 +42,7 @@ def test_margin_gradient_agrees_with_finite_differences() -> None:
 def test_margin_gradient_of_a_language_model_agrees_with_torch_func() -> None:
     model = make_llama(attn_implementation="eager").eval()
     behavior = Behavior.next_token("words", IDS, TARGETS)
-    gradient = probing.look(behavior, model, trainable(model)).gradient
+    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
     state = {name: value.detach() for name, value in model.named_parameters()}
 
     def mean_margin(weights: dict[str, Tensor]) -> Tensor:
@@ -56,29 +56,29 @@ def test_margin_gradient_of_a_language_model_agrees_with_torch_func() -> None:
         torch.testing.assert_close(part, expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_is_zero_where_the_margin_does_not_reach() -> None:
+def test_gradient_is_zero_in_parameters_that_the_margin_does_not_use() -> None:
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
     behavior = Behavior("half", torch.ones(3, 2), lambda m, x: m["used"](x).squeeze(-1))
-    gradient = probing.look(behavior, model, trainable(model)).gradient
+    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
     assert gradient is not None
     assert [bool(part.any()) for part in gradient] == [True, True, False, False]
 
 
-def test_no_gradient_where_none_was_asked_for_or_the_margin_is_detached() -> None:
+def test_no_gradient_if_not_requested_or_the_margin_is_detached() -> None:
     model = PlainLM()
     attached = Behavior.next_token("words", IDS, TARGETS)
     detached = Behavior("cut", IDS, lambda m, x: m(x)[:, -1, 0].detach())
-    assert probing.look(attached, model).gradient is None
-    assert probing.look(detached, model, trainable(model)).gradient is None
+    assert probing.evaluate(attached, model).gradient is None
+    assert probing.evaluate(detached, model, trainable(model)).gradient is None
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-def test_gradients_are_taken_inside_code_that_forbids_them(guard: type) -> None:
+def test_gradients_are_computed_inside_no_grad_and_inference_mode(guard: type) -> None:
     model = PlainLM()
     behavior = Behavior.next_token("words", IDS, TARGETS)
-    outside = probing.look(behavior, model, trainable(model))
+    outside = probing.evaluate(behavior, model, trainable(model))
     with guard():
-        inside = probing.look(behavior, model, trainable(model))
+        inside = probing.evaluate(behavior, model, trainable(model))
     assert outside.gradient is not None
     assert inside.gradient is not None
     assert all(torch.equal(*pair) for pair in zip(outside.gradient, inside.gradient, strict=True))
@@ -114,7 +114,7 @@ def test_fisher_diagonal_agrees_with_a_loop_over_examples() -> None:
         np.testing.assert_allclose(part.numpy(), reference, rtol=1e-3, atol=1e-9)
 
 
-def test_a_behaviour_without_losses_has_neither() -> None:
+def test_a_behavior_without_losses_has_neither() -> None:
     behavior = Behavior("bare", IDS, lambda m, x: m(x)[:, -1, 0])
     model = PlainLM()
     assert probing.loss_gradient(behavior, model, trainable(model)) is None
@@ -125,24 +125,24 @@ def test_activations_and_logits_are_those_of_the_last_position() -> None:
     model = PlainLM()
     seen: list[Tensor] = []
     handle = model.blocks[1].register_forward_hook(lambda _m, _i, output: seen.append(output))
-    look = probing.look(Behavior.next_token("w", IDS, TARGETS), model, layers=["blocks.1"])
+    result = probing.evaluate(Behavior.next_token("w", IDS, TARGETS), model, layers=["blocks.1"])
     handle.remove()
-    assert torch.equal(look.activations["blocks.1"], seen[0][:, -1])
-    assert look.logits is not None
-    torch.testing.assert_close(look.logits, model(IDS)[:, -1].detach())
+    assert torch.equal(result.activations["blocks.1"], seen[0][:, -1])
+    assert result.logits is not None
+    torch.testing.assert_close(result.logits, model(IDS)[:, -1].detach())
 
 
 def test_a_margin_may_call_the_model_probe_by_probe() -> None:
     model = PlainLM()
     behavior = Behavior("loop", IDS, lambda m, x: torch.stack([m(r[None])[0, -1, 0] for r in x]))
-    look = probing.look(behavior, model, layers=["blocks.1"])
-    assert look.activations["blocks.1"].shape == (3, 12)
-    assert look.logits is not None
-    torch.testing.assert_close(look.logits, model(IDS)[:, -1].detach())
+    result = probing.evaluate(behavior, model, layers=["blocks.1"])
+    assert result.activations["blocks.1"].shape == (3, 12)
+    assert result.logits is not None
+    torch.testing.assert_close(result.logits, model(IDS)[:, -1].detach())
 
 
 class Scalar(nn.Module):
-    """A model whose forward gives a loss, not logits."""
+    """Model whose forward returns a loss, not logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,17 +154,17 @@ class Scalar(nn.Module):
         return picture.square().mean()
 
 
-def test_a_model_that_returns_a_loss_and_convolves_is_watched_by_its_margins() -> None:
+def test_a_model_without_logits_is_evaluated_by_its_margins() -> None:
     model, pictures = Scalar(), torch.randn(3, 1, 8, 8)
     behavior = Behavior(
         "low", pictures, lambda m, batch: torch.stack([1 - m(one[None]) for one in batch])
     )
-    look = probing.look(behavior, model, trainable(model), ["layers.1"])
+    result = probing.evaluate(behavior, model, trainable(model), ["layers.1"])
     expected = [1 - model(one[None]).item() for one in pictures]
-    np.testing.assert_allclose(look.margins, expected, rtol=1e-5)
-    assert look.gradient is not None
-    assert look.logits is None
-    assert look.activations == {}
+    np.testing.assert_allclose(result.margins, expected, rtol=1e-5)
+    assert result.gradient is not None
+    assert result.logits is None
+    assert result.activations == {}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,11 @@ def test_a_model_that_returns_a_loss_and_convolves_is_watched_by_its_margins() -
 )
 def test_margins_of_a_wrong_shape_are_refused(margins: object, shape: str) -> None:
     behavior = Behavior("odd", IDS, margins)
-    with pytest.raises(BehaviorError, match=rf"behaviour 'odd': margins gave {shape}.*n_probes"):
-        probing.look(behavior, PlainLM(size=50))
+    with pytest.raises(BehaviorError, match=rf"behavior 'odd': .*returned {shape}.*n_probes"):
+        probing.evaluate(behavior, PlainLM(size=50))
 
 
-def test_find_layer_takes_the_middle_of_a_transformer() -> None:
+def test_find_layer_returns_the_middle_of_a_transformer() -> None:
     llama = make_llama()
     assert probing.find_layer(llama) == "model.layers.1"
     adapted = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
@@ -190,7 +190,7 @@ def test_find_layer_takes_the_middle_of_a_transformer() -> None:
     assert probing.find_layer(PlainLM()) == "blocks.1"
 
 
-def test_find_layer_is_not_led_astray_by_lists_inside_a_layer() -> None:
+def test_find_layer_ignores_lists_inside_a_layer() -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -216,6 +216,8 @@ def test_find_layer_by_name_and_by_suffix() -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("mlp", 3), ("layers.9", 0)])
-def test_find_layer_refuses_what_is_not_one_module(name: str, count: int) -> None:
-    with pytest.raises(BehaviorError, match=f"layer '{name}' names {count} modules.*named_modules"):
+def test_find_layer_refuses_a_name_of_no_or_several_modules(name: str, count: int) -> None:
+    with pytest.raises(
+        BehaviorError, match=f"layer '{name}' matches {count} modules.*named_modules"
+    ):
         probing.find_layer(make_llama(), name)

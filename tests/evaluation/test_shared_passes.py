@@ -1,4 +1,4 @@
-"""One pass for several behaviours sees what a pass for each would see."""
+"""A shared pass gives the same results as one pass for each behavior."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from riprap import Behavior
 from riprap import evaluation as probing
-from riprap.behaviors._margin_fns import Opening
+from riprap.behaviors._margin_fns import ResponsePrefix
 from riprap.behaviors._model_io import TokenBatch
 from tiny import Bigram, PlainLM, make_llama, token
 
 LONG = torch.tensor([[3, 7, 9, 12, 4], [3, 8, 10, 4, 4], [5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
 
 
-def opening(name: str, rows: list[list[int]], openers: list[int]) -> Behavior:
-    return Behavior(name, TokenBatch.pad(rows), Opening(openers, avoid=False))
+def prefix_behavior(name: str, rows: list[list[int]], prefixes: list[int]) -> Behavior:
+    return Behavior(name, TokenBatch.pad(rows), ResponsePrefix(prefixes, avoid=False))
 
 
 def watched() -> list[Behavior]:
     return [
         Behavior.next_token("short", LONG[:, :3], [9, 11, 30, 2]),
         Behavior.next_token("long", LONG, [5, 6, 7, 8]),
-        opening("ragged", [[3, 7], [3, 8, 9, 10], [4, 5, 6]], [token("sorry")]),
-        opening("also short", LONG[:2, :3].tolist(), [8, 9]),
+        prefix_behavior("ragged", [[3, 7], [3, 8, 9, 10], [4, 5, 6]], [token("sorry")]),
+        prefix_behavior("also short", LONG[:2, :3].tolist(), [8, 9]),
         Behavior("custom", LONG, lambda model, ids: probing_logits(model, ids)[:, 3]),
     ]
 
@@ -36,7 +36,7 @@ def probing_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 class Turned(nn.Module):
-    """Takes a mask and no position ids, and lets its blocks see time first, then batch."""
+    """Model with a mask and no position ids, whose blocks get time first, then batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,46 +55,49 @@ class Turned(nn.Module):
 
 
 @pytest.mark.parametrize("build", [lambda: make_llama().eval(), Turned, Bigram])
-def test_passes_together_equal_passes_alone(build: type) -> None:
+def test_shared_passes_equal_single_passes(build: type) -> None:
     model, behaviors = build(), watched()
     parameters, layer = list(model.parameters()), probing.find_layer(model)
     layers = [] if layer is None else [layer]
-    together: dict[str, probing.Look] = {}
-    for group in probing.shared_passes(behaviors, model):
-        together |= probing.look_together(group, model, parameters, layers)
+    together: dict[str, probing.ProbeResult] = {}
+    for group in probing.group_by_forward_pass(behaviors, model):
+        together |= probing.evaluate_batch(group, model, parameters, layers)
     assert together.keys() == {behavior.name for behavior in behaviors}
     for behavior in behaviors:
-        alone, look = probing.look(behavior, model, parameters, layers), together[behavior.name]
-        np.testing.assert_allclose(look.margins, alone.margins, rtol=1e-4, atol=1e-4)
-        assert look.gradient is not None
+        alone, result = (
+            probing.evaluate(behavior, model, parameters, layers),
+            together[behavior.name],
+        )
+        np.testing.assert_allclose(result.margins, alone.margins, rtol=1e-4, atol=1e-4)
+        assert result.gradient is not None
         assert alone.gradient is not None
-        for mine, theirs in zip(look.gradient, alone.gradient, strict=True):
+        for mine, theirs in zip(result.gradient, alone.gradient, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
-        assert look.activations.keys() == alone.activations.keys()
+        assert result.activations.keys() == alone.activations.keys()
         for name, rows in alone.activations.items():
-            torch.testing.assert_close(look.activations[name], rows, rtol=1e-4, atol=1e-4)
-        assert look.logits is not None
-        torch.testing.assert_close(look.logits, alone.logits, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(result.activations[name], rows, rtol=1e-4, atol=1e-4)
+        assert result.logits is not None
+        torch.testing.assert_close(result.logits, alone.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_a_transformer_needs_one_pass_for_all_that_read_the_last_position() -> None:
-    groups = probing.shared_passes(watched(), make_llama())
+def test_a_transformer_needs_one_pass_for_all_last_logits_margins() -> None:
+    groups = probing.group_by_forward_pass(watched(), make_llama())
     names = [[behavior.name for behavior in group] for group in groups]
     assert names == [["short", "long", "ragged", "also short"], ["custom"]]
 
 
-def test_probes_of_different_lengths_do_not_meet_in_a_model_that_cannot_pad() -> None:
+def test_probes_of_different_lengths_are_not_padded_for_a_model_that_cannot_pad() -> None:
     model, behaviors = PlainLM(), [b for b in watched() if b.name != "ragged"]
-    groups = probing.shared_passes(behaviors, model)
+    groups = probing.group_by_forward_pass(behaviors, model)
     names = [[behavior.name for behavior in group] for group in groups]
     assert names == [["short", "also short"], ["long"], ["custom"]]
     for group in groups:
-        assert probing.look_together(group, model).keys() == {b.name for b in group}
+        assert probing.evaluate_batch(group, model).keys() == {b.name for b in group}
 
 
-def test_activations_that_are_not_a_row_a_probe_are_not_read() -> None:
-    look = probing.look(
+def test_activations_without_a_row_for_each_probe_are_left_out() -> None:
+    result = probing.evaluate(
         Behavior.next_token("long", LONG, [5, 6, 7, 8]), Turned(), layers=["blocks.1"]
     )
-    assert look.activations == {}
-    assert look.logits is not None
+    assert result.activations == {}
+    assert result.logits is not None

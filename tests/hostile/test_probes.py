@@ -1,4 +1,4 @@
-"""Probes of any kind: watched, or refused in one sentence before training begins."""
+"""Probes of any kind: monitored, or refused in one sentence before training."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def watch(behavior: Behavior, model: nn.Module | None = None) -> Monitor:
     return monitor
 
 
-def watched_or_refused(make: Callable[[], Behavior], model: nn.Module | None = None) -> bool:
-    """Whether it was watched, with a finite margin for every probe; otherwise it was refused."""
+def is_monitored(make: Callable[[], Behavior], model: nn.Module | None = None) -> bool:
+    """Return True if all margins are finite, False if the behavior was refused."""
     try:
         monitor = watch(make(), model)
     except BehaviorError as refused:
         assert 0 < len(str(refused)) < 1000
         assert "\n" not in str(refused)
         return False
-    margins = next(iter(monitor.tracks.values())).margins[-1]
+    margins = next(iter(monitor.behavior_histories.values())).margins[-1]
     assert margins.ndim == 1
     assert torch.tensor(margins).isfinite().all()
     return True
@@ -56,45 +56,45 @@ def test_token_ids_of_any_kind(rows: list[Any], targets: list[Any]) -> None:
         and all(rows)
         and all(type(part) in (int, bool) and 0 <= part < SIZE for part in numbers)
     )
-    assert watched_or_refused(lambda: Behavior.next_token("ids", rows, targets)) == good
+    assert is_monitored(lambda: Behavior.next_token("ids", rows, targets)) == good
 
 
 @pytest.mark.parametrize(
     ("ids", "targets", "text"),
     [
         (torch.zeros(3), [1, 1, 1], "token ids"),
-        (torch.zeros(2, 2), [1, 1], "whole numbers"),
-        (torch.zeros(2, 2, 2).long(), [1, 1], "whole numbers"),
-        ([[1.0]], [1], "whole numbers"),
-        ("how", [1, 1, 1], "whole numbers"),
+        (torch.zeros(2, 2), [1, 1], "integer token ids"),
+        (torch.zeros(2, 2, 2).long(), [1, 1], "integer token ids"),
+        ([[1.0]], [1], "integer token ids"),
+        ("how", [1, 1, 1], "integer token ids"),
         ([[1], [2]], torch.ones(2, 1).long(), r"shape \(2, 1\); expected \(2,\)"),
-        ([[1], [2]], torch.tensor([1.0, float("nan")]), "whole numbers, and not torch.float32"),
-        ([[1], [2]], ["a", "b"], "targets are token ids"),
-        ([[1], [-2]], [1, 1], "probe 1 holds -2, which is no token id"),
+        ([[1], [2]], torch.tensor([1.0, float("nan")]), "integer token ids, got torch.float32"),
+        ([[1], [2]], ["a", "b"], "targets must be token ids"),
+        ([[1], [-2]], [1, 1], "probe 1 contains -2, which is not a token id"),
     ],
 )
 def test_ids_of_a_wrong_kind_are_refused_when_made(ids: Any, targets: Any, text: str) -> None:
-    with pytest.raises(BehaviorError, match=f"behaviour 'ids'.*{text}"):
+    with pytest.raises(BehaviorError, match=f"behavior 'ids'.*{text}"):
         Behavior.next_token("ids", ids, targets)
 
 
 @pytest.mark.parametrize("make", [Bigram, make_llama, make_gpt2])
-def test_ids_outside_the_vocabulary_are_said_to_be(make: Callable[[], nn.Module]) -> None:
+def test_ids_outside_the_vocabulary_are_refused(make: Callable[[], nn.Module]) -> None:
     behavior = Behavior.next_token("ids", [[1, SIZE], [1, 2]], [1, 1])
     with pytest.raises(BehaviorError, match=f"ids up to {SIZE}: .* own tokenizer"):
         watch(behavior, make())
-    with pytest.raises(BehaviorError, match="target token 999 lies outside"):
+    with pytest.raises(BehaviorError, match="target token 999 is outside"):
         watch(Behavior.next_token("ids", [[1], [2]], [1, 999]), make())
 
 
-def test_a_probe_longer_than_the_context_is_said_to_be() -> None:
+def test_a_probe_longer_than_the_context_is_refused() -> None:
     behavior = Behavior.response_prefix("long", CHAT, ["how to bake a cake " * 40], ["no"])
     with pytest.raises(BehaviorError, match=r"probes of 203 tokens .* context is smaller"):
         watch(behavior, make_gpt2())
 
 
 class Sick(nn.Module):
-    """Logits that are no numbers."""
+    """Model whose logits are not numbers."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -106,16 +106,18 @@ class Sick(nn.Module):
 
 KINDS: dict[str, Callable[[], Behavior]] = {
     "next token": lambda: Behavior.next_token("sick", [[1, 2]], [3]),
-    "opening": lambda: Behavior.response_prefix("sick", CHAT, ["how to"], ["no"]),
-    "contrasting": lambda: Behavior.preference("sick", CHAT, ["how"], ["no"], ["yes"]),
-    "choice": lambda: Behavior.multiple_choice("sick", CHAT, ["how"], [["no", "yes"]], [0]),
-    "likelihood": lambda: Behavior.likelihood("sick", CHAT, ["how"], ["no"]),
+    "response prefix": lambda: Behavior.response_prefix("sick", CHAT, ["how to"], ["no"]),
+    "preference": lambda: Behavior.preference("sick", CHAT, ["how"], ["no"], ["yes"]),
+    "multiple choice": lambda: Behavior.multiple_choice(
+        "sick", CHAT, ["how"], [["no", "yes"]], [0]
+    ),
+    "likelihood": lambda: Behavior.likelihood("sick", CHAT, texts=["no"], prompts=["how"]),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_logits_that_are_no_numbers_are_refused(kind: str, value: float) -> None:
+def test_logits_that_are_not_numbers_are_refused(kind: str, value: float) -> None:
     with pytest.raises(BehaviorError, match=r"'sick'.*finite"):
         watch(KINDS[kind](), Sick(value))
 
@@ -143,15 +145,15 @@ TEXTS = st.text(max_size=12) | st.sampled_from(
 @settings(max_examples=40)
 @example(["👩‍👩‍👧 שלום \u200b \u202e a"], ["no"])
 @example(["how to"], ["\ud800"])
-def test_prompts_and_openers_of_any_kind(tokenizer: Any, prompts: Any, openers: Any) -> None:
+def test_prompts_and_prefixes_of_any_kind(tokenizer: Any, prompts: Any, prefixes: Any) -> None:
     blank = not prompts or not all(text.strip() for text in prompts)
-    done = watched_or_refused(lambda: Behavior.response_prefix("text", tokenizer, prompts, openers))
-    assert not (done and (blank or not openers))
+    done = is_monitored(lambda: Behavior.response_prefix("text", tokenizer, prompts, prefixes))
+    assert not (done and (blank or not prefixes))
 
 
-def test_words_in_any_script_are_watched() -> None:
+def test_words_in_any_script_are_monitored() -> None:
     prompts = ["👩‍👩‍👧", "שלום עולם", "a\u200bb", "\u202elive", "naïve", "x" * 1000]
-    assert watched_or_refused(
+    assert is_monitored(
         lambda: Behavior.response_prefix("text", CHAT, prompts, ["no"]), make_llama()
     )
 
@@ -160,10 +162,13 @@ TURNS = [{"role": "user", "content": "how"}]
 ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
     "letters": (
         lambda: Behavior.response_prefix("b", CHAT, "how to", ["no"]),
-        "prompts are a list",
+        "prompts must be a list",
     ),
-    "opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, "no"), "openers are a list"),
-    "kept": (lambda: Behavior.preference("b", CHAT, ["a"], "no", ["a"]), "are a list"),
+    "prefix": (
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, "no"),
+        "prefixes must be a list",
+    ),
+    "chosen": (lambda: Behavior.preference("b", CHAT, ["a"], "no", ["a"]), "must be a list"),
     "number": (
         lambda: Behavior.response_prefix("b", CHAT, [3], ["no"]),
         "prompt 0 cannot be encoded",
@@ -173,8 +178,14 @@ ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
     "turns": (lambda: Behavior.response_prefix("b", CHAT, [[{"a": "b"}]], ["no"]), "prompt 0"),
     "turns of text": (lambda: Behavior.response_prefix("b", CHAT, [["how"]], ["no"]), "prompt 0"),
     "no content": (lambda: Behavior.response_prefix("b", CHAT, [[*TURNS, {}]], ["no"]), "prompt 0"),
-    "float opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [1.5]), "whole numbers"),
-    "huge opener": (lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [10**30]), "no token id"),
+    "float prefix": (
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [1.5]),
+        "integer token ids",
+    ),
+    "huge prefix": (
+        lambda: Behavior.response_prefix("b", CHAT, PROMPTS, [10**30]),
+        "not a token id",
+    ),
     "half a pair": (lambda: Behavior.response_prefix("b", CHAT, ["\ud800"], ["no"]), "prompt 0"),
     "no tokenizer": (
         lambda: Behavior.response_prefix("b", None, ["how"], ["no"]),
@@ -182,21 +193,21 @@ ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
     ),
     "answer": (
         lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", "no"]], [0.5]),
-        "answer 0.5",
+        "right answer 0.5",
     ),
     "tolerance": (
-        lambda: Behavior.likelihood("b", CHAT, ["a"], ["no"], tolerance=float("nan")),
-        "tolerance nan must be above 0",
+        lambda: Behavior.likelihood("b", CHAT, texts=["no"], tolerance=float("nan")),
+        "tolerance nan must be positive",
     ),
     "floor": (lambda: Behavior("b", 1, len, floor="high"), "floor 'high'"),  # type: ignore[arg-type]
-    "long name": (lambda: Behavior("b" * 100_000, 1, len), "200 characters at most"),
+    "long name": (lambda: Behavior("b" * 100_000, 1, len), "at most 200 characters"),
     "half a name": (lambda: Behavior("b\ud800", 1, len), "half of a surrogate pair"),
     "name": (lambda: Behavior(3, 1, len), "needs a name"),  # type: ignore[arg-type]
 }
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_what_no_kind_takes_is_refused_when_made(case: str) -> None:
+def test_unusable_arguments_are_refused(case: str) -> None:
     make, text = ODD[case]
     with pytest.raises(BehaviorError, match=text) as raised:
         make()
@@ -220,7 +231,7 @@ def test_names_that_look_alike_are_refused(one: str, two: str) -> None:
         Monitor([named(one), named(two)])
 
 
-def test_names_that_differ_are_kept_apart() -> None:
+def test_names_that_differ_are_distinct() -> None:
     names = ["refusal", "Refusal", "refusal ", "rеfusal", "re|fusal"]  # the fourth is Cyrillic
     monitor = Monitor([named(name) for name in names])
     model = Bigram()
@@ -230,12 +241,12 @@ def test_names_that_differ_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("behaviors", [["refusal"], [None], named("alone"), "refusal"])
-def test_what_is_no_list_of_behaviours_is_refused(behaviors: Any) -> None:
+def test_only_a_list_of_behaviors_is_accepted(behaviors: Any) -> None:
     with pytest.raises(ConfigError, match="give the monitor a list of behaviours"):
         Monitor(behaviors)
 
 
 @pytest.mark.parametrize("every", [float("nan"), 2.5, "10", None, 0])
-def test_what_is_no_cadence_is_refused(every: Any) -> None:
+def test_an_invalid_probe_interval_is_refused(every: Any) -> None:
     with pytest.raises(ConfigError, match="every 1 step or more"):
         Monitor([named("x")], probe_every=every)

@@ -1,3 +1,11 @@
+"""Vectors in parameter space, also for parameters sharded over ranks (FSDP2's DTensors).
+
+- `Vector`: a list of tensors, one for each parameter; `dot`, `norm`, `add`, … work on it.
+- `VectorStack`: several vectors, with the inner products with all of them in one pass;
+  `FlatVector`: a vector prepared for several such passes.
+- `upcast`, `to_local`, `as_sharded`: precision and shards of single tensors and vectors.
+"""
+
 from riprap.linalg._param_vectors import (
     Vector,
     add,

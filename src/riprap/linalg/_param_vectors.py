@@ -1,10 +1,10 @@
-"""Vectors in parameter space: lists of tensors, one a parameter, never flattened into one.
+"""Vectors in parameter space: lists of tensors, one for each parameter, never concatenated.
 
 Inner products are summed in at least float32, tensor by tensor, so that half-precision
 parameters do not overflow and no tensor of more than 2**31 elements reaches `torch.dot`.
 
 Parameters may be sharded over ranks (FSDP2's DTensors): every rank sums over its own shards, and
-one small vector of sums travels. No gradient is ever gathered.
+only small vectors of sums are communicated. Gradients are never gathered.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ MAX_DOT_ELEMENTS = 2**31  # torch.dot overflows above this many elements
 
 
 def to_local(part: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor, as a view; any other tensor as it is."""
+    """Return this rank's shard of a sharded tensor, as a view; any other tensor unchanged."""
     return part.to_local() if isinstance(part, DTensor) else part
 
 
 def is_sharded(part: Tensor) -> bool:
-    """Whether each rank holds a part only, as under FSDP2."""
+    """Return whether each rank has only a part of the tensor, as under FSDP2."""
     return isinstance(part, DTensor) and any(p.is_shard() for p in part.placements)
 
 
 def all_reduce_sums(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
-    """The total of sums over parts, those of sharded parts summed over the ranks of their mesh.
+    """Add up sums over tensors by mesh; those of sharded tensors are summed over their ranks.
 
-    One small all-reduce a mesh; every rank must take part.
+    One small all-reduce for each mesh; every rank must call it.
     """
     for mesh, values in sums.items():
         if mesh is not None:
@@ -45,12 +45,12 @@ def all_reduce_sums(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
 
 
 def device_mesh(part: Tensor) -> DeviceMesh | None:
-    """The mesh that a sharded tensor is spread over; None for any other."""
+    """Return the device mesh of a sharded tensor; None for any other tensor."""
     return part.device_mesh if isinstance(part, DTensor) and is_sharded(part) else None
 
 
 def upcast(tensor: Tensor) -> Tensor:
-    """In at least float32."""
+    """Convert a half-precision tensor to float32; return any other unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -62,65 +62,65 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
 
 
 def inner_products(vector: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> Tensor:
-    """⟨vector, other⟩ for each of `others`; shape (len(others),).
+    """Compute ⟨vector, other⟩ for each of `others`; shape (len(others),).
 
-    Each parameter's products are reduced where it lives; only scalars travel.
+    Products are reduced on each parameter's device; only scalars are moved.
     """
     if not others:
         return torch.zeros(0)
-    home = to_local(vector[0]).device
+    device = to_local(vector[0]).device
     sums: dict[DeviceMesh | None, Tensor] = {}
     for part, *rest in zip(vector, *others, strict=True):
-        products = torch.stack([_inner(part, other).to(home) for other in rest])
+        products = torch.stack([_inner(part, other).to(device) for other in rest])
         mesh = device_mesh(part)
         sums[mesh] = sums[mesh] + products if mesh in sums else products
     return all_reduce_sums(sums)
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """⟨left, right⟩ as a scalar tensor on the first tensor's device."""
+    """Compute ⟨left, right⟩, a scalar tensor on the first tensor's device."""
     return inner_products(left, [right])[0]
 
 
 def norm(vector: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm ‖vector‖₂ as a scalar tensor."""
-    home = to_local(vector[0]).device
+    """Compute the Euclidean norm ‖vector‖₂, a scalar tensor on the first tensor's device."""
+    device = to_local(vector[0]).device
     groups: dict[DeviceMesh | None, list[Tensor]] = {}
     for part in vector:
         groups.setdefault(device_mesh(part), []).append(upcast(to_local(part)))
     squares = {
-        mesh: torch.stack([one.to(home) for one in torch._foreach_norm(parts)]).square().sum()
+        mesh: torch.stack([own.to(device) for own in torch._foreach_norm(parts)]).square().sum()
         for mesh, parts in groups.items()
     }
     return all_reduce_sums(squares).sqrt()
 
 
 def clone(vector: Sequence[Tensor]) -> Vector:
-    """A detached copy."""
+    """Return a detached copy."""
     return [part.detach().clone() for part in vector]
 
 
 def copy_into(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
-    """Overwrite `target` by `source` in place."""
+    """Overwrite `target` with `source` in place."""
     torch._foreach_copy_([to_local(p) for p in target], [to_local(p).detach() for p in source])
 
 
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
-    """left − right, as new tensors."""
+    """Compute left − right, as new tensors."""
     return list(torch._foreach_sub([part.detach() for part in left], list(right)))
 
 
 def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:
-    """vector + factor · other, as new tensors in the vector's precision, sharded as it is."""
+    """Compute vector + factor · other, as new tensors with the vector's dtypes and sharding."""
     own = [to_local(part).detach() for part in vector]
-    found = torch._foreach_add([upcast(p) for p in own], [to_local(p) for p in other], alpha=factor)
-    return as_sharded([p.to(like.dtype) for p, like in zip(found, own, strict=True)], vector)
+    sums = torch._foreach_add([upcast(p) for p in own], [to_local(p) for p in other], alpha=factor)
+    return as_sharded([p.to(like.dtype) for p, like in zip(sums, own, strict=True)], vector)
 
 
 def as_sharded(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
-    """This rank's parts as parts of the sharded tensors that `like` holds; others as they are.
+    """Return this rank's shards as sharded tensors like those of `like`; others unchanged.
 
-    Norms and products are then those over all ranks.
+    Norms and products of the result are then those over all ranks.
     """
     return [
         part
@@ -138,10 +138,10 @@ def as_sharded(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
 
 
 def upcast_vector(vector: Sequence[Tensor]) -> Vector:
-    """The vector in at least float32, detached; of sharded ones this rank's part."""
+    """Return the vector in at least float32, detached; for sharded tensors this rank's shards."""
     return [upcast(to_local(part).detach()) for part in vector]
 
 
 def cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """cos(left, right) as a scalar tensor; NaN where one of them is 0."""
+    """Compute cos(left, right), a scalar tensor; NaN if one of the vectors is 0."""
     return dot(left, right) / (norm(left) * norm(right))

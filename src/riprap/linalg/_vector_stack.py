@@ -1,4 +1,4 @@
-"""Several vectors in parameter space side by side: one pass gives the products with all of them."""
+"""Stacks of vectors in parameter space: one pass gives the inner products with all of them."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from riprap.linalg._param_vectors import (
     upcast,
 )
 
-CHUNK_ELEMENTS = 2**22  # elements joined at a time
+CHUNK_ELEMENTS = 2**22  # elements concatenated at a time
 STORAGE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK_SIZE = 256  # elements that share a scale in 8 bits
 
 
 def make_chunks(like: Sequence[Tensor]) -> list[slice]:
-    """Runs of neighbouring parameters that are worth joining: few kernels, little extra memory.
+    """Group neighboring parameters into chunks that are concatenated: few kernels, little memory.
 
-    Parts of one chunk share device and dtype and hold at most `CHUNK` elements together; a larger
-    part stands alone, and is never copied.
+    The parameters of a chunk share device, dtype and mesh and have at most `CHUNK_ELEMENTS`
+    elements together; a larger parameter is a chunk of its own, and is never copied.
     """
-    found: list[slice] = []
-    begin, held = 0, 0
+    chunks: list[slice] = []
+    begin, elements = 0, 0
     for index, part in enumerate(like):
-        alike = index > begin and _placement(part) == _placement(like[begin])
-        if index > begin and (not alike or held + part.numel() > CHUNK_ELEMENTS):
-            found.append(slice(begin, index))
-            begin, held = index, 0
-        held += part.numel()
-    return [*found, slice(begin, len(like))] if like else []
+        same = index > begin and _placement(part) == _placement(like[begin])
+        if index > begin and (not same or elements + part.numel() > CHUNK_ELEMENTS):
+            chunks.append(slice(begin, index))
+            begin, elements = index, 0
+        elements += part.numel()
+    return [*chunks, slice(begin, len(like))] if like else []
 
 
 def _placement(part: Tensor) -> tuple[torch.device, torch.dtype, DeviceMesh | None]:
@@ -45,58 +45,58 @@ def _placement(part: Tensor) -> tuple[torch.device, torch.dtype, DeviceMesh | No
 
 
 def _flatten(parts: Sequence[Tensor]) -> Tensor:
-    """The parts one after another, shape (elements,), in at least float32."""
+    """Concatenate the parts, shape (elements,), in at least float32."""
     if len(parts) == 1:
         return upcast(to_local(parts[0])).reshape(-1)
     return upcast(torch.cat([to_local(part).reshape(-1) for part in parts]))
 
 
 class FlatVector:
-    """A vector chunk by chunk, for what is asked of it more than once.
+    """A vector in flat chunks, for use with several stacks.
 
     Args:
-        vector: as a list of tensors, one a parameter; sharded ones by this rank's part.
-        runs: how it is cut; None or empty: by `chunks`.
+        vector: one tensor for each parameter; of sharded tensors this rank's shards are used.
+        chunks: slices of the parameters; empty: those of `make_chunks`.
     """
 
     def __init__(self, vector: Sequence[Tensor], chunks: Sequence[slice] = ()) -> None:
         self.vector = vector
         self.chunks = list(chunks) or make_chunks(vector)
-        self.parts = [_flatten(vector[run]) for run in self.chunks]
-        self._meshes = [device_mesh(vector[run.start]) for run in self.chunks]
+        self.parts = [_flatten(vector[chunk]) for chunk in self.chunks]
+        self._meshes = [device_mesh(vector[chunk.start]) for chunk in self.chunks]
 
     def norm(self) -> float:
-        """Euclidean norm, over all ranks."""
-        home = self.parts[0].device
+        """Compute the Euclidean norm, over all ranks."""
+        device = self.parts[0].device
         sums: dict[DeviceMesh | None, Tensor] = {}
         for part, mesh in zip(self.parts, self._meshes, strict=True):
-            square = torch.linalg.vector_norm(part).square().to(home)
+            square = torch.linalg.vector_norm(part).square().to(device)
             sums[mesh] = sums[mesh] + square if mesh in sums else square
         return float(all_reduce_sums(sums).sqrt())
 
 
 class VectorStack:
-    """Several vectors side by side, so that one pass gives the inner products with all of them.
+    """Stack of vectors: one pass gives the inner products with all of them.
 
     Args:
-        vectors: by name, all over the same parameters. They are kept chunk by chunk where they
-            live, which costs one copy of each vector.
-        kept: "float32" (exact), "bfloat16" (half of the memory), or "int8" (a quarter: blocks of
-            256 share a scale, as in 8-bit optimizers, Dettmers et al., 2110.02861; but linear).
+        vectors: by name, all over the same parameters. They are copied in chunks, on the
+            parameters' devices.
+        storage: "float32" (exact), "bfloat16" (half of the memory), or "int8" (a quarter: blocks
+            of 256 share a scale, as in 8-bit optimizers, Dettmers et al., 2110.02861, but linear).
 
     Raises:
-        ValueError: `kept` is none of these.
+        ValueError: `storage` is not one of these.
     """
 
     def __init__(self, vectors: dict[str, Vector], storage: str = "float32") -> None:
         if storage not in STORAGE_DTYPES:
-            raise ValueError(f"kept={storage!r}: choose one of {', '.join(STORAGE_DTYPES)}")
+            raise ValueError(f"storage={storage!r}; choose one of {', '.join(STORAGE_DTYPES)}")
         self.names = list(vectors)
         self._gram: Tensor | None = None
-        every = list(vectors.values())
-        self._build_layout(every[0] if every else [])
+        parts = list(vectors.values())
+        self._build_layout(parts[0] if parts else [])
         self._rows = [
-            quantize(torch.stack([_flatten(vector[chunk]) for vector in every]), storage)
+            quantize(torch.stack([_flatten(vector[chunk]) for vector in parts]), storage)
             for chunk in self.chunks
         ]
         self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
@@ -108,84 +108,84 @@ class VectorStack:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the kept vectors take on this rank."""
+        """Memory of the stacked vectors on this rank."""
         return sum(part.nbytes for parts in self._rows for part in parts)
 
     def inner_products(self, vector: Sequence[Tensor] | FlatVector) -> dict[str, float]:
-        """⟨vector, other⟩ for each of the stacked vectors, by name."""
+        """Compute ⟨vector, other⟩ for each of the stacked vectors, by name."""
         if not self.names:
             return {}
-        joined = vector if isinstance(vector, FlatVector) else FlatVector(vector, self.chunks)
-        if joined.chunks != self.chunks:
-            joined = FlatVector(joined.vector, self.chunks)
-        home = self._rows[0][0].device
+        flat = vector if isinstance(vector, FlatVector) else FlatVector(vector, self.chunks)
+        if flat.chunks != self.chunks:
+            flat = FlatVector(flat.vector, self.chunks)
+        device = self._rows[0][0].device
         sums: dict[DeviceMesh | None, Tensor] = {}
-        layout = zip(self._rows, joined.parts, self._meshes, self._sizes, strict=True)
+        layout = zip(self._rows, flat.parts, self._meshes, self._sizes, strict=True)
         for parts, part, mesh, size in layout:
             rows = dequantize(parts, size)
-            products = torch.mv(rows, part.to(rows.dtype)).to(home)
+            products = torch.mv(rows, part.to(rows.dtype)).to(device)
             sums[mesh] = sums[mesh] + products if mesh in sums else products
         return dict(zip(self.names, all_reduce_sums(sums).tolist(), strict=True))
 
     def gram(self) -> Tensor:
-        """⟨a, b⟩ for every two of the stacked vectors, shape (n, n), worked out once."""
+        """Compute ⟨a, b⟩ for all pairs of the stacked vectors, shape (n, n); cached."""
         if self._gram is None:
-            home = self._rows[0][0].device
+            device = self._rows[0][0].device
             sums: dict[DeviceMesh | None, Tensor] = {}
             for parts, mesh, size in zip(self._rows, self._meshes, self._sizes, strict=True):
                 rows = dequantize(parts, size)
-                products = (rows @ rows.T).to(home)
+                products = (rows @ rows.T).to(device)
                 sums[mesh] = sums[mesh] + products if mesh in sums else products
             self._gram = all_reduce_sums(sums)
         return self._gram
 
     def add_combination(self, vector: Sequence[Tensor], weights: Mapping[str, float]) -> Vector:
-        """vector + Σ weights[name] · stacked vector, as new tensors in the vector's own precision.
+        """Compute vector + Σ weights[name] · stacked vector, as new tensors with the vector's dtypes.
 
-        Of sharded vectors this rank's part.
+        For sharded vectors this rank's shards.
         """
         factors = torch.tensor([weights.get(name, 0.0) for name in self.names])
-        found: Vector = []
+        result: Vector = []
         for rows, chunk, size in zip(self._rows, self.chunks, self._sizes, strict=True):
-            wide = dequantize(rows, size)
-            added = torch.mv(wide.T, factors.to(wide))
+            stacked = dequantize(rows, size)
+            added = torch.mv(stacked.T, factors.to(stacked))
             shapes = [to_local(part).shape for part in vector[chunk]]
             parts = added.split([shape.numel() for shape in shapes])
             for own, part, shape in zip(vector[chunk], parts, shapes, strict=True):
                 base = to_local(own)
-                found.append((upcast(base) + part.view(shape)).to(base.dtype))
-        return found
+                result.append((upcast(base) + part.view(shape)).to(base.dtype))
+        return result
 
     def vector(self, name: str, like: Sequence[Tensor]) -> Vector:
-        """One of the stacked vectors, in the shapes of `like`; of sharded ones this rank's part."""
+        """Return a stacked vector in the shapes of `like`; for sharded ones this rank's shards."""
         row = self.names.index(name)
-        found: Vector = []
+        result: Vector = []
         for rows, chunk, size in zip(self._rows, self.chunks, self._sizes, strict=True):
             shapes = [to_local(part).shape for part in like[chunk]]
             own = dequantize([part[row : row + 1] for part in rows], size)[0]
             parts = own.split([shape.numel() for shape in shapes])
-            found += [one.view(shape) for one, shape in zip(parts, shapes, strict=True)]
-        return found
+            result += [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Names, norms and rows, those of this rank where parameters are sharded."""
+        """Return names, norms and rows; this rank's rows where parameters are sharded."""
         return {"names": self.names, "norms": self.norms, "rows": self._rows}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], like: Sequence[Tensor]) -> VectorStack:
-        """The stack that `state_dict` gave, over the parameters `like`.
+        """Rebuild a stack from `state_dict`, over the parameters `like`.
 
         Raises:
-            ValueError: the parameters have other shapes than those of the state.
+            ValueError: the state has other shapes than the parameters.
         """
         stack = cls({})
         stack.names, stack.norms = list(state["names"]), dict(state["norms"])
         stack._build_layout(like if stack.names else [])
-        found = [[tuple(part.shape) for part in parts] for parts in state["rows"]]
+        shapes = [[tuple(part.shape) for part in parts] for parts in state["rows"]]
         plain = [[(len(stack.names), size)] for size in stack._sizes]
         blocks = [(len(stack.names), -(-size // BLOCK_SIZE)) for size in stack._sizes]
-        if found not in (plain, [[(*block, BLOCK_SIZE), (*block, 1)] for block in blocks]):
-            raise ValueError("the trained parameters have other shapes than those of the state")
+        if shapes not in (plain, [[(*block, BLOCK_SIZE), (*block, 1)] for block in blocks]):
+            raise ValueError("the state has other shapes than the trained parameters")
         stack._rows = [
             [part.to(to_local(like[chunk.start]).device) for part in parts]
             for parts, chunk in zip(state["rows"], stack.chunks, strict=True)
@@ -194,20 +194,20 @@ class VectorStack:
 
 
 def quantize(rows: Tensor, storage: str) -> list[Tensor]:
-    """Rows of shape (n, elements) as they are kept; see `Stack`."""
+    """Convert rows of shape (n, elements) to a storage format of `VectorStack`."""
     if storage == "float32":
         return [rows]
     if storage == "bfloat16":
         return [rows.bfloat16()]
-    spare = -rows.shape[1] % BLOCK_SIZE
-    blocks = torch.nn.functional.pad(rows, (0, spare)).unflatten(1, (-1, BLOCK_SIZE))
+    padding = -rows.shape[1] % BLOCK_SIZE
+    blocks = torch.nn.functional.pad(rows, (0, padding)).unflatten(1, (-1, BLOCK_SIZE))
     scales = blocks.abs().amax(-1, keepdim=True) / 127
     codes = (blocks / scales.clamp_min(torch.finfo(rows.dtype).tiny)).round().to(torch.int8)
     return [codes, scales]
 
 
 def dequantize(parts: Sequence[Tensor], size: int) -> Tensor:
-    """What `packed` kept of rows of `size` elements, shape (n, size), in at least float32."""
+    """Invert `quantize` for rows of `size` elements, shape (n, size), in at least float32."""
     if len(parts) == 1:
         return upcast(parts[0])
     codes, scales = parts

@@ -1,4 +1,4 @@
-"""The packs: enough probes, none twice, contrasts in pairs, options that can be told apart."""
+"""Shipped probe sets: enough probes, no duplicates, contrasts in pairs, distinct options."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from riprap import evaluation as probing
-from riprap import packs
+from riprap import probe_sets
 from riprap.errors import BehaviorError
 from tiny import make_llama
 
-LEAST = {
+MIN_PROBES = {
     "refusal": 100,
     "over_refusal": 100,
     "arithmetic": 60,
     "general_knowledge": 60,
     "instruction_format": 60,
 }
-every = pytest.mark.parametrize("name", LEAST)
-choices = pytest.mark.parametrize("name", [n for n in LEAST if "refusal" not in n])
+every = pytest.mark.parametrize("name", MIN_PROBES)
+choices = pytest.mark.parametrize("name", [n for n in MIN_PROBES if "refusal" not in n])
 
 
 def plain(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def test_the_packs_that_are_promised_are_there() -> None:
-    assert packs.names() == sorted(LEAST)
+def test_all_probe_sets_are_shipped() -> None:
+    assert probe_sets.names() == sorted(MIN_PROBES)
 
 
 @every
-def test_there_are_enough_probes_and_none_twice(name: str) -> None:
-    rows = packs.rows(name)
-    assert len(rows) >= LEAST[name]
+def test_there_are_enough_probes_and_no_duplicates(name: str) -> None:
+    rows = probe_sets.rows(name)
+    assert len(rows) >= MIN_PROBES[name]
     assert [row["id"] for row in rows] == [f"{name}-{i + 1:03d}" for i in range(len(rows))]
     assert max(Counter(plain(row["prompt"]) for row in rows).values()) == 1
     assert all(row["prompt"].strip() == row["prompt"] != "" for row in rows)
 
 
 @every
-def test_rows_go_by_category(name: str) -> None:
-    categories = [row["category"] for row in packs.rows(name)]
+def test_rows_are_ordered_by_category(name: str) -> None:
+    categories = [row["category"] for row in probe_sets.rows(name)]
     changes = sum(one != two for one, two in pairwise(categories))
     assert changes == len(set(categories)) - 1
 
 
-def test_each_harmful_request_has_one_harmless_look_alike() -> None:
-    harmful, harmless = packs.rows("refusal"), packs.rows("over_refusal")
+def test_each_harmful_request_has_one_harmless_counterpart() -> None:
+    harmful, harmless = probe_sets.rows("refusal"), probe_sets.rows("over_refusal")
     assert sorted(row["contrast_to"] for row in harmless) == sorted(row["id"] for row in harmful)
     category = {row["id"]: row["category"] for row in harmful}
     assert all(row["category"] == category[row["contrast_to"]] for row in harmless)
@@ -59,7 +59,7 @@ def test_each_harmful_request_has_one_harmless_look_alike() -> None:
 
 @choices
 def test_options_differ_and_one_is_right(name: str) -> None:
-    for row in packs.rows(name):
+    for row in probe_sets.rows(name):
         assert len(row["options"]) == 4
         assert len({option.strip() for option in row["options"]}) == 4, row["id"]
         assert all(option.strip() for option in row["options"]), row["id"]
@@ -67,62 +67,64 @@ def test_options_differ_and_one_is_right(name: str) -> None:
 
 
 @choices
-def test_the_place_of_the_right_option_says_nothing(name: str) -> None:
-    places = Counter(row["answer"] for row in packs.rows(name))
+def test_the_index_of_the_right_option_is_balanced(name: str) -> None:
+    places = Counter(row["answer"] for row in probe_sets.rows(name))
     assert max(places.values()) - min(places.values()) <= 2
 
 
 @every
 @pytest.mark.parametrize("n", [1, 7, 30])
-def test_a_smaller_pack_is_spread_over_the_categories(
+def test_a_smaller_probe_set_covers_the_categories(
     name: str, n: int, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    rows = packs.rows(name)
-    chosen = packs.spread(name, n)
-    assert len(packs.load(name, tokenizer, n).probes) == n
+    rows = probe_sets.rows(name)
+    chosen = probe_sets.evenly_spaced(name, n)
+    assert len(probe_sets.load(name, tokenizer, n).probes) == n
     assert len({row["id"] for row in chosen}) == n
     sizes = Counter(row["category"] for row in rows)
-    taken = Counter(row["category"] for row in chosen)
+    counts = Counter(row["category"] for row in chosen)
     for category, size in sizes.items():
-        assert abs(taken[category] - n * size / len(rows)) <= 1
+        assert abs(counts[category] - n * size / len(rows)) <= 1
 
 
 @every
-def test_a_pack_is_a_behaviour_that_can_be_read(
+def test_a_probe_set_is_a_behavior_that_can_be_evaluated(
     name: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    behavior = packs.load(name, tokenizer, 12, floor=0.5)
-    look = probing.look(behavior, make_llama().eval())
+    behavior = probe_sets.load(name, tokenizer, 12, floor=0.5)
+    look = probing.evaluate(behavior, make_llama().eval())
     assert (behavior.name, behavior.floor) == (name, 0.5)
     assert look.margins.shape == (12,)
 
 
-def test_refusal_and_over_refusal_are_each_others_other_side(
+def test_refusal_and_over_refusal_are_contrasts_of_each_other(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    refusal = packs.load("refusal", tokenizer, 9, openers=["sorry"])
-    over = packs.load("over_refusal", tokenizer, 9, openers=["sorry"])
+    refusal = probe_sets.load("refusal", tokenizer, 9, prefixes=["sorry"])
+    over = probe_sets.load("over_refusal", tokenizer, 9, prefixes=["sorry"])
     assert (refusal.contrast, over.contrast) == ("over_refusal", "refusal")
     model = make_llama().eval()
-    flipped = packs.load("refusal", tokenizer, 9, openers=["sorry"])
+    flipped = probe_sets.load("refusal", tokenizer, 9, prefixes=["sorry"])
     flipped.probes = over.probes
-    margins = probing.look(over, model).margins
-    assert (probing.look(flipped, model).margins == -margins).all()
+    margins = probing.evaluate(over, model).margins
+    assert (probing.evaluate(flipped, model).margins == -margins).all()
 
 
-def test_an_unknown_pack_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(BehaviorError, match="no pack 'refusals'; there are arithmetic, "):
-        packs.load("refusals", tokenizer)
+def test_an_unknown_probe_set_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(BehaviorError, match="no probe set 'refusals'; choose one of arithmetic, "):
+        probe_sets.load("refusals", tokenizer)
 
 
 @pytest.mark.parametrize("n", [0, 121, -1])
-def test_more_probes_than_there_are_is_refused(n: int, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(BehaviorError, match=f"'refusal' has 120 probes, and {n} were asked for"):
-        packs.load("refusal", tokenizer, n)
+def test_an_impossible_number_of_probes_is_refused(
+    n: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(BehaviorError, match=f"'refusal' has 120 probes; n={n} is not among"):
+        probe_sets.load("refusal", tokenizer, n)
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "over_refusal"])
 def test_loading_twice_gives_the_same(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    one, two = packs.load(name, tokenizer, 10), packs.load(name, tokenizer, 10)
+    one, two = probe_sets.load(name, tokenizer, 10), probe_sets.load(name, tokenizer, 10)
     ids = [getattr(b.probes, "batch", b.probes).input_ids.tolist() for b in (one, two)]
     assert ids[0] == ids[1]

@@ -1,4 +1,4 @@
-"""Openers learned from the model itself, in models whose answers are written by hand."""
+"""Refusal prefixes found in the responses of models that are written by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from riprap import Behavior
 from riprap import evaluation as probing
 from riprap.behaviors._model_io import TokenBatch
-from riprap.behaviors._response_prefixes import calibrate_openers, greedy, is_refusal
+from riprap.behaviors._response_prefixes import find_refusal_prefixes, greedy_decode, is_refusal
 from riprap.errors import BehaviorError
 from tiny import Bigram, make_llama, make_tokenizer, token
 
@@ -17,7 +17,7 @@ PLAIN = make_tokenizer(chat=False)
 
 
 def refusing() -> Bigram:
-    """Refuses bombs and cars, each in its own words, and bakes cakes."""
+    """Return a model that refuses bombs and cars, each with its own prefix, and bakes cakes."""
     model = Bigram()
     for before, after in [
         *(("bomb", "sorry"), ("sorry", "i"), ("i", "cannot"), ("cannot", "help")),
@@ -28,40 +28,40 @@ def refusing() -> Bigram:
     return model
 
 
-def test_openers_are_what_the_refusals_begin_with() -> None:
+def test_prefixes_are_the_first_tokens_of_refusals() -> None:
     prompts = ["make a bomb", "bomb", "steal a car", "bake a cake", "a cake", "paint"]
     behavior = Behavior.response_prefix("refusal", PLAIN, prompts)
-    probing.start(behavior, refusing())
-    assert behavior.margins.openers == sorted([token("sorry"), token("i")])
-    margins = probing.look(behavior, refusing()).margins
+    probing.calibrate(behavior, refusing())
+    assert behavior.margins.prefixes == sorted([token("sorry"), token("i")])
+    margins = probing.evaluate(behavior, refusing()).margins
     assert (margins > 0).tolist() == [True, True, True, False, False, False]
 
 
-def test_given_openers_are_not_learned() -> None:
+def test_given_prefixes_are_not_replaced() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"], ["no"])
-    probing.start(behavior, refusing())
-    assert behavior.margins.openers == [token("no")]
+    probing.calibrate(behavior, refusing())
+    assert behavior.margins.prefixes == [token("no")]
 
 
-def test_openers_are_learned_once() -> None:
+def test_prefixes_are_found_once() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"])
-    probing.start(behavior, refusing())
-    probing.start(behavior, refusing().follow("bomb", "sure", 99.0))
-    assert behavior.margins.openers == sorted([token("sorry"), token("i")])
+    probing.calibrate(behavior, refusing())
+    probing.calibrate(behavior, refusing().follow("bomb", "sure", 99.0))
+    assert behavior.margins.prefixes == sorted([token("sorry"), token("i")])
 
 
-def test_a_rare_beginning_is_no_opener() -> None:
+def test_a_rare_first_token_is_not_a_prefix() -> None:
     prompts = ["car", *["bomb"] * 99]
     batch = TokenBatch.pad([PLAIN(prompt)["input_ids"] for prompt in prompts])
-    assert calibrate_openers(refusing(), PLAIN, batch) == [token("sorry")]
-    assert calibrate_openers(refusing(), PLAIN, batch, least_share=0.01) == sorted(
+    assert find_refusal_prefixes(refusing(), PLAIN, batch) == [token("sorry")]
+    assert find_refusal_prefixes(refusing(), PLAIN, batch, min_share=0.01) == sorted(
         [token("sorry"), token("i")]
     )
 
 
-def test_a_beginning_that_mostly_complies_is_no_opener() -> None:
+def test_a_first_token_that_mostly_complies_is_not_a_prefix() -> None:
     class Moody(nn.Module):
-        """Begins every answer with `i`; goes on to refuse where the prompt named a bomb."""
+        """Starts every response with `i`; then refuses if the prompt contains a bomb."""
 
         def forward(
             self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
@@ -76,20 +76,20 @@ def test_a_beginning_that_mostly_complies_is_no_opener() -> None:
     rare = TokenBatch.pad([[token("cake")]] * 3 + [[token("bomb")]])
     usual = TokenBatch.pad([[token("cake")]] + [[token("bomb")]] * 3)
     with pytest.raises(BehaviorError, match="refuses none of the prompts"):
-        calibrate_openers(Moody(), PLAIN, rare)
-    assert calibrate_openers(Moody(), PLAIN, usual) == [token("i")]
+        find_refusal_prefixes(Moody(), PLAIN, rare)
+    assert find_refusal_prefixes(Moody(), PLAIN, usual) == [token("i")]
 
 
-def test_a_model_that_never_refuses_has_no_refusal_to_watch() -> None:
+def test_a_model_that_never_refuses_is_refused() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bake a cake"])
-    with pytest.raises(BehaviorError, match=r"refuses none of the prompts.*name the openers"):
-        probing.start(behavior, refusing())
+    with pytest.raises(BehaviorError, match=r"refuses none of the prompts.*give `prefixes`"):
+        probing.calibrate(behavior, refusing())
 
 
 def test_greedy_answers_are_those_of_generate() -> None:
     model = make_llama().eval()
     rows = [[3, 7, 9, 12], [8, 10], [5, 6, 7]]
-    answers = greedy(model, TokenBatch.pad(rows), 5)
+    answers = greedy_decode(model, TokenBatch.pad(rows), 5)
     for row, answer in zip(rows, answers, strict=True):
         ids = torch.tensor([row])
         with torch.no_grad():
@@ -118,5 +118,5 @@ def test_greedy_answers_are_those_of_generate() -> None:
         (" ".join(["word"] * 20) + " sorry", False),
     ],
 )
-def test_refusals_are_told_by_their_first_words(answer: str, refuses: bool) -> None:
+def test_refusals_are_recognized_by_their_first_words(answer: str, refuses: bool) -> None:
     assert is_refusal(answer) is refuses

@@ -1,4 +1,4 @@
-"""Logits out of any model, whatever it returns and however it is wrapped."""
+"""Logits of any model, for all forms of output and wrappers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = [[3, 7, 9, 12], [8, 10], [5, 6, 7, 8, 9]]
 
 
 class Wrapped(nn.Module):
-    """A bigram model that returns its logits in another form."""
+    """Bigram model that returns its logits in another form."""
 
     def __init__(self, form: Any) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ def test_every_form_of_output_is_read(form: str) -> None:
 
 
 @pytest.mark.parametrize("wrap", ["peft", "compiled", "parallel"])
-def test_wrappers_are_looked_through(wrap: str) -> None:
+def test_arguments_of_wrapped_models_are_accepted(wrap: str) -> None:
     behavior = Behavior.next_token("words", ROWS, [9, 11, 30])
-    expected = probing.look(behavior, make_llama().eval()).margins
+    expected = probing.evaluate(behavior, make_llama().eval()).margins
     model: Any = make_llama().eval()
     if wrap == "peft":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
@@ -64,19 +64,19 @@ def test_wrappers_are_looked_through(wrap: str) -> None:
     else:
         model = nn.DataParallel(model)
     assert {"attention_mask", "position_ids", "use_cache"} <= accepted_arguments(model)
-    margins = probing.look(behavior, model).margins
+    margins = probing.evaluate(behavior, model).margins
     np.testing.assert_allclose(margins, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_last_positions_are_computed_where_the_model_can() -> None:
+def test_only_the_last_positions_are_computed_if_the_model_can() -> None:
     model, seen = make_llama(), []
     model.lm_head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[1]))
-    last_logits(model, TokenBatch.pad(ROWS), keep=2)
+    last_logits(model, TokenBatch.pad(ROWS), n_positions=2)
     assert seen == [2]
 
 
 class Averaging(nn.Module):
-    """Sees all tokens that its mask lets it see, and nothing else tells it which are padding."""
+    """Model that knows which tokens are padding only from its mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,12 +103,12 @@ def test_padding_is_on_the_left_and_masked() -> None:
     assert TokenBatch.pad([[1, 2], [3, 4]]).attention_mask is None
 
 
-def test_rows_taken_from_a_batch_lose_the_padding_of_the_others() -> None:
-    part = TokenBatch.pad(ROWS).take([1, 0])
+def test_selected_rows_lose_unneeded_padding() -> None:
+    part = TokenBatch.pad(ROWS).select([1, 0])
     assert part.input_ids.tolist() == [[0, 0, 8, 10], [3, 7, 9, 12]]
     assert part.attention_mask is not None
     assert part.attention_mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
-    assert TokenBatch.pad(ROWS).take([1]).attention_mask is None
+    assert TokenBatch.pad(ROWS).select([1]).attention_mask is None
 
 
 def test_joined_batches_keep_every_row() -> None:

@@ -1,4 +1,4 @@
-"""What probes have in common is read once, and margins and gradients are those of whole rows."""
+"""Shared prefixes are computed once; margins and gradients are those of full rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from riprap import Behavior
 from riprap import evaluation as probing
-from riprap.behaviors import _model_io as outputs
-from riprap.behaviors import _prefix_cache as prefixes
+from riprap.behaviors import _prefix_cache as prefix_cache
+from riprap.behaviors import accepted_arguments
 from tiny import PlainLM, make_gpt2, make_llama, make_tokenizer
 
 BEGINNING = [3, 7, 9, 12, 30, 31, 5, 6, 8, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20, 21]
@@ -28,7 +28,9 @@ def behaviors() -> list[Behavior]:
     return [
         Behavior.next_token("words", ROWS, [9, 11, 30, 12, 4, 5]),
         Behavior.multiple_choice("choice", TOKENIZER, PROMPTS, OPTIONS, [0, 1, 2, 0, 1]),
-        Behavior.likelihood("said", TOKENIZER, PROMPTS, ["no", "five six", "a", "b", "sorry"]),
+        Behavior.likelihood(
+            "said", TOKENIZER, texts=["no", "five six", "a", "b", "sorry"], prompts=PROMPTS
+        ),
     ]
 
 
@@ -47,7 +49,7 @@ def model_of(kind: str) -> Any:
 
 
 class Counting:
-    """Tokens that go through a model."""
+    """Counts the tokens that a model computes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tokens = 0
@@ -58,26 +60,26 @@ class Counting:
 
     def of(self, behavior: Behavior, model: nn.Module) -> int:
         before = self.tokens
-        probing.look(behavior, model)
+        probing.evaluate(behavior, model)
         return self.tokens - before
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "lora"])
 @pytest.mark.parametrize("behavior", behaviors(), ids=lambda b: b.name)
-def test_margins_gradients_and_features_are_those_of_whole_rows(
+def test_margins_gradients_and_features_are_those_of_full_rows(
     kind: str, behavior: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(kind)
-    probing.start(behavior, model)
+    probing.calibrate(behavior, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     layer = probing.find_layer(model)
     assert layer is not None
     counting = Counting(model)
     counting.of(behavior, model)  # the first pass compares
-    short = probing.look(behavior, model, parameters, [layer])
+    short = probing.evaluate(behavior, model, parameters, [layer])
     fewer = counting.of(behavior, model)
-    monkeypatch.setattr(prefixes, "worth_it", lambda *_: False)
-    whole = probing.look(behavior, model, parameters, [layer])
+    monkeypatch.setattr(prefix_cache, "saves_compute", lambda *_: False)
+    whole = probing.evaluate(behavior, model, parameters, [layer])
     assert 1.4 * fewer < counting.of(behavior, model)
     assert short.margins == pytest.approx(whole.margins, abs=2e-4)
     torch.testing.assert_close(short.activations, whole.activations, atol=1e-4, rtol=1e-4)
@@ -88,8 +90,8 @@ def test_margins_gradients_and_features_are_those_of_whole_rows(
         torch.testing.assert_close(left, right, atol=float(1e-4 * scale + 1e-7), rtol=1e-3)
 
 
-def test_a_model_that_disagrees_with_itself_is_given_whole_rows() -> None:
-    """One that pays no heed to the positions or the cache must not be trusted with either."""
+def test_a_model_that_fails_the_check_computes_full_rows() -> None:
+    """A model that ignores the positions must not be used with the cache."""
     model = make_llama().eval()
     forward = model.forward
 
@@ -99,14 +101,14 @@ def test_a_model_that_disagrees_with_itself_is_given_whole_rows() -> None:
         return forward(*args, position_ids=position_ids, **kwargs)
 
     deaf.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
-    honest = probing.look(behaviors()[0], make_llama().eval()).margins
+    honest = probing.evaluate(behaviors()[0], make_llama().eval()).margins
     model.forward = deaf
     for _ in range(3):
-        found = probing.look(behaviors()[0], model).margins
+        found = probing.evaluate(behaviors()[0], model).margins
         assert found == pytest.approx(honest, abs=1e-5)
 
 
-def test_models_without_a_cache_are_read_as_ever() -> None:
+def test_models_without_a_cache_compute_full_rows() -> None:
     model = PlainLM().eval()
     rows = [row[:21] for row in ROWS]
     counting = Counting(model)
@@ -115,14 +117,14 @@ def test_models_without_a_cache_are_read_as_ever() -> None:
     assert counting.of(behavior, model) == 6 * 21
 
 
-def test_nothing_is_shared_where_it_would_be_compiled_anew() -> None:
+def test_compiled_models_compute_full_rows() -> None:
     model = make_llama().eval()
     compiled = torch.compile(model, backend="eager")
     counting = Counting(model)
     behavior = behaviors()[0]
     counting.of(behavior, compiled)
     assert counting.of(behavior, compiled) == len(ROWS) * max(map(len, ROWS))
-    assert outputs.accepted_arguments(compiled) >= prefixes.NEEDED
+    assert accepted_arguments(compiled) >= prefix_cache.REQUIRED_ARGUMENTS
 
 
 @given(
@@ -132,16 +134,16 @@ def test_nothing_is_shared_where_it_would_be_compiled_anew() -> None:
 )
 def test_a_plan_loses_no_token(rows: list[list[int]], width: int, data: st.DataObject) -> None:
     own = [data.draw(st.integers(1, len(row))) for row in rows]
-    cut = prefixes.plan(rows, own, width)
+    cut = prefix_cache.plan_prefix_sharing(rows, own, width)
     for index, row in enumerate(rows):
         prompt = cut.prompts[cut.group[index]] if cut.prompts else []
-        assert [*cut.common, *prompt, *cut.rests[index]] == row
-        assert len(cut.rests[index]) >= own[index]
+        assert [*cut.common, *prompt, *cut.suffixes[index]] == row
+        assert len(cut.suffixes[index]) >= own[index]
 
 
-def test_one_probe_alone_is_all_beginning_and_ends() -> None:
+def test_a_single_probe_has_a_prefix_and_suffixes() -> None:
     model = make_llama().eval()
-    whole = probing.look(behaviors()[1], model).margins
+    whole = probing.evaluate(behaviors()[1], model).margins
     for index in range(len(whole)):
-        alone = probing.look(behaviors()[1].subset([index]), model).margins
+        alone = probing.evaluate(behaviors()[1].subset([index]), model).margins
         assert alone[0] == pytest.approx(whole[index], abs=1e-3)
