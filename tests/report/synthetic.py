@@ -1,4 +1,4 @@
-"""Records made up for the tests of the report: what a monitor writes, without a model."""
+"""Synthetic records for the tests of the report, as a monitor writes them, without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYERS = ("model.layers.9", "model.layers.10")
 
 
 def visits_until(steps: int, every: int = 10) -> list[int]:
-    """Dense at the start, sparse later, as the monitor visits."""
+    """Evaluated steps: dense at the start, sparse later, as in a monitor."""
     found, step = [], 0
     while step < steps:
         found.append(step)
@@ -24,7 +24,7 @@ def visits_until(steps: int, every: int = 10) -> list[int]:
 
 
 class Scene:
-    """Writes one behaviour after another to a record."""
+    """Writes one behavior after another to a record."""
 
     def __init__(self, run: Path | None, names: list[str], steps: int = 120) -> None:
         self.writer = Writer(run)
@@ -32,7 +32,7 @@ class Scene:
         self.random = np.random.default_rng(0)
         self.writer.meta(
             behaviors=[{"name": name, "floor": 0.9, "contrast": None} for name in names],
-            policy={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
+            protocol={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
             protocol_hash="sha256:0123456789abcdef",
             versions={"python": "3.11.7", "torch": "2.13.0"},
             seeds={"torch": 7},
@@ -43,7 +43,7 @@ class Scene:
     def fading(
         self, name: str, start: float = 6.0, rate: float = 0.05, level: float = -4.0
     ) -> None:
-        """A behaviour whose mean margin decays from `start` to `level`."""
+        """A behavior whose mean margin decays from `start` to `level`."""
         offsets = self.random.normal(0, 1.0, 120)
 
         def mean(step: float) -> float:
@@ -81,7 +81,7 @@ class Scene:
                 self.read(step, name, signal, value)
             else:
                 self.lack(step, name, signal, "not within the horizon")
-        level = Level.CRITICAL if said.says_break else None
+        level = Level.CRITICAL if said.predicts_break else None
         level = level or (Level.WARNING if said.median <= HORIZON else None)
         if level and level not in raised:
             raised.add(level)
@@ -107,7 +107,7 @@ class Scene:
 
 
 def typical(run: Path | None, steps: int = 120) -> Scene:
-    """Three behaviours: one breaks with warning, one levels off above 0, one is under its floor."""
+    """Three behaviors: one breaks with warning, one levels off above 0, one is under its floor."""
     scene = Scene(run, ["refusal", "arithmetic", "general knowledge"], steps)
     scene.fading("refusal", 6.0, 0.05, -4.0)
     scene.fading("arithmetic", 9.0, 0.01, 4.0)

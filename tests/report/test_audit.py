@@ -1,4 +1,4 @@
-"""The audit of a selection: its figure is drawn whatever is known, its page acts on nothing."""
+"""The audit of a selection: the figure is drawn with any data, the page runs no code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 
 from riprap._text import shorten
 from riprap.errors import ConfigError
-from riprap.report._audit_page import Audit, Group, Worst, facts, figure, group_rows, write_audit
+from riprap.report._audit_page import (
+    Audit,
+    Group,
+    HarmfulRow,
+    audit_figure,
+    audit_summary,
+    group_rows,
+    write_audit,
+)
 
 NAMES = ("all", "chosen", "not chosen", "high", "moderate", "low")
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e](x)|{{ 1 }}"
@@ -17,8 +25,8 @@ HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e](x)|{{ 1 }}"
 def made(harm: dict[str, float], categories: dict[str, int], rows: int = 4) -> Audit:
     groups = [Group(n, rows, 3.5, 2.0, 0.25, dict(harm), dict(categories)) for n in NAMES]
     worst = [
-        Worst(7, None, None, "refusal", 0.5, 1.25, 2.0, True, shorten(HOSTILE), "so"),
-        Worst(9, "nine", "sums", "", None, 1.0, 2.0, False),
+        HarmfulRow(7, None, None, "refusal", 0.5, 1.25, 2.0, True, shorten(HOSTILE), "so"),
+        HarmfulRow(9, "nine", "sums", "", None, 1.0, 2.0, False),
     ]
     settings = {"model": HOSTILE, "max_length": 96}
     norms = {-7: [1, 2], 0: [1, 0]}
@@ -36,9 +44,9 @@ def test_page_and_figure_are_whole(
     assert "<script" not in text and "http:" not in text and "https:" not in text
     assert "&lt;script&gt;" in text and r"\x1b[2J" in text
     assert ("harm to refusal" in text) == bool(harm)
-    assert ("Rows that would harm most" in text) == bool(harm)
+    assert ("Rows with the largest predicted harm" in text) == bool(harm)
     assert text.count("data:image/png") == 1
-    panels = figure(made(harm, categories)).to_dict()["hconcat"]
+    panels = audit_figure(made(harm, categories)).to_dict()["hconcat"]
     assert len(panels) == 1 + bool(harm) + bool(categories)
 
 
@@ -56,20 +64,20 @@ def test_shares_are_of_each_group() -> None:
         "sums": "75%",
         "talk": "25%",
     }
-    assert list(group_rows(audit, most=1)[0])[-1] == "sums"
+    assert list(group_rows(audit, max_categories=1)[0])[-1] == "sums"
 
 
 def test_what_could_not_be_used_is_said() -> None:
-    said = facts(made({}, {}))
+    said = audit_summary(made({}, {}))
     assert said == (
-        "6 rows; 4 chosen by moderate at ratio 0.5; 1 were longer than 96 tokens and were cut; "
-        "2 have nothing to learn from and cannot be chosen"
+        "6 rows; 4 chosen by moderate with ratio 0.5; 1 were longer than 96 tokens and were "
+        "truncated; 2 have no response to learn from and cannot be chosen"
     )
 
 
 def test_nothing_usable_is_still_a_page(tmp_path: Path) -> None:
     empty = made({}, {}, rows=0)
-    empty.norms, empty.worst = {}, []
+    empty.norms, empty.most_harmful = {}, []
     page, _ = write_audit(empty, tmp_path)
     assert "0 chosen by moderate" in page.read_text()
 

@@ -1,4 +1,4 @@
-"""The page tells the run's story, needs nothing from outside, and lets no text become markup."""
+"""The page describes the run, loads nothing, and lets no text become markup."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from report.synthetic import Scene, typical
 from riprap.errors import RecordError
 from riprap.record import Writer
-from riprap.report import write_page
-from riprap.report._bundle import embedded
+from riprap.report import write_report
+from riprap.report._bundle import json_for_script
 from riprap.types import Alert, Level, Reading
 
 EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
@@ -49,7 +49,7 @@ class Page(HTMLParser):
 
 
 def page_of(source: Writer | Path, folder: Path) -> Page:
-    return Page(write_page(source, folder / "report.html").read_text(encoding="utf-8"))
+    return Page(write_report(source, folder / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page_of(folder / "run", folder)
 
 
-def test_the_page_says_what_became_of_each_behaviour(page: Page) -> None:
+def test_the_page_shows_the_outcome_of_each_behavior(page: Page) -> None:
     assert "toy world under C" in page.text
-    assert re.search(r"broke refusal At step 15 its score was 0\.80, under the floor", page.text)
+    assert re.search(r"broke refusal At step 15 the score was 0\.80, under the floor", page.text)
     assert "12 steps before the break" in page.text
-    assert re.search(r"kept arithmetic Its score stayed at or above", page.text)
+    assert re.search(r"kept arithmetic The score was at or above", page.text)
     assert re.search(r"under its floor general knowledge", page.text)
     assert "120 probes" in page.text
 
@@ -75,8 +75,8 @@ def test_the_page_lists_alerts_with_their_causes(page: Page) -> None:
     assert "margin_low 3.4" in table
 
 
-def test_the_page_says_what_was_not_measured_and_how_to(page: Page) -> None:
-    section = page.text.split("What was not measured")[1]
+def test_the_page_lists_missing_readings_with_reasons(page: Page) -> None:
+    section = page.text.split("Missing readings")[1]
     assert "NOT_RUN refusal energy_ratio no stack of layers was found" in section
     assert "Monitor(..., layer='blocks.1')" in section
     assert "INSUFFICIENT arithmetic" in section
@@ -86,18 +86,18 @@ def test_the_page_says_what_was_not_measured_and_how_to(page: Page) -> None:
 def test_the_page_states_the_facts_of_the_run(page: Page) -> None:
     for fact in ("default", "sha256:0123456789abcdef", "torch 2.13.0", "torch 7", '"lr": 0.001'):
         assert fact in page.text
-    assert "still going, or was cut off" in page.text
+    assert "still in progress, or was interrupted" in page.text
 
 
 def test_every_figure_of_the_page_has_a_place_and_a_specification(page: Page) -> None:
     figures = json.loads(next(text for text in page.scripts if text.startswith("[{")))
-    assert len(figures) == 1 + 3 + 6  # overview, a lane a behaviour, other signals
+    assert len(figures) == 1 + 3 + 6  # overview, a lane a behavior, other signals
     assert all(figure["config"]["font"] for figure in figures)
 
 
 def test_the_page_loads_nothing(page: Page, tmp_path: Path) -> None:
     assert page.links == []
-    html = write_page(typical(None).writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    html = write_report(typical(None).writer, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "Content-Security-Policy\" content=\"default-src 'none'" in html
     assert not re.search(r"@import|url\(\s*[\"']?http", html)
     assert 500_000 < len(html) < 2_500_000
@@ -121,23 +121,23 @@ def test_no_text_of_the_record_becomes_markup(page: Page, tmp_path: Path) -> Non
 
 def test_embedded_json_comes_back_whole_and_never_closes_its_element() -> None:
     value = {"a": "</ScRiPt><!--\u2028&amp;", "b": [1.5, None]}
-    text = str(embedded(value))
+    text = str(json_for_script(value))
     assert json.loads(text) == value
     assert not set("<>&\u2028") & set(text)
 
 
-def test_one_behaviour_and_no_alert(tmp_path: Path) -> None:
+def test_one_behavior_and_no_alert(tmp_path: Path) -> None:
     scene = Scene(None, ["calm"], 40)
     scene.fading("calm", 9.0, 0.001, 8.0)
     scene.writer.meta(ended="2026-11-22T21:04:00+00:00")
     found = page_of(scene.writer, tmp_path)
     assert "No alert was raised." in found.text
     assert "ended 2026-11-22 21:04:00" in found.text
-    assert "still going" not in found.text
+    assert "still in progress" not in found.text
 
 
-def test_ten_behaviours(tmp_path: Path) -> None:
-    names = [f"behaviour {number}" for number in range(10)]
+def test_ten_behaviors(tmp_path: Path) -> None:
+    names = [f"behavior {number}" for number in range(10)]
     scene = Scene(None, names, 30)
     for name in names:
         scene.fading(name)
@@ -152,7 +152,7 @@ def test_a_run_that_is_still_written(tmp_path: Path) -> None:
     scene.writer.flush()
     first = page_of(tmp_path / "run", tmp_path)
     assert "critical live" in first.text
-    assert "its horizon is not over yet" in first.text
+    assert "its horizon has not passed yet" in first.text
     scene.visit(13, "live", scene.random.normal(-1, 0.1, 50))
     scene.writer.flush()
     assert "broke live At step 13" in page_of(tmp_path / "run", tmp_path).text
@@ -169,7 +169,7 @@ def test_an_empty_run_says_so(tmp_path: Path, named: bool) -> None:
     assert "script" not in found.tags
 
 
-def test_a_run_whose_behaviours_are_not_named_is_shown_by_its_readings(tmp_path: Path) -> None:
+def test_a_run_whose_behaviors_are_not_named_is_shown_by_its_readings(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "first run")
     for step, score in ((0, 1.0), (5, 0.5)):
         writer.readings([Reading(step, "adding", "margin", 1.0, "logits")])
@@ -181,5 +181,5 @@ def test_a_run_whose_behaviours_are_not_named_is_shown_by_its_readings(tmp_path:
 
 def test_no_record_no_page(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no record at"):
-        write_page(tmp_path, tmp_path / "report.html")
+        write_report(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

@@ -1,48 +1,50 @@
-"""Views of a record: figures, the HTML report, the live table in the terminal."""
+"""Figures and HTML reports of runs, of row selections and of diagnoses; needs `riprap[report]`."""
 
+# ruff: noqa: E402
+from riprap._extras import EXTRAS, require
+
+require("report", *EXTRAS["report"])
+
+from riprap.report import _style as style
 from riprap.report._audit_page import (
-    DECADE,
-    LEFT,
-    NORMS,
-    TAKEN,
+    BINS_PER_DECADE,
+    NORM_GROUPS,
+    REJECTED,
+    SELECTED,
     Audit,
     Group,
-    Worst,
-    facts,
+    HarmfulRow,
+    audit_summary,
     group_rows,
     write_audit,
 )
 from riprap.report._basin import basin_figure, drift_figure, plane_figure
-from riprap.report._charts import lanes, save, styled
-from riprap.report._diagnosis_page import Diagnosed, Diagnosis, write_diagnosis
-from riprap.report._diagnosis_text import fell
+from riprap.report._charts import apply_style, run_figure, save_figure
+from riprap.report._diagnosis_page import write_diagnosis
 from riprap.report._divergence import divergence_figure
-from riprap.report._report_page import write_page
-from riprap.report._terminal import LiveTable, Row
+from riprap.report._panels import inline_data
+from riprap.report._report_page import write_report
 
 __all__ = [
-    "DECADE",
-    "LEFT",
-    "NORMS",
-    "TAKEN",
+    "BINS_PER_DECADE",
+    "NORM_GROUPS",
+    "REJECTED",
+    "SELECTED",
     "Audit",
-    "Diagnosed",
-    "Diagnosis",
     "Group",
-    "LiveTable",
-    "Row",
-    "Worst",
+    "HarmfulRow",
+    "apply_style",
+    "audit_summary",
     "basin_figure",
     "divergence_figure",
     "drift_figure",
-    "facts",
-    "fell",
     "group_rows",
-    "lanes",
+    "inline_data",
     "plane_figure",
-    "save",
-    "styled",
+    "run_figure",
+    "save_figure",
+    "style",
     "write_audit",
     "write_diagnosis",
-    "write_page",
+    "write_report",
 ]

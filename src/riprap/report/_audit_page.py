@@ -1,4 +1,4 @@
-"""What a selection of rows looks like: table, figure, and a page that needs no network."""
+"""Audit of a selection of rows: figure, table, and one self-contained page."""
 
 from __future__ import annotations
 
@@ -9,32 +9,27 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
+from riprap._formatting import format_number
 from riprap._text import shorten
 from riprap.errors import ConfigError
-from riprap.report import _formatting as words
 from riprap.report import _style as style
-from riprap.report._charts import save, styled
+from riprap.report._bundle import render_page
+from riprap.report._charts import apply_style, save_figure
 
-_HERE = Path(__file__).parent
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
-TAKEN, LEFT = "chosen", "not chosen"
-NORMS = ("high", "moderate", "low")  # groups by the norm of the gradient
-DECADE = 10  # bars for each power of ten
+SELECTED, REJECTED = "chosen", "not chosen"
+NORM_GROUPS = ("high", "moderate", "low")  # groups by gradient norm
+BINS_PER_DECADE = 10  # bars per power of ten
 
 
 @dataclass
 class Group:
-    """Some of the rows.
+    """A group of rows.
 
     Attributes:
         tokens, loss, norm: means over the rows.
-        harm: mean by behaviour.
-        categories: rows by category.
+        harm: behavior → mean predicted harm.
+        categories: category → number of rows.
     """
 
     name: str
@@ -45,19 +40,19 @@ class Group:
     harm: dict[str, float] = field(default_factory=dict)
     categories: dict[str, int] = field(default_factory=dict)
 
-    def share(self, category: str) -> float:
-        """Share of the group's rows that are of a category."""
+    def category_share(self, category: str) -> float:
+        """Share of the rows in a category."""
         return self.categories.get(category, 0) / self.rows if self.rows else 0.0
 
 
 @dataclass
-class Worst:
-    """A row that would harm a behaviour most, or that pulls most where none is given.
+class HarmfulRow:
+    """A row with a large predicted harm; without behaviors, with a large gradient norm.
 
     Attributes:
-        row: its line in the file, from 1.
-        behavior: the one that it is predicted to harm most; empty without behaviours.
-        prompt, response: of the row, shortened.
+        row: line number in the file, from 1.
+        behavior: the behavior with the largest predicted harm; empty without behaviors.
+        prompt, response: texts of the row, shortened.
     """
 
     row: int
@@ -74,14 +69,15 @@ class Worst:
 
 @dataclass
 class Audit:
-    """A selection of the rows of a data set.
+    """A selection of rows from a data set.
 
     Attributes:
-        rows, usable, cut: how many there are; that have response tokens and finite numbers; that
-            were longer than was read of them.
-        groups: all rows, chosen, not chosen, and those of high, moderate and low gradient norm.
-        norms: usable rows by the tenth of a power of ten of their norm, (not chosen, chosen).
-        worst: in falling order.
+        rows: number of rows.
+        usable: number of rows with response tokens and finite scores.
+        truncated: number of rows longer than the maximum length.
+        groups: all rows, chosen rows, other rows, and rows of high, moderate and low norm.
+        norms: tenth of a power of ten of the norm → usable rows (not chosen, chosen).
+        most_harmful: rows in falling order of predicted harm.
     """
 
     title: str
@@ -90,79 +86,84 @@ class Audit:
     ratio: float
     rows: int
     usable: int
-    cut: int
+    truncated: int
     groups: list[Group]
     norms: dict[int, list[int]]
-    worst: list[Worst]
+    most_harmful: list[HarmfulRow]
 
     def group(self, name: str) -> Group:
-        """The group by that name."""
+        """Return the group with this name."""
         return next(group for group in self.groups if group.name == name)
 
     @property
     def behaviors(self) -> list[str]:
-        """Behaviours whose harm is predicted."""
+        """Names of the behaviors with predicted harm."""
         return list(self.groups[0].harm)
 
     @property
     def categories(self) -> list[str]:
-        """Categories, the largest first."""
+        """Categories, largest first."""
         known = self.groups[0].categories
         return sorted(known, key=lambda name: (-known[name], name))
 
 
-def group_rows(audit: Audit, most: int = 6) -> list[dict[str, str]]:
-    """The groups as cells, with the `most` largest categories."""
+def group_rows(audit: Audit, max_categories: int = 6) -> list[dict[str, str]]:
+    """Table of the groups as text, with the `max_categories` largest categories."""
     return [
         {
             "group": group.name,
             "rows": f"{group.rows:,}",
-            "tokens": words.number(group.tokens),
-            "loss": words.number(group.loss),
-            "norm": words.number(group.norm),
+            "tokens": format_number(group.tokens),
+            "loss": format_number(group.loss),
+            "norm": format_number(group.norm),
         }
-        | {f"harm to {name}": words.number(value) for name, value in group.harm.items()}
-        | {shorten(name, 40): f"{group.share(name):.0%}" for name in audit.categories[:most]}
+        | {f"harm to {name}": format_number(value) for name, value in group.harm.items()}
+        | {
+            shorten(name, 40): f"{group.category_share(name):.0%}"
+            for name in audit.categories[:max_categories]
+        }
         for group in audit.groups
     ]
 
 
-def facts(audit: Audit) -> str:
-    """How many rows there are, and what could not be used of them."""
-    said = f"{audit.rows:,} rows; {audit.group(TAKEN).rows:,} chosen by {audit.strategy} at ratio "
-    said += f"{audit.ratio:g}"
-    if audit.cut:
-        limit = audit.settings.get("max_length", "the limit of")
-        said += f"; {audit.cut:,} were longer than {limit} tokens and were cut"
+def audit_summary(audit: Audit) -> str:
+    """Number of rows, chosen, truncated and unusable, as a sentence."""
+    text = f"{audit.rows:,} rows; {audit.group(SELECTED).rows:,} chosen by {audit.strategy} "
+    text += f"with ratio {audit.ratio:g}"
+    if audit.truncated:
+        limit = audit.settings.get("max_length", "the maximum number of")
+        text += f"; {audit.truncated:,} were longer than {limit} tokens and were truncated"
     if audit.rows > audit.usable:
-        said += f"; {audit.rows - audit.usable:,} have nothing to learn from and cannot be chosen"
-    return said
+        text += (
+            f"; {audit.rows - audit.usable:,} have no response to learn from and cannot be chosen"
+        )
+    return text
 
 
-def figure(audit: Audit) -> alt.HConcatChart:
-    """Norms of the rows, and what the groups consist of."""
+def audit_figure(audit: Audit) -> alt.HConcatChart:
+    """Figure of gradient norms, and of the groups' categories and predicted harm."""
     panels = [_norms(audit)]
     if audit.categories:
         panels.append(_categories(audit))
     if audit.behaviors:
         panels.append(_harms(audit))
-    title = alt.TitleParams(shorten(audit.title), subtitle=facts(audit), fontSize=15)
+    title = alt.TitleParams(shorten(audit.title), subtitle=audit_summary(audit), fontSize=15)
     chart = alt.hconcat(*panels, spacing=30, title=title).resolve_scale(color="independent")
-    found: alt.HConcatChart = styled(chart)
-    return found
+    figure: alt.HConcatChart = apply_style(chart)
+    return figure
 
 
 def _norms(audit: Audit) -> alt.Chart:
     bars = [
         {
-            "from": 10 ** (place / DECADE),
-            "to": 10 ** ((place + 1) / DECADE),
+            "from": 10 ** (place / BINS_PER_DECADE),
+            "to": 10 ** ((place + 1) / BINS_PER_DECADE),
             "rows": count,
             "which": which,
             "order": order,
         }
         for place, counts in sorted(audit.norms.items())
-        for order, (which, count) in enumerate(zip((LEFT, TAKEN), counts, strict=True))
+        for order, (which, count) in enumerate(zip((REJECTED, SELECTED), counts, strict=True))
     ]
     frame = pd.DataFrame(bars, columns=["from", "to", "rows", "which", "order"])
     return (
@@ -176,17 +177,17 @@ def _norms(audit: Audit) -> alt.Chart:
             color=alt.Color(
                 "which:N",
                 title=None,
-                scale=alt.Scale(domain=[TAKEN, LEFT], range=[style.BLUE, "#c8d0d6"]),
+                scale=alt.Scale(domain=[SELECTED, REJECTED], range=[style.BLUE, "#c8d0d6"]),
                 legend=alt.Legend(orient="bottom", columns=3),
             ),
         )
-        .properties(width=300, height=220, title="Norms of the rows' gradients")
+        .properties(width=300, height=220, title="Gradient norms of the rows")
     )
 
 
 def _categories(audit: Audit) -> alt.Chart:
     frame = pd.DataFrame(
-        {"group": group.name, "category": shorten(name, 40), "share": group.share(name)}
+        {"group": group.name, "category": shorten(name, 40), "share": group.category_share(name)}
         for group in audit.groups
         for name in audit.categories
     )
@@ -202,13 +203,13 @@ def _categories(audit: Audit) -> alt.Chart:
                 legend=alt.Legend(orient="bottom", columns=3),
             ),
         )
-        .properties(width=300, height=220, title="What the groups consist of")
+        .properties(width=300, height=220, title="Categories of the groups")
     )
 
 
 def _harms(audit: Audit) -> alt.Chart:
     frame = pd.DataFrame(
-        {"group": group.name, "behaviour": name, "harm": value}
+        {"group": group.name, "behavior": name, "harm": value}
         for group in audit.groups
         for name, value in group.harm.items()
     )
@@ -219,32 +220,32 @@ def _harms(audit: Audit) -> alt.Chart:
             y=alt.Y("group:N", sort=[g.name for g in audit.groups], title=None).axis(minExtent=70),
             x=alt.X("harm:Q", title="mean predicted harm"),
             color=alt.Color(
-                "behaviour:N",
+                "behavior:N",
                 scale=alt.Scale(scheme="dark2"),
                 legend=alt.Legend(orient="bottom", columns=3),
             ),
         )
-        .properties(width=280, height=220, title="What they would do to behaviours")
+        .properties(width=280, height=220, title="Predicted harm to behaviors")
     )
 
 
 def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
-    """Write `audit.png` and `audit.html` into a folder; returns their paths.
+    """Write `audit.png` and `audit.html` into a folder; return the paths of page and image.
 
     Raises:
-        ConfigError: they cannot be written there.
+        ConfigError: the folder cannot be written.
     """
     image, page = folder / "audit.png", folder / "audit.html"
     try:
-        save(figure(audit), image)
-        picture = base64.b64encode(image.read_bytes()).decode()
-        text = _TEMPLATES.get_template("audit.html").render(
+        save_figure(audit_figure(audit), image)
+        png = base64.b64encode(image.read_bytes()).decode()
+        text = render_page(
+            "audit.html",
             audit=audit,
-            facts=facts(audit),
+            summary=audit_summary(audit),
             groups=group_rows(audit),
-            picture=picture,
-            number=words.number,
-            css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+            image=png,
+            number=format_number,
         )
         page.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,17 +1,17 @@
-"""What became of one behaviour, in a sentence."""
+"""Outcome of a run for one behavior, as a badge and as sentences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from riprap.report import _formatting as words
-from riprap.report._run import Run, Watched
+from riprap._formatting import format_forecast, format_score, format_steps
+from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Alert, Level
 
 
-class Fate(StrEnum):
-    """Outcomes, as the report words them."""
+class Outcome(StrEnum):
+    """Possible outcomes; values are shown in the report, names are its CSS classes."""
 
     BROKE = "broke"
     CRITICAL = "critical"
@@ -21,109 +21,109 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The outcome for one behaviour.
+class BehaviorOutcome:
+    """Outcome for one behavior.
 
     Attributes:
-        broke: first visited step whose score was under the floor, None where it never fell there.
-        lead: break − first critical alert, in steps; positive is early, None without either.
-        sentences: what happened, in words.
+        broke: first evaluated step with a score under the floor; None if the score never fell
+            under it.
+        lead: break − first critical alert, in steps; positive is early, None without both.
+        sentences: description of what happened.
     """
 
-    watched: Watched
-    fate: Fate
+    behavior: BehaviorInfo
+    outcome: Outcome
     broke: int | None
     lead: int | None
     sentences: str
 
 
-def judge(run: Run, watched: Watched) -> Verdict:
-    """What became of a behaviour, from its scores and alerts (formulas, section 3)."""
-    scores = run.of(watched.name, "score")
+def assess(run: Run, behavior: BehaviorInfo) -> BehaviorOutcome:
+    """Derive the outcome for a behavior from its scores and alerts."""
+    scores = run.values(behavior.name, "score")
     if not scores:
-        text = "No score was measured, so nothing can be said about it."
-        return Verdict(watched, Fate.UNKNOWN, None, None, text)
-    broke = run.broken_at(watched)
-    critical = run.first_alerts(watched.name).get(Level.CRITICAL)
-    if run.under_at_start(watched):
+        return BehaviorOutcome(behavior, Outcome.UNKNOWN, None, None, "No score was measured.")
+    broke = run.broken_at(behavior)
+    critical = run.first_alerts(behavior.name).get(Level.CRITICAL)
+    if run.below_floor_at_start(behavior):
         first = min(scores)
         text = (
-            f"When it was first measured, at step {first:,}, its score was already "
-            f"{_score(run, watched, first)}: there was nothing to lose."
+            f"At the first measurement, at step {first:,}, the score was already "
+            f"{_score_under_floor(run, behavior, first)}: there was nothing to lose."
         )
-        return Verdict(watched, Fate.UNDER, None, None, text)
+        return BehaviorOutcome(behavior, Outcome.UNDER, None, None, text)
     if broke is None:
-        standing = critical is not None and not _expired(critical, run.last_step)
-        fate = Fate.CRITICAL if standing else Fate.KEPT
-        return Verdict(watched, fate, None, None, _kept(run, watched, critical))
+        active = critical is not None and not _horizon_passed(critical, run.last_step)
+        outcome = Outcome.CRITICAL if active else Outcome.KEPT
+        text = _describe_no_break(run, behavior, critical)
+        return BehaviorOutcome(behavior, outcome, None, None, text)
     lead = None if critical is None else broke - critical.step
-    return Verdict(watched, Fate.BROKE, broke, lead, _broke(run, watched, broke, critical))
+    text = _describe_break(run, behavior, broke, critical)
+    return BehaviorOutcome(behavior, Outcome.BROKE, broke, lead, text)
 
 
-def headline(run: Run, verdict: Verdict) -> str:
-    """The outcome, the first alerts and the lead, in a few words."""
-    broke = verdict.fate is Fate.BROKE
-    facts = [f"broke at step {verdict.broke:,}" if broke else str(verdict.fate)]
-    facts += [
+def headline(run: Run, outcome: BehaviorOutcome) -> str:
+    """Outcome, first alerts and lead in one line."""
+    broke = outcome.outcome is Outcome.BROKE
+    parts = [f"broke at step {outcome.broke:,}" if broke else str(outcome.outcome)]
+    parts += [
         f"first {level} at {alert.step:,}"
-        for level, alert in run.first_alerts(verdict.watched.name).items()
+        for level, alert in run.first_alerts(outcome.behavior.name).items()
     ]
-    if verdict.lead is not None:
-        facts.append(f"lead {verdict.lead:,}")
-    return " · ".join(facts)
+    if outcome.lead is not None:
+        parts.append(f"lead {outcome.lead:,}")
+    return " · ".join(parts)
 
 
-def _kept(run: Run, watched: Watched, critical: Alert | None) -> str:
-    scores = run.of(watched.name, "score")
+def _describe_no_break(run: Run, behavior: BehaviorInfo, critical: Alert | None) -> str:
+    scores = run.values(behavior.name, "score")
     lowest = min(scores, key=lambda step: scores[step])
-    visits = "its only visit" if len(scores) == 1 else f"all {len(scores):,} visits"
-    worst = words.score(scores[lowest], watched.floor)
-    text = f"Its score stayed at or above the floor of {watched.floor:g} at {visits}; "
+    count = "the only evaluation" if len(scores) == 1 else f"all {len(scores):,} evaluations"
+    worst = format_score(scores[lowest], behavior.floor)
+    text = f"The score was at or above the floor of {behavior.floor:g} at {count}; "
     if scores[lowest] == max(scores.values()):
         text += f"it was {worst} throughout."
     else:
         text += f"the lowest was {worst}, at step {lowest:,}."
     if critical is None:
         return text
-    text += f" A critical alert at step {critical.step:,} {_foretold(critical)}"
-    if _expired(critical, run.last_step):
+    text += f" A critical alert at step {critical.step:,} {_describe_forecast(critical)}"
+    if _horizon_passed(critical, run.last_step):
         return text + ", and no break came within its horizon: a false alarm."
-    return text + "; its horizon is not over yet."
+    return text + "; its horizon has not passed yet."
 
 
-def _broke(run: Run, watched: Watched, broke: int, critical: Alert | None) -> str:
-    scores = run.of(watched.name, "score")
+def _describe_break(run: Run, behavior: BehaviorInfo, broke: int, critical: Alert | None) -> str:
+    scores = run.values(behavior.name, "score")
     before = max(step for step in scores if step < broke)
     text = (
-        f"At step {broke:,} its score was {_score(run, watched, broke)}; "
-        f"the visit at step {before:,} had still found it at or above."
+        f"At step {broke:,} the score was {_score_under_floor(run, behavior, broke)}; "
+        f"at the evaluation before, at step {before:,}, it was not."
     )
     if critical is None:
         return text + " No critical alert was raised."
     lead = broke - critical.step
-    if lead > 0:
-        early = critical.forecast is not None and lead > critical.forecast.horizon
-        return (
-            text + f" The first critical alert came at step {critical.step:,}, "
-            f"{words.steps(lead)} before the break, and {_foretold(critical)}."
-            + " The break came after its horizon, so it counts as a false alarm."
-            * early
-        )
-    late = "at the break, not before it" if lead == 0 else f"{words.steps(-lead)} too late"
-    return text + f" The first critical alert came at step {critical.step:,}, {late}."
+    text += f" The first critical alert was raised at step {critical.step:,}, "
+    if lead == 0:
+        return text + "at the break, not before it."
+    if lead < 0:
+        return text + f"{format_steps(-lead)} too late."
+    text += f"{format_steps(lead)} before the break, and {_describe_forecast(critical)}."
+    if critical.forecast is not None and lead > critical.forecast.horizon:
+        text += " The break came after the horizon of the alert, so it counts as a false alarm."
+    return text
 
 
-def _score(run: Run, watched: Watched, step: int) -> str:
-    value = run.of(watched.name, "score")[step]
-    return f"{words.score(value, watched.floor)}, under the floor of {watched.floor:g}"
+def _score_under_floor(run: Run, behavior: BehaviorInfo, step: int) -> str:
+    value = run.values(behavior.name, "score")[step]
+    return f"{format_score(value, behavior.floor)}, under the floor of {behavior.floor:g}"
 
 
-def _foretold(alert: Alert) -> str:
+def _describe_forecast(alert: Alert) -> str:
     if alert.forecast is None:
-        return "carried no forecast"
-    return f"forecast the break {words.forecast(alert.forecast)}"
+        return "had no forecast"
+    return f"forecast the break {format_forecast(alert.forecast)}"
 
 
-def _expired(alert: Alert, last_step: int) -> bool:
-    """Whether the alert's own horizon has passed."""
+def _horizon_passed(alert: Alert, last_step: int) -> bool:
     return alert.forecast is not None and last_step >= alert.step + alert.forecast.horizon

@@ -1,4 +1,4 @@
-"""The three panels of a lane: score, margin, interference."""
+"""The three panels of one behavior: score, margin, interference."""
 
 from __future__ import annotations
 
@@ -7,179 +7,193 @@ from typing import Any
 
 import altair as alt
 
-from riprap.report import _plot_data as rows
+from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
-from riprap.report._run import Run, Watched
+from riprap.report._run import BehaviorInfo, Run
 
 SCORE_HEIGHT, MARGIN_HEIGHT, INTERFERENCE_HEIGHT = 64, 130, 56
-UNSEEN = 1e-6  # what is wholly transparent meets no pointer
-DOTS = 80  # visits that are marked one by one
-FIRST, LAST = "x_first", "x_last"  # parameters of every lane: the steps shown
+INVISIBLE = 1e-6  # opacity of hover targets; a mark with opacity 0 gets no pointer events
+MAX_DOTS = 80  # probe evaluations up to which each is marked with a dot
+FIRST_STEP, LAST_STEP = "x_first", "x_last"  # chart parameters: the range of steps shown
 
 
-def data(values: list[rows.Row]) -> Any:
-    """Rows as inline data.
+def inline_data(values: list[plot_data.Row]) -> Any:
+    """Inline data of a chart, as one JSON string.
 
-    As one string: altair copies a figure's data whenever figures are put together, row by row.
+    As a string because altair copies data row by row whenever charts are combined.
     """
     text = json.dumps(values, allow_nan=False, separators=(",", ":"))
     return alt.InlineData(values=text, format=alt.DataFormat(type="json"))
 
 
-def steps(field: str = "step", axis: Any = alt.Undefined) -> alt.X:
-    """Steps from left to right, between the two parameters of every lane."""
-    domain = [alt.ExprRef(FIRST), alt.ExprRef(LAST)]
+def step_axis(field: str = "step", axis: Any = alt.Undefined) -> alt.X:
+    """X encoding of steps, limited by the two chart parameters."""
+    domain = [alt.ExprRef(FIRST_STEP), alt.ExprRef(LAST_STEP)]
     return alt.X(f"{field}:Q", scale=alt.Scale(domain=domain, nice=False), axis=axis)
 
 
-def labelled(title: str | None) -> alt.Axis:
-    """An axis of steps with whole numbers."""
+def labeled_steps(title: str | None) -> alt.Axis:
+    """Axis of whole steps."""
     return alt.Axis(title=title, grid=False, format=",d", tickMinStep=1)
 
 
-def _ground(labels: bool = False) -> alt.Chart:
-    """The axis of steps, there whatever else is; only the lowest panel of a lane labels it."""
+def _base_axis(labels: bool = False) -> alt.Chart:
+    """Step axis, drawn even without data; only the lowest panel has labels."""
     bare = alt.Axis(title=None, labels=False, ticks=False, grid=False)
-    chart = alt.Chart(data([{"step": 0}])).mark_point(opacity=0)
-    return chart.encode(x=steps(axis=labelled("optimizer step") if labels else bare))
+    chart = alt.Chart(inline_data([{"step": 0}])).mark_point(opacity=0)
+    return chart.encode(x=step_axis(axis=labeled_steps("optimizer step") if labels else bare))
 
 
-def _tip(field: str, title: str) -> alt.Tooltip:
-    """A tooltip's line, shown as the row holds it."""
+def _tooltip(field: str, title: str) -> alt.Tooltip:
+    """One line of a tooltip, shown without formatting."""
     return alt.Tooltip(f"{field}:N", title=title)
 
 
-def _horizontal(value: float, **mark: Any) -> alt.Chart:
-    return alt.Chart(data([{"value": value}])).mark_rule(**mark).encode(y=alt.Y("value:Q"))
+def _horizontal_rule(value: float, **mark: Any) -> alt.Chart:
+    return alt.Chart(inline_data([{"value": value}])).mark_rule(**mark).encode(y=alt.Y("value:Q"))
 
 
-def _hover(values: list[rows.Row], tips: list[alt.Tooltip]) -> alt.Chart:
-    """Unseen rules, wide enough to be met by a pointer, that carry a visit's tooltip."""
-    mark = alt.Chart(data(values)).mark_rule(opacity=UNSEEN, strokeWidth=7, clip=True)
-    return mark.encode(x=steps(), tooltip=[_tip("step", "step"), *tips])
+def _hover_targets(values: list[plot_data.Row], tips: list[alt.Tooltip]) -> alt.Chart:
+    """Invisible wide rules that show the tooltip of a probe evaluation."""
+    mark = alt.Chart(inline_data(values)).mark_rule(opacity=INVISIBLE, strokeWidth=7, clip=True)
+    return mark.encode(x=step_axis(), tooltip=[_tooltip("step", "step"), *tips])
 
 
-def _line(chart: alt.Chart, visits: int) -> alt.Chart:
-    """A line whose visits are dots, as long as dots can be told apart."""
-    point = {"size": 12, "color": style.BLUE} if visits <= DOTS else False
+def _line_with_dots(chart: alt.Chart, count: int) -> alt.Chart:
+    """Line with a dot for each probe evaluation, unless there are too many."""
+    point = {"size": 12, "color": style.BLUE} if count <= MAX_DOTS else False
     return chart.mark_line(color=style.BLUE, strokeWidth=1.8, clip=True, point=point)
 
 
-def score_panel(run: Run, watched: Watched, width: int) -> Any:
-    """Score at each visit, with the floor."""
-    values = rows.score_rows(run, watched)
+def score_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
+    """Score at each probe evaluation, with the floor."""
+    values = plot_data.score_rows(run, behavior)
     y = alt.Y(
         "score:Q",
         title="score",
         scale=alt.Scale(domain=[0, 1.04], nice=False),
         axis=alt.Axis(values=[0, 0.5, 1], format=".1f"),
     )
-    line = _line(alt.Chart(data(values)), len(values))
-    floor = _horizontal(watched.floor, color=style.QUIET, strokeDash=[4, 3])
-    label = alt.Chart(data([{"value": watched.floor, "text": f"floor {watched.floor:g}"}]))
-    label = label.mark_text(align="right", dy=9, dx=-2, fontSize=10, color=style.QUIET)
+    line = _line_with_dots(alt.Chart(inline_data(values)), len(values))
+    floor = _horizontal_rule(behavior.floor, color=style.MUTED, strokeDash=[4, 3])
+    label = alt.Chart(inline_data([{"value": behavior.floor, "text": f"floor {behavior.floor:g}"}]))
+    label = label.mark_text(align="right", dy=9, dx=-2, fontSize=10, color=style.MUTED)
     return alt.layer(
-        _ground(),
+        _base_axis(),
         floor,
         label.encode(x=alt.value("width"), y="value:Q", text="text:N"),
-        line.encode(x=steps(), y=y),
-        _hover(values, [_tip("text", "score")]),
-        *events(run, watched, glyphs=True),
+        line.encode(x=step_axis(), y=y),
+        _hover_targets(values, [_tooltip("text", "score")]),
+        *event_marks(run, behavior, glyphs=True),
     ).properties(width=width, height=SCORE_HEIGHT)
 
 
-def margin_panel(run: Run, watched: Watched, width: int, right: float) -> Any:
-    """Mean margin, the band of the probes, the deciding margin and its forecasts."""
-    values = rows.margin_rows(run, watched)
-    unit = f" ({watched.unit})" if watched.unit not in ("", "margin") else ""
+def margin_panel(run: Run, behavior: BehaviorInfo, width: int, right: float) -> Any:
+    """Mean margin, band of the probes, threshold margin and its forecasts."""
+    values = plot_data.margin_rows(run, behavior)
+    unit = f" ({behavior.unit})" if behavior.unit not in ("", "margin") else ""
     y = alt.Y("mean:Q", title=f"margin{unit}", axis=alt.Axis(tickCount=5))
-    base = alt.Chart(data(values))
+    base = alt.Chart(inline_data(values))
     band = base.mark_area(color=style.BAND, opacity=0.45, clip=True)
     low = base.mark_line(color=style.CONE, strokeWidth=1.2, strokeDash=[3, 2], clip=True)
-    mean = _line(base, len(values))
+    mean = _line_with_dots(base, len(values))
     tips = [
-        _tip("mean", "mean margin"),
-        _tip("p10", "10 % of probes below"),
-        _tip("p90", "10 % of probes above"),
-        _tip("low", "margin that decides the floor"),
-        _tip("forecast", "forecast break"),
+        _tooltip("mean", "mean margin"),
+        _tooltip("p10", "10 % of probes are below"),
+        _tooltip("p90", "10 % of probes are above"),
+        _tooltip("low", "threshold margin"),
+        _tooltip("forecast", "forecast break"),
     ]
     layers = [
-        _ground(),
-        band.encode(x=steps(), y=alt.Y("p10:Q"), y2="p90:Q"),
-        _horizontal(0, color=style.INK, strokeWidth=0.8),
-        *_forecasts(run, watched, right),
-        low.encode(x=steps(), y="low:Q"),
-        mean.encode(x=steps(), y=y),
-        _hover(values, tips),
-        *events(run, watched),
+        _base_axis(),
+        band.encode(x=step_axis(), y=alt.Y("p10:Q"), y2="p90:Q"),
+        _horizontal_rule(0, color=style.INK, strokeWidth=0.8),
+        *_forecasts(run, behavior, right),
+        low.encode(x=step_axis(), y="low:Q"),
+        mean.encode(x=step_axis(), y=y),
+        _hover_targets(values, tips),
+        *event_marks(run, behavior),
     ]
     return alt.layer(*layers).properties(width=width, height=MARGIN_HEIGHT)
 
 
-def _forecasts(run: Run, watched: Watched, right: float) -> list[alt.Chart]:
-    """Cones of the 80 % interval, and a thin line of the median from every visit."""
-    tips = [_tip("name", "cone"), _tip("made", "made at step"), _tip("forecast", "forecast break")]
+def _forecasts(run: Run, behavior: BehaviorInfo, right: float) -> list[alt.Chart]:
+    """Cones of the 80 % interval, and a thin line to each median forecast."""
+    tips = [
+        _tooltip("name", "cone"),
+        _tooltip("made", "forecast at step"),
+        _tooltip("forecast", "forecast break"),
+    ]
     layers = []
-    if cones := rows.cone_rows(run, watched, right):
-        cone = alt.Chart(data(cones)).mark_area(color=style.CONE, opacity=0.25, clip=True)
+    if cones := plot_data.cone_rows(run, behavior, right):
+        cone = alt.Chart(inline_data(cones)).mark_area(color=style.CONE, opacity=0.25, clip=True)
         layers.append(
-            cone.encode(x=steps(), y="lower:Q", y2="upper:Q", detail="cone:N", tooltip=tips)
+            cone.encode(x=step_axis(), y="lower:Q", y2="upper:Q", detail="cone:N", tooltip=tips)
         )
-    if segments := rows.segment_rows(run, watched):
-        segment = alt.Chart(data(segments))
+    if segments := plot_data.segment_rows(run, behavior):
+        segment = alt.Chart(inline_data(segments))
         segment = segment.mark_rule(color=style.CONE, opacity=0.4, strokeWidth=0.8, clip=True)
-        layers.append(segment.encode(x=steps(), x2="end:Q", y="low:Q", y2=alt.datum(0)))
+        layers.append(segment.encode(x=step_axis(), x2="end:Q", y="low:Q", y2=alt.datum(0)))
     return layers
 
 
-def interference_panel(run: Run, watched: Watched, width: int) -> Any:
-    """Predicted change of the mean margin a step, beside the change that came."""
-    bars = alt.Chart(data(rows.bar_rows(run.of(watched.name, "interference"))))
-    y = alt.Y("value:Q", title="change a step", axis=alt.Axis(tickCount=3))
-    realised = alt.Chart(data(rows.realised_rows(run, watched)))
-    realised = realised.mark_rule(color=style.INK, strokeWidth=1.4, clip=True)
-    predicted = [_tip("steps", "step"), _tip("text", "predicted change of the mean margin")]
-    came = [_tip("step", "from step"), _tip("end", "to step"), _tip("text", "realised, a step")]
+def interference_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
+    """Predicted and realized change of the mean margin per step."""
+    bars = alt.Chart(inline_data(plot_data.bar_rows(run.values(behavior.name, "interference"))))
+    y = alt.Y("value:Q", title="change / step", axis=alt.Axis(tickCount=3))
+    realized = alt.Chart(inline_data(plot_data.realized_rows(run, behavior)))
+    realized = realized.mark_rule(color=style.INK, strokeWidth=1.4, clip=True)
+    predicted = [_tooltip("steps", "step"), _tooltip("text", "predicted change of the mean margin")]
+    actual = [
+        _tooltip("step", "from step"),
+        _tooltip("end", "to step"),
+        _tooltip("text", "realized change per step"),
+    ]
     layers = [
-        _ground(labels=True),
+        _base_axis(labels=True),
         bars.mark_bar(clip=True, strokeWidth=0.6).encode(
-            x=steps(),
+            x=step_axis(),
             x2="end:Q",
             y=y,
             y2=alt.datum(0),
-            color=given_colour(),
-            stroke=alt.Stroke("colour:N", scale=None),
+            color=color_from_data(),
+            stroke=alt.Stroke("color:N", scale=None),
             tooltip=predicted,
         ),
-        _horizontal(0, color=style.INK, strokeWidth=0.8),
-        realised.encode(x=steps(), x2="end:Q", y="value:Q", tooltip=came),
-        *events(run, watched),
+        _horizontal_rule(0, color=style.INK, strokeWidth=0.8),
+        realized.encode(x=step_axis(), x2="end:Q", y="value:Q", tooltip=actual),
+        *event_marks(run, behavior),
     ]
     return alt.layer(*layers).properties(width=width, height=INTERFERENCE_HEIGHT)
 
 
-def events(run: Run, watched: Watched, glyphs: bool = False) -> list[alt.Chart]:
-    """The first alert of each level and the break as vertical rules; `glyphs` marks all alerts."""
-    tips = [_tip(name, name) for name in ("step", "level", "detector", "message", "forecast")]
+def event_marks(run: Run, behavior: BehaviorInfo, glyphs: bool = False) -> list[alt.Chart]:
+    """Rules at the first alert of each level and at the break; `glyphs` marks all alerts."""
+    tips = [_tooltip(name, name) for name in ("step", "level", "detector", "message", "forecast")]
     layers = []
-    for level, alert in run.first_alerts(watched.name).items():
-        rule = alt.Chart(data(rows.alert_rows([alert]))).mark_rule(
+    for level, alert in run.first_alerts(behavior.name).items():
+        rule = alt.Chart(inline_data(plot_data.alert_rows([alert]))).mark_rule(
             color=style.LEVELS[level], strokeDash=style.DASHES[level], strokeWidth=1.6, clip=True
         )
-        layers.append(rule.encode(x=steps(), tooltip=tips))
+        layers.append(rule.encode(x=step_axis(), tooltip=tips))
     if glyphs:
-        marks = alt.Chart(data(rows.alert_rows(run.alerts_of(watched.name))))
+        marks = alt.Chart(inline_data(plot_data.alert_rows(run.alerts_of(behavior.name))))
         marks = marks.mark_point(shape="triangle-down", filled=True, size=55, opacity=1)
-        layers.append(marks.encode(x=steps(), y=alt.value(-5), color=given_colour(), tooltip=tips))
-    broke = run.broken_at(watched)
+        layers.append(
+            marks.encode(x=step_axis(), y=alt.value(-5), color=color_from_data(), tooltip=tips)
+        )
+    broke = run.broken_at(behavior)
     if broke is not None:
-        rule = alt.Chart(data([{"step": broke, "text": "score under the floor"}]))
+        rule = alt.Chart(inline_data([{"step": broke, "text": "score under its floor"}]))
         rule = rule.mark_rule(color=style.BREAK, strokeWidth=2, clip=True)
-        layers.append(rule.encode(x=steps(), tooltip=[_tip("step", "broke"), _tip("text", "why")]))
+        layers.append(
+            rule.encode(
+                x=step_axis(), tooltip=[_tooltip("step", "broke"), _tooltip("text", "reason")]
+            )
+        )
     return layers
 
 
-def given_colour() -> alt.Color:
-    """The colour that a row names; scales of colour would be shared between panels."""
-    return alt.Color("colour:N", scale=None)
+def color_from_data() -> alt.Color:
+    """Color from the data row; a color scale would be shared between panels."""
+    return alt.Color("color:N", scale=None)

@@ -1,4 +1,4 @@
-"""The rows of data behind the figures."""
+"""Data rows of the figures."""
 
 from __future__ import annotations
 
@@ -9,108 +9,115 @@ from typing import Any
 
 import numpy as np
 
+from riprap._formatting import format_forecast, format_number, format_score
 from riprap._text import shorten
-from riprap.report import _formatting as words
 from riprap.report import _style as style
-from riprap.report._run import Run, Series, Watched
+from riprap.report._run import BehaviorInfo, Run, Series
 from riprap.types import Alert, Forecast
 
 Row = dict[str, Any]
 
-LOW, HIGH = 0.10, 0.90  # quantiles of the probe margins that bound the band
-EXACT_STEPS = 300  # drawn one by one; most damage is done early
-BINS = 900  # for the steps after those
+LOW, HIGH = 0.10, 0.90  # quantiles of the probe margins at the edges of the band
+EXACT_STEPS = 300  # bars drawn one by one: most damage happens early
+BINS = 900  # number of bars for the later steps
 
 
-def short(value: float) -> float:
-    """A value with as many digits as a figure can show."""
+def round_for_plot(value: float) -> float:
+    """Round to the digits that a figure can show."""
     return float(f"{value:.5g}")
 
 
-def last_shown(run: Run) -> float:
-    """Right end of the steps' axis: the last step, and room for forecasts that still stand."""
+def last_shown_step(run: Run) -> float:
+    """Right end of the step axis: the last step, or the end of a forecast that is still active."""
     last = max(run.last_step, 1)
     ends = []
-    for watched in run.behaviors:
-        visits = run.of(watched.name, "margin_low")
-        forecast = run.forecast_at(watched.name, max(visits)) if visits else None
-        if forecast is not None and run.broken_at(watched) is None:
+    for info in run.behaviors:
+        evaluated = run.values(info.name, "margin_low")
+        forecast = run.forecast_at(info.name, max(evaluated)) if evaluated else None
+        if forecast is not None and run.broken_at(info) is None:
             end = forecast.high if math.isfinite(forecast.high) else forecast.low
-            ends.append(max(visits) + end)
+            ends.append(max(evaluated) + end)
     return min(max([last, *ends]), 1.25 * last + 1) if ends else last
 
 
-def score_rows(run: Run, watched: Watched) -> list[Row]:
-    """One row a visit: the score."""
-    scores = run.of(watched.name, "score")
+def score_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
+    """One row per probe evaluation: the score."""
+    scores = run.values(behavior.name, "score")
     return [
-        {"step": step, "score": short(score), "text": words.score(score, watched.floor)}
+        {"step": step, "score": round_for_plot(score), "text": format_score(score, behavior.floor)}
         for step, score in scores.items()
     ]
 
 
-def margin_rows(run: Run, watched: Watched) -> list[Row]:
-    """One row a visit: mean margin, band of the probes, deciding margin, forecast in words."""
-    low = run.of(watched.name, "margin_low")
-    probes = run.margins.get(watched.name, {})
+def margin_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
+    """One row per probe evaluation: mean margin, quantiles, threshold margin, forecast."""
+    low = run.values(behavior.name, "margin_low")
+    probes = run.margins.get(behavior.name, {})
     rows = []
-    for step, mean in run.of(watched.name, "margin").items():
-        row: Row = {"step": step, "mean": short(mean)}
-        own = probes.get(step)
-        if own is not None and len(own) and np.isfinite(own).all():
-            bounds = np.quantile(own.astype(float), [LOW, HIGH])
-            row |= {"p10": short(bounds[0]), "p90": short(bounds[1])}
+    for step, mean in run.values(behavior.name, "margin").items():
+        row: Row = {"step": step, "mean": round_for_plot(mean)}
+        margins = probes.get(step)
+        if margins is not None and len(margins) and np.isfinite(margins).all():
+            bounds = np.quantile(margins.astype(float), [LOW, HIGH])
+            row |= {"p10": round_for_plot(bounds[0]), "p90": round_for_plot(bounds[1])}
         if step in low:
-            row["low"] = short(low[step])
-        row["forecast"] = words.forecast(run.forecast_at(watched.name, step))
+            row["low"] = round_for_plot(low[step])
+        row["forecast"] = format_forecast(run.forecast_at(behavior.name, step))
         rows.append(row)
     return rows
 
 
-def _apex(run: Run, watched: Watched, step: int) -> float | None:
-    """The deciding margin at a visit, None where it is not above 0 and nothing is left to fall."""
-    low = run.of(watched.name, "margin_low").get(step)
+def _positive_threshold_margin(run: Run, behavior: BehaviorInfo, step: int) -> float | None:
+    """Threshold margin at a step; None if it is not positive."""
+    low = run.values(behavior.name, "margin_low").get(step)
     return low if low is not None and low > 0 else None
 
 
-def segment_rows(run: Run, watched: Watched) -> list[Row]:
-    """For each visit with a finite median: from its deciding margin to 0 at the forecast step."""
+def segment_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
+    """One row per finite median forecast: from the threshold margin to 0 at the forecast step."""
     rows = []
-    for step in run.of(watched.name, "forecast_median"):
-        apex, forecast = _apex(run, watched, step), run.forecast_at(watched.name, step)
+    for step in run.values(behavior.name, "forecast_median"):
+        apex, forecast = (
+            _positive_threshold_margin(run, behavior, step),
+            run.forecast_at(behavior.name, step),
+        )
         if apex is None or forecast is None or not math.isfinite(forecast.median):
             continue
-        ends = {"step": step, "end": short(step + forecast.median), "low": short(apex)}
-        rows.append(ends | {"forecast": words.forecast(forecast)})
+        ends = {
+            "step": step,
+            "end": round_for_plot(step + forecast.median),
+            "low": round_for_plot(apex),
+        }
+        rows.append(ends | {"forecast": format_forecast(forecast)})
     return rows
 
 
-def cone_rows(run: Run, watched: Watched, right: float) -> list[Row]:
-    """The 80 % intervals worth seeing: at the first alert of each level, and the one that stands.
+def cone_rows(run: Run, behavior: BehaviorInfo, right: float) -> list[Row]:
+    """Corners of the 80 % intervals: of the first alert of each level, and of the latest forecast.
 
-    A cone runs from the deciding margin of its visit to the interval on the line of margin 0; one
-    whose upper bound lies beyond the horizon runs to the right end of the axis.
+    A cone starts at the threshold margin and ends at the forecast interval on the line of margin 0.
+    Without a finite upper bound it ends at the right end of the axis.
     """
     cones = [
         (f"forecast of the first {level} alert", alert.step, alert.forecast)
-        for level, alert in run.first_alerts(watched.name).items()
+        for level, alert in run.first_alerts(behavior.name).items()
     ]
-    visits = run.of(watched.name, "margin_low")
-    if visits and run.broken_at(watched) is None:
-        last = max(visits)
-        cones.append(("latest forecast", last, run.forecast_at(watched.name, last)))
+    evaluated = run.values(behavior.name, "margin_low")
+    if evaluated and run.broken_at(behavior) is None:
+        last = max(evaluated)
+        cones.append(("latest forecast", last, run.forecast_at(behavior.name, last)))
     rows: list[Row] = []
     for number, (name, step, forecast) in enumerate(cones):
-        apex = _apex(run, watched, step)
+        apex = _positive_threshold_margin(run, behavior, step)
         if apex is None or forecast is None or not math.isfinite(forecast.low):
             continue
-        said = {"cone": number, "name": name, "made": step, "forecast": words.forecast(forecast)}
-        rows += [corner | said for corner in _corners(step, apex, forecast, right)]
+        shared = {"cone": number, "name": name, "made": step, "forecast": format_forecast(forecast)}
+        rows += [corner | shared for corner in _cone_corners(step, apex, forecast, right)]
     return rows
 
 
-def _corners(step: int, apex: float, forecast: Forecast, right: float) -> list[Row]:
-    """A triangle as the upper and lower edge of an area, at its three corners."""
+def _cone_corners(step: int, apex: float, forecast: Forecast, right: float) -> list[Row]:
+    """Corners of a triangle, as lower and upper edge of an area."""
     low = step + max(forecast.low, 0.0)
     high = step + forecast.high if math.isfinite(forecast.high) else max(right, low)
     high = max(high, low + 1e-3)
@@ -118,13 +125,16 @@ def _corners(step: int, apex: float, forecast: Forecast, right: float) -> list[R
     corners = [(step, apex, apex), (low, 0.0, middle), (high, 0.0, 0.0)]
     if low <= step:
         corners = [(step, 0.0, apex), (high, 0.0, 0.0)]
-    return [{"step": short(x), "lower": short(a), "upper": short(b)} for x, a, b in corners]
+    return [
+        {"step": round_for_plot(x), "lower": round_for_plot(a), "upper": round_for_plot(b)}
+        for x, a, b in corners
+    ]
 
 
 def bar_rows(interference: Series) -> list[Row]:
-    """Bars of the predicted change, from step − 1 to step.
+    """Bars of the predicted change, each from step − 1 to step.
 
-    Late steps of a long run share bars, which then span the extremes of their steps.
+    In a long run, late steps share bars that span the smallest and the largest value.
     """
     exact = {step: r for step, r in interference.items() if step <= EXACT_STEPS}
     late = {step: r for step, r in interference.items() if step > EXACT_STEPS}
@@ -133,64 +143,64 @@ def bar_rows(interference: Series) -> list[Row]:
     for step, value in late.items():
         bins.setdefault((step - EXACT_STEPS - 1) // size, []).append((step, value))
     groups = [[item] for item in exact.items()] + list(bins.values())
-    return [bar for group in groups for bar in _bars(group)]
+    return [bar for group in groups for bar in _bars_of_group(group)]
 
 
-def _bars(group: list[tuple[int, float]]) -> Iterable[Row]:
+def _bars_of_group(group: list[tuple[int, float]]) -> Iterable[Row]:
     first, last = group[0][0], group[-1][0]
     values = [value for _, value in group]
     place = {"step": first - 1, "end": last}
     steps = str(first) if first == last else f"{first} to {last}"
     for side, value in (("down", min(values)), ("up", max(values))):
         if (value < 0) == (side == "down") and value != 0:
-            text = words.number(value)
+            text = format_number(value)
             yield (
                 place
-                | {"value": short(value), "steps": steps}
+                | {"value": round_for_plot(value), "steps": steps}
                 | {
                     "text": text,
-                    "colour": style.DOWN if side == "down" else style.UP,
+                    "color": style.DOWN if side == "down" else style.UP,
                 }
             )
 
 
-def decimated(series: Series, limit: int) -> Series:
-    """About `limit` points of a long series: the lowest and the highest of each stretch."""
+def decimate(series: Series, limit: int) -> Series:
+    """Reduce a series to about `limit` points: the minimum and the maximum of each stretch."""
     size = math.ceil(2 * len(series) / limit)
     if size <= 2:
         return series
     items = list(series.items())
-    kept: Series = {}
+    reduced: Series = {}
     for start in range(0, len(items), size):
         stretch = items[start : start + size]
         ends = {min(stretch, key=lambda item: item[1]), max(stretch, key=lambda item: item[1])}
-        kept |= dict(sorted(ends))
-    return kept
+        reduced |= dict(sorted(ends))
+    return reduced
 
 
-def realised_rows(run: Run, watched: Watched) -> list[Row]:
-    """The realised change of the mean margin a step, between one visit and the next."""
-    visits = list(run.of(watched.name, "margin").items())
+def realized_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
+    """Realized change of the mean margin per step, between consecutive probe evaluations."""
+    margins = list(run.values(behavior.name, "margin").items())
     rows = []
-    for (before, old), (step, new) in pairwise(visits):
+    for (before, old), (step, new) in pairwise(margins):
         if step > before:
             slope = (new - old) / (step - before)
-            text = words.number(slope)
-            rows.append({"step": before, "end": step, "value": short(slope), "text": text})
+            text = format_number(slope)
+            rows.append({"step": before, "end": step, "value": round_for_plot(slope), "text": text})
     return rows
 
 
 def alert_rows(alerts: Iterable[Alert]) -> list[Row]:
-    """One row an alert, with all that its tooltip says."""
+    """One row per alert, with the texts of its tooltip."""
     return [
         {
             "step": alert.step,
             "behavior": alert.behavior or "the run",
             "level": str(alert.level),
-            "colour": style.LEVELS[alert.level],
+            "color": style.LEVELS[alert.level],
             "detector": alert.detector,
             "message": shorten(alert.message, 500),
-            "forecast": words.forecast(alert.forecast),
+            "forecast": format_forecast(alert.forecast),
         }
         for alert in alerts
     ]

@@ -1,50 +1,42 @@
-"""The HTML report: one file that needs no network, made from one record."""
+"""HTML report of one run: one self-contained file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from riprap._formatting import format_forecast, format_number
 from riprap.errors import ConfigError
 from riprap.record import Writer
 from riprap.report import _charts as charts
-from riprap.report import _formatting as words
-from riprap.report import _plot_data as rows
+from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
-from riprap.report import _summary as facts
-from riprap.report._bundle import embedded, library
-from riprap.report._outcome import headline, judge
-from riprap.report._run import Run, load
-from riprap.report._signal_panels import multiples
+from riprap.report import _summary as summary
+from riprap.report._bundle import asset, json_for_script, render_page, vega_bundle
+from riprap.report._outcome import assess, headline
+from riprap.report._run import BehaviorInfo, Run, load_run
+from riprap.report._signal_panels import signal_panels
 from riprap.types import Alert
 
-_HERE = Path(__file__).parent
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
 
-
-def write_page(run: str | Path | Writer, path: str | Path) -> Path:
-    """Write the report of a run, finished or still going, as one self-contained HTML file.
+def write_report(run: str | Path | Writer, path: str | Path) -> Path:
+    """Write the report of a run, finished or in progress, as one self-contained HTML file.
 
     Args:
-        run: a run's folder or record file, or the record that this process writes.
+        run: folder of a run, its record file, or the record that this process writes.
 
     Returns:
-        where the page was written.
+        Path of the page.
 
     Raises:
-        RecordError: no record there, or not one that can be read.
-        ConfigError: the page cannot be written there.
+        RecordError: there is no readable record at `run`.
+        ConfigError: the page cannot be written to `path`.
     """
-    loaded, file = load(run), Path(path)
-    page = _TEMPLATES.get_template("page.html").render(_context(loaded))
+    loaded, file = load_run(run), Path(path)
+    page = render_page("page.html", **_context(loaded))
     try:
-        if file.is_symlink():  # a run's folder may be somebody else's, and its links his
-            raise ConfigError(f"{file} is a link to another file: name a place for the report")
+        if file.is_symlink():  # somebody else may have made the folder and the link
+            raise ConfigError(f"{file} is a link to another file: give another path for the report")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page, encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -56,54 +48,56 @@ def _context(run: Run) -> dict[str, Any]:
     figures: list[dict[str, Any]] = []
 
     def figure(chart: Any) -> int:
-        """Keep a figure for the page's script, and name its place."""
+        """Add a figure to the data of the page and return its index."""
         figures.append(chart.to_dict(validate=False))
         return len(figures) - 1
 
-    behaviors = [_behavior(run, watched) for watched in run.behaviors]
-    if run.measured:
-        overview = figure(charts.overview(run))
+    behaviors = [_behavior(run, behavior) for behavior in run.behaviors]
+    if run.has_readings:
+        strip = figure(charts.alert_strip(run))
         for shown in behaviors:
-            shown["figure"] = figure(charts.finish(charts.lane(run, shown["watched"]), run))
+            shown["figure"] = figure(
+                charts.add_step_range(charts.behavior_figure(run, shown["behavior"]), run)
+            )
         signals = [
-            {"of": one, "figure": figure(charts.finish(one.chart, run))} for one in multiples(run)
+            {"of": panel, "figure": figure(charts.add_step_range(panel.chart, run))}
+            for panel in signal_panels(run)
         ]
     else:
-        overview, signals = None, []
+        strip, signals = None, []
     return {
         "run": run,
-        "progress": facts.progress(run),
+        "progress": summary.run_progress(run),
         "behaviors": behaviors,
-        "overview": overview,
+        "alert_strip": strip,
         "alerts": [_alert(alert) for alert in sorted(run.alerts, key=lambda alert: alert.step)],
         "signals": signals,
-        "lacks": facts.lacks(run),
-        "protocol": facts.policy(run),
-        "tables": facts.tables(run),
-        "documents": facts.documents(run),
-        "figures": embedded(figures),
-        "library": library() if figures else "",
-        "last": rows.last_shown(run),
-        "css": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        "script": Markup((_HERE / "page.js").read_text(encoding="utf-8")),
-        "levels": {str(level): colour for level, colour in style.LEVELS.items()},
+        "missing": summary.missing_readings(run),
+        "policy": summary.policy_name_and_hash(run),
+        "tables": summary.metadata_tables(run),
+        "documents": summary.metadata_documents(run),
+        "figures": json_for_script(figures),
+        "vega": vega_bundle() if figures else "",
+        "last_step": plot_data.last_shown_step(run),
+        "script": asset("page.js"),
+        "levels": {str(level): color for level, color in style.LEVELS.items()},
         "style": style,
     }
 
 
-def _behavior(run: Run, watched: Any) -> dict[str, Any]:
-    verdict = judge(run, watched)
+def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
+    outcome = assess(run, behavior)
     return {
-        "watched": watched,
-        "verdict": verdict,
-        "headline": headline(run, verdict),
-        "facts": facts.behaviour_facts(run, watched),
+        "behavior": behavior,
+        "outcome": outcome,
+        "headline": headline(run, outcome),
+        "summary": summary.behavior_summary(run, behavior),
     }
 
 
 def _alert(alert: Alert) -> dict[str, Any]:
     causes = [
-        f"{reading.signal} {words.number(reading.value)}"
+        f"{reading.signal} {format_number(reading.value)}"
         if reading.value is not None
         else f"{reading.signal} {reading.state}"
         for reading in alert.readings
@@ -114,6 +108,6 @@ def _alert(alert: Alert) -> dict[str, Any]:
         "level": str(alert.level),
         "detector": alert.detector,
         "message": alert.message,
-        "forecast": words.forecast(alert.forecast),
+        "forecast": format_forecast(alert.forecast),
         "causes": ", ".join(causes),
     }

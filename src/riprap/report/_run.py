@@ -1,4 +1,4 @@
-"""One record, loaded for viewing."""
+"""The record of one run, loaded for display."""
 
 from __future__ import annotations
 
@@ -11,157 +11,156 @@ from typing import Any
 import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
-from riprap.record import FILE_NAME, FLOOR, Reader, Writer
+from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Writer
 from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
-SIGNAL = 500  # characters of a signal's name, which may hold the names of two behaviours
+MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
 
 Series = dict[int, float]  # a measured value by step
 
 
 @dataclass(frozen=True)
-class Watched:
-    """A behaviour as its record describes it.
+class BehaviorInfo:
+    """A behavior as described in the record.
 
     Attributes:
-        floor: the score under which it is broken.
-        unit: of its margins.
+        floor: score under which the behavior is broken.
+        unit: unit of the margins.
     """
 
     name: str
-    floor: float = FLOOR
+    floor: float = DEFAULT_FLOOR
     unit: str = ""
 
 
 @dataclass(frozen=True)
 class Run:
-    """All that a report shows of one run.
+    """Data of one run that a report shows.
 
     Attributes:
-        margins: for each behaviour, the margins of all probes by step, each of shape (n_probes,).
-        series: measured values by step, for each (behavior, signal, layer).
-        absent: readings that are not MEASURED.
+        margins: behavior → step → margins of all probes, shape (n_probes,).
+        series: (behavior, signal, layer) → measured values by step.
+        unmeasured: readings that are not MEASURED.
     """
 
     name: str
     meta: dict[str, Any]
-    behaviors: list[Watched]
+    behaviors: list[BehaviorInfo]
     alerts: list[Alert]
     margins: dict[str, dict[int, np.ndarray]]
     series: dict[tuple[str, str, str], Series] = field(default_factory=dict)
-    absent: list[Reading] = field(default_factory=list)
+    unmeasured: list[Reading] = field(default_factory=list)
     last_step: int = 0
 
     @property
     def title(self) -> str:
-        """The task's title, or the name of the run."""
+        """Title of the task, or the name of the run."""
         return str(self.meta.get("task") or self.notes.get("task") or self.name)
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the user noted about the run."""
+        """Metadata that the user gave."""
         notes = self.meta.get("notes")
         return notes if isinstance(notes, dict) else {}
 
     @property
-    def running(self) -> bool:
-        """Whether the run has not said that it ended."""
+    def is_running(self) -> bool:
+        """True if no end of the run is recorded."""
         return not self.meta.get("ended")
 
     @property
-    def measured(self) -> bool:
-        """Whether there is anything to show at all."""
-        return bool(self.series or self.absent or self.alerts)
+    def has_readings(self) -> bool:
+        """True if the record has readings or alerts."""
+        return bool(self.series or self.unmeasured or self.alerts)
 
-    def of(self, behavior: str, signal: str) -> Series:
-        """Measured values by step of a signal that belongs to no layer."""
+    def values(self, behavior: str, signal: str) -> Series:
+        """Measured values by step, of a signal without layers."""
         return self.series.get((behavior, signal, ""), {})
 
     def forecast_at(self, behavior: str, step: int) -> Forecast | None:
-        """What the visit at `step` forecast; None where no break is in sight.
+        """Forecast of the probe evaluation at `step`; None if no break is forecast.
 
-        Its `horizon` is 0: readings do not carry it.
+        The `horizon` is 0 because readings do not contain it.
         """
-        median, low, high = (self.of(behavior, name).get(step, math.inf) for name in FORECASTS)
+        median, low, high = (self.values(behavior, name).get(step, math.inf) for name in FORECASTS)
         return Forecast(median, low, high, horizon=0) if low < math.inf else None
 
     def alerts_of(self, behavior: str) -> list[Alert]:
-        """Alerts about one behaviour, in the order they were raised."""
+        """Alerts about one behavior, in the order in which they were raised."""
         return [alert for alert in self.alerts if alert.behavior == behavior]
 
     def first_alerts(self, behavior: str) -> dict[Level, Alert]:
-        """The earliest alert of each level about one behaviour."""
+        """First alert of each level about one behavior."""
         first: dict[Level, Alert] = {}
         for alert in sorted(self.alerts_of(behavior), key=lambda alert: alert.step):
             first.setdefault(alert.level, alert)
         return first
 
-    def broken_at(self, watched: Watched) -> int | None:
-        """First visited step whose score was under the floor, if it had been above it before."""
-        scores = self.of(watched.name, "score")
-        if self.under_at_start(watched):
+    def broken_at(self, behavior: BehaviorInfo) -> int | None:
+        """First evaluated step with a score under the floor; None if it started under the floor."""
+        scores = self.values(behavior.name, "score")
+        if self.below_floor_at_start(behavior):
             return None
-        return next((step for step, score in scores.items() if score < watched.floor), None)
+        return next((step for step, score in scores.items() if score < behavior.floor), None)
 
-    def under_at_start(self, watched: Watched) -> bool:
-        """Whether its first score was under the floor already: there was nothing to lose."""
-        return next(iter(self.of(watched.name, "score").values()), 1.0) < watched.floor
+    def below_floor_at_start(self, behavior: BehaviorInfo) -> bool:
+        """True if the first score was already under the floor: there was nothing to lose."""
+        return next(iter(self.values(behavior.name, "score").values()), 1.0) < behavior.floor
 
 
-def load(source: str | Path | Writer) -> Run:
-    """Read the whole record, with its texts made harmless to show.
+def load_run(source: str | Path | Writer) -> Run:
+    """Read the whole record; control characters in its texts are escaped.
 
     Raises:
-        RecordError: no record there, or not one that can be read.
+        RecordError: there is no readable record at `source`.
     """
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
         behaviors = _behaviors(reader.behaviors(), readings)
-        margins = {shorten(watched.name): reader.margins(watched.name) for watched in behaviors}
+        margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
     raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
     for reading in readings:
         if reading.value is not None:
             raw[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
     return Run(
-        name=shorten(_name(source)),
+        name=shorten(_run_name(source)),
         meta=escape_nested(meta),
         behaviors=[
-            replace(watched, name=shorten(watched.name), unit=shorten(watched.unit))
-            for watched in behaviors
+            replace(info, name=shorten(info.name), unit=shorten(info.unit)) for info in behaviors
         ],
-        alerts=[_shown(alert) for alert in alerts],
+        alerts=[_escape_texts(alert) for alert in alerts],
         margins=margins,
         series={
-            (shorten(behavior), shorten(signal, SIGNAL), shorten(layer)): series
+            (shorten(behavior), shorten(signal, MAX_SIGNAL_LENGTH), shorten(layer)): series
             for (behavior, signal, layer), series in raw.items()
         },
-        absent=[_shown(r) for r in readings if r.state is not ReadingStatus.MEASURED],
+        unmeasured=[_escape_texts(r) for r in readings if r.state is not ReadingStatus.MEASURED],
         last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
     )
 
 
-def _shown(what: Any) -> Any:
-    """A reading or an alert with its texts made harmless to show."""
-    texts: dict[str, Any] = {"behavior": shorten(what.behavior)}
-    if isinstance(what, Reading):
-        texts |= {"signal": shorten(what.signal, SIGNAL), "layer": shorten(what.layer)}
-        return replace(what, **texts, detail=escape_control_chars(what.detail))
-    texts |= {"detector": shorten(what.detector), "message": escape_control_chars(what.message)}
-    return replace(what, **texts, readings=tuple(map(_shown, what.readings)))
+def _escape_texts(item: Any) -> Any:
+    """Escape control characters in the texts of a reading or an alert."""
+    texts: dict[str, Any] = {"behavior": shorten(item.behavior)}
+    if isinstance(item, Reading):
+        texts |= {"signal": shorten(item.signal, MAX_SIGNAL_LENGTH), "layer": shorten(item.layer)}
+        return replace(item, **texts, detail=escape_control_chars(item.detail))
+    texts |= {"detector": shorten(item.detector), "message": escape_control_chars(item.message)}
+    return replace(item, **texts, readings=tuple(map(_escape_texts, item.readings)))
 
 
-def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[Watched]:
-    """The behaviours that the record names, or else those it has margins of."""
+def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[BehaviorInfo]:
+    """Behaviors that the record lists; without a list, those with margins."""
     margins = {r.behavior: r.unit for r in readings if r.signal == "margin"}
-    named = known or [{"name": name, "floor": FLOOR} for name in margins if name != RUN]
+    named = known or [{"name": name, "floor": DEFAULT_FLOOR} for name in margins if name != RUN]
     return [
-        Watched(facts["name"], float(facts["floor"]), margins.get(facts["name"], ""))
+        BehaviorInfo(facts["name"], float(facts["floor"]), margins.get(facts["name"], ""))
         for facts in named
     ]
 
 
-def _name(source: str | Path | Writer) -> str:
+def _run_name(source: str | Path | Writer) -> str:
     path = source.path if isinstance(source, Writer) else Path(source).absolute()
     if path is None:
         return "Run"

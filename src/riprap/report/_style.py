@@ -1,6 +1,6 @@
-"""Colours and type of the figures: calm, and told apart without colour vision.
+"""Colors and fonts of the figures, readable without color vision.
 
-Hues follow Okabe and Ito's palette; levels of alert also differ in lightness and in dash.
+Hues follow the palette of Okabe and Ito; alert levels also differ in lightness and in dash pattern.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from riprap.types import Level
 
 INK = "#22313f"
-QUIET = "#66757f"
+MUTED = "#66757f"
 GRID = "#e8ecef"
 BLUE = "#0072b2"
 BAND = "#9cc7e2"
@@ -22,18 +22,18 @@ LEVELS = {Level.WATCH: "#e6b400", Level.WARNING: "#e07b00", Level.CRITICAL: "#a3
 DASHES = {Level.WATCH: [2, 3], Level.WARNING: [6, 3], Level.CRITICAL: [1, 0]}
 FONT = "Helvetica, Arial, 'Liberation Sans', sans-serif"
 
-AXIS_WIDTH = 46  # of every left axis, so that panels drawn apart still line up
+AXIS_WIDTH = 46  # width of every left axis, so that separate panels line up
 
 
-def config() -> dict[str, Any]:
+def vega_config() -> dict[str, Any]:
     """Vega-Lite configuration of every figure."""
     return {
         "font": FONT,
         "background": "white",
         "view": {"stroke": None},
         "axis": {
-            "labelColor": QUIET,
-            "titleColor": QUIET,
+            "labelColor": MUTED,
+            "titleColor": MUTED,
             "titleFontWeight": "normal",
             "labelFontSize": 10,
             "titleFontSize": 10,
@@ -48,11 +48,11 @@ def config() -> dict[str, Any]:
             "anchor": "start",
             "color": INK,
             "fontSize": 14,
-            "subtitleColor": QUIET,
+            "subtitleColor": MUTED,
             "subtitleFontSize": 11,
             "offset": 8,
             "limit": 840,
         },
-        "header": {"labelColor": INK, "labelFontSize": 11, "titleColor": QUIET},
-        "legend": {"labelColor": QUIET, "titleColor": QUIET, "titleFontWeight": "normal"},
+        "header": {"labelColor": INK, "labelFontSize": 11, "titleColor": MUTED},
+        "legend": {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal"},
     }

@@ -1,4 +1,4 @@
-"""What a record says about its run, arranged for reading."""
+"""Facts about a run from its record: progress, missing readings, metadata."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from riprap.report import _formatting as words
-from riprap.report._run import Run, Watched
+from riprap._formatting import format_number, format_score, format_steps
+from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
 
-_APART = {"behaviors", "protocol", "protocol_hash", "versions", "seeds", "started", "ended"}
-_UNSAID = {"format_version", "task"}  # the one is the file's own, the other is the title
+_SHOWN_ELSEWHERE = {
+    "behaviors",
+    "protocol",
+    "protocol_hash",
+    "versions",
+    "seeds",
+    "started",
+    "ended",
+}
+_HIDDEN = {"format_version", "task"}  # the version of the file, and the title of the page
 
 
 @dataclass(frozen=True)
-class Lack:
-    """Readings that were not measured for one and the same reason."""
+class MissingReadings:
+    """Readings that were not measured, all with the same status, behavior and reason."""
 
     state: str
     behavior: str
@@ -28,14 +36,16 @@ class Lack:
     steps: str
 
 
-def lacks(run: Run) -> list[Lack]:
-    """Readings that are not MEASURED, one entry for each state, behaviour and reason."""
+def missing_readings(run: Run) -> list[MissingReadings]:
+    """Group the readings that are not MEASURED by status, behavior and reason."""
     groups: dict[tuple[str, str, str], list[Reading]] = defaultdict(list)
-    for reading in run.absent:
+    for reading in run.unmeasured:
         groups[str(reading.state), reading.behavior, reading.detail].append(reading)
     order = ["ERROR", "NOT_RUN", "INSUFFICIENT"]
     return [
-        Lack(state, behavior, _signals(readings), detail, len(readings), _steps(readings))
+        MissingReadings(
+            state, behavior, _signals(readings), detail, len(readings), _step_range(readings)
+        )
         for (state, behavior, detail), readings in sorted(
             groups.items(), key=lambda group: order.index(group[0][0])
         )
@@ -43,79 +53,80 @@ def lacks(run: Run) -> list[Lack]:
 
 
 def _signals(readings: list[Reading]) -> str:
-    named = [f"{r.signal} at {r.layer}" if r.layer else r.signal for r in readings]
-    return ", ".join(dict.fromkeys(named))
+    names = [f"{r.signal} at {r.layer}" if r.layer else r.signal for r in readings]
+    return ", ".join(dict.fromkeys(names))
 
 
-def _steps(readings: list[Reading]) -> str:
+def _step_range(readings: list[Reading]) -> str:
     first, last = readings[0].step, max(reading.step for reading in readings)
     return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
 
 
-def behaviour_facts(run: Run, watched: Watched) -> str:
-    """Score and mean margin from first to last visit, and the number of probes."""
-    facts = []
+def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
+    """First and last score and mean margin, and the number of probes, in one line."""
+    parts = []
     for signal, name, text in (
-        ("score", "score", lambda value: words.score(value, watched.floor)),
-        ("margin", "mean margin", words.number),
+        ("score", "score", lambda value: format_score(value, behavior.floor)),
+        ("margin", "mean margin", format_number),
     ):
-        values = list(run.of(watched.name, signal).values())
+        values = list(run.values(behavior.name, signal).values())
         if values:
-            facts.append(f"{name} {text(values[0])} → {text(values[-1])}")
+            parts.append(f"{name} {text(values[0])} → {text(values[-1])}")
     probes = max(
-        (len(margins) for margins in run.margins.get(watched.name, {}).values()), default=0
+        (len(margins) for margins in run.margins.get(behavior.name, {}).values()), default=0
     )
     if probes:
-        facts.append(f"{probes:,} probes")
-    return " · ".join(facts)
+        parts.append(f"{probes:,} probes")
+    return " · ".join(parts)
 
 
-def progress(run: Run) -> str:
-    """How far the run has come, and when it was made."""
-    visits = {step for watched in run.behaviors for step in run.of(watched.name, "score")}
-    times = "once" if len(visits) == 1 else f"{len(visits):,} times"
-    facts = [words.steps(run.last_step), f"probes visited {times}"]
-    if run.running:
-        facts.append("the record has no end: the run is still going, or was cut off")
+def run_progress(run: Run) -> str:
+    """Steps, probe evaluations, start and end of a run in one line."""
+    evaluated = {step for info in run.behaviors for step in run.values(info.name, "score")}
+    times = "once" if len(evaluated) == 1 else f"{len(evaluated):,} times"
+    parts = [format_steps(run.last_step), f"probes evaluated {times}"]
+    if run.is_running:
+        parts.append("no end recorded: the run is still in progress, or was interrupted")
     if run.meta.get("started"):
-        facts.append(f"started {_moment(run.meta['started'])}")
+        parts.append(f"started {_format_time(run.meta['started'])}")
     if run.meta.get("ended"):
-        facts.append(f"ended {_moment(run.meta['ended'])}")
-    return " · ".join(facts)
+        parts.append(f"ended {_format_time(run.meta['ended'])}")
+    return " · ".join(parts)
 
 
-def _moment(value: Any) -> str:
+def _format_time(value: Any) -> str:
     try:
         return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M:%S %Z").strip()
     except ValueError:
         return str(value)
 
 
-def policy(run: Run) -> tuple[str, str]:
-    """Name and content hash of the protocol."""
-    named = run.meta.get("protocol", "not recorded")
-    name = named.get("name", "unnamed") if isinstance(named, dict) else named
+def policy_name_and_hash(run: Run) -> tuple[str, str]:
+    """Name and content hash of the alert policy."""
+    policy = run.meta.get("protocol", "not recorded")
+    name = policy.get("name", "unnamed") if isinstance(policy, dict) else policy
     return str(name), str(run.meta.get("protocol_hash") or "not recorded")
 
 
-def tables(run: Run) -> dict[str, dict[str, str]]:
-    """Facts by heading: versions, seeds."""
-    found = {}
+def metadata_tables(run: Run) -> dict[str, dict[str, str]]:
+    """Short metadata by heading: versions, seeds."""
+    tables = {}
     for heading in ("versions", "seeds"):
         value = run.meta.get(heading)
         pairs = value.items() if isinstance(value, dict) else [("", value)]
         if value:
-            found[heading] = {str(key): str(item) for key, item in pairs}
-    return found
+            tables[heading] = {str(key): str(item) for key, item in pairs}
+    return tables
 
 
-def documents(run: Run) -> dict[str, str]:
-    """Longer facts by heading, as indented JSON: the protocol, the configuration, all the rest."""
+def metadata_documents(run: Run) -> dict[str, str]:
+    """Long metadata by heading, as indented JSON: alert policy, configuration, everything else."""
     policy = run.meta.get("protocol")
-    found = {"protocol": policy} if isinstance(policy, dict) else {}
-    found |= {key: value for key, value in run.meta.items() if key not in _APART | _UNSAID}
+    documents = {"alert policy": policy} if isinstance(policy, dict) else {}
+    shown = _SHOWN_ELSEWHERE | _HIDDEN
+    documents |= {key: value for key, value in run.meta.items() if key not in shown}
     return {
         str(key): json.dumps(value, indent=2, ensure_ascii=False)
-        for key, value in found.items()
+        for key, value in documents.items()
         if value not in (None, {}, [], "")
     }

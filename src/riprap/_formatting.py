@@ -1,4 +1,4 @@
-"""Numbers and forecasts in words."""
+"""Text of numbers and forecasts, as reports and terminals show them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from riprap.types import Forecast
 
 
-def number(value: float) -> str:
-    """A number with three significant digits, without needless zeros or exponents."""
+def format_number(value: float) -> str:
+    """Format a number with three significant digits, without unnecessary zeros or exponents."""
     if value == 0:
         return "0"
     if not math.isfinite(value):
@@ -19,8 +19,8 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
-def score(value: float, floor: float) -> str:
-    """A score with two decimals, or more where two would hide on which side of the floor it is."""
+def format_score(value: float, floor: float) -> str:
+    """Format a score with two decimals; with more if rounding would move it across its floor."""
     for digits in range(2, 6):
         text = f"{value:.{digits}f}"
         if (float(text) < floor) == (value < floor):
@@ -28,19 +28,19 @@ def score(value: float, floor: float) -> str:
     return repr(value)
 
 
-def steps(count: float) -> str:
-    """A count of steps: "1 step", "12 steps"."""
+def format_steps(count: float) -> str:
+    """Format a number of steps: "1 step", "12 steps"."""
     return "1 step" if count == 1 else f"{count:,.0f} steps"
 
 
-def forecast(forecast: Forecast | None) -> str:
-    """How far off the break is forecast, with its 80 % interval, in steps from now."""
+def format_forecast(forecast: Forecast | None) -> str:
+    """Format the forecast steps until the break, with the 80 % interval."""
     if forecast is None:
         return "none"
     if not math.isfinite(forecast.median) and math.isfinite(forecast.low):
-        return f"in {steps(forecast.low)} at the earliest"
+        return f"in {format_steps(forecast.low)} at the earliest"
     if not math.isfinite(forecast.median):
-        within = f" of {steps(forecast.horizon)}" if forecast.horizon else ""
+        within = f" of {format_steps(forecast.horizon)}" if forecast.horizon else ""
         return f"not within the horizon{within}"
     high = f"{forecast.high:,.0f}" if math.isfinite(forecast.high) else "beyond the horizon"
-    return f"in {steps(forecast.median)} ({forecast.low:,.0f} to {high})"
+    return f"in {format_steps(forecast.median)} ({forecast.low:,.0f} to {high})"
