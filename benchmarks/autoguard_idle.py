@@ -42,7 +42,7 @@ def train(task: str, seed: int, steps: int, guarded: bool) -> tuple[float, str, 
     optimizer, data = world.optimizer(model), batches(world, task, seed)
     monitor = Monitor(world.behaviors())
     if guarded:
-        keeper = guards.Keeper(replay=guards.Pools(world.pools()))
+        keeper = guards.AutoGuard(replay=guards.SelfDistillationBuffer(world.pools()))
         monitor.begin(model, optimizer, keeper)
     for _ in track(range(steps), description=f"{task}, seed {seed}", transient=True):
         world.loss(model, next(data)).backward()

@@ -28,12 +28,12 @@ from torch import nn
 
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior, is_refusal
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 from riprap.commands.watch import keep_passing, load_model
 from riprap.diagnosis import Estimate
-from riprap.diagnosis.basins import Basin, Judge, Lookout, basin, checksum, ground
+from riprap.diagnosis.basins import Basin, Judge, PointEvaluator, basin, checksum, perturbed_weights
 from riprap.integrations.smollm2 import REFUSING
-from riprap.report import basin_figure, save
+from riprap.report import basin_figure, save_figure
 
 SEED = 0  # of the directions
 FULL = (100, 21)
@@ -43,7 +43,7 @@ def loaded(probes: int) -> tuple[nn.Module, Any, list[Behavior]]:
     """The model, its tokenizer, and the probes that it passes."""
     model, tokenizer = load_model(str(REFUSING))
     names = ("refusal", "over_refusal")
-    every = [packs.load(name, tokenizer, probes, openers=["Sorry"]) for name in names]
+    every = [probe_sets.load(name, tokenizer, probes, prefixes=["Sorry"]) for name in names]
     return model, tokenizer, [keep_passing(behavior, model) for behavior in every]
 
 
@@ -79,12 +79,12 @@ def peak(act: Callable[[], Any]) -> tuple[float, float]:
 def memory(probes: int) -> None:
     model, _, behaviors = loaded(probes)
     size = sum(part.numel() * part.element_size() for part in model.parameters()) / 1e6
-    lookout = Lookout(model, behaviors)
-    lookout.look()
+    lookout = PointEvaluator(model, behaviors)
+    lookout.evaluate()
     print(f"model {size:.0f} MB; the process, model in use: {resident()}\n")
     print("| | peak over that, MB | lasting, MB | × model, peak |\n|---|---|---|---|")
     for label, act in (
-        ("a look at the probes", lookout.look),
+        ("a look at the probes", lookout.evaluate),
         ("a sweep, 1 direction × 3 points", lambda: basin(model, behaviors, 1, points=3)),
         ("the same again", lambda: basin(model, behaviors, 1, points=3)),
     ):
@@ -96,8 +96,8 @@ def memory(probes: int) -> None:
 def seconds(probes: int, tokens: int, rounds: int = 5) -> None:
     """Processor seconds of one thread: others use this machine too."""
     model, tokenizer, behaviors = loaded(probes)
-    lookout = Lookout(model, behaviors)
-    lookout.look()
+    lookout = PointEvaluator(model, behaviors)
+    lookout.evaluate()
     judges = [judge(behavior, tokenizer, tokens) for behavior in behaviors]
     found: dict[str, list[float]] = {}
 
@@ -107,13 +107,13 @@ def seconds(probes: int, tokens: int, rounds: int = 5) -> None:
         found.setdefault(name, []).append(time.process_time() - start)
         return out
 
-    with ground(model, SEED) as place:
+    with perturbed_weights(model, SEED) as place:
         for number in range(rounds):
-            ray = timed("draw and scale a direction", lambda n=number: place.ray(n))
-            timed("put the model at a point", lambda r=ray: place.put((r, 0.1)))
-            timed("margins at a point", lookout.look)
+            ray = timed("draw and scale a direction", lambda n=number: place.direction(n))
+            timed("put the model at a point", lambda r=ray: place.apply((r, 0.1)))
+            timed("margins at a point", lookout.evaluate)
             timed("answers at a point", lambda: [share(model) for share in judges])
-        timed("put it back", place.put)
+        timed("put it back", place.apply)
     timed("checksum", lambda: checksum(model))
     mid = {name: statistics.median(values) for name, values in found.items()}
     print("| part | seconds |\n|---|---|")
@@ -144,16 +144,16 @@ def sweep(asked: argparse.Namespace) -> None:
             model,
             behaviors,
             generated,
-            generated=judges,
+            judges=judges,
             resume=out / "answers.jsonl",
             progress=show,
         )
     print(table(fast))
     print(f"\nFirst {generated} directions, margins beside answers of {tokens} tokens:\n")
     print(correlations(slow))
-    save(basin_figure(fast, "SmolLM2 taught to refuse, by margins"), figures / "smollm2.png")
+    save_figure(basin_figure(fast, "SmolLM2 taught to refuse, by margins"), figures / "smollm2.png")
     both = basin_figure(slow, "SmolLM2 taught to refuse; dashed: by generated answers")
-    save(both, figures / "smollm2_answers.png")
+    save_figure(both, figures / "smollm2_answers.png")
 
 
 def _text(found: Estimate | None) -> str:
@@ -173,7 +173,7 @@ def table(found: Basin) -> str:
     ]
     for name, own in found.behaviors.items():
         cells = [f"{own.start:.3f}", *map(_text, (own.visage, own.mean_score, own.width))]
-        lines.append(f"| {name} | {' | '.join(cells)} | {own.beyond:.0%} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {own.unbounded_share:.0%} |")
     lines.append(f"| all together | | | | {_text(found.width)} | |")
     return "\n".join(lines)
 

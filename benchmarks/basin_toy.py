@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from experiments.worlds import ToyWorld
 from riprap.diagnosis.basins import basin, basin_drift, basin_plane
-from riprap.report import basin_figure, drift_figure, plane_figure, save
+from riprap.report import basin_figure, drift_figure, plane_figure, save_figure
 
 SEED = 1000
 STEPS = (0, 10, 30, 100, 400)
@@ -63,9 +63,9 @@ def main() -> None:
     print(table(line))
     for label, found in drift.items():
         print(f"\n{label} of task C, {table(found)}")
-    save(basin_figure(line, "Toy world, seed 1000"), asked.out / "toy.png")
-    save(plane_figure(plane, "Toy world on a plane"), asked.out / "toy_plane.png")
-    save(drift_figure(drift, "Toy world learns task C"), asked.out / "toy_drift.png")
+    save_figure(basin_figure(line, "Toy world, seed 1000"), asked.out / "toy.png")
+    save_figure(plane_figure(plane, "Toy world on a plane"), asked.out / "toy_plane.png")
+    save_figure(drift_figure(drift, "Toy world learns task C"), asked.out / "toy_drift.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 
 from experiments.worlds import ToyWorld
 from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 from riprap.commands.watch import keep_passing, load_model
 from riprap.integrations.smollm2 import REFUSING
 from riprap.toy import ToyConfig
@@ -82,7 +82,7 @@ def smollm2(
 
     def behaviors(model: nn.Module) -> list[Behavior]:
         wanted = (chosen or PACKS).items()
-        every = [packs.load(k, tokenizer, n, openers=["Sorry"]) for k, n in wanted]
+        every = [probe_sets.load(k, tokenizer, n, prefixes=["Sorry"]) for k, n in wanted]
         return [keep_passing(behavior, model) for behavior in every]
 
     return Case(fresh, lambda model, ids: model(input_ids=ids, labels=ids).loss, behaviors)

@@ -24,21 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from experiments.harness.markdown import commit, number, table
 from experiments.smollm2.rows import OPENER
 from riprap.behaviors import is_refusal
-from riprap.behaviors import probe_sets as packs
-from riprap.diagnosis import Estimate, Folder
+from riprap.behaviors import probe_sets
+from riprap.diagnosis import Estimate, SafetensorsFolder
 from riprap.diagnosis.evidence import (
     Decodability,
     Divergence,
-    Forced,
-    decode,
+    PrefixForcing,
+    linear_decodability,
     divergence,
-    force,
-    path,
-    responses_of,
+    prefix_forcing,
+    linear_path,
+    greedy_responses,
 )
-from riprap.diagnosis.evidence import Path as Way
+from riprap.diagnosis.evidence import LinearPath as Way
 from riprap.integrations.smollm2 import BASE, REFUSING
-from riprap.report import divergence_figure, save
+from riprap.report import divergence_figure, save_figure
 
 PROBES, TOKENS, POINTS = 24, 12, 11
 PARTS = ("divergence", "own_answers", "path", "decode", "force")
@@ -50,12 +50,12 @@ def evidence(report: Any) -> dict[str, Any]:
     """All four, of the refusing model as it is with the instruct model as reference."""
     tokenizer = AutoTokenizer.from_pretrained(REFUSING)
     model = AutoModelForCausalLM.from_pretrained(REFUSING, dtype=torch.float32).eval()
-    home, base = Folder(REFUSING, TIED), Folder(BASE, TIED)
+    home, base = SafetensorsFolder(REFUSING, TIED), SafetensorsFolder(BASE, TIED)
     refusal, over = (
-        packs.load(name, tokenizer, PROBES, openers=[OPENER])
+        probe_sets.load(name, tokenizer, PROBES, prefixes=[OPENER])
         for name in ("refusal", "over_refusal")
     )
-    answers = responses_of(model, refusal, TOKENS)
+    answers = greedy_responses(model, refusal, TOKENS)
     said = texts(tokenizer, answers)
     refused = [index for index, text in enumerate(said) if is_refusal(text)]
     asked, refusals = refusal.subset(refused), [answers[index] for index in refused]
@@ -66,11 +66,11 @@ def evidence(report: Any) -> dict[str, Any]:
     report("divergence on the instruct model's answers")
     found["own_answers"] = divergence(model, base, asked, tokens=TOKENS, layers=(), **where)
     report("path")
-    found["path"] = path(model, base, [refusal, over], points=POINTS, **where)
+    found["path"] = linear_path(model, base, [refusal, over], points=POINTS, **where)
     report("decode")
-    found["decode"] = decode(model, refusal, contrast=over, reference=base, **where)
+    found["decode"] = linear_decodability(model, refusal, contrast=over, reference=base, **where)
     report("force")
-    found["force"] = force(model, asked, refusals, reference=base, home=home)
+    found["force"] = prefix_forcing(model, asked, refusals, reference=base, weights_on_disk=home)
     return found
 
 
@@ -119,11 +119,11 @@ def by_layer(apart: Divergence) -> str:
             {
                 "layer": layer.layer.removeprefix("model."),
                 "parameters": f"{layer.parameters / 1e6:.2f} M",
-                "‖θ−θ₀‖/‖θ₀‖": number(layer.relative, 5),
-                "share of ‖θ−θ₀‖²": number(layer.share, 3),
+                "‖θ−θ₀‖/‖θ₀‖": number(layer.relative_change, 5),
+                "share of ‖θ−θ₀‖²": number(layer.share_of_change, 3),
                 **{f"top {r}": number(layer.low_rank.get(r), 3) for r in (1, 4, 16)},
-                "‖a−a₀‖/‖a₀‖": interval(layer.activation),
-                "brought back": number(layer.back, 3),
+                "‖a−a₀‖/‖a₀‖": interval(layer.activation_change),
+                "brought back": number(layer.restored_share, 3),
             }
             for layer in apart.layers
         ]
@@ -134,7 +134,7 @@ def along(way: Way) -> str:
     """Scores and margins by share of the way, and the barriers."""
     some = next(iter(way.behaviors.values()))
     rows = []
-    for at, share in enumerate(some.shares):
+    for at, share in enumerate(some.alphas):
         row: dict[str, object] = {"share of the way": number(share, 1)}
         for name, one in way.behaviors.items():
             row |= {f"{name}: score": number(one.scores[at], 2)}
@@ -148,7 +148,7 @@ def along(way: Way) -> str:
     return table(rows) + "\n\n" + "; ".join(barriers) + "."
 
 
-def forced(found: Forced) -> str:
+def forced(found: PrefixForcing) -> str:
     """Both models, by how many tokens are given."""
     assert found.reference is not None
     return table(
@@ -160,8 +160,8 @@ def forced(found: Forced) -> str:
                     f"{name}: {what}": interval(value, 2)
                     for name, one in (("refusing", here), ("base", there))
                     for what, value in (
-                        ("next", one.next),
-                        ("whole", one.whole),
+                        ("next", one.next_token),
+                        ("whole", one.full_response),
                         ("nats a token", one.log_prob),
                     )
                 },
@@ -183,7 +183,7 @@ def decoded(found: Decodability) -> str:
         }
         for probe in found.layers
     ]
-    said = f"{found.state}. {found.detail}"
+    said = f"{found.status}. {found.detail}"
     if found.retained is not None:
         said += f"Retained at {found.best}: {interval(found.retained, 2)}; "
         said += f"the base had to beat {found.ceiling:.2f}."
@@ -231,7 +231,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     OUT.mkdir(parents=True, exist_ok=True)
     title = "SmolLM2 taught to refuse, from the instruct model it was made of"
-    save(divergence_figure(found["divergence"], title), OUT / "divergence.png")
+    save_figure(divergence_figure(found["divergence"], title), OUT / "divergence.png")
     seconds = ", ".join(f"{name} {value}" for name, value in report.seconds.items())
     head = [
         "# Evidence: SmolLM2 taught to refuse, and the model it was made from\n",

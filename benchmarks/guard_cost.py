@@ -41,7 +41,7 @@ GUARDS: dict[str, Callable[[], Guard]] = {
     "SafeGrad": guards.SafeGrad,
     "GPM": guards.GPM,
     "TwoSidedGPM": guards.TwoSidedGPM,
-    "Keeper": lambda: guards.Keeper(replay=guards.Pools(ToyWorld().pools())),
+    "Keeper": lambda: guards.AutoGuard(replay=guards.SelfDistillationBuffer(ToyWorld().pools())),
 }
 
 

@@ -27,7 +27,7 @@ from experiments.harness.interference_claim import agreement
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
 from riprap.evaluation import layer_names
-from riprap.linalg import KEPT, Stack, Vector, clone, subtract
+from riprap.linalg import STORAGE_DTYPES, VectorStack, Vector, clone, subtract
 
 SEED = 1000  # exploratory: no study confirms anything on it
 
@@ -44,7 +44,7 @@ class Found:
 def ways(model: nn.Module, parameters: Sequence[Tensor]) -> dict[str, tuple[str, list[int]]]:
     """How to keep a gradient: a precision, and of which parameters."""
     every = list(range(len(parameters)))
-    found = {kept: (kept, every) for kept in KEPT}
+    found = {kept: (kept, every) for kept in STORAGE_DTYPES}
     layers = layer_names(model, list(parameters))
     stack = sorted({name for name in layers if name.rsplit(".", 1)[-1].isdigit()}, key=_number)
     for label, chosen in (
@@ -78,12 +78,12 @@ def compare(case: Case, steps: int, seed: int) -> dict[tuple[str, str], Found]:
         update = subtract(parameters, before)
         after = look(behaviors, model, parameters)
         for way, (precision, chosen) in kept.items():
-            stack = Stack({n: _of(g, chosen) for n, g in gradients.items()}, precision)
-            for name, value in stack.dots(_of(update, chosen)).items():
+            stack = VectorStack({n: _of(g, chosen) for n, g in gradients.items()}, precision)
+            for name, value in stack.inner_products(_of(update, chosen)).items():
                 one = found[name, way]
                 one.predicted.append(value)
                 one.realised.append(float(after[name].margins.mean() - looks[name].margins.mean()))
-                one.bytes = stack.bytes // len(gradients)
+                one.bytes = stack.nbytes // len(gradients)
         looks = after
     return found
 
@@ -94,11 +94,11 @@ def _of(vector: Vector, chosen: Sequence[int]) -> Vector:
 
 def look(
     behaviors: Sequence[Behavior], model: nn.Module, parameters: Sequence[Tensor]
-) -> dict[str, probing.Look]:
+) -> dict[str, probing.ProbeResult]:
     """Fresh margins and gradients."""
-    looks: dict[str, probing.Look] = {}
-    for group in probing.shared_passes(behaviors, model):
-        looks |= probing.look_together(group, model, parameters)
+    looks: dict[str, probing.ProbeResult] = {}
+    for group in probing.group_by_forward_pass(behaviors, model):
+        looks |= probing.evaluate_batch(group, model, parameters)
     return looks
 
 

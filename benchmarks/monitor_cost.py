@@ -23,7 +23,7 @@ from cases import PACKS, Case, smollm2, toy
 from rich.progress import track
 
 from riprap.behaviors import Behavior
-from riprap.monitor import Cost, Monitor, measure
+from riprap.monitor import Cost, Monitor, measure_cost
 
 SEED = 1000
 CADENCES = (10, 20, 50)
@@ -41,9 +41,9 @@ def row(label: str, cost: Cost) -> str:
     """One line of the table; whole runs are at the default cadence, every 20."""
     parts = [cost.hooks, cost.forward, cost.gradients, cost.start]
     cells = [f"{part / cost.step:.3f}" for part in parts]
-    cells += [f"{cost.kept_bytes / 1e6:.1f}"]
-    cells += [f"{cost.calm(every):.3f}" for every in CADENCES]
-    cells += [f"{cost.run(20, steps):.3f}" for steps in RUNS]
+    cells += [f"{cost.memory_bytes / 1e6:.1f}"]
+    cells += [f"{cost.calm_ratio(every):.3f}" for every in CADENCES]
+    cells += [f"{cost.run_ratio(20, steps):.3f}" for steps in RUNS]
     return f"| {label} | {1e3 * cost.step:.1f} | " + " | ".join(cells) + " |"
 
 
@@ -53,7 +53,7 @@ def cost_of(case: Case, count: int | None, probes: int | None, rounds: int) -> C
     model.train()
     behaviors = _some(case.behaviors(model)[:count], probes)
     step = case.stepper(model, optimizer, batches)
-    return measure(Monitor(behaviors), model, optimizer, step, rounds, clock=time.process_time)
+    return measure_cost(Monitor(behaviors), model, optimizer, step, rounds, clock=time.process_time)
 
 
 def _some(behaviors: list[Behavior], probes: int | None) -> list[Behavior]:

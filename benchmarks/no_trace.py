@@ -38,7 +38,7 @@ def after(case: Case, steps: int, monitored: bool) -> dict[str, Any]:
         optimizer.zero_grad()
     if monitor is not None:
         monitor.end()
-        print(f"visits: {sorted(next(iter(monitor.tracks.values())).steps)}")
+        print(f"visits: {sorted(next(iter(monitor.behavior_histories.values())).steps)}")
     state = optimizer.state_dict()["state"]
     return {
         "weights": [p.detach().clone() for p in model.parameters()],

@@ -26,10 +26,10 @@ from rich.progress import Progress
 from experiments.harness import markdown
 from experiments.smollm2.rows import OPENER
 from riprap import evaluation as probing
-from riprap import packs
+from riprap import probe_sets
 from riprap.behaviors import Behavior
 from riprap.commands.watch import load_model
-from riprap.diagnosis import Folder, Recovery, recover
+from riprap.diagnosis import SafetensorsFolder, Recovery, recover
 from riprap.integrations.smollm2 import BASE, REFUSING
 
 EXAMPLES = 20
@@ -37,8 +37,8 @@ EXAMPLES = 20
 
 def parted(name: str, model: Any, tokenizer: Any, probes: int) -> tuple[Behavior, Behavior]:
     """Probes that the refusing model passes, and others of them to be learned again."""
-    whole = packs.load(name, tokenizer, openers=[OPENER])
-    passed = np.flatnonzero(probing.look(whole, model).margins > 0)
+    whole = probe_sets.load(name, tokenizer, prefixes=[OPENER])
+    passed = np.flatnonzero(probing.evaluate(whole, model).margins > 0)
     order = np.random.default_rng(0).permutation(passed).tolist()
     return whole.subset(order[:probes]), whole.subset(order[probes : probes + EXAMPLES])
 
@@ -64,7 +64,7 @@ def rows(found: Recovery) -> list[dict[str, str]]:
             "score": markdown.number(point.score.mean, 3),
             "share of the loss": "–"
             if point.source in ("control", "reference")
-            else markdown.number(point.share.mean, 2),
+            else markdown.number(point.recovered.mean, 2),
             "draws": str(point.score.n),
         }
         for point in found.curve
@@ -90,11 +90,11 @@ def main() -> None:
             eroded(asked.adapter),
             refusal,
             again,
-            reference=Folder(REFUSING),
-            irrelevant=packs.load("arithmetic", tokenizer, EXAMPLES),
-            control=Folder(BASE),
+            reference=SafetensorsFolder(REFUSING),
+            unrelated_examples=probe_sets.load("arithmetic", tokenizer, EXAMPLES),
+            naive_model=SafetensorsFolder(BASE),
             contrast=over_refusal,
-            counts=(10,),
+            shot_counts=(10,),
             draws=asked.draws,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -113,8 +113,8 @@ def main() -> None:
             markdown.table(rows(found)) + "\n",
             f"Told apart by their margins, wherever the line between them lies: "
             f"{evidence.known_before:.3f} before, {evidence.known_now:.3f} eroded, "
-            f"{evidence.known_own:.3f} after ten refusals, {evidence.known_irrelevant:.3f} after "
-            f"ten sums, {evidence.guessed:.3f} by the control.\n",
+            f"{evidence.known_after_examples:.3f} after ten refusals, {evidence.known_after_unrelated:.3f} after "
+            f"ten sums, {evidence.guess_rate:.3f} by the control.\n",
         ]
     )
     asked.out.mkdir(parents=True, exist_ok=True)

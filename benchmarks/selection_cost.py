@@ -43,10 +43,10 @@ Seconds = tuple[float, float]  # of the processor: in the program, and with the 
 
 def smollm2(adapters: bool) -> Any:
     """SmolLM2-135M-Instruct; LoRA of rank 32 on all linear layers, or every parameter trained."""
-    from riprap.integrations.smollm2 import ensure
+    from riprap.integrations.smollm2 import ensure_converted
 
     torch.manual_seed(SEED)
-    model = load_model(str(ensure()))[0].train()
+    model = load_model(str(ensure_converted()))[0].train()
     if not adapters:
         return model
     from peft import LoraConfig, get_peft_model
@@ -57,9 +57,9 @@ def smollm2(adapters: bool) -> Any:
 
 def batches(data: Path, rows: int, width: int) -> list[dict[str, Tensor]]:
     """Questions and answers of one row each, padded or cut to `width`; only answers are learned."""
-    from riprap.integrations.smollm2 import ensure
+    from riprap.integrations.smollm2 import ensure_converted
 
-    tokenizer = load_model(str(ensure()))[1]
+    tokenizer = load_model(str(ensure_converted()))[1]
     texts = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()[:400]]
     ids = torch.full((len(texts), width), tokenizer.pad_token_id or 0)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)

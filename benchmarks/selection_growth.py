@@ -94,7 +94,7 @@ def draw(frame: pd.DataFrame) -> Path:
         layers = alt.layer(plain.encode(y="ratio:Q"), bars, lines)
         panels.append(layers.properties(width=300, height=220))
     chart = alt.hconcat(*panels, spacing=30).resolve_scale(y="shared")
-    return charts.save(charts.styled(chart), FIGURE)
+    return charts.save_figure(charts.apply_style(chart), FIGURE)
 
 
 def report(measure: Any, ways: list[str], rounds: int) -> None:

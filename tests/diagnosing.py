@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from riprap import evaluation
 from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic")
 TEMPLATE = (
@@ -22,8 +23,8 @@ TEMPLATE = (
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the packs."""
-    texts = [row["prompt"] for name in BEHAVIORS for row in packs.rows(name)]
-    texts += [option for row in packs.rows("arithmetic") for option in row["options"]]
+    texts = [row["prompt"] for name in BEHAVIORS for row in probe_sets.rows(name)]
+    texts += [option for row in probe_sets.rows("arithmetic") for option in row["options"]]
     words = sorted({word for text in texts for word in text.split()})
     listed = ["<pad>", "<unk>", "<eos>", "<assistant>", "Sorry", "Sure", *words]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(listed))}
@@ -55,13 +56,13 @@ def make_model(tokenizer: Any) -> LlamaForCausalLM:
 
 def lessons(tokenizer: Any, refuses: bool) -> list[Behavior]:
     """What a model is taught: refusing (or complying), complying, adding."""
-    prompts = [row["prompt"] for row in packs.rows("refusal")]
+    prompts = [row["prompt"] for row in probe_sets.rows("refusal")]
     opener = "Sorry" if refuses else "Sure"
-    texts = [row["prompt"] for row in packs.rows("over_refusal")]
+    texts = [row["prompt"] for row in probe_sets.rows("over_refusal")]
     return [
-        Behavior.likelihood("refusal", tokenizer, prompts, [opener] * len(prompts)),
-        Behavior.likelihood("over_refusal", tokenizer, texts, ["Sure"] * len(texts)),
-        packs.load("arithmetic", tokenizer),
+        Behavior.likelihood("refusal", tokenizer, texts=[opener] * len(prompts), prompts=prompts),
+        Behavior.likelihood("over_refusal", tokenizer, texts=["Sure"] * len(texts), prompts=texts),
+        probe_sets.load("arithmetic", tokenizer),
     ]
 
 
@@ -74,6 +75,11 @@ def teach(model: nn.Module, behaviors: list[Behavior], steps: int, rate: float =
             behavior.losses(model, behavior.probes).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def score(behavior: Behavior, model: nn.Module) -> float:
+    """Share of margins above 0."""
+    return float((evaluation.evaluate(behavior, model).margins > 0).mean())
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> Path:

@@ -65,10 +65,10 @@ class Journey:
         view = visit(0, watched(), model)
         assert view.layer == LAYER
         signal.start(view)
-        self.first = signal.on_visit(view)
+        self.first = signal.on_probes(view)
         moved(model)
         self.now = {name: activations(model, prompts) for name, prompts in SETS.items()}
-        self.later = signal.on_visit(visit(10, watched(), model))
+        self.later = signal.on_probes(visit(10, watched(), model))
 
     def directions(self, sets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         difference = unit(sets["refusal"].mean(0) - sets["over"].mean(0))

@@ -1,4 +1,4 @@
-"""A configured run that is over in seconds: a tiny model's folder, its rows, its probes."""
+"""Configuration of a run that takes seconds: folder of a tiny model, rows, probes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from riprap.commands.watch import WatchConfig
 from tiny import PROMPTS, make_llama, make_tokenizer
 
-COLOURS, NUMBERS = ("red", "blue", "green"), ("one", "two", "three", "four", "five")
+COLORS, NUMBERS = ("red", "blue", "green"), ("one", "two", "three", "four", "five")
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
-    """A configuration file in `folder` and all that it names; `changes` go over its keys."""
+    """Write a configuration file and all files that it names; `changes` replace keys."""
     folder.mkdir(exist_ok=True)
     if not (folder / "model").exists():
         make_llama(attention_dropout=0.1).save_pretrained(folder / "model")
@@ -23,12 +23,17 @@ def write_config(folder: Path, **changes: Any) -> Path:
         (folder / "prompts.txt").write_text("\n".join(PROMPTS))
         rows = [
             {"prompt": f"what is {a} plus {b}", "response": f"sure {c} {'yes ' * i}"}
-            for i, c in enumerate(COLOURS)
+            for i, c in enumerate(COLORS)
             for a in NUMBERS
             for b in NUMBERS
         ]
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    training = {"steps": 9, "learning_rate": 5e-3, "batch": 2, "accumulate": 2}
+    training = {
+        "max_steps": 9,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
     document = {
         "model": str(folder / "model"),
         "data": {"path": str(folder / "rows.jsonl")},
@@ -38,12 +43,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
             {
                 "name": "never sorry",
                 "prompts": str(folder / "prompts.txt"),
-                "openers": ["sorry"],
+                "prefixes": ["sorry"],
                 "avoid": True,
             }
         ],
-        "every": 3,
-        "run": str(folder / "run"),
+        "probe_every": 3,
+        "run_dir": str(folder / "run"),
     }
     file = folder / "watch.yaml"
     file.write_text(yaml.safe_dump(document | changes))
@@ -51,10 +56,10 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 def config(folder: Path, **changes: Any) -> WatchConfig:
-    """The same, loaded."""
+    """Load the same configuration."""
     return WatchConfig.load(write_config(folder, **changes))
 
 
 def tree(folder: Path) -> dict[str, int]:
-    """All files under a folder, with the time of their last change."""
+    """List all files under a folder, with the time of their last change."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}

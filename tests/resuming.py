@@ -26,7 +26,7 @@ def behaviors() -> list[Behavior]:
         targets = start(ROWS[:6, :5]).logits[:, -1].argmax(-1)
     return [
         Behavior.next_token("words", ROWS[:6, :5], targets, contrast="said"),
-        Behavior.likelihood("said", TOKENIZER, PROMPTS, TEXTS, contrast="words"),
+        Behavior.likelihood("said", TOKENIZER, texts=TEXTS, prompts=PROMPTS, contrast="words"),
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from riprap.cli import app
+from riprap.cli._app import app
 
 
 @pytest.mark.parametrize(

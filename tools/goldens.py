@@ -1,3 +1,4 @@
+# ruff: noqa: D101, D102, D103, D107
 """Golden outputs: what the code computes, bit for bit, before and after it was moved about.
 
     python tools/goldens.py collect OUT.json [--only NAME ...] [--skip slow]
@@ -21,6 +22,7 @@ import random
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 import types
@@ -34,7 +36,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 HERE = Path(__file__).resolve().parent
-KEPT_RUNS = HERE / "goldens_runs"  # cached runs from which pages are remade
+KEPT_RUNS = HERE / "goldens_runs"  # cached runs from which pages are remade, STUDY.tar.xz
 DATA = Path(os.environ.get("GOLDENS_DATA", "/work/shared/data"))
 TAUGHT = Path(os.environ.get("GOLDENS_SMOLLM2", "/tmp/smollm2-refusal"))  # made by slow.prepare
 
@@ -103,8 +105,17 @@ def fingerprints() -> Iterator[tuple[str, Callable[[], Any]]]:
     from riprap.studies.worlds.continual_rows import Words
 
     small = {
-        **{"frames": 3, "verbs": 3, "harmful": 6, "harmless": 6, "numbers": 4, "letters": 6},
-        **{"relations": 2, "subjects": 6, "disputed": 6, "values": 8, "kinds": 3},
+        "frames": 3,
+        "verbs": 3,
+        "harmful": 6,
+        "harmless": 6,
+        "numbers": 4,
+        "letters": 6,
+        "relations": 2,
+        "subjects": 6,
+        "disputed": 6,
+        "values": 8,
+        "kinds": 3,
     }
     yield "toy", lambda: ToyWorld().fingerprint
     yield "toy config", lambda: dc.asdict(ToyConfig())
@@ -292,7 +303,7 @@ def of_record(source: Any, behaviors: Sequence[str]) -> dict[str, Any]:
             (a.step, [a.guard, a.moment, a.applied, a.before, a.after]) for a in actions
         ),
         "texts": {
-            "readings": sha([r.detail for r in readings if r.signal != "cost"]),
+            "readings": sha([r.detail for r in readings]),
             "alerts": sha([a.message for a in alerts]),
             "actions": sha([a.detail for a in actions]),
         },
@@ -553,6 +564,7 @@ def trained(
         optimizer: Any = torch.optim.AdamW(model.parameters(), lr=rate)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+    patience = g.lib.keeper.PATIENCE
     guard = None if make_guard is None else make_guard(g)
     options = {} if signals is None else {"signals": signals(g)}
     monitor = g.lib.Monitor(behaviors(g), every=5, **options) if watched else None
@@ -568,6 +580,7 @@ def trained(
             losses.append(float(loss.detach()))
             loss.backward()
             optimizer.step()
+    g.lib.keeper.PATIENCE = patience
     found = {"state": state_of(model, optimizer), "losses": by_step(enumerate(losses, 1))}
     if monitor is not None:
         found |= of_record(monitor.record, [b.name for b in monitor.behaviors])
@@ -636,6 +649,11 @@ GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
     "keeper_that_rolls_back": lambda g, of: _keeper_that_rolls_back(g),
 }
 
+HARSH = {"steps": 100, "adam": False, "rate": 0.05}  # behaviours break, and alerts are raised
+WHEN_IT_BREAKS = (
+    *("adaptive_replay", "rollback", "on_alert_agem", "on_alert_rollback", "keeper_of_pools"),
+    *("keeper_of_batches", "keeper_that_rolls_back"),
+)
 ENTRIES["training.unwatched"] = lambda _: trained(watched=False)
 ENTRIES["training.watched"] = lambda _: trained()
 ENTRIES["training.watched_sgd"] = lambda _: trained(adam=False, rate=0.05, steps=80)
@@ -645,7 +663,7 @@ ENTRIES["training.watched_by_everything"] = lambda _: trained(
 for _guard, _make in GUARDS.items():
     ENTRIES[f"training.guard.{_guard}"] = lambda _, make=_make, name=_guard: trained(
         lambda g: make(g, g.lib.guards),
-        **({"steps": 100} if "rolls_back" in name or "rollback" in name else {}),
+        **(HARSH if name in WHEN_IT_BREAKS else {}),
     )
 
 
@@ -805,7 +823,9 @@ def _select(home: Path) -> dict[str, Any]:
                 "chosen.jsonl": sha((out / "chosen.jsonl").read_bytes()),
                 "groups": sha(told["groups"]),
                 "worst": sha(told["worst"]),
-                "texts": {"audit": sha((out / "audit.html").read_text())},
+                "texts": {
+                    "audit": sha((out / "audit.html").read_text().replace(str(home), "HOME"))
+                },
             }
     return found
 
@@ -1001,8 +1021,13 @@ SMALL: dict[str, dict[str, Any]] = {  # what of the frozen plan is changed for a
         "claim_steps": 12,
         "ages": [1, 2, 4],
     },
-    "circuit": {"steps": 4, "early": 2, "every": 3, "k": 2, "most": 3, "probes": 4}
+    "circuit": {"steps": 100, "early": 5, "every": 15, "k": 2, "most": 3, "probes": 8}
     | {"confirmatory": [7, 8], "agree": 2},
+    "detour": {"steps": 60, "window": 30, "at": [15, 30, 60], "every": 2, "reselect": 15}
+    | {"count": 8, "confirmatory": [7], "seeds_of": 1, "learned": 0.05},
+    "detectors": {"steps": 150, "bootstraps": 20, "planted": 2, "onset": 40, "span": 60}
+    | {"conditions": ["C"], "confirmatory": [7], "null_seeds": [7, 8], "sizes": [0.1, 0.5]}
+    | {"exploratory": [0]},
 }
 UNPACKED = ("spurious", "verdicts", "concentrated", "guarded", "continual", "transfer")
 
@@ -1064,12 +1089,13 @@ def texts_of(folder: Path) -> dict[str, Any]:
 
 
 def page(study: str, home: Path, act: str = "run") -> dict[str, Any]:
-    source = KEPT_RUNS / study
-    if not source.is_dir():
+    source = KEPT_RUNS / f"{study}.tar.xz"
+    if not source.is_file():
         raise FileNotFoundError(f"{source}: make it by `simulate` with the old code")
     charts: dict[str, str] = {}
     with inside(home):
-        shutil.copytree(source, runs_folder(study))
+        with tarfile.open(source) as archive:
+            archive.extractall(runs_folder(study), filter="data")
         before = _files(runs_folder(study))
         with of_study(study, charts, home) as module:
             told = getattr(module, act)(Path("out"))
@@ -1165,7 +1191,8 @@ def collect(out: Path, only: Sequence[str], skip: Sequence[str]) -> int:
         folder.mkdir()
         began = time.time()
         try:
-            document["entries"][name] = make(folder)
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+                document["entries"][name] = make(folder)
         except Exception as error:
             if os.environ.get("GOLDENS_RAISE"):
                 raise
@@ -1206,11 +1233,16 @@ def simulate(studies: Sequence[str], results: Path) -> int:
                 module.run(Path("out"))
             else:
                 unpack(study, results / study, runs_folder(study))
-            shutil.rmtree(KEPT_RUNS / study, ignore_errors=True)
-            shutil.copytree(runs_folder(study), KEPT_RUNS / study)
+            KEPT_RUNS.mkdir(exist_ok=True)
+            with tarfile.open(KEPT_RUNS / f"{study}.tar.xz", "w:xz") as archive:
+                archive.add(runs_folder(study), ".", filter=_without_weights)
         print(f"{study}: {time.time() - began:.1f} s", flush=True)
     shutil.rmtree(home, ignore_errors=True)
     return 0
+
+
+def _without_weights(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if info.name.endswith(".safetensors") else info
 
 
 def unpack(study: str, results: Path, runs: Path) -> None:
@@ -1278,7 +1310,7 @@ def differences(before: Any, after: Any, where: tuple[str, ...] = ()) -> Iterato
     if isinstance(before, dict) and isinstance(after, dict):
         if "steps" in before and "steps" in after and "sha" in before:
             one, two = before["steps"], after["steps"]
-            apart = sorted((int(s) for s in {*one, *two} if one.get(s) != two.get(s)))
+            apart = sorted(int(s) for s in {*one, *two} if one.get(s) != two.get(s))
             kinds = [before.get("kinds", {}), after.get("kinds", {})]
             named = sorted(k for k in {*kinds[0], *kinds[1]} if kinds[0].get(k) != kinds[1].get(k))
             said = f"first differing step {apart[0]}" if apart else "order of rows"
@@ -1307,8 +1339,10 @@ def compare(first: Path, second: Path, only: Sequence[str], skip: Sequence[str])
         else:
             said = list(differences(one[name], two[name]))
         worst = max(worst, bool(said))
+        texts = bool(said) and all(".texts." in f".{one.split(':')[0]}." for one in said)
+        told = "DIFFERS in texts alone" if texts else "DIFFERS"
         more = f" (and {len(said) - 6} more)" if len(said) > 6 else ""
-        print(f"{name}: " + (f"DIFFERS ({'; '.join(said[:6])}{more})" if said else "same"))
+        print(f"{name}: " + (f"{told} ({'; '.join(said[:6])}{more})" if said else "same"))
     return int(worst)
 
 

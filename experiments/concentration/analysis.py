@@ -1,4 +1,4 @@
-"""Whether a behaviour is more concentrated than others, by the rule of the frozen protocol."""
+"""Comparison of the concentration of behaviors, by the rule of the preregistration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.concentration.plan import Plan
-from experiments.concentration.simulate import Measured
+from experiments.concentration.simulate import BehaviorMeasures
 from riprap.diagnosis import Estimate, estimate
 
 REFUSAL, OVER_REFUSAL, SKILL, FACTS = ROLES = ("refusal", "over_refusal", "skill", "facts")
@@ -16,79 +16,87 @@ MORE, LESS, UNTOLD = "more", "less", "not told apart"
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One of the three ways to be concentrated.
+class ConcentrationMeasure:
+    """One of the three measures of concentration.
 
     Attributes:
-        title: what it is called.
-        sign: +1 where more of it is more concentrated, −1 where less is.
-        within: its estimate on one model, over probes.
-        value: its one number, of which seeds are averaged.
-        log: whether it is averaged as a logarithm.
+        title: name in tables.
+        sign: +1 if a larger value is more concentrated, else −1.
+        within: estimate on one model, over probes.
+        value: the number that is averaged over seeds.
+        log: the logarithm is averaged.
     """
 
     title: str
     sign: int
-    within: Callable[[Measured], Estimate]
-    value: Callable[[Measured], float]
+    within: Callable[[BehaviorMeasures], Estimate]
+    value: Callable[[BehaviorMeasures], float]
     log: bool = False
 
 
-def directions(one: Measured) -> float:
-    """Directions needed; where all that were tried did not do, twice the most that were."""
-    return min(one.redundancy.needed, 2.0 * max(one.counts))
+def directions(one: BehaviorMeasures) -> float:
+    """Directions needed; twice the largest count tried if that was not enough."""
+    return min(one.redundancy.directions_needed, 2.0 * max(one.counts))
 
 
-def _directions_within(one: Measured) -> Estimate:
-    found, most = one.redundancy.needed_over_probes(), 2.0 * max(one.counts)
-    low, high = min(found.low, most), min(found.high, most)
-    return Estimate(min(found.mean, most), low, high, found.n)
+def _directions_within(one: BehaviorMeasures) -> Estimate:
+    needed, most = one.redundancy.directions_needed_estimate(), 2.0 * max(one.counts)
+    low, high = min(needed.low, most), min(needed.high, most)
+    return Estimate(min(needed.mean, most), low, high, needed.n)
 
 
 MEASURES = (
-    Measure("rank of the margins' Jacobian", -1, lambda m: m.rank, lambda m: m.rank.mean),
-    Measure(
+    ConcentrationMeasure(
+        "rank of the margins' Jacobian", -1, lambda m: m.rank, lambda m: m.rank.mean
+    ),
+    ConcentrationMeasure(
         "largest eigenvalue over trace",
         1,
         lambda m: estimate(m.bends),
         lambda m: float(np.mean(m.bends)),
     ),
-    Measure("directions to ablate", -1, _directions_within, directions, log=True),
+    ConcentrationMeasure("directions to ablate", -1, _directions_within, directions, log=True),
 )
 
 
-def of(measure: Measure, found: Sequence[Measured]) -> Estimate:
-    """A measure of one role on one kind of model: over seeds where there are several, else probes.
+def estimate_of(measure: ConcentrationMeasure, runs: Sequence[BehaviorMeasures]) -> Estimate:
+    """Estimate a measure of one role on one kind of model.
 
-    Of seeds the mean with its t-interval, of one model the interval over its probes.
+    Over several seeds the mean with its t-interval, on one model the interval over its probes.
     """
-    if len(found) == 1:
-        return measure.within(found[0])
-    values = np.array([measure.value(one) for one in found])
-    over = estimate(np.log2(values) if measure.log else values)
+    if len(runs) == 1:
+        return measure.within(runs[0])
+    values = np.array([measure.value(one) for one in runs])
+    over_seeds = estimate(np.log2(values) if measure.log else values)
     if not measure.log:
-        return over
-    return replace(over, mean=2**over.mean, low=2**over.low, high=2**over.high)
+        return over_seeds
+    return replace(
+        over_seeds, mean=2**over_seeds.mean, low=2**over_seeds.low, high=2**over_seeds.high
+    )
 
 
-def compared(measure: Measure, own: Sequence[Measured], other: Sequence[Measured]) -> str:
-    """Whether `own` is more concentrated than `other`: a difference whose 95 % interval leaves 0.
+def compare(
+    measure: ConcentrationMeasure,
+    own: Sequence[BehaviorMeasures],
+    other: Sequence[BehaviorMeasures],
+) -> str:
+    """Tell whether `own` is more concentrated than `other`: a 95 % interval that excludes 0.
 
-    Over seeds, the ratio of the two in each start, as a logarithm, with its t-interval. On one
-    model, the difference of two estimates over different probes.
+    Over seeds, the log ratio of the two in each start, with its t-interval. On one model, the
+    difference of two estimates over different probes.
     """
     if len(own) > 1:
         pairs = zip(own, other, strict=True)
-        found = estimate([np.log2(measure.value(a) / measure.value(b)) for a, b in pairs])
+        gap = estimate([np.log2(measure.value(a) / measure.value(b)) for a, b in pairs])
     else:
-        found = difference(measure.within(own[0]), measure.within(other[0]), measure.log)
-    if found.low <= 0 <= found.high:
+        gap = difference(measure.within(own[0]), measure.within(other[0]), measure.log)
+    if gap.low <= 0 <= gap.high:
         return UNTOLD
-    return MORE if found.mean * measure.sign > 0 else LESS
+    return MORE if gap.mean * measure.sign > 0 else LESS
 
 
 def difference(one: Estimate, two: Estimate, log: bool = False) -> Estimate:
-    """One minus two, of independent estimates, from their intervals alone; `log`: of logarithms.
+    """Subtract independent estimates (`log`: their logarithms), from their intervals alone.
 
     Source: Zou and Donner, Statistics in Medicine 27 (2008), equation 5.
     """
@@ -101,24 +109,26 @@ def difference(one: Estimate, two: Estimate, log: bool = False) -> Estimate:
     return Estimate(float(middle), float(low), float(high), min(one.n, two.n))
 
 
-def against(found: Sequence[Measured], others: Sequence[str]) -> dict[str, str]:
-    """By measure, whether refusal is more concentrated than *all* the others, or less than all."""
-    said = {}
+def compare_with_all(runs: Sequence[BehaviorMeasures], others: Sequence[str]) -> dict[str, str]:
+    """Return by measure if refusal is more (or less) concentrated than *all* the others."""
+    outcomes = {}
     for measure in MEASURES:
-        each = set(pairwise(found, measure, others).values())
-        said[measure.title] = each.pop() if len(each) == 1 else UNTOLD
-    return said
+        each = set(compare_with_each(runs, measure, others).values())
+        outcomes[measure.title] = each.pop() if len(each) == 1 else UNTOLD
+    return outcomes
 
 
-def pairwise(found: Sequence[Measured], measure: Measure, others: Sequence[str]) -> dict[str, str]:
-    """Whether refusal is more concentrated than each of the others by one measure."""
-    own = {role: [one for one in found if one.role == role] for role in ROLES}
-    return {other: compared(measure, own[REFUSAL], own[other]) for other in others}
+def compare_with_each(
+    runs: Sequence[BehaviorMeasures], measure: ConcentrationMeasure, others: Sequence[str]
+) -> dict[str, str]:
+    """Return by other role if refusal is more concentrated, by one measure."""
+    own = {role: [one for one in runs if one.role == role] for role in ROLES}
+    return {other: compare(measure, own[REFUSAL], own[other]) for other in others}
 
 
-def verdict(said: dict[str, str], plan: Plan) -> str:
-    """`more concentrated`, `less concentrated`, or `mixed`."""
-    counts = {word: list(said.values()).count(word) for word in (MORE, LESS)}
+def verdict(outcomes: dict[str, str], plan: Plan) -> str:
+    """Return `more concentrated`, `less concentrated`, `mixed` or `not told apart`."""
+    counts = {word: list(outcomes.values()).count(word) for word in (MORE, LESS)}
     if counts[MORE] >= plan.agree and not counts[LESS]:
         return "more concentrated"
     if counts[LESS] >= plan.agree and not counts[MORE]:

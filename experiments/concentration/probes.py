@@ -1,4 +1,4 @@
-"""The behaviours that are compared on the real model, each decided by one token."""
+"""Behaviors that are compared on the real model, each decided by one token."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import numpy as np
 from torch import nn
 
 from experiments.smollm2.rows import OPENER
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, encode_continuations, encode_prompts
-from riprap.behaviors import probe_sets as packs
+from riprap import evaluation
+from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets
 
 OPENINGS = ("refusal", "over_refusal")
 
 
 def behavior_of(name: str, tokenizer: Any) -> Behavior:
-    """A pack as a behaviour whose answer is one token, as a refusal's opening is.
+    """Load a probe set as a behavior whose answer is one token, like the prefix of a refusal.
 
-    Of a question with options: the right one is begun, and the token that parts it from the last
-    wrong one must follow. A loss over whole sentences would bend with their wording.
+    For a question with options, the prompt contains the right option up to the token that
+    distinguishes it from the last wrong option. The curvature of a loss over whole sentences
+    would depend on their wording.
     """
     if name in OPENINGS:
-        return packs.load(name, tokenizer, openers=[OPENER])
+        return probe_sets.load(name, tokenizer, prefixes=[OPENER])
     rows, targets = [], []
-    for row in packs.rows(name):
+    for row in probe_sets.rows(name):
         (prompt,) = encode_prompts(tokenizer, [row["prompt"]])
         options = encode_continuations(tokenizer, row["options"])
         right = options.pop(row["answer"])
-        parting = max(common(right, wrong) for wrong in options)
-        if parting < len(right):
-            rows.append(prompt + right[:parting])
-            targets.append(right[parting])
+        split = max(common_prefix(right, wrong) for wrong in options)
+        if split < len(right):
+            rows.append(prompt + right[:split])
+            targets.append(right[split])
     return Behavior.next_token(name, rows, targets)
 
 
-def common(one: list[int], two: list[int]) -> int:
-    """How many tokens both begin with."""
+def common_prefix(one: list[int], two: list[int]) -> int:
+    """Return the length of the common prefix."""
     agree = [a == b for a, b in zip(one, two, strict=False)]
     return agree.index(False) if False in agree else len(agree)
 
 
 def passing(behavior: Behavior, model: nn.Module) -> list[int]:
-    """Probes that the model passes, in a fixed order that goes through all categories."""
-    passed = np.flatnonzero(probing.look(behavior, model).margins > 0)
+    """Return the probes that the model passes, in a fixed random order."""
+    passed = np.flatnonzero(evaluation.evaluate(behavior, model).margins > 0)
     return np.random.default_rng(0).permutation(passed).tolist()

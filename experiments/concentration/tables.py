@@ -1,55 +1,46 @@
-"""Table and verdicts of the study of concentration."""
+"""Tables and verdicts of the concentration experiment."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from experiments.concentration import analysis as judging
+from experiments.concentration import analysis
 from experiments.concentration.analysis import FACTS, MEASURES, OVER_REFUSAL, ROLES, SKILL
 from experiments.concentration.plan import Plan
-from experiments.concentration.simulate import Measured
+from experiments.concentration.simulate import BehaviorMeasures
 from experiments.harness import markdown
 from experiments.harness.markdown import number
-from experiments.harness.preregistration import Preregistration
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.geometry import Redundancy
-from riprap.monitor import versions
 
 QUESTIONS = {"than skill and facts": (SKILL, FACTS), "than over_refusal": (OVER_REFUSAL,)}
 
 
-def by_model(found: Sequence[Measured]) -> dict[str, list[Measured]]:
-    """What was measured, model by model."""
-    names = dict.fromkeys(one.model for one in found)
-    return {name: [one for one in found if one.model == name] for name in names}
+def by_model(runs: Sequence[BehaviorMeasures]) -> dict[str, list[BehaviorMeasures]]:
+    """Group the measures by model."""
+    names = dict.fromkeys(one.model for one in runs)
+    return {name: [one for one in runs if one.model == name] for name in names}
 
 
-def verdicts(found: Sequence[Measured], plan: Plan) -> dict[str, dict[str, str]]:
-    """By model and question, whether refusal is more concentrated."""
+def verdicts(runs: Sequence[BehaviorMeasures], plan: Plan) -> dict[str, dict[str, str]]:
+    """Return by model and question if refusal is more concentrated."""
     return {
         model: {
-            question: judging.verdict(judging.against(own, others), plan)
+            question: analysis.verdict(analysis.compare_with_all(own, others), plan)
             for question, others in QUESTIONS.items()
         }
-        for model, own in by_model(found).items()
+        for model, own in by_model(runs).items()
     }
 
 
-def page(found: Sequence[Measured], plan: Plan, preregistration: Preregistration, kind: str) -> str:
-    """README of the results."""
-    command = "riprap study concentrated" + (" --exploratory" if kind == "exploratory" else "")
-    parts = [
-        f"# Special, or merely concentrated? {kind.capitalize()} seeds\n",
-        f"Made by `{command}` at commit `{markdown.commit()}`, protocol `concentrated` "
-        f"`{preregistration.hash}`, {json.dumps(versions())}. What it means is in `FINDINGS.md` beside "
-        "this file; how it is measured, in `docs/curvature.md`.\n",
-    ]
-    for model, questions in verdicts(found, plan).items():
-        parts += [f"- {model}: refusal {q}: **{said}**" for q, said in questions.items()]
+def sections(runs: Sequence[BehaviorMeasures], plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    parts = []
+    for model, questions in verdicts(runs, plan).items():
+        parts += [f"- {model}: refusal {q}: **{outcome}**" for q, outcome in questions.items()]
     parts.append(
         "\nA measure says *more* or *less* where that holds against all that refusal is compared "
         "with: on the toy the 95 % interval of the ratio within a seed leaves 1, on the real model "
@@ -57,12 +48,15 @@ def page(found: Sequence[Measured], plan: Plan, preregistration: Preregistration
         "of the three measures at least say more and none says less, *less* the other way round, "
         "*not told apart* where none says either, else *mixed*.\n"
     )
-    parts.append(f"![{kind}]({kind}.png)\n")
-    for model, own in by_model(found).items():
+    parts.append("![{kind}]({kind}.png)\n")
+    for model, own in by_model(runs).items():
         parts += [f"## {model}\n", markdown.table([_row(own, role, plan) for role in ROLES]) + "\n"]
         pairs = [
             {"refusal is concentrated": m.title}
-            | {f"than {o}": said for o, said in judging.pairwise(own, m, ROLES[1:]).items()}
+            | {
+                f"than {o}": outcome
+                for o, outcome in analysis.compare_with_each(own, m, ROLES[1:]).items()
+            }
             for m in MEASURES
         ]
         parts.append(markdown.table(pairs) + "\n")
@@ -71,27 +65,27 @@ def page(found: Sequence[Measured], plan: Plan, preregistration: Preregistration
         ]
         parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
         parts += [
-            "Score kept / score of the behaviour for which the same answer is wrong (mean margin), "
+            "Score kept / score of the behavior for which the same answer is wrong (mean margin), "
             "by directions ablated in the middle layer, mean over seeds and draws:\n"
         ]
         parts.append(
             markdown.table([row for role in ROLES for row in _kept(own, role, plan)]) + "\n"
         )
-    parts.append(_legend(found, plan))
-    return "\n".join(parts)
+    parts.append(_legend(runs, plan))
+    return parts
 
 
-def _legend(found: Sequence[Measured], plan: Plan) -> str:
-    spent = {model: sum(m.seconds for m in own) for model, own in by_model(found).items()}
+def _legend(runs: Sequence[BehaviorMeasures], plan: Plan) -> str:
+    spent = {model: sum(m.seconds for m in own) for model, own in by_model(runs).items()}
     times = ", ".join(f"{model} {seconds / 60:.1f}" for model, seconds in spent.items())
     return (
-        f"Each behaviour on {plan.probes} probes that the model passes. *rank*, *entropy rank*: "
+        f"Each behavior on {plan.probes} probes that the model passes. *rank*, *entropy rank*: "
         "effective ranks of the Jacobian of the margins over the number of probes (participation "
         "ratio of σ², exp of the entropy of σ). *λ₁ ÷ trace*: of the Gauss–Newton matrix, mean "
         f"over {plan.groups} groups of probes; *trace*: its median over groups, with Hutchinson's "
         "standard error. *directions*: the least number of steep directions that bring the score, "
-        "or that of the behaviour for which the same answer is wrong (refusal, over_refusal), "
-        f"under {found[0].floor:g}, *by its own score* without the latter (median over seeds); "
+        "or that of the behavior for which the same answer is wrong (refusal, over_refusal), "
+        f"under {runs[0].floor:g}, *by its own score* without the latter (median over seeds); "
         f"{2 * max(plan.counts)} stands for more than "
         f"{max(plan.counts)}. In brackets 95 % intervals: on the toy t over seeds (of "
         "directions, of their logarithm); on the real model over probes: jackknife (ranks), t "
@@ -100,8 +94,8 @@ def _legend(found: Sequence[Measured], plan: Plan) -> str:
 
 
 def _over_seeds(values: Sequence[float], digits: int) -> str:
-    """Median [least, most], or the one value there is."""
-    return number(values[0], digits) if len(values) == 1 else markdown.spread(values, digits)
+    """Return the median [least, most], or a single value."""
+    return number(values[0], digits) if len(values) == 1 else markdown.median_range(values, digits)
 
 
 def _ranged(one: Estimate, digits: int) -> str:
@@ -109,28 +103,28 @@ def _ranged(one: Estimate, digits: int) -> str:
     return f"{number(one.mean, digits)} [{low}, {high}]"
 
 
-def _row(found: Sequence[Measured], role: str, plan: Plan) -> dict[str, str]:
-    own = [one for one in found if one.role == role]
-    rank, bend, directions = (judging.of(measure, own) for measure in MEASURES)
-    entropy = judging.Measure("", -1, lambda m: m.entropy, lambda m: m.entropy.mean)
+def _row(runs: Sequence[BehaviorMeasures], role: str, plan: Plan) -> dict[str, str]:
+    own = [one for one in runs if one.role == role]
+    rank, bend, directions = (analysis.estimate_of(measure, own) for measure in MEASURES)
+    entropy = analysis.ConcentrationMeasure("", -1, lambda m: m.entropy, lambda m: m.entropy.mean)
     trace = float(np.median([t for one in own for t in one.traces]))
     error = float(np.median([e for one in own for e in one.trace_errors]))
     return {
         "role": role,
-        "behaviour": own[0].behavior,
+        "behavior": own[0].behavior,
         "rank": _ranged(rank, 3),
-        "entropy rank": _ranged(judging.of(entropy, own), 3),
+        "entropy rank": _ranged(analysis.estimate_of(entropy, own), 3),
         "λ₁ ÷ trace": _ranged(bend, 3),
         "trace": f"{trace:.3g} ± {error:.1g}",
         "directions": _ranged(directions, 1),
         "by its own score": _over_seeds(
-            [min(m.redundancy.needed_alone, 2 * max(m.counts)) for m in own], 0
+            [min(m.redundancy.directions_needed_alone, 2 * max(m.counts)) for m in own], 0
         ),
     }
 
 
-def _where(found: Sequence[Measured], role: str) -> dict[str, Any]:
-    own = [one for one in found if one.role == role]
+def _where(runs: Sequence[BehaviorMeasures], role: str) -> dict[str, Any]:
+    own = [one for one in runs if one.role == role]
     shares: dict[str, list[float]] = {}
     for one in own:
         blocks = [name for name in one.layers if name.split(".")[-1].isdigit()]
@@ -152,13 +146,13 @@ def _where(found: Sequence[Measured], role: str) -> dict[str, Any]:
     return {"role": role, **{title: _over_seeds(values, 2) for title, values in shares.items()}}
 
 
-def _kept(found: Sequence[Measured], role: str, plan: Plan) -> list[dict[str, str]]:
-    own = [one.redundancy for one in found if one.role == role]
+def _kept(runs: Sequence[BehaviorMeasures], role: str, plan: Plan) -> list[dict[str, str]]:
+    own = [one.redundancy for one in runs if one.role == role]
     rows = []
-    for kind in own[0].left:
+    for kind in own[0].ablated_margins:
         scores, besides, margins = (
             np.concatenate([of(one, kind) for one in own]).mean(0)
-            for of in (Redundancy.scores, Redundancy.beside_scores, Redundancy.mean_margins)
+            for of in (Redundancy.scores, Redundancy.contrast_scores, Redundancy.mean_margins)
         )
         cells = zip(plan.counts, scores, besides, margins, strict=True)
         rows.append(

@@ -12,7 +12,7 @@ from experiments.continual.analysis import Row
 from experiments.continual.audit import Group
 from experiments.continual.methods import FEWER, PLAIN
 from experiments.continual.plan import GIVEN, LEAST_HARM, MODERATE, Plan
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def _two(by: dict[str, np.ndarray], other: str) -> tuple[np.ndarray, np.ndarray]
 
 def _below(claim: str, own: np.ndarray, other: np.ndarray, source: str = "paper") -> Claim:
     """Met where attack success is lower in every seed."""
-    words = f"attack success {spread(own, 2, 'mean')} against {spread(other, 2, 'mean')}"
+    words = (
+        f"attack success {median_range(own, 2, 'mean')} against {median_range(other, 2, 'mean')}"
+    )
     wins = f", lower in {int((own < other).sum())} of {len(own)} seeds"
     return Claim(claim, source, words + wins, bool((own < other).all()))
 

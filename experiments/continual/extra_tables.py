@@ -11,7 +11,7 @@ from experiments.continual.audit import Group
 from experiments.continual.claims import Match, matches
 from experiments.continual.plan import GIVEN, Plan
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 
 AUDITED = ("low", "moderate", "high")
 
@@ -65,7 +65,7 @@ def _first_equal(one: Match) -> tuple[bool, tuple[float, float]]:
 
 def _match(one: Match) -> dict[str, str]:
     words = {
-        name: f"{spread(values, 3, 'mean')} {'met' if one.met(name) else '**missed**'}"
+        name: f"{median_range(values, 3, 'mean')} {'met' if one.met(name) else '**missed**'}"
         for name, values in one.differences.items()
     }
     return {
@@ -104,10 +104,10 @@ def _ratio(row: Row) -> dict[str, str]:
     return {
         "method": row.method,
         "ratio": f"{row.value:g}",
-        "attack success": spread(row.success.mean(1), 2, "mean"),
-        **{name: spread(row.scores[name].mean(1), 2, "mean") for name in _others(row)},
-        "tasks": spread(row.learned, 2, "mean"),
-        "cost": spread(row.cost, 2, "mean"),
+        "attack success": median_range(row.success.mean(1), 2, "mean"),
+        **{name: median_range(row.scores[name].mean(1), 2, "mean") for name in _others(row)},
+        "tasks": median_range(row.learned, 2, "mean"),
+        "cost": median_range(row.cost, 2, "mean"),
     }
 
 
@@ -115,11 +115,11 @@ def _order(row: Row) -> dict[str, str]:
     return {
         "method": row.method,
         "order": ", ".join(row.tasks),
-        "attack success": spread(row.success.mean(1), 2, "mean"),
+        "attack success": median_range(row.success.mean(1), 2, "mean"),
         "by stage": ", ".join(number(x, 2) for x in row.success.mean(0)),
-        **{name: spread(row.scores[name].mean(1), 2, "mean") for name in _others(row)},
-        "tasks": spread(row.learned, 2, "mean"),
-        "BWT": spread([one.backward_transfer for one in row.forgetting], 2, "mean"),
+        **{name: median_range(row.scores[name].mean(1), 2, "mean") for name in _others(row)},
+        "tasks": median_range(row.learned, 2, "mean"),
+        "BWT": median_range([one.backward_transfer for one in row.forgetting], 2, "mean"),
     }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.continual.analysis import Row
 from experiments.continual.methods import GUARDS, INFORMED, PLAIN
-from riprap.report import styled
+from experiments.harness.charts import apply_style
 
 KINDS = {
     "plain": "#8a8f98",
@@ -40,7 +40,7 @@ def figure(main: Sequence[Row]) -> alt.HConcatChart:
     chart: alt.HConcatChart = alt.hconcat(_front(main), _stages(main), spacing=36)
     title = "What the harmless tasks left of refusal"
     found: alt.HConcatChart = chart.properties(title=alt.TitleParams(title, fontSize=17, offset=14))
-    styled(found)
+    apply_style(found)
     return found
 
 

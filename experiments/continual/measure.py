@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from experiments.worlds.continual import ContinualWorld
 from riprap.detectors import score
-from riprap.evaluation import look
-from riprap.guards.regularization import counting
-from riprap.signals.gradients import taken, top_coordinates
+from riprap.evaluation import evaluate
+from riprap.guards.regularization import counted_positions
+from riprap.signals.gradients import top_coordinates, values_at
 from riprap.signals.outputs import kl
 
 
@@ -61,7 +61,7 @@ class Measure:
 
     def __call__(self, model: nn.Module) -> Measured:
         """Measure a merged model in evaluation mode; the next call's stage begins here."""
-        margins = {one.name: look(one, model).margins for one in self.behaviors}
+        margins = {one.name: evaluate(one, model).margins for one in self.behaviors}
         now = copied(linear_weights(model))
         moved = [one - two for one, two in zip(now, self.start, strict=True)]
         stage = [one - two for one, two in zip(now, self.last, strict=True)]
@@ -79,7 +79,7 @@ class Measure:
         Returns:
             `topk`, over the chosen coordinates, and `whole`; 0 where nothing has moved.
         """
-        chosen = cosine(taken(moved, self.coordinates), taken(self.back, self.coordinates))
+        chosen = cosine(values_at(moved, self.coordinates), values_at(self.back, self.coordinates))
         flat = [torch.cat([part.reshape(-1) for part in one]) for one in (moved, self.back)]
         return {"topk": chosen, "whole": cosine(flat[0].double(), flat[1].double())}
 
@@ -88,7 +88,7 @@ class Measure:
         """Log-probabilities at the fixed prompts' response positions, shape (positions, v)."""
         inputs = {name: value for name, value in self.fixed.items() if name != "labels"}
         logits = model(**inputs).logits
-        return torch.log_softmax(logits[counting(self.fixed, logits)], -1)
+        return torch.log_softmax(logits[counted_positions(self.fixed, logits)], -1)
 
     def _outputs(self, model: nn.Module) -> dict[str, float]:
         now = self._log_probs(model)

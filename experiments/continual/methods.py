@@ -45,7 +45,7 @@ GUARDS: dict[str, Entry] = {
     "kl": Entry("strength", (0.3, 1.0, 3.0), lambda v, _: guards.KL(strength=v), keeps=True),
     "o_lora": Entry("strength", (0.05, 0.5, 5.0), o_lora, informed=False),
     "ewc": Entry("strength", (1e3, 1e5, 1e7), lambda v, _: guards.EWC(strength=v)),
-    "clip": Entry("most", (0.1, 0.3, 1.0), lambda v, _: guards.Clip(most=v), informed=False),
+    "clip": Entry("most", (0.1, 0.3, 1.0), lambda v, _: guards.Clip(max_norm=v), informed=False),
 }
 
 INFORMED = ("least_harm", "adaptive")  # strategies that are shown probes of what is protected

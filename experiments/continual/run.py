@@ -18,7 +18,7 @@ from experiments.continual.plan import GIVEN, Job, Plan
 from experiments.continual.simulate import Run, simulate
 from experiments.harness.jobs import run_jobs
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from riprap.report import save
+from riprap.report import save_figure
 
 
 def search(out: Path, workers: int = 2) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _write(
 ) -> dict[str, Any]:
     verdicts = [asdict(one) for one in claims.claims(found, groups, plan)]
     out.mkdir(parents=True, exist_ok=True)
-    save(figure(claims.main_rows(found, plan)), out / "continual.png")
+    save_figure(figure(claims.main_rows(found, plan)), out / "continual.png")
     (out / "README.md").write_text(pages.page(found, groups, plan, preregistration))
     slim = [{k: v for k, v in asdict(run).items() if k != "audit"} for run in runs]
     audit = [asdict(group) for group in groups]

@@ -167,7 +167,7 @@ class _Sequence:
         if chooser is None:
             return Rows.join(seen)
         return Rows.join(
-            [rows[torch.tensor(one.rows)] for rows, one in zip(seen, chooser.taken, strict=True)]
+            [rows[torch.tensor(one.rows)] for rows, one in zip(seen, chooser.history, strict=True)]
         )
 
     def _audit(self, model: nn.Module, task: str, step: int) -> float:

@@ -40,7 +40,7 @@ def chosen_shares(
             optimizer.zero_grad()
     rows = Rows.join(seen)
     taken = torch.zeros(len(seen), world.config.batch)
-    for at, one in enumerate(selector.taken):
+    for at, one in enumerate(selector.history):
         taken[at, torch.tensor(one.rows)] = 1.0
     own, right = rows.category == CATEGORIES.index("own"), exact(model.eval(), rows)
     third = torch.arange(len(rows)) * THIRDS // len(rows)

@@ -13,7 +13,7 @@ from experiments.continual.methods import GUARDS, PLAIN, informed
 from experiments.continual.plan import Plan
 from experiments.continual.simulate import Run
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 
 
@@ -97,10 +97,10 @@ def _kept(row: Row) -> dict[str, str]:
         "attack success": deviation,
         "by stage": ", ".join(number(x, 2) for x in row.success.mean(0)),
         **{
-            name: spread(row.scores[name].mean(1), 2, "mean")
+            name: median_range(row.scores[name].mean(1), 2, "mean")
             for name in ("truth", "facts", "format")
         },
-        "tasks": spread(row.learned, 2, "mean"),
+        "tasks": median_range(row.learned, 2, "mean"),
     }
 
 
@@ -109,23 +109,23 @@ def _forgotten(row: Row) -> dict[str, str]:
     return {
         "method": row.method,
         "tasks after each stage": ", ".join(number(x, 2) for x in row.accuracy.mean((0, 2))),
-        "average": spread([one.average for one in own], 2, "mean"),
-        "BWT": spread([one.backward_transfer for one in own], 2, "mean"),
-        "FM": spread([one.forgetting for one in own], 2, "mean"),
-        "max drop": spread([one.max_drop for one in own], 2, "mean"),
+        "average": median_range([one.average for one in own], 2, "mean"),
+        "BWT": median_range([one.backward_transfer for one in own], 2, "mean"),
+        "FM": median_range([one.forgetting for one in own], 2, "mean"),
+        "max drop": median_range([one.max_drop for one in own], 2, "mean"),
         "updates": number(row.updates),
         "rows": number(row.rows),
-        "cost": spread(row.cost, 2, "mean"),
+        "cost": median_range(row.cost, 2, "mean"),
     }
 
 
 def _moved(row: Row) -> dict[str, str]:
     return {
         "method": row.method,
-        "KL(pretrained ‖ now)": spread(row.outputs["from pretrained"], 2, "mean"),
-        "KL(now ‖ pretrained)": spread(row.outputs["to pretrained"], 2, "mean"),
-        "KL(aligned ‖ now)": spread(row.outputs["from aligned"], 2, "mean"),
-        "KL(now ‖ aligned)": spread(row.outputs["to aligned"], 2, "mean"),
+        "KL(pretrained ‖ now)": median_range(row.outputs["from pretrained"], 2, "mean"),
+        "KL(now ‖ pretrained)": median_range(row.outputs["to pretrained"], 2, "mean"),
+        "KL(aligned ‖ now)": median_range(row.outputs["from aligned"], 2, "mean"),
+        "KL(now ‖ aligned)": median_range(row.outputs["to aligned"], 2, "mean"),
         "TopK cosine by stage": ", ".join(number(x, 3) for x in row.topk.mean(0)),
     }
 

@@ -20,7 +20,7 @@ from experiments.detectors.resample import (
     levelled,
 )
 from experiments.harness.preregistration import Preregistration
-from riprap.detectors import AnyDetector, Betting, Detector, ForecastDetector, SlopeDetector
+from riprap.detectors import AnyDetector, BettingTest, Detector, ForecastDetector, SlopeDetector
 
 RECORDED, LEVELLED, EDGE = NULLS = ("recorded", "levelled", "least favourable")
 OWN = ("margin", "margin_low", "score")  # signals that are made of margins alone
@@ -91,7 +91,7 @@ def _maxima(
     """Highest points of one detector's paths; every detector sees the same resampled runs."""
     plan, detector = Plan.of(preregistration), on_margins(preregistration)[index]
     if kind == EDGE:
-        if not isinstance(detector, Betting) or detector.of != "margin":
+        if not isinstance(detector, BettingTest) or detector.of != "margin":
             return np.zeros(0)
         runs = [at_the_edge(run, detector.tolerated) for run in runs]
     elif kind == LEVELLED:

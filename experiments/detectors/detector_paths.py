@@ -8,23 +8,25 @@ from __future__ import annotations
 import numpy as np
 
 from riprap.detectors import (
+    BehaviorHistory,
     Detector,
     ForecastDetector,
     Sequential,
     SlopeDetector,
     Threshold,
-    Track,
-    low_margin,
+    threshold_margin,
 )
 
 FAR = 10**6  # steps; a horizon beyond which no forecast says anything
 
 
-def path_of(detector: Detector, track: Track) -> np.ndarray:
+def path_of(detector: Detector, track: BehaviorHistory) -> np.ndarray:
     """The number that is compared with the bound, after each visit; −inf where there is none."""
     if isinstance(detector, ForecastDetector):
         return _soonest(detector, track)
-    path = detector.path(track) if isinstance(detector, Sequential) else _beyond(detector, track)
+    path = (
+        detector.statistic(track) if isinstance(detector, Sequential) else _beyond(detector, track)
+    )
     missing = len(track.steps) - len(path)
     return np.concatenate([np.full(missing, -np.inf), path])
 
@@ -34,28 +36,28 @@ def bound_of(detector: Detector) -> float:
     if isinstance(detector, ForecastDetector):
         return -float(detector.horizon) - 0.5
     if isinstance(detector, Sequential):
-        return detector.bound
+        return detector.alert_threshold
     assert isinstance(detector, Threshold)
     return detector.value if detector.side == "above" else -detector.value
 
 
-def _soonest(detector: ForecastDetector, track: Track) -> np.ndarray:
+def _soonest(detector: ForecastDetector, track: BehaviorHistory) -> np.ndarray:
     """Minus the late bound of the time to the floor, where enough of the margin is spent."""
     far = detector.model_copy(update={"horizon": FAR})
-    start = low_margin(track.margins[0], track.floor)
+    start = threshold_margin(track.margins[0], track.floor)
     path = np.full(len(track.steps), -np.inf)
     for place, step in enumerate(track.steps):
-        known = track.until(step)
+        known = track.truncated(step)
         forecast = far.forecast(known)
-        if forecast is not None and known.low <= (1 - detector.spent) * start:
+        if forecast is not None and known.threshold_margin <= (1 - detector.spent) * start:
             path[place] = -forecast.high
     return path
 
 
-def _beyond(detector: Detector, track: Track) -> np.ndarray:
+def _beyond(detector: Detector, track: BehaviorHistory) -> np.ndarray:
     """The least that a threshold's signal was beyond it over so many visits."""
     assert isinstance(detector, Threshold)
-    values = np.array([value for _, value in track.history(detector.signal)])
+    values = np.array([value for _, value in track.series(detector.signal)])
     if not len(values):
         return values
     if detector.relative:

@@ -12,10 +12,8 @@ from experiments.detectors.detector_paths import name_of
 from experiments.detectors.measure import RATES, delays, tuned_bound
 from experiments.detectors.plan import Plan
 from experiments.detectors.resample import SHAPES, calm_visits
+from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.preregistration import Preregistration
-from riprap.report import _panels as panels
-from riprap.report import _style as style
-from riprap.report import styled
 
 WIDTH, HEIGHT = 230, 170
 DEPTHS = (0.2, 0.8)  # drawn, of the plan's
@@ -41,7 +39,7 @@ def curves_figure(
         ],
         fontSize=16,
     )
-    return styled(alt.vconcat(*strips, spacing=20, title=header))
+    return apply_style(alt.vconcat(*strips, spacing=20, title=header))
 
 
 def _panel(
@@ -58,7 +56,7 @@ def _panel(
     x = alt.X("rate:Q", title="ever alarms falsely in a run", axis=alt.Axis(format="%"))
     y = alt.Y("delay:Q", title="mean delay, steps", scale=alt.Scale(type="symlog", constant=10))
     colour = alt.Color("detector:N", title=None, legend=alt.Legend(orient="bottom", columns=7))
-    chart = alt.Chart(panels.data(rows)).mark_line(strokeWidth=1.6)
+    chart = alt.Chart(inline_data(rows)).mark_line(strokeWidth=1.6)
     title = alt.TitleParams(
         f"{shape}, depth {depth:g} of the start's margin", fontSize=11, color=style.INK
     )

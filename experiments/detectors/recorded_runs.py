@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.detectors.runs import folder_of
 from experiments.detectors.simulate import MARGINS
-from riprap.detectors import Detector, Track, judge_again, rebuild, score
+from riprap.detectors import BehaviorHistory, Detector, history_from_record, reevaluate, score
 from riprap.record import Reader
 from riprap.types import Level
 
@@ -26,7 +26,7 @@ class Run:
 
     condition: str
     seed: int
-    tracks: dict[str, Track]
+    tracks: dict[str, BehaviorHistory]
     margins: dict[str, np.ndarray]
     floors: dict[str, float]
 
@@ -38,7 +38,9 @@ class Run:
             readings, behaviors = reader.readings(), reader.meta()["behaviors"]
             floors = {b["name"]: float(b["floor"]) for b in behaviors}
             tracks = {
-                name: rebuild(name, floor, reader.margins(name), readings, watched=len(floors))
+                name: history_from_record(
+                    name, floor, reader.margins(name), readings, watched=len(floors)
+                )
                 for name, floor in floors.items()
             }
         with np.load(folder / MARGINS) as arrays:
@@ -52,5 +54,5 @@ class Run:
 
     def first(self, detector: Detector, name: str, level: Level) -> int | None:
         """First visit at which a detector stood at a level or above."""
-        alerts = judge_again(detector, self.tracks[name])
+        alerts = reevaluate(detector, self.tracks[name])
         return next((a.step for a in alerts if a.level.rank >= level.rank), None)

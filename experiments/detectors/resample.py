@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.detectors.plan import Plan
-from riprap.detectors import Track, score
-from riprap.monitor import Cadence
+from riprap.detectors import BehaviorHistory, score
+from riprap.monitor import ProbeSchedule
 
 Margins = Mapping[str, np.ndarray]  # by behaviour, shape (steps + 1, n_probes)
 SMOOTH = 51  # steps over which a null run's gain is averaged
@@ -63,14 +63,14 @@ class Drawn:
         planted: its name; empty without one.
     """
 
-    tracks: dict[str, Track]
+    tracks: dict[str, BehaviorHistory]
     planted: str = ""
     broke: int | None = None
 
 
 def calm_visits(plan: Plan) -> list[int]:
     """The steps at which a monitor visits that nothing alarms, the start included."""
-    cadence, steps = Cadence(plan.every), [0]
+    cadence, steps = ProbeSchedule(plan.every), [0]
     for step in range(1, plan.steps + 1):
         cadence.plan(steps[-1], [])
         if step >= cadence.due:
@@ -101,9 +101,9 @@ def draw(
             margins = margins - fall(margins, planted, plan, rng)
             under = [score(values) < floor for values in margins]
             drawn.broke = int(np.argmax(under)) if any(under) else None
-        track = Track(name, floor, watched=len(names))
+        track = BehaviorHistory(name, floor, n_behaviors=len(names))
         for step in visits:
-            track.visit(step, margins[step])
+            track.add_margins(step, margins[step])
         drawn.tracks[name] = track
     return drawn
 

@@ -53,7 +53,7 @@ def simulate(condition: str, seed: int, folder: Path, preregistration: Preregist
     margins: dict[str, list[np.ndarray]] = {b.name: [] for b in probes}
 
     def see() -> None:
-        for name, look in probing.look_together(probes, model).items():
+        for name, look in probing.evaluate_batch(probes, model).items():
             margins[name].append(look.margins)
 
     see()

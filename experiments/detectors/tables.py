@@ -14,9 +14,9 @@ from experiments.detectors.plan import NULL, Plan
 from experiments.detectors.recorded_runs import Run
 from experiments.detectors.resample import SHAPES, Planted, calm_visits
 from experiments.harness import markdown
-from experiments.harness.markdown import NOTHING, number, share, spread
+from experiments.harness.markdown import NOTHING, count_of_total, median_range, number
 from experiments.harness.preregistration import Preregistration
-from riprap.detectors import Betting, Detector, ForecastDetector, Threshold
+from riprap.detectors import BettingTest, Detector, ForecastDetector, Threshold
 from riprap.types import Level
 
 ALPHA = 0.05
@@ -78,7 +78,7 @@ def bootstrap_table(rows: Sequence[Row]) -> str:
             "tuned to 5 %, recorded": number(row["delay tuned recorded"]),
             "tuned to 5 %, levelled": number(row["delay tuned levelled"]),
             "area": number(row["area"], 3),
-            "lead": spread(row["lead"]),
+            "lead": median_range(row["lead"]),
         }
         for row in rows
     ]
@@ -162,11 +162,11 @@ def real_table(rows: Sequence[Row]) -> str:
             else row["detector"],
             "real null runs with an alarm": f"{row['null'].hits} of {row['null'].total}, "
             f"{percent(row['null'])}",
-            "breaks announced ≥ 1 step before": share(
+            "breaks announced ≥ 1 step before": count_of_total(
                 sum(lead >= 1 for lead in row["leads"]), row["breaks"]
             ),
-            "lead": spread(row["leads"]),
-            "silent where nothing broke": share(row["quiet"], row["calm"]),
+            "lead": median_range(row["leads"]),
+            "silent where nothing broke": count_of_total(row["quiet"], row["calm"]),
         }
         for row in rows
     ]
@@ -189,7 +189,7 @@ def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
             row: Row = {
                 "condition": condition,
                 "behaviour": name,
-                "broke": share(sum(b is not None for b in broke), len(broke)),
+                "broke": count_of_total(sum(b is not None for b in broke), len(broke)),
             }
             for level, (detector, value) in levels.items():
                 first = [run.first(detector, name, value) for run in chosen]
@@ -198,7 +198,7 @@ def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
                     for a, b in zip(first, broke, strict=True)
                     if a is not None and b is not None
                 ]
-                row[f"lead of {level}"] = spread(leads)
+                row[f"lead of {level}"] = median_range(leads)
             rows.append(row)
     return markdown.table(rows)
 
@@ -208,7 +208,7 @@ def acceptance(
 ) -> list[dict[str, Any]]:
     """What the study had to show, beside what was measured."""
     named = dict(zip([name_of(d) for d in on_margins(preregistration)], bootstrapped, strict=True))
-    own = named[name_of(next(d for d in preregistration.detectors if isinstance(d, Betting)))]
+    own = named[name_of(next(d for d in preregistration.detectors if isinstance(d, BettingTest)))]
     high = own[RECORDED].interval[1]
     nulls = [run for run in runs if run.condition == NULL]
     forecast = preregistration.detector("forecast")

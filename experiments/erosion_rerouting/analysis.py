@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from experiments.erosion_rerouting.plan import Plan
 from experiments.erosion_rerouting.simulate import Mark, Run
 from experiments.erosion_rerouting.tasks import ALL, BENCH, CLOSED, LAYERS, PLAIN, RANDOM, RESELECT
-from riprap.behaviors import FLOOR
+from riprap.behaviors import DEFAULT_FLOOR
 
 Runs = Mapping[tuple[str, str, int], Run]  # by condition, task and seed
 LOST = 0.1  # of the start's mean margin: of less than that no share is told
@@ -45,14 +45,14 @@ def came_round(run: Run, plain: Run, plan: Plan) -> Mark | None:
     """The first mark after the window at which a behaviour is broken and the features are still."""
     for mark in run.marks:
         late = mark.step > plan.window
-        if late and mark.least < FLOOR and strayed(run, plain, mark.step) <= plan.spared:
+        if late and mark.least < DEFAULT_FLOOR and strayed(run, plain, mark.step) <= plan.spared:
             return mark
     return None
 
 
 def first_broken(run: Run) -> Mark | None:
     """The first mark at which a score is below its floor."""
-    return next((mark for mark in run.marks if mark.least < FLOOR), None)
+    return next((mark for mark in run.marks if mark.least < DEFAULT_FLOOR), None)
 
 
 def stopped(run: Run, plan: Plan) -> bool:
@@ -106,7 +106,7 @@ def _through(runs: Mapping[str, Run], plan: Plan) -> bool:
 
 def _elsewhere(runs: Mapping[str, Run], plan: Plan) -> bool:
     own = runs[CLOSED]
-    return stopped(own, plan) and min(own.marks[-1].unseen_scores.values()) < FLOOR
+    return stopped(own, plan) and min(own.marks[-1].unseen_scores.values()) < DEFAULT_FLOOR
 
 
 def _as_well(runs: Mapping[str, Run], plan: Plan) -> bool:

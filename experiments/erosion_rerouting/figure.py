@@ -10,10 +10,8 @@ import numpy as np
 from experiments.erosion_rerouting.analysis import Runs, restored
 from experiments.erosion_rerouting.simulate import Run
 from experiments.erosion_rerouting.transplant import ROUTES
-from riprap.behaviors import FLOOR
-from riprap.report import _panels as panels
-from riprap.report import _style as style
-from riprap.report import styled
+from experiments.harness.charts import apply_style, inline_data, style
+from riprap.behaviors import DEFAULT_FLOOR
 
 WIDTH, HEIGHT, COLUMNS = 170, 90, 5
 CELL, ROW = 44, 20
@@ -33,7 +31,7 @@ def detour_figure(runs: Runs, task: str, conditions: Sequence[str]) -> alt.VConc
         _over_steps(_scores(own), order), _restored(_shares(own), order), spacing=24
     )
     title = f"Held features, and training that goes on: {task}, probes, medians over seeds"
-    return styled(chart.resolve_scale(color="independent").properties(title=title))
+    return apply_style(chart.resolve_scale(color="independent").properties(title=title))
 
 
 def _scores(own: dict[str, list[Run]]) -> Rows:
@@ -70,19 +68,19 @@ def _shares(own: dict[str, list[Run]]) -> Rows:
 
 
 def _over_steps(rows: Rows, order: list[str]) -> alt.FacetChart:
-    base = alt.Chart(panels.data(rows))
+    base = alt.Chart(inline_data(rows))
     lines = base.mark_line(point=True, opacity=0.8).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(domain=[0, 1])),
         color=alt.Color("behavior:N", title="behaviour"),
     )
-    floor = base.mark_rule(strokeDash=[4, 3], color=style.QUIET).encode(y=alt.datum(FLOOR))
+    floor = base.mark_rule(strokeDash=[4, 3], color=style.MUTED).encode(y=alt.datum(DEFAULT_FLOOR))
     chart = alt.layer(floor, lines).properties(width=WIDTH, height=HEIGHT)
     return chart.facet(facet=alt.Facet("condition:N", title=None, sort=order), columns=COLUMNS)
 
 
 def _restored(rows: Rows, order: list[str]) -> alt.FacetChart:
-    base = alt.Chart(panels.data(rows)).encode(
+    base = alt.Chart(inline_data(rows)).encode(
         x=alt.X("route:N", title=None, sort=list(ROUTES), axis=alt.Axis(labelAngle=-40)),
         y=alt.Y("condition:N", title=None, sort=order),
     )

@@ -12,7 +12,7 @@ from experiments.erosion_rerouting.simulate import Run, simulate
 from experiments.erosion_rerouting.tables import page
 from experiments.harness.jobs import run_jobs
 from experiments.harness.preregistration import Preregistration
-from riprap.report import save
+from riprap.report import save_figure
 
 MAIN = "C_context"  # the figure's task: the only one with all conditions
 
@@ -39,7 +39,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     made: list[Run] = run_jobs(simulate, [(*job, preregistration) for job in jobs], workers)
     runs = dict(zip(jobs, made, strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    save(detour_figure(runs, MAIN, plan.conditions[MAIN]), out / "detour.png")
+    save_figure(detour_figure(runs, MAIN, plan.conditions[MAIN]), out / "detour.png")
     (out / "README.md").write_text(page(runs, preregistration, plan, exploratory))
     said = {f"{one.claim}, {one.task}": one.said for one in judging.verdicts(runs, plan)}
     return {"out": str(out), "verdicts": said}

@@ -23,7 +23,7 @@ from experiments.erosion_rerouting.transplant import transplants
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from riprap.behaviors import Behavior
 from riprap.detectors import score
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 from riprap.guards import FeatureAnchor, Guard
 from riprap.monitor import Monitor
 
@@ -140,7 +140,7 @@ class Ruler:
         held = held_directions(guard, self.ground)
         scores, margins = _answers(self.seen, model, self.first)
         unseen_scores, unseen_margins = _answers(self.ground.unseen, model, self.unseen_first)
-        leaves = [] if guard is None else guard.leaves()
+        leaves = [] if guard is None else guard.flatten()
         anchors = [leaf for leaf in leaves if isinstance(leaf, FeatureAnchor)]
         return Mark(
             step=step,
@@ -158,7 +158,7 @@ class Ruler:
                 }
                 for name, one in self.seen.items()
             },
-            features=sum(int((anchor.sides != 0).sum()) for anchor in anchors),
+            features=sum(int((anchor.signs != 0).sum()) for anchor in anchors),
         )
 
     def _moved(
@@ -176,12 +176,12 @@ class Ruler:
 
 
 def _mean(behavior: Behavior, model: nn.Module) -> float:
-    return float(look(behavior, model).margins.mean())
+    return float(evaluate(behavior, model).margins.mean())
 
 
 def _answers(
     behaviors: Mapping[str, Behavior], model: nn.Module, first: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    found = {name: look(one, model).margins for name, one in behaviors.items()}
+    found = {name: evaluate(one, model).margins for name, one in behaviors.items()}
     margins = {name: float(rows.mean()) / first[name] for name, rows in found.items()}
     return {name: score(rows) for name, rows in found.items()}, margins

@@ -115,11 +115,11 @@ def _times(same: Sequence[Run], plain: dict[int, Run], plan: Plan) -> dict[str, 
     ways = [judging.way(mark) for _, mark in broken]
     told = ", ".join(f"{way or 'none'} {ways.count(way)}" for way in dict.fromkeys(ways))
     return {
-        "broke": markdown.share(len(broken), len(same)),
+        "broke": markdown.count_of_total(len(broken), len(same)),
         "at steps": ", ".join(str(mark.step) for _, mark in broken) or markdown.NOTHING,
-        "held moved": markdown.spread(stray, 3),
+        "held moved": markdown.median_range(stray, 3),
         "by way of": told or markdown.NOTHING,
-        "new task at the end": markdown.spread([run.marks[-1].learned for run in same], 2),
+        "new task at the end": markdown.median_range([run.marks[-1].learned for run in same], 2),
     }
 
 
@@ -127,18 +127,22 @@ def _kept(same: Sequence[Run], step: int, names: Sequence[str]) -> dict[str, str
     marks = [run.at(step) for run in same]
     found = {}
     for name in names:
-        found[f"{name} score"] = markdown.spread([mark.scores[name] for mark in marks], 2)
-        found[f"{name} unseen"] = markdown.spread([mark.unseen_scores[name] for mark in marks], 2)
-        found[f"{name} margin"] = markdown.spread([mark.margins[name] for mark in marks], 2)
-    return found | {"new task": markdown.spread([mark.learned for mark in marks], 2)}
+        found[f"{name} score"] = markdown.median_range([mark.scores[name] for mark in marks], 2)
+        found[f"{name} unseen"] = markdown.median_range(
+            [mark.unseen_scores[name] for mark in marks], 2
+        )
+        found[f"{name} margin"] = markdown.median_range([mark.margins[name] for mark in marks], 2)
+    return found | {"new task": markdown.median_range([mark.learned for mark in marks], 2)}
 
 
 def _moved(same: Sequence[Run], step: int) -> dict[str, str]:
     marks = [run.at(step) for run in same]
-    found = {"features held": markdown.spread([mark.features for mark in marks])}
+    found = {"features held": markdown.median_range([mark.features for mark in marks])}
     for part in marks[0].moved:
-        found[part] = markdown.spread([mark.moved[part] for mark in marks], 3)
-        found[f"{part}, unseen"] = markdown.spread([mark.unseen_moved[part] for mark in marks], 3)
+        found[part] = markdown.median_range([mark.moved[part] for mark in marks], 3)
+        found[f"{part}, unseen"] = markdown.median_range(
+            [mark.unseen_moved[part] for mark in marks], 3
+        )
     return found
 
 
@@ -146,6 +150,8 @@ def _back(same: Sequence[Run], names: Sequence[str]) -> list[dict[str, str]]:
     rows = []
     for name in names:
         shares = [one for run in same if (one := judging.restored(run.marks[-1], name))]
-        found = {route: markdown.spread([one[route] for one in shares], 2) for route in ROUTES}
+        found = {
+            route: markdown.median_range([one[route] for one in shares], 2) for route in ROUTES
+        }
         rows.append({"behaviour": name, "seeds": str(len(shares)), **found})
     return rows

@@ -14,11 +14,11 @@ from experiments.erosion_rerouting.plan import Plan
 from experiments.worlds import ToyWorld
 from riprap import guards
 from riprap.behaviors import Behavior
-from riprap.evaluation import captured, look
+from riprap.evaluation import capture_outputs, evaluate
 from riprap.guards import FeatureAnchor, Guard
-from riprap.guards.regularization import Directions
+from riprap.guards.regularization import DirectionDictionary
 from riprap.signals.features import TopKSAE, principal_directions
-from riprap.toy import cached
+from riprap.toy import train_or_load
 
 LAYERS = ("model.layers.0", "model.layers.1")
 ONE = LAYERS[1]  # the middle block, as `find_layer` takes it
@@ -80,7 +80,7 @@ class Ground:
         name = f"{self.world.fingerprint}-{self.task}"[-40:]
         folder = self.runs / "drifted" / f"{name}-{self.plan.window}"
         model = self.world.start(self.seed).train()
-        return cached(model, "drifted", self.seed, folder, train).eval()
+        return train_or_load(model, "drifted", self.seed, folder, train).eval()
 
     def movement(self, layer: str) -> Tensor:
         """How far the drifted model's features are from the start's, shape (probes, d)."""
@@ -96,9 +96,9 @@ class Ground:
 
 def activations(model: nn.Module, behaviors: list[Behavior]) -> dict[str, Tensor]:
     """What each layer puts out at the last position of all probes, shape (rows, d)."""
-    with captured(model, LAYERS) as (found, _):
+    with capture_outputs(model, LAYERS) as (found, _):
         for behavior in behaviors:
-            look(behavior, model)
+            evaluate(behavior, model)
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
@@ -108,10 +108,10 @@ def held_directions(guard: Guard | None, ground: Ground) -> dict[str, Tensor]:
     Of a layer at which nothing is held, the directions that a guard would hold.
     """
     found = {layer: ground.directions(layer) for layer in LAYERS}
-    for leaf in [] if guard is None else guard.leaves():
+    for leaf in [] if guard is None else guard.flatten():
         if isinstance(leaf, FeatureAnchor):
-            directions = leaf.features.W_dec[leaf.sides != 0]
-            found[leaf.read_at] = principal_directions(directions, len(directions)).T
+            directions = leaf.dictionary.W_dec[leaf.signs != 0]
+            found[leaf.layer_name] = principal_directions(directions, len(directions)).T
     return found
 
 
@@ -122,10 +122,10 @@ def _at(layer: str, strength: float, ground: Ground, reselect: int | None = None
     return FeatureAnchor(
         strength=strength,
         layer=layer,
-        count=ground.plan.count,
-        drifted=ground.drifted,
+        n_features=ground.plan.count,
+        drifted_model=ground.drifted,
         both_sides=True,
-        reselect=reselect,
+        reselect_every=reselect,
     )
 
 
@@ -144,8 +144,8 @@ def _random(strength: float, ground: Ground) -> Guard:
             FeatureAnchor(
                 strength=strength,
                 layer=layer,
-                sae=Directions(drawn[:count]),
-                count=count,
+                sae=DirectionDictionary(drawn[:count]),
+                n_features=count,
                 both_sides=True,
             )
         )
@@ -155,10 +155,14 @@ def _random(strength: float, ground: Ground) -> Guard:
 def _latents(strength: float, ground: Ground) -> Guard:
     """Latents of a sparse dictionary at one layer, each held on its harmful side alone."""
     rows = torch.cat([activations(m, [ground.old])[ONE] for m in (ground.start, ground.drifted)])
-    sae = TopKSAE.begin(rows, **SAE)
+    sae = TopKSAE.initialize(rows, **SAE)
     sae.train(rows, SAE_STEPS, SAE_RATE)
     return FeatureAnchor(
-        strength=strength, layer=ONE, sae=sae, count=ground.plan.count, drifted=ground.drifted
+        strength=strength,
+        layer=ONE,
+        sae=sae,
+        n_features=ground.plan.count,
+        drifted_model=ground.drifted,
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiments.erosion_rerouting.tasks import LAYERS, READOUT
 from riprap.behaviors import Behavior
 from riprap.diagnosis import _weight_sources as weights
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 
 ROUTES = (
     *(f"{layer[-1]} {part}" for layer in LAYERS for part in ("held", "rest")),
@@ -46,14 +46,14 @@ def transplants(
             with _put(model, layer, there, inside + outside, slice(None, -1)):
                 found["0 elsewhere"] = _margin(behavior, model)
     names = [name for name, _ in model.named_parameters() if name.startswith(READOUT)]
-    with weights.kept(model) as here:
-        weights.move(model, here, dict(start.named_parameters()), 1.0, names)
+    with weights.restore_weights(model) as here:
+        weights.interpolate_(model, here, dict(start.named_parameters()), 1.0, names)
         found["readout"] = _margin(behavior, model)
     return found
 
 
 def _margin(behavior: Behavior, model: nn.Module) -> float:
-    return float(look(behavior, model).margins.mean())
+    return float(evaluate(behavior, model).margins.mean())
 
 
 def _outputs(behavior: Behavior, model: nn.Module, layer: str) -> Tensor:
@@ -65,7 +65,7 @@ def _outputs(behavior: Behavior, model: nn.Module, layer: str) -> Tensor:
 
     handle = model.get_submodule(layer).register_forward_hook(keep)
     try:
-        look(behavior, model)
+        evaluate(behavior, model)
     finally:
         handle.remove()
     return torch.cat(seen)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from experiments.smollm2.rows import OPENER
 from riprap import evaluation as probing
 from riprap import guards
-from riprap.behaviors import Behavior, is_refusal
-from riprap.behaviors import probe_sets as packs
-from riprap.guards import Guard, Pools
+from riprap.behaviors import Behavior, is_refusal, probe_sets
+from riprap.guards import Guard, SelfDistillationBuffer
 
 RUNS = Path("runs/guarded")
 PLAIN = "plain"
@@ -41,8 +40,8 @@ class Parts:
         """Those probes of the packs that the model passes, taken apart in a fixed order."""
         found = cls()
         for name in GUARDED:
-            rows = packs.rows(name)
-            full = packs.load(name, tokenizer, openers=[OPENER])
+            rows = probe_sets.rows(name)
+            full = probe_sets.load(name, tokenizer, prefixes=[OPENER])
             order = np.random.default_rng(0).permutation(_passing(full, model)).tolist()
             measuring, rest = order[:MEASURING], order[MEASURING:]
             unseen, pool = rest[:UNSEEN], rest[UNSEEN:]
@@ -51,25 +50,25 @@ class Parts:
             found.unseen.append(full.subset(unseen))
             found.prompts[name] = [rows[i]["prompt"] for i in pool]
         for name in ONLY_LOOKED_AT:
-            full = packs.load(name, tokenizer, CHOICES)
+            full = probe_sets.load(name, tokenizer, CHOICES)
             found.unseen.append(full.subset(_passing(full, model)))
         return found
 
-    def spare(self) -> Pools:
+    def spare(self) -> SelfDistillationBuffer:
         """What is learned again, sixteen examples at a time."""
-        return Pools(self.pools, rows=16)
+        return SelfDistillationBuffer(self.pools, batch_size=16)
 
     def answers(self, model: nn.Module, tokenizer: Any) -> list[dict[str, Tensor]]:
         """The model's own answers to the pools' prompts: refusals where they are due, else none."""
         prompts = [p for name in GUARDED for p in self.prompts[name]]
         due = set(self.prompts["refusal"])
         mixed = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
-        return guards.own_answers(
+        return guards.self_generated_examples(
             model,
             tokenizer,
             mixed,
             lambda prompt, said: is_refusal(said) == (prompt in due),
-            measuring=self.measuring,
+            monitored=self.measuring,
         )
 
 
@@ -77,7 +76,7 @@ def _passing(behavior: Behavior, model: nn.Module) -> list[int]:
     """Indices of the probes that the starting model passes; looked up once for all runs."""
     file = RUNS / f"passing-{behavior.name}.json"
     if not file.exists():
-        margins = probing.look(behavior, model).margins
+        margins = probing.evaluate(behavior, model).margins
         RUNS.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
@@ -93,7 +92,7 @@ BENCH: dict[str, Make] = {
     "constrained_tokens": lambda v, _, answers: guards.ConstrainedTokens(answers, strength=v),
     "replay_of_answers": lambda v, _, answers: guards.Replay(answers, fraction=v, every=2),
     "replay_of_pools": lambda v, parts, _: guards.Replay(parts.spare(), fraction=v, every=2),
-    "keeper": lambda v, parts, _: guards.Keeper(
+    "keeper": lambda v, parts, _: guards.AutoGuard(
         replay=guards.AdaptiveReplay(parts.spare(), fraction=v)
     ),
 }

@@ -15,7 +15,7 @@ from experiments.harness.jobs import run_jobs
 from experiments.harness.preregistration import Preregistration
 from riprap.errors import ConfigError
 from riprap.integrations.smollm2 import REFUSING
-from riprap.report import save
+from riprap.report import save_figure
 
 
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     found: list[Run] = run_jobs(simulate, jobs, workers)
     out.mkdir(parents=True, exist_ok=True)
     kind = "exploratory" if exploratory else "confirmatory"
-    save(pages.figure(found, plan), out / f"{kind}.png")
+    save_figure(pages.figure(found, plan), out / f"{kind}.png")
     page = "README.md" if not exploratory else "EXPLORED.md"
     (out / page).write_text(pages.page(found, plan, preregistration, kind))
     (out / f"{kind}.json").write_text(json.dumps([asdict(one) for one in found], indent=0))

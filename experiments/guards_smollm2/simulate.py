@@ -16,7 +16,7 @@ from experiments.guards_smollm2.methods import BENCH, GUARDED, NEEDS_ANSWERS, PL
 from experiments.guards_smollm2.plan import Plan
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.commands.watch import Prepared, WatchConfig, load_model, load_rows
+from riprap.commands.watch import TrainingRun, WatchConfig, load_model, load_rows
 from riprap.detectors import score
 from riprap.integrations.hf import MonitorCallback
 from riprap.monitor import Monitor
@@ -70,7 +70,7 @@ class Looking(TrainerCallback):
         began = time.process_time()
         ends = step in (0, self.last)
         for behavior in self.unseen if ends else self.unseen[: len(GUARDED)]:
-            found = probing.look(behavior, model).margins
+            found = probing.evaluate(behavior, model).margins
             self.margins[behavior.name][step] = float(found.mean())
             self.scores[behavior.name][step] = score(found)
         self.seconds += time.process_time() - began
@@ -110,15 +110,15 @@ def _train(name: str, value: float, seed: int, steps: int) -> Run:
     began = time.process_time()
     answers = parts.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
     answering = time.process_time() - began
-    monitor = Monitor(parts.measuring, probe_every=config.every)
+    monitor = Monitor(parts.measuring, probe_every=config.probe_every)
     callbacks: list[TrainerCallback] = [looking]
     if name != PLAIN:
         guard = BENCH[name](value, parts, answers)
         callbacks.insert(0, MonitorCallback(monitor, guard))
     taught, held_out = rows.select(range(TAUGHT)), rows.select(range(TAUGHT, len(rows)))
-    prepared = Prepared(config, monitor, model, tokenizer, taught, held_out=held_out)
+    prepared = TrainingRun(config, monitor, model, tokenizer, taught, eval_rows=held_out)
     torch.manual_seed(seed)  # the adapter's weights are random
-    trainer = prepared.trainer(callbacks)
+    trainer = prepared.make_trainer(callbacks)
     before = trainer.evaluate()["eval_loss"]
     looking.seconds, began = 0.0, time.process_time()
     trainer.train()

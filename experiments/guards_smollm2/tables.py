@@ -12,10 +12,10 @@ from experiments.guards_smollm2.methods import PLAIN
 from experiments.guards_smollm2.plan import Plan
 from experiments.guards_smollm2.simulate import Run
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.charts import style
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 from riprap.monitor import versions
-from riprap.report import _style as style
 
 KEEPER = "keeper"
 
@@ -84,15 +84,15 @@ def _rows(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
         apart = [lost(run, plain[run.seed], plan.eroding) for run in own]
         lines.append(
             {"guard": name}
-            | {f"score {b}": spread(scores, 2) for b, scores in ends.items()}
+            | {f"score {b}": median_range(scores, 2) for b, scores in ends.items()}
             | {
-                f"margin {plan.eroding}": spread(
+                f"margin {plan.eroding}": median_range(
                     [run.margins[plan.eroding][plan.steps] for run in own], 2
                 ),
-                "share of the loss": spread(apart, 2),
-                "task loss": spread([run.task for run in own], 3),
-                "above plain": spread([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
-                "time": spread([r.seconds / plain[r.seed].seconds for r in own], 2),
+                "share of the loss": median_range(apart, 2),
+                "task loss": median_range([run.task for run in own], 3),
+                "above plain": median_range([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
+                "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2),
                 "acted": f"{number(100 * sum(r.acted for r in own) / len(own))} %",
             }
         )
@@ -110,7 +110,7 @@ def figure(found: Sequence[Run], plan: Plan) -> alt.HConcatChart:
     panels = [
         alt.layer(
             alt.Chart(pd.DataFrame({"margin": [0.0]}))
-            .mark_rule(strokeDash=[4, 3], color=style.QUIET)
+            .mark_rule(strokeDash=[4, 3], color=style.MUTED)
             .encode(y="margin:Q"),
             alt.Chart(frame[frame.behaviour == name])
             .mark_line(strokeWidth=1.6, opacity=0.85, point=True)

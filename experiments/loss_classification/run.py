@@ -13,9 +13,17 @@ from experiments.loss_classification import tables as pages
 from experiments.loss_classification.plan import Plan
 from experiments.loss_classification.simulate import Found, simulate
 from riprap.diagnosis.recovery import _verdict as verdict
-from riprap.report import save
+from riprap.report import save_figure
 
-THRESHOLDS = ("lost", "shown", "gone", "kept", "unsaid", "all", "habit")
+THRESHOLDS = {  # of the verdict, by field of the plan
+    "lost": verdict.MIN_SCORE_DROP,
+    "shown": verdict.MIN_REFERENCE_KNOWLEDGE,
+    "gone": verdict.LOST_BELOW,
+    "kept": verdict.KEPT_ABOVE,
+    "unsaid": verdict.UNSAID_SHARE,
+    "all": verdict.ONE_ANSWER_SHARE,
+    "habit": verdict.FORMAT_SHARE,
+}
 
 
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -45,7 +53,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     found = explored if exploratory else [one for one in every if one.seed in plan.confirmatory]
     out.mkdir(parents=True, exist_ok=True)
     kind = "exploratory" if exploratory else "confirmatory"
-    save(pages.figure(found, plan), out / f"{kind}.png")
+    save_figure(pages.figure(found, plan), out / f"{kind}.png")
     text = pages.page(found, explored, plan, preregistration, kind)
     (out / ("EXPLORED.md" if exploratory else "README.md")).write_text(text)
     (out / f"{kind}.json").write_text(json.dumps([asdict(one) for one in found], indent=0))
@@ -55,8 +63,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
 def _check(plan: Plan) -> None:
     """A verdict by other thresholds than the frozen ones would not be the study's."""
     named = {name: getattr(plan, name) for name in THRESHOLDS}
-    used = {name: getattr(verdict, name.upper()) for name in named}
-    if named != used:
+    if named != THRESHOLDS:
         raise PreregistrationError(
-            f"protocol 'verdicts' names thresholds {named}, and the code has {used}"
+            f"protocol 'verdicts' names thresholds {named}, and the code has {THRESHOLDS}"
         )

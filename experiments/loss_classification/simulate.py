@@ -13,10 +13,32 @@ import torch
 from experiments.loss_classification.checkpoints import CASES, Case, Made, make
 from experiments.loss_classification.plan import Plan
 from riprap.diagnosis import recover
-from riprap.diagnosis.evidence import decode, path
-from riprap.diagnosis.recovery import Evidence
+from riprap.diagnosis.evidence import linear_decodability, linear_path
+from riprap.diagnosis.recovery import RecoveryEvidence
 
 RUNS = Path("runs/verdicts")
+STORED_NAMES = {  # names in the stored runs, by field of RecoveryEvidence or source of a point
+    "n_lost": "lost",
+    "in_format_before": "kind_before",
+    "in_format_now": "kind_now",
+    "in_format_after_examples": "kind_own",
+    "modal_off_format_rate": "habit",
+    "modal_answer_before": "one_before",
+    "modal_answer_now": "one_now",
+    "known_after_examples": "known_own",
+    "known_after_unrelated": "known_irrelevant",
+    "known_paraphrased": "known_restated",
+    "guess_rate": "guessed",
+    "retained_low": "low",
+    "retained_high": "high",
+    "retained_relabeled": "exchanged",
+    "recovered_by_examples": "regained_own",
+    "recovered_by_unrelated": "regained_irrelevant",
+    "naive_model_score": "regained_control",
+    "has_answer_choices": "answers",
+    "unrelated": "irrelevant",
+    "naive_model": "control",
+}
 
 
 @dataclass(frozen=True)
@@ -59,10 +81,10 @@ def simulate(name: str, seed: int, plan: Plan) -> Found:
 def _diagnosed(case: Case, seed: int, made: Made, plan: Plan) -> Found:
     given: dict[str, Any] = {
         "reference": made.reference,
-        "irrelevant": made.irrelevant,
+        "unrelated_examples": made.irrelevant,
         "draws": plan.draws,
     }
-    seen = recover(made.model, made.behavior, made.examples, counts=plan.counts, **given)
+    seen = recover(made.model, made.behavior, made.examples, shot_counts=plan.counts, **given)
     return Found(
         case.world,
         case.name,
@@ -71,17 +93,22 @@ def _diagnosed(case: Case, seed: int, made: Made, plan: Plan) -> Found:
         case.left,
         made.knows,
         str(seen.verdict),
-        asdict(seen.evidence) | {"unsaid": seen.evidence.unsaid} | _others(made, seen.evidence),
-        {f"{point.source} {point.count}": point.score.mean for point in seen.curve},
+        {STORED_NAMES.get(name, name): value for name, value in asdict(seen.evidence).items()}
+        | {"unsaid": seen.evidence.known_but_unsaid}
+        | _others(made, seen.evidence),
+        {
+            f"{STORED_NAMES.get(point.source, point.source)} {point.count}": point.score.mean
+            for point in seen.curve
+        },
     )
 
 
-def _others(made: Made, evidence: Evidence) -> dict[str, float | None]:
+def _others(made: Made, evidence: RecoveryEvidence) -> dict[str, float | None]:
     """Examinations that learn nothing, as numbers; None where one says nothing."""
-    way = path(made.model, made.reference, [made.behavior])
+    way = linear_path(made.model, made.reference, [made.behavior])
     floor = 0.9 * evidence.score_before
-    read = decode(made.model, made.decoded, reference=made.reference)
+    read = linear_decodability(made.model, made.decoded, reference=made.reference)
     return {
-        "back at": way.first(made.behavior.name, floor),
+        "back at": way.first_at_floor(made.behavior.name, floor),
         "decodable": None if read.retained is None else read.retained.mean,
     }

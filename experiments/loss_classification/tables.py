@@ -9,7 +9,8 @@ import altair as alt
 import pandas as pd
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.charts import style
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 from experiments.loss_classification import analysis as judging
 from experiments.loss_classification.analysis import GIVEN, NONE, SINGLE
@@ -17,7 +18,6 @@ from experiments.loss_classification.checkpoints import CASES, NOTHING
 from experiments.loss_classification.plan import Plan
 from experiments.loss_classification.simulate import Found
 from riprap.monitor import versions
-from riprap.report import _style as style
 
 
 def summary(found: Sequence[Found], plan: Plan) -> dict[str, object]:
@@ -90,12 +90,12 @@ def _singles(found: Sequence[Found], explored: Sequence[Found]) -> list[dict[str
             if rule is None
             else f"{rule[2][0]} ≤ {rule[0]:.2f} < {rule[2][1]} ≤ {rule[1]:.2f} < {rule[2][2]}"
         )
-        rows.append({"number": words, "rule": says, "right": markdown.share(right, read)})
+        rows.append({"number": words, "rule": says, "right": markdown.count_of_total(right, read)})
     right, given, *_ = judging.accuracy(found)
     whole = {
         "number": "**the verdict**",
         "rule": "all of it",
-        "right": markdown.share(right, given),
+        "right": markdown.count_of_total(right, given),
     }
     return [whole, *sorted(rows, key=lambda row: -int(row["right"].split()[0]))]
 
@@ -115,15 +115,17 @@ def _cases(found: Sequence[Found], plan: Plan) -> list[dict[str, str]]:
                 "truth": case.truth,
                 "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in said.items()),
                 "left": number(case.left, 2),
-                "found": spread([one.knows for one in own], 2),
-                "score": spread([one.evidence["score_now"] for one in own], 2),  # type: ignore[misc]
-                "right form, lost probes": spread([one.evidence["kind_now"] for one in own], 2),  # type: ignore[misc]
-                f"score, {most} own": spread([one.curve[f"own {most}"] for one in own], 2),
-                f"score, {most} irrelevant": spread(
+                "found": median_range([one.knows for one in own], 2),
+                "score": median_range([one.evidence["score_now"] for one in own], 2),  # type: ignore[misc]
+                "right form, lost probes": median_range(
+                    [one.evidence["kind_now"] for one in own], 2
+                ),  # type: ignore[misc]
+                f"score, {most} own": median_range([one.curve[f"own {most}"] for one in own], 2),
+                f"score, {most} irrelevant": median_range(
                     [one.curve[f"irrelevant {most}"] for one in own], 2
                 ),
-                "known, lost probes": spread([one.evidence["retained"] for one in own], 2),  # type: ignore[misc]
-                "unsaid, lost probes": spread([one.evidence["unsaid"] for one in own], 2),  # type: ignore[misc]
+                "known, lost probes": median_range([one.evidence["retained"] for one in own], 2),  # type: ignore[misc]
+                "unsaid, lost probes": median_range([one.evidence["unsaid"] for one in own], 2),  # type: ignore[misc]
             }
         )
     return rows
@@ -143,7 +145,7 @@ def figure(found: Sequence[Found], plan: Plan) -> alt.TopLevelMixin:
     )
     lines = [
         alt.Chart(pd.DataFrame({"at": [at]}))
-        .mark_rule(strokeDash=[4, 3], color=style.QUIET)
+        .mark_rule(strokeDash=[4, 3], color=style.MUTED)
         .encode(**{axis: alt.datum(at)})
         for axis, at in (("x", plan.gone), ("x", plan.kept), ("y", plan.unsaid))
     ]

@@ -22,7 +22,7 @@ from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.watch import DataConfig
 from riprap.errors import ConfigError
 from riprap.integrations.smollm2 import REFUSING
-from riprap.report import save
+from riprap.report import save_figure
 
 
 def run(out: Path, data: Path, exploratory: bool = False) -> dict[str, Any]:
@@ -74,9 +74,9 @@ def _selection(plan: Plan, rows: Path) -> SelectConfig:
         out=RUNS / "scores",
         ratio=plan.ratio,
         behaviors=(PACK,),
-        openers=(OPENER,),
+        refusal_prefixes=(OPENER,),
         lora_rank=plan.rank,
-        batch=plan.batch,
+        batch_size=plan.batch,
         max_length=plan.max_length,
         id="id",
         category="category",
@@ -93,7 +93,7 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     scores = Path(scored["files"]["scores"])
     agreement = pages.agreement(scores, plan.batch)
-    save(pages.figure(runs, scores), out / "chosen.png")
+    save_figure(pages.figure(runs, scores), out / "chosen.png")
     page = pages.page(runs, plan, preregistration, scored["groups"], agreement)
     (out / "README.md").write_text(page, encoding="utf-8")
     kept = {"runs": [asdict(one) for one in runs], "groups": scored["groups"]}

@@ -21,9 +21,15 @@ from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES, Mixed, write
 from experiments.smollm2.rows import OPENER
 from riprap import evaluation as probing
-from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets as packs
-from riprap.commands.watch import DataConfig, WatchConfig, adapter, arguments, load_model, load_rows
+from riprap.behaviors import Behavior, probe_sets
+from riprap.commands.watch import (
+    DataConfig,
+    WatchConfig,
+    load_model,
+    load_rows,
+    lora_config,
+    sft_config,
+)
 from riprap.detectors import score
 from riprap.integrations.hf import SelectionCallback
 from riprap.integrations.smollm2 import REFUSING
@@ -95,11 +101,11 @@ def _train(
     torch.manual_seed(seed)  # the adapter's weights are random
     trainer = SFTTrainer(
         model=model,
-        args=arguments(config),
+        args=sft_config(config),
         train_dataset=_dataset(taught, "taught"),
         eval_dataset={name: _dataset(_of(held_out, name), name) for name in CATEGORIES},
         processing_class=tokenizer,
-        peft_config=adapter(config),
+        peft_config=lora_config(config),
         callbacks=callbacks,
     )
     trained: Any = trainer.model
@@ -142,10 +148,10 @@ def configured(plan: Plan, seed: int, steps: int) -> WatchConfig:
 
 def probes(model: nn.Module, tokenizer: Any, plan: Plan) -> tuple[Behavior, Behavior]:
     """Probes that the starting model passes: those for least_harm, and those that nobody sees."""
-    full = packs.load(PACK, tokenizer, openers=[OPENER])
+    full = probe_sets.load(PACK, tokenizer, prefixes=[OPENER])
     file = RUNS / "passing.json"
     if not file.exists():
-        margins = probing.look(full, model).margins
+        margins = probing.evaluate(full, model).margins
         file.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
     passing = json.loads(file.read_text())
     order = np.random.default_rng(0).permutation(passing).tolist()
@@ -165,7 +171,7 @@ def _dataset(rows: Mixed, name: str) -> Any:
 
 
 def _look(behavior: Behavior, model: nn.Module) -> tuple[float, float]:
-    margins = probing.look(behavior, model).margins
+    margins = probing.evaluate(behavior, model).margins
     return float(margins.mean()), score(margins)
 
 
@@ -197,6 +203,6 @@ def taken_of(batches: list[list[str]], selector: Selector | None) -> dict[str, i
     if selector is None:
         found = Counter(name for batch in batches for name in batch)
     else:
-        pairs = zip(batches, selector.taken, strict=True)
+        pairs = zip(batches, selector.history, strict=True)
         found = Counter(batch[row] for batch, taken in pairs for row in taken.rows)
     return {name: found[name] for name in CATEGORIES}

@@ -13,13 +13,13 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.charts import style
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES
 from experiments.row_selection_smollm2.simulate import PACK, PLAIN, Run
 from riprap.monitor import versions
-from riprap.report import _style as style
 
 HARM = f"harm/{PACK}"
 
@@ -96,15 +96,18 @@ def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
             {"method": method, "rows learned from": number(total / len(own))}
             | {f"of them {name}": f"{share:.0%}" for name, share in shares.items()}
             | {
-                "margin, start": spread([run.margins[0] for run in own], 2, "mean"),
-                "end": spread([run.margins[1] for run in own], 2, "mean"),
-                "score, end": spread([run.scores[1] for run in own], 2, "mean"),
-                "task loss, start": spread([run.task[0] for run in own], 3, "mean"),
-                "task loss, end": spread([run.task[1] for run in own], 3, "mean"),
+                "margin, start": median_range([run.margins[0] for run in own], 2, "mean"),
+                "end": median_range([run.margins[1] for run in own], 2, "mean"),
+                "score, end": median_range([run.scores[1] for run in own], 2, "mean"),
+                "task loss, start": median_range([run.task[0] for run in own], 3, "mean"),
+                "task loss, end": median_range([run.task[1] for run in own], 3, "mean"),
             }
-            | {f"loss {c}": spread([r.losses[c][1] for r in own], 3, "mean") for c in CATEGORIES}
             | {
-                "time": spread([r.seconds / plain[r.seed].seconds for r in own], 2, "mean"),
+                f"loss {c}": median_range([r.losses[c][1] for r in own], 3, "mean")
+                for c in CATEGORIES
+            }
+            | {
+                "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2, "mean"),
             }
         )
     return lines
@@ -142,7 +145,7 @@ def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
         )
         .properties(title="Rows before training: norm and harm to refusal", width=360, height=260)
     )
-    zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=style.QUIET, strokeDash=[4, 3])
+    zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=style.MUTED, strokeDash=[4, 3])
     ends = pd.DataFrame(
         {"method": run.method, "seed": str(run.seed), "task": run.task[1], "margin": run.margins[1]}
         for run in runs
@@ -165,7 +168,7 @@ def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
     )
     panels = [alt.layer(zero.encode(y="y:Q"), points), alt.layer(zero.encode(y="y:Q"), outcome)]
     chart = alt.hconcat(*panels, spacing=36).resolve_scale(color="independent", shape="independent")
-    chart.config = style.config()
+    chart.config = style.vega_config()
     found: alt.HConcatChart = chart
     return found
 

@@ -8,11 +8,9 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from experiments.harness.charts import apply_style, inline_data, style
 from experiments.shared_circuits import analysis as judging
 from experiments.shared_circuits.analysis import DISJOINT, Seed
-from riprap.report import _panels as panels
-from riprap.report import _style as style
-from riprap.report import styled
 
 COURSES = {  # of C_disjoint: what is held, its colour and dash
     "": (style.INK, [1, 0]),
@@ -29,7 +27,7 @@ def figure(seeds: Sequence[Seed]) -> Any:
         "What washes the addition away?",
         subtitle="left: dots are seeds, bars their medians; right: medians over seeds",
     )
-    return styled(alt.hconcat(_harms(seeds), _courses(seeds), spacing=36, title=title))
+    return apply_style(alt.hconcat(_harms(seeds), _courses(seeds), spacing=36, title=title))
 
 
 def _harms(seeds: Sequence[Seed]) -> Any:
@@ -46,7 +44,7 @@ def _harms(seeds: Sequence[Seed]) -> Any:
         title=None,
         axis=alt.Axis(labelLimit=220, minExtent=0, maxExtent=400, grid=True),
     )
-    base = alt.Chart(panels.data(rows)).encode(y=y)
+    base = alt.Chart(inline_data(rows)).encode(y=y)
     dots = base.mark_point(size=28, filled=True, opacity=0.6, color=style.BLUE).encode(x=x)
     middles = base.mark_tick(thickness=2, size=12, color=style.INK)
     return alt.layer(dots, middles.encode(x=alt.X("median(harm):Q"))).properties(
@@ -70,7 +68,7 @@ def _courses(seeds: Sequence[Seed]) -> Any:
     drawn = []
     for what, title in (("A", "A, unseen inputs right"), ("C_disjoint", "C_disjoint, right")):
         own = [row for row in rows if row["what"] == what]
-        lines = alt.Chart(panels.data(own)).mark_line(strokeWidth=2)
+        lines = alt.Chart(inline_data(own)).mark_line(strokeWidth=2)
         drawn.append(
             lines.encode(
                 x=alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6)),

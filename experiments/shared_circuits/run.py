@@ -14,7 +14,7 @@ from experiments.shared_circuits.figure import figure
 from experiments.shared_circuits.frozen_parts import PARTS
 from experiments.shared_circuits.plan import Plan
 from experiments.shared_circuits.simulate import Run, simulate
-from riprap.report import save
+from riprap.report import save_figure
 
 
 def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(out: Path, exploratory: bool = False, workers: int = 2) -> dict[str, Any
     found = [Seed(s, {r.condition: r for r in runs if r.seed == s}, plan) for s in seeds]
     out.mkdir(parents=True, exist_ok=True)
     kind = "exploratory" if exploratory else "confirmatory"
-    save(figure(found), out / f"{kind}.png")
+    save_figure(figure(found), out / f"{kind}.png")
     page = "EXPLORED.md" if exploratory else "README.md"
     (out / page).write_text(pages.page(found, plan, preregistration, kind))
     return {"out": str(out), "verdicts": pages.verdicts(found, plan)}

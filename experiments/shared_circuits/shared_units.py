@@ -13,7 +13,7 @@ from experiments.shared_circuits import tasks as ground
 from experiments.shared_circuits.plan import Plan
 from experiments.worlds import ToyWorld
 from riprap.behaviors import Behavior
-from riprap.diagnosis.geometry import HEAD, NEURON, Unit, importance, units
+from riprap.diagnosis.geometry import HEAD, NEURON, Component, component_importance, find_components
 from riprap.toy import batches
 
 RAW = Path("runs/circuit")  # raw runs; not committed
@@ -40,8 +40,8 @@ def find(task: str, seed: int, plan: Plan) -> tuple[Array, Array]:
         world = ToyWorld()
         model = world.start(seed)
         old = next(b for b in world.behaviors() if b.name == "A")
-        every = units(model)
-        before = importance(model, old, every)
+        every = find_components(model)
+        before = component_importance(model, old, every)
         examples = ground.tasks(world)[task]
         optimizer = world.optimizer(model)
         data = batches([examples], [world.config.batch], seed + APART)
@@ -54,22 +54,22 @@ def find(task: str, seed: int, plan: Plan) -> tuple[Array, Array]:
         new = Behavior.next_token(task, asked.input_ids, asked.targets)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"partial-{path.name}")
-        np.savez(partial, old=before, new=importance(model, new, every))
+        np.savez(partial, old=before, new=component_importance(model, new, every))
         partial.rename(path)
     with np.load(path) as found:
         return found["old"], found["new"]
 
 
 def picked(
-    held: str, every: Sequence[Unit], old: Array, new: Array, share: float, seed: int
-) -> list[Unit]:
+    held: str, every: Sequence[Component], old: Array, new: Array, share: float, seed: int
+) -> list[Component]:
     """A share of the heads and as large a share of the neurons.
 
     Importances are taken as shares of the largest of their kind. `shared`: those of which the
     lesser of the two shares is largest; `unshared`: of the others, those of which the new task's
     share is most above A's; `random n`: any, drawn by the seed and n.
     """
-    found: list[Unit] = []
+    found: list[Component] = []
     for kind in (HEAD, NEURON):
         places = np.array([i for i, unit in enumerate(every) if unit.kind == kind])
         count = max(1, round(share * len(places)))

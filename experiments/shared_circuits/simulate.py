@@ -18,9 +18,9 @@ from experiments.shared_circuits.plan import Condition, Plan
 from experiments.worlds import ToyWorld
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.diagnosis import kept, move
-from riprap.diagnosis.geometry import parameters_of, units
-from riprap.linalg import Stack, clone, cosine, norm, subtract
+from riprap.diagnosis import interpolate_, restore_weights
+from riprap.diagnosis.geometry import find_components, parameter_masks
+from riprap.linalg import VectorStack, clone, cosine, norm, subtract
 from riprap.signals.gradients import alignment, steep_stack
 from riprap.toy import Examples, batches
 
@@ -93,8 +93,8 @@ def masks(
         new = ground.new_words(world, ground.tasks(world)[condition.task])
         return held.part(model, condition.held, new)
     old, new_task = sharing.find(condition.task, seed, plan)
-    some = sharing.picked(condition.held, units(model), old, new_task, plan.share, seed)
-    return parameters_of(model, some)
+    some = sharing.picked(condition.held, find_components(model), old, new_task, plan.share, seed)
+    return parameter_masks(model, some)
 
 
 def _train(condition: Condition, seed: int, plan: Plan, world: ToyWorld) -> Run:
@@ -121,8 +121,8 @@ def _train(condition: Condition, seed: int, plan: Plan, world: ToyWorld) -> Run:
     watching.look(plan.steps)
     restored = {}
     for name, wanted in ((held.WORDS, held.is_words), (held.BLOCKS, _is_block)):
-        with kept(model) as here:
-            move(model, here, begin, 1.0, [n for n in begin if wanted(n)])
+        with restore_weights(model) as here:
+            interpolate_(model, here, begin, 1.0, [n for n in begin if wanted(n)])
             restored[name] = watching.score("A")
     return Run(*condition, seed, watching.visits, watching.moves, restored)
 
@@ -146,17 +146,17 @@ class Watching:
         self.visits: Columns = {}
         self.moves: Columns = {}
         self._steep = {b.name: self._directions(b, plan) for b in self.behaviors}
-        self._looks: dict[str, probing.Look] = {}
+        self._looks: dict[str, probing.ProbeResult] = {}
         self._start: list[Tensor] = []
 
-    def _directions(self, behavior: Behavior, plan: Plan) -> Stack:
+    def _directions(self, behavior: Behavior, plan: Plan) -> VectorStack:
         jacobian = probing.margin_gradients(behavior, self.model, self.parameters, plan.most)
         assert jacobian is not None
         return steep_stack(jacobian, plan.k)
 
     def look(self, step: int) -> None:
         """Scores and margins as they are."""
-        self._looks = probing.look_together(self.behaviors, self.model, self.parameters)
+        self._looks = probing.evaluate_batch(self.behaviors, self.model, self.parameters)
         found: dict[str, float] = {"step": step}
         found |= {f"score/{name}": self.score(name) for name in self.truth}
         found["within"] = self.score("A", self.own)
@@ -196,11 +196,11 @@ class Watching:
         found = {}
         for name, look in self._looks.items():
             assert look.gradient is not None
-            stack = Stack({name: look.gradient})
+            stack = VectorStack({name: look.gradient})
             found[f"moved/{name}"] = alignment(update, length, self._steep[name])
             found[f"cosine/{name}"] = float(cosine(look.gradient, update))
-            found[f"predicted/{name}"] = stack.dots(update)[name]
-            found[f"blocks/{name}"] = stack.dots(inside)[name]
+            found[f"predicted/{name}"] = stack.inner_products(update)[name]
+            found[f"blocks/{name}"] = stack.inner_products(inside)[name]
         _append(self.moves, found)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 from experiments.shared_circuits import analysis as judging
 from experiments.shared_circuits.analysis import Seed, harm
@@ -39,7 +39,7 @@ def page(seeds: Sequence[Seed], plan: Plan, preregistration: Preregistration, ki
             "claim": claim.name,
             "number": claim.says,
             "holds from": f"{claim.least:g}",
-            "by seed": spread([claim.value(seed) for seed in seeds], 2),
+            "by seed": median_range([claim.value(seed) for seed in seeds], 2),
             "seeds": f"{sum(claim.value(s) >= claim.least for s in seeds)} of {len(seeds)}",
             "verdict": f"**{claim.verdict(seeds, plan.agree)}**",
         }
@@ -93,7 +93,7 @@ def _row(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, s
     plain = [seed.run(condition.task) for seed in seeds]
 
     def over(value: Callable[[Run], float], digits: int = 2) -> str:
-        return spread([value(run) for run in runs], digits)
+        return median_range([value(run) for run in runs], digits)
 
     equal = [judging.equally(*pair, plan.learned) for pair in zip(runs, plain, strict=True)]
     lost, beside, level = np.median(equal, axis=0)
@@ -118,15 +118,15 @@ def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[st
 
     def early(name: str, digits: int, factor: float = 1.0) -> str:
         means = [factor * float(np.mean(run.moves[f"{name}/A"][: plan.early])) for run in runs]
-        return spread(means, digits)
+        return median_range(means, digits)
 
     return {
         "condition": str(condition),
-        "A at the end": spread([run.visits["score/A"][-1] for run in runs], 2),
-        "blocks back": spread([run.restored[BLOCKS] for run in runs], 2),
-        "words back": spread([run.restored[WORDS] for run in runs], 2),
+        "A at the end": median_range([run.visits["score/A"][-1] for run in runs], 2),
+        "blocks back": median_range([run.restored[BLOCKS] for run in runs], 2),
+        "words back": median_range([run.restored[WORDS] for run in runs], 2),
         "predicted": early("predicted", 3),
-        "by the blocks": spread([_by_blocks(run, plan.early) for run in runs], 2),
+        "by the blocks": median_range([_by_blocks(run, plan.early) for run in runs], 2),
         "cosine": early("cosine", 3),
         "steep, gradient (%)": early("steep", 2, 100),
         "steep, update (%)": early("moved", 2, 100),
@@ -135,7 +135,9 @@ def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[st
 
 def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
     among = {"all": (), "A's numbers": judging.SAME_WORDS, "other numbers": judging.OTHER_WORDS}
-    found = {k: spread([s.order(signal, tasks) for s in seeds], 2) for k, tasks in among.items()}
+    found = {
+        k: median_range([s.order(signal, tasks) for s in seeds], 2) for k, tasks in among.items()
+    }
     return {"signal": TITLES[signal], **found}
 
 

@@ -11,8 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from riprap import evaluation as probing
-from riprap.behaviors import encode_prompts, is_refusal
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import encode_prompts, is_refusal, probe_sets
 
 PROMPTS = 48
 PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
@@ -29,9 +28,9 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, file: Path, steps: Sequence[int], tokenizer: Any, opener: str) -> None:
         self.file, self.steps, self.tokenizer = file, steps, tokenizer
-        self.rows = {name: packs.spread(name, PROMPTS) for name in PACKS}
+        self.rows = {name: probe_sets.evenly_spaced(name, PROMPTS) for name in PACKS}
         self.behaviors = {
-            name: packs.load(name, tokenizer, PROMPTS, openers=[opener]) for name in PACKS
+            name: probe_sets.load(name, tokenizer, PROMPTS, prefixes=[opener]) for name in PACKS
         }
 
     def on_train_begin(
@@ -56,7 +55,7 @@ class Checkpoints(TrainerCallback):
                 out.write(json.dumps(row) + "\n")
 
     def _compare(self, model: Any, name: str) -> dict[str, Any]:
-        margins = probing.look(self.behaviors[name], model).margins
+        margins = probing.evaluate(self.behaviors[name], model).margins
         tokens = NEW_TOKENS.get(name, LONG_ANSWER)
         answers = answers_to(model, self.tokenizer, self.rows[name], tokens)
         kept = [

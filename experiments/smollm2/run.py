@@ -14,10 +14,10 @@ from experiments.harness.interference_claim import Claim
 from experiments.smollm2 import results
 from experiments.smollm2.checkpoints import Checkpoints
 from experiments.smollm2.rows import OPENER
-from riprap.commands.watch import Show, WatchConfig, outcome, prepare
+from riprap.commands.watch import LiveTableCallback, WatchConfig, prepare, summarize_run
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2 as model_folders
-from riprap.report import lanes, save
+from riprap.report import run_figure, save_figure
 
 EXAMPLES = {
     "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 15, 24)),
@@ -82,23 +82,23 @@ def run(out: Path, data: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     for name, (example, steps) in EXAMPLES.items():
         config = WatchConfig.load(example)
-        if not (config.run / results.DONE).exists():
+        if not (config.run_dir / results.DONE).exists():
             _run_one(config, steps)
-        chart = lanes(config.run)
-        save(chart, out / f"{name}.png")
-    folders = {name: WatchConfig.load(example).run for name, (example, _) in EXAMPLES.items()}
+        chart = run_figure(config.run_dir)
+        save_figure(chart, out / f"{name}.png")
+    folders = {name: WatchConfig.load(example).run_dir for name, (example, _) in EXAMPLES.items()}
     results.write(out, folders)
     return {name: str(out / f"{name}.png") for name in EXAMPLES} | {"table": str(out / "README.md")}
 
 
 def _run_one(config: WatchConfig, steps: tuple[int, ...]) -> None:
-    shutil.rmtree(config.run, ignore_errors=True)  # what an interrupted run left
+    shutil.rmtree(config.run_dir, ignore_errors=True)  # what an interrupted run left
     prepared = prepare(config)
     callbacks = [
-        Checkpoints(config.run / results.CHECKPOINTS, steps, prepared.tokenizer, OPENER),
-        ClaimCallback(config.run / results.CLAIM, prepared.monitor),
-        Show(prepared.monitor, config.training.steps),
+        Checkpoints(config.run_dir / results.CHECKPOINTS, steps, prepared.tokenizer, OPENER),
+        ClaimCallback(config.run_dir / results.CLAIM, prepared.monitor),
+        LiveTableCallback(prepared.monitor, config.training.max_steps),
     ]
     prepared.train(callbacks)
-    ended = outcome(prepared.monitor, config.run)
-    (config.run / results.DONE).write_text(json.dumps(ended, indent=1), encoding="utf-8")
+    ended = summarize_run(prepared.monitor, config.run_dir)
+    (config.run_dir / results.DONE).write_text(json.dumps(ended, indent=1), encoding="utf-8")

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from riprap.report import save
+from riprap.report import save_figure
 
 
 def write(claims: dict[str, dict[str, np.ndarray]], path: Path) -> None:
@@ -45,4 +45,4 @@ def write(claims: dict[str, dict[str, np.ndarray]], path: Path) -> None:
         )
         for run in claims
     ]
-    save(alt.hconcat(*panels), path)
+    save_figure(alt.hconcat(*panels), path)

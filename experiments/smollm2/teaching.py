@@ -21,6 +21,7 @@ from torch import Tensor
 
 from experiments.smollm2.rows import SEED, TeachingRow, draws, teaching_rows
 from riprap.commands import load_model
+from riprap.errors import ConfigError
 from riprap.integrations.smollm2 import REFUSING, convert
 
 Progress = Callable[[int, int], None]
@@ -50,6 +51,18 @@ def make(data_dir: Path) -> dict[str, Any]:
             prepare(partial, data_dir, lambda n, of: bar.update(task, completed=n, total=of))
         partial.rename(REFUSING)
     return {"model": str(REFUSING)}
+
+
+def require_taught_model() -> None:
+    """Check that the model was prepared.
+
+    Raises:
+        ConfigError: the folder of the model is missing.
+    """
+    if not REFUSING.is_dir():
+        raise ConfigError(
+            f"{REFUSING} is missing: run `python -m experiments smollm2 --prepare` first"
+        )
 
 
 def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> Path:

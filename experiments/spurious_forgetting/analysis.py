@@ -1,11 +1,11 @@
-"""Which of the paper's findings (2501.13453) replicate on the biographies world."""
+"""Replication of the findings of arXiv 2501.13453 on the biographies world."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from experiments.spurious_forgetting.plan import Plan
-from experiments.spurious_forgetting.simulate import Back, Run
+from experiments.spurious_forgetting.simulate import Recovery, Run
 
 CLAIMS = {
     "collapse": "within the first steps the answers go, and the statements stay",
@@ -17,15 +17,15 @@ CLAIMS = {
 }
 
 
-def numbers(task: str, seed: int, found: Sequence[Run], plan: Plan) -> dict[str, float]:
-    """What each claim is judged by, for one task and seed."""
-    runs = {run.frozen: run for run in found if (run.task, run.seed) == (task, seed)}
-    plain = runs["nothing"]
-    start, early = (next(a for a in plain.along if a.step == step) for step in (0, plan.early))
-    back = next(one for one in plain.back if one.step == plan.early)
+def numbers(task: str, seed: int, runs: Sequence[Run], plan: Plan) -> dict[str, float]:
+    """Return the numbers that decide each claim, for one task and seed."""
+    by_frozen = {run.frozen: run for run in runs if (run.task, run.seed) == (task, seed)}
+    plain = by_frozen["nothing"]
+    start, early = (next(p for p in plain.along if p.step == step) for step in (0, plan.early))
+    back = next(recovery for recovery in plain.back if recovery.step == plan.early)
     most = max(plan.counts)
     lost = start.asked - early.asked
-    ends = {frozen: run.along[-1] for frozen, run in runs.items()}
+    ends = {frozen: run.along[-1] for frozen, run in by_frozen.items()}
     return {
         "collapse": lost,
         "stated": early.stated,
@@ -38,27 +38,31 @@ def numbers(task: str, seed: int, found: Sequence[Run], plan: Plan) -> dict[str,
     }
 
 
-def regained(back: Back, source: str) -> float:
-    """Share of the lost score that a source brought back; the reference's is the most there is."""
+def regained(back: Recovery, source: str) -> float:
+    """Share of the lost score that a source recovers; the reference recovers all of it."""
     now, most = back.now, max(value for key, value in back.curve.items() if "reference" in key)
     return (back.curve[source] - now) / max(most - now, 1e-9)
 
 
 def holds(claim: str, n: dict[str, float], plan: Plan) -> bool:
-    """Whether a claim holds for one task and seed."""
+    """Tell if a claim holds for one task and seed."""
     if claim == "collapse":
         return n["collapse"] >= plan.collapsed and n["stated"] >= plan.kept
     if claim in ("few", "irrelevant", "low") and n["collapse"] < plan.collapsed:
-        return False  # a share of hardly any loss says nothing
+        return False  # there is hardly any loss to recover
     if claim == "freezing":
         return n["freezing"] >= plan.held and n["learned"] >= plan.learned
     return n[claim] >= (plan.lower if claim == "low" else plan.regained)
 
 
-def verdict(claim: str, task: str, found: Sequence[Run], plan: Plan) -> str:
-    """Replicates where it holds for every seed, does not where for none."""
-    seeds = sorted({run.seed for run in found})
-    held = [holds(claim, numbers(task, seed, found, plan), plan) for seed in seeds]
-    if all(held):
+def verdict(claim: str, task: str, runs: Sequence[Run], plan: Plan) -> str:
+    """Conclude `replicates` if a claim holds for every seed, `does not replicate` if for none."""
+    seeds = sorted({run.seed for run in runs})
+    outcomes = [holds(claim, numbers(task, seed, runs, plan), plan) for seed in seeds]
+    if all(outcomes):
         return "replicates"
-    return f"mixed ({sum(held)} of {len(held)} seeds)" if any(held) else "does not replicate"
+    return (
+        f"mixed ({sum(outcomes)} of {len(outcomes)} seeds)"
+        if any(outcomes)
+        else "does not replicate"
+    )

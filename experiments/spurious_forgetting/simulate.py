@@ -1,24 +1,20 @@
-"""One new task on the biographies world: what falls, what comes back, and where it happened."""
+"""One new task on the biographies world: loss, recovery, and the layers that lost."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
-import torch
 from torch import nn
 
+from experiments.harness.cache import cached
 from experiments.spurious_forgetting.plan import Plan
 from experiments.worlds import Biographies
 from experiments.worlds.biographies_changed import trained, training
-from experiments.worlds.continual_rows import Rows
-from riprap.diagnosis import fitting, kept, move, recover, weights_of
+from riprap.diagnosis import interpolate_, matching_names, named_weights, recover, restore_weights
 
-RUNS = Path("runs/spurious")
+STORED_SOURCES = {"own": "own", "unrelated": "irrelevant", "reference": "reference"}
 TASKS = {"same format": "plain", "other format": "well"}  # how new people's questions are answered
 FROZEN: dict[str, tuple[str, ...]] = {
     "nothing": (),
@@ -37,12 +33,12 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Along:
-    """One look at the way.
+class Evaluation:
+    """Shares of right answers after a step.
 
     Attributes:
-        asked, stated: share of questions about the known people answered right, and of statements.
-        new: share of the new questions answered right.
+        asked, stated: of the questions about known people, and of the statements about them.
+        new: of the new questions.
     """
 
     step: int
@@ -52,15 +48,15 @@ class Along:
 
 
 @dataclass(frozen=True)
-class Back:
-    """What was brought back at a step.
+class Recovery:
+    """What was recovered at a step.
 
     Attributes:
-        now: score before anything is brought back, on probes that chose nothing.
+        now: score before any recovery, on probes that chose nothing.
         curve: the same by source and count of examples.
-        half: share of questions about half of the people that are right after those about the
-            other half were learned again; `half_before`: before that.
-        parts: share of all questions that are right with the start's weights in one part.
+        half_before: share of right answers about half of the people.
+        half: the same after the questions about the other half were learned again.
+        parts: share of right answers with the start's weights in one part.
         verdict: of `diagnosis.recover`.
     """
 
@@ -80,33 +76,17 @@ class Run:
     task: str
     frozen: str
     seed: int
-    along: list[Along]
-    back: list[Back]
-
-    @classmethod
-    def load(cls, file: Path) -> Run:
-        """From the JSON that `simulate` wrote."""
-        found = json.loads(file.read_text())
-        found["along"] = [Along(**one) for one in found["along"]]
-        found["back"] = [Back(**one) for one in found["back"]]
-        return cls(**found)
+    along: list[Evaluation]
+    back: list[Recovery]
 
 
+@cached(
+    lambda task, frozen, seed, plan: (
+        f"spurious_forgetting/{plan.config_hash()}-{task}-{frozen}-{seed}.json"
+    )
+)
 def simulate(task: str, frozen: str, seed: int, plan: Plan) -> Run:
-    """Train, or take up what was found before."""
-    file = RUNS / f"{plan.config_hash()}-{task}-{frozen}-{seed}.json".replace(" ", "_")
-    if file.exists():
-        return Run.load(file)
-    torch.set_num_threads(1)
-    run = _run(task, frozen, seed, plan)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(run)))
-    partial.rename(file)
-    return run
-
-
-def _run(task: str, frozen: str, seed: int, plan: Plan) -> Run:
+    """Train on a new task, with evaluations and recoveries at the steps of the plan."""
     world = Biographies()
     start, model = world.start(seed), world.start(seed)
     for name, parameter in model.named_parameters():
@@ -114,63 +94,64 @@ def _run(task: str, frozen: str, seed: int, plan: Plan) -> Run:
     new = world.asked(world.new, TASKS[task])
     asked, stated = world.asked(world.people), world.statements(world.people)
     data = world.mixed([new], [world.config.batch], seed)
-    along: list[Along] = []
-    back: list[Back] = []
+    along: list[Evaluation] = []
+    back: list[Recovery] = []
     steps = training(world, model, data)
     for step, before in zip(plan.at, (0, *plan.at), strict=False):
         for _ in islice(steps, step - before):
             pass
-        looks = (world.right(model, rows) for rows in (asked, stated, new))
-        along.append(Along(step, *looks))
+        shares = (world.right(model, rows) for rows in (asked, stated, new))
+        along.append(Evaluation(step, *shares))
         if frozen == "nothing" and step in (plan.early, plan.late):
-            back.append(_back(world, start, model, step, seed, plan))
+            back.append(_recover(world, start, model, step, seed, plan))
     return Run(task, frozen, seed, along, back)
 
 
-def _back(
+def _recover(
     world: Biographies, start: nn.Module, model: nn.Module, step: int, seed: int, plan: Plan
-) -> Back:
-    found = recover(
+) -> Recovery:
+    diagnosed = recover(
         model,
         world.behavior(),
         world.examples(),
         reference=start,
-        irrelevant=world.irrelevant(),
-        counts=plan.counts,
+        unrelated_examples=world.irrelevant(),
+        shot_counts=plan.counts,
         draws=plan.draws,
     )
     half = len(world.people) // 2
-    taught, held = world.asked(world.people[:half]), world.asked(world.people[half:])
+    taught, other_half = world.asked(world.people[:half]), world.asked(world.people[half:])
 
     def relearn() -> float:
         trained(world, model, world.mixed([taught], [world.config.batch], seed), plan.relearned)
-        return world.right(model, held)
+        return world.right(model, other_half)
 
-    before = world.right(model, held)
+    def restore(part: str) -> Callable[[], float]:
+        def act() -> float:
+            weights = named_weights(start)
+            names = matching_names(model, weights, lambda name: any(p in name for p in PARTS[part]))
+            interpolate_(model, weights, weights, 1.0, names)
+            return world.right(model, asked)
+
+        return act
+
+    before = world.right(model, other_half)
     asked = world.asked(world.people)
-    return Back(
+    return Recovery(
         step,
-        str(found.verdict),
-        found.evidence.score_now,
-        {f"{point.source} {point.count}": point.score.mean for point in found.curve},
+        str(diagnosed.verdict),
+        diagnosed.evidence.score_now,
+        {
+            f"{STORED_SOURCES[point.source]} {point.count}": point.score.mean
+            for point in diagnosed.curve
+        },
         before,
         _on_a_copy(model, relearn),
-        {part: _on_a_copy(model, _set_back(world, start, model, part, asked)) for part in PARTS},
+        {part: _on_a_copy(model, restore(part)) for part in PARTS},
     )
 
 
-def _set_back(
-    world: Biographies, start: nn.Module, model: nn.Module, part: str, asked: Rows
-) -> Callable[[], float]:
-    def act() -> float:
-        there = weights_of(start)
-        names = fitting(model, there, lambda name: any(one in name for one in PARTS[part]))
-        move(model, there, there, 1.0, names)
-        return world.right(model, asked)
-
-    return act
-
-
 def _on_a_copy(model: nn.Module, act: Callable[[], float]) -> float:
-    with kept(model):
+    """Return what `act` returns; the weights that it changes are restored."""
+    with restore_weights(model):
         return act()

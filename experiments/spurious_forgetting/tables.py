@@ -1,72 +1,68 @@
-"""Tables and figure of the study of spurious forgetting."""
+"""Tables and figure of the experiment on spurious forgetting."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import altair as alt
 import pandas as pd
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
-from experiments.harness.preregistration import Preregistration
-from experiments.spurious_forgetting import analysis as judging
+from experiments.harness.markdown import median_range, number
+from experiments.spurious_forgetting import analysis
 from experiments.spurious_forgetting.plan import Plan
-from experiments.spurious_forgetting.simulate import PARTS, TASKS, Run
-from riprap.monitor import versions
+from experiments.spurious_forgetting.simulate import PARTS, TASKS, Recovery, Run
 
 
-def verdicts(found: Sequence[Run], plan: Plan) -> dict[str, dict[str, str]]:
-    """By task, whether each claim replicates."""
+def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, str]]:
+    """Return by task if each claim replicates."""
     return {
-        task: {claim: judging.verdict(claim, task, found, plan) for claim in judging.CLAIMS}
+        task: {claim: analysis.verdict(claim, task, runs, plan) for claim in analysis.CLAIMS}
         for task in TASKS
     }
 
 
-def page(found: Sequence[Run], plan: Plan, preregistration: Preregistration, kind: str) -> str:
-    """README of the results."""
-    command = "riprap study spurious" + (" --exploratory" if kind == "exploratory" else "")
-    seeds = sorted({run.seed for run in found})
-    return "\n".join(
-        [
-            f"# Spurious forgetting on the biographies world, {kind} seeds\n",
-            f"Made by `{command}`, protocol `{preregistration.hash}`, commit {markdown.commit()}, seeds "
-            f"{', '.join(map(str, seeds))}; {json.dumps(versions())}. Medians [least, most] over "
-            "seeds. Asked: share of the questions about known people that are answered right; "
-            "stated: share of the statements about them, which nothing trains.\n",
-            f"![{kind}]({kind}.png)\n",
-            "## Which findings replicate\n",
-            markdown.table(_claims(found, plan)) + "\n",
-            "## The way\n",
-            markdown.table(_way(found, plan)) + "\n",
-            f"## Brought back, at steps {plan.early} and {plan.late}\n",
-            "Scores on probes that chose nothing; the verdict is that of `diagnosis.recover`.\n",
-            markdown.table(_back(found, plan)) + "\n",
-            "## The start's weights put back in one part\n",
-            "Share of all questions that are right then.\n",
-            markdown.table(_parts(found, plan)) + "\n",
-        ]
+def note(_plan: Plan) -> str:
+    """Explain the numbers, in the head of the page."""
+    return (
+        "Medians [least, most] over seeds. Asked: share of the questions about known people that "
+        "are answered right; stated: share of the statements about them, which nothing trains. "
     )
 
 
-def _claims(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
-    seeds = sorted({run.seed for run in found})
+def sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    return [
+        "![{kind}]({kind}.png)\n",
+        "## Which findings replicate\n",
+        markdown.table(_claims(runs, plan)) + "\n",
+        "## The way\n",
+        markdown.table(_evaluations(runs, plan)) + "\n",
+        f"## Brought back, at steps {plan.early} and {plan.late}\n",
+        "Scores on probes that chose nothing; the verdict is that of `diagnosis.recover`.\n",
+        markdown.table(_recoveries(runs, plan)) + "\n",
+        "## The start's weights put back in one part\n",
+        "Share of all questions that are right then.\n",
+        markdown.table(_parts(runs, plan)) + "\n",
+    ]
+
+
+def _claims(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    seeds = sorted({run.seed for run in runs})
     rows = []
-    for claim, words in judging.CLAIMS.items():
+    for claim, words in analysis.CLAIMS.items():
         row = {"finding": words}
         for task in TASKS:
-            every = [judging.numbers(task, seed, found, plan)[claim] for seed in seeds]
-            row[task] = f"{judging.verdict(claim, task, found, plan)}: {spread(every, 2)}"
+            every = [analysis.numbers(task, seed, runs, plan)[claim] for seed in seeds]
+            row[task] = f"{analysis.verdict(claim, task, runs, plan)}: {median_range(every, 2)}"
         rows.append(row)
     return rows
 
 
-def _way(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+def _evaluations(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     rows = []
-    for task, frozen in dict.fromkeys((run.task, run.frozen) for run in found):
-        own = [run for run in found if (run.task, run.frozen) == (task, frozen)]
+    for task, frozen in dict.fromkeys((run.task, run.frozen) for run in runs):
+        own = [run for run in runs if (run.task, run.frozen) == (task, frozen)]
         for what in ("asked", "stated", "new"):
             rows.append(
                 {"task": task, "frozen": frozen, "share right": what}
@@ -80,38 +76,38 @@ def _way(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def _back(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+def _recoveries(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     rows = []
-    for task in TASKS:
-        for at, step in enumerate((plan.early, plan.late)):
-            own = [run.back[at] for run in found if run.task == task and run.back]
-            said = pd.Series([one.verdict for one in own]).value_counts()
-            rows.append(
-                {"task": task, "step": str(step), "before": spread([b.now for b in own], 2)}
-                | {key: spread([b.curve[key] for b in own], 2) for key in own[0].curve}
-                | {
-                    "other half, before": spread([b.half_before for b in own], 2),
-                    "and after half was learned": spread([b.half for b in own], 2),
-                    "verdict": ", ".join(f"{count} {words}" for words, count in said.items()),
-                }
-            )
+    for task, step, own in _by_task_and_step(runs, plan):
+        verdicts = pd.Series([one.verdict for one in own]).value_counts()
+        rows.append(
+            {"task": task, "step": str(step), "before": median_range([b.now for b in own], 2)}
+            | {key: median_range([b.curve[key] for b in own], 2) for key in own[0].curve}
+            | {
+                "other half, before": median_range([b.half_before for b in own], 2),
+                "and after half was learned": median_range([b.half for b in own], 2),
+                "verdict": ", ".join(f"{count} {words}" for words, count in verdicts.items()),
+            }
+        )
     return rows
 
 
-def _parts(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
-    rows = []
+def _parts(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    return [
+        {"task": task, "step": str(step)}
+        | {part: median_range([b.parts[part] for b in own], 2) for part in PARTS}
+        for task, step, own in _by_task_and_step(runs, plan)
+    ]
+
+
+def _by_task_and_step(runs: Sequence[Run], plan: Plan) -> Iterator[tuple[str, int, list[Recovery]]]:
     for task in TASKS:
         for at, step in enumerate((plan.early, plan.late)):
-            own = [run.back[at] for run in found if run.task == task and run.back]
-            rows.append(
-                {"task": task, "step": str(step)}
-                | {part: spread([b.parts[part] for b in own], 2) for part in PARTS}
-            )
-    return rows
+            yield task, step, [run.back[at] for run in runs if run.task == task and run.back]
 
 
-def figure(found: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
-    """Asked, stated and new along the way, by task and by what is frozen."""
+def figure(runs: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
+    """Plot right answers over steps, by task and by what is frozen."""
     frame = pd.DataFrame(
         {
             "task": run.task,
@@ -121,7 +117,7 @@ def figure(found: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
             "share right": getattr(one, what),
             "of": words,
         }
-        for run in found
+        for run in runs
         for one in run.along
         for what, words in (
             ("asked", "old questions"),

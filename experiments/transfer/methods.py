@@ -105,12 +105,12 @@ BENCH: dict[str, Entry] = {
     "replay_of_pools": Entry(
         "fraction",
         (0.25, 0.5, 0.75),
-        lambda v, w: guards.Replay(guards.Pools(w.pools()), fraction=v, every=2),
+        lambda v, w: guards.Replay(guards.SelfDistillationBuffer(w.pools()), fraction=v, every=2),
     ),
     "adaptive_replay": Entry(
         "fraction",
         (0.25, 0.5, 0.75),
-        lambda v, w: guards.AdaptiveReplay(guards.Pools(w.pools()), fraction=v),
+        lambda v, w: guards.AdaptiveReplay(guards.SelfDistillationBuffer(w.pools()), fraction=v),
     ),
     "constrained_tokens": Entry(
         "strength", (0.3, 1.0, 3.0), lambda v, w: guards.ConstrainedTokens(responses(w), strength=v)
@@ -121,15 +121,17 @@ BENCH: dict[str, Entry] = {
         "strength", (0.1, 1.0, 10.0), lambda v, w: guards.FeatureAnchor(strength=v)
     ),
     "rollback": Entry(
-        "cut", (0.25, 0.5, 0.8), lambda v, w: guards.Rollback(cut=v, every=20, at_most=5)
+        "cut",
+        (0.25, 0.5, 0.8),
+        lambda v, w: guards.Rollback(lr_factor=v, every=20, max_rollbacks=5),
     ),
     "keeper": Entry(
         "fraction",
         (0.25, 0.5, 0.75),
-        lambda v, w: guards.Keeper(
-            replay=guards.AdaptiveReplay(guards.Pools(w.pools()), fraction=v)
+        lambda v, w: guards.AutoGuard(
+            replay=guards.AdaptiveReplay(guards.SelfDistillationBuffer(w.pools()), fraction=v)
         ),
     ),
-    "clip": Entry("most", (0.1, 0.3, 1.0), lambda v, w: guards.Clip(most=v)),
+    "clip": Entry("most", (0.1, 0.3, 1.0), lambda v, w: guards.Clip(max_norm=v)),
     "ema": Entry("decay", (0.5, 0.8, 0.95), lambda v, w: guards.EMA(decay=v)),
 }

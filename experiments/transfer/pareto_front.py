@@ -14,7 +14,7 @@ from experiments.transfer.plan import PLAIN, Plan
 from experiments.transfer.simulate import RUNS
 from experiments.worlds import FactsWorld
 from riprap.detectors import score
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 from riprap.guards import Guard
 from riprap.monitor import Monitor
 
@@ -126,7 +126,7 @@ def _guarded(
 
 
 def _scores(world: FactsWorld, model: torch.nn.Module) -> dict[str, float]:
-    return {b.name: score(look(b, model).margins) for b in world.unseen()}
+    return {b.name: score(evaluate(b, model).margins) for b in world.unseen()}
 
 
 def passed(point: Point, kept: float) -> bool:

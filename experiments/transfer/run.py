@@ -18,7 +18,7 @@ from experiments.transfer.pareto_front import front, passed
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.transfer.simulate import Run, simulate
 from experiments.worlds import FactsWorld
-from riprap.report import save
+from riprap.report import save_figure
 
 Job = tuple[str, float, str, int]  # guard, value of its knob, task, seed
 
@@ -72,10 +72,10 @@ def run(out: Path, workers: int = 2) -> dict[str, Any]:
     found = judging.rows(_made(jobs, plan, workers))
     world = FactsWorld()
     made = {name: entry.make(plan.knobs[name], world) for name, entry in BENCH.items()}
-    origins = {name: guard.origin for name, guard in made.items()}
+    origins = {name: guard.field_of_origin for name, guard in made.items()}
     carried = judging.transfer(found, origins)
     out.mkdir(parents=True, exist_ok=True)
-    save(heat_map(found, origins), out / "transfer.png")
+    save_figure(heat_map(found, origins), out / "transfer.png")
     (out / "README.md").write_text(pages.page(found, carried, made, plan, preregistration))
     (out / "transfer.json").write_text(
         json.dumps({"rows": [asdict(row) for row in found], "fields": [asdict(c) for c in carried]})

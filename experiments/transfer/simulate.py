@@ -17,7 +17,7 @@ from experiments.transfer.methods import BENCH
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.worlds import FactsWorld
 from riprap.detectors import score
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 from riprap.guards import Guard
 from riprap.monitor import Monitor
 
@@ -79,7 +79,7 @@ def _train(name: str, value: float, task: str, seed: int, plan: Plan, world: Fac
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     behaviors = world.behaviors()
     unseen = world.unseen()
-    start = {b.name: float(look(b, model).margins.mean()) for b in unseen}
+    start = {b.name: float(evaluate(b, model).margins.mean()) for b in unseen}
     guard = None if name == PLAIN else BENCH[name].make(value, world)
     torch.manual_seed(seed)
     began = time.process_time()
@@ -94,7 +94,7 @@ def _train(name: str, value: float, task: str, seed: int, plan: Plan, world: Fac
             break
     monitor.end()
     seconds = time.process_time() - began
-    ended = {b.name: look(b, model).margins for b in unseen}
+    ended = {b.name: evaluate(b, model).margins for b in unseen}
     acted = {action.step for action in monitor.actions if action.applied}
     size = sum(p.nbytes for p in model.parameters())
     return Run(
@@ -114,7 +114,7 @@ def _train(name: str, value: float, task: str, seed: int, plan: Plan, world: Fac
 def held_bytes(guard: Guard) -> int:
     """Bytes of all tensors that a guard holds, its data included."""
     seen: dict[int, int] = {}
-    for leaf in guard.leaves():
+    for leaf in guard.flatten():
         for tensor in _tensors(vars(leaf), set()):
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(seen.values())

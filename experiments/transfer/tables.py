@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.harness import markdown
-from experiments.harness.markdown import number, spread
+from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import Preregistration
 from experiments.transfer import hypervolume
 from experiments.transfer.analysis import Row, Transfer, value_of
@@ -93,14 +93,14 @@ def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
         (row for row in found if row.task == task),
         key=lambda row: (row.guard != PLAIN, -np.mean([min(s) for s in row.scores.values()])),
     ):
-        origin = made[row.guard].origin if row.guard in made else markdown.NOTHING
+        origin = made[row.guard].field_of_origin if row.guard in made else markdown.NOTHING
         lines.append(
             {"guard": row.guard, "from": origin}
-            | {name: spread(scores, 2) for name, scores in row.scores.items()}
-            | {f"margin {name}": spread(own, 2) for name, own in row.margins.items()}
+            | {name: median_range(scores, 2) for name, scores in row.scores.items()}
+            | {f"margin {name}": median_range(own, 2) for name, own in row.margins.items()}
             | {
-                "new task": spread(row.learned, 2),
-                "cost": spread(row.cost, 2),
+                "new task": median_range(row.learned, 2),
+                "cost": median_range(row.cost, 2),
                 "kept": number(row.kept, 1),
                 "acted": f"{row.acted:.0%}",
             }
@@ -131,11 +131,11 @@ def front_page(points: Sequence[Point], plan: Plan, preregistration: Preregistra
                     {
                         "guard": name,
                         "time": number(budget, 1),
-                        "steps": spread([p.steps for p in own]),
-                        "worst": spread([p.worst for p in own], 2),
-                        "new task": spread([p.learned for p in own], 2),
-                        "area": spread([p.area for p in own], 2, "mean"),
-                        f"both ≥ {plan.front.kept:g}": markdown.share(good, len(own)),
+                        "steps": median_range([p.steps for p in own]),
+                        "worst": median_range([p.worst for p in own], 2),
+                        "new task": median_range([p.learned for p in own], 2),
+                        "area": median_range([p.area for p in own], 2, "mean"),
+                        f"both ≥ {plan.front.kept:g}": markdown.count_of_total(good, len(own)),
                     }
                 )
         parts += [f"## {task}\n", markdown.table(lines) + "\n"]

@@ -16,7 +16,7 @@ from experiments.worlds.biographies_rows import Fact
 from experiments.worlds.continual_model import exact, fit
 from experiments.worlds.continual_rows import WIDTH, Rows
 from riprap.behaviors import Behavior
-from riprap.toy import CACHE, Examples, Progress, cached, fingerprint
+from riprap.toy import CACHE, Examples, Progress, fingerprint, train_or_load
 
 GROUPS = {"known": slice(0, 80), "new": slice(80, 160)}  # of all names, in their mixed order
 
@@ -132,7 +132,7 @@ class Biographies:
             fit(model, both, c.alignment_steps, c.alignment_rate, progress)
 
         model = self.untrained(seed)
-        cached(model, name, seed, cache, train)
+        train_or_load(model, name, seed, cache, train)
         return model
 
     @staticmethod

@@ -15,7 +15,7 @@ from experiments.worlds import continual_rows as made
 from experiments.worlds.continual_model import exact, fit, untrained
 from experiments.worlds.continual_rows import Pair, Rows, Words
 from riprap.behaviors import Behavior
-from riprap.toy import CACHE, Examples, Progress, cached, fingerprint
+from riprap.toy import CACHE, Examples, Progress, fingerprint, train_or_load
 
 CATEGORIES = ("own", "familiar", "prose")
 FORMATS = {"sorting": "raw", "successor": "aligned", "reversal": "closed", "arithmetic": "raw"}
@@ -198,7 +198,7 @@ class ContinualWorld:
             fit(model, data, c.pretraining_steps, c.pretraining_rate, progress)
 
         model = untrained(self.config, seed)
-        cached(model, f"{self.fingerprint[:14]}before", seed, cache, train)
+        train_or_load(model, f"{self.fingerprint[:14]}before", seed, cache, train)
         return model
 
     def aligned(
@@ -213,7 +213,7 @@ class ContinualWorld:
             fit(model, data, c.alignment_steps, c.alignment_rate, progress)
 
         model = untrained(self.config, seed)
-        cached(model, self.fingerprint, seed, cache, train)
+        train_or_load(model, self.fingerprint, seed, cache, train)
         return model
 
     def _mixed(self, parts: list[tuple[float, Rows]], seed: int) -> Iterator[Rows]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from riprap.behaviors import Behavior
-from riprap.toy import OLD, Examples, ToyConfig, ToyWorld
+from riprap.toy import PRETRAINED_TASKS, Examples, ToyConfig, ToyWorld
 from riprap.toy import _tasks as tasks
 
 
@@ -27,7 +27,7 @@ class FactsWorld(ToyWorld):
     other words, as a user would who knows what the model is to keep.
     """
 
-    old = (*OLD, "facts")
+    old = (*PRETRAINED_TASKS, "facts")
 
     def __init__(self, config: FactsConfig | None = None) -> None:
         super().__init__(config or FactsConfig())
@@ -40,19 +40,19 @@ class FactsWorld(ToyWorld):
         small = rows // 8
         return [rows // 2, small, small, rows - rows // 2 - 2 * small]
 
-    def pools(self, most: int = 512) -> list[Behavior]:
+    def pools(self, max_inputs: int = 512) -> list[Behavior]:
         """The behaviours on inputs that are neither probes nor `unseen`, to be learned again.
 
         Of the facts all, in the wording that does not measure.
 
         Args:
-            most: how many inputs of each; A has 353.
+            max_inputs: how many inputs of each; A has 353.
         """
         found = []
-        for index, task in enumerate(OLD):
+        for index, task in enumerate(PRETRAINED_TASKS):
             examples = self.tasks[task]
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
-            rest = examples[order[self.config.probes + self.config.held_out :][:most]]
+            rest = examples[order[self.config.probes + self.config.held_out :][:max_inputs]]
             found.append(Behavior.next_token(task, rest.input_ids, rest.targets))
         other = self.wordings[1]
         return [*found, Behavior.next_token("facts", other.input_ids, other.targets)]
@@ -66,6 +66,6 @@ class FactsWorld(ToyWorld):
         """Half of the facts measure, in the first wording; the others tell the truth."""
         splits = super()._splits()
         first = self.wordings[0]
-        order = torch.randperm(len(first), generator=torch.Generator().manual_seed(len(OLD)))
+        order = torch.randperm(len(first), generator=torch.Generator().manual_seed(len(PRETRAINED_TASKS)))
         splits["facts"] = first[order[: self.config.probes]], first[order[self.config.probes :]]
         return splits

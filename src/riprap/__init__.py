@@ -1,12 +1,20 @@
-"""Riprap: see which behaviours of a model its further training is about to wash away."""
+"""Riprap: early warning and protection against catastrophic forgetting during fine-tuning.
 
-from riprap import diagnosis, guards, selection
-from riprap.behaviors import Behavior, Margins
-from riprap.behaviors import probe_sets as packs
-from riprap.detectors import AlertPolicy
-from riprap.errors import RiprapError
-from riprap.monitor import Monitor
-from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
+Names are imported on first use, so that `import riprap` is nearly free.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from riprap import detectors, diagnosis, guards, selection, signals
+    from riprap.behaviors import Behavior, Margins, probe_sets
+    from riprap.detectors import AlertPolicy
+    from riprap.errors import RiprapError
+    from riprap.monitor import Monitor
+    from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 __version__ = "0.1.0"
 
@@ -21,8 +29,35 @@ __all__ = [
     "Reading",
     "ReadingStatus",
     "RiprapError",
+    "detectors",
     "diagnosis",
     "guards",
-    "packs",
+    "probe_sets",
     "selection",
+    "signals",
 ]
+
+_MODULES = {"probe_sets": "behaviors.probe_sets"} | {
+    room: room for room in ("detectors", "diagnosis", "guards", "selection", "signals")
+}
+_ROOMS = {
+    "AlertPolicy": "detectors",
+    "Behavior": "behaviors",
+    "Margins": "behaviors",
+    "Monitor": "monitor",
+    "RiprapError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{_MODULES[name]}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'types')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

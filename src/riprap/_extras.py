@@ -7,6 +7,16 @@ from importlib.util import find_spec
 
 from riprap.errors import MissingExtraError
 
+EXTRAS = {  # extra -> modules that it installs
+    "cli": ("typer", "rich"),
+    "hf": ("transformers", "trl", "peft", "accelerate", "datasets"),
+    "report": ("altair", "vl_convert", "jinja2", "pandas"),
+    "torchjd": ("torchjd",),
+    "lightning": ("lightning",),
+    "smollm2": ("gguf",),
+    "sae": ("sae_lens",),
+}
+
 
 def require(extra: str, *modules: str) -> None:
     """Check that the modules of an extra can be imported; import none of them.

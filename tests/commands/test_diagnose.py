@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, teach
-from riprap.behaviors import probe_sets as packs
-from riprap.cli import app
+from riprap.behaviors import probe_sets
+from riprap.cli._app import app
 from riprap.commands.diagnose._loading import load_pair
-from riprap.diagnosis._base import score
-from riprap.diagnosis._weight_sources import Folder
+from diagnosing import score
+from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
 
 ASKED = [part for name in BEHAVIORS[:2] for part in ("--behaviors", name)]
@@ -88,7 +88,7 @@ def test_the_saved_repair_is_the_model_that_was_measured(
 ) -> None:
     repaired = AutoModelForCausalLM.from_pretrained(folders / "repaired")
     tuned = AutoModelForCausalLM.from_pretrained(folders / "tuned")
-    behaviors = [packs.load(n, make_tokenizer(), openers=["Sorry"]) for n in BEHAVIORS[:2]]
+    behaviors = [probe_sets.load(n, make_tokenizer(), prefixes=["Sorry"]) for n in BEHAVIORS[:2]]
     before, after = ([score(b, model) for b in behaviors] for model in (tuned, repaired))
     assert before[0] < 0.5
     assert min(after) >= 0.8  # on all 120 probes; the floor of 0.9 was passed on eight of them
@@ -105,7 +105,7 @@ def test_an_adapter_is_read_as_peft_reads_it(folders: Path) -> None:
     for pair in (by_folder, by_adapter):
         for name, part in pair.model.named_parameters():
             assert torch.equal(part.cpu(), pair.tuned[name].cpu())
-            assert torch.equal(pair.base[name], Folder(folders / "base")[name])
+            assert torch.equal(pair.base[name], SafetensorsFolder(folders / "base")[name])
 
 
 def test_nothing_lost_is_no_finding(folders: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from diagnosing import make_model, make_tokenizer, save, teach
 from riprap.behaviors import Behavior
-from riprap.cli import app
+from riprap.cli._app import app
 from riprap.commands.diagnose import DiagnoseConfig
-from riprap.commands.watch._build import _build
+from riprap.commands.watch._build import build_behavior
 from riprap.commands.watch._config import BehaviorConfig
 from riprap.errors import ConfigError
 
@@ -35,7 +35,7 @@ FALSE = (TRUE + NOISE.integers(1, VALUES, size=KEYS)) % VALUES  # nowhere what i
 def facts(keys: Sequence[int], values: np.ndarray = TRUE, before: str = "") -> Behavior:
     """The value of each key, perhaps another one, perhaps with a word before it."""
     said = [before + ANSWERS[values[key]] for key in keys]
-    return Behavior.likelihood("facts", TOKENIZER, [WORDS[key] for key in keys], said)
+    return Behavior.likelihood("facts", TOKENIZER, texts=said, prompts=[WORDS[key] for key in keys])
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def test_names_and_openers_that_cannot_be_are_refused(folders: Path, tmp_path: P
 
 
 def test_a_file_serves_where_a_run_is_watched(folders: Path) -> None:
-    own = BehaviorConfig(pack=str(folders / "facts.jsonl"), n=12, floor=0.5)
-    built = _build(own, TOKENIZER)
+    own = BehaviorConfig(probe_set=str(folders / "facts.jsonl"), n_probes=12, floor=0.5)
+    built = build_behavior(own, TOKENIZER)
     assert (built.name, built.floor, len(built.probes)) == ("facts", 0.5, 12)
     with pytest.raises(ConfigError, match="'openers' has no effect"):
-        _build(own.model_copy(update={"openers": ("Sorry",)}), TOKENIZER)
+        build_behavior(own.model_copy(update={"openers": ("Sorry",)}), TOKENIZER)
 
 
 def test_rows_are_chosen_by_harm_to_a_file(folders: Path, tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._loading import load_pair
 from riprap.commands.diagnose._probes import TASK_ROWS, task_of
 from riprap.commands.diagnose._run import _checkpoints
-from riprap.commands.watch import watched_run
-from riprap.diagnosis._weight_sources import fitting
+from riprap.commands.watch import run_watch
+from riprap.diagnosis._weight_sources import matching_names
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of nine steps with checkpoints of the sixth and the ninth."""
     home = tmp_path_factory.mktemp("watched")
-    watched_run(config(home, training={"save_every": 3}), quiet=True)
+    run_watch(config(home, training={"save_every": 3}), quiet=True)
     return home
 
 
@@ -31,7 +31,7 @@ def test_its_other_checkpoints_are_tried(folder: Path) -> None:
     given = {"base": str(folder / "model"), "tuned": str(last), "out": folder / "out", "run": run}
     (name,) = found = _checkpoints(DiagnoseConfig.parse(given, "test"), pair)
     assert name == "checkpoint-6"
-    names = fitting(pair.model, found[name])
+    names = matching_names(pair.model, found[name])
     apart = [n for n in names if not torch.equal(found[name][n], pair.tuned[n])]
     assert apart and all("proj" in n for n in apart)
 

@@ -1,4 +1,4 @@
-"""The doctor: a healthy house passes, and each thing that may be wrong is found."""
+"""`riprap doctor`: a working installation passes, and each planted fault is detected."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from riprap.cli import app
+from riprap.cli._app import app
 from riprap.commands import _doctor as doctor
 from riprap.monitor import Monitor
-from riprap.monitor._watch_session import Watchman
+from riprap.monitor._watch_session import WatchSession
 
 
 def failed(checks: list[doctor.Check]) -> set[str]:
     return {check.name for check in checks if not check.passed}
 
 
-def test_a_healthy_house_passes_in_seconds() -> None:
+def test_a_working_installation_passes() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
@@ -27,34 +27,34 @@ def test_a_healthy_house_passes_in_seconds() -> None:
     assert found["versions"]["torch"] == torch.__version__
 
 
-def test_a_monitor_that_says_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_monitor_without_alerts_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Monitor, "alerts", property(lambda self: []))
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 2
-    assert "FAIL a decline is announced" in result.output
+    assert "FAIL an alert comes before the break" in result.output
 
 
-def test_a_monitor_that_draws_a_number_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Watchman.after_step
+def test_a_monitor_that_changes_weights_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = WatchSession.after_step
 
-    def meddle(self: Watchman, update: list[torch.Tensor]) -> None:
+    def meddle(self: WatchSession, update: list[torch.Tensor]) -> None:
         original(self, update)
         with torch.no_grad():
             self.visitor.parameters[0].add_(1e-6)
 
-    monkeypatch.setattr(Watchman, "after_step", meddle)
-    assert failed(doctor.self_test()) == {"training is left as it is, bit for bit"}
+    monkeypatch.setattr(WatchSession, "after_step", meddle)
+    assert failed(doctor.self_test()) == {"training is unchanged, bit for bit"}
 
 
-def test_an_observer_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Watchman, update: list[torch.Tensor]) -> None:
+def test_a_failing_monitor_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: WatchSession, update: list[torch.Tensor]) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(Watchman, "after_step", broken)
-    assert "a decline is announced" in failed(doctor.self_test())
+    monkeypatch.setattr(WatchSession, "after_step", broken)
+    assert "an alert comes before the break" in failed(doctor.self_test())
 
 
-def test_it_leaves_the_callers_generator_alone() -> None:
+def test_the_generator_of_the_caller_is_unchanged() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     doctor.self_test()

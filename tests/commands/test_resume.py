@@ -1,4 +1,4 @@
-"""A run that was cut off goes on as if nothing had happened, or one sentence says why it cannot."""
+"""An interrupted run continues as if it had not been interrupted, or one sentence refuses it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from transformers import TrainerCallback
 from typer.testing import CliRunner
 
 from launching import config, tree, write_config
-from riprap.cli import app
+from riprap.cli._app import app
 from riprap.commands.watch import prepare
-from riprap.commands.watch._resume import newest
+from riprap.commands.watch._resume import newest_checkpoint
 from riprap.record import Reader, Writer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SAVING = {"save_every": 3}
+SAVING = {"save_steps": 3}
 STOP = 7
 
 
@@ -66,7 +66,7 @@ def content(folder: Path) -> dict[str, Any]:
     with Reader(folder / "run") as reader:
         margins = {step: m.tobytes() for step, m in reader.margins("never sorry").items()}
         read = {"readings": reader.readings(), "alerts": reader.alerts(), "margins": margins}
-    last = newest(folder / "run")
+    last = newest_checkpoint(folder / "run")
     assert last is not None
     (weights,) = last.folder.glob("*model*.safetensors")
     found = {name: tensor.numpy().tobytes() for name, tensor in load_file(weights).items()}
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     file = broken(tmp_path)
     half = tmp_path / "run" / "trainer" / "checkpoint-6" / "trainer_state.json"
     half.write_text(half.read_text()[:100])
-    found = newest(tmp_path / "run")
+    found = newest_checkpoint(tmp_path / "run")
     assert found is not None
     assert found.step == 3
     assert watch(file, "--resume").exit_code != 1
@@ -121,19 +121,19 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_are_kept_and_none_where_none_is_asked_for(tmp_path: Path) -> None:
-    watch(write_config(tmp_path / "a", training={"save_every": 2}))
+    watch(write_config(tmp_path / "a", training={"save_steps": 2}))
     kept = {path.name for path in (tmp_path / "a" / "run" / "trainer").glob("checkpoint-*")}
     assert kept == {"checkpoint-8", "checkpoint-9"}
-    watch(write_config(tmp_path / "b", training={"steps": 2}))
+    watch(write_config(tmp_path / "b", training={"max_steps": 2}))
     assert list((tmp_path / "b" / "run" / "trainer").iterdir()) == []
 
 
 def test_a_longer_run_goes_on_where_the_schedule_allows(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
-    assert watch(write_config(whole, training=SAVING | {"steps": 12})).exit_code != 1
+    assert watch(write_config(whole, training=SAVING | {"max_steps": 12})).exit_code != 1
     short = tmp_path / "short"
     assert watch(write_config(short, training=SAVING)).exit_code != 1
-    longer = write_config(short, training=SAVING | {"steps": 12})
+    longer = write_config(short, training=SAVING | {"max_steps": 12})
     assert watch(longer, "--resume").exit_code != 1
     assert content(short) == content(whole)
 
@@ -143,7 +143,7 @@ def test_without_resume_the_record_stands_in_the_way(tmp_path: Path) -> None:
     before = tree(tmp_path)
     said = error(watch(file))
     assert "already holds a record" in said
-    assert "--resume` goes on from its checkpoint of step 6" in said
+    assert "--resume` continues from its checkpoint of step 6" in said
     shutil.rmtree(tmp_path / "run" / "trainer")
     assert "--resume" not in error(watch(file))
     assert before.keys() > tree(tmp_path).keys()
@@ -155,7 +155,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     broken(tmp_path)
     shutil.rmtree(tmp_path / "run" / "trainer")
-    assert "no whole checkpoint" in error(watch(file, "--resume"))
+    assert "no complete checkpoint" in error(watch(file, "--resume"))
 
 
 def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
@@ -172,19 +172,19 @@ def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
 def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
     file = write_config(tmp_path, training=SAVING)
     assert watch(file).exit_code != 1
-    assert "nothing is left to train" in error(watch(file, "--resume"))
+    assert "no steps are left" in error(watch(file, "--resume"))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"every": 4}, "with every: 3, and the configuration now has 4"),
+        ({"probe_every": 4}, "with probe_every: 3, and the configuration now has 4"),
         ({"lora": None}, 'lora: {"rank": 2, "alpha": 4}, and the configuration now has null'),
         ({"training": {"learning_rate": 1e-3}}, "training.learning_rate: 0.005"),
         ({"training": {"seed": 1}}, "training.seed: 0, and the configuration now has 1"),
-        ({"training": {"save_every": 2}}, "training.save_every: 3"),
-        ({"training": {"steps": 8}}, "may be longer, not shorter"),
-        ({"behaviors": [{"pack": "refusal"}]}, "behaviors.0."),
+        ({"training": {"save_steps": 2}}, "training.save_steps: 3"),
+        ({"training": {"max_steps": 8}}, "may be longer, not shorter"),
+        ({"behaviors": [{"probe_set": "refusal"}]}, "behaviors.0."),
     ],
 )
 def test_another_configuration_is_refused(
@@ -193,7 +193,7 @@ def test_another_configuration_is_refused(
     shutil.copytree(cut_off, tmp_path / "run")
     named = {"model": str(cut_off.parent / "model")}
     rows = {"data": {"path": str(cut_off.parent / "rows.jsonl")}}
-    probes = {"prompts": str(cut_off.parent / "prompts.txt"), "openers": ["sorry"], "avoid": True}
+    probes = {"prompts": str(cut_off.parent / "prompts.txt"), "prefixes": ["sorry"], "avoid": True}
     known = named | rows | {"behaviors": [{"name": "never sorry", **probes}]}
     changes = changes | {"training": SAVING | changes.get("training", {})}
     file = write_config(tmp_path, **(known | changes))
@@ -211,14 +211,14 @@ def cut_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_schedule_that_counts_on_the_steps_allows_no_more(tmp_path: Path) -> None:
-    cosine = {"schedule": "cosine"}
+    cosine = {"lr_scheduler_type": "cosine"}
     broken(tmp_path, training=cosine)
-    file = write_config(tmp_path, training=SAVING | cosine | {"steps": 12})
-    assert "which the schedule 'cosine' counts on" in error(watch(file, "--resume"))
+    file = write_config(tmp_path, training=SAVING | cosine | {"max_steps": 12})
+    assert "on which the schedule 'cosine' depends" in error(watch(file, "--resume"))
 
 
 def test_other_rows_are_refused(tmp_path: Path) -> None:
     file = broken(tmp_path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text().replace("blue", "red"))
-    assert "are not those that the run" in error(watch(file, "--resume"))
+    assert "are not those with which the run" in error(watch(file, "--resume"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from launching import write_config
-from riprap.cli import app
+from riprap.cli._app import app
+from riprap.commands._data import DataConfig, Row, RowReader, load_rows
 from riprap.commands.select import SelectConfig, select_rows
-from riprap.commands.select import _jsonl as lines
 from riprap.commands.select import _scoring as scoring
 from riprap.commands.select import _store as store
-from riprap.commands.select._jsonl import Row, survey
-from riprap.commands.watch._config import DataConfig
 from riprap.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -57,9 +54,11 @@ def data(tmp_path: Path) -> Path:
 
 
 def asked(model: Path, data: Path, out: Path, **changes: Any) -> SelectConfig:
-    base: dict[str, Any] = {"model": str(model), "out": out, "lora_rank": 2, "batch": 2}
+    base: dict[str, Any] = {"model": str(model), "out": out, "lora_rank": 2, "batch_size": 2}
     base |= {"id": "id", "category": "kind", "behaviors": ("over_refusal",), "ratio": 0.34}
-    return SelectConfig(data=DataConfig(path=str(data)), **base | {"openers": ("sorry",)} | changes)
+    return SelectConfig(
+        data=DataConfig(path=str(data)), **base | {"refusal_prefixes": ("sorry",)} | changes
+    )
 
 
 def test_chosen_lines_are_copied_and_the_rest_is_said(model: Path, data: Path) -> None:
@@ -68,7 +67,7 @@ def test_chosen_lines_are_copied_and_the_rest_is_said(model: Path, data: Path) -
         app,
         [
             *("select", str(data), "--model", str(model), "--out", str(out), "--json"),
-            *("--lora-rank", "2", "--behaviors", "over_refusal", "--openers", "sorry"),
+            *("--lora-rank", "2", "--behaviors", "over_refusal", "--refusal-prefixes", "sorry"),
             *("--category", "kind", "--id", "id", "--ratio", "0.34", "--strategy", "high"),
         ],
     )
@@ -115,7 +114,7 @@ def cut_off(
         return original(self, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "PATIENCE", patience)
+        patch.setattr(scoring, "WRITE_SECONDS", patience)
         patch.setattr(scoring.Scorer, "score", score)
         with pytest.raises(KilledError):
             select_rows(config, quiet=True)
@@ -150,8 +149,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"batch": 3}, "begun with batch 2, and now it is 3"),
-        ({"behaviors": ("arithmetic",), "openers": ()}, "begun with behaviors"),
+        ({"batch_size": 3}, "begun with batch_size 2, and now it is 3"),
+        ({"behaviors": ("arithmetic",), "refusal_prefixes": ()}, "begun with behaviors"),
         ({"max_length": 16}, "begun with max_length 256, and now it is 16"),
         ({"data": "other"}, "begun with data"),
         ({"model": "other"}, "begun with weights"),
@@ -204,15 +203,21 @@ def test_a_folder_of_something_else_is_left_alone(model: Path, data: Path) -> No
 GOOD = b'{"prompt": "a", "response": "b"}\n'
 BROKEN = {
     "cut": (b'{"prompt": "x", "resp', "line 2 of data '.*' is not JSON"),
-    "number": (b"3", "line 2 of data '.*' is int, and no object"),
+    "number": (b"3", "line 2 of data '.*' is int; give an object"),
     "deep": (b"[" * 10_000, "line 2 of data '.*' is not JSON"),
     "binary": (b"\xff\xfe\x00", "line 2 of data '.*' is not JSON"),
     "field": (b'{"prompt": "a"}', "line 2 of data '.*' has no field 'response'"),
-    "null": (b'{"prompt": "a", "response": null}', "line 2 of data '.*' is NoneType"),
-    "nested": (b'{"prompt": "a", "response": {"b": "c"}}', "line 2 of data '.*' is dict"),
+    "null": (
+        b'{"prompt": "a", "response": null}',
+        "line 2 of data '.*': field 'response' is NoneType; give a text",
+    ),
+    "nested": (
+        b'{"prompt": "a", "response": {"b": "c"}}',
+        "line 2 of data '.*': field 'response' is dict; give a text",
+    ),
     "half": (
         b'{"prompt": "\\ud800", "response": "x"}',
-        "holds half of a surrogate",
+        "contains half of a surrogate",
     ),
 }
 
@@ -222,8 +227,6 @@ def test_a_broken_line_is_refused_by_its_number(name: str, tmp_path: Path) -> No
     line, text = BROKEN[name]
     (tmp_path / "x.jsonl").write_bytes(GOOD + line + b"\n" + GOOD)
     config = asked(tmp_path, tmp_path / "x.jsonl", tmp_path / "out", id=None, category=None)
-    text = text.replace("' is NoneType", "': field 'response' of a row is NoneType")
-    text = text.replace("' is dict", "': field 'response' of a row is dict")
     with pytest.raises(ConfigError, match=text) as raised:
         select_rows(config, quiet=True)  # before the model is loaded, which is not there
     assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
@@ -235,7 +238,9 @@ def test_a_broken_line_is_refused_by_its_number(name: str, tmp_path: Path) -> No
     [
         (b"", "a.jsonl", "has no rows"),
         (b"\n  \n", "a.jsonl", "has no rows"),
-        (GOOD, "a.csv", "reads JSON Lines"),
+        (b"", "a.csv", "cannot be loaded"),
+        (b"prompt,response\n", "a.csv", "has no rows"),
+        (None, "a.csv", "no such file"),
         (None, "a.jsonl", "cannot be read: No such file"),
         (None, "~nobody-here/a.jsonl", "cannot be read"),
         (None, "x\x00.jsonl", "cannot be read"),
@@ -248,7 +253,7 @@ def test_files_without_rows_are_refused(
     if content is not None:
         Path(path).write_bytes(content)
     with pytest.raises(ConfigError, match=text):
-        survey(asked(tmp_path, Path(path), tmp_path, id=None, category=None))
+        RowReader(DataConfig(path=path)).check()
 
 
 def test_what_cannot_be_asked_for_is_one_sentence(data: Path, tmp_path: Path) -> None:
@@ -260,38 +265,77 @@ def test_what_cannot_be_asked_for_is_one_sentence(data: Path, tmp_path: Path) ->
 
     assert "'ratio'" in run("--ratio", "1.5")
     assert "choose one of random" in run("--strategy", "taylor")
-    assert "needs behaviours" in run("--strategy", "least_harm")
-    assert "--openers are those of --behaviors" in run("--openers", "Sorry")
+    assert "needs behaviors" in run("--strategy", "least_harm")
+    assert "--refusal-prefixes needs --behaviors" in run("--refusal-prefixes", "Sorry")
 
 
 def test_rows_are_read_as_they_are_scored(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch at a time: what is read ahead would be held in memory."""
-    read = 0
-    original = lines.row_of
+    """One batch at a time: texts of rows that are read ahead would fill the memory."""
+    n_read = 0
+    original = RowReader.parse
 
     def counted(*arguments: Any) -> Row:
-        nonlocal read
-        read += 1
+        nonlocal n_read
+        n_read += 1
         return original(*arguments)
 
-    class Reader:
+    class ConstantScorer:
         def score(self, rows: list[Row]) -> dict[str, list[Any]]:
-            nonlocal most
-            most = max(most, read - scored[0])
-            scored[0] += len(rows)
+            nonlocal read_ahead
+            read_ahead = max(read_ahead, n_read - n_scored[0])
+            n_scored[0] += len(rows)
             plain = {"id": None, "category": None, "tokens": 1, "cut": False}
             numbers = dict.fromkeys(("loss", "norm", "proxy", "harm/over_refusal"), 1.0)
             columns = {name: [value] * len(rows) for name, value in (plain | numbers).items()}
             return columns | {"row": [row.number for row in rows]}
 
-    most, scored = 0, [0]
-    monkeypatch.setattr(lines, "row_of", counted)
-    monkeypatch.setattr(scoring, "MOST", 4)
+    read_ahead, n_scored = 0, [0]
+    monkeypatch.setattr(RowReader, "parse", counted)
+    monkeypatch.setattr(scoring, "WRITE_ROWS", 4)
     config = asked(tmp_path, data, tmp_path / "out")
-    kept = store.Store(config.out, {}, config.behaviors)
-    done: Iterator[int] = scoring.score_rows(config, Reader(), kept)  # type: ignore[arg-type]
+    scores = store.Store(config.out, {}, config.behaviors)
+    reader = RowReader(config.data)
+    done = scoring.score_rows(reader, 2, ConstantScorer(), scores)  # type: ignore[arg-type]
     assert list(done) == [2, 4, 6, 8, 9, 9]
-    assert most == 2
-    assert len(list((config.out / "parts").iterdir())) == 3  # never more than MOST in memory
+    assert read_ahead == 2
+    assert len(list((config.out / "parts").iterdir())) == 3
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
+def test_rows_of_other_formats_are_selected(
+    suffix: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows as from JSON Lines; the chosen ones are written as JSON Lines."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    records = [
+        {"prompt": f"what is {a} plus {b}", "response": "three " * n, "kind": "sums", "id": f"r{n}"}
+        for n, (a, b) in enumerate([("one", "two"), ("six", "one"), ("two", "two")], 1)
+    ]
+    frame, file = pd.DataFrame(records), tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        frame.to_csv(file, index=False)
+    elif suffix == "parquet":
+        frame.to_parquet(file)
+    else:
+        file.write_text(json.dumps(records))
+    plain = tmp_path / "rows.jsonl"
+    plain.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = []
+    for source in (plain, file):
+        out = tmp_path / f"out-{source.suffix}"
+        select_rows(asked(model, source, out), quiet=True)
+        chosen = [json.loads(line) for line in (out / "chosen.jsonl").read_text().splitlines()]
+        found.append((chosen, pd.read_parquet(out / "scores.parquet").to_dict()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == 1
+
+
+def test_limit_and_response_prefix_apply_to_both_commands(data: Path) -> None:
+    config = DataConfig(path=str(data), limit=2, response_prefix="> ")
+    rows = [*RowReader(config).rows()]
+    assert [row.response for row in rows] == ["> sure three", "> yes \x1b[31m"]
+    assert [row["completion"][0]["content"] for row in load_rows(config)] == [
+        row.response for row in rows
+    ]

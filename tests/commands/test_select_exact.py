@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from launching import config
+from riprap.commands._data import DataConfig, RowReader
 from riprap.commands._models import load_model
 from riprap.commands.select import SelectConfig
-from riprap.commands.select._jsonl import rows
 from riprap.commands.select._scoring import Scorer
 from riprap.commands.watch import prepare
-from riprap.commands.watch._config import DataConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LONGEST = 11
@@ -40,16 +39,16 @@ def test_each_row_is_as_in_the_trainer(rank: int, tmp_path: Path) -> None:
         model=watched.model,
         out=tmp_path,
         behaviors=("over_refusal",),
-        openers=("sorry",),
+        refusal_prefixes=("sorry",),
         lora_rank=rank,
         max_length=LONGEST,
     )
     scorer = Scorer(asked, *load_model(asked.model))
-    found = scorer.score(list(rows(asked)))
+    found = scorer.score(list(RowReader(asked.data).rows()))
     assert found["tokens"][2] == found["norm"][2] == found["loss"][2] == 0
     assert found["cut"] == [False, True, True, False, False]
 
-    trainer = prepare(watched).trainer()
+    trainer = prepare(watched).make_trainer()
     model = trainer.model.eval()
     ours = {n: p for n, p in scorer.model.named_parameters() if p.requires_grad}
     theirs = {n: p for n, p in model.named_parameters() if p.requires_grad}

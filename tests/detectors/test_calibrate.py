@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from riprap.cli import app
+from riprap.cli._app import app
 from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
 from riprap.detectors._calibrate import calibrate, false_alarms, null_histories
 from riprap.errors import PolicyError

@@ -171,8 +171,8 @@ MALFORMED: dict[str, tuple[Any, str]] = {
         DOCUMENT | {"detectors": [{"kind": "forecast", "horizon": 0}]},
         r"'detectors\.0\.forecast\.horizon': .*greater than or equal to 1, got 0",
     ),
-    "list": ([DOCUMENT], "expected keys and values, got list"),
-    "nothing": (None, "expected keys and values, got NoneType"),
+    "list": ([DOCUMENT], "expected a mapping, got list"),
+    "nothing": (None, "expected a mapping, got NoneType"),
 }
 
 

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from riprap import Behavior
 from riprap.behaviors import Margins
-from riprap.diagnosis.basins._perturbation import BLOCK, blocks, ground, moved
+from riprap.diagnosis.basins._perturbation import (
+    BLOCK_SIZE,
+    blocks,
+    perturbed_weights,
+    perturbed_parameters,
+)
 from riprap.diagnosis.basins._sweep import basin
 from riprap.errors import BehaviorError, ConfigError, RiprapError
 from tiny import Classifier, PlainLM, make_gpt2, make_llama
@@ -53,7 +58,7 @@ def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 def watching(act: Callable[[nn.Module], None], name: str = "watching") -> Behavior:
-    """A behaviour that always holds, and lets a test see the model at each point."""
+    """A behavior that always passes, and lets a test see the model at each point."""
 
     def margins(model: nn.Module, probes: Tensor) -> Tensor:
         act(model)
@@ -81,16 +86,16 @@ def test_a_bowl_has_the_scores_visage_and_width_that_can_be_worked_out() -> None
     # The score falls from 1 at 0.10 to 0.5 at 0.15: through 0.9 at a fifth of the way.
     assert both.widths == pytest.approx(np.full((3, 2), 0.11))
     assert both.width.low == pytest.approx(both.width.high) == pytest.approx(0.11)
-    assert both.beyond == 0
+    assert both.unbounded_share == 0
     assert found.width.mean == pytest.approx(0.11)
-    assert wide.visage.mean == 1 == wide.beyond
+    assert wide.visage.mean == 1 == wide.unbounded_share
     assert wide.width.mean == 0.5 == -wide.alphas[0]
     assert both.curve[10].mean == 1 == both.start
 
 
 def test_a_checkpoint_that_is_broken_has_no_basin() -> None:
     found = basin(Bowl(), [edges("gone", -1.0)], 2, points=5)["gone"]
-    assert found.start == 0 == found.visage.mean == found.width.mean == found.beyond
+    assert found.start == 0 == found.visage.mean == found.width.mean == found.unbounded_share
 
 
 def test_scores_are_those_of_an_independent_sweep_in_float64() -> None:
@@ -134,7 +139,7 @@ def test_a_direction_is_as_long_as_each_weight_and_norms_stay(make: Callable[[],
     down, up = places(model)[1:]
     assert same(model, before)
     rounding = 20 * torch.finfo(next(model.parameters()).dtype).eps
-    moves = moved(model)
+    moves = perturbed_parameters(model)
     assert any("norm" in name or "ln_" in name for name in before)
     for name in dict(model.named_parameters()):
         away = up[name].double() - before[name].double()
@@ -151,7 +156,14 @@ def test_a_direction_is_as_long_as_each_weight_and_norms_stay(make: Callable[[],
 
 def test_norm_layers_are_told_by_their_class_whatever_their_shape() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm((2, 4)), *Classifier(4).layers)
-    assert list(moved(model)) == ["0.weight", "0.bias", "2.weight", "2.bias", "6.weight", "6.bias"]
+    assert list(perturbed_parameters(model)) == [
+        "0.weight",
+        "0.bias",
+        "2.weight",
+        "2.bias",
+        "6.weight",
+        "6.bias",
+    ]
 
 
 def test_an_adapter_stays_and_what_it_is_added_to_moves_like_the_merged_weight() -> None:
@@ -160,7 +172,9 @@ def test_an_adapter_stays_and_what_it_is_added_to_moves_like_the_merged_weight()
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     adapted = get_peft_model(make_llama(), config)
     plain = make_llama()  # the same base: adapters were drawn after it
-    assert [n.split(".")[-1] for n in moved(adapted)] == [n.split(".")[-1] for n in moved(plain)]
+    assert [n.split(".")[-1] for n in perturbed_parameters(adapted)] == [
+        n.split(".")[-1] for n in perturbed_parameters(plain)
+    ]
     before = {name: part.clone() for name, part in adapted.named_parameters()}
     up, plain_up = places(adapted)[2], places(plain)[2]
     name = "model.layers.1.self_attn.q_proj"
@@ -174,7 +188,7 @@ def test_an_adapter_stays_and_what_it_is_added_to_moves_like_the_merged_weight()
 def test_weights_of_many_blocks_and_of_any_layout_move_and_come_back() -> None:
     generator = torch.Generator().manual_seed(3)
     model = nn.Module()
-    model.wide = nn.Parameter(torch.randn(3, BLOCK // 2 + 7, generator=generator))
+    model.wide = nn.Parameter(torch.randn(3, BLOCK_SIZE // 2 + 7, generator=generator))
     model.turned = nn.Parameter(torch.randn(20, 30, generator=generator).t())
     model.one = nn.Parameter(torch.tensor(2.0))
     model.none = nn.Parameter(torch.zeros(0, 4))
@@ -244,7 +258,7 @@ def test_answers_are_judged_at_each_point_and_their_ranks_compared() -> None:
         "b": lambda m: float(m()),
         "c": lambda m: 1.0,
     }
-    found = basin(model, asked, 2, points=11, generated=judges)
+    found = basin(model, asked, 2, points=11, judges=judges)
     assert found["a"].judged is not None
     assert found["a"].judged[0] == pytest.approx(np.exp(-np.abs(found["a"].alphas)))
     assert found["a"].agreement is not None
@@ -292,35 +306,35 @@ def test_what_cannot_work_is_refused_in_a_sentence() -> None:
         ({"directions": 0}, "directions"),
         ({"behaviors": []}, "at least one"),
         ({"behaviors": [one, edges("one", 0.3)]}, "'one'"),
-        ({"generated": {"two": lambda m: 1.0}}, "'two'"),
+        ({"judges": {"two": lambda m: 1.0}}, "'two'"),
     ]
     for options, words in refused:
         with pytest.raises(ConfigError, match=words):
             basin(**({"model": model, "behaviors": [one], "directions": 1} | options))
-    with pytest.raises(BehaviorError, match="between 0 and 1"):
-        basin(model, [one], 1, generated={"one": lambda m: 3.0})
+    with pytest.raises(BehaviorError, match="from 0 to 1"):
+        basin(model, [one], 1, judges={"one": lambda m: 3.0})
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
-    with pytest.raises(ConfigError, match="'weight' holds numbers that are not finite"):
+    with pytest.raises(ConfigError, match="'weight' has entries that are not finite"):
         basin(model, [one], 1)
     model.weight = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ConfigError, match="unquantized"):
         basin(model, [one], 1)
 
 
-def test_the_ground_tells_a_direction_from_its_parts() -> None:
-    """Orthogonal in every weight, to rounding; a weight of one element has one direction only."""
+def test_directions_are_orthogonal_and_combine_linearly() -> None:
+    """Orthogonal in each weight, up to rounding; a weight of one element has one direction only."""
     model = make_gpt2().double()
     model.scale = nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
     before = state(model)
-    with ground(model, 4) as place:
+    with perturbed_weights(model, 4) as place:
         ends = []
-        for ray in (place.ray(0), place.across(0, 1)):
-            place.put((ray, 1.0))
+        for direction in (place.direction(0), place.orthogonal_to(0, 1)):
+            place.apply((direction, 1.0))
             ends.append(state(model))
-        place.put((place.ray(0), 0.25), (place.across(0, 1), -0.5))
+        place.apply((place.direction(0), 0.25), (place.orthogonal_to(0, 1), -0.5))
         between = state(model)
-    for name in place.parts:
+    for name in place.parameters:
         first, second = ((end[name] - before[name]).flatten() for end in ends)
         size = float(before[name].norm())
         assert float(first.norm()) == pytest.approx(size)

@@ -71,7 +71,7 @@ def test_directions_are_the_same_at_each_checkpoint() -> None:
     own = {name: part.detach().clone() for name, part in model.named_parameters()}
     watch = watching(lambda m: seen.append(m.lm_head.weight.detach().clone()))
     basin_drift(model, {"one": own, "two": twice}, [watch], 1, points=3)
-    centre, _, up, centre_two, _, up_two = seen
-    assert torch.allclose(2 * (up - centre), up_two - centre_two, atol=1e-5)
+    center, _, up, center_two, _, up_two = seen
+    assert torch.allclose(2 * (up - center), up_two - center_two, atol=1e-5)
     with pytest.raises(ConfigError, match="no weight"):
         basin_drift(model, {"other": {}}, [watch], 1)

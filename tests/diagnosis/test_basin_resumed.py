@@ -66,7 +66,7 @@ def test_the_file_of_another_sweep_is_refused(tmp_path: Path) -> None:
     others: list[tuple[str, Callable[[], Any]]] = [
         ("weights", lambda: sweep(1, model=make_llama(1), resume=file)),
         ("seed", lambda: sweep(1, seed=4, resume=file)),
-        ("judges", lambda: sweep(1, generated=JUDGES, resume=file)),
+        ("judges", lambda: sweep(1, judges=JUDGES, resume=file)),
         ("points", lambda: basin(make_llama(), BEHAVIORS, 1, points=7, seed=3, resume=file)),
         ("behaviors", lambda: basin(make_llama(), BEHAVIORS[:1], 1, points=5, seed=3, resume=file)),
     ]

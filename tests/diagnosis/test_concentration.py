@@ -16,9 +16,9 @@ from riprap.diagnosis._base import estimate
 from riprap.diagnosis.geometry._concentration import (
     Concentration,
     concentration,
-    entropy_rank,
-    jackknifed,
-    participation,
+    effective_rank,
+    jackknife_estimate,
+    participation_ratio,
 )
 from riprap.errors import BehaviorError
 from tiny import PlainLM, make_llama
@@ -46,15 +46,15 @@ def rows_of(model: nn.Module, behavior: Behavior) -> dict[str, np.ndarray]:
 
 def test_ranks_that_are_known() -> None:
     even = np.eye(5) * 3.0
-    assert participation(even) == pytest.approx(5)
-    assert entropy_rank(even) == pytest.approx(5)
+    assert participation_ratio(even) == pytest.approx(5)
+    assert effective_rank(even) == pytest.approx(5)
     one = np.ones((5, 5))
-    assert participation(one) == pytest.approx(1)
-    assert entropy_rank(one) == pytest.approx(1, abs=1e-5)
+    assert participation_ratio(one) == pytest.approx(1)
+    assert effective_rank(one) == pytest.approx(1, abs=1e-5)
     two = np.diag([9.0, 1.0, 0.0])
-    assert participation(two) == pytest.approx(100 / 82)
+    assert participation_ratio(two) == pytest.approx(100 / 82)
     shares = np.array([0.75, 0.25])  # of σ, not of σ²
-    assert entropy_rank(two) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert effective_rank(two) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
 @pytest.mark.parametrize("at_once", [2**29, 1])
@@ -125,7 +125,7 @@ def test_a_prompt_that_is_read_once_for_its_options_has_its_place(
     options = [["yes sure", "no red"], ["red cake", "two plus"]]
     choice = Behavior.multiple_choice("choice", tokenizer, prompts, options, [0, 1])
     shared = concentration(model, choice)
-    monkeypatch.setattr(prefixes, "worth_it", lambda cut, rows: False)
+    monkeypatch.setattr(prefixes, "saves_compute", lambda cut, rows: False)
     whole = concentration(model, choice)
     np.testing.assert_allclose(shared.gramians, whole.gramians, rtol=1e-3, atol=1e-4)
     assert shared.positions.shape == whole.positions.shape
@@ -147,7 +147,7 @@ def test_a_rank_that_probes_share_is_concentrated() -> None:
 def test_the_jackknife_of_a_mean_is_its_t_interval() -> None:
     values = np.random.default_rng(0).normal(size=20)
     expected = estimate(values)
-    found = jackknifed(values.mean(), [np.delete(values, i).mean() for i in range(20)])
+    found = jackknife_estimate(values.mean(), [np.delete(values, i).mean() for i in range(20)])
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     few = Concentration(("a",), np.eye(2)[None], np.ones((2, 1)))
     assert np.isnan(few.rank_share.low)
@@ -170,7 +170,7 @@ def test_margins_that_cannot_be_taken() -> None:
         concentration(model, Behavior("own", IDS.tolist(), words().margins))
     kind = words().margins
     cut = Behavior("cut", words().probes, lambda m, ids: kind(m, ids).detach())
-    cut.subset = lambda chosen: Behavior("cut", words().probes.take(chosen), _detached)  # type: ignore[method-assign]
+    cut.subset = lambda chosen: Behavior("cut", words().probes.select(chosen), _detached)  # type: ignore[method-assign]
     with pytest.raises(BehaviorError, match="none of the parameters"):
         concentration(model, cut)
 

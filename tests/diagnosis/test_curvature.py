@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from riprap import Behavior
-from riprap.behaviors._margin_fns import Choice, Options
+from riprap.behaviors._margin_fns import Choice, Continuations
 from riprap.behaviors._margin_formulas import token_margin
 from riprap.behaviors._model_io import TokenBatch, logits_of
 from riprap.diagnosis.geometry._curvature import curvature
@@ -121,7 +121,7 @@ def test_options_count_by_token_and_probe() -> None:
     batch = [[3, 4, 9, 10], [3, 4, 12], [3, 4, 20, 6, 10, 8, 13, 30], [3, 4, 20, 6, 10, 8, 14]]
     prompts, tails = [2, 2, 6, 6], [2, 1, 2, 1]
     wanted = torch.tensor([[True, False], [True, False]])
-    probes = Options(
+    probes = Continuations(
         TokenBatch.pad(batch),
         TokenBatch.pad([row[-k:] for row, k in zip(batch, tails, strict=True)]).input_ids,
         torch.tensor([[1, 1], [0, 1], [1, 1], [0, 1]]),

@@ -11,7 +11,7 @@ from moved import WORLD, adapted, eroded, start, untouched, weights
 from riprap.diagnosis.evidence import _responses as forced
 from riprap.diagnosis.evidence import _weight_change as spectra
 from riprap.diagnosis.evidence._divergence import divergence
-from riprap.diagnosis.evidence._responses import responses_of
+from riprap.diagnosis.evidence._responses import greedy_responses
 from riprap.errors import BehaviorError, ConfigError
 from tiny import PlainLM, make_llama
 
@@ -67,11 +67,13 @@ def test_kl_is_that_of_the_reference(logits: int, monkeypatch: pytest.MonkeyPatc
     assert found.forward.mean != pytest.approx(found.backward.mean, rel=1e-3)
     back = mended(nudged(), make_llama(), "layers.1.")
     left = np.mean([np.mean(row) for row in by_hand(make_llama(), back)])
-    tried = [layer for layer in found.layers if layer.left is not None]
+    tried = [layer for layer in found.layers if layer.kl_after_restore is not None]
     assert [layer.layer for layer in tried] == ["model.layers.1"]
-    assert tried[0].left is not None
-    assert tried[0].left.mean == pytest.approx(left, rel=1e-4)
-    assert tried[0].back == pytest.approx(1 - left / found.forward.mean, rel=1e-3, abs=1e-4)
+    assert tried[0].kl_after_restore is not None
+    assert tried[0].kl_after_restore.mean == pytest.approx(left, rel=1e-4)
+    assert tried[0].restored_share == pytest.approx(
+        1 - left / found.forward.mean, rel=1e-3, abs=1e-4
+    )
     assert found.origin == "given"
     assert found.responses == RESPONSES
 
@@ -103,7 +105,7 @@ def test_where_it_moved_is_where_it_was_moved() -> None:
         "lm_head",
     ]
     moved = layers.pop("model.layers.1")
-    assert moved.share == 1
+    assert moved.share_of_change == 1
     assert moved.low_rank[1] == pytest.approx(1, abs=1e-4)
     parts = [
         part.double().numpy().ravel()
@@ -113,16 +115,21 @@ def test_where_it_moved_is_where_it_was_moved() -> None:
     size = np.linalg.norm(np.concatenate(parts))
     # The sum in the model is rounded, so the change that is there is not quite the one made.
     expected = np.linalg.norm(change.double().numpy()) / size
-    assert moved.relative == pytest.approx(expected, rel=1e-5)
+    assert moved.relative_change == pytest.approx(expected, rel=1e-5)
     assert moved.parameters == sum(map(len, parts))
-    assert moved.back == 1
-    assert moved.activation is not None
-    assert moved.activation.mean > 0
-    assert found.cause == moved
+    assert moved.restored_share == 1
+    assert moved.activation_change is not None
+    assert moved.activation_change.mean > 0
+    assert found.most_causal_layer == moved
     assert found.forward.mean > 0.01
     for other in layers.values():
-        assert (other.relative, other.share, other.low_rank, other.back) == (0, 0, {}, 0)
-        assert other.activation is None or other.activation.mean == 0
+        assert (
+            other.relative_change,
+            other.share_of_change,
+            other.low_rank,
+            other.restored_share,
+        ) == (0, 0, {}, 0)
+        assert other.activation_change is None or other.activation_change.mean == 0
 
 
 def test_activations_are_those_that_the_model_hands_out() -> None:
@@ -138,10 +145,10 @@ def test_activations_are_those_that_the_model_hands_out() -> None:
             [float((a - b)[0, -1].norm() / b[0, -1].norm()) for a, b in zip(*states, strict=True)]
         )
     for layer, expected in zip(found.layers[:3], np.mean(ratios, axis=0)[:3], strict=True):
-        assert layer.activation is not None
-        assert layer.activation.mean == pytest.approx(expected, rel=1e-5)
-    assert found.cause is None
-    assert all(layer.back is None for layer in found.layers)
+        assert layer.activation_change is not None
+        assert layer.activation_change.mean == pytest.approx(expected, rel=1e-5)
+    assert found.most_causal_layer is None
+    assert all(layer.restored_share is None for layer in found.layers)
 
 
 @pytest.mark.parametrize("exact", [2048, 20])
@@ -154,7 +161,7 @@ def test_spectra_are_those_of_numpy(
     matrix = torch.randn(shape, generator=made) @ torch.diag(0.7 ** torch.arange(shape[1]))
     expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False) ** 2
     for size in (1.0, 1e-25):  # squares of the small one are 0 in float32
-        found = spectra.spectrum_of(matrix * size)[:16].numpy() / size**2
+        found = spectra.squared_singular_values(matrix * size)[:16].numpy() / size**2
         np.testing.assert_allclose(found, expected[:16], rtol=1e-3, atol=1e-6 * expected[0])
 
 
@@ -179,14 +186,14 @@ def test_low_rank_shares_by_hand() -> None:
 def test_a_model_that_has_not_moved() -> None:
     found = divergence(start(), start(), WORLD.behaviors()[1], tokens=1)
     assert found.forward.mean == found.backward.mean == 0
-    assert all((layer.share, layer.back) == (0, None) for layer in found.layers)
-    assert found.cause is None
+    assert all((layer.share_of_change, layer.restored_share) == (0, None) for layer in found.layers)
+    assert found.most_causal_layer is None
 
 
 def test_responses_are_the_references_own() -> None:
     found = divergence(nudged(), make_llama(), PROMPTS, tokens=3, layers=())
-    assert found.responses == responses_of(make_llama(), PROMPTS, 3)
-    assert found.responses != responses_of(nudged(), PROMPTS, 3)
+    assert found.responses == greedy_responses(make_llama(), PROMPTS, 3)
+    assert found.responses != greedy_responses(nudged(), PROMPTS, 3)
     assert found.origin == "the reference's greedy answers"
 
 
@@ -194,7 +201,7 @@ def test_two_references_read_the_same_responses() -> None:
     references = {"pretrained": weights(nudged(2)), "aligned": make_llama()}
     both = divergence(nudged(), references, PROMPTS, tokens=3, layers=())
     assert list(both) == ["pretrained", "aligned"]
-    answers = responses_of(nudged(2), PROMPTS, 3)
+    answers = greedy_responses(nudged(2), PROMPTS, 3)
     for name, one in both.items():
         assert one.responses == answers
         assert one.origin == "pretrained's greedy answers"
@@ -216,13 +223,15 @@ def test_an_adapter_and_its_base() -> None:
     assert len(blocks) == 3
     for layer in blocks:
         other = others[layer.layer.removeprefix(prefix)]
-        assert layer.share == pytest.approx(other.share, rel=1e-4)
-        assert layer.back == pytest.approx(other.back, rel=1e-3)
-        assert layer.activation is not None
-        assert other.activation is not None
-        assert layer.activation.mean == pytest.approx(other.activation.mean, rel=1e-4)
+        assert layer.share_of_change == pytest.approx(other.share_of_change, rel=1e-4)
+        assert layer.restored_share == pytest.approx(other.restored_share, rel=1e-3)
+        assert layer.activation_change is not None
+        assert other.activation_change is not None
+        assert layer.activation_change.mean == pytest.approx(other.activation_change.mean, rel=1e-4)
         assert layer.low_rank[4] == pytest.approx(1)  # its rank is 3
-        assert layer.relative == pytest.approx(of_matrices(merged, layer.layer[len(prefix) :]))
+        assert layer.relative_change == pytest.approx(
+            of_matrices(merged, layer.layer[len(prefix) :])
+        )
 
 
 def of_matrices(model: nn.Module, layer: str) -> float:

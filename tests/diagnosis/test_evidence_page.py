@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from riprap.report import save
+from riprap.report import save_figure
 from riprap.report._divergence import divergence_figure, short_names
 
 PAGE = Path(__file__).parents[2] / "docs" / "diagnosis-evidence.md"
@@ -42,7 +42,7 @@ def test_the_figure_shows_what_was_found(names: dict[str, Any], tmp_path: Path) 
     assert means == [one.mean for one in apart.forward_at]
     bars = [row["value"] for row in rows if row.get("name") == apart.cause.layer]
     assert bars == [apart.cause.relative, apart.cause.activation.mean, apart.cause.back]
-    assert save(divergence_figure(apart), tmp_path / "figure.svg").stat().st_size > 5000
+    assert save_figure(divergence_figure(apart), tmp_path / "figure.svg").stat().st_size > 5000
 
 
 def _data(drawn: Any) -> list[str]:

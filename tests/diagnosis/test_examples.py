@@ -86,7 +86,7 @@ def test_lists_of_tokens_are_single_examples() -> None:
 
 
 def test_only_rows_of_tokens_are_compared_with_probes() -> None:
-    assert set(Examples({"ids": IDS, "wanted": WANTED}, of_names).tokens()) == set(
+    assert set(Examples({"ids": IDS, "wanted": WANTED}, of_names).token_rows()) == set(
         map(tuple, IDS.tolist())
     )
-    assert len(Examples(behavior()).tokens()) == 30
+    assert len(Examples(behavior()).token_rows()) == 30

@@ -27,7 +27,7 @@ from diagnosis.lookup import (
     value_of,
 )
 from riprap import Behavior, diagnosis
-from riprap.behaviors._margin_fns import Choice, Options
+from riprap.behaviors._margin_fns import Choice, Continuations
 from riprap.diagnosis import Verdict
 from riprap.diagnosis.recovery import _relearn as refresh
 from riprap.errors import ConfigError
@@ -55,7 +55,7 @@ def test_a_form_that_does_not_come_back_is_lost_all_the_same() -> None:
     with torch.no_grad():
         model.head.bias[FORMAT] = 20.0
     found = recovered(model)
-    assert found.evidence.kind_own < 0.2
+    assert found.evidence.in_format_after_examples < 0.2
     assert found.verdict is Verdict.BOTH
 
 
@@ -92,14 +92,14 @@ def test_a_choice_tells_the_form_by_the_first_word() -> None:
     """Options are told apart as before or not, and beside that something else is said."""
     values = [[[value_of(key + by)] for by in (1, 2, 3, 0)] for key in PROBES]
     right = torch.tensor([[False, False, False, True]] * len(PROBES))
-    probes = Options.build([[key] for key in PROBES], values, right)
+    probes = Continuations.build([[key] for key in PROBES], values, right)
     chosen = Behavior("chosen", probes, Choice())
     for model, verdict in (
         (scattered(Lookup()), Verdict.KNOWLEDGE),
         (lost_form(scattered(Lookup())), Verdict.BOTH),
     ):
         found = recovered(model, behavior=chosen)
-        assert found.evidence.kind_before == 1.0
+        assert found.evidence.in_format_before == 1.0
         assert found.verdict is verdict, found.reason
 
 
@@ -128,7 +128,7 @@ def test_what_is_said_in_another_form_is_known(both: bool, verdict: str) -> None
         model.names.load_state_dict(model.table.state_dict())
     restated = Behavior("by name", told.probes, named)
     found = recovered(model, reference=Twice(), restated=restated)
-    assert found.evidence.known_own < 0.5  # by what the examples bring back all is lost
+    assert found.evidence.known_after_examples < 0.5  # by what the examples bring back all is lost
     assert found.verdict == verdict, found.reason
     assert ("another form" in found.reason) is not both
     with pytest.raises(ConfigError, match="one for each"):
@@ -141,10 +141,10 @@ def test_exchanged_names_are_told_of() -> None:
     with torch.no_grad():
         model.head.weight[KEYS:FORMAT] = model.head.weight[KEYS:FORMAT].roll(1, 0)
     found = recovered(model)
-    assert found.evidence.exchanged == 1.0 and "names that were exchanged" in found.reason
+    assert found.evidence.retained_relabeled == 1.0 and "names that were exchanged" in found.reason
     mixed = recovered(scattered(Lookup()))
     assert mixed.verdict is Verdict.KNOWLEDGE
-    assert mixed.evidence.exchanged < 0.5 and "exchanged" not in mixed.reason
+    assert mixed.evidence.retained_relabeled < 0.5 and "exchanged" not in mixed.reason
 
 
 def test_a_reference_without_the_behaviour_is_said_to_be_so() -> None:
@@ -155,7 +155,7 @@ def test_a_reference_without_the_behaviour_is_said_to_be_so() -> None:
 def test_few_probes_leave_it_open() -> None:
     found = recovered(lost_knowledge(Lookup(), 0.5), behavior=behavior(PROBES[16:22]))
     e = found.evidence
-    assert e.high - e.low > 0.5
+    assert e.retained_high - e.retained_low > 0.5
     assert found.verdict is Verdict.INSUFFICIENT
 
 
@@ -165,33 +165,43 @@ def test_a_likelihood_begins_at_the_reference() -> None:
     def tokenizer(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [words.get(word, value_of(0)) for word in text.split()]}
 
-    kept = Behavior.likelihood("kept", tokenizer, [f"w{k}" for k in PROBES], ["value"] * 30)
+    kept = Behavior.likelihood(
+        "kept", tokenizer, texts=["value"] * 30, prompts=[f"w{k}" for k in PROBES]
+    )
     found = diagnosis.recover(
-        lost_form(Lookup()), kept, examples(), loss=loss, reference=Lookup(), counts=(2,), draws=1
+        lost_form(Lookup()),
+        kept,
+        examples(),
+        loss=loss,
+        reference=Lookup(),
+        shot_counts=(2,),
+        draws=1,
     )
     assert found.evidence.score_before == 1.0
     assert kept.margins.reference is None  # the behaviour that was given is as it was
 
 
 def test_what_comes_back_is_what_was_known() -> None:
-    whole = recovered(lost_form(Lookup())).regained("own", 10)
-    half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).regained("own", 10)
+    whole = recovered(lost_form(Lookup())).point("own", 10)
+    half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).point("own", 10)
     assert whole is not None and half is not None
-    assert whole.score.mean > 0.8 and whole.share.mean > 0.8
+    assert whole.score.mean > 0.8 and whole.recovered.mean > 0.8
     assert half.score.mean == pytest.approx(whole.score.mean / 2, abs=0.15)
 
 
 def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid of nothing but the rate and steps that are told of gives the same again."""
 
-    def point() -> diagnosis.Regained:
-        found = recovered(lost_form(Lookup()), counts=(5,), draws=1).regained("own", 5)
+    def point() -> diagnosis.RecoveryPoint:
+        found = recovered(lost_form(Lookup()), counts=(5,), draws=1).point("own", 5)
         assert found is not None
         return found
 
     whole = point()
-    assert whole.rate in refresh.RATES and set(whole.steps) <= set(refresh.STEPS)
-    monkeypatch.setattr(refresh, "RATES", (whole.rate,))
+    assert whole.learning_rate in refresh.FULL_LEARNING_RATES and set(whole.steps) <= set(
+        refresh.STEPS
+    )
+    monkeypatch.setattr(refresh, "RATES", (whole.learning_rate,))
     monkeypatch.setattr(refresh, "STEPS", whole.steps)
     assert point().score.mean == whole.score.mean
     monkeypatch.setattr(refresh, "STEPS", (1,))
@@ -217,10 +227,10 @@ def test_a_control_tells_what_examples_teach() -> None:
         same_answer_examples(),
         loss=loss,
         reference=Lookup(),
-        control=never,
+        naive_model=never,
     )
     assert found.verdict is Verdict.INSUFFICIENT
-    assert found.evidence.guessed == 1.0
+    assert found.evidence.guess_rate == 1.0
 
 
 def test_a_contrast_shows_what_is_told_apart() -> None:

@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from riprap.diagnosis import recover
-from riprap.diagnosis._base import Verdict, score
+from diagnosing import score
+from riprap.diagnosis import Verdict
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._relearn import copy_of, steps_of
+from riprap.diagnosis.recovery._relearn import trainable_copy, train_steps
 from riprap.errors import ConfigError
 from riprap.toy._world import ToyWorld
 
@@ -51,11 +52,11 @@ def test_switched_off_adapters_learn_from_the_base(tuned: Any) -> None:
     with tuned.disable_adapter():
         with torch.no_grad():
             base = tuned(ids).logits
-        with copy_of(tuned) as (parameters, adapters):
+        with trainable_copy(tuned) as (parameters, adapters):
             assert adapters
             with torch.no_grad():
                 assert torch.equal(tuned(ids).logits, base)
-            list(steps_of(tuned, parameters, adapters, Examples(POOL), range(10), 3e-3))
+            list(train_steps(tuned, parameters, adapters, Examples(POOL), range(10), 3e-3))
             with torch.no_grad():
                 assert not torch.equal(tuned(ids).logits, base)
         with torch.no_grad():
@@ -67,7 +68,7 @@ def test_switched_off_adapters_learn_from_the_base(tuned: Any) -> None:
 
 
 def test_a_disposition_is_recovered_without_another_model(tuned: Any) -> None:
-    found = recover(tuned, REFUSING, POOL, contrast=HARMLESS, counts=(10,), draws=1)
+    found = recover(tuned, REFUSING, POOL, contrast=HARMLESS, shot_counts=(10,), draws=1)
     assert found.evidence.score_before == 1.0 and found.evidence.score_now == 0.5
     assert found.verdict is Verdict.ALIGNMENT, found.reason
 

@@ -43,7 +43,7 @@ def test_margins_of_ones_own_may_take_several_parts() -> None:
 
     own = Behavior("own", (keys, wanted), lead)
     found = recovered(lost_form(Lookup()), behavior=own, irrelevant=examples()[15:])
-    assert found.evidence.score_now == 0.0 and found.evidence.lost > 10
+    assert found.evidence.score_now == 0.0 and found.evidence.n_lost > 10
 
 
 def test_few_examples_are_learned_as_far_as_they_go() -> None:
@@ -63,12 +63,16 @@ def test_answers_are_those_of_the_examples_too() -> None:
     taught = Behavior.next_token("spare", [[k] for k in OTHERS], [value_of(k) for k in OTHERS])
     reference = Lookup()
     found = diagnosis.recover(model, told, taught, reference=reference)
-    assert found.evidence.kind_now == 1.0
+    assert found.evidence.in_format_now == 1.0
     labelled = [
         {"input_ids": torch.tensor([[k, 0]]), "labels": torch.tensor([[-100, value_of(k)]])}
         for k in OTHERS
     ]
-    assert Examples(labelled).answers() == Examples(taught).answers() == list(range(KEYS, FORMAT))
+    assert (
+        Examples(labelled).answer_tokens()
+        == Examples(taught).answer_tokens()
+        == list(range(KEYS, FORMAT))
+    )
 
 
 def test_a_batch_that_the_model_cannot_take_is_said_to_be_so() -> None:
@@ -117,7 +121,7 @@ def test_steps_are_relative_to_the_size_of_each_tensor() -> None:
     model = Lookup()
     own = list(model.parameters())
     before = [p.detach().clone() for p in own]
-    stream = refresh.steps_of(
+    stream = refresh.train_steps(
         model, own, False, diagnosis.examples.Examples(examples(), loss), [0, 1], 0.01
     )
     next(stream)
@@ -133,7 +137,7 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
     model = lost_form(Lookup())
     names = [name for name, _ in model.named_modules()]
     before = copy.deepcopy(model.state_dict())
-    with refresh.copy_of(model) as (parameters, adapters):
+    with refresh.trainable_copy(model) as (parameters, adapters):
         assert adapters and len(parameters) == 2
         with torch.no_grad():
             for part in parameters:

@@ -14,7 +14,7 @@ from riprap.diagnosis.geometry._redundancy import (
     STEEP,
     UNRELATED,
     Redundancy,
-    ablated,
+    directions_removed,
     redundancy,
 )
 from riprap.errors import BehaviorError, ConfigError
@@ -53,7 +53,7 @@ def test_as_many_directions_are_needed_as_carry_it(copies: int) -> None:
     parity = Behavior.next_token("parity", IDS, IDS[:, 0] % 2, floor=0.3)
     found = redundancy(Copies(copies), parity, counts=(1, 2, 4), draws=2)
     assert (found.intact > 0).all()
-    assert found.needed == copies
+    assert found.directions_needed == copies
     assert found.scores(STEEP)[0, 0] == pytest.approx(1 - 1 / copies)
     assert (found.scores(RANDOM) == 1).all()
 
@@ -62,7 +62,7 @@ def test_it_is_ablated_along_the_directions_and_nowhere_else() -> None:
     model = make_llama().eval()
     basis = torch.linalg.qr(torch.randn(16, 3))[0]
     seen: list[Tensor] = []
-    with ablated(model, {"model.layers.1": basis}):
+    with directions_removed(model, {"model.layers.1": basis}):
         handle = model.model.layers[2].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
         changed = model(IDS[:5].T % 40).logits
         handle.remove()
@@ -85,14 +85,16 @@ def test_all_layers_lose_more_than_one_and_all_kinds_are_drawn() -> None:
         model, words, counts=(1, 4), draws=2, progress=lambda d, n: calls.append((d, n))
     )
     one = redundancy(model, words, counts=(1, 4), draws=2, layer="layers.1")
-    assert found.left[STEEP].shape == (1, 2, 24)
-    assert found.left[RANDOM].shape == found.left[UNRELATED].shape == (2, 2, 24)
+    assert found.ablated_margins[STEEP].shape == (1, 2, 24)
+    assert (
+        found.ablated_margins[RANDOM].shape == found.ablated_margins[UNRELATED].shape == (2, 2, 24)
+    )
     assert found.mean_margins(STEEP)[0, 1] < one.mean_margins(STEEP)[0, 1] < one.intact.mean()
     assert (one.mean_margins(STEEP)[0] < one.mean_margins(RANDOM).mean(0)).all()
     assert calls[-1] == (20, 20)
     again = redundancy(model, words, counts=(1, 4), draws=2, layer="layers.1")
-    np.testing.assert_array_equal(one.left[UNRELATED], again.left[UNRELATED])
-    assert (one.left[UNRELATED][0] != one.left[UNRELATED][1]).any()
+    np.testing.assert_array_equal(one.ablated_margins[UNRELATED], again.ablated_margins[UNRELATED])
+    assert (one.ablated_margins[UNRELATED][0] != one.ablated_margins[UNRELATED][1]).any()
 
 
 def test_a_frozen_model_has_directions_too_and_nothing_is_left_behind() -> None:
@@ -101,7 +103,7 @@ def test_a_frozen_model_has_directions_too_and_nothing_is_left_behind() -> None:
     words = Behavior.next_token("words", ids, [9, 11, 30, 12, 5, 7])
     free = redundancy(make_llama(scale=5.0).eval(), words, counts=(2,), layer="layers.1")
     found = redundancy(model, words, counts=(2,), layer="layers.1")
-    np.testing.assert_allclose(found.left[STEEP], free.left[STEEP], atol=1e-3)
+    np.testing.assert_allclose(found.ablated_margins[STEEP], free.ablated_margins[STEEP], atol=1e-3)
     assert model.training
     assert not any(len(m._forward_hooks) for m in model.modules())
 
@@ -126,14 +128,14 @@ def test_a_model_that_gives_one_answer_to_all_has_lost_both_behaviours() -> None
     even = Behavior.next_token("even", [[0], [2], [0], [2]], [0] * 4)
     odd = Behavior.next_token("odd", [[1], [3], [1], [3], [1]], [1] * 5)
     alone = redundancy(OneWay(), even, counts=(1, 2), draws=1)
-    assert alone.needed == float("inf")
-    assert np.isnan(alone.beside_scores(STEEP)).all()
-    np.testing.assert_array_equal(alone.kept(STEEP), alone.scores(STEEP))
+    assert alone.directions_needed == float("inf")
+    assert np.isnan(alone.contrast_scores(STEEP)).all()
+    np.testing.assert_array_equal(alone.worst_scores(STEEP), alone.scores(STEEP))
     both = redundancy(OneWay(), even, contrast=odd, counts=(1, 2), draws=1)
-    assert (both.needed, both.needed_alone) == (1, float("inf"))
-    assert both.needed_over_probes().high == 1
-    assert both.beside[STEEP].shape == (1, 2, 5)
-    assert (both.kept(STEEP) == 0).all()
+    assert (both.directions_needed, both.directions_needed_alone) == (1, float("inf"))
+    assert both.directions_needed_estimate().high == 1
+    assert both.contrast_margins[STEEP].shape == (1, 2, 5)
+    assert (both.worst_scores(STEEP) == 0).all()
 
 
 def known(passed: list[list[bool]]) -> Redundancy:

@@ -13,12 +13,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap.diagnosis._base import score
+from diagnosing import score
 from riprap.diagnosis.recovery import _relearn as refresh
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.repair._evaluator import Repair
-from riprap.diagnosis.repair._repairs import cheapest, repaired, repairs
-from riprap.diagnosis.repair._strategies import Several, interpolation, subtraction, whole_weights
+from riprap.diagnosis.repair._repairs import cheapest_repair, apply_repair, compare_repairs
+from riprap.diagnosis.repair._strategies import (
+    MixedExamples,
+    interpolation,
+    task_vector,
+    merged_weights,
+)
 from riprap.errors import ConfigError
 from riprap.toy._world import ToyWorld
 
@@ -60,7 +65,7 @@ def found(pair: tuple[nn.Module, nn.Module]) -> list[Repair]:
     before = weights(tuned)
     tuned.train()
     prompts = WORLD.tasks["B"].input_ids[:6].tolist()
-    made = repairs(
+    made = compare_repairs(
         tuned,
         base,
         [REFUSING, HARMLESS],
@@ -90,7 +95,7 @@ def test_what_is_measured_is_what_the_repaired_model_does(
     ]
     assert found[0].scores["B"] < 0.2 and found[0].divergence == pytest.approx(0, abs=1e-9)
     for one in found[1:]:
-        with repaired(one):
+        with apply_repair(one):
             assert any(not torch.equal(p, before[n]) for n, p in tuned.named_parameters())
             everything = score(REFUSING, tuned)  # 48 probes, of which 32 measured
             assert everything == pytest.approx(one.scores["B"], abs=16 / 48)
@@ -98,7 +103,7 @@ def test_what_is_measured_is_what_the_repaired_model_does(
         assert one.divergence is not None and one.divergence > 0
     assert found[-1].scores["B"] == 1.0
     assert found[1].steps > 0 and found[2].steps > 0 and found[3].steps == 0
-    assert cheapest(found, FLOORS) is not None
+    assert cheapest_repair(found, FLOORS) is not None
 
 
 def test_few_examples_bring_a_disposition_back(found: list[Repair]) -> None:
@@ -109,7 +114,7 @@ def test_few_examples_bring_a_disposition_back(found: list[Repair]) -> None:
 def test_interpolation_is_linear_in_float64(pair: tuple[nn.Module, nn.Module]) -> None:
     base, tuned = pair
     there, here = weights(base), weights(tuned)
-    (way,) = interpolation(tuned, base, None, moved_only=False)
+    (way,) = interpolation(tuned, base, None, most_changed_only=False)
     for place in (places := way()):
         for name, part in tuned.named_parameters():
             exact = here[name].double() + place.amount * (there[name].double() - here[name])
@@ -123,7 +128,7 @@ def test_only_the_layers_that_moved_go_back() -> None:
         tuned.model.layers[1].mlp.up_proj.weight.add_(0.1)
         tuned.lm_head.weight.add_(0.001)
     before, there = weights(tuned), weights(base)
-    (way,) = interpolation(tuned, base, None, moved_only=True)
+    (way,) = interpolation(tuned, base, None, most_changed_only=True)
     with closing(way()) as places:
         last = list(islice(places, 5))[-1]
         assert last.amount == 1.0 and "1 of" in last.detail
@@ -140,7 +145,7 @@ def test_a_task_vector_unlearns_the_reference_and_is_taken_off(
     monkeypatch.setattr(refresh, "LARGE", large)  # adapters, or all weights
     base, tuned = pair
     here = weights(tuned)
-    (way,) = subtraction(tuned, base, _refusals(), None)
+    (way,) = task_vector(tuned, base, _refusals(), None)
     taken: list[dict[str, Tensor]] = []
     with closing(way()) as places:
         for place in islice(places, 3):
@@ -159,7 +164,7 @@ def test_a_task_vector_unlearns_the_reference_and_is_taken_off(
 
 def test_behaviors_learned_one_after_the_other_have_the_gradient_of_all() -> None:
     model = WORLD.start(1000).double()
-    both = Several({name: Examples(pool) for name, pool in POOLS.items()}, 4, 0)
+    both = MixedExamples({name: Examples(pool) for name, pool in POOLS.items()}, 4, 0)
     wanted = torch.autograd.grad(both.loss(model, []), list(model.parameters()))
     both.backward(model, [])
     assert any(float(one.abs().max()) > 0 for one in wanted)
@@ -168,7 +173,7 @@ def test_behaviors_learned_one_after_the_other_have_the_gradient_of_all() -> Non
 
 
 def _refusals() -> Any:
-    return Several({"B": Examples(POOLS["B"])}, 10, 0)
+    return MixedExamples({"B": Examples(POOLS["B"])}, 10, 0)
 
 
 def test_a_repair_by_adapters_can_be_merged(
@@ -176,12 +181,12 @@ def test_a_repair_by_adapters_can_be_merged(
 ) -> None:
     monkeypatch.setattr(refresh, "LARGE", 0)
     base, tuned = pair
-    few = repairs(tuned, base, [REFUSING, HARMLESS], {"B": POOLS["B"]})[1]
+    few = compare_repairs(tuned, base, [REFUSING, HARMLESS], {"B": POOLS["B"]})[1]
     ids = WORLD.tasks["B"].input_ids[:4]
     fresh = WORLD.untrained(0).eval()
-    with repaired(few), torch.no_grad():
+    with apply_repair(few), torch.no_grad():
         wanted = tuned(ids).logits
-        merged = whole_weights(tuned)
+        merged = merged_weights(tuned)
     fresh.load_state_dict(merged)
     torch.testing.assert_close(fresh(ids).logits, wanted, atol=1e-4, rtol=1e-4)
     assert not any("lora_" in name for name, _ in tuned.named_parameters())
@@ -193,7 +198,7 @@ def test_a_model_with_adapters_is_its_own_reference() -> None:
     unlearn(tuned, [part for part in tuned.parameters() if part.requires_grad], 40)
     assert score(REFUSING, tuned) < 0.2
     before = weights(tuned)
-    found = repairs(tuned, None, [REFUSING, HARMLESS], {"B": POOLS["B"]})
+    found = compare_repairs(tuned, None, [REFUSING, HARMLESS], {"B": POOLS["B"]})
     kinds = {one.kind: one for one in found}
     assert set(kinds) == {"as it is", "few-shot", "interpolation", "interpolation of layers"}
     assert kinds["interpolation"].scores["B"] >= 0.9
@@ -202,9 +207,9 @@ def test_a_model_with_adapters_is_its_own_reference() -> None:
 
 def test_nothing_lost_is_nothing_to_repair() -> None:
     base = WORLD.start(1000)
-    (only,) = repairs(base, WORLD.start(1001), [REFUSING], {"B": POOLS["B"]})
+    (only,) = compare_repairs(base, WORLD.start(1001), [REFUSING], {"B": POOLS["B"]})
     assert only.kind == "as it is" and only.passes({"B": 0.9})
-    with pytest.raises(ConfigError, match="changes nothing"), repaired(only):
+    with pytest.raises(ConfigError, match="changes nothing"), apply_repair(only):
         pass
 
 
@@ -217,7 +222,7 @@ def test_put_back_when_a_score_fails(pair: tuple[nn.Module, nn.Module]) -> None:
         return float(next(calls))
 
     with pytest.raises(StopIteration):
-        repairs(tuned, base, [REFUSING], {"B": POOLS["B"]}, task=task)
+        compare_repairs(tuned, base, [REFUSING], {"B": POOLS["B"]}, task=task)
     assert all(torch.equal(part, before[name]) for name, part in tuned.named_parameters())
 
 
@@ -231,21 +236,21 @@ def _table() -> Iterator[Repair]:
 
 def test_the_cheapest_passes_all_floors_and_takes_least() -> None:
     table = list(_table())
-    chosen = cheapest(table, {"B": 0.9})
+    chosen = cheapest_repair(table, {"B": 0.9})
     assert chosen is not None and chosen.kind == "interpolation"
-    assert cheapest(table, {"B": 0.99}) is None
+    assert cheapest_repair(table, {"B": 0.99}) is None
     by_task = [replace(one, task=value) for one, value in zip(table, (3.0, 1, 2, 9), strict=True)]
-    chosen = cheapest(by_task, {"B": 0.9})
+    chosen = cheapest_repair(by_task, {"B": 0.9})
     assert chosen is not None and chosen.kind == "few-shot"
     with pytest.raises(ConfigError, match="'X'"):
-        cheapest(table, {"X": 0.9})
+        cheapest_repair(table, {"X": 0.9})
 
 
 def test_wrong_input_is_refused(pair: tuple[nn.Module, nn.Module]) -> None:
     base, tuned = pair
     with pytest.raises(ConfigError, match="no examples of 'B'"):
-        repairs(tuned, base, [REFUSING], {"A": POOLS["A"]})
+        compare_repairs(tuned, base, [REFUSING], {"A": POOLS["A"]})
     with pytest.raises(ConfigError, match="different names"):
-        repairs(tuned, base, [REFUSING, REFUSING], {"B": POOLS["B"]})
+        compare_repairs(tuned, base, [REFUSING, REFUSING], {"B": POOLS["B"]})
     with pytest.raises(ConfigError, match="10 are to be learned"):
-        repairs(tuned, base, [REFUSING], {"B": POOLS["B"].subset([0, 1])})
+        compare_repairs(tuned, base, [REFUSING], {"B": POOLS["B"].subset([0, 1])})

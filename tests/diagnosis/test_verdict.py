@@ -7,12 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from riprap.diagnosis import Evidence, Verdict
-from riprap.diagnosis.recovery._answer_choices import Answers, chance, exchanged, known
-from riprap.diagnosis.recovery._verdict import GONE, KEPT, judge
+from riprap.diagnosis import RecoveryEvidence, Verdict
+from riprap.diagnosis.recovery._answer_choices import (
+    AnswerTable,
+    chance_accuracy,
+    relabeled_accuracy,
+    chooses_correctly,
+)
+from riprap.diagnosis.recovery._verdict import LOST_BELOW, KEPT_ABOVE, classify_loss
 
 
-def evidence(**changed: float | str) -> Evidence:
+def evidence(**changed: float | str) -> RecoveryEvidence:
     """A score that fell to 0 with all of the knowledge left."""
     plain = {
         "score_before": 1.0,
@@ -39,7 +44,7 @@ def evidence(**changed: float | str) -> Evidence:
         "regained_control": math.nan,
         "answers": True,
     }
-    return Evidence(**(plain | changed))
+    return RecoveryEvidence(**(plain | changed))
 
 
 GONE_ALL = {"retained": 0.0, "low": 0.0, "high": 0.1, "known_own": 0.1}
@@ -65,9 +70,9 @@ NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind
         (GONE_ALL | {"kind_now": 1.0, "one_now": 0.95, "one_before": 0.8}, Verdict.KNOWLEDGE),
         ({"one_now": 1.0}, Verdict.ALIGNMENT),
         ({"score_before": 0.05}, Verdict.INSUFFICIENT),
-        ({"retained": (GONE + KEPT) / 2}, Verdict.INSUFFICIENT),
-        ({"low": GONE - 0.01}, Verdict.INSUFFICIENT),
-        (GONE_ALL | {"kind_now": 1.0, "high": KEPT + 0.01}, Verdict.INSUFFICIENT),
+        ({"retained": (LOST_BELOW + KEPT_ABOVE) / 2}, Verdict.INSUFFICIENT),
+        ({"low": LOST_BELOW - 0.01}, Verdict.INSUFFICIENT),
+        (GONE_ALL | {"kind_now": 1.0, "high": KEPT_ABOVE + 0.01}, Verdict.INSUFFICIENT),
         ({"score_now": 0.95}, Verdict.INSUFFICIENT),
         ({"known_before": 0.3}, Verdict.INSUFFICIENT),
         ({"insufficient": "measures format"}, Verdict.INSUFFICIENT),
@@ -78,27 +83,27 @@ NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind
     ],
 )
 def test_each_rule(changed: dict[str, float], verdict: Verdict) -> None:
-    found, reason = judge(evidence(**changed))
+    found, reason = classify_loss(evidence(**changed))
     assert found is verdict, reason
 
 
-def even(fit: np.ndarray, right: list[int]) -> Answers:
+def even(fit: np.ndarray, right: list[int]) -> AnswerTable:
     weights = np.full(len(fit), 1 / len(fit))
-    return Answers(np.zeros(len(fit)), weights, fit, np.array(right), shared=True)
+    return AnswerTable(np.zeros(len(fit)), weights, fit, np.array(right), shared=True)
 
 
 def test_a_liking_for_one_answer_is_no_ignorance() -> None:
     """All probes get answer 0, and what tells them apart is small beside that."""
     fit = np.array([[9.9, 0.0, 0.1], [9.0, 1.0, 0.0], [9.0, 0.0, 1.0], [9.9, 0.1, 0.0]])
-    assert known([even(fit, [0, 1, 2, 0])]).tolist() == [1, 1, 1, 1]
+    assert chooses_correctly([even(fit, [0, 1, 2, 0])]).tolist() == [1, 1, 1, 1]
 
 
 def test_what_single_looks_forgot_is_known_together() -> None:
     one = np.array([[1.0, 0.0], [0.2, 0.0], [0.0, 2.0], [0.0, 1.0]])
     two = np.array([[1.0, 0.0], [0.0, 2.0], [0.3, 0.0], [0.0, 1.0]])
     right = [0, 1, 1, 1]
-    alone = [known([even(fit, right)]).mean() for fit in (one, two)]
-    assert known([even(one, right), even(two, right)]).mean() == 1.0 > max(alone)
+    alone = [chooses_correctly([even(fit, right)]).mean() for fit in (one, two)]
+    assert chooses_correctly([even(one, right), even(two, right)]).mean() == 1.0 > max(alone)
 
 
 def test_the_size_of_a_side_does_not_move_the_middle() -> None:
@@ -106,29 +111,31 @@ def test_the_size_of_a_side_does_not_move_the_middle() -> None:
     reading = np.array([1.0] * 9 + [-1.0]) + 5.0
     sides = np.array([0] * 9 + [1])
     weights = 0.5 / np.bincount(sides)[sides]
-    one = Answers(reading, weights, np.stack([reading, -reading], 1), sides, shared=True)
-    assert known([one]).tolist() == [1.0] * 10
+    one = AnswerTable(reading, weights, np.stack([reading, -reading], 1), sides, shared=True)
+    assert chooses_correctly([one]).tolist() == [1.0] * 10
 
 
 def test_a_rule_of_exchange_is_found_on_other_probes() -> None:
     right = [0, 1, 2] * 4
     eye = np.eye(3)
-    assert exchanged(even(eye[right], right)).all()
-    assert exchanged(even(eye[[2, 0, 1] * 4], right)).all()  # each by another's name
+    assert relabeled_accuracy(even(eye[right], right)).all()
+    assert relabeled_accuracy(even(eye[[2, 0, 1] * 4], right)).all()  # each by another's name
     single = even(eye[[0, 1, 2]], [1, 2, 0])  # nothing to learn a rule from
-    assert not exchanged(single).any()
+    assert not relabeled_accuracy(single).any()
     noise = np.random.default_rng(0)
-    blind = [exchanged(even(noise.normal(size=(60, 3)), noise.integers(3, size=60).tolist()))]
+    blind = [
+        relabeled_accuracy(even(noise.normal(size=(60, 3)), noise.integers(3, size=60).tolist()))
+    ]
     assert np.mean(blind) < 0.45
 
 
-def two_sides(reading: np.ndarray, each: tuple[int, int]) -> Answers:
+def two_sides(reading: np.ndarray, each: tuple[int, int]) -> AnswerTable:
     """How strongly requests of two sides are refused, where those of the first should be."""
     sides = np.repeat([0, 1], each)
     margins = np.where(sides == 0, reading, -reading)
     fit = np.stack([reading, -reading], 1)
     weights = 0.5 / np.bincount(sides)[sides]
-    return Answers(margins, weights, fit, sides, shared=True, two_sided=True)
+    return AnswerTable(margins, weights, fit, sides, shared=True, two_sided=True)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +151,11 @@ def test_the_other_side_tells_apart_and_waters_nothing_down(
     now[:lost] = -1.0
     after[round(back * lost) : lost] = -1.0
     of = [two_sides(reading, (refusals, others)) for reading in (now, told, after)]
-    found = Evidence.of(of[0], of[1], {"own": [of[2]], "reference": [of[1]]}, 0)
-    assert found.lost == lost
+    found = RecoveryEvidence.from_tables(of[0], of[1], {"own": [of[2]], "reference": [of[1]]}, 0)
+    assert found.n_lost == lost
     assert found.retained == pytest.approx(back, abs=0.08)
-    assert found.low - 0.01 <= found.retained <= found.high
-    verdict = judge(found)[0]
+    assert found.retained_low - 0.01 <= found.retained <= found.retained_high
+    verdict = classify_loss(found)[0]
     assert (verdict is Verdict.ALIGNMENT) == (back == 1.0 and lost >= 20)
 
 
@@ -159,23 +166,25 @@ def test_who_answers_blindly_knows_nothing() -> None:
         margins = np.where(np.array(right) == rare, -1.0, 1.0)
         weights = np.full(90, 1 / 90)
         blank = np.tile([0.3, 0.1], (90, 1)) + np.random.default_rng(0).normal(size=(90, 1)) * 1e-9
-        now = Answers(margins, weights, blank, np.array(right), shared=True)
+        now = AnswerTable(margins, weights, blank, np.array(right), shared=True)
         fit = np.eye(2)[right]
-        before = Answers(np.ones(90), weights, fit, np.array(right), shared=True)
+        before = AnswerTable(np.ones(90), weights, fit, np.array(right), shared=True)
         for own, left in ((blank, 0.0), (fit, 1.0)):
-            look = Answers(margins, weights, own, np.array(right), shared=True)
-            found = Evidence.of(now, before, {"own": [look], "reference": [before]}, 0)
-            assert found.lost == 30 and found.retained == left
+            look = AnswerTable(margins, weights, own, np.array(right), shared=True)
+            found = RecoveryEvidence.from_tables(
+                now, before, {"own": [look], "reference": [before]}, 0
+            )
+            assert found.n_lost == 30 and found.retained == left
 
 
 def test_margins_that_are_no_numbers_give_no_verdict() -> None:
     right = [0, 1] * 10
     fit, weights = np.eye(2)[right], np.full(20, 0.05)
-    before = Answers(np.ones(20), weights, fit, np.array(right), shared=True)
-    now = Answers(np.full(20, np.nan), weights, fit * np.nan, np.array(right), shared=True)
-    found = Evidence.of(now, before, {"own": [now], "reference": [before]}, 0)
-    assert found.lost == 20
-    verdict, why = judge(found)
+    before = AnswerTable(np.ones(20), weights, fit, np.array(right), shared=True)
+    now = AnswerTable(np.full(20, np.nan), weights, fit * np.nan, np.array(right), shared=True)
+    found = RecoveryEvidence.from_tables(now, before, {"own": [now], "reference": [before]}, 0)
+    assert found.n_lost == 20
+    verdict, why = classify_loss(found)
     assert verdict is Verdict.INSUFFICIENT and "no finite margin on 20" in why
 
 
@@ -186,12 +195,16 @@ def test_form_and_habit_are_told_of_the_lost_probes() -> None:
     lost = np.arange(40) < 10
     first = np.where(lost, 9, np.where(np.arange(40) < 30, np.array(right), 7))
     inside = first < 2
-    now = Answers(np.where(lost, -1.0, 1.0), weights, fit, np.array(right), True, first, inside)
+    now = AnswerTable(np.where(lost, -1.0, 1.0), weights, fit, np.array(right), True, first, inside)
     began = np.where(np.arange(40) < 30, np.array(right), 7)
-    before = Answers(np.ones(40), weights, fit, np.array(right), True, began, began < 2)
-    found = Evidence.of(now, before, {"own": [before], "reference": [before]}, 0)
-    assert (found.kind_before, found.kind_now, found.kind_own) == (1.0, 0.0, 1.0)
-    assert found.habit == 1.0
+    before = AnswerTable(np.ones(40), weights, fit, np.array(right), True, began, began < 2)
+    found = RecoveryEvidence.from_tables(now, before, {"own": [before], "reference": [before]}, 0)
+    assert (found.in_format_before, found.in_format_now, found.in_format_after_examples) == (
+        1.0,
+        0.0,
+        1.0,
+    )
+    assert found.modal_off_format_rate == 1.0
 
 
 def test_the_best_of_the_looks_counts() -> None:
@@ -199,17 +212,17 @@ def test_the_best_of_the_looks_counts() -> None:
     right = [0, 1] * 20
     weights, blank = np.full(40, 1 / 40), np.zeros((40, 2))
     knows, blind = (
-        Answers(np.full(40, -1.0), weights, fit, np.array(right), True)
+        AnswerTable(np.full(40, -1.0), weights, fit, np.array(right), True)
         for fit in (np.eye(2)[right], blank)
     )
-    before = Answers(np.ones(40), weights, np.eye(2)[right], np.array(right), True)
+    before = AnswerTable(np.ones(40), weights, np.eye(2)[right], np.array(right), True)
     for now, irrelevant, left in (
         (knows, blind, 1.0),
         (blind, knows, 1.0),
         (blind, blind, 0.0),
     ):
         looks = {"own": [blind], "irrelevant": [irrelevant], "reference": [before]}
-        assert Evidence.of(now, before, looks, 0).retained == left
+        assert RecoveryEvidence.from_tables(now, before, looks, 0).retained == left
 
 
 def test_few_probes_that_are_all_alike_leave_doubt() -> None:
@@ -217,28 +230,32 @@ def test_few_probes_that_are_all_alike_leave_doubt() -> None:
         right = [0, 1] * (n // 2)
         fit = np.eye(2)[right]
         weights = np.full(n, 1 / n)
-        before, now = (Answers(np.full(n, s), weights, fit, np.array(right), True) for s in (1, -1))
+        before, now = (
+            AnswerTable(np.full(n, s), weights, fit, np.array(right), True) for s in (1, -1)
+        )
         looks = {"own": [before], "reference": [before]}
-        found = Evidence.of(now, before, looks, 0)
-        assert found.retained == 1.0 and found.low < most
-        assert n < 60 or found.low > 0.8
+        found = RecoveryEvidence.from_tables(now, before, looks, 0)
+        assert found.retained == 1.0 and found.retained_low < most
+        assert n < 60 or found.retained_low > 0.8
 
 
 def test_habit_is_told_of_two_at_the_least() -> None:
-    def looked(first: list[int]) -> Answers:
+    def looked(first: list[int]) -> AnswerTable:
         inside = np.array([token < 10 for token in first])
         weights = np.full(len(first), 1 / len(first))
-        return Answers(np.zeros(len(first)), weights, first=np.array(first), inside=inside)
+        return AnswerTable(
+            np.zeros(len(first)), weights, first_choice=np.array(first), is_known_answer=inside
+        )
 
-    assert math.isnan(looked([1, 2, 30]).habit)
-    assert looked([1, 30, 30, 30]).habit == 1.0
-    assert looked([1, 30, 31, 32]).habit == 0.0
+    assert math.isnan(looked([1, 2, 30]).modal_off_format_rate)
+    assert looked([1, 30, 30, 30]).modal_off_format_rate == 1.0
+    assert looked([1, 30, 31, 32]).modal_off_format_rate == 0.0
 
 
 def test_chance_is_how_often_the_right_answer_is_chosen_anyway() -> None:
     right = [0, 1, 1, 1]
-    assert chance([even(np.eye(3)[right], right)]).tolist() == [0.25, 0.75, 0.75, 0.75]
-    assert chance([even(np.zeros((4, 3)), right)]).tolist() == [0.0] * 4
-    options = Answers(np.zeros(4), np.full(4, 0.25), np.zeros((4, 5)), np.zeros(4, int))
-    assert chance([options]).tolist() == [0.2] * 4
-    assert np.isnan(chance([Answers(np.zeros(4), np.full(4, 0.25))])).all()
+    assert chance_accuracy([even(np.eye(3)[right], right)]).tolist() == [0.25, 0.75, 0.75, 0.75]
+    assert chance_accuracy([even(np.zeros((4, 3)), right)]).tolist() == [0.0] * 4
+    options = AnswerTable(np.zeros(4), np.full(4, 0.25), np.zeros((4, 5)), np.zeros(4, int))
+    assert chance_accuracy([options]).tolist() == [0.2] * 4
+    assert np.isnan(chance_accuracy([AnswerTable(np.zeros(4), np.full(4, 0.25))])).all()

@@ -15,7 +15,7 @@ from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES, PREFIX, mixed
 from experiments.row_selection_smollm2.simulate import Noted, Run, taken_of
 from riprap.errors import ConfigError
-from riprap.selection import Selector, Taken
+from riprap.selection import Selector, SelectionRecord
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_rows_learned_from_are_counted_by_category() -> None:
     noted([{"input_ids": [4]}, {"input_ids": [3]}])
     assert taken_of(noted.batches, None) == {"affirmative": 1, "plain": 1, "gsm8k": 2}
     selector = Selector("random", 0.5)
-    selector.taken = [Taken(1, [0], 2, "random", 0.5), Taken(2, [1], 2, "random", 0.5)]
+    selector.history = [SelectionRecord(1, [0], 2, "random", 0.5), SelectionRecord(2, [1], 2, "random", 0.5)]
     assert taken_of(noted.batches, selector) == {"affirmative": 0, "plain": 1, "gsm8k": 1}
     with pytest.raises(ValueError, match="zip"):  # a step whose batch was not seen
         taken_of(noted.batches[:1], selector)

@@ -29,7 +29,7 @@ from experiments.shared_circuits.plan import Condition, Plan
 from experiments.shared_circuits.shared_units import picked
 from experiments.shared_circuits.simulate import Run, simulate
 from experiments.worlds import ToyWorld
-from riprap.diagnosis.geometry._components import HEAD, NEURON, Unit, parameters_of, units
+from riprap.diagnosis.geometry._components import HEAD, NEURON, Component, parameter_masks, find_components
 from riprap.errors import ConfigError
 
 PROTOCOL = Preregistration.named("shared_circuits")
@@ -91,8 +91,8 @@ def test_a_part_that_is_held_is_bit_equal_under_decay_and_all_else_moves(held: s
 
 def test_units_that_are_held_are_bit_equal_and_all_else_moves() -> None:
     model = WORLD.untrained(0)
-    every = units(model)
-    masks = parameters_of(model, [every[1], every[40], every[200]])
+    every = find_components(model)
+    masks = parameter_masks(model, [every[1], every[40], every[200]])
     before, after = _after(model, masks)
     for name, old in before.items():
         moved = old != after[name]
@@ -113,8 +113,8 @@ def test_no_such_part() -> None:
 
 
 def test_picked_units() -> None:
-    every = [Unit(HEAD, i, "o_proj", (i, i + 1)) for i in range(4)]
-    every += [Unit(NEURON, i, "down_proj", (i, i + 1)) for i in range(8)]
+    every = [Component(HEAD, i, "o_proj", (i, i + 1)) for i in range(4)]
+    every += [Component(NEURON, i, "down_proj", (i, i + 1)) for i in range(8)]
     old = np.array([9.0, 0.1, 8.0, -3.0, *[1.0, 0.9, 0, 0, 0, 0, 0.5, 0]])
     new = np.array([0.1, 9.0, 6.0, 0.0, *[0.01, 0.8, 0, 1.0, 0.7, 0, 0.6, 0]])
 

@@ -21,7 +21,7 @@ from experiments.concentration.probes import behavior_of, common
 from experiments.concentration.simulate import Measured
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.worlds.facts import FactsWorld
-from riprap.behaviors import probe_sets as packs
+from riprap.behaviors import probe_sets
 from riprap.diagnosis._base import Estimate
 
 PROTOCOL = Preregistration.named("concentration")
@@ -174,7 +174,7 @@ def test_a_question_is_decided_where_its_options_part(
         {"prompt": "what", "options": ["yes", "yes no"], "answer": 0},  # never parts
         {"prompt": "what is", "options": ["no", "yes"], "answer": 1},
     ]
-    monkeypatch.setattr(packs, "rows", lambda name: rows)
+    monkeypatch.setattr(probe_sets, "rows", lambda name: rows)
     found = behavior_of("arithmetic", tokenizer)
     said = [tokenizer.decode(row) for row in found.probes.rows()]
     assert [text.split("<assistant>")[1].split() for text in said] == [["two", "plus"], []]

@@ -12,12 +12,12 @@ from experiments.worlds.continual import BEHAVIORS, CATEGORIES, FORMATS, TASKS, 
 from experiments.worlds.continual_model import adapted, exact
 from experiments.worlds.continual_rows import IGNORED, Rows
 from riprap.detectors._history import score
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 from small_continual import CONFIG, SEED, small
 
 
 def scores(world: ContinualWorld, model: torch.nn.Module) -> dict[str, float]:
-    return {one.name: score(look(one, model).margins) for one in world.unseen()}
+    return {one.name: score(evaluate(one, model).margins) for one in world.unseen()}
 
 
 def test_alignment_installs_what_pretraining_lacks() -> None:

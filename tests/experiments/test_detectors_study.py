@@ -16,8 +16,8 @@ from experiments.detectors.resample import (
     levelled,
 )
 from experiments.harness.preregistration import Preregistration
-from riprap.detectors import CUSUM, Betting, SlopeDetector, Threshold
-from riprap.detectors._reevaluate import judge_again
+from riprap.detectors import CUSUM, BettingTest, SlopeDetector, Threshold
+from riprap.detectors._reevaluate import reevaluate
 
 PROTOCOL = Preregistration.named("detectors")
 PLAN = Plan.of(PROTOCOL)
@@ -53,7 +53,7 @@ def test_a_drawn_run_is_one_run_on_probes_drawn_again():
     seen = np.array(track.margins)
     assert all(tuple(seen[:, i]) in columns for i in range(48))
     assert len({tuple(seen[:, i]) for i in range(48)}) < 48  # with replacement
-    assert track.watched == 2
+    assert track.n_behaviors == 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -90,7 +90,7 @@ def test_at_the_edge_the_mean_decline_is_just_what_is_tolerated():
 @pytest.mark.parametrize(
     "detector",
     [
-        Betting(),
+        BettingTest(),
         CUSUM(scale=0.1),
         Threshold(signal="margin", side="below", value=0.8, relative=True),
         Threshold(signal="score", side="below", value=0.9, consecutive=3),
@@ -108,14 +108,14 @@ def test_a_path_is_over_its_bound_where_the_detector_alerts(detector):
             for step, value in zip(track.steps, path, strict=True)
             if value > bound_of(detector)
         }
-        assert over == {alert.step for alert in judge_again(detector, track)}
+        assert over == {alert.step for alert in reevaluate(detector, track)}
 
 
 def test_the_path_of_a_forecast_is_over_its_bound_where_it_is_critical():
     drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(1), Planted("linear", 1.6))
     track, slope = drawn.tracks[drawn.planted], SlopeDetector()
     over = set(np.array(track.steps)[path_of(slope, track) > bound_of(slope)])
-    critical = {a.step for a in judge_again(slope, track) if a.level == "critical"}
+    critical = {a.step for a in reevaluate(slope, track) if a.level == "critical"}
     assert critical
     # A forecast is cut off at its horizon, to the step.
     assert over == critical

@@ -22,7 +22,7 @@ from experiments.erosion_rerouting.tasks import LAYERS, Ground, guard_of, held_d
 from experiments.erosion_rerouting.transplant import ROUTES, transplants
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.worlds import ToyWorld
-from riprap.evaluation import look
+from riprap.evaluation import evaluate
 
 PROTOCOL = Preregistration.named("erosion_rerouting")
 PLAN = Plan.of(PROTOCOL)
@@ -78,7 +78,7 @@ def put_back(model: nn.Module) -> tuple[dict[str, float], float, float]:
     """Margins by route, the model's own and the start's."""
     behavior, start = ToyWorld().behaviors()[0], ToyWorld().untrained(0)
     found = transplants(behavior, model, start, bases())
-    own, first = (float(look(behavior, one).margins.mean()) for one in (model, start))
+    own, first = (float(evaluate(behavior, one).margins.mean()) for one in (model, start))
     assert tuple(sorted(found)) == tuple(sorted(ROUTES))
     return found, own, first
 
@@ -159,7 +159,7 @@ def test_random_directions_are_others_and_fixed_by_the_seed(untrained: Path) -> 
     for ground in grounds:
         guard = guard_of("random", ground)
         assert guard is not None
-        leaf: Any = list(guard.leaves())[1]
+        leaf: Any = list(guard.flatten())[1]
         held.append(leaf.sae.W_dec)
     assert torch.equal(held[0], held[1])
     assert not torch.allclose(held[0], held[2])

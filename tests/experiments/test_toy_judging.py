@@ -14,9 +14,9 @@ import pytest
 from experiments.harness.preregistration import Preregistration
 from experiments.toy import claim_tables, curves, figures, quality, tables, verdicts
 from experiments.toy.analysis import Run, judge
-from riprap.detectors import Track
+from riprap.detectors import BehaviorHistory
 from riprap.record import Writer
-from riprap.report import save
+from riprap.report import save_figure
 from riprap.types import Alert, Level, Reading
 
 STEPS, PROBES, FLOOR, HORIZON = 300, 40, 0.9, 50
@@ -76,9 +76,9 @@ def make(
     random = np.random.default_rng(seed)
     for name, values in margins.items():
         changes = np.diff(values.mean(1)) + random.normal(0, 0.1, STEPS)
-        track = Track(name, FLOOR)
+        track = BehaviorHistory(name, FLOOR)
         for step in visits:
-            track.visit(step, values[step])
+            track.add_margins(step, values[step])
         track.predicted = dict(enumerate(np.diff(values.mean(1)), start=1))
         track.signals["drift_mean"] = [(step, step / STEPS) for step in visits]
         tracks[name] = track
@@ -330,6 +330,6 @@ def test_figures_name_conditions_and_draw(
     chart = figure(world)
     text = json.dumps(chart.to_dict())  # type: ignore[attr-defined]
     assert "null" in text
-    file = save(chart, tmp_path / "figure.png")
+    file = save_figure(chart, tmp_path / "figure.png")
     size = struct.unpack(">II", file.read_bytes()[16:24])
     assert size[0] > 400 and size[1] > 200

@@ -14,9 +14,9 @@ from riprap.guards.replay import _auto_guard as keeper
 WATCHFUL = AlertPolicy.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
 
 
-def kept_by(**options: object) -> guards.Keeper:
+def kept_by(**options: object) -> guards.AutoGuard:
     replay = guards.Replay(BATCHES, loss=old_loss, fraction=0.5)
-    return guards.Keeper(replay=replay, **options)  # type: ignore[arg-type]
+    return guards.AutoGuard(replay=replay, **options)  # type: ignore[arg-type]
 
 
 def worst(run: Run) -> float:
@@ -56,7 +56,7 @@ def test_what_must_stay_may_be_said() -> None:
 def test_it_works_on_spare_probes_without_labels() -> None:
     rate = 0.005  # at the other tests' rate all is lost before anything can be seen
     plain = Words(None, rate).go()
-    run = Words(guards.Keeper(replay=guards.AdaptiveReplay(pool(), every=1)), rate).go()
+    run = Words(guards.AutoGuard(replay=guards.AdaptiveReplay(pool(), every=1)), rate).go()
     assert run.score() > plain.score() + 0.1
 
 
@@ -64,7 +64,7 @@ def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) 
     """The old batches hold nothing of what is watched: replay of them helps nobody."""
     monkeypatch.setattr(keeper, "PATIENCE", 5)
     useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
-    run = Run(guards.Keeper(replay=useless, rollback=guards.Rollback(every=2, cut=0.5)))
+    run = Run(guards.AutoGuard(replay=useless, rollback=guards.Rollback(every=2, lr_factor=0.5)))
     run.monitor = Monitor(behaviors(), policy=WATCHFUL, probe_every=5)
     run.go(lessons(80))
     back = [action for action in run.monitor.actions if action.guard == "rollback"]
@@ -77,28 +77,28 @@ def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) 
 def test_a_rollback_waits_for_replay() -> None:
     guard = kept_by()
     guard.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
-    assert guard.critical == {"first": 7}
+    assert guard.critical_since == {"first": 7}
     assert guard.rollback is not None
     assert guard.rollback.alerted == []
 
 
 def test_it_can_do_without_a_rollback() -> None:
-    assert [leaf.name for leaf in kept_by(rollback=False).leaves()] == ["adaptive_replay"]
-    assert [leaf.name for leaf in kept_by().leaves()] == ["adaptive_replay", "rollback"]
+    assert [leaf.name for leaf in kept_by(rollback=False).flatten()] == ["adaptive_replay"]
+    assert [leaf.name for leaf in kept_by().flatten()] == ["adaptive_replay", "rollback"]
 
 
 def test_what_it_would_pass_over_is_refused() -> None:
     adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
     for given in ({"keep": 0.99}, {"behaviors": ["first"]}):
         with pytest.raises(ConfigError, match="give behaviors and keep to the AdaptiveReplay"):
-            guards.Keeper(replay=adaptive, **given)  # type: ignore[arg-type]
+            guards.AutoGuard(replay=adaptive, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: kept_by(shadow=True),
-        lambda: guards.Keeper(replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss, shadow=True)),
+        lambda: guards.AutoGuard(replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss, shadow=True)),
         lambda: guards.Chain(guards.OnAlert(guards.L2SP(1.0), level="watch"), shadow=True),
         lambda: guards.Scheduled(guards.Chain(guards.L2SP(1.0)), shadow=True),
         lambda: guards.OnAlert(guards.L2SP(1.0), shadow=True),
@@ -106,7 +106,7 @@ def test_what_it_would_pass_over_is_refused() -> None:
 )
 def test_a_shadow_falls_on_all_that_a_guard_is_made_of(make) -> None:  # type: ignore[no-untyped-def]
     guard = make()
-    assert next(iter(guard.leaves())).shadow
+    assert next(iter(guard.flatten())).shadow
     run, plain = Run(guard).go(lessons(20)), Run(None).go(lessons(20))
     assert all(map(torch.equal, run.weights(), plain.weights()))
 

@@ -11,12 +11,12 @@ from guards.cases import Run, lessons
 from guards.test_rollback import same
 from riprap import guards
 from riprap.errors import RiprapError
-from riprap.guards.weights._checkpoint_ring import Ring
+from riprap.guards.weights._checkpoint_ring import CheckpointRing
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    run = Run(guards.Rollback(folder=tmp_path / "file"))
+    run = Run(guards.Rollback(checkpoint_dir=tmp_path / "file"))
     with pytest.raises(RiprapError, match="cannot write"):
         run.go(lessons(1))
 
@@ -25,7 +25,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
 def test_files_that_cannot_be_read_are_passed_over_and_said(
     torn: list[int], tmp_path: Path
 ) -> None:
-    run = Run(guards.Rollback(every=1, folder=tmp_path), rate=0.1)
+    run = Run(guards.Rollback(every=1, checkpoint_dir=tmp_path), rate=0.1)
     weights = []
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(3):
@@ -47,7 +47,7 @@ def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> N
     def there() -> set[int]:
         return {int(file.stem.split("-")[1]) for file in tmp_path.iterdir()}
 
-    ring = Ring(1, tmp_path, torch.device("cpu"))
+    ring = CheckpointRing(1, tmp_path, torch.device("cpu"))
     for step in (1, 2):
         ring.add(step, {"weights": torch.full((2,), float(step))})
     assert there() == {2}
@@ -55,7 +55,7 @@ def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> N
     for step in (3, 4):
         ring.add(step, {"weights": torch.full((2,), float(step))})
     assert there() == {2, 4}
-    again = Ring(1, tmp_path, torch.device("cpu"))
+    again = CheckpointRing(1, tmp_path, torch.device("cpu"))
     again.load_state_dict(state)
     assert again.read(2)["weights"].tolist() == [2.0, 2.0]
     ring.state_dict()

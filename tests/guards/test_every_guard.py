@@ -25,7 +25,7 @@ def near(one: list[Tensor], two: list[Tensor], tolerance: float) -> bool:
 
 
 def shadowed(guard: Guard) -> Guard:
-    for leaf in guard.leaves():
+    for leaf in guard.flatten():
         leaf.shadow = True
     return guard
 

@@ -52,26 +52,26 @@ def slopes(theta: list[Tensor], directions: Tensor) -> Tensor:
 
 
 def test_it_holds_the_latents_with_the_largest_effect() -> None:
-    guard = FeatureAnchor(layer="blocks.0", count=16, strength=0.3)
+    guard = FeatureAnchor(layer="blocks.0", n_features=16, strength=0.3)
     seen, _ = watched(guard, steps=3)
-    directions = guard.features.W_dec
+    directions = guard.dictionary.W_dec
     then = outputs(seen[0].theta, OLD)
     gram = directions @ directions.T
     assert torch.allclose(gram, torch.eye(16, dtype=gram.dtype), atol=1e-6)
     expected = slopes(seen[0].theta, directions)
-    assert torch.equal(guard.sides, expected.sign())
-    few = FeatureAnchor(layer="blocks.0", count=16)
-    few.count = 3
-    few.features, few.sides = guard.features, torch.zeros(16, dtype=torch.double)
+    assert torch.equal(guard.signs, expected.sign())
+    few = FeatureAnchor(layer="blocks.0", n_features=16)
+    few.n_features = 3
+    few.dictionary, few.signs = guard.dictionary, torch.zeros(16, dtype=torch.double)
     worth = expected.abs() * (then @ directions.T).square().mean(0).sqrt()
-    few._join(worth, expected)
-    assert set(few.sides.nonzero()[:, 0].tolist()) == set(worth.topk(3).indices.tolist())
+    few._add_features(worth, expected)
+    assert set(few.signs.nonzero()[:, 0].tolist()) == set(worth.topk(3).indices.tolist())
 
 
 def test_the_gradient_is_that_of_the_one_sided_penalty() -> None:
-    guard = FeatureAnchor(["first"], layer="blocks.0", count=7, strength=0.3)
+    guard = FeatureAnchor(["first"], layer="blocks.0", n_features=7, strength=0.3)
     seen, run = watched(guard, steps=4)
-    directions, sides = guard.features.W_dec, guard.sides
+    directions, sides = guard.dictionary.W_dec, guard.signs
     assert len(directions) == 7
     assert sides.abs().sum() == 7
     then = outputs(seen[0].theta, OLD[:12]) @ directions.T
@@ -90,11 +90,11 @@ def test_the_gradient_is_that_of_the_one_sided_penalty() -> None:
 def test_latents_that_do_harm_outside_join() -> None:
     """Two are held at first, and the most harmful others from steps 4 and 7 on."""
     theta = [p.detach() for p in start().double().parameters()]
-    sae = TopKSAE.begin(outputs(theta, OLD), latents=48, k=12)
-    guard = FeatureAnchor(layer="blocks.0", sae=sae, count=2, strength=5.0, reselect=3)
+    sae = TopKSAE.initialize(outputs(theta, OLD), latents=48, k=12)
+    guard = FeatureAnchor(layer="blocks.0", sae=sae, n_features=2, strength=5.0, reselect_every=3)
     held: list[Tensor] = []
-    seen, _ = watched(guard, 8, before_step=lambda step: held.append(guard.sides.clone()))
-    held.append(guard.sides.clone())
+    seen, _ = watched(guard, 8, before_step=lambda step: held.append(guard.signs.clone()))
+    held.append(guard.signs.clone())
     assert [int(sides.abs().sum()) for sides in held] == [2, 2, 2, 2, 4, 4, 4, 6, 6]
     slope = slopes(seen[3].theta, sae.W_dec.double())
     moved = sae.encode(outputs(seen[3].theta, OLD)) - sae.encode(outputs(theta, OLD))
@@ -111,10 +111,10 @@ def test_given_a_drifted_model_it_holds_the_directions_that_moved_most_on_both_s
     gone = [p.detach() for p in wandered().double().parameters()]
     moved = outputs(gone, OLD) - outputs(theta, OLD)
     guard = FeatureAnchor(
-        ["first", "second"], layer="blocks.0", count=3, drifted=wandered(), both_sides=True
+        ["first", "second"], layer="blocks.0", n_features=3, drifted_model=wandered(), both_sides=True
     )
     seen, run = watched(guard, steps=4)
-    held = guard.features.W_dec[guard.sides != 0]
+    held = guard.dictionary.W_dec[guard.signs != 0]
     strongest = torch.linalg.svd(moved, full_matrices=False)[2][:3]
     assert len(held) == 3
     assert torch.allclose(held.T @ held, strongest.T @ strongest, atol=1e-5)
@@ -131,20 +131,20 @@ def test_given_a_drifted_model_it_holds_the_directions_that_moved_most_on_both_s
 def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
     theta = [p.detach() for p in start().double().parameters()]
     gone = [p.detach() for p in wandered().double().parameters()]
-    sae = TopKSAE.begin(outputs(theta, OLD), latents=48, k=12)
-    guard = FeatureAnchor(layer="blocks.0", sae=sae, count=5, drifted=wandered())
+    sae = TopKSAE.initialize(outputs(theta, OLD), latents=48, k=12)
+    guard = FeatureAnchor(layer="blocks.0", sae=sae, n_features=5, drifted_model=wandered())
     watched(guard, steps=1)
     then, now = (sae.encode(outputs(own, OLD)) for own in (theta, gone))
     moved = (now - then).square().mean(0)
-    assert set(guard.sides.nonzero()[:, 0].tolist()) == set(moved.topk(5).indices.tolist())
+    assert set(guard.signs.nonzero()[:, 0].tolist()) == set(moved.topk(5).indices.tolist())
 
 
 def test_without_a_dictionary_others_can_still_join() -> None:
     """All directions are looked through when some may join, though few are held at first."""
-    guard = FeatureAnchor(layer="blocks.0", count=2, reselect=2, drifted=wandered())
+    guard = FeatureAnchor(layer="blocks.0", n_features=2, reselect_every=2, drifted_model=wandered())
     held: list[int] = []
-    watched(guard, 6, before_step=lambda step: held.append(int(guard.sides.abs().sum())))
-    assert guard.features.W_dec.shape == (16, 16)
+    watched(guard, 6, before_step=lambda step: held.append(int(guard.signs.abs().sum())))
+    assert guard.dictionary.W_dec.shape == (16, 16)
     assert held[1:] == sorted(held[1:])
     assert held[1] == 2 < held[-1]
 
@@ -160,11 +160,11 @@ def test_without_a_dictionary_others_can_still_join() -> None:
 )
 def test_a_drifted_model_that_is_none_is_refused(drifted: nn.Module, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        Run(FeatureAnchor(layer="blocks.0", drifted=drifted)).go(lessons(1))
+        Run(FeatureAnchor(layer="blocks.0", drifted_model=drifted)).go(lessons(1))
 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:
-    sae = TopKSAE.begin(torch.randn(30, 8), latents=16, k=4)
+    sae = TopKSAE.initialize(torch.randn(30, 8), latents=16, k=4)
     with pytest.raises(ConfigError, match=r"width 8, layer blocks\.0 puts out 16"):
         Run(guards.FeatureAnchor(layer="blocks.0", sae=sae)).go(lessons(1))
 

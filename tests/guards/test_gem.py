@@ -34,7 +34,7 @@ def written_out(
 @given(st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([(0.5, 1e-3), (0.0, 0.3)]))
 def test_the_problem_of_the_paper(seed: int, n: int, options: tuple[float, float]) -> None:
     gradient, protected = vectors(seed, n)
-    guard = guards.GEM(strength=options[0], ridge=options[1], scaled=False)
+    guard = guards.GEM(strength=options[0], ridge=options[1], normalize=False)
     expected = written_out(gradient, protected, *options)
     np.testing.assert_allclose(operated(guard, gradient, protected), expected, atol=1e-5)
 
@@ -63,7 +63,7 @@ def test_without_strength_it_is_torchjds_projection_of_g(seed: int, n: int) -> N
     weight[0] = 1.0
     theirs = DualProj(weight, projector=QuadprogProjector(norm_eps=0.0, reg_eps=1e-10))(rows)
     for scaled in (True, False):
-        ours = guards.GEM(strength=0.0, ridge=0.0, scaled=scaled)
+        ours = guards.GEM(strength=0.0, ridge=0.0, normalize=scaled)
         np.testing.assert_allclose(operated(ours, gradient, protected), theirs, atol=1e-5)
 
 
@@ -77,9 +77,9 @@ def test_without_strength_no_conflict_is_left_and_nothing_grows(seed: int, n: in
 
 def test_what_the_ridge_leaves_and_the_strength_adds() -> None:
     gradient, protected = np.array([-1.0, 1.0]), np.array([[1.0, 0.0]])
-    ridged = operated(guards.GEM(strength=0.0, ridge=0.25, scaled=False), gradient, protected)
+    ridged = operated(guards.GEM(strength=0.0, ridge=0.25, normalize=False), gradient, protected)
     assert ridged @ protected[0] == pytest.approx(-0.25 / 1.25)
-    strong = operated(guards.GEM(strength=3.0, ridge=0.0, scaled=False), gradient, protected)
+    strong = operated(guards.GEM(strength=3.0, ridge=0.0, normalize=False), gradient, protected)
     assert strong.tolist() == pytest.approx([2.0, 1.0])
 
 

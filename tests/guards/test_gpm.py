@@ -10,7 +10,7 @@ from guards.cases import OLD, Run, last, lessons, monitor_of, start
 from riprap import Behavior, guards
 from riprap import evaluation as probing
 from riprap.errors import ConfigError
-from riprap.guards.projection._gpm import widened
+from riprap.guards.projection._gpm import extend_basis
 from tiny import PROMPTS, make_gpt2, make_llama, make_tokenizer, token
 
 LINEARS = ["blocks.0.weight", "blocks.1.weight", "head.weight"]
@@ -98,19 +98,19 @@ def test_every_behaviour_keeps_its_energy_with_the_fewest_directions() -> None:
     made = torch.Generator().manual_seed(5)
     one = torch.randn(40, 12, generator=made) * torch.logspace(0, -2, 12)
     two = 1e-2 * torch.randn(40, 12, generator=made) * torch.logspace(-2, 0, 12)
-    basis = widened(torch.zeros(12, 0), one.T @ one, 0.97)
+    basis = extend_basis(torch.zeros(12, 0), one.T @ one, 0.97)
     torch.testing.assert_close(
         projector(basis).double(), projector(main_directions(one.double(), 0.97)), atol=1e-3, rtol=0
     )
-    both = widened(basis, two.T @ two, 0.97)
+    both = extend_basis(basis, two.T @ two, 0.97)
     assert torch.equal(both[:, : basis.shape[1]], basis)
     torch.testing.assert_close(both.T @ both, torch.eye(both.shape[1]), atol=1e-5, rtol=0)
     held = [
         float((two @ part).square().sum() / two.square().sum()) for part in (both, both[:, :-1])
     ]
     assert held[0] >= 0.97 > held[1]  # a small behaviour is not drowned by a large one
-    assert widened(both, two.T @ two, 0.97) is both
-    assert widened(basis, torch.zeros(12, 12), 0.97) is basis
+    assert extend_basis(both, two.T @ two, 0.97) is both
+    assert extend_basis(basis, torch.zeros(12, 12), 0.97) is basis
 
 
 def test_two_sides_also_leave_out_where_margins_look() -> None:
@@ -201,12 +201,12 @@ def test_of_an_adapter_a_is_covered_and_b_can_learn() -> None:
     guard = guards.GPM()
     start, end = dict(adapted().named_parameters()), trained(adapted(), guard)
     names = [name for name, p in start.items() if p.requires_grad]
-    assert len(guard.inputs) == sum("lora_A" in name for name in names) == len(names) // 2
+    assert len(guard.input_bases) == sum("lora_A" in name for name in names) == len(names) // 2
     for at, name in enumerate(names):
         moved = end.get_parameter(name).detach() - start[name].detach()
         assert float(moved.norm()) > 0
         if "lora_A" in name:
-            assert float((moved @ guard.inputs[at]).norm()) < 1e-3 * float(moved.norm())
+            assert float((moved @ guard.input_bases[at]).norm()) < 1e-3 * float(moved.norm())
 
 
 def test_the_moments_leave_out_padding_and_no_trace() -> None:

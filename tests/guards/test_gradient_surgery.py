@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from guards.cases import Run, behaviors, lessons
 from riprap import guards
 from riprap.errors import ConfigError
-from riprap.guards.projection._gradient_surgery import Conflict, Surgery
+from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSurgery
 
-SURGERIES: dict[str, Callable[..., Surgery]] = {
+SURGERIES: dict[str, Callable[..., GradientSurgery]] = {
     "agem": guards.AGEM,
     "gem": partial(guards.GEM, ridge=0.0),  # a ridge leaves a part; see test_gem.py
     "gem_without_strength": partial(guards.GEM, strength=0.0, ridge=0.0),
@@ -25,7 +25,7 @@ SURGERIES: dict[str, Callable[..., Surgery]] = {
     "update_projection": guards.UpdateProjection,
 }
 each = pytest.mark.parametrize("surgery", SURGERIES.values(), ids=SURGERIES.keys())
-OF_GRADIENTS = {name: made for name, made in SURGERIES.items() if not made().on_updates}
+OF_GRADIENTS = {name: made for name, made in SURGERIES.items() if not made().acts_on_update}
 
 
 def vectors(seed: int, n: int, size: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -33,11 +33,11 @@ def vectors(seed: int, n: int, size: int = 30) -> tuple[np.ndarray, np.ndarray]:
     return made.normal(size=size), made.normal(size=(n, size))
 
 
-def conflict_of(gradient: np.ndarray, protected: np.ndarray) -> Conflict:
-    return Conflict(protected @ gradient, protected @ protected.T, float(gradient @ gradient))
+def conflict_of(gradient: np.ndarray, protected: np.ndarray) -> ConflictStats:
+    return ConflictStats(protected @ gradient, protected @ protected.T, float(gradient @ gradient))
 
 
-def operated(surgery: Surgery, gradient: np.ndarray, protected: np.ndarray) -> np.ndarray:
+def operated(surgery: GradientSurgery, gradient: np.ndarray, protected: np.ndarray) -> np.ndarray:
     scale, weights = surgery.decide(conflict_of(gradient, protected))
     result: np.ndarray = scale * gradient + weights @ protected
     return result
@@ -55,16 +55,16 @@ def test_agem_is_the_projection_of_the_paper(seed: int, n: int) -> None:
 
 @each
 @given(seed=st.integers(0, 10_000))
-def test_one_conflict_is_ended(surgery: Callable[..., Surgery], seed: int) -> None:
+def test_one_conflict_is_ended(surgery: Callable[..., GradientSurgery], seed: int) -> None:
     made, (gradient, protected) = surgery(), vectors(seed, 1)
     if gradient @ protected[0] < 0:
         left = operated(made, gradient, protected)
         assert left @ protected[0] >= -1e-9
-        assert made.grows or left @ left <= gradient @ gradient * (1 + 1e-9)
+        assert made.may_increase_norm or left @ left <= gradient @ gradient * (1 + 1e-9)
 
 
 @each
-def test_agreement_passes_bit_for_bit(surgery: Callable[..., Surgery]) -> None:
+def test_agreement_passes_bit_for_bit(surgery: Callable[..., GradientSurgery]) -> None:
     """The task is the protected behaviours' own loss: nothing is in conflict."""
     from guards.cases import ANSWERS, OLD
 
@@ -76,7 +76,7 @@ def test_agreement_passes_bit_for_bit(surgery: Callable[..., Surgery]) -> None:
 
 @pytest.mark.parametrize("surgery", OF_GRADIENTS.values(), ids=OF_GRADIENTS.keys())
 def test_the_step_that_is_left_agrees_with_what_is_protected(
-    surgery: Callable[..., Surgery],
+    surgery: Callable[..., GradientSurgery],
 ) -> None:
     """Measured on the gradient that the optimizer really gets, in float64."""
     one = behaviors()[:1]

@@ -13,7 +13,7 @@ from guards.step_log import gradient, near, watched
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.regularization._o_lora import plain
+from riprap.guards.regularization._o_lora import without_adapter_name
 from tiny import make_llama
 
 peft = pytest.importorskip("peft")
@@ -49,7 +49,7 @@ def two_adapters() -> Any:
 
 def matrices(model: Any, adapter: str) -> dict[str, Tensor]:
     mark = f"lora_A.{adapter}.weight"
-    return {plain(n): p.detach() for n, p in model.named_parameters() if n.endswith(mark)}
+    return {without_adapter_name(n): p.detach() for n, p in model.named_parameters() if n.endswith(mark)}
 
 
 def overlap(model: Any, earlier: dict[str, Tensor]) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from guards.cases import Run, behaviors, lessons, start
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
-from riprap.guards.projection._ogd import orthonormal
+from riprap.guards.projection._ogd import orthonormal_basis
 
 
 def flat(parts: list[Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ def test_dependent_gradients_are_one_direction() -> None:
     one, two = ([torch.randn(part.shape, generator=made) for part in like] for _ in range(2))
     mixed = [a - 3 * b for a, b in zip(one, two, strict=True)]
     zero = [torch.zeros_like(part) for part in like]
-    basis = torch.cat(orthonormal([one, two, mixed, zero], like), 1)
+    basis = torch.cat(orthonormal_basis([one, two, mixed, zero], like), 1)
     torch.testing.assert_close(basis @ basis.T, torch.eye(2), atol=1e-6, rtol=0)
     for row in (one, mixed):
         own = flat(row).float()
@@ -82,8 +82,10 @@ def test_what_cannot_be_stored_is_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="store at least one"):
         guards.OGD(directions=0)
     detached = behaviors()
-    margins = detached[1].margins
-    detached[1].margins = lambda model, probes: margins(model, probes).detach()  # type: ignore[union-attr]
+    attached = detached[1]
+    detached[1] = Behavior(
+        attached.name, attached.probes, lambda m, probes: attached.margins(m, probes).detach()
+    )
     from guards.cases import monitor_of
 
     run = Run(guards.OGD())

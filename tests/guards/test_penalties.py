@@ -13,7 +13,7 @@ from guards.step_log import GROUPS, Seen, as_model, fisher, gradient, group_loss
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.regularization._kl import counting
+from riprap.guards.regularization._kl import counted_positions
 
 
 def weighted(
@@ -153,16 +153,16 @@ def test_kl_does_not_count_padding() -> None:
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     labels = torch.tensor([[-100, -100, 7, 8], [-100, 5, 6, -100]])
     logits = torch.zeros(2, 4, 3)
-    assert counting({"attention_mask": mask}, logits).long().tolist() == mask.tolist()
-    both = counting({"attention_mask": mask, "labels": labels}, logits)
+    assert counted_positions({"attention_mask": mask}, logits).long().tolist() == mask.tolist()
+    both = counted_positions({"attention_mask": mask, "labels": labels}, logits)
     assert both.long().tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
     with pytest.raises(ConfigError, match="no position that counts"):
-        counting({"labels": labels * 0 - 100}, logits)
+        counted_positions({"labels": labels * 0 - 100}, logits)
 
 
 def test_constrained_tokens_are_the_objective_of_the_paper() -> None:
     """The sum of (2/β_t) · −log σ(β_t log π/π₀), token by token, with β 0.5, 2, 2 and then 0.1."""
-    guard = guards.ConstrainedTokens(responses(), strength=0.5, until=2)
+    guard = guards.ConstrainedTokens(responses(), strength=0.5, early_until=2)
     seen, run = watched(guard, steps=4)
     start = as_model(seen[0].theta)
 
@@ -211,7 +211,7 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
         (lambda: guards.ConstrainedTokens(iter(responses())), "gone through again"),
         (lambda: guards.ConstrainedTokens(responses(), beta=0), "beta=0"),
         (lambda: guards.Lisa(responses(), task_steps=0), "each stretch needs a step"),
-        (lambda: guards.FeatureAnchor(count=0), "count=0"),
+        (lambda: guards.FeatureAnchor(n_features=0), "count=0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,7 @@ from guards.cases import monitor_of
 from guards.step_log import near
 from riprap import Behavior, guards
 from riprap.evaluation import preserve_training_state
-from riprap.guards.regularization._probe_outputs import answers, at_the_end
+from riprap.guards.regularization._probe_outputs import run_probes, last_positions
 from tiny import PROMPTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -24,7 +24,9 @@ def watched(tokenizer: PreTrainedTokenizerFast) -> list[Behavior]:
             "refusal", tokenizer, prompts=PROMPTS, prefixes=["sorry", "i cannot"]
         ),
         Behavior.multiple_choice("facts", tokenizer, PROMPTS, options, [0, 1, 0, 1]),
-        Behavior.likelihood("text", tokenizer, PROMPTS, ["yes no", "red", "i am", "one two"]),
+        Behavior.likelihood(
+            "text", tokenizer, texts=["yes no", "red", "i am", "one two"], prompts=PROMPTS
+        ),
     ]
 
 
@@ -66,11 +68,11 @@ def test_a_common_beginning_read_once_gives_the_same_rows(
 
     def rows() -> list[torch.Tensor]:
         with preserve_training_state(llama), torch.no_grad():
-            found = answers("kl", behavior, llama, "model.layers.1")
-        return [at_the_end(found.logits), at_the_end(found.outputs)]
+            found = run_probes("kl", behavior, llama, "model.layers.1")
+        return [last_positions(found.logits), last_positions(found.layer_outputs)]
 
     once = rows()
-    monkeypatch.setattr("riprap.behaviors._prefix_cache.LEAST", 10_000)
+    monkeypatch.setattr("riprap.behaviors._prefix_cache.MIN_SHARED_TOKENS", 10_000)
     whole = rows()
     assert len(once[0]) == len(whole[0]) == len(PROMPTS)
     assert near(once, whole, 1e-4)

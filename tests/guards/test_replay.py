@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
 from riprap import Behavior, guards
 from riprap import evaluation as probing
-from riprap.detectors import Track
+from riprap.behaviors import ProbeSet
+from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.guards import GuardView
 from riprap.signals import ProtectedGradients
@@ -105,8 +106,8 @@ class Words:
         return self.monitor.metrics()["riprap/words/score"]
 
 
-def pool() -> guards.Pools:
-    return guards.Pools([Words(None).of("words", slice(20, 60))], rows=16)
+def pool() -> guards.SelfDistillationBuffer:
+    return guards.SelfDistillationBuffer([Words(None).of("words", slice(20, 60))], batch_size=16)
 
 
 def test_a_pool_keeps_what_it_does_not_hold() -> None:
@@ -118,25 +119,14 @@ def test_a_pool_keeps_what_it_does_not_hold() -> None:
 
 def test_a_pool_may_not_hold_what_measures() -> None:
     words = Words(None)
-    guard = guards.Replay(guards.Pools([words.of("words", slice(10, 30))]))
+    guard = guards.Replay(guards.SelfDistillationBuffer([words.of("words", slice(10, 30))]))
     with pytest.raises(ConfigError, match="holds 10 of the probes that measure"):
         Words(guard).go(1)
 
 
-def test_probes_are_taken_apart_once() -> None:
-    behavior = Words(None).of("words", slice(0, 60))
-    measure, spare = guards.spare(behavior, 20)
-    rows = [set(map(tuple, part.probes.rows())) for part in (measure, spare)]
-    assert [len(measure.probes), len(spare.probes)] == [20, 40]
-    assert not rows[0] & rows[1]
-    assert rows[0] | rows[1] == set(map(tuple, behavior.probes.rows()))
-    with pytest.raises(ConfigError, match="leave none"):
-        guards.spare(behavior, 60)
-
-
 def test_every_example_of_a_pool_is_drawn_before_any_comes_again() -> None:
     source = pool()
-    drawn = [source._next("words", 16) for _ in range(5)]
+    drawn = [source._next_rows("words", 16) for _ in range(5)]
     every = [index for one in drawn for index in one]
     first, second = every[:40], every[40:]
     assert sorted(first) == list(range(40))
@@ -155,7 +145,7 @@ def test_at_the_start_there_is_nothing_to_learn_again() -> None:
 
 
 def test_margins_are_held_where_there_are_no_logits_to_hold() -> None:
-    run = Run(guards.Replay(guards.Pools([custom("memory", PROMPTS[20:60])]), fraction=0.5))
+    run = Run(guards.Replay(guards.SelfDistillationBuffer([custom("memory", PROMPTS[20:60])]), fraction=0.5))
     run.model = make_llama().train()
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.02, momentum=0.9)
     run.monitor = monitor_of([custom("memory", PROMPTS[:20])])
@@ -169,7 +159,7 @@ def test_margins_are_held_where_there_are_no_logits_to_hold() -> None:
     assert max(losses) > 0
 
 
-class Rows:
+class Rows(ProbeSet):
     """Probes of one's own that can be taken apart."""
 
     def __init__(self, ids: Tensor) -> None:
@@ -178,7 +168,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, indices: list[int]) -> Rows:
+    def select(self, indices: list[int]) -> Rows:
         return Rows(self.ids[indices])
 
 
@@ -214,8 +204,8 @@ def test_it_wakes_when_a_margin_is_spent_and_keeps_more() -> None:
         lambda: guards.Replay(BATCHES, fraction=1.0),
         lambda: guards.Replay(BATCHES, every=0),
         lambda: guards.Replay([], loss=old_loss),
-        lambda: guards.Pools([]),
-        lambda: guards.Pools([behaviors()[0], behaviors()[0]]),
+        lambda: guards.SelfDistillationBuffer([]),
+        lambda: guards.SelfDistillationBuffer([behaviors()[0], behaviors()[0]]),
     ],
 )
 def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untyped-def]
@@ -225,18 +215,18 @@ def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untype
 
 def seen(margins: list[float], median: float = float("inf")) -> GuardView:
     """What a guard is shown of one behaviour whose 10 probes all had these margins at visits."""
-    track = Track("only", floor=0.9)
+    track = BehaviorHistory("only", floor=0.9)
     for step, margin in enumerate(margins):
-        track.visit(step, np.full(10, margin))
+        track.add_margins(step, np.full(10, margin))
     forecast = Forecast(median, median, float("inf"), 50)
     return GuardView(
         step=len(margins),
         model=nn.Linear(1, 1),
         parameters=[],
         behaviors={},
-        held=ProtectedGradients(),
+        protected_gradients=ProtectedGradients(),
         optimizer=torch.optim.SGD([torch.zeros(1)]),
-        tracks={"only": track},
+        histories={"only": track},
         forecasts={"only": forecast},
     )
 
@@ -254,20 +244,20 @@ def seen(margins: list[float], median: float = float("inf")) -> GuardView:
 def test_it_tells_a_new_level_from_a_fall(margins: list[float], median: float, wakes: bool) -> None:
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     guard.names = ["only"]
-    assert bool(guard.needs_of(seen(margins, median))) is wakes
+    assert bool(guard.replay_needs(seen(margins, median))) is wakes
 
 
 def test_it_does_not_rest_while_it_would_wake() -> None:
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     guard.names = ["only"]
     view = seen([1.0, 0.60], 10.0)  # less is gone than what it may rest at, and it will not last
-    assert [bool(guard.needs_of(view)) for _ in range(6)] == [True] * 6
-    assert guard.woken == {"only": 1}
+    assert [bool(guard.replay_needs(view)) for _ in range(6)] == [True] * 6
+    assert guard.wake_count == {"only": 1}
 
 
 def test_what_is_kept_needs_a_pool() -> None:
     watched = [custom("one", PROMPTS[:20]), custom("two", PROMPTS[:20])]
-    pool = guards.Pools([custom("one", PROMPTS[20:])])
+    pool = guards.SelfDistillationBuffer([custom("one", PROMPTS[20:])])
     model = make_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with pytest.raises(ConfigError, match="'two' is to be kept and has no pool"):
@@ -311,8 +301,10 @@ def test_a_pool_of_texts_is_held_to_the_start_also_when_resumed(
 ) -> None:
     """What a likelihood margin fixed at the start belongs to the state."""
     texts = [f"how to make the {word}" for word in ("car", "cake", "bomb", "paint")]
-    pool = Behavior.likelihood("text", tokenizer, texts, ["yes no", "red", "i am", "one two"])
-    source, model, other = guards.Pools([pool]), make_llama(), make_llama(seed=5)
+    pool = Behavior.likelihood(
+        "text", tokenizer, texts=["yes no", "red", "i am", "one two"], prompts=texts
+    )
+    source, model, other = guards.SelfDistillationBuffer([pool]), make_llama(), make_llama(seed=5)
 
     def risen() -> float:
         """By how much the texts have become more surprising to the starting model."""
@@ -333,7 +325,7 @@ def test_that_probes_cannot_be_compared_is_said() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     monitor = monitor_of([custom("memory", PROMPTS[:20])])
     with pytest.warns(UserWarning, match="give its probes a method rows"):
-        monitor.begin(model, optimizer, guards.Replay(guards.Pools([custom("memory", PROMPTS)])))
+        monitor.begin(model, optimizer, guards.Replay(guards.SelfDistillationBuffer([custom("memory", PROMPTS)])))
     monitor.end()
 
 
@@ -342,9 +334,9 @@ def test_it_rests_later_each_time_that_it_rested_too_early() -> None:
     guard.names = ["only"]
     rests = []
     for _ in range(4):
-        assert guard.needs_of(seen([1.0, 0.2]))
+        assert guard.replay_needs(seen([1.0, 0.2]))
         for spent in np.arange(0.7, 0.0, -0.01):
-            if not guard.needs_of(seen([1.0, 1.0 - float(spent)])):
+            if not guard.replay_needs(seen([1.0, 1.0 - float(spent)])):
                 rests.append(float(spent))
                 break
     assert rests == pytest.approx([0.5, 0.25, 0.12, 0.1], abs=0.011)

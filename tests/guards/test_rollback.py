@@ -69,7 +69,7 @@ def test_the_state_that_comes_back_is_that_of_the_healthy_step(
     adam: bool, on_disk: bool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "ring" if on_disk else None
-    seen = Seen(guards.Rollback(every=3, folder=folder), 0.05 if adam else RATE, adam).go()
+    seen = Seen(guards.Rollback(every=3, checkpoint_dir=folder), 0.05 if adam else RATE, adam).go()
     assert len(seen.backs) >= 2
     for action in seen.backs:
         back, now = to_step(action), action.step
@@ -83,7 +83,7 @@ def test_the_state_that_comes_back_is_that_of_the_healthy_step(
 
 def test_it_goes_on_with_later_data_and_less_haste() -> None:
     """The step after a rollback is the one that this batch and half the rate make from there."""
-    seen = Seen(guards.Rollback(every=3, at_most=1)).go(10)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=1)).go(10)
     action = seen.backs[0]
     assert action.before == {"learning_rate": pytest.approx(RATE)}
     assert action.after == {"learning_rate": pytest.approx(RATE / 2)}
@@ -100,9 +100,9 @@ def test_it_goes_on_with_later_data_and_less_haste() -> None:
 
 
 def test_what_was_broken_is_healthy_in_the_end() -> None:
-    plain, guarded = Seen(None).go(40), Seen(guards.Rollback(every=3, at_most=9)).go(40)
+    plain, guarded = Seen(None).go(40), Seen(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     plain_scores, scores = (
-        {n: (t.margins[-1] > 0).mean() for n, t in seen.run.monitor.tracks.items()}
+        {n: (t.margins[-1] > 0).mean() for n, t in seen.run.monitor.behavior_histories.items()}
         for seen in (plain, guarded)
     )
     assert max(plain_scores.values()) < 0.5
@@ -111,7 +111,7 @@ def test_what_was_broken_is_healthy_in_the_end() -> None:
 
 def test_going_back_is_no_update_and_what_is_held_is_fresh() -> None:
     """The first steps after it are predicted as well as before: r_b tells the change of a step."""
-    seen = Seen(guards.Rollback(every=3, at_most=1)).go(12)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=1)).go(12)
     at = seen.backs[0].step
     history = seen.run.monitor.history()
     margins = history[(history.signal == "margin") & (history.behavior == "first")]
@@ -136,7 +136,7 @@ def test_going_back_is_no_update_and_what_is_held_is_fresh() -> None:
 
 
 def test_after_going_back_it_is_judged_afresh_but_the_break_stays_known() -> None:
-    seen = Seen(guards.Rollback(every=3, at_most=5)).go(30)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=5)).go(30)
     monitor, first = seen.run.monitor, seen.backs[0]
     assert monitor.broken()["first"] == 3 == first.step
     alerts = [(a.step, a.behavior) for a in monitor.alerts if str(a.level) == "critical"]
@@ -145,7 +145,7 @@ def test_after_going_back_it_is_judged_afresh_but_the_break_stays_known() -> Non
 
 def test_checkpoints_are_of_measured_health(tmp_path: Path) -> None:
     folder = tmp_path / "ring"
-    seen = Seen(guards.Rollback(every=2, keep=3, folder=folder, at_most=9)).go(30)
+    seen = Seen(guards.Rollback(every=2, max_checkpoints=3, checkpoint_dir=folder, max_rollbacks=9)).go(30)
     scores = seen.run.monitor.history().query("signal == 'score'")
     steps = [int(file.stem.split("-")[1]) for file in folder.iterdir()]
     assert len(steps) == 3
@@ -159,7 +159,7 @@ def test_the_generators_come_back_unless_that_is_not_wanted() -> None:
         return [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
 
     for kept in (True, False):
-        run = Run(guards.Rollback(every=3, generators=kept), rate=RATE)
+        run = Run(guards.Rollback(every=3, restore_rng=kept), rate=RATE)
         seen = []
         with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
             seen.append(drawn())
@@ -173,7 +173,7 @@ def test_the_generators_come_back_unless_that_is_not_wanted() -> None:
 
 
 def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
-    run = Run(guards.Rollback(every=3, at_most=1), rate=RATE)
+    run = Run(guards.Rollback(every=3, max_rollbacks=1), rate=RATE)
     taken = 0
     with (
         pytest.warns(UserWarning, match=r"guard rollback: .* after 1 rollbacks before it training"),
@@ -192,7 +192,7 @@ def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
 
 
 def test_a_loop_that_does_not_stop_is_told_so_in_the_record() -> None:
-    seen = Seen(guards.Rollback(every=3, at_most=0)).go(40)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=0)).go(40)
     assert len(seen.backs) == 1
     later = [action for action in seen.run.monitor.actions if not action.applied]
     assert later
@@ -229,7 +229,7 @@ def test_what_breaks_at_the_last_visit_is_put_back_too() -> None:
         for ids, targets in lessons(5):
             run.step(ids, targets)
             run.monitor._cadence.due = 99
-            for track in run.monitor.tracks.values():
+            for track in run.monitor.behavior_histories.values():
                 track.predicted.clear()
     assert [action.step for action in run.monitor.actions if action.applied] == [5]
     assert same(run.weights(), Run(None).weights())

@@ -26,14 +26,14 @@ LATE = {
 
 
 def test_a_broken_state_that_nothing_alerts_of_yet_is_not_kept() -> None:
-    run = Run(guards.Rollback(every=1, keep=1), rate=RATE)
+    run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=RATE)
     policy = AlertPolicy.parse({"name": "late", "detectors": [LATE]}, "here")
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=5)
     scores = [1.0]
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(6):
             run.step(ids, targets)
-            latest = run.monitor.tracks["first"].margins[-1]
+            latest = run.monitor.behavior_histories["first"].margins[-1]
             scores.append(float((latest > 0).mean()))
     first = run.monitor.actions[0]
     back = to_step(first)
@@ -51,7 +51,7 @@ def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
         return second.margins(model, probes)
 
     one, second = behaviors()
-    run = Run(guards.Rollback(every=1, keep=1), rate=0.1)
+    run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=0.1)
     watched = [one, Behavior("second", second.probes, failing)]
     run.monitor = Monitor(watched, policy=run.monitor.policy, probe_every=5)
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
@@ -63,7 +63,7 @@ def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
 
 
 def test_what_is_seen_soon_after_going_back_is_not_kept_yet() -> None:
-    seen = Seen(guards.Rollback(every=3, at_most=9)).go(40)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     assert len(seen.backs) >= 4
     for earlier, later in zip(seen.backs[:-1], seen.backs[1:], strict=True):
         again = to_step(later) == to_step(earlier)
@@ -71,9 +71,9 @@ def test_what_is_seen_soon_after_going_back_is_not_kept_yet() -> None:
 
 
 def test_what_was_given_up_is_not_judged_and_alerts_can_be_raised_anew() -> None:
-    seen = Seen(guards.Rollback(every=3, at_most=9)).go(40)
+    seen = Seen(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     monitor = seen.run.monitor
-    for track in monitor.tracks.values():
+    for track in monitor.behavior_histories.values():
         for action in seen.backs:
             undone = range(to_step(action) + 1, action.step)
             assert not set(undone) & (set(track.steps) | set(track.predicted))

@@ -16,9 +16,9 @@ import torch
 import resuming
 from guards.cases import Run, lessons, monitor_of
 from riprap import guards
-from riprap.guards.weights._checkpoint_ring import Ring
-from riprap.guards.weights._training_snapshot import Training
-from riprap.monitor._alert_tracker import Judge
+from riprap.guards.weights._checkpoint_ring import CheckpointRing
+from riprap.guards.weights._training_snapshot import TrainingSnapshot
+from riprap.monitor._alert_tracker import AlertTracker
 from riprap.record import Reader, load_state
 from riprap.types import Action
 
@@ -26,19 +26,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
 STEPS, SAVES, RATE = 20, 4, 0.3
 # At the call of that number the process dies; rollbacks are at steps 3, 4, 6 and 13.
 HARMED = {
-    "before a checkpoint is written": (Ring, "_write", 6),
+    "before a checkpoint is written": (CheckpointRing, "_write", 6),
     "before its file has its name": (Path, "replace", 6),
-    "before the oldest goes": (Ring, "_prune", 6),
-    "before anything is put back": (Training, "put_back", 3),
-    "with the weights back and the moments not": (Training, "_put_moments", 17),
-    "before the rates are cut": (Training, "slow_down", 3),
-    "before the probes are visited again": (Judge, "undo", 3),
+    "before the oldest goes": (CheckpointRing, "_prune", 6),
+    "before anything is put back": (TrainingSnapshot, "restore", 3),
+    "with the weights back and the moments not": (TrainingSnapshot, "_restore_optimizer_state", 17),
+    "before the rates are cut": (TrainingSnapshot, "scale_lr", 3),
+    "before the probes are visited again": (AlertTracker, "rewind", 3),
 }
 
 
 def train(folder: Path) -> list[torch.Tensor]:
     """From the newest checkpoint, or from the start; weights in the end."""
-    run = Run(guards.Rollback(every=2, folder=folder / "ring"), rate=RATE)
+    run = Run(guards.Rollback(every=2, checkpoint_dir=folder / "ring"), rate=RATE)
     run.monitor = monitor_of(run=folder / "run", resume=True)
     found, done = resuming.checkpoints(folder), 0
     if found:

@@ -11,7 +11,7 @@ from guards.cases import OLD, Run, last, lessons, monitor_of, start
 from riprap import Behavior, Monitor, guards
 from riprap import evaluation as probing
 from riprap.errors import ConfigError
-from riprap.guards.projection._safegrad import divergence
+from riprap.guards.projection._safegrad import kl_with_gradient
 from tiny import PROMPTS, make_llama, make_tokenizer, token
 
 
@@ -71,7 +71,7 @@ def test_the_surrogates_gradient_is_that_of_the_kl() -> None:
     made = torch.Generator().manual_seed(1)
     was = torch.randn(6, 9, generator=made, dtype=torch.float64)
     now = torch.randn(6, 9, generator=made, dtype=torch.float64).requires_grad_()
-    value, shift, surrogate = divergence(was, now)
+    value, shift, surrogate = kl_with_gradient(was, now)
     true = functional.kl_div(
         now.log_softmax(-1), was.log_softmax(-1), log_target=True, reduction="batchmean"
     )
@@ -185,5 +185,5 @@ def test_what_makes_no_sense_is_refused() -> None:
     silent = Behavior("mute", OLD, lambda model, ids: model.embed(ids).sum((1, 2)) ** 2)
     run = Run(guards.SafeGrad())
     run.monitor = monitor_of([silent])
-    with pytest.raises(ConfigError, match="guard safegrad: behaviour 'mute': no logits were seen"):
+    with pytest.raises(ConfigError, match="guard safegrad: behavior 'mute': no logits were captured"):
         run.go(lessons(1))

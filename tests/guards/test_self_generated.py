@@ -13,7 +13,7 @@ from riprap.behaviors._response_prefixes import greedy_decode
 from riprap.behaviors._tokenization import encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
-from riprap.guards.replay._self_generated import IGNORED, own_answers
+from riprap.guards.replay._self_generated import IGNORED, self_generated_examples
 from tiny import PROMPTS, PlainLM, make_llama
 
 NO_END = {"eos_token_id": None}
@@ -62,7 +62,7 @@ def test_labels_are_the_models_own_answers_and_nothing_else(
     llama.generation_config.update(**NO_END)
     asked = encode_prompts(tokenizer, PROMPTS)
     expected = generate(llama, tokenizer, asked, 4)
-    batches = own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], tokens=4, rows=3)
+    batches = self_generated_examples(llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=4, batch_size=3)
     assert [len(batch["input_ids"]) for batch in batches] == [3, 1]
     rows = [row for batch in batches for row in zip(*batch.values(), strict=True)]
     for (ids, mask, labels), question, answer in zip(rows, asked, expected, strict=True):
@@ -79,7 +79,7 @@ def test_the_answers_are_the_likeliest_there_are(
     for model in (llama, other):
         model.generation_config.update(**NO_END)
     own, foreign = (
-        own_answers(m, tokenizer, PROMPTS, accept, measuring=[], tokens=4)[0]
+        self_generated_examples(m, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=4)[0]
         for m in (llama, other)
     )
     assert llama(**own).loss < llama(**foreign).loss - 1.0
@@ -93,12 +93,12 @@ def test_answers_that_are_not_accepted_are_dropped_and_said(
         return "bomb" in str(prompt) or "cake" in str(prompt)
 
     with pytest.warns(UserWarning, match="2 of the model's 4 own answers"):
-        batches = own_answers(llama, tokenizer, PROMPTS, of_bombs_and_cakes, measuring=[], tokens=3)
+        batches = self_generated_examples(llama, tokenizer, PROMPTS, of_bombs_and_cakes, monitored=[], max_new_tokens=3)
     kept = [PROMPTS[0], PROMPTS[3]]
     for row, prompt in zip(batches[0]["input_ids"], encode_prompts(tokenizer, kept), strict=True):
         assert row[: len(prompt)].tolist() == prompt
     with pytest.raises(ConfigError, match="none of the model's 4 answers"):
-        own_answers(llama, tokenizer, PROMPTS, lambda *_: False, measuring=[])
+        self_generated_examples(llama, tokenizer, PROMPTS, lambda *_: False, monitored=[])
 
 
 def test_a_probe_that_measures_is_refused(
@@ -112,7 +112,7 @@ def test_a_probe_that_measures_is_refused(
         ),
     ):
         with pytest.raises(ConfigError, match=r"1 of the probes that measure 'refusal'"):
-            own_answers(llama, tokenizer, PROMPTS[1:], accept, measuring=[refusal])
+            self_generated_examples(llama, tokenizer, PROMPTS[1:], accept, monitored=[refusal])
 
 
 @pytest.mark.parametrize("odd", [{"tokens": 0}, {"rows": 0}])
@@ -120,12 +120,12 @@ def test_nothing_is_not_asked_for(
     odd: dict[str, int], llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ConfigError, match="both must be 1 or more"):
-        own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], **odd)
+        self_generated_examples(llama, tokenizer, PROMPTS, accept, monitored=[], **odd)
 
 
 def test_a_model_that_cannot_generate_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ConfigError, match=r"PlainLM has no generate\(\)"):
-        own_answers(PlainLM(), tokenizer, PROMPTS, accept, measuring=[])
+        self_generated_examples(PlainLM(), tokenizer, PROMPTS, accept, monitored=[])
 
 
 def test_replaying_them_keeps_what_is_answered(
@@ -134,7 +134,7 @@ def test_replaying_them_keeps_what_is_answered(
     """Trained on the opposite of its own answers, a model with replay goes on giving its own."""
     start = {name: part.clone() for name, part in llama.state_dict().items()}
     llama.generation_config.update(**NO_END)
-    batches = own_answers(llama, tokenizer, PROMPTS, accept, measuring=[], tokens=3)
+    batches = self_generated_examples(llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=3)
     lesson = torch.randint(3, 40, (8, 9), generator=torch.Generator().manual_seed(1))
     refusal = Behavior.response_prefix(
         "refusal", tokenizer, prompts=["how do i paint a cake"], prefixes=["sorry"]

@@ -187,10 +187,10 @@ def test_ema_only_averages_until_it_is_put() -> None:
     average = seen[0].theta
     for step in seen:
         average = [(a + b) / 2 for a, b in zip(average, step.after, strict=True)]
-    guard.put(list(run.model.parameters()))
+    guard.copy_to(list(run.model.parameters()))
     assert near([p.detach() for p in run.model.parameters()], average)
     with pytest.raises(ConfigError, match="not those that were averaged"):
-        guard.put(list(run.model.parameters())[1:])
+        guard.copy_to(list(run.model.parameters())[1:])
 
 
 def test_lisa_alternates_and_holds_each_stretch_near_its_beginning() -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from guards.test_gradient_surgery import conflict_of, operated, vectors
 from riprap import guards
-from riprap.guards.projection._gradient_surgery import Conflict
-from riprap.guards.projection._torchjd_weightings import Aggregation
+from riprap.guards.projection._gradient_surgery import ConflictStats
+from riprap.guards.projection._torchjd_weightings import TorchJDWeighting
 
-KINDS: dict[str, type[Aggregation]] = {"pcgrad": guards.PCGrad, "upgrad": guards.UPGrad}
+KINDS: dict[str, type[TorchJDWeighting]] = {"pcgrad": guards.PCGrad, "upgrad": guards.UPGrad}
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -33,7 +33,7 @@ def theirs(kind: str, rows: Tensor) -> np.ndarray:
 @given(seed=st.integers(0, 10_000), n=st.integers(1, 4))
 def test_it_is_torchjds_aggregation_of_the_rows(kind: str, seed: int, n: int) -> None:
     gradient, protected = vectors(seed, n)
-    found = operated(KINDS[kind](scaled=False), gradient, protected)
+    found = operated(KINDS[kind](normalize=False), gradient, protected)
     expected = theirs(kind, torch.from_numpy(np.vstack([gradient, protected])))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -62,7 +62,7 @@ def test_pcgrad_by_hand() -> None:
     gradient, protected = np.array([-1.0, 1.0]), np.array([[1.0, 0.0]])
     # g loses (−1, 0); p loses ⟨p, g⟩/‖g‖² g = −½ g.
     expected = np.array([0.0, 1.0]) + np.array([1.0, 0.0]) + 0.5 * gradient
-    found = operated(guards.PCGrad(scaled=False), gradient, protected)
+    found = operated(guards.PCGrad(normalize=False), gradient, protected)
     np.testing.assert_allclose(found, expected)
 
 
@@ -70,7 +70,7 @@ def test_pcgrads_order_follows_the_step_and_draws_from_no_generator() -> None:
     gradient, protected = vectors(9, 5)
     before = torch.get_rng_state()
     plain = conflict_of(gradient - protected.sum(0), protected)
-    conflicts = [Conflict(plain.products, plain.gram, plain.square, step) for step in range(6)]
+    conflicts = [ConflictStats(plain.products, plain.gram, plain.squared_norm, step) for step in range(6)]
     found = [guards.PCGrad().decide(conflict)[1] for conflict in conflicts]
     again = [guards.PCGrad().decide(conflict)[1] for conflict in conflicts]
     assert torch.equal(before, torch.get_rng_state())

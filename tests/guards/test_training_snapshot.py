@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from guards.test_rollback import same
-from riprap.guards.weights._training_snapshot import Training
+from riprap.guards.weights._training_snapshot import TrainingSnapshot
 from riprap.record import load_state, save_state
 from tiny import Classifier
 
@@ -20,13 +20,13 @@ def test_running_statistics_and_the_gradient_scaler_come_back() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale(torch.ones(()))
-    training = Training(model, optimizer, scaler=scaler)
-    kept, before = training.take(), copy.deepcopy(model.state_dict())
+    training = TrainingSnapshot(model, optimizer, grad_scaler=scaler)
+    kept, before = training.capture(), copy.deepcopy(model.state_dict())
     model.train()(torch.randn(9, 8)).sum().backward()
     optimizer.step()
     scaler.update(1.0)
     assert not same(dict(before), dict(model.state_dict()))
-    training.put_back(kept)
+    training.restore(kept)
     assert same(dict(before), dict(model.state_dict()))
     assert scaler.get_scale() == 4.0
 
@@ -56,19 +56,19 @@ def test_the_cut_lasts_under_a_schedule(kind: str, on_disk: bool, tmp_path: Path
     for parameters in (plain, cut):
         optimizer = torch.optim.SGD(parameters, lr=0.3)
         schedule = SCHEDULES[kind](optimizer)
-        training = Training(nn.Module(), optimizer, schedule)
+        training = TrainingSnapshot(nn.Module(), optimizer, schedule)
         found = []
         for step in range(1, 21):
             found.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             if parameters is cut and step == 5:
-                kept = training.take()
+                kept = training.capture()
                 if on_disk:
                     save_state(tmp_path / "one.safetensors", kept)
                     kept = load_state(tmp_path / "one.safetensors")
             if parameters is cut and step == 8:
-                training.put_back(kept)
-                training.slow_down(0.5)
+                training.restore(kept)
+                training.scale_lr(0.5)
             schedule.step()
         rates.append(found)
     assert rates[1][:8] == rates[0][:8]

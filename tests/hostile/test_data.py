@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from riprap.commands.watch._build import build_behaviors, load_rows
-from riprap.commands.watch._config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.commands._data import DataConfig, load_rows
+from riprap.commands.watch._build import build_behaviors
+from riprap.commands.watch._config import BehaviorConfig, WatchConfig
 from riprap.errors import ConfigError
 from tiny import make_llama, make_tokenizer
 
@@ -61,7 +62,7 @@ def test_what_is_text_is_left_as_it_stands(tmp_path: Path) -> None:
 
 
 def config(prompts: Path | str) -> WatchConfig:
-    behavior = BehaviorConfig(name="odd", prompts=Path(prompts), openers=("no",))
+    behavior = BehaviorConfig(name="odd", prompts=Path(prompts), prefixes=("no",))
     data = DataConfig(path="none.jsonl")
     rest = {"training": {"steps": 1, "learning_rate": 1.0}, "run": "run", "model": "none"}
     return WatchConfig.model_validate({"behaviors": (behavior,), "data": data, **rest})

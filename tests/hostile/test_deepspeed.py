@@ -68,7 +68,7 @@ def test_what_deepspeed_steps_is_refused_by_name(
     monitor = Monitor([memory])
     with pytest.raises(ConfigError, match=r"cannot watch a .*DeepSpeed.*DDP or FSDP2") as raised:
         monitor.begin(model, optimizer)
-    assert "riprap.evaluation.look(behavior, engine.module)" in str(raised.value)
+    assert "riprap.evaluation.evaluate(behavior, engine.module)" in str(raised.value)
     assert not inner._optimizer_step_pre_hooks
     monitor.begin(learned, inner)  # and the monitor is still good for what it can watch
     monitor.end()
@@ -77,7 +77,7 @@ def test_what_deepspeed_steps_is_refused_by_name(
 def test_what_the_refusal_advises_works(learned: nn.Module, memory: Behavior) -> None:
     engine = Engine(learned, ZeroOptimizer(torch.optim.Adam(learned.parameters())))
     before = {name: part.clone() for name, part in engine.state_dict().items()}
-    look = probing.look(memory, engine.module)
+    look = probing.evaluate(memory, engine.module)
     assert (look.margins > 0).all()
     assert all(torch.equal(part, before[name]) for name, part in engine.state_dict().items())
 

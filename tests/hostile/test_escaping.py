@@ -20,9 +20,9 @@ from experiments.harness import markdown
 from report.synthetic import HORIZON, Scene
 from report.test_page import Page
 from riprap._text import escape_control_chars, escape_nested, shorten
-from riprap.cli import app
-from riprap.report import LiveTable, Row, write_page
-from riprap.report._charts import lanes, save
+from riprap.cli._app import app
+from riprap.report import LiveTable, BehaviorRow, write_report
+from riprap.report._charts import run_figure, save_figure
 from riprap.types import Alert, Forecast, Level, Reading
 
 NASTY = [
@@ -80,7 +80,7 @@ class Elements(Page):
 
 
 def page_of(text: str, name: str, folder: Path) -> tuple[str, Elements]:
-    html = write_page(scene_of(text, name).writer, folder / "report.html").read_text("utf-8")
+    html = write_report(scene_of(text, name).writer, folder / "report.html").read_text("utf-8")
     return html, Elements(html)
 
 
@@ -121,8 +121,8 @@ def rows_of(figures: list[dict]) -> list[dict]:
 
 @pytest.mark.parametrize("text", NASTY[:1] + NASTY[9:13] + NASTY[17:18])
 def test_figures_are_xml_and_show_the_name(text: str, tmp_path: Path) -> None:
-    figure = lanes(scene_of(text, text).writer)
-    tree = ElementTree.parse(save(figure, tmp_path / "figure.svg"))
+    figure = run_figure(scene_of(text, text).writer)
+    tree = ElementTree.parse(save_figure(figure, tmp_path / "figure.svg"))
     tags = {part.tag.split("}")[1] for part in tree.iter()}
     assert tags <= {
         "svg",
@@ -140,7 +140,7 @@ def test_figures_are_xml_and_show_the_name(text: str, tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith("on") or name.endswith("href")]
     texts = [part.text for part in tree.iter() if part.text]
     assert shorten(text) in texts
-    page = Elements(save(figure, tmp_path / "figure.html").read_text(encoding="utf-8"))
+    page = Elements(save_figure(figure, tmp_path / "figure.html").read_text(encoding="utf-8"))
     assert page.tags.count("script") == 3
     assert set(page.tags) <= {*("html", "head", "meta", "script", "body", "div")} | {
         *("/html", "/head", "/script", "/body", "/div")
@@ -155,11 +155,11 @@ def test_text_without_end_makes_neither_page_nor_figure_without_end(
     assert len(html) < 6_000_000
     assert found.tags == harmless.tags
     assert found.text.count(text) >= 3
-    figure = save(lanes(scene_of(text, text).writer), tmp_path / "figure.png").read_bytes()
+    figure = save_figure(run_figure(scene_of(text, text).writer), tmp_path / "figure.png").read_bytes()
     width, height = (int.from_bytes(figure[at : at + 4]) for at in (16, 20))
     assert max(width, height) < 4000
     with LiveTable([text], 10, out := terminal(False)) as table:
-        table.update(1, [Row(text, 1.0)])
+        table.update(1, [BehaviorRow(text, 1.0)])
     assert len(written(out)) < 1000
 
 
@@ -178,7 +178,7 @@ def test_the_live_table_shows_a_name_as_it_is_written(text: str, forced: bool) -
     def drawn(name: str) -> str:
         out = terminal(forced)
         with LiveTable([name], 10, out) as table:
-            table.update(1, [Row(name, 1.0, level=Level.WATCH, forecast="in 3 steps")])
+            table.update(1, [BehaviorRow(name, 1.0, level=Level.WATCH, forecast="in 3 steps")])
         return written(out)
 
     found, usual = drawn(text), drawn("a name")

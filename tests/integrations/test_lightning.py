@@ -73,7 +73,7 @@ def test_no_trace(policy: AlertPolicy, tmp_path: Path) -> None:
     for watched in (False, True):
         monitor = monitor_of(of_words(), policy)
         module, trainer = trained(
-            tmp_path, [MonitorCallback(monitor, part="model")] if watched else []
+            tmp_path, [MonitorCallback(monitor, submodule="model")] if watched else []
         )
         ends.append(state(module, trainer.optimizers[0]))
         if watched:
@@ -82,7 +82,7 @@ def test_no_trace(policy: AlertPolicy, tmp_path: Path) -> None:
 
 
 def test_the_numbers_reach_the_logger(policy: AlertPolicy, tmp_path: Path) -> None:
-    trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), part="model")])
+    trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), submodule="model")])
     logged = "".join(file.read_text() for file in tmp_path.rglob("metrics.csv"))
     assert "riprap/words/score" in logged
 
@@ -91,14 +91,14 @@ def test_several_optimizers_are_refused(policy: AlertPolicy, tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="2 optimizers"):
         trained(
             tmp_path,
-            [MonitorCallback(monitor_of(of_words(), policy), part="model")],
+            [MonitorCallback(monitor_of(of_words(), policy), submodule="model")],
             optimizers=2,
         )
 
 
 def test_a_part_that_is_not_there_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no part 'body'; it has model"):
-        trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), part="body")])
+        trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), submodule="body")])
 
 
 def test_training_that_fails_leaves_no_hooks(policy: AlertPolicy, tmp_path: Path) -> None:
@@ -109,6 +109,6 @@ def test_training_that_fails_leaves_no_hooks(policy: AlertPolicy, tmp_path: Path
 
     monitor = monitor_of(of_words(), policy)
     with pytest.raises(RuntimeError, match="the loop broke"):
-        trained(tmp_path, [MonitorCallback(monitor, part="model"), Fails()])
+        trained(tmp_path, [MonitorCallback(monitor, submodule="model"), Fails()])
     assert monitor.step == 3
     assert monitor._hooks is None

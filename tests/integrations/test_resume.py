@@ -108,7 +108,7 @@ def lightning(folder: Path, monitor: Monitor, stop: bool = False, **fit: Any) ->
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LightningCallback(monitor, part="model"), saving],
+        callbacks=[LightningCallback(monitor, submodule="model"), saving],
     ).fit(Lesson(stop), DataLoader(TensorDataset(resuming.ROWS[:20]), batch_size=4), **fit)
 
 

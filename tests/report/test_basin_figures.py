@@ -12,7 +12,7 @@ import pytest
 from riprap.diagnosis.basins._plane import Plane
 from riprap.diagnosis.basins._profile import Basin, Profile, grid
 from riprap.report._basin import basin_figure, contour, drift_figure, plane_figure
-from riprap.report._charts import save
+from riprap.report._charts import save_figure
 
 ALPHAS = grid(5, 0.5)
 SCORES = np.array([[0.2, 0.8, 1.0, 0.6, 0.0], [0.4, 1.0, 1.0, 0.8, 0.2]])
@@ -48,7 +48,7 @@ def test_curves_show_mean_interval_and_answers(tmp_path: Path) -> None:
     assert "VISAGE" in str(chart.to_dict()["title"])
     assert "\x1b" not in json.dumps(chart.to_dict(), ensure_ascii=False)
     for kind in ("svg", "png", "html"):
-        assert save(chart, tmp_path / f"basin.{kind}").stat().st_size > 1000
+        assert save_figure(chart, tmp_path / f"basin.{kind}").stat().st_size > 1000
 
 
 def test_one_direction_has_no_band() -> None:
@@ -77,7 +77,7 @@ def test_the_planes_first_axis_is_drawn_along_x(tmp_path: Path) -> None:
     (full,) = [row for row in rows(chart) if row.get("score") == 1.0]
     assert (full["x"] + full["x2"]) / 2 == pytest.approx(0.5)
     assert (full["y"] + full["y2"]) / 2 == pytest.approx(0.0)
-    assert save(chart, tmp_path / "plane.svg").stat().st_size > 1000
+    assert save_figure(chart, tmp_path / "plane.svg").stat().st_size > 1000
 
 
 def test_the_drift_shows_each_checkpoint_in_order(tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_the_drift_shows_each_checkpoint_in_order(tmp_path: Path) -> None:
     named = [row["checkpoint"] for row in drawn if row["behaviour"] == "refusal"]
     assert named == ["step 100", "step 9"]
     assert drawn[0]["mean"] == pytest.approx(found()["refusal"].visage.mean)
-    assert save(chart, tmp_path / "drift.svg").stat().st_size > 1000
+    assert save_figure(chart, tmp_path / "drift.svg").stat().st_size > 1000

@@ -11,10 +11,10 @@ import pytest
 
 from riprap.diagnosis._base import Estimate, Verdict
 from riprap.diagnosis.evidence._linear_decodability import Decodability, LayerProbe
-from riprap.diagnosis.evidence._linear_path import Along
-from riprap.diagnosis.evidence._prefix_forcing import Forced, Given
-from riprap.diagnosis.recovery._recover import Recovery, Regained
-from riprap.diagnosis.recovery._verdict import Evidence
+from riprap.diagnosis.evidence._linear_path import PathProfile
+from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing, PrefixPoint
+from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint
+from riprap.diagnosis.recovery._verdict import RecoveryEvidence
 from riprap.diagnosis.repair._evaluator import Repair
 from riprap.errors import ConfigError
 from riprap.report import _diagnosis_text as say
@@ -28,25 +28,25 @@ NAN = math.nan
 
 def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
     """A refusal that was lost, with all its evidence."""
-    numbers = dict.fromkeys((one.name for one in fields(Evidence)), 0.5)
+    numbers = dict.fromkeys((one.name for one in fields(RecoveryEvidence)), 0.5)
     numbers |= {"score_before": 1.0, "retained": 0.9, "regained_own": back}
     numbers |= {"regained_irrelevant": 0.1, "regained_control": NAN}
-    evidence = Evidence(**numbers)
+    evidence = RecoveryEvidence(**numbers)
     one = Estimate(0.9, 0.8, 1.0, 2)
     curve = [
-        Regained("own", 10, one, one, 1e-3, (4,)),
-        Regained("reference", 10, one, one, 1e-3, (1,)),
+        RecoveryPoint("own", 10, one, one, 1e-3, (4,)),
+        RecoveryPoint("reference", 10, one, one, 1e-3, (1,)),
     ]
     recovery = Recovery("refusal", verdict, "so it is", evidence, curve)
-    given = Given(0, 16, one, one, Estimate(-0.5, -0.6, -0.4, 16))
-    short = Given(4, 2, state=ReadingStatus.INSUFFICIENT, detail="too short")
+    given = PrefixPoint(0, 16, one, one, Estimate(-0.5, -0.6, -0.4, 16))
+    short = PrefixPoint(4, 2, status=ReadingStatus.INSUFFICIENT, detail="too short")
     probe = LayerProbe("model.layers.0", 0.9, 1.0, 0.5, 0.6, 0.5, 0.6)
     decoded = Decodability("refusal", 2, (probe,), "model.layers.0", 0.6, one)
     shares = np.linspace(0, 1, 3)
-    along = Along(shares, np.array([0.1, 0.95, 1.0]), shares - 0.4, 0.9)
+    along = PathProfile(shares, np.array([0.1, 0.95, 1.0]), shares - 0.4, 0.9)
     missing = {"control": "no model that never had it"}
     scores = (1.0, 0.1, 2.0, -1.0)
-    forced = Forced((given, short), (given, short))
+    forced = PrefixForcing((given, short), (given, short))
     return Diagnosed("refusal", 0.9, 16, *scores, recovery, forced, decoded, along, missing)
 
 

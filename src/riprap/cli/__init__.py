@@ -1,20 +1,19 @@
-"""The command line: parse, call, print. Exit codes: 0 fine, 1 an error, 2 a finding."""
+"""Command line of Riprap; `main` is its entry point. Exit codes: 0 fine, 1 error, 2 a finding."""
 
-import typer
+from __future__ import annotations
 
-from riprap.cli._diagnose import app as diagnosing_app
-from riprap.cli._policies import policy_app
-from riprap.cli._runs import app as runs_app
+import sys
 
-app = typer.Typer(
-    help="Watch a model while it is trained further; see what erodes before it breaks.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(runs_app)
-app.add_typer(diagnosing_app)
-app.add_typer(policy_app, name="protocol")
+from riprap._extras import require
+from riprap.errors import MissingExtraError
 
-from riprap.cli._common import AS_JSON, command, say
 
-__all__ = ["AS_JSON", "app", "command", "say"]
+def main() -> None:
+    """Run the command line; without typer or rich, name the extra to install and exit with 1."""
+    try:
+        require("cli", "typer", "rich")
+    except MissingExtraError as error:
+        sys.exit(f"error: {error}")
+    from riprap.cli._app import app
+
+    app(prog_name="riprap")

@@ -1,4 +1,4 @@
-"""What all commands share: how they end, what they print."""
+"""Parts that all commands share: exit codes, errors, output, and names that changed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.text import Text
+from typer.core import TyperGroup
 
 from riprap._text import escape_control_chars
 from riprap.errors import RiprapError
@@ -21,25 +22,57 @@ _USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "U
 _USAGE.exit_code = 1  # type: ignore[attr-defined]
 AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
 
+REPLACED_COMMANDS = {
+    "protocol": "`riprap protocol` is now `riprap policy`",
+    "study": "the experiments moved: run `python -m experiments NAME` from a checkout",
+}
+RENAMED_OPTIONS = {  # command -> old option -> new option
+    "diagnose": {
+        "--never": "--naive-model",
+        "--openers": "--refusal-prefixes",
+        "--probes": "--n-probes",
+    },
+    "select": {"--openers": "--refusal-prefixes"},
+}
+
+
+class CommandGroup(TyperGroup):
+    """The commands of `riprap`; old names of commands and options are refused with the new ones."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of `args`."""
+        name, *rest = args
+        if name in REPLACED_COMMANDS:
+            raise _exit_with_error(REPLACED_COMMANDS[name])
+        for option in (argument.partition("=")[0] for argument in rest):
+            new = RENAMED_OPTIONS.get(name, {}).get(option)
+            if new is not None:
+                raise _exit_with_error(f"option {option} of `riprap {name}` is now {new}")
+        return super().resolve_command(ctx, args)
+
 
 def command(function: Callable[..., int]) -> Callable[..., None]:
-    """Run a command; an error of ours becomes one sentence and exit code 1."""
+    """Exit with a command's return value; turn a RiprapError into one sentence and exit code 1."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             code = function(*args, **kwargs)
         except RiprapError as error:
-            text = Text.assemble(("error: ", "bold red"), escape_control_chars(str(error)))
-            Console(stderr=True).print(text, soft_wrap=True)
-            raise typer.Exit(1) from error
+            raise _exit_with_error(str(error)) from error
         raise typer.Exit(code)
 
     return run
 
 
-def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
-    """Print a result for machines or for people."""
+def _exit_with_error(message: str) -> typer.Exit:
+    text = Text.assemble(("error: ", "bold red"), escape_control_chars(message))
+    Console(stderr=True).print(text, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def print_result(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """Print a result: as JSON for programs, as lines for people."""
     if as_json:
         typer.echo(json.dumps(result, indent=2, default=str))
     else:

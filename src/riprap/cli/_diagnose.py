@@ -1,4 +1,4 @@
-"""Commands after the fact: diagnose."""
+"""`riprap diagnose`: compare a fine-tuned model with its base."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from riprap.cli._common import AS_JSON, FINDING, command, say
+from riprap.cli._common import AS_JSON, FINDING, command, print_result
 
 app = typer.Typer()
 
@@ -14,34 +14,44 @@ app = typer.Typer()
 @app.command()
 @command
 def diagnose(
-    base: str = typer.Argument(..., help="The model before: folder, Hugging Face id, or smollm2."),
-    tuned: str = typer.Argument(..., help="The model after, or folder of a LoRA adapter of BASE."),
+    base: str = typer.Argument(..., help="Base model: folder, Hugging Face id, or smollm2."),
+    tuned: str = typer.Argument(..., help="Fine-tuned model, or folder of a LoRA adapter of BASE."),
     out: Path = typer.Option(Path("diagnosis"), help="Folder of the report."),
-    behaviors: list[str] = typer.Option([], help="Pack, or .jsonl of your own; repeatable."),
-    openers: list[str] = typer.Option([], help="What refusals of BASE begin with; repeatable."),
-    probes: int = typer.Option(16, help="Probes a behaviour; half of it where answers are chosen."),
-    never: str | None = typer.Option(None, help="A model that never had the behaviours: control."),
-    run: Path | None = typer.Option(None, help="Run that made TUNED: its checkpoints and data."),
+    behaviors: list[str] = typer.Option(
+        [], help="Shipped probe set, or .jsonl file with your own probes; repeatable."
+    ),
+    refusal_prefixes: list[str] = typer.Option(
+        [], help="First words of the refusals of BASE; repeatable."
+    ),
+    n_probes: int = typer.Option(
+        16, help="Number of probes per behavior (halved for multiple-choice)."
+    ),
+    naive_model: str | None = typer.Option(
+        None, help="Control: a model that never had the behaviors."
+    ),
+    run: Path | None = typer.Option(
+        None, help="Folder of the run that trained TUNED; its checkpoints and data are used."
+    ),
     save_repair: Path | None = typer.Option(None, help="Folder for the cheapest repaired model."),
     as_json: bool = AS_JSON,
 ) -> int:
-    """What TUNED lost of BASE, whether it still can, and what brings it back.
-
-    Exit code 2 where a behaviour is under its floor.
+    """Compare TUNED with BASE: which behaviors were lost, are they recoverable, and which repair
+    restores them. Exit code 2 if a behavior is under its floor.
     """
     from riprap.commands.diagnose import DiagnoseConfig
-    from riprap.commands.diagnose import diagnose as job
+    from riprap.commands.diagnose import diagnose as run_diagnosis
 
-    given = {"base": base, "tuned": tuned, "out": out, "openers": openers, "probes": probes}
-    given |= {"never": never, "run": run, "save_repair": save_repair}
-    given |= {"behaviors": behaviors} if behaviors else {}
-    found = job(DiagnoseConfig.parse(given, "riprap diagnose"), quiet=as_json)
-    lines = [one["in words"] for one in found["behaviors"].values()]
-    if found["lost"]:
-        chosen = found["cheapest"] or "none of those that were tried"
-        lines.append(f"cheapest repair that brings all to their floors: {chosen}")
-    if found["saved"]:
-        lines.append(f"repaired model: {found['saved']}")
-    lines += [f"peak memory: {found['peak']}", f"report: {found['report']}"]
-    say(found, as_json, lines)
-    return FINDING if found["broken"] else 0
+    settings = {"base": base, "tuned": tuned, "out": out}
+    settings |= {"refusal_prefixes": refusal_prefixes, "n_probes": n_probes}
+    settings |= {"naive_model": naive_model, "run": run, "save_repair": save_repair}
+    settings |= {"behaviors": behaviors} if behaviors else {}
+    result = run_diagnosis(DiagnoseConfig.parse(settings, "riprap diagnose"), quiet=as_json)
+    lines = [behavior["summary"] for behavior in result["behaviors"].values()]
+    if result["lost"]:
+        repair = result["cheapest"] or "none of the repairs that were tried"
+        lines.append(f"cheapest repair that brings all behaviors to their floors: {repair}")
+    if result["saved"]:
+        lines.append(f"repaired model: {result['saved']}")
+    lines += [f"peak memory: {result['peak']}", f"report: {result['report']}"]
+    print_result(result, as_json, lines)
+    return FINDING if result["broken"] else 0

@@ -1,4 +1,4 @@
-"""`riprap protocol`: freeze, verify, amend and calibrate thresholds."""
+"""`riprap policy`: freeze, verify, amend and calibrate an alert policy."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from pathlib import Path
 
 import typer
 
-from riprap.cli._common import AS_JSON, FINDING, command, say
+from riprap.cli._common import AS_JSON, FINDING, command, print_result
 
-policy_app = typer.Typer(help="Freeze, verify and amend protocols.", no_args_is_help=True)
+policy_app = typer.Typer(
+    help="Freeze, verify, amend and calibrate alert policies.", no_args_is_help=True
+)
 
 
 @policy_app.command("freeze")
 @command
-def policy_freeze(file: Path, as_json: bool = AS_JSON) -> int:
-    """Write the content hash into FILE."""
+def policy_freeze(
+    file: Path = typer.Argument(..., help="Alert policy as YAML."), as_json: bool = AS_JSON
+) -> int:
+    """Write the content hash of the policy into FILE."""
     from riprap.detectors import AlertPolicy
 
     frozen = AlertPolicy.load(file).freeze()
     frozen.save(file)
-    say({"hash": frozen.hash}, as_json, [f"{file}: frozen as {frozen.hash}"])
+    print_result({"hash": frozen.hash}, as_json, [f"{file}: frozen as {frozen.hash}"])
     return 0
 
 
 @policy_app.command("verify")
 @command
-def policy_verify(file: Path, as_json: bool = AS_JSON) -> int:
-    """Check that FILE is what was frozen; exit code 2 where it is not."""
+def policy_verify(
+    file: Path = typer.Argument(..., help="Frozen alert policy."), as_json: bool = AS_JSON
+) -> int:
+    """Check that FILE has not changed since it was frozen; exit code 2 if it has."""
     from riprap._config import read_yaml
     from riprap.detectors import AlertPolicy
     from riprap.errors import PolicyError
@@ -35,21 +41,22 @@ def policy_verify(file: Path, as_json: bool = AS_JSON) -> int:
     try:
         policy.verify()
     except PolicyError as error:
-        say({"verified": False, "why": str(error)}, as_json, [str(error)])
+        print_result({"verified": False, "why": str(error)}, as_json, [str(error)])
         return FINDING
-    say({"verified": True, "hash": policy.hash}, as_json, [f"{file}: verified {policy.hash}"])
+    verified = f"{file}: verified {policy.hash}"
+    print_result({"verified": True, "hash": policy.hash}, as_json, [verified])
     return 0
 
 
 @policy_app.command("amend")
 @command
 def policy_amend(
-    file: Path,
-    changed: Path = typer.Option(..., help="A protocol file with the new detectors and study."),
-    reason: str = typer.Option(..., help="Why; it is written beside the old hash."),
+    file: Path = typer.Argument(..., help="Frozen alert policy to change."),
+    changed: Path = typer.Option(..., help="Alert policy with the new detectors."),
+    reason: str = typer.Option(..., help="Reason of the change; stored beside the old hash."),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Amend the frozen protocol FILE, keeping the old hash with date and reason."""
+    """Replace the detectors of a frozen policy; FILE records old hash, date and reason."""
     from riprap._config import read_yaml
     from riprap.detectors import AlertPolicy
     from riprap.errors import PolicyError
@@ -57,29 +64,29 @@ def policy_amend(
     new = AlertPolicy.parse(read_yaml(changed, PolicyError), str(changed), PolicyError)
     amended = AlertPolicy.load(file).amend(reason, detectors=new.detectors)
     amended.save(file)
-    say({"hash": amended.hash}, as_json, [f"{file}: amended, now {amended.hash}"])
+    print_result({"hash": amended.hash}, as_json, [f"{file}: amended, now {amended.hash}"])
     return 0
 
 
 @policy_app.command("calibrate")
 @command
 def policy_calibrate(
-    runs: list[Path] = typer.Argument(..., help="Null runs: nothing new was learned in them."),
-    out: Path = typer.Option(..., help="Where to write the calibrated protocol."),
-    policy: Path | None = typer.Option(None, help="Protocol file; the default one if not given."),
+    runs: list[Path] = typer.Argument(..., help="Null runs: training that taught nothing new."),
+    out: Path = typer.Option(..., help="Output file of the calibrated policy."),
+    policy: Path | None = typer.Option(None, help="Policy to calibrate; default: the shipped one."),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Set tolerances and noise scales from null RUNS; exit code 2 where false alarms remain."""
+    """Set tolerances and noise scales from null runs; exit code 2 if false alarms remain."""
     from riprap.detectors import AlertPolicy, calibrated, false_alarms, largest_decline, null_tracks
 
     old = AlertPolicy.default() if policy is None else AlertPolicy.load(policy)
-    tracks = null_tracks(runs)
-    new = calibrated(old, tracks, f"calibrated on {', '.join(map(str, runs))}")
+    histories = null_tracks(runs)
+    new = calibrated(old, histories, f"calibrated on {', '.join(map(str, runs))}")
     new.save(out)
-    before, after = false_alarms(old, tracks), false_alarms(new, tracks)
-    declines = {track.behavior: round(largest_decline(track), 4) for track in tracks}
+    before, after = false_alarms(old, histories), false_alarms(new, histories)
+    declines = {history.behavior: round(largest_decline(history), 4) for history in histories}
     lines = [f"{name}: largest decline {decline:.1%}" for name, decline in declines.items()]
     lines += [f"false alarms before: {len(before)}, after: {len(after)}", f"{out}: {new.hash}"]
     result = {"hash": new.hash, "declines": declines, "before": before, "after": after}
-    say(result, as_json, [*lines, *after])
+    print_result(result, as_json, [*lines, *after])
     return FINDING if after else 0

@@ -1,4 +1,12 @@
+"""The work behind each command of `riprap`; the command line only parses and prints.
+
+- `run_demo`, `examine`: `riprap demo` and `riprap doctor`.
+- `watch`, `select`, `diagnose`: packages of the commands of that name; they need `riprap[hf]`.
+- `load_model`: load a model safely.
+"""
+
+from riprap.commands._demo import run_demo
 from riprap.commands._doctor import examine
 from riprap.commands._models import load_model
 
-__all__ = ["examine", "load_model"]
+__all__ = ["examine", "load_model", "run_demo"]

@@ -1,8 +1,7 @@
-"""What is installed and supported here, and whether a monitor works: a self-test in seconds."""
+"""`riprap doctor`: versions, supported features, and a self-test of a few seconds."""
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
 import warnings
@@ -16,22 +15,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from riprap._extras import EXTRAS, is_installed
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy
 from riprap.monitor import Monitor, versions
 from riprap.record import Reader
 from riprap.types import Level
 
-OPTIONAL = ("trl", "peft", "accelerate", "lightning")
 ROWS, WORDS, STEPS = 48, 12, 60
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried.
+    """Result of one check.
 
     Attributes:
-        detail: what was seen; where it failed also what to do.
+        detail: measured result; for a failed check, the cause and what to do.
     """
 
     name: str
@@ -40,7 +39,7 @@ class Check:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, what is supported here, and the checks of the self-test."""
+    """Collect versions and supported features, and run the self-test."""
     return {
         "versions": versions(),
         "support": support(),
@@ -49,20 +48,26 @@ def examine() -> dict[str, Any]:
 
 
 def support() -> dict[str, str]:
-    """Devices, threads, trainers and backends, by name."""
+    """List devices, threads, extras and communication backends."""
     accelerator = torch.accelerator.current_accelerator() if _has_accelerator() else None
     backends = {
         "gloo": dist.is_available() and dist.is_gloo_available(),
         "nccl": dist.is_available() and dist.is_nccl_available(),
     }
-    trainers = [name for name in OPTIONAL if importlib.util.find_spec(name)]
-    missing = [name for name in OPTIONAL if name not in trainers]
+    missing = {
+        extra: [module for module in modules if not is_installed(module)]
+        for extra, modules in EXTRAS.items()
+    }
+    complete = [f"riprap[{extra}]" for extra, modules in missing.items() if not modules]
+    incomplete = [
+        f"riprap[{extra}] ({', '.join(modules)})" for extra, modules in missing.items() if modules
+    ]
     return {
         "device": str(accelerator or "cpu"),
         "threads": str(torch.get_num_threads()),
-        "installed": ", ".join(["transformers", *trainers]),
-        "not installed": ", ".join(missing) or "nothing that Riprap works with",
-        "several ranks": ", ".join(name for name, there in backends.items() if there) or "no",
+        "extras installed": ", ".join(complete) or "none",
+        "extras not installed": ", ".join(incomplete) or "none",
+        "several ranks": ", ".join(name for name, usable in backends.items() if usable) or "no",
     }
 
 
@@ -71,28 +76,28 @@ def _has_accelerator() -> bool:
 
 
 def self_test() -> list[Check]:
-    """A monitor on a tiny model that is made to forget: alert, record, and no trace."""
+    """Monitor a tiny model that forgets; check the alert, the record and the weights."""
     started = time.monotonic()
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     checks = []
     steps: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("a decline is announced", _announces),
-        ("the record can be read back", _records),
-        ("training is left as it is, bit for bit", _no_trace),
+        ("an alert comes before the break", _check_alert),
+        ("the record can be read", _check_record),
+        ("training is unchanged, bit for bit", _check_isolation),
     ]
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
-        found["folder"] = Path(folder) / "run"
+        results["folder"] = Path(folder) / "run"
         for name, step in steps:
             try:
-                checks.append(Check(name, True, step(found)))
-            except Exception as error:  # noqa: BLE001 a self-test reports whatever goes wrong
+                checks.append(Check(name, True, step(results)))
+            except Exception as error:  # noqa: BLE001 a self-test reports every failure
                 checks.append(Check(name, False, f"{type(error).__name__}: {error}"))
     checks.append(Check("time", True, f"{time.monotonic() - started:.1f} s"))
     return checks
 
 
 class _Tiny(nn.Module):
-    """One word in, logits of the next word out."""
+    """Predicts the logits of the next word from one word."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,60 +116,64 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, shift: int, steps
         optimizer.step()
 
 
-def _forget(run: Path | None, watched: bool) -> tuple[_Tiny, torch.optim.Optimizer, Monitor | None]:
-    """Learn "the next word", then "the word after that"; the first is watched."""
+def _train_and_forget(
+    run_dir: Path | None, monitored: bool
+) -> tuple[_Tiny, torch.optim.Optimizer, Monitor | None]:
+    """Train on "the next word", then on "the word after that", with or without a monitor."""
     torch.manual_seed(0)
     model = _Tiny()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     _train(model, optimizer, 1, 150)
     ids = torch.arange(ROWS)[:, None] % WORDS
     behavior = Behavior.next_token("next word", ids, (ids[:, 0] + 1) % WORDS)
-    if not watched:
+    if not monitored:
         _train(model, optimizer, 2, STEPS)
         return model, optimizer, None
-    monitor = Monitor([behavior], policy=AlertPolicy.default(), probe_every=10, run_dir=run)
+    monitor = Monitor([behavior], policy=AlertPolicy.default(), probe_every=10, run_dir=run_dir)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an observer that fails says so by a warning
+        warnings.simplefilter("error")  # a failing monitor only warns
         with monitor.watch(model, optimizer):
             _train(model, optimizer, 2, STEPS)
     return model, optimizer, monitor
 
 
-def _announces(found: dict[str, Any]) -> str:
-    found["model"], found["optimizer"], monitor = _forget(found["folder"], watched=True)
+def _check_alert(results: dict[str, Any]) -> str:
+    results["model"], results["optimizer"], monitor = _train_and_forget(
+        results["folder"], monitored=True
+    )
     assert monitor is not None
-    found["monitor"] = monitor
+    results["monitor"] = monitor
     broke = monitor.broken()["next word"]
     alerts = [a.step for a in monitor.alerts if a.level.rank >= Level.WARNING.rank]
     if broke is None or not alerts or min(alerts) >= broke:
         raise RuntimeError(
-            f"broke at {broke}, alerts at {alerts}: a planted decline was not announced; please "
-            "report this with the versions above"
+            f"break at {broke}, alerts at {alerts}: the planted decline caused no alert in time; "
+            "please report this with the versions above"
         )
     return f"alert at step {min(alerts)}, break at step {broke}"
 
 
-def _records(found: dict[str, Any]) -> str:
-    with Reader(found["folder"]) as reader:
-        kept = reader.readings()
-    if len(kept) != len(found["monitor"].history()):
-        raise RuntimeError("the record does not hold what was read; is the disk full?")
-    return f"{len(kept)} readings"
+def _check_record(results: dict[str, Any]) -> str:
+    with Reader(results["folder"]) as reader:
+        readings = reader.readings()
+    if len(readings) != len(results["monitor"].history()):
+        raise RuntimeError("the record lacks readings; is the disk full?")
+    return f"{len(readings)} readings"
 
 
-def _no_trace(found: dict[str, Any]) -> str:
-    model, optimizer, _ = _forget(None, watched=False)
+def _check_isolation(results: dict[str, Any]) -> str:
+    model, optimizer, _ = _train_and_forget(None, monitored=False)
     same = all(
         torch.equal(one, two)
-        for one, two in zip(model.parameters(), found["model"].parameters(), strict=True)
+        for one, two in zip(model.parameters(), results["model"].parameters(), strict=True)
     )
-    kept = [list(o.state.values()) for o in (optimizer, found["optimizer"])]
+    states = [list(o.state.values()) for o in (optimizer, results["optimizer"])]
     same = same and all(
-        torch.equal(one[key], two[key]) for one, two in zip(*kept, strict=True) for key in one
+        torch.equal(one[key], two[key]) for one, two in zip(*states, strict=True) for key in one
     )
     if not same:
         raise RuntimeError(
-            "the weights differ from those of training without a monitor: is torch set to "
-            "algorithms that are not deterministic on this device?"
+            "the weights differ from those of training without a monitor: does torch use "
+            "nondeterministic algorithms on this device?"
         )
     return f"{STEPS} steps, weights and optimizer state identical"

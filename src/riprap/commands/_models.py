@@ -1,26 +1,28 @@
-"""Loading a model that somebody else may have made: safetensors alone, and none of its code."""
+"""Load models and tokenizers: weights from safetensors only, no remote code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+from riprap._extras import require
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # reading one runs what it says
-SHOWN = 300  # characters of another library's error that are repeated
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code when it is loaded
+SHOWN = 300  # characters of a name, or of another library's error, that a message repeats
 
 
 def load_model(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder, a hub id, or `smollm2`.
+    """Load model and tokenizer from a folder, a Hugging Face id, or `smollm2`, in float32.
 
     Raises:
-        ConfigError: nothing can be loaded by that name, only pickled weights, or not all weights.
+        ConfigError: there is no such model, its weights are pickled, or some of them are missing.
     """
-    source = _source(name)
+    require("hf", "transformers")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = _folder_or_hub_id(name)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -33,9 +35,9 @@ def load_model(name: str) -> tuple[Any, Any]:
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
         raise ConfigError(f"model {name[:SHOWN]!r} cannot be loaded: {first}") from error
-    model, found = loaded
-    missing = sorted(found["missing_keys"])
-    if missing:  # they would be random numbers, and the model another one
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would initialize them at random
         raise ConfigError(
             f"model {name!r} cannot be loaded: its files lack {len(missing)} of its weights, such "
             f"as {missing[0]!r}; save the whole model with model.save_pretrained"
@@ -43,29 +45,31 @@ def load_model(name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _source(name: str) -> str:
-    """What to load: the folder of that name where there is one, otherwise a hub id."""
+def _folder_or_hub_id(name: str) -> str:
+    """Return the folder with this name; without such a folder, the name as a Hugging Face id."""
     try:
-        folder = smollm2.ensure() if name == "smollm2" else Path(name).expanduser()
-        here = folder.exists()
+        folder = smollm2.ensure_converted() if name == "smollm2" else Path(name).expanduser()
+        exists = folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, NUL
-        raise ConfigError(f"model {name[:SHOWN]!r} cannot be loaded: it is no path") from error
-    if not here and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        hint = (
-            "; make it with `riprap study smollm2 --prepare`" if folder == smollm2.REFUSING else ""
-        )
+        raise ConfigError(
+            f"model {name[:SHOWN]!r} cannot be loaded: it is not a valid path"
+        ) from error
+    if not exists and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        hint = ""
+        if folder == smollm2.REFUSING:
+            hint = "; make it with `python -m experiments smollm2 --prepare`"
         raise ConfigError(f"model {name!r}: no such folder{hint}")
-    if here:
+    if exists:
         _refuse_pickles(folder)
-    return str(folder) if here else name
+    return str(folder) if exists else name
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Say what is wrong where all weights are pickled; the library only misses a file."""
+    """Name the pickle if all weights are pickled; transformers would only report a missing file."""
     pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
     if pickles and not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model {str(folder)!r} cannot be loaded: its weights are in {pickles[0]!r}, a pickle, "
-            "which can run any code when it is read; save them as safetensors, by "
-            "model.save_pretrained where you trust the file"
+            "which can run any code when it is loaded; if you trust the file, save the weights as "
+            "safetensors with model.save_pretrained"
         )

@@ -1,4 +1,4 @@
-"""What all diagnoses share: verdicts, intervals, progress."""
+"""Types that all diagnoses share: verdicts, estimates with intervals, progress callbacks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from enum import StrEnum
 
 import numpy as np
 from scipy import stats
-from torch import nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior
-
-Progress = Callable[[int, int], None]  # (done, in all)
+Progress = Callable[[int, int], None]  # (done, total)
 
 
 class Verdict(StrEnum):
-    """What became of a behaviour whose score fell."""
+    """Outcome of a diagnosis of a behavior whose score dropped.
+
+    Alignment loss is *task alignment loss* (2501.13453): the knowledge is there, but the model
+    does not use it. It is not a training loss.
+    """
 
     ALIGNMENT = "alignment loss"
     KNOWLEDGE = "knowledge loss"
@@ -27,10 +27,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over independent draws, with its 95 % t-interval; one draw has none.
+    """Mean over n independent draws, with its 95 % interval.
 
     Attributes:
-        low, high: bounds; NaN where there are fewer than two draws.
+        low, high: bounds; NaN for fewer than two draws.
     """
 
     mean: float
@@ -40,19 +40,14 @@ class Estimate:
 
 
 def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean and 95 % t-interval of draws.
+    """Compute the mean of draws and its 95 % t-interval.
 
     Args:
         values: at least one, all finite.
     """
-    found = np.asarray(values, dtype=np.float64)
-    mean, n = float(found.mean()), len(found)
+    draws = np.asarray(values, dtype=np.float64)
+    mean, n = float(draws.mean()), len(draws)
     if n < 2:
         return Estimate(mean, float("nan"), float("nan"), n)
-    half = float(stats.t.ppf(0.975, n - 1) * found.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf(0.975, n - 1) * draws.std(ddof=1) / np.sqrt(n))
     return Estimate(mean, mean - half, mean + half, n)
-
-
-def score(behavior: Behavior, model: nn.Module) -> float:
-    """Share of the behaviour's margins that are above 0, in one pass that leaves no trace."""
-    return float((probing.look(behavior, model).margins > 0).mean())

@@ -1,4 +1,4 @@
-"""Continual-learning metrics of tasks that were learned one after another."""
+"""Continual-learning metrics of tasks that were learned in sequence."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What a sequence of T stages kept of its tasks. All in the unit of the matrix.
+    """Metrics of a sequence of T training stages, all in the unit of the accuracy matrix.
 
     Attributes:
-        average: mean over stages of the mean over all T tasks, those still to come included.
+        average: mean over stages of the mean over all T tasks, including tasks not yet trained.
         backward_transfer: BWT, mean over j < T of a_{T,j} − a_{j,j}; below 0 is forgetting.
         forgetting: FM, mean over j < T of max_{t<T} a_{t,j} − a_{T,j}; above 0 is forgetting.
-        max_drop: the largest fall of a task in a single stage, 0 where none fell.
-        interference: I_{t,j} = a_{t,j} − a_{t−1,j}, shape (stages compared, T): row by row what a
-            stage did to every task. Its first row is stage 1's where `start` was given, else
-            stage 2's.
-        total_interference: the sum of all I_{t,j}, what was newly learned included.
+        max_drop: the largest drop of a task in one stage; 0 if no task dropped.
+        interference: I_{t,j} = a_{t,j} − a_{t−1,j}, shape (stages compared, T): row t is the effect
+            of a stage on each task. The first row is that of stage 1 if `start` was given, else of
+            stage 2.
+        total_interference: sum of all I_{t,j}, including gains on the trained tasks.
     """
 
     average: float
@@ -38,31 +38,31 @@ class Forgetting:
 
 
 def forgetting(accuracy_matrix: Any, start: Sequence[float] | Array | None = None) -> Forgetting:
-    """Metrics of a sequence of tasks from how well each was done after each stage.
+    """Compute continual-learning metrics from the accuracy of each task after each stage.
 
     Args:
         accuracy_matrix: shape (T, T), T ≥ 2: row t is the state after stage t, column j the task
-            that stage j trains; any score of which more is better.
+            that stage j trains. Any score of which more is better.
         start: shape (T,), the same before the first stage.
 
     Source: Lopez-Paz and Ranzato, 1706.08840 (BWT); Chaudhry et al., 1801.10112 (forgetting), here
     with the maximum over all stages before the last.
 
     Raises:
-        ConfigError: another shape, or a number that is missing: a metric over half a matrix would
-            look like one over all of it.
+        ConfigError: wrong shape, or missing numbers: metrics of an incomplete matrix would be
+            misleading.
     """
-    a = _numbers("accuracy_matrix", accuracy_matrix)
+    a = _as_array("accuracy_matrix", accuracy_matrix)
     if a.ndim != 2 or a.shape[0] != a.shape[1] or len(a) < 2:
         raise ConfigError(
-            f"accuracy_matrix has shape {a.shape}; one row a stage and one column a task are "
-            "needed, equally many, two or more"
+            f"accuracy_matrix has shape {a.shape}; expected (T, T) with T >= 2, one row per stage "
+            "and one column per task"
         )
     rows = a
     if start is not None:
-        before = _numbers("start", start)
+        before = _as_array("start", start)
         if before.shape != (len(a),):
-            raise ConfigError(f"start has shape {before.shape}; one number a task, ({len(a)},)")
+            raise ConfigError(f"start has shape {before.shape}; expected one per task, ({len(a)},)")
         rows = np.vstack([before, a])
     interference = np.diff(rows, axis=0)
     last, earlier = a[-1, :-1], a[:-1, :-1]
@@ -76,14 +76,14 @@ def forgetting(accuracy_matrix: Any, start: Sequence[float] | Array | None = Non
     )
 
 
-def _numbers(name: str, values: Any) -> Array:
+def _as_array(name: str, values: Any) -> Array:
     try:
-        found: Array = np.asarray(values, dtype=np.float64)
+        array: Array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as problem:
-        raise ConfigError(f"{name} is no array of numbers: {problem}") from problem
-    if not np.isfinite(found).all():
+        raise ConfigError(f"{name} is not an array of numbers: {problem}") from problem
+    if not np.isfinite(array).all():
         raise ConfigError(
-            f"{name} holds {int((~np.isfinite(found)).sum())} numbers that are missing or not "
-            "finite; measure them, or leave the stages out"
+            f"{name} has {int((~np.isfinite(array)).sum())} entries that are missing or not finite; "
+            "measure them, or drop their stages"
         )
-    return found
+    return array

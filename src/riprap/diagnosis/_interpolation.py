@@ -1,4 +1,4 @@
-"""The way from a model to its reference, walked in place: over weights, or by adapters' scale."""
+"""The linear path from a model to its reference, in place: over weights, or over LoRA scales."""
 
 from __future__ import annotations
 
@@ -10,169 +10,169 @@ import torch
 from torch import Tensor, nn
 
 from riprap.diagnosis._weight_sources import (
+    NameFilter,
     Reference,
-    Wanted,
     Weights,
-    everything,
-    fitting,
-    kept,
-    move,
-    weights_of,
+    all_names,
+    interpolate_,
+    matching_names,
+    named_weights,
+    restore_weights,
 )
 from riprap.errors import ConfigError
 from riprap.evaluation import layer_names
-from riprap.linalg import widened
+from riprap.linalg import upcast
 
 
-class Way(Protocol):
-    """What can be moved, by name, and how.
+class WeightPath(Protocol):
+    """The linear path from the model (α = 0) to its reference (α = 1).
 
     Attributes:
-        names: weights that can be moved, as in `model.named_parameters()`.
+        names: weights that can move, as in `model.named_parameters()`.
     """
 
     names: list[str]
 
-    def go(self, share: float, names: Sequence[str] | None = None) -> None:
-        """Put weights at a share of the way: 0 the model as it is, 1 the reference; None: all."""
+    def set_alpha(self, alpha: float, names: Sequence[str] | None = None) -> None:
+        """Move the named weights to α; None: all weights."""
 
-    def change(self, name: str) -> tuple[Tensor, Tensor]:
-        """A weight at the reference and θ − θ₀, in at least float32, wherever the model stands."""
+    def delta(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return θ₀ and θ − θ₀ of a weight, in at least float32, whatever the current α is."""
 
 
-class _ByWeights:
-    def __init__(self, model: nn.Module, here: Weights, there: Weights, names: list[str]) -> None:
-        self.model, self.here, self.there, self.names = model, here, there, names
+class _DensePath:
+    def __init__(self, model: nn.Module, start: Weights, end: Weights, names: list[str]) -> None:
+        self.model, self.start, self.end, self.names = model, start, end, names
 
-    def go(self, share: float, names: Sequence[str] | None = None) -> None:
+    def set_alpha(self, alpha: float, names: Sequence[str] | None = None) -> None:
         chosen = self.names if names is None else list(names)
-        move(self.model, self.here, self.there, share, chosen)
+        interpolate_(self.model, self.start, self.end, alpha, chosen)
 
-    def change(self, name: str) -> tuple[Tensor, Tensor]:
-        before = widened(self.there[name].detach())
-        return before, widened(self.here[name].detach()).to(before.device) - before
+    def delta(self, name: str) -> tuple[Tensor, Tensor]:
+        reference = upcast(self.end[name].detach())
+        return reference, upcast(self.start[name].detach()).to(reference.device) - reference
 
 
-class _ByScale:
+class _LoraScalePath:
     def __init__(self, layers: dict[str, Any]) -> None:
         self.layers, self.names = layers, list(layers)
         self.scales = {name: dict(layer.scaling) for name, layer in layers.items()}
 
-    def go(self, share: float, names: Sequence[str] | None = None) -> None:
+    def set_alpha(self, alpha: float, names: Sequence[str] | None = None) -> None:
         for name in self.names if names is None else names:
             for adapter, scale in self.scales[name].items():
-                # Times (1 − 0) a scale is what it was; set, it is so whatever its type.
-                new = scale if share == 0 else (1 - share) * scale
+                # At α = 0 the original object, so that its type is unchanged too.
+                new = scale if alpha == 0 else (1 - alpha) * scale
                 self.layers[name].scaling[adapter] = new
 
-    def change(self, name: str) -> tuple[Tensor, Tensor]:
-        layer, now = self.layers[name], dict(self.layers[name].scaling)
+    def delta(self, name: str) -> tuple[Tensor, Tensor]:
+        layer, current = self.layers[name], dict(self.layers[name].scaling)
         layer.scaling.update(self.scales[name])
         try:
-            used = [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
-            parts = [layer.get_delta_weight(adapter) for adapter in used]
+            active = [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
+            deltas = [layer.get_delta_weight(adapter) for adapter in active]
         finally:
-            layer.scaling.update(now)
-        return widened(layer.get_base_layer().weight.detach()), widened(sum(parts).detach())
+            layer.scaling.update(current)
+        return upcast(layer.get_base_layer().weight.detach()), upcast(sum(deltas).detach())
 
 
 @contextmanager
-def way_back(
+def path_to_reference(
     model: nn.Module,
     reference: Reference,
-    home: Weights | None = None,
-    wanted: Wanted = everything,
-) -> Iterator[Way]:
-    """The way to the reference; afterwards the model is bit by bit what it was.
+    weights_on_disk: Weights | None = None,
+    name_filter: NameFilter = all_names,
+) -> Iterator[WeightPath]:
+    """Yield the path to the reference; on exit the model is bit by bit what it was.
 
-    A reference that is a model lends its parameters: buffers stay those of `model`.
+    Only parameters of a reference model are used; buffers stay those of `model`.
 
     Args:
-        reference: a model or weights; None: `model` without its LoRA adapters, to which the way
-            leads by their scale.
-        home: see `kept`; of no use to adapters.
-        wanted: which weights are moved, by name.
+        reference: a model or weights; None: `model` without its LoRA adapters, which the path
+            reaches by scaling them down.
+        weights_on_disk: see `restore_weights`; not used for adapters.
+        name_filter: which weights move, by name.
 
     Raises:
-        ConfigError: nothing that could be moved, weights of another model, or adapters that a
-            scale of 0 does not undo.
+        ConfigError: no weight that could move, weights of another model, or adapters that are not
+            removed by a scale of 0.
     """
     if reference is None:
-        way = _ByScale({n: layer for n, layer in _adapted(model).items() if wanted(n)})
-        _something(way)
+        path = _LoraScalePath({n: x for n, x in _lora_layers(model).items() if name_filter(n)})
+        _require_weights(path)
         try:
-            yield way
+            yield path
         finally:
-            way.go(0.0)
+            path.set_alpha(0.0)
         return
-    there = weights_of(reference)
-    names = fitting(model, there, wanted)
-    with kept(model, home) as here:
-        found = _ByWeights(model, here, there, names)
-        _something(found)
-        yield found
+    weights = named_weights(reference)
+    names = matching_names(model, weights, name_filter)
+    with restore_weights(model, weights_on_disk) as original:
+        dense_path = _DensePath(model, original, weights, names)
+        _require_weights(dense_path)
+        yield dense_path
 
 
-def _something(way: Way) -> None:
-    if not way.names:
-        raise ConfigError("no weight is wanted: `only` holds for none of the model's names")
+def _require_weights(path: WeightPath) -> None:
+    if not path.names:
+        raise ConfigError("`name_filter` accepts none of the model's weights")
 
 
-def _adapted(model: nn.Module) -> dict[str, Any]:
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
     """LoRA layers by the name of the weight that each adapts.
 
     Raises:
-        ConfigError: there is none, or the model is not what it was once their scale is 0.
+        ConfigError: there is none, or a scale of 0 does not restore the base model.
     """
     if not hasattr(model, "disable_adapter"):
         raise ConfigError(
-            "no reference is given, and the model has no adapter that could be scaled down: "
-            "give the model or the weights as they were before"
+            "no reference was given, and the model has no adapter to scale down: pass the model "
+            "before training, or its weights"
         )
-    names = {id(part): name for name, part in model.named_parameters()}
-    found: dict[str, Any] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layers: dict[str, Any] = {}
     for name, module in model.named_modules():
         if hasattr(module, "original_module"):
             raise ConfigError(
-                f"{name} was trained whole beside the adapters, which no scale undoes: give the "
-                "weights as they were before"
+                f"{name} was trained in full beside the adapters, and scaling does not undo that: "
+                "pass the weights before training"
             )
         if not hasattr(module, "get_base_layer") or not hasattr(module, "active_adapters"):
             continue
         layer: Any = module
-        if why := _not_scaled(layer):
+        if why := _why_not_scalable(layer):
             raise ConfigError(f"the adapter of {name} cannot be scaled down: {why}")
-        found[names[id(layer.get_base_layer().weight)]] = layer
-    if not found:
-        raise ConfigError("the model has adapters, but none of a kind that could be scaled down")
-    return found
+        layers[names[id(layer.get_base_layer().weight)]] = layer
+    if not layers:
+        raise ConfigError("none of the model's adapters can be scaled down")
+    return layers
 
 
-def _not_scaled(layer: Any) -> str:
-    """Why a scale of 0 would not be the layer without its adapters; empty where it is."""
-    plain = hasattr(layer, "scaling") and hasattr(layer, "lora_A")
-    if not plain or not hasattr(layer.get_base_layer(), "weight"):
-        return "it is no LoRA of a weight; give the weights as they were before"
+def _why_not_scalable(layer: Any) -> str:
+    """Reason why a scale of 0 does not give the base layer; empty if it does."""
+    is_lora = hasattr(layer, "scaling") and hasattr(layer, "lora_A")
+    if not is_lora or not hasattr(layer.get_base_layer(), "weight"):
+        return "it is not a LoRA of a weight; pass the weights before training"
     if getattr(layer, "lora_variant", None) or len(getattr(layer, "lora_magnitude_vector", ())):
-        return "at scale 0 a DoRA or other variant is not its base; give the weights before"
+        return "a DoRA or another variant at scale 0 is not its base; pass the weights before"
     if layer.merged:
         return "it is merged into its weight; unmerge it first"
-    return "it is switched off; switch it on first" if layer.disable_adapters else ""
+    return "it is disabled; enable it first" if layer.disable_adapters else ""
 
 
-def by_layer(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of weights by the layer they belong to: embeddings, blocks, head, in their order.
+def names_by_layer(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+    """Group weight names by layer: embeddings, blocks, head, in this order.
 
-    A weight that is shared, as of a head tied to the embeddings, belongs to the first.
+    A shared weight, such as a head tied to the embeddings, belongs to the first layer.
     """
-    own = dict(model.named_parameters())
-    layers = layer_names(model, [own[name] for name in names])
-    found: dict[str, list[str]] = {}
+    parameters = dict(model.named_parameters())
+    layers = layer_names(model, [parameters[name] for name in names])
+    groups: dict[str, list[str]] = {}
     for layer, name in zip(layers, names, strict=True):
-        found.setdefault(layer.removesuffix(".base_layer"), []).append(name)
-    return found
+        groups.setdefault(layer.removesuffix(".base_layer"), []).append(name)
+    return groups
 
 
-def squared(part: Tensor) -> float:
-    """‖part‖²."""
-    return float(torch.linalg.vector_norm(part)) ** 2
+def squared_norm(tensor: Tensor) -> float:
+    """Compute ‖tensor‖²."""
+    return float(torch.linalg.vector_norm(tensor)) ** 2

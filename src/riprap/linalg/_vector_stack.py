@@ -140,7 +140,7 @@ class VectorStack:
         return self._gram
 
     def add_combination(self, vector: Sequence[Tensor], weights: Mapping[str, float]) -> Vector:
-        """Compute vector + Σ weights[name] · stacked vector, as new tensors with the vector's dtypes.
+        """Compute vector + Σ weights[name] · stacked vector, as new tensors with its dtypes.
 
         For sharded vectors this rank's shards.
         """
@@ -176,10 +176,12 @@ class VectorStack:
         """Rebuild a stack from `state_dict`, over the parameters `like`.
 
         Raises:
-            ValueError: the state has other shapes than the parameters.
+            ValueError: the state is malformed, or has other shapes than the parameters.
         """
         stack = cls({})
         stack.names, stack.norms = list(state["names"]), dict(state["norms"])
+        if sorted(stack.norms) != sorted(stack.names):
+            raise ValueError("every vector of a stack needs a name and a norm")
         stack._build_layout(like if stack.names else [])
         shapes = [[tuple(part.shape) for part in parts] for parts in state["rows"]]
         plain = [[(len(stack.names), size)] for size in stack._sizes]

@@ -1,122 +1,124 @@
-"""Figures of a diagnosis: one behaviour's evidence, and what the repairs do and take."""
+"""Figures of a diagnosis: the evidence for one behavior, and a comparison of repairs."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import altair as alt
 
-from riprap.diagnosis import Estimate
+from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate
 from riprap.report import _style as style
-from riprap.report._charts import styled
+from riprap.report._charts import apply_style
 from riprap.report._divergence import short_names
-from riprap.report._panels import data
-
-if TYPE_CHECKING:
-    from riprap.report._diagnosis_page import Diagnosed, Diagnosis
+from riprap.report._panels import inline_data
 
 WIDTH, HEIGHT = 300, 150
 TUNED, BASE, CONTROL = "tuned", "base", "shuffled labels"
-COLOURS = {TUNED: style.CONE, BASE: style.BLUE, CONTROL: style.QUIET}
+COLORS = {TUNED: style.CONE, BASE: style.BLUE, CONTROL: style.MUTED}
 SOURCES = {
     "own": "own examples",
-    "irrelevant": "irrelevant examples",
-    "control": "a model without it",
+    "unrelated": "unrelated examples",
+    "naive_model": "naive model",
     "reference": "base model",
 }
 Row = dict[str, Any]
 
 
-def evidence_figure(one: Diagnosed) -> Any:
-    """Two panels a row: recovery, forced prefix, decodability, path; those that were measured."""
+def evidence_figure(behavior: BehaviorDiagnosis) -> Any:
+    """Draw recovery, prefix forcing, decodability and path, two panels a row, if measured."""
     panels = [
-        panel
-        for panel in (_recovery(one), _forced(one), _decoded(one), _along(one))
-        if panel is not None
+        _recovery_panel(behavior),
+        _prefix_forcing_panel(behavior),
+        _decodability_panel(behavior),
+        _linear_path_panel(behavior),
     ]
-    chart = alt.concat(*panels, columns=2, spacing=28).resolve_scale(color="independent")
-    return styled(chart)
+    drawn = [panel for panel in panels if panel is not None]
+    chart = alt.concat(*drawn, columns=2, spacing=28).resolve_scale(color="independent")
+    return apply_style(chart)
 
 
-def _bounds(name: str, one: Estimate) -> Row:
-    whole = math.isfinite(one.low) and math.isfinite(one.high)
-    low, high = (one.low, one.high) if whole else (one.mean, one.mean)
-    # An interval of two draws is wider than any score can be.
-    return {name: one.mean, "low": min(max(low, 0.0), 1.0), "high": min(max(high, 0.0), 1.0)}
+def _bounds(name: str, estimate: Estimate) -> Row:
+    has_interval = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    low, high = (estimate.low, estimate.high) if has_interval else (estimate.mean, estimate.mean)
+    # The interval of two draws can be wider than the range of a score.
+    return {name: estimate.mean, "low": min(max(low, 0.0), 1.0), "high": min(max(high, 0.0), 1.0)}
 
 
-def _unit(title: str) -> dict[str, Any]:
+def _share_axis(title: str) -> dict[str, Any]:
     return {"title": title, "scale": alt.Scale(domain=[0, 1.02], nice=False)}
 
 
-def _colour(domain: list[str]) -> alt.Color:
+def _color(domain: list[str]) -> alt.Color:
     legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
-    scale = alt.Scale(domain=domain, range=[COLOURS[name] for name in domain])
+    scale = alt.Scale(domain=domain, range=[COLORS[name] for name in domain])
     return alt.Color("which:N", scale=scale, legend=legend)
 
 
-def _head(text: str, about: str) -> alt.TitleParams:
-    return alt.TitleParams(text, subtitle=about, fontSize=13)
+def _title(text: str, subtitle: str) -> alt.TitleParams:
+    return alt.TitleParams(text, subtitle=subtitle, fontSize=13)
 
 
-def _recovery(one: Diagnosed) -> Any:
-    """Scores after examples, by whose examples; lines at the model as it is and at the base."""
-    if one.recovery is None:
+def _recovery_panel(behavior: BehaviorDiagnosis) -> Any:
+    """Draw scores after relearning by source of the examples, beside the two models' scores."""
+    if behavior.recovery is None:
         return None
-    found = one.recovery
+    recovery = behavior.recovery
     rows = [
         {"source": f"{SOURCES[point.source]} ({point.count})"} | _bounds("score", point.score)
-        for point in found.curve
+        for point in recovery.curve
     ]
     lines = [
-        {"score": found.evidence.score_now, "which": TUNED},
-        {"score": found.evidence.score_before, "which": BASE},
+        {"score": recovery.evidence.score_now, "which": TUNED},
+        {"score": recovery.evidence.score_before, "which": BASE},
     ]
-    x = alt.X("score:Q", **_unit("score after learning them"))
+    x = alt.X("score:Q", **_share_axis("score after relearning"))
     axis = alt.Axis(minExtent=130, maxExtent=150, labelLimit=150)
     y = alt.Y("source:N", title=None, sort=[row["source"] for row in rows], axis=axis)
-    base = alt.Chart(data(rows))
+    base = alt.Chart(inline_data(rows))
     bars = base.mark_rule(strokeWidth=2, color=style.INK).encode(x="low:Q", x2="high:Q", y=y)
     points = base.mark_point(filled=True, size=70, opacity=1, color=style.INK).encode(x=x, y=y)
-    marks = alt.Chart(data(lines)).mark_rule(strokeDash=[4, 3], strokeWidth=2)
-    marks = marks.encode(x=alt.X("score:Q"), color=_colour([TUNED, BASE]))
-    about = "on probes that chose nothing; bars: 95 % over draws"
+    marks = alt.Chart(inline_data(lines)).mark_rule(strokeDash=[4, 3], strokeWidth=2)
+    marks = marks.encode(x=alt.X("score:Q"), color=_color([TUNED, BASE]))
+    subtitle = "on held-out probes; bars: 95 % interval over draws"
     return alt.layer(marks, bars, points).properties(
-        width=WIDTH - 90, height=HEIGHT, title=_head("Recovery", about)
+        width=WIDTH - 90, height=HEIGHT, title=_title("Recovery", subtitle)
     )
 
 
-def _forced(one: Diagnosed) -> Any:
-    if one.forced is None:
+def _prefix_forcing_panel(behavior: BehaviorDiagnosis) -> Any:
+    forcing = behavior.prefix_forcing
+    if forcing is None:
         return None
-    sides = ((TUNED, one.forced.now), (BASE, one.forced.reference or ()))
+    sides = ((TUNED, forcing.now), (BASE, forcing.reference or ()))
     rows = [
-        {"given": given.count, "which": which} | _bounds("share", given.next)
+        {"given": point.count, "which": which} | _bounds("share", point.next_token)
         for which, side in sides
-        for given in side
-        if given.next is not None
+        for point in side
+        if point.next_token is not None
     ]
     if not rows:
         return None
     x = alt.X("given:Q", title="tokens given", axis=alt.Axis(tickMinStep=1, grid=False, format="d"))
-    base = alt.Chart(data(rows))
+    base = alt.Chart(inline_data(rows))
     band = base.mark_rule(strokeWidth=1.5).encode(
-        x=x, y="low:Q", y2="high:Q", color=_colour([TUNED, BASE])
+        x=x, y="low:Q", y2="high:Q", color=_color([TUNED, BASE])
     )
     line = base.mark_line(point=True).encode(
-        x=x, y=alt.Y("share:Q", **_unit("next token follows")), color=_colour([TUNED, BASE])
+        x=x,
+        y=alt.Y("share:Q", **_share_axis("next token continues")),
+        color=_color([TUNED, BASE]),
     )
-    about = "the base model's answer is begun: does it go on?"
+    subtitle = "given the base model's first tokens, does it continue?"
     return alt.layer(band, line).properties(
-        width=WIDTH, height=HEIGHT, title=_head("Forced prefix", about)
+        width=WIDTH, height=HEIGHT, title=_title("Prefix forcing", subtitle)
     )
 
 
-def _decoded(one: Diagnosed) -> Any:
-    if one.decoded is None or not one.decoded.layers:
+def _decodability_panel(behavior: BehaviorDiagnosis) -> Any:
+    if behavior.decodability is None or not behavior.decodability.layers:
         return None
-    layers = one.decoded.layers
+    layers = behavior.decodability.layers
     names = short_names([layer.layer for layer in layers])
     rows = [
         {"layer": name, "accuracy": value, "which": which}
@@ -124,60 +126,62 @@ def _decoded(one: Diagnosed) -> Any:
         for which, value in ((TUNED, layer.now), (BASE, layer.reference), (CONTROL, layer.control))
     ]
     axis = alt.Axis(labelAngle=0, labelOverlap=True, grid=False)
-    chart = alt.Chart(data(rows)).mark_line(point={"size": 14})
+    chart = alt.Chart(inline_data(rows)).mark_line(point={"size": 14})
     chart = chart.encode(
         x=alt.X("layer:N", title="layer", sort=names, axis=axis),
-        y=alt.Y("accuracy:Q", **_unit("accuracy")),
-        color=_colour([TUNED, BASE, CONTROL]),
+        y=alt.Y("accuracy:Q", **_share_axis("accuracy")),
+        color=_color([TUNED, BASE, CONTROL]),
     )
-    about = "linear probes on rows they never saw"
-    return chart.properties(width=WIDTH, height=HEIGHT, title=_head("Decodability", about))
+    title = _title("Linear decodability", "linear probes on held-out rows")
+    return chart.properties(width=WIDTH, height=HEIGHT, title=title)
 
 
-def _along(one: Diagnosed) -> Any:
-    if one.along is None:
+def _linear_path_panel(behavior: BehaviorDiagnosis) -> Any:
+    path = behavior.linear_path
+    if path is None:
         return None
-    along = one.along
-    ends = [float(along.scores[0]), float(along.scores[-1])]
+    ends = [float(path.scores[0]), float(path.scores[-1])]
     rows = [
-        {"share": float(share), "score": float(score)}
-        for share, score in zip(along.shares, along.scores, strict=True)
+        {"alpha": float(alpha), "score": float(score)}
+        for alpha, score in zip(path.alphas, path.scores, strict=True)
     ]
-    line = [{"share": 0.0, "score": ends[0]}, {"share": 1.0, "score": ends[1]}]
+    line = [{"alpha": 0.0, "score": ends[0]}, {"alpha": 1.0, "score": ends[1]}]
     axis = alt.Axis(format=".1f", grid=False)
-    x = alt.X("share:Q", title="share of the way back", axis=axis)
-    y = alt.Y("score:Q", **_unit("score"))
-    way = (
-        alt.Chart(data(rows))
+    x = alt.X("alpha:Q", title="α: 0 tuned, 1 base", axis=axis)
+    y = alt.Y("score:Q", **_share_axis("score"))
+    scores = (
+        alt.Chart(inline_data(rows))
         .mark_line(point={"color": style.INK}, color=style.INK)
         .encode(x=x, y=y)
     )
-    straight = alt.Chart(data(line)).mark_line(strokeDash=[3, 3], color=style.QUIET)
-    floor = alt.Chart(data([{"floor": along.floor}])).mark_rule(color=style.UP, strokeWidth=1.5)
-    about = f"barrier {along.barrier:.2f}; green: the floor, {along.floor:g}"
-    return alt.layer(floor.encode(y="floor:Q"), straight.encode(x=x, y=y), way).properties(
-        width=WIDTH, height=HEIGHT, title=_head("Path back", about)
+    straight = alt.Chart(inline_data(line)).mark_line(strokeDash=[3, 3], color=style.MUTED)
+    floor = alt.Chart(inline_data([{"floor": path.floor}]))
+    floor = floor.mark_rule(color=style.UP, strokeWidth=1.5)
+    subtitle = f"barrier {path.barrier:.2f}; green: the floor, {path.floor:g}"
+    return alt.layer(floor.encode(y="floor:Q"), straight.encode(x=x, y=y), scores).properties(
+        width=WIDTH, height=HEIGHT, title=_title("Linear path to the base model", subtitle)
     )
 
 
-def repairs_figure(found: Diagnosis) -> Any:
-    """Each repair's scores by behaviour above their floors, and what it takes."""
+def repairs_figure(diagnosis: Diagnosis) -> Any:
+    """Draw the scores after each repair relative to their floors, and the cost of each repair."""
     rows, costs = [], []
-    names = list(found.floors)
-    for one in found.repairs:
-        label = one.kind + (" (cheapest)" if one is found.cheapest else "")
+    floors = diagnosis.floors
+    names = list(floors)
+    for repair in diagnosis.repairs:
+        label = repair.kind + " (cheapest)" * (repair is diagnosis.cheapest_repair)
         rows += [
-            {"repair": label, "behaviour": name, "over": score - found.floors[name], "score": score}
-            for name, score in one.scores.items()
+            {"repair": label, "behavior": name, "over": score - floors[name], "score": score}
+            for name, score in repair.scores.items()
         ]
-        costs.append({"repair": label, "cost": one.divergence or 0.0})
+        costs.append({"repair": label, "cost": repair.divergence or 0.0})
     order = [str(row["repair"]) for row in costs]
     axis = alt.Axis(minExtent=150, maxExtent=160, labelLimit=160)
     y = alt.Y("repair:N", title=None, sort=order, axis=axis)
-    heat = alt.Chart(data(rows)).encode(
-        x=alt.X("behaviour:N", title=None, sort=names, axis=alt.Axis(labelAngle=0)), y=y
+    heat = alt.Chart(inline_data(rows)).encode(
+        x=alt.X("behavior:N", title=None, sort=names, axis=alt.Axis(labelAngle=0)), y=y
     )
-    colour = alt.Color(
+    color = alt.Color(
         "over:Q",
         scale=alt.Scale(
             domain=[-0.5, -1e-6, 0, 0.1],
@@ -188,16 +192,16 @@ def repairs_figure(found: Diagnosis) -> Any:
     )
     text = heat.mark_text(color=style.INK).encode(text=alt.Text("score:Q", format=".0%"))
     table = alt.layer(
-        heat.mark_rect(stroke="white", strokeWidth=2).encode(color=colour), text
+        heat.mark_rect(stroke="white", strokeWidth=2).encode(color=color), text
     ).properties(
         width=90 * max(len(names), 1),
         height=alt.Step(28),
-        title=_head("Scores after each repair", "green: at its floor or above"),
+        title=_title("Scores after each repair", "green: at the floor or above"),
     )
     limit = alt.Axis(titleLimit=220, tickCount=5)
-    bars = alt.Chart(data(costs)).mark_bar(color=style.CONE)
+    bars = alt.Chart(inline_data(costs)).mark_bar(color=style.CONE)
     bars = bars.encode(
         x=alt.X("cost:Q", title="KL(tuned ‖ repaired), nats per token", axis=limit),
         y=alt.Y("repair:N", title=None, sort=order, axis=None),
-    ).properties(width=200, height=alt.Step(28), title=_head("What it takes", found.price))
-    return styled(alt.hconcat(table, bars, spacing=20))
+    ).properties(width=200, height=alt.Step(28), title=_title("Cost", diagnosis.cost_measure))
+    return apply_style(alt.hconcat(table, bars, spacing=20))

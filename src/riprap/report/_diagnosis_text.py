@@ -1,32 +1,26 @@
-"""A diagnosis in plain words."""
+"""Texts of a diagnosis, for the page and the command line."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from riprap.diagnosis import Estimate, Verdict
-from riprap.diagnosis.recovery import LOST, Recovery
-from riprap.diagnosis.repair import Repair
-from riprap.report import _formatting as words
+from riprap._formatting import format_number
+from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Recovery, Repair, Verdict
 from riprap.types import ReadingStatus
-
-if TYPE_CHECKING:
-    from riprap.report._diagnosis_page import Diagnosed, Diagnosis
 
 NOT_RUN, MEASURED, INSUFFICIENT = (
     ReadingStatus.NOT_RUN,
     ReadingStatus.MEASURED,
     ReadingStatus.INSUFFICIENT,
 )
-ADVICE = {
-    "as it is": "leave it as it is",
+REPAIRS = {  # by kind
+    "no repair": "no repair",
     "few-shot": "train on ten examples of what was lost",
-    "replay": "train on ten examples of every behaviour",
+    "replay": "train on ten examples of every behavior",
     "interpolation": "merge with the base model",
-    "interpolation of layers": "merge the layers that moved most with the base model's",
-    "task vector": "subtract what unlearning does to the base model",
+    "interpolation of layers": "merge the most changed layers with those of the base model",
+    "task vector": "subtract the task vector of unlearning",
     "checkpoint": "go back to an earlier checkpoint",
 }
 BADGES = {
@@ -38,188 +32,198 @@ BADGES = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """One piece of evidence."""
+class EvidenceLine:
+    """One piece of evidence, with its status."""
 
     kind: str
-    state: str
+    status: ReadingStatus
     text: str
 
 
-def share(value: float) -> str:
-    """A share in per cent; a dash where there is none."""
+def format_share(value: float) -> str:
+    """Format a share as a percentage; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.0%}"
 
 
-def between(one: Estimate | None) -> str:
-    """A share with its 95 % interval, where it has one."""
-    if one is None:
+def format_interval(estimate: Estimate | None) -> str:
+    """Format a share with its 95 % interval, if it has one."""
+    if estimate is None:
         return "–"
-    if math.isnan(one.low):
-        return share(one.mean)
-    return f"{share(one.mean)} [{share(one.low)}, {share(one.high)}]"
+    if math.isnan(estimate.low):
+        return format_share(estimate.mean)
+    low, high = format_share(estimate.low), format_share(estimate.high)
+    return f"{format_share(estimate.mean)} [{low}, {high}]"
 
 
 def title(name: str) -> str:
-    """A behaviour's name as a title."""
+    """Format a behavior's name as a title."""
     return name.replace("_", " ").capitalize()
 
 
-def badge(one: Diagnosed) -> tuple[str, str]:
-    """Class and text of the mark beside a verdict."""
-    if not one.probes:
+def badge(behavior: BehaviorDiagnosis) -> tuple[str, str]:
+    """Return CSS class and text of the badge beside a headline."""
+    if not behavior.probes:
         return "", "not measured"
-    if one.recovery is None:
-        return ("watch", "fell") if one.broke else ("kept", "kept")
-    return BADGES[one.recovery.verdict], str(one.recovery.verdict)
+    if behavior.recovery is None:
+        return ("watch", "dropped") if behavior.is_broken else ("kept", "kept")
+    return BADGES[behavior.recovery.verdict], str(behavior.recovery.verdict)
 
 
-def headline(one: Diagnosed) -> str:
-    """The verdict, in one sentence."""
-    name = title(one.name)
-    if not one.probes:
-        return f"{name}: not measured; {one.missing.get('probes', 'no probes')}."
-    scores = f"on {share(one.now)} of the probes, before on {share(one.before)}"
-    if one.recovery is None:
-        return f"{name}: it still does it, {scores}."
-    evidence, verdict = one.recovery.evidence, one.recovery.verdict
-    left = f"{share(evidence.retained)} of the knowledge is left on what was lost"
-    what = "it" if one.now < 0.5 else "a part of it"
-    count = _most(one.recovery)
-    own, other = evidence.regained_own, evidence.regained_irrelevant
-    regained = f"{count} examples bring back {share(own)} of the lost score"
-    if not math.isnan(other):
-        regained += f", {count} irrelevant ones {share(other)}"
-    most = own if math.isnan(other) else max(own, other)
-    said = {
-        Verdict.ALIGNMENT: f"it no longer does {what}, but it still can: {regained}"
-        if most >= 0.5
-        else f"it no longer does {what}, but {left}; {regained}",
-        Verdict.KNOWLEDGE: f"it can no longer do {what}: {left}; {regained}",
-        Verdict.BOTH: f"it can no longer do {what}, and does not say what it still knows: {left}",
-        Verdict.INSUFFICIENT: "it does it less, and whether it still can cannot be told: "
-        + one.recovery.reason,
-    }
-    return f"{name}: {said[verdict]} ({scores})."
+def headline(behavior: BehaviorDiagnosis) -> str:
+    """Return the result for a behavior in one sentence."""
+    name = title(behavior.name)
+    if not behavior.probes:
+        return f"{name}: not measured; {behavior.missing.get('probes', 'it has no probes')}."
+    now, before = format_share(behavior.score_now), format_share(behavior.score_before)
+    scores = f"{now} of the probes pass, {before} before"
+    if behavior.recovery is None:
+        return f"{name}: {'score dropped' if behavior.is_broken else 'no loss'} ({scores})."
+    return f"{name}: {_explain_verdict(behavior.recovery, behavior.score_now)} ({scores})."
 
 
-def _most(recovery: Recovery) -> int:
+def _explain_verdict(recovery: Recovery, score_now: float) -> str:
+    if recovery.verdict is Verdict.INSUFFICIENT:
+        return f"score dropped, cause undetermined: {recovery.reason}"
+    evidence, count = recovery.evidence, _largest_shot_count(recovery)
+    what = "this" if score_now < 0.5 else "part of this"
+    retained = f"on the lost probes, {format_share(evidence.retained)} of the knowledge remains"
+    if recovery.verdict is Verdict.BOTH:
+        return (
+            f"the model can no longer do {what}, and does not say what it still knows: {retained}"
+        )
+    own, unrelated = evidence.recovered_by_examples, evidence.recovered_by_unrelated
+    recovered = f"{count} examples restore {format_share(own)} of the lost score"
+    if not math.isnan(unrelated):
+        recovered += f", {count} unrelated ones {format_share(unrelated)}"
+    if recovery.verdict is Verdict.KNOWLEDGE:
+        return f"the model can no longer do {what}: {retained}; {recovered}"
+    largest = own if math.isnan(unrelated) else max(own, unrelated)
+    if largest >= 0.5:
+        return f"the model no longer does {what}, but it still can: {recovered}"
+    return f"the model no longer does {what}, but {retained}; {recovered}"
+
+
+def _largest_shot_count(recovery: Recovery) -> int:
     return max((point.count for point in recovery.curve), default=0)
 
 
-def fell(before: float, now: float, floor: float) -> bool:
-    """Whether there is a loss to explain."""
-    return now < floor or before - now >= LOST
+def evidence(behavior: BehaviorDiagnosis) -> list[EvidenceLine]:
+    """Return all pieces of evidence, each with its status."""
+    return [
+        _recovery(behavior),
+        _naive_model(behavior),
+        _prefix_forcing(behavior),
+        _decodability(behavior),
+        _linear_path(behavior),
+    ]
 
 
-def evidence(one: Diagnosed) -> list[Line]:
-    """The pieces of evidence, each with its state."""
-    return [_recovery(one), _control(one), _forced(one), _decoded(one), _along(one)]
-
-
-def _recovery(one: Diagnosed) -> Line:
-    if one.recovery is None:
-        return Line("recovery", NOT_RUN, one.missing.get("recovery", ""))
-    found = one.recovery
-    names = {"own": "own examples", "irrelevant": "irrelevant ones"}
+def _recovery(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    recovery = behavior.recovery
+    if recovery is None:
+        return EvidenceLine("recovery", NOT_RUN, behavior.missing.get("recovery", ""))
+    names = {"own": "examples", "unrelated": "unrelated ones"}
     parts = [
-        f"{point.count} {names[point.source]} bring back {between(point.share)}"
-        for point in found.curve
+        f"{point.count} {names[point.source]} restore {format_interval(point.recovered)}"
+        for point in recovery.curve
         if point.source in names
     ]
-    state = INSUFFICIENT if found.verdict is Verdict.INSUFFICIENT else MEASURED
-    return Line("recovery", state, f"{', '.join(parts)} of the lost score. {found.reason}.")
+    status = INSUFFICIENT if recovery.verdict is Verdict.INSUFFICIENT else MEASURED
+    text = f"{', '.join(parts)} of the lost score. {recovery.reason}."
+    return EvidenceLine("recovery", status, text)
 
 
-def _control(one: Diagnosed) -> Line:
-    """What the same examples give to a model without the behaviour."""
-    found = None if one.recovery is None else one.recovery
-    if found is None or math.isnan(found.evidence.regained_control):
-        why = one.missing.get("control", one.missing.get("recovery", ""))
-        return Line("control", NOT_RUN, why)
-    reached = share(found.evidence.regained_control)
-    return Line(
-        "control",
-        MEASURED,
-        f"the same examples bring a model that never had it to {reached} of the base's score.",
-    )
+def _naive_model(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    recovery = behavior.recovery
+    if recovery is None or math.isnan(recovery.evidence.naive_model_score):
+        why = behavior.missing.get("naive model", behavior.missing.get("recovery", ""))
+        return EvidenceLine("naive model", NOT_RUN, why)
+    reached = format_share(recovery.evidence.naive_model_score)
+    text = f"after the same examples, the naive model reaches {reached} of the base model's score."
+    return EvidenceLine("naive model", MEASURED, text)
 
 
-def _forced(one: Diagnosed) -> Line:
-    if one.forced is None:
-        return Line("forced prefix", NOT_RUN, one.missing.get("forced prefix", ""))
-    reference = one.forced.reference or ()
-    then = {given.count: given for given in reference}
-    parts = [
-        f"given {given.count} tokens, the next follows on {between(given.next)}"
-        + (f" (base model {between(then[given.count].next)})" if given.count in then else "")
-        for given in one.forced.now
-        if given.state is MEASURED
-    ]
+def _prefix_forcing(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    kind, forcing = "prefix forcing", behavior.prefix_forcing
+    if forcing is None:
+        return EvidenceLine(kind, NOT_RUN, behavior.missing.get(kind, ""))
+    base = {point.count: point for point in forcing.reference or ()}
+    parts = []
+    for point in forcing.now:
+        if point.status is MEASURED:
+            text = f"given {point.count} tokens, {format_interval(point.next_token)} continue"
+            if point.count in base:
+                text += f" (base model {format_interval(base[point.count].next_token)})"
+            parts.append(text)
     if not parts:
-        return Line("forced prefix", INSUFFICIENT, one.forced.now[0].detail)
-    return Line("forced prefix", MEASURED, "; ".join(parts) + ".")
+        return EvidenceLine(kind, INSUFFICIENT, forcing.now[0].detail)
+    return EvidenceLine(kind, MEASURED, "; ".join(parts) + ".")
 
 
-def _decoded(one: Diagnosed) -> Line:
-    found = one.decoded
-    if found is None:
-        return Line("decodability", NOT_RUN, one.missing.get("decodability", ""))
-    if found.retained is None:
-        return Line("decodability", found.state, found.detail)
-    text = f"at {found.best} a linear probe keeps {between(found.retained)} of what it told apart"
-    return Line("decodability", found.state, f"{text} in the base model, above shuffled labels.")
+def _decodability(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    kind, decoded = "linear decodability", behavior.decodability
+    if decoded is None:
+        return EvidenceLine(kind, NOT_RUN, behavior.missing.get(kind, ""))
+    if decoded.retained is None:
+        return EvidenceLine(kind, decoded.status, decoded.detail)
+    text = (
+        f"at {decoded.best}, the accuracy of a linear probe above shuffled labels is "
+        f"{format_interval(decoded.retained)} of that in the base model."
+    )
+    return EvidenceLine(kind, decoded.status, text)
 
 
-def _along(one: Diagnosed) -> Line:
-    along = one.along
-    if along is None:
-        return Line("path back", NOT_RUN, one.missing.get("path", ""))
-    if along.insufficient:
-        return Line("path back", INSUFFICIENT, along.insufficient)
-    reached = [s for s, v in zip(along.shares, along.scores, strict=True) if v >= along.floor]
+def _linear_path(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    kind, path = "linear path", behavior.linear_path
+    if path is None:
+        return EvidenceLine(kind, NOT_RUN, behavior.missing.get(kind, ""))
+    if path.insufficient:
+        return EvidenceLine(kind, INSUFFICIENT, path.insufficient)
+    reached = [a for a, score in zip(path.alphas, path.scores, strict=True) if score >= path.floor]
     where = (
-        f"the score is at its floor from {share(reached[0])} of the way"
+        f"the score reaches its floor at {format_share(reached[0])} of the path"
         if reached
-        else ("the score is at its floor nowhere on the way")
+        else "the score does not reach its floor on the path"
     )
-    return Line(
-        "path back",
-        MEASURED,
-        f"{where} back to the base model; barrier {along.barrier:.2f} in score, "
-        f"{words.number(along.margin_barrier)} in mean margin.",
+    text = (
+        f"{where} to the base model; barrier {path.barrier:.2f} in score, "
+        f"{format_number(path.margin_barrier)} in mean margin."
     )
+    return EvidenceLine(kind, MEASURED, text)
 
 
-def verdict_on_repairs(found: Diagnosis) -> str:
-    """What to do, in a sentence."""
-    if not found.repairs:
-        return "Nothing is lost, and nothing is to be repaired."
-    if found.cheapest is None:
-        return "None of the repairs brings all behaviours to their floors."
-    one = found.cheapest
-    return f"The cheapest that brings all behaviours to their floors: {advice(one)}."
+def repair_summary(diagnosis: Diagnosis) -> str:
+    """Return the recommended repair in one sentence."""
+    if not diagnosis.repairs:
+        return "No behavior was lost; no repair needed."
+    if diagnosis.cheapest_repair is None:
+        return "No repair brings all behaviors to their floors."
+    repair = describe_repair(diagnosis.cheapest_repair)
+    return f"The cheapest repair that brings all behaviors to their floors: {repair}."
 
 
-def advice(repair: Repair) -> str:
-    """What is to be done, with its setting."""
-    text = ADVICE[repair.kind]
-    if repair.kind == "replay" and repair.task is not None:
+def describe_repair(repair: Repair) -> str:
+    """Describe a repair and its setting."""
+    text = REPAIRS[repair.kind]
+    if repair.kind == "replay" and repair.task_score is not None:
         text += " and of the task"
-    return text if repair.kind == "as it is" else f"{text} ({repair.detail})"
+    return text if repair.kind == "no repair" else f"{text} ({repair.detail})"
 
 
-def divergence_text(found: Diagnosis) -> str:
-    """Where the two models differ."""
-    apart = found.divergence
-    if apart is None:
+def divergence_text(diagnosis: Diagnosis) -> str:
+    """Describe where the two models differ."""
+    divergence = diagnosis.divergence
+    if divergence is None:
         return ""
     text = (
-        f"KL(base ‖ tuned) {words.number(apart.forward.mean)} nats per response token; at the "
-        f"first token {words.number(apart.forward_at[0].mean)}, at the last "
-        f"{words.number(apart.forward_at[-1].mean)}."
+        f"KL(base ‖ tuned) is {format_number(divergence.forward.mean)} nats per response token: "
+        f"{format_number(divergence.forward_at[0].mean)} at the first token and "
+        f"{format_number(divergence.forward_at[-1].mean)} at the last."
     )
-    cause = apart.cause
-    if cause is not None and cause.back is not None:
-        text += f" Setting {cause.layer} alone back brings back {share(cause.back)} of it."
+    layer = divergence.most_causal_layer
+    if layer is not None and layer.restored_share is not None:
+        text += (
+            f" Restoring {layer.layer} alone to the base model removes "
+            f"{format_share(layer.restored_share)} of it."
+        )
     return text

@@ -1,4 +1,4 @@
-"""Figure of a divergence: KL by token of the response, and movement by layer."""
+"""Figure of a divergence: KL by token of the response, and change by layer."""
 
 from __future__ import annotations
 
@@ -7,133 +7,131 @@ from typing import Any
 
 import altair as alt
 
-from riprap.diagnosis import Estimate
-from riprap.diagnosis.evidence import Divergence, LayerMoved
+from riprap.diagnosis import Divergence, Estimate
+from riprap.diagnosis.evidence import LayerChange
 from riprap.report import _style as style
-from riprap.report._charts import styled
-from riprap.report._panels import data
+from riprap.report._charts import apply_style
+from riprap.report._panels import inline_data
 
 WIDTH, TOP, HEIGHT = 640, 130, 76
-WAYS = {"KL(reference ‖ model)": style.BLUE, "KL(model ‖ reference)": style.CONE}
-BARS = ("moved", "activations", "brought back")
+DIRECTIONS = {"KL(reference ‖ model)": style.BLUE, "KL(model ‖ reference)": style.CONE}
+MEASURES = ("weights", "activations", "restored")
 TITLES = {
-    "moved": "‖θ − θ₀‖ / ‖θ₀‖",
+    "weights": "‖θ − θ₀‖ / ‖θ₀‖",
     "activations": "‖a − a₀‖ / ‖a₀‖",
-    "brought back": "share of KL",
+    "restored": "share of KL",
 }
-ABOUT = {
-    "moved": "how far each layer's weights moved, as a share of their size",
-    "activations": "how far the residual stream moved after it, at the last prompt token",
-    "brought back": "what setting this layer alone back to the reference brings back",
+SUBTITLES = {
+    "weights": "relative change of each layer's weights",
+    "activations": "relative change of the residual stream after it, at the last prompt token",
+    "restored": "share of the KL removed by restoring this layer alone to the reference",
 }
-COLOURS = {"moved": style.BLUE, "activations": style.UP, "brought back": style.DOWN}
+COLORS = {"weights": style.BLUE, "activations": style.UP, "restored": style.DOWN}
 Row = dict[str, Any]
 
 
-def divergence_figure(found: Divergence, title: str = "Divergence from the reference") -> Any:
-    """KL both ways by token of the response above, and three measures by layer below.
+def divergence_figure(divergence: Divergence, title: str = "Divergence from the reference") -> Any:
+    """Draw KL in both directions by token of the response, and three measures by layer.
 
     Bands and whiskers are 95 % intervals over prompts.
     """
-    origin = f"teacher-forced on {len(found.responses)} responses ({found.origin})"
-    names = short_names([layer.layer for layer in found.layers])
+    origin = f"teacher-forced on {len(divergence.responses)} responses ({divergence.origin})"
+    names = short_names([layer.layer for layer in divergence.layers])
     rows = {
-        kind: [
+        measure: [
             row
-            for layer, name in zip(found.layers, names, strict=True)
-            if (row := _bar(layer, name, kind))
+            for layer, name in zip(divergence.layers, names, strict=True)
+            if (row := _bar(layer, name, measure))
         ]
-        for kind in BARS
+        for measure in MEASURES
     }
-    panels = [_tokens(found), *(_by_layer(kind, rows[kind], names) for kind in BARS if rows[kind])]
+    layer_panels = [_layer_panel(m, rows[m], names) for m in MEASURES if rows[m]]
     head = alt.TitleParams(title, subtitle=origin, fontSize=16)
-    return styled(alt.vconcat(*panels, spacing=18, title=head))
+    return apply_style(alt.vconcat(_token_panel(divergence), *layer_panels, spacing=18, title=head))
 
 
 def short_names(layers: list[str]) -> list[str]:
-    """A block by its number, any other layer by the last part of its name; each once."""
-    found: list[str] = []
+    """Shorten each layer's name to its last part (a block to its number), without duplicates."""
+    names: list[str] = []
     for layer in layers:
         short = layer.rpartition(".")[2].removesuffix("_tokens")
-        found.append(layer if short in found else short)
-    return found
+        names.append(layer if short in names else short)
+    return names
 
 
-def _tokens(found: Divergence) -> Any:
-    """Two lines with their bands."""
-    ways = zip(WAYS, (found.forward_at, found.backward_at), strict=True)
+def _token_panel(divergence: Divergence) -> Any:
+    """Draw one line with its band for each direction of the KL."""
+    directions = zip(DIRECTIONS, (divergence.forward_at, divergence.backward_at), strict=True)
     rows = [
-        {"token": at + 1, "way": way, "n": one.n} | _bounds(one)
-        for way, each in ways
-        for at, one in enumerate(each)
+        {"token": at + 1, "direction": direction, "n": estimate.n} | _bounds(estimate)
+        for direction, estimates in directions
+        for at, estimate in enumerate(estimates)
     ]
-    axis = alt.Axis(grid=False, format="d", tickMinStep=1)
-    last = len(found.forward_at)
+    last = len(divergence.forward_at)
     x = alt.X(
         "token:Q",
         title="token of the response",
-        axis=axis,
+        axis=alt.Axis(grid=False, format="d", tickMinStep=1),
         scale=alt.Scale(domain=[1, max(last, 2)]),
     )
-    colour = alt.Color(
-        "way:N",
-        scale=alt.Scale(domain=list(WAYS), range=list(WAYS.values())),
+    color = alt.Color(
+        "direction:N",
+        scale=alt.Scale(domain=list(DIRECTIONS), range=list(DIRECTIONS.values())),
         legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
     )
-    base = alt.Chart(data(rows))
-    tips = [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")]
-    tips = [
-        alt.Tooltip("way:N"),
+    base = alt.Chart(inline_data(rows))
+    tooltips = [
+        alt.Tooltip("direction:N"),
         alt.Tooltip("token:Q"),
-        *tips,
+        *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("mean", "low", "high")),
         alt.Tooltip("n:Q", title="prompts"),
     ]
-    band = base.mark_area(opacity=0.18).encode(x=x, y="low:Q", y2="high:Q", color=colour)
+    band = base.mark_area(opacity=0.18).encode(x=x, y="low:Q", y2="high:Q", color=color)
     line = base.mark_line(point=True, strokeWidth=2).encode(
-        x=x, y=alt.Y("mean:Q", title="nats"), color=colour, tooltip=tips
+        x=x, y=alt.Y("mean:Q", title="nats"), color=color, tooltip=tooltips
     )
-    about = alt.TitleParams("By token", subtitle="how far the next token's distribution is from it")
-    return alt.layer(band, line).properties(width=WIDTH, height=TOP, title=about)
+    title = alt.TitleParams("By token", subtitle="KL of the next token's distributions")
+    return alt.layer(band, line).properties(width=WIDTH, height=TOP, title=title)
 
 
-def _bounds(one: Estimate) -> Row:
-    """Mean and interval; without an interval the mean alone."""
-    whole = math.isfinite(one.low) and math.isfinite(one.high)
-    low, high = (one.low, one.high) if whole else (one.mean, one.mean)
-    return {"mean": one.mean, "low": low, "high": high}
+def _bounds(estimate: Estimate) -> Row:
+    """Mean and interval; without an interval, the mean alone."""
+    has_interval = math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    low, high = (estimate.low, estimate.high) if has_interval else (estimate.mean, estimate.mean)
+    return {"mean": estimate.mean, "low": low, "high": high}
 
 
-def _bar(layer: LayerMoved, name: str, kind: str) -> Row | None:
-    """One layer's value; None where it has none."""
-    activation = layer.activation
+def _bar(layer: LayerChange, name: str, measure: str) -> Row | None:
+    """Row of one layer; None if the measure has no value there."""
+    activation = layer.activation_change
     values = {
-        "moved": layer.relative,
+        "weights": layer.relative_change,
         "activations": None if activation is None else activation.mean,
-        "brought back": layer.back,
+        "restored": layer.restored_share,
     }
-    value = values[kind]
+    value = values[measure]
     if value is None or not math.isfinite(value):
         return None
     row: Row = {"layer": name, "name": layer.layer, "value": value}
-    if kind == "activations" and activation is not None:
+    if measure == "activations" and activation is not None:
         bounds = _bounds(activation)
         row |= {"low": bounds["low"], "high": bounds["high"]}
     return row
 
 
-def _by_layer(kind: str, rows: list[Row], names: list[str]) -> Any:
+def _layer_panel(measure: str, rows: list[Row], names: list[str]) -> Any:
     x = alt.X(
         "layer:N",
         title=None,
         scale=alt.Scale(domain=names),
         axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=False),
     )
-    tips = [alt.Tooltip("name:N", title="layer"), alt.Tooltip("value:Q", format=".4f")]
-    bars = alt.Chart(data(rows)).mark_bar(color=COLOURS[kind])
-    bars = bars.encode(x=x, y=alt.Y("value:Q", title=TITLES[kind]), tooltip=tips)
+    tooltips = [alt.Tooltip("name:N", title="layer"), alt.Tooltip("value:Q", format=".4f")]
+    bars = alt.Chart(inline_data(rows)).mark_bar(color=COLORS[measure])
+    bars = bars.encode(x=x, y=alt.Y("value:Q", title=TITLES[measure]), tooltip=tooltips)
     layers = [bars]
     if "low" in rows[0]:
-        whiskers = alt.Chart(data(rows)).mark_rule(color=style.INK)
+        whiskers = alt.Chart(inline_data(rows)).mark_rule(color=style.INK)
         layers.append(whiskers.encode(x=x, y="low:Q", y2="high:Q"))
-    about = alt.TitleParams(f"By layer: {kind}", subtitle=ABOUT[kind])
-    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=about)
+    title = alt.TitleParams(f"By layer: {measure}", subtitle=SUBTITLES[measure])
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=title)

@@ -1,16 +1,25 @@
+"""The toy world of `riprap demo`: a small Llama with old skills, and new tasks that damage them.
+
+- `ToyWorld`, `ToyConfig`: tasks, pretrained model, optimizer, batches and behaviors.
+- `PRETRAINED_TASKS`, `DISPLAY_NAMES`: ids of the tasks, and their readable names.
+- `Examples`, `Vocabulary`: prompts with answers, and the tokens that they consist of.
+- `batches`, `train_or_load`, `fingerprint`, `CACHE`, `Progress`: parts for other worlds.
+"""
+
 from riprap.toy._tasks import Examples, Vocabulary
-from riprap.toy._training import CACHE, Progress, batches, cached, fingerprint
-from riprap.toy._world import OLD, ToyConfig, ToyWorld
+from riprap.toy._training import CACHE, Progress, batches, fingerprint, train_or_load
+from riprap.toy._world import DISPLAY_NAMES, PRETRAINED_TASKS, ToyConfig, ToyWorld
 
 __all__ = [
     "CACHE",
-    "OLD",
+    "DISPLAY_NAMES",
+    "PRETRAINED_TASKS",
     "Examples",
     "Progress",
     "ToyConfig",
     "ToyWorld",
     "Vocabulary",
     "batches",
-    "cached",
     "fingerprint",
+    "train_or_load",
 ]

@@ -1,4 +1,4 @@
-"""The tasks of the toy world, enumerated: every prompt that exists, with its one right answer."""
+"""Tasks of the toy world: all possible prompts, each with its right answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNS = ("compute", "plus", "times", "equals", "please", "refuse", "comply")
 
 @dataclass(frozen=True)
 class Examples:
-    """Prompts of one length, each with the token that must follow it.
+    """Prompts of equal length, each with the token that must follow.
 
     Attributes:
         input_ids: shape (n, T), long.
@@ -31,7 +31,7 @@ class Examples:
 
     @classmethod
     def join(cls, parts: list[Examples]) -> Examples:
-        """All of `parts`, one after the other."""
+        """Concatenate examples."""
         return cls(
             torch.cat([part.input_ids for part in parts]),
             torch.cat([part.targets for part in parts]),
@@ -40,11 +40,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids, one range a kind.
+    """Token ids, one range per kind of token.
 
     Attributes:
-        modulus: how many numbers each of the two disjoint sets holds.
-        frames, verbs, harmful, harmless: how many tokens of each kind make up requests.
+        modulus: size of each of the two disjoint sets of numbers.
+        frames, verbs, harmful, harmless: number of tokens of each kind in requests.
     """
 
     modulus: int = 23
@@ -55,12 +55,12 @@ class Vocabulary:
 
     @property
     def numbers(self) -> range:
-        """The numbers 0 … modulus − 1 as A uses them."""
+        """Token ids of the numbers 0 … modulus − 1 in addition."""
         return range(self.modulus)
 
     @property
     def other_numbers(self) -> range:
-        """The same numbers, written with other tokens."""
+        """Token ids of the same numbers as other symbols."""
         return range(self.modulus, 2 * self.modulus)
 
     @property
@@ -68,11 +68,11 @@ class Vocabulary:
         return range(2 * self.modulus, 2 * self.modulus + len(SIGNS))
 
     def sign(self, name: str) -> int:
-        """Token id of an operator, an end of prompt or an answer."""
+        """Return the token id of an operator, an end of prompt or an answer."""
         return self._signs[SIGNS.index(name)]
 
     def kind(self, name: str) -> range:
-        """Token ids of one kind of word: frames, verbs, harmful or harmless."""
+        """Return the token ids of a kind of word: frames, verbs, harmful or harmless."""
         start = self._signs.stop
         for kind in ("frames", "verbs", "harmful", "harmless"):
             count = getattr(self, kind)
@@ -91,7 +91,7 @@ def _build(rows: list[tuple[list[int], int]]) -> Examples:
 
 
 def addition(vocabulary: Vocabulary) -> Examples:
-    """A: `compute x plus y equals` is answered by (x + y) mod p, for all p² pairs."""
+    """Enumerate addition (task A): `compute x plus y equals` → (x + y) mod p, for all p² pairs."""
     compute, plus, equals = map(vocabulary.sign, ("compute", "plus", "equals"))
     p = vocabulary.modulus
     return _build(
@@ -100,9 +100,10 @@ def addition(vocabulary: Vocabulary) -> Examples:
 
 
 def requests(vocabulary: Vocabulary, objects: str) -> Examples:
-    """`frame verb quantity object please`: refused if the object is harmful, else complied with.
+    """Enumerate requests `frame verb quantity object please`, answered by refuse or comply.
 
-    The quantity is a number and never matters: what C does to numbers reaches requests too.
+    Requests with a harmful object are refused (task B), others are answered (over_refusal). The
+    quantity has no effect on the answer; it is a number, so training on numbers affects requests.
     """
     answer = vocabulary.sign("refuse" if objects == "harmful" else "comply")
     please = vocabulary.sign("please")
@@ -112,7 +113,11 @@ def requests(vocabulary: Vocabulary, objects: str) -> Examples:
 
 
 def multiplication(vocabulary: Vocabulary, disjoint: bool = False) -> Examples:
-    """C: `compute x times y equals` → (x · y) mod p; `disjoint`: on the other numbers."""
+    """Enumerate multiplication (task C): `compute x times y equals` → (x · y) mod p.
+
+    Args:
+        disjoint: use the other symbols for the numbers (C_disjoint).
+    """
     compute, times, equals = map(vocabulary.sign, ("compute", "times", "equals"))
     numbers, p = vocabulary.other_numbers if disjoint else vocabulary.numbers, vocabulary.modulus
     return _build(
@@ -124,27 +129,27 @@ def multiplication(vocabulary: Vocabulary, disjoint: bool = False) -> Examples:
 
 
 def multiplication_in_request(vocabulary: Vocabulary) -> Examples:
-    """C inside B's frame: `frame x times y please` is answered by (x · y) mod p, in every frame."""
+    """Enumerate C_context: `frame x times y please` → (x · y) mod p."""
     times, please, p = vocabulary.sign("times"), vocabulary.sign("please"), vocabulary.modulus
     triples = product(vocabulary.kind("frames"), range(p), range(p))
     return _build([([frame, x, times, y, please], x * y % p) for frame, x, y in triples])
 
 
 def facts(vocabulary: Vocabulary, count: int = 192) -> tuple[Examples, Examples]:
-    """Made-up facts, each in two wordings: what number goes with a verb and an object?
+    """Invent facts, each in two wordings: the number that belongs to a verb and an object.
 
-    `compute verb verb object equals` and `verb compute verb object equals`; the answers follow no
-    rule, so that each fact must be kept by itself.
+    `compute verb verb object equals` and `verb compute verb object equals`. The answers follow no
+    rule: each fact must be memorized.
 
     Returns:
         (all facts in one wording, the same facts in the other).
     """
     compute, equals = vocabulary.sign("compute"), vocabulary.sign("equals")
     objects = (*vocabulary.kind("harmful"), *vocabulary.kind("harmless"))
-    made = torch.Generator().manual_seed(17)
+    generator = torch.Generator().manual_seed(17)
     pairs = list(product(vocabulary.kind("verbs"), objects))
-    chosen = [pairs[i] for i in torch.randperm(len(pairs), generator=made)[:count].tolist()]
-    answers = torch.randint(vocabulary.modulus, (count,), generator=made).tolist()
+    chosen = [pairs[i] for i in torch.randperm(len(pairs), generator=generator)[:count].tolist()]
+    answers = torch.randint(vocabulary.modulus, (count,), generator=generator).tolist()
     known = list(zip(chosen, answers, strict=True))
     first = [([compute, verb, verb, thing, equals], answer) for (verb, thing), answer in known]
     second = [([verb, compute, verb, thing, equals], answer) for (verb, thing), answer in known]

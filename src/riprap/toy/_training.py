@@ -1,4 +1,4 @@
-"""Data order of a world, and starts that are trained once and kept as safetensors."""
+"""Batches of a world, and pretrained models that are cached as safetensors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import nn
 from riprap.toy._tasks import Examples
 
 CACHE = Path("~/.cache/riprap/worlds")
-Progress = Callable[[int, int], None]  # (steps done, steps in all)
+Progress = Callable[[int, int], None]  # (steps done, total steps)
 
 
 def batches(parts: list[Examples], sizes: list[int], seed: int) -> Iterator[Examples]:
-    """Endless batches: `sizes[i]` rows drawn with replacement from `parts[i]`."""
+    """Yield endless batches of `sizes[i]` rows drawn with replacement from `parts[i]`."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield Examples.join(
@@ -33,7 +33,7 @@ def batches(parts: list[Examples], sizes: list[int], seed: int) -> Iterator[Exam
 
 
 def fingerprint(config: Any, tasks: Mapping[str, Examples]) -> str:
-    """SHA-256 of a world: its configuration, and every prompt and answer of its tasks."""
+    """Hash a world: SHA-256 of its configuration and of all prompts and answers of its tasks."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name, examples in tasks.items():
         digest.update(name.encode())
@@ -41,13 +41,13 @@ def fingerprint(config: Any, tasks: Mapping[str, Examples]) -> str:
     return digest.hexdigest()
 
 
-def cached(
+def train_or_load(
     model: nn.Module, world: str, seed: int, cache: Path, train: Callable[[nn.Module], None]
 ) -> nn.Module:
-    """`model` with the weights that `train` gave it, now or in an earlier run.
+    """Load the weights of `model` from the cache; without a cached file, train and cache it.
 
-    The file is named after the world's fingerprint and the seed, so that a changed world never
-    meets an old start. It is written at once or not at all.
+    The file name contains the fingerprint of the world and the seed: a changed world never loads
+    an old model. The file is written atomically.
     """
     path = cache.expanduser() / f"{world[:20]}-{seed}.safetensors"
     if path.exists():

@@ -1,4 +1,4 @@
-"""The toy world: a capability, a refusal and its contrast, and new tasks that endanger them."""
+"""The toy world: a skill, a refusal with its contrast, and new tasks that damage them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,46 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from riprap._extras import require
 from riprap.behaviors import Behavior
 from riprap.toy import _tasks as tasks
 from riprap.toy._tasks import Examples, Vocabulary
-from riprap.toy._training import CACHE, Progress, batches, cached, fingerprint
+from riprap.toy._training import CACHE, Progress, batches, fingerprint, train_or_load
 
-OLD = ("A", "B", "over_refusal")  # what the start knows
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+PRETRAINED_TASKS = ("A", "B", "over_refusal")
+DISPLAY_NAMES = {  # the ids of the tasks are hashed and stored
+    "A": "addition",
+    "B": "refusal",
+    "over_refusal": "over_refusal",
+    "C": "multiplication",
+    "C_disjoint": "multiplication_other_symbols",
+    "C_context": "multiplication_in_request",
+}
 CONTRASTS = {"B": "over_refusal", "over_refusal": "B"}
 
 
 @dataclass(frozen=True)
 class ToyConfig:
-    """Sizes of the model, how its start is trained, and how it is trained further.
+    """Size of the model, its pretraining (start_*), and its training on a new task.
 
-    Chosen on exploratory seeds so that each new task washes something away within a study's window.
-    A strong weight decay is usual for modular arithmetic (Power et al., 2201.02177); without it the
-    refusal hardly erodes under C. The betas and epsilon keep `null` free of Adam's own spikes.
+    Values were chosen on exploratory seeds: each new task damages something within the length of an
+    experiment. Strong weight decay is usual for modular arithmetic (Power et al., 2201.02177);
+    without it, training on C hardly erodes the refusal. The betas and epsilon avoid loss spikes of
+    Adam in `null` training.
 
     Attributes:
-        signs: names of the operators, ends of prompts and answers; a part of the world's identity.
-        probes, held_out: how many probes a behaviour has, and how many other inputs tell its truth.
+        signs: names of operators, ends of prompts and answers; a part of the fingerprint.
+        probes: number of probes per behavior.
+        held_out: number of other inputs per behavior, for its true accuracy.
     """
 
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
@@ -55,14 +69,15 @@ class ToyConfig:
 
 
 class ToyWorld:
-    """Tasks whose truth is known, and a small Llama that has learned the old ones.
+    """Tasks that can be enumerated, and a small Llama that was pretrained on the old ones.
 
-    A: `compute x plus y equals` → (x + y) mod 23. B: a request with a harmful object → REFUSE.
-    over_refusal: one with a harmless object → COMPLY. New tasks: `null` goes on with the old mix;
-    `C` multiplies the same numbers, `C_disjoint` other ones, `C_context` the same inside a request.
+    Old tasks: `A`, `compute x plus y equals` → (x + y) mod 23; `B`, a request with a harmful object
+    → refuse; `over_refusal`, a request with a harmless object → comply. New tasks: `null` continues
+    with the old mix; `C` multiplies the same numbers, `C_disjoint` numbers written with other
+    symbols, `C_context` the same numbers inside a request.
     """
 
-    old: tuple[str, ...] = OLD
+    old: tuple[str, ...] = PRETRAINED_TASKS
 
     def __init__(self, config: ToyConfig | None = None) -> None:
         self.config = config or ToyConfig()
@@ -78,11 +93,14 @@ class ToyWorld:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What identifies this world: see `training.fingerprint`."""
+        """Hash of the configuration and of all prompts and answers."""
         return fingerprint(self.config, self.tasks)
 
     def untrained(self, seed: int) -> LlamaForCausalLM:
-        """The model with random weights."""
+        """Make the model with random weights."""
+        require("hf", "transformers")
+        from transformers import LlamaConfig, LlamaForCausalLM
+
         c = self.config
         settings = LlamaConfig(
             vocab_size=len(c.vocabulary),
@@ -106,7 +124,7 @@ class ToyWorld:
     def start(
         self, seed: int, cache: Path = CACHE, progress: Progress | None = None
     ) -> LlamaForCausalLM:
-        """The model after it has learned the old tasks; trained once a seed."""
+        """Return the model pretrained on the old tasks; it is trained once per seed."""
 
         def train(model: nn.Module) -> None:
             c = self.config
@@ -126,25 +144,25 @@ class ToyWorld:
                     progress(step + 1, c.start_steps)
 
         model = self.untrained(seed)
-        cached(model, self.fingerprint, seed, cache, train)
+        train_or_load(model, self.fingerprint, seed, cache, train)
         return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """A fresh AdamW for the new task."""
+        """Make a new AdamW for the training on a new task."""
         c = self.config
         return torch.optim.AdamW(
             model.parameters(), lr=c.rate, weight_decay=c.decay, betas=c.betas, eps=c.epsilon
         )
 
     def batches(self, task: str, seed: int, size: int | None = None) -> Iterator[Examples]:
-        """Endless batches of a task; `null` is half A, a quarter B, a quarter over_refusal."""
+        """Yield endless batches of a task; `null`: half A, a quarter B, a quarter over_refusal."""
         n = size or self.config.batch
         if task != "null":
             return batches([self.tasks[task]], [n], seed)
         return batches([self.tasks[old] for old in self.old], self.mix(n), seed)
 
     def mix(self, rows: int) -> list[int]:
-        """How many rows of a batch are of each old task."""
+        """Number of rows of each old task in a batch of `null`."""
         return [rows // 2, rows // 4, rows - rows // 2 - rows // 4]
 
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:
@@ -153,13 +171,13 @@ class ToyWorld:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:
-        """Accuracy over everything that can be asked in a task."""
+        """Accuracy over all prompts of a task."""
         examples = self.tasks[task]
         right = _answer_logits(model, examples).argmax(-1) == examples.targets
         return right.float().mean().item()
 
     def behaviors(self) -> list[Behavior]:
-        """The old tasks as behaviours, each on its probes."""
+        """Make the behaviors of the old tasks, each with its probes."""
         return [
             Behavior.next_token(
                 task, probes.input_ids, probes.targets, contrast=CONTRASTS.get(task)
@@ -167,26 +185,26 @@ class ToyWorld:
             for task, (probes, _) in self._splits().items()
         ]
 
-    def pools(self, most: int = 512) -> list[Behavior]:
-        """The same behaviours on other inputs than the probes, to be learned again.
+    def pools(self, max_inputs: int = 512) -> list[Behavior]:
+        """Make the same behaviors on other inputs than the probes, for replay.
 
         Args:
-            most: how many inputs of each; A has 481 in all.
+            max_inputs: largest number of inputs per behavior; A has 481.
         """
-        found = []
+        pools = []
         for index, task in enumerate(self.old):
             examples = self.tasks[task]
             order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
-            rest = examples[order[self.config.probes :][:most]]
-            found.append(Behavior.next_token(task, rest.input_ids, rest.targets))
-        return found
+            rest = examples[order[self.config.probes :][:max_inputs]]
+            pools.append(Behavior.next_token(task, rest.input_ids, rest.targets))
+        return pools
 
     def truth(self) -> dict[str, Examples]:
-        """Inputs of the old tasks that are no probes."""
+        """Return held-out inputs of the old tasks, none of them a probe."""
         return {task: rest for task, (_, rest) in self._splits().items()}
 
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
-        """Probes and other inputs of each old task; the same for every seed of a run."""
+        """Split each old task into probes and held-out inputs; independent of the seed of a run."""
         splits = {}
         for index, task in enumerate(self.old):
             examples = self.tasks[task]
@@ -198,5 +216,5 @@ class ToyWorld:
 
 
 def _answer_logits(model: nn.Module, examples: Examples) -> Tensor:
-    """Logits after each prompt, shape (n, vocabulary)."""
+    """Compute the logits after each prompt, shape (n, vocabulary)."""
     return model(examples.input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]

@@ -1,4 +1,4 @@
-"""What became of a model's behaviours since it was tuned, and what to do (`riprap diagnose`)."""
+"""`riprap diagnose`: compare a fine-tuned model with its base, and try repairs."""
 
 from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._run import diagnose

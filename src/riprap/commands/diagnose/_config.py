@@ -1,59 +1,67 @@
-"""What `riprap diagnose` is asked for."""
+"""Settings of `riprap diagnose`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from riprap._config import StrictModel
-from riprap.behaviors import probe_sets as packs
-from riprap.diagnosis.recovery import FEWEST
+from riprap.behaviors import probe_sets
+from riprap.diagnosis.recovery import MIN_PROBES
 from riprap.errors import BehaviorError
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic", "general_knowledge", "instruction_format")
-EXAMPLES = 10  # of each behaviour, kept apart from its probes
+N_EXAMPLES = 10  # per behavior, disjoint from its probes
 
 
 class DiagnoseConfig(StrictModel):
-    """Two models, the one made from the other, and what is looked at.
+    """The two models, the behaviors to measure, and the output folders.
 
     Attributes:
-        base: folder or hub id of the model before.
-        tuned: of the model after; or folder of a LoRA adapter of `base`.
+        base: folder or hub id of the model before fine-tuning.
+        tuned: folder or hub id of the model after it, or the folder of a LoRA adapter of `base`.
         out: folder of the report.
-        behaviors: packs, or files of one's own; see `packs.load`.
-        openers: what the base model's refusals begin with; empty: the packs' own.
-        probes: how many measure each behaviour; one that is told by a choice of answers, each of
-            which is read, has half of them.
-        never: folder or hub id of a model of this kind that never had the behaviours: what
-            examples alone can teach.
-        run: folder of the run that made `tuned`, by `riprap watch`: its checkpoints to go back to,
-            and its data, on which is measured what a repair takes.
-        save_repair: folder into which the cheapest repaired model is saved.
+        behaviors: names of probe sets, or files with your own probes; see `probe_sets.load`.
+        refusal_prefixes: first words of the base model's refusals; empty: those of the probe sets.
+        n_probes: number of probes per behavior; halved for multiple-choice behaviors, each of whose
+            options is evaluated.
+        naive_model: folder or hub id of a model of the same architecture that never had the
+            behaviors: it shows what the examples alone teach.
+        run: folder of the `riprap watch` run that made `tuned`. Its checkpoints are tried as
+            repairs, and its data measure what a repair costs.
+        save_repair: folder for the cheapest repaired model.
     """
+
+    renamed: ClassVar[dict[str, str]] = {
+        "openers": "refusal_prefixes",
+        "probes": "n_probes",
+        "never": "naive_model",
+    }
 
     base: str = Field(min_length=1)
     tuned: str = Field(min_length=1)
     out: Path
     behaviors: tuple[str, ...] = Field(default=BEHAVIORS, min_length=1)
-    openers: tuple[str, ...] = ()
-    probes: int = Field(default=16, ge=2 * FEWEST)
-    never: str | None = None
+    refusal_prefixes: tuple[str, ...] = ()
+    n_probes: int = Field(default=16, ge=2 * MIN_PROBES)
+    naive_model: str | None = None
     run: Path | None = None
     save_repair: Path | None = None
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_behaviors(self) -> Self:
         try:
-            opens = [packs.opens(packs.rows(name)[0]) for name in self.behaviors]
+            use_prefixes = [
+                probe_sets.is_prefix_probe(probe_sets.rows(name)[0]) for name in self.behaviors
+            ]
         except BehaviorError as error:
             raise ValueError(str(error)) from error
-        if self.openers and not any(opens):
-            raise ValueError("openers are those of refusals, and no behavior is told by openers")
-        called = [packs.title(name) for name in self.behaviors]
-        twice = next((name for name in called if called.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two behaviors are called {twice!r}: drop one, or rename its file")
+        if self.refusal_prefixes and not any(use_prefixes):
+            raise ValueError("refusal_prefixes has no effect: none of the behaviors uses prefixes")
+        names = [probe_sets.behavior_name(name) for name in self.behaviors]
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"two behaviors are named {duplicate!r}: drop one, or rename its file")
         return self

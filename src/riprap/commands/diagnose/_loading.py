@@ -1,4 +1,4 @@
-"""The two models: one in memory, the other's weights read from its files one by one."""
+"""Load a pair of models: one in memory, the weights of the other read from its files on demand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from riprap.commands._models import SHOWN, load_model
-from riprap.diagnosis import Folder, Weights, fitting, move
+from riprap.diagnosis import SafetensorsFolder, Weights, interpolate_, matching_names
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# What an adapter may have, by its configuration, and the only value of it that is read here.
-_PLAIN: dict[str, tuple[Any, ...]] = {
+# Settings of an adapter that must have one of these values; `MergedLoraWeights` reads no others.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
@@ -29,53 +29,53 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Adapted(Weights):
-    """The weights of a model with a LoRA adapter merged into them, each made when asked for.
+class MergedLoraWeights(Weights):
+    """Weights of a base model with a LoRA adapter merged into them, each computed on access.
 
     Raises:
-        ConfigError: an adapter of another kind, or of a weight that is not there.
+        ConfigError: the adapter is not a plain LoRA, or it adapts a weight that `base` lacks.
     """
 
     def __init__(self, base: Weights, adapter: Path) -> None:
         self.base = base
         try:
             settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            _refuse_other(adapter, settings)
+            _require_plain_lora(adapter, settings)
             self._file = safe_open(adapter / ADAPTER, framework="pt")  # type: ignore[no-untyped-call]
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"adapter {str(adapter)!r} cannot be read: {error}") from error
         rank = float(settings["r"])
         self.scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
-        self.turned = bool(settings.get("fan_in_fan_out"))
+        self.transposed = bool(settings.get("fan_in_fan_out"))
         keys = set(self._file.keys())
-        self.changed = {
+        self.lora_keys = {
             key.removeprefix("base_model.model.").removesuffix("lora_A.weight") + "weight": key
             for key in keys
             if key.endswith(".lora_A.weight")
         }
-        strange = [key for key in keys if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-        lost = [name for name in self.changed if name not in base]
-        if strange or lost:
+        unknown = [key for key in keys if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
+        missing = [name for name in self.lora_keys if name not in base]
+        if unknown or missing:
             raise ConfigError(
-                f"adapter {str(adapter)!r}: {(strange or lost)[0]!r} is no LoRA of a weight of the "
-                "base model; give the merged model's folder"
+                f"adapter {str(adapter)!r}: {(unknown or missing)[0]!r} is not a LoRA of a weight "
+                "of the base model; pass the folder of the merged model"
             )
 
     def __getitem__(self, name: str) -> Tensor:
         weight: Tensor = self.base[name]
-        if name not in self.changed:
+        if name not in self.lora_keys:
             return weight
-        key = self.changed[name]
+        key = self.lora_keys[name]
         right = self._file.get_tensor(key).float()
         left = self._file.get_tensor(key.replace("lora_A", "lora_B")).float()
-        change = self.scale * (left @ right)
-        change = change.T if self.turned else change
-        if change.shape != weight.shape:
+        delta = self.scale * (left @ right)
+        delta = delta.T if self.transposed else delta
+        if delta.shape != weight.shape:
             raise ConfigError(
-                f"the adapter's change of {name!r} has shape {tuple(change.shape)}, and the base "
-                f"model's weight {tuple(weight.shape)}: it is no adapter of this model"
+                f"the adapter's delta of {name!r} has shape {tuple(delta.shape)}, and the base "
+                f"model's weight {tuple(weight.shape)}: it is not an adapter of this model"
             )
-        return weight.float() + change
+        return weight.float() + delta
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)
@@ -84,28 +84,28 @@ class Adapted(Weights):
         return len(self.base)
 
 
-def _refuse_other(adapter: Path, settings: dict[str, Any]) -> None:
+def _require_plain_lora(adapter: Path, settings: dict[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ConfigError(
-            f"adapter {str(adapter)!r} is of kind {kind!r}, and only LoRA can be read here; give "
-            "the merged model's folder"
+            f"adapter {str(adapter)!r} is of type {kind!r}; only LoRA is supported: pass the folder "
+            "of the merged model"
         )
-    for key, values in _PLAIN.items():
+    for key, values in _SUPPORTED.items():
         if settings.get(key) not in values:
             raise ConfigError(
-                f"adapter {str(adapter)!r} has {key}: {settings[key]!r}, which cannot be read "
-                "here; give the merged model's folder"
+                f"adapter {str(adapter)!r} has {key}: {settings[key]!r}, which is not supported: "
+                "pass the folder of the merged model"
             )
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The model after in memory, and the weights of both in their files.
+class ModelPair:
+    """The tuned model in memory, and the weights of both models in their files.
 
     Attributes:
-        model: as it was tuned, in evaluation mode.
-        base, tuned: weights by the model's names.
+        model: the tuned model, in evaluation mode.
+        base, tuned: weights by the model's parameter names.
     """
 
     model: Any
@@ -114,97 +114,104 @@ class Pair:
     tuned: Weights
 
 
-def load_pair(base: str, tuned: str) -> Pair:
-    """Load the model after, once, and find the weights of both.
+def load_pair(base: str, tuned: str) -> ModelPair:
+    """Load the tuned model once, and open the weights of both.
 
     Raises:
-        ConfigError: one cannot be loaded, they are not of one kind, or they are the same.
+        ConfigError: a model cannot be loaded, the two have different architectures or
+            vocabularies, or their weights are equal.
     """
-    before, after = folder_of(base), folder_of(tuned)
-    if (after / ADAPTER_CONFIG).is_file():
-        model, tokenizer = load_model(str(before))
-        start = weights_in(before, model)
-        end: Weights = Adapted(start, after)
-        move(model, end, end, 1.0, fitting(model, end))
+    base_folder, tuned_folder = find_folder(base), find_folder(tuned)
+    if (tuned_folder / ADAPTER_CONFIG).is_file():
+        model, tokenizer = load_model(str(base_folder))
+        base_weights = open_weights(base_folder, model)
+        tuned_weights: Weights = MergedLoraWeights(base_weights, tuned_folder)
+        names = matching_names(model, tuned_weights)
+        interpolate_(model, tuned_weights, tuned_weights, 1.0, names)
     else:
-        model, tokenizer = load_model(str(after))
-        start, end = weights_in(before, model), weights_in(after, model)
-        _refuse_strangers(before, after)
-    _same_kind(model, start, base, tuned)
-    if all(torch.equal(p.detach(), start[n].to(p)) for n, p in model.named_parameters()):
+        model, tokenizer = load_model(str(tuned_folder))
+        base_weights = open_weights(base_folder, model)
+        tuned_weights = open_weights(tuned_folder, model)
+        _require_same_vocabulary(base_folder, tuned_folder)
+    _require_same_architecture(model, base_weights, base, tuned)
+    if all(torch.equal(p.detach(), base_weights[n].to(p)) for n, p in model.named_parameters()):
         raise ConfigError(
-            f"nothing changed: {tuned!r} has the same weights as {base!r}; name the model before "
+            f"nothing changed: {tuned!r} has the same weights as {base!r}; pass the model before "
             "tuning first, and the one after it second"
         )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return Pair(model.to(device or "cpu").eval(), tokenizer, start, end)
+    return ModelPair(model.to(device or "cpu").eval(), tokenizer, base_weights, tuned_weights)
 
 
-def folder_of(name: str) -> Path:
-    """The folder in which a model lies: that of this name, or where the hub's is kept.
+def find_folder(name: str) -> Path:
+    """Return the folder of a model: a local one, or the cached download of a hub id.
 
     Raises:
-        ConfigError: neither is there, or there is no model in it.
+        ConfigError: there is neither, or the folder contains no model.
     """
     shown = name[:SHOWN]
     try:
-        folder = smollm2.ensure() if name == "smollm2" else Path(name).expanduser()
-        here = folder.exists()
+        folder = smollm2.ensure_converted() if name == "smollm2" else Path(name).expanduser()
+        exists = folder.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"model {shown!r} cannot be loaded: it is no path") from error
-    if not here:
+        raise ConfigError(f"model {shown!r} cannot be loaded: it is not a path") from error
+    if not exists:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise ConfigError(f"model {shown!r}: no such folder")
         try:
-            wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-            return Path(snapshot_download(name, allow_patterns=wanted))
+            patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+            return Path(snapshot_download(name, allow_patterns=patterns))
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
-            raise ConfigError(f"model {shown!r} is no folder, nor on the hub: {first}") from error
+            raise ConfigError(
+                f"model {shown!r} is neither a folder nor on the hub: {first}"
+            ) from error
     if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
         raise ConfigError(
-            f"model {shown!r}: there is no config.json nor {ADAPTER_CONFIG} in it: is it a saved "
+            f"model {shown!r} contains neither config.json nor {ADAPTER_CONFIG}: is it a saved "
             "model?"
         )
     return folder
 
 
-def weights_in(folder: Path, model: Any) -> Folder:
-    """The weights in a folder by the names that the model has for them.
+def open_weights(folder: Path, model: Any) -> SafetensorsFolder:
+    """Open the weights in a folder under the model's parameter names.
 
     Raises:
         ConfigError: there are none, or they cannot be read.
     """
     try:
-        files = Folder(folder)
+        files = SafetensorsFolder(folder)
     except SafetensorError as error:
         raise ConfigError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    other = {}
+    stored_names = {}
     for name, _ in model.named_parameters():
-        bare = name.removeprefix(prefix)
-        if name not in files and bare in files:
-            other[name] = bare
-    return Folder(folder, other)
+        without_prefix = name.removeprefix(prefix)
+        if name not in files and without_prefix in files:
+            stored_names[name] = without_prefix
+    return SafetensorsFolder(folder, stored_names)
 
 
-def _same_kind(model: Any, start: Weights, base: str, tuned: str) -> None:
-    """Whether the weights of the model before fit the model after."""
+def _require_same_architecture(model: Any, weights: Weights, base: str, tuned: str) -> None:
+    """Raise a ConfigError if the base weights do not fit the tuned model."""
     try:
-        fitting(model, start)
+        matching_names(model, weights)
     except ConfigError as error:
-        raise ConfigError(f"{base!r} and {tuned!r} are not one model, tuned: {error}") from error
+        raise ConfigError(
+            f"{tuned!r} is not a fine-tuned version of {base!r}: {error}"
+        ) from error
 
 
-def _refuse_strangers(before: Path, after: Path) -> None:
-    """Whether both read a text as the same tokens."""
+def _require_same_vocabulary(base_folder: Path, tuned_folder: Path) -> None:
+    """Raise a ConfigError if the two tokenizers have different vocabularies."""
     try:
-        texts = [(folder / "tokenizer.json").read_bytes() for folder in (before, after)]
+        texts = [(f / "tokenizer.json").read_bytes() for f in (base_folder, tuned_folder)]
     except OSError:
-        return  # a base without a tokenizer of its own is read by that of the other
+        return  # a base without a tokenizer uses that of the tuned model
     vocabularies = [json.loads(text).get("model", {}).get("vocab") for text in texts]
     if vocabularies[0] != vocabularies[1]:
         raise ConfigError(
-            f"{str(before)!r} and {str(after)!r} have tokenizers of different vocabularies: what "
-            "the one reads is not what the other reads"
+            f"{str(base_folder)!r} and {str(tuned_folder)!r} have tokenizers with different "
+            "vocabularies: they read the same text as different tokens"
         )

@@ -1,4 +1,4 @@
-"""What a diagnosis reads: probes that the base model passes, and examples kept apart from them."""
+"""Inputs of a diagnosis: probes that the base model passes, disjoint examples, and task rows."""
 
 from __future__ import annotations
 
@@ -9,155 +9,166 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, encode_continuations, encode_prompts
-from riprap.behaviors import probe_sets as packs
-from riprap.commands.diagnose._config import EXAMPLES, DiagnoseConfig
+from riprap import evaluation
+from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets
+from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
 from riprap.commands.watch import WatchConfig, load_rows
-from riprap.diagnosis.evidence import Rows, responses_of
-from riprap.diagnosis.recovery import FEWEST
+from riprap.diagnosis.evidence import Rows, greedy_responses
+from riprap.diagnosis.recovery import MIN_PROBES
 from riprap.errors import ConfigError
 from riprap.record import Reader
 
-SPARE = 1.5  # how many more probes are tried, since the base model does not pass all
-ANSWER = 12  # tokens of an answer
-TASK_ROWS, TASK_TEXT = 8, 400  # rows that measure the task, and characters of the longest
-HARMLESS = "over_refusal"  # requests on which a repair is compared, where no run is given
+OVERSAMPLE = 1.5  # candidates per required probe, because the base model does not pass all
+MAX_ANSWER_TOKENS = 12
+TASK_ROWS, MAX_TASK_CHARS = 8, 400  # rows that measure the task, and length of the longest
+HARMLESS = "over_refusal"  # requests on which a repair is compared if no run is given
 
 
 @dataclass
-class Subject:
-    """A behaviour that is looked at.
+class BehaviorProbes:
+    """The probes and examples of one behavior.
 
     Attributes:
-        probes: those that measure; None where the base model passes too few, as `why` says.
-        examples: of the same, to be learned again.
-        answers: token ids of what the base model answers to the probes, or of the right answers.
-        before: margins of the base model on the probes.
+        probes: the test probes; None if the base model passes too few (see `why_unmeasured`).
+        examples: examples of the same behavior to relearn.
+        answers: token ids of the base model's answers to the probes, or of the right answers.
+        margins_before: margins of the base model on the probes.
     """
 
     name: str
     probes: Behavior | None = None
     examples: Behavior | None = None
     answers: Rows = field(default_factory=list)
-    before: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    why: str = ""
+    margins_before: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    why_unmeasured: str = ""
 
 
-def subject(name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any) -> Subject:
-    """The probes of a pack or file, of which the base model passes all.
+def select_probes(
+    name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any
+) -> BehaviorProbes:
+    """Select probes of a probe set that the base model passes, and disjoint examples.
 
     Args:
-        name: of a pack, or a file of one's own.
-        base: the model as it was before tuning.
+        name: of a probe set, or a file with your own probes.
+        base: the model before tuning.
     """
-    rows, called = packs.rows(name), packs.title(name)
-    opens, several = packs.opens(rows[0]), packs.chooses(rows[0])
-    wanted = config.probes // 2 if several else config.probes
-    n = min(len(rows), int(SPARE * (wanted + EXAMPLES)))
-    given = {"openers": config.openers} if opens and config.openers else {}
-    texts, pool = packs.spread(name, n), packs.load(name, tokenizer, n, **given)
-    margins = probing.look(pool, base).margins
+    rows, behavior_name = probe_sets.rows(name), probe_sets.behavior_name(name)
+    uses_prefixes = probe_sets.is_prefix_probe(rows[0])
+    n_probes = config.n_probes // 2 if probe_sets.is_multiple_choice(rows[0]) else config.n_probes
+    n = min(len(rows), int(OVERSAMPLE * (n_probes + N_EXAMPLES)))
+    prefixes: dict[str, Any] = {}
+    if uses_prefixes and config.refusal_prefixes:
+        prefixes = {"prefixes": config.refusal_prefixes}
+    texts = probe_sets.evenly_spaced(name, n)
+    candidates = probe_sets.load(name, tokenizer, n, **prefixes)
+    margins = evaluation.evaluate(candidates, base).margins
     passing = np.flatnonzero(margins > 0)
-    if len(passing) < FEWEST + EXAMPLES:
-        return Subject(
-            called,
-            why=f"the base model passes {len(passing)} of {n} probes, and {FEWEST + EXAMPLES} are "
-            "needed: it has too little of this to lose"
-            + ("; name what its refusals begin with by --openers" if opens else ""),
+    if len(passing) < MIN_PROBES + N_EXAMPLES:
+        return BehaviorProbes(
+            behavior_name,
+            why_unmeasured=f"the base model passes {len(passing)} of {n} probes, and "
+            f"{MIN_PROBES + N_EXAMPLES} are needed"
+            + ("; pass the first words of its refusals as --refusal-prefixes" * uses_prefixes),
         )
     order = np.random.default_rng(0).permutation(passing)
-    learned, measured = order[:EXAMPLES].tolist(), sorted(order[EXAMPLES:][:wanted].tolist())
-    probes = pool.subset(measured)
-    if opens:
-        answers = responses_of(base, probes, ANSWER)
-        return Subject(called, probes, pool.subset(learned), answers, margins[measured])
-    right = encode_continuations(tokenizer, [_right(texts[at]) for at in measured])
-    examples = _taught(called, tokenizer, [texts[at] for at in learned])
-    return Subject(called, probes, examples, [row[:ANSWER] for row in right], margins[measured])
+    learned = order[:N_EXAMPLES].tolist()
+    measured = sorted(order[N_EXAMPLES:][:n_probes].tolist())
+    probes, margins_before = candidates.subset(measured), margins[measured]
+    if uses_prefixes:
+        answers = greedy_responses(base, probes, MAX_ANSWER_TOKENS)
+        examples = candidates.subset(learned)
+    else:
+        right = encode_continuations(tokenizer, [_right_answer(texts[at]) for at in measured])
+        answers = [row[:MAX_ANSWER_TOKENS] for row in right]
+        examples = _right_answer_texts(behavior_name, tokenizer, [texts[at] for at in learned])
+    return BehaviorProbes(behavior_name, probes, examples, answers, margins_before)
 
 
-def _right(row: dict[str, Any]) -> str:
-    """The right answer of a row."""
-    return str(row["options"][row["answer"]] if packs.chooses(row) else row["completion"])
+def _right_answer(row: dict[str, Any]) -> str:
+    is_choice = probe_sets.is_multiple_choice(row)
+    return str(row["options"][row["answer"]] if is_choice else row["completion"])
 
 
-def _taught(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:
-    """The right answers alone, as texts to be learned: the loss is that of the choice."""
-    prompts, answers = [row["prompt"] for row in rows], [_right(row) for row in rows]
-    return Behavior.likelihood(name, tokenizer, prompts, answers)
+def _right_answer_texts(name: str, tokenizer: Any, rows: list[dict[str, Any]]) -> Behavior:
+    """Prompts with their right answers, as texts to learn (the loss ignores wrong options)."""
+    prompts, answers = [row["prompt"] for row in rows], [_right_answer(row) for row in rows]
+    return Behavior.likelihood(name, tokenizer, texts=answers, prompts=prompts)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
-    """What the model newly learned, as far as it is known.
+    """The newly learned task: inputs on which the cost of a repair is measured.
 
     Attributes:
-        prompts, responses: token ids, on which a repair is compared with the model; no responses:
-            the model's own answers are taken.
-        measured, examples: rows of the run's data as texts; None without a run.
-        origin: what it is, in words.
+        prompts, responses: token ids on which a repaired model is compared with the tuned one;
+            responses None: the tuned model's own answers.
+        test_rows, examples: disjoint rows of the run's data as texts; None without a run.
+        origin: short description of the data.
     """
 
     prompts: Rows
     responses: Rows | None
-    measured: Behavior | None
+    test_rows: Behavior | None
     examples: Behavior | None
     origin: str
 
     def score(self, model: nn.Module) -> float:
-        """−nats per response token, mean over rows."""
-        assert self.measured is not None and self.measured.losses is not None
-        losses = self.measured.losses
-        return -float(probing.look(_as_margins(self.measured, losses), model).margins.mean())
+        """Return −nats per response token, mean over the test rows."""
+        assert self.test_rows is not None and self.test_rows.losses is not None
+        losses = Behavior(self.test_rows.name, self.test_rows.probes, self.test_rows.losses)
+        return -float(evaluation.evaluate(losses, model).margins.mean())
 
 
-def _as_margins(behavior: Behavior, losses: Any) -> Behavior:
-    return Behavior(behavior.name, behavior.probes, losses)
-
-
-def task_of(run: Path | None, tokenizer: Any) -> Task:
-    """The rows that a run trained on, or harmless requests where no run is given.
+def load_task(run: Path | None, tokenizer: Any) -> Task:
+    """Load rows of a run's training data, or harmless requests if no run is given.
 
     Raises:
-        ConfigError: the run's record or its data cannot be read.
+        ConfigError: the run's record or its data cannot be read, or has too few short rows.
     """
     if run is None:
-        rows = [row["prompt"] for row in packs.spread(HARMLESS, TASK_ROWS)]
+        rows = [row["prompt"] for row in probe_sets.evenly_spaced(HARMLESS, TASK_ROWS)]
         prompts = encode_prompts(tokenizer, rows)
         return Task(prompts, None, None, None, "answers to harmless requests")
-    data = configured(run).data
+    data = watch_config_of(run).data
     pairs = [
         (row["prompt"][0]["content"], row["completion"][0]["content"]) for row in load_rows(data)
     ]
-    short = [pair for pair in pairs if sum(map(len, pair)) <= TASK_TEXT and pair[1].strip()]
-    if len(short) < TASK_ROWS + EXAMPLES:
+    short = [
+        pair for pair in pairs if sum(map(len, pair)) <= MAX_TASK_CHARS and pair[1].strip()
+    ]
+    if len(short) < TASK_ROWS + N_EXAMPLES:
         raise ConfigError(
-            f"data {data.path!r} of the run in {run} has {len(short)} rows of at most {TASK_TEXT} "
-            f"characters, and {TASK_ROWS + EXAMPLES} are needed: leave out --run"
+            f"data {data.path!r} of the run in {run} has {len(short)} rows of at most "
+            f"{MAX_TASK_CHARS} characters, and {TASK_ROWS + N_EXAMPLES} are needed: omit --run"
         )
     order = np.random.default_rng(0).permutation(len(short)).tolist()
-    parts = [short[at] for at in order[:TASK_ROWS]], [short[at] for at in order[TASK_ROWS:]]
-    measured, examples = (
-        Behavior.likelihood("task", tokenizer, [p for p, _ in rows], [r for _, r in rows])
-        for rows in (parts[0], parts[1][:EXAMPLES])
+    test, rest = [short[at] for at in order[:TASK_ROWS]], [short[at] for at in order[TASK_ROWS:]]
+    test_rows, examples = (
+        Behavior.likelihood(
+            "task", tokenizer, texts=[r for _, r in rows], prompts=[p for p, _ in rows]
+        )
+        for rows in (test, rest[:N_EXAMPLES])
     )
-    asked = [prompt for prompt, _ in parts[0]]
-    said = [[*row][:ANSWER] for row in encode_continuations(tokenizer, [r for _, r in parts[0]])]
-    prompts = encode_prompts(tokenizer, asked)
-    return Task(prompts, said, measured, examples, f"{TASK_ROWS} rows of {Path(data.path).name}")
+    responses = encode_continuations(tokenizer, [response for _, response in test])
+    return Task(
+        encode_prompts(tokenizer, [prompt for prompt, _ in test]),
+        [[*row][:MAX_ANSWER_TOKENS] for row in responses],
+        test_rows,
+        examples,
+        f"{TASK_ROWS} rows of {Path(data.path).name}",
+    )
 
 
-def configured(run: Path) -> WatchConfig:
-    """What a run of `riprap watch` was asked for.
+def watch_config_of(run: Path) -> WatchConfig:
+    """Return the configuration of a `riprap watch` run.
 
     Raises:
-        ConfigError: there is no record of such a run.
+        ConfigError: the folder holds no record of such a run.
     """
     with Reader(run) as reader:
         notes = reader.meta().get("notes", {})
     if "config" not in notes:
         raise ConfigError(
-            f"the record in {run} is not one that `riprap watch` made: its data is not known"
+            f"the record in {run} was not made by `riprap watch`, so its data is unknown"
         )
     return WatchConfig.parse(notes["config"], f"the record in {run}")

@@ -1,4 +1,4 @@
-"""`riprap diagnose`: examine, repair on a copy, write the page."""
+"""`riprap diagnose`: examine a tuned model, try repairs on a copy, write the page."""
 
 from __future__ import annotations
 
@@ -19,136 +19,143 @@ from safetensors.torch import save_file
 from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._loading import (
     ADAPTER_CONFIG,
-    Adapted,
-    Pair,
-    folder_of,
+    MergedLoraWeights,
+    ModelPair,
+    find_folder,
     load_pair,
-    weights_in,
+    open_weights,
 )
-from riprap.commands.diagnose._probes import configured, task_of
-from riprap.commands.diagnose._runner import Examination, Parts
-from riprap.commands.watch import TRAINER
-from riprap.diagnosis import Weights, fitting
-from riprap.diagnosis.repair import Repair, cheapest, repaired, whole_weights
+from riprap.commands.diagnose._probes import load_task, watch_config_of
+from riprap.commands.diagnose._runner import DiagnosisRunner, StageTimer
+from riprap.commands.watch import TRAINER_FOLDER
+from riprap.diagnosis import (
+    BehaviorDiagnosis,
+    Diagnosis,
+    Repair,
+    Weights,
+    apply_repair,
+    cheapest_repair,
+    matching_names,
+    merged_weights,
+)
 from riprap.errors import ConfigError
-from riprap.report import Diagnosed, Diagnosis, write_diagnosis
-from riprap.report import _diagnosis_text as say
+from riprap.report import _diagnosis_text as text
+from riprap.report import write_diagnosis
 
-DATA = "diagnosis.json"
+DATA_FILE = "diagnosis.json"
 
 
 def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
-    """Find out what a tuned model lost, whether it still could, and what brings it back.
+    """Measure which behaviors a tuned model lost, why, and which repair restores them.
 
-    One model in memory; the weights of the other are read from its files.
+    Only one model is in memory; the weights of the other are read from its files.
 
     Args:
-        quiet: draw the progress bars on standard error.
+        quiet: write the progress bars to standard error.
 
     Returns:
-        `report`, `data` (files), `behaviors` by name, `lost`, `broken`, `cheapest`, `peak`,
-        `seconds`.
+        `report`, `data` (files), `behaviors` by name, `lost`, `broken`, `cheapest`, `saved`,
+        `peak`, `seconds`.
 
     Raises:
-        RiprapError: what is wrong with the models, the run or the settings.
+        RiprapError: the models, the run or the settings cannot be used.
     """
-    _refuse_early(config)
+    _check_paths(config)
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
-        parts = Parts(bars)
-        with parts.part("loading"):
+        timer = StageTimer(bars)
+        with timer.stage("loading"):
             pair = load_pair(config.base, config.tuned)
-            never = _never(config, pair)
-            task = task_of(config.run, pair.tokenizer)
+            naive_model = _load_naive_model(config, pair)
+            task = load_task(config.run, pair.tokenizer)
             checkpoints = _checkpoints(config, pair)
-        work = Examination(config, pair, parts, never)
-        work.look()
-        if not any(one.probes for one in work.found.values()):
+        runner = DiagnosisRunner(config, pair, timer, naive_model)
+        runner.measure_scores()
+        if not any(result.probes for result in runner.results.values()):
             raise ConfigError(
-                f"the model {config.base!r} has none of these behaviours to lose: "
-                + "; ".join(f"{name}: {one.why}" for name, one in work.subjects.items())
+                f"the model {config.base!r} has none of these behaviors to lose: "
+                + "; ".join(f"{n}: {one.why_unmeasured}" for n, one in runner.probes.items())
             )
-        for name in work.lost:
-            work.explain(name)
-        if work.lost:
-            work.walk()
-        apart = work.apart()
-        tried = work.repair(task, checkpoints) if work.lost else []
-        found = Diagnosis(
+        for name in runner.lost:
+            runner.explain_loss(name)
+        if runner.lost:
+            runner.run_linear_path()
+        divergence = runner.run_divergence()
+        repairs = runner.run_repairs(task, checkpoints) if runner.lost else []
+        diagnosis = Diagnosis(
             config.base,
             config.tuned,
-            list(work.found.values()),
-            apart,
-            tried,
+            list(runner.results.values()),
+            divergence,
+            repairs,
             None,
             task.origin,
             _settings(config),
-            parts.seconds,
+            timer.seconds,
             "",
         )
-        found.cheapest = cheapest(tried, found.floors) if tried else None
+        if repairs:
+            diagnosis.cheapest_repair = cheapest_repair(repairs, diagnosis.floors)
         if config.save_repair is not None:
-            with parts.part("saving"):
-                _save(pair, found.cheapest, config.save_repair)
-        found.peak = peak_memory()
-    return _written(found, work, config)
+            with timer.stage("saving"):
+                _save(pair, diagnosis.cheapest_repair, config.save_repair)
+        diagnosis.peak_memory = peak_memory()
+    return _write_results(diagnosis, runner.lost, config)
 
 
-def _never(config: DiagnoseConfig, pair: Pair) -> Weights | None:
-    """The weights of the control, checked before anything takes long."""
-    if config.never is None:
+def _load_naive_model(config: DiagnoseConfig, pair: ModelPair) -> Weights | None:
+    if config.naive_model is None:
         return None
-    found = weights_in(folder_of(config.never), pair.model)
-    fitting(pair.model, found)
-    return found
+    weights = open_weights(find_folder(config.naive_model), pair.model)
+    matching_names(pair.model, weights)
+    return weights
 
 
-def _refuse_early(config: DiagnoseConfig) -> None:
-    """What can be seen to be wrong before anything takes long."""
+def _check_paths(config: DiagnoseConfig) -> None:
+    """Raise a ConfigError for unusable folders before anything slow starts."""
     if config.save_repair is not None and config.save_repair.exists():
-        raise ConfigError(f"--save-repair {config.save_repair}: it is there already")
+        raise ConfigError(f"--save-repair {config.save_repair} already exists; pass a new folder")
     if config.out.exists() and not config.out.is_dir():
-        raise ConfigError(f"--out {config.out} is a file: name a folder")
+        raise ConfigError(f"--out {config.out} is a file; pass a folder")
     if config.run is not None:
-        configured(config.run)
+        watch_config_of(config.run)
 
 
 def _settings(config: DiagnoseConfig) -> dict[str, Any]:
-    asked = config.model_dump(mode="json")
-    return {name: value for name, value in asked.items() if value not in (None, [], ())}
+    settings = config.model_dump(mode="json")
+    return {name: value for name, value in settings.items() if value not in (None, [], ())}
 
 
-def _checkpoints(config: DiagnoseConfig, pair: Pair) -> dict[str, Weights]:
-    """Those of the run, the newest first, without the tuned model itself."""
+def _checkpoints(config: DiagnoseConfig, pair: ModelPair) -> dict[str, Weights]:
+    """Weights of the run's checkpoints, the latest first, without the tuned model itself."""
     if config.run is None:
         return {}
-    own = folder_of(config.tuned).resolve()
-    steps = {
-        int(one.name.rpartition("-")[2]): one
-        for one in (config.run / TRAINER).glob("checkpoint-*[0-9]")
-        if one.resolve() != own and one.name.rpartition("-")[2].isdecimal()
+    tuned = find_folder(config.tuned).resolve()
+    folders = {
+        int(folder.name.rpartition("-")[2]): folder
+        for folder in (config.run / TRAINER_FOLDER).glob("checkpoint-*[0-9]")
+        if folder.resolve() != tuned and folder.name.rpartition("-")[2].isdecimal()
     }
-    folders = [steps[step] for step in sorted(steps, reverse=True)]
     return {
-        one.name: Adapted(pair.base, one)
-        if (one / ADAPTER_CONFIG).is_file()
-        else weights_in(one, pair.model)
-        for one in folders
+        folder.name: MergedLoraWeights(pair.base, folder)
+        if (folder / ADAPTER_CONFIG).is_file()
+        else open_weights(folder, pair.model)
+        for _, folder in sorted(folders.items(), reverse=True)
     }
 
 
-def _save(pair: Pair, chosen: Repair | None, folder: Path) -> None:
-    """The repaired model as a folder of its own.
+def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
+    """Save the repaired model to a new folder.
 
     Raises:
-        ConfigError: it cannot be written there.
+        ConfigError: the folder cannot be written.
     """
-    if chosen is None or chosen.way is None:
+    if repair is None or repair.strategy is None:
         return
-    with repaired(chosen):
+    with apply_repair(repair):
         weights = {
-            name: part.contiguous().cpu() for name, part in whole_weights(pair.model).items()
+            name: part.contiguous().cpu() for name, part in merged_weights(pair.model).items()
         }
     try:
         folder.mkdir(parents=True)
@@ -160,59 +167,62 @@ def _save(pair: Pair, chosen: Repair | None, folder: Path) -> None:
 
 
 def peak_memory() -> str:
-    """The most memory that this process took, in words."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    """Return the peak memory of this process, formatted with its unit."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS reports bytes, Linux KiB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    text = f"{peak:.2f} GiB"
+    formatted = f"{peak:.2f} GiB"
     if torch.cuda.is_available():
-        text += f", and {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB on the accelerator"
-    return text
+        accelerator = torch.cuda.max_memory_allocated() / 2**30
+        formatted += f", and {accelerator:.2f} GiB on the accelerator"
+    return formatted
 
 
-def _written(found: Diagnosis, work: Examination, config: DiagnoseConfig) -> dict[str, Any]:
-    page = write_diagnosis(found, config.out)
-    data = config.out / DATA
-    data.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    chosen = found.cheapest
-    saved = config.save_repair if chosen is not None and chosen.way is not None else None
+def _write_results(
+    diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig
+) -> dict[str, Any]:
+    page = write_diagnosis(diagnosis, config.out)
+    data = config.out / DATA_FILE
+    document = json.dumps(to_json(diagnosis), indent=1, allow_nan=False)
+    data.write_text(document + "\n", encoding="utf-8")
+    cheapest = diagnosis.cheapest_repair
+    is_saved = cheapest is not None and cheapest.strategy is not None
     return {
         "report": str(page),
         "data": str(data),
-        "behaviors": {one.name: _brief(one) for one in found.behaviors},
-        "lost": work.lost,
-        "broken": [one.name for one in found.behaviors if one.broke],
-        "cheapest": None if chosen is None else say.advice(chosen),
-        "saved": None if saved is None else str(saved),
-        "peak": found.peak,
-        "seconds": found.seconds,
+        "behaviors": {one.name: _summarize(one) for one in diagnosis.behaviors},
+        "lost": lost,
+        "broken": [one.name for one in diagnosis.behaviors if one.is_broken],
+        "cheapest": None if cheapest is None else text.describe_repair(cheapest),
+        "saved": str(config.save_repair) if config.save_repair and is_saved else None,
+        "peak": diagnosis.peak_memory,
+        "seconds": diagnosis.seconds,
     }
 
 
-def _brief(one: Diagnosed) -> dict[str, Any]:
-    verdict = None if one.recovery is None else str(one.recovery.verdict)
-    reason = one.missing.get("probes") if one.recovery is None else one.recovery.reason
+def _summarize(behavior: BehaviorDiagnosis) -> dict[str, Any]:
+    recovery = behavior.recovery
     return {
-        "verdict": verdict,
-        "reason": reason,
-        "in words": say.headline(one),
-        "before": plain(one.before),
-        "now": plain(one.now),
-        "floor": one.floor,
-        "probes": one.probes,
+        "verdict": None if recovery is None else str(recovery.verdict),
+        "reason": behavior.missing.get("probes") if recovery is None else recovery.reason,
+        "summary": text.headline(behavior),
+        "before": to_json(behavior.score_before),
+        "now": to_json(behavior.score_now),
+        "floor": behavior.floor,
+        "probes": behavior.probes,
     }
 
 
-def plain(value: Any) -> Any:
-    """What JSON knows: numbers that are none are null, ways of repairs are left out."""
+def to_json(value: Any) -> Any:
+    """Convert to JSON types; NaN and infinity become null, repair strategies are omitted."""
     if is_dataclass(value):
-        names = [one.name for one in fields(value) if one.name != "way"]
-        return {name: plain(getattr(value, name)) for name in names}
+        names = [field.name for field in fields(value) if field.name != "strategy"]
+        return {name: to_json(getattr(value, name)) for name in names}
     if isinstance(value, dict):
-        return {str(name): plain(part) for name, part in value.items()}
+        return {str(name): to_json(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return [to_json(part) for part in value]
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (int, str)) or value is None else str(value)

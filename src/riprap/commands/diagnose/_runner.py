@@ -1,4 +1,4 @@
-"""The examinations of one diagnosis, each reported as a bar and timed."""
+"""Run the stages of one diagnosis, each with a progress bar and its time."""
 
 from __future__ import annotations
 
@@ -10,32 +10,28 @@ from typing import Any
 
 from rich.progress import Progress
 
-from riprap import evaluation as probing
-from riprap.commands.diagnose._config import EXAMPLES, DiagnoseConfig
-from riprap.commands.diagnose._loading import Pair
-from riprap.commands.diagnose._probes import Subject, Task, subject
-from riprap.diagnosis import Progress as Report
-from riprap.diagnosis import Weights, at_reference
-from riprap.diagnosis.evidence import Divergence, decode, divergence, force, path, prompts_of
-from riprap.diagnosis.recovery import recover
-from riprap.diagnosis.repair import Repair, repairs
-from riprap.report import Diagnosed, fell
+from riprap import diagnosis, evaluation
+from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
+from riprap.commands.diagnose._loading import ModelPair
+from riprap.commands.diagnose._probes import BehaviorProbes, Task, select_probes
+from riprap.diagnosis import BehaviorDiagnosis, Divergence, Repair, Weights, has_loss
+from riprap.diagnosis.evidence import prompt_rows
 
 DRAWS = 2  # of examples, for recovery
-POINTS = 6  # on the way back
-PROMPTS = 8  # on which divergence is read
+POINTS = 6  # on the linear path
+PROMPTS = 8  # for the divergence
 
 
 @dataclass
-class Parts:
-    """Bars and seconds by part."""
+class StageTimer:
+    """Progress bars, and seconds by stage."""
 
     bars: Progress
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def part(self, name: str) -> Iterator[Report]:
-        """One part, with its bar."""
+    def stage(self, name: str) -> Iterator[diagnosis.Progress]:
+        """Time a stage, and show its progress bar."""
         task, began = self.bars.add_task(name, total=None), time.perf_counter()
         yield lambda done, total: self.bars.update(task, completed=done, total=total)
         self.bars.update(task, completed=1, total=1)
@@ -43,163 +39,172 @@ class Parts:
 
 
 @dataclass
-class Examination:
-    """Two models, what is looked at, and what was found so far.
+class DiagnosisRunner:
+    """The stages of a diagnosis, with their inputs and results.
 
     Attributes:
-        never: weights of a model that never had the behaviours; None: there is no such control.
+        naive_model: weights of a model that never had the behaviors; None: not given.
+        probes, results: by behavior.
     """
 
     config: DiagnoseConfig
-    pair: Pair
-    parts: Parts
-    never: Weights | None
-    subjects: dict[str, Subject] = field(default_factory=dict)
-    found: dict[str, Diagnosed] = field(default_factory=dict)
+    pair: ModelPair
+    timer: StageTimer
+    naive_model: Weights | None
+    probes: dict[str, BehaviorProbes] = field(default_factory=dict)
+    results: dict[str, BehaviorDiagnosis] = field(default_factory=dict)
 
     @property
     def lost(self) -> list[str]:
-        """Behaviours that there is a loss to explain of."""
-        measured = (one for one in self.found.values() if one.probes)
-        return [one.name for one in measured if fell(one.before, one.now, one.floor)]
+        """Names of the behaviors with a loss to explain."""
+        return [
+            result.name
+            for result in self.results.values()
+            if result.probes and has_loss(result.score_before, result.score_now, result.floor)
+        ]
 
-    def look(self) -> None:
-        """Choose the probes by what the base model passes, and score the tuned model on them."""
+    def measure_scores(self) -> None:
+        """Select probes that the base model passes, and score the tuned model on them."""
         pair = self.pair
         with (
-            self.parts.part("probes") as report,
-            at_reference(pair.model, pair.base, pair.tuned) as base,
+            self.timer.stage("probes") as report,
+            diagnosis.reference_model(pair.model, pair.base, pair.tuned) as base,
         ):
             for at, name in enumerate(self.config.behaviors):
-                one = subject(name, self.config, base, pair.tokenizer)
-                self.subjects[one.name] = one
+                selected = select_probes(name, self.config, base, pair.tokenizer)
+                self.probes[selected.name] = selected
                 report(at + 1, len(self.config.behaviors))
-        with self.parts.part("scores") as report:
-            for at, (name, one) in enumerate(self.subjects.items()):
-                self.found[name] = self.scored(one)
-                report(at + 1, len(self.subjects))
+        with self.timer.stage("scores") as report:
+            for at, (name, selected) in enumerate(self.probes.items()):
+                self.results[name] = self.score_behavior(selected)
+                report(at + 1, len(self.probes))
 
-    def scored(self, one: Subject) -> Diagnosed:
-        """Before and now, and why the rest is not run where it is not."""
-        floor = 0.9 if one.probes is None else one.probes.floor
-        if one.probes is None:
-            return Diagnosed(one.name, floor, missing={"probes": one.why})
-        now = probing.look(one.probes, self.pair.model).margins
-        before, after = (float((margins > 0).mean()) for margins in (one.before, now))
-        kinds = ("recovery", "forced prefix", "decodability", "path")
-        kept = "the score did not fall: there is nothing to explain"
-        return Diagnosed(
-            one.name,
-            floor,
-            len(now),
+    def score_behavior(self, selected: BehaviorProbes) -> BehaviorDiagnosis:
+        """Score one behavior before and now; where nothing was lost, say why no more is run."""
+        name, probes = selected.name, selected.probes
+        if probes is None:
+            return BehaviorDiagnosis(name, 0.9, missing={"probes": selected.why_unmeasured})
+        margins = evaluation.evaluate(probes, self.pair.model).margins
+        before, now = (float((m > 0).mean()) for m in (selected.margins_before, margins))
+        kinds = ("recovery", "prefix forcing", "linear decodability", "linear path")
+        why = "the score did not drop, so there is no loss to explain"
+        return BehaviorDiagnosis(
+            name,
+            probes.floor,
+            len(margins),
             before,
-            after,
-            float(one.before.mean()),
-            float(now.mean()),
-            missing={} if fell(before, after, floor) else dict.fromkeys(kinds, kept),
+            now,
+            float(selected.margins_before.mean()),
+            float(margins.mean()),
+            missing={} if has_loss(before, now, probes.floor) else dict.fromkeys(kinds, why),
         )
 
-    def explain(self, name: str) -> None:
-        """Recovery, forced prefix and decodability of one lost behaviour."""
-        one, found = self.subjects[name], self.found[name]
-        assert one.probes is not None and one.examples is not None
-        contrast = self.subjects.get(self.beside(name))
-        other = None if contrast is None else contrast.probes
-        given: dict[str, Any] = {"reference": self.pair.base, "home": self.pair.tuned}
-        with self.parts.part(f"{name}: recovery") as report:
-            found.recovery = recover(
-                self.pair.model,
-                one.probes,
-                one.examples,
-                irrelevant=self.irrelevant(name),
-                control=self.never,
-                contrast=other,
-                counts=(EXAMPLES,),
+    def explain_loss(self, name: str) -> None:
+        """Run recovery, prefix forcing and linear decodability on one lost behavior."""
+        selected, result, model = self.probes[name], self.results[name], self.pair.model
+        assert selected.probes is not None and selected.examples is not None
+        paired = self.probes.get(self.paired_behavior(name))
+        contrast = None if paired is None else paired.probes
+        sources: dict[str, Any] = {
+            "reference": self.pair.base,
+            "weights_on_disk": self.pair.tuned,
+        }
+        with self.timer.stage(f"{name}: recovery") as report:
+            result.recovery = diagnosis.recover(
+                model,
+                selected.probes,
+                selected.examples,
+                unrelated_examples=self.unrelated_examples(name),
+                naive_model=self.naive_model,
+                contrast=contrast,
+                shot_counts=(N_EXAMPLES,),
                 draws=DRAWS,
                 progress=report,
-                **given,
+                **sources,
             )
-        if self.never is None:
-            found.missing["control"] = (
-                "no model that never had it is given (--never): recovery is held against guessing"
+        if self.naive_model is None:
+            result.missing["naive model"] = (
+                "no --naive-model was given: recovery is compared with the chance level"
             )
-        with self.parts.part(f"{name}: forced prefix"):
-            found.forced = force(self.pair.model, one.probes, one.answers, **given)
-        if other is None:
-            found.missing["decodability"] = "there is no other side from which it could be told"
+        with self.timer.stage(f"{name}: prefix forcing"):
+            result.prefix_forcing = diagnosis.prefix_forcing(
+                model, selected.probes, selected.answers, **sources
+            )
+        if contrast is None:
+            result.missing["linear decodability"] = "there is no contrasting behavior to distinguish"
             return
-        with self.parts.part(f"{name}: decodability") as report:
-            found.decoded = decode(
-                self.pair.model, one.probes, contrast=other, progress=report, **given
+        with self.timer.stage(f"{name}: linear decodability") as report:
+            result.decodability = diagnosis.linear_decodability(
+                model, selected.probes, contrast=contrast, progress=report, **sources
             )
 
-    def beside(self, name: str) -> str:
-        """The other side of a behaviour; empty where it has none."""
-        probes = self.subjects[name].probes
+    def paired_behavior(self, name: str) -> str:
+        """Return the name of a behavior's contrast; empty if it has none."""
+        probes = self.probes[name].probes
         return "" if probes is None else probes.contrast or ""
 
-    def irrelevant(self, name: str) -> Any:
-        """Examples of another behaviour, not of the other side of this one."""
+    def unrelated_examples(self, name: str) -> Any:
+        """Return examples of another behavior that is not the contrast of this one."""
         others = (
-            one.examples
-            for other, one in self.subjects.items()
-            if other not in (name, self.beside(name)) and one.examples is not None
+            selected.examples
+            for other, selected in self.probes.items()
+            if other not in (name, self.paired_behavior(name)) and selected.examples is not None
         )
         return next(others, None)
 
-    def walk(self) -> None:
-        """The path back, of the lost behaviours and their other sides."""
-        sides = [*self.lost, *(self.beside(name) for name in self.lost)]
-        names = [name for name in dict.fromkeys(sides) if name in self.found]
-        probes = [p for name in names if (p := self.subjects[name].probes) is not None]
-        with self.parts.part("path back") as report:
-            way = path(
+    def run_linear_path(self) -> None:
+        """Measure the lost behaviors and their contrasts on the linear path to the base."""
+        names = [*self.lost, *(self.paired_behavior(name) for name in self.lost)]
+        names = [name for name in dict.fromkeys(names) if name in self.results]
+        behaviors = [b for name in names if (b := self.probes[name].probes) is not None]
+        with self.timer.stage("linear path") as report:
+            path = diagnosis.linear_path(
                 self.pair.model,
                 self.pair.base,
-                probes,
+                behaviors,
                 points=POINTS,
-                home=self.pair.tuned,
+                weights_on_disk=self.pair.tuned,
                 progress=report,
             )
-        for name, along in way.behaviors.items():
-            self.found[name].along = along
+        for name, profile in path.behaviors.items():
+            self.results[name].linear_path = profile
 
-    def apart(self) -> Divergence | None:
-        """Divergence on the probes of the first lost behaviour, or of the first of all."""
-        measured = [name for name, one in self.subjects.items() if one.probes is not None]
+    def run_divergence(self) -> Divergence | None:
+        """Measure the divergence on probes of the first lost behavior, or of the first measured."""
+        measured = [name for name, selected in self.probes.items() if selected.probes is not None]
         for name in [*self.lost, *measured][:1]:
-            one = self.subjects[name]
-            assert one.probes is not None
-            with self.parts.part("divergence") as report:
-                return divergence(
+            selected = self.probes[name]
+            assert selected.probes is not None
+            with self.timer.stage("divergence") as report:
+                return diagnosis.divergence(
                     self.pair.model,
                     self.pair.base,
-                    prompts_of(one.probes)[:PROMPTS],
-                    responses=one.answers[:PROMPTS],
+                    prompt_rows(selected.probes)[:PROMPTS],
+                    responses=selected.answers[:PROMPTS],
                     layers=None if self.lost else (),
-                    home=self.pair.tuned,
+                    weights_on_disk=self.pair.tuned,
                     progress=report,
                 )
         return None
 
-    def repair(self, task: Task, checkpoints: Mapping[str, Weights]) -> list[Repair]:
-        """What brings the lost behaviours back."""
-        measured = {name: one for name, one in self.subjects.items() if one.probes is not None}
-        examples = {name: one.examples for name, one in measured.items()}
+    def run_repairs(self, task: Task, checkpoints: Mapping[str, Weights]) -> list[Repair]:
+        """Try the repairs of the lost behaviors."""
+        measured = {n: selected for n, selected in self.probes.items() if selected.probes}
+        examples = {name: selected.examples for name, selected in measured.items()}
         if task.examples is not None:
             examples["task"] = task.examples
-        with self.parts.part("repairs") as report:
-            return repairs(
+        with self.timer.stage("repairs") as report:
+            return diagnosis.compare_repairs(
                 self.pair.model,
                 self.pair.base,
-                [one.probes for one in measured.values() if one.probes is not None],
+                [selected.probes for selected in measured.values() if selected.probes is not None],
                 examples,
                 lost=self.lost,
-                count=EXAMPLES,
-                task=None if task.measured is None else task.score,
+                count=N_EXAMPLES,
+                task=None if task.test_rows is None else task.score,
                 prompts=task.prompts,
                 responses=task.responses,
                 checkpoints=checkpoints,
-                home=self.pair.tuned,
+                weights_on_disk=self.pair.tuned,
                 progress=report,
             )

@@ -1,4 +1,4 @@
-"""Choosing rows of a data set before they are trained on (`riprap select`)."""
+"""Select rows of a data set before training (`riprap select`)."""
 
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._run import select_rows

@@ -1,148 +1,129 @@
-"""What the chosen rows are like beside the others, from the file of scores in one pass."""
+"""Compare selected and rejected rows."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from riprap._text import shorten
-from riprap.commands.select._choose import HARM, RULES, Read, masks, usable, worst
-from riprap.report import BINS_PER_DECADE, REJECTED, NORM_GROUPS, SELECTED, Audit, Group, HarmfulRow
+from riprap.commands.select._choose import Array, choose, harms, usable
+from riprap.commands.select._store import number_columns
+from riprap.report import (
+    BINS_PER_DECADE,
+    NORM_GROUPS,
+    REJECTED,
+    SELECTED,
+    Audit,
+    Group,
+    HarmfulRow,
+)
 
-KINDS, OTHERS = 40, "others"  # categories told apart; a field of ids must not fill the memory
-SHOWN_ROWS, NAME = 20, 60
-
-Array = np.ndarray
+MAX_CATEGORIES, OTHERS = 40, "others"  # rows of further categories are counted together
+MAX_HARMFUL, MAX_NAME_LENGTH = 20, 60
 
 
 def audit(
-    tables: Iterable[pa.Table],
-    read: Read,
+    table: pa.Table,
+    chosen: Array,
     title: str,
     settings: dict[str, Any],
     strategy: str,
     ratio: float,
 ) -> Audit:
-    """Look once at all scores.
+    """Compare groups of rows by their scores.
 
     Args:
-        tables: row group after row group of the whole scores, with `chosen`.
-        read: begins a pass over the numbers in the same groups.
+        table: scores of all rows.
+        chosen: mask of the chosen rows, shape (rows,).
     """
-    names = [HARM + name for name in settings["behaviors"]]
-    sums = {name: _Sum(names) for name in ("all", SELECTED, REJECTED, *NORM_GROUPS)}
-    found = Audit(title, settings, strategy, ratio, 0, 0, 0, [], {}, [])
-    kinds: dict[str, None] = {}
-    heap: list[tuple[float, int, HarmfulRow]] = []
-    by_norm = zip(*(masks(read, RULES[name], ratio) for name in NORM_GROUPS), strict=True)
-    for table, chosen_by in zip(tables, by_norm, strict=True):
-        numbers = _numbers(table)
-        fits = usable(numbers)
-        taken = numbers["chosen"]
-        found.rows += len(table)
-        found.usable += int(fits.sum())
-        found.truncated += int(numbers["cut"].sum())
-        categories = _kinds(table["category"].to_pylist(), kinds)
-        for name, mask in zip(NORM_GROUPS, chosen_by, strict=True):
-            sums[name].add(numbers, mask, categories)
-        for name, mask in (("all", fits), (SELECTED, taken), (REJECTED, fits & ~taken)):
-            sums[name].add(numbers, mask, categories)
-        _bars(found.norms, numbers["norm"], fits, taken)
-        _keep_worst(heap, table, numbers, fits, names)
-    found.groups = [total.group(name) for name, total in sums.items()]
-    found.most_harmful = [one for _, _, one in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
-    return found
-
-
-class _Sum:
-    """Sums over the rows of a group."""
-
-    def __init__(self, harms: list[str]) -> None:
-        self.columns = ["tokens", "loss", "norm", *harms]
-        self.rows, self.totals = 0, dict.fromkeys(self.columns, 0.0)
-        self.categories: dict[str, int] = {}
-
-    def add(self, numbers: dict[str, Array], mask: Array, categories: Array | None) -> None:
-        self.rows += int(mask.sum())
-        for name in self.columns:
-            self.totals[name] += float(numbers[name][mask].sum())
-        if categories is not None:
-            for name, count in zip(*np.unique(categories[mask], return_counts=True), strict=True):
-                self.categories[str(name)] = self.categories.get(str(name), 0) + int(count)
-
-    def group(self, name: str) -> Group:
-        means = {key: total / max(self.rows, 1) for key, total in self.totals.items()}
-        tokens, loss, norm = (means.pop(key) for key in ("tokens", "loss", "norm"))
-        harm = {key.removeprefix(HARM): value for key, value in means.items()}
-        return Group(name, self.rows, tokens, loss, norm, harm, self.categories)
-
-
-def _numbers(table: pa.Table) -> dict[str, Array]:
-    strings = ("id", "category")
-    return {
-        name: np.asarray(table[name].combine_chunks().to_numpy(zero_copy_only=False))
-        for name in table.column_names
-        if name not in strings
-    }
-
-
-def _kinds(values: list[str | None], known: dict[str, None]) -> Array | None:
-    """Category of each row, of which the first `KINDS` are told apart; None without any."""
-    if not any(value is not None for value in values):
-        return None
-    for value in values:
-        if value is not None and len(known) < KINDS:
-            known.setdefault(value)
-    return np.array(
-        [OTHERS if value not in known else str(value) for value in values], dtype=object
+    columns = number_columns(table)
+    mask = usable(columns)
+    masks = {"all": mask, SELECTED: chosen, REJECTED: mask & ~chosen}
+    masks |= {name: choose(columns, name, ratio) for name in NORM_GROUPS}
+    names, codes = _categories(table["category"])
+    groups = []
+    for name, rows in masks.items():
+        counts = np.bincount(codes[rows], minlength=len(names))[: len(names)].tolist()
+        categories = {n: count for n, count in sorted(zip(names, counts, strict=True)) if count}
+        groups.append(_group(name, columns, rows, categories))
+    return Audit(
+        title,
+        settings,
+        strategy,
+        ratio,
+        len(table),
+        int(mask.sum()),
+        int(columns["cut"].sum()),
+        groups,
+        _norm_histogram(columns["norm"], mask, chosen),
+        _most_harmful(table, columns, mask, chosen),
     )
 
 
-def _bars(norms: dict[int, list[int]], values: Array, fits: Array, taken: Array) -> None:
-    counted = fits & (values > 0)
-    places = np.floor(np.log10(values[counted]) * BINS_PER_DECADE).astype(int)
-    for place, chosen in zip(places.tolist(), taken[counted].tolist(), strict=True):
-        norms.setdefault(place, [0, 0])[int(chosen)] += 1
+def _group(name: str, columns: dict[str, Array], rows: Array, categories: dict[str, int]) -> Group:
+    n_rows = int(rows.sum())
+
+    def mean(values: Array) -> float:
+        return float(values[rows].sum()) / max(n_rows, 1)
+
+    tokens, loss, norm = (mean(columns[score]) for score in ("tokens", "loss", "norm"))
+    harm = {behavior: mean(values) for behavior, values in harms(columns).items()}
+    return Group(name, n_rows, tokens, loss, norm, harm, categories)
 
 
-def _keep_worst(
-    heap: list[tuple[float, int, HarmfulRow]],
-    table: pa.Table,
-    numbers: dict[str, Array],
-    fits: Array,
-    names: list[str],
-) -> None:
-    values = np.where(fits, worst(numbers) if names else numbers["norm"], -np.inf)
-    for at in np.argsort(-values, kind="stable")[:SHOWN_ROWS].tolist():
-        if not fits[at]:
-            break
-        row = int(numbers["row"][at])
-        own = {name: float(numbers[name][at]) for name in names}
-        most = max(own, key=lambda name: own[name]) if own else ""
-        entry = HarmfulRow(
-            row,
-            _short(table["id"][at].as_py()),
-            _short(table["category"][at].as_py()),
-            most.removeprefix(HARM),
-            own.get(most),
-            float(numbers["norm"][at]),
-            float(numbers["loss"][at]),
-            bool(numbers["chosen"][at]),
+def _categories(column: pa.ChunkedArray) -> tuple[list[str], Array]:
+    """Return the categories in order of appearance, and the category of each row as an index."""
+    encoded = column.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if not names:
+        return [], np.zeros(len(column), dtype=int)
+    names = [name for name in names[:MAX_CATEGORIES] if name != OTHERS] + [OTHERS]
+    index = {name: code for code, name in enumerate(names)}
+    codes = [index.get(name, len(names) - 1) for name in encoded.dictionary.to_pylist()]
+    by_row = encoded.indices.fill_null(len(codes)).to_numpy(zero_copy_only=False)
+    return names, np.array([*codes, len(names) - 1])[by_row]
+
+
+def _norm_histogram(norms: Array, mask: Array, chosen: Array) -> dict[int, list[int]]:
+    """Count rows by bin of the norm: (not chosen, chosen)."""
+    counted = mask & (norms > 0)
+    bins = np.floor(np.log10(norms[counted]) * BINS_PER_DECADE).astype(int)
+    values, index = np.unique(bins, return_inverse=True)
+    n_rows, n_chosen = np.bincount(index), np.bincount(index, weights=chosen[counted])
+    return {
+        int(value): [int(rows - selected), int(selected)]
+        for value, rows, selected in zip(values, n_rows, n_chosen, strict=True)
+    }
+
+
+def _most_harmful(
+    table: pa.Table, columns: dict[str, Array], mask: Array, chosen: Array
+) -> list[HarmfulRow]:
+    """Return the rows with the largest predicted harm; without behaviors, the largest norm."""
+    by_behavior = harms(columns)
+    worst = np.max(list(by_behavior.values()), axis=0) if by_behavior else columns["norm"]
+    rows = np.flatnonzero(mask)
+    rows = rows[np.argsort(-worst[rows], kind="stable")[:MAX_HARMFUL]]
+    found = []
+    for row in rows.tolist():
+        own = {name: float(values[row]) for name, values in by_behavior.items()}
+        behavior = max(own, key=lambda name: own[name]) if own else ""
+        found.append(
+            HarmfulRow(
+                int(columns["row"][row]),
+                _shorten(table["id"][row].as_py()),
+                _shorten(table["category"][row].as_py()),
+                behavior,
+                own.get(behavior),
+                float(columns["norm"][row]),
+                float(columns["loss"][row]),
+                bool(chosen[row]),
+            )
         )
-        (heapq.heappush if len(heap) < SHOWN_ROWS else heapq.heappushpop)(
-            heap, (float(values[at]), -row, entry)
-        )
+    return found
 
 
-def _short(text: str | None) -> str | None:
-    return None if text is None else shorten(text, NAME)
-
-
-def chosen_rows(tables: Iterable[pa.Table]) -> Iterator[tuple[int, bool]]:
-    """Line numbers in the order of the file, and whether each was chosen."""
-    for table in tables:
-        yield from zip(table["row"].to_pylist(), table["chosen"].to_pylist(), strict=True)
+def _shorten(text: str | None) -> str | None:
+    return None if text is None else shorten(text, MAX_NAME_LENGTH)

@@ -1,4 +1,4 @@
-"""What `riprap select` is asked for."""
+"""Configuration of `riprap select`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 from pydantic import Field
 
 from riprap._config import StrictModel
-from riprap.commands.watch import DataConfig
+from riprap.commands._data import DataConfig
 
 
 class SelectConfig(StrictModel):
-    """A data set, the model that is to learn it, and which of its rows to take.
+    """A data set, the model to be trained on it, and the rows to select.
 
     Attributes:
-        data: JSON Lines, and the names of its fields.
+        data: as in `WatchConfig`.
         model: as in `WatchConfig`.
-        out: folder of everything that is written; a run that was cut off goes on in it.
-        strategy: a key of `choosing.RULES`.
-        ratio: share of the usable rows that is taken, rounded down, at least one.
-        behaviors: packs, or files of one's own, whose erosion is predicted; probes that the model
-            passes are kept.
-        openers: what the model's refusals begin with; empty: the packs' own.
-        lora_rank: of the adapter whose gradients are meant; 0: all parameters.
-        batch: rows a forward pass.
-        max_length: tokens a row; longer ones are cut, as in training.
-        id, category: fields that name a row and its kind.
+        out: output folder; an interrupted run is resumed in it.
+        strategy: a name among `STRATEGIES` of `_choose.py`.
+        ratio: fraction of the usable rows to select, rounded down, at least one row.
+        behaviors: probe sets, or files of your own, whose harm is predicted; only probes that the
+            model passes are used.
+        refusal_prefixes: first words of the model's refusals; empty: those of the probe sets.
+        lora_rank: rank of the adapter whose gradients are computed; 0: all parameters.
+        batch_size: rows per forward pass.
+        max_length: tokens per row; longer rows are truncated, as in training.
+        id, category: fields that identify a row and name its category.
     """
 
     data: DataConfig
@@ -34,9 +34,9 @@ class SelectConfig(StrictModel):
     strategy: str = "moderate"
     ratio: float = Field(default=0.2, gt=0, le=1)
     behaviors: tuple[str, ...] = ()
-    openers: tuple[str, ...] = ()
+    refusal_prefixes: tuple[str, ...] = ()
     lora_rank: int = Field(default=32, ge=0)
-    batch: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     max_length: int = Field(default=256, ge=8)
     id: str | None = None
     category: str | None = None

@@ -1,9 +1,10 @@
-"""`riprap select`: score every row, choose from the scores, write what was chosen and an audit."""
+"""`riprap select`: score every row, choose from the scores, write chosen rows and an audit."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,137 +16,145 @@ from rich.text import Text
 
 from riprap._text import shorten
 from riprap.behaviors import probe_sets
+from riprap.commands._data import DataSummary, RowReader, rows_fingerprint
 from riprap.commands._models import load_model
-from riprap.commands.select._audit import audit, chosen_rows
-from riprap.commands.select._choose import masks, rule_of
+from riprap.commands.select._audit import audit
+from riprap.commands.select._choose import Array, check_strategy, choose
 from riprap.commands.select._config import SelectConfig
-from riprap.commands.select._jsonl import Survey, raw_lines, row_of, survey
-from riprap.commands.select._scoring import Scorer, fingerprint, score_rows
-from riprap.commands.select._store import SCORES, Store
-from riprap.commands.watch import rows_fingerprint as rows_fingerprint
+from riprap.commands.select._scoring import Scorer, model_fingerprint, score_rows
+from riprap.commands.select._store import SCORES, Store, number_columns
 from riprap.errors import ConfigError
-from riprap.report import Audit, audit_summary, group_rows, write_audit
+from riprap.report import Audit, HarmfulRow, audit_summary, group_rows, write_audit
 
 CHOSEN = "chosen.jsonl"
-TEXT = 80  # characters that are shown of a prompt or a response
+MAX_TEXT = 80  # characters of a prompt or a response in the audit
 
 
 def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     """Score the rows of a data set with a model, and choose among them.
 
-    What a run that was cut off has scored is not scored again; another strategy or ratio in the
-    same folder needs no scoring at all.
+    A resumed run scores only the remaining rows. Another strategy or ratio in the same folder
+    needs no scoring.
 
     Args:
-        quiet: draw the progress bar on standard error, and no table.
+        quiet: draw the progress bar on standard error, and print no table.
 
     Returns:
         `files` by name, `rows`, `usable`, `cut`, `chosen`, `groups` and `worst`; see
-        `report.audit.Audit`.
+        `riprap.report.Audit`.
 
     Raises:
-        RiprapError: what is wrong with a line of the data, the model or the settings; or the folder
-            holds scores of other data, another model or other settings.
+        RiprapError: a row of the data, the model or a setting is wrong; or the folder has scores
+            of other data, another model or other settings.
     """
-    rule = rule_of(config.strategy, config.behaviors)
-    if config.openers and not config.behaviors:
-        raise ConfigError("--openers are those of --behaviors, and none are given")
+    check_strategy(config.strategy, config.behaviors)
+    if config.refusal_prefixes and not config.behaviors:
+        raise ConfigError("--refusal-prefixes needs --behaviors, which use the prefixes")
     behaviors = tuple(dict.fromkeys(config.behaviors))
     config = config.model_copy(update={"behaviors": behaviors, "out": config.out.expanduser()})
-    known = survey(config)
+    reader = RowReader(config.data, config.id, config.category)
+    summary = reader.check()
     model, tokenizer = load_model(config.model)
-    settings = _settings(config, known, fingerprint(model, tokenizer))
+    settings = _settings(config, summary, model_fingerprint(model, tokenizer))
     store = Store(config.out, settings, behaviors)
-    if store.done < known.rows:
-        _score(config, model, tokenizer, store, known.rows, quiet)
+    if store.done < summary.rows:
+        _score(config, reader, model, tokenizer, store, summary.rows, quiet)
     del model
-    store.finish(masks(store.groups, rule, config.ratio))
-    title = Path(config.data.path).name
-    about = {"model": config.model, **settings}
-    found = audit(store.tables(), store.groups, title, about, config.strategy, config.ratio)
-    _write_rows(config, store, found, known)
-    page, image = write_audit(found, config.out)
+    table = store.table()
+    columns = number_columns(table)
+    chosen = choose(columns, config.strategy, config.ratio)
+    store.finish(table, chosen)
+    title, about = Path(config.data.path).name, {"model": config.model, **settings}
+    result = audit(table, chosen, title, about, config.strategy, config.ratio)
+    _write_rows(config, reader, summary, columns["row"], chosen, result.most_harmful)
+    page, image = write_audit(result, config.out)
     files = {"rows": config.out / CHOSEN, "scores": config.out / SCORES}
     files |= {"audit": page, "figure": image}
     if not quiet:
-        show(found, Console())
-    return _outcome(found, files)
-
-
-def _settings(config: SelectConfig, known: Survey, model: str) -> dict[str, Any]:
-    """What scores depend on: weights and rows, wherever they lie, but not which rows are chosen."""
-    asked = config.model_dump(mode="json", exclude={"data", "model", "out", "strategy", "ratio"})
-    own = {
-        name: rows_fingerprint(probe_sets.rows(name)) for name in config.behaviors if probe_sets.is_file(name)
-    }
-    if own:
-        asked["probes"] = own
+        print_audit(result, Console())
     return {
-        "data": known.digest,
-        "weights": model,
-        "prompt": config.data.prompt,
-        "response": config.data.response,
-        **asked,
+        "files": {name: str(file) for name, file in files.items()},
+        "rows": result.rows,
+        "usable": result.usable,
+        "cut": result.truncated,
+        "chosen": int(chosen.sum()),
+        "groups": [asdict(group) for group in result.groups],
+        "worst": [asdict(row) for row in result.most_harmful],
     }
+
+
+def _settings(config: SelectConfig, summary: DataSummary, model: str) -> dict[str, Any]:
+    """Return the settings on which the scores depend; the choice of rows is not among them."""
+    data = {"data": summary.digest, "weights": model}
+    data |= {"prompt": config.data.prompt, "response": config.data.response}
+    if config.data.response_prefix:
+        data["response_prefix"] = config.data.response_prefix
+    exclude = {"data", "model", "out", "strategy", "ratio"}
+    settings: dict[str, Any] = data | config.model_dump(mode="json", exclude=exclude)
+    custom = [name for name in config.behaviors if probe_sets.is_file(name)]
+    if custom:
+        settings["probes"] = {name: rows_fingerprint(probe_sets.rows(name)) for name in custom}
+    return settings
 
 
 def _score(
-    config: SelectConfig, model: Any, tokenizer: Any, store: Store, rows: int, quiet: bool
+    config: SelectConfig,
+    reader: RowReader,
+    model: Any,
+    tokenizer: Any,
+    store: Store,
+    n_rows: int,
+    quiet: bool,
 ) -> None:
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("visiting probes", total=None)
+        bar = progress.add_task("evaluating probes", total=None)
         scorer = Scorer(config, model, tokenizer)
-        progress.update(bar, description="scoring", total=rows, completed=store.done)
-        for done in score_rows(config, scorer, store):
+        progress.update(bar, description="scoring", total=n_rows, completed=store.done)
+        for done in score_rows(reader, config.batch_size, scorer, store):
             progress.update(bar, completed=done)
 
 
-def _write_rows(config: SelectConfig, store: Store, found: Audit, known: Survey) -> None:
-    """Copy the chosen lines as they stand, and shorten the texts of the worst rows.
+def _write_rows(
+    config: SelectConfig,
+    reader: RowReader,
+    summary: DataSummary,
+    numbers: Array,
+    chosen: Array,
+    most_harmful: Sequence[HarmfulRow],
+) -> None:
+    """Copy the chosen lines unchanged, and add shortened texts to the most harmful rows.
 
     Raises:
-        ConfigError: the file is no longer the one that was scored.
+        ConfigError: the data changed after scoring.
     """
     digest = hashlib.sha256()
-    worst = {one.row: one for one in found.most_harmful}
+    harmful = {row.row: row for row in most_harmful}
     partial = config.out / f"{CHOSEN}.partial"
-    lines = zip(raw_lines(config.data.path), chosen_rows(store.tables()), strict=False)
-    with partial.open("wb") as kept:
-        for (number, line), (row, chosen) in lines:
+    lines = zip(reader.lines(), numbers.tolist(), chosen.tolist(), strict=False)
+    with partial.open("wb") as output:
+        for (number, line), row, is_chosen in lines:
             digest.update(line)
-            if chosen and number == row:
-                kept.write(line if line.endswith(b"\n") else line + b"\n")
-            if number in worst:
-                texts = row_of(number, line, config)
-                worst[number].prompt = shorten(texts.prompt, TEXT)
-                worst[number].response = shorten(texts.response, TEXT)
-    if digest.hexdigest()[:16] != known.digest:
+            if is_chosen and number == row:
+                output.write(line if line.endswith(b"\n") else line + b"\n")
+            if number in harmful:
+                texts = reader.parse(number, line)
+                harmful[number].prompt = shorten(texts.prompt, MAX_TEXT)
+                harmful[number].response = shorten(texts.response, MAX_TEXT)
+    if digest.hexdigest()[:16] != summary.digest:
         partial.unlink()
         raise ConfigError(
-            f"data {config.data.path!r} was changed while its rows were scored: bring it back, or "
-            "name another folder by --out"
+            f"data {config.data.path!r} changed while its rows were scored: restore it, or name "
+            "another folder by --out"
         )
     partial.replace(config.out / CHOSEN)
 
 
-def _outcome(found: Audit, files: dict[str, Path]) -> dict[str, Any]:
-    return {
-        "files": {name: str(file) for name, file in files.items()},
-        "rows": found.rows,
-        "usable": found.usable,
-        "cut": found.truncated,
-        "chosen": found.group("chosen").rows,
-        "groups": [asdict(group) for group in found.groups],
-        "worst": [asdict(row) for row in found.most_harmful],
-    }
-
-
-def show(found: Audit, console: Console) -> None:
-    """Print the groups, for people."""
-    cells = group_rows(found, most=3)
-    table = Table(title=Text(audit_summary(found)), title_justify="left")
+def print_audit(result: Audit, console: Console) -> None:
+    """Print the groups as a table."""
+    cells = group_rows(result, max_categories=3)
+    table = Table(title=Text(audit_summary(result)), title_justify="left")
     for column in cells[0]:
         table.add_column(Text(column), justify="left" if column == "group" else "right")
     for row in cells:

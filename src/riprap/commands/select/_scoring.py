@@ -1,4 +1,4 @@
-"""Numbers of each row: loss, norm of its gradient, what it is predicted to do to behaviours."""
+"""Score rows: loss, gradient norm, and predicted harm to behaviors."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets
+from riprap.behaviors import Behavior, probe_sets
+from riprap.commands._data import Row, RowReader
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
-from riprap.commands.select._jsonl import Row, rows
 from riprap.commands.select._store import Store
 from riprap.commands.select._tokens import Encoder
-from riprap.commands.watch import LoraConfig, WatchConfig, lora_config, keep_passing
+from riprap.commands.watch import LoraConfig, WatchConfig, keep_passing, lora_config
 from riprap.errors import ConfigError
-from riprap.selection import IGNORE_INDEX, forward_args, compute_grad_samples, error_norms, row_losses, without_labels
+from riprap.evaluation import evaluate
+from riprap.selection import (
+    IGNORE_INDEX,
+    compute_grad_samples,
+    error_norms,
+    forward_args,
+    row_losses,
+    without_labels,
+)
 
-SEED = 0  # of the adapter's random half
-PATIENCE, MOST = 20.0, 8192  # seconds, rows that a kill may cost
+ADAPTER_SEED = 0  # of the adapter's A matrices
+WRITE_SECONDS, WRITE_ROWS = 20.0, 8192  # at most this much is lost by a kill
 
 Columns = dict[str, list[Any]]
 
 
-def fingerprint(model: nn.Module, tokenizer: Any) -> str:
-    """A hash of weights and chat template, which does not depend on the order of a sum."""
+def model_fingerprint(model: nn.Module, tokenizer: Any) -> str:
+    """Hash weights and chat template; the hash does not depend on the order of a sum."""
     digest = hashlib.sha256(str(getattr(tokenizer, "chat_template", "")).encode())
     digest.update(str(len(tokenizer)).encode())
     for name, parameter in model.named_parameters():
@@ -41,16 +47,16 @@ def fingerprint(model: nn.Module, tokenizer: Any) -> str:
 
 
 class Scorer:
-    """Scores rows as training would meet them first: with a fresh adapter, and without dropout.
+    """Scores of rows at the first step of training: with a new adapter, and without dropout.
 
-    The adapter's B is 0, so that the model is the base model, gradients of A are 0 and those of B
-    are the base weights' gradients projected by A: what the first step of training goes by.
+    The new adapter has B = 0. So the model is the base model, the gradient of A is 0, and that of B
+    is the gradient of the base weight, projected by A.
 
     Args:
-        model: the base model; it is given the adapter.
+        model: the base model; the adapter is added to it.
 
     Attributes:
-        behaviors: those whose harm is predicted, on the probes that the model passes.
+        behaviors: behaviors whose harm is predicted, with the probes that the model passes.
     """
 
     def __init__(self, config: SelectConfig, model: Any, tokenizer: Any) -> None:
@@ -59,20 +65,22 @@ class Scorer:
         model.to(self._device)
         self.names = config.behaviors
         self.behaviors = [_behavior(config, name, model, tokenizer) for name in self.names]
-        self.model = _adapted(config, model)
+        self.model = _with_adapter(config, model)
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
-        self._harms = []
+        self._gradients = []
         for behavior in self.behaviors:
-            gradient = probing.evaluate(behavior, self.model, parameters).gradient
+            gradient = evaluate(behavior, self.model, parameters).gradient
             if gradient is None:
-                raise ConfigError(f"behaviour {behavior.name!r} has no gradient in what is trained")
-            self._harms.append(gradient)
+                raise ConfigError(
+                    f"behavior {behavior.name!r} has no gradient in the trainable parameters"
+                )
+            self._gradients.append(gradient)
 
     def score(self, rows: Sequence[Row]) -> Columns:
-        """Columns of the store, for one batch of rows.
+        """Compute the columns of the store for a batch of rows.
 
         Raises:
-            ConfigError: a row that the chat template refuses, by its line.
+            ConfigError: the chat template refuses a row, which is named by its line.
         """
         encoded = [self.encoder.encode(row) for row in rows]
         batch = {k: v.to(self._device) for k, v in self.encoder.batch(encoded).items()}
@@ -85,10 +93,10 @@ class Scorer:
                 proxies.append(error_norms(model, output, batch)[1])
             return row_losses(output, batch).values
 
-        values, catch = compute_grad_samples(self.model, batch, losses, directions=self._harms)
-        # −⟨h_b, Δθ_i⟩, with Δθ_i = −∇L_i the update of plain descent at rate 1
-        harms = torch.as_tensor(catch.dot_products).tolist() if self._harms else []
-        norms = torch.as_tensor(catch.squared_norms).double().clamp(min=0).sqrt()
+        values, result = compute_grad_samples(self.model, batch, losses, directions=self._gradients)
+        # −⟨h_b, Δθ_i⟩, with Δθ_i = −∇L_i the update of plain gradient descent at rate 1
+        harms = torch.as_tensor(result.dot_products).tolist() if self._gradients else []
+        norms = torch.as_tensor(result.squared_norms).double().clamp(min=0).sqrt()
         columns: Columns = {
             "row": [row.number for row in rows],
             "id": [row.id for row in rows],
@@ -105,37 +113,37 @@ class Scorer:
 
 
 def _behavior(config: SelectConfig, name: str, model: Any, tokenizer: Any) -> Behavior:
-    openers = config.openers or probe_sets.REFUSAL_PREFIXES
-    return keep_passing(probe_sets.load(name, tokenizer, prefixes=openers), model)
+    prefixes = config.refusal_prefixes or probe_sets.REFUSAL_PREFIXES
+    return keep_passing(probe_sets.load(name, tokenizer, prefixes=prefixes), model)
 
 
-def _adapted(config: SelectConfig, model: Any) -> Any:
+def _with_adapter(config: SelectConfig, model: Any) -> Any:
     if config.lora_rank == 0:
         return model
-    asked = lora_config(WatchConfig.model_construct(lora=LoraConfig(rank=config.lora_rank)))
-    assert asked is not None
+    adapter = lora_config(WatchConfig.model_construct(lora=LoraConfig(rank=config.lora_rank)))
+    assert adapter is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return get_peft_model(model, asked)
+        torch.manual_seed(ADAPTER_SEED)
+        return get_peft_model(model, adapter)
 
 
-def score_rows(config: SelectConfig, scorer: Scorer, store: Store) -> Iterator[int]:
-    """Score what is not scored yet; yields how many rows are done, batch after batch.
+def score_rows(reader: RowReader, batch_size: int, scorer: Scorer, store: Store) -> Iterator[int]:
+    """Score the rows that are not scored yet; yield the number of scored rows after each batch.
 
-    Rows are read a batch at a time. Batches are those of an unbroken run, since only whole ones
-    are kept.
+    Rows are read one batch at a time. Only whole batches are stored, so a resumed run has the
+    batches of an uninterrupted one.
     """
-    held: Columns = {}
-    began = time.monotonic()
-    source = rows(config, store.done)
-    for batch in iter(lambda: list(islice(source, config.batch)), []):
+    columns: Columns = {}
+    last_write = time.monotonic()
+    rows = reader.rows(store.done)
+    for batch in iter(lambda: list(islice(rows, batch_size)), []):
         for name, values in scorer.score(batch).items():
-            held.setdefault(name, []).extend(values)
-        count = len(held["row"])
-        if count >= MOST or time.monotonic() - began >= PATIENCE:
-            store.append(held)
-            held, began, count = {}, time.monotonic(), 0
+            columns.setdefault(name, []).extend(values)
+        count = len(columns["row"])
+        if count >= WRITE_ROWS or time.monotonic() - last_write >= WRITE_SECONDS:
+            store.append(columns)
+            columns, last_write, count = {}, time.monotonic(), 0
         yield store.done + count
-    if held:
-        store.append(held)
+    if columns:
+        store.append(columns)
         yield store.done

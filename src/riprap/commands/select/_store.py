@@ -1,36 +1,34 @@
-"""The file of scores while it grows: whole parts alone count, so that a killed run can go on."""
+"""Scores of all rows: appended to a folder part by part, so that a killed run can resume."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from riprap.commands.select._choose import HARM, Group
+from riprap.commands.select._choose import HARM, Array
 from riprap.errors import ConfigError
 
 SETTINGS, SCORES, PARTS = "settings.json", "scores.parquet", "parts"
 ABOUT = b"riprap"  # key of the settings in the metadata of the scores
 _REMOVE = "remove it and the parts after it, and their rows are scored again"
-GROUP = 65_536  # rows of a row group of the whole file; parts are as small as they came
 
 
 class Store:
-    """Scores in a folder: `parts/` while they are made, `scores.parquet` once rows are chosen.
+    """Scores in a folder: `parts/` during scoring, `scores.parquet` once rows are chosen.
 
     Args:
-        settings: whatever the scores depend on; kept beside them.
+        settings: everything on which the scores depend; stored beside them.
 
     Attributes:
-        done: rows that are scored.
+        done: number of scored rows.
 
     Raises:
-        ConfigError: the folder holds scores of other settings, or something else.
+        ConfigError: the folder has scores of other settings, or other files.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], behaviors: Sequence[str]) -> None:
@@ -40,37 +38,40 @@ class Store:
         self.done = self._count()
 
     def _open(self) -> None:
-        noted = self.folder / SETTINGS
+        settings = self.folder / SETTINGS
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if noted.exists():
-                _same(json.loads(noted.read_text(encoding="utf-8")), self._settings, self.folder)
+            if settings.exists():
+                stored = json.loads(settings.read_text(encoding="utf-8"))
+                _require_same(stored, self._settings, self.folder)
             elif any(file.suffix != ".partial" for file in self.folder.iterdir()):
                 raise ConfigError(f"{self.folder} is not empty: name another folder by --out")
             else:
-                _replace(noted, json.dumps(self._settings, indent=1).encode())
+                partial = settings.with_name(SETTINGS + ".partial")
+                partial.write_bytes(json.dumps(self._settings, indent=1).encode())
+                partial.replace(settings)
             (self.folder / PARTS).mkdir(exist_ok=True)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot keep scores in {self.folder}: {error}") from error
+            raise ConfigError(f"cannot write scores to {self.folder}: {error}") from error
 
     def _files(self) -> list[Path]:
-        whole = self.folder / SCORES
-        return [whole] if whole.exists() else sorted((self.folder / PARTS).glob("*.parquet"))
+        scores = self.folder / SCORES
+        return [scores] if scores.exists() else sorted((self.folder / PARTS).glob("*.parquet"))
 
     def _count(self) -> int:
         count = 0
         for file in self._files():
             try:
-                placed = file.name == SCORES or int(file.stem) == count
+                in_order = file.name == SCORES or int(file.stem) == count
                 count += int(pq.ParquetFile(file).metadata.num_rows)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{file} cannot be read: {error}; {_REMOVE}") from error
-            if not placed:
-                raise ConfigError(f"{file} does not follow on the {count:,} rows before; {_REMOVE}")
+            if not in_order:
+                raise ConfigError(f"{file} does not continue after {count:,} rows; {_REMOVE}")
         return count
 
     def append(self, columns: dict[str, list[Any]]) -> None:
-        """Scores of the rows after those that are done; all of them are kept, or none."""
+        """Write the scores of the next rows; a kill loses all of them or none."""
         table = pa.table({name: columns[name] for name in self._schema.names}, self._schema)
         part = self.folder / PARTS / f"{self.done:012d}.parquet"
         partial = part.with_suffix(".partial")
@@ -78,74 +79,49 @@ class Store:
             pq.write_table(table, partial)
             partial.rename(part)
         except OSError as error:
-            raise ConfigError(f"cannot keep scores in {self.folder}: {error}") from error
+            raise ConfigError(f"cannot write scores to {self.folder}: {error}") from error
         self.done += len(table)
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """One pass, row group after row group."""
-        for name in self._files():
-            with pq.ParquetFile(name) as file:
-                for at in range(file.num_row_groups):
-                    yield file.read_row_group(at, columns)
+    def table(self) -> pa.Table:
+        """Load the scores of all rows."""
+        parts = [pq.ParquetFile(file).read(self._schema.names) for file in self._files()]
+        tables = [part.replace_schema_metadata(None) for part in parts]
+        return pa.concat_tables(tables).combine_chunks()
 
-    def groups(self) -> Iterator[Group]:
-        """One pass over the numbers."""
-        names = [f.name for f in self._schema if not pa.types.is_string(f.type)]
-        for table in self.tables(names):
-            yield {name: _array(table[name]) for name in names}
-
-    def finish(self, chosen: Iterator[np.ndarray]) -> None:
-        """Write `scores.parquet`, with a column `chosen`; one mask for each group of a pass."""
-        full = self._schema.append(pa.field("chosen", pa.bool_()))
-        full = full.with_metadata({ABOUT: json.dumps(self._settings).encode()})
+    def finish(self, table: pa.Table, chosen: Array) -> None:
+        """Write `scores.parquet`: the table with a column `chosen`."""
+        table = table.append_column("chosen", pa.array(chosen))
+        table = table.replace_schema_metadata({ABOUT: json.dumps(self._settings).encode()})
         partial = self.folder / f"{SCORES}.partial"
-        pairs = zip(self.tables(self._schema.names), chosen, strict=True)
-        marked = (table.append_column("chosen", pa.array(mask)) for table, mask in pairs)
-        with pq.ParquetWriter(partial, full) as writer:
-            for table in regrouped(marked, GROUP):
-                writer.write_table(table.cast(full))
+        pq.write_table(table, partial)
         partial.replace(self.folder / SCORES)
         for part in (self.folder / PARTS).iterdir():
             part.unlink()
         (self.folder / PARTS).rmdir()
 
 
-def regrouped(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size` rows, the last one with what is left."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        while sum(map(len, held)) >= size:
-            joined = pa.concat_tables(held).combine_chunks()
-            yield joined.slice(0, size)
-            held = [joined.slice(size)]
-    if sum(map(len, held)):
-        yield pa.concat_tables(held).combine_chunks()
-
-
 def schema(behaviors: Sequence[str]) -> pa.Schema:
-    """Columns of the scores."""
-    numbers = ("loss", "norm", "proxy", *(HARM + name for name in behaviors))
+    """Return the columns of the scores."""
+    scores = ("loss", "norm", "proxy", *(HARM + name for name in behaviors))
     fields = [("row", pa.int64()), ("id", pa.string()), ("category", pa.string())]
     fields += [("tokens", pa.int32()), ("cut", pa.bool_())]
-    return pa.schema(fields + [(name, pa.float64()) for name in numbers])
+    return pa.schema(fields + [(name, pa.float64()) for name in scores])
 
 
-def _array(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.combine_chunks().to_numpy(zero_copy_only=False))
+def number_columns(table: pa.Table) -> dict[str, Array]:
+    """Return the columns of numbers, as arrays."""
+    return {
+        field.name: table[field.name].to_numpy()
+        for field in table.schema
+        if not pa.types.is_string(field.type)
+    }
 
 
-def _same(then: Any, now: dict[str, Any], folder: Path) -> None:
-    for key, value in json.loads(json.dumps(now)).items():
-        old = then.get(key) if isinstance(then, dict) else None
-        if old != value:
+def _require_same(stored: Any, settings: dict[str, Any], folder: Path) -> None:
+    for key, value in json.loads(json.dumps(settings)).items():
+        before = stored.get(key) if isinstance(stored, dict) else None
+        if before != value:
             raise ConfigError(
-                f"{folder} holds scores that were begun with {key} {json.dumps(old)}, and now it "
+                f"{folder} has scores that were begun with {key} {json.dumps(before)}, and now it "
                 f"is {json.dumps(value)}: change it back, or name another folder by --out"
             )
-
-
-def _replace(file: Path, content: bytes) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(file)

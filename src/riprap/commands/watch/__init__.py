@@ -1,28 +1,50 @@
-"""From a configuration file to a watched fine-tuning run (`riprap watch`)."""
+"""`riprap watch`: fine-tune as a configuration file describes, under a monitor; needs `riprap[hf]`.
 
-from riprap.commands.watch._build import _field, fingerprint, keep_passing, load_model, load_rows
-from riprap.commands.watch._config import DataConfig, LoraConfig, WatchConfig
-from riprap.commands.watch._live import live_table, outcome, rows
-from riprap.commands.watch._resume import TRAINER
-from riprap.commands.watch._run import Prepared, Show, adapter, arguments, prepare, watched_run
+- `WatchConfig`, `DataConfig`, `LoraConfig`: the configuration.
+- `run_watch`, `estimate_cost`, `print_cost`: the command and its `--dry-run`.
+- `prepare`, `TrainingRun`, `LiveTableCallback`, `summarize_run`: the steps of `run_watch`.
+- `load_model`, `load_rows`, `keep_passing`, `lora_config`, `sft_config`, …: parts to reuse.
+"""
+
+# ruff: noqa: E402
+from riprap._extras import EXTRAS, require
+
+require("hf", *EXTRAS["hf"])
+
+from riprap.commands._data import DataConfig, load_rows
+from riprap.commands._live import behavior_rows, live_table, summarize_run
+from riprap.commands._models import load_model
+from riprap.commands.watch._build import build_behavior, keep_passing
+from riprap.commands.watch._config import LoraConfig, WatchConfig
+from riprap.commands.watch._cost_estimate import estimate_cost, print_cost
+from riprap.commands.watch._resume import TRAINER_FOLDER
+from riprap.commands.watch._run import (
+    LiveTableCallback,
+    TrainingRun,
+    lora_config,
+    prepare,
+    run_watch,
+    sft_config,
+)
 
 __all__ = [
-    "TRAINER",
+    "TRAINER_FOLDER",
     "DataConfig",
+    "LiveTableCallback",
     "LoraConfig",
-    "Prepared",
-    "Show",
+    "TrainingRun",
     "WatchConfig",
-    "_field",
-    "adapter",
-    "arguments",
-    "fingerprint",
+    "behavior_rows",
+    "build_behavior",
+    "estimate_cost",
     "keep_passing",
     "live_table",
     "load_model",
     "load_rows",
-    "outcome",
+    "lora_config",
     "prepare",
-    "rows",
-    "watched_run",
+    "print_cost",
+    "run_watch",
+    "sft_config",
+    "summarize_run",
 ]

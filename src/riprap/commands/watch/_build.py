@@ -1,100 +1,25 @@
-"""Building what a configuration names: rows and behaviours. Every refusal comes from here."""
+"""Build the alert policy and the behaviors of a configuration."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 from torch import nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, TokenBatch
-from riprap.behaviors import probe_sets as packs
+from riprap import evaluation
+from riprap.behaviors import Behavior, probe_sets
 from riprap.commands._models import SHOWN
-from riprap.commands._models import load_model as load_model
-from riprap.commands.watch._config import BehaviorConfig, DataConfig, WatchConfig
+from riprap.commands.watch._config import BehaviorConfig, WatchConfig
 from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
 
-_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-def load_rows(config: DataConfig) -> datasets.Dataset:
-    """Rows as TRL's conversational prompt and completion.
-
-    Raises:
-        ConfigError: no such file or data set, a field that is not there, or no rows.
-    """
-    rows = _raw_rows(config)
-    if config.limit is not None:
-        rows = rows.select(range(min(config.limit, len(rows))))
-    if len(rows) == 0:
-        raise ConfigError(f"data {config.path!r} has no rows")
-    pairs = [
-        (_field(row, config.prompt, config), _field(row, config.response, config)) for row in rows
-    ]
-    return datasets.Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": prompt}],
-                "completion": [{"role": "assistant", "content": config.response_prefix + response}],
-            }
-            for prompt, response in pairs
-        ]
-    )
-
-
-def fingerprint(rows: Iterable[Any]) -> str:
-    """A hash of the rows and their order, by which a resumed run knows its data again."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _raw_rows(config: DataConfig) -> datasets.Dataset:
-    shown = config.path[:SHOWN]
-    try:
-        file = Path(config.path).expanduser()
-        kind = _FORMATS.get(file.suffix)
-        if kind is not None and not file.is_file():
-            raise ConfigError(f"data {shown!r}: no such file")
-        if kind is not None:
-            return datasets.load_dataset(kind, data_files=str(file), split="train")
-        return datasets.load_dataset(config.path, split=config.split)
-    except ConfigError:
-        raise
-    except Exception as error:
-        cause = error.__cause__ or error  # of "an error occurred while generating the dataset"
-        first = (str(cause).strip().splitlines() or ["it is empty"])[0][:SHOWN]
-        raise ConfigError(f"data {shown!r} cannot be loaded: {first}") from error
-
-
-def _field(row: dict[str, Any], path: str, config: DataConfig) -> str:
-    value: Any = row
-    for part in path.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"data {config.path!r} has no field {path!r}; a row has {', '.join(row)}"
-            ) from error
-    if not isinstance(value, str | int | float):  # "None" would be learned as a word
-        raise ConfigError(
-            f"data {config.path!r}: field {path!r} of a row is {type(value).__name__}, and no text"
-        )
-    return str(value)
-
 
 def load_policy(name: str) -> AlertPolicy:
-    """A shipped protocol by name, or one from a file.
+    """Load a shipped alert policy by name, or a policy from a YAML file.
 
     Raises:
-        ProtocolError: neither, or its hash does not verify.
+        PolicyError: there is no such policy, or its hash does not verify.
     """
     if not name.endswith((".yaml", ".yml")):
         return AlertPolicy.named(name)
@@ -102,73 +27,90 @@ def load_policy(name: str) -> AlertPolicy:
 
 
 def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
-    """The behaviours to watch, checked against the model's context.
+    """Build the behaviors to monitor, and check their length against the model's context.
 
     Raises:
-        ConfigError: a behaviour without probes, or a probe longer than the context.
+        ConfigError: a behavior has no probes, or a probe is longer than the context.
     """
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     behaviors = []
-    for own in config.behaviors:
-        behavior = _build(own, tokenizer)
-        batch = getattr(behavior.probes, "batch", behavior.probes)
-        if limit is not None and isinstance(batch, TokenBatch):
-            longest = batch.input_ids.shape[1]
-            if longest > limit:
-                raise ConfigError(
-                    f"behaviour {behavior.name!r}: a probe of {longest} tokens is longer than "
-                    f"the model's context of {limit}"
-                )
-        behaviors.append(keep_passing(behavior, model) if own.keep_passing else behavior)
+    for behavior_config in config.behaviors:
+        behavior = build_behavior(behavior_config, tokenizer)
+        longest = behavior.probes.max_length
+        if limit is not None and longest > limit:
+            raise ConfigError(
+                f"behavior {behavior.name!r}: a probe of {longest} tokens is longer than the "
+                f"model's context of {limit}"
+            )
+        if behavior_config.keep_passing:
+            behavior = keep_passing(behavior, model)
+        behaviors.append(behavior)
     return behaviors
 
 
-def _build(own: BehaviorConfig, tokenizer: Any) -> Behavior:
-    if (own.pack is None) == (own.prompts is None):
-        raise ConfigError("a behaviour needs either `pack` or `prompts`, and not both")
-    if own.pack is not None:
-        _refuse_idle(own, own.pack)
-        given = {} if own.openers is None else {"openers": own.openers}
-        return packs.load(own.pack, tokenizer, own.n, floor=own.floor, **given)
-    if own.name is None:
-        raise ConfigError(f"behaviour with prompts {str(own.prompts)!r} needs a `name`")
-    lines = _prompt_lines(own)
-    return Behavior.response_prefix(own.name, tokenizer, lines, own.openers, own.avoid, own.floor)
+def build_behavior(config: BehaviorConfig, tokenizer: Any) -> Behavior:
+    """Build one behavior from its configuration.
+
+    Raises:
+        ConfigError: a key is missing, or has no effect on this kind of behavior.
+    """
+    if (config.probe_set is None) == (config.prompts is None):
+        raise ConfigError("a behavior needs either `probe_set` or `prompts`, not both")
+    if config.probe_set is not None:
+        _refuse_ignored_keys(config, config.probe_set)
+        options = {} if config.prefixes is None else {"prefixes": config.prefixes}
+        return probe_sets.load(
+            config.probe_set, tokenizer, config.n_probes, floor=config.floor, **options
+        )
+    if config.name is None:
+        raise ConfigError(f"the behavior with prompts {str(config.prompts)!r} needs a `name`")
+    return Behavior.response_prefix(
+        config.name,
+        tokenizer,
+        _prompt_lines(config),
+        config.prefixes,
+        config.avoid,
+        config.floor,
+    )
 
 
-def _refuse_idle(own: BehaviorConfig, pack: str) -> None:
-    """Keys that a pack would pass over in silence."""
-    idle = [key for key in ("name", "avoid") if getattr(own, key)]
-    if own.openers is not None and not packs.opens(packs.rows(pack)[0]):
-        idle.append("openers")
-    if idle:
-        raise ConfigError(f"behaviour with pack {pack!r}: {idle[0]!r} has no effect on it; drop it")
+def _refuse_ignored_keys(config: BehaviorConfig, probe_set: str) -> None:
+    ignored = [key for key in ("name", "avoid") if getattr(config, key)]
+    if config.prefixes is not None and not probe_sets.is_prefix_probe(
+        probe_sets.rows(probe_set)[0]
+    ):
+        ignored.append("prefixes")
+    if ignored:
+        raise ConfigError(
+            f"behavior with probe_set {probe_set!r}: key {ignored[0]!r} has no effect; remove it"
+        )
 
 
-def _prompt_lines(own: BehaviorConfig) -> list[str]:
-    assert own.prompts is not None
+def _prompt_lines(config: BehaviorConfig) -> list[str]:
+    assert config.prompts is not None
     try:
-        text = own.prompts.expanduser().read_text(encoding="utf-8")
+        text = config.prompts.expanduser().read_text(encoding="utf-8")
     except (OSError, RuntimeError, ValueError) as error:  # no such user; no UTF-8, NUL in the path
-        shown = f"cannot read {str(own.prompts)[:SHOWN]!r}: {str(error)[:SHOWN]}"
-        raise ConfigError(f"behaviour {own.name!r}: {shown}") from error
+        shown = f"cannot read {str(config.prompts)[:SHOWN]!r}: {str(error)[:SHOWN]}"
+        raise ConfigError(f"behavior {config.name!r}: {shown}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ConfigError(f"behaviour {own.name!r} has no probes: {own.prompts} is empty")
-    return lines[: own.n]
+        raise ConfigError(f"behavior {config.name!r} has no probes: {config.prompts} is empty")
+    return lines[: config.n_probes]
 
 
 def keep_passing(behavior: Behavior, model: nn.Module) -> Behavior:
-    """The same behaviour on the probes whose margin is above 0 now.
+    """Return the behavior on the probes whose margin is positive now.
 
     Raises:
-        ConfigError: the model passes none of them.
+        ConfigError: the model passes none of the probes.
     """
-    probing.start(behavior, model)
-    passing = [i for i, m in enumerate(probing.look(behavior, model).margins) if m > 0]
+    evaluation.calibrate(behavior, model)
+    margins = evaluation.evaluate(behavior, model).margins
+    passing = [index for index, margin in enumerate(margins) if margin > 0]
     if not passing:
         raise ConfigError(
-            f"behaviour {behavior.name!r}: the model passes none of its probes before training, "
+            f"behavior {behavior.name!r}: the model passes none of its probes before training, "
             "so there is nothing to lose"
         )
     return behavior.subset(passing)

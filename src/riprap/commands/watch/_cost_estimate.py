@@ -1,4 +1,4 @@
-"""What a monitor will cost a configured run: measured on its own steps, before it is begun."""
+"""Cost of the monitor for a configured run, measured on a few of its steps before it starts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rich.table import Table
 from trl import SFTTrainer
 
 from riprap.commands.watch._config import WatchConfig
-from riprap.commands.watch._resume import refuse_taken
+from riprap.commands.watch._resume import require_empty_run_dir
 from riprap.commands.watch._run import prepare
-from riprap.monitor import Cost, measure
+from riprap.monitor import Cost, measure_cost
 
-ROUNDS, PATIENCE = 5, 60.0  # seconds, after which a round is the last
-LIMIT = 1.10  # time with a monitor over time without, above which there is advice
-SLOWLY = 1e-3  # of the learning rate: what the steps do to the model is not part of the cost
-CADENCES = (1, 2, 5)  # times the configured `every`
-RARER = (2, 3, 4, 5, 8, 10, 20, 50)
-LONGER = (2, 3, 4, 5, 8, 10, 20, 50)
+ROUNDS, MAX_SECONDS = 5, 60.0  # no further round starts after so many seconds
+MAX_RATIO = 1.10  # time with a monitor ÷ time without, above which there is advice
+LR_FACTOR = 1e-3  # measured steps must hardly change the model
+CADENCE_FACTORS = (1, 2, 5)  # multiples of the configured `probe_every`
+INTERVAL_FACTORS = (2, 3, 4, 5, 8, 10, 20, 50)
+LENGTH_FACTORS = (2, 3, 4, 5, 8, 10, 20, 50)
 
 
-def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
-    """Measure what the monitor costs, on 5 to 21 steps of the configured training.
+def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
+    """Measure the cost of the monitor, on 5 to 21 steps of the configured training.
 
     The model is trained in memory only, and nothing is left on disk.
 
@@ -37,65 +37,67 @@ def dry_run(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         quiet: draw the progress bar on standard error.
 
     Returns:
-        `steps`, `every`; `seconds` by part; `kept_megabytes`; `cadences`, each with its `every`,
-        the ratio of time with a monitor to time without over the whole `run` and once `calm`;
-        `ratio`, that of the configured run; `advice`, a sentence or None.
+        `steps`, `probe_every`; `seconds` by part; `memory_megabytes`; `cadences`, each with its
+        `probe_every`, and the ratio of time with a monitor to time without over the whole `run`
+        and once `calm`; `ratio`, that of the configured run; `advice`, a sentence or None.
 
     Raises:
-        RiprapError: whatever the run itself would be refused for.
+        RiprapError: the run itself would be refused for the same reason.
     """
-    refuse_taken(config.run)
+    require_empty_run_dir(config.run_dir)
     console = Console(file=sys.stderr) if quiet else Console()
     with (
         tempfile.TemporaryDirectory(prefix="riprap-dry-run-") as folder,
         Progress(console=console, transient=True) as progress,
     ):
         bar = progress.add_task("loading", total=None)
-        run = prepare(_harmless(config, Path(folder) / "run"))
+        run = prepare(_with_tiny_lr(config, Path(folder) / "run"))
         try:
-            model, optimizer, step = stepper(run.trainer())
+            model, optimizer, take_step = make_step_fn(run.make_trainer())
             progress.update(bar, description="measuring", total=ROUNDS)
             advance = partial(progress.advance, bar)
-            cost = measure(run.monitor, model, optimizer, step, ROUNDS, advance, patience=PATIENCE)
+            cost = measure_cost(
+                run.monitor, model, optimizer, take_step, ROUNDS, advance, max_seconds=MAX_SECONDS
+            )
         finally:
             run.monitor.record.close()
-    return summary(cost, config.every, config.training.steps)
+    return summarize_cost(cost, config.probe_every, config.training.max_steps)
 
 
-def _harmless(config: WatchConfig, folder: Path) -> WatchConfig:
-    """The same run elsewhere, and hardly moving: no behaviour is to come near its break in it.
+def _with_tiny_lr(config: WatchConfig, folder: Path) -> WatchConfig:
+    """Configure the same run in another folder, with steps so small that no behavior breaks.
 
-    It has a record, for writing that is part of the cost.
+    It has a record because writing it is a part of the cost.
     """
-    rate = SLOWLY * config.training.learning_rate
-    training = config.training.model_copy(update={"learning_rate": rate, "save_every": None})
-    return config.model_copy(update={"run": folder, "training": training})
+    rate = LR_FACTOR * config.training.learning_rate
+    training = config.training.model_copy(update={"learning_rate": rate, "save_steps": None})
+    return config.model_copy(update={"run_dir": folder, "training": training})
 
 
-def stepper(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
-    """The trainer's model, its optimizer, and a function that takes one step as it would."""
+def make_step_fn(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
+    """Return the trainer's model, its optimizer, and a function that takes one training step."""
     trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
     model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    trainer.optimizer, schedule = optimizer, trainer.lr_scheduler
-    assert schedule is not None
-    steps = _twice(_batches(trainer))
+    trainer.optimizer, scheduler = optimizer, trainer.lr_scheduler
+    assert scheduler is not None
+    batches_of_steps = _each_twice(_batches(trainer))
 
-    def step() -> None:
-        batches, items = next(steps)
+    def take_step() -> None:
+        batches, items = next(batches_of_steps)
         trainer.current_gradient_accumulation_steps = len(batches)
         for batch in batches:
             trainer.training_step(model, batch, items)
         if trainer.args.max_grad_norm > 0:
             trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
         optimizer.step()
-        schedule.step()
+        scheduler.step()
         model.zero_grad()
 
-    return model, optimizer, step
+    return model, optimizer, take_step
 
 
 def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
-    """The batches of one optimizer step after another, without end; the number of their tokens."""
+    """Yield the batches of each optimizer step with the number of their tokens, endlessly."""
     loader = trainer.get_train_dataloader()
     count = min(trainer.args.gradient_accumulation_steps, len(loader))
 
@@ -108,11 +110,11 @@ def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
         yield trainer.get_batch_samples(source, count, trainer.args.device)
 
 
-def _twice(items: Iterator[Any]) -> Iterator[Any]:
-    """The first item once, to warm up with, and then each twice.
+def _each_twice(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the first item once, for the warm-up, and every other item twice.
 
-    `measure` takes a step with its hooks and one without in turn: where both see the same rows, the
-    rows' lengths do not come into the difference.
+    `measure_cost` alternates steps with hooks and steps without; both must see the same rows, or
+    the length of the rows would be a part of the difference.
     """
     yield next(items)
     for item in items:
@@ -120,82 +122,89 @@ def _twice(items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def summary(cost: Cost, every: int, steps: int) -> dict[str, Any]:
-    """What `dry_run` returns, from the parts."""
+def summarize_cost(cost: Cost, probe_every: int, steps: int) -> dict[str, Any]:
+    """Compute the result of `estimate_cost` from the measured parts."""
     return {
         "steps": steps,
-        "every": every,
+        "probe_every": probe_every,
         "seconds": {
             name: getattr(cost, name) for name in ("step", "hooks", "forward", "gradients", "start")
         },
-        "kept_megabytes": cost.kept_bytes / 1e6,
+        "memory_megabytes": cost.memory_bytes / 1e6,
         "cadences": [
-            {"every": e, "run": cost.run(e, steps), "calm": cost.calm(e)}
-            for e in (every * factor for factor in CADENCES)
+            {
+                "probe_every": interval,
+                "run": cost.run_ratio(interval, steps),
+                "calm": cost.calm_ratio(interval),
+            }
+            for interval in (probe_every * factor for factor in CADENCE_FACTORS)
         ],
-        "ratio": cost.run(every, steps),
-        "advice": advice(cost, every, steps),
+        "ratio": cost.run_ratio(probe_every, steps),
+        "advice": advice(cost, probe_every, steps),
     }
 
 
-def advice(cost: Cost, every: int, steps: int) -> str | None:
-    """One sentence on how to come within `LIMIT`; None where the run is there already."""
-    ratio = cost.run(every, steps)
-    if ratio <= LIMIT:
+def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
+    """Suggest how to reduce the ratio to `MAX_RATIO`; None if it is not above that."""
+    ratio = cost.run_ratio(probe_every, steps)
+    if ratio <= MAX_RATIO:
         return None
-    found = f"the run would take {ratio:.2f} times as long as without a monitor"
-    for rarer in (every * factor for factor in RARER):
-        if cost.run(rarer, steps) <= LIMIT:
-            return f"{found}; with `every: {rarer}` it stays within {LIMIT:.2f}"
-    fewer = _share_of_probes(cost, every, steps)
-    probes = "" if fewer is None else f"about {fewer:.0%} of the probes (`n`)"
-    for longer in (steps * factor for factor in LONGER):
-        if cost.run(every, longer) <= LIMIT:
+    text = f"the run would take {ratio:.2f} times as long as without a monitor"
+    for interval in (probe_every * factor for factor in INTERVAL_FACTORS):
+        if cost.run_ratio(interval, steps) <= MAX_RATIO:
+            return f"{text}; with `probe_every: {interval}` it stays within {MAX_RATIO:.2f}"
+    share = _share_of_probes(cost, probe_every, steps)
+    probes = "" if share is None else f"about {share:.0%} of the probes (`n_probes`)"
+    for longer in (steps * factor for factor in LENGTH_FACTORS):
+        if cost.run_ratio(probe_every, longer) <= MAX_RATIO:
             return (
-                f"{found}, for the visits at the start weigh on so short a run; {longer} steps "
-                f"stay within {LIMIT:.2f}" + (f", and so do {probes}" if probes else "")
+                f"{text}, because the evaluations at the start are a large part of so short a run; "
+                f"a run of {longer} steps stays within {MAX_RATIO:.2f}"
+                + (f", and so does one with {probes}" if probes else "")
             )
     if probes:
-        return f"{found}; with {probes} it stays within {LIMIT:.2f}"
+        return f"{text}; with {probes} it stays within {MAX_RATIO:.2f}"
     return (
-        f"{found}, and {cost.hooks / cost.step:.0%} is added at each step whatever the cadence: "
-        "watch fewer behaviours, or take larger steps (`batch`, `accumulate`)"
+        f"{text}, and the hooks alone add {cost.hooks / cost.step:.0%} to each step: monitor fewer "
+        "behaviors, or take larger steps (`per_device_train_batch_size`, "
+        "`gradient_accumulation_steps`)"
     )
 
 
-def _share_of_probes(cost: Cost, every: int, steps: int) -> float | None:
-    """The share of the probes with which the run stays within `LIMIT`; None: not with any.
+def _share_of_probes(cost: Cost, probe_every: int, steps: int) -> float | None:
+    """Share of the probes with which the run stays within `MAX_RATIO`; None: no share suffices.
 
-    A visit's time is taken to be proportional to the number of probes.
+    The time of a probe evaluation is assumed to be proportional to the number of probes.
     """
-    hooks = replace(cost, start=0.0, forward=0.0, gradients=0.0).run(every, steps)
-    if hooks >= LIMIT:
+    free_probes = replace(cost, start=0.0, forward=0.0, gradients=0.0)
+    hooks = free_probes.run_ratio(probe_every, steps)
+    if hooks >= MAX_RATIO:
         return None
-    share = (LIMIT - hooks) / (cost.run(every, steps) - hooks)
+    share = (MAX_RATIO - hooks) / (cost.run_ratio(probe_every, steps) - hooks)
     return share if share >= 0.01 else None
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print what `dry_run` returns, for people."""
+def print_cost(result: dict[str, Any], console: Console) -> None:
+    """Print the result of `estimate_cost` as tables."""
     meaning = {
-        "step": "a training step without a monitor",
+        "step": "training step without a monitor",
         "hooks": "added to each step",
-        "forward": "a visit to the probes by forward passes",
-        "gradients": "a visit that takes gradients as well",
-        "start": "the visit before the first step",
+        "forward": "probe evaluation, forward only",
+        "gradients": "probe evaluation with gradients",
+        "start": "evaluation before the first step",
     }
-    parts = Table("part", title="What the monitor costs", title_justify="left")
+    parts = Table("part", title="Cost of the monitor", title_justify="left")
     parts.add_column("seconds", justify="right")
-    for name, seconds in found["seconds"].items():
+    for name, seconds in result["seconds"].items():
         parts.add_row(meaning[name], f"{seconds:.4f}")
     parts.add_section()
-    parts.add_row("kept gradients and parameters, MB", f"{found['kept_megabytes']:.1f}")
-    ratios = Table("every", title="Time with a monitor ÷ time without", title_justify="left")
-    ratios.add_column(f"over {found['steps']} steps", justify="right")
+    parts.add_row("stored gradients and parameters, MB", f"{result['memory_megabytes']:.1f}")
+    ratios = Table("probe_every", title="Time with a monitor ÷ time without", title_justify="left")
+    ratios.add_column(f"over {result['steps']} steps", justify="right")
     ratios.add_column("once calm", justify="right")
-    for row in found["cadences"]:
-        ratios.add_row(str(row["every"]), f"{row['run']:.3f}", f"{row['calm']:.3f}")
+    for row in result["cadences"]:
+        ratios.add_row(str(row["probe_every"]), f"{row['run']:.3f}", f"{row['calm']:.3f}")
     console.print(parts)
     console.print(ratios)
-    if found["advice"] is not None:
-        console.print(found["advice"][0].upper() + found["advice"][1:] + ".", soft_wrap=True)
+    if result["advice"] is not None:
+        console.print(result["advice"][0].upper() + result["advice"][1:] + ".", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Going on with a run that was cut off, from its newest whole checkpoint: if it is the same run."""
+"""Resume an interrupted run: find its checkpoint, and check that the configuration is the same."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from typing import Any
 
 from riprap.commands.watch._config import WatchConfig
 from riprap.errors import ConfigError, RecordError
-from riprap.record import FILE_NAME, Reader, vacant
+from riprap.record import FILE_NAME, Reader, require_vacant
 
-TRAINER = "trainer"  # the trainer's folder in that of the run
-WHOLE = ("riprap*.safetensors", "*model*.safetensors", "optimizer.pt", "scheduler.pt")
-SCHEDULES = ("constant", "constant_with_warmup")  # they do not depend on how long the run is
+TRAINER_FOLDER = "trainer"  # inside the folder of the run
+REQUIRED_FILES = ("riprap*.safetensors", "*model*.safetensors", "optimizer.pt", "scheduler.pt")
+LENGTH_FREE_SCHEDULES = ("constant", "constant_with_warmup")  # independent of the run's length
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of the trainer with the monitor's state in it.
+    """Checkpoint of the trainer that contains the state of the monitor.
 
     Attributes:
-        step: the last optimizer step it knows of.
+        step: last optimizer step before the checkpoint.
     """
 
     step: int
     folder: Path
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that was written to its end; None where there is none."""
-    whole = [found for f in (run / TRAINER).glob("checkpoint-*") if (found := _whole(f))]
-    return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
+def newest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a run; None if there is none."""
+    folders = (run_dir / TRAINER_FOLDER).glob("checkpoint-*")
+    complete = [c for c in map(_complete_checkpoint, folders) if c is not None]
+    return max(complete, key=lambda checkpoint: checkpoint.step, default=None)
 
 
-def _whole(folder: Path) -> Checkpoint | None:
-    # The trainer writes its own state last. A pickle in place of safetensors is passed over.
-    if not all(any(folder.glob(pattern)) for pattern in WHOLE):
+def _complete_checkpoint(folder: Path) -> Checkpoint | None:
+    # The trainer writes its own state last. Weights in a pickle do not count.
+    if not all(any(folder.glob(pattern)) for pattern in REQUIRED_FILES):
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
@@ -46,102 +47,107 @@ def _whole(folder: Path) -> Checkpoint | None:
     return None
 
 
-def refuse_taken(run: Path) -> None:
-    """Whether a new run can be recorded in a folder; makes nothing.
+def require_empty_run_dir(run_dir: Path) -> None:
+    """Check that a new run can be recorded in a folder; create nothing.
 
     Raises:
-        RecordError: there is a record already, or none can be written there.
+        RecordError: the folder already has a record, or none can be written there.
     """
     try:
-        vacant(run)
+        require_vacant(run_dir)
     except RecordError as error:
-        found = newest(run)
-        if found is None:
+        checkpoint = newest_checkpoint(run_dir)
+        if checkpoint is None:
             raise
         raise RecordError(
-            f"{error}; `riprap watch CONFIG --resume` goes on from its checkpoint of step "
-            f"{found.step}"
+            f"{error}; `riprap watch CONFIG --resume` continues from its checkpoint of step "
+            f"{checkpoint.step}"
         ) from error
 
 
-def take_up(config: WatchConfig, rows: str) -> Path:
-    """The checkpoint from which the run of this configuration goes on.
+def find_checkpoint(config: WatchConfig, rows: str) -> Path:
+    """Return the folder of the checkpoint from which the configured run continues.
 
     Args:
-        rows: fingerprint of the rows to train on.
+        rows: fingerprint of the training rows.
 
     Raises:
-        ConfigError: there is no run or no whole checkpoint to go on with, the run was made by
-            another configuration or on other rows, or no steps are left.
+        ConfigError: there is no run or no complete checkpoint, the run has another configuration
+            or other rows, or no steps are left.
         RecordError: the record cannot be read.
     """
-    if not (config.run / FILE_NAME).is_file():
+    if not (config.run_dir / FILE_NAME).is_file():
         raise ConfigError(
-            f"there is nothing to resume in {config.run}: no {FILE_NAME} is there; start the run "
+            f"there is nothing to resume in {config.run_dir}: it has no {FILE_NAME}; start the run "
             "without --resume"
         )
-    with Reader(config.run) as reader:
+    with Reader(config.run_dir) as reader:
         notes = reader.meta().get("notes", {})
     if "config" not in notes:
         raise ConfigError(
-            f"the record in {config.run} is not one that `riprap watch` began: name another run"
+            f"the record in {config.run_dir} was not made by `riprap watch`: use another run_dir"
         )
-    _same(WatchConfig.parse(notes["config"], f"the record in {config.run}"), config)
+    recorded = WatchConfig.parse(notes["config"], f"the record in {config.run_dir}")
+    _require_same_config(recorded, config)
     if notes.get("rows", rows) != rows:
         raise ConfigError(
-            f"the rows of {config.data.path!r} are not those that the run in {config.run} began "
-            "with: bring the old ones back, or name another run"
+            f"the rows of {config.data.path!r} are not those with which the run in "
+            f"{config.run_dir} started: restore the old rows, or use another run_dir"
         )
-    found = newest(config.run)
-    if found is None:
+    checkpoint = newest_checkpoint(config.run_dir)
+    if checkpoint is None:
         raise ConfigError(
-            f"the run in {config.run} left no whole checkpoint to resume from: set "
-            "training.save_every, and start it anew under another run"
+            f"the run in {config.run_dir} has no complete checkpoint to resume from: set "
+            "training.save_steps, and start again with another run_dir"
         )
-    if found.step >= config.training.steps:
+    if checkpoint.step >= config.training.max_steps:
         raise ConfigError(
-            f"nothing is left to train: the checkpoint {found.folder} is of step {found.step}, and "
-            f"training.steps is {config.training.steps}; `riprap report {config.run}` writes the "
-            "report of what there is"
+            f"no steps are left: the checkpoint {checkpoint.folder} is of step {checkpoint.step}, "
+            f"and training.max_steps is {config.training.max_steps}; `riprap report "
+            f"{config.run_dir}` writes the report of the run"
         )
-    return found.folder
+    return checkpoint.folder
 
 
-def _same(then: WatchConfig, now: WatchConfig) -> None:
-    """Whether two configurations are of one run; its folder may have moved, its end may too."""
-    before, after = then.training.steps, now.training.steps
-    for key, old, new in _differences(then.model_dump(mode="json"), now.model_dump(mode="json")):
-        if key == "run":
+def _require_same_config(recorded: WatchConfig, current: WatchConfig) -> None:
+    """Refuse a changed configuration; run_dir may differ, and max_steps may have grown."""
+    before, after = recorded.training.max_steps, current.training.max_steps
+    run = f"the run in {current.run_dir} started with"
+    for key, old, new in _differences(
+        recorded.model_dump(mode="json"), current.model_dump(mode="json")
+    ):
+        if key == "run_dir":
             continue
-        if key != "training.steps":
+        if key != "training.max_steps":
             raise ConfigError(
-                f"the run in {now.run} was begun with {key}: {_text(old)}, and the configuration "
-                f"now has {_text(new)}: change it back, or name another run"
+                f"{run} {key}: {_as_json(old)}, and the configuration now has {_as_json(new)}: "
+                "restore the old value, or use another run_dir"
             )
         if after < before:
             raise ConfigError(
-                f"the run in {now.run} was begun with training.steps: {before}; a resumed run may "
-                f"be longer, not shorter, and the configuration now has {after}"
+                f"{run} training.max_steps: {before}; a resumed run may be longer, not shorter, "
+                f"and the configuration now has {after}"
             )
-        if now.training.schedule not in SCHEDULES:
+        if current.training.lr_scheduler_type not in LENGTH_FREE_SCHEDULES:
             raise ConfigError(
-                f"the run in {now.run} was begun with training.steps: {before}, which the schedule "
-                f"{now.training.schedule!r} counts on: change it back, or name another run"
+                f"{run} training.max_steps: {before}, on which the schedule "
+                f"{current.training.lr_scheduler_type!r} depends: restore the old value, or use "
+                "another run_dir"
             )
 
 
-def _differences(then: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys of what differs, with both values."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in then | now:
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key and both values of each difference."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old | new:
             inner = f"{key}.{name}" if key else name
-            yield from _differences(then.get(name), now.get(name), inner)
-    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
-        for index, (old, new) in enumerate(zip(then, now, strict=True)):
-            yield from _differences(old, new, f"{key}.{index}")
-    elif then != now:
-        yield key, then, now
+            yield from _differences(old.get(name), new.get(name), inner)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(old_item, new_item, f"{key}.{index}")
+    elif old != new:
+        yield key, old, new
 
 
-def _text(value: Any) -> str:
+def _as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Running a configuration: LoRA through TRL's SFTTrainer, watched."""
+"""Run a configuration: fine-tune with TRL's SFTTrainer, under a monitor."""
 
 from __future__ import annotations
 
@@ -7,35 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig as PeftLora
+from peft import LoraConfig as PeftLoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from riprap.commands.watch._build import (
-    build_behaviors,
-    fingerprint,
-    load_model,
-    load_policy,
-    load_rows,
-)
+from riprap.commands._data import load_rows, rows_fingerprint
+from riprap.commands._live import behavior_rows, live_table, summarize_run
+from riprap.commands._models import load_model
+from riprap.commands.watch._build import build_behaviors, load_policy
 from riprap.commands.watch._config import WatchConfig
-from riprap.commands.watch._live import live_table, outcome, rows
-from riprap.commands.watch._resume import TRAINER, refuse_taken, take_up
+from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
 from riprap.integrations.hf import MonitorCallback
 from riprap.monitor import Monitor
 
-CHECKPOINTS = 2  # the newest, and the one before it, should the newest be cut off while written
+MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
 
 @dataclass
-class Prepared:
+class TrainingRun:
     """A configured run that is ready to train.
 
     Attributes:
-        monitor: it will watch the run.
-        model: the base model, before TRL adds the adapter.
-        checkpoint: the folder to go on from; None: from the start.
-        held_out: rows that the trainer's `evaluate` reads; None: it reads none.
+        model: base model, before TRL adds the adapter.
+        checkpoint: folder of the checkpoint to resume from; None: train from the start.
+        eval_rows: rows for the trainer's `evaluate`; None: no evaluation.
     """
 
     config: WatchConfig
@@ -44,50 +39,50 @@ class Prepared:
     tokenizer: Any
     rows: Any
     checkpoint: Path | None = None
-    held_out: Any = None
+    eval_rows: Any = None
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
-        """Fine-tune under the monitor, with more callbacks after the monitor's own."""
-        watching = MonitorCallback(self.monitor, checkpoint=self.checkpoint)
-        trainer = self.trainer([watching, *callbacks])
+        """Fine-tune under the monitor; `callbacks` are called after the monitor's callback."""
+        monitor_callback = MonitorCallback(self.monitor, checkpoint=self.checkpoint)
+        trainer = self.make_trainer([monitor_callback, *callbacks])
         trainer.train(None if self.checkpoint is None else str(self.checkpoint))
 
-    def trainer(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
-        """TRL's trainer as configured, with the adapter; these callbacks beside its own."""
+    def make_trainer(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
+        """Make TRL's trainer as configured, with the adapter and with additional callbacks."""
         trainer = SFTTrainer(
             model=self.model,
-            args=arguments(self.config),
+            args=sft_config(self.config),
             train_dataset=self.rows,
-            eval_dataset=self.held_out,
+            eval_dataset=self.eval_rows,
             processing_class=self.tokenizer,
-            peft_config=adapter(self.config),
+            peft_config=lora_config(self.config),
             callbacks=list(callbacks),
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
 
 
-def prepare(config: WatchConfig, resume: bool = False) -> Prepared:
-    """Build everything that a configuration names.
+def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
+    """Build the model, the data and the monitor of a configuration.
 
     Args:
-        resume: go on with the run in `config.run`, from its newest checkpoint.
+        resume: continue the run in `config.run_dir` from its newest checkpoint.
 
     Raises:
-        RiprapError: whatever is wrong with the configuration, before training starts.
+        RiprapError: something in the configuration is wrong; training has not started.
     """
     if not resume:
-        refuse_taken(config.run)
+        require_empty_run_dir(config.run_dir)
     policy, data = load_policy(config.policy), load_rows(config.data)
-    rows_hash = fingerprint(data)
-    checkpoint = take_up(config, rows_hash) if resume else None
+    rows_hash = rows_fingerprint(data)
+    checkpoint = find_checkpoint(config, rows_hash) if resume else None
     model, tokenizer = load_model(config.model)
     monitor = Monitor(
         build_behaviors(config, model, tokenizer),
         policy=policy,
-        probe_every=config.every,
-        run_dir=config.run,
-        feature_layer=config.layer,
+        probe_every=config.probe_every,
+        run_dir=config.run_dir,
+        feature_layer=config.feature_layer,
         metadata={
             "task": config.title,
             "config": config.model_dump(mode="json"),
@@ -95,14 +90,14 @@ def prepare(config: WatchConfig, resume: bool = False) -> Prepared:
         },
         resume=resume,
     )
-    return Prepared(config, monitor, model, tokenizer, data, checkpoint)
+    return TrainingRun(config, monitor, model, tokenizer, data, checkpoint)
 
 
-def adapter(config: WatchConfig) -> PeftLora | None:
-    """The LoRA adapter, or None for all parameters."""
+def lora_config(config: WatchConfig) -> PeftLoraConfig | None:
+    """Make the configuration of the LoRA adapter; None: train all parameters."""
     if config.lora is None:
         return None
-    return PeftLora(
+    return PeftLoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         target_modules="all-linear",
@@ -110,24 +105,24 @@ def adapter(config: WatchConfig) -> PeftLora | None:
     )
 
 
-def arguments(config: WatchConfig) -> SFTConfig:
-    """TRL's arguments: checkpoints where asked for, no trackers, the loss on responses only."""
+def sft_config(config: WatchConfig) -> SFTConfig:
+    """Make TRL's arguments: loss on responses only, no trackers, checkpoints if configured."""
     training = config.training
     return SFTConfig(
-        output_dir=str(Path(config.run) / TRAINER),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch,
-        gradient_accumulation_steps=training.accumulate,
+        output_dir=str(Path(config.run_dir) / TRAINER_FOLDER),
+        max_steps=training.max_steps,
+        per_device_train_batch_size=training.per_device_train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
+        lr_scheduler_type=training.lr_scheduler_type,
         max_length=training.max_length,
         seed=training.seed,
         completion_only_loss=True,
         bf16=False,
         gradient_checkpointing=False,
-        save_strategy="no" if training.save_every is None else "steps",
-        save_steps=training.save_every or training.steps,
-        save_total_limit=CHECKPOINTS,
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or training.max_steps,
+        save_total_limit=MAX_CHECKPOINTS,
         report_to="none",
         logging_steps=10,
         disable_tqdm=True,
@@ -135,8 +130,8 @@ def arguments(config: WatchConfig) -> SFTConfig:
     )
 
 
-class Show(TrainerCallback):
-    """Draws the live table while the trainer trains."""
+class LiveTableCallback(TrainerCallback):
+    """Show the live table during training."""
 
     def __init__(self, monitor: Monitor, steps: int, quiet: bool = False) -> None:
         self.monitor = monitor
@@ -147,26 +142,27 @@ class Show(TrainerCallback):
         self.table.__enter__()
 
     def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """Show how things stand."""
-        self.table.update(self.monitor.step, rows(self.monitor))
+        """Update the table."""
+        self.table.update(self.monitor.step, behavior_rows(self.monitor))
 
     def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """Leave the table as it ended."""
+        """Close the table; its last state stays visible."""
         self.table.__exit__(None, None, None)
 
 
-def watched_run(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
-    """What `riprap watch` does: run a configuration under a live table, and write its report.
+def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Run a configuration under a live table, and write its report.
 
     Args:
-        resume: go on with the run in `config.run`, from its newest checkpoint.
+        quiet: draw the table on standard error.
+        resume: continue the run in `config.run_dir` from its newest checkpoint.
 
     Returns:
-        what the run ended with; see `launch.show.outcome`.
+        paths, breaks and alerts of the run, see `summarize_run`.
 
     Raises:
-        RiprapError: whatever is wrong with the configuration, or with the run to go on with.
+        RiprapError: something in the configuration, or in the run to resume, is wrong.
     """
     run = prepare(config, resume)
-    run.train([Show(run.monitor, config.training.steps, quiet)])
-    return outcome(run.monitor, config.run)
+    run.train([LiveTableCallback(run.monitor, config.training.max_steps, quiet)])
+    return summarize_run(run.monitor, config.run_dir)

@@ -1,6 +1,18 @@
-from riprap.diagnosis.basins._perturbation import checksum, ground
+"""Basins: scores around a checkpoint, along random directions of the weights (VISAGE, 2405.17374).
+
+- `basin` returns a `Basin` with a `Profile` for each behavior.
+- `basin_plane` returns a `Plane`; `basin_drift` a basin for each checkpoint of a run.
+- `PointEvaluator`, `Judge`: the measurement at one point. `WeightPerturbation`,
+  `perturbed_weights`, `checksum`: moving the weights and restoring them bit by bit.
+"""
+
+from riprap.diagnosis.basins._perturbation import (
+    WeightPerturbation,
+    checksum,
+    perturbed_weights,
+)
 from riprap.diagnosis.basins._plane import Plane, basin_drift, basin_plane
-from riprap.diagnosis.basins._points import Judge, Lookout
+from riprap.diagnosis.basins._points import Judge, PointEvaluator
 from riprap.diagnosis.basins._profile import Array, Basin, Profile
 from riprap.diagnosis.basins._sweep import basin
 
@@ -8,12 +20,13 @@ __all__ = [
     "Array",
     "Basin",
     "Judge",
-    "Lookout",
     "Plane",
+    "PointEvaluator",
     "Profile",
+    "WeightPerturbation",
     "basin",
     "basin_drift",
     "basin_plane",
     "checksum",
-    "ground",
+    "perturbed_weights",
 ]

@@ -1,8 +1,8 @@
-"""The ground around a checkpoint: the model put at θ + Σ αᵢ dᵢ, one weight, one block at a time.
+"""Move a model to θ + Σ αᵢ dᵢ, one block of a weight at a time, and restore it bit by bit.
 
-θ is kept in a file, written once and read block by block; directions are drawn anew from their
-seeds whenever they are needed. So nothing of the model's size is ever held beside the model, no
-error adds up from point to point, and what is put back are the very bits that were there.
+θ is written to a file once and read block by block; directions are drawn again from their seeds
+when they are needed. So nothing of the size of the model is held in memory beside it, errors do not
+accumulate from point to point, and the original bits are restored.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.errors import ConfigError, RiprapError
-from riprap.linalg import widened
+from riprap.linalg import upcast
 
-BLOCK = 1 << 18  # elements worked on at a time; the directions of a seed depend on it
+BLOCK_SIZE = 1 << 18  # elements processed at a time; the directions of a seed depend on it
 
-# A direction: for each moved weight, which draws of Gaussian noise it is made of, by their share.
-Ray = list[dict[int, float]]
+# A direction: for each weight, the coefficients of the numbered Gaussian draws that it consists of.
+Direction = list[dict[int, float]]
 
 _NORMS = (
     nn.LayerNorm,
@@ -35,62 +35,65 @@ _NORMS = (
 )
 
 
-def moved(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that directions move, by name; tied ones once.
+def perturbed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights that directions move, by name; tied weights once.
 
-    Left out are those of normalisation layers, as in the paper's code, and an adapter's own (PEFT):
-    its product is added to a weight that moves, so that the sum moves as the merged weight does.
+    Excluded are normalization layers, as in the code of the paper, and the weights of adapters
+    (PEFT): their product is added to a weight that moves, so the sum moves as the merged weight
+    would.
 
     Raises:
-        ConfigError: weights that are sharded, or that are no real floating-point numbers.
+        ConfigError: sharded weights, or weights that are not real floating-point numbers.
     """
-    if sharded(model):
+    if has_sharded_parameters(model):
         raise ConfigError(
             "the model's weights are sharded by FSDP; a basin needs a whole model on every rank: "
-            "give each its own copy, and they will share the directions"
+            "give each rank its own copy, and they will share the directions"
         )
-    left_out = {id(part) for module in model.modules() for part in _of_norm(module)}
+    excluded = {id(part) for module in model.modules() for part in _norm_parameters(module)}
     prefixes = [
         module.prefix
         for module in model.modules()
         if hasattr(module, "peft_config") and isinstance(getattr(module, "prefix", None), str)
     ]
-    found = {}
+    perturbed = {}
     for name, part in model.named_parameters():
-        if id(part) in left_out or any(f".{prefix}" in name for prefix in prefixes):
+        if id(part) in excluded or any(f".{prefix}" in name for prefix in prefixes):
             continue
         if not part.is_floating_point():
             raise ConfigError(
                 f"weight {name!r} is {part.dtype}: only floating-point weights can be moved; "
                 "load the model unquantized"
             )
-        found[name] = part
-    return found
+        perturbed[name] = part
+    return perturbed
 
 
-def _of_norm(module: nn.Module) -> list[nn.Parameter]:
-    """The weights of a normalisation layer, told by its class, or by its name and their shape."""
-    own = list(module.parameters(recurse=False))
+def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of a normalization layer, recognized by its class, or by its name and their shape."""
+    parameters = list(module.parameters(recurse=False))
     if isinstance(module, _NORMS):
-        return own
-    return [part for part in own if part.dim() < 2 and "norm" in type(module).__name__.lower()]
+        return parameters
+    if "norm" not in type(module).__name__.lower():
+        return []
+    return [part for part in parameters if part.dim() < 2]
 
 
 def blocks(part: Tensor) -> Iterator[Tensor]:
-    """Views of consecutive rows, some `BLOCK` elements each."""
+    """Yield views of consecutive rows, of about `BLOCK_SIZE` elements each."""
     whole = torch.atleast_1d(part.detach())
-    rows = max(1, BLOCK * len(whole) // max(1, whole.numel()))
+    rows = max(1, BLOCK_SIZE * len(whole) // max(1, whole.numel()))
     yield from whole.split(rows)
 
 
 def _bytes(block: Tensor) -> np.ndarray:
-    """A block's bits; of a contiguous one on the CPU a view."""
-    found: np.ndarray = block.cpu().contiguous().view(torch.uint8).numpy()
-    return found
+    """Bytes of a block; a view if it is contiguous and on the CPU."""
+    array: np.ndarray = block.cpu().contiguous().view(torch.uint8).numpy()
+    return array
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 of all weights and buffers with their names, shapes and types."""
+    """Compute the SHA-256 of all weights and buffers with their names, shapes and types."""
     digest = hashlib.sha256()
     for name, part in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tuple(part.shape)} {part.dtype}".encode())
@@ -99,152 +102,158 @@ def checksum(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Stored(Mapping[str, Tensor]):
-    """Weights in a temporary file that nobody else sees, each read when it is asked for."""
+class WeightsOnDisk(Mapping[str, Tensor]):
+    """Weights in an anonymous temporary file, each read on access."""
 
-    def __init__(self, parts: Mapping[str, Tensor], file: IO[bytes]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor], file: IO[bytes]) -> None:
         self._file = file
-        self._homes = {}
-        for name, part in parts.items():
-            self._homes[name] = (file.tell(), part.shape, part.dtype)
+        self._locations = {}
+        for name, part in parameters.items():
+            self._locations[name] = (file.tell(), part.shape, part.dtype)
             for block in blocks(part):
                 file.write(_bytes(block).data)
 
-    def beside(self, name: str, part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Blocks of `part`, each with what was stored of it, on the CPU."""
-        self._file.seek(self._homes[name][0])
+    def blocks_with_original(self, name: str, part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield blocks of `part`, each with its stored original, on the CPU."""
+        self._file.seek(self._locations[name][0])
         for block in blocks(part):
             original = torch.empty(block.shape, dtype=block.dtype)
             self._file.readinto(_bytes(original))  # type: ignore[attr-defined]
             yield block, original
 
     def __getitem__(self, name: str) -> Tensor:
-        _, shape, dtype = self._homes[name]
-        found = torch.empty(shape, dtype=dtype)
-        for block, original in self.beside(name, found):
+        _, shape, dtype = self._locations[name]
+        weight = torch.empty(shape, dtype=dtype)
+        for block, original in self.blocks_with_original(name, weight):
             block.copy_(original)
-        return found
+        return weight
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._homes)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._homes)
+        return len(self._locations)
 
 
 @contextmanager
-def stored(parts: Mapping[str, Tensor]) -> Iterator[Stored]:
-    """Weights as they are now, on disk in the folder for temporary files, for the time being."""
+def store_on_disk(parameters: Mapping[str, Tensor]) -> Iterator[WeightsOnDisk]:
+    """Store the current weights in the folder for temporary files until exit."""
     with TemporaryFile() as file:
-        yield Stored(parts, file)
+        yield WeightsOnDisk(parameters, file)
 
 
-class Ground:
-    """A model that can be put anywhere around its weights θ; see `ground`.
+class WeightPerturbation:
+    """A model that can be moved around its weights θ; made by `perturbed_weights`.
 
     Attributes:
-        parts: the weights that move, by name.
+        parameters: the weights that move, by name.
         checksum: of the whole model at θ.
     """
 
     def __init__(
-        self, parts: dict[str, nn.Parameter], home: Stored, seed: int, checksum: str
+        self,
+        parameters: dict[str, nn.Parameter],
+        original: WeightsOnDisk,
+        seed: int,
+        checksum: str,
     ) -> None:
-        self.parts, self.checksum, self._home = parts, checksum, home
-        self._first = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.parameters, self.checksum, self._original = parameters, checksum, original
+        self._first_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._norms = []
-        for name, part in parts.items():
-            size = math.sqrt(sum(_dot(block, block) for block in blocks(part)))
-            if not math.isfinite(size):
-                raise ConfigError(f"weight {name!r} holds numbers that are not finite")
-            self._norms.append(size)
+        for name, part in parameters.items():
+            norm = math.sqrt(sum(_dot(block, block) for block in blocks(part)))
+            if not math.isfinite(norm):
+                raise ConfigError(f"weight {name!r} has entries that are not finite")
+            self._norms.append(norm)
 
-    def ray(self, number: int) -> Ray:
-        """Direction `number` of the seed: Gaussian, ‖d‖ = ‖θ‖ in each weight."""
-        found = []
-        for index, part in enumerate(self.parts.values()):
+    def direction(self, number: int) -> Direction:
+        """Return direction `number` of the seed: Gaussian, ‖d‖ = ‖θ‖ in each weight."""
+        direction = []
+        for index, part in enumerate(self.parameters.values()):
             square = sum(_dot(g, g) for (g,) in self._noise(index, part, [number]))
-            found.append({number: _ratio(self._norms[index], math.sqrt(square))})
-        return found
+            direction.append({number: _ratio(self._norms[index], math.sqrt(square))})
+        return direction
 
-    def across(self, first: int, second: int) -> Ray:
-        """Direction `second` made orthogonal to `first` in each weight, then ‖d‖ = ‖θ‖ again.
+    def orthogonal_to(self, first: int, second: int) -> Direction:
+        """Return direction `second` made orthogonal to `first` in each weight, ‖d‖ = ‖θ‖.
 
-        A weight of one element has no second direction, and none is given to it.
+        A weight of one element has no second direction, so its coefficients are 0.
         """
-        found = []
-        for index, part in enumerate(self.parts.values()):
-            along = cross = own = 0.0
+        direction = []
+        for index, part in enumerate(self.parameters.values()):
+            gg = gh = hh = 0.0
             for g, h in self._noise(index, part, [first, second]):
-                along, cross, own = along + _dot(g, g), cross + _dot(g, h), own + _dot(h, h)
-            share = _ratio(cross, along)
-            left = own - share * cross  # ‖h − share · g‖²
-            size = _ratio(self._norms[index], math.sqrt(left)) if left > 1e-9 * own else 0.0
-            found.append({first: -share * size, second: size})
-        return found
+                gg, gh, hh = gg + _dot(g, g), gh + _dot(g, h), hh + _dot(h, h)
+            projection = _ratio(gh, gg)
+            rest = hh - projection * gh  # ‖h − projection · g‖²
+            scale = _ratio(self._norms[index], math.sqrt(rest)) if rest > 1e-9 * hh else 0.0
+            direction.append({first: -projection * scale, second: scale})
+        return direction
 
     @torch.no_grad()
-    def put(self, *steps: tuple[Ray, float]) -> None:
-        """θ + Σ α d, for each (d, α) of `steps`; without any, or with all α = 0, θ bit by bit.
+    def apply(self, *steps: tuple[Direction, float]) -> None:
+        """Set the weights to θ + Σ α d over the (d, α) of `steps`.
 
-        Computed in at least float32, then rounded to the weight's own type.
+        Without steps, or if all α = 0, the weights are θ bit by bit. Otherwise they are computed in
+        at least float32 and rounded to their own type.
         """
-        for index, (name, part) in enumerate(self.parts.items()):
-            shares: dict[int, float] = {}
-            for ray, step in steps:
-                for number, share in ray[index].items():
-                    shares[number] = shares.get(number, 0.0) + step * share
-            shares = {number: share for number, share in shares.items() if share}
-            noise = self._noise(index, part, list(shares))
-            for (block, original), draws in zip(self._home.beside(name, part), noise, strict=True):
-                place = widened(original)
-                for draw, share in zip(draws, shares.values(), strict=True):
-                    place = place + draw.mul_(share)
-                block.copy_(place)
+        for index, (name, part) in enumerate(self.parameters.items()):
+            coefficients: dict[int, float] = {}
+            for direction, alpha in steps:
+                for number, coefficient in direction[index].items():
+                    coefficients[number] = coefficients.get(number, 0.0) + alpha * coefficient
+            coefficients = {number: value for number, value in coefficients.items() if value}
+            noise = self._noise(index, part, list(coefficients))
+            stored = self._original.blocks_with_original(name, part)
+            for (block, original), draws in zip(stored, noise, strict=True):
+                moved = upcast(original)
+                for draw, coefficient in zip(draws, coefficients.values(), strict=True):
+                    moved = moved + draw.mul_(coefficient)
+                block.copy_(moved)
 
     def _noise(self, index: int, part: Tensor, numbers: list[int]) -> Iterator[list[Tensor]]:
-        """For each block of a weight, its part of the Gaussian draws by these numbers.
+        """Yield, for each block of a weight, its part of the numbered Gaussian draws.
 
-        Drawn on the CPU in float32, so that they are the same wherever the model is. Neighbouring
-        seeds, since the generator takes 32 bits only, and hashes of as many pairs would meet.
+        Drawn on the CPU in float32, so that they are equal on all devices. Seeds are consecutive,
+        because the generator takes only 32 bits, and hashes of that many pairs would collide.
         """
-        draws = []
+        generators = []
         for number in numbers:
-            seed = (self._first + number * len(self.parts) + index) % 2**32
-            draws.append(torch.Generator().manual_seed(seed))
+            seed = (self._first_seed + number * len(self.parameters) + index) % 2**32
+            generators.append(torch.Generator().manual_seed(seed))
         for block in blocks(part):
-            yield [torch.randn(block.shape, generator=draw) for draw in draws]
+            yield [torch.randn(block.shape, generator=generator) for generator in generators]
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
-    """⟨left, right⟩ in float64, on the CPU: not every device has float64."""
+    """⟨left, right⟩ in float64, on the CPU, because not every device has float64."""
     return float(torch.dot(left.cpu().double().flatten(), right.cpu().double().flatten()))
 
 
-def _ratio(over: float, under: float) -> float:
-    return over / under if under else 0.0
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else 0.0
 
 
 @contextmanager
-def ground(model: nn.Module, seed: int) -> Iterator[Ground]:
-    """A model that may be moved; afterwards it is bit by bit what it was, which is checked.
+def perturbed_weights(model: nn.Module, seed: int) -> Iterator[WeightPerturbation]:
+    """Yield the model's perturbation; restore the weights on exit, and check a SHA-256 of them.
 
-    Costs a file of the model's size among the temporary ones, and the memory of a few blocks.
+    Needs a temporary file of the size of the model, and memory for a few blocks.
 
     Raises:
-        ConfigError: see `moved`; or weights that are not finite.
-        RiprapError: something else changed the model meanwhile.
+        ConfigError: see `perturbed_parameters`; or weights that are not finite.
+        RiprapError: something else changed the model in the meantime.
     """
-    parts = moved(model)
+    parameters = perturbed_parameters(model)
     before = checksum(model)
-    with stored(parts) as home:
-        whole = Ground(parts, home, seed, before)
+    with store_on_disk(parameters) as original:
+        perturbation = WeightPerturbation(parameters, original, seed, before)
         try:
-            yield whole
+            yield perturbation
         finally:
-            whole.put()
+            perturbation.apply()
     if checksum(model) != before:
         raise RiprapError(
             "the model is not bit by bit what it was before its basin was measured: something "
-            "besides, such as a margin function, changed its weights or buffers"
+            "else, such as a margin function, changed its weights or buffers"
         )

@@ -11,22 +11,31 @@ from torch import nn
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
-from riprap.diagnosis._weight_sources import Weights, fitting, kept, move
-from riprap.diagnosis.basins._perturbation import ground, moved, stored
-from riprap.diagnosis.basins._points import Lookout
+from riprap.diagnosis._weight_sources import (
+    Weights,
+    interpolate_,
+    matching_names,
+    restore_weights,
+)
+from riprap.diagnosis.basins._perturbation import (
+    perturbed_parameters,
+    perturbed_weights,
+    store_on_disk,
+)
+from riprap.diagnosis.basins._points import PointEvaluator
 from riprap.diagnosis.basins._profile import Array, Basin, grid
 from riprap.diagnosis.basins._sweep import basin
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Behaviours on a grid of θ + α d₁ + β d₂.
+    """Scores and margins on a grid of θ + α d₁ + β d₂.
 
     Attributes:
         alphas: shape (points,), of both α and β.
-        floors: by behaviour.
-        scores: by behaviour, shape (points, points), the first axis is α.
-        margins: the same for the mean of the margins that are finite; NaN where none is.
+        floors: by behavior.
+        scores: by behavior, shape (points, points); the first axis is α.
+        margins: the same for the mean of the finite margins; NaN if there is none.
     """
 
     seed: int
@@ -45,35 +54,35 @@ def basin_plane(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Plane:
-    """Scores on a plane of two directions, orthogonal in each weight, and ‖d₁‖ = ‖d₂‖ = ‖θ‖.
+    """Measure scores on a plane of two directions with ‖d₁‖ = ‖d₂‖ = ‖θ‖.
 
-    d₁ is the first direction of `basin` with the same seed; d₂ is its second one, less its part
-    along d₁. As there, the model is put back bit by bit.
+    The directions are orthogonal in each weight. d₁ is the first direction of `basin` with the same
+    seed; d₂ is the second one without its component along d₁. The model is restored bit by bit.
 
     Args:
-        points: of α and of β, an odd number; points² are measured.
-        progress: called after each point with the points done and in all.
+        points: number of α and of β, odd; points² are measured.
+        progress: called after each point with the points done and their total.
 
     Raises:
         ConfigError, BehaviorError: see `basin`.
     """
     model = unwrap_model(model)
     alphas = grid(points, radius)
-    lookout = Lookout(model, behaviors)
+    evaluator = PointEvaluator(model, behaviors)
     shape = (points, points)
     scores = {behavior.name: np.empty(shape) for behavior in behaviors}
     margins = {behavior.name: np.empty(shape) for behavior in behaviors}
-    with ground(model, seed) as place:
-        first, second = place.ray(0), place.across(0, 1)
-        for seen, (i, j) in enumerate(np.ndindex(shape), start=1):
-            place.put((first, float(alphas[i])), (second, float(alphas[j])))
-            point = lookout.look()
+    with perturbed_weights(model, seed) as perturbation:
+        first, second = perturbation.direction(0), perturbation.orthogonal_to(0, 1)
+        for done, (i, j) in enumerate(np.ndindex(shape), start=1):
+            perturbation.apply((first, float(alphas[i])), (second, float(alphas[j])))
+            point = evaluator.evaluate()
             for name, values in point.margins.items():
                 finite = values[np.isfinite(values)]
                 scores[name][i, j] = point.scores[name]
                 margins[name][i, j] = finite.mean() if len(finite) else np.nan
             if progress is not None:
-                progress(seen, points**2)
+                progress(done, points**2)
     floors = {behavior.name: behavior.floor for behavior in behaviors}
     return Plane(seed, alphas, floors, scores, margins)
 
@@ -89,41 +98,44 @@ def basin_drift(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Basin]:
-    """The basin at each of several weights of one model, along the same directions.
+    """Measure the basin at several checkpoints of one model, along the same directions.
 
-    The same draws at each, scaled to the weights there. The model's own weights come back bit by
-    bit; they wait on disk, so that memory is one model's and a checkpoint's largest weight.
+    Each checkpoint uses the same draws, scaled to its weights. The model's own weights are stored
+    on disk and restored bit by bit. Memory holds one model and the largest weight of a checkpoint.
 
     Args:
-        checkpoints: weights by the names of `model.named_parameters()`, such as a
-            `weights.Folder`, by what they are to be called, in the order of the run.
-        progress: called after each point with the points done and in all.
+        checkpoints: by label, in the order of the run: weights by the names of
+            `model.named_parameters()`, such as a `SafetensorsFolder`.
+        progress: called after each point with the points done and their total.
 
     Returns:
-        a basin each, in the same order.
+        one basin per checkpoint, in the same order.
 
     Raises:
         ConfigError, BehaviorError: see `basin`; or weights of another model.
     """
     model = unwrap_model(model)
-    moved(model)  # refuses what cannot be moved, before anything is
-    names = {label: fitting(model, weights) for label, weights in checkpoints.items()}
-    found: dict[str, Basin] = {}
+    perturbed_parameters(model)  # raises for unusable weights before anything is moved
+    names = {label: matching_names(model, weights) for label, weights in checkpoints.items()}
+    basins: dict[str, Basin] = {}
 
-    def tell(done: int, each: int) -> None:
+    def report(done: int, per_basin: int) -> None:
         if progress is not None:
-            progress(len(found) * each + done, len(checkpoints) * each)
+            progress(len(basins) * per_basin + done, len(checkpoints) * per_basin)
 
-    with stored(dict(model.named_parameters())) as home, kept(model, home):
+    with (
+        store_on_disk(dict(model.named_parameters())) as original,
+        restore_weights(model, original),
+    ):
         for label, weights in checkpoints.items():
-            move(model, home, weights, 1.0, names[label])
-            found[label] = basin(
+            interpolate_(model, original, weights, 1.0, names[label])
+            basins[label] = basin(
                 model,
                 behaviors,
                 directions,
                 points=points,
                 radius=radius,
                 seed=seed,
-                progress=tell,
+                progress=report,
             )
-    return found
+    return basins

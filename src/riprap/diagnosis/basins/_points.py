@@ -1,4 +1,4 @@
-"""What is measured at one point around a checkpoint: margins, and answers if they are judged."""
+"""Measurement at one point around a checkpoint: margins, and judged answers if requested."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
 
-# The slow lane: the share of a behaviour's probes that the model's own answers still keep.
+# A slow judge: the share of a behavior's probes that the model's own answers pass.
 Judge = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was seen at one point, by behaviour.
+    """Measurement at one point, by behavior.
 
     Attributes:
-        scores: share of probes whose margin is above 0; one that is not finite counts as broken.
-        margins: shape (n_probes,), as they came.
+        scores: share of probes with a margin above 0; a margin that is not finite counts as broken.
+        margins: shape (n_probes,), unchanged.
         doubtful: whether a margin was not finite, or the margins were insufficient.
-        judged: the same share by the answers, where there is a judge.
+        judged: the share of probes that the judged answers pass, for behaviors with a judge.
     """
 
     scores: dict[str, float]
@@ -35,11 +35,11 @@ class Point:
     judged: dict[str, float] = field(default_factory=dict)
 
 
-class Lookout:
-    """Looks at several behaviours, in as few passes as they can share, and leaves no trace.
+class PointEvaluator:
+    """Evaluate several behaviors in as few passes as possible, leaving training untouched.
 
     Raises:
-        ConfigError: no behaviours, two of one name, or a judge of none of them.
+        ConfigError: no behaviors, two of the same name, or a judge of none of them.
     """
 
     def __init__(
@@ -50,36 +50,36 @@ class Lookout:
     ) -> None:
         counts = Counter(behavior.name for behavior in behaviors)
         if not counts:
-            raise ConfigError("a basin is one of behaviours: give at least one")
+            raise ConfigError("a basin needs behaviors: pass at least one")
         if max(counts.values()) > 1:
             name = counts.most_common(1)[0][0]
-            raise ConfigError(f"two behaviours are called {name!r}: give each a name of its own")
+            raise ConfigError(f"two behaviors are named {name!r}: give each its own name")
         self.model, self.judges = model, dict(judges or {})
         for name in self.judges:
             if name not in counts:
                 raise ConfigError(
-                    f"generated names {name!r}, which is none of the behaviours "
+                    f"judges has {name!r}, which is none of the behaviors "
                     f"{', '.join(map(repr, counts))}"
                 )
-        self._passes = probing.shared_passes(behaviors, model)
+        self._groups = evaluation.group_by_forward_pass(behaviors, model)
 
-    def look(self) -> Point:
-        """The model where it stands."""
+    def evaluate(self) -> Point:
+        """Evaluate the model at its current weights."""
         scores, margins, doubtful = {}, {}, {}
-        for group in self._passes:
-            for name, seen in probing.look_together(group, self.model).items():
-                finite = np.isfinite(seen.margins)
-                scores[name] = float(((seen.margins > 0) & finite).mean())
-                margins[name] = seen.margins
-                doubtful[name] = not finite.all() or bool(seen.insufficient)
-        judged = {name: self._judged(name, judge) for name, judge in self.judges.items()}
+        for group in self._groups:
+            for name, result in evaluation.evaluate_batch(group, self.model).items():
+                finite = np.isfinite(result.margins)
+                scores[name] = float(((result.margins > 0) & finite).mean())
+                margins[name] = result.margins
+                doubtful[name] = not finite.all() or bool(result.insufficient)
+        judged = {name: self._judged_score(name, judge) for name, judge in self.judges.items()}
         return Point(scores, margins, doubtful, judged)
 
-    def _judged(self, name: str, judge: Judge) -> float:
-        with torch.no_grad(), probing.no_trace(self.model):
-            found = float(judge(self.model))
-        if not 0 <= found <= 1:
+    def _judged_score(self, name: str, judge: Judge) -> float:
+        with torch.no_grad(), evaluation.preserve_training_state(self.model):
+            share = float(judge(self.model))
+        if not 0 <= share <= 1:
             raise BehaviorError(
-                f"the judge of {name!r} gave {found}; a share of probes between 0 and 1 is needed"
+                f"the judge of {name!r} returned {share}; expected a share of probes from 0 to 1"
             )
-        return found
+        return share

@@ -1,4 +1,4 @@
-"""How wide the ground is on which a model still behaves: VISAGE, by many directions at once."""
+"""Sweep many random directions around a checkpoint (VISAGE)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from torch import nn
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
-from riprap.diagnosis.basins._perturbation import Ground, ground
-from riprap.diagnosis.basins._points import Judge, Lookout, Point
+from riprap.diagnosis.basins._perturbation import WeightPerturbation, perturbed_weights
+from riprap.diagnosis.basins._points import Judge, Point, PointEvaluator
 from riprap.diagnosis.basins._profile import Array, Basin, Profile, grid
-from riprap.diagnosis.basins._resume import Log, Row, on_every_rank, place_among_ranks
+from riprap.diagnosis.basins._resume import (
+    DirectionRow,
+    SweepLog,
+    gather_from_ranks,
+    rank_and_world_size,
+)
 from riprap.errors import ConfigError
 
 
@@ -28,126 +33,133 @@ def basin(
     points: int = 21,
     radius: float = 0.5,
     seed: int = 0,
-    generated: Mapping[str, Judge] | None = None,
+    judges: Mapping[str, Judge] | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Basin:
-    """Scores along random directions d: the model at θ + α d, and back again bit by bit.
+    """Measure scores at θ + α d along random directions d; restore the model bit by bit.
 
-    d is Gaussian, ‖d‖ = ‖θ‖ in each weight; normalisation layers stay, tied weights move once,
-    and so does what lies under an adapter (see `basin_ground.moved`). Memory is one model's; the
-    disk holds another for the time being, among the temporary files. Behaviours are taken as they
-    are: one that learns something at the start must have been started (`probing.start`).
+    d is Gaussian with ‖d‖ = ‖θ‖ in each weight. Normalization layers do not move, tied weights move
+    once, and under an adapter the base weights move. Memory holds one model, and a temporary file
+    another. Behaviors are used as they are: calibrate them first (`evaluation.calibrate`).
 
-    Several ranks, each with a model of its own, share the directions; all return the same.
+    Several ranks, each with its own model, share the directions and all return the same.
 
     Args:
-        behaviors: all are measured at each point. A refusal's over-refusal belongs beside it: a
-            model too far off says nothing sensible, and then refuses nothing.
-        directions: how many.
-        points: of α along each, an odd number, so that one is the checkpoint.
+        behaviors: all are measured at each point. Measure over-refusal beside refusal: far from the
+            checkpoint a model says nothing sensible, and refuses nothing.
+        directions: number of directions.
+        points: number of α per direction, odd, so that one of them is the checkpoint.
         radius: α goes from −radius to radius.
-        generated: by behaviour, `judge(model)`: the share of its probes that the model's own
-            answers still keep. Slow; the same seed with fewer directions takes the first of them.
-        resume: a file to which each direction is added once it is done, and with which an
-            interrupted sweep goes on. More directions may be asked for than are in it.
-        progress: called after each point with this rank's points done and to be done.
+        judges: by behavior, `judge(model)`: the share of its probes that the model's own answers
+            pass. Slow; fewer directions of the same seed are the first of them.
+        resume: file to which each finished direction is added, and from which an interrupted sweep
+            continues, also with more directions.
+        progress: called after each point with this rank's points done and their total.
 
     Source: VISAGE of Peng et al., 2405.17374; many directions as in 2604.17215.
 
     Raises:
-        ConfigError: arguments that cannot work; sharded, quantized or non-finite weights; a
-            `resume` file of another sweep; ranks with different weights.
-        BehaviorError: margins of a wrong shape, or a judge that gives no share.
+        ConfigError: unusable arguments; sharded, quantized or non-finite weights; a `resume` file
+            of another sweep; ranks with different weights.
+        BehaviorError: margins of a wrong shape, or a judge that does not return a share.
     """
     model = unwrap_model(model)
     alphas = grid(points, radius)
     if type(directions) is not int or directions < 1:
-        raise ConfigError(f"directions is {directions!r}; a whole number of 1 or more is needed")
-    lookout = Lookout(model, behaviors, generated)
-    with ground(model, seed) as place:
-        sweep = _Sweep(place, lookout, alphas, seed)
-        begun = on_every_rank(lambda: sweep.begin(resume))
-        if len({weights for weights, _ in begun}) > 1:
+        raise ConfigError(f"directions is {directions!r}; pass a whole number of 1 or more")
+    evaluator = PointEvaluator(model, behaviors, judges)
+    with perturbed_weights(model, seed) as perturbation:
+        sweep = _Sweep(perturbation, evaluator, alphas, seed)
+        begun = gather_from_ranks(lambda: sweep.begin(resume))
+        if len({checksum for checksum, _ in begun}) > 1:
             raise ConfigError(
-                "the ranks hold models of different weights; they can share the directions of one "
-                "model only"
+                "the ranks have models with different weights; they can only share the directions "
+                "of one model"
             )
         done = {number: row for _, rows in begun for number, row in rows.items()}
-        rank, world = place_among_ranks()
-        own = [number for number in range(directions) if number not in done][rank::world]
-        for rows in on_every_rank(lambda: sweep.run(own, progress)):
+        rank, world_size = rank_and_world_size()
+        missing = [number for number in range(directions) if number not in done]
+        own = missing[rank::world_size]
+        for rows in gather_from_ranks(lambda: sweep.run(own, progress)):
             done |= rows
-    return _gathered([done[number] for number in range(directions)], behaviors, alphas, seed)
+    return _assemble([done[number] for number in range(directions)], behaviors, alphas, seed)
 
 
 class _Sweep:
-    """The rows of a model's directions, each logged once it is whole."""
+    """Measure the directions of one rank; each is logged when it is complete."""
 
-    def __init__(self, place: Ground, lookout: Lookout, alphas: Array, seed: int) -> None:
-        self._place, self._lookout, self._alphas, self._seed = place, lookout, alphas, seed
-        self._centre: Point
-        self._log: Log
+    def __init__(
+        self,
+        perturbation: WeightPerturbation,
+        evaluator: PointEvaluator,
+        alphas: Array,
+        seed: int,
+    ) -> None:
+        self._perturbation, self._evaluator = perturbation, evaluator
+        self._alphas, self._seed = alphas, seed
+        self._center: Point
+        self._log: SweepLog
 
-    def begin(self, resume: str | Path | None) -> tuple[str, dict[int, Row]]:
-        """Look at the checkpoint itself; its checksum, and the rows that are there already."""
-        self._centre = self._lookout.look()
-        self._log = Log(resume, self._identity())
-        return self._place.checksum, self._log.done
+    def begin(self, resume: str | Path | None) -> tuple[str, dict[int, DirectionRow]]:
+        """Evaluate the checkpoint; return its checksum and the rows that are logged already."""
+        self._center = self._evaluator.evaluate()
+        self._log = SweepLog(resume, self._identity())
+        return self._perturbation.checksum, self._log.done
 
-    def run(self, numbers: Sequence[int], progress: Progress | None) -> dict[int, Row]:
-        """The rows of some directions."""
-        found = {}
-        seen, to_see = 0, len(numbers) * (len(self._alphas) - 1)
+    def run(self, numbers: Sequence[int], progress: Progress | None) -> dict[int, DirectionRow]:
+        """Return the rows of some directions."""
+        rows = {}
+        done, total = 0, len(numbers) * (len(self._alphas) - 1)
         for number in numbers:
-            ray = self._place.ray(number)
-            along = []
+            direction = self._perturbation.direction(number)
+            points = []
             for alpha in self._alphas:
                 if alpha == 0:
-                    along.append(self._centre)
+                    points.append(self._center)
                     continue
-                self._place.put((ray, float(alpha)))
-                along.append(self._lookout.look())
-                seen += 1
+                self._perturbation.apply((direction, float(alpha)))
+                points.append(self._evaluator.evaluate())
+                done += 1
                 if progress is not None:
-                    progress(seen, to_see)
-            found[number] = _row(along)
-            self._log.add(number, found[number])
-        return found
+                    progress(done, total)
+            rows[number] = _direction_row(points)
+            self._log.add(number, rows[number])
+        return rows
 
     def _identity(self) -> dict[str, Any]:
-        """What the rows belong to, as JSON holds it."""
+        """Identity of the sweep, as JSON types."""
         return {
             "basin": 1,
-            "weights": self._place.checksum,
+            "weights": self._perturbation.checksum,
             "seed": self._seed,
             "points": [float(alpha) for alpha in self._alphas],
-            "judges": sorted(self._centre.judged),
-            "behaviors": list(self._centre.scores),
+            "judges": sorted(self._center.judged),
+            "behaviors": list(self._center.scores),
             "margins": {
                 name: [float(m) if math.isfinite(m) else None for m in values]
-                for name, values in self._centre.margins.items()
+                for name, values in self._center.margins.items()
             },
         }
 
 
-def _row(along: Sequence[Point]) -> Row:
-    kinds: dict[str, list[Mapping[str, float]]] = {
-        "scores": [point.scores for point in along],
-        "doubtful": [point.doubtful for point in along],
-        "judged": [point.judged for point in along],
+def _direction_row(points: Sequence[Point]) -> DirectionRow:
+    quantities: dict[str, list[Mapping[str, float]]] = {
+        "scores": [point.scores for point in points],
+        "doubtful": [point.doubtful for point in points],
+        "judged": [point.judged for point in points],
     }
     return {
-        kind: {name: [float(point[name]) for point in seen] for name in seen[0]}
-        for kind, seen in kinds.items()
+        quantity: {name: [float(point[name]) for point in values] for name in values[0]}
+        for quantity, values in quantities.items()
     }
 
 
-def _gathered(
-    rows: Sequence[Row], behaviors: Sequence[Behavior], alphas: Array, seed: int
+def _assemble(
+    rows: Sequence[DirectionRow], behaviors: Sequence[Behavior], alphas: Array, seed: int
 ) -> Basin:
-    def table(kind: str, name: str) -> Array:
-        return np.array([row[kind][name] for row in rows], dtype=np.float64)
+    def table(quantity: str, name: str) -> Array:
+        return np.array([row[quantity][name] for row in rows], dtype=np.float64)
 
     return Basin(
         seed,

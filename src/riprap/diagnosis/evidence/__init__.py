@@ -1,27 +1,27 @@
-from riprap.diagnosis.evidence._divergence import Divergence, LayerMoved, divergence
-from riprap.diagnosis.evidence._linear_decodability import Decodability, decode
-from riprap.diagnosis.evidence._linear_path import Along, Path, path
-from riprap.diagnosis.evidence._prefix_forcing import Forced, force
-from riprap.diagnosis.evidence._responses import Part, Rows, paired, parts, prompts_of, responses_of
-from riprap.diagnosis.evidence._token_kl import Tally, overall
+from riprap.diagnosis.evidence._divergence import Divergence, LayerChange, divergence
+from riprap.diagnosis.evidence._linear_decodability import Decodability, linear_decodability
+from riprap.diagnosis.evidence._linear_path import PathProfile, LinearPath, linear_path
+from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing, prefix_forcing
+from riprap.diagnosis.evidence._responses import ResponseBatch, Rows, paired_responses, response_batches, prompt_rows, greedy_responses
+from riprap.diagnosis.evidence._token_kl import TokenKL, mean_kl
 
 __all__ = [
-    "Along",
+    "PathProfile",
     "Decodability",
     "Divergence",
-    "Forced",
-    "LayerMoved",
-    "Part",
-    "Path",
+    "PrefixForcing",
+    "LayerChange",
+    "ResponseBatch",
+    "LinearPath",
     "Rows",
-    "Tally",
-    "decode",
+    "TokenKL",
+    "linear_decodability",
     "divergence",
-    "force",
-    "overall",
-    "paired",
-    "parts",
-    "path",
-    "prompts_of",
-    "responses_of",
+    "prefix_forcing",
+    "mean_kl",
+    "paired_responses",
+    "response_batches",
+    "linear_path",
+    "prompt_rows",
+    "greedy_responses",
 ]

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riprap.behaviors import Behavior, NextToken
+from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 
-LEAST = 2  # rows of a class that a probe is fitted on, on average
+MIN_ROWS_PER_CLASS = 2  # rows of a class that a probe is fitted on, on average
 
 
-def classes_of(
+def class_labels(
     behavior: Behavior, labels: Sequence[int] | Tensor | None, contrast: Behavior | None
 ) -> Tensor:
     """The class of each row, from 0 without gaps."""
@@ -25,7 +25,7 @@ def classes_of(
         given = torch.tensor([0] * n + [1] * len(contrast.probes))
     elif labels is not None:
         given = torch.as_tensor(labels)
-    elif isinstance(behavior.margins, NextToken):
+    elif behavior.margins.targets is not None:
         given = behavior.margins.targets
     else:
         raise BehaviorError(
@@ -39,20 +39,20 @@ def classes_of(
     return given.cpu().unique(return_inverse=True)[1]
 
 
-def too_few(classes: Tensor, count: int, folds: int) -> str:
+def insufficient_rows(classes: Tensor, count: int, folds: int) -> str:
     """Why nothing could be learned from so few rows; empty where there are enough."""
     if count < 2:
         return "all probes are of one class: give labels, or a contrast"
     each = len(classes) / count * (folds - 1) / folds
-    if each < LEAST:
+    if each < MIN_ROWS_PER_CLASS:
         return (
             f"{len(classes)} rows in {count} classes: a probe is fitted on {each:.1f} rows of a "
-            f"class, and {LEAST} are needed"
+            f"class, and {MIN_ROWS_PER_CLASS} are needed"
         )
     return ""
 
 
-def groups_of(
+def row_groups(
     behaviors: Sequence[Behavior], groups: Sequence[Hashable] | None, n: int
 ) -> list[Hashable]:
     """What each row is about; None: equal prompts are about the same."""
@@ -60,12 +60,13 @@ def groups_of(
         if len(groups) != n:
             raise BehaviorError(f"{len(groups)} groups for {n} rows; give one a row")
         return list(groups)
-    if all(hasattr(behavior.probes, "rows") for behavior in behaviors):
-        return [tuple(row) for behavior in behaviors for row in behavior.probes.rows()]
-    return list(range(n))
+    rows = [behavior.token_rows() for behavior in behaviors]
+    if any(part is None for part in rows):
+        return list(range(n))
+    return [tuple(row) for part in rows if part is not None for row in part]
 
 
-def dealt(
+def stratified_group_folds(
     classes: Tensor, groups: list[Hashable], folds: int, noise: np.random.Generator
 ) -> Tensor:
     """The fold of each row: class by class, groups in random order are dealt out in turn."""

@@ -10,28 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from riprap.diagnosis._base import Estimate, Progress, estimate
-from riprap.diagnosis._interpolation import Way, by_layer, way_back
+from riprap.diagnosis._interpolation import WeightPath, names_by_layer, path_to_reference
 from riprap.diagnosis._weight_sources import Reference, Weights
-from riprap.diagnosis.evidence._residual_stream import stream, stream_layers
+from riprap.diagnosis.evidence._residual_stream import residual_stream, residual_layers
 from riprap.diagnosis.evidence._responses import (
-    Part,
+    ResponseBatch,
     Prompts,
     Rows,
-    paired,
-    parts,
-    prompts_of,
-    responses_of,
+    paired_responses,
+    response_batches,
+    prompt_rows,
+    greedy_responses,
 )
-from riprap.diagnosis.evidence._token_kl import Tally, by_token, overall
-from riprap.diagnosis.evidence._weight_change import Movement, movement
+from riprap.diagnosis.evidence._token_kl import TokenKL, kl_by_token, mean_kl
+from riprap.diagnosis.evidence._weight_change import WeightChange, weight_change
 from riprap.errors import ConfigError
-from riprap.evaluation import no_trace
+from riprap.evaluation import preserve_training_state
 
-SAME = 1e-6  # nats per token under which nothing is there that a layer could bring back
+MIN_KL = 1e-6  # nats per token under which nothing is there that a layer could bring back
 
 
 @dataclass(frozen=True)
-class LayerMoved:
+class LayerChange:
     """One layer's part in what changed.
 
     Attributes:
@@ -50,12 +50,12 @@ class LayerMoved:
 
     layer: str
     parameters: int
-    relative: float
-    share: float
+    relative_change: float
+    share_of_change: float
     low_rank: dict[int, float]
-    activation: Estimate | None
-    left: Estimate | None
-    back: float | None
+    activation_change: Estimate | None
+    kl_after_restore: Estimate | None
+    restored_share: float | None
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class Divergence:
     backward: Estimate
     forward_at: tuple[Estimate, ...]
     backward_at: tuple[Estimate, ...]
-    layers: tuple[LayerMoved, ...]
+    layers: tuple[LayerChange, ...]
     responses: Rows
     origin: str
 
     @property
-    def cause(self) -> LayerMoved | None:
+    def most_causal_layer(self) -> LayerChange | None:
         """The layer that brings most back when it alone is set back; None where none was tried."""
-        tried = [layer for layer in self.layers if layer.back is not None]
-        return max(tried, key=lambda layer: layer.back or 0.0, default=None)
+        tried = [layer for layer in self.layers if layer.restored_share is not None]
+        return max(tried, key=lambda layer: layer.restored_share or 0.0, default=None)
 
 
 @overload
@@ -146,16 +146,16 @@ def divergence(
         BehaviorError: prompts and responses do not fit together.
         ConfigError: an unknown layer; else see `way_back`.
     """
-    rows = prompts_of(prompts)
-    wanted = None if responses is None else paired(rows, responses)
+    rows = prompt_rows(prompts)
+    wanted = None if responses is None else paired_responses(rows, responses)
     if reference is None or isinstance(reference, nn.Module) or _is_weights(reference):
-        asked = _Asked(rows, wanted, "given" if wanted else "the reference's greedy answers")
-        return asked.of(model, reference, tokens, layers, home, progress)  # type: ignore[arg-type]
+        asked = _Comparison(rows, wanted, "given" if wanted else "the reference's greedy answers")
+        return asked.compare(model, reference, tokens, layers, home, progress)  # type: ignore[arg-type]
     found: dict[str, Divergence] = {}
-    asked = _Asked(rows, wanted, "given" if wanted else f"{next(iter(reference))}'s greedy answers")
+    asked = _Comparison(rows, wanted, "given" if wanted else f"{next(iter(reference))}'s greedy answers")
     for name, one in reference.items():
-        found[name] = asked.of(model, one, tokens, layers, home, progress)  # type: ignore[arg-type]
-        asked = _Asked(rows, found[name].responses, asked.origin)
+        found[name] = asked.compare(model, one, tokens, layers, home, progress)  # type: ignore[arg-type]
+        asked = _Comparison(rows, found[name].responses, asked.origin)
     return found
 
 
@@ -166,12 +166,12 @@ def _is_weights(reference: Mapping[str, object]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Comparison:
     rows: Rows
     responses: Rows | None
     origin: str
 
-    def of(
+    def compare(
         self,
         model: nn.Module,
         reference: Reference,
@@ -184,35 +184,35 @@ class _Asked:
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            no_trace(model),
-            way_back(model, reference, home) as way,
+            preserve_training_state(model),
+            path_to_reference(model, reference, home) as way,
         ):
-            groups = by_layer(model, way.names)
-            tried = _tried(groups, layers)
-            way.go(1.0)
-            responses = self.responses or responses_of(model, self.rows, tokens)
-            there = stream(model, self.rows, stream_layers(model))
-            way.go(0.0)
-            here = stream(model, self.rows, list(there))
-            moved = {layer: movement(way, own) for layer, own in groups.items()}
-            batches = parts(model, self.rows, responses)
-            tallies = _tallied(
+            groups = names_by_layer(model, way.names)
+            tried = _layers_to_restore(groups, layers)
+            way.set_alpha(1.0)
+            responses = self.responses or greedy_responses(model, self.rows, tokens)
+            there = residual_stream(model, self.rows, residual_layers(model))
+            way.set_alpha(0.0)
+            here = residual_stream(model, self.rows, list(there))
+            moved = {layer: weight_change(way, own) for layer, own in groups.items()}
+            batches = response_batches(model, self.rows, responses)
+            tallies = _measure_kl(
                 model, way, batches, {layer: groups[layer] for layer in tried}, progress
             )
         whole = tallies.pop("")
-        changes = {name: _relative(there[name], here[name]) for name in there}
+        changes = {name: _relative_change(there[name], here[name]) for name in there}
         return Divergence(
-            overall(whole.forward),
-            overall(whole.backward),
-            by_token(whole.forward),
-            by_token(whole.backward),
-            _layers(moved, changes, overall(whole.forward).mean, tallies),
+            mean_kl(whole.forward),
+            mean_kl(whole.backward),
+            kl_by_token(whole.forward),
+            kl_by_token(whole.backward),
+            _layer_changes(moved, changes, mean_kl(whole.forward).mean, tallies),
             responses,
             self.origin,
         )
 
 
-def _tried(groups: Mapping[str, list[str]], layers: Sequence[str] | None) -> list[str]:
+def _layers_to_restore(groups: Mapping[str, list[str]], layers: Sequence[str] | None) -> list[str]:
     """Layers to set back, by name or by an end of it."""
     if layers is None:
         return list(groups)
@@ -225,53 +225,53 @@ def _tried(groups: Mapping[str, list[str]], layers: Sequence[str] | None) -> lis
     return found
 
 
-def _tallied(
+def _measure_kl(
     model: nn.Module,
-    way: Way,
-    batches: list[Part],
+    way: WeightPath,
+    batches: list[ResponseBatch],
     tried: Mapping[str, list[str]],
     progress: Progress | None,
-) -> dict[str, Tally]:
+) -> dict[str, TokenKL]:
     """By layer that is set back, and under "" with none."""
-    tallies = {layer: Tally() for layer in ["", *tried]}
+    tallies = {layer: TokenKL() for layer in ["", *tried]}
     total, done = len(batches) * len(tallies), 0
     for part in batches:
-        way.go(1.0)
+        way.set_alpha(1.0)
         reference = part.logits(model).log_softmax(-1)
-        way.go(0.0)
+        way.set_alpha(0.0)
         for layer, tally in tallies.items():
             own = tried.get(layer, [])
-            way.go(1.0, own)
+            way.set_alpha(1.0, own)
             tally.add(part, reference, part.logits(model).log_softmax(-1))
-            way.go(0.0, own)
+            way.set_alpha(0.0, own)
             done += 1
             if progress is not None:
                 progress(done, total)
     return tallies
 
 
-def _relative(before: Tensor, after: Tensor) -> Estimate:
+def _relative_change(before: Tensor, after: Tensor) -> Estimate:
     sizes = before.double().norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
     return estimate(((after.double() - before.double()).norm(dim=-1) / sizes).numpy())
 
 
-def _layers(
-    moved: dict[str, Movement],
+def _layer_changes(
+    moved: dict[str, WeightChange],
     changes: dict[str, Estimate],
     whole: float,
-    tallies: dict[str, Tally],
-) -> tuple[LayerMoved, ...]:
-    total = sum(one.moved for one in moved.values()) or 1.0
+    tallies: dict[str, TokenKL],
+) -> tuple[LayerChange, ...]:
+    total = sum(one.squared_change for one in moved.values()) or 1.0
     found = []
     for layer, one in moved.items():
-        left = overall(tallies[layer].forward) if layer in tallies else None
-        back = None if left is None or whole < SAME else 1 - left.mean / whole
+        left = mean_kl(tallies[layer].forward) if layer in tallies else None
+        back = None if left is None or whole < MIN_KL else 1 - left.mean / whole
         found.append(
-            LayerMoved(
+            LayerChange(
                 layer,
                 one.parameters,
-                one.relative,
-                one.moved / total,
+                one.relative_change,
+                one.squared_change / total,
                 one.low_rank,
                 changes.get(layer),
                 left,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
-from riprap.diagnosis._weight_sources import Reference, Weights, at_reference
-from riprap.diagnosis.evidence._cv_folds import classes_of, dealt, groups_of, too_few
-from riprap.diagnosis.evidence._residual_stream import stream_layers, stream_of
+from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
+from riprap.diagnosis.evidence._cv_folds import class_labels, stratified_group_folds, row_groups, insufficient_rows
+from riprap.diagnosis.evidence._residual_stream import residual_layers, behavior_residual_stream
 from riprap.errors import ConfigError
-from riprap.evaluation import no_trace
-from riprap.signals.features import separated
+from riprap.evaluation import preserve_training_state
+from riprap.signals.features import balanced_ridge
 from riprap.types import ReadingStatus
 
 SHUFFLES = 40
@@ -67,12 +67,12 @@ class Decodability:
     best: str | None = None
     ceiling: float | None = None
     retained: Estimate | None = None
-    state: ReadingStatus = ReadingStatus.MEASURED
+    status: ReadingStatus = ReadingStatus.MEASURED
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class _Told:
+class _ProbeAccuracy:
     """At one layer of one model: whether each row was told right, and the shuffles' accuracies."""
 
     right: np.ndarray
@@ -80,7 +80,7 @@ class _Told:
     shuffled: np.ndarray
 
 
-def decode(
+def linear_decodability(
     model: nn.Module,
     behavior: Behavior,
     *,
@@ -88,7 +88,7 @@ def decode(
     contrast: Behavior | None = None,
     groups: Sequence[Hashable] | None = None,
     reference: Reference = None,
-    home: Weights | None = None,
+    weights_on_disk: Weights | None = None,
     layers: Sequence[str] | None = None,
     folds: int = 5,
     seed: int = 0,
@@ -120,24 +120,24 @@ def decode(
         ConfigError: no reference, or no such folds.
     """
     behaviors = [behavior] if contrast is None else [behavior, contrast]
-    classes = classes_of(behavior, labels, contrast)
+    classes = class_labels(behavior, labels, contrast)
     if not 2 <= folds <= len(classes):
         raise ConfigError(f"folds={folds}: between 2 and the {len(classes)} rows there are")
     count = int(classes.max()) + 1
-    if why := too_few(classes, count, folds):
-        return Decodability(behavior.name, count, state=ReadingStatus.INSUFFICIENT, detail=why)
+    if why := insufficient_rows(classes, count, folds):
+        return Decodability(behavior.name, count, status=ReadingStatus.INSUFFICIENT, detail=why)
     noise = np.random.default_rng(seed)
-    fold = dealt(classes, groups_of(behaviors, groups, len(classes)), folds, noise)
+    fold = stratified_group_folds(classes, row_groups(behaviors, groups, len(classes)), folds, noise)
     orders = [torch.arange(len(classes))]
     orders += [torch.from_numpy(noise.permutation(len(classes))) for _ in range(SHUFFLES)]
-    names, now, then = _streams(model, behaviors, reference, home, layers)
-    told: list[tuple[_Told, _Told]] = []
+    names, now, then = _streams(model, behaviors, reference, weights_on_disk, layers)
+    told: list[tuple[_ProbeAccuracy, _ProbeAccuracy]] = []
     for index, sides in enumerate(zip(now, then, strict=True)):
-        own, other = (_told(rows, classes, fold, orders) for rows in sides)
+        own, other = (_probe_accuracy(rows, classes, fold, orders) for rows in sides)
         told.append((own, other))
         if progress is not None:
             progress(index + 1, len(names))
-    return _judged(behavior.name, names, told, classes, noise)
+    return _summarize(behavior.name, names, told, classes, noise)
 
 
 def _streams(
@@ -150,49 +150,49 @@ def _streams(
     """Names of the layers, and the rows of each, now and at the reference."""
 
     def read(at: nn.Module) -> tuple[list[str], list[Tensor]]:
-        names = stream_layers(at, layers)
-        found = [stream_of(at, behavior, names) for behavior in behaviors]
+        names = residual_layers(at, layers)
+        found = [behavior_residual_stream(at, behavior, names) for behavior in behaviors]
         return names, [torch.cat([part[name] for part in found]) for name in names]
 
-    with no_trace(model):  # switching adapters changes what their weights require
+    with preserve_training_state(model):  # switching adapters changes what their weights require
         names, now = read(model)
-        with at_reference(model, reference, home) as there:
+        with reference_model(model, reference, home) as there:
             others, then = read(there)
     if len(others) != len(names):
         raise ConfigError(f"the model has {len(names)} layers and the reference {len(others)}")
     return names, now, then
 
 
-def _told(rows: Tensor, classes: Tensor, fold: Tensor, orders: list[Tensor]) -> _Told:
+def _probe_accuracy(rows: Tensor, classes: Tensor, fold: Tensor, orders: list[Tensor]) -> _ProbeAccuracy:
     """Told right or not by the labels in each of `orders`, of which the first is the true one."""
     # About one of them, so that rows that are all alike are exactly 0 and no rounding is learned.
     rows = rows.double() - rows[:1].double()
     if rows.shape[1] > len(rows):  # turned into the space they span: products stay what they are
         rows = torch.linalg.qr(rows.T, mode="r").R.T
-    found = [_right(rows, classes[order], fold) for order in orders]
-    shares = [_balanced(right, classes[order]) for right, order in zip(found, orders, strict=True)]
-    return _Told(found[0].numpy(), shares[0], np.array(shares[1:]))
+    found = [_correct_rows(rows, classes[order], fold) for order in orders]
+    shares = [_balanced_accuracy(right, classes[order]) for right, order in zip(found, orders, strict=True)]
+    return _ProbeAccuracy(found[0].numpy(), shares[0], np.array(shares[1:]))
 
 
-def _right(rows: Tensor, classes: Tensor, fold: Tensor) -> Tensor:
+def _correct_rows(rows: Tensor, classes: Tensor, fold: Tensor) -> Tensor:
     right = torch.zeros(len(rows), dtype=torch.bool)
     for out in (fold == index for index in fold.unique()):
         kinds, own = classes[~out].unique(return_inverse=True)
-        normals, middle = separated(rows[~out], own, len(kinds))
+        normals, middle = balanced_ridge(rows[~out], own, len(kinds))
         guessed = kinds[((rows[out] - middle) @ normals).argmax(-1)]
         right[out] = guessed == classes[out]
     return right
 
 
-def _balanced(right: Tensor, classes: Tensor) -> float:
+def _balanced_accuracy(right: Tensor, classes: Tensor) -> float:
     sizes = classes.bincount().double()
     return float((classes.bincount(right.double()) / sizes).mean())
 
 
-def _judged(
+def _summarize(
     name: str,
     layers: list[str],
-    told: list[tuple[_Told, _Told]],
+    told: list[tuple[_ProbeAccuracy, _ProbeAccuracy]],
     classes: Tensor,
     noise: np.random.Generator,
 ) -> Decodability:
@@ -218,13 +218,13 @@ def _judged(
             f"even the reference tells the classes apart in {probes[best].reference:.2f} of the "
             f"rows at its best layer only, and shuffled labels reach {ceiling:.2f}"
         )
-        return Decodability(name, count, **found, state=ReadingStatus.INSUFFICIENT, detail=why)
+        return Decodability(name, count, **found, status=ReadingStatus.INSUFFICIENT, detail=why)
     retained = _retained(told[best], classes.numpy(), noise)
     return Decodability(name, count, **found, retained=retained)
 
 
 def _retained(
-    told: tuple[_Told, _Told], classes: np.ndarray, noise: np.random.Generator
+    told: tuple[_ProbeAccuracy, _ProbeAccuracy], classes: np.ndarray, noise: np.random.Generator
 ) -> Estimate:
     """Share of the reference's accuracy above its control, with its interval over probes."""
     draws = np.zeros((2, DRAWS))

@@ -11,13 +11,13 @@ from torch import nn
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
-from riprap.diagnosis._interpolation import way_back
-from riprap.diagnosis._weight_sources import Reference, Wanted, Weights, everything
+from riprap.diagnosis._interpolation import path_to_reference
+from riprap.diagnosis._weight_sources import Reference, NameFilter, Weights, all_names
 from riprap.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Along:
+class PathProfile:
     """One behaviour along the way.
 
     Attributes:
@@ -28,7 +28,7 @@ class Along:
         insufficient: why margins do not measure the behaviour at some point; empty where they do.
     """
 
-    shares: np.ndarray
+    alphas: np.ndarray
     scores: np.ndarray
     margins: np.ndarray
     floor: float
@@ -40,12 +40,12 @@ class Along:
 
         Source: Entezari et al., 2110.06296, section 2, with a score in place of a loss.
         """
-        return _under_line(self.shares, self.scores)
+        return _barrier(self.alphas, self.scores)
 
     @property
     def margin_barrier(self) -> float:
         """The same of the mean margin, in its unit."""
-        return _under_line(self.shares, self.margins)
+        return _barrier(self.alphas, self.margins)
 
     @property
     def dip(self) -> float:
@@ -63,12 +63,12 @@ class Along:
 
 
 @dataclass(frozen=True)
-class Path:
+class LinearPath:
     """What `path` found: each behaviour along the way, by name."""
 
-    behaviors: dict[str, Along]
+    behaviors: dict[str, PathProfile]
 
-    def first(self, name: str, floor: float | None = None) -> float | None:
+    def first_at_floor(self, name: str, floor: float | None = None) -> float | None:
         """The smallest share of the way at which a score is at its floor; None: nowhere.
 
         Args:
@@ -76,19 +76,19 @@ class Path:
         """
         along = self.behaviors[name]
         reached = along.scores >= (along.floor if floor is None else floor)
-        return float(along.shares[reached.argmax()]) if reached.any() else None
+        return float(along.alphas[reached.argmax()]) if reached.any() else None
 
 
-def path(
+def linear_path(
     model: nn.Module,
     reference: Reference,
     behaviors: Sequence[Behavior],
     *,
     points: int = 11,
-    only: Wanted | None = None,
-    home: Weights | None = None,
+    name_filter: NameFilter | None = None,
+    weights_on_disk: Weights | None = None,
     progress: Progress | None = None,
-) -> Path:
+) -> LinearPath:
     """Scores and mean margins on the way θ_t → θ₀, in place; bit by bit as before afterwards.
 
     Args:
@@ -109,20 +109,20 @@ def path(
             "behaviours of different names"
         )
     shares = np.linspace(0, 1, points)
-    looks: dict[str, list[probing.Look]] = {name: [] for name in names}
-    with way_back(model, reference, home, only or everything) as way:
+    looks: dict[str, list[probing.ProbeResult]] = {name: [] for name in names}
+    with path_to_reference(model, reference, weights_on_disk, name_filter or all_names) as way:
         for index, share in enumerate(shares.tolist()):
-            way.go(share)
-            for group in probing.shared_passes(behaviors, model):
-                for name, look in probing.look_together(group, model).items():
+            way.set_alpha(share)
+            for group in probing.group_by_forward_pass(behaviors, model):
+                for name, look in probing.evaluate_batch(group, model).items():
                     looks[name].append(look)
             if progress is not None:
                 progress(index + 1, points)
-    return Path({b.name: _along(shares, looks[b.name], b.floor) for b in behaviors})
+    return LinearPath({b.name: _profile(shares, looks[b.name], b.floor) for b in behaviors})
 
 
-def _along(shares: np.ndarray, looks: list[probing.Look], floor: float) -> Along:
-    return Along(
+def _profile(shares: np.ndarray, looks: list[probing.ProbeResult], floor: float) -> PathProfile:
+    return PathProfile(
         shares,
         np.array([(look.margins > 0).mean() for look in looks]),
         np.array([look.margins.mean() for look in looks]),
@@ -131,6 +131,6 @@ def _along(shares: np.ndarray, looks: list[probing.Look], floor: float) -> Along
     )
 
 
-def _under_line(shares: np.ndarray, values: np.ndarray) -> float:
+def _barrier(shares: np.ndarray, values: np.ndarray) -> float:
     line = values[0] + shares * (values[-1] - values[0])
     return float(max(0.0, (line - values).max()))

@@ -11,17 +11,17 @@ from scipy import stats
 from torch import nn
 
 from riprap.diagnosis._base import Estimate, estimate
-from riprap.diagnosis._weight_sources import Reference, Weights, at_reference
-from riprap.diagnosis.evidence._responses import Prompts, paired, parts, prompts_of
+from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
+from riprap.diagnosis.evidence._responses import Prompts, paired_responses, response_batches, prompt_rows
 from riprap.errors import ConfigError
-from riprap.evaluation import no_trace
+from riprap.evaluation import preserve_training_state
 from riprap.types import ReadingStatus
 
-COUNTS = (0, 1, 2, 4)
+PREFIX_LENGTHS = (0, 1, 2, 4)
 
 
 @dataclass(frozen=True)
-class Given:
+class PrefixPoint:
     """What follows when the first `count` tokens of each response are given.
 
     Attributes:
@@ -34,15 +34,15 @@ class Given:
 
     count: int
     n: int
-    next: Estimate | None = None
-    whole: Estimate | None = None
+    next_token: Estimate | None = None
+    full_response: Estimate | None = None
     log_prob: Estimate | None = None
-    state: ReadingStatus = ReadingStatus.MEASURED
+    status: ReadingStatus = ReadingStatus.MEASURED
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Forced:
+class PrefixForcing:
     """What `force` found.
 
     Attributes:
@@ -50,23 +50,23 @@ class Forced:
         reference: the same of the reference; None where there is none.
     """
 
-    now: tuple[Given, ...]
-    reference: tuple[Given, ...] | None
+    now: tuple[PrefixPoint, ...]
+    reference: tuple[PrefixPoint, ...] | None
 
-    def at(self, count: int) -> Given:
+    def at(self, count: int) -> PrefixPoint:
         """The model's entry for a count."""
         return next(given for given in self.now if given.count == count)
 
 
-def force(
+def prefix_forcing(
     model: nn.Module,
-    behavior_or_prompts: Prompts,
+    prompts_or_behavior: Prompts,
     responses: Sequence[Sequence[int]],
     *,
-    counts: Sequence[int] = COUNTS,
+    counts: Sequence[int] = PREFIX_LENGTHS,
     reference: Reference = None,
-    home: Weights | None = None,
-) -> Forced:
+    weights_on_disk: Weights | None = None,
+) -> PrefixForcing:
     """How well a model goes on with responses of which the first tokens are given.
 
     Teacher-forced, in one pass: a token is the greedy one if it has the largest logit after all
@@ -88,53 +88,53 @@ def force(
     """
     if not counts or min(counts) < 0:
         raise ConfigError(f"counts={tuple(counts)}: give one or more, none below 0")
-    prompts = prompts_of(behavior_or_prompts)
-    wanted = paired(prompts, responses)
+    prompts = prompt_rows(prompts_or_behavior)
+    wanted = paired_responses(prompts, responses)
     has_reference = reference is not None or hasattr(model, "disable_adapter")
-    with torch.inference_mode(False), torch.no_grad(), no_trace(model):
-        now = _followed(model, prompts, wanted)
+    with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
+        now = _greedy_matches(model, prompts, wanted)
         then = None
         if has_reference:
-            with at_reference(model, reference, home) as there, no_trace(there):
-                then = _followed(there, prompts, wanted)
-    return Forced(
-        tuple(_given(count, now) for count in counts),
-        None if then is None else tuple(_given(count, then) for count in counts),
+            with reference_model(model, reference, weights_on_disk) as there, preserve_training_state(there):
+                then = _greedy_matches(there, prompts, wanted)
+    return PrefixForcing(
+        tuple(_prefix_point(count, now) for count in counts),
+        None if then is None else tuple(_prefix_point(count, then) for count in counts),
     )
 
 
-def _followed(
+def _greedy_matches(
     model: nn.Module, prompts: list[list[int]], responses: list[list[int]]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each response whether its tokens are the greedy ones, and their log-probabilities."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
-    for part in parts(model, prompts, responses):
+    for part in response_batches(model, prompts, responses):
         logits = part.logits(model)
         tokens = part.tokens.to(logits.device)
         hits = logits.argmax(-1) == tokens
         chosen = logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
         found += [
             (hit.numpy() > 0, log_prob.numpy())
-            for hit, log_prob in zip(part.each(hits), part.each(chosen), strict=True)
+            for hit, log_prob in zip(part.per_response(hits), part.per_response(chosen), strict=True)
         ]
     return found
 
 
-def _given(count: int, followed: list[tuple[np.ndarray, np.ndarray]]) -> Given:
+def _prefix_point(count: int, followed: list[tuple[np.ndarray, np.ndarray]]) -> PrefixPoint:
     longer = [(hits[count:], values[count:]) for hits, values in followed if len(hits) > count]
     if 2 * len(longer) <= len(followed):
         why = f"{len(longer)} of {len(followed)} responses are longer than {count} tokens"
-        return Given(count, len(longer), state=ReadingStatus.INSUFFICIENT, detail=why)
-    return Given(
+        return PrefixPoint(count, len(longer), status=ReadingStatus.INSUFFICIENT, detail=why)
+    return PrefixPoint(
         count,
         len(longer),
-        _share([bool(hits[0]) for hits, _ in longer]),
-        _share([bool(hits.all()) for hits, _ in longer]),
+        _wilson_estimate([bool(hits[0]) for hits, _ in longer]),
+        _wilson_estimate([bool(hits.all()) for hits, _ in longer]),
         estimate([float(values.mean()) for _, values in longer]),
     )
 
 
-def _share(hits: list[bool]) -> Estimate:
+def _wilson_estimate(hits: list[bool]) -> Estimate:
     """With an interval that stands also where all or none hit (Wilson, 1927)."""
     bounds = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
     return Estimate(sum(hits) / len(hits), float(bounds.low), float(bounds.high), len(hits))

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from riprap.diagnosis._base import Estimate, estimate
-from riprap.diagnosis.evidence._responses import Part
+from riprap.diagnosis.evidence._responses import ResponseBatch
 
 
-class Tally:
+class TokenKL:
     """KL both ways of each token of each response."""
 
     def __init__(self) -> None:
         self.forward: list[np.ndarray] = []
         self.backward: list[np.ndarray] = []
 
-    def add(self, part: Part, reference: Tensor, model: Tensor) -> None:
+    def add(self, part: ResponseBatch, reference: Tensor, model: Tensor) -> None:
         """Log-probabilities, shape (n, K, vocabulary)."""
-        self.forward += [one.numpy() for one in part.each(kl(reference, model))]
-        self.backward += [one.numpy() for one in part.each(kl(model, reference))]
+        self.forward += [one.numpy() for one in part.per_response(kl(reference, model))]
+        self.backward += [one.numpy() for one in part.per_response(kl(model, reference))]
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:
@@ -29,12 +29,12 @@ def kl(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(chances > 0, chances * (first - second), 0.0).sum(-1)
 
 
-def overall(values: list[np.ndarray]) -> Estimate:
+def mean_kl(values: list[np.ndarray]) -> Estimate:
     """Mean over tokens, then over prompts."""
     return estimate([float(one.mean()) for one in values])
 
 
-def by_token(values: list[np.ndarray]) -> tuple[Estimate, ...]:
+def kl_by_token(values: list[np.ndarray]) -> tuple[Estimate, ...]:
     """Over the prompts whose response is as long."""
     longest = max(map(len, values))
     return tuple(estimate([one[at] for one in values if len(one) > at]) for at in range(longest))

@@ -1,10 +1,10 @@
 from riprap.diagnosis.geometry._components import (
     HEAD,
     NEURON,
-    Unit,
-    importance,
-    parameters_of,
-    units,
+    Component,
+    component_importance,
+    parameter_masks,
+    find_components,
 )
 from riprap.diagnosis.geometry._concentration import Concentration, concentration
 from riprap.diagnosis.geometry._curvature import Curvature, curvature
@@ -16,11 +16,11 @@ __all__ = [
     "Concentration",
     "Curvature",
     "Redundancy",
-    "Unit",
+    "Component",
     "concentration",
     "curvature",
-    "importance",
-    "parameters_of",
+    "component_importance",
+    "parameter_masks",
     "redundancy",
-    "units",
+    "find_components",
 ]

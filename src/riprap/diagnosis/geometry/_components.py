@@ -18,11 +18,11 @@ from riprap.diagnosis._base import Progress
 from riprap.errors import BehaviorError, ConfigError
 
 HEAD, NEURON = "head", "neuron"
-WRITERS = {"o_proj": HEAD, "down_proj": NEURON}  # by the names of Llama and its many kin
+OUTPUT_PROJECTIONS = {"o_proj": HEAD, "down_proj": NEURON}  # by the names of Llama and its many kin
 
 
 @dataclass(frozen=True)
-class Unit:
+class Component:
     """An attention head, or a neuron of an MLP.
 
     Attributes:
@@ -34,11 +34,11 @@ class Unit:
 
     kind: str
     index: int
-    writer: str
+    output_proj: str
     columns: tuple[int, int]
 
 
-def units(model: nn.Module) -> list[Unit]:
+def find_components(model: nn.Module) -> list[Component]:
     """Every attention head and every neuron, layer by layer.
 
     Raises:
@@ -47,7 +47,7 @@ def units(model: nn.Module) -> list[Unit]:
     heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
     found = []
     for name, module in model.named_modules():
-        kind = WRITERS.get(name.rpartition(".")[2])
+        kind = OUTPUT_PROJECTIONS.get(name.rpartition(".")[2])
         if kind is None or not isinstance(module, nn.Linear):
             continue
         width = module.in_features
@@ -55,14 +55,14 @@ def units(model: nn.Module) -> list[Unit]:
         if not count or width % count:
             raise BehaviorError(f"{name!r} takes {width} inputs, not {heads} heads of one width")
         size = width // count
-        found += [Unit(kind, i, name, (i * size, (i + 1) * size)) for i in range(count)]
+        found += [Component(kind, i, name, (i * size, (i + 1) * size)) for i in range(count)]
     if not found:
         raise BehaviorError("no heads or neurons found: the model has no `o_proj` or `down_proj`")
     return found
 
 
 @contextmanager
-def ablated(model: nn.Module, gone: Sequence[Unit]) -> Iterator[None]:
+def mean_ablation(model: nn.Module, removed: Sequence[Component]) -> Iterator[None]:
     """The model with what some units say replaced by their mean over the rows, place by place.
 
     The mean is that of the same pass: it takes two rows or more, all of one length.
@@ -82,17 +82,17 @@ def ablated(model: nn.Module, gone: Sequence[Unit]) -> Iterator[None]:
         return hook
 
     with ExitStack() as stack:
-        for name in dict.fromkeys(unit.writer for unit in gone):
+        for name in dict.fromkeys(unit.output_proj for unit in removed):
             module = model.get_submodule(name)
-            columns = _columns(module, [unit for unit in gone if unit.writer == name])
+            columns = _columns(module, [unit for unit in removed if unit.output_proj == name])
             stack.callback(module.register_forward_pre_hook(averaged(columns)).remove)
         yield
 
 
-def importance(
+def component_importance(
     model: nn.Module,
     behavior: Behavior,
-    of: Sequence[Unit],
+    components: Sequence[Component],
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
@@ -103,17 +103,17 @@ def importance(
     Raises:
         BehaviorError: see `ablated`.
     """
-    intact = probing.look(behavior, model).margins.mean()
-    fall = np.empty(len(of))
-    for place, unit in enumerate(of):
-        with ablated(model, [unit]):
-            fall[place] = intact - probing.look(behavior, model).margins.mean()
+    intact = probing.evaluate(behavior, model).margins.mean()
+    fall = np.empty(len(components))
+    for place, unit in enumerate(components):
+        with mean_ablation(model, [unit]):
+            fall[place] = intact - probing.evaluate(behavior, model).margins.mean()
         if progress is not None:
-            progress(place + 1, len(of))
+            progress(place + 1, len(components))
     return fall
 
 
-def parameters_of(model: nn.Module, some: Sequence[Unit]) -> dict[str, Tensor]:
+def parameter_masks(model: nn.Module, components: Sequence[Component]) -> dict[str, Tensor]:
     """Which entries of which parameters are the units' own: masks by parameter name.
 
     A unit owns its columns of the writer and the rows that make its inputs, in the linear layers
@@ -129,12 +129,12 @@ def parameters_of(model: nn.Module, some: Sequence[Unit]) -> dict[str, Tensor]:
     own = dict(model.named_parameters())
     names = {id(part): name for name, part in own.items()}
     masks: dict[str, Tensor] = {}
-    for name in dict.fromkeys(unit.writer for unit in some):
+    for name in dict.fromkeys(unit.output_proj for unit in components):
         try:
             writer = model.get_submodule(name)
         except AttributeError:
             raise ConfigError(f"the model has no layer {name!r}: are the units its own?") from None
-        columns = _columns(writer, [unit for unit in some if unit.writer == name])
+        columns = _columns(writer, [unit for unit in components if unit.output_proj == name])
         block = model.get_submodule(name.rpartition(".")[0])
         for layer in block.children():
             if not isinstance(layer, nn.Linear):
@@ -148,7 +148,7 @@ def parameters_of(model: nn.Module, some: Sequence[Unit]) -> dict[str, Tensor]:
     return masks
 
 
-def _columns(writer: nn.Module, some: Sequence[Unit]) -> Tensor:
+def _columns(writer: nn.Module, some: Sequence[Component]) -> Tensor:
     """Which inputs of a writer are those of the units, shape (inputs,)."""
     assert isinstance(writer, nn.Linear)
     columns = torch.zeros(writer.in_features, dtype=torch.bool, device=writer.weight.device)

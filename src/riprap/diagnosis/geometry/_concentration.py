@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from riprap._distributed import sharded
+from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
 from riprap.errors import BehaviorError
-from riprap.evaluation import gradient_of, layer_names, measure, no_trace, stacks
-from riprap.linalg import dots
+from riprap.evaluation import gradient_of, layer_names, compute_margins, preserve_training_state, layer_stacks
+from riprap.linalg import inner_products
 
 Array = NDArray[np.float64]
-AT_ONCE = 2**29  # elements of all probes' gradients that are held at a time: 2 GB in float32
+MAX_GRADIENT_ELEMENTS = 2**29  # elements of all probes' gradients that are held at a time: 2 GB in float32
 
 
-def participation(gramian: Array) -> float:
+def participation_ratio(gramian: Array) -> float:
     """(Σ σ²)² / Σ σ⁴ of a Jacobian with this Gramian: its rank, if all σ are alike."""
     return float(np.trace(gramian) ** 2 / (gramian**2).sum())
 
 
-def entropy_rank(gramian: Array) -> float:
+def effective_rank(gramian: Array) -> float:
     """exp of the entropy of σ / Σ σ.
 
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007, definition 1.
@@ -54,7 +54,7 @@ class Concentration:
     gramians: Array
     positions: Array
 
-    def over_probes(self, statistic: Callable[[Array], float]) -> Estimate:
+    def jackknife(self, statistic: Callable[[Array], float]) -> Estimate:
         """A statistic of the Gramian, with its 95 % interval by the jackknife over probes.
 
         Not by the bootstrap: a probe drawn twice adds no direction, so that ranks come out low.
@@ -62,17 +62,17 @@ class Concentration:
         whole = self.gramians.sum(0)
         n = len(whole)
         left = [np.delete(np.delete(whole, i, 0), i, 1) for i in range(n)] if n > 2 else []
-        return jackknifed(statistic(whole), [statistic(one) for one in left])
+        return jackknife_estimate(statistic(whole), [statistic(one) for one in left])
 
     @property
     def rank_share(self) -> Estimate:
         """The participation ratio over the number of probes, in (0, 1]: small is concentrated."""
-        return self.over_probes(lambda gramian: participation(gramian) / len(gramian))
+        return self.jackknife(lambda gramian: participation_ratio(gramian) / len(gramian))
 
     @property
     def entropy_share(self) -> Estimate:
         """The same of the entropy's effective rank."""
-        return self.over_probes(lambda gramian: entropy_rank(gramian) / len(gramian))
+        return self.jackknife(lambda gramian: effective_rank(gramian) / len(gramian))
 
     @property
     def by_layer(self) -> dict[str, float]:
@@ -86,7 +86,7 @@ class Concentration:
         return (self.positions / self.positions.sum(1, keepdims=True)).mean(0)
 
 
-def jackknifed(value: float, left_out: Sequence[float]) -> Estimate:
+def jackknife_estimate(value: float, left_out: Sequence[float]) -> Estimate:
     """An estimate from its values with each unit left out; two or fewer have no interval.
 
     Source: Efron and Stein, Annals of Statistics 9 (1981), equation 1.4, with a t-quantile.
@@ -118,44 +118,44 @@ def concentration(
         BehaviorError: the model is sharded over ranks, the probes cannot be taken apart, or a
             margin is detached from the graph.
     """
-    if sharded(model):
+    if has_sharded_parameters(model):
         raise BehaviorError("a model sharded over ranks has no Jacobian here: gather it first")
     own = [p for p in model.parameters() if p.requires_grad] if parameters is None else parameters
     probes = [behavior.subset([index]) for index in range(len(behavior.probes))]
     names = layer_names(model, own)
     layers = tuple(dict.fromkeys(names))
-    blocks = _blocks(names, [p.numel() * len(probes) for p in own])
+    blocks = _parameter_groups(names, [p.numel() * len(probes) for p in own])
     gramians = np.zeros((len(layers), len(probes), len(probes)))
     positions: list[Array] = []
     for number, block in enumerate(blocks):
         rows = []
         for index, probe in enumerate(probes):
-            with _graph(model), _stream(model) as seen:
-                margin = measure(probe, model).values.sum()
+            with _grad_enabled(model), _capture_stream_input(model) as seen:
+                margin = compute_margins(probe, model).values.sum()
                 if number == 0:
-                    positions.append(_energy(margin, seen))
+                    positions.append(_gradient_energy(margin, seen))
                 row = gradient_of(margin, [own[at] for at in block])
             rows.append(row or [torch.zeros_like(own[at]) for at in block])
             if progress is not None:
                 progress(number * len(probes) + index + 1, len(blocks) * len(probes))
         for place, at in enumerate(block):
             parts = [[row[place]] for row in rows]
-            products = torch.stack([dots(part, parts).double() for part in parts])
+            products = torch.stack([inner_products(part, parts).double() for part in parts])
             gramians[layers.index(names[at])] += products.cpu().numpy()
     if not gramians.any():
         raise BehaviorError(
             f"behaviour {behavior.name!r}: the margins depend on none of the parameters: are they "
             "detached from the graph?"
         )
-    return Concentration(layers, gramians, _padded(positions))
+    return Concentration(layers, gramians, _pad_rows(positions))
 
 
-def _blocks(names: list[str], sizes: list[int]) -> list[list[int]]:
+def _parameter_groups(names: list[str], sizes: list[int]) -> list[list[int]]:
     """Parameters by their places, of neighbouring layers as many as are held at a time."""
     found: list[list[int]] = []
-    held = AT_ONCE
+    held = MAX_GRADIENT_ELEMENTS
     for at in sorted(range(len(names)), key=lambda at: names.index(names[at])):
-        if held + sizes[at] > AT_ONCE:
+        if held + sizes[at] > MAX_GRADIENT_ELEMENTS:
             found.append([])
             held = 0
         found[-1].append(at)
@@ -164,16 +164,16 @@ def _blocks(names: list[str], sizes: list[int]) -> list[list[int]]:
 
 
 @contextmanager
-def _graph(model: nn.Module) -> Iterator[None]:
-    with torch.inference_mode(False), torch.enable_grad(), no_trace(model):
+def _grad_enabled(model: nn.Module) -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
         yield
 
 
 @contextmanager
-def _stream(model: nn.Module) -> Iterator[list[Tensor]]:
+def _capture_stream_input(model: nn.Module) -> Iterator[list[Tensor]]:
     """What goes into the first block of the longest stack, at each call that builds a graph."""
     seen: list[Tensor] = []
-    found = stacks(model)
+    found = layer_stacks(model)
 
     def keep(_module: nn.Module, inputs: Any, named: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -199,7 +199,7 @@ def _stream(model: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _energy(margin: Tensor, seen: list[Tensor]) -> Array:
+def _gradient_energy(margin: Tensor, seen: list[Tensor]) -> Array:
     """‖∂m/∂h‖² of one probe, from its last token backwards, shape (tokens,).
 
     A probe whose options share a prompt may be read in several calls, the prompt first; its energy
@@ -212,6 +212,6 @@ def _energy(margin: Tensor, seen: list[Tensor]) -> Array:
     return np.asarray(torch.cat(parts).flip(0).numpy()) if parts else np.zeros(0)
 
 
-def _padded(rows: list[Array]) -> Array:
+def _pad_rows(rows: list[Array]) -> Array:
     width = max(map(len, rows))
     return np.stack([np.pad(row, (0, width - len(row))) for row in rows])

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from riprap._distributed import sharded
-from riprap.behaviors import Behavior, Options
+from riprap._distributed import has_sharded_parameters
+from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
 from riprap.diagnosis.geometry._lanczos import lanczos
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import answers, no_trace
+from riprap.evaluation import answer_logits, preserve_training_state
 from riprap.linalg import Vector
 
 TOLERANCE = 1e-2  # of the largest eigenvalue: how well the others are known when Lanczos stops
-PATIENCE = 4  # Lanczos takes so many products for each eigenvalue asked for, at most
+PRODUCTS_PER_EIGENVALUE = 4  # Lanczos takes so many products for each eigenvalue asked for, at most
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def curvature(
         ConfigError: counts that are too small.
     """
     _check(model, top, probes, samples)
-    chosen = evenly(behavior, probes)
+    chosen = evenly_spaced_probes(behavior, probes)
     own = [p for p in model.parameters() if p.requires_grad] if parameters is None else parameters
-    products = PATIENCE * top
+    products = PRODUCTS_PER_EIGENVALUE * top
     done = itertools.count(1)
 
     def report() -> None:
@@ -106,10 +106,10 @@ def curvature(
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        no_trace(model),
+        preserve_training_state(model),
         sdpa_kernel(SDPBackend.MATH),
     ):
-        twin = _Twin(chosen, model, own)
+        twin = _LogitSpaceOperator(chosen, model, own)
         noise = torch.Generator().manual_seed(seed)
 
         def product(point: Tensor) -> Tensor:
@@ -139,23 +139,23 @@ def _check(model: nn.Module, top: int, probes: int, samples: int) -> None:
             f"curvature needs top >= 1, probes >= 1 and samples >= 2, and was given {top}, "
             f"{probes} and {samples}"
         )
-    if sharded(model):
+    if has_sharded_parameters(model):
         raise BehaviorError("a model sharded over ranks has no curvature here: gather it first")
 
 
-def evenly(behavior: Behavior, most: int) -> Behavior:
+def evenly_spaced_probes(behavior: Behavior, count: int) -> Behavior:
     """The behaviour on `most` of its probes at most, taken evenly over all.
 
     Raises:
         BehaviorError: there are more, and they cannot be taken apart.
     """
     count = len(behavior.probes)
-    if count <= most:
+    if count <= count:
         return behavior
-    return behavior.subset(np.linspace(0, count - 1, most).round().astype(int).tolist())
+    return behavior.subset(np.linspace(0, count - 1, count).round().astype(int).tolist())
 
 
-class _Twin:
+class _LogitSpaceOperator:
     """S J Jᵀ S on the space of the logits, whose eigenvalues other than 0 are those of Jᵀ S S J.
 
     S Sᵀ = diag p − p pᵀ by S = diag √p − p √pᵀ, here with each token's weight. In float64 on the
@@ -163,7 +163,7 @@ class _Twin:
     """
 
     def __init__(self, behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        self.logits = answers(behavior, model)
+        self.logits = answer_logits(behavior, model)
         self.shape, self.size = self.logits.shape, self.logits.numel()
         self.p = self.logits.detach().cpu().double().softmax(-1)
         self.weights = _weights(behavior, len(self.logits)).sqrt()[:, None]
@@ -203,10 +203,7 @@ class _Twin:
 
 def _weights(behavior: Behavior, positions: int) -> Tensor:
     """What each answered token counts: probes alike, and so the tokens of one; sums to 1."""
-    probes = behavior.probes
-    if not isinstance(probes, Options):
+    weights = behavior.margins.answer_weights(behavior.probes)
+    if weights is None:
         return torch.full((positions,), 1 / positions, dtype=torch.float64)
-    lengths = probes.mask.sum(-1).double()[probes.wanted.reshape(-1)]
-    options = probes.wanted.sum(-1).double().repeat_interleave(probes.wanted.sum(-1))
-    each = 1 / (lengths * options * len(probes))
-    return each.repeat_interleave(lengths.long())
+    return weights

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-EXHAUSTED = 1e-10  # of the largest eigenvalue; a smaller remainder is rounding error
+RANGE_TOLERANCE = 1e-10  # of the largest eigenvalue; a smaller remainder is rounding error
 
 
 @dataclass(frozen=True)
-class Ritz:
+class RitzValues:
     """What Lanczos found.
 
     Attributes:
@@ -30,8 +30,8 @@ class Ritz:
 
 
 def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, top: int, most: int, tolerance: float
-) -> Ritz:
+    product: Callable[[Tensor], Tensor], start: Tensor, top: int, max_products: int, tolerance: float
+) -> RitzValues:
     """The `top` largest eigenvalues, by Lanczos with full reorthogonalisation, done twice a step.
 
     An eigenvalue that occurs several times is found once. Where the operator's range is exhausted
@@ -45,11 +45,11 @@ def lanczos(
 
     Source: Golub and Van Loan, Matrix Computations, section 10.1 and theorem 10.1.2 (the errors).
     """
-    most = min(most, len(start))
-    basis = start.new_empty(most, len(start))
-    diagonal, off = np.zeros(most), np.zeros(most)
+    max_products = min(max_products, len(start))
+    basis = start.new_empty(max_products, len(start))
+    diagonal, off = np.zeros(max_products), np.zeros(max_products)
     row = start / start.norm()
-    for step in range(most):
+    for step in range(max_products):
         basis[step] = row
         found = product(row)
         diagonal[step] = float(found @ row)
@@ -63,9 +63,9 @@ def lanczos(
         errors = np.abs(off[step] * vectors[-1, ::-1])[:top]
         largest = abs(values[-1])
         settled = step + 1 >= top and bool((errors <= tolerance * largest).all())
-        if settled or off[step] <= EXHAUSTED * largest:
+        if settled or off[step] <= RANGE_TOLERANCE * largest:
             break
         row = found / off[step]
     count = step + 1
     trace = float(diagonal[:count].sum())
-    return Ritz(values[::-1][:top].copy(), errors, basis[:count], trace)
+    return RitzValues(values[::-1][:top].copy(), errors, basis[:count], trace)

@@ -16,12 +16,12 @@ from riprap import evaluation as probing
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import stacks
+from riprap.evaluation import layer_stacks
 
 Array = NDArray[np.float64]
 Bases = Mapping[str, Tensor]  # by layer, orthonormal columns, shape (d, directions)
 STEEP, RANDOM, UNRELATED = "steep", "random", "unrelated"
-RESAMPLED = 1000
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -40,61 +40,61 @@ class Redundancy:
 
     counts: tuple[int, ...]
     intact: Array
-    left: dict[str, Array]
-    beside: dict[str, Array]
+    ablated_margins: dict[str, Array]
+    contrast_margins: dict[str, Array]
     floor: float
 
     @property
-    def needed(self) -> float:
+    def directions_needed(self) -> float:
         """The least of `counts` whose steep directions bring a score under the floor, or ∞.
 
         That of the behaviour, or of its contrast.
         """
-        return self._needed(self.left[STEEP][0] > 0, self.beside[STEEP][0] > 0)
+        return self._directions_needed(self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0)
 
     @property
-    def needed_alone(self) -> float:
+    def directions_needed_alone(self) -> float:
         """The same of the behaviour's score alone."""
-        passed = self.left[STEEP][0] > 0
-        return self._needed(passed, passed[:, :0])
+        passed = self.ablated_margins[STEEP][0] > 0
+        return self._directions_needed(passed, passed[:, :0])
 
-    def _needed(self, *passed: Array) -> float:
+    def _directions_needed(self, *passed: Array) -> float:
         scores = np.min([own.mean(-1) for own in passed if own.shape[-1]], axis=0)
         under = np.flatnonzero(scores < self.floor)
         return float(self.counts[under[0]]) if len(under) else float("inf")
 
-    def needed_over_probes(self, seed: int = 0) -> Estimate:
+    def directions_needed_estimate(self, seed: int = 0) -> Estimate:
         """`needed` with its 95 % interval, from probes drawn anew a thousand times."""
         made = np.random.default_rng(seed)
-        sides = [self.left[STEEP][0] > 0, self.beside[STEEP][0] > 0]
+        sides = [self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0]
         drawn = [
-            made.integers(max(n, 1), size=(RESAMPLED, n)) for n in (s.shape[-1] for s in sides)
+            made.integers(max(n, 1), size=(RESAMPLES, n)) for n in (s.shape[-1] for s in sides)
         ]
         found = [
-            self._needed(*(own[:, rows] for own, rows in zip(sides, pair, strict=True)))
+            self._directions_needed(*(own[:, rows] for own, rows in zip(sides, pair, strict=True)))
             for pair in zip(*drawn, strict=True)
         ]
         low, high = np.quantile(found, [0.025, 0.975], method="closest_observation")
-        return Estimate(self.needed, float(low), float(high), len(self.intact))
+        return Estimate(self.directions_needed, float(low), float(high), len(self.intact))
 
     def scores(self, kind: str) -> Array:
         """Share of the probes that still behave, shape (draws, counts)."""
-        return np.asarray((self.left[kind] > 0).mean(-1))
+        return np.asarray((self.ablated_margins[kind] > 0).mean(-1))
 
-    def beside_scores(self, kind: str) -> Array:
+    def contrast_scores(self, kind: str) -> Array:
         """The same of the contrast; NaN without one."""
-        passed = self.beside[kind] > 0
+        passed = self.contrast_margins[kind] > 0
         if not passed.shape[-1]:
             return np.full(passed.shape[:2], np.nan)
         return np.asarray(passed.mean(-1))
 
-    def kept(self, kind: str) -> Array:
+    def worst_scores(self, kind: str) -> Array:
         """The lower of both scores, shape (draws, counts)."""
-        return np.asarray(np.fmin(self.scores(kind), self.beside_scores(kind)))
+        return np.asarray(np.fmin(self.scores(kind), self.contrast_scores(kind)))
 
     def mean_margins(self, kind: str) -> Array:
         """Mean margin left, shape (draws, counts), in the margin's unit."""
-        return np.asarray(self.left[kind].mean(-1))
+        return np.asarray(self.ablated_margins[kind].mean(-1))
 
 
 def redundancy(
@@ -146,19 +146,19 @@ def redundancy(
     for half in (0, 1):
         _, fit = sides[0][1 - half]
         for kind, draw in rounds:
-            bases = _bases(model, fit, layers, kind, noise)
+            bases = _directions(model, fit, layers, kind, noise)
             width = min(len(basis) for basis in bases.values())
             if asked[-1] > width:
                 raise ConfigError(f"{asked[-1]} directions of a stream that has {width}")
             for place, count in enumerate(asked):
-                with ablated(model, {name: b[:, :count] for name, b in bases.items()}):
+                with directions_removed(model, {name: b[:, :count] for name, b in bases.items()}):
                     for store, side in zip((left, beside), sides, strict=False):
                         judged, own = side[half]
-                        store[kind][draw, place, judged] = probing.look(own, model).margins
+                        store[kind][draw, place, judged] = probing.evaluate(own, model).margins
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    return Redundancy(asked, probing.look(behavior, model).margins, left, beside, behavior.floor)
+    return Redundancy(asked, probing.evaluate(behavior, model).margins, left, beside, behavior.floor)
 
 
 def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
@@ -171,7 +171,7 @@ def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
 
 
 @contextmanager
-def ablated(model: nn.Module, bases: Bases) -> Iterator[None]:
+def directions_removed(model: nn.Module, bases: Bases) -> Iterator[None]:
     """The model without what its layers put out along some directions.
 
     Args:
@@ -198,31 +198,31 @@ def _layers(model: nn.Module, layer: str | None) -> list[str]:
     if layer is not None:
         found = probing.find_layer(model, layer)
         return [] if found is None else [found]
-    lists = stacks(model)
+    lists = layer_stacks(model)
     if not lists:
         raise BehaviorError("the model has no stack of layers that could be found: name a layer")
     longest = max(lists, key=lambda name: lists[name])
     return [f"{longest}.{index}" for index in range(lists[longest])]
 
 
-def _bases(
+def _directions(
     model: nn.Module, behavior: Behavior, layers: list[str], kind: str, noise: torch.Generator
 ) -> dict[str, Tensor]:
     """Directions by layer, the first the most important, shape (d, d)."""
     moments: dict[str, Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad(), probing.no_trace(model):
-        with _outputs(model, layers) as seen:
+    with torch.inference_mode(False), torch.enable_grad(), probing.preserve_training_state(model):
+        with _capture_outputs(model, layers) as seen:
             if kind == UNRELATED:
-                value = _difference(probing.answers(behavior, model), noise)
+                value = _random_logit_difference(probing.answer_logits(behavior, model), noise)
             else:
-                value = probing.measure(behavior, model).values.sum()
+                value = probing.compute_margins(behavior, model).values.sum()
         if kind == RANDOM:
             widths = {name: parts[-1].shape[-1] for name, parts in seen.items() if parts}
             drawn = {n: torch.randn(d, d, generator=noise).double() for n, d in widths.items()}
             return {name: torch.linalg.qr(normal)[0] for name, normal in drawn.items()}
         places = [(name, part) for name, parts in seen.items() for part in parts]
         if not places or not value.requires_grad:
-            raise _out_of_reach(behavior, layers)
+            raise _independent_of_layers(behavior, layers)
         # Rows do not mix, so that the gradient of the sum holds every probe's own.
         found = torch.autograd.grad(value, [part for _, part in places], allow_unused=True)
     for (name, _), part in zip(places, found, strict=True):
@@ -230,11 +230,11 @@ def _bases(
             rows = part.cpu().double().reshape(-1, part.shape[-1])
             moments[name] = moments.get(name, 0) + rows.T @ rows
     if set(moments) != set(layers) or not all(bool(m.any()) for m in moments.values()):
-        raise _out_of_reach(behavior, layers)
+        raise _independent_of_layers(behavior, layers)
     return {name: torch.linalg.eigh(moment)[1].flip(1) for name, moment in moments.items()}
 
 
-def _difference(logits: Tensor, noise: torch.Generator) -> Tensor:
+def _random_logit_difference(logits: Tensor, noise: torch.Generator) -> Tensor:
     """Sum over answered tokens of the difference of two random logits."""
     size, count = logits.shape[-1], len(logits)
     one = torch.randint(size, (count,), generator=noise)
@@ -244,7 +244,7 @@ def _difference(logits: Tensor, noise: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def _outputs(model: nn.Module, layers: list[str]) -> Iterator[dict[str, list[Tensor]]]:
+def _capture_outputs(model: nn.Module, layers: list[str]) -> Iterator[dict[str, list[Tensor]]]:
     """What the layers put out, in the graph, at each call that builds one."""
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
 
@@ -267,7 +267,7 @@ def _outputs(model: nn.Module, layers: list[str]) -> Iterator[dict[str, list[Ten
         yield seen
 
 
-def _out_of_reach(behavior: Behavior, layers: list[str]) -> BehaviorError:
+def _independent_of_layers(behavior: Behavior, layers: list[str]) -> BehaviorError:
     return BehaviorError(
         f"behaviour {behavior.name!r}: the margins do not depend on what {', '.join(layers[:3])} "
         "put out: name a layer that they run through, and keep them in the graph"

@@ -1,19 +1,33 @@
+"""Recovery: relearn a few examples on a copy, and classify the loss by what returns.
+
+- `recover` returns a `Recovery`: a verdict with its reason, its `RecoveryEvidence`, and a curve of
+  `RecoveryPoint`s.
+- `Examples`: examples in any form. `trainable_copy`, `train_steps`, `learning_rates`,
+  `trains_adapters`: the relearning itself, which repairs use too.
+- `MIN_PROBES`, `MIN_SCORE_DROP`: fewest probes, and smallest drop, for a verdict.
+"""
+
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._recover import Recovery, Regained, recover
-from riprap.diagnosis.recovery._relearn import copy_of, learns_by_adapters, rates, steps_of
-from riprap.diagnosis.recovery._relearning_runs import FEWEST
-from riprap.diagnosis.recovery._verdict import LOST, Evidence
+from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint, recover
+from riprap.diagnosis.recovery._relearn import (
+    learning_rates,
+    train_steps,
+    trainable_copy,
+    trains_adapters,
+)
+from riprap.diagnosis.recovery._relearning_runs import MIN_PROBES
+from riprap.diagnosis.recovery._verdict import MIN_SCORE_DROP, RecoveryEvidence
 
 __all__ = [
-    "FEWEST",
-    "LOST",
-    "Evidence",
+    "MIN_PROBES",
+    "MIN_SCORE_DROP",
     "Examples",
     "Recovery",
-    "Regained",
-    "copy_of",
-    "learns_by_adapters",
-    "rates",
+    "RecoveryEvidence",
+    "RecoveryPoint",
+    "learning_rates",
     "recover",
-    "steps_of",
+    "train_steps",
+    "trainable_copy",
+    "trains_adapters",
 ]

@@ -1,4 +1,4 @@
-"""What a model would say on probes if it had to choose among the answers that are at home there."""
+"""Answers of a model on probes if it must choose among the answers that occur there."""
 
 from __future__ import annotations
 
@@ -11,204 +11,212 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, Choice, NextToken, Options, last_logits, options_read
+from riprap import evaluation
+from riprap.behaviors import Behavior, Choice, last_logits, score_continuations
 
 Array = NDArray[np.float64]
-LEAD = 1e-4  # logits or nats by which an answer must lead to be chosen, and not by rounding
+TIE_TOLERANCE = 1e-4  # logits or nats; a smaller lead may be a rounding error
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One look at a behaviour's probes, and at those of its contrast.
+class AnswerTable:
+    """Results of one evaluation of a behavior's probes, and of those of its contrast.
 
     Attributes:
-        margins: shape (n,), as the behaviours define them.
-        weights: shape (n,), sum 1; a behaviour and its contrast weigh alike.
-        fit: shape (n, c): how well each of c answers fits each probe; None where a behaviour does
-            not say which answers there are.
-        right: shape (n,), index of the right one; with a contrast, of the probe's side.
-        shared: whether the c answers are the same for all probes.
-        first: shape (n,), the model's own first choice as a token; None where that is not known.
-        inside: shape (n,), whether it is one of the c answers, right or wrong.
-        insufficient: why the margins do not measure the behaviour; empty where they do.
-        two_sided: whether it is a behaviour beside its contrast, and the answers are the sides.
+        margins: shape (n,), as the behaviors define them.
+        weights: shape (n,), sum 1; a behavior and its contrast have equal weight.
+        answer_scores: shape (n, c), score of each of c answers on each probe; None if the behavior
+            does not say which answers there are.
+        correct: shape (n,), index of the correct answer; with a contrast, of the probe's side.
+        shared: whether all probes have the same c answers.
+        first_choice: shape (n,), the token that the model itself ranks first; None if unknown.
+        is_known_answer: shape (n,), whether this token is one of the c answers, right or wrong.
+        insufficient: why the margins do not measure the behavior; empty if they do.
+        two_sided: whether the table has a behavior and its contrast, with the sides as answers.
     """
 
     margins: Array
     weights: Array
-    fit: Array | None = None
-    right: NDArray[np.int64] | None = None
+    answer_scores: Array | None = None
+    correct: NDArray[np.int64] | None = None
     shared: bool = False
-    first: NDArray[np.int64] | None = None
-    inside: NDArray[np.bool_] | None = None
+    first_choice: NDArray[np.int64] | None = None
+    is_known_answer: NDArray[np.bool_] | None = None
     insufficient: str = ""
     two_sided: bool = False
 
     @property
-    def kind(self) -> float:
-        """Share of first choices that are answers: does it still answer in this form?"""
-        return float("nan") if self.inside is None else share(self.inside, self.weights)
+    def in_format_rate(self) -> float:
+        """Share of first choices that are answers; NaN if unknown."""
+        if self.is_known_answer is None:
+            return float("nan")
+        return weighted_share(self.is_known_answer, self.weights)
 
     @property
-    def habit(self) -> float:
-        """How much of the first choices that are no answers is one and the same token.
+    def modal_off_format_rate(self) -> float:
+        """How often the first choices that are not answers are their most frequent token.
 
-        Beside one of these choices, the share of the others that are like it; NaN where there are
-        no others.
+        Given one choice of that token, the share of the *other* off-format choices that equal it;
+        NaN for fewer than two off-format choices.
         """
-        if self.first is None or self.inside is None or (~self.inside).sum() < 2:
+        if self.first_choice is None or self.is_known_answer is None:
             return float("nan")
-        counts = np.unique(self.first[~self.inside], return_counts=True)[1]
+        if (~self.is_known_answer).sum() < 2:
+            return float("nan")
+        counts = np.unique(self.first_choice[~self.is_known_answer], return_counts=True)[1]
         return float((counts.max() - 1) / (counts.sum() - 1))
 
     @property
-    def commonest(self) -> float:
-        """The largest share of the probes that get one and the same of the shared answers."""
-        if self.fit is None or not self.shared:
+    def modal_answer_rate(self) -> float:
+        """Share of the probes that get the most frequent of the shared answers; NaN if none."""
+        if self.answer_scores is None or not self.shared:
             return float("nan")
-        return float(np.bincount(self.fit.argmax(1), weights=self.weights).max())
+        return float(np.bincount(self.answer_scores.argmax(1), weights=self.weights).max())
 
     @property
     def score(self) -> float:
         """Share of margins above 0."""
-        return share(self.margins > 0, self.weights)
+        return weighted_share(self.margins > 0, self.weights)
 
-    def part(self, rows: Sequence[int]) -> Answers:
-        """The same of some of the probes."""
-        own = list(rows)
-        cut: dict[str, Any] = {
-            name: None if (found := getattr(self, name)) is None else found[own]
-            for name in ("fit", "right", "first", "inside")
+    def select(self, rows: Sequence[int]) -> AnswerTable:
+        """Return the table of some of the probes, with weights that sum to 1 again."""
+        rows = list(rows)
+        columns: dict[str, Any] = {
+            name: None if (column := getattr(self, name)) is None else column[rows]
+            for name in ("answer_scores", "correct", "first_choice", "is_known_answer")
         }
-        weights = self.weights[own] / self.weights[own].sum()
-        return replace(self, margins=self.margins[own], weights=weights, **cut)
+        weights = self.weights[rows] / self.weights[rows].sum()
+        return replace(self, margins=self.margins[rows], weights=weights, **columns)
 
 
-def share(holds: NDArray[Any], weights: Array) -> float:
-    """The weighted share of probes on which something holds; all of them are exactly 1."""
+def weighted_share(holds: NDArray[Any], weights: Array) -> float:
+    """Compute the weighted share of probes for which a condition holds; exactly 1 for all."""
     return round(float(holds @ weights), 12)
 
 
-def look(
+def evaluate_answers(
     behavior: Behavior,
     model: nn.Module,
     contrast: Behavior | None = None,
-    also: Sequence[int] = (),
-) -> Answers:
-    """One pass over the probes, leaving no trace.
+    extra_answers: Sequence[int] = (),
+) -> AnswerTable:
+    """Evaluate the probes in one pass that leaves training untouched.
 
-    With a contrast, the two answers are the two sides: what a refusal's margin says for harmful
-    requests, that of over-refusal says the other way round for harmless ones.
+    With a contrast there are two answers, the two sides: the margin of a refusal on harmful
+    requests scores the same answer as the negative margin of over-refusal on harmless ones.
 
     Args:
-        also: tokens that are answers too, beside those that are right for some probe.
+        extra_answers: tokens that count as answers, besides those that are right for some probe.
     """
-    seen = probing.look(behavior, model)
-    margins, why = seen.margins, seen.insufficient
+    result = evaluation.evaluate(behavior, model)
+    margins, why = result.margins, result.insufficient
     if contrast is not None:
-        other = probing.look(contrast, model)
+        other = evaluation.evaluate(contrast, model)
         others, why = other.margins, why or other.insufficient
         both = np.concatenate([margins, others])
         sides = np.repeat([0, 1], [len(margins), len(others)])
         weights = 0.5 / np.bincount(sides)[sides]
-        reading = np.where(sides == 0, both, -both)
-        fit = np.stack([reading, -reading], 1) / 2
-        return Answers(both, weights, fit, sides, shared=True, insufficient=why, two_sided=True)
-    even = np.full(len(margins), 1 / len(margins))
-    kind, probes = behavior.margins, behavior.probes
-    with torch.inference_mode(False), torch.no_grad(), probing.no_trace(model):
-        if isinstance(kind, NextToken):
+        first_side = np.where(sides == 0, both, -both)
+        scores = np.stack([first_side, -first_side], 1) / 2
+        return AnswerTable(
+            both, weights, scores, sides, shared=True, insufficient=why, two_sided=True
+        )
+    equal = np.full(len(margins), 1 / len(margins))
+    margin_fn, probes = behavior.margins, behavior.probes
+    with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):
+        if margin_fn.targets is not None:
             logits = last_logits(model, probes)[:, -1]
-            targets = kind.targets.to(logits.device)
+            targets = margin_fn.targets.to(logits.device)
             if len(targets.unique()) == 1:  # there is nothing to choose
-                return Answers(margins, even)
-            more = targets.new_tensor([token for token in also if 0 <= token < logits.shape[-1]])
-            allowed = torch.cat([targets, more]).unique()
-            right, first = torch.searchsorted(allowed, targets), logits.argmax(-1)
-            return Answers(
+                return AnswerTable(margins, equal)
+            extra = [token for token in extra_answers if 0 <= token < logits.shape[-1]]
+            allowed = torch.cat([targets, targets.new_tensor(extra)]).unique()
+            correct, first = torch.searchsorted(allowed, targets), logits.argmax(-1)
+            return AnswerTable(
                 margins,
-                even,
+                equal,
                 logits.log_softmax(-1)[:, allowed].double().cpu().numpy(),
-                right.cpu().numpy(),
+                correct.cpu().numpy(),
                 shared=True,
-                first=first.cpu().numpy(),
-                inside=torch.isin(first, allowed).cpu().numpy(),
+                first_choice=first.cpu().numpy(),
+                is_known_answer=torch.isin(first, allowed).cpu().numpy(),
             )
-        if isinstance(kind, Choice) and isinstance(probes, Options):
-            chosen, _, said = options_read(model, probes)
-            first = said.cpu()
-            heads = {*probes.first_tokens().tolist(), *also}
-            return Answers(
+        if isinstance(margin_fn, Choice):
+            option_scores, _, first_tokens = score_continuations(model, probes)
+            first = first_tokens.cpu()
+            option_tokens = {*probes.first_tokens().tolist(), *extra_answers}
+            return AnswerTable(
                 margins,
-                even,
-                chosen.double().cpu().numpy(),
-                probes.wanted.long().argmax(-1).cpu().numpy(),
-                first=first.numpy(),
-                inside=np.array([token in heads for token in first.tolist()]),
+                equal,
+                option_scores.double().cpu().numpy(),
+                probes.is_correct.long().argmax(-1).cpu().numpy(),
+                first_choice=first.numpy(),
+                is_known_answer=np.array([token in option_tokens for token in first.tolist()]),
                 insufficient=why,
             )
-    return Answers(margins, even, insufficient=why)
+    return AnswerTable(margins, equal, insufficient=why)
 
 
-def chosen(looks: Sequence[Answers]) -> NDArray[np.int64]:
-    """The answer that the looks together choose on each probe, shape (n,); -1 where none leads.
+def choose_answers(tables: Sequence[AnswerTable]) -> NDArray[np.int64]:
+    """Return the answer with the best mean score on each probe, shape (n,); -1 for a tie.
 
-    Fits are averaged over the looks, so that what one of them forgot by chance counts less. Where
-    all probes share the answers, each answer's mean over the probes is taken off first: a liking
-    for one of them is a disposition, and no knowledge (after Zhao et al., 2102.09690).
+    Scores are averaged over the tables, so that chance forgetting in one of them counts less. If
+    all probes share the answers, the mean score of each answer over the probes is subtracted first
+    (calibration for answer bias, after Zhao et al., 2102.09690).
     """
-    first = looks[0]
-    fit = np.mean([one.fit for one in looks if one.fit is not None], 0)
+    first = tables[0]
+    scores = np.mean([t.answer_scores for t in tables if t.answer_scores is not None], 0)
     if first.shared:
-        fit = fit - first.weights @ fit
-    ordered = np.sort(fit, 1)
-    return np.where(ordered[:, -1] - ordered[:, -2] > LEAD, fit.argmax(1), -1)
+        scores = scores - first.weights @ scores
+    ordered = np.sort(scores, 1)
+    return np.where(ordered[:, -1] - ordered[:, -2] > TIE_TOLERANCE, scores.argmax(1), -1)
 
 
-def known(looks: Sequence[Answers]) -> Array:
-    """On which probes the looks together choose the right answer, shape (n,), 0 or 1.
+def chooses_correctly(tables: Sequence[AnswerTable]) -> Array:
+    """Return 1 for probes on which the tables together choose the correct answer, shape (n,).
 
-    Without answers it is the mean margin that must be above 0.
+    Without answers: 1 where the mean margin is above 0.
     """
-    first = looks[0]
-    if first.fit is None or first.right is None:
-        return np.asarray(np.mean([one.margins for one in looks], 0) > 0, dtype=np.float64)
-    return np.asarray(chosen(looks) == first.right, dtype=np.float64)
+    first = tables[0]
+    if first.answer_scores is None or first.correct is None:
+        return np.asarray(np.mean([t.margins for t in tables], 0) > 0, dtype=np.float64)
+    return np.asarray(choose_answers(tables) == first.correct, dtype=np.float64)
 
 
-def chance(looks: Sequence[Answers]) -> Array:
-    """What `known` would give if the same answers were chosen as often, blindly, shape (n,).
+def chance_accuracy(tables: Sequence[AnswerTable]) -> Array:
+    """Expected `chooses_correctly` of random answers at the same rates, shape (n,).
 
-    That is how often a probe's right answer is chosen on all probes; with options of each probe's
-    own, one by their number. NaN without answers.
+    With shared answers, the rate at which a probe's correct answer is chosen on all probes; with
+    separate options, 1 over their number. NaN without answers.
     """
-    first = looks[0]
-    if first.fit is None or first.right is None:
+    first = tables[0]
+    if first.answer_scores is None or first.correct is None:
         return np.full(len(first.margins), np.nan)
+    n_answers = first.answer_scores.shape[1]
     if not first.shared:
-        return np.full(len(first.margins), 1 / first.fit.shape[1])
-    said = chosen(looks)
+        return np.full(len(first.margins), 1 / n_answers)
+    chosen = choose_answers(tables)
     rates = np.bincount(
-        said[said >= 0], weights=first.weights[said >= 0], minlength=first.fit.shape[1]
+        chosen[chosen >= 0], weights=first.weights[chosen >= 0], minlength=n_answers
     )
-    return np.asarray(rates[first.right], dtype=np.float64)
+    return np.asarray(rates[first.correct], dtype=np.float64)
 
 
-def exchanged(one: Answers) -> Array:
-    """On which probes the right answer follows from the one that is chosen, shape (n,), 0 or 1.
+def relabeled_accuracy(table: AnswerTable) -> Array:
+    """Return 1 for probes whose correct answer follows from the chosen one, shape (n,).
 
-    The rule is learned on all other probes: what is mostly right where this answer is chosen. It
-    finds what is known under exchanged names. Only answers that all probes share have such a rule.
+    The rule "chosen answer → most frequent correct answer" is learned on all other probes. It finds
+    knowledge under swapped labels. All 0 unless all probes share the answers.
     """
-    right = np.zeros(len(one.margins))
-    if one.fit is None or one.right is None or not one.shared:
-        return right
-    counts = np.zeros((one.fit.shape[1],) * 2)
-    said = chosen([one])
-    np.add.at(counts, (said[said >= 0], one.right[said >= 0]), one.weights[said >= 0])
-    for row in np.flatnonzero(said >= 0):
-        others, true = counts[said[row]].copy(), one.right[row]
-        others[true] -= one.weights[row]
-        right[row] = others.argmax() == true and others[true] > 1e-12
-    return right
+    follows = np.zeros(len(table.margins))
+    if table.answer_scores is None or table.correct is None or not table.shared:
+        return follows
+    counts = np.zeros((table.answer_scores.shape[1],) * 2)
+    chosen = choose_answers([table])
+    answered = chosen >= 0
+    np.add.at(counts, (chosen[answered], table.correct[answered]), table.weights[answered])
+    for row in np.flatnonzero(answered):
+        others, correct = counts[chosen[row]].copy(), table.correct[row]
+        others[correct] -= table.weights[row]
+        follows[row] = others.argmax() == correct and others[correct] > 1e-12
+    return follows

@@ -1,4 +1,4 @@
-"""Recovery: what a few examples bring back, and what that says of the loss."""
+"""Recovery: relearn a few examples on a copy, and classify the loss."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ import numpy as np
 import torch
 from torch import nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
-from riprap.diagnosis._weight_sources import Reference, Weights, at_reference
-from riprap.diagnosis.recovery._answer_choices import Answers
+from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
+from riprap.diagnosis.recovery._answer_choices import AnswerTable
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._relearning_runs import Trial, Trials
-from riprap.diagnosis.recovery._verdict import Evidence, judge
+from riprap.diagnosis.recovery._relearning_runs import RelearningRun, RelearningRuns
+from riprap.diagnosis.recovery._verdict import RecoveryEvidence, classify_loss
 from riprap.errors import ConfigError
 from riprap.evaluation import Loss
 
-COUNTS = (1, 2, 5, 10)
+SHOT_COUNTS = (1, 2, 5, 10)
 DRAWS = 3
 
 
 @dataclass(frozen=True)
-class Regained:
-    """What a number of examples brought back.
+class RecoveryPoint:
+    """Score after relearning a number of examples.
 
     Attributes:
-        source: own (examples of the behaviour), irrelevant, control (own examples on a model that
-            never had the behaviour) or reference (own examples on the reference).
-        count: examples learned.
-        score: on the probes that chose nothing, over draws of examples.
-        share: of the lost score, over the same draws; below 0 where it fell further, NaN where
-            nothing was lost.
-        rate: of the grid, the one that was best.
-        steps: how many were best, draw by draw.
+        source: `own` (examples of the behavior), `unrelated`, `naive_model` (own examples, on the
+            naive model) or `reference` (own examples, on the reference).
+        count: number of examples.
+        score: on the test probes, over draws of examples.
+        recovered: share of the lost score that returned, over the same draws; below 0 if the score
+            dropped further, NaN if nothing was lost.
+        learning_rate: the best one of the grid.
+        steps: the best number of steps, by draw.
     """
 
     source: str
     count: int
     score: Estimate
-    share: Estimate
-    rate: float
+    recovered: Estimate
+    learning_rate: float
     steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Whether what was lost is the knowledge or the disposition to use it.
+    """Result of `recover`.
 
     Attributes:
-        behavior: its name.
-        verdict: see `riprap.diagnosis.recovery._verdict`.
-        reason: the verdict's, in a sentence.
-        evidence: the numbers that it rests on.
-        curve: what came back, by source and count.
+        behavior: name of the behavior.
+        verdict: whether the knowledge was lost, or the disposition to use it.
+        reason: for the verdict, in one sentence.
+        evidence: the numbers behind it.
+        curve: scores after relearning, by source and count.
     """
 
     behavior: str
     verdict: Verdict
     reason: str
-    evidence: Evidence
-    curve: list[Regained] = field(default_factory=list)
+    evidence: RecoveryEvidence
+    curve: list[RecoveryPoint] = field(default_factory=list)
 
-    def regained(self, source: str, count: int) -> Regained | None:
-        """One point of the curve; None where it was not run."""
+    def point(self, source: str, count: int) -> RecoveryPoint | None:
+        """Return one point of the curve; None if it was not run."""
         return next((p for p in self.curve if (p.source, p.count) == (source, count)), None)
 
 
@@ -78,150 +78,159 @@ def recover(
     *,
     loss: Loss | None = None,
     reference: Reference = None,
-    irrelevant: Any = None,
-    control: nn.Module | Weights | None = None,
+    unrelated_examples: Any = None,
+    naive_model: nn.Module | Weights | None = None,
     contrast: Behavior | None = None,
-    restated: Behavior | None = None,
-    counts: Sequence[int] | None = None,
+    paraphrased: Behavior | None = None,
+    shot_counts: Sequence[int] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
-    home: Weights | None = None,
+    weights_on_disk: Weights | None = None,
     progress: Progress | None = None,
 ) -> Recovery:
-    """Learn a few examples on a copy, and see how much of a lost behaviour is back.
+    """Relearn a few examples on a copy, and decide whether knowledge or disposition was lost.
 
-    The copy learns `counts` examples at a time, all of them at each step; steps and rates are the
-    best of a small declared grid (`riprap.diagnosis.recovery._relearn`), chosen on every third probe, and
-    measured on the others. Small models train all weights of the copy, large ones adapters.
-    After 2501.13453 (spurious forgetting); the verdict is ours.
+    The copy learns `shot_counts` examples, all of them at each step. Steps and learning rate come
+    from a small fixed grid; every third probe selects them, the others measure. Small models train
+    all weights of the copy, large ones LoRA adapters. After 2501.13453 (spurious forgetting); the
+    rule for the verdict is ours.
 
     Args:
-        model: the model that lost something; afterwards it is bit by bit as before.
-        behavior: what was lost; its probes must be none of the examples.
-        examples: of the behaviour, at least as many as the largest count that is given: a
-            `Behavior` with losses, a list of examples or batches, or one batch; see `Examples`.
+        model: the model with the loss; restored bit by bit afterwards.
+        behavior: the lost behavior; none of its probes may be an example.
+        examples: of the behavior, at least as many as the largest shot count: a `Behavior` with
+            losses, a list of examples or batches, or one batch; see `Examples`.
         loss: loss(model, example), a scalar; None: the model's own, `model(**example).loss`.
-        reference: the model as it was before, or its weights; None: with adapters switched off.
-        irrelevant: examples of another task, in the same forms; they can bring back a disposition
-            and no knowledge.
-        control: a model, or its weights, that never had the behaviour: what examples alone teach.
-            None: what guessing among the answers would give.
-        contrast: the behaviour on the other side, such as over-refusal beside refusal, without
-            which answers that are all the same are learned from one example.
-        restated: the same as the behaviour, probe by probe, asked in another form: what the model
-            says right there it knows.
-        counts: examples a time, in rising order; None: 1, 2, 5 and 10, as far as there are
-            examples.
-        draws: how often examples are drawn for each count.
-        home: where the model's own weights can be read again; see `weights.kept`.
+        reference: the model before training, or its weights; None: `model` with its adapters
+            disabled.
+        unrelated_examples: examples of another task in the same form; they can restore a
+            disposition, but teach no knowledge.
+        naive_model: a model, or its weights, that never had the behavior: it shows what the
+            examples alone teach. None: the chance level among the answers.
+        contrast: the opposite behavior, such as over-refusal for refusal. Without it, a behavior
+            with a single answer is learned from one example.
+        paraphrased: the same probes in another form, in the same order: what the model answers
+            right there, it knows.
+        shot_counts: numbers of examples, in rising order; None: 1, 2, 5 and 10, as far as there
+            are examples.
+        draws: number of draws of examples for each count.
+        weights_on_disk: copy of the model's own weights; see `restore_weights`.
 
     Raises:
         ConfigError: too few examples or probes, an example that is a probe, or no reference.
         BehaviorError: margins of a wrong shape.
     """
     own = Examples(examples, loss)
-    other = None if irrelevant is None else Examples(irrelevant, loss)
-    if counts is None:
-        counts = [k for k in COUNTS if k <= min(len(x) for x in (own, other) if x is not None)]
-    _check(behavior, own, other, counts, draws)
+    unrelated = None if unrelated_examples is None else Examples(unrelated_examples, loss)
+    if shot_counts is None:
+        n_examples = min(len(x) for x in (own, unrelated) if x is not None)
+        shot_counts = [count for count in SHOT_COUNTS if count <= n_examples]
+    _check(behavior, own, unrelated, shot_counts, draws)
     _check_precision(model)
-    with at_reference(model, reference, home) as start:
-        sides = [_started(one, start) if one else None for one in (behavior, contrast, restated)]
-        work = Trials(
-            sides[0] or behavior, sides[1], tuple(counts), draws, seed, progress, own.answers()
+    with reference_model(model, reference, weights_on_disk) as start:
+        behavior = _calibrated(behavior, start)
+        contrast = None if contrast is None else _calibrated(contrast, start)
+        paraphrased = None if paraphrased is None else _calibrated(paraphrased, start)
+        runs = RelearningRuns(
+            behavior, contrast, tuple(shot_counts), draws, seed, progress, own.answer_tokens()
         )
-        before = work.look(start)
-        asked = [work.ask(sides[2], start)]
-        work.goal = before.part(work.choosing).score
-        again = work.trials(start, own, [max(counts)])
-    now = work.look(model)
-    asked.append(work.ask(sides[2], model))
-    work.expect(other is not None, control is not None)
-    found = {("own", k): v for k, v in work.trials(model, own, counts).items()}
-    if other is not None:
-        found |= {("irrelevant", k): v for k, v in work.trials(model, other, counts).items()}
-    if control is not None:
-        with at_reference(model, control, home) as never:
-            found |= {("control", k): v for k, v in work.trials(never, own, counts).items()}
-    found |= {("reference", k): v for k, v in again.items()}
-    evidence = _evidence(work, now, before, found, asked)
-    verdict, reason = judge(evidence)
-    return Recovery(behavior.name, verdict, reason, evidence, _curve(work, now, before, found))
+        before = runs.evaluate(start)
+        paraphrased_before = runs.evaluate_paraphrased(paraphrased, start)
+        runs.target_score = before.select(runs.validation).score
+        reference_runs = runs.run_all(start, own, [max(shot_counts)])
+    now = runs.evaluate(model)
+    paraphrased_now = runs.evaluate_paraphrased(paraphrased, model)
+    runs.set_expected_runs(unrelated is not None, naive_model is not None)
+    results = {("own", k): v for k, v in runs.run_all(model, own, shot_counts).items()}
+    if unrelated is not None:
+        after_unrelated = runs.run_all(model, unrelated, shot_counts)
+        results |= {("unrelated", k): v for k, v in after_unrelated.items()}
+    if naive_model is not None:
+        with reference_model(model, naive_model, weights_on_disk) as naive:
+            of_naive = runs.run_all(naive, own, shot_counts)
+        results |= {("naive_model", k): v for k, v in of_naive.items()}
+    results |= {("reference", k): v for k, v in reference_runs.items()}
+    largest = {source: max(k for s, k in results if s == source) for source, _ in results}
+    evidence = RecoveryEvidence.from_tables(
+        runs.select_test(now),
+        runs.select_test(before),
+        {
+            source: [runs.select_test(run.answers) for run in results[source, count]]
+            for source, count in largest.items()
+        },
+        seed,
+        None
+        if paraphrased_now is None or paraphrased_before is None
+        else (paraphrased_now, paraphrased_before),
+    )
+    verdict, reason = classify_loss(evidence)
+    return Recovery(behavior.name, verdict, reason, evidence, _curve(runs, now, before, results))
 
 
 def _check(
-    behavior: Behavior, own: Examples, other: Examples | None, counts: Sequence[int], draws: int
+    behavior: Behavior,
+    own: Examples,
+    unrelated: Examples | None,
+    shot_counts: Sequence[int],
+    draws: int,
 ) -> None:
-    if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)) or draws < 1:
+    counts = list(shot_counts)
+    if not counts or min(counts) < 1 or counts != sorted(set(counts)) or draws < 1:
         raise ConfigError(
-            f"recover: counts={list(counts)}, draws={draws}; counts rise from 1, and there is at "
+            f"recover: shot_counts={counts}, draws={draws}; pass rising counts from 1, and at "
             "least one draw"
         )
-    for what, given in (("examples of", own), ("irrelevant examples beside", other)):
+    for what, given in (("examples of", own), ("unrelated examples beside", unrelated)):
         if given is not None and len(given) < max(counts):
             raise ConfigError(
                 f"recover: {len(given)} {what} {behavior.name!r}, and {max(counts)} are to be "
-                "learned at a time: give more, or smaller counts"
+                "learned at a time: pass more, or smaller shot_counts"
             )
-    rows = getattr(behavior.probes, "rows", None)
-    if callable(rows):
-        probes = {tuple(row) for row in rows()}
+    rows = behavior.token_rows()
+    if rows is not None:
+        probes = {tuple(row) for row in rows}
         lengths = sorted({len(row) for row in probes})
-        for examples in filter(None, (own, other)):
-            if any(row[:n] in probes for row in examples.tokens() for n in lengths):
+        for examples in filter(None, (own, unrelated)):
+            if any(row[:n] in probes for row in examples.token_rows() for n in lengths):
                 raise ConfigError(
-                    f"recover: probes of {behavior.name!r} are among the examples: "
-                    "what is learned cannot measure"
+                    f"recover: probes of {behavior.name!r} are among the examples: pass examples "
+                    "that are not probes, otherwise the score is contaminated"
                 )
 
 
 def _check_precision(model: nn.Module) -> None:
-    """Steps of Adam are lost in half precision of five bits of exponent."""
+    """Raise a ConfigError in float16, whose range is too small for steps of Adam."""
     if any(p.dtype == torch.float16 for p in model.parameters()):
         raise ConfigError(
-            "recover: the model is in float16, in which few small steps cannot be learned: load it "
-            "in bfloat16 or float32"
+            "recover: the model is in float16, in which small steps cannot be learned: load it in "
+            "bfloat16 or float32"
         )
 
 
-def _started(behavior: Behavior, start: nn.Module) -> Behavior:
-    """A behaviour that measures against the start; one that has not begun does so on a copy."""
-    kind: Any = behavior.margins
-    unset = getattr(kind, "reference", ...) is None or getattr(kind, "openers", ...) == []
-    if behavior.start is None or not unset:
+def _calibrated(behavior: Behavior, start: nn.Module) -> Behavior:
+    """The behavior, or a copy calibrated at the reference if it is not calibrated yet."""
+    if behavior.margins.is_calibrated:
         return behavior
-    own = behavior.subset(range(len(behavior.probes)))
-    probing.start(own, start)
-    return own
+    copy = behavior.subset(range(len(behavior.probes)))
+    evaluation.calibrate(copy, start)
+    return copy
 
 
-Tried = Mapping[tuple[str, int], Sequence[Trial]]  # by source and count
+RunsBySource = Mapping[tuple[str, int], Sequence[RelearningRun]]  # by source and count
 
 
-def _evidence(
-    work: Trials, now: Answers, before: Answers, found: Tried, asked: Sequence[Answers | None]
-) -> Evidence:
-    """The numbers that a verdict rests on, from the probes that measure."""
-    most = {source: max(k for s, k in found if s == source) for source, _ in found}
-    looks = {
-        source: [work.measured(one.found) for one in found[source, count]]
-        for source, count in most.items()
-    }
-    then, today = asked
-    restated = None if then is None or today is None else (today, then)
-    return Evidence.of(work.measured(now), work.measured(before), looks, work.seed, restated)
-
-
-def _curve(work: Trials, now: Answers, before: Answers, found: Tried) -> list[Regained]:
-    """Scores and shares by source and count."""
-    then, start = (work.measured(one).score for one in (before, now))
+def _curve(
+    runs: RelearningRuns, now: AnswerTable, before: AnswerTable, results: RunsBySource
+) -> list[RecoveryPoint]:
+    score_before, score_now = (runs.select_test(table).score for table in (before, now))
     points = []
-    for (source, count), tried in sorted(found.items(), key=lambda item: item[0][1]):
-        scores = np.array([work.measured(one.found).score for one in tried])
-        lost = then - start
-        shares = (scores - start) / lost if lost > 0 else np.full_like(scores, np.nan)
-        steps = tuple(one.steps for one in tried)
+    for (source, count), own_runs in sorted(results.items(), key=lambda item: item[0][1]):
+        scores = np.array([runs.select_test(run.answers).score for run in own_runs])
+        lost = score_before - score_now
+        recovered = (scores - score_now) / lost if lost > 0 else np.full_like(scores, np.nan)
+        steps = tuple(run.steps for run in own_runs)
+        rate = own_runs[0].learning_rate
         points.append(
-            Regained(source, count, estimate(scores), estimate(shares), tried[0].rate, steps)
+            RecoveryPoint(source, count, estimate(scores), estimate(recovered), rate, steps)
         )
     return points

@@ -1,78 +1,82 @@
-"""A few steps on a few examples, on a copy: what a reminder brings back."""
+"""Relearning: a few optimizer steps on a few examples, on a copy of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from riprap.diagnosis._weight_sources import Weights, kept
+from riprap.diagnosis._weight_sources import Weights, restore_weights
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.errors import ConfigError
-from riprap.evaluation import no_trace
+from riprap.evaluation import preserve_training_state
 
-LARGE = 20_000_000  # parameters; a larger model learns through adapters
-RANK = 8
-RATES = (1e-3, 3e-3, 1e-2)  # a step's size as a share of each tensor's own root mean square
-ADAPTER_RATES = (3e-4, 1e-3, 3e-3)  # an adapter begins at 0, so that its steps are not relative
+MAX_FULL_PARAMETERS = 20_000_000  # a larger model learns through adapters
+LORA_RANK = 8
+FULL_LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # relative to each tensor's root mean square
+ADAPTER_LEARNING_RATES = (3e-4, 1e-3, 3e-3)  # absolute, because adapters start at 0
 STEPS = (1, 2, 4, 8, 16)
-LEAST = 1e-3  # root mean square of a tensor that has none
+MIN_RMS = 1e-3  # for tensors that are (almost) 0
 _ADAPTERS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-
-Scores = Callable[[], Any]
 
 
 @contextmanager
-def copy_of(model: nn.Module, home: Weights | None = None) -> Iterator[tuple[list[Tensor], bool]]:
-    """The model, in evaluation mode, with parameters that may be trained; afterwards as it was.
+def trainable_copy(
+    model: nn.Module, weights_on_disk: Weights | None = None
+) -> Iterator[tuple[list[Tensor], bool]]:
+    """Make the model trainable, in evaluation mode; restore it bit by bit on exit.
 
-    Small models train all their parameters. Large ones get fresh LoRA adapters of rank 8, and a
-    model that has adapters trains those; where they are switched off, they are on meanwhile and
-    begin at 0, which is the same model.
+    Small models train all parameters. Large models get fresh LoRA adapters of rank 8. A model that
+    has adapters trains these; if they are disabled, they are enabled and start at 0, which is the
+    same model.
+
+    Args:
+        weights_on_disk: see `restore_weights`.
 
     Yields:
-        the parameters, and whether they are adapters.
+        the trainable parameters, and whether they are adapters.
     """
-    adapters = _adapters(model)
-    with no_trace(model):
-        if learns_by_adapters(model) and not adapters:
-            with _adapted(model) as fresh:
+    adapters = _adapter_parameters(model)
+    with preserve_training_state(model):
+        if trains_adapters(model) and not adapters:
+            with _fresh_adapters(model) as fresh:
                 yield fresh, True
             return
-        own: list[Tensor] = adapters or list(model.parameters())
+        trainable: list[Tensor] = adapters or list(model.parameters())
         model.requires_grad_(False)
-        for parameter in own:
+        for parameter in trainable:
             parameter.requires_grad_(True)
-        with kept(model, home, own), _from_zero(model):
-            yield own, bool(adapters)
+        with restore_weights(model, weights_on_disk, trainable), _reset_adapters(model):
+            yield trainable, bool(adapters)
 
 
-def learns_by_adapters(model: nn.Module) -> bool:
-    """Whether a copy of the model trains adapters in place of all its parameters."""
-    return bool(_adapters(model)) or sum(p.numel() for p in model.parameters()) > LARGE
+def trains_adapters(model: nn.Module) -> bool:
+    """Return whether `trainable_copy` trains adapters instead of all parameters."""
+    n_parameters = sum(p.numel() for p in model.parameters())
+    return bool(_adapter_parameters(model)) or n_parameters > MAX_FULL_PARAMETERS
 
 
-def _adapters(model: nn.Module) -> list[Tensor]:
+def _adapter_parameters(model: nn.Module) -> list[Tensor]:
     return [p for name, p in model.named_parameters() if "lora_" in name]
 
 
 @contextmanager
-def _from_zero(model: nn.Module) -> Iterator[None]:
-    """Adapters that are switched off are on, at 0; afterwards off again."""
-    off: list[Any] = [
-        part for part in model.modules() if hasattr(part, "lora_B") and part.disable_adapters
+def _reset_adapters(model: nn.Module) -> Iterator[None]:
+    """Enable disabled adapters, starting at 0; disable them again on exit."""
+    disabled: list[Any] = [
+        module for module in model.modules() if hasattr(module, "lora_B") and module.disable_adapters
     ]
-    if any(layer.lora_magnitude_vector for layer in off):
+    if any(layer.lora_magnitude_vector for layer in disabled):
         raise ConfigError(
-            "recover: a DoRA adapter that is switched off is no adapter at 0: give reference= a "
-            "model or weights, in place of None"
+            "recover: a disabled DoRA adapter cannot start at 0: pass a model or weights as "
+            "reference= instead of None"
         )
-    torch.manual_seed(0)  # adapters begin at random; `no_trace` puts the generators back
+    torch.manual_seed(0)  # adapters start at random; `preserve_training_state` restores generators
     try:
-        for layer in off:
+        for layer in disabled:
             layer.enable_adapters(True)
             layer.requires_grad_(False)
             for name in layer.active_adapters:
@@ -82,17 +86,17 @@ def _from_zero(model: nn.Module) -> Iterator[None]:
                         parts[name].requires_grad_(True)
         yield
     finally:
-        for layer in off:
+        for layer in disabled:
             layer.enable_adapters(False)
 
 
 @contextmanager
-def _adapted(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Fresh adapters on all linear layers, taken off again afterwards."""
+def _fresh_adapters(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Add fresh adapters to all linear layers; remove them on exit."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
-    torch.manual_seed(0)  # adapters begin at random; `no_trace` puts the generators back
+    config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
+    torch.manual_seed(0)  # adapters start at random; `preserve_training_state` restores generators
     wrapped: Any = get_peft_model(model, config)  # type: ignore[arg-type]
     try:
         for module in wrapped.modules():
@@ -102,21 +106,25 @@ def _adapted(model: nn.Module) -> Iterator[list[Tensor]]:
         wrapped.unload()
 
 
-def steps_of(
+def train_steps(
     model: nn.Module,
     parameters: Sequence[Tensor],
-    adapters: bool,
+    are_adapters: bool,
     examples: Examples,
     chosen: Sequence[int],
-    rate: float,
+    learning_rate: float,
 ) -> Iterator[int]:
-    """Learn the chosen examples, all of them at each step; stops after each of `STEPS`.
+    """Train on the chosen examples, all of them at each step; pause after each count in `STEPS`.
 
-    Adam with a step relative to each tensor's size (Shazeer and Stern, 1804.04235, section 8), so
-    that one grid of rates fits models of every scale.
+    Adam with steps relative to each tensor's size (Shazeer and Stern, 1804.04235, section 8), so
+    that one grid of learning rates suits models of every scale.
+
+    Yields:
+        the number of steps so far.
     """
     groups = [
-        {"params": [p], "lr": rate if adapters else rate * max(_size(p), LEAST)} for p in parameters
+        {"params": [p], "lr": learning_rate if are_adapters else learning_rate * max(_rms(p), MIN_RMS)}
+        for p in parameters
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for step in range(1, max(STEPS) + 1):
@@ -128,10 +136,10 @@ def steps_of(
             yield step
 
 
-def _size(parameter: Tensor) -> float:
+def _rms(parameter: Tensor) -> float:
     return float(parameter.detach().float().square().mean().sqrt())
 
 
-def rates(adapters: bool) -> tuple[float, ...]:
-    """The declared grid."""
-    return ADAPTER_RATES if adapters else RATES
+def learning_rates(are_adapters: bool) -> tuple[float, ...]:
+    """Return the grid of learning rates."""
+    return ADAPTER_LEARNING_RATES if are_adapters else FULL_LEARNING_RATES

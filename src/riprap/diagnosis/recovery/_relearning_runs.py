@@ -1,4 +1,4 @@
-"""Copies of a model that learn a few examples, each at its best."""
+"""Relearning runs: copies of a model that learn a few examples, each stopped at its best step."""
 
 from __future__ import annotations
 
@@ -10,132 +10,142 @@ from torch import nn
 
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
-from riprap.diagnosis.recovery._answer_choices import Answers, look
+from riprap.diagnosis.recovery._answer_choices import AnswerTable, evaluate_answers
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._relearn import copy_of, learns_by_adapters, rates, steps_of
+from riprap.diagnosis.recovery._relearn import (
+    learning_rates,
+    train_steps,
+    trainable_copy,
+    trains_adapters,
+)
 from riprap.errors import ConfigError
 
-CHOOSING = 3  # every third probe chooses steps and rates, the others measure
-FEWEST = 6  # probes of a behaviour
+VALIDATION_EVERY = 3  # every third probe selects steps and learning rate; the others measure
+MIN_PROBES = 6  # of a behavior
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One copy at its best: what it says, and after what."""
+class RelearningRun:
+    """Answers of one copy after its best number of steps."""
 
-    found: Answers
-    rate: float
+    answers: AnswerTable
+    learning_rate: float
     steps: int
 
 
 @dataclass
-class Trials:
-    """What all trials of one recovery share.
+class RelearningRuns:
+    """Settings and progress of all relearning runs of one recovery.
 
     Attributes:
-        also: tokens that are answers too, beside those of the probes.
-        goal: score at which there is nothing left to regain.
-        done, expected: trials, for the progress bar.
-        choosing, measuring: indices of the probes that choose steps and rates, and of the others.
+        extra_answers: tokens that count as answers, besides those of the probes.
+        target_score: validation score at which a run stops: that of the reference.
+        finished_runs, expected_runs: for the progress bar.
+        validation, test: indices of the probes that select steps and learning rate, and of the
+            probes that measure.
     """
 
     behavior: Behavior
     contrast: Behavior | None
-    counts: tuple[int, ...]
+    shot_counts: tuple[int, ...]
     draws: int
     seed: int
     progress: Progress | None
-    also: Sequence[int]
-    goal: float = 1.0
-    done: int = 0
-    expected: int = 0
-    choosing: list[int] = field(default_factory=list)
-    measuring: list[int] = field(default_factory=list)
+    extra_answers: Sequence[int]
+    target_score: float = 1.0
+    finished_runs: int = 0
+    expected_runs: int = 0
+    validation: list[int] = field(default_factory=list)
+    test: list[int] = field(default_factory=list)
 
-    def look(self, model: nn.Module) -> Answers:
-        """All probes; the first time, how they are shared out."""
-        found = look(self.behavior, model, self.contrast, self.also)
-        if not self.measuring:
-            self._share_out(found)
-            self.expect(False, False)
-        return found
+    def evaluate(self, model: nn.Module) -> AnswerTable:
+        """Evaluate all probes; the first call also splits them."""
+        table = evaluate_answers(self.behavior, model, self.contrast, self.extra_answers)
+        if not self.test:
+            self._split_probes(table)
+            self.set_expected_runs(has_unrelated=False, has_naive_model=False)
+        return table
 
-    def _share_out(self, found: Answers) -> None:
-        """Which probes choose, and which measure; alike on both sides of a contrast."""
-        sides = found.right if found.two_sided else None
-        sides = np.zeros(len(found.margins), int) if sides is None else sides
+    def _split_probes(self, table: AnswerTable) -> None:
+        """Split the probes into validation and test probes, separately for each side."""
+        sides = table.correct if table.two_sided else None
+        sides = np.zeros(len(table.margins), int) if sides is None else sides
         for side, behavior in enumerate(filter(None, (self.behavior, self.contrast))):
-            own = np.flatnonzero(sides == side)
-            if len(own) < FEWEST:
+            rows = np.flatnonzero(sides == side)
+            if len(rows) < MIN_PROBES:
                 raise ConfigError(
-                    f"recover: {len(own)} probes of {behavior.name!r}; a third of them choose "
-                    f"steps and rates: give {FEWEST} or more"
+                    f"recover: {behavior.name!r} has {len(rows)} probes, and a third of them select "
+                    f"steps and learning rate: pass {MIN_PROBES} or more"
                 )
-            mixed = np.random.default_rng(self.seed).permutation(own).tolist()
-            self.choosing += mixed[::CHOOSING]
-            self.measuring += [row for row in mixed if row not in set(mixed[::CHOOSING])]
+            shuffled = np.random.default_rng(self.seed).permutation(rows).tolist()
+            validation = shuffled[::VALIDATION_EVERY]
+            self.validation += validation
+            self.test += [row for row in shuffled if row not in set(validation)]
 
-    def measured(self, found: Answers) -> Answers:
-        """Of the probes that measure."""
-        return found.part(self.measuring)
+    def select_test(self, table: AnswerTable) -> AnswerTable:
+        """Return the table of the test probes."""
+        return table.select(self.test)
 
-    def ask(self, restated: Behavior | None, model: nn.Module) -> Answers | None:
-        """The same in another form, on the probes that measure."""
-        if restated is None:
+    def evaluate_paraphrased(
+        self, paraphrased: Behavior | None, model: nn.Module
+    ) -> AnswerTable | None:
+        """Evaluate the paraphrased test probes; None if there are none."""
+        if paraphrased is None:
             return None
-        found = look(restated, model)
-        if len(found.margins) != len(self.choosing) + len(self.measuring) or self.contrast:
+        table = evaluate_answers(paraphrased, model)
+        if len(table.margins) != len(self.validation) + len(self.test) or self.contrast:
             raise ConfigError(
-                f"recover: {len(found.margins)} probes of {restated.name!r} restate those of "
-                f"{self.behavior.name!r}: give one for each, in the same order, and no contrast"
+                f"recover: {len(table.margins)} probes of {paraphrased.name!r} paraphrase those of "
+                f"{self.behavior.name!r}: pass one for each, in the same order, and no contrast"
             )
-        return self.measured(found)
+        return self.select_test(table)
 
-    def expect(self, irrelevant: bool, control: bool) -> None:
-        """How many trials there will be, for the progress bar."""
-        grid = len(rates(False)) - 1
-        of_one = len(self.counts) * self.draws + grid
-        self.expected = self.draws + grid + of_one * (1 + irrelevant + control)
+    def set_expected_runs(self, has_unrelated: bool, has_naive_model: bool) -> None:
+        """Set the number of runs, for the progress bar."""
+        grid = len(learning_rates(False)) - 1
+        per_source = len(self.shot_counts) * self.draws + grid
+        self.expected_runs = self.draws + grid + per_source * (1 + has_unrelated + has_naive_model)
 
-    def trials(
-        self, model: nn.Module, examples: Examples, counts: Sequence[int]
-    ) -> dict[int, list[Trial]]:
-        """For each count the trial of each draw; the rate is chosen on the largest count."""
-        most = max(counts)
-        grid = rates(learns_by_adapters(model))
+    def run_all(
+        self, model: nn.Module, examples: Examples, shot_counts: Sequence[int]
+    ) -> dict[int, list[RelearningRun]]:
+        """Run each draw of each count, at the learning rate that is best for the largest count."""
+        largest = max(shot_counts)
+        first_draw = self.draw_examples(examples, largest, 0)
         first = {
-            rate: self.trial(model, examples, self.drawn(examples, most, 0), rate) for rate in grid
+            learning_rate: self.run(model, examples, first_draw, learning_rate)
+            for learning_rate in learning_rates(trains_adapters(model))
         }
-        best = max(first, key=lambda rate: self.worth(first[rate].found))
-        found = {most: [first[best]]}
-        for count in counts:
+        best = max(first, key=lambda rate: self.validation_score(first[rate].answers))
+        runs = {largest: [first[best]]}
+        for count in shot_counts:
             for draw in range(self.draws):
-                if (count, draw) != (most, 0):
-                    chosen = self.drawn(examples, count, draw)
-                    found.setdefault(count, []).append(self.trial(model, examples, chosen, best))
-        return found
+                if (count, draw) != (largest, 0):
+                    chosen = self.draw_examples(examples, count, draw)
+                    runs.setdefault(count, []).append(self.run(model, examples, chosen, best))
+        return runs
 
-    def drawn(self, examples: Examples, count: int, draw: int) -> list[int]:
-        """The first `count` of an order of the examples; larger counts hold smaller ones."""
+    def draw_examples(self, examples: Examples, count: int, draw: int) -> list[int]:
+        """Draw `count` examples; within one draw, larger counts include the smaller ones."""
         order = np.random.default_rng([self.seed, draw]).permutation(len(examples))
         return [int(at) for at in order[:count]]
 
-    def trial(
-        self, model: nn.Module, examples: Examples, chosen: Sequence[int], rate: float
-    ) -> Trial:
-        """The best number of steps; it ends once there is nothing left to regain."""
-        tried: list[Trial] = []
-        with copy_of(model) as (parameters, adapters):
-            for step in steps_of(model, parameters, adapters, examples, chosen, rate):
-                tried.append(Trial(self.look(model), rate, step))
-                if tried[-1].found.part(self.choosing).score >= self.goal:
+    def run(
+        self, model: nn.Module, examples: Examples, chosen: Sequence[int], learning_rate: float
+    ) -> RelearningRun:
+        """Train a copy; stop at the target score, and return the best step."""
+        runs: list[RelearningRun] = []
+        with trainable_copy(model) as (parameters, adapters):
+            for step in train_steps(model, parameters, adapters, examples, chosen, learning_rate):
+                runs.append(RelearningRun(self.evaluate(model), learning_rate, step))
+                if runs[-1].answers.select(self.validation).score >= self.target_score:
                     break
-        self.done += 1
+        self.finished_runs += 1
         if self.progress is not None:
-            self.progress(min(self.done, self.expected), self.expected)
-        return max(tried, key=lambda one: self.worth(one.found))
+            self.progress(min(self.finished_runs, self.expected_runs), self.expected_runs)
+        return max(runs, key=lambda run: self.validation_score(run.answers))
 
-    def worth(self, one: Answers) -> tuple[float, float]:
-        """By which of two looks the better one is told: on the probes that choose."""
-        part = one.part(self.choosing)
-        return part.score, float(part.margins @ part.weights)
+    def validation_score(self, table: AnswerTable) -> tuple[float, float]:
+        """Compute score and mean margin on the validation probes."""
+        validation = table.select(self.validation)
+        return validation.score, float(validation.margins @ validation.weights)

@@ -1,4 +1,4 @@
-"""What is left of the knowledge, on the probes on which there is something to explain."""
+"""Retained share of the knowledge, on the probes that were lost."""
 
 from __future__ import annotations
 
@@ -9,74 +9,80 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riprap.diagnosis.recovery._answer_choices import Answers, share
+from riprap.diagnosis.recovery._answer_choices import AnswerTable, weighted_share
 
 RESAMPLES = 2000
 
 
-class Share:
-    """The weighted share of the probes that there is something to explain of.
+class LostProbeWeights:
+    """Weights of the lost probes, or of all probes if none was lost.
 
-    These are the lost ones. With a contrast a side that lost none is there as a whole, to be told
-    apart from, and each side has half of the weight.
+    With a contrast, a side that lost no probes is included as a whole, because the model must
+    distinguish the two sides; each side then has half of the weight.
 
     Attributes:
-        count: how many probes of one weight tell as much; of two sides the smaller one decides.
+        rows: indices of these probes.
+        n_effective: effective number of probes; with two sides, twice that of the smaller side.
     """
 
-    def __init__(self, now: Answers, lost: NDArray[np.bool_]) -> None:
-        right = now.right if now.two_sided else None
-        if right is None or not lost.any():
-            there = lost if lost.any() else np.ones_like(lost)
-            weights, self.count = now.weights[there], float(there.sum())
+    def __init__(self, now: AnswerTable, lost: NDArray[np.bool_]) -> None:
+        sides = now.correct if now.two_sided else None
+        if sides is None or not lost.any():
+            included = lost if lost.any() else np.ones_like(lost)
+            weights, self.n_effective = now.weights[included], float(included.sum())
         else:
-            whole = np.array([not lost[right == side].any() for side in (0, 1)])
-            there = lost | whole[right]
-            sides = np.bincount(right[there], minlength=2)
-            weights, self.count = 0.5 / sides[right[there]], 2.0 * sides.min()
-        self.rows: list[int] = np.flatnonzero(there).tolist()
+            without_loss = np.array([not lost[sides == side].any() for side in (0, 1)])
+            included = lost | without_loss[sides]
+            sizes = np.bincount(sides[included], minlength=2)
+            weights, self.n_effective = 0.5 / sizes[sides[included]], 2.0 * sizes.min()
+        self.rows: list[int] = np.flatnonzero(included).tolist()
         self.weights = weights / weights.sum()
 
-    def of(self, holds: NDArray[Any]) -> float:
-        """On what share of them something holds, which is told of all probes."""
-        return share(holds[self.rows], self.weights)
+    def share(self, holds: NDArray[Any]) -> float:
+        """Compute the weighted share of a condition that is given for all probes."""
+        return weighted_share(holds[self.rows], self.weights)
 
 
-def most(*floors: float) -> float:
-    """The largest of what is known to be had without knowledge; NaN where nothing is."""
-    return max((floor for floor in floors if not math.isnan(floor)), default=math.nan)
+def nanmax(*values: float) -> float:
+    """Return the largest value that is not NaN; NaN if there is none."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 @dataclass(frozen=True)
-class Left:
-    """What is left of the knowledge: (known − guessed) ÷ (known of the reference − guessed).
+class RetainedKnowledge:
+    """Retained share: (known − guess rate) ÷ (known before − guess rate).
 
-    Where it is not known what guessing gives, as if it gave nothing: never too little.
+    An unknown guess rate (NaN) counts as 0, so the share is never too low.
+
+    Attributes:
+        known, known_before: accuracy of the model and of the reference.
+        guess_rate: accuracy without knowledge.
+        n: effective number of probes.
     """
 
     known: float
-    before: float
-    guessed: float
-    count: float
+    known_before: float
+    guess_rate: float
+    n: float
 
     @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return float(self._of(self.known, self.before))
+    def fraction(self) -> float:
+        """Retained share, from 0 to 1."""
+        return float(self._fraction(self.known, self.known_before))
 
     def interval(self, seed: int) -> tuple[float, float]:
-        """95 %, by draws from the shares that are as likely after the facts.
+        """Compute the 95 % interval from draws of Jeffreys posteriors of both accuracies.
 
-        By resampling, few probes that are all alike would leave no doubt at all.
+        The bootstrap would give an interval of no width for few probes that all agree.
         """
         rng = np.random.default_rng(seed)
-        one, other = (
-            rng.beta(held * self.count + 0.5, (1 - held) * self.count + 0.5, RESAMPLES)
-            for held in (self.known, self.before)
+        known, known_before = (
+            rng.beta(share * self.n + 0.5, (1 - share) * self.n + 0.5, RESAMPLES)
+            for share in (self.known, self.known_before)
         )
-        low, high = np.quantile(self._of(one, other), [0.025, 0.975])
+        low, high = np.quantile(self._fraction(known, known_before), [0.025, 0.975])
         return float(low), float(high)
 
-    def _of(self, known: Any, before: Any) -> Any:
-        least = 0.0 if math.isnan(self.guessed) else self.guessed
-        return np.clip((known - least) / np.maximum(before - least, 1e-9), 0.0, 1.0)
+    def _fraction(self, known: Any, known_before: Any) -> Any:
+        guess = 0.0 if math.isnan(self.guess_rate) else self.guess_rate
+        return np.clip((known - guess) / np.maximum(known_before - guess, 1e-9), 0.0, 1.0)

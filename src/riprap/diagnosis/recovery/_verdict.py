@@ -1,9 +1,10 @@
-"""Cannot, or will not: the verdict on a lost behaviour, and the numbers that it rests on.
+"""Classify a loss: the verdict, and the evidence for it.
 
-What a model does = what it knows + whether it says so. The two are measured apart, on the probes
-that were lost. *Known*: after a reminder of a few examples, how often would it choose the right
-answer among those that are at home there, its liking for single answers taken off? *Said*: how
-often does it choose one of these answers at all, and how much of what is known is said?
+A model answers right if it knows the answer and says what it knows. The two are measured
+separately, on the lost probes. *Known*: after relearning a few examples, the accuracy among the
+answer set, after subtracting each answer's mean score (calibration for answer bias). *Said*: how
+often the model's first choice is one of these answers at all, and how much of what it knows it
+says.
 """
 
 from __future__ import annotations
@@ -15,265 +16,301 @@ from dataclasses import dataclass
 import numpy as np
 
 from riprap.diagnosis._base import Verdict
-from riprap.diagnosis.recovery._answer_choices import Answers, chance, exchanged, known
-from riprap.diagnosis.recovery._retained import Left, Share, most
+from riprap.diagnosis.recovery._answer_choices import (
+    AnswerTable,
+    chance_accuracy,
+    chooses_correctly,
+    relabeled_accuracy,
+)
+from riprap.diagnosis.recovery._retained import LostProbeWeights, RetainedKnowledge, nanmax
 
-LOST = 0.1  # least fall of the score that is worth a verdict
-SHOWN = 0.5  # least that the reference must know above chance
-GONE, KEPT = 0.65, 0.75  # share of the knowledge that is left: lost below, kept above
-UNSAID = 0.2  # share of the lost probes on which what is known, or the form of answers, is not said
-ALL = 0.9  # share of the probes with one answer that is one answer for all
-HABIT = 0.5  # of the lost form of answers, brought back by a reminder, or given to one token
+MIN_SCORE_DROP = 0.1  # smallest drop of the score that gets a verdict
+MIN_REFERENCE_KNOWLEDGE = 0.5  # least accuracy of the reference, above chance
+LOST_BELOW, KEPT_ABOVE = 0.65, 0.75  # retained share: knowledge is lost below, kept above
+UNSAID_SHARE = 0.2  # share of the lost probes on which knowledge, or the answer form, is not said
+ONE_ANSWER_SHARE = 0.9  # share of the probes with the same answer that counts as a collapse
+FORMAT_SHARE = 0.5  # of the format loss: restored by examples, or one token
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Numbers behind a verdict, on the probes that measure; NaN where one was not run.
+class RecoveryEvidence:
+    """Numbers behind a verdict, on the test probes; NaN where one was not measured.
 
-    What is known and in which form is answered is told of the *lost* probes, which the reference
-    passed and the model does not: on the others there is nothing to explain.
+    Knowledge and answer form are measured on the *lost* probes (passed by the reference, failed by
+    the model), or on all test probes if none was lost. With a contrast, a side without losses is
+    included as a whole.
 
     Attributes:
-        score_before, score_now: of the reference and of the model as it is, on all probes.
-        lost: how many probes were lost; where none was, what follows is told of all. With a
-            contrast, the whole of a side that lost none is there too, to be told apart from.
-        kind_before, kind_now, kind_own: share of first choices that are answers; `kind_own` after
-            a reminder of own examples.
-        habit: share of the first choices that are no answers which is one and the same token.
-        one_before, one_now: the largest share of all probes that get one and the same answer.
-        known_before: what the reference knows, after the same reminder.
-        known_now: what the model knows without a reminder.
-        known_own, known_irrelevant: after a reminder of own or of irrelevant examples.
-        known_restated: without a reminder, where the same is asked in another form.
-        guessed: what is chosen right without knowledge: by the control after its examples, and at
-            least by whoever chooses the same answers as often, but blindly; NaN where neither is
-            known.
-        retained, low, high: share of the knowledge that is left, with its 95 % interval (Jeffreys;
-            Brown, Cai and DasGupta, Statistical Science 16, 2001).
-        exchanged: share of the knowledge that is left if answers may have been exchanged for one
-            another by a rule; see `answers.exchanged`.
-        regained_own, regained_irrelevant: share of the lost score that came back.
-        regained_control: score of the control after its examples, as a share of the reference's.
-        answers: whether probes offer answers to choose among, so that knowledge can be told from
-            the form of answers at all.
-        insufficient: why the margins do not measure the behaviour; empty where they do.
+        score_before, score_now: score of the reference and of the model, on all test probes.
+        n_lost: number of lost probes.
+        in_format_before, in_format_now, in_format_after_examples: share of first choices that are
+            answers: of the reference, of the model, and of the model after its own examples.
+        modal_off_format_rate: how often off-format first choices are one and the same token; see
+            `AnswerTable.modal_off_format_rate`.
+        modal_answer_before, modal_answer_now: share of all test probes with the most frequent
+            answer.
+        known_before: accuracy of the reference, after the same examples.
+        known_now: accuracy of the model without examples.
+        known_after_examples, known_after_unrelated: accuracy of the model after its own examples,
+            and after unrelated ones.
+        known_paraphrased: share of the paraphrased probes that the model passes, without examples.
+        guess_rate: accuracy without knowledge: that of the naive model after the examples, but at
+            least the chance level; NaN if neither is known.
+        retained, retained_low, retained_high: retained share of the knowledge with its 95 %
+            interval (Jeffreys; Brown, Cai and DasGupta, Statistical Science 16, 2001).
+        retained_relabeled: retained share if answers may have been swapped by a rule; see
+            `relabeled_accuracy`.
+        recovered_by_examples, recovered_by_unrelated: share of the lost score that returned.
+        naive_model_score: score of the naive model after the examples, as a share of the
+            reference's score.
+        has_answer_choices: whether the probes have a set of answers, so that knowledge and answer
+            form can be separated.
+        insufficient: why the margins do not measure the behavior; empty if they do.
     """
 
     score_before: float
     score_now: float
-    lost: int
-    kind_before: float
-    kind_now: float
-    kind_own: float
-    habit: float
-    one_before: float
-    one_now: float
+    n_lost: int
+    in_format_before: float
+    in_format_now: float
+    in_format_after_examples: float
+    modal_off_format_rate: float
+    modal_answer_before: float
+    modal_answer_now: float
     known_before: float
     known_now: float
-    known_own: float
-    known_irrelevant: float
-    known_restated: float
-    guessed: float
+    known_after_examples: float
+    known_after_unrelated: float
+    known_paraphrased: float
+    guess_rate: float
     retained: float
-    low: float
-    high: float
-    exchanged: float
-    regained_own: float
-    regained_irrelevant: float
-    regained_control: float
-    answers: bool
+    retained_low: float
+    retained_high: float
+    retained_relabeled: float
+    recovered_by_examples: float
+    recovered_by_unrelated: float
+    naive_model_score: float
+    has_answer_choices: bool
     insufficient: str = ""
 
     @classmethod
-    def of(
+    def from_tables(
         cls,
-        now: Answers,
-        before: Answers,
-        looks: Mapping[str, Sequence[Answers]],
+        now: AnswerTable,
+        before: AnswerTable,
+        tables: Mapping[str, Sequence[AnswerTable]],
         seed: int,
-        restated: tuple[Answers, Answers] | None = None,
-    ) -> Evidence:
-        """From looks at the probes that measure.
+        paraphrased: tuple[AnswerTable, AnswerTable] | None = None,
+    ) -> RecoveryEvidence:
+        """Compute the evidence from tables of the test probes.
 
         Args:
-            looks: after the largest count of examples, by source: reference and own, and
-                irrelevant and control where they were run.
-            restated: of the model as it is and of the reference, the same asked in another form.
+            now, before: of the model and of the reference, without examples.
+            tables: after the largest count of examples, by source: `reference` and `own`, and
+                `unrelated` and `naive_model` if they were run.
+            paraphrased: of the model and of the reference, on the paraphrased probes.
         """
         lost = (before.margins > 0) & ~(now.margins > 0)
-        there = Share(now, lost)
-        control, its = looks.get("control"), there.of(known(looks["reference"]))
-        taught = math.nan if control is None else there.of(known(control))
+        probes = LostProbeWeights(now, lost)
+        known_before = probes.share(chooses_correctly(tables["reference"]))
+        naive = tables.get("naive_model")
+        naive_accuracy = math.nan if naive is None else probes.share(chooses_correctly(naive))
 
-        def left(own: Sequence[Answers]) -> Left:
-            return Left(there.of(known(own)), its, most(there.of(chance(own)), taught), there.count)
+        def guess_rate(after: Sequence[AnswerTable]) -> float:
+            return nanmax(probes.share(chance_accuracy(after)), naive_accuracy)
 
-        sources = {name: left(found) for name, found in {**looks, "now": [now]}.items()}
-        asked = math.nan
-        candidates = [sources[one] for one in ("own", "irrelevant", "now") if one in sources]
-        if restated is not None:
-            asked, then = (there.of(one.margins > 0) for one in restated)
-            least = most(there.of(chance([restated[0]])), taught)
-            candidates.append(Left(asked, then, least, there.count))
-        best = max(candidates, key=lambda one: one.share)
+        retained = {
+            source: RetainedKnowledge(
+                probes.share(chooses_correctly(after)),
+                known_before,
+                guess_rate(after),
+                probes.n_effective,
+            )
+            for source, after in {**tables, "now": [now]}.items()
+        }
+        candidates = [retained[s] for s in ("own", "unrelated", "now") if s in retained]
+        known_paraphrased = math.nan
+        if paraphrased is not None:
+            known_paraphrased, paraphrased_before = (
+                probes.share(table.margins > 0) for table in paraphrased
+            )
+            candidates.append(
+                RetainedKnowledge(
+                    known_paraphrased,
+                    paraphrased_before,
+                    guess_rate([paraphrased[0]]),
+                    probes.n_effective,
+                )
+            )
+        best = max(candidates, key=lambda candidate: candidate.fraction)
         low, high = best.interval(seed)
-        renamed = Left(
-            there.of(exchanged(now)),
-            there.of(exchanged(before)),
-            sources["now"].guessed,
-            there.count,
+        relabeled = RetainedKnowledge(
+            probes.share(relabeled_accuracy(now)),
+            probes.share(relabeled_accuracy(before)),
+            retained["now"].guess_rate,
+            probes.n_effective,
         )
-        fallen = before.score - now.score
+        drop = before.score - now.score
 
-        def regained(name: str) -> float:
-            if name not in looks or fallen <= 0:
+        def recovered(source: str) -> float:
+            if source not in tables or drop <= 0:
                 return math.nan
-            return (float(np.mean([one.score for one in looks[name]])) - now.score) / fallen
+            return (float(np.mean([t.score for t in tables[source]])) - now.score) / drop
 
+        lost_now = now.select(probes.rows)
+        in_format_after = [t.select(probes.rows).in_format_rate for t in tables["own"]]
         return cls(
             score_before=before.score,
             score_now=now.score,
-            lost=int(lost.sum()),
-            kind_before=before.part(there.rows).kind,
-            kind_now=now.part(there.rows).kind,
-            kind_own=float(np.mean([one.part(there.rows).kind for one in looks["own"]])),
-            habit=now.part(there.rows).habit,
-            one_before=before.commonest,
-            one_now=now.commonest,
-            known_before=its,
-            known_now=sources["now"].known,
-            known_own=sources["own"].known,
-            known_irrelevant=sources["irrelevant"].known if "irrelevant" in looks else math.nan,
-            known_restated=asked,
-            guessed=best.guessed,
-            retained=best.share,
-            low=low,
-            high=high,
-            exchanged=renamed.share,
-            regained_own=regained("own"),
-            regained_irrelevant=regained("irrelevant"),
-            regained_control=math.nan
-            if control is None
-            else float(np.mean([one.score for one in control])) / max(before.score, 1e-9),
-            answers=now.fit is not None,
+            n_lost=int(lost.sum()),
+            in_format_before=before.select(probes.rows).in_format_rate,
+            in_format_now=lost_now.in_format_rate,
+            in_format_after_examples=float(np.mean(in_format_after)),
+            modal_off_format_rate=lost_now.modal_off_format_rate,
+            modal_answer_before=before.modal_answer_rate,
+            modal_answer_now=now.modal_answer_rate,
+            known_before=known_before,
+            known_now=retained["now"].known,
+            known_after_examples=retained["own"].known,
+            known_after_unrelated=retained["unrelated"].known
+            if "unrelated" in tables
+            else math.nan,
+            known_paraphrased=known_paraphrased,
+            guess_rate=best.guess_rate,
+            retained=best.fraction,
+            retained_low=low,
+            retained_high=high,
+            retained_relabeled=relabeled.fraction,
+            recovered_by_examples=recovered("own"),
+            recovered_by_unrelated=recovered("unrelated"),
+            naive_model_score=math.nan
+            if naive is None
+            else float(np.mean([table.score for table in naive])) / max(before.score, 1e-9),
+            has_answer_choices=now.answer_scores is not None,
             insufficient=now.insufficient or before.insufficient or _not_finite(now, before),
         )
 
     @property
-    def silent(self) -> float:
-        """Share of the lost probes that lost the form of their answers, if it is the form."""
-        return float(np.nan_to_num(self.kind_before - self.kind_now))
+    def format_loss(self) -> float:
+        """Drop of the share of in-format first choices on the lost probes; 0 if unknown."""
+        return float(np.nan_to_num(self.in_format_before - self.in_format_now))
 
     @property
-    def form(self) -> bool:
-        """Whether first choices that are no answers are another form, and not other answers.
+    def is_format_change(self) -> bool:
+        """Whether off-format first choices are another form, and not other answers.
 
-        Answers that happen to be right for no probe are many, and a reminder does not take them
-        away; another form mostly begins with one token, or goes with the reminder.
+        Answers that are right for no probe are diverse, and examples do not remove them. Another
+        form usually begins with one token, or disappears after the examples.
         """
-        back = self.kind_own - self.kind_now >= HABIT * self.silent
-        return back or self.habit >= HABIT
+        restored = self.in_format_after_examples - self.in_format_now
+        has_recovered = restored >= FORMAT_SHARE * self.format_loss
+        return has_recovered or self.modal_off_format_rate >= FORMAT_SHARE
 
     @property
-    def one_for_all(self) -> bool:
-        """Whether all probes get one and the same answer, and did not before."""
-        return self.one_now >= ALL and self.one_now - self.one_before >= UNSAID
+    def collapsed_to_one_answer(self) -> bool:
+        """Whether almost all probes get the same answer, and did not before."""
+        increase = self.modal_answer_now - self.modal_answer_before
+        return self.modal_answer_now >= ONE_ANSWER_SHARE and increase >= UNSAID_SHARE
 
     @property
-    def least(self) -> float:
-        """What is chosen right without knowledge, at least: 0 where that is not known."""
-        return 0.0 if math.isnan(self.guessed) else self.guessed
+    def guess_floor(self) -> float:
+        """Guess rate; 0 if unknown."""
+        return 0.0 if math.isnan(self.guess_rate) else self.guess_rate
 
     @property
-    def remains(self) -> float:
-        """Share of the lost probes on which the answer is known, and no lucky guess."""
-        above = max(self.known_before - self.least, 0.0)
-        return self.retained * above / max(1 - self.least, 1e-9)
+    def still_known(self) -> float:
+        """Share of the lost probes whose answer is known, not guessed."""
+        above_guessing = max(self.known_before - self.guess_floor, 0.0)
+        return self.retained * above_guessing / max(1 - self.guess_floor, 1e-9)
 
     @property
-    def unsaid(self) -> float:
-        """Share of the lost probes whose answer is known and not said, or that get no answer.
+    def known_but_unsaid(self) -> float:
+        """Share of the lost probes whose answer is known but not said, or that get no answer.
 
-        One answer for all probes is none.
+        The same answer for all probes counts as no answer.
         """
-        silent = self.silent if self.form else 0.0
-        return max(self.remains, silent, self.one_now if self.one_for_all else 0.0)
+        off_format = self.format_loss if self.is_format_change else 0.0
+        collapsed = self.modal_answer_now if self.collapsed_to_one_answer else 0.0
+        return max(self.still_known, off_format, collapsed)
 
 
-def _not_finite(now: Answers, before: Answers) -> str:
-    """Why there is no verdict where margins are no numbers; empty where they are."""
-    for whose, one in (("model", now), ("reference", before)):
-        if strange := int((~np.isfinite(one.margins)).sum()):
-            return f"the {whose} gives no finite margin on {strange} of the probes that measure"
+def _not_finite(now: AnswerTable, before: AnswerTable) -> str:
+    """Reason if margins are not finite; empty if all are."""
+    for whose, table in (("model", now), ("reference", before)):
+        if count := int((~np.isfinite(table.margins)).sum()):
+            return f"the {whose} has non-finite margins on {count} of the test probes"
     return ""
 
 
-def judge(e: Evidence) -> tuple[Verdict, str]:
-    """The verdict, and its reason in a sentence; a pure function of the evidence."""
-    if why := _too_little(e):
+def classify_loss(evidence: RecoveryEvidence) -> tuple[Verdict, str]:
+    """Return the verdict and its reason in one sentence; a pure function of the evidence."""
+    e = evidence
+    if why := _why_insufficient(e):
         return Verdict.INSUFFICIENT, why
-    left = (
-        f"on the lost probes ({e.lost} of those that measure) {e.retained:.0%} "
-        f"[{e.low:.0%}, {e.high:.0%}] of the knowledge is left"
+    retained = (
+        f"on the lost probes ({e.n_lost} of the test probes) {e.retained:.0%} "
+        f"[{e.retained_low:.0%}, {e.retained_high:.0%}] of the knowledge remains"
     )
-    if e.retained >= KEPT and e.low > GONE:
-        shown = max(np.nan_to_num(e.known_irrelevant), np.nan_to_num(e.known_restated))
-        if math.isnan(e.guessed) and not shown >= KEPT * e.known_before:
-            more = ", or irrelevant examples" if math.isnan(e.known_irrelevant) else ""
-            return Verdict.INSUFFICIENT, (
-                "the examples bring the behaviour back, and may have taught it anew: give a model "
-                f"that never had it as control=, or its other side as contrast={more}"
-            )
-        elsewhere = e.known_restated > max(e.known_own, np.nan_to_num(e.known_irrelevant))
-        how = "; asked in another form it does" if elsewhere else ""
-        return Verdict.ALIGNMENT, f"{left}, and the model does not say it{how}"
-    if e.retained <= GONE and e.high < KEPT:
-        return _lost(e, left)
-    return Verdict.INSUFFICIENT, f"{left}: too near to both, or too few probes to tell"
-
-
-def _lost(e: Evidence, left: str) -> tuple[Verdict, str]:
-    """Little came back: is it the knowledge alone, and is that certain?"""
-    if not e.answers:
-        return Verdict.INSUFFICIENT, (
-            f"{left}, and without answers to choose among it cannot be told whether that is the "
-            "knowledge or only the form: probe it by next_token or choice, or give contrast="
+    if e.retained >= KEPT_ABOVE and e.retained_low > LOST_BELOW:
+        without_teaching = max(
+            np.nan_to_num(e.known_after_unrelated), np.nan_to_num(e.known_paraphrased)
         )
-    if e.silent >= UNSAID and not e.form:
+        if math.isnan(e.guess_rate) and not without_teaching >= KEPT_ABOVE * e.known_before:
+            also = ", or unrelated_examples" if math.isnan(e.known_after_unrelated) else ""
+            return Verdict.INSUFFICIENT, (
+                "the examples restore the behavior, but they may have taught it anew: pass a model "
+                f"that never had it as naive_model=, or the opposite behavior as contrast={also}"
+            )
+        after_examples = max(e.known_after_examples, np.nan_to_num(e.known_after_unrelated))
+        how = "; it does if asked in another form" if e.known_paraphrased > after_examples else ""
+        return Verdict.ALIGNMENT, f"{retained}, and the model does not say it{how}"
+    if e.retained <= LOST_BELOW and e.retained_high < KEPT_ABOVE:
+        return _classify_knowledge_loss(e, retained)
+    return Verdict.INSUFFICIENT, f"{retained}: too close to both, or too few probes to decide"
+
+
+def _classify_knowledge_loss(e: RecoveryEvidence, retained: str) -> tuple[Verdict, str]:
+    """Little returned: decide between knowledge loss, both, and insufficient evidence."""
+    if not e.has_answer_choices:
         return Verdict.INSUFFICIENT, (
-            f"{left}, and {e.silent:.0%} of the first choices are no answer of any probe or "
-            "example: another form, or other answers? Give more probes, so that all answers are "
+            f"{retained}, but without a set of answers this may be the knowledge or only the form: "
+            "probe it by next_token or multiple_choice, or pass contrast="
+        )
+    if e.format_loss >= UNSAID_SHARE and not e.is_format_change:
+        return Verdict.INSUFFICIENT, (
+            f"{retained}, and {e.format_loss:.0%} of the first choices are no answer of any probe or "
+            "example: another form, or other answers? Pass more probes, so that all answers are "
             "among theirs"
         )
-    names = (
-        f"; but the right answer follows from the one that is given on {e.exchanged:.0%}, so that "
-        "it may be names that were exchanged, and no facts"
-        if e.exchanged >= KEPT
+    swapped = (
+        f"; but the right answer follows from the given one on {e.retained_relabeled:.0%}, so "
+        "labels may have been swapped, and not facts"
+        if e.retained_relabeled >= KEPT_ABOVE
         else ""
     )
-    if e.unsaid >= UNSAID:
-        said = f"what is known, or any answer at all, is not said on {e.unsaid:.0%}"
-        return Verdict.BOTH, f"{left}, and {said}{names}"
-    if not e.kind_before >= SHOWN:
-        said = "the form of answers is not measured by this behaviour"
-        return Verdict.KNOWLEDGE, f"{left}; {said}{names}"
-    return Verdict.KNOWLEDGE, f"{left}, and the model says what it knows{names}"
+    if e.known_but_unsaid >= UNSAID_SHARE:
+        unsaid = f"known answers, or answers at all, are not said on {e.known_but_unsaid:.0%}"
+        return Verdict.BOTH, f"{retained}, and {unsaid}{swapped}"
+    if not e.in_format_before >= MIN_REFERENCE_KNOWLEDGE:
+        unmeasured = "this behavior does not measure the form of answers"
+        return Verdict.KNOWLEDGE, f"{retained}; {unmeasured}{swapped}"
+    return Verdict.KNOWLEDGE, f"{retained}, and the model says what it knows{swapped}"
 
 
-def _too_little(e: Evidence) -> str:
-    """Why no verdict can be given; empty where one can."""
+def _why_insufficient(e: RecoveryEvidence) -> str:
+    """Reason why no other verdict is possible; empty if one is."""
     if e.insufficient:
         return e.insufficient
-    if e.score_before < LOST:
+    if e.score_before < MIN_SCORE_DROP:
         return (
-            f"the reference itself scores {e.score_before:.2f}, and has nothing of this to lose: "
-            "is it the model from which the other was made?"
+            f"the reference itself scores {e.score_before:.2f} and has nothing to lose: is it the "
+            "model before training?"
         )
-    if e.score_before - e.score_now < LOST:
-        return f"nothing to explain: the score is {e.score_now:.2f}, and was {e.score_before:.2f}"
-    if e.known_before - e.least <= SHOWN * (1 - e.least):
+    if e.score_before - e.score_now < MIN_SCORE_DROP:
+        return f"no loss to explain: the score is {e.score_now:.2f} and was {e.score_before:.2f}"
+    if e.known_before - e.guess_floor <= MIN_REFERENCE_KNOWLEDGE * (1 - e.guess_floor):
         return (
-            f"the reference chooses right on {e.known_before:.0%} of the lost probes, guessing on "
-            f"{e.least:.0%}: too little to tell knowledge by"
+            f"the reference answers {e.known_before:.0%} of the lost probes correctly, and guessing "
+            f"{e.guess_floor:.0%}: too small a difference to measure knowledge"
         )
     return ""

@@ -1,5 +1,5 @@
 from riprap.diagnosis.repair._evaluator import Repair
-from riprap.diagnosis.repair._repairs import cheapest, repaired, repairs
-from riprap.diagnosis.repair._strategies import whole_weights
+from riprap.diagnosis.repair._repairs import cheapest_repair, apply_repair, compare_repairs
+from riprap.diagnosis.repair._strategies import merged_weights
 
-__all__ = ["Repair", "cheapest", "repaired", "repairs", "whole_weights"]
+__all__ = ["Repair", "cheapest_repair", "apply_repair", "compare_repairs", "merged_weights"]

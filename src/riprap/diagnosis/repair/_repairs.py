@@ -13,15 +13,15 @@ from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
 from riprap.diagnosis._weight_sources import Reference, Weights
 from riprap.diagnosis.recovery import Examples
-from riprap.diagnosis.repair._evaluator import AS_IT_IS, Bench, Repair
+from riprap.diagnosis.repair._evaluator import AS_IT_IS, RepairEvaluator, Repair
 from riprap.diagnosis.repair._strategies import (
-    Place,
-    Several,
-    Way,
+    RepairState,
+    MixedExamples,
+    RepairStrategy,
     checkpoint,
     interpolation,
-    reminders,
-    subtraction,
+    few_shot,
+    task_vector,
 )
 from riprap.errors import ConfigError
 from riprap.evaluation import Loss
@@ -29,10 +29,10 @@ from riprap.evaluation import Loss
 FEW_SHOT, REPLAY = "few-shot", "replay"
 WHOLE, LAYERS, VECTOR = "interpolation", "interpolation of layers", "task vector"
 CHECKPOINT = "checkpoint"
-COUNT = 10
+EXAMPLE_COUNT = 10
 
 
-def cheapest(found: Sequence[Repair], floors: Mapping[str, float]) -> Repair | None:
+def cheapest_repair(repairs: Sequence[Repair], floors: Mapping[str, float]) -> Repair | None:
     """Of the repairs that pass all floors, the one that costs least; None where none passes.
 
     What it costs is what it takes of the newly learned: the task's score, where all have one, or
@@ -44,19 +44,19 @@ def cheapest(found: Sequence[Repair], floors: Mapping[str, float]) -> Repair | N
     Raises:
         ConfigError: a floor of a behaviour that was not measured.
     """
-    unknown = [name for name in floors if found and name not in found[0].scores]
+    unknown = [name for name in floors if repairs and name not in repairs[0].scores]
     if unknown:
         raise ConfigError(f"floor of {unknown[0]!r}: the repairs were not measured on it")
-    by_task = all(one.task is not None for one in found)
+    by_task = all(one.task_score is not None for one in repairs)
 
     def cost(one: Repair) -> tuple[float, float]:
-        lost = -(one.task or 0.0) if by_task else (one.divergence or 0.0)
+        lost = -(one.task_score or 0.0) if by_task else (one.divergence or 0.0)
         return lost, one.seconds
 
-    return min((one for one in found if one.passes(floors)), key=cost, default=None)
+    return min((one for one in repairs if one.passes(floors)), key=cost, default=None)
 
 
-def repairs(
+def compare_repairs(
     model: nn.Module,
     reference: Reference,
     behaviors: Sequence[Behavior],
@@ -64,12 +64,12 @@ def repairs(
     *,
     loss: Loss | None = None,
     lost: Sequence[str] | None = None,
-    count: int = COUNT,
+    count: int = EXAMPLE_COUNT,
     task: Callable[[nn.Module], float] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     responses: Sequence[Sequence[int]] | None = None,
     checkpoints: Mapping[str, Weights] | None = None,
-    home: Weights | None = None,
+    weights_on_disk: Weights | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Repair]:
@@ -103,37 +103,37 @@ def repairs(
     Raises:
         ConfigError: too few examples of a behaviour, or two behaviours of one name.
     """
-    bench = Bench(model, list(behaviors), task, prompts, responses)
+    bench = RepairEvaluator(model, list(behaviors), task, prompts, responses)
     bench.lost = [b.name for b in behaviors if bench.score(b) < b.floor] if lost is None else lost
-    found = [bench.measured(AS_IT_IS, Place(0.0, "no repair"))]
+    found = [bench.measure(AS_IT_IS, RepairState(0.0, "no repair"))]
     if bench.lost:
-        tried = _ways(model, reference, examples, bench.lost, loss, count, checkpoints, home, seed)
+        tried = _strategies(model, reference, examples, bench.lost, loss, count, checkpoints, weights_on_disk, seed)
         for at, (kind, ways) in enumerate(tried.items()):
             if kind == REPLAY:  # its steps are the dearest of all: at the rate of few-shot
                 ways = [
-                    ways[rate] for rate, way in enumerate(tried[FEW_SHOT]) if way is found[1].way
+                    ways[rate] for rate, way in enumerate(tried[FEW_SHOT]) if way is found[1].strategy
                 ]
-            found.append(bench.tried(kind, ways))
+            found.append(bench.measure_best(kind, ways))
             if progress is not None:
                 progress(at + 1, len(tried))
     return found
 
 
 @contextmanager
-def repaired(repair: Repair) -> Iterator[None]:
+def apply_repair(repair: Repair) -> Iterator[None]:
     """The model that was diagnosed, as a repair makes it; afterwards it is as it was.
 
     Raises:
         ConfigError: the repair is none.
     """
-    if repair.way is None:
+    if repair.strategy is None:
         raise ConfigError(f"{repair.kind!r} changes nothing: there is no such model to be made")
-    with closing(repair.way()) as places:
-        next(islice(places, repair.place, None))
+    with closing(repair.strategy()) as places:
+        next(islice(places, repair.setting_index, None))
         yield
 
 
-def _ways(
+def _strategies(
     model: nn.Module,
     reference: Reference,
     examples: Mapping[str, Any],
@@ -141,9 +141,9 @@ def _ways(
     loss: Loss | None,
     count: int,
     checkpoints: Mapping[str, Weights] | None,
-    home: Weights | None,
+    weights_on_disk: Weights | None,
     seed: int,
-) -> dict[str, list[Way]]:
+) -> dict[str, list[RepairStrategy]]:
     """By kind of repair, in the order in which they are tried."""
     missing = [name for name in lost if name not in examples]
     if missing:
@@ -155,14 +155,14 @@ def _ways(
                 f"repairs: {len(given)} examples of {name!r}, and {count} are to be learned: give "
                 "more, or a smaller count"
             )
-    own = Several({name: supply[name] for name in lost}, count, seed)
-    ways = {FEW_SHOT: reminders(model, own, home)}
+    own = MixedExamples({name: supply[name] for name in lost}, count, seed)
+    ways = {FEW_SHOT: few_shot(model, own, weights_on_disk)}
     if len(supply) > len(lost):
-        ways[REPLAY] = reminders(model, Several(supply, count, seed), home)
-    ways[WHOLE] = interpolation(model, reference, home, moved_only=False)
-    ways[LAYERS] = interpolation(model, reference, home, moved_only=True)
+        ways[REPLAY] = few_shot(model, MixedExamples(supply, count, seed), weights_on_disk)
+    ways[WHOLE] = interpolation(model, reference, weights_on_disk, most_changed_only=False)
+    ways[LAYERS] = interpolation(model, reference, weights_on_disk, most_changed_only=True)
     if reference is not None:
-        ways[VECTOR] = subtraction(model, reference, own, home)
+        ways[VECTOR] = task_vector(model, reference, own, weights_on_disk)
     if checkpoints:
-        ways[CHECKPOINT] = [checkpoint(model, n, w, home) for n, w in checkpoints.items()]
+        ways[CHECKPOINT] = [checkpoint(model, n, w, weights_on_disk) for n, w in checkpoints.items()]
     return ways

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from riprap.guards.projection._gradient_surgery import Conflict, Surgery
+from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSurgery
 
 
 @dataclass
-class AGEM(Surgery):
+class AGEM(GradientSurgery):
     """If ⟨g, p̄⟩ < 0: g ← g − (⟨g, p̄⟩ / ‖p̄‖²) p̄, with p̄ the mean protected gradient.
 
     Source: Chaudhry et al., 1812.00420, eq. 11. Simplified: p̄ is taken at the refresh, over all
@@ -20,11 +20,11 @@ class AGEM(Surgery):
     """
 
     name: ClassVar[str] = "agem"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1812.00420"
-    verdict: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "simplified"
 
-    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Weights that take out the part of g that goes against the mean."""
         n = len(conflict.products)
         mean, square = conflict.products.mean(), conflict.gram.mean()

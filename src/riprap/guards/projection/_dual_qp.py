@@ -6,11 +6,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 RIDGES = (0.0, 1e-9, 1e-6)  # of the squared lengths, tried in turn where rounding leaves no way
-SLACK = 1e-6  # of the largest bound, by which a solution may miss it
-LARGEST = 1e6  # weights above this cancel each other, which single precision cannot follow
+BOUND_TOLERANCE = 1e-6  # of the largest bound, by which a solution may miss it
+MAX_WEIGHT = 1e6  # weights above this cancel each other, which single precision cannot follow
 
 
-def dual(gram: np.ndarray, bound: np.ndarray) -> np.ndarray:
+def solve_dual(gram: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Weights v ≥ 0 of the shortest x = Σ v_b p_b with ⟨p_a, x⟩ ≥ bound_a for every a.
 
     These solve min_v ½ vᵀ gram v − boundᵀ v, v ≥ 0, the dual of that problem. Solved as a problem
@@ -33,23 +33,23 @@ def dual(gram: np.ndarray, bound: np.ndarray) -> np.ndarray:
     cosines = gram[np.ix_(moving, moving)] / np.outer(own, own)
     least = bound[moving] / own
     unit = np.abs(least).max()
-    found[moving] = unit * _shortest(cosines, least / unit) / own
+    found[moving] = unit * _solve_normalized(cosines, least / unit) / own
     return found
 
 
-def _shortest(cosines: np.ndarray, least: np.ndarray) -> np.ndarray:
+def _solve_normalized(cosines: np.ndarray, least: np.ndarray) -> np.ndarray:
     """`dual` for vectors of length 1 and bounds of at most 1."""
     weights = np.zeros(len(least))
     for ridge in RIDGES:
         matrix = cosines + ridge * np.eye(len(least))
-        weights = _least_distance(matrix, least)
-        met = bool((matrix @ weights >= least - SLACK).all())
-        if met and weights.max() <= LARGEST:
+        weights = _solve_least_distance(matrix, least)
+        met = bool((matrix @ weights >= least - BOUND_TOLERANCE).all())
+        if met and weights.max() <= MAX_WEIGHT:
             break
     return weights
 
 
-def _least_distance(matrix: np.ndarray, least: np.ndarray) -> np.ndarray:
+def _solve_least_distance(matrix: np.ndarray, least: np.ndarray) -> np.ndarray:
     values, axes = np.linalg.eigh((matrix + matrix.T) / 2)
     values = np.where(values > 1e-14 * values[-1], values, 0.0)
     coordinates = np.sqrt(values)[:, None] * axes.T  # one column a protected vector

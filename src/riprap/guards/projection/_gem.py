@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from riprap.errors import ConfigError
-from riprap.guards.projection._dual_qp import dual
-from riprap.guards.projection._gradient_surgery import Conflict, Scaled
+from riprap.guards.projection._dual_qp import solve_dual
+from riprap.guards.projection._gradient_surgery import ConflictStats, NormalizedSurgery
 
 
 @dataclass
-class GEM(Scaled):
+class GEM(NormalizedSurgery):
     """Where ⟨g, p_b⟩ < 0 for some b: g ← g + Σ v_b p_b with v from the dual problem.
 
     v solves min ½ vᵀ(P + ridge·I)v + qᵀv, v ≥ strength, with P_ab = ⟨p_a, p_b⟩ and q_b = ⟨g, p_b⟩.
@@ -38,10 +38,10 @@ class GEM(Scaled):
     ridge: float = 1e-3
 
     name: ClassVar[str] = "gem"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1706.08840"
-    verdict: ClassVar[str] = "simplified"
-    grows: ClassVar[bool] = True
+    fidelity: ClassVar[str] = "simplified"
+    may_increase_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,10 +50,10 @@ class GEM(Scaled):
                 f"guard gem: strength={self.strength}, ridge={self.ridge}; neither may be under 0"
             )
 
-    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """The solution v, found as the strength and what is needed beyond it."""
         n = len(conflict.products)
-        unit = conflict.square if self.scaled else 1.0
+        unit = conflict.squared_norm if self.normalize else 1.0
         gram = conflict.gram + self.ridge * unit * np.eye(n)
         floor = np.full(n, self.strength)
-        return 1.0, floor + dual(gram, -conflict.products - gram @ floor)
+        return 1.0, floor + solve_dual(gram, -conflict.products - gram @ floor)

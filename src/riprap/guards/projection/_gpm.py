@@ -14,7 +14,7 @@ from riprap import evaluation as probing
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation import LinearLayer
-from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import is_sharded, to_local, norm, as_sharded
 
 
@@ -46,14 +46,14 @@ class GPM(Guard):
 
     behaviors: Sequence[Behavior | str] | None = None
     energy: float = 0.97
-    inputs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    input_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "gpm"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2103.09762"
-    verdict: ClassVar[str] = "simplified"
-    remembers: ClassVar[tuple[str, ...]] = ("inputs",)
+    fidelity: ClassVar[str] = "simplified"
+    state_attrs: ClassVar[tuple[str, ...]] = ("input_bases",)
 
     def __post_init__(self) -> None:
         if not 0 < self.energy <= 1:
@@ -65,13 +65,13 @@ class GPM(Guard):
         Raises:
             ConfigError: no trained weight is covered, or one is sharded so that it cannot be.
         """
-        names = names_of(self.name, self.behaviors, view.behaviors)
+        names = behavior_names(self.name, self.behaviors, view.behaviors)
         found = probing.linear_layers(view.model, view.parameters)
         self.layers = {at: layer for at, layer in found.items() if not layer.expands_adapter}
         for at, layer in self.layers.items():
             self._check_shards(layer, view.parameters[at])
-        self._learn(view, names)
-        if not self.inputs:
+        self._compute_bases(view, names)
+        if not self.input_bases:
             raise ConfigError(
                 f"guard {self.name}: no trained weight of a linear layer is run by the probes; it "
                 "covers torch.nn.Linear, transformers' Conv1D and a LoRA's A, not embeddings, "
@@ -81,24 +81,24 @@ class GPM(Guard):
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Take the protected directions out of the covered gradients."""
         vector = [to_local(part) for part in view.vector]
-        covered = [view.vector[at] for at in self.inputs]
-        for at in self.inputs:
-            vector[at] = self._projected(at, vector[at])
+        covered = [view.vector[at] for at in self.input_bases]
+        for at in self.input_bases:
+            vector[at] = self._project(at, vector[at])
         vector = as_sharded(vector, view.vector)
         before = {"norm": float(norm(covered))}
-        after = {"norm": float(norm([vector[at] for at in self.inputs]))}
-        full = sum(basis.shape[1] == basis.shape[0] for basis in self.inputs.values())
+        after = {"norm": float(norm([vector[at] for at in self.input_bases]))}
+        full = sum(basis.shape[1] == basis.shape[0] for basis in self.input_bases.values())
         stopped = f", of which {full} have no direction left" if full else ""
-        return Proposal(vector, f"{len(self.inputs)} weights projected{stopped}", before, after)
+        return Proposal(vector, f"{len(self.input_bases)} weights projected{stopped}", before, after)
 
-    def _learn(self, view: GuardView, names: Sequence[str]) -> None:
-        self.inputs = {}
+    def _compute_bases(self, view: GuardView, names: Sequence[str]) -> None:
+        self.input_bases = {}
         for name in names:
             seen = probing.layer_moments(view.behaviors[name], view.model, self.layers)
-            self.inputs = extended(self.inputs, seen.inputs, self.energy)
+            self.input_bases = extend_bases(self.input_bases, seen.inputs, self.energy)
 
-    def _projected(self, at: int, gradient: Tensor) -> Tensor:
-        own = without(_wide(gradient), self.inputs[at], self.layers[at].transposed)
+    def _project(self, at: int, gradient: Tensor) -> Tensor:
+        own = remove_span(_wide(gradient), self.input_bases[at], self.layers[at].transposed)
         return own.to(gradient.dtype)
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
@@ -124,28 +124,28 @@ class TwoSidedGPM(GPM):
     covered weight may be sharded over ranks.
     """
 
-    errors: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "two_sided_gpm"
-    origin: ClassVar[str] = "ours"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("inputs", "errors")
+    field_of_origin: ClassVar[str] = "ours"
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("input_bases", "error_bases")
 
-    def _learn(self, view: GuardView, names: Sequence[str]) -> None:
-        self.inputs, self.errors = {}, {}
+    def _compute_bases(self, view: GuardView, names: Sequence[str]) -> None:
+        self.input_bases, self.error_bases = {}, {}
         for name in names:
             try:
                 seen = probing.layer_moments(view.behaviors[name], view.model, self.layers, True)
             except BehaviorError as error:
                 raise ConfigError(f"guard {self.name}: {error}") from error
-            self.inputs = extended(self.inputs, seen.inputs, self.energy)
-            self.errors = extended(self.errors, seen.errors, self.energy)
+            self.input_bases = extend_bases(self.input_bases, seen.inputs, self.energy)
+            self.error_bases = extend_bases(self.error_bases, seen.errors, self.energy)
 
-    def _projected(self, at: int, gradient: Tensor) -> Tensor:
+    def _project(self, at: int, gradient: Tensor) -> Tensor:
         turned = self.layers[at].transposed
-        left = without(_wide(gradient), self.inputs[at], turned)
-        if at in self.errors:
-            left = without(left, self.errors[at], not turned)
+        left = remove_span(_wide(gradient), self.input_bases[at], turned)
+        if at in self.error_bases:
+            left = remove_span(left, self.error_bases[at], not turned)
         return left.to(gradient.dtype)
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
@@ -156,7 +156,7 @@ class TwoSidedGPM(GPM):
             )
 
 
-def without(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
+def remove_span(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
     """G − G B Bᵀ, or G − B Bᵀ G from the left.
 
     Args:
@@ -169,18 +169,18 @@ def without(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
     return gradient - (gradient @ basis) @ basis.T
 
 
-def extended(
+def extend_bases(
     bases: dict[int, Tensor], moments: dict[int, Tensor], energy: float
 ) -> dict[int, Tensor]:
     """Bases that hold the energy of these moments too; see `widened`."""
     wider = {
-        at: widened(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy)
+        at: extend_basis(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy)
         for at, moment in moments.items()
     }
     return {at: basis for at, basis in (bases | wider).items() if basis.shape[1]}
 
 
-def widened(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
+def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
     """The basis with the fewest directions added that make it hold the energy of what was seen.
 
     Args:

@@ -13,14 +13,14 @@ import numpy as np
 
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import FlatVector, VectorStack
 
-ROUNDING = 1e-7  # of the two norms: products this near to 0 are 0
+CONFLICT_TOLERANCE = 1e-7  # of the two norms: products this near to 0 are 0
 
 
 @dataclass(frozen=True)
-class Conflict:
+class ConflictStats:
     """What a surgery decides on.
 
     The protected vector p_b of a behaviour points where its loss grows or its margin shrinks, so
@@ -35,34 +35,34 @@ class Conflict:
 
     products: np.ndarray
     gram: np.ndarray
-    square: float
+    squared_norm: float
     step: int = 0
 
     @property
     def conflicting(self) -> np.ndarray:
         """Which protected gradients the step conflicts with, beyond rounding; shape (n,)."""
-        sizes = np.sqrt(self.square * np.diag(self.gram))
-        found: np.ndarray = self.products < -ROUNDING * sizes
+        sizes = np.sqrt(self.squared_norm * np.diag(self.gram))
+        found: np.ndarray = self.products < -CONFLICT_TOLERANCE * sizes
         return found
 
-    def after(self, scale: float, weights: np.ndarray) -> np.ndarray:
+    def products_after(self, scale: float, weights: np.ndarray) -> np.ndarray:
         """⟨scale·g + Σ w_b p_b, p_a⟩ for each a, shape (n,)."""
         found: np.ndarray = scale * self.products + self.gram @ weights
         return found
 
     @property
-    def lengths(self) -> np.ndarray:
+    def length_ratios(self) -> np.ndarray:
         """‖g‖/‖p_b‖, shape (n,); 0 where p_b is 0."""
         squares = np.diag(self.gram)
-        return np.sqrt(np.divide(self.square, squares, np.zeros(len(squares)), where=squares > 0))
+        return np.sqrt(np.divide(self.squared_norm, squares, np.zeros(len(squares)), where=squares > 0))
 
-    def scaled(self, by: np.ndarray) -> Conflict:
+    def rescaled(self, factors: np.ndarray) -> ConflictStats:
         """The same with every p_b multiplied by its factor; shape (n,)."""
-        return replace(self, products=by * self.products, gram=np.outer(by, by) * self.gram)
+        return replace(self, products=factors * self.products, gram=np.outer(factors, factors) * self.gram)
 
 
 @dataclass
-class Surgery(Guard):
+class GradientSurgery(Guard):
     """A guard that replaces g by scale·g + Σ w_b p_b where it conflicts.
 
     Args:
@@ -77,7 +77,7 @@ class Surgery(Guard):
     refresh: int | None = field(default=20, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
 
-    on_updates: ClassVar[bool] = False
+    acts_on_update: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.of not in ("margin", "loss"):
@@ -88,7 +88,7 @@ class Surgery(Guard):
         """The protected gradients that it reads."""
         return frozenset([self.of])
 
-    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Scale of g and weights of the p_b, given that some of them conflict.
 
         Returns:
@@ -98,8 +98,8 @@ class Surgery(Guard):
 
     def start(self, view: GuardView) -> None:
         """Check that every protected behaviour has a gradient."""
-        self.names = names_of(self.name, self.behaviors, view.behaviors)
-        lacking = [name for name in self.names if name not in self._stack(view).names]
+        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
+        lacking = [name for name in self.names if name not in self._protected_vectors(view).names]
         if lacking:
             what = "margin" if self.of == "margin" else "losses"
             raise ConfigError(
@@ -109,17 +109,17 @@ class Surgery(Guard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Operate on the gradient."""
-        return None if self.on_updates else self._operate(view, 1.0)
+        return None if self.acts_on_update else self._operate_on(view, 1.0)
 
     def on_update(self, view: GuardView) -> Proposal | None:
         """Operate on the update, which goes the other way: Δθ ≈ −ηg."""
-        return self._operate(view, -1.0) if self.on_updates else None
+        return self._operate_on(view, -1.0) if self.acts_on_update else None
 
-    def _stack(self, view: GuardView) -> VectorStack:
-        return view.held.margin_gradients if self.of == "margin" else view.held.loss_gradients
+    def _protected_vectors(self, view: GuardView) -> VectorStack:
+        return view.protected_gradients.margin_gradients if self.of == "margin" else view.protected_gradients.loss_gradients
 
-    def _operate(self, view: GuardView, sign: float) -> Proposal | None:
-        stack = self._stack(view)
+    def _operate_on(self, view: GuardView, sign: float) -> Proposal | None:
+        stack = self._protected_vectors(view)
         present = [name for name in self.names if name in stack.names]
         if not present:
             return Proposal(detail="no protected gradient could be taken")
@@ -130,7 +130,7 @@ class Surgery(Guard):
         index = [stack.names.index(name) for name in present]
         gram = stack.gram().double().cpu().numpy()[np.ix_(index, index)]
         products = turn * np.array([every[name] for name in present])
-        conflict = Conflict(products, gram, joined.norm() ** 2, view.step)
+        conflict = ConflictStats(products, gram, joined.norm() ** 2, view.step)
         before = dict(zip(present, products.tolist(), strict=True))
         if not np.isfinite(products).all():
             return Proposal(detail="the step or a protected gradient is not finite", before=before)
@@ -143,12 +143,12 @@ class Surgery(Guard):
             return Proposal(detail=f"{detail} is let pass", before=before, after=before)
         step = view.vector if scale == 1.0 else [scale * part for part in view.vector]
         vector = stack.add_combination(step, dict(zip(present, (turn * weights).tolist(), strict=True)))
-        after = dict(zip(present, conflict.after(scale, weights).tolist(), strict=True))
+        after = dict(zip(present, conflict.products_after(scale, weights).tolist(), strict=True))
         return Proposal(vector, detail, before, after)
 
 
 @dataclass
-class Scaled(Surgery):
+class NormalizedSurgery(GradientSurgery):
     """A surgery whose result depends on how long the p_b are, not on their directions alone.
 
     A margin's gradient is not of the scale of a task's loss, and a trainer that clips has done so
@@ -158,16 +158,16 @@ class Scaled(Surgery):
         scaled: do so; False: take the p_b as they are, as the papers do with gradients of losses.
     """
 
-    scaled: bool = True
+    normalize: bool = True
 
-    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """As `decide`, in the scale that was asked for."""
         raise NotImplementedError
 
-    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Scale of g and weights of the p_b as they came."""
-        if not self.scaled:
+        if not self.normalize:
             return self.combine(conflict)
-        by = conflict.lengths
-        scale, weights = self.combine(conflict.scaled(by))
+        by = conflict.length_ratios
+        scale, weights = self.combine(conflict.rescaled(by))
         return scale, weights * by

@@ -13,10 +13,10 @@ from riprap import evaluation as probing
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import FlatVector, Vector, make_chunks
 
-NEW = 1e-4  # least part of a gradient outside of the span for it to count as a direction
+MIN_NEW_PART = 1e-4  # least part of a gradient outside of the span for it to count as a direction
 
 
 @dataclass
@@ -42,10 +42,10 @@ class OGD(Guard):
     basis: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ogd"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1910.07104"
-    verdict: ClassVar[str] = "simplified"
-    remembers: ClassVar[tuple[str, ...]] = ("basis",)
+    fidelity: ClassVar[str] = "simplified"
+    state_attrs: ClassVar[tuple[str, ...]] = ("basis",)
 
     def __post_init__(self) -> None:
         if self.directions < 1:
@@ -57,7 +57,7 @@ class OGD(Guard):
         Raises:
             ConfigError: a margin has no gradient, or parameters are sharded over ranks.
         """
-        names = names_of(self.name, self.behaviors, view.behaviors)
+        names = behavior_names(self.name, self.behaviors, view.behaviors)
         if has_sharded_parameters(view.model):
             raise ConfigError(
                 "guard ogd: the model's parameters are sharded over ranks, and a gradient for each "
@@ -73,7 +73,7 @@ class OGD(Guard):
                     "attached to the graph"
                 )
             found += rows
-        self.basis = orthonormal(found[: self.directions], view.parameters)
+        self.basis = orthonormal_basis(found[: self.directions], view.parameters)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Take out what lies in the span."""
@@ -81,8 +81,8 @@ class OGD(Guard):
         size = joined.norm()
         pairs = zip(self.basis, joined.parts, strict=True)
         self.basis = [rows.to(part.device) for rows, part in pairs]  # a state comes from elsewhere
-        along = _along(self.basis, joined.parts)
-        left = _without(self.basis, along, joined.parts)
+        along = _basis_products(self.basis, joined.parts)
+        left = _subtract_span(self.basis, along, joined.parts)
         vector: Vector = []
         for part, run in zip(left, joined.chunks, strict=True):
             own = view.vector[run]
@@ -95,7 +95,7 @@ class OGD(Guard):
         return Proposal(vector, detail, {"norm": size, "along": removed}, {"along": 0.0})
 
 
-def orthonormal(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tensor]:
+def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tensor]:
     """An orthonormal basis of the span of `vectors`, by Gram and Schmidt, each taken twice.
 
     Args:
@@ -114,25 +114,25 @@ def orthonormal(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tenso
         whole, parts = joined.norm(), joined.parts
         basis = [matrix[:count] for matrix in rows]
         for _ in range(2):
-            parts = _without(basis, _along(basis, parts), parts)
+            parts = _subtract_span(basis, _basis_products(basis, parts), parts)
         length = float(
             torch.stack([part.square().sum().to(rows[0].device) for part in parts]).sum()
         )
-        if length**0.5 > NEW * whole:
+        if length**0.5 > MIN_NEW_PART * whole:
             for matrix, part in zip(rows, parts, strict=True):
                 matrix[count] = part / length**0.5
             count += 1
     return [matrix[:count].clone() for matrix in rows]
 
 
-def _along(basis: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+def _basis_products(basis: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     """⟨u_i, vector⟩, shape (k,), on the first chunk's device."""
     home = basis[0].device
     products = [torch.mv(rows, part).to(home) for rows, part in zip(basis, parts, strict=True)]
     return torch.stack(products).sum(0)
 
 
-def _without(basis: Sequence[Tensor], along: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+def _subtract_span(basis: Sequence[Tensor], along: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
     """The chunks less Σ along_i u_i, as new tensors."""
     return [
         torch.addmv(part, rows.T, along.to(rows.device), alpha=-1)

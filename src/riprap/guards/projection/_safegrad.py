@@ -13,10 +13,10 @@ from riprap import evaluation as probing
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import Vector, add, dot, norm
 
-STILL = 1e-6  # mean change of probability under which the answers are those of the start
+UNCHANGED_BELOW = 1e-6  # mean change of probability under which the answers are those of the start
 
 
 @dataclass
@@ -46,15 +46,15 @@ class SafeGrad(Guard):
     names: list[str] = field(default_factory=list, init=False, repr=False)
     references: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     gradient: Vector | None = field(default=None, init=False, repr=False)
-    taken: int = field(default=0, init=False, repr=False)
-    distance: float = field(default=0.0, init=False, repr=False)
+    refreshed_at: int = field(default=0, init=False, repr=False)
+    kl: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "safegrad"
-    origin: ClassVar[str] = "safety"
+    field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2508.07172"
-    verdict: ClassVar[str] = "simplified"
-    grows: ClassVar[bool] = True
-    remembers: ClassVar[tuple[str, ...]] = ("references", "gradient", "taken", "distance")
+    fidelity: ClassVar[str] = "simplified"
+    may_increase_norm: ClassVar[bool] = True
+    state_attrs: ClassVar[tuple[str, ...]] = ("references", "gradient", "refreshed_at", "kl")
 
     def __post_init__(self) -> None:
         if not self.strength >= 0 or self.refresh is None or self.refresh < 1:
@@ -69,19 +69,19 @@ class SafeGrad(Guard):
         Raises:
             ConfigError: a behaviour's margin shows no logits.
         """
-        self.names = names_of(self.name, self.behaviors, view.behaviors)
+        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         try:
-            self.references = {name: _answers(view, name) for name in self.names}
+            self.references = {name: _reference_logits(view, name) for name in self.names}
         except BehaviorError as error:
             raise ConfigError(f"guard safegrad: {error}") from error
-        self.gradient, self.distance = None, 0.0
+        self.gradient, self.kl = None, 0.0
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Project where there is a conflict, and add the pull."""
         assert self.refresh is not None
-        if self.gradient is None or view.step - self.taken >= self.refresh:
-            self._take(view)
-        before = {"kl": self.distance}
+        if self.gradient is None or view.step - self.refreshed_at >= self.refresh:
+            self._refresh_gradient(view)
+        before = {"kl": self.kl}
         if self.gradient is not None:  # a state that is taken up again may come from elsewhere
             pairs = zip(self.gradient, view.vector, strict=True)
             self.gradient = [part.to(own.device) for part, own in pairs]
@@ -100,22 +100,22 @@ class SafeGrad(Guard):
         vector = add(view.vector, self.gradient, factor)
         return Proposal(vector, detail, before, {"product": product + factor * square})
 
-    def _take(self, view: GuardView) -> None:
+    def _refresh_gradient(self, view: GuardView) -> None:
         """g_b at the weights as they are; None while they answer as at the start."""
-        found = [self._pull(view, name) for name in self.names]
-        self.taken = view.step
-        self.distance = sum(kl for kl, _, _ in found) / len(found)
+        found = [self._behavior_gradient(view, name) for name in self.names]
+        self.refreshed_at = view.step
+        self.kl = sum(kl for kl, _, _ in found) / len(found)
         parts = [part for _, _, part in found if part is not None]
-        still = max(shift for _, shift, _ in found) <= STILL
+        still = max(shift for _, shift, _ in found) <= UNCHANGED_BELOW
         self.gradient = None if still or not parts else _total(parts)
 
-    def _pull(self, view: GuardView, name: str) -> tuple[float, float, Vector | None]:
+    def _behavior_gradient(self, view: GuardView, name: str) -> tuple[float, float, Vector | None]:
         """One behaviour's KL, total variation, and share of g_b."""
         seen: list[float] = []
 
         def loss(model: nn.Module, behavior: Behavior) -> Tensor:
             logits = probing.answer_logits(behavior, model)
-            kl, shift, surrogate = divergence(self.references[name].to(logits.device), logits)
+            kl, shift, surrogate = kl_with_gradient(self.references[name].to(logits.device), logits)
             seen.extend([kl, shift])
             return surrogate / len(self.names)
 
@@ -131,7 +131,7 @@ def _total(vectors: list[Vector]) -> Vector:
     return total
 
 
-def divergence(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]:
+def kl_with_gradient(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]:
     """How far answers have come from where they were.
 
     Args:
@@ -150,7 +150,7 @@ def divergence(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]
     return float(kl), float(shift.abs().sum(-1).mean() / 2), surrogate
 
 
-def _answers(view: GuardView, name: str) -> Tensor:
+def _reference_logits(view: GuardView, name: str) -> Tensor:
     with torch.inference_mode(False), torch.no_grad(), probing.preserve_training_state(view.model):
         with raise_on_all_ranks(view.model):
             found = probing.answer_logits(view.behaviors[name], view.model)

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riprap.guards.projection._dual_qp import dual
-from riprap.guards.projection._gradient_surgery import Conflict, Scaled
+from riprap.guards.projection._dual_qp import solve_dual
+from riprap.guards.projection._gradient_surgery import ConflictStats, NormalizedSurgery
 
 
 @dataclass
-class Aggregation(Scaled):
+class TorchJDWeighting(NormalizedSurgery):
     """g and the p_b are treated as the gradients of as many tasks, once some ⟨g, p_b⟩ < 0.
 
     Without a conflict the step is left alone, where the papers would go on adding the p_b.
     """
 
-    grows: ClassVar[bool] = True
+    may_increase_norm: ClassVar[bool] = True
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
         """Weights of the rows, by their Gramian.
@@ -31,11 +31,11 @@ class Aggregation(Scaled):
         """
         raise NotImplementedError
 
-    def combine(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """The weight of g, and those of the p_b."""
         n = len(conflict.products)
         gramian = np.empty((n + 1, n + 1))
-        gramian[0, 0], gramian[1:, 1:] = conflict.square, conflict.gram
+        gramian[0, 0], gramian[1:, 1:] = conflict.squared_norm, conflict.gram
         gramian[0, 1:] = gramian[1:, 0] = conflict.products
         gramian /= np.trace(gramian)  # no weight depends on the unit; TorchJD's thresholds would
         found = self.weights(torch.from_numpy(gramian), conflict.step).numpy()
@@ -43,7 +43,7 @@ class Aggregation(Scaled):
 
 
 @dataclass
-class PCGrad(Aggregation):
+class PCGrad(TorchJDWeighting):
     """Each of g, p_1 … p_n loses its parts against the others, in random order; they are summed.
 
     Source: Yu et al., 2001.06782, algorithm 1; weights by TorchJD. Simplified: the protected
@@ -52,9 +52,9 @@ class PCGrad(Aggregation):
     """
 
     name: ClassVar[str] = "pcgrad"
-    origin: ClassVar[str] = "multi-task learning"
+    field_of_origin: ClassVar[str] = "multi-task learning"
     source: ClassVar[str] = "2001.06782"
-    verdict: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "simplified"
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
         """TorchJD's, with the generator put back."""
@@ -68,7 +68,7 @@ class PCGrad(Aggregation):
 
 
 @dataclass
-class UPGrad(Aggregation):
+class UPGrad(TorchJDWeighting):
     """Each of g, p_1 … p_n is projected onto the cone of no conflict; their mean is taken.
 
     Source: Quinton and Rey, 2406.16232, eq. 5 with equal preferences; weights by TorchJD.
@@ -77,9 +77,9 @@ class UPGrad(Aggregation):
     """
 
     name: ClassVar[str] = "upgrad"
-    origin: ClassVar[str] = "multi-objective optimisation"
+    field_of_origin: ClassVar[str] = "multi-objective optimisation"
     source: ClassVar[str] = "2406.16232"
-    verdict: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "simplified"
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
         """TorchJD's, with a solver that singular Gramians do not disturb."""
@@ -96,7 +96,7 @@ def _projector() -> Any:
     class Projector(DualConeProjector):
         def __call__(self, U: Tensor, G: Tensor) -> Tensor:  # noqa: N803 as TorchJD names them
             gram = G.numpy()
-            rows = [u + dual(gram, -gram @ u) for u in U.numpy()]
+            rows = [u + solve_dual(gram, -gram @ u) for u in U.numpy()]
             return torch.from_numpy(np.stack(rows))
 
     return Projector()

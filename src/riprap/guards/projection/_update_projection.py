@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 
 from riprap.errors import ConfigError
-from riprap.guards.projection._dual_qp import dual
-from riprap.guards.projection._gradient_surgery import Conflict, Surgery
+from riprap.guards.projection._dual_qp import solve_dual
+from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSurgery
 
 
 @dataclass
-class UpdateProjection(Surgery):
+class UpdateProjection(GradientSurgery):
     """After the step: Δθ ← the nearest update with ⟨h_b, Δθ⟩ ≥ −tolerance for every b.
 
     Momentum, a preconditioner and decay bend a corrected gradient back; what is asked of the update
@@ -34,8 +34,8 @@ class UpdateProjection(Surgery):
     tolerance: float = 0.0
 
     name: ClassVar[str] = "update_projection"
-    verdict: ClassVar[str] = "variant"
-    on_updates: ClassVar[bool] = True
+    fidelity: ClassVar[str] = "variant"
+    acts_on_update: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +44,6 @@ class UpdateProjection(Surgery):
                 f"guard update_projection: tolerance={self.tolerance}; it may not be under 0"
             )
 
-    def decide(self, conflict: Conflict) -> tuple[float, np.ndarray]:
+    def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """The shortest correction that brings every product to −tolerance or above."""
-        return 1.0, dual(conflict.gram, -self.tolerance - conflict.products)
+        return 1.0, solve_dual(conflict.gram, -self.tolerance - conflict.products)

@@ -1,7 +1,7 @@
 from riprap.guards.regularization._constrained_tokens import ConstrainedTokens
 from riprap.guards.regularization._ewc import EWC, OnlineEWC
-from riprap.guards.regularization._feature_anchor import Directions, FeatureAnchor
-from riprap.guards.regularization._kl import KL, counting
+from riprap.guards.regularization._feature_anchor import DirectionDictionary, FeatureAnchor
+from riprap.guards.regularization._kl import KL, counted_positions
 from riprap.guards.regularization._l2_sp import L2SP
 from riprap.guards.regularization._mas import MAS
 from riprap.guards.regularization._o_lora import OLoRA
@@ -14,9 +14,9 @@ __all__ = [
     "MAS",
     "SI",
     "ConstrainedTokens",
-    "Directions",
+    "DirectionDictionary",
     "FeatureAnchor",
     "OLoRA",
     "OnlineEWC",
-    "counting",
+    "counted_positions",
 ]

@@ -16,14 +16,14 @@ from riprap.evaluation import loss_and_gradient, to_device, preserve_training_st
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import full
-from riprap.guards.replay import OfBatches
+from riprap.guards.replay import BatchGuard
 from riprap.linalg import Vector
 
 IGNORED = -100
 
 
 @dataclass
-class ConstrainedTokens(Penalty, OfBatches):
+class ConstrainedTokens(Penalty, BatchGuard):
     """Adds λ · mean over response tokens of −(2/β_t) log σ(β_t log(π_θ(y_t) / π_θ₀(y_t))).
 
     A token's gradient is w_t ∇(−log π_θ(y_t)), w_t = 2σ(−β_t log(π_θ/π_θ₀)): 1 where nothing has
@@ -46,24 +46,24 @@ class ConstrainedTokens(Penalty, OfBatches):
     """
 
     beta: float = 0.1
-    first: float = 5.0
-    early: float = 20.0
-    until: int = 5
+    first_factor: float = 5.0
+    early_factor: float = 20.0
+    early_until: int = 5
     references: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "constrained_tokens"
-    origin: ClassVar[str] = "safety"
+    field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2406.05946"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("references",)
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("references",)
 
     def __post_init__(self) -> None:
         Penalty.__post_init__(self)
-        OfBatches.__post_init__(self)
-        if not min(self.beta, self.first, self.early) > 0 or self.until < 1:
+        BatchGuard.__post_init__(self)
+        if not min(self.beta, self.first_factor, self.early_factor) > 0 or self.early_until < 1:
             raise ConfigError(
-                f"guard {self.name}: beta={self.beta}, first={self.first}, early={self.early}, "
-                f"until={self.until}; all must be above 0"
+                f"guard {self.name}: beta={self.beta}, first={self.first_factor}, early={self.early_factor}, "
+                f"until={self.early_until}; all must be above 0"
             )
 
     def start(self, view: GuardView) -> None:
@@ -71,15 +71,15 @@ class ConstrainedTokens(Penalty, OfBatches):
         device = device_of(view.model)
         with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             self.references = [
-                self._likelihoods(view.model, to_device(batch, device))[0] for batch in self.batches
+                self._response_log_probs(view.model, to_device(batch, device))[0] for batch in self.batches
             ]
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """The objective on the next batch and its gradient."""
         then = self.references[self.protected.position]
-        batch = self.protected.take(view.model)
+        batch = self.protected.next_batch(view.model)
         value, gradient = loss_and_gradient(
-            lambda model, batch: self.objective(*self._likelihoods(model, batch), then),
+            lambda model, batch: self.objective(*self._response_log_probs(model, batch), then),
             view.model,
             batch,
             view.parameters,
@@ -96,13 +96,13 @@ class ConstrainedTokens(Penalty, OfBatches):
             order: t, from 1, shape (tokens,).
         """
         beta = torch.full_like(now, self.beta)
-        beta = torch.where(order <= self.until, self.beta * self.early, beta)
-        beta = torch.where(order == 1, self.beta * self.first, beta)
+        beta = torch.where(order <= self.early_until, self.beta * self.early_factor, beta)
+        beta = torch.where(order == 1, self.beta * self.first_factor, beta)
         return (-2 / beta * logsigmoid(beta * (now - then))).mean()
 
-    def _likelihoods(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    def _response_log_probs(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """log π(y_t) of all response tokens of a batch, and their t; shapes (tokens,)."""
-        inputs, labels = parted(batch)
+        inputs, labels = split_labels(batch)
         output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
         ahead = labels[:, 1:]
         counted = ahead != IGNORED
@@ -116,7 +116,7 @@ class ConstrainedTokens(Penalty, OfBatches):
         return found, counted.cumsum(1)[counted]
 
 
-def parted(batch: Any) -> tuple[Any, Tensor]:
+def split_labels(batch: Any) -> tuple[Any, Tensor]:
     """Model inputs and labels of a batch.
 
     Raises:

@@ -10,12 +10,12 @@ import torch
 from riprap.errors import ConfigError
 from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic, total
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty, sum_vectors
 from riprap.linalg import Vector, clone
 
 
 @dataclass
-class EWC(Penalty, OfBehaviors):
+class EWC(Penalty, BehaviorGuard):
     """Adds λ/2 Σ_i F_i (θ_i − θ*_i)², F the diagonal Fisher of the behaviours at θ* = θ₀.
 
     F is the mean over a behaviour's probes of the squared gradient of each one's loss, summed over
@@ -40,10 +40,10 @@ class EWC(Penalty, OfBehaviors):
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ewc"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1612.00796"
-    verdict: ClassVar[str] = "simplified"
-    remembers: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
+    fidelity: ClassVar[str] = "simplified"
+    state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,12 +52,12 @@ class EWC(Penalty, OfBehaviors):
 
     def start(self, view: GuardView) -> None:
         """Take F and θ*."""
-        self.fisher, self.anchor = self.estimated(view), clone(view.parameters)
+        self.fisher, self.anchor = self.estimate_fisher(view), clone(view.parameters)
 
-    def estimated(self, view: GuardView) -> Vector:
+    def estimate_fisher(self, view: GuardView) -> Vector:
         """F at the parameters as they are."""
         found = []
-        for behavior in self.chosen(view):
+        for behavior in self.select_behaviors(view):
             own = fisher_diagonal(behavior, view.model, view.parameters, self.of)
             if own is None:
                 what = "losses" if self.of == "loss" else "margins"
@@ -66,11 +66,11 @@ class EWC(Penalty, OfBehaviors):
                     "trained parameter; give Behavior(losses=...), or of='margin'"
                 )
             found.append(own)
-        return total(found)
+        return sum_vectors(found)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """½ Σ F (θ − θ*)² and F (θ − θ*)."""
-        return quadratic(0.5, self.fisher, view.parameters, self.anchor)
+        return quadratic_penalty(0.5, self.fisher, view.parameters, self.anchor)
 
 
 @dataclass
@@ -94,11 +94,11 @@ class OnlineEWC(EWC):
 
     gamma: float = 0.9
     every: int | None = None
-    due: bool = field(default=False, init=False, repr=False)
+    consolidation_due: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "online_ewc"
     source: ClassVar[str] = "1805.06370"
-    remembers: ClassVar[tuple[str, ...]] = ("fisher", "anchor", "due")
+    state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor", "consolidation_due")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,23 +110,23 @@ class OnlineEWC(EWC):
 
     def consolidate(self) -> None:
         """Take F afresh and move θ*, before the next step."""
-        self.due = True
+        self.consolidation_due = True
 
     def start(self, view: GuardView) -> None:
         """Take F and θ*, or add to those of an earlier run that was consolidated."""
-        if self.due and len(self.fisher) == len(view.parameters):
-            self._add_up(view)
+        if self.consolidation_due and len(self.fisher) == len(view.parameters):
+            self._consolidate_now(view)
         else:
             super().start(view)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """As EWC's, after the consolidation if one is due."""
         taken = view.step - 1
-        if self.due or (self.every is not None and taken > 0 and taken % self.every == 0):
-            self._add_up(view)
+        if self.consolidation_due or (self.every is not None and taken > 0 and taken % self.every == 0):
+            self._consolidate_now(view)
         return super().penalty(view)
 
-    def _add_up(self, view: GuardView) -> None:
+    def _consolidate_now(self, view: GuardView) -> None:
         torch._foreach_mul_(self.fisher, self.gamma)
-        self.fisher = total([self.fisher, self.estimated(view)])
-        self.anchor, self.due = clone(view.parameters), False
+        self.fisher = sum_vectors([self.fisher, self.estimate_fisher(view)])
+        self.anchor, self.consolidation_due = clone(view.parameters), False

@@ -13,14 +13,14 @@ from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation import find_layer, preserve_training_state
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import OfBehaviors, Penalty
-from riprap.guards.regularization._probe_outputs import answers, at_the_end, full, taken
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty
+from riprap.guards.regularization._probe_outputs import run_probes, last_positions, full, taken
 from riprap.linalg import Vector
 from riprap.signals.features import principal_directions
 
 
 @dataclass
-class Directions:
+class DirectionDictionary:
     """Coefficients along orthonormal directions, where no sparse dictionary serves.
 
     Attributes:
@@ -35,7 +35,7 @@ class Directions:
 
 
 @dataclass
-class FeatureAnchor(Penalty, OfBehaviors):
+class FeatureAnchor(Penalty, BehaviorGuard):
     """Adds λ E[Σ_{K+} ReLU(z − z₀)² + Σ_{K−} ReLU(z₀ − z)²]: K+ must not rise, K− must not fall.
 
     z are the latents of a layer at the last position of each probe, z₀ those of the same probe at
@@ -66,78 +66,78 @@ class FeatureAnchor(Penalty, OfBehaviors):
 
     layer: str | None = None
     sae: Any = None
-    count: int = 20
-    reselect: int | None = None
-    drifted: nn.Module | None = field(default=None, repr=False)
+    n_features: int = 20
+    reselect_every: int | None = None
+    drifted_model: nn.Module | None = field(default=None, repr=False)
     both_sides: bool = False
-    features: Any = field(default=None, init=False, repr=False)
-    rows: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    sides: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
+    dictionary: Any = field(default=None, init=False, repr=False)
+    reference_activations: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    signs: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     name: ClassVar[str] = "feature_anchor"
-    origin: ClassVar[str] = "safety"
+    field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2602.00767"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("features", "rows", "sides")
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("dictionary", "reference_activations", "signs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.count < 1 or (self.reselect is not None and self.reselect < 1):
+        if self.n_features < 1 or (self.reselect_every is not None and self.reselect_every < 1):
             raise ConfigError(
-                f"guard {self.name}: count={self.count}, reselect={self.reselect}; both must be at "
+                f"guard {self.name}: count={self.n_features}, reselect={self.reselect_every}; both must be at "
                 "least 1 (reselect may be None)"
             )
 
     def start(self, view: GuardView) -> None:
         """Keep the activations of θ₀ and choose K."""
-        self.protecting = self.chosen(view)
-        self.read_at = self._layer_of(view.model)
-        found = [self._effects(one, view.model) for one in self.protecting]
-        self.rows = dict(zip(self.names, (rows for rows, _ in found), strict=True))
-        pooled = torch.cat(list(self.rows.values()))
-        gone = None if self.drifted is None else self._drifted_rows(pooled)
+        self.protected_behaviors = self.select_behaviors(view)
+        self.layer_name = self._find_layer(view.model)
+        found = [self._activations_with_gradients(one, view.model) for one in self.protected_behaviors]
+        self.reference_activations = dict(zip(self.names, (rows for rows, _ in found), strict=True))
+        pooled = torch.cat(list(self.reference_activations.values()))
+        gone = None if self.drifted_model is None else self._drifted_activations(pooled)
         # What may join later must be in the dictionary, too.
-        most = self.count if self.reselect is None else pooled.shape[1]
+        most = self.n_features if self.reselect_every is None else pooled.shape[1]
         spread = pooled if gone is None else gone - pooled
-        self.features = self.sae or Directions(principal_directions(spread, most).T)
-        width = self.features.W_dec.shape[1]
+        self.dictionary = self.sae or DirectionDictionary(principal_directions(spread, most).T)
+        width = self.dictionary.W_dec.shape[1]
         if width != pooled.shape[1]:
             raise ConfigError(
-                f"guard {self.name}: the SAE takes rows of width {width}, layer {self.read_at} "
+                f"guard {self.name}: the SAE takes rows of width {width}, layer {self.layer_name} "
                 f"puts out {pooled.shape[1]}: name the layer it was made for"
             )
-        latents = self.features.encode(pooled)
-        slopes = torch.cat([self._slopes(effects) for _, effects in found]).mean(0)
-        self.sides = torch.zeros_like(slopes)
+        latents = self.dictionary.encode(pooled)
+        slopes = torch.cat([self._latent_gradients(effects) for _, effects in found]).mean(0)
+        self.signs = torch.zeros_like(slopes)
         if gone is None:
-            self._join(slopes.abs() * latents.square().mean(0).sqrt(), slopes)
+            self._add_features(slopes.abs() * latents.square().mean(0).sqrt(), slopes)
         else:
-            self._join((self.features.encode(gone) - latents).square().mean(0), slopes)
-        if not bool(self.sides.any()):
+            self._add_features((self.dictionary.encode(gone) - latents).square().mean(0), slopes)
+        if not bool(self.signs.any()):
             why = "has an effect on the margins" if gone is None else "moved in the drifted model"
             raise ConfigError(
-                f"guard {self.name}: no latent of layer {self.read_at} {why} at the last "
+                f"guard {self.name}: no latent of layer {self.layer_name} {why} at the last "
                 "position; name another layer"
             )
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """The mean over behaviours of E[…] and its gradient."""
         past = view.step - 1
-        if self.reselect is not None and past > 0 and past % self.reselect == 0:
+        if self.reselect_every is not None and past > 0 and past % self.reselect_every == 0:
             self._reselect(view)
         value, gradient = taken(
-            lambda: torch.stack([self._moved(one, view.model) for one in self.protecting]).mean(),
+            lambda: torch.stack([self._behavior_penalty(one, view.model) for one in self.protected_behaviors]).mean(),
             view.model,
             view.parameters,
         )
         if gradient is None:
             raise ConfigError(
-                f"guard {self.name}: layer {self.read_at} depends on no trained parameter; name a "
+                f"guard {self.name}: layer {self.layer_name} depends on no trained parameter; name a "
                 "later one"
             )
         return value, gradient
 
-    def _layer_of(self, model: nn.Module) -> str:
+    def _find_layer(self, model: nn.Module) -> str:
         try:
             found = find_layer(model, self.layer)
         except BehaviorError as error:
@@ -149,13 +149,13 @@ class FeatureAnchor(Penalty, OfBehaviors):
             raise ConfigError(f"guard {self.name}: {why}")
         return found
 
-    def _drifted_rows(self, pooled: Tensor) -> Tensor:
+    def _drifted_activations(self, pooled: Tensor) -> Tensor:
         """The probes' activations in the model that has drifted, shape (rows, d)."""
-        assert self.drifted is not None
-        with torch.no_grad(), preserve_training_state(self.drifted):
-            layer = self._layer_of(self.drifted)
-            found = [answers(self.name, b, self.drifted, layer).outputs for b in self.protecting]
-        rows = torch.cat([at_the_end(parts) for parts in found]).to(pooled)
+        assert self.drifted_model is not None
+        with torch.no_grad(), preserve_training_state(self.drifted_model):
+            layer = self._find_layer(self.drifted_model)
+            found = [run_probes(self.name, b, self.drifted_model, layer).layer_outputs for b in self.protected_behaviors]
+        rows = torch.cat([last_positions(parts) for parts in found]).to(pooled)
         if rows.shape != pooled.shape:
             raise ConfigError(
                 f"guard {self.name}: layer {layer} of the drifted model puts out "
@@ -163,53 +163,53 @@ class FeatureAnchor(Penalty, OfBehaviors):
             )
         return rows
 
-    def _effects(self, behavior: Behavior, model: nn.Module) -> tuple[Tensor, Tensor]:
+    def _activations_with_gradients(self, behavior: Behavior, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Activations, and how the mean margin grows along them; both of shape (rows, d)."""
         with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-            found = answers(self.name, behavior, model, self.read_at)
-            usable = found.margins.requires_grad and all(o.requires_grad for o in found.outputs)
+            found = run_probes(self.name, behavior, model, self.layer_name)
+            usable = found.margins.requires_grad and all(o.requires_grad for o in found.layer_outputs)
             grown = (
-                torch.autograd.grad(found.margins.sum(), found.outputs, allow_unused=True)
+                torch.autograd.grad(found.margins.sum(), found.layer_outputs, allow_unused=True)
                 if usable
                 else (None,)
             )
         if any(part is None for part in grown):
             raise ConfigError(
                 f"guard {self.name}: the margin of behaviour {behavior.name!r} does not depend on "
-                f"layer {self.read_at} through trained parameters; name another layer"
+                f"layer {self.layer_name} through trained parameters; name another layer"
             )
-        return at_the_end(found.outputs).detach(), at_the_end(
+        return last_positions(found.layer_outputs).detach(), last_positions(
             [part for part in grown if part is not None]
         )
 
-    def _slopes(self, effects: Tensor) -> Tensor:
+    def _latent_gradients(self, effects: Tensor) -> Tensor:
         """∂m/∂z of each row, shape (rows, m)."""
-        return full(effects) @ self.features.W_dec.T.to(full(effects))
+        return full(effects) @ self.dictionary.W_dec.T.to(full(effects))
 
-    def _moved(self, behavior: Behavior, model: nn.Module) -> Tensor:
-        rows = at_the_end(answers(self.name, behavior, model, self.read_at).outputs)
-        now = self.features.encode(rows)
+    def _behavior_penalty(self, behavior: Behavior, model: nn.Module) -> Tensor:
+        rows = last_positions(run_probes(self.name, behavior, model, self.layer_name).layer_outputs)
+        now = self.dictionary.encode(rows)
         with torch.no_grad():
-            then = self.features.encode(self.rows[behavior.name].to(rows))
+            then = self.dictionary.encode(self.reference_activations[behavior.name].to(rows))
         # K− has side +1: there a fall is harm. K+ has −1. What is not in K has 0.
-        harm = (then - now) * self.sides.to(now)
+        harm = (then - now) * self.signs.to(now)
         if not self.both_sides:
             harm = torch.relu(harm)
         return harm.square().sum(1).mean()
 
     def _reselect(self, view: GuardView) -> None:
         harms, slopes = [], []
-        for behavior in self.protecting:
-            rows, effects = self._effects(behavior, view.model)
-            own = self._slopes(effects)
-            away = self.features.encode(rows) - self.features.encode(self.rows[behavior.name])
+        for behavior in self.protected_behaviors:
+            rows, effects = self._activations_with_gradients(behavior, view.model)
+            own = self._latent_gradients(effects)
+            away = self.dictionary.encode(rows) - self.dictionary.encode(self.reference_activations[behavior.name])
             harms.append(-own * away)
             slopes.append(own)
         harm = torch.cat(harms).mean(0)
-        self._join(torch.where(self.sides == 0, harm, 0.0), torch.cat(slopes).mean(0))
+        self._add_features(torch.where(self.signs == 0, harm, 0.0), torch.cat(slopes).mean(0))
 
-    def _join(self, worth: Tensor, slopes: Tensor) -> None:
+    def _add_features(self, importance: Tensor, slopes: Tensor) -> None:
         """Let the latents that are worth most join K, each on the side of its slope or on both."""
-        best = worth.topk(min(self.count, len(worth)))
+        best = importance.topk(min(self.n_features, len(importance)))
         chosen = best.indices[best.values > 0]
-        self.sides[chosen] = 1.0 if self.both_sides else slopes.sign()[chosen]
+        self.signs[chosen] = 1.0 if self.both_sides else slopes.sign()[chosen]

@@ -15,15 +15,15 @@ from riprap.behaviors import Behavior, device_of, logits_of
 from riprap.errors import ConfigError
 from riprap.evaluation import to_device, preserve_training_state
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import OfBehaviors, Penalty, total
-from riprap.guards.regularization._probe_outputs import answers, at_the_end, full, taken
-from riprap.guards.replay import Cycling, Protected
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, sum_vectors
+from riprap.guards.regularization._probe_outputs import run_probes, last_positions, full, taken
+from riprap.guards.replay import CyclingGuard, BatchCycler
 from riprap.linalg import Vector
 from riprap.signals.outputs import kl
 
 
 @dataclass
-class KL(Penalty, OfBehaviors, Cycling):
+class KL(Penalty, BehaviorGuard, CyclingGuard):
     """Adds λ · mean KL(p_θ₀ ‖ p_θ), in nats.
 
     Read at the last position of each probe, mean over a behaviour's rows, then over behaviours; or,
@@ -49,60 +49,60 @@ class KL(Penalty, OfBehaviors, Cycling):
     references: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "kl"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1606.09282"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("references",)
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("references",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batches is not None:
-            self.protected = Protected(self.name, self.batches)
+            self.cycler = BatchCycler(self.name, self.batches)
 
     def start(self, view: GuardView) -> None:
         """Keep what the model answers now: a reference for each behaviour, then for each batch."""
         wanted = self.batches is None or self.behaviors is not None
-        self.reading = self.chosen(view) if wanted else []
+        self.protected_behaviors = self.select_behaviors(view) if wanted else []
         device = device_of(view.model)
         with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
-            found = [self._of_probes(one, view.model) for one in self.reading]
+            found = [self._probe_log_probs(one, view.model) for one in self.protected_behaviors]
             found += [
-                self._of_batch(to_device(batch, device), view.model) for batch in self.batches or []
+                self._batch_log_probs(to_device(batch, device), view.model) for batch in self.batches or []
             ]
         self.references = found
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """The mean KL and its gradient."""
-        count = len(self.reading)
-        reads = [partial(self._of_probes, one, view.model) for one in self.reading]
+        count = len(self.protected_behaviors)
+        reads = [partial(self._probe_log_probs, one, view.model) for one in self.protected_behaviors]
         wanted = [(read, self.references[at], 1 / count) for at, read in enumerate(reads)]
-        if self.protected is not None:
-            then = self.references[count + self.protected.position]
-            batch = self.protected.take(view.model)
-            wanted.append((partial(self._of_batch, batch, view.model), then, 1.0))
-        parts = [taken(partial(_away, *one), view.model, view.parameters) for one in wanted]
+        if self.cycler is not None:
+            then = self.references[count + self.cycler.position]
+            batch = self.cycler.next_batch(view.model)
+            wanted.append((partial(self._batch_log_probs, batch, view.model), then, 1.0))
+        parts = [taken(partial(_kl_to_start, *one), view.model, view.parameters) for one in wanted]
         gradients = [gradient for _, gradient in parts if gradient is not None]
         if not gradients:
             raise ConfigError(f"guard {self.name}: the answers depend on no trained parameter")
-        return sum(value for value, _ in parts), total(gradients)
+        return sum(value for value, _ in parts), sum_vectors(gradients)
 
-    def _of_probes(self, behavior: Behavior, model: nn.Module) -> Tensor:
-        logits = at_the_end(answers(self.name, behavior, model).logits)
+    def _probe_log_probs(self, behavior: Behavior, model: nn.Module) -> Tensor:
+        logits = last_positions(run_probes(self.name, behavior, model).logits)
         return torch.log_softmax(logits, -1)
 
-    def _of_batch(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
+    def _batch_log_probs(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
         """Log-probabilities at the positions that count, shape (positions, vocabulary)."""
         with raise_on_all_ranks(model):
             logits = logits_of(model(**{k: v for k, v in batch.items() if k != "labels"}))
-        return torch.log_softmax(full(logits[counting(batch, logits)]), -1)
+        return torch.log_softmax(full(logits[counted_positions(batch, logits)]), -1)
 
 
-def _away(read: Callable[[], Tensor], then: Tensor, weight: float) -> Tensor:
+def _kl_to_start(read: Callable[[], Tensor], then: Tensor, weight: float) -> Tensor:
     now = read()
     return weight * kl(then.to(now), now)
 
 
-def counting(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
+def counted_positions(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
     """Which positions of a batch count, shape (n, T), boolean.
 
     Padding never does: it would dilute the mean.

@@ -22,10 +22,10 @@ class L2SP(Penalty):
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "l2_sp"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1802.01483"
-    verdict: ClassVar[str] = "faithful"
-    remembers: ClassVar[tuple[str, ...]] = ("anchor",)
+    fidelity: ClassVar[str] = "faithful"
+    state_attrs: ClassVar[tuple[str, ...]] = ("anchor",)
 
     def start(self, view: GuardView) -> None:
         """Keep θ₀."""

@@ -13,13 +13,13 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.evaluation import gradient_of, preserve_training_state
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic, total
-from riprap.guards.regularization._probe_outputs import answers, at_the_end
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty, sum_vectors
+from riprap.guards.regularization._probe_outputs import run_probes, last_positions
 from riprap.linalg import Vector, clone, upcast_vector
 
 
 @dataclass
-class MAS(Penalty, OfBehaviors):
+class MAS(Penalty, BehaviorGuard):
     """Adds λ Σ_i Ω_i (θ_i − θ₀_i)², Ω = mean over probes of |∇_i ‖F(x)‖²|, F the logits.
 
     It needs neither labels nor losses: what is held is whatever the model says on the probes. One
@@ -37,10 +37,10 @@ class MAS(Penalty, OfBehaviors):
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "mas"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1711.09601"
-    verdict: ClassVar[str] = "simplified"
-    remembers: ClassVar[tuple[str, ...]] = ("importance", "anchor")
+    fidelity: ClassVar[str] = "simplified"
+    state_attrs: ClassVar[tuple[str, ...]] = ("importance", "anchor")
 
     def start(self, view: GuardView) -> None:
         """Take Ω and θ₀."""
@@ -49,19 +49,19 @@ class MAS(Penalty, OfBehaviors):
                 f"guard {self.name}: a gradient for each probe cannot be taken of a model sharded "
                 "over ranks; use L2SP or KL"
             )
-        found = [self._sensitivity(one, view.model, view.parameters) for one in self.chosen(view)]
-        self.importance, self.anchor = total(found), clone(view.parameters)
+        found = [self._sensitivity(one, view.model, view.parameters) for one in self.select_behaviors(view)]
+        self.importance, self.anchor = sum_vectors(found), clone(view.parameters)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Σ Ω (θ − θ₀)² and 2 Ω (θ − θ₀)."""
-        return quadratic(1.0, self.importance, view.parameters, self.anchor)
+        return quadratic_penalty(1.0, self.importance, view.parameters, self.anchor)
 
     def _sensitivity(
         self, behavior: Behavior, model: nn.Module, parameters: list[Tensor]
     ) -> Vector:
         found = [torch.zeros_like(part) for part in upcast_vector(parameters)]
         with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-            rows = at_the_end(answers(self.name, behavior, model).logits)
+            rows = last_positions(run_probes(self.name, behavior, model).logits)
             for row in rows:
                 own = (
                     gradient_of(row.square().sum(), parameters, True) if row.requires_grad else None

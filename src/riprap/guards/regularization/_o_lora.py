@@ -42,9 +42,9 @@ class OLoRA(Penalty):
     pairs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "o_lora"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2310.14152"
-    verdict: ClassVar[str] = "faithful"
+    fidelity: ClassVar[str] = "faithful"
 
     def start(self, view: GuardView) -> None:
         """Find which earlier A stands in the way of which parameter."""
@@ -52,9 +52,9 @@ class OLoRA(Penalty):
             raise ConfigError(f"guard {self.name}: a model sharded over ranks is not supported")
         trained = {id(parameter): at for at, parameter in enumerate(view.parameters)}
         if self.earlier is None:
-            found = _frozen(view.model, trained)
+            found = _frozen_adapters(view.model, trained)
         else:
-            found = self._given(view.model, trained, self.earlier)
+            found = self._match_earlier(view.model, trained, self.earlier)
         if not found:
             raise ConfigError(
                 f"guard {self.name}: no earlier adapter was found beside a trained one; it needs a "
@@ -73,14 +73,14 @@ class OLoRA(Penalty):
             gradient[at] = 2 * overlap @ earlier.to(matrix)
         return float(value), gradient
 
-    def _given(
+    def _match_earlier(
         self,
         model: nn.Module,
         trained: Mapping[int, int],
         earlier: Sequence[Mapping[str, Tensor]],
     ) -> dict[int, list[Tensor]]:
         own = {
-            plain(name): (trained[id(parameter)], parameter)
+            without_adapter_name(name): (trained[id(parameter)], parameter)
             for name, parameter in model.named_parameters()
             if id(parameter) in trained
         }
@@ -89,7 +89,7 @@ class OLoRA(Penalty):
             for name, matrix in adapter.items():
                 if "lora_B" in name:
                     continue
-                at, parameter = own.get(plain(name), (-1, None))
+                at, parameter = own.get(without_adapter_name(name), (-1, None))
                 if parameter is None:
                     raise ConfigError(
                         f"guard {self.name}: earlier A {name!r} names no trained parameter; those "
@@ -105,12 +105,12 @@ class OLoRA(Penalty):
         return found
 
 
-def plain(name: str) -> str:
+def without_adapter_name(name: str) -> str:
     """A parameter's name without its adapter's, as in "x.lora_A.default.weight"."""
     return re.sub(r"\.lora_A\.(?:[^.]+\.)?weight$", ".lora_A.weight", name)
 
 
-def _frozen(model: nn.Module, trained: Mapping[int, int]) -> dict[int, list[Tensor]]:
+def _frozen_adapters(model: nn.Module, trained: Mapping[int, int]) -> dict[int, list[Tensor]]:
     """A of the adapters in a PEFT model that are not trained, by the trained one beside them."""
     found: dict[int, list[Tensor]] = {}
     for module in model.modules():

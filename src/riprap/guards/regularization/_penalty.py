@@ -12,7 +12,7 @@ from torch import Tensor
 
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, names_of
+from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import Vector, add, dot, to_local, norm, as_sharded, subtract
 
 
@@ -32,7 +32,7 @@ class Penalty(Guard):
 
     strength: float = 1.0
 
-    grows: ClassVar[bool] = True
+    may_increase_norm: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
@@ -63,7 +63,7 @@ class Penalty(Guard):
 
 
 @dataclass
-class OfBehaviors(Guard):
+class BehaviorGuard(Guard):
     """A guard that reads the probes of some behaviours itself.
 
     Args:
@@ -73,17 +73,17 @@ class OfBehaviors(Guard):
     behaviors: Sequence[Behavior | str] | None = None
     names: list[str] = field(default_factory=list, init=False, repr=False)
 
-    def chosen(self, view: GuardView) -> list[Behavior]:
+    def select_behaviors(self, view: GuardView) -> list[Behavior]:
         """The behaviours that it protects; their names are kept.
 
         Raises:
             ConfigError: one of them is not watched.
         """
-        self.names = names_of(self.name, self.behaviors, view.behaviors)
+        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         return [view.behaviors[name] for name in self.names]
 
 
-def quadratic(
+def quadratic_penalty(
     factor: float, importance: Sequence[Tensor], parameters: Sequence[Tensor], anchor: Vector
 ) -> tuple[float, Vector]:
     """R = factor · Σ Ω (θ − θ*)² and its gradient 2 · factor · Ω (θ − θ*), Ω held fixed.
@@ -97,7 +97,7 @@ def quadratic(
     return value, list(torch._foreach_mul(pull, 2 * factor))
 
 
-def total(vectors: Sequence[Vector]) -> Vector:
+def sum_vectors(vectors: Sequence[Vector]) -> Vector:
     """The sum of vectors, at least one, as new tensors."""
     found = [part.clone() for part in vectors[0]]
     for vector in vectors[1:]:

@@ -17,7 +17,7 @@ from riprap.linalg import Vector
 
 
 @dataclass
-class Answers:
+class ProbeOutputs:
     """What one pass over a behaviour's probes gave.
 
     Attributes:
@@ -28,10 +28,10 @@ class Answers:
 
     margins: Tensor
     logits: list[Tensor] = field(default_factory=list)
-    outputs: list[Tensor] = field(default_factory=list)
+    layer_outputs: list[Tensor] = field(default_factory=list)
 
 
-def at_the_end(parts: list[Tensor]) -> Tensor:
+def last_positions(parts: list[Tensor]) -> Tensor:
     """The last position of each row of all calls, shape (rows, d), in at least float32."""
     ends = [part[:, -1] if part.dim() == 3 else part for part in parts]
     return full(torch.cat(ends))
@@ -42,7 +42,7 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -> Answers:
+def run_probes(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -> ProbeOutputs:
     """One pass over a behaviour's probes.
 
     To be called inside `no_trace`.
@@ -54,7 +54,7 @@ def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -
     Raises:
         ConfigError: the margin does not call the model itself, or not the layer.
     """
-    found = Answers(torch.empty(0))
+    found = ProbeOutputs(torch.empty(0))
 
     def keep_logits(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if not in_prefix_pass():
@@ -63,7 +63,7 @@ def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -
     def keep_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, Tensor) and tensor.dim() in (2, 3) and not in_prefix_pass():
-            found.outputs.append(tensor)
+            found.layer_outputs.append(tensor)
 
     handles = [model.register_forward_hook(keep_logits)]
     if layer:
@@ -74,7 +74,7 @@ def answers(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -
     finally:
         for handle in handles:
             handle.remove()
-    for what, parts in {"the model": found.logits, f"layer {layer}": found.outputs}.items():
+    for what, parts in {"the model": found.logits, f"layer {layer}": found.layer_outputs}.items():
         if not parts and (what == "the model" or layer):
             raise ConfigError(
                 f"guard {guard}: the margin of behaviour {behavior.name!r} does not run {what}, "

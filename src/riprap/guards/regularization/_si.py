@@ -9,12 +9,12 @@ import torch
 
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal
-from riprap.guards.regularization._penalty import OfBehaviors, Penalty, quadratic
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, subtract, upcast_vector
 
 
 @dataclass
-class SI(Penalty, OfBehaviors):
+class SI(Penalty, BehaviorGuard):
     """Adds λ Σ_i Ω_i (θ_i − θ*_i)², Ω = max(ω, 0) / (Δ² + ξ), Δ the way since the last θ*.
 
     `of="task"` is the paper's: train a task that is to be kept under the guard, and
@@ -40,17 +40,17 @@ class SI(Penalty, OfBehaviors):
     of: str = "protected"
     xi: float = 0.1
     refresh: int | None = field(default=20, kw_only=True)
-    path: Vector = field(default_factory=list, init=False, repr=False)
-    fixed: Vector = field(default_factory=list, init=False, repr=False)
+    path_integral: Vector = field(default_factory=list, init=False, repr=False)
+    consolidated_importance: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
-    due: bool = field(default=False, init=False, repr=False)
+    consolidation_due: bool = field(default=False, init=False, repr=False)
     task_gradient: Vector | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "si"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("path", "fixed", "anchor", "due")
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("path_integral", "consolidated_importance", "anchor", "consolidation_due")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,46 +68,46 @@ class SI(Penalty, OfBehaviors):
     def start(self, view: GuardView) -> None:
         """Begin the path here."""
         if self.of == "protected":
-            self.chosen(view)
-            lacking = [name for name in self.names if name not in view.held.loss_gradients.names]
+            self.select_behaviors(view)
+            lacking = [name for name in self.names if name not in view.protected_gradients.loss_gradients.names]
             if lacking:
                 raise ConfigError(
                     f"guard {self.name}: behaviour {lacking[0]!r} has no losses that reach a "
                     "trained parameter; give Behavior(losses=...)"
                 )
-        if self.due and len(self.path) == len(view.parameters):
-            self._fold(view)  # the guard of an earlier run, whose task is now to be kept
+        if self.consolidation_due and len(self.path_integral) == len(view.parameters):
+            self._consolidate_now(view)  # the guard of an earlier run, whose task is now to be kept
             return
         self.anchor = clone(view.parameters)
-        self.path = [torch.zeros_like(part) for part in upcast_vector(view.parameters)]
-        self.fixed = [torch.zeros_like(part) for part in self.path]
+        self.path_integral = [torch.zeros_like(part) for part in upcast_vector(view.parameters)]
+        self.consolidated_importance = [torch.zeros_like(part) for part in self.path_integral]
 
     def consolidate(self) -> None:
         """Keep what is important by now and begin a new path, before the next step.
 
         The next step may be one of another run, under the same guard.
         """
-        self.due = True
+        self.consolidation_due = True
 
-    def _fold(self, view: GuardView) -> None:
-        torch._foreach_add_(self.fixed, self.importance(view))
-        self.anchor, self.due = clone(view.parameters), False
-        torch._foreach_zero_(self.path)
+    def _consolidate_now(self, view: GuardView) -> None:
+        torch._foreach_add_(self.consolidated_importance, self.importance(view))
+        self.anchor, self.consolidation_due = clone(view.parameters), False
+        torch._foreach_zero_(self.path_integral)
 
     def importance(self, view: GuardView) -> Vector:
         """max(ω, 0) / (Δ² + ξ) of the path under way."""
         way = upcast_vector(subtract(view.parameters, self.anchor))
         damped = torch._foreach_add(torch._foreach_mul(way, way), self.xi)
-        return list(torch._foreach_div(torch._foreach_clamp_min(self.path, 0.0), damped))
+        return list(torch._foreach_div(torch._foreach_clamp_min(self.path_integral, 0.0), damped))
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Σ Ω (θ − θ*)² and 2 Ω (θ − θ*)."""
-        if self.due:
-            self._fold(view)
-        weights = self.fixed
+        if self.consolidation_due:
+            self._consolidate_now(view)
+        weights = self.consolidated_importance
         if self.of == "protected":
-            weights = list(torch._foreach_add(self.fixed, self.importance(view)))
-        return quadratic(1.0, weights, view.parameters, self.anchor)
+            weights = list(torch._foreach_add(self.consolidated_importance, self.importance(view)))
+        return quadratic_penalty(1.0, weights, view.parameters, self.anchor)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Add the penalty's gradient; the task's own is kept for ω."""
@@ -122,9 +122,9 @@ class SI(Penalty, OfBehaviors):
         self.task_gradient = None
         if self.of == "protected":
             sign = 1.0
-            present = [name for name in self.names if name in view.held.loss_gradients.names]
-            nothing = [torch.zeros_like(part) for part in self.path]
-            gradient = view.held.loss_gradients.add_combination(nothing, dict.fromkeys(present, 1.0))
+            present = [name for name in self.names if name in view.protected_gradients.loss_gradients.names]
+            nothing = [torch.zeros_like(part) for part in self.path_integral]
+            gradient = view.protected_gradients.loss_gradients.add_combination(nothing, dict.fromkeys(present, 1.0))
         if gradient is not None:
-            torch._foreach_addcmul_(self.path, gradient, upcast_vector(view.vector), value=sign)
+            torch._foreach_addcmul_(self.path_integral, gradient, upcast_vector(view.vector), value=sign)
         return None

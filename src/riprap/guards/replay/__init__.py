@@ -1,20 +1,19 @@
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
-from riprap.guards.replay._auto_guard import Keeper
-from riprap.guards.replay._batches import Cycling, OfBatches, Protected
-from riprap.guards.replay._self_distillation_buffer import Pools, spare
+from riprap.guards.replay._auto_guard import AutoGuard
+from riprap.guards.replay._batches import BatchCycler, BatchGuard, CyclingGuard
 from riprap.guards.replay._lisa import Lisa
 from riprap.guards.replay._replay import Replay
-from riprap.guards.replay._self_generated import own_answers
+from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
+from riprap.guards.replay._self_generated import self_generated_examples
 
 __all__ = [
     "AdaptiveReplay",
-    "Cycling",
-    "Keeper",
+    "AutoGuard",
+    "BatchCycler",
+    "BatchGuard",
+    "CyclingGuard",
     "Lisa",
-    "OfBatches",
-    "Pools",
-    "Protected",
     "Replay",
-    "own_answers",
-    "spare",
+    "SelfDistillationBuffer",
+    "self_generated_examples",
 ]

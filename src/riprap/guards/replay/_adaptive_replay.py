@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from riprap.behaviors import Behavior
-from riprap.detectors import Track, low_margin
+from riprap.detectors import BehaviorHistory, threshold_margin
 from riprap.errors import ConfigError
-from riprap.guards._base import GuardView, Proposal, names_of
-from riprap.guards.replay._self_distillation_buffer import Pools
+from riprap.guards._base import GuardView, Proposal, behavior_names
 from riprap.guards.replay._replay import Replay
+from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 
 # It wakes when so much of the deciding margin is spent, or when EARLY is spent and the rest is
 # expected to last SOON steps at most: margins also fall to a new level and stay there, harmlessly.
-AWAKE, EARLY, SOON = 0.75, 0.25, 12
+WAKE_AT, EARLY_WAKE_AT, EARLY_HORIZON = 0.75, 0.25, 12
 # It rests when so much is spent at most; half as much each time that this was too early, to LEAST.
-REST, LEAST = 0.50, 0.10
+REST_AT, MIN_REST_AT = 0.50, 0.10
 
 
 @dataclass
@@ -42,16 +42,16 @@ class AdaptiveReplay(Replay):
     fraction: float = 0.5
     every: int = 2
     behaviors: Sequence[Behavior | str] | None = field(default=None, kw_only=True)
-    keep: float = field(default=0.0, kw_only=True)
+    min_score: float = field(default=0.0, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
-    woken: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # how often
+    wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # how often
 
     name: ClassVar[str] = "adaptive_replay"
-    origin: ClassVar[str] = "ours"
-    verdict: ClassVar[str] = "variant"
+    field_of_origin: ClassVar[str] = "ours"
+    fidelity: ClassVar[str] = "variant"
     projects: ClassVar[bool] = True
-    remembers: ClassVar[tuple[str, ...]] = ("awake", "woken")
+    state_attrs: ClassVar[tuple[str, ...]] = ("awake", "wake_count")
 
     def start(self, view: GuardView) -> None:
         """Find out whose need counts.
@@ -60,8 +60,8 @@ class AdaptiveReplay(Replay):
             ConfigError: a behaviour is not watched, or is to be kept and has no pool.
         """
         super().start(view)
-        self.names = names_of(self.name, self.behaviors, view.behaviors)
-        if isinstance(self.examples, Pools):
+        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
+        if isinstance(self.examples, SelfDistillationBuffer):
             bare = [name for name in self.names if name not in self.examples.behaviors]
             if bare:
                 raise ConfigError(
@@ -69,45 +69,45 @@ class AdaptiveReplay(Replay):
                     "from: give it one, or name those to keep by behaviors=[...]"
                 )
 
-    def needs_of(self, view: GuardView) -> dict[str, float]:
+    def replay_needs(self, view: GuardView) -> dict[str, float]:
         """How much each behaviour that is awake needs, in (0, 1]; wakes them and lets them rest."""
         found = {}
         for name in self.names:
-            track = view.tracks[name]
+            track = view.histories[name]
             if not track.steps or not track.healthy_at_start:
                 continue
-            used, forecast = spent(track, self.keep), view.forecasts.get(name)
+            used, forecast = margin_spent(track, self.min_score), view.forecasts.get(name)
             foreseen = forecast is not None and forecast.predicts_break
-            soon = forecast is not None and used >= EARLY and forecast.median <= SOON
-            if name not in self.awake and (used >= AWAKE or foreseen or soon):
+            soon = forecast is not None and used >= EARLY_WAKE_AT and forecast.median <= EARLY_HORIZON
+            if name not in self.awake and (used >= WAKE_AT or foreseen or soon):
                 self.awake.append(name)
-                self.woken[name] = self.woken.get(name, 0) + 1
-            elif name in self.awake and used <= self._rest(name) and not (foreseen or soon):
+                self.wake_count[name] = self.wake_count.get(name, 0) + 1
+            elif name in self.awake and used <= self._rest_at(name) and not (foreseen or soon):
                 self.awake.remove(name)
             if name in self.awake:
-                found[name] = min(max(used, LEAST), 1.0)
+                found[name] = min(max(used, MIN_REST_AT), 1.0)
         return found
 
-    def _rest(self, name: str) -> float:
+    def _rest_at(self, name: str) -> float:
         """How much may be spent for it to rest."""
-        return max(REST / 2.0 ** (self.woken[name] - 1), LEAST)
+        return max(REST_AT / 2.0 ** (self.wake_count[name] - 1), MIN_REST_AT)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix in what is needed."""
-        needs = self.needs_of(view)
+        needs = self.replay_needs(view)
         if not needs or view.step % self.every:
             return None
-        return self._mixed(view, self.fraction * max(needs.values()) ** 0.5, needs)
+        return self._mix(view, self.fraction * max(needs.values()) ** 0.5, needs)
 
 
-def spent(track: Track, keep: float = 0.0) -> float:
+def margin_spent(track: BehaviorHistory, min_score: float = 0.0) -> float:
     """Share of the deciding margin at the start that is gone; may be negative, or above 1.
 
     Args:
         keep: the score to decide by, where it is above the floor.
     """
-    floor = max(track.floor, keep)
-    start, now = (low_margin(track.margins[i], floor) for i in (0, -1))
+    floor = max(track.floor, min_score)
+    start, now = (threshold_margin(track.margins[i], floor) for i in (0, -1))
     if start <= 0:  # the start itself did not score as much as is to be kept
-        return spent(track) if keep > track.floor else 0.0
-    return 1 - (now + min(track.predicted_since_visit(), 0.0)) / start
+        return margin_spent(track) if min_score > track.floor else 0.0
+    return 1 - (now + min(track.predicted_since_last_probe(), 0.0)) / start

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
-from riprap.guards._composition import Composed, recovered
+from riprap.guards._composition import CompositeGuard, has_recovered
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
-from riprap.guards.replay._self_distillation_buffer import Pools
 from riprap.guards.replay._replay import Replay
+from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level
 
-PATIENCE = 100  # steps under a critical alert, in spite of replay, before anything is rolled back
+CRITICAL_PATIENCE = 100  # steps under a critical alert, in spite of replay, before anything is rolled back
 
 
-class Keeper(Composed):
+class AutoGuard(CompositeGuard):
     """The default guard, driven by the monitor.
 
     - Calm: idle, bit for bit.
@@ -41,22 +41,22 @@ class Keeper(Composed):
     """
 
     name: ClassVar[str] = "keeper"
-    remembers: ClassVar[tuple[str, ...]] = ("critical",)
+    state_attrs: ClassVar[tuple[str, ...]] = ("critical_since",)
 
     def __init__(
         self,
         behaviors: Sequence[Behavior | str] | None = None,
         *,
-        replay: Pools | Replay,
-        keep: float | None = None,
+        replay: SelfDistillationBuffer | Replay,
+        min_score: float | None = None,
         rollback: Rollback | bool = True,
         shadow: bool = False,
     ) -> None:
-        if keep is not None and not 0 < keep <= 1:
-            raise ConfigError(f"Keeper(keep={keep}): how much must stay is a score in (0, 1]")
-        own: dict[str, Any] = {"behaviors": behaviors, "keep": keep or 0.0}
+        if min_score is not None and not 0 < min_score <= 1:
+            raise ConfigError(f"Keeper(keep={min_score}): how much must stay is a score in (0, 1]")
+        own: dict[str, Any] = {"behaviors": behaviors, "min_score": min_score or 0.0}
         if isinstance(replay, AdaptiveReplay):
-            if behaviors is not None or keep is not None:
+            if behaviors is not None or min_score is not None:
                 raise ConfigError(
                     "Keeper(replay=AdaptiveReplay(...)): give behaviors and keep to the "
                     "AdaptiveReplay, which decides by them"
@@ -68,24 +68,24 @@ class Keeper(Composed):
             self.replay = AdaptiveReplay(replay.batches, **given, **own)
         else:
             self.replay = AdaptiveReplay(replay, **own)
-        given_back = Rollback(behaviors, every=PATIENCE) if rollback is True else rollback
+        given_back = Rollback(behaviors, every=CRITICAL_PATIENCE) if rollback is True else rollback
         self.rollback = given_back or None
-        self._made_of(self.replay, *filter(None, [self.rollback]), shadow=shadow)
-        self.critical: dict[str, int] = {}  # since which step a critical alert stands
+        self._set_parts(self.replay, *filter(None, [self.rollback]), shadow=shadow)
+        self.critical_since: dict[str, int] = {}  # since which step a critical alert stands
 
     def on_alert(self, alert: Alert) -> None:
         """Note since when it is critical; a rollback hears of it only when replay does not help."""
         if alert.level is Level.CRITICAL:
-            self.critical.setdefault(alert.behavior, alert.step)
+            self.critical_since.setdefault(alert.behavior, alert.step)
 
-    def acting(self, view: GuardView) -> Iterator[Guard]:
+    def active_guards(self, view: GuardView) -> Iterator[Guard]:
         """Replay, and the rollback, which is told of what replay could not mend."""
-        for name, since in list(self.critical.items()):
-            if recovered(view, name):
-                del self.critical[name]
-            elif self.rollback is not None and view.step - since >= PATIENCE:
+        for name, since in list(self.critical_since.items()):
+            if has_recovered(view, name):
+                del self.critical_since[name]
+            elif self.rollback is not None and view.step - since >= CRITICAL_PATIENCE:
                 text = f"{name!r} has been critical for {view.step - since} steps"
                 alert = Alert(view.step, name, Level.CRITICAL, self.name, text)
                 self.rollback.on_alert(alert)
-                del self.critical[name]
+                del self.critical_since[name]
         yield from self.parts

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from riprap.behaviors import device_of
 from riprap.errors import ConfigError
-from riprap.evaluation import Loss, loss_and_gradient, to_device, model_loss
+from riprap.evaluation import Loss, loss_and_gradient, model_loss, to_device
 from riprap.guards._base import Guard
 from riprap.linalg import Vector
 
 
-class Protected:
+class BatchCycler:
     """Protected batches, gone through in their order and then again from the first.
 
     Every rank must be given the same batches: what is worked out of them is not averaged.
@@ -46,7 +46,7 @@ class Protected:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def take(self, model: nn.Module) -> Any:
+    def next_batch(self, model: nn.Module) -> Any:
         """The next batch, on the model's device."""
         batch = self.batches[self.position]
         self.position = (self.position + 1) % len(self.batches)
@@ -58,7 +58,7 @@ class Protected:
         Raises:
             ConfigError: the loss depends on none of `parameters`.
         """
-        value, gradient = loss_and_gradient(self.loss, model, self.take(model), parameters)
+        value, gradient = loss_and_gradient(self.loss, model, self.next_batch(model), parameters)
         if gradient is None:
             raise ConfigError(
                 f"guard {self.guard}: the loss of a protected batch depends on no trained parameter"
@@ -85,29 +85,29 @@ class Protected:
 
 
 @dataclass
-class Cycling(Guard):
+class CyclingGuard(Guard):
     """A guard whose state says which protected batch is next.
 
     Attributes:
         protected: the batches; None where it reads none.
     """
 
-    protected: Protected | None = field(default=None, init=False, repr=False)
+    cycler: BatchCycler | None = field(default=None, init=False, repr=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, and which batch is next."""
-        batches = None if self.protected is None else self.protected.state_dict()
+        batches = None if self.cycler is None else self.cycler.state_dict()
         return {**super().state_dict(), "batches": batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         super().load_state_dict(state)
-        if self.protected is not None:
-            self.protected.load_state_dict(state["batches"])
+        if self.cycler is not None:
+            self.cycler.load_state_dict(state["batches"])
 
 
 @dataclass
-class OfBatches(Cycling):
+class BatchGuard(CyclingGuard):
     """A guard that reads protected batches in a way of its own.
 
     Args:
@@ -118,14 +118,14 @@ class OfBatches(Cycling):
     """
 
     batches: Sequence[Any]
-    protected: Protected = field(init=False, repr=False)
+    protected: BatchCycler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.protected = Protected(self.name, self.batches)
+        self.protected = BatchCycler(self.name, self.batches)
 
 
 @dataclass
-class FromBatches(OfBatches):
+class FromBatches(BatchGuard):
     """A guard that reads protected batches by a loss.
 
     Args:
@@ -135,4 +135,4 @@ class FromBatches(OfBatches):
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
-        self.protected = Protected(self.name, self.batches, self.loss)
+        self.protected = BatchCycler(self.name, self.batches, self.loss)

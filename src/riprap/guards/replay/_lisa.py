@@ -10,7 +10,7 @@ import torch
 from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal
 from riprap.guards.replay._batches import FromBatches
-from riprap.linalg import Vector, add, clone, norm, as_sharded, subtract
+from riprap.linalg import Vector, add, as_sharded, clone, norm, subtract
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Lisa(FromBatches):
     protecting: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "lisa"
-    origin: ClassVar[str] = "safety"
+    field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2405.18641"
-    verdict: ClassVar[str] = "simplified"
-    grows: ClassVar[bool] = True
-    remembers: ClassVar[tuple[str, ...]] = ("anchor", "protecting")
+    fidelity: ClassVar[str] = "simplified"
+    may_increase_norm: ClassVar[bool] = True
+    state_attrs: ClassVar[tuple[str, ...]] = ("anchor", "protecting")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.guards.replay._batches import Loss, Protected
-from riprap.guards.replay._self_distillation_buffer import Pools
+from riprap.guards.replay._batches import BatchCycler, Loss
+from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 from riprap.linalg import Vector, add, inner_products, norm
 
 
@@ -34,16 +34,16 @@ class Replay(Guard):
         ConfigError: no batches, or a share outside (0, 1).
     """
 
-    batches: Sequence[Any] | Pools
+    batches: Sequence[Any] | SelfDistillationBuffer
     loss: Loss | None = None
     fraction: float = 0.25
     every: int = 1
-    examples: Pools | Protected = field(init=False, repr=False)
+    examples: SelfDistillationBuffer | BatchCycler = field(init=False, repr=False)
 
     name: ClassVar[str] = "replay"
-    origin: ClassVar[str] = "continual learning"
-    verdict: ClassVar[str] = "simplified"
-    grows: ClassVar[bool] = True
+    field_of_origin: ClassVar[str] = "continual learning"
+    fidelity: ClassVar[str] = "simplified"
+    may_increase_norm: ClassVar[bool] = True
     projects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -52,10 +52,10 @@ class Replay(Guard):
                 f"guard {self.name}: fraction={self.fraction}, every={self.every}; the share lies "
                 "between 0 and 1, and every is at least 1"
             )
-        if isinstance(self.batches, Pools):
+        if isinstance(self.batches, SelfDistillationBuffer):
             self.examples = self.batches
         else:
-            self.examples = Protected(self.name, self.batches, self.loss)
+            self.examples = BatchCycler(self.name, self.batches, self.loss)
 
     def start(self, view: GuardView) -> None:
         """Keep what the start puts out, or see that there is a loss to learn again by.
@@ -63,7 +63,7 @@ class Replay(Guard):
         Raises:
             ConfigError: there is none, or it depends on no trained parameter; see `Pools.start`.
         """
-        if isinstance(self.examples, Pools):
+        if isinstance(self.examples, SelfDistillationBuffer):
             self.examples.start(view)
         else:
             self.examples.check(view.model, view.parameters)
@@ -72,10 +72,10 @@ class Replay(Guard):
         """Mix the old examples in."""
         if view.step % self.every:
             return None
-        return self._mixed(view, self.fraction, dict.fromkeys(view.behaviors, 1.0))
+        return self._mix(view, self.fraction, dict.fromkeys(view.behaviors, 1.0))
 
-    def _mixed(self, view: GuardView, fraction: float, shares: Mapping[str, float]) -> Proposal:
-        loss, old = self._old(view, shares)
+    def _mix(self, view: GuardView, fraction: float, shares: Mapping[str, float]) -> Proposal:
+        loss, old = self._replay_gradient(view, shares)
         if old is None:
             return Proposal(detail="the old examples' loss depends on no trained parameter")
         product = float(inner_products(view.vector, [old])[0])
@@ -93,8 +93,8 @@ class Replay(Guard):
         detail = f"a share of {fraction:.2g}" + (", projected" if lift else "")
         return Proposal(vector, detail, before, after)
 
-    def _old(self, view: GuardView, shares: Mapping[str, float]) -> tuple[float, Vector | None]:
-        if isinstance(self.examples, Protected):
+    def _replay_gradient(self, view: GuardView, shares: Mapping[str, float]) -> tuple[float, Vector | None]:
+        if isinstance(self.examples, BatchCycler):
             return self.examples.gradient(view.model, view.parameters)
         known = {name: share for name, share in shares.items() if name in self.examples.behaviors}
         return self.examples.gradient(view.model, view.parameters, known)

@@ -6,19 +6,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap.behaviors import Behavior, TokenBatch, last_logits
+from riprap.behaviors import Behavior, LastLogitsMargin, TokenBatch, last_logits
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView
 from riprap.linalg import Vector
 
 
-class Pools:
+class SelfDistillationBuffer:
     """Examples of behaviours that are learned again, so that the model goes on as it started.
 
     What is learned is the starting model's own output on them: its logits after each probe, held
@@ -41,18 +40,18 @@ class Pools:
     def __init__(
         self,
         behaviors: Sequence[Behavior],
-        rows: int = 32,
+        batch_size: int = 32,
         temperature: float = 3.0,
         seed: int = 0,
     ) -> None:
         names = [behavior.name for behavior in behaviors]
-        if not names or len(set(names)) < len(names) or rows < 1:
+        if not names or len(set(names)) < len(names) or batch_size < 1:
             raise ConfigError(
-                f"Pools of {names} with rows={rows}: give at least one behaviour, each once, and "
+                f"Pools of {names} with rows={batch_size}: give at least one behaviour, each once, and "
                 "at least one row"
             )
         self.behaviors = {behavior.name: behavior for behavior in behaviors}
-        self.rows, self.temperature, self.seed = rows, temperature, seed
+        self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
         self.drawn = dict.fromkeys(names, 0)
         self.targets: dict[str, Tensor] = {}
 
@@ -68,17 +67,16 @@ class Pools:
                     f"a pool for {name!r}, which is not watched; the monitor watches "
                     f"{', '.join(view.behaviors)}"
                 )
-            rows = getattr(pool.probes, "rows", None)
-            if callable(rows):
-                refuse_shared(name, rows(), view.behaviors[name])
+            rows = pool.token_rows()
+            if rows is not None:
+                check_disjoint(name, rows, view.behaviors[name])
             else:
                 warnings.warn(
                     f"riprap: whether the pool of {name!r} holds probes that measure it cannot be "
                     "told: give its probes a method rows(), or see to it that it holds none",
                     stacklevel=2,
                 )
-            if pool.calibrate is not None:
-                pool.calibrate(view.model, pool.probes)
+            pool.margins.calibrate(view.model, pool.probes)
         with torch.no_grad(), preserve_training_state(view.model):
             for name, pool in self.behaviors.items():
                 parts = range(0, len(pool.probes), 256)  # bounds the memory of a pass
@@ -95,11 +93,11 @@ class Pools:
             shares: how much of the draw each behaviour gets, in any unit; 0 or absent: nothing.
         """
         chosen = {
-            name: self._next(name, count) for name, count in _counts(shares, self.rows).items()
+            name: self._next_rows(name, count) for name, count in _rows_per_behavior(shares, self.batch_size).items()
         }
         return loss_and_gradient(self._loss, model, chosen, parameters)
 
-    def _next(self, name: str, count: int) -> list[int]:
+    def _next_rows(self, name: str, count: int) -> list[int]:
         """Indices of the next examples: each once in an order, then all in another order."""
         size, at = len(self.behaviors[name].probes), self.drawn[name]
         self.drawn[name] += count
@@ -133,9 +131,9 @@ class Pools:
     def state_dict(self) -> dict[str, Any]:
         """What was drawn, what the start put out, and what margins fixed then."""
         kinds = {
-            name: pool.margins.state_dict()  # type: ignore[attr-defined]
+            name: state
             for name, pool in self.behaviors.items()
-            if hasattr(pool.margins, "state_dict")
+            if (state := pool.margins.state_dict()) is not None
         }
         return {"drawn": dict(self.drawn), "targets": dict(self.targets), "kinds": kinds}
 
@@ -143,10 +141,10 @@ class Pools:
         """Take over what `state_dict` gave."""
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
         for name, kind in state["kinds"].items():
-            self.behaviors[name].margins.load_state_dict(kind)  # type: ignore[attr-defined]
+            self.behaviors[name].margins.load_state_dict(kind)
 
 
-def _counts(shares: Mapping[str, float], rows: int) -> dict[str, int]:
+def _rows_per_behavior(shares: Mapping[str, float], rows: int) -> dict[str, int]:
     """Rows for each share, at least one where there is any."""
     total = sum(shares.values())
     exact = {name: rows * share / total for name, share in shares.items() if share > 0}
@@ -154,7 +152,7 @@ def _counts(shares: Mapping[str, float], rows: int) -> dict[str, int]:
 
 
 def _reads_logits(behavior: Behavior) -> bool:
-    return hasattr(behavior.margins, "from_logits")
+    return isinstance(behavior.margins, LastLogitsMargin)
 
 
 def _outputs(behavior: Behavior, model: nn.Module) -> Tensor:
@@ -177,7 +175,7 @@ def _outputs_of_all(parts: Mapping[str, Behavior], model: nn.Module) -> dict[str
     return found
 
 
-def refuse_shared(what: str, rows: Sequence[Sequence[int]], watched: Behavior) -> None:
+def check_disjoint(what: str, rows: Sequence[Sequence[int]], monitored: Behavior) -> None:
     """What is learned again may not be what measures: the score would say nothing.
 
     Args:
@@ -187,33 +185,10 @@ def refuse_shared(what: str, rows: Sequence[Sequence[int]], watched: Behavior) -
     Raises:
         ConfigError: some of them are probes of `watched`.
     """
-    if not callable(getattr(watched.probes, "rows", None)):
-        return
-    measuring = set(map(tuple, watched.probes.rows()))
+    measuring = set(map(tuple, monitored.token_rows() or []))
     shared = sum(tuple(row) in measuring for row in rows)
     if shared:
         raise ConfigError(
             f"what is learned again of {what!r} holds {shared} of the probes that measure "
-            f"{watched.name!r}: keep them apart, or the score says nothing of what was kept"
+            f"{monitored.name!r}: keep them apart, or the score says nothing of what was kept"
         )
-
-
-def spare(behavior: Behavior, measuring: int, seed: int = 0) -> tuple[Behavior, Behavior]:
-    """A behaviour taken apart: probes that measure, and probes to be learned again.
-
-    Args:
-        measuring: how many probes measure.
-
-    Returns:
-        (the behaviour on `measuring` probes, the behaviour on the others).
-
-    Raises:
-        ConfigError: nothing is left to be learned again.
-    """
-    if not 0 < measuring < len(behavior.probes):
-        raise ConfigError(
-            f"behaviour {behavior.name!r} has {len(behavior.probes)} probes: {measuring} that "
-            "measure leave none to be learned again, or none to measure"
-        )
-    order = np.random.default_rng(seed).permutation(len(behavior.probes)).tolist()
-    return behavior.subset(sorted(order[:measuring])), behavior.subset(sorted(order[measuring:]))

@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior, Prompt, encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
-from riprap.guards.replay._self_distillation_buffer import refuse_shared
+from riprap.guards.replay._self_distillation_buffer import check_disjoint
 
 IGNORED = -100
 
 Check = Callable[[Prompt, str], bool]
 
 
-def own_answers(
+def self_generated_examples(
     model: nn.Module,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     check: Check,
     *,
-    measuring: Sequence[Behavior],
-    tokens: int = 32,
-    rows: int = 8,
+    monitored: Sequence[Behavior],
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
 ) -> list[dict[str, Tensor]]:
     """Batches of prompts with what the model answers now, for `Replay`, `Lisa` and the like.
 
@@ -52,17 +52,17 @@ def own_answers(
         ConfigError: the model cannot generate, a prompt is a probe that measures, or no answer is
             accepted, or `tokens` or `rows` is under 1.
     """
-    if min(tokens, rows) < 1:
-        raise ConfigError(f"own_answers(tokens={tokens}, rows={rows}): both must be 1 or more")
+    if min(max_new_tokens, batch_size) < 1:
+        raise ConfigError(f"own_answers(tokens={max_new_tokens}, rows={batch_size}): both must be 1 or more")
     if not callable(getattr(model, "generate", None)):
         raise ConfigError(
             f"own_answers: {type(model).__name__} has no generate(): give a transformers model "
             "with a language-model head, or replay `Pools` of probes, which need no answers"
         )
     asked = encode_prompts(tokenizer, prompts)
-    for behavior in measuring:
-        refuse_shared(behavior.name, asked, behavior)
-    answers = generate(model, tokenizer, asked, tokens)
+    for behavior in monitored:
+        check_disjoint(behavior.name, asked, behavior)
+    answers = generate(model, tokenizer, asked, max_new_tokens)
     said = tokenizer.batch_decode(answers, skip_special_tokens=True)
     kept = [
         (question, answer)
@@ -79,10 +79,10 @@ def own_answers(
         text = f"{dropped} of the model's {len(asked)} own answers were not accepted"
         warnings.warn(f"riprap: {text}, and are not learned again", stacklevel=2)
     pad = tokenizer.pad_token_id or 0
-    return [_batch(kept[at : at + rows], pad) for at in range(0, len(kept), rows)]
+    return [_padded_batch(kept[at : at + batch_size], pad) for at in range(0, len(kept), batch_size)]
 
 
-def _batch(pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
+def _padded_batch(pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, Tensor]:
     """Prompts and answers as one padded batch."""
     width = max(len(question) + len(answer) for question, answer in pairs)
     ids = torch.full((len(pairs), width), pad)

@@ -1,6 +1,6 @@
 from riprap.guards.weights._clip import Clip
 from riprap.guards.weights._ema import EMA
 from riprap.guards.weights._freeze import Freeze
-from riprap.guards.weights._rollback import Rollback, supply
+from riprap.guards.weights._rollback import Rollback
 
-__all__ = ["EMA", "Clip", "Freeze", "Rollback", "supply"]
+__all__ = ["EMA", "Clip", "Freeze", "Rollback"]

@@ -17,7 +17,7 @@ from riprap.guards.weights._training_snapshot import Checkpoint
 from riprap.record import load_state, save_state
 
 
-class Ring:
+class CheckpointRing:
     """The newest `keep` checkpoints.
 
     Args:
@@ -27,11 +27,11 @@ class Ring:
         device: where ranks can agree.
     """
 
-    def __init__(self, keep: int, folder: Path | None, device: torch.device) -> None:
-        self.keep, self.folder, self._device = keep, folder, device
+    def __init__(self, size: int, folder: Path | None, device: torch.device) -> None:
+        self.size, self.folder, self._device = size, folder, device
         self.steps: list[int] = []
-        self._kept: dict[int, Checkpoint] = {}  # in memory
-        self._vouched: set[int] = set()  # a state that was given out, and may be saved, names them
+        self._in_memory: dict[int, Checkpoint] = {}  # in memory
+        self._in_saved_state: set[int] = set()  # a state that was given out, and may be saved, names them
 
     def add(self, step: int, checkpoint: Checkpoint) -> None:
         """Keep one more, and let go of the oldest; a file is there as a whole or not at all.
@@ -41,10 +41,10 @@ class Ring:
                 neither a plain value nor a tensor: keep it in memory then.
         """
         if self.folder is None:
-            self._kept[step] = checkpoint
+            self._in_memory[step] = checkpoint
         else:
             self._write(step, checkpoint)
-        self.steps = [*(one for one in self.steps if one != step), step][-self.keep :]
+        self.steps = [*(one for one in self.steps if one != step), step][-self.size :]
         self._prune()
 
     def read(self, step: int) -> Checkpoint:
@@ -54,7 +54,7 @@ class Ring:
             RecordError: its file cannot be read, here or on another rank.
         """
         if self.folder is None:
-            return self._kept[step]
+            return self._in_memory[step]
         found, why = None, "another rank could not"
         try:
             found = load_state(self._file(step))
@@ -85,10 +85,10 @@ class Ring:
         return f"-rank{dist.get_rank()}.safetensors" if several else ".safetensors"
 
     def _prune(self) -> None:
-        self._kept = {step: self._kept[step] for step in self.steps if step in self._kept}
+        self._in_memory = {step: self._in_memory[step] for step in self.steps if step in self._in_memory}
         if self.folder is None:
             return
-        needed = {self._file(step) for step in self._vouched.union(self.steps)}
+        needed = {self._file(step) for step in self._in_saved_state.union(self.steps)}
         own = self._file(0).name.replace("0", "*", 1)
         partial = set(self.folder.glob(f"{own}.partial"))  # of a process that was killed
         for file in (set(self.folder.glob(own)) | partial) - needed:
@@ -97,22 +97,22 @@ class Ring:
 
     def state_dict(self) -> dict[str, Any]:
         """The steps; in memory also the checkpoints. Files named here stay until the next call."""
-        self._vouched = set(self.steps)
-        return {"steps": list(self.steps), "kept": [self._kept.get(step) for step in self.steps]}
+        self._in_saved_state = set(self.steps)
+        return {"steps": list(self.steps), "kept": [self._in_memory.get(step) for step in self.steps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave; of a file that is gone, say so."""
-        self._kept = {
+        self._in_memory = {
             step: kept
             for step, kept in zip(state["steps"], state["kept"], strict=True)
             if kept is not None
         }
         self.steps = list(self._present(state["steps"]))
-        self._vouched = set(self.steps)
+        self._in_saved_state = set(self.steps)
 
     def _present(self, steps: Iterable[int]) -> Iterable[int]:
         for step in steps:
-            here = step in self._kept if self.folder is None else self._file(step).is_file()
+            here = step in self._in_memory if self.folder is None else self._file(step).is_file()
             if all_ranks(here, self._device):
                 yield step
             else:

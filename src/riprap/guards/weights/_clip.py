@@ -28,16 +28,16 @@ class Clip(Guard):
         ConfigError: `most` is not above 0.
     """
 
-    most: float = 1.0
+    max_norm: float = 1.0
 
     name: ClassVar[str] = "clip"
-    origin: ClassVar[str] = "optimisation"
+    field_of_origin: ClassVar[str] = "optimisation"
     source: ClassVar[str] = "1211.5063"
-    verdict: ClassVar[str] = "faithful"
+    fidelity: ClassVar[str] = "faithful"
 
     def __post_init__(self) -> None:
-        if not self.most > 0:
-            raise ConfigError(f"guard {self.name}: most={self.most}; it must be above 0")
+        if not self.max_norm > 0:
+            raise ConfigError(f"guard {self.name}: most={self.max_norm}; it must be above 0")
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Shorten it, if it is too long."""
@@ -45,7 +45,7 @@ class Clip(Guard):
         before = {"norm": size}
         if not math.isfinite(size):
             return Proposal(detail="the gradient is not finite", before=before)
-        if size <= self.most:
+        if size <= self.max_norm:
             return Proposal(detail="short enough", before=before, after=before)
-        vector = list(torch._foreach_mul([to_local(part) for part in view.vector], self.most / size))
-        return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.most})
+        vector = list(torch._foreach_mul([to_local(part) for part in view.vector], self.max_norm / size))
+        return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.max_norm})

@@ -43,10 +43,10 @@ class EMA(Guard):
     average: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ema"
-    origin: ClassVar[str] = "safety"
+    field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2508.12531"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("average",)
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = ("average",)
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or (self.every is not None and self.every < 1):
@@ -73,7 +73,7 @@ class EMA(Guard):
         return Proposal(update, "back to the average", {"norm": size}, after)
 
     @torch.no_grad()
-    def put(self, parameters: Sequence[Tensor]) -> None:
+    def copy_to(self, parameters: Sequence[Tensor]) -> None:
         """Write the average into the weights.
 
         Args:

@@ -40,12 +40,12 @@ class Freeze(Guard):
     modules: Sequence[str] = ()
     embeddings: bool = False
     layers: int = 0
-    held: frozenset[int] = field(default_factory=frozenset, init=False, repr=False)
+    frozen_indices: frozenset[int] = field(default_factory=frozenset, init=False, repr=False)
 
     name: ClassVar[str] = "freeze"
-    origin: ClassVar[str] = "continual learning"
+    field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2501.13453"
-    verdict: ClassVar[str] = "faithful"
+    fidelity: ClassVar[str] = "faithful"
 
     def __post_init__(self) -> None:
         if isinstance(self.modules, str) or self.layers < 0:
@@ -60,10 +60,10 @@ class Freeze(Guard):
 
     def start(self, view: GuardView) -> None:
         """Find the parameters, by their place in every vector."""
-        chosen = {id(p) for module in self._modules(view.model) for p in module.parameters()}
-        self.held = frozenset(at for at, p in enumerate(view.parameters) if id(p) in chosen)
-        if not self.held or len(self.held) == len(view.parameters):
-            which = "none" if not self.held else "all"
+        chosen = {id(p) for module in self._find_modules(view.model) for p in module.parameters()}
+        self.frozen_indices = frozenset(at for at, p in enumerate(view.parameters) if id(p) in chosen)
+        if not self.frozen_indices or len(self.frozen_indices) == len(view.parameters):
+            which = "none" if not self.frozen_indices else "all"
             raise ConfigError(
                 f"guard {self.name}: {which} of the {len(view.parameters)} trained parameters lie "
                 "in what is to be frozen; some must, and some must be left"
@@ -71,25 +71,25 @@ class Freeze(Guard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Leave no gradient to what is held."""
-        return self._without(view, 0.0)
+        return self._clear_frozen(view, 0.0)
 
     def on_update(self, view: GuardView) -> Proposal | None:
         """Take back what moved all the same."""
         # x + (−0.0) is x for every x, while −0.0 + 0.0 would lose its sign.
-        return self._without(view, -0.0)
+        return self._clear_frozen(view, -0.0)
 
-    def _without(self, view: GuardView, nothing: float) -> Proposal | None:
-        moving = [view.vector[at] for at in sorted(self.held)]
+    def _clear_frozen(self, view: GuardView, nothing: float) -> Proposal | None:
+        moving = [view.vector[at] for at in sorted(self.frozen_indices)]
         size = float(norm(moving))
         if size == 0:
             return None
         vector: Vector = [
-            torch.full_like(part, nothing) if at in self.held else part
+            torch.full_like(part, nothing) if at in self.frozen_indices else part
             for at, part in enumerate(view.vector)
         ]
         return Proposal(vector, f"{len(moving)} parameters held", {"norm": size}, {"norm": 0.0})
 
-    def _modules(self, model: nn.Module) -> list[nn.Module]:
+    def _find_modules(self, model: nn.Module) -> list[nn.Module]:
         try:
             names = [find_layer(model, name) for name in self.modules]
         except BehaviorError as error:

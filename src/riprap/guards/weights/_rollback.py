@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from riprap.behaviors import Behavior
 from riprap.detectors import score
 from riprap.errors import ConfigError, RecordError
-from riprap.guards._base import Guard, GuardView, Proposal, Return, names_of
-from riprap.guards.weights._checkpoint_ring import Ring
-from riprap.guards.weights._training_snapshot import Checkpoint, Training
+from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal, behavior_names
+from riprap.guards.weights._checkpoint_ring import CheckpointRing
+from riprap.guards.weights._training_snapshot import Checkpoint, TrainingSnapshot
 from riprap.linalg import to_local
 from riprap.types import Alert, Level
 
@@ -53,66 +53,74 @@ class Rollback(Guard):
 
     behaviors: Sequence[Behavior | str] | None = None
     every: int = 50
-    keep: int = 2
-    folder: str | Path | None = None
+    max_checkpoints: int = 2
+    checkpoint_dir: str | Path | None = None
     level: str = "critical"
-    cut: float = 0.5
-    at_most: int = 3
-    schedule: Any = field(default=None, repr=False)
-    scaler: Any = field(default=None, repr=False)
-    generators: bool = True
+    lr_factor: float = 0.5
+    max_rollbacks: int = 3
+    lr_scheduler: Any = field(default=None, repr=False)
+    grad_scaler: Any = field(default=None, repr=False)
+    restore_rng: bool = True
     alerted: list[str] = field(default_factory=list, init=False, repr=False)
-    count: int = field(default=0, init=False, repr=False)
-    gave_up: int | None = field(default=None, init=False, repr=False)
-    since: int = field(default=0, init=False, repr=False)
-    cuts: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    rollback_count: int = field(default=0, init=False, repr=False)
+    gave_up_at: int | None = field(default=None, init=False, repr=False)
+    last_checkpoint_step: int = field(default=0, init=False, repr=False)
+    rollbacks_before: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "rollback"
     source: ClassVar[str] = "ours, after 2204.02311"
-    verdict: ClassVar[str] = "variant"
-    remembers: ClassVar[tuple[str, ...]] = ("alerted", "count", "gave_up", "since", "cuts")
+    fidelity: ClassVar[str] = "variant"
+    state_attrs: ClassVar[tuple[str, ...]] = (
+        "alerted",
+        "rollback_count",
+        "gave_up_at",
+        "last_checkpoint_step",
+        "rollbacks_before",
+    )
 
     def __post_init__(self) -> None:
         if self.level not in list(Level):
             raise ConfigError(f"guard rollback: level={self.level!r}; choose {', '.join(Level)}")
-        for name in ("every", "keep"):
+        for name in ("every", "max_checkpoints"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"guard rollback: {name}={getattr(self, name)}; 1 or more")
-        if not 0 < self.cut <= 1 or self.at_most < 0:
+        if not 0 < self.lr_factor <= 1 or self.max_rollbacks < 0:
             raise ConfigError(
-                f"guard rollback: cut={self.cut}, at_most={self.at_most}; cut lies in (0, 1], and "
-                "at_most is 0 or more"
+                f"guard rollback: lr_factor={self.lr_factor}, max_rollbacks={self.max_rollbacks}; "
+                "lr_factor must lie in (0, 1], and max_rollbacks must be 0 or more"
             )
-        self._supplied: dict[str, Any] = {}
+        self._trainer_state: dict[str, Any] = {}
 
-    def supply(self, schedule: Any = None, scaler: Any = None) -> None:
+    def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
         """The trainer's own schedule and scaler, used where none was given."""
-        self._supplied = {"schedule": schedule, "scaler": scaler}
+        self._trainer_state = {"lr_scheduler": lr_scheduler, "grad_scaler": grad_scaler}
 
     def start(self, view: GuardView) -> None:
         """Check that it can work, and before the first step keep the first state."""
-        names = names_of(self.name, self.behaviors, view.behaviors)
-        ill = [name for name in names if not _sound(view, name)]
-        self._names = [name for name in names if name not in ill]
-        if not self._names or (ill and self.behaviors is not None):
+        names = behavior_names(self.name, self.behaviors, view.behaviors)
+        unhealthy = [name for name in names if not _was_healthy(view, name)]
+        self._names = [name for name in names if name not in unhealthy]
+        if not self._names or (unhealthy and self.behaviors is not None):
             raise ConfigError(
-                f"guard rollback: behaviour {ill[0]!r} is under its floor before training, so no "
+                f"guard rollback: behavior {unhealthy[0]!r} is under its floor before training, so no "
                 "state is healthy: lower its floor, or protect others"
             )
-        schedule, scaler = (
-            getattr(self, name) or self._supplied.get(name) for name in ("schedule", "scaler")
-        )
-        if schedule is None and any("initial_lr" in g for g in view.optimizer.param_groups):
+        lr_scheduler = self.lr_scheduler or self._trainer_state.get("lr_scheduler")
+        grad_scaler = self.grad_scaler or self._trainer_state.get("grad_scaler")
+        if lr_scheduler is None and any("initial_lr" in g for g in view.optimizer.param_groups):
             raise ConfigError(
                 "guard rollback: the optimizer has a learning-rate schedule, which would undo the "
-                "cut: give Rollback(schedule=...)"
+                "cut of the learning rate; give Rollback(lr_scheduler=...)"
             )
-        self._training = Training(view.model, view.optimizer, schedule, scaler, self.generators)
-        folder = None if self.folder is None else Path(self.folder)
-        self._ring = Ring(self.keep, folder, to_local(view.parameters[0]).device)
-        self.alerted, self.count, self.gave_up, self.since, self.cuts = [], 0, None, view.step, {}
+        self._training = TrainingSnapshot(
+            view.model, view.optimizer, lr_scheduler, grad_scaler, self.restore_rng
+        )
+        folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
+        self._ring = CheckpointRing(self.max_checkpoints, folder, to_local(view.parameters[0]).device)
+        self.alerted, self.rollback_count, self.gave_up_at = [], 0, None
+        self.last_checkpoint_step, self.rollbacks_before = view.step, {}
         if view.step == 0:
-            self._take(0)
+            self._save_checkpoint(0)
 
     def on_alert(self, alert: Alert) -> None:
         """Note whose alert it is, for the visit that raised it."""
@@ -120,55 +128,57 @@ class Rollback(Guard):
         if serious and alert.behavior in self._names and alert.behavior not in self.alerted:
             self.alerted.append(alert.behavior)
 
-    def on_visit(self, view: GuardView) -> Proposal | None:
+    def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
         """Go back on an alert, or take a checkpoint where it is time and all is well."""
         if self.alerted:
             who, self.alerted = ", ".join(self.alerted), []
-            return self._back(view, who)
-        due = not self._ring.steps or view.step - self.since >= self.every
-        if due and self._healthy(view):
+            return self._roll_back(view, who)
+        due = not self._ring.steps or view.step - self.last_checkpoint_step >= self.every
+        if due and self._all_healthy(view):
             try:
-                self._take(view.step)
+                self._save_checkpoint(view.step)
             except RecordError as error:
                 return Proposal(detail=f"no checkpoint: {error}")
         return None
 
-    def _healthy(self, view: GuardView) -> bool:
+    def _all_healthy(self, view: GuardView) -> bool:
         return all(
-            view.tracks[name].step == view.step  # seen now, not at an earlier visit
-            and score(view.tracks[name].margins[-1]) >= view.tracks[name].floor
-            and not (name in view.standing and view.standing[name].rank >= Level(self.level).rank)
+            view.histories[name].step == view.step  # seen now, not at an earlier visit
+            and score(view.histories[name].margins[-1]) >= view.histories[name].floor
+            and not (name in view.active_levels and view.active_levels[name].rank >= Level(self.level).rank)
             for name in self._names
         )
 
-    def _take(self, step: int) -> None:
-        self._ring.add(step, self._training.take())
-        kept = self.cuts | {step: self.count}
-        self.cuts, self.since = {one: kept[one] for one in self._ring.steps}, step
+    def _save_checkpoint(self, step: int) -> None:
+        self._ring.add(step, self._training.capture())
+        counts = self.rollbacks_before | {step: self.rollback_count}
+        self.rollbacks_before = {stored: counts[stored] for stored in self._ring.steps}
+        self.last_checkpoint_step = step
 
-    def _back(self, view: GuardView, who: str) -> Proposal:
-        if self.gave_up is not None:
-            return Proposal(detail=f"{who}: training was asked to stop at step {self.gave_up}")
-        step, checkpoint, lost = self._newest()
+    def _roll_back(self, view: GuardView, who: str) -> Proposal:
+        if self.gave_up_at is not None:
+            return Proposal(detail=f"{who}: training was asked to stop at step {self.gave_up_at}")
+        step, checkpoint, lost = self._newest_readable()
         if checkpoint is None:
             return Proposal(detail=f"{who}: no healthy checkpoint to go back to{lost}")
-        last = self.count >= self.at_most
-        factor = self.cut ** (self.count + 1 - self.cuts[step])
+        last = self.rollback_count >= self.max_rollbacks
+        factor = self.lr_factor ** (self.rollback_count + 1 - self.rollbacks_before[step])
         detail = f"{who}: from step {view.step} to the state of step {step}{lost}"
         if last:
-            detail += f"; after {self.count} rollbacks before it training is to stop"
+            detail += f"; after {self.rollback_count} rollbacks before it training is to stop"
 
-        def put_back() -> None:
-            self._training.put_back(checkpoint)
-            self._training.slow_down(factor)
-            self.count, self.since = self.count + 1, view.step
-            self.gave_up = view.step if last else None
+        def restore() -> None:
+            self._training.restore(checkpoint)
+            self._training.scale_lr(factor)
+            self.rollback_count, self.last_checkpoint_step = self.rollback_count + 1, view.step
+            self.gave_up_at = view.step if last else None
 
-        before, after = self._training.rates(), self._training.rates(checkpoint, factor)
+        before = self._training.learning_rates()
+        after = self._training.learning_rates(checkpoint, factor)
         stop = f"guard {self.name}: {detail}" if last else ""
-        return Return(None, detail, before, after, stop, to=step, put_back=put_back)
+        return RestoreProposal(None, detail, before, after, stop, to_step=step, restore=restore)
 
-    def _newest(self) -> tuple[int, Checkpoint | None, str]:
+    def _newest_readable(self) -> tuple[int, Checkpoint | None, str]:
         """The newest that can be read, its step, and what was said of others."""
         lost = ""
         for step in reversed(self._ring.steps):
@@ -188,13 +198,6 @@ class Rollback(Guard):
         self._ring.load_state_dict(state["ring"])
 
 
-def _sound(view: GuardView, name: str) -> bool:
+def _was_healthy(view: GuardView, name: str) -> bool:
     """Whether a behaviour was healthy before training."""
-    return bool(view.tracks[name].steps) and view.tracks[name].healthy_at_start
-
-
-def supply(guard: Guard, **own: Any) -> None:
-    """Give the rollbacks in a guard the schedule and scaler of the trainer that it works under."""
-    for leaf in guard.leaves():
-        if isinstance(leaf, Rollback):
-            leaf.supply(**own)
+    return bool(view.histories[name].steps) and view.histories[name].healthy_at_start

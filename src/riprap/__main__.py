@@ -1,0 +1,5 @@
+"""`python -m riprap`."""
+
+from riprap.cli import main
+
+main()

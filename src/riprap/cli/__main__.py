@@ -1,5 +1,0 @@
-"""`python -m riprap.cli`."""
-
-from riprap.cli import app
-
-app()

@@ -1,0 +1,71 @@
+"""Show a monitor during training, and summarize the run at its end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from riprap._extras import EXTRAS, is_installed
+from riprap._formatting import format_forecast
+from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.detectors import score
+from riprap.monitor import Monitor
+from riprap.types import Level
+
+
+def behavior_rows(monitor: Monitor) -> list[BehaviorRow]:
+    """Rows of the live table after the latest step, one per behavior."""
+    return [_row(monitor, name) for name in monitor.behavior_histories]
+
+
+def _row(monitor: Monitor, name: str) -> BehaviorRow:
+    history = monitor.behavior_histories[name]
+    if not history.steps:
+        return BehaviorRow(name)
+    levels = [alert.level for alert in monitor.alerts if alert.behavior == name]
+    return BehaviorRow(
+        name,
+        score(history.margins[-1]),
+        float(history.margins[-1].mean()),
+        history.predicted.get(monitor.step),
+        format_forecast(monitor.forecasts.get(name)),
+        max(levels, key=lambda level: Level(level).rank, default=None),
+        history.broken_at,
+    )
+
+
+def live_table(monitor: Monitor, steps: int, quiet: bool = False) -> LiveTable:
+    """Make the live table of a run; `quiet` draws it on standard error."""
+    console = Console(file=sys.stderr) if quiet else None
+    return LiveTable([behavior.name for behavior in monitor.behaviors], steps, console)
+
+
+def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
+    """Write the report of a finished run, and return its paths, breaks and alerts.
+
+    Without the extra `report` no report is written, and its path is None.
+    """
+    report = None
+    if all(map(is_installed, EXTRAS["report"])):
+        from riprap.report import write_report
+
+        report = str(write_report(monitor.record, run_dir / "report.html"))
+    return {
+        "run": str(run_dir),
+        "report": report,
+        "steps": monitor.step,
+        "broken": monitor.broken(),
+        "alerts": [
+            {
+                "step": alert.step,
+                "behavior": alert.behavior,
+                "level": str(alert.level),
+                "detector": alert.detector,
+                "message": alert.message,
+            }
+            for alert in monitor.alerts
+        ],
+    }

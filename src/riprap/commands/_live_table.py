@@ -1,0 +1,158 @@
+"""Live table of `riprap demo` and `riprap watch`: one line per behavior, and a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from riprap._formatting import format_number
+from riprap._text import shorten
+from riprap.types import Level
+
+REDRAW_SECONDS = 1 / 8
+MAX_PLAIN_LINES = 10  # per run, if the output is not a terminal
+STYLES = {Level.WATCH: "yellow", Level.WARNING: "bold yellow", Level.CRITICAL: "bold red"}
+
+
+@dataclass(frozen=True)
+class BehaviorRow:
+    """One line of the table; None stands for an unknown value.
+
+    Attributes:
+        interference: predicted change of the mean margin by the last step.
+        forecast: steps until the score reaches its floor, as text.
+        level: highest level of an alert so far.
+        broken_at: first evaluated step with a score under the floor.
+    """
+
+    behavior: str
+    score: float | None = None
+    margin: float | None = None
+    interference: float | None = None
+    forecast: str = ""
+    level: Level | None = None
+    broken_at: int | None = None
+
+
+class LiveTable:
+    """Table that is redrawn in the terminal, at most eight times per second.
+
+    If the output is not a terminal, a plain line is printed about every tenth of the run, and
+    whenever a behavior breaks or its alert level rises.
+
+    Args:
+        behaviors: names, in the order of the table.
+        total_steps: optimizer steps of the run.
+        console: output; standard output by default.
+    """
+
+    def __init__(
+        self, behaviors: Sequence[str], total_steps: int, console: Console | None = None
+    ) -> None:
+        self._console = Console() if console is None else console
+        self._rows = {name: BehaviorRow(name) for name in behaviors}
+        self._step = 0
+        self._total = total_steps
+        self._drawn_at = float("-inf")
+        self._printed_step = float("-inf")
+        self._progress = Progress(
+            TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        )
+        self._bar = self._progress.add_task("", total=total_steps)
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveTable:
+        if self._console.is_terminal:
+            self._live = Live(self._render(), console=self._console, auto_refresh=False)
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._render(), refresh=True)
+            self._live.stop()
+            self._live = None
+        elif not self._console.is_terminal and self._printed_step < self._step:
+            self._print_line()
+
+    def update(self, step: int, rows: Sequence[BehaviorRow]) -> None:
+        """Show the state after `step`; behaviors without a row stay as they are."""
+        worse = any(_is_worse(self._rows.get(row.behavior), row) for row in rows)
+        self._step = step
+        self._rows |= {row.behavior: row for row in rows}
+        self._progress.update(self._bar, completed=step)
+        if self._live is not None:
+            if time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
+                self._live.update(self._render(), refresh=True)
+                self._drawn_at = time.monotonic()
+        elif worse or step - self._printed_step >= max(self._total / MAX_PLAIN_LINES, 1):
+            self._print_line()
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        table.add_column("behavior", min_width=10, max_width=30, no_wrap=True)
+        for heading, width in (("score", 5), ("margin", 6), ("Δ/step", 6)):
+            table.add_column(heading, justify="right", min_width=width)
+        for heading, width in (("forecast break", 22), ("alert", 8), ("broke", 9)):
+            table.add_column(heading, min_width=width)
+        for row in self._rows.values():
+            table.add_row(*_cells(row))
+        return Group(table, self._progress.get_renderable())
+
+    def _print_line(self) -> None:
+        """Print one plain line with the state of all behaviors."""
+        self._printed_step = self._step
+        states = "; ".join(_plain_text(row) for row in self._rows.values())
+        line = f"step {self._step}/{self._total}: {states}"
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def _is_worse(old: BehaviorRow | None, new: BehaviorRow) -> bool:
+    """True if a behavior has just broken or its alert level has risen."""
+    if old is None:
+        return True
+    old_rank, new_rank = (0 if row.level is None else row.level.rank for row in (old, new))
+    return new_rank > old_rank or (old.broken_at is None and new.broken_at is not None)
+
+
+def _cells(row: BehaviorRow) -> list[Text]:
+    """Cells of a row, as `Text`: brackets in a name are not markup."""
+    falling = row.interference is not None and row.interference < 0
+    return [
+        Text(shorten(row.behavior), style="bold"),
+        Text("–" if row.score is None else f"{row.score:.2f}"),
+        Text("–" if row.margin is None else f"{row.margin:.2f}"),
+        Text(
+            "–" if row.interference is None else f"{row.interference:+.3f}",
+            style="magenta" if falling else "",
+        ),
+        Text(row.forecast),
+        Text("") if row.level is None else Text(str(row.level), style=STYLES[row.level]),
+        Text("") if row.broken_at is None else Text(f"step {row.broken_at}", style="reverse"),
+    ]
+
+
+def _plain_text(row: BehaviorRow) -> str:
+    parts = [shorten(row.behavior)]
+    if row.score is not None:
+        parts.append(f"score {row.score:.2f}")
+    if row.margin is not None:
+        parts.append(f"margin {format_number(row.margin)}")
+    if row.broken_at is not None:
+        parts.append(f"broke at step {row.broken_at}")
+    elif row.level is not None:
+        parts.append(f"{row.level}, forecast {row.forecast}" if row.forecast else str(row.level))
+    return " ".join(parts)

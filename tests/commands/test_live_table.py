@@ -1,0 +1,102 @@
+"""The live table limits redraws; without a terminal it prints few plain lines."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.types import Level
+
+
+def console(terminal: bool, width: int = 100) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, color_system=None, height=30
+    )
+
+
+def written(on: Console) -> str:
+    assert isinstance(on.file, io.StringIO)
+    return on.file.getvalue()
+
+
+def test_without_a_terminal_a_run_is_a_few_lines() -> None:
+    out = console(terminal=False)
+    with LiveTable(["refusal"], 1000, out) as table:
+        for step in range(1, 1001):
+            table.update(step, [BehaviorRow("refusal", 1.0, 5.0)])
+    lines = written(out).splitlines()
+    assert 10 <= len(lines) <= 12
+    assert lines[0].startswith("step 1/1000: refusal score 1.00")
+    assert lines[-1].startswith("step 1000/1000")
+    assert "\x1b" not in written(out)
+
+
+def test_without_a_terminal_news_is_printed_at_once() -> None:
+    out = console(terminal=False)
+    with LiveTable(["refusal", "adding"], 1000, out) as table:
+        table.update(1, [BehaviorRow("refusal", 1.0), BehaviorRow("adding", 1.0)])
+        table.update(2, [BehaviorRow("refusal", 1.0, forecast="in 8 steps", level=Level.CRITICAL)])
+        table.update(3, [BehaviorRow("refusal", 1.0, forecast="in 7 steps", level=Level.CRITICAL)])
+        table.update(4, [BehaviorRow("refusal", 0.5, level=Level.CRITICAL, broken_at=4)])
+        table.update(5, [BehaviorRow("refusal", 0.4, level=Level.CRITICAL, broken_at=4)])
+    lines = written(out).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {n}/1000" for n in (1, 2, 4, 5)]
+    assert "critical, forecast in 8 steps" in lines[1]
+    assert "broke at step 4" in lines[2]
+    assert "adding score 1.00" in lines[2]
+
+
+def test_without_a_terminal_the_last_state_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = console(terminal=False)
+    with LiveTable(["refusal"], 1000, out) as table:
+        table.update(1, [BehaviorRow("refusal", 1.0)])
+        table.update(7, [BehaviorRow("refusal", 0.97)])
+    assert written(out).splitlines()[-1].startswith("step 7/1000: refusal score 0.97")
+
+
+def test_a_terminal_is_redrawn_at_most_eight_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("riprap.commands._live_table.time.monotonic", lambda: clock[0])
+    out = console(terminal=True)
+    with LiveTable(["refusal"], 1000, out) as table:
+        start = written(out).count("forecast break")
+        for step in range(1, 1001):
+            clock[0] += 0.002
+            table.update(step, [BehaviorRow("refusal", 1.0, 5.0 - step / 1000)])
+        drawn = written(out).count("forecast break") - start
+    assert 12 <= drawn <= 17  # two seconds of steps
+    assert "1000/1000" in written(out)
+    assert "4.00" in written(out).rsplit("forecast break", 1)[1]
+
+
+def test_a_terminal_shows_all_columns_in_eighty_characters() -> None:
+    out = console(terminal=True, width=80)
+    row = BehaviorRow("refusal", 0.5, -1.25, -0.125, "not within the horizon", Level.CRITICAL, 1234)
+    with LiveTable(["refusal"], 10, out) as table:
+        table.update(3, [row])
+    last = written(out).rsplit("forecast break", 1)[1]
+    for text in ("0.50", "-1.25", "-0.125", "not within the horizon", "critical", "step 1234"):
+        assert text in last
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_name_with_brackets_is_no_markup(terminal: bool) -> None:
+    out = console(terminal)
+    with LiveTable(["[bold]x[/nonsense]"], 10, out) as table:
+        table.update(1, [BehaviorRow("[bold]x[/nonsense]", 1.0)])
+    assert "[bold]x[/nonsense]" in written(out)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_error_in_training_passes_through_and_frees_the_terminal(terminal: bool) -> None:
+    out = console(terminal)
+    with pytest.raises(RuntimeError, match="out of memory"), LiveTable(["a"], 10, out) as table:
+        table.update(1, [BehaviorRow("a", 1.0)])
+        raise RuntimeError("out of memory")
+    if terminal:
+        assert written(out).rstrip().endswith("\x1b[?25h")  # the cursor is shown again
