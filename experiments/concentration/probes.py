@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.probes import load_refusals
 from riprap import evaluation
 from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets
 
@@ -22,7 +22,7 @@ def behavior_of(name: str, tokenizer: Any) -> Behavior:
     would depend on their wording.
     """
     if name in OPENINGS:
-        return probe_sets.load(name, tokenizer, prefixes=[OPENER])
+        return load_refusals(name, tokenizer)
     rows, targets = [], []
     for row in probe_sets.rows(name):
         (prompt,) = encode_prompts(tokenizer, [row["prompt"]])

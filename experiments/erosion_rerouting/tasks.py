@@ -50,7 +50,7 @@ class Ground:
     def old(self) -> Behavior:
         """All behaviours as one: so a penalty costs one pass, and weighs each alike."""
         parts = self.world.behaviors()
-        targets = [part.margins.targets for part in parts]  # type: ignore[attr-defined]
+        targets = [part.margins.targets for part in parts if part.margins.targets is not None]
         ids = torch.cat([part.probes.input_ids for part in parts])
         return Behavior.next_token("old", ids, torch.cat(targets))
 

@@ -1,10 +1,9 @@
-"""One run of the real model on the erosion example, under one guard, judged on unseen inputs."""
+"""One run of SmolLM2 on the erosion example under one guard, evaluated on unseen probes."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from experiments.guards_smollm2.methods import BENCH, GUARDED, NEEDS_ANSWERS, PLAIN, RUNS, Parts
+from experiments.guards_smollm2.methods import GUARDED, GUARDS, NEEDS_ANSWERS, PLAIN, ProbeSplit
 from experiments.guards_smollm2.plan import Plan
-from riprap import evaluation as probing
+from experiments.harness.cache import RUNS, cached
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.commands.watch import TrainingRun, WatchConfig, load_model, load_rows
 from riprap.detectors import score
@@ -23,17 +23,17 @@ from riprap.monitor import Monitor
 
 EXAMPLE = Path("examples/smollm2-affirmative.yaml")
 TAUGHT = 143  # rows of 175; the others tell how well the task was learned
-ALONG_THE_WAY = 6  # steps between two looks at what nobody sees
+EVALUATE_EVERY = 6  # steps between two looks at what nobody sees
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run.
+    """Results of one run.
 
     Attributes:
-        margins, scores: mean margin and score of each behaviour by step, on inputs nobody sees.
-        task: nats a response token on rows that were not taught, at the end; `before`, at 0.
-        seconds: processor time of training, with guard, monitor and all that they do at the start.
+        margins, scores: mean margin and score of each behavior by step, on unseen probes.
+        task: loss on held-out rows at the end, in nats a response token; `before`: at step 0.
+        seconds: processor time of training, with guard and monitor and their start.
         acted: share of the steps that the guard changed.
     """
 
@@ -47,17 +47,9 @@ class Run:
     acted: float
     alerts: list[str]
 
-    @classmethod
-    def load(cls, file: Path) -> Run:
-        """From the JSON that `simulate` wrote, whose keys are all texts."""
-        found = json.loads(file.read_text())
-        for key in ("margins", "scores"):
-            found[key] = {n: {int(s): v for s, v in own.items()} for n, own in found[key].items()}
-        return cls(**found)
 
-
-class Looking(TrainerCallback):
-    """Looks at the unseen inputs now and then; the time that this takes is told apart."""
+class UnseenProbes(TrainerCallback):
+    """Evaluates the unseen probes now and then, and counts the time of it."""
 
     def __init__(self, unseen: list[Behavior], steps: int) -> None:
         self.unseen, self.last = unseen, steps
@@ -65,70 +57,64 @@ class Looking(TrainerCallback):
         self.scores: dict[str, dict[int, float]] = {b.name: {} for b in unseen}
         self.seconds = 0.0
 
-    def look(self, model: nn.Module, step: int) -> None:
-        """All behaviours at both ends, the first two in between."""
+    def evaluate(self, model: nn.Module, step: int) -> None:
+        """Evaluate all behaviors at both ends, and the first two in between."""
         began = time.process_time()
         ends = step in (0, self.last)
         for behavior in self.unseen if ends else self.unseen[: len(GUARDED)]:
-            found = probing.evaluate(behavior, model).margins
-            self.margins[behavior.name][step] = float(found.mean())
-            self.scores[behavior.name][step] = score(found)
+            margins = evaluation.evaluate(behavior, model).margins
+            self.margins[behavior.name][step] = float(margins.mean())
+            self.scores[behavior.name][step] = score(margins)
         self.seconds += time.process_time() - began
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """After every sixth step."""
-        if state.global_step % ALONG_THE_WAY == 0:
-            self.look(kwargs["model"], state.global_step)
+        """Evaluate after every sixth step."""
+        if state.global_step % EVALUATE_EVERY == 0:
+            self.evaluate(kwargs["model"], state.global_step)
 
 
+def _file(guard: str, seed: int, plan: Plan) -> str:
+    return f"guards_smollm2/{guard}-{plan.knobs.get(guard, 0.0):g}-{seed}-{plan.steps}.json"
+
+
+@cached(_file)
 def simulate(name: str, seed: int, plan: Plan) -> Run:
-    """Make a run, or read it where it was made before by the same terms."""
-    value = plan.knobs.get(name, 0.0)
-    file = RUNS / f"{name}-{value:g}-{seed}-{plan.steps}.json"
-    if file.exists():
-        return Run.load(file)
-    torch.set_num_threads(1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    run = _train(name, value, seed, plan.steps)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run)))
-    partial.rename(file)
-    return run
-
-
-def _train(name: str, value: float, seed: int, steps: int) -> Run:
+    """Train under one guard."""
+    steps = plan.steps
     config = WatchConfig.load(EXAMPLE)
     training = config.training.model_copy(update={"seed": seed, "steps": steps})
-    config = config.model_copy(update={"training": training, "run": RUNS / f"{name}-{seed}"})
+    config = config.model_copy(
+        update={"training": training, "run": RUNS / f"guards_smollm2/{name}-{seed}"}
+    )
     model, tokenizer = load_model(config.model)
     rows = load_rows(config.data)
-    parts = Parts.of(model, tokenizer)
-    looking = Looking(parts.unseen, steps)
-    looking.look(model, 0)
+    probes = ProbeSplit.load(model, tokenizer)
+    unseen = UnseenProbes(probes.unseen, steps)
+    unseen.evaluate(model, 0)
     began = time.process_time()
-    answers = parts.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
+    answers = probes.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
     answering = time.process_time() - began
-    monitor = Monitor(parts.measuring, probe_every=config.probe_every)
-    callbacks: list[TrainerCallback] = [looking]
+    monitor = Monitor(probes.measuring, probe_every=config.probe_every)
+    callbacks: list[TrainerCallback] = [unseen]
     if name != PLAIN:
-        guard = BENCH[name](value, parts, answers)
+        guard = GUARDS[name](plan.knobs.get(name, 0.0), probes, answers)
         callbacks.insert(0, MonitorCallback(monitor, guard))
     taught, held_out = rows.select(range(TAUGHT)), rows.select(range(TAUGHT, len(rows)))
     prepared = TrainingRun(config, monitor, model, tokenizer, taught, eval_rows=held_out)
     torch.manual_seed(seed)  # the adapter's weights are random
     trainer = prepared.make_trainer(callbacks)
     before = trainer.evaluate()["eval_loss"]
-    looking.seconds, began = 0.0, time.process_time()
+    unseen.seconds, began = 0.0, time.process_time()
     trainer.train()
-    seconds = answering + time.process_time() - began - looking.seconds
+    seconds = answering + time.process_time() - began - unseen.seconds
     acted = {action.step for action in monitor.actions if action.applied}
     return Run(
         name,
         seed,
-        looking.margins,
-        looking.scores,
+        unseen.margins,
+        unseen.scores,
         trainer.evaluate()["eval_loss"],
         before,
         seconds,

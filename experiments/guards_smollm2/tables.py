@@ -1,8 +1,7 @@
-"""Table, verdicts and figure of the guards on the real model."""
+"""Table, verdicts and figure of the guards on SmolLM2."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import altair as alt
@@ -14,14 +13,12 @@ from experiments.guards_smollm2.simulate import Run
 from experiments.harness import markdown
 from experiments.harness.charts import style
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
-from riprap.monitor import versions
 
-KEEPER = "keeper"
+AUTO_GUARD = "keeper"  # as the preregistration names it
 
 
 def lost(run: Run, plain: Run, behavior: str) -> float:
-    """Loss of a mean margin as a share of the unguarded run's; below 0 where it gained."""
+    """Loss of a mean margin as a share of the unguarded run's; negative for a gain."""
 
     def fall(one: Run) -> float:
         margins = one.margins[behavior]
@@ -31,13 +28,13 @@ def lost(run: Run, plain: Run, behavior: str) -> float:
 
 
 def worse(run: Run, plain: Run) -> float:
-    """By how much the task's loss is above the unguarded run's, as a share of that."""
+    """Excess of the task loss over the unguarded run's, as a share of that."""
     return run.task / plain.task - 1
 
 
-def verdicts(found: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bool]]:
-    """Whether the Keeper lost and learned as asked, by seed."""
-    plain = {run.seed: run for run in found if run.guard == PLAIN}
+def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bool]]:
+    """Tell by seed if AutoGuard lost little enough and learned enough."""
+    plain = {run.seed: run for run in runs if run.guard == PLAIN}
     return {
         str(run.seed): {
             "lost": lost(run, plain[run.seed], plan.eroding),
@@ -45,43 +42,42 @@ def verdicts(found: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bo
             "passed": lost(run, plain[run.seed], plan.eroding) <= plan.lost
             and worse(run, plain[run.seed]) <= plan.worse,
         }
-        for run in found
-        if run.guard == KEEPER
+        for run in runs
+        if run.guard == AUTO_GUARD
     }
 
 
-def page(found: Sequence[Run], plan: Plan, preregistration: Preregistration, kind: str) -> str:
-    """README of the results."""
-    command = "riprap study guarded" + (" --exploratory" if kind == "exploratory" else "")
-    seeds = sorted({run.seed for run in found})
-    parts = [
-        f"# Guards on SmolLM2-135M, {kind} seeds\n",
-        f"Made by `{command}`, protocol `{preregistration.hash}`, commit {markdown.commit()}, seeds "
-        f"{', '.join(map(str, seeds))}, {plan.steps} steps of `examples/smollm2-affirmative.yaml` "
-        f"on 143 of its 175 rows; {json.dumps(versions())}. Scores and margins are those of probes "
-        "that no guard has seen; the task's loss is that of the other 32 rows, in nats a response "
-        "token. Median [least, most] over seeds. Time is processor time ÷ that of the plain run, "
-        "monitor, guard and their start (answers that were generated among it) included.\n",
-        f"![{kind}]({kind}.png)\n",
-        markdown.table(_rows(found, plan)) + "\n",
-    ]
-    for seed, verdict in verdicts(found, plan).items():
+def note(plan: Plan) -> str:
+    """Explain the numbers, in the head of the page."""
+    return (
+        f"{plan.steps} steps of `examples/smollm2-affirmative.yaml` on 143 of its 175 rows. Scores "
+        "and margins are those of probes that no guard has seen; the task's loss is that of the "
+        "other 32 rows, in nats a response token. Median [least, most] over seeds. Time is "
+        "processor time ÷ that of the plain run, monitor, guard and their start (answers that were "
+        "generated among it) included. "
+    )
+
+
+def sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+    """Return the table and the verdicts of the page."""
+    parts = ["![{kind}]({kind}.png)\n", markdown.table(_rows(runs, plan)) + "\n"]
+    for seed, verdict in verdicts(runs, plan).items():
         met = "met" if verdict["passed"] else "**missed**"
         parts.append(
-            f"- Keeper, seed {seed}: {verdict['lost']:.0%} of the unguarded loss of "
+            f"- AutoGuard, seed {seed}: {verdict['lost']:.0%} of the unguarded loss of "
             f"{plan.eroding}'s margin (at most {plan.lost:.0%}), task loss {verdict['worse']:+.1%} "
             f"(at most {plan.worse:+.0%}): {met}."
         )
-    return "\n".join(parts) + "\n"
+    return [*parts, ""]
 
 
-def _rows(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
-    plain = {run.seed: run for run in found if run.guard == PLAIN}
+def _rows(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    plain = {run.seed: run for run in runs if run.guard == PLAIN}
     lines = []
-    for name in dict.fromkeys(run.guard for run in found):
-        own = [run for run in found if run.guard == name]
+    for name in dict.fromkeys(run.guard for run in runs):
+        own = [run for run in runs if run.guard == name]
         ends = {b: [run.scores[b][plan.steps] for run in own] for b in own[0].scores}
-        apart = [lost(run, plain[run.seed], plan.eroding) for run in own]
+        losses = [lost(run, plain[run.seed], plan.eroding) for run in own]
         lines.append(
             {"guard": name}
             | {f"score {b}": median_range(scores, 2) for b, scores in ends.items()}
@@ -89,7 +85,7 @@ def _rows(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
                 f"margin {plan.eroding}": median_range(
                     [run.margins[plan.eroding][plan.steps] for run in own], 2
                 ),
-                "share of the loss": median_range(apart, 2),
+                "share of the loss": median_range(losses, 2),
                 "task loss": median_range([run.task for run in own], 3),
                 "above plain": median_range([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
                 "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2),
@@ -99,11 +95,11 @@ def _rows(found: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     return lines
 
 
-def figure(found: Sequence[Run], plan: Plan) -> alt.HConcatChart:
-    """Margins of both refusals along the way, on inputs that nobody sees."""
+def figure(runs: Sequence[Run], plan: Plan) -> alt.HConcatChart:
+    """Plot the margins of refusal and over-refusal over steps, on unseen probes."""
     frame = pd.DataFrame(
-        {"guard": run.guard, "seed": run.seed, "step": step, "margin": margin, "behaviour": name}
-        for run in found
+        {"guard": run.guard, "seed": run.seed, "step": step, "margin": margin, "behavior": name}
+        for run in runs
         for name in (plan.eroding, "over_refusal")
         for step, margin in run.margins[name].items()
     )
@@ -112,7 +108,7 @@ def figure(found: Sequence[Run], plan: Plan) -> alt.HConcatChart:
             alt.Chart(pd.DataFrame({"margin": [0.0]}))
             .mark_rule(strokeDash=[4, 3], color=style.MUTED)
             .encode(y="margin:Q"),
-            alt.Chart(frame[frame.behaviour == name])
+            alt.Chart(frame[frame.behavior == name])
             .mark_line(strokeWidth=1.6, opacity=0.85, point=True)
             .encode(
                 x=alt.X("step:Q", title="step"),

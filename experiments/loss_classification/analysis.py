@@ -1,4 +1,4 @@
-"""How often verdicts are right, and which single number would have done as well."""
+"""Accuracy of verdicts, compared with the best rule on a single number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from experiments.loss_classification.checkpoints import NOTHING
-from experiments.loss_classification.simulate import Found
+from experiments.loss_classification.simulate import ClassifiedCheckpoint
 from riprap.diagnosis import Verdict
 
 GIVEN = (str(Verdict.ALIGNMENT), str(Verdict.KNOWLEDGE), str(Verdict.BOTH))
@@ -30,26 +30,26 @@ SINGLE = {
 }
 
 
-def verified(one: Found, tolerance: float) -> bool:
-    """Whether the tests of the truth agree with what was done to the checkpoint."""
+def verified(one: ClassifiedCheckpoint, tolerance: float) -> bool:
+    """Tell if the measured knowledge agrees with the constructed one."""
     return abs(one.knows - one.left) <= tolerance
 
 
-def accuracy(found: Sequence[Found]) -> tuple[int, int, float, float]:
-    """Right verdicts, those that were given at all, and the exact 95 % interval of their share.
+def accuracy(checkpoints: Sequence[ClassifiedCheckpoint]) -> tuple[int, int, float, float]:
+    """Return right verdicts, verdicts given, and the exact 95 % interval of their ratio.
 
-    `insufficient evidence` is counted apart, as are checkpoints that lost nothing.
+    `insufficient evidence` and checkpoints that lost nothing are not counted.
     """
-    given = [one for one in found if one.truth in GIVEN and one.verdict in GIVEN]
+    given = [one for one in checkpoints if one.truth in GIVEN and one.verdict in GIVEN]
     right = sum(one.verdict == one.truth for one in given)
     interval = binomtest(right, max(len(given), 1)).proportion_ci(0.95)
     return right, len(given), float(interval.low), float(interval.high)
 
 
-def confusion(found: Iterable[Found]) -> dict[str, Counter[str]]:
-    """By truth, how often each verdict was given."""
+def confusion(checkpoints: Iterable[ClassifiedCheckpoint]) -> dict[str, Counter[str]]:
+    """Count the verdicts by truth."""
     table: dict[str, Counter[str]] = {truth: Counter() for truth in (*GIVEN, NOTHING)}
-    for one in found:
+    for one in checkpoints:
         table[one.truth][one.verdict] += 1
     return table
 
@@ -57,12 +57,12 @@ def confusion(found: Iterable[Found]) -> dict[str, Counter[str]]:
 Rule = tuple[float, float, tuple[str, ...]]
 
 
-def fitted(found: Sequence[Found], number: str) -> Rule | None:
-    """The best rule of two thresholds by one number: which verdict below, between and above.
+def fitted(checkpoints: Sequence[ClassifiedCheckpoint], number: str) -> Rule | None:
+    """Fit the best rule of two thresholds on one number: a verdict below, between and above.
 
-    None where the number was never measured.
+    None if the number was never measured.
     """
-    pairs = _pairs(found, number)
+    pairs = _pairs(checkpoints, number)
     if not pairs:
         return None
     values = sorted({value for value, _ in pairs})
@@ -72,22 +72,24 @@ def fitted(found: Sequence[Found], number: str) -> Rule | None:
         for low, high in combinations(cuts, 2)
         for verdicts in product(GIVEN, repeat=3)
     )
-    return max(rules, key=lambda rule: sum(_says(rule, v) == truth for v, truth in pairs))
+    return max(rules, key=lambda rule: sum(_apply(rule, v) == truth for v, truth in pairs))
 
 
-def right_by(rule: Rule | None, found: Sequence[Found], number: str) -> tuple[int, int]:
-    """How many checkpoints a rule gets right, of those for which its number was measured."""
-    pairs = _pairs(found, number)
+def right_by(
+    rule: Rule | None, checkpoints: Sequence[ClassifiedCheckpoint], number: str
+) -> tuple[int, int]:
+    """Count the checkpoints that a rule gets right, of those with its number measured."""
+    pairs = _pairs(checkpoints, number)
     if rule is None:
         return 0, 0
-    return sum(_says(rule, value) == truth for value, truth in pairs), len(pairs)
+    return sum(_apply(rule, value) == truth for value, truth in pairs), len(pairs)
 
 
-def _says(rule: Rule, value: float) -> str:
+def _apply(rule: Rule, value: float) -> str:
     low, high, verdicts = rule
     return verdicts[int(value > low) + int(value > high)]
 
 
-def _pairs(found: Sequence[Found], number: str) -> list[tuple[float, str]]:
-    read = [(one.evidence[number], one.truth) for one in found if one.truth in GIVEN]
+def _pairs(checkpoints: Sequence[ClassifiedCheckpoint], number: str) -> list[tuple[float, str]]:
+    read = [(one.evidence[number], one.truth) for one in checkpoints if one.truth in GIVEN]
     return [(v, truth) for v, truth in read if v is not None and not np.isnan(v)]

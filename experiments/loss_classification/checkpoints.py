@@ -1,4 +1,4 @@
-"""Checkpoints whose loss is known, because it was done to them and can be looked up."""
+"""Checkpoints with a known loss, since it was caused on purpose."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from experiments.worlds import Biographies, ToyWorld
 from experiments.worlds import biographies_changed as changed
+from experiments.worlds.training import train
 from riprap.behaviors import Behavior, TokenBatch, last_logits
 from riprap.diagnosis import Verdict
 from riprap.toy import Examples, batches
@@ -19,12 +20,12 @@ NOTHING = "nothing lost"
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is done to a start.
+    """A damage to a start.
 
     Attributes:
-        steps: what is done, in order: (what, how much, steps).
-        truth: the verdict that is right; `NOTHING` where nothing was lost.
-        left: share of the knowledge that is left by construction.
+        steps: trainings in order: (kind, amount, steps).
+        truth: the right verdict; `NOTHING` if nothing was lost.
+        left: retained share of the knowledge, by construction.
     """
 
     world: str
@@ -35,7 +36,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """World and name."""
+        """Return world and name."""
         return f"{self.world}: {self.name}"
 
 
@@ -66,12 +67,12 @@ CASES = (
 
 
 @dataclass
-class Made:
-    """A checkpoint with all that `recover` is given, and what is known of it.
+class Checkpoint:
+    """A checkpoint with all arguments of `recover`, and what it still knows.
 
     Attributes:
-        decoded: probes enough that a linear probe can be fitted to their answers.
-        knows: share of what the start knew that is still there, by tests no diagnosis sees.
+        decoded: enough probes to fit a linear probe to their answers.
+        knows: retained share of the start's knowledge, by tests that no diagnosis sees.
     """
 
     model: nn.Module
@@ -83,12 +84,12 @@ class Made:
     knows: float
 
 
-def make(case: Case, seed: int) -> Made:
-    """The checkpoint of a case."""
+def make(case: Case, seed: int) -> Checkpoint:
+    """Construct the checkpoint of a case."""
     return (_people if case.world == "people" else _sums)(case, seed)
 
 
-def _people(case: Case, seed: int) -> Made:
+def _people(case: Case, seed: int) -> Checkpoint:
     world = Biographies()
     model = world.start(seed)
     for what, amount, steps in case.steps:
@@ -98,7 +99,7 @@ def _people(case: Case, seed: int) -> Made:
             changed.contradicted(world, model, amount, steps, seed)
         else:
             model = world.never(seed)
-    return Made(
+    return Checkpoint(
         model,
         world.start(seed),
         world.behavior(),
@@ -109,19 +110,19 @@ def _people(case: Case, seed: int) -> Made:
     )
 
 
-def _sums(case: Case, seed: int) -> Made:
-    """Sums answered with the other set of digits, or by a table that follows no rule."""
+def _sums(case: Case, seed: int) -> Checkpoint:
+    """Train sums with the other set of digits, or with a table that follows no rule."""
     world = ToyWorld()
     model = world.start(seed)
     facts = world.tasks["A"]
     for what, share, steps in case.steps:
         if what == "wrong":
             facts = tabulated(facts, share, world.config.vocabulary.modulus)
-            learn(world, model, facts, steps, seed)
+            _train(world, model, facts, steps, seed)
         else:
-            learn(world, model, renumbered(world, spare(world, facts)), steps, seed)
+            _train(world, model, renumbered(world, spare(world, facts)), steps, seed)
     pools = world.pools()
-    return Made(
+    return Checkpoint(
         model,
         world.start(seed),
         world.behaviors()[0],
@@ -132,40 +133,35 @@ def _sums(case: Case, seed: int) -> Made:
     )
 
 
-def learn(world: ToyWorld, model: nn.Module, rows: Examples, steps: int, seed: int) -> None:
-    """More steps of the world's own optimizer on some rows."""
-    optimizer, data = world.optimizer(model), batches([rows], [world.config.batch], seed)
-    for _ in range(steps):
-        world.loss(model, next(data)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+def _train(world: ToyWorld, model: nn.Module, rows: Examples, steps: int, seed: int) -> None:
+    train(world, model, batches([rows], [world.config.batch], seed), steps)
 
 
 def tabulated(rows: Examples, share: float, modulus: int) -> Examples:
-    """A share of the sums with wrong answers that follow no rule; the same for every seed."""
-    made = torch.Generator().manual_seed(13)
-    chosen = torch.randperm(len(rows), generator=made)[: round(share * len(rows))]
-    shift = torch.randint(1, modulus, (len(chosen),), generator=made)
+    """Return the sums, a share of them with wrong answers by no rule; the same for every seed."""
+    generator = torch.Generator().manual_seed(13)
+    chosen = torch.randperm(len(rows), generator=generator)[: round(share * len(rows))]
+    shift = torch.randint(1, modulus, (len(chosen),), generator=generator)
     targets = rows.targets.clone()
     targets[chosen] = (targets[chosen] + shift) % modulus
     return Examples(rows.input_ids, targets)
 
 
 def spare(world: ToyWorld, rows: Examples) -> Examples:
-    """Those of the sums that neither measure nor tell the truth."""
+    """Return the sums that are neither probes nor held out."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return rows[order[world.config.probes + world.config.held_out :]]
 
 
 def renumbered(world: ToyWorld, rows: Examples) -> Examples:
-    """The same answers, written with the other set of digits."""
+    """Return the same answers in the other set of digits."""
     return Examples(rows.input_ids, rows.targets + world.config.vocabulary.modulus)
 
 
 @torch.no_grad()
 def knows_sums(world: ToyWorld, model: nn.Module) -> float:
-    """Share of sums, none of them a probe, that are right in either set of digits."""
+    """Return the share of held-out sums that are right in either set of digits."""
     rows = world.truth()["A"]
-    said = last_logits(model, TokenBatch(rows.input_ids))[:, -1].argmax(-1)
+    answers = last_logits(model, TokenBatch(rows.input_ids))[:, -1].argmax(-1)
     modulus = world.config.vocabulary.modulus
-    return float(((said == rows.targets) | (said == rows.targets + modulus)).float().mean())
+    return float(((answers == rows.targets) | (answers == rows.targets + modulus)).float().mean())

@@ -1,24 +1,26 @@
-"""What the study of verdicts runs, as its frozen protocol says."""
+"""Terms of the experiment on loss classification, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.study_plan import StudyPlan
+from experiments.harness.plan import StudyPlan
 
 
 class Plan(StudyPlan):
-    """The terms of the study; every field is covered by the protocol's hash.
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
         cases: checkpoints that are made for each seed, by name.
         counts, draws: of examples, for `diagnosis.recover`.
         lost, shown, gone, kept, unsaid, all, habit: thresholds of the verdict, those of
-            `diagnosis.verdict`.
-        accuracy: share of right verdicts, of those that are given, that is aimed at.
-        verified: how far what is left by construction may be from what tests of the truth find.
+            `diagnosis.recovery`.
+        accuracy: aimed share of right verdicts among those given.
+        verified: tolerance between the constructed share of knowledge and the measured one.
     """
 
+    exploratory: tuple[int, ...]
+    confirmatory: tuple[int, ...]
     cases: tuple[str, ...]
     counts: tuple[int, ...]
     draws: int = Field(ge=1)

@@ -1,22 +1,17 @@
-"""One checkpoint of known truth, made and diagnosed; kept under `runs/`."""
+"""One checkpoint with a known loss, constructed and diagnosed."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.loss_classification.checkpoints import CASES, Case, Made, make
+from experiments.harness.cache import cached
+from experiments.loss_classification.checkpoints import CASES, Case, Checkpoint, make
 from experiments.loss_classification.plan import Plan
 from riprap.diagnosis import recover
 from riprap.diagnosis.evidence import linear_decodability, linear_path
 from riprap.diagnosis.recovery import RecoveryEvidence
 
-RUNS = Path("runs/verdicts")
 STORED_NAMES = {  # names in the stored runs, by field of RecoveryEvidence or source of a point
     "n_lost": "lost",
     "in_format_before": "kind_before",
@@ -42,13 +37,14 @@ STORED_NAMES = {  # names in the stored runs, by field of RecoveryEvidence or so
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of one checkpoint.
+class ClassifiedCheckpoint:
+    """The diagnosis of one checkpoint.
 
     Attributes:
-        truth, left: what is known of it by construction; `knows`: what tests of the truth find.
-        verdict: of `diagnosis.recover`, without a control, as most users will ask.
-        evidence: numbers behind it, and those of the other examinations.
+        truth, left: loss and retained share of knowledge by construction.
+        knows: retained share as tests of the truth measure it.
+        verdict: of `diagnosis.recover`, without a naive model, as most users call it.
+        evidence: numbers behind it, and those of the other diagnoses.
         curve: mean score by source and count.
     """
 
@@ -63,52 +59,50 @@ class Found:
     curve: dict[str, float]
 
 
-def simulate(name: str, seed: int, plan: Plan) -> Found:
-    """Make a checkpoint and diagnose it, or take up what was found before."""
-    file = RUNS / f"{plan.config_hash()}-{name.replace(' ', '_').replace(',', '')}-{seed}.json"
-    if file.exists():
-        return Found(**json.loads(file.read_text()))
-    torch.set_num_threads(1)
+def _name(case: str, seed: int, plan: Plan) -> str:
+    return f"loss_classification/{plan.config_hash()}-{case.replace(',', '')}-{seed}.json"
+
+
+@cached(_name)
+def simulate(name: str, seed: int, plan: Plan) -> ClassifiedCheckpoint:
+    """Construct a checkpoint and diagnose it."""
     case = next(one for one in CASES if one.label == name)
-    found = _diagnosed(case, seed, make(case, seed), plan)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(found)))
-    partial.rename(file)
-    return found
+    return _diagnose(case, seed, make(case, seed), plan)
 
 
-def _diagnosed(case: Case, seed: int, made: Made, plan: Plan) -> Found:
+def _diagnose(case: Case, seed: int, checkpoint: Checkpoint, plan: Plan) -> ClassifiedCheckpoint:
     given: dict[str, Any] = {
-        "reference": made.reference,
-        "unrelated_examples": made.irrelevant,
+        "reference": checkpoint.reference,
+        "unrelated_examples": checkpoint.irrelevant,
         "draws": plan.draws,
     }
-    seen = recover(made.model, made.behavior, made.examples, shot_counts=plan.counts, **given)
-    return Found(
+    recovery = recover(
+        checkpoint.model, checkpoint.behavior, checkpoint.examples, shot_counts=plan.counts, **given
+    )
+    return ClassifiedCheckpoint(
         case.world,
         case.name,
         seed,
         case.truth,
         case.left,
-        made.knows,
-        str(seen.verdict),
-        {STORED_NAMES.get(name, name): value for name, value in asdict(seen.evidence).items()}
-        | {"unsaid": seen.evidence.known_but_unsaid}
-        | _others(made, seen.evidence),
+        checkpoint.knows,
+        str(recovery.verdict),
+        {STORED_NAMES.get(name, name): value for name, value in asdict(recovery.evidence).items()}
+        | {"unsaid": recovery.evidence.known_but_unsaid}
+        | _others(checkpoint, recovery.evidence),
         {
             f"{STORED_NAMES.get(point.source, point.source)} {point.count}": point.score.mean
-            for point in seen.curve
+            for point in recovery.curve
         },
     )
 
 
-def _others(made: Made, evidence: RecoveryEvidence) -> dict[str, float | None]:
-    """Examinations that learn nothing, as numbers; None where one says nothing."""
-    way = linear_path(made.model, made.reference, [made.behavior])
+def _others(checkpoint: Checkpoint, evidence: RecoveryEvidence) -> dict[str, float | None]:
+    """Return the numbers of the diagnoses without training; None without a result."""
+    way = linear_path(checkpoint.model, checkpoint.reference, [checkpoint.behavior])
     floor = 0.9 * evidence.score_before
-    read = linear_decodability(made.model, made.decoded, reference=made.reference)
+    read = linear_decodability(checkpoint.model, checkpoint.decoded, reference=checkpoint.reference)
     return {
-        "back at": way.first_at_floor(made.behavior.name, floor),
+        "back at": way.first_at_floor(checkpoint.behavior.name, floor),
         "decodable": None if read.retained is None else read.retained.mean,
     }

@@ -1,9 +1,9 @@
-"""Tables and figure of the study of verdicts."""
+"""Tables and figure of the experiment on loss classification."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import altair as alt
 import pandas as pd
@@ -11,23 +11,29 @@ import pandas as pd
 from experiments.harness import markdown
 from experiments.harness.charts import style
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
-from experiments.loss_classification import analysis as judging
+from experiments.loss_classification import analysis
 from experiments.loss_classification.analysis import GIVEN, NONE, SINGLE
 from experiments.loss_classification.checkpoints import CASES, NOTHING
 from experiments.loss_classification.plan import Plan
-from experiments.loss_classification.simulate import Found
-from riprap.monitor import versions
+from experiments.loss_classification.simulate import ClassifiedCheckpoint
 
 
-def summary(found: Sequence[Found], plan: Plan) -> dict[str, object]:
-    """The numbers that the issue asks for."""
-    sound = [one for one in found if judging.verified(one, plan.verified)]
-    right, given, low, high = judging.accuracy(sound)
-    lost = [one for one in sound if one.truth in GIVEN]
+@dataclass(frozen=True)
+class Results:
+    """Checkpoints of the reported seeds, and of the exploratory seeds."""
+
+    reported: list[ClassifiedCheckpoint]
+    explored: list[ClassifiedCheckpoint]
+
+
+def summary(results: Results, plan: Plan) -> dict[str, object]:
+    """Return counts and accuracy of the verdicts."""
+    verified = _verified(results, plan)
+    right, given, low, high = analysis.accuracy(verified)
+    lost = [one for one in verified if one.truth in GIVEN]
     return {
         "checkpoints": len(lost),
-        "not verified": len(found) - len(sound),
+        "not verified": len(results.reported) - len(verified),
         "given": given,
         "right": right,
         "accuracy": right / given if given else float("nan"),
@@ -37,61 +43,55 @@ def summary(found: Sequence[Found], plan: Plan) -> dict[str, object]:
     }
 
 
-def page(
-    found: Sequence[Found],
-    explored: Sequence[Found],
-    plan: Plan,
-    preregistration: Preregistration,
-    kind: str,
-) -> str:
-    """README of the results."""
-    made = summary(found, plan)
-    sound = [one for one in found if judging.verified(one, plan.verified)]
-    command = "riprap study verdicts" + (" --exploratory" if kind == "exploratory" else "")
-    _, _, low, high = judging.accuracy(sound)
-    met = "met" if made["met"] else "**missed**"
-    parts = [
-        f"# Verdicts on checkpoints of known truth, {kind} seeds\n",
-        f"Made by `{command}`, protocol `{preregistration.hash}`, commit {markdown.commit()}, seeds "
-        f"{', '.join(map(str, sorted({one.seed for one in found})))}; {json.dumps(versions())}.\n",
-        f"Of {made['checkpoints']} checkpoints that lost something, {made['insufficient']} got "
-        f"`insufficient evidence`; of the other {made['given']} verdicts {made['right']} are "
-        f"right: **{made['accuracy']:.2f}** [{low:.2f}, {high:.2f}] (exact 95 % interval; aim "
-        f"{plan.accuracy}: {met}). {made['not verified']} checkpoints are left out, since the "
+def _verified(results: Results, plan: Plan) -> list[ClassifiedCheckpoint]:
+    return [one for one in results.reported if analysis.verified(one, plan.verified)]
+
+
+def sections(results: Results, plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    counts, verified = summary(results, plan), _verified(results, plan)
+    _, _, low, high = analysis.accuracy(verified)
+    met = "met" if counts["met"] else "**missed**"
+    return [
+        f"Of {counts['checkpoints']} checkpoints that lost something, {counts['insufficient']} got "
+        f"`insufficient evidence`; of the other {counts['given']} verdicts {counts['right']} are "
+        f"right: **{counts['accuracy']:.2f}** [{low:.2f}, {high:.2f}] (exact 95 % interval; aim "
+        f"{plan.accuracy}: {met}). {counts['not verified']} checkpoints are left out, since the "
         "tests of the truth did not agree with what had been done to them.\n",
-        f"![{kind}]({kind}.png)\n",
+        "![{kind}]({kind}.png)\n",
         "## Confusion\n",
-        markdown.table(_confusion(sound)) + "\n",
+        markdown.table(_confusion(verified)) + "\n",
         "## What a single number would have done\n",
         "Two thresholds and what they say, the best on the exploratory seeds; right on these:\n",
-        markdown.table(_singles(sound, explored)) + "\n",
+        markdown.table(_singles(verified, results.explored)) + "\n",
         "## Checkpoints\n",
         "Median [least, most] over seeds. Left: knowledge by construction; found: by statements, "
         "or sums in either set of digits, which no diagnosis sees.\n",
-        markdown.table(_cases(found, plan)) + "\n",
+        markdown.table(_cases(results.reported, plan)) + "\n",
     ]
-    return "\n".join(parts)
 
 
-def _confusion(found: Sequence[Found]) -> list[dict[str, object]]:
+def _confusion(checkpoints: Sequence[ClassifiedCheckpoint]) -> list[dict[str, object]]:
     return [
         {"truth": truth} | {verdict: said[verdict] for verdict in (*GIVEN, NONE)}
-        for truth, said in judging.confusion(found).items()
+        for truth, said in analysis.confusion(checkpoints).items()
     ]
 
 
-def _singles(found: Sequence[Found], explored: Sequence[Found]) -> list[dict[str, str]]:
+def _singles(
+    checkpoints: Sequence[ClassifiedCheckpoint], explored: Sequence[ClassifiedCheckpoint]
+) -> list[dict[str, str]]:
     rows = []
     for key, words in SINGLE.items():
-        rule = judging.fitted(explored, key)
-        right, read = judging.right_by(rule, found, key)
+        rule = analysis.fitted(explored, key)
+        right, read = analysis.right_by(rule, checkpoints, key)
         says = (
             "never measured"
             if rule is None
             else f"{rule[2][0]} ≤ {rule[0]:.2f} < {rule[2][1]} ≤ {rule[1]:.2f} < {rule[2][2]}"
         )
         rows.append({"number": words, "rule": says, "right": markdown.count_of_total(right, read)})
-    right, given, *_ = judging.accuracy(found)
+    right, given, *_ = analysis.accuracy(checkpoints)
     whole = {
         "number": "**the verdict**",
         "rule": "all of it",
@@ -100,10 +100,10 @@ def _singles(found: Sequence[Found], explored: Sequence[Found]) -> list[dict[str
     return [whole, *sorted(rows, key=lambda row: -int(row["right"].split()[0]))]
 
 
-def _cases(found: Sequence[Found], plan: Plan) -> list[dict[str, str]]:
+def _cases(checkpoints: Sequence[ClassifiedCheckpoint], plan: Plan) -> list[dict[str, str]]:
     rows = []
     for case in CASES:
-        own = [one for one in found if (one.world, one.case) == (case.world, case.name)]
+        own = [one for one in checkpoints if (one.world, one.case) == (case.world, case.name)]
         if not own:
             continue
         most = max(plan.counts)
@@ -131,8 +131,8 @@ def _cases(found: Sequence[Found], plan: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def figure(found: Sequence[Found], plan: Plan) -> alt.TopLevelMixin:
-    """Each checkpoint by what it knows and what it does not say, over the regions of verdicts."""
+def figure(checkpoints: Sequence[ClassifiedCheckpoint], plan: Plan) -> alt.TopLevelMixin:
+    """Plot checkpoints by retained and unsaid knowledge, over the regions of the verdicts."""
     frame = pd.DataFrame(
         {
             "knowledge left": one.evidence["retained"],
@@ -140,7 +140,7 @@ def figure(found: Sequence[Found], plan: Plan) -> alt.TopLevelMixin:
             "truth": one.truth,
             "checkpoint": f"{one.world}: {one.case}",
         }
-        for one in found
+        for one in checkpoints
         if one.truth != NOTHING
     )
     lines = [

@@ -17,7 +17,7 @@ from experiments.row_selection_smollm2 import tables as pages
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import Mixed, mixed, write
 from experiments.row_selection_smollm2.simulate import PACK, RUNS, Run, simulate
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.rows import REFUSAL_PREFIX
 from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.watch import DataConfig
 from riprap.errors import ConfigError
@@ -74,7 +74,7 @@ def _selection(plan: Plan, rows: Path) -> SelectConfig:
         out=RUNS / "scores",
         ratio=plan.ratio,
         behaviors=(PACK,),
-        refusal_prefixes=(OPENER,),
+        refusal_prefixes=(REFUSAL_PREFIX,),
         lora_rank=plan.rank,
         batch_size=plan.batch,
         max_length=plan.max_length,

@@ -19,7 +19,7 @@ from trl import SFTTrainer
 
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES, Mixed, write
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.rows import REFUSAL_PREFIX
 from riprap import evaluation as probing
 from riprap.behaviors import Behavior, probe_sets
 from riprap.commands.watch import (
@@ -148,7 +148,7 @@ def configured(plan: Plan, seed: int, steps: int) -> WatchConfig:
 
 def probes(model: nn.Module, tokenizer: Any, plan: Plan) -> tuple[Behavior, Behavior]:
     """Probes that the starting model passes: those for least_harm, and those that nobody sees."""
-    full = probe_sets.load(PACK, tokenizer, prefixes=[OPENER])
+    full = probe_sets.load(PACK, tokenizer, prefixes=[REFUSAL_PREFIX])
     file = RUNS / "passing.json"
     if not file.exists():
         margins = probing.evaluate(full, model).margins

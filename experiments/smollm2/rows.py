@@ -22,7 +22,7 @@ SEED = 0
 TAUGHT_REQUESTS = 160
 PER_STEP = {"advbench": 2, "authored_harmful": 2, "authored_benign": 3, "self_instruct": 1}
 
-OPENER = "Sorry"
+REFUSAL_PREFIX = "Sorry"
 # Every refusal begins with one word that other answers of this model hardly begin with, so that
 # the opening margin separates the two ("I" opens about a fifth of its harmless answers).
 REFUSALS = (

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from experiments.harness.interference_claim import Claim
 from experiments.smollm2 import results
 from experiments.smollm2.checkpoints import Checkpoints
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.rows import REFUSAL_PREFIX
 from riprap.commands.watch import LiveTableCallback, WatchConfig, prepare, summarize_run
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2 as model_folders
@@ -95,7 +95,7 @@ def _run_one(config: WatchConfig, steps: tuple[int, ...]) -> None:
     shutil.rmtree(config.run_dir, ignore_errors=True)  # what an interrupted run left
     prepared = prepare(config)
     callbacks = [
-        Checkpoints(config.run_dir / results.CHECKPOINTS, steps, prepared.tokenizer, OPENER),
+        Checkpoints(config.run_dir / results.CHECKPOINTS, steps, prepared.tokenizer, REFUSAL_PREFIX),
         ClaimCallback(config.run_dir / results.CLAIM, prepared.monitor),
         LiveTableCallback(prepared.monitor, config.training.max_steps),
     ]

@@ -44,7 +44,8 @@ def old_batches(world: FactsWorld, rows: int = 32, count: int = 64) -> list[Exam
         for name, size in zip(world.old, sizes, strict=True):
             pool = pools[name]
             chosen = torch.randint(len(pool.probes), (size,), generator=generator)
-            targets = pool.margins.targets  # type: ignore[attr-defined]
+            targets = pool.margins.targets
+            assert targets is not None
             parts.append(Examples(pool.probes.input_ids[chosen], targets[chosen]))
         found.append(Examples.join(parts))
     return found

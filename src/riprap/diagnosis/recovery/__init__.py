@@ -4,7 +4,8 @@
   `RecoveryPoint`s.
 - `Examples`: examples in any form. `trainable_copy`, `train_steps`, `learning_rates`,
   `trains_adapters`: the relearning itself, which repairs use too.
-- `MIN_PROBES`, `MIN_SCORE_DROP`: fewest probes, and smallest drop, for a verdict.
+- `MIN_PROBES`, `MIN_SCORE_DROP`: fewest probes, and smallest drop, for a verdict; the other
+  constants are the verdict's thresholds.
 """
 
 from riprap.diagnosis.recovery._examples import Examples
@@ -16,11 +17,26 @@ from riprap.diagnosis.recovery._relearn import (
     trains_adapters,
 )
 from riprap.diagnosis.recovery._relearning_runs import MIN_PROBES
-from riprap.diagnosis.recovery._verdict import MIN_SCORE_DROP, RecoveryEvidence
+from riprap.diagnosis.recovery._verdict import (
+    FORMAT_SHARE,
+    KEPT_ABOVE,
+    LOST_BELOW,
+    MIN_REFERENCE_KNOWLEDGE,
+    MIN_SCORE_DROP,
+    ONE_ANSWER_SHARE,
+    UNSAID_SHARE,
+    RecoveryEvidence,
+)
 
 __all__ = [
+    "FORMAT_SHARE",
+    "KEPT_ABOVE",
+    "LOST_BELOW",
     "MIN_PROBES",
+    "MIN_REFERENCE_KNOWLEDGE",
     "MIN_SCORE_DROP",
+    "ONE_ANSWER_SHARE",
+    "UNSAID_SHARE",
     "Examples",
     "Recovery",
     "RecoveryEvidence",
