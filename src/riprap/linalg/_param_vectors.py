@@ -117,6 +117,14 @@ def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) 
     return as_sharded([p.to(like.dtype) for p, like in zip(sums, own, strict=True)], vector)
 
 
+def sum_vectors(vectors: Sequence[Vector]) -> Vector:
+    """Return the sum of one or more vectors, as new tensors."""
+    result = [part.clone() for part in vectors[0]]
+    for vector in vectors[1:]:
+        torch._foreach_add_(result, vector)
+    return result
+
+
 def as_sharded(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Vector:
     """Return this rank's shards as sharded tensors like those of `like`; others unchanged.
 
