@@ -90,7 +90,7 @@ class Forecast:
 
     @property
     def predicts_break(self) -> bool:
-        """Whether the whole interval is within the horizon."""
+        """Return whether the whole interval is within the horizon."""
         return self.high <= self.horizon
 
 

@@ -64,7 +64,7 @@ class MarginFunction(ABC):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the margin can be computed without calling `calibrate` first."""
+        """Return whether the margin can be computed without calling `calibrate` first."""
         return True
 
     def calibrate(self, model: nn.Module, probes: Any) -> None:  # noqa: B027 most need nothing

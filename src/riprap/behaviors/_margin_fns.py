@@ -104,7 +104,7 @@ class ResponsePrefix(LastLogitsMargin):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the prefixes are known."""
+        """Return whether the prefixes are known."""
         return bool(self.prefixes)
 
     def calibrate(self, model: nn.Module, probes: TokenBatch) -> None:
@@ -323,7 +323,7 @@ class Likelihood(ContinuationMargin):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the losses before training are known."""
+        """Return whether the losses before training are known."""
         return self.reference is not None
 
     def select(self, indices: Sequence[int]) -> Likelihood:

@@ -1,4 +1,4 @@
-"""Shared prefixes are computed once, through the key-value cache.
+"""Compute shared prefixes once, through the key-value cache.
 
 A chat template puts the same tokens before every probe, and multiple-choice probes combine one
 prompt with all of its options. The common prefix is computed once, then each prompt once, then the
@@ -45,7 +45,7 @@ def prefix_pass() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PrefixPlan:
-    """How rows are cut into a common prefix, prompts and suffixes.
+    """Division of rows into a common prefix, prompts and suffixes.
 
     Attributes:
         common: token ids that all rows start with.

@@ -35,7 +35,7 @@ class LinearLayer:
 
     @property
     def expands_adapter(self) -> bool:
-        """Whether the layer is the second one, B, of a LoRA adapter."""
+        """Return whether the layer is the second one, B, of a LoRA adapter."""
         return "lora_B" in self.name.split(".")
 
 
