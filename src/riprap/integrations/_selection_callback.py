@@ -1,4 +1,4 @@
-"""Transformers' Trainer and TRL's trainers: a callback that puts a selector on and takes it off."""
+"""Callback that attaches a selector to transformers' Trainer and to TRL's trainers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from riprap.selection import LoopAttachment, RowLossFn, Selector
 
 
 class SelectionCallback(TrainerCallback):
-    """`Trainer(..., callbacks=[SelectionCallback(selector)])`.
+    """Row selection under a trainer: `Trainer(..., callbacks=[SelectionCallback(selector)])`.
 
-    Rows are chosen over all micro-batches of a step, and the gradient is theirs before the trainer
-    clips it. Beside a `MonitorCallback` and its guard the order does not matter.
+    Rows are selected over all micro-batches of a step. Their gradient is in `.grad` before the
+    trainer clips it. The order of this callback and a `MonitorCallback` does not matter.
 
     Args:
         losses: (output, inputs by name) -> each row's own loss, for a trainer whose loss is neither
@@ -24,17 +24,17 @@ class SelectionCallback(TrainerCallback):
     def __init__(self, selector: Selector, losses: RowLossFn | None = None) -> None:
         self.selector, self._losses = selector, losses
         self._attachment: LoopAttachment | None = None
-        self._left: int | None = None
+        self._batches_left: int | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the selector on."""
+        """Attach the selector."""
         model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
         if model is None or optimizer is None:
             raise ConfigError(
-                "the trainer began without a model or an optimizer of its own, so there is "
-                "nothing to select for: give SelectionCallback to a transformers Trainer"
+                "the trainer began without a model or an optimizer, so rows cannot be selected: "
+                "give SelectionCallback to a transformers Trainer"
             )
         self.selector.step = state.global_step
         steps = args.gradient_accumulation_steps
@@ -43,31 +43,31 @@ class SelectionCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count micro-batches: the last step of an epoch may have fewer."""
+        """Count the micro-batches of the epoch, because its last step may have fewer."""
         try:
             count = len(kwargs["train_dataloader"])
         except (KeyError, TypeError):  # a stream of unknown length
-            self._left = None
+            self._batches_left = None
             return
         steps = args.gradient_accumulation_steps
-        # A training that is taken up within an epoch passes over what it has had of it.
-        had = 0 if args.ignore_data_skip else state.global_step % max(1, -(-count // steps))
-        self._left = count - had * steps
+        # A resumed training skips the micro-batches of the epoch that it has trained on.
+        done = 0 if args.ignore_data_skip else state.global_step % max(1, -(-count // steps))
+        self._batches_left = count - done * steps
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say after how many micro-batches to choose."""
+        """Set the number of micro-batches of this step."""
         if self._attachment is None:
             return
         steps = args.gradient_accumulation_steps
-        if self._left is not None:
-            steps = max(1, min(steps, self._left))
-            self._left -= steps
+        if self._batches_left is not None:
+            steps = max(1, min(steps, self._batches_left))
+            self._batches_left -= steps
         self._attachment.accumulate = steps
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the selector off."""
+        """Detach the selector."""
         self.selector.end()
