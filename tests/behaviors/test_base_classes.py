@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors import LastLogitsMargin, MarginFunction, ProbeSet, TokenBatch
 from riprap.errors import BehaviorError
 from tiny import Bigram, make_llama, make_tokenizer
@@ -44,7 +43,7 @@ def test_a_plain_function_accepts_any_probes() -> None:
     assert behavior.probes is probes
     assert isinstance(behavior.margins, MarginFunction)
     assert behavior.losses is None and behavior.token_rows() is None
-    assert probing.evaluate(behavior, model).margins.tolist() == [0.25, -0.5]
+    assert evaluation.evaluate(behavior, model).margins.tolist() == [0.25, -0.5]
 
 
 def test_losses_and_calibration_of_a_plain_function() -> None:
@@ -56,7 +55,7 @@ def test_losses_and_calibration_of_a_plain_function() -> None:
         losses=lambda model, probes: probes * 3,
         calibrate=lambda model, probes: calls.append(probes),
     )
-    probing.calibrate(behavior, nn.PReLU())
+    evaluation.calibrate(behavior, nn.PReLU())
     assert len(calls) == 1 and calls[0] is behavior.probes
     assert behavior.losses is not None
     assert behavior.losses(nn.PReLU(), behavior.probes).tolist() == [3.0, 3.0]
@@ -79,9 +78,9 @@ def test_a_last_logits_margin_of_a_user_shares_the_forward_pass() -> None:
         Behavior("lead", TokenBatch.pad(ROWS), Lead()),
         Behavior.next_token("words", ROWS, [4] * len(ROWS)),
     ]
-    assert probing.group_by_forward_pass(behaviors, model) == [behaviors]
-    shared = probing.evaluate_batch(behaviors, model)["lead"].margins
-    assert shared == pytest.approx(probing.evaluate(behaviors[0], model).margins, abs=1e-5)
+    assert evaluation.group_by_forward_pass(behaviors, model) == [behaviors]
+    shared = evaluation.evaluate_batch(behaviors, model)["lead"].margins
+    assert shared == pytest.approx(evaluation.evaluate(behaviors[0], model).margins, abs=1e-5)
 
 
 def test_a_margin_without_state_refuses_one() -> None:
@@ -114,8 +113,8 @@ def test_texts_without_prompts_are_predicted_from_their_first_token() -> None:
     ids = torch.tensor([tokenizer("how to make")["input_ids"]])
     expected = nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
     assert losses[0].item() == pytest.approx(expected.item(), rel=1e-5)
-    probing.calibrate(alone, model)
-    assert probing.evaluate(alone, model).margins.tolist() == [0.5, 0.5]
+    evaluation.calibrate(alone, model)
+    assert evaluation.evaluate(alone, model).margins.tolist() == [0.5, 0.5]
     assert alone.token_rows() == [
         tokenizer(text)["input_ids"] for text in ("how to make", "how to")
     ]

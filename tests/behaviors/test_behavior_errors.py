@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors import NextToken
 from riprap.errors import BehaviorError
 from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_tokenizer
@@ -191,7 +190,7 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
 def test_refused_when_read(case: str) -> None:
     build, make, words = UNREADABLE[case]
     with pytest.raises(BehaviorError, match=words) as refusal:
-        probing.evaluate(make(), build())
+        evaluation.evaluate(make(), build())
     assert "\n" not in str(refusal.value)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diagnosing import make_model, make_tokenizer
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import probe_sets
 from riprap.behaviors._tokenization import encode_continuations, encode_prompts
 from riprap.errors import BehaviorError
@@ -30,14 +30,16 @@ def test_options_are_measured_as_those_of_a_shipped_probe_set(tmp_path: Path) ->
     own = probe_sets.load(written(tmp_path, probe_sets.rows("arithmetic")), tokenizer)
     shipped = probe_sets.load("arithmetic", tokenizer)
     assert (own.name, own.contrast) == ("facts", None)
-    assert (probing.evaluate(own, model).margins == probing.evaluate(shipped, model).margins).all()
+    assert (
+        evaluation.evaluate(own, model).margins == evaluation.evaluate(shipped, model).margins
+    ).all()
 
 
 def test_a_completion_is_measured_by_its_first_token(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     rows = [{"prompt": row["prompt"], "completion": row["options"][row["answer"]]} for row in ROWS]
-    found = probing.evaluate(probe_sets.load(written(tmp_path, rows), tokenizer), model).margins
+    found = evaluation.evaluate(probe_sets.load(written(tmp_path, rows), tokenizer), model).margins
     asked = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     said = encode_continuations(tokenizer, [row["completion"] for row in rows])
     for prompt, answer, margin in zip(asked, said, found, strict=True):
@@ -65,8 +67,8 @@ def test_prompts_alone_are_measured_by_how_the_response_starts(tmp_path: Path) -
         assert own.contrast == probe_sets.CONTRASTS.get(name)
         sign = -1 if name == "over_refusal" else 1
         shipped = probe_sets.load("refusal", tokenizer, 5, prefixes=["Sorry"])
-        same = sign * probing.evaluate(shipped, model).margins
-        assert (probing.evaluate(own, model).margins == same).all()
+        same = sign * evaluation.evaluate(shipped, model).margins
+        assert (evaluation.evaluate(own, model).margins == same).all()
 
 
 WRONG = {

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors._margin_formulas import response_prefix_margin, token_margin
 from riprap.detectors._history import score
 from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer, token
@@ -50,7 +49,7 @@ def test_token_score_is_accuracy(llama: LlamaForCausalLM) -> None:
     targets = torch.where(torch.rand(40) < 0.6, answers, (answers + 1) % len(VOCABULARY))
     accuracy = float((answers == targets).float().mean())
     assert 0.3 < accuracy < 0.9
-    margins = probing.evaluate(Behavior.next_token("all", ids, targets), llama).margins
+    margins = evaluation.evaluate(Behavior.next_token("all", ids, targets), llama).margins
     assert score(margins) == pytest.approx(accuracy)
 
 
@@ -72,7 +71,7 @@ def test_prefix_margin_is_positive_exactly_where_greedy_decoding_starts_with_a_p
     passes = [first in prefixes for first in begun]
     assert 0 < sum(passes) < len(passes)
     behavior = Behavior.response_prefix("passes", tokenizer, prompts, prefixes)
-    assert (probing.evaluate(behavior, llama).margins > 0).tolist() == passes
+    assert (evaluation.evaluate(behavior, llama).margins > 0).tolist() == passes
 
 
 def test_avoiding_is_the_exact_negative(
@@ -80,9 +79,9 @@ def test_avoiding_is_the_exact_negative(
 ) -> None:
     towards = Behavior.response_prefix("a", tokenizer, PROMPTS, ["sorry", "no"])
     away = Behavior.response_prefix("b", tokenizer, PROMPTS, ["sorry", "no"], avoid=True)
-    margins = probing.evaluate(towards, llama).margins
+    margins = evaluation.evaluate(towards, llama).margins
     assert margins.all()
-    assert np.array_equal(probing.evaluate(away, llama).margins, -margins)
+    assert np.array_equal(evaluation.evaluate(away, llama).margins, -margins)
 
 
 def speaking(shares: dict[str, float]) -> Bigram:
@@ -115,7 +114,7 @@ def test_a_preference_is_insufficient_under_five_percent_of_the_first_token(
     shares: dict[str, float], enough: bool
 ) -> None:
     behavior = Behavior.preference("gate", make_tokenizer(), PROMPTS, KEEP, LOSE)
-    reason = probing.evaluate(behavior, speaking(shares)).insufficient
+    reason = evaluation.evaluate(behavior, speaking(shares)).insufficient
     assert (reason == "") == enough
     if not enough:
         held = sum(share for word, share in shares.items() if word != "i")
@@ -137,7 +136,7 @@ def test_a_short_option_has_no_advantage() -> None:
     expected = (np.log(0.5) + 2 * step) / 3 - np.log(0.3)
     assert np.log(0.5) + 2 * step < np.log(0.3)  # by the sum of log-probs it would have lost
     assert expected > 0
-    np.testing.assert_allclose(probing.evaluate(behavior, model).margins, expected, rtol=1e-5)
+    np.testing.assert_allclose(evaluation.evaluate(behavior, model).margins, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.5, 2.0])
@@ -148,17 +147,17 @@ def test_an_unchanged_model_has_its_whole_tolerance(
     behavior = Behavior.likelihood(
         "kept", tokenizer, texts=texts, prompts=PROMPTS, tolerance=tolerance
     )
-    probing.calibrate(behavior, llama)
-    np.testing.assert_allclose(probing.evaluate(behavior, llama).margins, tolerance, rtol=1e-6)
+    evaluation.calibrate(behavior, llama)
+    np.testing.assert_allclose(evaluation.evaluate(behavior, llama).margins, tolerance, rtol=1e-6)
 
 
 def test_a_likelihood_margin_falls_by_the_increase_of_the_loss() -> None:
     model = speaking({"sorry": 0.8})
     behavior = Behavior.likelihood("kept", make_tokenizer(), texts=["sorry"] * 4, prompts=PROMPTS)
-    probing.calibrate(behavior, model)
+    evaluation.calibrate(behavior, model)
     changed = speaking({"sorry": 0.2})
     np.testing.assert_allclose(
-        probing.evaluate(behavior, changed).margins, 0.5 - np.log(0.8 / 0.2), rtol=1e-5
+        evaluation.evaluate(behavior, changed).margins, 0.5 - np.log(0.8 / 0.2), rtol=1e-5
     )
 
 
@@ -168,7 +167,7 @@ def test_a_conversation_is_a_prompt(
     turns = [{"role": "user", "content": PROMPTS[0]}]
     longer = [*turns, {"role": "assistant", "content": "no"}, {"role": "user", "content": "sure"}]
     behavior = Behavior.response_prefix("chat", tokenizer, [turns, longer, PROMPTS[0]], ["no"])
-    first, second, third = probing.evaluate(behavior, llama).margins
+    first, second, third = evaluation.evaluate(behavior, llama).margins
     assert first == pytest.approx(third)
     assert abs(first - second) > 1e-3
 
@@ -177,4 +176,4 @@ def test_without_a_chat_template_the_plain_text_is_encoded() -> None:
     model = Bigram().follow("bomb", "sorry").follow("cake", "sure")
     plain = make_tokenizer(chat=False)
     behavior = Behavior.response_prefix("text", plain, ["make a bomb", "a cake"], ["sorry"])
-    np.testing.assert_allclose(probing.evaluate(behavior, model).margins, [10, -10])
+    np.testing.assert_allclose(evaluation.evaluate(behavior, model).margins, [10, -10])

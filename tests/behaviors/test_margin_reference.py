@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Margins
-from riprap import evaluation as probing
+from riprap import Behavior, Margins, evaluation
 from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer, token
 
 CHAT = make_tokenizer()
@@ -145,9 +144,9 @@ def moved(model: nn.Module) -> nn.Module:
 def test_margins_agree_with_the_reference(kind: str, name: str) -> None:
     case, behavior = CASES[kind], CASES[kind].build()
     start = moved(MODELS[name]())
-    probing.calibrate(behavior, start)
+    evaluation.calibrate(behavior, start)
     for model in (start, moved(start)):
-        margins = probing.evaluate(behavior, model).margins
+        margins = evaluation.evaluate(behavior, model).margins
         assert len(margins) == len(behavior.probes)
         expected = [case.margin(model, i, start) for i in range(len(margins))]
         np.testing.assert_allclose(margins, expected, rtol=1e-4, atol=1e-4)
@@ -166,13 +165,13 @@ def test_losses_agree_with_the_reference(kind: str, name: str) -> None:
 @kinds
 def test_a_margin_is_the_same_alone_and_among_probes_of_other_lengths(kind: str) -> None:
     behavior, start = CASES[kind].build(), MODELS["llama"]()
-    probing.calibrate(behavior, start)
-    together = probing.evaluate(behavior, moved(start)).margins
+    evaluation.calibrate(behavior, start)
+    together = evaluation.evaluate(behavior, moved(start)).margins
     widths = {width_of(behavior)}
     for index in range(len(together)):
         single = behavior.subset([index])
-        probing.calibrate(single, start)
-        alone = probing.evaluate(single, moved(start)).margins
+        evaluation.calibrate(single, start)
+        alone = evaluation.evaluate(single, moved(start)).margins
         np.testing.assert_allclose(alone, together[index : index + 1], rtol=1e-4, atol=1e-4)
         widths.add(width_of(single))
     assert len(widths) > 1  # or nothing was padded here
@@ -187,8 +186,8 @@ def test_a_model_without_attention_mask_accepts_probes_of_equal_length(kind: str
     case, start = CASES[kind], moved(PlainLM())
     for index in range(len(case.build().probes)):
         behavior = case.build().subset([index])
-        probing.calibrate(behavior, start)
-        margins = probing.evaluate(behavior, moved(start)).margins
+        evaluation.calibrate(behavior, start)
+        margins = evaluation.evaluate(behavior, moved(start)).margins
         expected = case.margin(moved(start), index, start)
         np.testing.assert_allclose(margins, [expected], rtol=1e-4, atol=1e-4)
 
@@ -196,7 +195,7 @@ def test_a_model_without_attention_mask_accepts_probes_of_equal_length(kind: str
 @kinds
 def test_margins_are_attached_to_the_graph(kind: str) -> None:
     model, behavior = MODELS["llama"](), CASES[kind].build()
-    probing.calibrate(behavior, model)
+    evaluation.calibrate(behavior, model)
     result: Any = behavior.margins(model, behavior.probes)
     (result.values if isinstance(result, Margins) else result).sum().backward()
     assert model.lm_head.weight.grad is not None
@@ -206,10 +205,12 @@ def test_margins_are_attached_to_the_graph(kind: str) -> None:
 @kinds
 def test_a_subset_does_not_change_the_whole_behavior(kind: str) -> None:
     behavior, start = CASES[kind].build(), MODELS["llama"]()
-    probing.calibrate(behavior, start)
-    before = probing.evaluate(behavior, start).margins
+    evaluation.calibrate(behavior, start)
+    before = evaluation.evaluate(behavior, start).margins
     part = behavior.subset([2, 0])
-    probing.calibrate(part, moved(start))
-    np.testing.assert_allclose(probing.evaluate(behavior, start).margins, before)
+    evaluation.calibrate(part, moved(start))
+    np.testing.assert_allclose(evaluation.evaluate(behavior, start).margins, before)
     if kind != "likelihood":  # whose reference has moved with the part's start
-        np.testing.assert_allclose(probing.evaluate(part, start).margins, before[[2, 0]], rtol=1e-4)
+        np.testing.assert_allclose(
+            evaluation.evaluate(part, start).margins, before[[2, 0]], rtol=1e-4
+        )

@@ -11,8 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors._model_io import TokenBatch, accepted_arguments, last_logits
 from tiny import Bigram, make_llama
 
@@ -55,7 +54,7 @@ def test_every_form_of_output_is_read(form: str) -> None:
 @pytest.mark.parametrize("wrap", ["peft", "compiled", "parallel"])
 def test_arguments_of_wrapped_models_are_accepted(wrap: str) -> None:
     behavior = Behavior.next_token("words", ROWS, [9, 11, 30])
-    expected = probing.evaluate(behavior, make_llama().eval()).margins
+    expected = evaluation.evaluate(behavior, make_llama().eval()).margins
     model: Any = make_llama().eval()
     if wrap == "peft":
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
@@ -64,7 +63,7 @@ def test_arguments_of_wrapped_models_are_accepted(wrap: str) -> None:
     else:
         model = nn.DataParallel(model)
     assert {"attention_mask", "position_ids", "use_cache"} <= accepted_arguments(model)
-    margins = probing.evaluate(behavior, model).margins
+    margins = evaluation.evaluate(behavior, model).margins
     np.testing.assert_allclose(margins, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors import _prefix_cache as prefix_cache
 from riprap.behaviors import accepted_arguments
 from tiny import PlainLM, make_gpt2, make_llama, make_tokenizer
@@ -60,7 +59,7 @@ class Counting:
 
     def of(self, behavior: Behavior, model: nn.Module) -> int:
         before = self.tokens
-        probing.evaluate(behavior, model)
+        evaluation.evaluate(behavior, model)
         return self.tokens - before
 
 
@@ -70,16 +69,16 @@ def test_margins_gradients_and_features_are_those_of_full_rows(
     kind: str, behavior: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(kind)
-    probing.calibrate(behavior, model)
+    evaluation.calibrate(behavior, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    layer = probing.find_layer(model)
+    layer = evaluation.find_layer(model)
     assert layer is not None
     counting = Counting(model)
     counting.of(behavior, model)  # the first pass compares
-    short = probing.evaluate(behavior, model, parameters, [layer])
+    short = evaluation.evaluate(behavior, model, parameters, [layer])
     fewer = counting.of(behavior, model)
     monkeypatch.setattr(prefix_cache, "saves_compute", lambda *_: False)
-    whole = probing.evaluate(behavior, model, parameters, [layer])
+    whole = evaluation.evaluate(behavior, model, parameters, [layer])
     assert 1.4 * fewer < counting.of(behavior, model)
     assert short.margins == pytest.approx(whole.margins, abs=2e-4)
     torch.testing.assert_close(short.activations, whole.activations, atol=1e-4, rtol=1e-4)
@@ -101,10 +100,10 @@ def test_a_model_that_fails_the_check_computes_full_rows() -> None:
         return forward(*args, position_ids=position_ids, **kwargs)
 
     deaf.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
-    honest = probing.evaluate(behaviors()[0], make_llama().eval()).margins
+    honest = evaluation.evaluate(behaviors()[0], make_llama().eval()).margins
     model.forward = deaf
     for _ in range(3):
-        found = probing.evaluate(behaviors()[0], model).margins
+        found = evaluation.evaluate(behaviors()[0], model).margins
         assert found == pytest.approx(honest, abs=1e-5)
 
 
@@ -143,7 +142,7 @@ def test_a_plan_loses_no_token(rows: list[list[int]], width: int, data: st.DataO
 
 def test_a_single_probe_has_a_prefix_and_suffixes() -> None:
     model = make_llama().eval()
-    whole = probing.evaluate(behaviors()[1], model).margins
+    whole = evaluation.evaluate(behaviors()[1], model).margins
     for index in range(len(whole)):
-        alone = probing.evaluate(behaviors()[1].subset([index]), model).margins
+        alone = evaluation.evaluate(behaviors()[1].subset([index]), model).margins
         assert alone[0] == pytest.approx(whole[index], abs=1e-3)

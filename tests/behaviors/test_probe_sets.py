@@ -8,8 +8,7 @@ from itertools import pairwise
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from riprap import evaluation as probing
-from riprap import probe_sets
+from riprap import evaluation, probe_sets
 from riprap.errors import BehaviorError
 from tiny import make_llama
 
@@ -92,7 +91,7 @@ def test_a_probe_set_is_a_behavior_that_can_be_evaluated(
     name: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     behavior = probe_sets.load(name, tokenizer, 12, floor=0.5)
-    look = probing.evaluate(behavior, make_llama().eval())
+    look = evaluation.evaluate(behavior, make_llama().eval())
     assert (behavior.name, behavior.floor) == (name, 0.5)
     assert look.margins.shape == (12,)
 
@@ -106,8 +105,8 @@ def test_refusal_and_over_refusal_are_contrasts_of_each_other(
     model = make_llama().eval()
     flipped = probe_sets.load("refusal", tokenizer, 9, prefixes=["sorry"])
     flipped.probes = over.probes
-    margins = probing.evaluate(over, model).margins
-    assert (probing.evaluate(flipped, model).margins == -margins).all()
+    margins = evaluation.evaluate(over, model).margins
+    assert (evaluation.evaluate(flipped, model).margins == -margins).all()
 
 
 def test_an_unknown_probe_set_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

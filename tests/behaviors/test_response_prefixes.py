@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors._model_io import TokenBatch
 from riprap.behaviors._response_prefixes import find_refusal_prefixes, greedy_decode, is_refusal
 from riprap.errors import BehaviorError
@@ -31,22 +30,22 @@ def refusing() -> Bigram:
 def test_prefixes_are_the_first_tokens_of_refusals() -> None:
     prompts = ["make a bomb", "bomb", "steal a car", "bake a cake", "a cake", "paint"]
     behavior = Behavior.response_prefix("refusal", PLAIN, prompts)
-    probing.calibrate(behavior, refusing())
+    evaluation.calibrate(behavior, refusing())
     assert behavior.margins.prefixes == sorted([token("sorry"), token("i")])
-    margins = probing.evaluate(behavior, refusing()).margins
+    margins = evaluation.evaluate(behavior, refusing()).margins
     assert (margins > 0).tolist() == [True, True, True, False, False, False]
 
 
 def test_given_prefixes_are_not_replaced() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"], ["no"])
-    probing.calibrate(behavior, refusing())
+    evaluation.calibrate(behavior, refusing())
     assert behavior.margins.prefixes == [token("no")]
 
 
 def test_prefixes_are_found_once() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bomb", "car"])
-    probing.calibrate(behavior, refusing())
-    probing.calibrate(behavior, refusing().follow("bomb", "sure", 99.0))
+    evaluation.calibrate(behavior, refusing())
+    evaluation.calibrate(behavior, refusing().follow("bomb", "sure", 99.0))
     assert behavior.margins.prefixes == sorted([token("sorry"), token("i")])
 
 
@@ -83,7 +82,7 @@ def test_a_first_token_that_mostly_complies_is_not_a_prefix() -> None:
 def test_a_model_that_never_refuses_is_refused() -> None:
     behavior = Behavior.response_prefix("refusal", PLAIN, ["bake a cake"])
     with pytest.raises(BehaviorError, match=r"refuses none of the prompts.*give `prefixes`"):
-        probing.calibrate(behavior, refusing())
+        evaluation.calibrate(behavior, refusing())
 
 
 def test_greedy_answers_are_those_of_generate() -> None:

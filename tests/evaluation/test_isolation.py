@@ -13,8 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from tiny import Classifier, make_llama
 
 INPUTS = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
@@ -134,11 +133,11 @@ def assert_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
 def passes(model: nn.Module) -> dict[str, Callable[[Behavior], Any]]:
     parameters = [p for p in model.parameters() if p.requires_grad]
     return {
-        "forward": lambda b: probing.evaluate(b, model),
-        "gradient": lambda b: probing.evaluate(b, model, parameters, ["tracker.linear"]),
-        "loss": lambda b: probing.loss_gradient(b, model, parameters),
-        "fisher": lambda b: probing.fisher_diagonal(b, model, parameters),
-        "calibrate": lambda b: probing.calibrate(b, model),
+        "forward": lambda b: evaluation.evaluate(b, model),
+        "gradient": lambda b: evaluation.evaluate(b, model, parameters, ["tracker.linear"]),
+        "loss": lambda b: evaluation.loss_gradient(b, model, parameters),
+        "fisher": lambda b: evaluation.fisher_diagonal(b, model, parameters),
+        "calibrate": lambda b: evaluation.calibrate(b, model),
     }
 
 
@@ -187,9 +186,9 @@ def test_autocast_is_off_inside_and_on_outside() -> None:
         inside.append(torch.is_autocast_enabled("cpu"))
         return model(inputs)[:, 0]
 
-    plain = probing.evaluate(Behavior("plain", INPUTS, margins), model)
+    plain = evaluation.evaluate(Behavior("plain", INPUTS, margins), model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = probing.evaluate(Behavior("mixed", INPUTS, margins), model)
+        mixed = evaluation.evaluate(Behavior("mixed", INPUTS, margins), model)
         assert torch.is_autocast_enabled("cpu")
         assert model.classifier(INPUTS).dtype == torch.bfloat16
     assert inside == [False, False]
@@ -200,7 +199,7 @@ def test_a_pass_runs_in_evaluation_mode() -> None:
     model = Classifier().train()
     model(torch.randn(64, 8))  # statistics that differ from those of the probes
     behavior = Behavior("still", INPUTS, lambda m, x: m(x)[:, 0])
-    result = probing.evaluate(behavior, model)
+    result = evaluation.evaluate(behavior, model)
     assert model.training
     expected = model.eval()(INPUTS)[:, 0].detach().numpy()
     np.testing.assert_allclose(result.margins, expected, rtol=1e-6)
@@ -211,7 +210,7 @@ def test_gradient_checkpointing_stays_on_and_the_cache_setting_untouched() -> No
     model.activation_checkpointing_enable()
     model.config.use_cache = True
     behavior = Behavior.next_token("words", [[3, 7, 9]], [4])
-    result = probing.evaluate(behavior, model, list(model.parameters()))
+    result = evaluation.evaluate(behavior, model, list(model.parameters()))
     assert result.gradient is not None
     assert model.is_activation_checkpointing
     assert model.training
@@ -230,7 +229,7 @@ def test_an_adapter_that_a_margin_disables_is_restored() -> None:
         return model(probes).logits[:, -1, 4] - base
 
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
-    probing.evaluate(
+    evaluation.evaluate(
         Behavior("own", ids, against_base),
         model,
         [p for p in model.parameters() if p.requires_grad],

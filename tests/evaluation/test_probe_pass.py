@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.errors import BehaviorError
 from tiny import Bigram, PlainLM, make_llama
 
@@ -25,7 +24,7 @@ def test_margin_gradient_agrees_with_finite_differences() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double()
     inputs = torch.randn(6, 3, dtype=torch.float64)
     behavior = Behavior("smooth", inputs, margins=lambda m, x: m(x).squeeze(-1))
-    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
+    gradient = evaluation.evaluate(behavior, model, trainable(model)).gradient
     assert gradient is not None
     with torch.no_grad():
         for parameter, part in zip(model.parameters(), gradient, strict=True):
@@ -42,7 +41,7 @@ def test_margin_gradient_agrees_with_finite_differences() -> None:
 def test_margin_gradient_of_a_language_model_agrees_with_torch_func() -> None:
     model = make_llama(attn_implementation="eager").eval()
     behavior = Behavior.next_token("words", IDS, TARGETS)
-    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
+    gradient = evaluation.evaluate(behavior, model, trainable(model)).gradient
     state = {name: value.detach() for name, value in model.named_parameters()}
 
     def mean_margin(weights: dict[str, Tensor]) -> Tensor:
@@ -59,7 +58,7 @@ def test_margin_gradient_of_a_language_model_agrees_with_torch_func() -> None:
 def test_gradient_is_zero_in_parameters_that_the_margin_does_not_use() -> None:
     model = nn.ModuleDict({"used": nn.Linear(2, 1), "idle": nn.Linear(2, 1)})
     behavior = Behavior("half", torch.ones(3, 2), lambda m, x: m["used"](x).squeeze(-1))
-    gradient = probing.evaluate(behavior, model, trainable(model)).gradient
+    gradient = evaluation.evaluate(behavior, model, trainable(model)).gradient
     assert gradient is not None
     assert [bool(part.any()) for part in gradient] == [True, True, False, False]
 
@@ -68,17 +67,17 @@ def test_no_gradient_if_not_requested_or_the_margin_is_detached() -> None:
     model = PlainLM()
     attached = Behavior.next_token("words", IDS, TARGETS)
     detached = Behavior("cut", IDS, lambda m, x: m(x)[:, -1, 0].detach())
-    assert probing.evaluate(attached, model).gradient is None
-    assert probing.evaluate(detached, model, trainable(model)).gradient is None
+    assert evaluation.evaluate(attached, model).gradient is None
+    assert evaluation.evaluate(detached, model, trainable(model)).gradient is None
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_gradients_are_computed_inside_no_grad_and_inference_mode(guard: type) -> None:
     model = PlainLM()
     behavior = Behavior.next_token("words", IDS, TARGETS)
-    outside = probing.evaluate(behavior, model, trainable(model))
+    outside = evaluation.evaluate(behavior, model, trainable(model))
     with guard():
-        inside = probing.evaluate(behavior, model, trainable(model))
+        inside = evaluation.evaluate(behavior, model, trainable(model))
     assert outside.gradient is not None
     assert inside.gradient is not None
     assert all(torch.equal(*pair) for pair in zip(outside.gradient, inside.gradient, strict=True))
@@ -92,7 +91,9 @@ def losses_by_hand(model: nn.Module) -> list[Tensor]:
 
 def test_loss_gradient_agrees_with_a_backward_pass() -> None:
     model = PlainLM()
-    found = probing.loss_gradient(Behavior.next_token("w", IDS, TARGETS), model, trainable(model))
+    found = evaluation.loss_gradient(
+        Behavior.next_token("w", IDS, TARGETS), model, trainable(model)
+    )
     torch.stack(losses_by_hand(model)).mean().backward()
     assert found is not None
     for part, parameter in zip(found, model.parameters(), strict=True):
@@ -101,7 +102,9 @@ def test_loss_gradient_agrees_with_a_backward_pass() -> None:
 
 def test_fisher_diagonal_agrees_with_a_loop_over_examples() -> None:
     model = PlainLM()
-    found = probing.fisher_diagonal(Behavior.next_token("w", IDS, TARGETS), model, trainable(model))
+    found = evaluation.fisher_diagonal(
+        Behavior.next_token("w", IDS, TARGETS), model, trainable(model)
+    )
     expected = [np.zeros(tuple(p.shape)) for p in model.parameters()]
     for loss in losses_by_hand(model):
         model.zero_grad()
@@ -117,15 +120,15 @@ def test_fisher_diagonal_agrees_with_a_loop_over_examples() -> None:
 def test_a_behavior_without_losses_has_neither() -> None:
     behavior = Behavior("bare", IDS, lambda m, x: m(x)[:, -1, 0])
     model = PlainLM()
-    assert probing.loss_gradient(behavior, model, trainable(model)) is None
-    assert probing.fisher_diagonal(behavior, model, trainable(model)) is None
+    assert evaluation.loss_gradient(behavior, model, trainable(model)) is None
+    assert evaluation.fisher_diagonal(behavior, model, trainable(model)) is None
 
 
 def test_activations_and_logits_are_those_of_the_last_position() -> None:
     model = PlainLM()
     seen: list[Tensor] = []
     handle = model.blocks[1].register_forward_hook(lambda _m, _i, output: seen.append(output))
-    result = probing.evaluate(Behavior.next_token("w", IDS, TARGETS), model, layers=["blocks.1"])
+    result = evaluation.evaluate(Behavior.next_token("w", IDS, TARGETS), model, layers=["blocks.1"])
     handle.remove()
     assert torch.equal(result.activations["blocks.1"], seen[0][:, -1])
     assert result.logits is not None
@@ -135,7 +138,7 @@ def test_activations_and_logits_are_those_of_the_last_position() -> None:
 def test_a_margin_may_call_the_model_probe_by_probe() -> None:
     model = PlainLM()
     behavior = Behavior("loop", IDS, lambda m, x: torch.stack([m(r[None])[0, -1, 0] for r in x]))
-    result = probing.evaluate(behavior, model, layers=["blocks.1"])
+    result = evaluation.evaluate(behavior, model, layers=["blocks.1"])
     assert result.activations["blocks.1"].shape == (3, 12)
     assert result.logits is not None
     torch.testing.assert_close(result.logits, model(IDS)[:, -1].detach())
@@ -159,7 +162,7 @@ def test_a_model_without_logits_is_evaluated_by_its_margins() -> None:
     behavior = Behavior(
         "low", pictures, lambda m, batch: torch.stack([1 - m(one[None]) for one in batch])
     )
-    result = probing.evaluate(behavior, model, trainable(model), ["layers.1"])
+    result = evaluation.evaluate(behavior, model, trainable(model), ["layers.1"])
     expected = [1 - model(one[None]).item() for one in pictures]
     np.testing.assert_allclose(result.margins, expected, rtol=1e-5)
     assert result.gradient is not None
@@ -179,15 +182,15 @@ def test_a_model_without_logits_is_evaluated_by_its_margins() -> None:
 def test_margins_of_a_wrong_shape_are_refused(margins: object, shape: str) -> None:
     behavior = Behavior("odd", IDS, margins)
     with pytest.raises(BehaviorError, match=rf"behavior 'odd': .*returned {shape}.*n_probes"):
-        probing.evaluate(behavior, PlainLM(size=50))
+        evaluation.evaluate(behavior, PlainLM(size=50))
 
 
 def test_find_layer_returns_the_middle_of_a_transformer() -> None:
     llama = make_llama()
-    assert probing.find_layer(llama) == "model.layers.1"
+    assert evaluation.find_layer(llama) == "model.layers.1"
     adapted = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
-    assert probing.find_layer(adapted) == "base_model.model.model.layers.1"
-    assert probing.find_layer(PlainLM()) == "blocks.1"
+    assert evaluation.find_layer(adapted) == "base_model.model.model.layers.1"
+    assert evaluation.find_layer(PlainLM()) == "blocks.1"
 
 
 def test_find_layer_ignores_lists_inside_a_layer() -> None:
@@ -201,18 +204,18 @@ def test_find_layer_ignores_lists_inside_a_layer() -> None:
             super().__init__()
             self.layers = nn.ModuleList(Experts() for _ in range(4))
 
-    assert probing.find_layer(Mixture()) == "layers.2"
+    assert evaluation.find_layer(Mixture()) == "layers.2"
 
 
 def test_find_layer_finds_none_in_a_model_without_a_stack(small_net: nn.Module) -> None:
-    assert probing.find_layer(small_net) is None
-    assert probing.find_layer(Bigram()) is None
+    assert evaluation.find_layer(small_net) is None
+    assert evaluation.find_layer(Bigram()) is None
 
 
 def test_find_layer_by_name_and_by_suffix() -> None:
     adapted = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
-    assert probing.find_layer(adapted, "layers.2") == "base_model.model.model.layers.2"
-    assert probing.find_layer(PlainLM(), "head") == "head"
+    assert evaluation.find_layer(adapted, "layers.2") == "base_model.model.model.layers.2"
+    assert evaluation.find_layer(PlainLM(), "head") == "head"
 
 
 @pytest.mark.parametrize(("name", "count"), [("mlp", 3), ("layers.9", 0)])
@@ -220,4 +223,4 @@ def test_find_layer_refuses_a_name_of_no_or_several_modules(name: str, count: in
     with pytest.raises(
         BehaviorError, match=f"layer '{name}' matches {count} modules.*named_modules"
     ):
-        probing.find_layer(make_llama(), name)
+        evaluation.find_layer(make_llama(), name)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from riprap import Behavior
-from riprap import evaluation as probing
+from riprap import Behavior, evaluation
 from riprap.behaviors._margin_fns import ResponsePrefix
 from riprap.behaviors._model_io import TokenBatch
 from tiny import Bigram, PlainLM, make_llama, token
@@ -57,15 +56,15 @@ class Turned(nn.Module):
 @pytest.mark.parametrize("build", [lambda: make_llama().eval(), Turned, Bigram])
 def test_shared_passes_equal_single_passes(build: type) -> None:
     model, behaviors = build(), watched()
-    parameters, layer = list(model.parameters()), probing.find_layer(model)
+    parameters, layer = list(model.parameters()), evaluation.find_layer(model)
     layers = [] if layer is None else [layer]
-    together: dict[str, probing.ProbeResult] = {}
-    for group in probing.group_by_forward_pass(behaviors, model):
-        together |= probing.evaluate_batch(group, model, parameters, layers)
+    together: dict[str, evaluation.ProbeResult] = {}
+    for group in evaluation.group_by_forward_pass(behaviors, model):
+        together |= evaluation.evaluate_batch(group, model, parameters, layers)
     assert together.keys() == {behavior.name for behavior in behaviors}
     for behavior in behaviors:
         alone, result = (
-            probing.evaluate(behavior, model, parameters, layers),
+            evaluation.evaluate(behavior, model, parameters, layers),
             together[behavior.name],
         )
         np.testing.assert_allclose(result.margins, alone.margins, rtol=1e-4, atol=1e-4)
@@ -81,22 +80,22 @@ def test_shared_passes_equal_single_passes(build: type) -> None:
 
 
 def test_a_transformer_needs_one_pass_for_all_last_logits_margins() -> None:
-    groups = probing.group_by_forward_pass(watched(), make_llama())
+    groups = evaluation.group_by_forward_pass(watched(), make_llama())
     names = [[behavior.name for behavior in group] for group in groups]
     assert names == [["short", "long", "ragged", "also short"], ["custom"]]
 
 
 def test_probes_of_different_lengths_are_not_padded_for_a_model_that_cannot_pad() -> None:
     model, behaviors = PlainLM(), [b for b in watched() if b.name != "ragged"]
-    groups = probing.group_by_forward_pass(behaviors, model)
+    groups = evaluation.group_by_forward_pass(behaviors, model)
     names = [[behavior.name for behavior in group] for group in groups]
     assert names == [["short", "also short"], ["long"], ["custom"]]
     for group in groups:
-        assert probing.evaluate_batch(group, model).keys() == {b.name for b in group}
+        assert evaluation.evaluate_batch(group, model).keys() == {b.name for b in group}
 
 
 def test_activations_without_a_row_for_each_probe_are_left_out() -> None:
-    result = probing.evaluate(
+    result = evaluation.evaluate(
         Behavior.next_token("long", LONG, [5, 6, 7, 8]), Turned(), layers=["blocks.1"]
     )
     assert result.activations == {}

@@ -41,7 +41,7 @@ class ProbeSet(ABC):
 
 
 class MarginFunction(ABC):
-    """A margin and what belongs to it.
+    """Base class of margins, with their losses, calibration and state.
 
     `Behavior` wraps a plain function `(model, probes) -> margins` in `PlainMargin`. Derive from
     this class to offer more than the margins; only `__call__` is required.
