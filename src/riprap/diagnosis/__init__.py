@@ -14,8 +14,8 @@
   `cheapest_repair`, `apply_repair`, `merged_weights`.
 
 Outside the wings: `forgetting` (`Forgetting`), metrics of a sequence of tasks; `BehaviorDiagnosis`
-and `Diagnosis`, the results of `riprap diagnose`, with `has_loss`; `Estimate` and `estimate`, a mean
-with its interval; `Progress`. Weights of other checkpoints: `SafetensorsFolder`, `Weights`,
+and `Diagnosis`, the results of `riprap diagnose`, with `has_loss`; `Estimate` and `estimate`, a
+mean with its interval; `Progress`. Weights of other checkpoints: `SafetensorsFolder`, `Weights`,
 `reference_model`, `restore_weights`, `matching_names`, `named_weights`, `interpolate_`.
 """
 

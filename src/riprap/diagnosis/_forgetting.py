@@ -83,7 +83,7 @@ def _as_array(name: str, values: Any) -> Array:
         raise ConfigError(f"{name} is not an array of numbers: {problem}") from problem
     if not np.isfinite(array).all():
         raise ConfigError(
-            f"{name} has {int((~np.isfinite(array)).sum())} entries that are missing or not finite; "
-            "measure them, or drop their stages"
+            f"{name} has {int((~np.isfinite(array)).sum())} entries that are missing or not "
+            "finite; measure them, or drop their stages"
         )
     return array

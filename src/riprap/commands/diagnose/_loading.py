@@ -88,8 +88,8 @@ def _require_plain_lora(adapter: Path, settings: dict[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ConfigError(
-            f"adapter {str(adapter)!r} is of type {kind!r}; only LoRA is supported: pass the folder "
-            "of the merged model"
+            f"adapter {str(adapter)!r} is of type {kind!r}; only LoRA is supported: pass the "
+            "folder of the merged model"
         )
     for key, values in _SUPPORTED.items():
         if settings.get(key) not in values:
@@ -198,9 +198,7 @@ def _require_same_architecture(model: Any, weights: Weights, base: str, tuned: s
     try:
         matching_names(model, weights)
     except ConfigError as error:
-        raise ConfigError(
-            f"{tuned!r} is not a fine-tuned version of {base!r}: {error}"
-        ) from error
+        raise ConfigError(f"{tuned!r} is not a fine-tuned version of {base!r}: {error}") from error
 
 
 def _require_same_vocabulary(base_folder: Path, tuned_folder: Path) -> None:

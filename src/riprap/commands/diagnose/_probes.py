@@ -133,9 +133,7 @@ def load_task(run: Path | None, tokenizer: Any) -> Task:
     pairs = [
         (row["prompt"][0]["content"], row["completion"][0]["content"]) for row in load_rows(data)
     ]
-    short = [
-        pair for pair in pairs if sum(map(len, pair)) <= MAX_TASK_CHARS and pair[1].strip()
-    ]
+    short = [pair for pair in pairs if sum(map(len, pair)) <= MAX_TASK_CHARS and pair[1].strip()]
     if len(short) < TASK_ROWS + N_EXAMPLES:
         raise ConfigError(
             f"data {data.path!r} of the run in {run} has {len(short)} rows of at most "

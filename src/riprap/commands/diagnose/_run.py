@@ -177,9 +177,7 @@ def peak_memory() -> str:
     return formatted
 
 
-def _write_results(
-    diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig
-) -> dict[str, Any]:
+def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig) -> dict[str, Any]:
     page = write_diagnosis(diagnosis, config.out)
     data = config.out / DATA_FILE
     document = json.dumps(to_json(diagnosis), indent=1, allow_nan=False)

@@ -131,7 +131,9 @@ class DiagnosisRunner:
                 model, selected.probes, selected.answers, **sources
             )
         if contrast is None:
-            result.missing["linear decodability"] = "there is no contrasting behavior to distinguish"
+            result.missing["linear decodability"] = (
+                "there is no contrasting behavior to distinguish"
+            )
             return
         with self.timer.stage(f"{name}: linear decodability") as report:
             result.decodability = diagnosis.linear_decodability(

@@ -1,27 +1,44 @@
+"""Evidence: examinations of a checkpoint that train nothing, beside its reference.
+
+- `linear_decodability` returns a `Decodability`: can a linear probe read the classes?
+- `prefix_forcing` returns a `PrefixForcing`: does a response continue if its start is given?
+- `linear_path` returns a `LinearPath` with a `PathProfile` for each behavior.
+- `divergence` returns a `Divergence`: KL by token, and a `LayerChange` for each layer.
+- `greedy_responses`, `prompt_rows`: token ids for these. `ResponseBatch`, `response_batches`,
+  `paired_responses`, `TokenKL`, `mean_kl`, `Rows`: teacher forcing, which repairs use too.
+"""
+
 from riprap.diagnosis.evidence._divergence import Divergence, LayerChange, divergence
 from riprap.diagnosis.evidence._linear_decodability import Decodability, linear_decodability
-from riprap.diagnosis.evidence._linear_path import PathProfile, LinearPath, linear_path
+from riprap.diagnosis.evidence._linear_path import LinearPath, PathProfile, linear_path
 from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing, prefix_forcing
-from riprap.diagnosis.evidence._responses import ResponseBatch, Rows, paired_responses, response_batches, prompt_rows, greedy_responses
+from riprap.diagnosis.evidence._responses import (
+    ResponseBatch,
+    Rows,
+    greedy_responses,
+    paired_responses,
+    prompt_rows,
+    response_batches,
+)
 from riprap.diagnosis.evidence._token_kl import TokenKL, mean_kl
 
 __all__ = [
-    "PathProfile",
     "Decodability",
     "Divergence",
-    "PrefixForcing",
     "LayerChange",
-    "ResponseBatch",
     "LinearPath",
+    "PathProfile",
+    "PrefixForcing",
+    "ResponseBatch",
     "Rows",
     "TokenKL",
-    "linear_decodability",
     "divergence",
-    "prefix_forcing",
+    "greedy_responses",
+    "linear_decodability",
+    "linear_path",
     "mean_kl",
     "paired_responses",
-    "response_batches",
-    "linear_path",
+    "prefix_forcing",
     "prompt_rows",
-    "greedy_responses",
+    "response_batches",
 ]

@@ -1,4 +1,4 @@
-"""Rows that are to be told apart: their classes, and who judges whom in cross-validation."""
+"""Class labels, groups and folds for cross-validated linear probes."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from torch import Tensor
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 
-MIN_ROWS_PER_CLASS = 2  # rows of a class that a probe is fitted on, on average
+MIN_ROWS_PER_CLASS = 2  # in the training folds, on average
 
 
 def class_labels(
     behavior: Behavior, labels: Sequence[int] | Tensor | None, contrast: Behavior | None
 ) -> Tensor:
-    """The class of each row, from 0 without gaps."""
+    """Return the class of each row, from 0 without gaps.
+
+    Raises:
+        BehaviorError: labels and a contrast, neither of them and no targets, or a wrong shape.
+    """
     if labels is not None and contrast is not None:
-        raise BehaviorError(f"behaviour {behavior.name!r}: give labels or a contrast, and not both")
+        raise BehaviorError(f"behavior {behavior.name!r}: pass labels or a contrast, not both")
     n = len(behavior.probes)
+    n_contrast = 0 if contrast is None else len(contrast.probes)
     if contrast is not None:
-        given = torch.tensor([0] * n + [1] * len(contrast.probes))
+        classes = torch.tensor([0] * n + [1] * n_contrast)
     elif labels is not None:
-        given = torch.as_tensor(labels)
+        classes = torch.as_tensor(labels)
     elif behavior.margins.targets is not None:
-        given = behavior.margins.targets
+        classes = behavior.margins.targets
     else:
         raise BehaviorError(
-            f"behaviour {behavior.name!r} has no classes of its own: give labels or a contrast"
+            f"behavior {behavior.name!r} has no classes of its own: pass labels or a contrast"
         )
-    if given.shape != (n + (0 if contrast is None else len(contrast.probes)),):
+    if classes.shape != (n + n_contrast,):
         raise BehaviorError(
-            f"behaviour {behavior.name!r}: {n} probes and labels of shape {tuple(given.shape)}; "
+            f"behavior {behavior.name!r}: {n} probes and labels of shape {tuple(classes.shape)}; "
             f"expected ({n},)"
         )
-    return given.cpu().unique(return_inverse=True)[1]
+    return classes.cpu().unique(return_inverse=True)[1]
 
 
 def insufficient_rows(classes: Tensor, count: int, folds: int) -> str:
-    """Why nothing could be learned from so few rows; empty where there are enough."""
+    """Return why there are too few rows to fit a probe; empty if there are enough."""
     if count < 2:
-        return "all probes are of one class: give labels, or a contrast"
-    each = len(classes) / count * (folds - 1) / folds
-    if each < MIN_ROWS_PER_CLASS:
+        return "all probes are of one class: pass labels, or a contrast"
+    per_class = len(classes) / count * (folds - 1) / folds
+    if per_class < MIN_ROWS_PER_CLASS:
         return (
-            f"{len(classes)} rows in {count} classes: a probe is fitted on {each:.1f} rows of a "
-            f"class, and {MIN_ROWS_PER_CLASS} are needed"
+            f"{len(classes)} rows in {count} classes: a linear probe is fitted on {per_class:.1f} "
+            f"rows per class, and {MIN_ROWS_PER_CLASS} are needed"
         )
     return ""
 
@@ -55,10 +60,10 @@ def insufficient_rows(classes: Tensor, count: int, folds: int) -> str:
 def row_groups(
     behaviors: Sequence[Behavior], groups: Sequence[Hashable] | None, n: int
 ) -> list[Hashable]:
-    """What each row is about; None: equal prompts are about the same."""
+    """Return the group of each row; by default, equal prompts are a group."""
     if groups is not None:
         if len(groups) != n:
-            raise BehaviorError(f"{len(groups)} groups for {n} rows; give one a row")
+            raise BehaviorError(f"{len(groups)} groups for {n} rows; pass one per row")
         return list(groups)
     rows = [behavior.token_rows() for behavior in behaviors]
     if any(part is None for part in rows):
@@ -69,9 +74,9 @@ def row_groups(
 def stratified_group_folds(
     classes: Tensor, groups: list[Hashable], folds: int, noise: np.random.Generator
 ) -> Tensor:
-    """The fold of each row: class by class, groups in random order are dealt out in turn."""
+    """Return the fold of each row: class by class, groups in random order are dealt in turn."""
     order = noise.permutation(len(groups)).tolist()
-    folded: dict[Hashable, int] = {}
+    fold_of: dict[Hashable, int] = {}
     for row in sorted(order, key=lambda row: int(classes[row])):
-        folded.setdefault(groups[row], len(folded) % folds)
-    return torch.tensor([folded[group] for group in groups])
+        fold_of.setdefault(groups[row], len(fold_of) % folds)
+    return torch.tensor([fold_of[group] for group in groups])

@@ -1,4 +1,4 @@
-"""Decodability: can what a behaviour tells apart still be read off the residual stream?"""
+"""Linear decodability: can linear probes read a behavior's classes from the residual stream?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
-from riprap.diagnosis.evidence._cv_folds import class_labels, stratified_group_folds, row_groups, insufficient_rows
-from riprap.diagnosis.evidence._residual_stream import residual_layers, behavior_residual_stream
+from riprap.diagnosis.evidence._cv_folds import (
+    class_labels,
+    insufficient_rows,
+    row_groups,
+    stratified_group_folds,
+)
+from riprap.diagnosis.evidence._residual_stream import behavior_residual_stream, residual_layers
 from riprap.errors import ConfigError
 from riprap.evaluation import preserve_training_state
 from riprap.signals.features import balanced_ridge
@@ -26,10 +31,10 @@ DRAWS = 1000
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """How well the classes are told apart at one layer: mean over classes of the share told right.
+    """Balanced accuracies of linear probes at one layer (mean over classes).
 
     Attributes:
-        now, reference: accuracy on rows that the probe never saw.
+        now, reference: on held-out rows, of the model and of the reference.
         control, reference_control: mean accuracy with shuffled labels.
         control_high, reference_control_high: its 95th percentile over the shuffles.
     """
@@ -45,20 +50,20 @@ class LayerProbe:
 
 @dataclass(frozen=True)
 class Decodability:
-    """What `decode` found.
+    """Result of `linear_decodability`.
 
     Attributes:
-        behavior: its name.
-        classes: how many are told apart; chance is 1/classes.
-        layers: from the embeddings up; empty where there are too few rows.
-        best: the layer at which the reference is best decodable.
+        behavior: name of the behavior.
+        classes: number of classes; chance is 1/classes.
+        layers: from the embeddings up; empty if there are too few rows.
+        best: the layer with the highest accuracy in the reference.
         ceiling: 95th percentile over the shuffles of the best layer's accuracy with shuffled
-            labels: what the reference at `best` has to beat, since the best of many layers looks
-            well by chance alone.
+            labels. The reference must exceed it at `best`, because the best of many layers looks
+            good by chance.
         retained: (now − control) / (reference − control) at `best`, with a 95 % percentile
-            interval over 1000 stratified draws of probes; the fits and the choice of the layer are
-            not drawn again. None unless `state` is MEASURED.
-        state, detail: INSUFFICIENT with a reason where it says nothing about the model.
+            interval over 1000 stratified draws of probes; fits and layer are not redrawn. None
+            unless `status` is MEASURED.
+        status, detail: INSUFFICIENT with a reason if nothing can be concluded.
     """
 
     behavior: str
@@ -73,9 +78,9 @@ class Decodability:
 
 @dataclass(frozen=True)
 class _ProbeAccuracy:
-    """At one layer of one model: whether each row was told right, and the shuffles' accuracies."""
+    """At one layer of one model: correct rows, accuracy, and accuracies with shuffled labels."""
 
-    right: np.ndarray
+    correct: np.ndarray
     accuracy: float
     shuffled: np.ndarray
 
@@ -94,137 +99,145 @@ def linear_decodability(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Decodability:
-    """Linear probes refitted at each layer, now and at the reference, with shuffled labels beside.
+    """Fit linear probes at each layer of the model and of its reference, and compare them.
 
-    Read is the residual stream at the last prompt token. A probe is a ridge regression of each
-    class against the rest, all classes weighing the same, cross-validated: a row is judged by
-    probes that saw neither it nor a row of its group.
+    The probes read the residual stream at the last prompt token. Each is a ridge regression of one
+    class against the rest with equal class weights, cross-validated: neither a row nor a row of its
+    group is in the training folds. The control uses shuffled labels.
 
     Args:
-        labels: shape (n_probes,), the class of each probe. None: two sides, if there is a
-            `contrast`, or else the targets of a behaviour of next tokens.
-        contrast: the other side, such as over_refusal for refusal.
-        groups: what each row is about, such as a person; rows of one group share a fold. None:
-            equal prompts do.
-        reference: the model before; see `at_reference`.
-        home: see `kept`.
+        labels: shape (n_probes,), the class of each probe. None: the two sides if there is a
+            `contrast`, else the targets of a behavior of next tokens.
+        contrast: the opposite behavior, such as over_refusal for refusal.
+        groups: topic of each row, such as a person; rows of one group share a fold. None: equal
+            prompts do.
+        reference: the model before training; see `reference_model`.
+        weights_on_disk: see `restore_weights`.
         layers: modules to read; None: embeddings and all blocks.
-        folds: how many parts of the rows are left out in turn.
+        folds: number of cross-validation folds.
         seed: of folds, shuffles and draws.
 
     Source: after Alain and Bengio, 1610.01644 (probes by layer); Hewitt and Liang, 1909.03368
     (control by random labels).
 
     Raises:
-        BehaviorError: no classes, or labels that do not fit the probes.
-        ConfigError: no reference, or no such folds.
+        BehaviorError: no classes, or labels that do not match the probes.
+        ConfigError: no reference, or an impossible number of folds.
     """
     behaviors = [behavior] if contrast is None else [behavior, contrast]
     classes = class_labels(behavior, labels, contrast)
     if not 2 <= folds <= len(classes):
-        raise ConfigError(f"folds={folds}: between 2 and the {len(classes)} rows there are")
+        raise ConfigError(f"folds={folds}; pass a number from 2 to {len(classes)}, the rows")
     count = int(classes.max()) + 1
     if why := insufficient_rows(classes, count, folds):
         return Decodability(behavior.name, count, status=ReadingStatus.INSUFFICIENT, detail=why)
     noise = np.random.default_rng(seed)
-    fold = stratified_group_folds(classes, row_groups(behaviors, groups, len(classes)), folds, noise)
+    row_group = row_groups(behaviors, groups, len(classes))
+    fold = stratified_group_folds(classes, row_group, folds, noise)
     orders = [torch.arange(len(classes))]
     orders += [torch.from_numpy(noise.permutation(len(classes))) for _ in range(SHUFFLES)]
-    names, now, then = _streams(model, behaviors, reference, weights_on_disk, layers)
-    told: list[tuple[_ProbeAccuracy, _ProbeAccuracy]] = []
-    for index, sides in enumerate(zip(now, then, strict=True)):
-        own, other = (_probe_accuracy(rows, classes, fold, orders) for rows in sides)
-        told.append((own, other))
+    names, now, before = _read_streams(model, behaviors, reference, weights_on_disk, layers)
+    accuracies: list[tuple[_ProbeAccuracy, _ProbeAccuracy]] = []
+    for index, sides in enumerate(zip(now, before, strict=True)):
+        of_model, of_reference = (_probe_accuracy(rows, classes, fold, orders) for rows in sides)
+        accuracies.append((of_model, of_reference))
         if progress is not None:
             progress(index + 1, len(names))
-    return _summarize(behavior.name, names, told, classes, noise)
+    return _summarize(behavior.name, names, accuracies, classes, noise)
 
 
-def _streams(
+def _read_streams(
     model: nn.Module,
     behaviors: list[Behavior],
     reference: Reference,
-    home: Weights | None,
+    weights_on_disk: Weights | None,
     layers: Sequence[str] | None,
 ) -> tuple[list[str], list[Tensor], list[Tensor]]:
-    """Names of the layers, and the rows of each, now and at the reference."""
+    """Names of the layers, and the rows of each, of the model and of the reference."""
 
     def read(at: nn.Module) -> tuple[list[str], list[Tensor]]:
         names = residual_layers(at, layers)
-        found = [behavior_residual_stream(at, behavior, names) for behavior in behaviors]
-        return names, [torch.cat([part[name] for part in found]) for name in names]
+        streams = [behavior_residual_stream(at, behavior, names) for behavior in behaviors]
+        return names, [torch.cat([stream[name] for stream in streams]) for name in names]
 
-    with preserve_training_state(model):  # switching adapters changes what their weights require
+    with preserve_training_state(model):  # disabling adapters changes `requires_grad`
         names, now = read(model)
-        with reference_model(model, reference, home) as there:
-            others, then = read(there)
-    if len(others) != len(names):
-        raise ConfigError(f"the model has {len(names)} layers and the reference {len(others)}")
-    return names, now, then
+        with reference_model(model, reference, weights_on_disk) as base:
+            base_names, before = read(base)
+    if len(base_names) != len(names):
+        raise ConfigError(f"the model has {len(names)} layers and the reference {len(base_names)}")
+    return names, now, before
 
 
-def _probe_accuracy(rows: Tensor, classes: Tensor, fold: Tensor, orders: list[Tensor]) -> _ProbeAccuracy:
-    """Told right or not by the labels in each of `orders`, of which the first is the true one."""
-    # About one of them, so that rows that are all alike are exactly 0 and no rounding is learned.
+def _probe_accuracy(
+    rows: Tensor, classes: Tensor, fold: Tensor, orders: list[Tensor]
+) -> _ProbeAccuracy:
+    """Accuracy with the labels in each of `orders`; the first is the true order."""
+    # Relative to one row, so that equal rows are exactly 0 and no rounding error is learned.
     rows = rows.double() - rows[:1].double()
-    if rows.shape[1] > len(rows):  # turned into the space they span: products stay what they are
+    if rows.shape[1] > len(rows):  # rotate into the span of the rows; inner products stay the same
         rows = torch.linalg.qr(rows.T, mode="r").R.T
-    found = [_correct_rows(rows, classes[order], fold) for order in orders]
-    shares = [_balanced_accuracy(right, classes[order]) for right, order in zip(found, orders, strict=True)]
-    return _ProbeAccuracy(found[0].numpy(), shares[0], np.array(shares[1:]))
+    correct = [_correct_rows(rows, classes[order], fold) for order in orders]
+    accuracies = [
+        _balanced_accuracy(right, classes[order])
+        for right, order in zip(correct, orders, strict=True)
+    ]
+    return _ProbeAccuracy(correct[0].numpy(), accuracies[0], np.array(accuracies[1:]))
 
 
 def _correct_rows(rows: Tensor, classes: Tensor, fold: Tensor) -> Tensor:
-    right = torch.zeros(len(rows), dtype=torch.bool)
-    for out in (fold == index for index in fold.unique()):
-        kinds, own = classes[~out].unique(return_inverse=True)
-        normals, middle = balanced_ridge(rows[~out], own, len(kinds))
-        guessed = kinds[((rows[out] - middle) @ normals).argmax(-1)]
-        right[out] = guessed == classes[out]
-    return right
+    correct = torch.zeros(len(rows), dtype=torch.bool)
+    for held_out in (fold == index for index in fold.unique()):
+        kinds, targets = classes[~held_out].unique(return_inverse=True)
+        normals, middle = balanced_ridge(rows[~held_out], targets, len(kinds))
+        predicted = kinds[((rows[held_out] - middle) @ normals).argmax(-1)]
+        correct[held_out] = predicted == classes[held_out]
+    return correct
 
 
-def _balanced_accuracy(right: Tensor, classes: Tensor) -> float:
+def _balanced_accuracy(correct: Tensor, classes: Tensor) -> float:
     sizes = classes.bincount().double()
-    return float((classes.bincount(right.double()) / sizes).mean())
+    return float((classes.bincount(correct.double()) / sizes).mean())
 
 
 def _summarize(
     name: str,
     layers: list[str],
-    told: list[tuple[_ProbeAccuracy, _ProbeAccuracy]],
+    accuracies: list[tuple[_ProbeAccuracy, _ProbeAccuracy]],
     classes: Tensor,
     noise: np.random.Generator,
 ) -> Decodability:
-    def high(shares: np.ndarray) -> float:
-        return float(np.quantile(shares, 0.95))
+    def high(values: np.ndarray) -> float:
+        return float(np.quantile(values, 0.95))
 
     probes = tuple(
         LayerProbe(
             layer,
             now.accuracy,
-            then.accuracy,
+            before.accuracy,
             *(float(now.shuffled.mean()), high(now.shuffled)),
-            *(float(then.shuffled.mean()), high(then.shuffled)),
+            *(float(before.shuffled.mean()), high(before.shuffled)),
         )
-        for layer, (now, then) in zip(layers, told, strict=True)
+        for layer, (now, before) in zip(layers, accuracies, strict=True)
     )
     best = int(np.argmax([probe.reference for probe in probes]))
-    ceiling = high(np.max([then.shuffled for _, then in told], axis=0))
-    found: dict[str, Any] = {"layers": probes, "best": layers[best], "ceiling": ceiling}
+    ceiling = high(np.max([before.shuffled for _, before in accuracies], axis=0))
+    fields: dict[str, Any] = {"layers": probes, "best": layers[best], "ceiling": ceiling}
     count = int(classes.max()) + 1
     if probes[best].reference <= ceiling:
         why = (
-            f"even the reference tells the classes apart in {probes[best].reference:.2f} of the "
-            f"rows at its best layer only, and shuffled labels reach {ceiling:.2f}"
+            f"even in the reference, the accuracy at the best layer is only "
+            f"{probes[best].reference:.2f}, and shuffled labels reach {ceiling:.2f}"
         )
-        return Decodability(name, count, **found, status=ReadingStatus.INSUFFICIENT, detail=why)
-    retained = _retained(told[best], classes.numpy(), noise)
-    return Decodability(name, count, **found, retained=retained)
+        return Decodability(name, count, **fields, status=ReadingStatus.INSUFFICIENT, detail=why)
+    retained = _retained(accuracies[best], classes.numpy(), noise)
+    return Decodability(name, count, **fields, retained=retained)
 
 
 def _retained(
-    told: tuple[_ProbeAccuracy, _ProbeAccuracy], classes: np.ndarray, noise: np.random.Generator
+    accuracies: tuple[_ProbeAccuracy, _ProbeAccuracy],
+    classes: np.ndarray,
+    noise: np.random.Generator,
 ) -> Estimate:
     """Share of the reference's accuracy above its control, with its interval over probes."""
     draws = np.zeros((2, DRAWS))
@@ -232,10 +245,10 @@ def _retained(
     for kind in kinds:
         rows = np.flatnonzero(classes == kind)
         drawn = noise.choice(rows, (DRAWS, len(rows)))
-        draws += [side.right[drawn].mean(1) / len(kinds) for side in told]
-    above = draws - np.array([[side.shuffled.mean()] for side in told])
+        draws += [side.correct[drawn].mean(1) / len(kinds) for side in accuracies]
+    above = draws - np.array([[side.shuffled.mean()] for side in accuracies])
     ratios = np.full(DRAWS, np.inf)
     np.divide(above[0], above[1], out=ratios, where=above[1] > 0)
     low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
-    own, other = (side.accuracy - float(side.shuffled.mean()) for side in told)
-    return Estimate(own / other, float(low), float(high), len(classes))
+    now, before = (side.accuracy - float(side.shuffled.mean()) for side in accuracies)
+    return Estimate(now / before, float(low), float(high), len(classes))

@@ -7,40 +7,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior, TokenBatch, last_logits
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import capture_outputs, last_rows, layer_stacks
 
-ROWS_PER_PASS = 32  # prompts at a time: bounds the memory of a pass
+ROWS_PER_PASS = 32  # prompts; limits the memory of a pass
 
 
 def residual_layers(model: nn.Module, layers: Sequence[str] | None = None) -> list[str]:
-    """Modules whose output is the residual stream.
+    """Return the modules whose output is the residual stream.
 
     Args:
-        layers: names, or ends of names that fit one module; None: the token embeddings and every
-            block of the longest stack.
+        layers: names, or endings of names that match one module; None: the token embeddings and
+            all blocks of the longest stack.
 
     Raises:
-        ConfigError: nothing was named, and the model has no stack of equal blocks.
-        BehaviorError: no module, or several, by a name.
+        ConfigError: no names, and the model has no stack of equal blocks.
+        BehaviorError: a name matches no module, or several.
     """
     if layers is not None:
-        return [probing.find_layer(model, name) or name for name in layers]
-    found = layer_stacks(model)
-    if not found:
-        raise ConfigError("the model has no list of equal blocks: name its layers")
-    stack = max(found, key=lambda name: found[name])
-    blocks = [f"{stack}.{index}" for index in range(found[stack])]
+        return [evaluation.find_layer(model, name) or name for name in layers]
+    stacks = evaluation.layer_stacks(model)
+    if not stacks:
+        raise ConfigError("the model has no list of equal blocks: pass the names of its layers")
+    longest = max(stacks, key=lambda name: stacks[name])
+    blocks = [f"{longest}.{index}" for index in range(stacks[longest])]
     return [*_embedding_layer(model), *blocks]
 
 
 def _embedding_layer(model: nn.Module) -> list[str]:
-    known = getattr(model, "get_input_embeddings", None)
-    wanted = known() if known is not None else None
+    get_embeddings = getattr(model, "get_input_embeddings", None)  # transformers' models have it
+    embeddings = get_embeddings() if get_embeddings is not None else None
     for name, module in model.named_modules():
-        if module is wanted or (wanted is None and isinstance(module, nn.Embedding)):
+        if module is embeddings or (embeddings is None and isinstance(module, nn.Embedding)):
             return [name]
     return []
 
@@ -48,46 +47,49 @@ def _embedding_layer(model: nn.Module) -> list[str]:
 def residual_stream(
     model: nn.Module, prompts: Sequence[Sequence[int]], layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The stream at each prompt's last token, without a trace.
+    """Read the residual stream at each prompt's last token, leaving training untouched.
 
     Returns:
         by layer, shape (prompts, d), float32 on the CPU.
 
     Raises:
-        BehaviorError: a layer gave something else than a row for each prompt.
+        BehaviorError: a layer's output is not one row per prompt.
     """
-    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    with torch.inference_mode(False), torch.no_grad(), probing.preserve_training_state(model):
+    rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):
         for at in range(0, len(prompts), ROWS_PER_PASS):
-            some = [list(row) for row in prompts[at : at + ROWS_PER_PASS]]
-            with capture_outputs(model, layers) as (outputs, _):
-                last_logits(model, TokenBatch.pad(some))
+            batch = [list(row) for row in prompts[at : at + ROWS_PER_PASS]]
+            with evaluation.capture_outputs(model, layers) as (outputs, _):
+                last_logits(model, TokenBatch.pad(batch))
             for layer in layers:
-                rows = last_rows(outputs[layer], len(some))
-                found[layer].append(_require_rows(layer, rows).cpu())
-    return {layer: torch.cat(rows) for layer, rows in found.items()}
+                last = evaluation.last_rows(outputs[layer], len(batch))
+                rows[layer].append(_require_rows(layer, last).cpu())
+    return {layer: torch.cat(parts) for layer, parts in rows.items()}
 
 
-def behavior_residual_stream(model: nn.Module, behavior: Behavior, layers: Sequence[str]) -> dict[str, Tensor]:
-    """The stream where a behaviour's probes end; see `stream`.
+def behavior_residual_stream(
+    model: nn.Module, behavior: Behavior, layers: Sequence[str]
+) -> dict[str, Tensor]:
+    """Read the residual stream at the end of a behavior's probes; see `residual_stream`.
 
-    Probes that hold no token ids are read by the behaviour's own margin.
+    Probes without token ids are evaluated by the behavior's margin function.
     """
     prompts = behavior.token_rows()
     if prompts is not None:
         return residual_stream(model, prompts, layers)
-    seen = probing.evaluate(behavior, model, layers=layers)
-    found = {layer: seen.activations.get(layer) for layer in layers}
+    result = evaluation.evaluate(behavior, model, layers=layers)
+    n = len(result.margins)
+    activations = {layer: result.activations.get(layer) for layer in layers}
     return {
-        layer: _require_rows(layer, rows if rows is not None and len(rows) == len(seen.margins) else None)
-        for layer, rows in found.items()
+        layer: _require_rows(layer, rows if rows is not None and len(rows) == n else None)
+        for layer, rows in activations.items()
     }
 
 
 def _require_rows(layer: str, rows: Tensor | None) -> Tensor:
     if rows is None:
         raise BehaviorError(
-            f"layer {layer!r} gives no row for each prompt: name a module that runs once a pass "
-            "and puts out a tensor of shape (rows, d) or (rows, T, d)"
+            f"layer {layer!r} does not give one row per prompt: name a module that runs once per "
+            "pass and returns a tensor of shape (rows, d) or (rows, T, d)"
         )
     return rows.cpu()

@@ -1,4 +1,4 @@
-"""KL divergences token by token, gathered batch by batch."""
+"""KL divergences token by token, collected batch by batch."""
 
 from __future__ import annotations
 
@@ -11,30 +11,35 @@ from riprap.diagnosis.evidence._responses import ResponseBatch
 
 
 class TokenKL:
-    """KL both ways of each token of each response."""
+    """KL in both directions for each token of each response.
+
+    Attributes:
+        forward, backward: KL(reference ‖ model) and KL(model ‖ reference) in nats, one array per
+            response.
+    """
 
     def __init__(self) -> None:
         self.forward: list[np.ndarray] = []
         self.backward: list[np.ndarray] = []
 
-    def add(self, part: ResponseBatch, reference: Tensor, model: Tensor) -> None:
-        """Log-probabilities, shape (n, K, vocabulary)."""
-        self.forward += [one.numpy() for one in part.per_response(kl(reference, model))]
-        self.backward += [one.numpy() for one in part.per_response(kl(model, reference))]
+    def add(self, batch: ResponseBatch, reference: Tensor, model: Tensor) -> None:
+        """Add a batch from log-probabilities, shape (n, K, vocabulary)."""
+        self.forward += [row.numpy() for row in batch.per_response(kl(reference, model))]
+        self.backward += [row.numpy() for row in batch.per_response(kl(model, reference))]
 
 
 def kl(first: Tensor, second: Tensor) -> Tensor:
-    """KL(first ‖ second) in nats over the last dimension of log-probabilities."""
-    chances = first.exp()
-    return torch.where(chances > 0, chances * (first - second), 0.0).sum(-1)
+    """Compute KL(first ‖ second) in nats over the last dimension of log-probabilities."""
+    probabilities = first.exp()
+    return torch.where(probabilities > 0, probabilities * (first - second), 0.0).sum(-1)
 
 
 def mean_kl(values: list[np.ndarray]) -> Estimate:
-    """Mean over tokens, then over prompts."""
-    return estimate([float(one.mean()) for one in values])
+    """Compute the mean over tokens, then over responses."""
+    return estimate([float(row.mean()) for row in values])
 
 
 def kl_by_token(values: list[np.ndarray]) -> tuple[Estimate, ...]:
-    """Over the prompts whose response is as long."""
+    """Compute the mean at each token, over the responses that are long enough."""
     longest = max(map(len, values))
-    return tuple(estimate([one[at] for one in values if len(one) > at]) for at in range(longest))
+    return tuple(estimate([row[at] for row in values if len(row) > at]) for at in range(longest))

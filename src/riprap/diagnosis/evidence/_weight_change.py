@@ -1,4 +1,4 @@
-"""How far weights have moved, where, and in how many directions."""
+"""Change of the weights of a layer: its size, and its number of directions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from riprap.diagnosis._interpolation import WeightPath, squared_norm
 
 RANKS = (1, 4, 16)
-MAX_EXACT_SIDE = 2048  # longest shorter side of a matrix whose spectrum is worked out exactly
-OVERSAMPLING, ITERATIONS = 8, 4  # of the randomised one
+MAX_EXACT_SIDE = 2048  # longest shorter side of a matrix with an exact spectrum
+OVERSAMPLING, ITERATIONS = 8, 4  # of the randomized spectrum
 
 
 @dataclass
@@ -19,10 +19,10 @@ class WeightChange:
     """Sums over the weights of one layer.
 
     Attributes:
-        parameters: how many numbers.
-        before, moved: ‖θ₀‖², ‖θ − θ₀‖².
-        matrices: the part of `moved` that lies in matrices.
-        leading: the part of that in each matrix's top r singular directions, by r.
+        parameters: number of parameters.
+        squared_norm_before, squared_change: ‖θ₀‖², ‖θ − θ₀‖².
+        squared_matrix_change: the part of `squared_change` in matrices.
+        leading: by r, the part of that in the top r singular directions of each matrix.
     """
 
     parameters: int = 0
@@ -33,51 +33,51 @@ class WeightChange:
 
     @property
     def relative_change(self) -> float:
-        """‖θ − θ₀‖ / ‖θ₀‖; inf where something moved away from 0."""
+        """‖θ − θ₀‖ / ‖θ₀‖; inf if weights of 0 changed."""
         if self.squared_norm_before == 0:
             return float("inf") if self.squared_change else 0.0
         return (self.squared_change / self.squared_norm_before) ** 0.5
 
     @property
     def low_rank(self) -> dict[int, float]:
-        """Share of the matrices' ‖θ − θ₀‖² in the top r directions of each, by r; empty if 0."""
+        """By r, share of the matrices' ‖θ − θ₀‖² in their top r directions; empty if it is 0."""
         if self.squared_matrix_change == 0:
             return {}
         return {rank: part / self.squared_matrix_change for rank, part in self.leading.items()}
 
 
-def weight_change(way: WeightPath, names: list[str]) -> WeightChange:
-    """Of the weights of these names."""
-    found = WeightChange()
+def weight_change(path: WeightPath, names: list[str]) -> WeightChange:
+    """Compute the change of the named weights."""
+    total = WeightChange()
     for name in names:
-        before, change = way.delta(name)
-        moved = squared_norm(change)
-        found.parameters += change.numel()
-        found.squared_norm_before += squared_norm(before)
-        found.squared_change += moved
-        if change.dim() > 1 and moved:
-            found.squared_matrix_change += moved
-            spectrum = squared_singular_values(change.flatten(1))
+        before, delta = path.delta(name)
+        squared_change = squared_norm(delta)
+        total.parameters += delta.numel()
+        total.squared_norm_before += squared_norm(before)
+        total.squared_change += squared_change
+        if delta.dim() > 1 and squared_change:
+            total.squared_matrix_change += squared_change
+            spectrum = squared_singular_values(delta.flatten(1))
             for rank in RANKS:
-                found.leading[rank] += float(spectrum[:rank].sum())
-    return found
+                total.leading[rank] += float(spectrum[:rank].sum())
+    return total
 
 
 def squared_singular_values(matrix: Tensor) -> Tensor:
-    """Largest squared singular values first, at least 16 where there are as many; on the CPU.
+    """Compute the largest squared singular values (at least 16), in falling order, on the CPU.
 
-    Exact by the Gramian of the shorter side, or by subspace iteration from a random start where it
-    is longer than 2048 (Halko et al., 0909.4061).
+    Exact, from the Gramian of the shorter side; if that is longer than 2048, by subspace iteration
+    from a random start (Halko et al., 0909.4061).
     """
     if min(matrix.shape) > MAX_EXACT_SIDE:
-        made = torch.Generator().manual_seed(0)
-        basis = torch.randn(matrix.shape[1], max(RANKS) + OVERSAMPLING, generator=made).to(matrix)
+        generator = torch.Generator().manual_seed(0)
+        basis = torch.randn(matrix.shape[1], max(RANKS) + OVERSAMPLING, generator=generator)
+        basis = basis.to(matrix)
         for _ in range(ITERATIONS):
             basis = torch.linalg.qr(matrix.T @ torch.linalg.qr(matrix @ basis).Q).Q
         return torch.linalg.svdvals((matrix @ basis).cpu().double()).square()
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    # Scaled: squares of small changes would underflow.
-    scale = wide.abs().max()
+    scale = wide.abs().max()  # squares of small changes would underflow
     gramian = (wide / scale) @ (wide / scale).T
     values = torch.linalg.eigvalsh(gramian.cpu().double()).flip(0).clamp_min(0)
     return values * float(scale) ** 2

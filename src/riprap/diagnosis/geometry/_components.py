@@ -1,4 +1,4 @@
-"""Heads and neurons: how much a behaviour rests on each, and which parameters are theirs."""
+"""Heads and neurons: how much a behavior depends on each, and which parameters belong to them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
 from riprap.errors import BehaviorError, ConfigError
 
 HEAD, NEURON = "head", "neuron"
-OUTPUT_PROJECTIONS = {"o_proj": HEAD, "down_proj": NEURON}  # by the names of Llama and its many kin
+OUTPUT_PROJECTIONS = {"o_proj": HEAD, "down_proj": NEURON}  # names in Llama and similar models
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Component:
 
     Attributes:
         kind: `head` or `neuron`.
-        index: its place in its layer.
-        writer: name of the linear layer by which it writes into the residual stream.
-        columns: its inputs to that layer, from and to.
+        index: position in its layer.
+        output_proj: name of the linear layer that projects it into the residual stream.
+        columns: its range of inputs of that layer, [start, end).
     """
 
     kind: str
@@ -39,13 +39,13 @@ class Component:
 
 
 def find_components(model: nn.Module) -> list[Component]:
-    """Every attention head and every neuron, layer by layer.
+    """Return all attention heads and neurons, layer by layer.
 
     Raises:
         BehaviorError: no layer named `o_proj` or `down_proj`, or heads that do not divide one.
     """
     heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
-    found = []
+    components = []
     for name, module in model.named_modules():
         kind = OUTPUT_PROJECTIONS.get(name.rpartition(".")[2])
         if kind is None or not isinstance(module, nn.Linear):
@@ -53,39 +53,41 @@ def find_components(model: nn.Module) -> list[Component]:
         width = module.in_features
         count = width if kind == NEURON else heads
         if not count or width % count:
-            raise BehaviorError(f"{name!r} takes {width} inputs, not {heads} heads of one width")
+            raise BehaviorError(
+                f"{name!r} has {width} inputs, which do not divide into {heads} heads"
+            )
         size = width // count
-        found += [Component(kind, i, name, (i * size, (i + 1) * size)) for i in range(count)]
-    if not found:
+        components += [Component(kind, i, name, (i * size, (i + 1) * size)) for i in range(count)]
+    if not components:
         raise BehaviorError("no heads or neurons found: the model has no `o_proj` or `down_proj`")
-    return found
+    return components
 
 
 @contextmanager
 def mean_ablation(model: nn.Module, removed: Sequence[Component]) -> Iterator[None]:
-    """The model with what some units say replaced by their mean over the rows, place by place.
+    """Replace the outputs of some components by their mean over rows, at each token position.
 
-    The mean is that of the same pass: it takes two rows or more, all of one length.
+    The mean is that of the same pass, which needs two rows or more of one length.
 
     Raises:
-        BehaviorError: inside, from a pass over a single row, which would be its own mean.
+        BehaviorError: inside, in a pass over a single row, which would be its own mean.
     """
 
-    def averaged(columns: Tensor) -> Any:
+    def replace_by_mean(columns: Tensor) -> Any:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             values, *rest = inputs
             if len(values) < 2:
-                raise BehaviorError("ablation by the mean over rows needs two rows or more a pass")
-            where = columns.to(values.device)
-            return (torch.where(where, values.mean(0, keepdim=True), values), *rest)
+                raise BehaviorError("mean ablation needs two rows or more in a pass")
+            mask = columns.to(values.device)
+            return (torch.where(mask, values.mean(0, keepdim=True), values), *rest)
 
         return hook
 
     with ExitStack() as stack:
-        for name in dict.fromkeys(unit.output_proj for unit in removed):
+        for name in dict.fromkeys(component.output_proj for component in removed):
             module = model.get_submodule(name)
-            columns = _columns(module, [unit for unit in removed if unit.output_proj == name])
-            stack.callback(module.register_forward_pre_hook(averaged(columns)).remove)
+            columns = _columns(module, [c for c in removed if c.output_proj == name])
+            stack.callback(module.register_forward_pre_hook(replace_by_mean(columns)).remove)
         yield
 
 
@@ -96,62 +98,68 @@ def component_importance(
     *,
     progress: Progress | None = None,
 ) -> NDArray[np.float64]:
-    """By how much the mean margin falls when each unit alone is ablated, shape (len(of),).
+    """Compute the drop of the mean margin when each component alone is ablated.
+
+    Returns:
+        shape (len(components),), in the margin's unit.
 
     Source: mean ablation as in Wang et al., 2211.00593, section 2.1; here over the probes.
 
     Raises:
-        BehaviorError: see `ablated`.
+        BehaviorError: see `mean_ablation`.
     """
-    intact = probing.evaluate(behavior, model).margins.mean()
-    fall = np.empty(len(components))
-    for place, unit in enumerate(components):
-        with mean_ablation(model, [unit]):
-            fall[place] = intact - probing.evaluate(behavior, model).margins.mean()
+    intact = evaluation.evaluate(behavior, model).margins.mean()
+    drops = np.empty(len(components))
+    for at, component in enumerate(components):
+        with mean_ablation(model, [component]):
+            drops[at] = intact - evaluation.evaluate(behavior, model).margins.mean()
         if progress is not None:
-            progress(place + 1, len(components))
-    return fall
+            progress(at + 1, len(components))
+    return drops
 
 
 def parameter_masks(model: nn.Module, components: Sequence[Component]) -> dict[str, Tensor]:
-    """Which entries of which parameters are the units' own: masks by parameter name.
+    """Return masks of the parameter entries that belong to the components.
 
-    A unit owns its columns of the writer and the rows that make its inputs, in the linear layers
-    beside the writer (`q_proj`, `k_proj`, `v_proj`; `gate_proj`, `up_proj`), with their biases.
-    Keys and values that several heads share are no head's own, and neither is the writer's bias.
+    A component owns its columns of the output projection, and the rows of the sibling linear layers
+    that make its inputs (`q_proj`, `k_proj`, `v_proj`; `gate_proj`, `up_proj`), with their biases.
+    Keys and values that several heads share belong to none of them, and neither does the bias of
+    the output projection.
 
     Returns:
-        boolean tensors of the parameters' shapes, for those parameters in which any is set.
+        boolean tensors by parameter name, for parameters with at least one entry set.
 
     Raises:
-        ConfigError: a writer that the model has not.
+        ConfigError: an output projection that the model does not have.
     """
-    own = dict(model.named_parameters())
-    names = {id(part): name for name, part in own.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     masks: dict[str, Tensor] = {}
-    for name in dict.fromkeys(unit.output_proj for unit in components):
+    for name in dict.fromkeys(component.output_proj for component in components):
         try:
-            writer = model.get_submodule(name)
+            output_proj = model.get_submodule(name)
         except AttributeError:
-            raise ConfigError(f"the model has no layer {name!r}: are the units its own?") from None
-        columns = _columns(writer, [unit for unit in components if unit.output_proj == name])
+            raise ConfigError(
+                f"the model has no layer {name!r}: are the components of another model?"
+            ) from None
+        columns = _columns(output_proj, [c for c in components if c.output_proj == name])
         block = model.get_submodule(name.rpartition(".")[0])
         for layer in block.children():
             if not isinstance(layer, nn.Linear):
                 continue
-            if layer is writer:
+            if layer is output_proj:
                 masks[names[id(layer.weight)]] = columns.expand_as(layer.weight).clone()
             elif layer.out_features == len(columns):
-                for part in layer.parameters():
-                    rows = columns.view(-1, *[1] * (part.dim() - 1))
-                    masks[names[id(part)]] = rows.expand_as(part).clone()
+                for parameter in layer.parameters():
+                    rows = columns.view(-1, *[1] * (parameter.dim() - 1))
+                    masks[names[id(parameter)]] = rows.expand_as(parameter).clone()
     return masks
 
 
-def _columns(writer: nn.Module, some: Sequence[Component]) -> Tensor:
-    """Which inputs of a writer are those of the units, shape (inputs,)."""
-    assert isinstance(writer, nn.Linear)
-    columns = torch.zeros(writer.in_features, dtype=torch.bool, device=writer.weight.device)
-    for unit in some:
-        columns[slice(*unit.columns)] = True
+def _columns(output_proj: nn.Module, components: Sequence[Component]) -> Tensor:
+    """Mask of the components' inputs of an output projection, shape (inputs,)."""
+    assert isinstance(output_proj, nn.Linear)
+    device = output_proj.weight.device
+    columns = torch.zeros(output_proj.in_features, dtype=torch.bool, device=device)
+    for component in components:
+        columns[slice(*component.columns)] = True
     return columns

@@ -1,4 +1,4 @@
-"""Where a behaviour's margins are sensitive: how many directions, which layers, which tokens."""
+"""Concentration: in how many directions, layers and tokens a behavior's margins are sensitive."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
 from riprap.errors import BehaviorError
-from riprap.evaluation import gradient_of, layer_names, compute_margins, preserve_training_state, layer_stacks
+from riprap.evaluation import (
+    compute_margins,
+    gradient_of,
+    layer_names,
+    layer_stacks,
+    preserve_training_state,
+)
 from riprap.linalg import inner_products
 
 Array = NDArray[np.float64]
-MAX_GRADIENT_ELEMENTS = 2**29  # elements of all probes' gradients that are held at a time: 2 GB in float32
+MAX_GRADIENT_ELEMENTS = 2**29  # of all probes' gradients in memory at a time: 2 GB in float32
 
 
 def participation_ratio(gramian: Array) -> float:
-    """(Σ σ²)² / Σ σ⁴ of a Jacobian with this Gramian: its rank, if all σ are alike."""
+    """Compute (Σ σ²)² / Σ σ⁴ of a Jacobian from its Gramian; its rank if all σ are equal."""
     return float(np.trace(gramian) ** 2 / (gramian**2).sum())
 
 
 def effective_rank(gramian: Array) -> float:
-    """exp of the entropy of σ / Σ σ.
+    """Compute exp of the entropy of σ / Σ σ.
 
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007, definition 1.
     """
@@ -41,13 +47,13 @@ def effective_rank(gramian: Array) -> float:
 
 @dataclass(frozen=True)
 class Concentration:
-    """The Jacobian of a behaviour's margins, by its Gramian.
+    """Jacobian of a behavior's margins, by its Gramian.
 
     Attributes:
-        layers: names of the layers; see `probing.layer_names`.
-        gramians: shape (layers, n, n), products of the probes' gradients, layer by layer.
+        layers: names of the layers; see `evaluation.layer_names`.
+        gramians: shape (layers, n, n), inner products of the probes' gradients by layer.
         positions: shape (n, T), ‖∂m/∂h‖² in the residual stream before the first block, from the
-            last token backwards, 0 beyond a probe's beginning; T is 0 where no stack was found.
+            last token backwards; 0 beyond a probe's first token. T is 0 if no stack was found.
     """
 
     layers: tuple[str, ...]
@@ -55,39 +61,43 @@ class Concentration:
     positions: Array
 
     def jackknife(self, statistic: Callable[[Array], float]) -> Estimate:
-        """A statistic of the Gramian, with its 95 % interval by the jackknife over probes.
+        """Compute a statistic of the Gramian with its 95 % jackknife interval over probes.
 
-        Not by the bootstrap: a probe drawn twice adds no direction, so that ranks come out low.
+        The bootstrap would give ranks that are too low, because a probe that is drawn twice adds no
+        direction.
         """
-        whole = self.gramians.sum(0)
-        n = len(whole)
-        left = [np.delete(np.delete(whole, i, 0), i, 1) for i in range(n)] if n > 2 else []
-        return jackknife_estimate(statistic(whole), [statistic(one) for one in left])
+        gramian = self.gramians.sum(0)
+        n = len(gramian)
+        without = [np.delete(np.delete(gramian, i, 0), i, 1) for i in range(n)] if n > 2 else []
+        return jackknife_estimate(statistic(gramian), [statistic(part) for part in without])
 
     @property
     def rank_share(self) -> Estimate:
-        """The participation ratio over the number of probes, in (0, 1]: small is concentrated."""
+        """Participation ratio ÷ number of probes, in (0, 1]; small values are concentrated."""
         return self.jackknife(lambda gramian: participation_ratio(gramian) / len(gramian))
 
     @property
     def entropy_share(self) -> Estimate:
-        """The same of the entropy's effective rank."""
+        """Effective rank (entropy) ÷ number of probes."""
         return self.jackknife(lambda gramian: effective_rank(gramian) / len(gramian))
 
     @property
     def by_layer(self) -> dict[str, float]:
-        """Each layer's share of Σ σ²."""
+        """Share of Σ σ² by layer."""
         energy = np.trace(self.gramians, axis1=1, axis2=2)
         return dict(zip(self.layers, (energy / energy.sum()).tolist(), strict=True))
 
     @property
     def by_position(self) -> Array:
-        """Each token's share of ‖∂m/∂h‖², mean over probes, from the last token backwards."""
+        """Share of ‖∂m/∂h‖² by token, mean over probes, from the last token backwards."""
         return (self.positions / self.positions.sum(1, keepdims=True)).mean(0)
 
 
 def jackknife_estimate(value: float, left_out: Sequence[float]) -> Estimate:
-    """An estimate from its values with each unit left out; two or fewer have no interval.
+    """Compute the jackknife interval of a value; two or fewer left-out values give none.
+
+    Args:
+        left_out: the value with each unit left out.
 
     Source: Efron and Stein, Annals of Statistics 9 (1981), equation 1.4, with a t-quantile.
     """
@@ -105,62 +115,65 @@ def concentration(
     parameters: Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> Concentration:
-    """The Gramian of the margins' gradients by layer, and their energy by token.
+    """Compute the Gramian of the margins' gradients by layer, and their energy by token.
 
-    Gradients are taken for some layers at a time, a pass a probe, so that 2 GB of them are held,
-    or those of the largest tensor alone where that is more (SmolLM2-135M, 24 probes: 2.7 GB; all at
-    once would be 13 GB).
+    Gradients are computed for some layers at a time, with one pass per probe, so that 2 GB of them
+    are in memory, or those of the largest tensor if they are larger (SmolLM2-135M, 24 probes: 2.7
+    GB; all at once would be 13 GB).
 
     Args:
         parameters: of the model; None: those that require a gradient.
 
     Raises:
-        BehaviorError: the model is sharded over ranks, the probes cannot be taken apart, or a
-            margin is detached from the graph.
+        BehaviorError: the model is sharded over ranks, the probes cannot be separated, or a margin
+            is detached from the graph.
     """
     if has_sharded_parameters(model):
-        raise BehaviorError("a model sharded over ranks has no Jacobian here: gather it first")
-    own = [p for p in model.parameters() if p.requires_grad] if parameters is None else parameters
+        raise BehaviorError(
+            "concentration needs a whole model: gather the sharded parameters first"
+        )
+    if parameters is None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
     probes = [behavior.subset([index]) for index in range(len(behavior.probes))]
-    names = layer_names(model, own)
+    names = layer_names(model, parameters)
     layers = tuple(dict.fromkeys(names))
-    blocks = _parameter_groups(names, [p.numel() * len(probes) for p in own])
+    groups = _parameter_groups(names, [p.numel() * len(probes) for p in parameters])
     gramians = np.zeros((len(layers), len(probes), len(probes)))
     positions: list[Array] = []
-    for number, block in enumerate(blocks):
+    for number, group in enumerate(groups):
         rows = []
         for index, probe in enumerate(probes):
-            with _grad_enabled(model), _capture_stream_input(model) as seen:
+            with _grad_enabled(model), _capture_stream_input(model) as captured:
                 margin = compute_margins(probe, model).values.sum()
                 if number == 0:
-                    positions.append(_gradient_energy(margin, seen))
-                row = gradient_of(margin, [own[at] for at in block])
-            rows.append(row or [torch.zeros_like(own[at]) for at in block])
+                    positions.append(_gradient_energy(margin, captured))
+                row = gradient_of(margin, [parameters[at] for at in group])
+            rows.append(row or [torch.zeros_like(parameters[at]) for at in group])
             if progress is not None:
-                progress(number * len(probes) + index + 1, len(blocks) * len(probes))
-        for place, at in enumerate(block):
+                progress(number * len(probes) + index + 1, len(groups) * len(probes))
+        for place, at in enumerate(group):
             parts = [[row[place]] for row in rows]
             products = torch.stack([inner_products(part, parts).double() for part in parts])
             gramians[layers.index(names[at])] += products.cpu().numpy()
     if not gramians.any():
         raise BehaviorError(
-            f"behaviour {behavior.name!r}: the margins depend on none of the parameters: are they "
+            f"behavior {behavior.name!r}: the margins do not depend on the parameters: are they "
             "detached from the graph?"
         )
     return Concentration(layers, gramians, _pad_rows(positions))
 
 
 def _parameter_groups(names: list[str], sizes: list[int]) -> list[list[int]]:
-    """Parameters by their places, of neighbouring layers as many as are held at a time."""
-    found: list[list[int]] = []
-    held = MAX_GRADIENT_ELEMENTS
+    """Indices of parameters, grouped by neighboring layers up to `MAX_GRADIENT_ELEMENTS`."""
+    groups: list[list[int]] = []
+    total = MAX_GRADIENT_ELEMENTS
     for at in sorted(range(len(names)), key=lambda at: names.index(names[at])):
-        if held + sizes[at] > MAX_GRADIENT_ELEMENTS:
-            found.append([])
-            held = 0
-        found[-1].append(at)
-        held += sizes[at]
-    return found
+        if total + sizes[at] > MAX_GRADIENT_ELEMENTS:
+            groups.append([])
+            total = 0
+        groups[-1].append(at)
+        total += sizes[at]
+    return groups
 
 
 @contextmanager
@@ -171,44 +184,45 @@ def _grad_enabled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _capture_stream_input(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What goes into the first block of the longest stack, at each call that builds a graph."""
-    seen: list[Tensor] = []
-    found = layer_stacks(model)
+    """Capture the input of the first block of the longest stack, at each call with a graph."""
+    captured: list[Tensor] = []
+    stacks = layer_stacks(model)
 
-    def keep(_module: nn.Module, inputs: Any, named: Any) -> Any:
+    def capture(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return None
-        place = 0 if inputs else "hidden_states"
-        hidden = inputs[0] if inputs else named.get(place)
+        hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor) or hidden.dim() != 3:
             return None
         if not hidden.requires_grad:  # the embedding is frozen
             hidden = hidden.detach().requires_grad_()
-        seen.append(hidden)
-        return ((hidden, *inputs[1:]), named) if inputs else (inputs, {**named, place: hidden})
+        captured.append(hidden)
+        if args:
+            return ((hidden, *args[1:]), kwargs)
+        return (args, {**kwargs, "hidden_states": hidden})
 
-    if not found:
-        yield seen
+    if not stacks:
+        yield captured
         return
-    stack = max(found, key=lambda name: found[name])
-    first = model.get_submodule(f"{stack}.0")
-    handle = first.register_forward_pre_hook(keep, with_kwargs=True)
+    longest = max(stacks, key=lambda name: stacks[name])
+    first = model.get_submodule(f"{longest}.0")
+    handle = first.register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        yield seen
+        yield captured
     finally:
         handle.remove()
 
 
-def _gradient_energy(margin: Tensor, seen: list[Tensor]) -> Array:
+def _gradient_energy(margin: Tensor, captured: list[Tensor]) -> Array:
     """‖∂m/∂h‖² of one probe, from its last token backwards, shape (tokens,).
 
-    A probe whose options share a prompt may be read in several calls, the prompt first; its energy
-    is then that of the gradient in what the options share.
+    A probe whose options share a prompt may run in several calls, the prompt first; its energy
+    there is that of the gradient in what the options share.
     """
-    if not seen or not margin.requires_grad:
+    if not captured or not margin.requires_grad:
         return np.zeros(0)
-    found = torch.autograd.grad(margin, seen, retain_graph=True, allow_unused=True)
-    parts = [part.double().square().sum((0, 2)).cpu() for part in found if part is not None]
+    gradients = torch.autograd.grad(margin, captured, retain_graph=True, allow_unused=True)
+    parts = [part.double().square().sum((0, 2)).cpu() for part in gradients if part is not None]
     return np.asarray(torch.cat(parts).flip(0).numpy()) if parts else np.zeros(0)
 
 

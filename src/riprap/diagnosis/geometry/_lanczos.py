@@ -1,4 +1,4 @@
-"""The largest eigenvalues of a symmetric operator that is only known by its products."""
+"""Largest eigenvalues of a symmetric operator that is given by its products."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ RANGE_TOLERANCE = 1e-10  # of the largest eigenvalue; a smaller remainder is rou
 
 @dataclass(frozen=True)
 class RitzValues:
-    """What Lanczos found.
+    """Result of `lanczos`.
 
     Attributes:
         values: approximate eigenvalues in falling order.
-        errors: for each, how far the nearest eigenvalue may be.
+        errors: bound on the distance from each to the nearest eigenvalue.
         basis: shape (steps, size), orthonormal rows.
         trace: of the operator within the span of the basis.
     """
@@ -30,18 +30,22 @@ class RitzValues:
 
 
 def lanczos(
-    product: Callable[[Tensor], Tensor], start: Tensor, top: int, max_products: int, tolerance: float
+    product: Callable[[Tensor], Tensor],
+    start: Tensor,
+    top: int,
+    max_products: int,
+    tolerance: float,
 ) -> RitzValues:
-    """The `top` largest eigenvalues, by Lanczos with full reorthogonalisation, done twice a step.
+    """Compute the `top` largest eigenvalues by Lanczos, with full reorthogonalization twice a step.
 
-    An eigenvalue that occurs several times is found once. Where the operator's range is exhausted
-    there are fewer than `top`.
+    A multiple eigenvalue is found once. If the range of the operator is exhausted, there are fewer
+    than `top`.
 
     Args:
         product: A x for x of shape (size,).
-        start: shape (size,), anything with a part in every eigenvector, such as Gaussian noise.
-        most: products at most.
-        tolerance: stop once all `top` errors are below this share of the largest eigenvalue.
+        start: shape (size,), with a component in every eigenvector, such as Gaussian noise.
+        max_products: largest number of products.
+        tolerance: stop when all `top` errors are below this share of the largest eigenvalue.
 
     Source: Golub and Van Loan, Matrix Computations, section 10.1 and theorem 10.1.2 (the errors).
     """
@@ -51,21 +55,21 @@ def lanczos(
     row = start / start.norm()
     for step in range(max_products):
         basis[step] = row
-        found = product(row)
-        diagonal[step] = float(found @ row)
-        known = basis[: step + 1]
+        rest = product(row)
+        diagonal[step] = float(rest @ row)
+        previous = basis[: step + 1]
         for _ in range(2):
-            found = found - (known @ found) @ known
-        off[step] = float(found.norm())
+            rest = rest - (previous @ rest) @ previous
+        off[step] = float(rest.norm())
         tridiagonal = np.diag(diagonal[: step + 1])
         tridiagonal += np.diag(off[:step], 1) + np.diag(off[:step], -1)
         values, vectors = np.linalg.eigh(tridiagonal)
         errors = np.abs(off[step] * vectors[-1, ::-1])[:top]
         largest = abs(values[-1])
-        settled = step + 1 >= top and bool((errors <= tolerance * largest).all())
-        if settled or off[step] <= RANGE_TOLERANCE * largest:
+        has_converged = step + 1 >= top and bool((errors <= tolerance * largest).all())
+        if has_converged or off[step] <= RANGE_TOLERANCE * largest:
             break
-        row = found / off[step]
+        row = rest / off[step]
     count = step + 1
     trace = float(diagonal[:count].sum())
     return RitzValues(values[::-1][:top].copy(), errors, basis[:count], trace)

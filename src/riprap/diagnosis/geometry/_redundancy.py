@@ -1,4 +1,4 @@
-"""How many directions of the residual stream a behaviour rests on: ablate them and look."""
+"""Redundancy: how many directions of the residual stream must be ablated to break a behavior."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import layer_stacks
 
 Array = NDArray[np.float64]
 Bases = Mapping[str, Tensor]  # by layer, orthonormal columns, shape (d, directions)
@@ -26,16 +25,17 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Margins left when directions of the residual stream are ablated.
+    """Margins after directions of the residual stream are ablated.
 
     Attributes:
-        counts: how many directions.
-        intact: shape (n,), margins of the model as it is.
-        left: by kind of direction, shape (draws, counts, n). `steep`: those in which the
-            behaviour's margins are most sensitive, one draw; `unrelated`: found in the same way for
-            differences of two random logits on the same probes; `random`: of all directions.
-        beside: the same of the contrast's margins; no probes where there is none.
-        floor: the score under which a behaviour is broken.
+        counts: numbers of directions.
+        intact: shape (n,), margins of the model without ablation.
+        ablated_margins: by kind of direction, shape (draws, counts, n). `steep`: the directions in
+            which the behavior's margins are most sensitive, one draw; `unrelated`: found in the
+            same way for differences of two random logits on the same probes; `random`: directions
+            in general.
+        contrast_margins: the same for the contrast's margins; no probes without a contrast.
+        floor: the score under which a behavior is broken.
     """
 
     counts: tuple[int, ...]
@@ -46,54 +46,58 @@ class Redundancy:
 
     @property
     def directions_needed(self) -> float:
-        """The least of `counts` whose steep directions bring a score under the floor, or ∞.
+        """Smallest of `counts` at which the steep directions break a score, or ∞.
 
-        That of the behaviour, or of its contrast.
+        The score is that of the behavior or of its contrast.
         """
-        return self._directions_needed(self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0)
+        return self._directions_needed(
+            self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0
+        )
 
     @property
     def directions_needed_alone(self) -> float:
-        """The same of the behaviour's score alone."""
+        """The same for the behavior's score alone."""
         passed = self.ablated_margins[STEEP][0] > 0
         return self._directions_needed(passed, passed[:, :0])
 
     def _directions_needed(self, *passed: Array) -> float:
-        scores = np.min([own.mean(-1) for own in passed if own.shape[-1]], axis=0)
-        under = np.flatnonzero(scores < self.floor)
-        return float(self.counts[under[0]]) if len(under) else float("inf")
+        scores = np.min([side.mean(-1) for side in passed if side.shape[-1]], axis=0)
+        below = np.flatnonzero(scores < self.floor)
+        return float(self.counts[below[0]]) if len(below) else float("inf")
 
     def directions_needed_estimate(self, seed: int = 0) -> Estimate:
-        """`needed` with its 95 % interval, from probes drawn anew a thousand times."""
-        made = np.random.default_rng(seed)
+        """Return `directions_needed` with its 95 % bootstrap interval over probes."""
+        noise = np.random.default_rng(seed)
         sides = [self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0]
-        drawn = [
-            made.integers(max(n, 1), size=(RESAMPLES, n)) for n in (s.shape[-1] for s in sides)
+        draws = [
+            noise.integers(max(n, 1), size=(RESAMPLES, n)) for n in (s.shape[-1] for s in sides)
         ]
-        found = [
-            self._directions_needed(*(own[:, rows] for own, rows in zip(sides, pair, strict=True)))
-            for pair in zip(*drawn, strict=True)
+        needed = [
+            self._directions_needed(
+                *(side[:, rows] for side, rows in zip(sides, pair, strict=True))
+            )
+            for pair in zip(*draws, strict=True)
         ]
-        low, high = np.quantile(found, [0.025, 0.975], method="closest_observation")
+        low, high = np.quantile(needed, [0.025, 0.975], method="closest_observation")
         return Estimate(self.directions_needed, float(low), float(high), len(self.intact))
 
     def scores(self, kind: str) -> Array:
-        """Share of the probes that still behave, shape (draws, counts)."""
+        """Compute the share of probes that pass, shape (draws, counts)."""
         return np.asarray((self.ablated_margins[kind] > 0).mean(-1))
 
     def contrast_scores(self, kind: str) -> Array:
-        """The same of the contrast; NaN without one."""
+        """Compute the same for the contrast; NaN without one."""
         passed = self.contrast_margins[kind] > 0
         if not passed.shape[-1]:
             return np.full(passed.shape[:2], np.nan)
         return np.asarray(passed.mean(-1))
 
     def worst_scores(self, kind: str) -> Array:
-        """The lower of both scores, shape (draws, counts)."""
+        """Compute the lower of both scores, shape (draws, counts)."""
         return np.asarray(np.fmin(self.scores(kind), self.contrast_scores(kind)))
 
     def mean_margins(self, kind: str) -> Array:
-        """Mean margin left, shape (draws, counts), in the margin's unit."""
+        """Compute the mean margin, shape (draws, counts), in the margin's unit."""
         return np.asarray(self.ablated_margins[kind].mean(-1))
 
 
@@ -108,126 +112,138 @@ def redundancy(
     draws: int = 3,
     progress: Progress | None = None,
 ) -> Redundancy:
-    """The score kept when the top-j directions are ablated, beside two kinds of other directions.
+    """Measure the score when the top directions are ablated, and for two baseline directions.
 
-    The directions of a layer are *steep*: the principal directions of ∂m/∂h over all probes and
-    tokens, h the layer's output. One definition serves refusals, skills and facts, since it asks
-    for no contrast: a difference of means needs the other side, and a fact has none. A direction u
-    is ablated as h ← h − u uᵀ h at every token. Directions are found on one half of the probes and
-    judged on the other, both ways, so that none is judged by what it was fitted to.
+    The *steep* directions of a layer are the principal directions of ∂m/∂h over all probes and
+    tokens, with h the layer's output. This definition needs no contrasting examples, so it works
+    for refusals, skills and facts. A direction u is ablated as h ← h − u uᵀ h at every token.
+    Directions are computed on one half of the probes and tested on the other, both ways.
 
     Args:
-        contrast: where one answer is right for all probes, the behaviour for which it is wrong. A
-            model that can no longer tell them apart gives one answer to both, and the score of
-            one of them alone then says that nothing was lost.
+        contrast: for a behavior with a single answer, the behavior for which that answer is wrong.
+            A model that no longer distinguishes the two gives one answer to both, and the score of
+            one of them alone then shows no loss.
         counts: numbers of directions, rising; at most the width of the stream.
-        layer: a module's name; None: all blocks of the longest stack at once, each by its own.
-        draws: of random and of unrelated directions, one at least.
+        layer: name of a module; None: all blocks of the longest stack at once, each along its own
+            directions.
+        draws: number of random and of unrelated draws, one at least.
 
     Source: ours, after Arditi et al., 2406.11717, equation 4 (the ablation).
 
     Raises:
         BehaviorError: no stack of layers, no such layer, fewer than two probes, probes that cannot
-            be taken apart, or a margin that does not depend on the layer.
-        ConfigError: counts or draws that are too small, or more directions than there are.
+            be separated, or a margin that does not depend on the layer.
+        ConfigError: counts or draws that are too small, or more directions than the stream has.
     """
-    asked = tuple(counts)
-    if not asked or min(asked) < 1 or list(asked) != sorted(set(asked)) or draws < 1:
-        raise ConfigError(f"give rising counts from 1 and a draw at least, not {asked}, {draws}")
+    counts = tuple(counts)
+    if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)) or draws < 1:
+        raise ConfigError(
+            f"counts={counts}, draws={draws}; pass rising counts from 1, and at least one draw"
+        )
     layers = _layers(model, layer)
-    sides = [_halves(one) for one in (behavior, contrast) if one is not None]
+    sides = [_halves(side) for side in (behavior, contrast) if side is not None]
     noise = torch.Generator().manual_seed(seed)
     rounds = [(STEEP, 0), *((kind, d) for kind in (RANDOM, UNRELATED) for d in range(draws))]
     sizes = [len(behavior.probes), 0 if contrast is None else len(contrast.probes)]
-    left, beside = (
-        {k: np.zeros((1 if k == STEEP else draws, len(asked), n)) for k, _ in rounds} for n in sizes
+    ablated_margins, contrast_margins = (
+        {k: np.zeros((1 if k == STEEP else draws, len(counts), n)) for k, _ in rounds}
+        for n in sizes
     )
-    done, total = 0, 2 * len(rounds) * len(asked)
+    done, total = 0, 2 * len(rounds) * len(counts)
     for half in (0, 1):
-        _, fit = sides[0][1 - half]
+        _, fitted = sides[0][1 - half]
         for kind, draw in rounds:
-            bases = _directions(model, fit, layers, kind, noise)
+            bases = _directions(model, fitted, layers, kind, noise)
             width = min(len(basis) for basis in bases.values())
-            if asked[-1] > width:
-                raise ConfigError(f"{asked[-1]} directions of a stream that has {width}")
-            for place, count in enumerate(asked):
+            if counts[-1] > width:
+                raise ConfigError(f"counts has {counts[-1]}, and the stream has {width} directions")
+            for place, count in enumerate(counts):
                 with directions_removed(model, {name: b[:, :count] for name, b in bases.items()}):
-                    for store, side in zip((left, beside), sides, strict=False):
-                        judged, own = side[half]
-                        store[kind][draw, place, judged] = probing.evaluate(own, model).margins
+                    for store, side in zip(
+                        (ablated_margins, contrast_margins), sides, strict=False
+                    ):
+                        rows, tested = side[half]
+                        margins = evaluation.evaluate(tested, model).margins
+                        store[kind][draw, place, rows] = margins
                 done += 1
                 if progress is not None:
                     progress(done, total)
-    return Redundancy(asked, probing.evaluate(behavior, model).margins, left, beside, behavior.floor)
+    intact = evaluation.evaluate(behavior, model).margins
+    return Redundancy(counts, intact, ablated_margins, contrast_margins, behavior.floor)
 
 
 def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
-    """Every other probe, and the rest, with their places."""
+    """Every other probe, and the rest, with their indices."""
     n = len(behavior.probes)
     if n < 2:
-        raise BehaviorError(f"behaviour {behavior.name!r}: redundancy needs two probes or more")
-    places = [list(range(first, n, 2)) for first in (0, 1)]
-    return [(own, behavior.subset(own)) for own in places]
+        raise BehaviorError(f"behavior {behavior.name!r}: redundancy needs two probes or more")
+    halves = [list(range(first, n, 2)) for first in (0, 1)]
+    return [(rows, behavior.subset(rows)) for rows in halves]
 
 
 @contextmanager
 def directions_removed(model: nn.Module, bases: Bases) -> Iterator[None]:
-    """The model without what its layers put out along some directions.
+    """Remove some directions from the outputs of layers until exit.
 
     Args:
         bases: by module name, orthonormal columns, shape (d, directions).
     """
 
-    def without(basis: Tensor) -> Any:
+    def project_out(basis: Tensor) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
-            own = basis.to(hidden)
-            hidden = hidden - (hidden @ own) @ own.T
+            u = basis.to(hidden)
+            hidden = hidden - (hidden @ u) @ u.T
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
 
     with ExitStack() as stack:
         for name, basis in bases.items():
-            handle = model.get_submodule(name).register_forward_hook(without(basis))
+            handle = model.get_submodule(name).register_forward_hook(project_out(basis))
             stack.callback(handle.remove)
         yield
 
 
 def _layers(model: nn.Module, layer: str | None) -> list[str]:
     if layer is not None:
-        found = probing.find_layer(model, layer)
-        return [] if found is None else [found]
-    lists = layer_stacks(model)
-    if not lists:
-        raise BehaviorError("the model has no stack of layers that could be found: name a layer")
-    longest = max(lists, key=lambda name: lists[name])
-    return [f"{longest}.{index}" for index in range(lists[longest])]
+        name = evaluation.find_layer(model, layer)
+        return [] if name is None else [name]
+    stacks = evaluation.layer_stacks(model)
+    if not stacks:
+        raise BehaviorError("the model has no list of equal blocks: pass the name of a layer")
+    longest = max(stacks, key=lambda name: stacks[name])
+    return [f"{longest}.{index}" for index in range(stacks[longest])]
 
 
 def _directions(
     model: nn.Module, behavior: Behavior, layers: list[str], kind: str, noise: torch.Generator
 ) -> dict[str, Tensor]:
-    """Directions by layer, the first the most important, shape (d, d)."""
+    """Directions by layer, the most important first, shape (d, d)."""
     moments: dict[str, Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad(), probing.preserve_training_state(model):
-        with _capture_outputs(model, layers) as seen:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        evaluation.preserve_training_state(model),
+    ):
+        with _capture_outputs(model, layers) as captured:
             if kind == UNRELATED:
-                value = _random_logit_difference(probing.answer_logits(behavior, model), noise)
+                logits = evaluation.answer_logits(behavior, model)
+                value = _random_logit_difference(logits, noise)
             else:
-                value = probing.compute_margins(behavior, model).values.sum()
+                value = evaluation.compute_margins(behavior, model).values.sum()
         if kind == RANDOM:
-            widths = {name: parts[-1].shape[-1] for name, parts in seen.items() if parts}
-            drawn = {n: torch.randn(d, d, generator=noise).double() for n, d in widths.items()}
-            return {name: torch.linalg.qr(normal)[0] for name, normal in drawn.items()}
-        places = [(name, part) for name, parts in seen.items() for part in parts]
-        if not places or not value.requires_grad:
+            widths = {name: parts[-1].shape[-1] for name, parts in captured.items() if parts}
+            normals = {n: torch.randn(d, d, generator=noise).double() for n, d in widths.items()}
+            return {name: torch.linalg.qr(normal)[0] for name, normal in normals.items()}
+        outputs = [(name, part) for name, parts in captured.items() for part in parts]
+        if not outputs or not value.requires_grad:
             raise _independent_of_layers(behavior, layers)
-        # Rows do not mix, so that the gradient of the sum holds every probe's own.
-        found = torch.autograd.grad(value, [part for _, part in places], allow_unused=True)
-    for (name, _), part in zip(places, found, strict=True):
-        if part is not None:
-            rows = part.cpu().double().reshape(-1, part.shape[-1])
+        # Rows are independent, so the gradient of the sum contains the gradient of each probe.
+        gradients = torch.autograd.grad(value, [part for _, part in outputs], allow_unused=True)
+    for (name, _), gradient in zip(outputs, gradients, strict=True):
+        if gradient is not None:
+            rows = gradient.cpu().double().reshape(-1, gradient.shape[-1])
             moments[name] = moments.get(name, 0) + rows.T @ rows
     if set(moments) != set(layers) or not all(bool(m.any()) for m in moments.values()):
         raise _independent_of_layers(behavior, layers)
@@ -237,38 +253,38 @@ def _directions(
 def _random_logit_difference(logits: Tensor, noise: torch.Generator) -> Tensor:
     """Sum over answered tokens of the difference of two random logits."""
     size, count = logits.shape[-1], len(logits)
-    one = torch.randint(size, (count,), generator=noise)
-    two = (one + torch.randint(1, size, (count,), generator=noise)) % size  # another one
+    first = torch.randint(size, (count,), generator=noise)
+    second = (first + torch.randint(1, size, (count,), generator=noise)) % size  # never the first
     rows = torch.arange(len(logits), device=logits.device)
-    return (logits[rows, one.to(rows)] - logits[rows, two.to(rows)]).sum()
+    return (logits[rows, first.to(rows)] - logits[rows, second.to(rows)]).sum()
 
 
 @contextmanager
 def _capture_outputs(model: nn.Module, layers: list[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What the layers put out, in the graph, at each call that builds one."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    """Capture the outputs of layers, in the graph, at each call that builds one."""
+    captured: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def keep(name: str) -> Any:
+    def capture(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
             if not isinstance(hidden, Tensor) or not torch.is_grad_enabled():
                 return None
-            if not hidden.requires_grad:  # every parameter below is frozen
+            if not hidden.requires_grad:  # all parameters below are frozen
                 hidden = hidden.detach().requires_grad_()
-            seen[name].append(hidden)
+            captured[name].append(hidden)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
 
     with ExitStack() as stack:
         for name in layers:
-            handle = model.get_submodule(name).register_forward_hook(keep(name))
+            handle = model.get_submodule(name).register_forward_hook(capture(name))
             stack.callback(handle.remove)
-        yield seen
+        yield captured
 
 
 def _independent_of_layers(behavior: Behavior, layers: list[str]) -> BehaviorError:
     return BehaviorError(
-        f"behaviour {behavior.name!r}: the margins do not depend on what {', '.join(layers[:3])} "
-        "put out: name a layer that they run through, and keep them in the graph"
+        f"behavior {behavior.name!r}: the margins do not depend on the outputs of "
+        f"{', '.join(layers[:3])}: name a layer that they depend on, and keep them in the graph"
     )

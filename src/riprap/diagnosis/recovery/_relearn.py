@@ -67,7 +67,9 @@ def _adapter_parameters(model: nn.Module) -> list[Tensor]:
 def _reset_adapters(model: nn.Module) -> Iterator[None]:
     """Enable disabled adapters, starting at 0; disable them again on exit."""
     disabled: list[Any] = [
-        module for module in model.modules() if hasattr(module, "lora_B") and module.disable_adapters
+        module
+        for module in model.modules()
+        if hasattr(module, "lora_B") and module.disable_adapters
     ]
     if any(layer.lora_magnitude_vector for layer in disabled):
         raise ConfigError(
@@ -123,7 +125,10 @@ def train_steps(
         the number of steps so far.
     """
     groups = [
-        {"params": [p], "lr": learning_rate if are_adapters else learning_rate * max(_rms(p), MIN_RMS)}
+        {
+            "params": [p],
+            "lr": learning_rate if are_adapters else learning_rate * max(_rms(p), MIN_RMS),
+        }
         for p in parameters
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))

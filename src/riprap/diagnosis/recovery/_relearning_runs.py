@@ -74,8 +74,8 @@ class RelearningRuns:
             rows = np.flatnonzero(sides == side)
             if len(rows) < MIN_PROBES:
                 raise ConfigError(
-                    f"recover: {behavior.name!r} has {len(rows)} probes, and a third of them select "
-                    f"steps and learning rate: pass {MIN_PROBES} or more"
+                    f"recover: {behavior.name!r} has {len(rows)} probes, and a third of them "
+                    f"select steps and learning rate: pass {MIN_PROBES} or more"
                 )
             shuffled = np.random.default_rng(self.seed).permutation(rows).tolist()
             validation = shuffled[::VALIDATION_EVERY]

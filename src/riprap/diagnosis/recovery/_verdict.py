@@ -278,8 +278,8 @@ def _classify_knowledge_loss(e: RecoveryEvidence, retained: str) -> tuple[Verdic
         )
     if e.format_loss >= UNSAID_SHARE and not e.is_format_change:
         return Verdict.INSUFFICIENT, (
-            f"{retained}, and {e.format_loss:.0%} of the first choices are no answer of any probe or "
-            "example: another form, or other answers? Pass more probes, so that all answers are "
+            f"{retained}, and {e.format_loss:.0%} of the first choices are no answer of any probe "
+            "or example: another form, or other answers? Pass more probes, so that all answers are "
             "among theirs"
         )
     swapped = (
@@ -310,7 +310,7 @@ def _why_insufficient(e: RecoveryEvidence) -> str:
         return f"no loss to explain: the score is {e.score_now:.2f} and was {e.score_before:.2f}"
     if e.known_before - e.guess_floor <= MIN_REFERENCE_KNOWLEDGE * (1 - e.guess_floor):
         return (
-            f"the reference answers {e.known_before:.0%} of the lost probes correctly, and guessing "
-            f"{e.guess_floor:.0%}: too small a difference to measure knowledge"
+            f"the reference answers {e.known_before:.0%} of the lost probes correctly, and "
+            f"guessing {e.guess_floor:.0%}: too small a difference to measure knowledge"
         )
     return ""

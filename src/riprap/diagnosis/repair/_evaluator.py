@@ -1,4 +1,4 @@
-"""One repair, and how it is measured."""
+"""Measure a repair: scores, margins, divergence, and the score of the new task."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
-from riprap.diagnosis.evidence import ResponseBatch, Rows, TokenKL, mean_kl, paired_responses, response_batches, greedy_responses
+from riprap.diagnosis.evidence import (
+    ResponseBatch,
+    Rows,
+    TokenKL,
+    greedy_responses,
+    mean_kl,
+    paired_responses,
+    response_batches,
+)
 from riprap.diagnosis.repair._strategies import RepairState, RepairStrategy
 from riprap.errors import ConfigError
 
-AS_IT_IS = "as it is"
-VALIDATION_EVERY = 3  # every third probe chooses the place, the others measure it
+NO_REPAIR = "no repair"
+VALIDATION_EVERY = 3  # every third probe selects the setting; the others measure it
 RESPONSE_TOKENS = 12  # of the model's own answers
 
 
@@ -28,18 +36,18 @@ class Repair:
     """One repair, measured on a copy.
 
     Attributes:
-        kind: as it is (no repair), few-shot, replay, interpolation, interpolation of layers, task
-            vector, checkpoint.
-        detail: its setting, in words.
-        amount: steps, share of the way to the reference, or λ.
-        scores, margins: share of margins above 0 and mean margin by behaviour, on the probes that
-            did not choose the setting.
-        divergence: KL(model ‖ repaired), nats per response token, on the prompts that were given;
-            None without.
-        task: score of what was newly learned; None where none was given.
+        kind: no repair, few-shot, replay, interpolation, interpolation of layers, task vector or
+            checkpoint.
+        detail: description of its setting.
+        amount: steps, α of the path to the reference, or λ.
+        scores, margins: share of margins above 0 and mean margin by behavior, on the probes that
+            did not select the setting.
+        divergence: KL(model ‖ repaired) on the given prompts, in nats per response token; None
+            without prompts.
+        task_score: score of the newly learned task; None without a task.
         steps: optimizer steps.
-        seconds: to get there from the model as it is.
-        way, place: where it is found again; see `repaired`.
+        seconds: time to apply it.
+        strategy, setting_index: how `apply_repair` applies it again.
     """
 
     kind: str
@@ -55,13 +63,18 @@ class Repair:
     setting_index: int = 0
 
     def passes(self, floors: Mapping[str, float]) -> bool:
-        """Whether every behaviour is at its floor."""
+        """Return whether all behaviors are at their floors."""
         return all(self.scores[name] >= floor for name, floor in floors.items())
 
 
 @dataclass
 class RepairEvaluator:
-    """What all repairs are measured by."""
+    """Measure repairs of one model, all in the same way.
+
+    Attributes:
+        lost: names of the lost behaviors.
+        baseline: batches of responses with the log-probabilities of the model without a repair.
+    """
 
     model: nn.Module
     behaviors: list[Behavior]
@@ -74,58 +87,62 @@ class RepairEvaluator:
     def __post_init__(self) -> None:
         names = [behavior.name for behavior in self.behaviors]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"repairs of {names}: give behaviours of different names")
-        self.validation = [self.split(b, True) for b in self.behaviors]
-        self.test = [self.split(b, False) for b in self.behaviors]
+            raise ConfigError(f"repairs of {names}: pass behaviors with different names")
+        self.validation = [self.split(b, is_validation=True) for b in self.behaviors]
+        self.test = [self.split(b, is_validation=False) for b in self.behaviors]
         if self.prompts is not None:
-            rows: Rows = [list(row) for row in self.prompts]
-            given = self.responses
-            wanted = (
-                greedy_responses(self.model, rows, RESPONSE_TOKENS) if given is None else paired_responses(rows, given)
+            prompts: Rows = [list(row) for row in self.prompts]
+            responses = (
+                greedy_responses(self.model, prompts, RESPONSE_TOKENS)
+                if self.responses is None
+                else paired_responses(prompts, self.responses)
             )
-            with torch.no_grad(), probing.preserve_training_state(self.model):
-                for part in response_batches(self.model, rows, wanted):
-                    self.baseline.append((part, part.logits(self.model).log_softmax(-1)))
+            with torch.no_grad(), evaluation.preserve_training_state(self.model):
+                for batch in response_batches(self.model, prompts, responses):
+                    log_probs = batch.logits(self.model).log_softmax(-1)
+                    self.baseline.append((batch, log_probs))
 
-    def split(self, behavior: Behavior, chooses: bool) -> Behavior:
-        """The probes that choose, or those that measure."""
+    def split(self, behavior: Behavior, is_validation: bool) -> Behavior:
+        """Return the behavior on its validation probes, or on its test probes."""
         order = np.random.default_rng(0).permutation(len(behavior.probes)).tolist()
-        own = [row for at, row in enumerate(order) if (at % VALIDATION_EVERY == 0) == chooses]
-        return behavior.subset(sorted(own))
+        rows = [
+            row for at, row in enumerate(order) if (at % VALIDATION_EVERY == 0) == is_validation
+        ]
+        return behavior.subset(sorted(rows))
 
     def score(self, behavior: Behavior) -> float:
-        """As the model stands."""
-        return float((probing.evaluate(behavior, self.model).margins > 0).mean())
+        """Compute the score at the current weights."""
+        return float((evaluation.evaluate(behavior, self.model).margins > 0).mean())
 
-    def measure_best(self, kind: str, ways: Sequence[RepairStrategy]) -> Repair:
-        """The first setting that passes, or the best, measured."""
+    def measure_best(self, kind: str, strategies: Sequence[RepairStrategy]) -> Repair:
+        """Measure the first setting that passes, or the best one."""
         best: tuple[tuple[float, ...], RepairStrategy, int] | None = None
-        for way in ways:
-            with closing(way()) as places:
+        for strategy in strategies:
+            with closing(strategy()) as states:
                 began, seconds = time.perf_counter(), 0.0
-                for at, place in enumerate(places):
+                for index, state in enumerate(states):
                     seconds += time.perf_counter() - began
-                    worth = self.validation_score()
-                    if worth[:2] == (0.0, 0.0):
-                        return self.measure(kind, place, seconds, way, at)
-                    if best is None or worth > best[0]:
-                        best = worth, way, at
+                    score = self.validation_score()
+                    if score[:2] == (0.0, 0.0):
+                        return self.measure(kind, state, seconds, strategy, index)
+                    if best is None or score > best[0]:
+                        best = score, strategy, index
                     began = time.perf_counter()
         assert best is not None
         return self.remeasure(kind, *best[1:])
 
-    def remeasure(self, kind: str, way: RepairStrategy, at: int) -> Repair:
-        """A setting that was left behind."""
+    def remeasure(self, kind: str, strategy: RepairStrategy, index: int) -> Repair:
+        """Apply a setting again, and measure it."""
         began = time.perf_counter()
-        with closing(way()) as places:
-            place = next(islice(places, at, None))
-            return self.measure(kind, place, time.perf_counter() - began, way, at)
+        with closing(strategy()) as states:
+            state = next(islice(states, index, None))
+            return self.measure(kind, state, time.perf_counter() - began, strategy, index)
 
     def validation_score(self) -> tuple[float, float, float]:
-        """What is missing to the floors, at most 0: by the lost behaviours, then by the others.
+        """Compute (shortfall of the lost behaviors, shortfall of the others, sum of margins).
 
-        The others are not looked at while a lost one is under its floor: then the mean margins
-        tell which of two settings is nearer.
+        Shortfalls are at most 0. The other behaviors are not evaluated while a lost one is under
+        its floor; then the mean margins decide between two settings.
         """
         lost = self.shortfall([b for b in self.validation if b.name in self.lost])
         if lost[0] < 0:
@@ -134,41 +151,41 @@ class RepairEvaluator:
         return lost[0], others[0], others[1]
 
     def shortfall(self, behaviors: Sequence[Behavior]) -> tuple[float, float]:
-        """Sums of what scores are short of their floors, at most 0, and of mean margins."""
-        looks = [probing.evaluate(b, self.model).margins for b in behaviors]
-        over = [(m > 0).mean() - b.floor for b, m in zip(behaviors, looks, strict=True)]
-        return float(sum(min(x, 0.0) for x in over)), float(sum(m.mean() for m in looks))
+        """Compute the sum of (score − floor) below 0, and the sum of mean margins."""
+        margins = [evaluation.evaluate(b, self.model).margins for b in behaviors]
+        above = [(m > 0).mean() - b.floor for b, m in zip(behaviors, margins, strict=True)]
+        return float(sum(min(x, 0.0) for x in above)), float(sum(m.mean() for m in margins))
 
     def measure(
         self,
         kind: str,
-        place: RepairState,
+        state: RepairState,
         seconds: float = 0.0,
-        way: RepairStrategy | None = None,
-        at: int = 0,
+        strategy: RepairStrategy | None = None,
+        index: int = 0,
     ) -> Repair:
-        """As the model stands, on the probes that measure."""
-        looks = {b.name: probing.evaluate(b, self.model).margins for b in self.test}
+        """Measure the model at its current weights, on the test probes."""
+        margins = {b.name: evaluation.evaluate(b, self.model).margins for b in self.test}
         return Repair(
             kind,
-            place.detail,
-            place.amount,
-            {name: float((margins > 0).mean()) for name, margins in looks.items()},
-            {name: float(margins.mean()) for name, margins in looks.items()},
+            state.detail,
+            state.amount,
+            {name: float((values > 0).mean()) for name, values in margins.items()},
+            {name: float(values.mean()) for name, values in margins.items()},
             self.divergence(),
             None if self.task is None else float(self.task(self.model)),
-            place.steps,
+            state.steps,
             seconds,
-            way,
-            at,
+            strategy,
+            index,
         )
 
     def divergence(self) -> float | None:
-        """KL from the model as it was, nats per token."""
+        """Compute the KL from the model without a repair, in nats per token."""
         if not self.baseline:
             return None
-        tally = TokenKL()
-        with torch.no_grad(), probing.preserve_training_state(self.model):
-            for part, before in self.baseline:
-                tally.add(part, before, part.logits(self.model).log_softmax(-1))
-        return mean_kl(tally.forward).mean
+        kl = TokenKL()
+        with torch.no_grad(), evaluation.preserve_training_state(self.model):
+            for batch, baseline in self.baseline:
+                kl.add(batch, baseline, batch.logits(self.model).log_softmax(-1))
+        return mean_kl(kl.forward).mean

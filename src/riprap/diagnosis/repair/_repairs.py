@@ -1,4 +1,4 @@
-"""Repairs: what brings lost behaviours back, and what it costs of what was newly learned."""
+"""Compare repairs: what restores lost behaviors, and what it costs the newly learned task."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
 from riprap.diagnosis._weight_sources import Reference, Weights
 from riprap.diagnosis.recovery import Examples
-from riprap.diagnosis.repair._evaluator import AS_IT_IS, RepairEvaluator, Repair
+from riprap.diagnosis.repair._evaluator import NO_REPAIR, Repair, RepairEvaluator
 from riprap.diagnosis.repair._strategies import (
-    RepairState,
     MixedExamples,
+    RepairState,
     RepairStrategy,
     checkpoint,
-    interpolation,
     few_shot,
+    interpolation,
     task_vector,
 )
 from riprap.errors import ConfigError
 from riprap.evaluation import Loss
 
 FEW_SHOT, REPLAY = "few-shot", "replay"
-WHOLE, LAYERS, VECTOR = "interpolation", "interpolation of layers", "task vector"
+ALL_WEIGHTS, LAYERS, VECTOR = "interpolation", "interpolation of layers", "task vector"
 CHECKPOINT = "checkpoint"
 EXAMPLE_COUNT = 10
 
 
 def cheapest_repair(repairs: Sequence[Repair], floors: Mapping[str, float]) -> Repair | None:
-    """Of the repairs that pass all floors, the one that costs least; None where none passes.
+    """Return the cheapest repair that passes all floors; None if none does.
 
-    What it costs is what it takes of the newly learned: the task's score, where all have one, or
-    else the divergence from the model; equal ones by their seconds.
+    The cost is the loss of task score if all repairs have one, else the divergence; ties are
+    decided by seconds.
 
     Args:
-        floors: least score by behaviour.
+        floors: lowest score by behavior.
 
     Raises:
-        ConfigError: a floor of a behaviour that was not measured.
+        ConfigError: a floor of a behavior that was not measured.
     """
     unknown = [name for name in floors if repairs and name not in repairs[0].scores]
     if unknown:
         raise ConfigError(f"floor of {unknown[0]!r}: the repairs were not measured on it")
-    by_task = all(one.task_score is not None for one in repairs)
+    by_task = all(repair.task_score is not None for repair in repairs)
 
-    def cost(one: Repair) -> tuple[float, float]:
-        lost = -(one.task_score or 0.0) if by_task else (one.divergence or 0.0)
-        return lost, one.seconds
+    def cost(repair: Repair) -> tuple[float, float]:
+        lost = -(repair.task_score or 0.0) if by_task else (repair.divergence or 0.0)
+        return lost, repair.seconds
 
-    return min((one for one in repairs if one.passes(floors)), key=cost, default=None)
+    return min((repair for repair in repairs if repair.passes(floors)), key=cost, default=None)
 
 
 def compare_repairs(
@@ -73,63 +73,70 @@ def compare_repairs(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Repair]:
-    """Measure on a copy what brings lost behaviours back, and what it costs.
+    """Try each kind of repair on a copy; measure what it restores and what it costs.
 
-    Each kind of repair goes from its gentlest setting on until all behaviours are at their floors
-    on every third probe, and is measured on the others; where none of its settings gets there, on
-    the best. *Few-shot* learns examples of the lost behaviours, *replay* of all, at the rate that
-    was best for few-shot. The ways:
-    `riprap.diagnosis.repair._strategies`. In place; bit by bit as before afterwards.
+    A repair starts at its mildest setting and continues until all behaviors are at their floors on
+    every third probe; the other probes measure it. If no setting succeeds, the best one is
+    measured. *Few-shot* learns examples of the lost behaviors, *replay* of all, at the learning
+    rate that was best for few-shot. In place; the model is restored bit by bit.
 
     Args:
-        reference: the model as it was before, or its weights; None: with its adapters switched
-            off, and no task vector is tried.
-        behaviors: those that must be at their floors after a repair.
-        examples: by name of a behaviour, or of anything else that is to be replayed, such as the
-            task; each a `Behavior` with losses, a list of batches or one batch (see `Examples`).
-        loss: loss(model, example) of examples that are batches; None: the model's own.
-        lost: names of the behaviours to be learned again; None: those under their floors.
-        count: examples of each behaviour.
-        task: the score of what was newly learned, of a model; higher is better.
-        prompts: token ids, such as of the task, on which the repaired model is compared with the
+        reference: the model before training, or its weights; None: the model with its adapters
+            disabled; then no task vector is tried.
+        behaviors: behaviors that must be at their floors after a repair.
+        examples: by name of a behavior, or of anything else to replay, such as the task: a
+            `Behavior` with losses, a list of batches or one batch (see `Examples`).
+        loss: loss(model, example) for examples that are batches; None: the model's own.
+        lost: names of the behaviors to relearn; None: those under their floors.
+        count: number of examples of each behavior.
+        task: function of the model that returns the score of the new task; higher is better.
+        prompts: token ids, such as of the task, on which repaired models are compared with the
             model; None: no divergence.
-        responses: token ids of what follows them; None: the model's own greedy answers.
-        checkpoints: weights by name to go back to, the nearest first.
-        home: see `weights.kept`.
+        responses: token ids of their responses; None: the model's own greedy answers.
+        checkpoints: weights to go back to, by name, the nearest first.
+        weights_on_disk: see `restore_weights`.
 
     Returns:
-        first the model as it is; only that, where nothing is lost.
+        first the model without a repair, and only that if nothing was lost.
 
     Raises:
-        ConfigError: too few examples of a behaviour, or two behaviours of one name.
+        ConfigError: too few examples of a behavior, or two behaviors of the same name.
     """
-    bench = RepairEvaluator(model, list(behaviors), task, prompts, responses)
-    bench.lost = [b.name for b in behaviors if bench.score(b) < b.floor] if lost is None else lost
-    found = [bench.measure(AS_IT_IS, RepairState(0.0, "no repair"))]
-    if bench.lost:
-        tried = _strategies(model, reference, examples, bench.lost, loss, count, checkpoints, weights_on_disk, seed)
-        for at, (kind, ways) in enumerate(tried.items()):
-            if kind == REPLAY:  # its steps are the dearest of all: at the rate of few-shot
-                ways = [
-                    ways[rate] for rate, way in enumerate(tried[FEW_SHOT]) if way is found[1].strategy
+    evaluator = RepairEvaluator(model, list(behaviors), task, prompts, responses)
+    if lost is None:
+        lost = [
+            behavior.name for behavior in behaviors if evaluator.score(behavior) < behavior.floor
+        ]
+    evaluator.lost = lost
+    repairs = [evaluator.measure(NO_REPAIR, RepairState(0.0, "model unchanged"))]
+    if lost:
+        by_kind = _strategies(
+            model, reference, examples, lost, loss, count, checkpoints, weights_on_disk, seed
+        )
+        for at, (kind, strategies) in enumerate(by_kind.items()):
+            if kind == REPLAY:  # its steps are the slowest, so only the rate of few-shot is tried
+                strategies = [
+                    replay
+                    for replay, few in zip(strategies, by_kind[FEW_SHOT], strict=True)
+                    if few is repairs[1].strategy
                 ]
-            found.append(bench.measure_best(kind, ways))
+            repairs.append(evaluator.measure_best(kind, strategies))
             if progress is not None:
-                progress(at + 1, len(tried))
-    return found
+                progress(at + 1, len(by_kind))
+    return repairs
 
 
 @contextmanager
 def apply_repair(repair: Repair) -> Iterator[None]:
-    """The model that was diagnosed, as a repair makes it; afterwards it is as it was.
+    """Apply a repair to the diagnosed model until exit.
 
     Raises:
-        ConfigError: the repair is none.
+        ConfigError: it is the model without a repair.
     """
     if repair.strategy is None:
-        raise ConfigError(f"{repair.kind!r} changes nothing: there is no such model to be made")
-    with closing(repair.strategy()) as places:
-        next(islice(places, repair.setting_index, None))
+        raise ConfigError(f"{repair.kind!r} changes nothing, so there is no repair to apply")
+    with closing(repair.strategy()) as states:
+        next(islice(states, repair.setting_index, None))
         yield
 
 
@@ -144,25 +151,29 @@ def _strategies(
     weights_on_disk: Weights | None,
     seed: int,
 ) -> dict[str, list[RepairStrategy]]:
-    """By kind of repair, in the order in which they are tried."""
+    """Strategies by kind of repair, in the order of their trials."""
     missing = [name for name in lost if name not in examples]
     if missing:
-        raise ConfigError(f"no examples of {missing[0]!r}, which is lost: give some")
-    supply = {name: Examples(given, loss) for name, given in examples.items()}
-    for name, given in supply.items():
-        if len(given) < count:
+        raise ConfigError(f"{missing[0]!r} is lost and has no examples: pass some")
+    pools = {name: Examples(data, loss) for name, data in examples.items()}
+    for name, pool in pools.items():
+        if len(pool) < count:
             raise ConfigError(
-                f"repairs: {len(given)} examples of {name!r}, and {count} are to be learned: give "
+                f"repairs: {len(pool)} examples of {name!r}, and {count} are to be learned: pass "
                 "more, or a smaller count"
             )
-    own = MixedExamples({name: supply[name] for name in lost}, count, seed)
-    ways = {FEW_SHOT: few_shot(model, own, weights_on_disk)}
-    if len(supply) > len(lost):
-        ways[REPLAY] = few_shot(model, MixedExamples(supply, count, seed), weights_on_disk)
-    ways[WHOLE] = interpolation(model, reference, weights_on_disk, most_changed_only=False)
-    ways[LAYERS] = interpolation(model, reference, weights_on_disk, most_changed_only=True)
+    own = MixedExamples({name: pools[name] for name in lost}, count, seed)
+    strategies = {FEW_SHOT: few_shot(model, own, weights_on_disk)}
+    if len(pools) > len(lost):
+        everything = MixedExamples(pools, count, seed)
+        strategies[REPLAY] = few_shot(model, everything, weights_on_disk)
+    strategies[ALL_WEIGHTS] = interpolation(model, reference, weights_on_disk, False)
+    strategies[LAYERS] = interpolation(model, reference, weights_on_disk, True)
     if reference is not None:
-        ways[VECTOR] = task_vector(model, reference, own, weights_on_disk)
+        strategies[VECTOR] = task_vector(model, reference, own, weights_on_disk)
     if checkpoints:
-        ways[CHECKPOINT] = [checkpoint(model, n, w, weights_on_disk) for n, w in checkpoints.items()]
-    return ways
+        strategies[CHECKPOINT] = [
+            checkpoint(model, name, weights, weights_on_disk)
+            for name, weights in checkpoints.items()
+        ]
+    return strategies
