@@ -1,4 +1,4 @@
-"""A loop over several ranks, watched. Launch it as your own:
+"""Monitor a training loop on several ranks. Launch it like your own script:
 
 torchrun --nproc-per-node 2 examples/ranks.py --out runs/ranks            # DDP
 torchrun --nproc-per-node 2 examples/ranks.py --out runs/ranks --fsdp     # FSDP2
@@ -45,16 +45,16 @@ model = LlamaForCausalLM(config).to(device)
 numbers = torch.randint(3, 64, (48, 6), generator=torch.Generator().manual_seed(1)).to(device)
 
 
-def lesson(shift: int) -> torch.Tensor:
-    """Rows whose last token repeats the first, so many further on."""
+def make_rows(shift: int) -> torch.Tensor:
+    """Make rows whose last token is the first token plus `shift`."""
     rows = numbers.clone()
     rows[:, -1] = 3 + (rows[:, 0] - 3 + shift) % 61
     return rows
 
 
 def train(net: torch.nn.Module, optimizer: torch.optim.Optimizer, shift: int, steps: int) -> None:
-    """Each rank takes its own share of the rows."""
-    rows = lesson(shift).chunk(world)[rank]
+    """Train on this rank's share of the rows."""
+    rows = make_rows(shift).chunk(world)[rank]
     for _ in range(steps):
         optimizer.zero_grad()
         logits = net(rows[:, :-1]).logits[:, -1]
@@ -71,10 +71,10 @@ else:
 optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
 train(net, optimizer, shift=1, steps=120)
 
-old = lesson(1)
-behavior = Behavior.next_token("first lesson", old[:, :-1], old[:, -1])
+old_rows = make_rows(1)
+behavior = Behavior.next_token("first task", old_rows[:, :-1], old_rows[:, -1])
 monitor = Monitor([behavior], probe_every=10, run_dir=arguments.out)
-with monitor.watch(net, optimizer):  # on every rank alike; rank 0 writes the record
+with monitor.watch(net, optimizer):  # on every rank; only rank 0 writes the record
     train(net, optimizer, shift=2, steps=arguments.steps)
 if rank == 0:
     for alert in monitor.alerts:

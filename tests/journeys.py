@@ -1,4 +1,4 @@
-"""A signal's journey: at the start, and after the model has moved; activations caught apart."""
+"""Readings of a signal at the start and after the model changed, with separate activations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HARMLESS = ["paint the car", "bake a blue cake", "what is one plus one", "help y
 LAYER = "model.layers.1"
 
 
-def watched() -> list[Behavior]:
+def behaviors() -> list[Behavior]:
     return [
         Behavior.response_prefix("refusal", CHAT, PROMPTS, ["sorry"], contrast="over"),
         Behavior.response_prefix(
@@ -57,18 +57,18 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 class Journey:
-    """Readings of one signal at the start and later, beside activations at both."""
+    """Readings of one signal at the start and later, with the activations at both times."""
 
     def __init__(self, signal: Signal) -> None:
         model = make_llama().eval()
         self.then = {name: activations(model, prompts) for name, prompts in SETS.items()}
-        view = visit(0, watched(), model)
+        view = visit(0, behaviors(), model)
         assert view.layer == LAYER
         signal.start(view)
         self.first = signal.on_probes(view)
         moved(model)
         self.now = {name: activations(model, prompts) for name, prompts in SETS.items()}
-        self.later = signal.on_probes(visit(10, watched(), model))
+        self.later = signal.on_probes(visit(10, behaviors(), model))
 
     def directions(self, sets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         difference = unit(sets["refusal"].mean(0) - sets["over"].mean(0))

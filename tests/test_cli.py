@@ -1,22 +1,80 @@
-"""The command line as a whole: how it ends where the words are wrong."""
+"""The command line: its commands, its exit codes, and the refusal of old names."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
 
+from riprap import __version__
 from riprap.cli._app import app
+
+COMMANDS = ("demo", "watch", "select", "diagnose", "report", "policy", "doctor")
 
 
 @pytest.mark.parametrize(
-    "words", [["nonsense"], ["study", "nonsense"], ["watch"], ["doctor", "--what"]]
+    "arguments", [["nonsense"], ["policy", "nonsense"], ["watch"], ["doctor", "--what"]]
 )
-def test_a_typing_error_is_an_error_and_no_finding(words: list[str]) -> None:
-    assert CliRunner().invoke(app, words).exit_code == 1
+def test_a_typing_error_is_an_error_and_not_a_finding(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 1
 
 
 def test_help_names_every_command() -> None:
-    shown = CliRunner().invoke(app, ["--help"])
-    assert shown.exit_code == 0
-    for name in ("demo", "watch", "select", "doctor", "report", "study", "protocol"):
-        assert name in shown.output
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for name in COMMANDS:
+        assert name in result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_json_output(command: str) -> None:
+    subcommands = ["freeze", "verify", "amend", "calibrate"] if command == "policy" else [None]
+    for subcommand in subcommands:
+        arguments = [command, *([subcommand] if subcommand else []), "--help"]
+        result = CliRunner().invoke(app, arguments, terminal_width=200)
+        assert result.exit_code == 0
+        assert "--json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["study", "toy"], "run `python -m experiments NAME` from a checkout"),
+        (["protocol", "freeze", "a.yaml"], "`riprap protocol` is now `riprap policy`"),
+        (["diagnose", "a", "b", "--never=c"], "option --never of `riprap diagnose` is now --naive"),
+        (["diagnose", "a", "b", "--probes", "9"], "is now --n-probes"),
+        (["select", "a.jsonl", "--openers", "Sorry"], "is now --refusal-prefixes"),
+    ],
+)
+def test_an_old_name_is_refused_with_the_new_one(arguments: list[str], sentence: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_version() -> None:
+    command = [sys.executable, "-m", "riprap", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, f"riprap {__version__}\n")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Help within a second, even on a machine ten times slower than ours."""
+    code = (
+        "import sys\nfrom riprap.cli import main\n"
+        "sys.argv = ['riprap', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "import json\nprint(json.dumps(sorted(sys.modules)))"
+    )
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    modules = set(json.loads(result.stdout.splitlines()[-1]))
+    assert not modules & {"torch", "numpy", "transformers", "pandas", "altair", "pydantic"}
+    assert time.monotonic() - started < 10

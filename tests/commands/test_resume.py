@@ -161,7 +161,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
     file = broken(tmp_path)
     alive = Writer(tmp_path / "run", resume=True)
-    alive.event(6, "busy")
+    alive.add_event(6, "busy")
     alive.flush()
     before = tree(tmp_path / "run" / "trainer")
     assert "another monitor is writing" in error(watch(file, "--resume"))

@@ -1,4 +1,4 @@
-"""Rows to train on and prompts to watch, from broken files: refused, or taken as they stand."""
+"""Training rows and prompts from broken files are refused; valid text is not changed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_paths_that_cannot_be_are_refused(path: str) -> None:
     assert len(str(raised.value)) < 1000
 
 
-def test_what_is_text_is_left_as_it_stands(tmp_path: Path) -> None:
+def test_text_is_not_changed(tmp_path: Path) -> None:
     text = "<script>[red]\x1b[2J\u202e|{{ 1 }} 模型"
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "\\u001b[2J", "response": 5}\n')
@@ -64,13 +64,17 @@ def test_what_is_text_is_left_as_it_stands(tmp_path: Path) -> None:
 def config(prompts: Path | str) -> WatchConfig:
     behavior = BehaviorConfig(name="odd", prompts=Path(prompts), prefixes=("no",))
     data = DataConfig(path="none.jsonl")
-    rest = {"training": {"steps": 1, "learning_rate": 1.0}, "run": "run", "model": "none"}
+    rest = {
+        "training": {"max_steps": 1, "learning_rate": 1.0},
+        "run_dir": "run",
+        "model": "none",
+    }
     return WatchConfig.model_validate({"behaviors": (behavior,), "data": data, **rest})
 
 
 @pytest.mark.parametrize("path", ["x" * 5000, "a\x00b", "~nobody-here/x", ".", "missing"])
 def test_prompts_that_cannot_be_read_are_refused(path: str) -> None:
-    with pytest.raises(ConfigError, match="behaviour 'odd': cannot read") as raised:
+    with pytest.raises(ConfigError, match="behavior 'odd': cannot read") as raised:
         build_behaviors(config(path), make_llama(), make_tokenizer())
     assert len(str(raised.value)) < 1000
 
@@ -84,7 +88,7 @@ def test_prompts_that_cannot_be_read_are_refused(path: str) -> None:
         (b"how to " * 200, "longer than the model's context"),
     ],
 )
-def test_files_of_prompts_that_hold_none_are_refused(
+def test_files_without_usable_prompts_are_refused(
     content: bytes, text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)

@@ -1,4 +1,4 @@
-"""DeepSpeed steps where no hook sees it: that is refused by name, and never watched in silence."""
+"""DeepSpeed takes steps that no hook sees: it is refused by name, not monitored in silence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Monitor
-from riprap import evaluation as probing
+from riprap import Behavior, Monitor, evaluation
 from riprap.errors import ConfigError
 
 
 class ZeroOptimizer:
-    """As in `deepspeed.runtime.zero.stage_1_and_2`: no torch optimizer, but it holds one."""
+    """As in `deepspeed.runtime.zero.stage_1_and_2`: not a torch optimizer, but it contains one."""
 
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.optimizer = inner
@@ -38,7 +37,7 @@ class CPUAdam(torch.optim.Adam):
 
 
 class Wrapper(torch.optim.Optimizer):
-    """As in `accelerate.utils.deepspeed`: it looks like torch's, and its step does nothing."""
+    """As in `accelerate.utils.deepspeed`: a torch optimizer whose step does nothing."""
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
@@ -70,21 +69,19 @@ def test_what_deepspeed_steps_is_refused_by_name(
         monitor.begin(model, optimizer)
     assert "riprap.evaluation.evaluate(behavior, engine.module)" in str(raised.value)
     assert not inner._optimizer_step_pre_hooks
-    monitor.begin(learned, inner)  # and the monitor is still good for what it can watch
+    monitor.begin(learned, inner)  # and the monitor can still be used
     monitor.end()
 
 
 def test_what_the_refusal_advises_works(learned: nn.Module, memory: Behavior) -> None:
     engine = Engine(learned, ZeroOptimizer(torch.optim.Adam(learned.parameters())))
     before = {name: part.clone() for name, part in engine.state_dict().items()}
-    look = probing.evaluate(memory, engine.module)
-    assert (look.margins > 0).all()
+    result = evaluation.evaluate(memory, engine.module)
+    assert (result.margins > 0).all()
     assert all(torch.equal(part, before[name]) for name, part in engine.state_dict().items())
 
 
-def test_an_optimizer_that_deepspeed_only_wrote_is_watched(
-    learned: nn.Module, memory: Behavior
-) -> None:
+def test_a_torch_optimizer_of_deepspeed_is_monitored(learned: nn.Module, memory: Behavior) -> None:
     optimizer = CPUAdam(learned.parameters(), lr=1e-2)
     monitor = Monitor([memory])
     with monitor.watch(learned, optimizer):

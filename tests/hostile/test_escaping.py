@@ -1,4 +1,4 @@
-"""Text that somebody else wrote stays text: in the page, figures, the terminal and in tables."""
+"""Untrusted text stays text: in pages, figures, terminals and tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from report.synthetic import HORIZON, Scene
 from report.test_page import Page
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.cli._app import app
-from riprap.report import LiveTable, BehaviorRow, write_report
+from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.report import write_report
 from riprap.report._charts import run_figure, save_figure
 from riprap.types import Alert, Forecast, Level, Reading
 
@@ -51,7 +52,7 @@ ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u
 
 
 def scene_of(text: str, name: str, run: Path | None = None) -> Scene:
-    """A record that says `text` wherever a record says anything."""
+    """A record that contains `text` in every text field."""
     scene = Scene(run, [name], 6)
     for step in range(4):
         scene.visit(step, name, np.full(20, 5.0 - 2 * step))
@@ -62,13 +63,13 @@ def scene_of(text: str, name: str, run: Path | None = None) -> Scene:
         scene.lack(0, name, name, text, state)
     cause, forecast = Reading(1, name, name, 0.5), Forecast(2.0, 1.0, 3.0, HORIZON)
     for level in Level:
-        scene.writer.alert(Alert(1, name, level, name, text, (cause,), forecast))
-    scene.writer.meta(task=text, config={text: [text, {text: text}]}, ended=text, extra=text)
+        scene.writer.add_alert(Alert(1, name, level, name, text, (cause,), forecast))
+    scene.writer.write_meta(task=text, config={text: [text, {text: text}]}, ended=text, extra=text)
     return scene
 
 
 class Elements(Page):
-    """A page with its attributes."""
+    """Page with the attributes of its elements."""
 
     def __init__(self, html: str) -> None:
         self.attributes: set[str] = set()
@@ -102,7 +103,7 @@ def test_a_page_has_the_same_elements_whatever_was_written(
     assert found.attributes == harmless.attributes
     assert found.scripts[0] == harmless.scripts[0]
     assert found.scripts[-1] == harmless.scripts[-1]
-    own = html.replace(str(harmless.scripts[0]), "")  # the library's text is its own affair
+    own = html.replace(str(harmless.scripts[0]), "")  # without the text of the Vega libraries
     assert not ACTS.search(own)
     shown = spaceless(found.text)
     assert shown.count(spaceless(escape_control_chars(text))) >= 5
@@ -147,7 +148,7 @@ def test_figures_are_xml_and_show_the_name(text: str, tmp_path: Path) -> None:
     }
 
 
-def test_text_without_end_makes_neither_page_nor_figure_without_end(
+def test_very_long_text_makes_no_very_long_page_or_figure(
     tmp_path: Path, harmless: Elements
 ) -> None:
     text = "evil <b>" * 12_500
@@ -155,7 +156,9 @@ def test_text_without_end_makes_neither_page_nor_figure_without_end(
     assert len(html) < 6_000_000
     assert found.tags == harmless.tags
     assert found.text.count(text) >= 3
-    figure = save_figure(run_figure(scene_of(text, text).writer), tmp_path / "figure.png").read_bytes()
+    figure = save_figure(
+        run_figure(scene_of(text, text).writer), tmp_path / "figure.png"
+    ).read_bytes()
     width, height = (int.from_bytes(figure[at : at + 4]) for at in (16, 20))
     assert max(width, height) < 4000
     with LiveTable([text], 10, out := terminal(False)) as table:
@@ -182,7 +185,7 @@ def test_the_live_table_shows_a_name_as_it_is_written(text: str, forced: bool) -
         return written(out)
 
     found, usual = drawn(text), drawn("a name")
-    # What commands the terminal is the table's own, and the same under any name.
+    # The escape sequences are those of the table, and the same with any name.
     assert re.findall(r"\x1b\[[0-9;?]*[A-Za-z]", found) == re.findall(
         r"\x1b\[[0-9;?]*[A-Za-z]", usual
     )
@@ -192,7 +195,7 @@ def test_the_live_table_shows_a_name_as_it_is_written(text: str, forced: bool) -
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_an_error_on_the_command_line_commands_no_terminal(text: str, tmp_path: Path) -> None:
+def test_an_error_on_the_command_line_has_no_escape_sequences(text: str, tmp_path: Path) -> None:
     if "\x00" in text or "/" in text:
         text = text.replace("\x00", "").replace("/", "")
     done = CliRunner().invoke(app, ["report", str(tmp_path / text)])
@@ -201,7 +204,7 @@ def test_an_error_on_the_command_line_commands_no_terminal(text: str, tmp_path: 
     assert spaceless(escape_control_chars(text)) in spaceless(done.output)
 
 
-def test_what_the_command_line_says_commands_no_terminal(tmp_path: Path) -> None:
+def test_output_of_the_command_line_has_no_escape_sequences(tmp_path: Path) -> None:
     run = tmp_path / "\x1b]0;evil\x07"
     scene_of("x", "x", run).writer.close()
     done = CliRunner().invoke(app, ["report", str(run)])
@@ -214,7 +217,7 @@ def test_what_the_command_line_says_commands_no_terminal(tmp_path: Path) -> None
 
 
 def cells(table: str) -> list[list[str]]:
-    """What a reader of Markdown makes of a table: its cells, row by row."""
+    """Parse a Markdown table: its cells, row by row."""
     tokens = MarkdownIt("commonmark").enable("table").parse(table)
     inline = [child.type for token in tokens for child in token.children or []]
     assert set(inline) <= {"text", "code_inline", "softbreak", "em_open", "em_close"} | {
@@ -242,7 +245,7 @@ def test_a_cell_reads_as_it_was_written(text: str) -> None:
     assert cells(markdown.table([{"a": text, "b": 1}]))[1][0] == text
 
 
-def test_what_acts_is_written_out_and_the_rest_left() -> None:
+def test_control_characters_are_escaped_and_others_unchanged() -> None:
     assert escape_control_chars("\x1b[2J\x00\u202e\ud800\r") == "\\x1b[2J\\x00\\u202e\\ud800\\r"
     assert escape_control_chars("naïve 模型 👩‍👩‍👧\n\tx") == "naïve 模型 👩‍👩‍👧\n\tx"
     assert shorten("a\nb\tc") == "a\\nb\\tc"

@@ -1,4 +1,4 @@
-"""Whatever a file or a caller hands in: it works, or one clear sentence of ours says why not."""
+"""Any file and any argument works, or is refused with one clear sentence."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_any_document_is_a_config_or_an_error(document: Any) -> None:
 
 @given(st.text(max_size=12), st.lists(DETECTORS, max_size=3), DOCUMENTS)
 @settings(max_examples=150, deadline=None)
-def test_any_protocol_freezes_and_verifies_or_is_refused(
+def test_any_policy_freezes_and_verifies_or_is_refused(
     name: str, detectors: list[Any], study: Any
 ) -> None:
     document = {"name": name, "detectors": detectors, "study": study}
@@ -135,7 +135,7 @@ def test_a_file_of_two_megabytes_is_not_even_parsed(tmp_path: Path) -> None:
 
 
 class Fixed(torch.nn.Module):
-    """A model whose margins are whatever a test hands in."""
+    """Model whose margins are set by the test."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Fixed(torch.nn.Module):
 )
 @settings(max_examples=80, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_margins_of_any_kind_are_watched_or_refused_before_training(margins: Any) -> None:
+def test_margins_of_any_kind_are_monitored_or_refused_before_training(margins: Any) -> None:
     model = Fixed()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     behavior = Behavior("odd", 3, lambda _model, _probes: margins)
@@ -209,11 +209,11 @@ def test_a_run_in_nobodys_home_is_refused(tmp_path: Path) -> None:
     config = {
         "model": "m",
         "data": {"path": "d"},
-        "training": {"steps": 1, "learning_rate": 1},
-        "behaviors": [{"pack": "refusal"}],
-        "run": "~nobody-at-all/x",
+        "training": {"max_steps": 1, "learning_rate": 1},
+        "behaviors": [{"probe_set": "refusal"}],
+        "run_dir": "~nobody-at-all/x",
     }
     file.write_text(yaml.safe_dump(config))
-    with pytest.raises(ConfigError, match="names no home") as raised:
+    with pytest.raises(ConfigError, match="has no home folder") as raised:
         WatchConfig.load(file)
     one_sentence(raised.value)

@@ -1,4 +1,4 @@
-"""Model folders: weights from safetensors alone, and no code that came with them."""
+"""Model folders: weights are loaded from safetensors only, and no code beside them is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from riprap.commands.watch._build import load_model
+from riprap.commands import load_model
 from riprap.errors import ConfigError
 from tiny import make_llama, make_tokenizer
 
@@ -36,7 +36,7 @@ def changed(file: Path, **facts: object) -> None:
 
 
 class Marks:
-    """What a hostile pickle does when it is read."""
+    """Hostile pickle that leaves a file when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -46,7 +46,7 @@ class Marks:
 
 
 def test_the_marks_would_show(tmp_path: Path) -> None:
-    """What the tests below rest on: read or run, either leaves its mark."""
+    """Assumption of the tests below: loading and running each leave a file."""
     torch.save({"weights": Marks(tmp_path / "read")}, tmp_path / "weights.bin")
     torch.load(tmp_path / "weights.bin", weights_only=False)
     exec(marking(tmp_path / "ran"))
@@ -56,7 +56,7 @@ def test_the_marks_would_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("pytorch_model.bin", "'pytorch_model.bin', a pickle, .* save them as safetensors"),
+        ("pytorch_model.bin", "'pytorch_model.bin', a pickle, .* save the weights as safetensors"),
         ("model.pt", "'model.pt', a pickle"),
         ("model.safetensors", "cannot be loaded: Error while deserializing header"),
     ],
@@ -94,7 +94,7 @@ def test_code_beside_the_weights_is_not_run(folder: Path, part: str) -> None:
     assert not (folder / "ran").exists()
 
 
-def test_a_known_kind_of_model_is_the_library_s_own(folder: Path) -> None:
+def test_a_known_model_type_uses_the_class_of_transformers(folder: Path) -> None:
     (folder / "evil.py").write_text(marking(folder / "ran"))
     changed(folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Evil"})
     model, _ = load_model(str(folder))
@@ -105,7 +105,7 @@ def test_a_known_kind_of_model_is_the_library_s_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "3", "{", "{}", '{"model_type": "llama", "vocab_size": "x"}']
 )
-def test_a_config_that_is_none_is_refused(folder: Path, text: str) -> None:
+def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(ConfigError, match="cannot be loaded") as raised:
         load_model(str(folder))
@@ -120,7 +120,7 @@ def test_weights_that_were_cut_off_are_refused(folder: Path) -> None:
 
 
 def test_weights_that_do_not_fit_or_are_lacking_are_refused(folder: Path) -> None:
-    """Random numbers in their place would be watched as if they were the model."""
+    """Transformers would replace them by random numbers."""
     file = folder / "model.safetensors"
     whole = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
@@ -135,7 +135,7 @@ def test_weights_that_do_not_fit_or_are_lacking_are_refused(folder: Path) -> Non
 @pytest.mark.parametrize(
     "name", ["", " ", "a\x00b", "../../nowhere", "/etc", "x" * 5000, "~nobody-here/x"]
 )
-def test_a_name_that_names_no_model_is_refused(name: str) -> None:
+def test_a_name_without_a_model_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be loaded|no such folder") as raised:
         load_model(name)
     assert len(str(raised.value)) < 1000

@@ -1,4 +1,4 @@
-"""Guards under trainers: they act on the step that is really taken, or refuse to start."""
+"""Guards under trainers act on the step that is taken, or refuse to start."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SILENT = {"name": "silent", "detectors": [{"kind": "forecast"}]}
 
 
 def words() -> Behavior:
-    """What the model says already."""
+    """Answers that the model already gives."""
     with torch.no_grad():
         targets = make_llama().eval()(IDS).logits[:, -1].argmax(-1)
     return Behavior.next_token("words", IDS, targets)
@@ -44,7 +44,7 @@ def monitor_of(*behaviors: Behavior) -> Monitor:
 
 
 class Witness(TrainerCallback):
-    """What the optimizer is given and makes of it, in float64, seen from outside."""
+    """Gradients and updates of the optimizer in float64, recorded from outside."""
 
     def __init__(self) -> None:
         self.gradients: list[list[Tensor]] = []
@@ -137,7 +137,7 @@ TRAINERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", TRAINERS)
-def test_agem_acts_on_what_adamw_is_given(kind: str, tmp_path: Path) -> None:
+def test_agem_changes_the_gradients_of_adamw(kind: str, tmp_path: Path) -> None:
     make, options = TRAINERS[kind]
     ends, seen, monitor = [], [], monitor_of()
     for guard in (None, guards.AGEM(refresh=1)):
@@ -177,7 +177,7 @@ def healthy(model: Any) -> bool:
 
 
 class Rates(TrainerCallback):
-    """The learning rate that each step is taken with."""
+    """Learning rate of each step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -217,7 +217,7 @@ def test_rollback_ends_the_training_of_a_trainer(tmp_path: Path) -> None:
 
 
 class Words(LightningModule):
-    """A small language model that trains itself."""
+    """Small language model as a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What cannot be guarded under a trainer is refused before the first step."""
+"""Setups that a guard does not support are refused before the first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama
 
 
-def test_a_behaviour_without_a_protected_gradient_is_refused(tmp_path: Path) -> None:
+def test_a_behavior_without_a_protected_gradient_is_refused(tmp_path: Path) -> None:
     detached = Behavior(
         "detached", IDS, lambda model, ids: 1 + model(ids).logits[:, -1, 5].detach() ** 2
     )
@@ -47,7 +47,7 @@ def test_a_model_without_trained_parameters_is_refused(tmp_path: Path) -> None:
 
 
 class Partitioned:
-    """As DeepSpeed's ZeRO optimizers: no torch optimizer, though it has one inside."""
+    """As DeepSpeed's ZeRO optimizers: not a torch optimizer, but it contains one."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer, self.param_groups = optimizer, optimizer.param_groups

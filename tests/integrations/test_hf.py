@@ -1,4 +1,4 @@
-"""The callback for transformers' Trainer: it opens and closes the watch, and joins the log."""
+"""The callback for transformers' Trainer starts and ends monitoring, and adds to the logs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def trainer(model: Any, folder: Path, callbacks: list[Any], **options: Any) -> T
 
 
 class Listener(TrainerCallback):
-    """What a tracker after ours is given to log."""
+    """Logs that a later tracker callback receives."""
 
     def __init__(self) -> None:
         self.logs: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ def test_steps_are_the_optimizers(policy: AlertPolicy, tmp_path: Path) -> None:
     assert "ERROR" not in set(history.state)
 
 
-def test_the_latest_numbers_join_the_logs(policy: AlertPolicy, tmp_path: Path) -> None:
+def test_the_latest_numbers_are_added_to_the_logs(policy: AlertPolicy, tmp_path: Path) -> None:
     model, monitor = watching(policy)
     listener = Listener()
     made = trainer(model, tmp_path, [MonitorCallback(monitor), listener])
@@ -91,7 +91,7 @@ def test_the_latest_numbers_join_the_logs(policy: AlertPolicy, tmp_path: Path) -
     )
 
 
-def test_training_can_go_on_and_so_does_the_count(policy: AlertPolicy, tmp_path: Path) -> None:
+def test_training_can_continue_and_so_does_the_count(policy: AlertPolicy, tmp_path: Path) -> None:
     model, monitor = watching(policy)
     callback = MonitorCallback(monitor)
     trainer(model, tmp_path, [callback], max_steps=2).train()
@@ -101,13 +101,13 @@ def test_training_can_go_on_and_so_does_the_count(policy: AlertPolicy, tmp_path:
 
 
 class Interrupt(TrainerCallback):
-    """Somebody presses Ctrl-C."""
+    """The user presses Ctrl-C."""
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
 
-def test_after_an_interruption_training_can_be_watched_again(
+def test_after_an_interruption_training_can_be_monitored_again(
     policy: AlertPolicy, tmp_path: Path
 ) -> None:
     model, monitor = watching(policy)
@@ -128,7 +128,7 @@ def test_a_frozen_model_is_refused_before_training(policy: AlertPolicy, tmp_path
     assert monitor.step == 0
 
 
-def test_something_that_is_no_trainer_is_refused(policy: AlertPolicy) -> None:
+def test_something_other_than_a_trainer_is_refused(policy: AlertPolicy) -> None:
     _, monitor = watching(policy)
     callback: Any = MonitorCallback(monitor)
     with pytest.raises(ConfigError, match=r"without a model or an optimizer.*transformers Trainer"):
@@ -137,7 +137,7 @@ def test_something_that_is_no_trainer_is_refused(policy: AlertPolicy) -> None:
 
 def test_a_step_that_the_scaler_skipped_is_recorded(policy: AlertPolicy, tmp_path: Path) -> None:
     class Overflows(TrainerCallback):
-        """What Accelerate says after an overflow in fp16."""
+        """Optimizer of Accelerate after an overflow in fp16."""
 
         def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             kwargs["optimizer"]._is_overflow = state.global_step == 2

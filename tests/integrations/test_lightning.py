@@ -1,4 +1,4 @@
-"""Lightning: bit-identity, steps, logs, and what is refused."""
+"""Lightning: bit-identity, steps, logs, refusals."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from riprap.integrations.lightning import MonitorCallback  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:behaviour .* before training"),
+    pytest.mark.filterwarnings("ignore:behavior .* before training"),
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
 ]
 
 
 class Words(lightning.LightningModule):
-    """A small language model that trains itself."""
+    """Small language model as a LightningModule."""
 
     def __init__(self, optimizers: int = 1) -> None:
         super().__init__()
@@ -70,13 +70,13 @@ def trained(folder: Path, callbacks: list[Any], optimizers: int = 1) -> tuple[An
 
 def test_no_trace(policy: AlertPolicy, tmp_path: Path) -> None:
     ends = []
-    for watched in (False, True):
+    for monitored in (False, True):
         monitor = monitor_of(of_words(), policy)
         module, trainer = trained(
-            tmp_path, [MonitorCallback(monitor, submodule="model")] if watched else []
+            tmp_path, [MonitorCallback(monitor, submodule="model")] if monitored else []
         )
         ends.append(state(module, trainer.optimizers[0]))
-        if watched:
+        if monitored:
             assert_read(monitor, 12)
     assert same(*ends)
 
@@ -96,8 +96,8 @@ def test_several_optimizers_are_refused(policy: AlertPolicy, tmp_path: Path) -> 
         )
 
 
-def test_a_part_that_is_not_there_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no part 'body'; it has model"):
+def test_an_unknown_submodule_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no submodule 'body'; it has model"):
         trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), submodule="body")])
 
 

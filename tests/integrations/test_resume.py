@@ -1,4 +1,4 @@
-"""A training that its trainer takes up again is watched on as if it had never been interrupted."""
+"""After a trainer resumes, monitoring continues as if training had not been interrupted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = [{"input_ids": row, "labels": row} for row in resuming.ROWS[:64]]
 
 
 class StoppedError(Exception):
-    """Somebody pulled the plug."""
+    """The process is interrupted."""
 
 
 class Plug(TrainerCallback):
@@ -72,12 +72,12 @@ def test_a_checkpoint_that_another_callback_asks_for_has_the_state(tmp_path: Pat
     assert (tmp_path / "trainer" / "checkpoint-3" / "riprap.safetensors").is_file()
 
 
-def test_a_checkpoint_without_the_state_is_said(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_state_causes_a_warning(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         trainer(tmp_path, resuming.monitor(tmp_path / "run"), Plug()).train()
     (tmp_path / "trainer" / "checkpoint-5" / "riprap.safetensors").unlink()
     again = resuming.monitor(tmp_path / "run-2")
-    with pytest.warns(UserWarning, match=r"no monitor's state in .*checkpoint-5"):
+    with pytest.warns(UserWarning, match=r"there is no monitor state in .*checkpoint-5"):
         trainer(tmp_path, again).train(resume_from_checkpoint=True)
     assert again.step == STEPS - 5
 
@@ -113,7 +113,7 @@ def lightning(folder: Path, monitor: Monitor, stop: bool = False, **fit: Any) ->
 
 
 def test_lightning(tmp_path: Path) -> None:
-    """Checkpoints lie at the end of an epoch: in mid-epoch Lightning begins the data anew."""
+    """Checkpoints at the end of an epoch: within an epoch Lightning would restart the data."""
     lightning(tmp_path / "whole", resuming.monitor(tmp_path / "whole" / "run"))
     broken = tmp_path / "broken"
     with pytest.raises(StoppedError):

@@ -65,11 +65,11 @@ def rules(spec: dict[str, Any], color: str) -> list[int]:
 def single(forecasts: dict[int, tuple[float, float, float]], low: float = 4.0) -> Run:
     """A run of one behavior whose threshold margin is `low` at each visit."""
     writer = Writer()
-    writer.meta(behaviors=[{"name": "a", "floor": 0.9}])
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
     for step, forecast in forecasts.items():
         named = dict(zip(("median", "low", "high"), forecast, strict=True))
-        writer.readings([Reading(step, "a", "margin_low", low), Reading(step, "a", "score", 1.0)])
-        writer.readings(
+        writer.add_readings([Reading(step, "a", "margin_low", low), Reading(step, "a", "score", 1.0)])
+        writer.add_readings(
             Reading(step, "a", f"forecast_{name}", value)
             for name, value in named.items()
             if value < math.inf
@@ -155,10 +155,10 @@ def test_no_cone_where_nothing_is_left_to_fall_or_to_forecast() -> None:
 
 def test_alerts_keep_their_cones_after_the_break() -> None:
     writer = Writer()
-    writer.meta(behaviors=[{"name": "a", "floor": 0.9}])
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
     for step, score, low in ((0, 1.0, 4.0), (10, 1.0, 2.0), (20, 0.5, -1.0)):
-        writer.readings([Reading(step, "a", "score", score), Reading(step, "a", "margin_low", low)])
-    writer.alert(Alert(10, "a", Level.CRITICAL, "f", "", (), Forecast(8, 6, 11, 50)))
+        writer.add_readings([Reading(step, "a", "score", score), Reading(step, "a", "margin_low", low)])
+    writer.add_alert(Alert(10, "a", Level.CRITICAL, "f", "", (), Forecast(8, 6, 11, 50)))
     found = plot_data.cone_rows(load_run(writer), A, right=20)
     assert {row["name"] for row in found} == {"forecast of the first critical alert"}
     assert found[0]["step"] == 10
@@ -192,7 +192,7 @@ def test_late_bars_of_a_long_run_span_the_extremes() -> None:
 
 def test_the_realized_change_is_a_slope_between_visits() -> None:
     writer = Writer()
-    writer.readings([Reading(step, "a", "margin", value) for step, value in ((0, 5), (4, 3))])
+    writer.add_readings([Reading(step, "a", "margin", value) for step, value in ((0, 5), (4, 3))])
     (row,) = plot_data.realized_rows(load_run(writer), A)
     assert (row["step"], row["end"], row["value"]) == (0, 4, -0.5)
 

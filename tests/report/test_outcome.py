@@ -22,11 +22,11 @@ def judged(
 
 def scene(scores: dict[int, float], *alerts: tuple[int, Level, Forecast | None]):
     writer = Writer()
-    writer.meta(behaviors=[{"name": "refusal", "floor": 0.9}])
+    writer.write_meta(behaviors=[{"name": "refusal", "floor": 0.9}])
     for step, score in scores.items():
-        writer.readings([Reading(step, "refusal", "score", score)])
+        writer.add_readings([Reading(step, "refusal", "score", score)])
     for step, level, forecast in alerts:
-        writer.alert(Alert(step, "refusal", level, "forecast", "", (), forecast))
+        writer.add_alert(Alert(step, "refusal", level, "forecast", "", (), forecast))
     run = load_run(writer)
     return run, run.behaviors[0]
 

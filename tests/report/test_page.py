@@ -109,8 +109,8 @@ def test_no_text_of_the_record_becomes_markup(page: Page, tmp_path: Path) -> Non
     scene.read(1, EVIL, EVIL, 0.5, layer=EVIL)
     scene.lack(0, EVIL, EVIL, EVIL, "NOT_RUN")
     cause = Reading(1, EVIL, EVIL, 0.5)
-    scene.writer.alert(Alert(1, EVIL, Level.WATCH, EVIL, EVIL, (cause,)))
-    scene.writer.meta(task=EVIL, config={EVIL: EVIL}, ended=EVIL, extra=[EVIL])
+    scene.writer.add_alert(Alert(1, EVIL, Level.WATCH, EVIL, EVIL, (cause,)))
+    scene.writer.write_meta(task=EVIL, config={EVIL: EVIL}, ended=EVIL, extra=[EVIL])
     found = page_of(tmp_path / "run", tmp_path)
     assert found.tags.count("script") == page.tags.count("script") == 4
     assert "img" not in found.tags
@@ -129,7 +129,7 @@ def test_embedded_json_comes_back_whole_and_never_closes_its_element() -> None:
 def test_one_behavior_and_no_alert(tmp_path: Path) -> None:
     scene = Scene(None, ["calm"], 40)
     scene.fading("calm", 9.0, 0.001, 8.0)
-    scene.writer.meta(ended="2026-11-22T21:04:00+00:00")
+    scene.writer.write_meta(ended="2026-11-22T21:04:00+00:00")
     found = page_of(scene.writer, tmp_path)
     assert "No alert was raised." in found.text
     assert "ended 2026-11-22 21:04:00" in found.text
@@ -162,7 +162,7 @@ def test_a_run_that_is_still_written(tmp_path: Path) -> None:
 def test_an_empty_run_says_so(tmp_path: Path, named: bool) -> None:
     writer = Writer()
     if named:
-        writer.meta(behaviors=[{"name": "refusal", "floor": 0.9}])
+        writer.write_meta(behaviors=[{"name": "refusal", "floor": 0.9}])
     found = page_of(writer, tmp_path)
     assert "Nothing has been measured in this run yet" in found.text
     assert ("No score was measured" in found.text) == named
@@ -172,8 +172,8 @@ def test_an_empty_run_says_so(tmp_path: Path, named: bool) -> None:
 def test_a_run_whose_behaviors_are_not_named_is_shown_by_its_readings(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "first run")
     for step, score in ((0, 1.0), (5, 0.5)):
-        writer.readings([Reading(step, "adding", "margin", 1.0, "logits")])
-        writer.readings([Reading(step, "adding", "score", score)])
+        writer.add_readings([Reading(step, "adding", "margin", 1.0, "logits")])
+        writer.add_readings([Reading(step, "adding", "score", score)])
     found = page_of(writer, tmp_path)
     assert "broke adding At step 5" in found.text
     assert "first run" in found.text

@@ -32,7 +32,7 @@ RENAMED_OPTIONS = {  # command -> old option -> new option
         "--openers": "--refusal-prefixes",
         "--probes": "--n-probes",
     },
-    "select": {"--openers": "--refusal-prefixes"},
+    "select": {"--batch": "--batch-size", "--openers": "--refusal-prefixes"},
 }
 
 

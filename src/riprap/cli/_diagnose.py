@@ -35,8 +35,9 @@ def diagnose(
     save_repair: Path | None = typer.Option(None, help="Folder for the cheapest repaired model."),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Compare TUNED with BASE: which behaviors were lost, are they recoverable, and which repair
-    restores them. Exit code 2 if a behavior is under its floor.
+    """Compare TUNED with BASE: behaviors that were lost, and the repair that restores them.
+
+    Exit code 2 if a behavior is under its floor.
     """
     from riprap.commands.diagnose import DiagnoseConfig
     from riprap.commands.diagnose import diagnose as run_diagnosis

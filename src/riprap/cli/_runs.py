@@ -75,7 +75,7 @@ def select(
     lora_rank: int = typer.Option(
         32, help="Rank of the LoRA adapter that will be trained; 0: all parameters."
     ),
-    batch: int = typer.Option(8, help="Rows per forward pass."),
+    batch_size: int = typer.Option(8, help="Rows per forward pass."),
     max_length: int = typer.Option(256, help="Tokens per row; longer rows are truncated."),
     as_json: bool = AS_JSON,
 ) -> int:
@@ -85,7 +85,7 @@ def select(
     settings = {"strategy": strategy, "ratio": ratio, "id": id, "category": category}
     settings |= {"behaviors": behaviors, "refusal_prefixes": refusal_prefixes}
     settings |= {"model": model, "lora_rank": lora_rank, "out": out}
-    settings |= {"batch_size": batch, "max_length": max_length}
+    settings |= {"batch_size": batch_size, "max_length": max_length}
     settings["data"] = {"path": str(data), "prompt": prompt, "response": response}
     result = select_rows(SelectConfig.parse(settings, "riprap select"), quiet=as_json)
     lines = [f"{name}: {file}" for name, file in result["files"].items()]
