@@ -1,4 +1,19 @@
-"""Guards: opt-in interventions that keep what a model already does while it learns on."""
+"""Guards: opt-in interventions that preserve behaviors while the model learns a new task.
+
+A guard changes the gradient before a step, the update after it, or restores an earlier state. Give
+it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass of `Guard`.
+
+- Projection (`riprap.guards.projection`): `AGEM`, `GEM`, `PCGrad`, `UPGrad`, `UpdateProjection`,
+  `OGD`, `GPM`, `TwoSidedGPM`, `SafeGrad`.
+- Regularization (`riprap.guards.regularization`): `L2SP`, `EWC`, `OnlineEWC`, `SI`, `MAS`, `KL`,
+  `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
+- Replay (`riprap.guards.replay`): `AutoGuard` (the default guard), `Replay`, `AdaptiveReplay`,
+  `Lisa`; `SelfDistillationBuffer` and `self_generated_examples` provide examples.
+- Weights (`riprap.guards.weights`): `Rollback`, `Freeze`, `Clip`, `EMA`.
+- Composition: `Chain`, `OnAlert`, `Scheduled`.
+
+`run_hook`, `write_gradient` and `write_update` run a guard; the monitor calls them.
+"""
 
 from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
 from riprap.guards._composition import Chain, OnAlert, Scheduled

@@ -1,4 +1,4 @@
-"""What every guard is: it looks at a step, and proposes another gradient or another update."""
+"""Base class of all guards, with the view that a guard reads and the proposals that it returns."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
+from riprap.evaluation import ProtectedGradients
 from riprap.linalg import Vector
-from riprap.signals import ProtectedGradients
 from riprap.types import Alert, Forecast, Level
 
 
 @dataclass
 class GuardView:
-    """What a guard is given to decide on.
+    """Everything that a guard may read when it decides.
 
     Attributes:
-        step: number of the step under way, from 1; in `start` the steps taken so far.
-        model: the model, out of DDP's wrapper.
+        step: number of the current step, from 1; in `start` the number of steps taken so far.
+        model: the model, without DDP's wrapper.
         parameters: the trained parameters, in the order of every vector.
-        behaviors: what the monitor watches, by name.
-        held: protected gradients taken last; see `Guard.needs` and `Guard.refresh`.
-        vector: before the step the task gradient, after it the applied update Δθ. To be read, never
-            written.
-        before: the parameters before the step, in `on_update`.
-        tracks, forecasts: what is known of each behaviour, by name.
-        standing: the most serious level that stands now, by name; nothing where none does.
-        optimizer: the one that trains.
+        behaviors: the monitored behaviors, by name.
+        protected_gradients: the most recent ones; see `Guard.needs` and `Guard.refresh`.
+        vector: before the step the task gradient, after it the applied update Δθ. Read-only.
+        before: the parameters before the step; only in `on_update`.
+        histories, forecasts: margins so far and the current forecast of each behavior, by name.
+        active_levels: the most serious active alert level of each behavior, by name; a behavior
+            without an active alert has no entry.
+        optimizer: the optimizer that trains the model.
     """
 
     step: int
@@ -51,13 +51,13 @@ class GuardView:
 
 @dataclass
 class Proposal:
-    """What a guard wants done with a step.
+    """The change to a step that a guard proposes.
 
     Attributes:
-        vector: to be put in the place of the gradient or update; None: leave it as it is.
-        detail: what it does, or why nothing is to be done.
-        before, after: numbers before and after, such as inner products by behaviour.
-        stop: why training is to stop after this step, in one sentence; empty: it goes on.
+        vector: replacement for the gradient or update; None leaves it unchanged.
+        detail: what the guard does, or why it does nothing.
+        before, after: numbers before and after the change, such as inner products by behavior.
+        stop: why training should stop after this step, in one sentence; empty to continue.
     """
 
     vector: Vector | None = None
@@ -69,11 +69,11 @@ class Proposal:
 
 @dataclass
 class RestoreProposal(Proposal):
-    """A proposal to go back, from `on_visit` alone.
+    """A proposal to restore an earlier state; only `on_probe_evaluation` may return it.
 
     Attributes:
-        to: the step after which the state was as it is to be again.
-        put_back: makes it so: weights, and whatever else belongs to that state.
+        to_step: the step whose state is restored.
+        restore: restores the weights and everything else that belongs to that state.
     """
 
     to_step: int = field(kw_only=True)
@@ -82,21 +82,24 @@ class RestoreProposal(Proposal):
 
 @dataclass
 class Guard:
-    """An opt-in intervention. It decides; whoever runs it applies, records, or only records.
+    """An opt-in intervention. A guard decides; its runner applies or only records the decision.
 
-    Moments, each optional: `start` once before the first step, `on_gradients` before each step of
-    the optimizer, `on_update` after it; whenever the probes were visited after a step, `on_alert`
-    for each alert that this raised, and then `on_visit`. A moment that returns None had nothing to
-    do; a proposal without a vector says why it left the step alone.
+    A guard overrides any of these hooks: `start` runs once before the first step, `on_gradients`
+    before each step of the optimizer, `on_update` after it. After each probe evaluation `on_alert`
+    runs for each new alert, then `on_probe_evaluation`. A hook returns None if it had nothing to
+    do; a proposal without a vector explains why the step is unchanged.
 
     Attributes:
-        shadow: record what would have been done, and change nothing.
-        needs: which protected gradients it reads: "margin" (h_b), "loss" (g_b).
-        refresh: the oldest, in steps, that those may be.
-        grows: whether the result may be longer than what came in.
-        origin: the field that the method comes from.
-        source: paper, and how faithful this is to it: faithful, simplified or variant.
-        remembers: names of the attributes that a run taken up again needs.
+        shadow: record what the guard would have done, and change nothing.
+        refresh: maximum age of the protected gradients that the guard reads, in steps.
+        name: short name in records and states.
+        field_of_origin: the research field of the method.
+        source: the paper, as an arXiv number.
+        fidelity: "faithful" to the paper, "simplified" (leaves something out) or "variant"
+            (differs in a choice that matters).
+        needs: the protected gradients that the guard reads: "margin" (h_b), "loss" (g_b).
+        may_increase_norm: whether the result may be longer than the vector that came in.
+        state_attrs: names of the attributes that a resumed run needs.
     """
 
     shadow: bool = field(default=False, kw_only=True)
@@ -105,16 +108,16 @@ class Guard:
     name: ClassVar[str]
     field_of_origin: ClassVar[str] = "ours"
     source: ClassVar[str] = ""
-    fidelity: ClassVar[str] = "variant"  # a faithful one says so
+    fidelity: ClassVar[str] = "variant"
     needs: ClassVar[frozenset[str]] = frozenset()
     may_increase_norm: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, view: GuardView) -> None:
-        """Fix what later steps are compared with.
+        """Check the setup and record the reference that later steps are compared with.
 
         Raises:
-            ConfigError: the guard cannot work on this model, these behaviours or this optimizer.
+            ConfigError: the guard cannot work with this model, these behaviors or this optimizer.
         """
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
@@ -126,12 +129,13 @@ class Guard:
         return None
 
     def on_alert(self, alert: Alert) -> None:
-        """Take note of an alert."""
+        """Receive a new alert."""
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Propose to go back to an earlier state, or to stop, on what was just seen.
+        """Propose to restore an earlier state, or to stop, given the latest probe results.
 
-        The weights are those after step `view.step`. After a `Return` the probes are visited again.
+        The weights are those after step `view.step`. After a `RestoreProposal` the probes are
+        evaluated again.
         """
         return None
 
@@ -139,19 +143,19 @@ class Guard:
         """Receive the trainer's learning-rate scheduler and gradient scaler, before `start`."""
 
     def flatten(self) -> Iterator[Guard]:
-        """The guards that this one is made of, itself if it is simple."""
+        """Iterate over the simple guards inside; a simple guard yields itself."""
         yield self
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """Those of its leaves whose turn it is at this step, in order."""
+        """Iterate over the simple guards inside that act at this step, in order."""
         yield self
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that is taken up again needs, as plain values and tensors."""
+        """Return what a resumed run needs, as plain values and tensors."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self.state_attrs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for name in self.state_attrs:
             setattr(self, name, state[name])
 
@@ -159,20 +163,20 @@ class Guard:
 def behavior_names(
     guard_name: str, behaviors: Sequence[Behavior | str] | None, monitored: Mapping[str, Behavior]
 ) -> list[str]:
-    """Names of the behaviours that a guard protects; None: all that are watched.
+    """Return the names of the behaviors that a guard protects; None means all monitored ones.
 
     Raises:
-        ConfigError: one of them is not watched.
+        ConfigError: a behavior is not monitored, or the list is empty.
     """
     if behaviors is None:
         return list(monitored)
-    names = [one if isinstance(one, str) else one.name for one in behaviors]
+    names = [entry if isinstance(entry, str) else entry.name for entry in behaviors]
     unknown = [name for name in names if name not in monitored]
     if unknown:
         raise ConfigError(
-            f"guard {guard_name}: behaviour {unknown[0]!r} is not watched; the monitor watches "
+            f"guard {guard_name}: behavior {unknown[0]!r} is not monitored; the monitor has "
             f"{', '.join(monitored)}"
         )
     if not names:
-        raise ConfigError(f"guard {guard_name} protects nothing: name a behaviour")
+        raise ConfigError(f"guard {guard_name} protects nothing; name at least one behavior")
     return names

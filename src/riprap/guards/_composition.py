@@ -1,4 +1,4 @@
-"""Guards made of guards: one after another, while an alert stands, during some steps."""
+"""Guards made of other guards: in a chain, while an alert is active, or on a schedule."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from riprap.types import Alert, Level
 
 
 class CompositeGuard(Guard):
-    """A guard that only says whose turn it is.
+    """Base of guards that decide which of their parts act at a step.
 
-    With `shadow=True` none of its parts changes anything.
+    With `shadow=True` no part changes anything.
     """
 
-    fidelity: ClassVar[str] = "variant"
     parts: tuple[Guard, ...]
 
     def _set_parts(self, *parts: Guard, shadow: bool) -> None:
-        """Take the parts over; a shadow falls on all of them, however deep they lie."""
+        """Store the parts; a shadow applies to all simple guards inside, at any depth."""
         self.parts = parts
         for leaf in self.flatten():
             leaf.shadow = leaf.shadow or shadow
 
     def flatten(self) -> Iterator[Guard]:
-        """All guards inside."""
+        """Iterate over the simple guards of all parts."""
         for part in self.parts:
             yield from part.flatten()
 
@@ -37,45 +36,45 @@ class CompositeGuard(Guard):
             part.attach_trainer_state(lr_scheduler, grad_scaler)
 
     def on_alert(self, alert: Alert) -> None:
-        """Hand it on."""
+        """Pass the alert to all parts."""
         for part in self.parts:
             part.on_alert(alert)
 
     def state_dict(self) -> dict[str, Any]:
-        """Its own and those of its parts."""
+        """Return the own state and the states of the parts."""
         return {"own": super().state_dict(), "parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state["own"])
         for part, own in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(own)
 
 
 class Chain(CompositeGuard):
-    """Guards one after another; each is given what the one before it left."""
+    """Guards in sequence; each one receives the result of the one before."""
 
     name: ClassVar[str] = "chain"
 
     def __init__(self, *parts: Guard, shadow: bool = False) -> None:
         if not parts:
-            raise ConfigError("Chain() of no guards: give at least one")
+            raise ConfigError("Chain() has no guards; give at least one")
         self._set_parts(*parts, shadow=shadow)
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """Those of each part, in order."""
+        """Iterate over the active guards of each part, in order."""
         for part in self.parts:
             yield from part.active_guards(view)
 
 
 class OnAlert(CompositeGuard):
-    """A guard that acts while an alert stands.
+    """A guard that acts only while an alert is active.
 
     Args:
-        guard: what to do then.
-        level: the mildest level that wakes it.
-        until: "recovered": until the behaviours that were alerted of have a score at or above their
-            floor and no forecast break again; "end": for good.
+        guard: the guard that acts then.
+        level: the mildest alert level that activates it.
+        until: "recovered": until each behavior with an alert has a score at or above its floor
+            and no forecast break; "end": until training ends.
     """
 
     name: ClassVar[str] = "on_alert"
@@ -98,13 +97,13 @@ class OnAlert(CompositeGuard):
         self.alerted: list[str] = []
 
     def on_alert(self, alert: Alert) -> None:
-        """Wake up, if it is serious enough."""
+        """Activate the guard if the alert is serious enough."""
         super().on_alert(alert)
         if alert.level.rank >= self.level.rank and alert.behavior not in self.alerted:
             self.alerted.append(alert.behavior)
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """The guard, while an alert stands."""
+        """Iterate over the active guards inside while an alert is active."""
         if self.until == "recovered":
             self.alerted = [name for name in self.alerted if not has_recovered(view, name)]
         if self.alerted:
@@ -112,12 +111,12 @@ class OnAlert(CompositeGuard):
 
 
 class Scheduled(CompositeGuard):
-    """A guard that acts during some steps.
+    """A guard that acts only at some steps.
 
     Args:
-        guard: what to do then.
-        first, last: the steps, from 1, both included; `last=None`: to the end.
-        every: only at each so many steps among them.
+        guard: the guard that acts then.
+        first, last: the range of steps, from 1, both included; `last=None` means until the end.
+        every: interval between two steps at which the guard acts.
     """
 
     name: ClassVar[str] = "scheduled"
@@ -137,14 +136,14 @@ class Scheduled(CompositeGuard):
         self.first, self.last, self.every = first, last, every
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """The guard, when its time has come."""
+        """Iterate over the active guards inside at the scheduled steps."""
         past = self.last is not None and view.step > self.last
         if view.step >= self.first and not past and (view.step - self.first) % self.every == 0:
             yield from self.parts[0].active_guards(view)
 
 
 def has_recovered(view: GuardView, name: str) -> bool:
-    """Whether a behaviour's score is at or above its floor, and no break is forecast."""
-    track, forecast = view.histories[name], view.forecasts.get(name)
-    healthy = bool(track.steps) and score(track.margins[-1]) >= track.floor
+    """Return True if a behavior's score is at or above its floor and no break is forecast."""
+    history, forecast = view.histories[name], view.forecasts.get(name)
+    healthy = bool(history.steps) and score(history.margins[-1]) >= history.floor
     return healthy and (forecast is None or not forecast.predicts_break)

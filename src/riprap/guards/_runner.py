@@ -1,28 +1,35 @@
-"""Runs a guard: lets it decide, applies what it proposes, and says what was done."""
+"""Run the hooks of a guard, apply what it proposes, and report what was done."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
-from riprap.linalg import Vector, to_local, as_sharded
+from riprap.linalg import Vector, as_sharded, to_local
 from riprap.types import Action
+
+# By `Action.moment`, which is stored in records.
+HOOKS: dict[str, Callable[[Guard, GuardView], Proposal | None]] = {
+    "gradients": lambda guard, view: guard.on_gradients(view),
+    "update": lambda guard, view: guard.on_update(view),
+    "visit": lambda guard, view: guard.on_probe_evaluation(view),
+}
 
 
 @dataclass
 class GuardOutcome:
-    """What came of asking the guards.
+    """Result of running one hook of a guard.
 
     Attributes:
-        vector: what is to stand in the place of `view.vector`; None: leave it.
-        to: the step whose state the run was put back to; None: it was not.
-        stop: why training is to stop; empty: it goes on.
-        actions: what each guard did.
+        vector: replacement for `view.vector`; None leaves it unchanged.
+        restored_step: the step whose state was restored; None if none was.
+        stop: why training should stop; empty to continue.
+        actions: one entry for each guard that acted.
     """
 
     vector: Vector | None = None
@@ -32,15 +39,15 @@ class GuardOutcome:
 
 
 def run_hook(guard: Guard, hook: str, view: GuardView) -> GuardOutcome:
-    """Ask the guards whose turn it is, one after another; once one went back, no other is asked.
+    """Run one hook of all active guards in order, up to the first that restores an earlier state.
 
     Args:
-        moment: "gradients", "update" or "visit".
+        hook: "gradients", "update" or "visit" (after a probe evaluation).
     """
     outcome = GuardOutcome()
     for leaf in guard.active_guards(view):
         began = time.perf_counter()
-        proposal: Proposal | None = getattr(leaf, f"on_{hook}")(view)
+        proposal = HOOKS[hook](leaf, view)
         if proposal is None:
             continue
         shadowed = leaf.shadow or guard.shadow
@@ -57,7 +64,7 @@ def run_hook(guard: Guard, hook: str, view: GuardView) -> GuardOutcome:
 
 
 def _apply_proposal(proposal: Proposal, outcome: GuardOutcome) -> bool:
-    """Do what is proposed; whether that changed training."""
+    """Apply a proposal to the outcome; return True if it changes training."""
     outcome.stop = outcome.stop or proposal.stop
     if isinstance(proposal, RestoreProposal):
         proposal.restore()
@@ -72,28 +79,28 @@ def _apply_proposal(proposal: Proposal, outcome: GuardOutcome) -> bool:
 def write_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 1.0) -> None:
     """Write a gradient into `.grad`, multiplied by `scale`.
 
-    A parameter that had none gets one only where there is something to write: the optimizer would
-    decay it otherwise.
+    A parameter without `.grad` gets one only if its new gradient is not 0; otherwise the optimizer
+    would start to decay it.
     """
     for parameter, part in zip(parameters, vector, strict=True):
-        own = to_local(part)
-        own = own if scale == 1.0 else own * scale
+        new = to_local(part)
+        new = new if scale == 1.0 else new * scale
         if parameter.grad is not None:
-            to_local(parameter.grad).copy_(own)
-        elif bool(own.any()):
+            to_local(parameter.grad).copy_(new)
+        elif bool(new.any()):
             parameter.grad = torch.zeros_like(parameter)
-            to_local(parameter.grad).copy_(own)
+            to_local(parameter.grad).copy_(new)
 
 
 @torch.no_grad()
 def write_update(
     parameters: Sequence[Tensor], before: Vector, update: Vector, applied: Vector
 ) -> None:
-    """Move the parameters to where `update` leads from `before`.
+    """Set the parameters to `before` + `update`.
 
     Args:
-        applied: what the optimizer did. Where `update` holds the very same tensor the parameter is
-            left as it is: before + (after − before) would round.
+        applied: the update of the optimizer. A parameter whose entry in `update` is the same tensor
+            is left unchanged, because before + (after − before) would round.
     """
     for parameter, start, part, own in zip(parameters, before, update, applied, strict=True):
         if part is not own:

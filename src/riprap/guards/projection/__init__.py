@@ -1,3 +1,14 @@
+"""Projection guards: remove the part of a step that conflicts with protected behaviors.
+
+- Combine the gradient with protected gradients (gradient surgery): `AGEM`, `GEM`, `PCGrad`,
+  `UPGrad`. `UpdateProjection` does the same with the optimizer's update.
+- Keep the step orthogonal to stored directions: `OGD` (gradients of outputs), `GPM` and
+  `TwoSidedGPM` (inputs, and output gradients, of each layer).
+- `SafeGrad` projects away from changing the initial answers and pulls towards them.
+
+`PCGrad` and `UPGrad` need the extra `torchjd`.
+"""
+
 from riprap.guards.projection._agem import AGEM
 from riprap.guards.projection._gem import GEM
 from riprap.guards.projection._gpm import GPM, TwoSidedGPM

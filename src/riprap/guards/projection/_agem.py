@@ -1,4 +1,4 @@
-"""A-GEM: one projection away from the average protected gradient."""
+"""A-GEM: project the gradient so that it does not conflict with the mean protected gradient."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSu
 class AGEM(GradientSurgery):
     """If ⟨g, p̄⟩ < 0: g ← g − (⟨g, p̄⟩ / ‖p̄‖²) p̄, with p̄ the mean protected gradient.
 
-    Source: Chaudhry et al., 1812.00420, eq. 11. Simplified: p̄ is taken at the refresh, over all
-    probes, and not afresh from a memory batch at each step. The step may still conflict with one
-    behaviour while it agrees with their mean.
+    Source: Chaudhry et al., 1812.00420, eq. 11. Simplified: p̄ is computed at each refresh over all
+    probes, not at each step from a memory batch. The step may still conflict with one behavior
+    while it agrees with the mean.
     """
 
     name: ClassVar[str] = "agem"
@@ -25,7 +25,7 @@ class AGEM(GradientSurgery):
     fidelity: ClassVar[str] = "simplified"
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
-        """Weights that take out the part of g that goes against the mean."""
+        """Return the weights that remove the component of g against the mean."""
         n = len(conflict.products)
         mean, square = conflict.products.mean(), conflict.gram.mean()
         if mean >= 0 or square <= 0:

@@ -1,4 +1,4 @@
-"""GEM: the nearest step that goes against no protected gradient."""
+"""GEM: the nearest step that conflicts with no protected gradient."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from riprap.guards.projection._gradient_surgery import ConflictStats, Normalized
 
 @dataclass
 class GEM(NormalizedSurgery):
-    """Where ⟨g, p_b⟩ < 0 for some b: g ← g + Σ v_b p_b with v from the dual problem.
+    """If ⟨g, p_b⟩ < 0 for some b: g ← g + Σ v_b p_b with v from the dual problem.
 
     v solves min ½ vᵀ(P + ridge·I)v + qᵀv, v ≥ strength, with P_ab = ⟨p_a, p_b⟩ and q_b = ⟨g, p_b⟩.
-    With strength and ridge 0 the result is the vector nearest to g that has ⟨·, p_b⟩ ≥ 0 for all
-    b, and never longer than g; each of the two turns it: the strength towards the protected
-    gradients, all of them, and the ridge leaves up to ridge/(1 + ridge) of a conflict.
+    With strength and ridge 0 the result is the vector nearest to g with ⟨·, p_b⟩ ≥ 0 for all b; it
+    is never longer than g. The strength turns the result towards all protected gradients; the
+    ridge leaves up to ridge/(1 + ridge) of a conflict.
 
     Source: Lopez-Paz and Ranzato, 1706.08840, eq. 11 and the authors' `project2cone2`. Simplified:
-    p_b is taken at the refresh, over all probes. For the paper's units of strength and ridge, and
-    its gradients: `of="loss", scaled=False`.
+    p_b is computed at each refresh, over all probes. The paper's units of strength and ridge, and
+    its gradients, are those of `of="loss", normalize=False`.
 
     Args:
-        strength: memory strength γ, the least weight of each p_b once there is a conflict; in units
-            of ‖g‖/‖p_b‖, unless `scaled` is False.
-        ridge: added to the diagonal of P; in units of ‖g‖², unless `scaled` is False.
+        strength: memory strength γ, the minimum weight of each p_b once there is a conflict; in
+            units of ‖g‖/‖p_b‖, unless `normalize` is False.
+        ridge: added to the diagonal of P; in units of ‖g‖², unless `normalize` is False.
 
     Raises:
-        ConfigError: strength or ridge is under 0.
+        ConfigError: strength or ridge is negative.
     """
 
     strength: float = 0.5
@@ -47,11 +47,11 @@ class GEM(NormalizedSurgery):
         super().__post_init__()
         if not (self.strength >= 0 and self.ridge >= 0):
             raise ConfigError(
-                f"guard gem: strength={self.strength}, ridge={self.ridge}; neither may be under 0"
+                f"guard gem: strength={self.strength}, ridge={self.ridge}; both must be 0 or more"
             )
 
     def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
-        """The solution v, found as the strength and what is needed beyond it."""
+        """Return v, as the strength plus the remaining weight that the conflicts need."""
         n = len(conflict.products)
         unit = conflict.squared_norm if self.normalize else 1.0
         gram = conflict.gram + self.ridge * unit * np.eye(n)

@@ -1,4 +1,4 @@
-"""GPM: weights are changed only where the protected inputs of their layer do not point."""
+"""GPM: project each layer's gradient away from the span of its protected inputs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation import LinearLayer
 from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
-from riprap.linalg import is_sharded, to_local, norm, as_sharded
+from riprap.linalg import as_sharded, is_sharded, norm, to_local, upcast
 
 
 @dataclass
 class GPM(Guard):
     """∇W ← ∇W − ∇W U Uᵀ for each trained linear layer, U spanning its protected inputs at θ₀.
 
-    The fewest directions are kept that hold `energy` of the inputs' squared length, over all token
-    positions, padding left out; behaviour by behaviour, each adding what those before it lack. Then
-    W x stays as it is for x in U, to any order, if the optimizer keeps to the gradient's directions
-    (SGD and momentum do; Adam and weight decay do not).
+    U has the fewest directions that hold `energy` of the inputs' squared length, over all token
+    positions except padding. Behaviors are processed in order; each adds the directions that are
+    still missing. W x is then unchanged for x in U, to any order, if the optimizer stays in the
+    gradient's directions (SGD and momentum do; Adam and weight decay do not).
 
-    Covered are `torch.nn.Linear` and transformers' `Conv1D` whose weight is trained, a LoRA's A
-    among them; a head that shares its weight with the embedding is covered as a head. Left alone
-    are biases, embeddings, norms, layers that the probes do not run, and a LoRA's B: it reads so
-    few numbers that its inputs fill them, and it could not learn. Of parameters that are sharded
-    over ranks each rank treats its own rows, and records their norms.
+    Covered are `torch.nn.Linear` and transformers' `Conv1D` with a trained weight, including a
+    LoRA's A; a head that shares its weight with the embedding is covered as a head. Not covered
+    are biases, embeddings, norms, layers that the probes do not run, and a LoRA's B: it has so few
+    inputs that they fill its input space, and it could not learn. If parameters are sharded over
+    ranks, each rank projects its own rows and records their norms.
 
-    Source: Saha et al., 2103.09762, eq. 4–9. Simplified: behaviours take the place of tasks, and
+    Source: Saha et al., 2103.09762, eq. 4–9. Simplified: behaviors take the place of tasks, and
     biases are not covered.
 
     Args:
-        behaviors: what to protect, by behaviour or by name; None: all that are watched.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
         energy: share of the squared length of the inputs that U holds.
 
     Raises:
@@ -60,26 +60,26 @@ class GPM(Guard):
             raise ConfigError(f"guard {self.name}: energy={self.energy}; it must lie in (0, 1]")
 
     def start(self, view: GuardView) -> None:
-        """Find U of each layer.
+        """Compute U of each layer.
 
         Raises:
-            ConfigError: no trained weight is covered, or one is sharded so that it cannot be.
+            ConfigError: no trained weight is covered, or a weight is sharded along its inputs.
         """
         names = behavior_names(self.name, self.behaviors, view.behaviors)
-        found = probing.linear_layers(view.model, view.parameters)
-        self.layers = {at: layer for at, layer in found.items() if not layer.expands_adapter}
+        layers = evaluation.linear_layers(view.model, view.parameters)
+        self.layers = {at: layer for at, layer in layers.items() if not layer.expands_adapter}
         for at, layer in self.layers.items():
             self._check_shards(layer, view.parameters[at])
         self._compute_bases(view, names)
         if not self.input_bases:
             raise ConfigError(
-                f"guard {self.name}: no trained weight of a linear layer is run by the probes; it "
+                f"guard {self.name}: the probes run no linear layer with a trained weight; it "
                 "covers torch.nn.Linear, transformers' Conv1D and a LoRA's A, not embeddings, "
                 "norms or biases"
             )
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Take the protected directions out of the covered gradients."""
+        """Remove the protected directions from the covered gradients."""
         vector = [to_local(part) for part in view.vector]
         covered = [view.vector[at] for at in self.input_bases]
         for at in self.input_bases:
@@ -88,46 +88,49 @@ class GPM(Guard):
         before = {"norm": float(norm(covered))}
         after = {"norm": float(norm([vector[at] for at in self.input_bases]))}
         full = sum(basis.shape[1] == basis.shape[0] for basis in self.input_bases.values())
-        stopped = f", of which {full} have no direction left" if full else ""
-        return Proposal(vector, f"{len(self.input_bases)} weights projected{stopped}", before, after)
+        stopped = f", {full} of them have no free direction" if full else ""
+        detail = f"{len(self.input_bases)} weights projected{stopped}"
+        return Proposal(vector, detail, before, after)
 
     def _compute_bases(self, view: GuardView, names: Sequence[str]) -> None:
         self.input_bases = {}
         for name in names:
-            seen = probing.layer_moments(view.behaviors[name], view.model, self.layers)
-            self.input_bases = extend_bases(self.input_bases, seen.inputs, self.energy)
+            moments = evaluation.layer_moments(view.behaviors[name], view.model, self.layers)
+            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
 
     def _project(self, at: int, gradient: Tensor) -> Tensor:
-        own = remove_span(_wide(gradient), self.input_bases[at], self.layers[at].transposed)
-        return own.to(gradient.dtype)
+        wide = upcast(gradient)
+        projected = remove_span(wide, self.input_bases[at], self.layers[at].transposed)
+        return projected.to(gradient.dtype)
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
         if not is_sharded(weight):
             return
         assert isinstance(weight, DTensor)
-        split = {place.dim for place in weight.placements if isinstance(place, Shard)}
-        if layer.transposed or split != {0}:
+        dims = {place.dim for place in weight.placements if isinstance(place, Shard)}
+        if layer.transposed or dims != {0}:
             raise ConfigError(
                 f"guard {self.name}: the weight of {layer.name} is sharded over ranks along its "
-                "inputs; only shards of whole rows (FSDP2's dimension 0 of a Linear) are covered"
+                "inputs; only shards of whole rows (dimension 0 of a Linear, as in FSDP2) work"
             )
 
 
 @dataclass
 class TwoSidedGPM(GPM):
-    """∇W ← (I − V Vᵀ) ∇W (I − U Uᵀ), V spanning the errors that margins send back to the layer.
+    """∇W ← (I − V Vᵀ) ∇W (I − U Uᵀ), V spanning the gradients of the margins at the layer's output.
 
     V holds `energy` of the squared length of ∂m_i/∂(output of the layer), over probes and
-    positions; U is GPM's. Of a LoRA's A no error is seen while B is 0: V is empty then.
+    positions; U is that of GPM. For a LoRA's A this gradient is 0 while B is 0, and V is empty.
 
-    Ours, after the idea of 2510.09181, whose text was not at hand: a variant of it and of GPM. No
-    covered weight may be sharded over ranks.
+    Ours: a variant of GPM after the idea of 2510.09181, whose text was not available. No covered
+    weight may be sharded over ranks.
     """
 
     error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "two_sided_gpm"
     field_of_origin: ClassVar[str] = "ours"
+    source: ClassVar[str] = "ours, after 2510.09181"
     fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("input_bases", "error_bases")
 
@@ -135,29 +138,31 @@ class TwoSidedGPM(GPM):
         self.input_bases, self.error_bases = {}, {}
         for name in names:
             try:
-                seen = probing.layer_moments(view.behaviors[name], view.model, self.layers, True)
+                moments = evaluation.layer_moments(
+                    view.behaviors[name], view.model, self.layers, True
+                )
             except BehaviorError as error:
                 raise ConfigError(f"guard {self.name}: {error}") from error
-            self.input_bases = extend_bases(self.input_bases, seen.inputs, self.energy)
-            self.error_bases = extend_bases(self.error_bases, seen.errors, self.energy)
+            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
+            self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy)
 
     def _project(self, at: int, gradient: Tensor) -> Tensor:
-        turned = self.layers[at].transposed
-        left = remove_span(_wide(gradient), self.input_bases[at], turned)
+        transposed = self.layers[at].transposed
+        projected = remove_span(upcast(gradient), self.input_bases[at], transposed)
         if at in self.error_bases:
-            left = remove_span(left, self.error_bases[at], not turned)
-        return left.to(gradient.dtype)
+            projected = remove_span(projected, self.error_bases[at], not transposed)
+        return projected.to(gradient.dtype)
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
         if is_sharded(weight):
             raise ConfigError(
-                f"guard {self.name}: the weight of {layer.name} is sharded over ranks, and its "
-                "left side needs all rows; take GPM"
+                f"guard {self.name}: the weight of {layer.name} is sharded over ranks, and the "
+                "left-hand projection needs all rows; use GPM"
             )
 
 
 def remove_span(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
-    """G − G B Bᵀ, or G − B Bᵀ G from the left.
+    """Return G − G B Bᵀ, or G − B Bᵀ G from the left.
 
     Args:
         gradient: shape (rows, columns).
@@ -172,38 +177,34 @@ def remove_span(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
 def extend_bases(
     bases: dict[int, Tensor], moments: dict[int, Tensor], energy: float
 ) -> dict[int, Tensor]:
-    """Bases that hold the energy of these moments too; see `widened`."""
-    wider = {
+    """Extend each basis to hold the energy of its moment too; see `extend_basis`."""
+    extended = {
         at: extend_basis(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy)
         for at, moment in moments.items()
     }
-    return {at: basis for at, basis in (bases | wider).items() if basis.shape[1]}
+    return {at: basis for at, basis in (bases | extended).items() if basis.shape[1]}
 
 
 def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
-    """The basis with the fewest directions added that make it hold the energy of what was seen.
+    """Add the fewest directions that make the basis hold a share of the energy of some vectors.
 
     Args:
         basis: orthonormal columns, shape (d, k).
-        moment: Σ x xᵀ over what was seen, shape (d, d).
-        energy: share of Σ ‖x‖² to be held.
+        moment: Σ x xᵀ over the vectors x, shape (d, d).
+        energy: share of Σ ‖x‖² that the result holds.
 
     Returns:
-        shape (d, k or more), the given columns first; 2103.09762, eq. 8 and 9.
+        orthonormal columns, shape (d, k or more), the given ones first; 2103.09762, eq. 8 and 9.
     """
     whole = moment.trace()
     outside = moment - basis @ (basis.T @ moment)
     outside = outside - (outside @ basis) @ basis.T
     values, axes = torch.linalg.eigh(outside)
     values, axes = values.flip(0).clamp_min(0), axes.flip(1)
-    lacking = float(energy * whole - (whole - outside.trace()))
-    if not lacking > 1e-6 * float(whole):
+    missing = float(energy * whole - (whole - outside.trace()))
+    if not missing > 1e-6 * float(whole):
         return basis
-    count = int((values.cumsum(0) < lacking * (1 - 1e-6)).sum()) + 1
-    # A direction outside has a value above 0; eigh gives those inside 0, to within rounding.
+    count = int((values.cumsum(0) < missing * (1 - 1e-6)).sum()) + 1
+    # Directions outside the basis have eigenvalues above 0; those inside have 0, up to rounding.
     added = axes[:, : min(count, len(values) - basis.shape[1])]
     return torch.cat([basis, added], 1)
-
-
-def _wide(gradient: Tensor) -> Tensor:
-    return gradient.float() if gradient.dtype.itemsize < 4 else gradient

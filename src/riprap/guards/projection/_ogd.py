@@ -1,4 +1,4 @@
-"""OGD: the step stays orthogonal to how the protected outputs depended on the weights."""
+"""OGD: make the step orthogonal to the initial gradients of the protected outputs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from riprap import evaluation as probing
+from riprap import evaluation
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
 from riprap.linalg import FlatVector, Vector, make_chunks
 
-MIN_NEW_PART = 1e-4  # least part of a gradient outside of the span for it to count as a direction
+MIN_NEW_PART = 1e-4  # minimum share of a gradient outside the span that makes it a new direction
 
 
 @dataclass
 class OGD(Guard):
     """g ← g − Σ ⟨g, u_i⟩ u_i, with u_i an orthonormal basis of the probes' ∇m_i(θ₀).
 
-    Source: Farajtabar et al., 1910.07104, algorithm 1. Simplified: of the model's outputs the
-    margin's gradient is stored (the paper's OGD-GTL: that of the true class's logit), at θ₀ only,
-    for some of the probes. It acts at every step, in conflict or not. No parameter may be sharded
+    Source: Farajtabar et al., 1910.07104, algorithm 1. Simplified: the stored gradients are those
+    of the margins (the paper's OGD-GTL: of the true class's logit), at θ₀ only, for some of the
+    probes. The guard acts at every step, with or without a conflict. No parameter may be sharded
     over ranks.
 
     Args:
-        behaviors: what to protect, by behaviour or by name; None: all that are watched.
-        directions: how many gradients are stored at most, the same share of each behaviour. Each
-            takes a backward pass at the start, and a copy of the trained parameters in float32.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
+        directions: maximum number of stored gradients, in equal shares for the behaviors. Each
+            costs a backward pass at the start and a float32 copy of the trained parameters.
 
     Raises:
-        ConfigError: there is to be no direction.
+        ConfigError: `directions` is less than 1.
     """
 
     behaviors: Sequence[Behavior | str] | None = None
@@ -49,10 +49,10 @@ class OGD(Guard):
 
     def __post_init__(self) -> None:
         if self.directions < 1:
-            raise ConfigError(f"guard ogd: directions={self.directions}; store at least one")
+            raise ConfigError(f"guard ogd: directions={self.directions}; it must be at least 1")
 
     def start(self, view: GuardView) -> None:
-        """Store the directions of θ₀.
+        """Compute the basis at θ₀.
 
         Raises:
             ConfigError: a margin has no gradient, or parameters are sharded over ranks.
@@ -60,58 +60,59 @@ class OGD(Guard):
         names = behavior_names(self.name, self.behaviors, view.behaviors)
         if has_sharded_parameters(view.model):
             raise ConfigError(
-                "guard ogd: the model's parameters are sharded over ranks, and a gradient for each "
-                "probe cannot be taken there; take AGEM, GEM or UpdateProjection"
+                "guard ogd: the model's parameters are sharded over ranks, where per-probe "
+                "gradients are not available; use AGEM, GEM or UpdateProjection"
             )
-        most = max(self.directions // len(names), 1)
-        found: list[Vector] = []
+        share = max(self.directions // len(names), 1)
+        gradients: list[Vector] = []
         for name in names:
-            rows = probing.margin_gradients(view.behaviors[name], view.model, view.parameters, most)
+            rows = evaluation.margin_gradients(
+                view.behaviors[name], view.model, view.parameters, share
+            )
             if rows is None:
                 raise ConfigError(
-                    f"guard ogd: behaviour {name!r} has no protected gradient; give it a margin "
+                    f"guard ogd: behavior {name!r} has no protected gradient; give it a margin "
                     "attached to the graph"
                 )
-            found += rows
-        self.basis = orthonormal_basis(found[: self.directions], view.parameters)
+            gradients += rows
+        self.basis = orthonormal_basis(gradients[: self.directions], view.parameters)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Take out what lies in the span."""
-        joined = FlatVector(view.vector, make_chunks(view.parameters))
-        size = joined.norm()
-        pairs = zip(self.basis, joined.parts, strict=True)
-        self.basis = [rows.to(part.device) for rows, part in pairs]  # a state comes from elsewhere
-        along = _basis_products(self.basis, joined.parts)
-        left = _subtract_span(self.basis, along, joined.parts)
+        """Remove the component of the gradient in the span of the basis."""
+        step = FlatVector(view.vector, make_chunks(view.parameters))
+        pairs = zip(self.basis, step.parts, strict=True)
+        self.basis = [rows.to(part.device) for rows, part in pairs]  # after a resume
+        products = _basis_products(self.basis, step.parts)
+        remainder = _subtract_span(self.basis, products, step.parts)
         vector: Vector = []
-        for part, run in zip(left, joined.chunks, strict=True):
-            own = view.vector[run]
-            pieces = part.split([one.numel() for one in own])
+        for part, chunk in zip(remainder, step.chunks, strict=True):
+            like = view.vector[chunk]
+            pieces = part.split([old.numel() for old in like])
             vector += [
-                piece.view(one.shape).to(one.dtype) for piece, one in zip(pieces, own, strict=True)
+                piece.view(old.shape).to(old.dtype) for piece, old in zip(pieces, like, strict=True)
             ]
-        removed = float(torch.linalg.vector_norm(along))
-        detail = f"orthogonal to {len(along)} stored directions"
-        return Proposal(vector, detail, {"norm": size, "along": removed}, {"along": 0.0})
+        before = {"norm": step.norm(), "along": float(torch.linalg.vector_norm(products))}
+        detail = f"orthogonal to {len(products)} stored directions"
+        return Proposal(vector, detail, before, {"along": 0.0})
 
 
 def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tensor]:
-    """An orthonormal basis of the span of `vectors`, by Gram and Schmidt, each taken twice.
+    """Return an orthonormal basis of the span of `vectors`, by repeated Gram-Schmidt.
 
     Args:
-        like: the parameters; the basis is cut as `riprap.linalg._vector_stack.chunks` cuts them.
+        like: the parameters, which `riprap.linalg.make_chunks` divides into chunks.
 
     Returns:
-        a matrix a chunk, of shape (k, elements of the chunk), in at least float32.
+        one matrix a chunk, shape (k, elements of the chunk), in at least float32.
     """
-    vectors, runs = list(vectors), make_chunks(like)
-    sizes = [sum(part.numel() for part in like[run]) for run in runs]
-    parts = FlatVector(vectors[0], runs).parts
+    vectors, chunks = list(vectors), make_chunks(like)
+    sizes = [sum(part.numel() for part in like[chunk]) for chunk in chunks]
+    parts = FlatVector(vectors[0], chunks).parts
     rows = [part.new_empty(len(vectors), size) for part, size in zip(parts, sizes, strict=True)]
     count = 0
     for vector in vectors:
-        joined = FlatVector(vector, runs)
-        whole, parts = joined.norm(), joined.parts
+        flat = FlatVector(vector, chunks)
+        whole, parts = flat.norm(), flat.parts
         basis = [matrix[:count] for matrix in rows]
         for _ in range(2):
             parts = _subtract_span(basis, _basis_products(basis, parts), parts)
@@ -126,15 +127,17 @@ def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list
 
 
 def _basis_products(basis: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-    """⟨u_i, vector⟩, shape (k,), on the first chunk's device."""
-    home = basis[0].device
-    products = [torch.mv(rows, part).to(home) for rows, part in zip(basis, parts, strict=True)]
+    """Return ⟨u_i, vector⟩, shape (k,), on the first chunk's device."""
+    device = basis[0].device
+    products = [torch.mv(rows, part).to(device) for rows, part in zip(basis, parts, strict=True)]
     return torch.stack(products).sum(0)
 
 
-def _subtract_span(basis: Sequence[Tensor], along: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-    """The chunks less Σ along_i u_i, as new tensors."""
+def _subtract_span(
+    basis: Sequence[Tensor], products: Tensor, parts: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the chunks minus Σ products_i u_i, as new tensors."""
     return [
-        torch.addmv(part, rows.T, along.to(rows.device), alpha=-1)
+        torch.addmv(part, rows.T, products.to(rows.device), alpha=-1)
         for rows, part in zip(basis, parts, strict=True)
     ]

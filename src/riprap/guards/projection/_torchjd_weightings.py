@@ -1,4 +1,4 @@
-"""Aggregations of several objectives' gradients, by TorchJD, where the step is in conflict."""
+"""PCGrad and UPGrad: aggregate g and the protected gradients by TorchJD if there is a conflict."""
 
 from __future__ import annotations
 
@@ -9,46 +9,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riprap._extras import require
 from riprap.guards.projection._dual_qp import solve_dual
 from riprap.guards.projection._gradient_surgery import ConflictStats, NormalizedSurgery
 
 
 @dataclass
 class TorchJDWeighting(NormalizedSurgery):
-    """g and the p_b are treated as the gradients of as many tasks, once some ⟨g, p_b⟩ < 0.
+    """Base of guards that treat g and the p_b as gradients of separate tasks if some ⟨g, p_b⟩ < 0.
 
-    Without a conflict the step is left alone, where the papers would go on adding the p_b.
+    Without a conflict the step is unchanged; the papers would still add the p_b.
+
+    Raises:
+        MissingExtraError: torchjd is not installed.
     """
 
     may_increase_norm: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("torchjd", "torchjd")
+
     def weights(self, gramian: Tensor, step: int) -> Tensor:
-        """Weights of the rows, by their Gramian.
+        """Return the weights of the rows [g; p_1 … p_n], shape (n + 1,).
 
         Args:
-            gramian: of [g; p_1 … p_n], shape (n + 1, n + 1), float64, of trace 1.
-            step: for what is drawn at random.
+            gramian: Gramian of the rows, shape (n + 1, n + 1), float64, with trace 1.
+            step: seed for random draws.
         """
         raise NotImplementedError
 
     def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
-        """The weight of g, and those of the p_b."""
+        """Return the weight of g and the weights of the p_b."""
         n = len(conflict.products)
         gramian = np.empty((n + 1, n + 1))
         gramian[0, 0], gramian[1:, 1:] = conflict.squared_norm, conflict.gram
         gramian[0, 1:] = gramian[1:, 0] = conflict.products
-        gramian /= np.trace(gramian)  # no weight depends on the unit; TorchJD's thresholds would
-        found = self.weights(torch.from_numpy(gramian), conflict.step).numpy()
-        return float(found[0]), found[1:]
+        gramian /= np.trace(gramian)  # TorchJD's thresholds are absolute
+        weights = self.weights(torch.from_numpy(gramian), conflict.step).numpy()
+        return float(weights[0]), weights[1:]
 
 
 @dataclass
 class PCGrad(TorchJDWeighting):
-    """Each of g, p_1 … p_n loses its parts against the others, in random order; they are summed.
+    """Sum of g, p_1 … p_n after projecting each away from those it conflicts with, in random order.
 
     Source: Yu et al., 2001.06782, algorithm 1; weights by TorchJD. Simplified: the protected
-    gradients are taken at the refresh, and join in only where g conflicts with one of them. The
-    order is drawn from the step's number, the same on all ranks, and no generator is touched.
+    gradients are computed at each refresh and are added only if g conflicts with one of them. The
+    order is seeded by the step number: the same on all ranks, with the global generator unchanged.
     """
 
     name: ClassVar[str] = "pcgrad"
@@ -57,40 +65,40 @@ class PCGrad(TorchJDWeighting):
     fidelity: ClassVar[str] = "simplified"
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
-        """TorchJD's, with the generator put back."""
+        """Return TorchJD's weights; restore the random generator."""
         from torchjd.aggregation import PCGradWeighting
 
-        # A p_b of length 0 is divided by its square there, though only where a product is under 0.
+        # TorchJD divides by ‖p_b‖² only if a product is negative, so never for a p_b of length 0.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(step)
-            found: Tensor = PCGradWeighting()(gramian)
-            return found
+            weights: Tensor = PCGradWeighting()(gramian)
+            return weights
 
 
 @dataclass
 class UPGrad(TorchJDWeighting):
-    """Each of g, p_1 … p_n is projected onto the cone of no conflict; their mean is taken.
+    """Mean of g, p_1 … p_n after projecting each onto the dual cone, where nothing conflicts.
 
     Source: Quinton and Rey, 2406.16232, eq. 5 with equal preferences; weights by TorchJD.
-    Simplified: the protected gradients are taken at the refresh, and join in only where g conflicts
-    with one of them. As a mean, it takes a shorter step towards the task than g itself.
+    Simplified: the protected gradients are computed at each refresh and are added only if g
+    conflicts with one of them. As a mean, the result is a shorter step towards the task than g.
     """
 
     name: ClassVar[str] = "upgrad"
-    field_of_origin: ClassVar[str] = "multi-objective optimisation"
+    field_of_origin: ClassVar[str] = "multi-objective optimization"
     source: ClassVar[str] = "2406.16232"
     fidelity: ClassVar[str] = "simplified"
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
-        """TorchJD's, with a solver that singular Gramians do not disturb."""
+        """Return TorchJD's weights, with a solver that also works for singular Gramians."""
         from torchjd.aggregation import UPGradWeighting
 
-        found: Tensor = UPGradWeighting(projector=_projector())(gramian)
-        return found
+        weights: Tensor = UPGradWeighting(projector=_projector())(gramian)
+        return weights
 
 
 def _projector() -> Any:
-    """TorchJD's interface to `dual`: min vᵀGv, v ≥ u, for each row u."""
+    """Return TorchJD's interface to `solve_dual`: min vᵀGv, v ≥ u, for each row u."""
     from torchjd.linalg import DualConeProjector
 
     class Projector(DualConeProjector):

@@ -1,4 +1,4 @@
-"""Update projection: what the optimizer made of the gradient is corrected, not the gradient."""
+"""Update projection: correct the optimizer's update instead of the gradient."""
 
 from __future__ import annotations
 
@@ -16,34 +16,32 @@ from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSu
 class UpdateProjection(GradientSurgery):
     """After the step: Δθ ← the nearest update with ⟨h_b, Δθ⟩ ≥ −tolerance for every b.
 
-    Momentum, a preconditioner and decay bend a corrected gradient back; what is asked of the update
-    itself holds whatever the optimizer is. The optimizer's own state stays as it was, so that a
-    momentum that points against a behaviour is met again at each step.
+    Momentum, preconditioning and weight decay can turn a corrected gradient back into a conflict;
+    a constraint on the update holds for every optimizer. The optimizer's state is unchanged, so a
+    momentum against a behavior is corrected again at each step.
 
-    Ours: GEM's problem (1706.08840, eq. 11, memory strength 0) put to the update; no paper's name
-    is claimed for it.
+    Ours: GEM's problem (1706.08840, eq. 11, memory strength 0) applied to the update.
 
     Args:
-        tolerance: by how much a step may lower a mean margin, to first order, in the margin's unit
-            (of="loss": raise a mean loss).
+        tolerance: decrease of a mean margin that one step may cause, to first order, in the
+            margin's unit (with of="loss": increase of a mean loss).
 
     Raises:
-        ConfigError: the tolerance is under 0.
+        ConfigError: the tolerance is negative.
     """
 
     tolerance: float = 0.0
 
     name: ClassVar[str] = "update_projection"
-    fidelity: ClassVar[str] = "variant"
     acts_on_update: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tolerance >= 0:
             raise ConfigError(
-                f"guard update_projection: tolerance={self.tolerance}; it may not be under 0"
+                f"guard update_projection: tolerance={self.tolerance}; it must be 0 or more"
             )
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
-        """The shortest correction that brings every product to −tolerance or above."""
+        """Return the weights of the shortest correction with every product ≥ −tolerance."""
         return 1.0, solve_dual(conflict.gram, -self.tolerance - conflict.products)

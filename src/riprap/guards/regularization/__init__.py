@@ -1,7 +1,14 @@
+"""Regularization guards: add the gradient of a penalty to the task gradient.
+
+- On the weights: `L2SP`, `EWC`, `OnlineEWC`, `SI`, `MAS`, and `OLoRA` for adapters.
+- On the outputs: `KL`, `ConstrainedTokens`.
+- On activations: `FeatureAnchor`, with `DirectionDictionary` if there is no sparse autoencoder.
+"""
+
 from riprap.guards.regularization._constrained_tokens import ConstrainedTokens
 from riprap.guards.regularization._ewc import EWC, OnlineEWC
 from riprap.guards.regularization._feature_anchor import DirectionDictionary, FeatureAnchor
-from riprap.guards.regularization._kl import KL, counted_positions
+from riprap.guards.regularization._kl import KL
 from riprap.guards.regularization._l2_sp import L2SP
 from riprap.guards.regularization._mas import MAS
 from riprap.guards.regularization._o_lora import OLoRA
@@ -18,5 +25,4 @@ __all__ = [
     "FeatureAnchor",
     "OLoRA",
     "OnlineEWC",
-    "counted_positions",
 ]

@@ -1,4 +1,4 @@
-"""Constrained tokens: the first tokens of protected responses are held hardest."""
+"""Constrained tokens: protect responses, their first tokens most strongly."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from torch.nn.functional import logsigmoid
 
 from riprap.behaviors import device_of, logits_of
 from riprap.errors import ConfigError
-from riprap.evaluation import loss_and_gradient, to_device, preserve_training_state
+from riprap.evaluation import loss_and_gradient, preserve_training_state, to_device
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
-from riprap.guards.regularization._probe_outputs import full
 from riprap.guards.replay import BatchGuard
-from riprap.linalg import Vector
-
-IGNORED = -100
+from riprap.linalg import Vector, upcast
+from riprap.selection import IGNORE_INDEX
 
 
 @dataclass
 class ConstrainedTokens(Penalty, BatchGuard):
-    """Adds λ · mean over response tokens of −(2/β_t) log σ(β_t log(π_θ(y_t) / π_θ₀(y_t))).
+    """Penalty λ · mean over response tokens of −(2/β_t) log σ(β_t log(π_θ(y_t) / π_θ₀(y_t))).
 
-    A token's gradient is w_t ∇(−log π_θ(y_t)), w_t = 2σ(−β_t log(π_θ/π_θ₀)): 1 where nothing has
-    changed, up to 2 where the token has become less likely than at the start, towards 0 where it
-    has become more likely. The larger β_t, the sharper. β_1 = 5β, β_2..5 = 20β, then β.
+    A token's gradient is w_t ∇(−log π_θ(y_t)) with w_t = 2σ(−β_t log(π_θ/π_θ₀)): 1 for an unchanged
+    token, up to 2 for one that has become less likely than at θ₀, and towards 0 for one that has
+    become more likely. A larger β_t makes the transition sharper. β_1 = 5β, β_2..5 = 20β, then β.
 
     Args:
-        batches: protected examples, each a pair (model inputs, labels) or a mapping with `labels`
-            in it. Labels, shape (n, T), are the token ids of the responses at their own positions,
+        batches: protected examples, each a pair (model inputs, labels) or a mapping with `labels`.
+            Labels, shape (n, T), are the token ids of the responses at their own positions and
             −100 elsewhere, as in supervised fine-tuning.
         beta: β of later tokens.
-        first, early: factors of token 1, and of tokens 2 to `until`.
+        first_factor, early_factor: factors of β for token 1, and for tokens 2 to `early_until`.
 
-    Source: Qi et al., 2406.05946, eq. 3, with its β. Variant: the paper puts the task's own data
-    under this objective; a guard sees the task's gradient only, and puts protected examples under
-    it, in addition. The paper sums over tokens; here it is the mean, as the task's loss usually is.
+    Source: Qi et al., 2406.05946, eq. 3, with its β. Variant: the paper applies this objective to
+    the task's data; a guard sees only the task's gradient, and adds the objective on protected
+    examples. The paper sums over tokens; here it is the mean, as in most task losses.
 
     Raises:
-        ConfigError: no batch, a batch without response tokens, or a β that is not above 0.
+        ConfigError: there is no batch, or a factor is not above 0; in `start`, a batch has no
+            response token.
     """
 
     beta: float = 0.1
@@ -62,24 +61,26 @@ class ConstrainedTokens(Penalty, BatchGuard):
         BatchGuard.__post_init__(self)
         if not min(self.beta, self.first_factor, self.early_factor) > 0 or self.early_until < 1:
             raise ConfigError(
-                f"guard {self.name}: beta={self.beta}, first={self.first_factor}, early={self.early_factor}, "
-                f"until={self.early_until}; all must be above 0"
+                f"guard {self.name}: beta={self.beta}, first_factor={self.first_factor}, "
+                f"early_factor={self.early_factor}, early_until={self.early_until}; all must be "
+                "above 0"
             )
 
     def start(self, view: GuardView) -> None:
-        """Keep log π_θ₀ of the response tokens of every batch."""
+        """Store log π_θ₀ of the response tokens of every batch."""
         device = device_of(view.model)
         with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             self.references = [
-                self._response_log_probs(view.model, to_device(batch, device))[0] for batch in self.batches
+                self._response_log_probs(view.model, to_device(batch, device))[0]
+                for batch in self.batches
             ]
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """The objective on the next batch and its gradient."""
-        then = self.references[self.protected.position]
-        batch = self.protected.next_batch(view.model)
+        """Compute the objective on the next batch and its gradient."""
+        reference = self.references[self.cycler.position]
+        batch = self.cycler.next_batch(view.model)
         value, gradient = loss_and_gradient(
-            lambda model, batch: self.objective(*self._response_log_probs(model, batch), then),
+            lambda model, batch: self.objective(*self._response_log_probs(model, batch), reference),
             view.model,
             batch,
             view.parameters,
@@ -88,39 +89,39 @@ class ConstrainedTokens(Penalty, BatchGuard):
             raise ConfigError(f"guard {self.name}: the responses depend on no trained parameter")
         return value, gradient
 
-    def objective(self, now: Tensor, order: Tensor, then: Tensor) -> Tensor:
-        """The mean over tokens, a scalar.
+    def objective(self, log_probs: Tensor, order: Tensor, reference: Tensor) -> Tensor:
+        """Compute the mean over tokens, a scalar.
 
         Args:
-            now, then: log π_θ(y_t) and log π_θ₀(y_t), shape (tokens,).
+            log_probs, reference: log π_θ(y_t) and log π_θ₀(y_t), shape (tokens,).
             order: t, from 1, shape (tokens,).
         """
-        beta = torch.full_like(now, self.beta)
+        beta = torch.full_like(log_probs, self.beta)
         beta = torch.where(order <= self.early_until, self.beta * self.early_factor, beta)
         beta = torch.where(order == 1, self.beta * self.first_factor, beta)
-        return (-2 / beta * logsigmoid(beta * (now - then))).mean()
+        return (-2 / beta * logsigmoid(beta * (log_probs - reference))).mean()
 
     def _response_log_probs(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """log π(y_t) of all response tokens of a batch, and their t; shapes (tokens,)."""
+        """Return log π(y_t) of all response tokens of a batch, and their t; both (tokens,)."""
         inputs, labels = split_labels(batch)
         output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-        ahead = labels[:, 1:]
-        counted = ahead != IGNORED
+        targets = labels[:, 1:]
+        counted = targets != IGNORE_INDEX
         if not bool(counted.any()):
             raise ConfigError(
-                f"guard {self.name}: a batch has no response token; its labels are all −100"
+                f"guard {self.name}: a batch has no response token: its labels are all −100"
             )
-        # Only the rows that are needed: the whole of log π would be a copy of all logits.
-        logits = full(logits_of(output)[:, :-1][counted])
-        found = torch.log_softmax(logits, -1).gather(1, ahead[counted][:, None])[:, 0]
-        return found, counted.cumsum(1)[counted]
+        # Select rows before the softmax, to avoid a copy of all logits.
+        logits = upcast(logits_of(output)[:, :-1][counted])
+        log_probs = torch.log_softmax(logits, -1).gather(1, targets[counted][:, None])[:, 0]
+        return log_probs, counted.cumsum(1)[counted]
 
 
 def split_labels(batch: Any) -> tuple[Any, Tensor]:
-    """Model inputs and labels of a batch.
+    """Return the model inputs and the labels of a batch.
 
     Raises:
-        ConfigError: it has no labels.
+        ConfigError: the batch has no labels.
     """
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
@@ -128,5 +129,5 @@ def split_labels(batch: Any) -> tuple[Any, Tensor]:
         return batch[0], batch[1]
     raise ConfigError(
         f"guard constrained_tokens: a batch is a {type(batch).__name__} without labels; give pairs "
-        "(model inputs, labels), or mappings with `labels` in them"
+        "(model inputs, labels), or mappings with `labels`"
     )

@@ -1,4 +1,4 @@
-"""EWC: weights that a behaviour depends on are held, each by its Fisher information."""
+"""EWC: anchor each weight in proportion to its Fisher information on the behaviors."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 from riprap.errors import ConfigError
 from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty, sum_vectors
-from riprap.linalg import Vector, clone
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty
+from riprap.linalg import Vector, clone, sum_vectors
 
 
 @dataclass
 class EWC(Penalty, BehaviorGuard):
-    """Adds λ/2 Σ_i F_i (θ_i − θ*_i)², F the diagonal Fisher of the behaviours at θ* = θ₀.
+    """Penalty λ/2 Σ_i F_i (θ_i − θ*_i)², with F the diagonal Fisher of the behaviors at θ* = θ₀.
 
-    F is the mean over a behaviour's probes of the squared gradient of each one's loss, summed over
-    behaviours, as the paper adds up the penalties of earlier tasks. Where the model is sure of its
-    answers F is nearly 0, and EWC holds next to nothing, or λ must be very large (10³ to 10⁶):
-    `of="margin"` takes the gradients of the margins, which stay large there.
+    F is the mean over a behavior's probes of the squared gradient of each probe's loss, summed over
+    behaviors, as the paper sums the penalties of earlier tasks. If the model is certain of its
+    answers, F is nearly 0: EWC protects almost nothing, or λ must be very large (10³ to 10⁶).
+    `of="margin"` uses the gradients of the margins, which stay large.
 
     Args:
-        of: "loss", as the paper has it, or "margin", a variant.
+        of: "loss", as in the paper, or "margin", a variant.
 
     Source: Kirkpatrick et al., 1612.00796, eq. 3. Simplified: the empirical Fisher, at the probes'
-    own answers, in place of an expectation over the model's.
+    answers, instead of an expectation over the model's answers.
 
     Raises:
-        ConfigError: `of` is neither, or (at the start) a behaviour has none of these, or none that
-            reach a trained parameter.
-        BehaviorError: (at the start) the model is sharded over ranks.
+        ConfigError: `of` is neither; in `start`, a behavior has no losses (or margins) that reach
+            a trained parameter.
+        BehaviorError: in `start`, the model is sharded over ranks.
     """
 
     of: str = "loss"
@@ -51,45 +51,45 @@ class EWC(Penalty, BehaviorGuard):
             raise ConfigError(f"guard {self.name}: of={self.of!r}; choose 'loss' or 'margin'")
 
     def start(self, view: GuardView) -> None:
-        """Take F and θ*."""
+        """Estimate F and store θ*."""
         self.fisher, self.anchor = self.estimate_fisher(view), clone(view.parameters)
 
     def estimate_fisher(self, view: GuardView) -> Vector:
-        """F at the parameters as they are."""
-        found = []
+        """Estimate F at the current parameters."""
+        estimates = []
         for behavior in self.select_behaviors(view):
-            own = fisher_diagonal(behavior, view.model, view.parameters, self.of)
-            if own is None:
+            fisher = fisher_diagonal(behavior, view.model, view.parameters, self.of)
+            if fisher is None:
                 what = "losses" if self.of == "loss" else "margins"
                 raise ConfigError(
-                    f"guard {self.name}: behaviour {behavior.name!r} has no {what} that reach a "
+                    f"guard {self.name}: behavior {behavior.name!r} has no {what} that reach a "
                     "trained parameter; give Behavior(losses=...), or of='margin'"
                 )
-            found.append(own)
-        return sum_vectors(found)
+            estimates.append(fisher)
+        return sum_vectors(estimates)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """½ Σ F (θ − θ*)² and F (θ − θ*)."""
+        """Compute ½ Σ F (θ − θ*)² and F (θ − θ*)."""
         return quadratic_penalty(0.5, self.fisher, view.parameters, self.anchor)
 
 
 @dataclass
 class OnlineEWC(EWC):
-    """EWC with one running F: at each consolidation F ← γF + F_new, and θ* moves to where θ is.
+    """EWC with one running F: a consolidation sets F ← γF + F_new and θ* ← θ.
 
-    Consolidate where one task ends and the next begins: call `consolidate()`, which takes effect
-    before the next step, be it of this run or of another under the same guard; or give `every`.
-    A consolidation lets go of all that was lost before it: θ* is then no longer the start.
+    Consolidate between two tasks: call `consolidate()`, which takes effect before the next step of
+    this run or of another run with the same guard; or set `every`. What was lost before a
+    consolidation is not recovered, because θ* is then no longer θ₀.
 
     Args:
-        gamma: how much of the old F stays, 0 to 1.
-        every: consolidate after each so many steps; None: only when told.
+        gamma: share of the old F that remains, 0 to 1.
+        every: steps between consolidations; None: only when `consolidate` is called.
 
-    Source: Schwarz et al., 1805.06370 (online EWC). Simplified: the empirical Fisher, and the old F
-    is discounted when it is added to, not when it is used, which differs by one factor γ of λ.
+    Source: Schwarz et al., 1805.06370 (online EWC). Simplified: the empirical Fisher; and the old F
+    is discounted when the new one is added, not when it is used, a difference of a factor γ in λ.
 
     Raises:
-        ConfigError: `gamma` or `every` are out of range; see also `EWC`.
+        ConfigError: `gamma` or `every` is out of range; see also `EWC`.
     """
 
     gamma: float = 0.9
@@ -104,25 +104,26 @@ class OnlineEWC(EWC):
         super().__post_init__()
         if not 0 <= self.gamma <= 1 or (self.every is not None and self.every < 1):
             raise ConfigError(
-                f"guard {self.name}: gamma={self.gamma}, every={self.every}; gamma lies between 0 "
-                "and 1, every is a number of steps or None"
+                f"guard {self.name}: gamma={self.gamma}, every={self.every}; gamma must lie "
+                "between 0 and 1, and every must be a number of steps or None"
             )
 
     def consolidate(self) -> None:
-        """Take F afresh and move θ*, before the next step."""
+        """Request a new F and θ* before the next step."""
         self.consolidation_due = True
 
     def start(self, view: GuardView) -> None:
-        """Take F and θ*, or add to those of an earlier run that was consolidated."""
+        """Estimate F and store θ*, or update those of an earlier run that was consolidated."""
         if self.consolidation_due and len(self.fisher) == len(view.parameters):
             self._consolidate_now(view)
         else:
             super().start(view)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """As EWC's, after the consolidation if one is due."""
-        taken = view.step - 1
-        if self.consolidation_due or (self.every is not None and taken > 0 and taken % self.every == 0):
+        """Consolidate if it is due, then compute EWC's penalty."""
+        done = view.step - 1
+        scheduled = self.every is not None and done > 0 and done % self.every == 0
+        if self.consolidation_due or scheduled:
             self._consolidate_now(view)
         return super().penalty(view)
 

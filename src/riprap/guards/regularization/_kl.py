@@ -1,4 +1,4 @@
-"""KL: the model's answers on chosen prompts are held near to those of the start."""
+"""KL: keep the model's answers on chosen prompts close to its initial answers."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from torch import Tensor, nn
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior, device_of, logits_of
 from riprap.errors import ConfigError
-from riprap.evaluation import to_device, preserve_training_state
+from riprap.evaluation import loss_and_gradient, preserve_training_state, to_device
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, sum_vectors
-from riprap.guards.regularization._probe_outputs import run_probes, last_positions, full, taken
-from riprap.guards.replay import CyclingGuard, BatchCycler
-from riprap.linalg import Vector
+from riprap.guards.regularization._penalty import BehaviorGuard, Penalty
+from riprap.guards.regularization._probe_outputs import last_positions, run_probes
+from riprap.guards.replay import BatchCycler, CyclingGuard
+from riprap.linalg import Vector, sum_vectors, upcast
+from riprap.selection import IGNORE_INDEX
 from riprap.signals.outputs import kl
 
 
 @dataclass
 class KL(Penalty, BehaviorGuard, CyclingGuard):
-    """Adds λ · mean KL(p_θ₀ ‖ p_θ), in nats.
+    """Penalty λ · mean KL(p_θ₀ ‖ p_θ), in nats.
 
-    Read at the last position of each probe, mean over a behaviour's rows, then over behaviours; or,
-    where `batches` are given, at all positions that count, one batch a step. The reference is kept
-    as log-probabilities, positions × vocabulary × 4 bytes in memory: chosen prompts, not a corpus.
+    The KL is computed at the last position of each probe, as the mean over a behavior's rows, then
+    over behaviors. With `batches` it is computed at all counted positions of one batch a step. The
+    reference is stored as log-probabilities and takes positions × vocabulary × 4 bytes: use chosen
+    prompts, not a corpus.
 
-    At θ₀ itself the penalty is flat: it pulls only once something has moved.
+    At θ₀ the penalty's gradient is 0; it acts only after the answers have changed.
 
     Args:
-        behaviors: whose probes; None: all that are watched, or none where there are batches.
-        batches: model inputs by name, as `model(**batch)` takes them. Positions that predict a
-            label count where there are `labels` (−100 is none), else those of `attention_mask`,
-            else all.
+        behaviors: behaviors whose probes are read, as objects or names; None: all monitored ones,
+            or none if `batches` are given.
+        batches: model inputs by name, as in `model(**batch)`. Counted positions are those that
+            predict a label (not −100) if there are `labels`, else those of `attention_mask`, else
+            all.
 
     Source: the forgetting penalty of Li and Hoiem, 1606.09282 (on logits of old tasks), with the
-    divergence of RLHF's and most fine-tuning studies' KL term. A variant of both.
+    divergence of the KL term in RLHF and most fine-tuning studies. A variant of both.
 
     Raises:
-        ConfigError: there is nothing to read (at the start: a margin does not run the model).
+        ConfigError: a batch has no counted position; in `start`, a margin does not run the model.
     """
 
     batches: Sequence[Mapping[str, Any]] | None = None
@@ -60,62 +63,75 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
             self.cycler = BatchCycler(self.name, self.batches)
 
     def start(self, view: GuardView) -> None:
-        """Keep what the model answers now: a reference for each behaviour, then for each batch."""
-        wanted = self.batches is None or self.behaviors is not None
-        self.protected_behaviors = self.select_behaviors(view) if wanted else []
-        device = device_of(view.model)
-        with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
-            found = [self._probe_log_probs(one, view.model) for one in self.protected_behaviors]
-            found += [
-                self._batch_log_probs(to_device(batch, device), view.model) for batch in self.batches or []
-            ]
-        self.references = found
+        """Store the current log-probabilities: one reference a behavior, then one a batch."""
+        read_probes = self.batches is None or self.behaviors is not None
+        self.protected_behaviors = self.select_behaviors(view) if read_probes else []
+        model, device = view.model, device_of(view.model)
+        with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
+            references = [self._probe_log_probs(model, b) for b in self.protected_behaviors]
+            batches = (to_device(batch, device) for batch in self.batches or [])
+            references += [self._batch_log_probs(model, batch) for batch in batches]
+        self.references = references
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """The mean KL and its gradient."""
+        """Compute the mean KL and its gradient."""
         count = len(self.protected_behaviors)
-        reads = [partial(self._probe_log_probs, one, view.model) for one in self.protected_behaviors]
-        wanted = [(read, self.references[at], 1 / count) for at, read in enumerate(reads)]
+        terms: list[tuple[Callable[[nn.Module, Any], Tensor], Any, Tensor, float]] = [
+            (self._probe_log_probs, behavior, reference, 1 / count)
+            for behavior, reference in zip(self.protected_behaviors, self.references, strict=False)
+        ]
         if self.cycler is not None:
-            then = self.references[count + self.cycler.position]
+            reference = self.references[count + self.cycler.position]
             batch = self.cycler.next_batch(view.model)
-            wanted.append((partial(self._batch_log_probs, batch, view.model), then, 1.0))
-        parts = [taken(partial(_kl_to_start, *one), view.model, view.parameters) for one in wanted]
-        gradients = [gradient for _, gradient in parts if gradient is not None]
+            terms.append((self._batch_log_probs, batch, reference, 1.0))
+        values, gradients = [], []
+        for log_probs, source, reference, weight in terms:
+            loss = partial(_kl_to_start, log_probs, reference, weight)
+            value, gradient = loss_and_gradient(loss, view.model, source, view.parameters)
+            values.append(value)
+            if gradient is not None:
+                gradients.append(gradient)
         if not gradients:
             raise ConfigError(f"guard {self.name}: the answers depend on no trained parameter")
-        return sum(value for value, _ in parts), sum_vectors(gradients)
+        return sum(values), sum_vectors(gradients)
 
-    def _probe_log_probs(self, behavior: Behavior, model: nn.Module) -> Tensor:
+    def _probe_log_probs(self, model: nn.Module, behavior: Behavior) -> Tensor:
+        """Return log-probabilities after each probe, shape (rows, vocabulary)."""
         logits = last_positions(run_probes(self.name, behavior, model).logits)
         return torch.log_softmax(logits, -1)
 
-    def _batch_log_probs(self, batch: Mapping[str, Any], model: nn.Module) -> Tensor:
-        """Log-probabilities at the positions that count, shape (positions, vocabulary)."""
+    def _batch_log_probs(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Return log-probabilities at the counted positions, shape (positions, vocabulary)."""
         with raise_on_all_ranks(model):
             logits = logits_of(model(**{k: v for k, v in batch.items() if k != "labels"}))
-        return torch.log_softmax(full(logits[counted_positions(batch, logits)]), -1)
+        return torch.log_softmax(upcast(logits[counted_positions(batch, logits)]), -1)
 
 
-def _kl_to_start(read: Callable[[], Tensor], then: Tensor, weight: float) -> Tensor:
-    now = read()
-    return weight * kl(then.to(now), now)
+def _kl_to_start(
+    log_probs: Callable[[nn.Module, Any], Tensor],
+    reference: Tensor,
+    weight: float,
+    model: nn.Module,
+    source: Any,
+) -> Tensor:
+    current = log_probs(model, source)
+    return weight * kl(reference.to(current), current)
 
 
 def counted_positions(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
-    """Which positions of a batch count, shape (n, T), boolean.
-
-    Padding never does: it would dilute the mean.
+    """Return the mask of the counted positions, shape (n, T); padding is never counted.
 
     Raises:
-        ConfigError: none of them.
+        ConfigError: no position is counted.
     """
-    found = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if batch.get("attention_mask") is not None:
-        found &= batch["attention_mask"].bool()
+        mask &= batch["attention_mask"].bool()
     if batch.get("labels") is not None:
-        ahead = batch["labels"][:, 1:] != -100
-        found &= torch.nn.functional.pad(ahead, (0, 1), value=False)
-    if not bool(found.any()):
-        raise ConfigError("guard kl: a batch has no position that counts: all labels are −100")
-    return found
+        has_label = batch["labels"][:, 1:] != IGNORE_INDEX
+        mask &= torch.nn.functional.pad(has_label, (0, 1), value=False)
+    if not bool(mask.any()):
+        raise ConfigError(
+            "guard kl: a batch has no counted position; give labels other than −100, or a mask"
+        )
+    return mask

@@ -1,4 +1,4 @@
-"""L2-SP: a pull of the weights to where they started."""
+"""L2-SP: pull all weights towards their initial values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from riprap.linalg import Vector, clone, norm, subtract
 
 @dataclass
 class L2SP(Penalty):
-    """Adds λ/2 ‖θ − θ₀‖².
+    """Penalty λ/2 ‖θ − θ₀‖².
 
-    Source: Li et al., 1802.01483, eq. 3. Faithful for parameters that the start has; new ones (a
-    fresh head) are pulled to where they began, not to 0.
+    Source: Li et al., 1802.01483, eq. 3. Faithful for pretrained parameters; new ones (a fresh
+    head) are pulled to their initial values, not to 0.
     """
 
     strength: float = 0.1
@@ -28,10 +28,10 @@ class L2SP(Penalty):
     state_attrs: ClassVar[tuple[str, ...]] = ("anchor",)
 
     def start(self, view: GuardView) -> None:
-        """Keep θ₀."""
+        """Store θ₀."""
         self.anchor = clone(view.parameters)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """½‖θ − θ₀‖² and θ − θ₀."""
-        away = subtract(view.parameters, self.anchor)
-        return 0.5 * float(norm(away)) ** 2, away
+        """Compute ½‖θ − θ₀‖² and θ − θ₀."""
+        shift = subtract(view.parameters, self.anchor)
+        return 0.5 * float(norm(shift)) ** 2, shift

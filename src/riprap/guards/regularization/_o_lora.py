@@ -1,4 +1,4 @@
-"""O-LoRA: a new adapter learns in directions that earlier adapters do not use."""
+"""O-LoRA: make a new adapter read other input directions than earlier adapters."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from riprap.linalg import Vector
 
 @dataclass
 class OLoRA(Penalty):
-    """Adds λ Σ_i ‖A_i Aᵀ‖²_F over earlier adapters i and over layers; A of shape (r, d_in).
+    """Penalty λ Σ_i ‖A_i Aᵀ‖²_F over earlier adapters i and over layers; A has shape (r, d_in).
 
-    The rows of A span what the adapter reads of a layer's input. Only A is pulled at; B follows.
-    The gradient is written out, 2 A A_iᵀ A_i: no pass through the model, and no extra copy of it.
+    The rows of A span the input directions that the adapter reads. Only A gets a gradient,
+    2 A A_iᵀ A_i in closed form: no pass through the model, and no extra copy of it.
 
     Args:
-        earlier: for each earlier adapter, its A matrices by the name of the parameter they stand in
-            the way of, as in the file that PEFT saves (an adapter's own name is looked through, and
-            entries of B are left out), or as in `model.named_parameters()` for LoRA of one's own;
-            shape (r_i, d_in). None: the frozen adapters that the PEFT model holds.
+        earlier: for each earlier adapter, its A matrices, shape (r_i, d_in), by the name of the
+            trained parameter they correspond to: as in the file that PEFT saves (the adapter's name
+            is ignored, and so are entries of B), or as in `model.named_parameters()` for another
+            LoRA implementation. None: the frozen adapters of the PEFT model.
 
-    Source: Wang et al., 2310.14152, with the squares of its paper and λ = 0.5. Faithful.
+    Source: Wang et al., 2310.14152, with the paper's squares and λ = 0.5. Faithful.
 
-    Raises (at the start):
-        ConfigError: no trained A, no earlier one, a name or a shape that fits none, or a model
-            sharded over ranks.
+    Raises:
+        ConfigError: in `start`, there is no trained A or no earlier one, a name or shape does not
+            match, or the model is sharded over ranks.
     """
 
     strength: float = 0.5
@@ -47,23 +47,23 @@ class OLoRA(Penalty):
     fidelity: ClassVar[str] = "faithful"
 
     def start(self, view: GuardView) -> None:
-        """Find which earlier A stands in the way of which parameter."""
+        """Match earlier A matrices with trained parameters."""
         if has_sharded_parameters(view.model):
             raise ConfigError(f"guard {self.name}: a model sharded over ranks is not supported")
         trained = {id(parameter): at for at, parameter in enumerate(view.parameters)}
         if self.earlier is None:
-            found = _frozen_adapters(view.model, trained)
+            matrices = _frozen_adapters(view.model, trained)
         else:
-            found = self._match_earlier(view.model, trained, self.earlier)
-        if not found:
+            matrices = self._match_earlier(view.model, trained, self.earlier)
+        if not matrices:
             raise ConfigError(
-                f"guard {self.name}: no earlier adapter was found beside a trained one; it needs a "
-                "model with LoRA and earlier=..., or an earlier adapter loaded and frozen"
+                f"guard {self.name}: no earlier adapter was found beside a trained one; give a "
+                "LoRA model with earlier=..., or load an earlier adapter and freeze it"
             )
-        self.pairs = {at: torch.cat(list(parts)) for at, parts in found.items()}
+        self.pairs = {at: torch.cat(list(parts)) for at, parts in matrices.items()}
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """Σ ‖A_i Aᵀ‖² and 2 A A_iᵀ A_i."""
+        """Compute Σ ‖A_i Aᵀ‖² and 2 A A_iᵀ A_i."""
         gradient = [torch.zeros_like(parameter) for parameter in view.parameters]
         value = torch.zeros((), device=gradient[0].device)
         for at, earlier in self.pairs.items():
@@ -79,47 +79,48 @@ class OLoRA(Penalty):
         trained: Mapping[int, int],
         earlier: Sequence[Mapping[str, Tensor]],
     ) -> dict[int, list[Tensor]]:
-        own = {
+        """Return the given A matrices by the index of the trained parameter."""
+        by_name = {
             without_adapter_name(name): (trained[id(parameter)], parameter)
             for name, parameter in model.named_parameters()
             if id(parameter) in trained
         }
-        found: dict[int, list[Tensor]] = {}
+        matrices: dict[int, list[Tensor]] = {}
         for adapter in earlier:
             for name, matrix in adapter.items():
                 if "lora_B" in name:
                     continue
-                at, parameter = own.get(without_adapter_name(name), (-1, None))
+                at, parameter = by_name.get(without_adapter_name(name), (-1, None))
                 if parameter is None:
                     raise ConfigError(
-                        f"guard {self.name}: earlier A {name!r} names no trained parameter; those "
-                        f"are {', '.join(list(own)[:3])}, ..."
+                        f"guard {self.name}: earlier A {name!r} names no trained parameter; "
+                        f"trained are {', '.join(list(by_name)[:3])}, ..."
                     )
                 if matrix.dim() != 2 or matrix.shape[1:] != parameter.shape[1:]:
                     raise ConfigError(
                         f"guard {self.name}: earlier A {name!r} has shape {tuple(matrix.shape)}, "
-                        f"the trained one {tuple(parameter.shape)}; they must read equally many "
-                        "inputs"
+                        f"the trained one {tuple(parameter.shape)}; both need the same number of "
+                        "columns"
                     )
-                found.setdefault(at, []).append(matrix.detach().to(parameter))
-        return found
+                matrices.setdefault(at, []).append(matrix.detach().to(parameter))
+        return matrices
 
 
 def without_adapter_name(name: str) -> str:
-    """A parameter's name without its adapter's, as in "x.lora_A.default.weight"."""
+    """Return a parameter's name without its adapter's, as in "x.lora_A.default.weight"."""
     return re.sub(r"\.lora_A\.(?:[^.]+\.)?weight$", ".lora_A.weight", name)
 
 
 def _frozen_adapters(model: nn.Module, trained: Mapping[int, int]) -> dict[int, list[Tensor]]:
-    """A of the adapters in a PEFT model that are not trained, by the trained one beside them."""
-    found: dict[int, list[Tensor]] = {}
+    """Return the A matrices of a PEFT model's frozen adapters by the index of the trained one."""
+    matrices: dict[int, list[Tensor]] = {}
     for module in model.modules():
         adapters = getattr(module, "lora_A", None)
         if not isinstance(adapters, nn.ModuleDict):
             continue
         weights = [adapter.get_parameter("weight") for adapter in adapters.values()]
-        resting = [weight.detach().clone() for weight in weights if id(weight) not in trained]
+        frozen = [weight.detach().clone() for weight in weights if id(weight) not in trained]
         for weight in weights:
-            if id(weight) in trained and resting:
-                found[trained[id(weight)]] = resting
-    return found
+            if id(weight) in trained and frozen:
+                matrices[trained[id(weight)]] = frozen
+    return matrices

@@ -1,4 +1,4 @@
-"""Penalties: a gradient of one's own is added to the task's."""
+"""Base classes of penalties: add the gradient of a regularization term to the task gradient."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
-from riprap.linalg import Vector, add, dot, to_local, norm, as_sharded, subtract
+from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
 
 
 @dataclass
 class Penalty(Guard):
-    """A guard that adds strength · ∇R to the gradient, once a step of the optimizer.
+    """Base of guards that add strength · ∇R to the gradient, once a step of the optimizer.
 
-    It is added after whatever clipping the trainer does: to clip the sum, put `Clip` behind it in a
-    `Chain`.
+    The penalty is added after the trainer's clipping. To clip the sum, put `Clip` after the penalty
+    in a `Chain`.
 
     Args:
         strength: the factor λ of the penalty R.
@@ -39,10 +39,10 @@ class Penalty(Guard):
             raise ConfigError(f"guard {self.name}: strength={self.strength}; it must be above 0")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """R and ∇R at the parameters as they are, without the strength.
+        """Compute R and ∇R at the current parameters, without the strength.
 
         Returns:
-            (R, ∇R as this rank holds it; None where there is nothing to add).
+            (R, this rank's part of ∇R; None if there is nothing to add).
         """
         raise NotImplementedError
 
@@ -55,29 +55,27 @@ class Penalty(Guard):
         vector = as_sharded(add(view.vector, gradient, self.strength), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         if not math.isfinite(value + after["norm"]):
-            why = (
-                "the gradient is not finite" if not math.isfinite(size) else "the penalty diverged"
-            )
-            return Proposal(detail=f"{why}: nothing is added", before=before)
+            cause = "penalty" if math.isfinite(size) else "gradient"
+            return Proposal(detail=f"the {cause} is not finite: nothing added", before=before)
         return Proposal(vector, f"penalty {self.strength * value:.3g}", before, after)
 
 
 @dataclass
 class BehaviorGuard(Guard):
-    """A guard that reads the probes of some behaviours itself.
+    """Base of guards that read the probes of behaviors themselves.
 
     Args:
-        behaviors: what to protect, by behaviour or by name; None: all that are watched.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
     """
 
     behaviors: Sequence[Behavior | str] | None = None
     names: list[str] = field(default_factory=list, init=False, repr=False)
 
     def select_behaviors(self, view: GuardView) -> list[Behavior]:
-        """The behaviours that it protects; their names are kept.
+        """Return the protected behaviors, and store their names.
 
         Raises:
-            ConfigError: one of them is not watched.
+            ConfigError: a behavior is not monitored.
         """
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         return [view.behaviors[name] for name in self.names]
@@ -86,20 +84,14 @@ class BehaviorGuard(Guard):
 def quadratic_penalty(
     factor: float, importance: Sequence[Tensor], parameters: Sequence[Tensor], anchor: Vector
 ) -> tuple[float, Vector]:
-    """R = factor · Σ Ω (θ − θ*)² and its gradient 2 · factor · Ω (θ − θ*), Ω held fixed.
+    """Compute R = factor · Σ Ω (θ − θ*)² and its gradient 2 · factor · Ω (θ − θ*), with Ω constant.
 
     Args:
-        importance: Ω, one tensor a parameter; of sharded parameters this rank's part.
+        importance: Ω, one tensor a parameter; for sharded parameters this rank's part.
     """
-    away = subtract(parameters, anchor)
-    pull = torch._foreach_mul([to_local(part) for part in away], [to_local(one) for one in importance])
-    value = factor * float(dot(away, as_sharded(pull, away)))
-    return value, list(torch._foreach_mul(pull, 2 * factor))
-
-
-def sum_vectors(vectors: Sequence[Vector]) -> Vector:
-    """The sum of vectors, at least one, as new tensors."""
-    found = [part.clone() for part in vectors[0]]
-    for vector in vectors[1:]:
-        torch._foreach_add_(found, vector)
-    return found
+    shift = subtract(parameters, anchor)
+    weighted = torch._foreach_mul(
+        [to_local(part) for part in shift], [to_local(weight) for weight in importance]
+    )
+    value = factor * float(dot(shift, as_sharded(weighted, shift)))
+    return value, list(torch._foreach_mul(weighted, 2 * factor))

@@ -1,4 +1,4 @@
-"""SI: the importance of a weight is what moving it did to a loss, summed along the path."""
+"""SI: anchor each weight by its contribution to the change of a loss along the training path."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from riprap.linalg import Vector, clone, subtract, upcast_vector
 
 @dataclass
 class SI(Penalty, BehaviorGuard):
-    """Adds λ Σ_i Ω_i (θ_i − θ*_i)², Ω = max(ω, 0) / (Δ² + ξ), Δ the way since the last θ*.
+    """Penalty λ Σ_i Ω_i (θ_i − θ*_i)², with Ω = max(ω, 0) / (Δ² + ξ) and Δ = θ − θ*.
 
-    `of="task"` is the paper's: train a task that is to be kept under the guard, and
-    ω_i = −Σ g_i Δθ_i says what each weight did for it. At `consolidate()` Ω grows by it, θ* ← θ,
-    and ω begins anew; from the next step on the penalty holds.
+    `of="task"` is the paper's version: train the task to protect under the guard, and
+    ω_i = −Σ g_i Δθ_i is each weight's contribution to it. `consolidate()` adds the result to Ω,
+    sets θ* ← θ and resets ω; the penalty applies from the next step on.
 
-    `of="protected"` is for the usual case that no such path was seen: the model comes trained. Then
-    ω_i = +Σ g_b,i Δθ_i with g_b the gradient of the protected losses, so that ω says what each
-    weight's way along this very run has cost the behaviours, and those weights are pulled back.
+    `of="protected"` is for a model that was trained before, without such a path. Then
+    ω_i = +Σ g_b,i Δθ_i, with g_b the gradient of the protected losses, is the damage that each
+    weight's movement in this run has done to the behaviors, and those weights are pulled back.
 
     Args:
         of: "protected" or "task".
         xi: the damping ξ, in units of θ².
-        refresh: protected gradients are taken afresh at least so often, in steps.
+        refresh: maximum age of the protected gradients, in steps.
 
-    Source: Zenke et al., 1703.04200, eq. 4 and 5. Variant unless `of="task"`.
+    Source: Zenke et al., 1703.04200, eq. 4 and 5. Faithful with `of="task"`, otherwise a variant.
 
     Raises:
-        ConfigError: `of` is neither, `xi` is not above 0, or (at the start) a behaviour has no
-            losses.
+        ConfigError: `of` is neither, or `xi` is not above 0; in `start`, a behavior has no losses.
     """
 
     of: str = "protected"
@@ -50,42 +49,48 @@ class SI(Penalty, BehaviorGuard):
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
     fidelity: ClassVar[str] = "variant"
-    state_attrs: ClassVar[tuple[str, ...]] = ("path_integral", "consolidated_importance", "anchor", "consolidation_due")
+    state_attrs: ClassVar[tuple[str, ...]] = (
+        "path_integral",
+        "consolidated_importance",
+        "anchor",
+        "consolidation_due",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.of not in ("protected", "task") or not self.xi > 0:
             raise ConfigError(
                 f"guard {self.name}: of={self.of!r}, xi={self.xi}; choose 'protected' or 'task', "
-                "and a damping above 0"
+                "and xi above 0"
             )
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The protected gradients that it reads."""
+        """Protected gradients that the guard reads."""
         return frozenset(["loss"] if self.of == "protected" else [])
 
     def start(self, view: GuardView) -> None:
-        """Begin the path here."""
+        """Start the path at the current parameters."""
         if self.of == "protected":
             self.select_behaviors(view)
-            lacking = [name for name in self.names if name not in view.protected_gradients.loss_gradients.names]
-            if lacking:
+            available = view.protected_gradients.loss_gradients.names
+            missing = [name for name in self.names if name not in available]
+            if missing:
                 raise ConfigError(
-                    f"guard {self.name}: behaviour {lacking[0]!r} has no losses that reach a "
+                    f"guard {self.name}: behavior {missing[0]!r} has no losses that reach a "
                     "trained parameter; give Behavior(losses=...)"
                 )
         if self.consolidation_due and len(self.path_integral) == len(view.parameters):
-            self._consolidate_now(view)  # the guard of an earlier run, whose task is now to be kept
+            self._consolidate_now(view)  # this guard also ran during the previous task
             return
         self.anchor = clone(view.parameters)
         self.path_integral = [torch.zeros_like(part) for part in upcast_vector(view.parameters)]
         self.consolidated_importance = [torch.zeros_like(part) for part in self.path_integral]
 
     def consolidate(self) -> None:
-        """Keep what is important by now and begin a new path, before the next step.
+        """Request a consolidation of the current importance before the next step.
 
-        The next step may be one of another run, under the same guard.
+        The next step may belong to another run with the same guard.
         """
         self.consolidation_due = True
 
@@ -95,13 +100,13 @@ class SI(Penalty, BehaviorGuard):
         torch._foreach_zero_(self.path_integral)
 
     def importance(self, view: GuardView) -> Vector:
-        """max(ω, 0) / (Δ² + ξ) of the path under way."""
-        way = upcast_vector(subtract(view.parameters, self.anchor))
-        damped = torch._foreach_add(torch._foreach_mul(way, way), self.xi)
+        """Return max(ω, 0) / (Δ² + ξ) for the current path."""
+        shift = upcast_vector(subtract(view.parameters, self.anchor))
+        damped = torch._foreach_add(torch._foreach_mul(shift, shift), self.xi)
         return list(torch._foreach_div(torch._foreach_clamp_min(self.path_integral, 0.0), damped))
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """Σ Ω (θ − θ*)² and 2 Ω (θ − θ*)."""
+        """Consolidate if it is due, then compute Σ Ω (θ − θ*)² and 2 Ω (θ − θ*)."""
         if self.consolidation_due:
             self._consolidate_now(view)
         weights = self.consolidated_importance
@@ -110,21 +115,22 @@ class SI(Penalty, BehaviorGuard):
         return quadratic_penalty(1.0, weights, view.parameters, self.anchor)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Add the penalty's gradient; the task's own is kept for ω."""
+        """Add the penalty's gradient; store the task gradient for ω."""
         if self.of == "task":
-            # Copied, since the penalty is about to be written over it.
+            # A copy: the penalty will overwrite the gradient.
             self.task_gradient = [part.clone() for part in upcast_vector(view.vector)]
         return super().on_gradients(view)
 
     def on_update(self, view: GuardView) -> Proposal | None:
-        """Go on with ω."""
+        """Update ω."""
         sign, gradient = -1.0, self.task_gradient
         self.task_gradient = None
         if self.of == "protected":
-            sign = 1.0
-            present = [name for name in self.names if name in view.protected_gradients.loss_gradients.names]
-            nothing = [torch.zeros_like(part) for part in self.path_integral]
-            gradient = view.protected_gradients.loss_gradients.add_combination(nothing, dict.fromkeys(present, 1.0))
+            sign, stack = 1.0, view.protected_gradients.loss_gradients
+            present = [name for name in self.names if name in stack.names]
+            zeros = [torch.zeros_like(part) for part in self.path_integral]
+            gradient = stack.add_combination(zeros, dict.fromkeys(present, 1.0))
         if gradient is not None:
-            torch._foreach_addcmul_(self.path_integral, gradient, upcast_vector(view.vector), value=sign)
+            update = upcast_vector(view.vector)
+            torch._foreach_addcmul_(self.path_integral, gradient, update, value=sign)
         return None

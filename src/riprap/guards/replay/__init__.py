@@ -1,3 +1,12 @@
+"""Replay guards: learn from old examples along with the new task.
+
+- `Replay`: a fixed share of each step; `AdaptiveReplay`: a share that follows the lost margin;
+  `Lisa`: alternating phases.
+- `AutoGuard`: the default guard; adaptive replay, then a rollback.
+- Sources of examples: your own batches, a `SelfDistillationBuffer`, or
+  `self_generated_examples`. `BatchCycler`, `BatchGuard` and `CyclingGuard` read protected batches.
+"""
+
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
 from riprap.guards.replay._auto_guard import AutoGuard
 from riprap.guards.replay._batches import BatchCycler, BatchGuard, CyclingGuard

@@ -1,4 +1,4 @@
-"""Adaptive replay: old examples come back as far as a behaviour's margin is spent."""
+"""Adaptive replay: replay old examples in proportion to the margin that a behavior has lost."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from riprap.guards._base import GuardView, Proposal, behavior_names
 from riprap.guards.replay._replay import Replay
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 
-# It wakes when so much of the deciding margin is spent, or when EARLY is spent and the rest is
-# expected to last SOON steps at most: margins also fall to a new level and stay there, harmlessly.
+# Replay of a behavior starts when the share WAKE_AT of its threshold margin is lost, or when
+# EARLY_WAKE_AT is lost and the rest is expected to last at most EARLY_HORIZON steps: margins can
+# also fall to a new level and stay there, harmlessly.
 WAKE_AT, EARLY_WAKE_AT, EARLY_HORIZON = 0.75, 0.25, 12
-# It rests when so much is spent at most; half as much each time that this was too early, to LEAST.
+# Replay stops when at most REST_AT is lost. The limit is halved each time replay has to start
+# again, down to MIN_REST_AT.
 REST_AT, MIN_REST_AT = 0.50, 0.10
 
 
 @dataclass
 class AdaptiveReplay(Replay):
-    """Replay whose share follows what is measured and forecast of the behaviours.
+    """Replay whose share follows the measured and predicted loss of margin.
 
-    Idle while all is calm. It wakes for a behaviour once three quarters of its deciding margin are
-    spent, what interference predicts since the last visit included; earlier where a break is
-    forecast, or a quarter is spent and the rest is expected to last 12 steps at most. It rests when
-    half is spent at most; each time it has to wake again, half as much.
+    Replay of a behavior starts when three quarters of its threshold margin are lost, including the
+    change that interference predicts since the last probe evaluation. It starts earlier if a break
+    is forecast, or if a quarter is lost and the rest is expected to last at most 12 steps. It stops
+    when at most half is lost; this limit is halved each time replay has to start again.
 
-    The share of the step is `fraction` times the root of what is spent of the neediest; `Pools`
-    give each behaviour examples in proportion to its need. What of the mixed step still goes
-    against the old examples is projected away, as A-GEM does with its memory.
+    The share of the step is `fraction` times the square root of the largest lost share. A
+    `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. The
+    component of the mixed step that still conflicts with the old examples is projected away, as in
+    A-GEM.
 
     Args:
-        behaviors: whose need counts; None: all that are watched. With `Pools` each needs a pool.
-        keep: the score that is to stay, where it is above a behaviour's floor.
-        fraction: the largest share of a step, where all of a deciding margin is spent.
+        behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A
+            `SelfDistillationBuffer` needs examples of each of them.
+        min_score: the score to preserve, if it is above a behavior's floor.
+        fraction: the maximum share of a step, used when the whole threshold margin is lost.
     """
 
     fraction: float = 0.5
@@ -45,7 +49,7 @@ class AdaptiveReplay(Replay):
     min_score: float = field(default=0.0, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
-    wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # how often
+    wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
     field_of_origin: ClassVar[str] = "ours"
@@ -54,60 +58,65 @@ class AdaptiveReplay(Replay):
     state_attrs: ClassVar[tuple[str, ...]] = ("awake", "wake_count")
 
     def start(self, view: GuardView) -> None:
-        """Find out whose need counts.
+        """Start the replay source, and check that it covers the behaviors.
 
         Raises:
-            ConfigError: a behaviour is not watched, or is to be kept and has no pool.
+            ConfigError: a behavior is not monitored, or the buffer has no examples of it.
         """
         super().start(view)
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
-            bare = [name for name in self.names if name not in self.examples.behaviors]
-            if bare:
+            missing = [name for name in self.names if name not in self.examples.behaviors]
+            if missing:
                 raise ConfigError(
-                    f"guard {self.name}: {bare[0]!r} is to be kept and has no pool to learn again "
-                    "from: give it one, or name those to keep by behaviors=[...]"
+                    f"guard {self.name}: the replay buffer has no examples of behavior "
+                    f"{missing[0]!r}; add some, or choose others by behaviors=[...]"
                 )
 
     def replay_needs(self, view: GuardView) -> dict[str, float]:
-        """How much each behaviour that is awake needs, in (0, 1]; wakes them and lets them rest."""
-        found = {}
+        """Return the share of margin lost by each behavior with active replay, in (0, 1].
+
+        Start and stop replay of behaviors as their margins require.
+        """
+        needs = {}
         for name in self.names:
-            track = view.histories[name]
-            if not track.steps or not track.healthy_at_start:
+            history = view.histories[name]
+            if not history.steps or not history.healthy_at_start:
                 continue
-            used, forecast = margin_spent(track, self.min_score), view.forecasts.get(name)
-            foreseen = forecast is not None and forecast.predicts_break
-            soon = forecast is not None and used >= EARLY_WAKE_AT and forecast.median <= EARLY_HORIZON
-            if name not in self.awake and (used >= WAKE_AT or foreseen or soon):
+            lost, forecast = margin_spent(history, self.min_score), view.forecasts.get(name)
+            early = forecast is not None and (
+                forecast.predicts_break
+                or (lost >= EARLY_WAKE_AT and forecast.median <= EARLY_HORIZON)
+            )
+            if name not in self.awake and (lost >= WAKE_AT or early):
                 self.awake.append(name)
                 self.wake_count[name] = self.wake_count.get(name, 0) + 1
-            elif name in self.awake and used <= self._rest_at(name) and not (foreseen or soon):
+            elif name in self.awake and lost <= self._rest_at(name) and not early:
                 self.awake.remove(name)
             if name in self.awake:
-                found[name] = min(max(used, MIN_REST_AT), 1.0)
-        return found
+                needs[name] = min(max(lost, MIN_REST_AT), 1.0)
+        return needs
 
     def _rest_at(self, name: str) -> float:
-        """How much may be spent for it to rest."""
+        """Return the lost share of margin at which replay of a behavior stops."""
         return max(REST_AT / 2.0 ** (self.wake_count[name] - 1), MIN_REST_AT)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Mix in what is needed."""
+        """Mix in old examples if a behavior needs replay."""
         needs = self.replay_needs(view)
         if not needs or view.step % self.every:
             return None
         return self._mix(view, self.fraction * max(needs.values()) ** 0.5, needs)
 
 
-def margin_spent(track: BehaviorHistory, min_score: float = 0.0) -> float:
-    """Share of the deciding margin at the start that is gone; may be negative, or above 1.
+def margin_spent(history: BehaviorHistory, min_score: float = 0.0) -> float:
+    """Return the share of the initial threshold margin that is lost; may be below 0 or above 1.
 
     Args:
-        keep: the score to decide by, where it is above the floor.
+        min_score: the score that defines the threshold margin, if it is above the floor.
     """
-    floor = max(track.floor, min_score)
-    start, now = (threshold_margin(track.margins[i], floor) for i in (0, -1))
-    if start <= 0:  # the start itself did not score as much as is to be kept
-        return margin_spent(track) if min_score > track.floor else 0.0
-    return 1 - (now + min(track.predicted_since_last_probe(), 0.0)) / start
+    floor = max(history.floor, min_score)
+    start, now = (threshold_margin(history.margins[i], floor) for i in (0, -1))
+    if start <= 0:  # the initial score was already below `floor`
+        return margin_spent(history) if min_score > history.floor else 0.0
+    return 1 - (now + min(history.predicted_since_last_probe(), 0.0)) / start

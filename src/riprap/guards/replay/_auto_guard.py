@@ -1,4 +1,4 @@
-"""Keeper: the closed loop. Idle while all is calm, then replay as needed, at last a rollback."""
+"""AutoGuard: idle while margins are stable, then replay as needed, and rollback at last."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffe
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level
 
-CRITICAL_PATIENCE = 100  # steps under a critical alert, in spite of replay, before anything is rolled back
+CRITICAL_PATIENCE = 100  # steps of replay under a critical alert before a rollback
 
 
 class AutoGuard(CompositeGuard):
-    """The default guard, driven by the monitor.
+    """The default guard, controlled by the monitor.
 
-    - Calm: idle, bit for bit.
-    - Margins are being spent, or a break is forecast: `AdaptiveReplay`, by as much as is needed,
-      to those that need it; what still conflicts with the old examples is projected away.
-    - A critical alert still stands after 100 steps of that: `Rollback`, with a cut learning rate.
+    - While margins are stable it is idle, and training is bit-identical to training without it.
+    - When margins are lost, or a break is forecast, `AdaptiveReplay` replays as many old examples
+      as needed, and projects away what still conflicts with them.
+    - If a critical alert is still active after 100 steps of replay, `Rollback` restores the last
+      healthy state and reduces the learning rate.
 
     Args:
-        behaviors: what to keep; None: all that are watched.
-        replay: where old examples come from: `Pools` of spare probes, or a `Replay` of old batches,
-            whose fraction is then the largest share. An `AdaptiveReplay` is taken as it is.
-        keep: how much of the old must stay, as a score, for replay to rest; None: the behaviours'
-            floors, by which alerts and the rollback go in any case.
-        rollback: the last resort; False: none, which saves the memory of its checkpoints (two, each
-            three times the trained weights under Adam). It hears of what has been critical for long
-            alone, whatever its own level.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
+        replay: source of old examples: a `SelfDistillationBuffer`, or a `Replay` of old batches,
+            whose fraction is then the maximum share. An `AdaptiveReplay` is used unchanged.
+        min_score: the score that replay preserves; None: the behaviors' floors. Alerts and the
+            rollback always use the floors.
+        rollback: the last resort; False: none, which saves the memory of its two checkpoints (each
+            three times the trained weights under Adam). A `Rollback` acts only on alerts that
+            replay did not resolve, whatever its own level.
 
     Raises:
-        ConfigError: `keep` is no score, or the `AdaptiveReplay` says already what to keep.
+        ConfigError: `min_score` is not in (0, 1], or `behaviors` or `min_score` is given together
+            with an `AdaptiveReplay`, which has its own.
     """
 
     name: ClassVar[str] = "keeper"
@@ -53,33 +55,33 @@ class AutoGuard(CompositeGuard):
         shadow: bool = False,
     ) -> None:
         if min_score is not None and not 0 < min_score <= 1:
-            raise ConfigError(f"Keeper(keep={min_score}): how much must stay is a score in (0, 1]")
-        own: dict[str, Any] = {"behaviors": behaviors, "min_score": min_score or 0.0}
+            raise ConfigError(f"AutoGuard(min_score={min_score}): a score must lie in (0, 1]")
+        options: dict[str, Any] = {"behaviors": behaviors, "min_score": min_score or 0.0}
         if isinstance(replay, AdaptiveReplay):
             if behaviors is not None or min_score is not None:
                 raise ConfigError(
-                    "Keeper(replay=AdaptiveReplay(...)): give behaviors and keep to the "
-                    "AdaptiveReplay, which decides by them"
+                    "AutoGuard(replay=AdaptiveReplay(...)): give `behaviors` and `min_score` to "
+                    "the AdaptiveReplay, which uses them"
                 )
             self.replay = replay
         elif isinstance(replay, Replay):
-            given: dict[str, Any] = {"loss": replay.loss, "fraction": replay.fraction}
-            given |= {"every": replay.every, "shadow": replay.shadow}
-            self.replay = AdaptiveReplay(replay.batches, **given, **own)
+            settings = (replay.batches, replay.loss, replay.fraction, replay.every)
+            self.replay = AdaptiveReplay(*settings, shadow=replay.shadow, **options)
         else:
-            self.replay = AdaptiveReplay(replay, **own)
-        given_back = Rollback(behaviors, every=CRITICAL_PATIENCE) if rollback is True else rollback
-        self.rollback = given_back or None
+            self.replay = AdaptiveReplay(replay, **options)
+        if rollback is True:
+            rollback = Rollback(behaviors, every=CRITICAL_PATIENCE)
+        self.rollback = rollback or None
         self._set_parts(self.replay, *filter(None, [self.rollback]), shadow=shadow)
-        self.critical_since: dict[str, int] = {}  # since which step a critical alert stands
+        self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
 
     def on_alert(self, alert: Alert) -> None:
-        """Note since when it is critical; a rollback hears of it only when replay does not help."""
+        """Store the step of a critical alert; the rollback gets it only if replay does not help."""
         if alert.level is Level.CRITICAL:
             self.critical_since.setdefault(alert.behavior, alert.step)
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """Replay, and the rollback, which is told of what replay could not mend."""
+        """Yield replay and rollback, after passing unresolved critical alerts to the rollback."""
         for name, since in list(self.critical_since.items()):
             if has_recovered(view, name):
                 del self.critical_since[name]

@@ -1,4 +1,4 @@
-"""Batches that a guard reads beyond the behaviours' probes, and the gradient of a loss on them."""
+"""Protected batches that a guard reads in turn, and the gradient of a loss on them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from riprap.linalg import Vector
 
 
 class BatchCycler:
-    """Protected batches, gone through in their order and then again from the first.
+    """Protected batches, read in order and then again from the first.
 
-    Every rank must be given the same batches: what is worked out of them is not averaged.
+    Every rank must get the same batches: their gradients are not averaged over ranks.
 
     Args:
-        guard: name of the guard they belong to, for messages.
-        batches: at least one; whatever `loss` takes.
+        guard: name of the guard that reads them, for error messages.
+        batches: at least one batch, in any form that `loss` accepts.
         loss: loss(model, batch), a scalar; None: `own_loss`.
 
     Attributes:
-        position: index of the batch that is next.
+        position: index of the next batch.
 
     Raises:
-        ConfigError: there is no batch, or they cannot be gone through again.
+        ConfigError: there is no batch, or `batches` cannot be read more than once.
     """
 
     def __init__(self, guard: str, batches: Sequence[Any], loss: Loss | None = None) -> None:
         if not hasattr(batches, "__getitem__") or not hasattr(batches, "__len__"):
             raise ConfigError(
                 f"guard {guard}: batches is a {type(batches).__name__}; give a list of batches, "
-                "which can be gone through again"
+                "which can be read more than once"
             )
         if len(batches) == 0:
-            raise ConfigError(f"guard {guard} protects nothing: give at least one batch")
+            raise ConfigError(f"guard {guard} protects nothing; give at least one batch")
         self.guard, self.batches, self.loss = guard, batches, loss or model_loss
         self.position = 0
 
@@ -47,13 +47,13 @@ class BatchCycler:
         return len(self.batches)
 
     def next_batch(self, model: nn.Module) -> Any:
-        """The next batch, on the model's device."""
+        """Return the next batch, on the model's device, and advance."""
         batch = self.batches[self.position]
         self.position = (self.position + 1) % len(self.batches)
         return to_device(batch, device_of(model))
 
     def gradient(self, model: nn.Module, parameters: Sequence[Tensor]) -> tuple[float, Vector]:
-        """The loss on the next batch and its gradient, in evaluation mode, leaving no trace.
+        """Compute the loss on the next batch and its gradient, leaving training untouched.
 
         Raises:
             ConfigError: the loss depends on none of `parameters`.
@@ -61,12 +61,12 @@ class BatchCycler:
         value, gradient = loss_and_gradient(self.loss, model, self.next_batch(model), parameters)
         if gradient is None:
             raise ConfigError(
-                f"guard {self.guard}: the loss of a protected batch depends on no trained parameter"
+                f"guard {self.guard}: the loss on a protected batch depends on no trained parameter"
             )
         return value, gradient
 
     def check(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        """Read the next batch without going on: what cannot work is known before the first step.
+        """Compute the gradient on the next batch without advancing, to fail before the first step.
 
         Raises:
             ConfigError: see `gradient`.
@@ -76,31 +76,31 @@ class BatchCycler:
         self.position = position
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands."""
+        """Return the position."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the position."""
         self.position = state["position"] % len(self.batches)
 
 
 @dataclass
 class CyclingGuard(Guard):
-    """A guard whose state says which protected batch is next.
+    """Base of guards whose state includes the position in their protected batches.
 
     Attributes:
-        protected: the batches; None where it reads none.
+        cycler: the batches; None for a guard without batches.
     """
 
     cycler: BatchCycler | None = field(default=None, init=False, repr=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, and which batch is next."""
+        """Return the guard's state and the position in the batches."""
         batches = None if self.cycler is None else self.cycler.state_dict()
         return {**super().state_dict(), "batches": batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         if self.cycler is not None:
             self.cycler.load_state_dict(state["batches"])
@@ -108,31 +108,17 @@ class CyclingGuard(Guard):
 
 @dataclass
 class BatchGuard(CyclingGuard):
-    """A guard that reads protected batches in a way of its own.
+    """Base of guards that need protected batches.
 
     Args:
-        batches: gone through in their order, again and again; see `Protected`.
+        batches: protected batches, read in turn; see `BatchCycler`.
 
     Raises:
         ConfigError: there is no batch.
     """
 
     batches: Sequence[Any]
-    protected: BatchCycler = field(init=False, repr=False)
+    cycler: BatchCycler = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.protected = BatchCycler(self.name, self.batches)
-
-
-@dataclass
-class FromBatches(BatchGuard):
-    """A guard that reads protected batches by a loss.
-
-    Args:
-        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`.
-    """
-
-    loss: Loss | None = None
-
-    def __post_init__(self) -> None:
-        self.protected = BatchCycler(self.name, self.batches, self.loss)
+        self.cycler = BatchCycler(self.name, self.batches)

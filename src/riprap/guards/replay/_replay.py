@@ -1,4 +1,4 @@
-"""Replay: a share of each update comes from old examples."""
+"""Replay: mix the gradient on old examples into each step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from riprap.errors import ConfigError
+from riprap.evaluation import Loss
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.guards.replay._batches import BatchCycler, Loss
+from riprap.guards.replay._batches import BatchCycler
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 from riprap.linalg import Vector, add, inner_products, norm
 
@@ -18,20 +19,19 @@ from riprap.linalg import Vector, add, inner_products, norm
 class Replay(Guard):
     """g ← (1 − f) g + f g_r, with g_r the gradient on old examples.
 
-    As if the share f of the batch had been old examples (Robins 1995; Chaudhry et al.,
-    1902.10486), whatever way the trainer makes its batches, accumulates or clips. Simplified: old
-    examples are read in evaluation mode, without dropout.
+    Equivalent to a batch with the share f of old examples (Robins 1995; Chaudhry et al.,
+    1902.10486), independent of how the trainer builds batches, accumulates and clips. Simplified:
+    old examples are read in evaluation mode, without dropout.
 
     Args:
-        batches: old batches, gone through again and again, or `Pools` of the behaviours' spare
-            probes.
-        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`. `Pools`
-            have a loss of their own.
+        batches: old batches, read in turn, or a `SelfDistillationBuffer`.
+        loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`. Not used
+            with a `SelfDistillationBuffer`, which has its own loss.
         fraction: the share f, in (0, 1).
-        every: only at each so many steps; the passes over old examples are what it costs.
+        every: interval of the steps with replay; each costs a pass over old examples.
 
     Raises:
-        ConfigError: no batches, or a share outside (0, 1).
+        ConfigError: there are no batches, or `fraction` or `every` is out of range.
     """
 
     batches: Sequence[Any] | SelfDistillationBuffer
@@ -49,8 +49,8 @@ class Replay(Guard):
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1 or self.every < 1:
             raise ConfigError(
-                f"guard {self.name}: fraction={self.fraction}, every={self.every}; the share lies "
-                "between 0 and 1, and every is at least 1"
+                f"guard {self.name}: fraction={self.fraction}, every={self.every}; fraction must "
+                "lie between 0 and 1, and every must be at least 1"
             )
         if isinstance(self.batches, SelfDistillationBuffer):
             self.examples = self.batches
@@ -58,10 +58,11 @@ class Replay(Guard):
             self.examples = BatchCycler(self.name, self.batches, self.loss)
 
     def start(self, view: GuardView) -> None:
-        """Keep what the start puts out, or see that there is a loss to learn again by.
+        """Store the initial outputs of the buffer, or check the loss on the batches.
 
         Raises:
-            ConfigError: there is none, or it depends on no trained parameter; see `Pools.start`.
+            ConfigError: the loss is missing or depends on no trained parameter; see also
+                `SelfDistillationBuffer.start`.
         """
         if isinstance(self.examples, SelfDistillationBuffer):
             self.examples.start(view)
@@ -69,41 +70,43 @@ class Replay(Guard):
             self.examples.check(view.model, view.parameters)
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Mix the old examples in."""
+        """Mix in the gradient on old examples."""
         if view.step % self.every:
             return None
         return self._mix(view, self.fraction, dict.fromkeys(view.behaviors, 1.0))
 
     def _mix(self, view: GuardView, fraction: float, shares: Mapping[str, float]) -> Proposal:
-        loss, old = self._replay_gradient(view, shares)
-        if old is None:
-            return Proposal(detail="the old examples' loss depends on no trained parameter")
-        product = float(inner_products(view.vector, [old])[0])
-        square = float(norm(old)) ** 2
-        left = (1 - fraction) * product + fraction * square
-        # What still goes against the old examples is taken out, where that is asked for.
-        lift = -left / square if self.projects and left < 0 else 0.0
+        loss, replay = self._replay_gradient(view, shares)
+        if replay is None:
+            return Proposal(detail="the loss on old examples depends on no trained parameter")
+        product = float(inner_products(view.vector, [replay])[0])
+        square = float(norm(replay)) ** 2
+        mixed = (1 - fraction) * product + fraction * square
+        # If requested, remove the component that still conflicts with the old examples.
+        lift = -mixed / square if self.projects and mixed < 0 else 0.0
         task = [part * (1 - fraction) for part in view.vector]
-        vector = add(task, old, fraction + lift)
+        vector = add(task, replay, fraction + lift)
         before = {"loss": loss, "product": product, "norm": float(norm(view.vector))}
         if not math.isfinite(product + square):
-            why = "the step or the old examples' gradient is not finite"
-            return Proposal(detail=why, before=before)
-        after = {"product": left + lift * square, "norm": float(norm(vector))}
-        detail = f"a share of {fraction:.2g}" + (", projected" if lift else "")
+            detail = "the step or the gradient on old examples is not finite"
+            return Proposal(detail=detail, before=before)
+        after = {"product": mixed + lift * square, "norm": float(norm(vector))}
+        detail = f"replay share {fraction:.2g}" + (", projected" if lift else "")
         return Proposal(vector, detail, before, after)
 
-    def _replay_gradient(self, view: GuardView, shares: Mapping[str, float]) -> tuple[float, Vector | None]:
+    def _replay_gradient(
+        self, view: GuardView, shares: Mapping[str, float]
+    ) -> tuple[float, Vector | None]:
         if isinstance(self.examples, BatchCycler):
             return self.examples.gradient(view.model, view.parameters)
         known = {name: share for name, share in shares.items() if name in self.examples.behaviors}
         return self.examples.gradient(view.model, view.parameters, known)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, and where the old examples stand."""
+        """Return the guard's state and that of the old examples."""
         return {**super().state_dict(), "examples": self.examples.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict({k: v for k, v in state.items() if k != "examples"})
         self.examples.load_state_dict(state["examples"])

@@ -1,4 +1,4 @@
-"""Spare examples of behaviours, learned again without labels: the start says what is right."""
+"""Replay buffer without labels: examples with the outputs of the initial model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from riprap.linalg import Vector
 
 
 class SelfDistillationBuffer:
-    """Examples of behaviours that are learned again, so that the model goes on as it started.
+    """Replay buffer of examples whose targets are the initial model's own outputs.
 
-    What is learned is the starting model's own output on them: its logits after each probe, held
-    by the divergence at a temperature (dark experience replay, Buzzega et al., 2004.07211, with
-    the loss of Hinton et al., 1503.02531), or, for margins that are not read from one position's
-    logits, its margins, by the square of what is missing. So no labels are needed, and an example
-    says more than its one right answer.
+    The targets are the logits after each example, with the distillation loss at a temperature (dark
+    experience replay, Buzzega et al., 2004.07211, with the loss of Hinton et al., 1503.02531). For
+    margins that are not read from the logits of one position, the targets are the margins, and the
+    loss is the squared decrease. No labels are needed, and the logits carry more information than
+    one correct answer.
 
     Args:
-        behaviors: named like those that are watched, on **other probes**, which must not be among
-            those that measure.
-        rows: how many examples a draw takes.
-        temperature: of the divergence.
-        seed: of the order in which examples are drawn.
+        behaviors: behaviors named like monitored ones, on **other probes** than those monitored;
+            see `Behavior.split`.
+        batch_size: number of examples in each draw.
+        temperature: temperature of the distillation loss.
+        seed: seed of the order in which examples are drawn.
 
     Raises:
-        ConfigError: no behaviours, or two of one name.
+        ConfigError: there are no behaviors, two have the same name, or `batch_size` is less than 1.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class SelfDistillationBuffer:
         names = [behavior.name for behavior in behaviors]
         if not names or len(set(names)) < len(names) or batch_size < 1:
             raise ConfigError(
-                f"Pools of {names} with rows={batch_size}: give at least one behaviour, each once, and "
-                "at least one row"
+                f"SelfDistillationBuffer({names}, batch_size={batch_size}): give at least one "
+                "behavior, each name once, and a batch_size of at least 1"
             )
         self.behaviors = {behavior.name: behavior for behavior in behaviors}
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
@@ -56,96 +56,99 @@ class SelfDistillationBuffer:
         self.targets: dict[str, Tensor] = {}
 
     def start(self, view: GuardView) -> None:
-        """Keep the outputs of the model as it is now.
+        """Store the current outputs of the model.
 
         Raises:
-            ConfigError: a pool is of a behaviour that is not watched, or holds one of its probes.
+            ConfigError: a behavior is not monitored, or an example is one of its monitored probes.
         """
-        for name, pool in self.behaviors.items():
+        for name, behavior in self.behaviors.items():
             if name not in view.behaviors:
                 raise ConfigError(
-                    f"a pool for {name!r}, which is not watched; the monitor watches "
-                    f"{', '.join(view.behaviors)}"
+                    f"the replay buffer has examples of {name!r}, which is not monitored; the "
+                    f"monitor has {', '.join(view.behaviors)}"
                 )
-            rows = pool.token_rows()
+            rows = behavior.token_rows()
             if rows is not None:
                 check_disjoint(name, rows, view.behaviors[name])
             else:
                 warnings.warn(
-                    f"riprap: whether the pool of {name!r} holds probes that measure it cannot be "
-                    "told: give its probes a method rows(), or see to it that it holds none",
+                    f"riprap: cannot check whether the replay buffer of {name!r} contains "
+                    "monitored probes; use probes of a ProbeSet with rows(), or make sure that it "
+                    "contains none",
                     stacklevel=2,
                 )
-            pool.margins.calibrate(view.model, pool.probes)
+            behavior.margins.calibrate(view.model, behavior.probes)
         with torch.no_grad(), preserve_training_state(view.model):
-            for name, pool in self.behaviors.items():
-                parts = range(0, len(pool.probes), 256)  # bounds the memory of a pass
-                every = [range(at, min(at + 256, len(pool.probes))) for at in parts]
-                found = [_outputs(pool.subset(part), view.model) for part in every]
-                self.targets[name] = torch.cat(found).clone()
+            for name, behavior in self.behaviors.items():
+                n = len(behavior.probes)
+                parts = [range(at, min(at + 256, n)) for at in range(0, n, 256)]  # bounds memory
+                outputs = [_outputs(behavior.subset(part), view.model) for part in parts]
+                self.targets[name] = torch.cat(outputs).clone()
 
     def gradient(
         self, model: nn.Module, parameters: Sequence[Tensor], shares: Mapping[str, float]
     ) -> tuple[float, Vector | None]:
-        """The loss on the next examples, and its gradient.
+        """Compute the loss on the next examples and its gradient.
 
         Args:
-            shares: how much of the draw each behaviour gets, in any unit; 0 or absent: nothing.
+            shares: relative share of each behavior in the draw; a missing name means 0.
         """
-        chosen = {
-            name: self._next_rows(name, count) for name, count in _rows_per_behavior(shares, self.batch_size).items()
-        }
-        return loss_and_gradient(self._loss, model, chosen, parameters)
+        counts = _rows_per_behavior(shares, self.batch_size)
+        rows = {name: self._next_rows(name, count) for name, count in counts.items()}
+        return loss_and_gradient(self._loss, model, rows, parameters)
 
     def _next_rows(self, name: str, count: int) -> list[int]:
-        """Indices of the next examples: each once in an order, then all in another order."""
-        size, at = len(self.behaviors[name].probes), self.drawn[name]
+        """Return the indices of the next examples; each pass uses every example once."""
+        size, start = len(self.behaviors[name].probes), self.drawn[name]
         self.drawn[name] += count
-        found: list[int] = []
-        while len(found) < count:
-            turn, place = divmod(at + len(found), size)
-            made = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-            found += torch.randperm(size, generator=made)[place:][: count - len(found)].tolist()
-        return found
+        rows: list[int] = []
+        while len(rows) < count:
+            epoch, offset = divmod(start + len(rows), size)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(size, generator=generator)
+            rows += order[offset:][: count - len(rows)].tolist()
+        return rows
 
-    def _loss(self, model: nn.Module, chosen: dict[str, list[int]]) -> Tensor:
-        """Mean over the chosen rows, shape ()."""
-        total = sum(map(len, chosen.values()))
-        parts = {name: self.behaviors[name].subset(rows) for name, rows in chosen.items()}
+    def _loss(self, model: nn.Module, rows: dict[str, list[int]]) -> Tensor:
+        """Compute the mean loss over rows, shape ()."""
+        total = sum(map(len, rows.values()))
+        parts = {name: self.behaviors[name].subset(own) for name, own in rows.items()}
         outputs = _outputs_of_all(parts, model)
         sums = [
-            self._distance(outputs[name], self.targets[name][rows], parts[name])
-            for name, rows in chosen.items()
+            self._distance(outputs[name], self.targets[name][own], parts[name])
+            for name, own in rows.items()
         ]
         return torch.stack(sums).sum() / total
 
     def _distance(self, outputs: Tensor, targets: Tensor, part: Behavior) -> Tensor:
-        """Sum over rows of how far the outputs are from those of the start."""
+        """Compute the distance between outputs and targets, summed over rows."""
         targets = targets.to(outputs.device)
         if not _reads_logits(part):
             return functional.relu(targets - outputs).square().sum()
-        heat = self.temperature
-        ours, start = (outputs / heat).log_softmax(-1), (targets / heat).log_softmax(-1)
-        return heat**2 * functional.kl_div(ours, start, log_target=True, reduction="sum")
+        temperature = self.temperature
+        current = (outputs / temperature).log_softmax(-1)
+        initial = (targets / temperature).log_softmax(-1)
+        divergence = functional.kl_div(current, initial, log_target=True, reduction="sum")
+        return temperature**2 * divergence
 
     def state_dict(self) -> dict[str, Any]:
-        """What was drawn, what the start put out, and what margins fixed then."""
-        kinds = {
+        """Return the positions, the targets, and the state of the margins."""
+        margins = {
             name: state
-            for name, pool in self.behaviors.items()
-            if (state := pool.margins.state_dict()) is not None
+            for name, behavior in self.behaviors.items()
+            if (state := behavior.margins.state_dict()) is not None
         }
-        return {"drawn": dict(self.drawn), "targets": dict(self.targets), "kinds": kinds}
+        return {"drawn": dict(self.drawn), "targets": dict(self.targets), "margins": margins}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
-        for name, kind in state["kinds"].items():
-            self.behaviors[name].margins.load_state_dict(kind)
+        for name, margin_state in state["margins"].items():
+            self.behaviors[name].margins.load_state_dict(margin_state)
 
 
 def _rows_per_behavior(shares: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Rows for each share, at least one where there is any."""
+    """Return the number of rows for each share, at least one for a share above 0."""
     total = sum(shares.values())
     exact = {name: rows * share / total for name, share in shares.items() if share > 0}
     return {name: max(round(count), 1) for name, count in exact.items()}
@@ -156,39 +159,40 @@ def _reads_logits(behavior: Behavior) -> bool:
 
 
 def _outputs(behavior: Behavior, model: nn.Module) -> Tensor:
-    """Logits after each probe, shape (n, vocabulary), or margins, shape (n,)."""
+    """Return the logits after each probe, shape (n, vocabulary), or the margins, shape (n,)."""
     if _reads_logits(behavior):
         return last_logits(model, behavior.probes)[:, -1].float()
-    found = behavior.margins(model, behavior.probes)
-    return found if isinstance(found, Tensor) else found.values
+    margins = behavior.margins(model, behavior.probes)
+    return margins if isinstance(margins, Tensor) else margins.values
 
 
 def _outputs_of_all(parts: Mapping[str, Behavior], model: nn.Module) -> dict[str, Tensor]:
-    """As `_outputs`, in one pass for all that are read from logits."""
-    found = {n: _outputs(part, model) for n, part in parts.items() if not _reads_logits(part)}
-    together = {name: part for name, part in parts.items() if _reads_logits(part)}
-    if together:
-        batch = TokenBatch.join([part.probes for part in together.values()])
+    """Return `_outputs` of all parts, with one pass for all that read logits."""
+    outputs = {n: _outputs(part, model) for n, part in parts.items() if not _reads_logits(part)}
+    batched = {name: part for name, part in parts.items() if _reads_logits(part)}
+    if batched:
+        batch = TokenBatch.join([part.probes for part in batched.values()])
         logits = last_logits(model, batch)[:, -1].float()
-        sizes = [len(part.probes) for part in together.values()]
-        found |= dict(zip(together, logits.split(sizes), strict=True))
-    return found
+        sizes = [len(part.probes) for part in batched.values()]
+        outputs |= dict(zip(batched, logits.split(sizes), strict=True))
+    return outputs
 
 
-def check_disjoint(what: str, rows: Sequence[Sequence[int]], monitored: Behavior) -> None:
-    """What is learned again may not be what measures: the score would say nothing.
+def check_disjoint(name: str, rows: Sequence[Sequence[int]], monitored: Behavior) -> None:
+    """Check that no training example is a monitored probe, which would contaminate the score.
 
     Args:
-        what: name of what holds the rows, for the message.
-        rows: token ids of each example; of margins over continuations those of its prompt.
+        name: name of the buffer or examples, for the message.
+        rows: token ids of each example's prompt.
 
     Raises:
-        ConfigError: some of them are probes of `watched`.
+        ConfigError: some examples are probes of `monitored`.
     """
-    measuring = set(map(tuple, monitored.token_rows() or []))
-    shared = sum(tuple(row) in measuring for row in rows)
+    probes = set(map(tuple, monitored.token_rows() or []))
+    shared = sum(tuple(row) in probes for row in rows)
     if shared:
         raise ConfigError(
-            f"what is learned again of {what!r} holds {shared} of the probes that measure "
-            f"{monitored.name!r}: keep them apart, or the score says nothing of what was kept"
+            f"the replay buffer of {name!r} contains {shared} evaluation probes of "
+            f"{monitored.name!r}; use disjoint probes (Behavior.split), otherwise the score is "
+            "contaminated"
         )

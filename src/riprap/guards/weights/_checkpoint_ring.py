@@ -1,4 +1,4 @@
-"""A ring of checkpoints, the newest few: in memory, or as one safetensors file each."""
+"""The most recent checkpoints, in memory or as one safetensors file each."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from riprap.record import load_state, save_state
 
 
 class CheckpointRing:
-    """The newest `keep` checkpoints.
+    """The most recent `size` checkpoints.
 
     Args:
-        keep: how many.
-        folder: where their files are; None: they are kept in memory. Files that are called
-            `rollback-*.safetensors` in there are its own, and are removed when nothing needs them.
-        device: where ranks can agree.
+        size: maximum number of checkpoints.
+        folder: folder of the checkpoint files; None: checkpoints stay in memory. The ring owns all
+            files `rollback-*.safetensors` in the folder, and removes those that are not needed.
+        device: device of the collective operations between ranks.
     """
 
     def __init__(self, size: int, folder: Path | None, device: torch.device) -> None:
         self.size, self.folder, self._device = size, folder, device
         self.steps: list[int] = []
-        self._in_memory: dict[int, Checkpoint] = {}  # in memory
-        self._in_saved_state: set[int] = set()  # a state that was given out, and may be saved, names them
+        self._in_memory: dict[int, Checkpoint] = {}
+        self._in_saved_state: set[int] = set()  # steps in the last `state_dict`: keep their files
 
     def add(self, step: int, checkpoint: Checkpoint) -> None:
-        """Keep one more, and let go of the oldest; a file is there as a whole or not at all.
+        """Add a checkpoint and remove the oldest one; a file is written completely or not at all.
 
         Raises:
-            RecordError: the file cannot be written, here or on another rank, or it holds what is
-                neither a plain value nor a tensor: keep it in memory then.
+            RecordError: the file cannot be written on some rank, or the checkpoint contains
+                anything but plain values and tensors, which only memory can hold.
         """
         if self.folder is None:
             self._in_memory[step] = checkpoint
         else:
             self._write(step, checkpoint)
-        self.steps = [*(one for one in self.steps if one != step), step][-self.size :]
+        self.steps = [*(stored for stored in self.steps if stored != step), step][-self.size :]
         self._prune()
 
     def read(self, step: int) -> Checkpoint:
-        """One that is in `steps`.
+        """Return the checkpoint of a step in `steps`.
 
         Raises:
-            RecordError: its file cannot be read, here or on another rank.
+            RecordError: the file cannot be read on some rank.
         """
         if self.folder is None:
             return self._in_memory[step]
-        found, why = None, "another rank could not"
+        checkpoint, error_text = None, "another rank could not read it"
         try:
-            found = load_state(self._file(step))
+            checkpoint = load_state(self._file(step))
         except RecordError as error:
-            why = str(error)
-        if not all_ranks(found is not None, self._device) or found is None:
-            raise RecordError(f"the checkpoint of step {step} could not be read: {why}")
-        return found
+            error_text = str(error)
+        if not all_ranks(checkpoint is not None, self._device) or checkpoint is None:
+            raise RecordError(f"the checkpoint of step {step} could not be read: {error_text}")
+        return checkpoint
 
     def _write(self, step: int, checkpoint: Checkpoint) -> None:
         failure: Exception | None = None
@@ -85,39 +85,45 @@ class CheckpointRing:
         return f"-rank{dist.get_rank()}.safetensors" if several else ".safetensors"
 
     def _prune(self) -> None:
-        self._in_memory = {step: self._in_memory[step] for step in self.steps if step in self._in_memory}
+        in_memory = self._in_memory
+        self._in_memory = {step: in_memory[step] for step in self.steps if step in in_memory}
         if self.folder is None:
             return
         needed = {self._file(step) for step in self._in_saved_state.union(self.steps)}
-        own = self._file(0).name.replace("0", "*", 1)
-        partial = set(self.folder.glob(f"{own}.partial"))  # of a process that was killed
-        for file in (set(self.folder.glob(own)) | partial) - needed:
-            with suppress(OSError):  # it only takes room
+        pattern = self._file(0).name.replace("0", "*", 1)
+        partial = set(self.folder.glob(f"{pattern}.partial"))  # left by a killed process
+        for file in (set(self.folder.glob(pattern)) | partial) - needed:
+            with suppress(OSError):  # an unneeded file only takes space
                 file.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps; in memory also the checkpoints. Files named here stay until the next call."""
+        """Return the steps and the checkpoints in memory; files stay until the next call."""
         self._in_saved_state = set(self.steps)
-        return {"steps": list(self.steps), "kept": [self._in_memory.get(step) for step in self.steps]}
+        return {
+            "steps": list(self.steps),
+            "checkpoints": [self._in_memory.get(step) for step in self.steps],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; of a file that is gone, say so."""
+        """Restore the state that `state_dict` returned; warn about missing files."""
         self._in_memory = {
-            step: kept
-            for step, kept in zip(state["steps"], state["kept"], strict=True)
-            if kept is not None
+            step: checkpoint
+            for step, checkpoint in zip(state["steps"], state["checkpoints"], strict=True)
+            if checkpoint is not None
         }
         self.steps = list(self._present(state["steps"]))
         self._in_saved_state = set(self.steps)
 
     def _present(self, steps: Iterable[int]) -> Iterable[int]:
         for step in steps:
-            here = step in self._in_memory if self.folder is None else self._file(step).is_file()
-            if all_ranks(here, self._device):
+            present = step in self._in_memory
+            if self.folder is not None:
+                present = self._file(step).is_file()
+            if all_ranks(present, self._device):
                 yield step
             else:
                 warnings.warn(
                     f"riprap: guard rollback: the checkpoint of step {step} is not in "
-                    f"{self.folder or 'the state'}, so there is no going back to it",
+                    f"{self.folder or 'the state'}; a rollback to it is not possible",
                     stacklevel=2,
                 )

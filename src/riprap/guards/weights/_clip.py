@@ -1,4 +1,4 @@
-"""Clip: no gradient longer than so much."""
+"""Clip: limit the norm of the gradient."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ import torch
 
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.linalg import to_local, norm
+from riprap.linalg import norm, to_local
 
 
 @dataclass
 class Clip(Guard):
-    """g ← g · min(1, most / ‖g‖), the norm over all parameters of all ranks.
+    """g ← g · min(1, max_norm / ‖g‖), with the norm over all parameters of all ranks.
 
-    For the end of a `Chain`, behind guards that add to the gradient: a trainer clips before them.
+    Use it at the end of a `Chain`, after guards that add to the gradient: a trainer clips before
+    the guards.
 
     Args:
-        most: the longest gradient that passes.
+        max_norm: the maximum norm.
 
     Source: Pascanu et al., 1211.5063, algorithm 1. Faithful.
 
     Raises:
-        ConfigError: `most` is not above 0.
+        ConfigError: `max_norm` is not above 0.
     """
 
     max_norm: float = 1.0
 
     name: ClassVar[str] = "clip"
-    field_of_origin: ClassVar[str] = "optimisation"
+    field_of_origin: ClassVar[str] = "optimization"
     source: ClassVar[str] = "1211.5063"
     fidelity: ClassVar[str] = "faithful"
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
-            raise ConfigError(f"guard {self.name}: most={self.max_norm}; it must be above 0")
+            raise ConfigError(f"guard {self.name}: max_norm={self.max_norm}; it must be above 0")
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
-        """Shorten it, if it is too long."""
+        """Shorten the gradient if it is too long."""
         size = float(norm(view.vector))
         before = {"norm": size}
         if not math.isfinite(size):
             return Proposal(detail="the gradient is not finite", before=before)
         if size <= self.max_norm:
-            return Proposal(detail="short enough", before=before, after=before)
-        vector = list(torch._foreach_mul([to_local(part) for part in view.vector], self.max_norm / size))
+            return Proposal(detail="within the limit", before=before, after=before)
+        parts = [to_local(part) for part in view.vector]
+        vector = list(torch._foreach_mul(parts, self.max_norm / size))
         return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.max_norm})

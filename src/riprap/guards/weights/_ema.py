@@ -1,4 +1,4 @@
-"""EMA: the weights are drawn back to the running average of where they have been."""
+"""EMA: reset the weights to their running average at intervals."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
-from riprap.linalg import Vector, to_local, norm, as_sharded, subtract, upcast_vector
+from riprap.linalg import Vector, as_sharded, norm, subtract, to_local, upcast_vector
 
 
 @dataclass
 class EMA(Guard):
     """θ̄ ← decay · θ̄ + (1 − decay) · θ after each step, from θ̄ = θ₀; each `every` steps θ ← θ̄.
 
-    The average lags behind, on the side of θ₀, and training goes on from it. With `every=1` the
-    two are always equal, and a step is only (1 − decay) of what it was: the same as a lower
-    learning rate. `every=None` only averages: call `put` on the parameters when training is over.
-    The optimizer's state stays as it is.
+    The average lags behind θ, on the side of θ₀, and training continues from it. With `every=1`
+    both are always equal, and each step is multiplied by (1 − decay), like a lower learning rate.
+    With `every=None` the guard only averages: call `copy_to` on the parameters after training. The
+    optimizer's state is unchanged.
 
     Args:
         decay: 0 to 1, 1 excluded.
-        every: steps from one pull to the next; None: never.
+        every: steps between two resets to the average; None: never.
 
     Attributes:
         average: θ̄ in at least float32, one tensor a parameter.
 
-    Source: after Kim et al., 2508.12531 (an average in parameter space, used on the path of
-    training); with `every` > 1 it is also Lookahead's slow weights, 1907.08610. Variant: the
-    paper's own schedule was not at hand.
+    Source: after Kim et al., 2508.12531 (parameter averaging during training); with `every` > 1
+    these are also Lookahead's slow weights, 1907.08610. Variant: the paper's schedule was not
+    available.
 
     Raises:
-        ConfigError: `decay` or `every` are out of range.
+        ConfigError: `decay` or `every` is out of range.
     """
 
     decay: float = 0.9
@@ -51,41 +51,41 @@ class EMA(Guard):
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or (self.every is not None and self.every < 1):
             raise ConfigError(
-                f"guard {self.name}: decay={self.decay}, every={self.every}; decay lies between 0 "
-                "and 1 (excluded), every is a number of steps or None"
+                f"guard {self.name}: decay={self.decay}, every={self.every}; decay must lie "
+                "between 0 and 1 (excluded), and every must be a number of steps or None"
             )
 
     def start(self, view: GuardView) -> None:
-        """The average begins at θ₀."""
+        """Start the average at θ₀."""
         self.average = [part.clone() for part in upcast_vector(view.parameters)]
 
     def on_update(self, view: GuardView) -> Proposal | None:
-        """Go on averaging; at each `every` steps, let the step lead to the average."""
-        # Where the update led, and not the parameters: a guard before this one may have bent it.
-        own = [to_local(part) for part in view.vector]
-        now = torch._foreach_add(upcast_vector(view.before), own)
+        """Update the average; every `every` steps, propose the update that leads to it."""
+        # Not the parameters themselves: an earlier guard in a chain may have changed the update.
+        applied = [to_local(part) for part in view.vector]
+        now = torch._foreach_add(upcast_vector(view.before), applied)
         torch._foreach_lerp_(self.average, now, 1 - self.decay)
         if self.every is None or view.step % self.every:
             return None
         update = subtract(self.average, upcast_vector(view.before))
         size = float(norm(view.vector))
         after = {"norm": float(norm(as_sharded(update, view.parameters)))}
-        return Proposal(update, "back to the average", {"norm": size}, after)
+        return Proposal(update, "reset to the average", {"norm": size}, after)
 
     @torch.no_grad()
     def copy_to(self, parameters: Sequence[Tensor]) -> None:
         """Write the average into the weights.
 
         Args:
-            parameters: the trained ones, in the optimizer's order.
+            parameters: the trained parameters, in the optimizer's order.
 
         Raises:
-            ConfigError: they are not those that were averaged.
+            ConfigError: the shapes differ from those of the averaged parameters.
         """
         shapes = [part.shape for part in self.average]
         if [to_local(parameter).shape for parameter in parameters] != shapes:
             raise ConfigError(
-                f"guard {self.name}: the parameters are not those that were averaged; give the "
+                f"guard {self.name}: the parameters differ from the averaged ones; give the "
                 "trained ones in the optimizer's order, after the run has begun"
             )
         for parameter, part in zip(parameters, self.average, strict=True):

@@ -1,4 +1,4 @@
-"""Rollback that goes on: back to the last healthy state, and on from there with less haste."""
+"""Rollback: restore the last healthy state after an alert, and continue at a lower rate."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from riprap.types import Alert, Level
 
 @dataclass
 class Rollback(Guard):
-    """On an alert: the last healthy state is put back, and training goes on with later data.
+    """Restore the last healthy state after an alert, and continue with a lower learning rate.
 
-    Checkpoints are taken at visits to the probes, so that each is of a state that was measured to
-    be healthy: all protected scores at or above their floors, no alert of `level` standing. One
-    holds all that the optimizer trains and remembers, running statistics, schedule, scaler and
-    random generators. The data are the loop's, and are not rewound.
+    A checkpoint is taken after a probe evaluation that showed a healthy state: all protected scores
+    are at or above their floors, and no alert of `level` is active. It contains the optimizer's
+    parameters and state, running statistics, scheduler, scaler and random generators. The data
+    belong to the loop and are not rewound.
 
-    Source: ours. Loss-spike practice (restart from an earlier checkpoint, skip the data that led to
-    the spike: PaLM, 2204.02311, 5.1), set off by a behaviour in place of the loss, in one process.
+    Source: ours, after the practice for loss spikes (restart from an earlier checkpoint and skip
+    the data that led to the spike: PaLM, 2204.02311, 5.1), triggered by a behavior instead of the
+    loss, in one process.
 
     Args:
-        behaviors: what to protect, by behaviour or by name; None: all that are watched and were
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones that were
             healthy before training.
-        every: steps between two checkpoints, at least; the next visit takes one.
-        keep: how many are kept: each is as large as the trained weights and what the optimizer
-            remembers of them (three times the weights under Adam).
-        folder: where they are written, as safetensors; None: they are kept in (CPU) memory, and
-            become part of the monitor's state. A folder is for one run.
-        level: the mildest alert to go back on.
-        cut: the learning rate is multiplied by this each time, for good.
-        at_most: how often training goes on from an earlier state. At the next alert it is put back
-            once more and asked to stop, by `Monitor.should_stop`.
-        schedule, scaler: of the learning rate and of the loss; the integrations give those of their
-            trainer.
-        generators: put the random generators back too. False for a loop that draws its batches
-            from them: it would meet the same data again.
+        every: minimum number of steps between two checkpoints; the next probe evaluation takes one.
+        max_checkpoints: number of checkpoints to keep. Each is as large as the trained weights with
+            their optimizer state (three times the weights under Adam).
+        checkpoint_dir: folder for checkpoints as safetensors files, for one run only; None: they
+            stay in CPU memory and become part of the monitor's state.
+        level: the mildest alert level that triggers a rollback.
+        lr_factor: factor of the learning rate at each rollback, permanently.
+        max_rollbacks: number of rollbacks after which training continues. At the next alert the
+            state is restored once more, and training is asked to stop (`Monitor.should_stop`).
+        lr_scheduler, grad_scaler: of the training loop; the integrations pass those of the trainer.
+        restore_rng: restore the random generators too. Use False for a loop that draws its batches
+            from them, because it would draw the same data again.
 
     Raises:
-        ConfigError: a number makes no sense; at the start, nothing healthy to protect, or a
-            schedule that is not given.
+        ConfigError: an argument is out of range; in `start`, no behavior is healthy, or the
+            learning-rate scheduler is missing.
     """
 
     behaviors: Sequence[Behavior | str] | None = None
@@ -83,7 +83,9 @@ class Rollback(Guard):
             raise ConfigError(f"guard rollback: level={self.level!r}; choose {', '.join(Level)}")
         for name in ("every", "max_checkpoints"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"guard rollback: {name}={getattr(self, name)}; 1 or more")
+                raise ConfigError(
+                    f"guard rollback: {name}={getattr(self, name)}; it must be 1 or more"
+                )
         if not 0 < self.lr_factor <= 1 or self.max_rollbacks < 0:
             raise ConfigError(
                 f"guard rollback: lr_factor={self.lr_factor}, max_rollbacks={self.max_rollbacks}; "
@@ -92,18 +94,18 @@ class Rollback(Guard):
         self._trainer_state: dict[str, Any] = {}
 
     def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
-        """The trainer's own schedule and scaler, used where none was given."""
+        """Store the trainer's scheduler and scaler, for use if none was given."""
         self._trainer_state = {"lr_scheduler": lr_scheduler, "grad_scaler": grad_scaler}
 
     def start(self, view: GuardView) -> None:
-        """Check that it can work, and before the first step keep the first state."""
+        """Check the setup, and take the first checkpoint before the first step."""
         names = behavior_names(self.name, self.behaviors, view.behaviors)
         unhealthy = [name for name in names if not _was_healthy(view, name)]
         self._names = [name for name in names if name not in unhealthy]
         if not self._names or (unhealthy and self.behaviors is not None):
             raise ConfigError(
-                f"guard rollback: behavior {unhealthy[0]!r} is under its floor before training, so no "
-                "state is healthy: lower its floor, or protect others"
+                f"guard rollback: behavior {unhealthy[0]!r} is under its floor before training, so "
+                "no state is healthy; lower its floor, or protect other behaviors"
             )
         lr_scheduler = self.lr_scheduler or self._trainer_state.get("lr_scheduler")
         grad_scaler = self.grad_scaler or self._trainer_state.get("grad_scaler")
@@ -116,23 +118,24 @@ class Rollback(Guard):
             view.model, view.optimizer, lr_scheduler, grad_scaler, self.restore_rng
         )
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
-        self._ring = CheckpointRing(self.max_checkpoints, folder, to_local(view.parameters[0]).device)
+        device = to_local(view.parameters[0]).device
+        self._ring = CheckpointRing(self.max_checkpoints, folder, device)
         self.alerted, self.rollback_count, self.gave_up_at = [], 0, None
         self.last_checkpoint_step, self.rollbacks_before = view.step, {}
         if view.step == 0:
             self._save_checkpoint(0)
 
     def on_alert(self, alert: Alert) -> None:
-        """Note whose alert it is, for the visit that raised it."""
+        """Store the alerted behavior for the hook that follows."""
         serious = alert.level.rank >= Level(self.level).rank
         if serious and alert.behavior in self._names and alert.behavior not in self.alerted:
             self.alerted.append(alert.behavior)
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Go back on an alert, or take a checkpoint where it is time and all is well."""
+        """Roll back after an alert, or take a checkpoint if one is due and all is healthy."""
         if self.alerted:
-            who, self.alerted = ", ".join(self.alerted), []
-            return self._roll_back(view, who)
+            names, self.alerted = ", ".join(self.alerted), []
+            return self._roll_back(view, names)
         due = not self._ring.steps or view.step - self.last_checkpoint_step >= self.every
         if due and self._all_healthy(view):
             try:
@@ -142,12 +145,16 @@ class Rollback(Guard):
         return None
 
     def _all_healthy(self, view: GuardView) -> bool:
-        return all(
-            view.histories[name].step == view.step  # seen now, not at an earlier visit
-            and score(view.histories[name].margins[-1]) >= view.histories[name].floor
-            and not (name in view.active_levels and view.active_levels[name].rank >= Level(self.level).rank)
-            for name in self._names
-        )
+        threshold = Level(self.level).rank
+        for name in self._names:
+            history, level = view.histories[name], view.active_levels.get(name)
+            if history.step != view.step:  # not measured in this probe evaluation
+                return False
+            if not score(history.margins[-1]) >= history.floor:
+                return False
+            if level is not None and level.rank >= threshold:
+                return False
+        return True
 
     def _save_checkpoint(self, step: int) -> None:
         self._ring.add(step, self._training.capture())
@@ -155,17 +162,17 @@ class Rollback(Guard):
         self.rollbacks_before = {stored: counts[stored] for stored in self._ring.steps}
         self.last_checkpoint_step = step
 
-    def _roll_back(self, view: GuardView, who: str) -> Proposal:
+    def _roll_back(self, view: GuardView, names: str) -> Proposal:
         if self.gave_up_at is not None:
-            return Proposal(detail=f"{who}: training was asked to stop at step {self.gave_up_at}")
+            return Proposal(detail=f"{names}: training was asked to stop at step {self.gave_up_at}")
         step, checkpoint, lost = self._newest_readable()
         if checkpoint is None:
-            return Proposal(detail=f"{who}: no healthy checkpoint to go back to{lost}")
+            return Proposal(detail=f"{names}: no healthy checkpoint to restore{lost}")
         last = self.rollback_count >= self.max_rollbacks
         factor = self.lr_factor ** (self.rollback_count + 1 - self.rollbacks_before[step])
-        detail = f"{who}: from step {view.step} to the state of step {step}{lost}"
+        detail = f"{names}: rollback from step {view.step} to step {step}{lost}"
         if last:
-            detail += f"; after {self.rollback_count} rollbacks before it training is to stop"
+            detail += f"; training should stop after {self.rollback_count} earlier rollbacks"
 
         def restore() -> None:
             self._training.restore(checkpoint)
@@ -179,7 +186,7 @@ class Rollback(Guard):
         return RestoreProposal(None, detail, before, after, stop, to_step=step, restore=restore)
 
     def _newest_readable(self) -> tuple[int, Checkpoint | None, str]:
-        """The newest that can be read, its step, and what was said of others."""
+        """Return the step and checkpoint of the newest readable one, with errors of newer ones."""
         lost = ""
         for step in reversed(self._ring.steps):
             try:
@@ -189,15 +196,15 @@ class Rollback(Guard):
         return 0, None, lost
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts and the ring; with `folder` the steps whose files it needs."""
+        """Return the counts and the ring; with `checkpoint_dir` only the steps of its files."""
         return {**super().state_dict(), "ring": self._ring.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._ring.load_state_dict(state["ring"])
 
 
 def _was_healthy(view: GuardView, name: str) -> bool:
-    """Whether a behaviour was healthy before training."""
+    """Return True if a behavior was healthy before training."""
     return bool(view.histories[name].steps) and view.histories[name].healthy_at_start

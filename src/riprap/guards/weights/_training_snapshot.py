@@ -1,6 +1,6 @@
-"""A checkpoint of training itself, as plain values and tensors: taken, put back, and slowed down.
+"""Capture and restore the full training state, as plain values and tensors.
 
-Of sharded parameters each rank keeps its own part, and nothing is gathered.
+For sharded parameters each rank stores its own part, and nothing is gathered.
 """
 
 from __future__ import annotations
@@ -19,116 +19,128 @@ from torch.nn.modules.batchnorm import _NormBase
 from riprap.errors import ConfigError
 from riprap.linalg import to_local
 
-LR_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # of a group: schedules keep their own beside lr
+LR_KEYS = (
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+)  # schedulers add keys to a group
 
 Checkpoint = dict[str, Any]
 
 
 @dataclass
 class TrainingSnapshot:
-    """What a checkpoint is of.
+    """The training state that a checkpoint contains.
 
     Attributes:
-        model: its running statistics are kept; its weights are the optimizer's.
-        optimizer: with all that it trains.
-        schedule, scaler: of the learning rate and of the loss, where there is one; anything with
-            `state_dict` and `load_state_dict`.
-        generators: whether the random generators are kept as well.
+        model: source of the batch norms' running statistics; the weights are the optimizer's.
+        optimizer: its parameters, options and state are captured.
+        lr_scheduler, grad_scaler: objects with `state_dict` and `load_state_dict`, or None.
+        with_rng: whether the random generators are captured too.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any = None
     grad_scaler: Any = None
-    rng: bool = True
+    with_rng: bool = True
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All that the optimizer holds, in its order."""
-        return [one for group in self.optimizer.param_groups for one in group["params"]]
+        """Parameters of the optimizer, in its order."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
-    def statistics(self) -> list[Tensor]:
+    def buffers(self) -> list[Tensor]:
         """Running statistics of the model's batch norms."""
         norms = [module for module in self.model.modules() if isinstance(module, _NormBase)]
         return [buffer for module in norms for buffer in module.buffers(recurse=False)]
 
     @torch.no_grad()
     def capture(self) -> Checkpoint:
-        """A copy of everything, on the CPU."""
-        groups = self.optimizer.param_groups
+        """Return a copy of the state, on the CPU."""
+        groups, parameters = self.optimizer.param_groups, self.parameters
+        scheduler, scaler = self.lr_scheduler, self.grad_scaler
         return {
-            "parameters": cpu_copy(self.parameters),
-            "statistics": cpu_copy(self.statistics),
-            "groups": [{k: cpu_copy(v) for k, v in g.items() if k != "params"} for g in groups],
-            "moments": [cpu_copy(self.optimizer.state.get(one, {})) for one in self.parameters],
-            "schedule": None if self.lr_scheduler is None else cpu_copy(self.lr_scheduler.state_dict()),
-            "scaler": None if self.grad_scaler is None else cpu_copy(self.grad_scaler.state_dict()),
-            "generators": rng_state(self.parameters[0].device) if self.rng else None,
+            "parameters": cpu_copy(parameters),
+            "buffers": cpu_copy(self.buffers),
+            "param_groups": [
+                {key: cpu_copy(value) for key, value in group.items() if key != "params"}
+                for group in groups
+            ],
+            "optimizer_state": [cpu_copy(self.optimizer.state.get(p, {})) for p in parameters],
+            "lr_scheduler": None if scheduler is None else cpu_copy(scheduler.state_dict()),
+            "grad_scaler": None if scaler is None else cpu_copy(scaler.state_dict()),
+            "rng": rng_state(parameters[0].device) if self.with_rng else None,
         }
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Make everything as it was; only then is the checkpoint's content in use.
+        """Restore the state that `capture` returned; the checkpoint stays valid.
 
         Raises:
-            ConfigError: the optimizer holds other parameters than it did.
+            ConfigError: the optimizer has other parameters than at the capture.
         """
-        sizes = [to_local(one).numel() for one in self.parameters]
+        parameters = self.parameters
+        sizes = [to_local(parameter).numel() for parameter in parameters]
         if sizes != [part.numel() for part in checkpoint["parameters"]]:
             raise ConfigError(
-                "guard rollback: the optimizer holds other parameters than when the checkpoint was "
-                "taken; give it all of them before the watch begins"
+                "guard rollback: the optimizer has other parameters than when the checkpoint was "
+                "written; give it all of them before the watch begins"
             )
-        for one, part in zip(self.parameters, checkpoint["parameters"], strict=True):
-            to_local(one).copy_(part)
-        for one, part in zip(self.statistics, checkpoint["statistics"], strict=True):
-            one.copy_(part)
-        for group, options in zip(self.optimizer.param_groups, checkpoint["groups"], strict=True):
+        for parameter, part in zip(parameters, checkpoint["parameters"], strict=True):
+            to_local(parameter).copy_(part)
+        for buffer, part in zip(self.buffers, checkpoint["buffers"], strict=True):
+            buffer.copy_(part)
+        groups = zip(self.optimizer.param_groups, checkpoint["param_groups"], strict=True)
+        for group, options in groups:
             for key, value in options.items():
                 _overwrite(group, key, value)
-        for one, moments in zip(self.parameters, checkpoint["moments"], strict=True):
-            self._restore_optimizer_state(one, moments)
-        if self.lr_scheduler is not None and checkpoint["schedule"] is not None:
-            self.lr_scheduler.load_state_dict(copy.deepcopy(checkpoint["schedule"]))
-        if self.grad_scaler is not None and checkpoint["scaler"] is not None:
-            self.grad_scaler.load_state_dict(copy.deepcopy(checkpoint["scaler"]))
-        if checkpoint["generators"] is not None:
-            set_rng_state(checkpoint["generators"], self.parameters[0].device)
+        for parameter, state in zip(parameters, checkpoint["optimizer_state"], strict=True):
+            self._restore_optimizer_state(parameter, state)
+        if self.lr_scheduler is not None and checkpoint["lr_scheduler"] is not None:
+            self.lr_scheduler.load_state_dict(copy.deepcopy(checkpoint["lr_scheduler"]))
+        if self.grad_scaler is not None and checkpoint["grad_scaler"] is not None:
+            self.grad_scaler.load_state_dict(copy.deepcopy(checkpoint["grad_scaler"]))
+        if checkpoint["rng"] is not None:
+            set_rng_state(checkpoint["rng"], parameters[0].device)
 
-    def _restore_optimizer_state(self, one: Tensor, moments: dict[str, Any]) -> None:
-        if not moments:
-            self.optimizer.state.pop(one, None)
+    def _restore_optimizer_state(self, parameter: Tensor, saved: dict[str, Any]) -> None:
+        if not saved:
+            self.optimizer.state.pop(parameter, None)
             return
-        own = self.optimizer.state[one]
-        for key in [key for key in own if key not in moments]:
-            del own[key]
-        for key, value in moments.items():
-            if key not in own and isinstance(value, Tensor) and value.shape == to_local(one).shape:
-                own[key] = torch.zeros_like(one, dtype=value.dtype)
-            _overwrite(own, key, value)
+        state, shape = self.optimizer.state[parameter], to_local(parameter).shape
+        for key in [key for key in state if key not in saved]:
+            del state[key]
+        for key, value in saved.items():
+            if key not in state and isinstance(value, Tensor) and value.shape == shape:
+                state[key] = torch.zeros_like(parameter, dtype=value.dtype)
+            _overwrite(state, key, value)
 
     def scale_lr(self, factor: float) -> None:
-        """Multiply the learning rate, also the one that the schedule starts from."""
+        """Multiply the learning rate, including the initial one of the scheduler."""
         for group in self.optimizer.param_groups:
             for key in LR_KEYS:
                 if key in group:
                     _overwrite(group, key, group[key] * factor)
-        for schedule in _nested_schedulers(self.lr_scheduler):
+        for scheduler in _nested_schedulers(self.lr_scheduler):
             for name in ("base_lrs", "_last_lr"):
-                if hasattr(schedule, name):
-                    setattr(schedule, name, [rate * factor for rate in getattr(schedule, name)])
+                if hasattr(scheduler, name):
+                    setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
 
-    def learning_rates(self, checkpoint: Checkpoint | None = None, factor: float = 1.0) -> dict[str, float]:
-        """The learning rate of each group, now or in a checkpoint, times `factor`."""
-        groups = self.optimizer.param_groups if checkpoint is None else checkpoint["groups"]
+    def learning_rates(
+        self, checkpoint: Checkpoint | None = None, factor: float = 1.0
+    ) -> dict[str, float]:
+        """Return the learning rate of each group, now or in a checkpoint, times `factor`."""
+        groups = self.optimizer.param_groups if checkpoint is None else checkpoint["param_groups"]
         names = [f"learning_rate_{i}" for i in range(len(groups))]
         names = ["learning_rate"] if len(groups) == 1 else names
         return {n: factor * float(group["lr"]) for n, group in zip(names, groups, strict=True)}
 
 
 def cpu_copy(value: Any) -> Any:
-    """A copy of nested values; of tensors this rank's part, on the CPU."""
+    """Copy nested values; of tensors this rank's part, to the CPU."""
     if isinstance(value, Tensor):
         return to_local(value).detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -138,31 +150,31 @@ def cpu_copy(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _overwrite(into: dict[str, Any], key: str, value: Any) -> None:
-    """Overwrite a tensor in place, for others may hold it; anything else by a copy."""
-    old = into.get(key)
+def _overwrite(target: dict[str, Any], key: str, value: Any) -> None:
+    """Overwrite a tensor in place, because others may refer to it; replace other values."""
+    old = target.get(key)
     if isinstance(old, Tensor) and isinstance(value, Tensor) and to_local(old).shape == value.shape:
         to_local(old).copy_(value)
     else:
-        into[key] = cpu_copy(value)
+        target[key] = cpu_copy(value)
 
 
-def _nested_schedulers(schedule: Any) -> Iterator[Any]:
-    """A schedule, those that it is made of, and the one inside a wrapper such as Accelerate's."""
-    if schedule is None:
+def _nested_schedulers(scheduler: Any) -> Iterator[Any]:
+    """Iterate over a scheduler, its parts, and the one inside a wrapper such as Accelerate's."""
+    if scheduler is None:
         return
-    yield schedule
-    for part in getattr(schedule, "_schedulers", []):
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", []):
         yield from _nested_schedulers(part)
-    if not hasattr(schedule, "base_lrs"):
-        yield from _nested_schedulers(getattr(schedule, "scheduler", None))
+    if not hasattr(scheduler, "base_lrs"):
+        yield from _nested_schedulers(getattr(scheduler, "scheduler", None))
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """The random generators of torch (CPU, and the device's), numpy and Python."""
+    """Return the state of the random generators of torch (CPU and `device`), numpy and Python."""
     name, keys, *rest = np.random.get_state()
-    there = device.type not in ("cpu", "meta")
-    module = torch.get_device_module(device) if there else None
+    has_own = device.type not in ("cpu", "meta")
+    module = torch.get_device_module(device) if has_own else None
     return {
         "torch": torch.get_rng_state(),
         "device": None if module is None else module.get_rng_state(device),
@@ -172,7 +184,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `generators` gave."""
+    """Restore the state that `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["device"] is not None:
         torch.get_device_module(device).set_rng_state(state["device"], device)
