@@ -242,11 +242,11 @@ def test_names_that_differ_are_distinct() -> None:
 
 @pytest.mark.parametrize("behaviors", [["refusal"], [None], named("alone"), "refusal"])
 def test_only_a_list_of_behaviors_is_accepted(behaviors: Any) -> None:
-    with pytest.raises(ConfigError, match="give the monitor a list of behaviours"):
+    with pytest.raises(ConfigError, match="nothing to monitor: give a list of behaviors"):
         Monitor(behaviors)
 
 
 @pytest.mark.parametrize("every", [float("nan"), 2.5, "10", None, 0])
 def test_an_invalid_probe_interval_is_refused(every: Any) -> None:
-    with pytest.raises(ConfigError, match="every 1 step or more"):
+    with pytest.raises(ConfigError, match="give at least 1 step"):
         Monitor([named("x")], probe_every=every)
