@@ -1,4 +1,4 @@
-"""A run that can be taken up again: its loop, its checkpoints, and what its record must hold."""
+"""A run that can be resumed: its loop, its checkpoints, and what its record must hold."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXTS = ["sorry no", "no", "five", "yes sure here"]
 
 
 def behaviors() -> list[Behavior]:
-    """Of kinds that fix something at the start, and one that does not."""
+    """Behaviors of a kind that stores something at the start, and of one that does not."""
     start = make_llama().eval()
     with torch.no_grad():
         targets = start(ROWS[:6, :5]).logits[:, -1].argmax(-1)
@@ -31,7 +31,7 @@ def behaviors() -> list[Behavior]:
 
 
 def monitor(run: Path | None, **options: Any) -> Monitor:
-    settings = {"policy": AlertPolicy.default(), "every": 5, "signals": signals.everything()}
+    settings = {"policy": AlertPolicy.default(), "probe_every": 5, "signals": signals.everything()}
     return Monitor(behaviors(), run_dir=run, **(settings | options))
 
 

@@ -1,4 +1,4 @@
-"""A run that is taken up again is watched as if it had never been interrupted; or it is refused."""
+"""A resumed run is monitored as if it had never been interrupted, or it is refused."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def stop_at(count: int) -> Any:
     return committed
 
 
-@pytest.mark.parametrize("kept", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_an_interrupted_run_ends_with_the_readings_of_an_unbroken_one(
-    tmp_path: Path, kept: str
+    tmp_path: Path, storage: str
 ) -> None:
-    whole = resuming.train(tmp_path / "whole", kept=kept)
+    whole = resuming.train(tmp_path / "whole", gradient_storage=storage)
     with pytest.raises(StoppedError):
-        resuming.train(tmp_path / "broken", kept=kept, committed=stop_at(3))
+        resuming.train(tmp_path / "broken", gradient_storage=storage, committed=stop_at(3))
     with pytest.raises(StoppedError):
-        resuming.train(tmp_path / "broken", kept=kept, committed=stop_at(2))
-    broken = resuming.train(tmp_path / "broken", kept=kept)
+        resuming.train(tmp_path / "broken", gradient_storage=storage, committed=stop_at(2))
+    broken = resuming.train(tmp_path / "broken", gradient_storage=storage)
     for left, right in zip(whole.parameters(), broken.parameters(), strict=True):
         assert torch.equal(left, right)
     assert resuming.content(tmp_path / "broken") == resuming.content(tmp_path / "whole")
@@ -57,13 +57,13 @@ def test_an_interrupted_run_ends_with_the_readings_of_an_unbroken_one(
 
 
 def test_without_the_state_the_readings_would_differ(tmp_path: Path) -> None:
-    """What the test above rests on: the protected gradients held at the checkpoint matter."""
+    """The test above depends on the protected gradients of the checkpoint."""
     resuming.train(tmp_path / "whole")
     with pytest.raises(StoppedError):
         resuming.train(tmp_path / "broken", committed=stop_at(3))
     newest = resuming.checkpoints(tmp_path / "broken")[-1] / "monitor.safetensors"
     state = load_state(newest)
-    for rows in state["held"]["margin"]["rows"]:
+    for rows in state["protected_gradients"]["margin_gradients"]["rows"]:
         rows[0].zero_()
     save_state(newest, state)
     resuming.train(tmp_path / "broken")
@@ -73,7 +73,7 @@ def test_without_the_state_the_readings_would_differ(tmp_path: Path) -> None:
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     resuming.train(tmp_path / "whole", steps=6)
     with pytest.raises(StoppedError):
-        resuming.train(tmp_path / "broken", steps=6, every=2, committed=stop_at(1))
+        resuming.train(tmp_path / "broken", steps=6, probe_every=2, committed=stop_at(1))
     for folder in resuming.checkpoints(tmp_path / "broken"):
         folder.rename(tmp_path / "lost")
     resuming.train(tmp_path / "broken", steps=6)
@@ -83,7 +83,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path: Path)
 
 
 def small(learned: nn.Module, memory: Behavior, run: Path, **options: Any) -> Monitor:
-    settings = {"policy": AlertPolicy.default(), "every": 5} | options
+    settings = {"policy": AlertPolicy.default(), "probe_every": 5} | options
     return Monitor([memory], run_dir=run, **settings)
 
 
@@ -100,24 +100,26 @@ def test_states_that_do_not_fit_are_refused(
 ) -> None:
     state = state_of(learned, memory, tmp_path)
     for options, text in (
-        ({"every": 7}, "a monitor with every 5, and this one has 7"),
-        ({"kept": "int8"}, "with kept 'float32'"),
-        ({"within": ["0"]}, r"with within \[\]"),
-        ({"signals": []}, "with signals read"),
-        ({"policy": OTHER}, "with protocol"),
+        ({"probe_every": 7}, "a monitor with probe_every=5, and this one has 7"),
+        ({"gradient_storage": "int8"}, "with gradient_storage='float32'"),
+        ({"modules": ["0"]}, r"with modules=\[\]"),
+        ({"signals": []}, "with signals="),
+        ({"policy": OTHER}, "with policy="),
     ):
         with pytest.raises(ConfigError, match=text):
             small(learned, memory, tmp_path / text[:9], **options).load_state_dict(state)
     other = Monitor(
         [Behavior("other", memory.probes, memory.margins)], AlertPolicy.default(), probe_every=5
     )
-    with pytest.raises(ConfigError, match="with behaviors watched"):
+    with pytest.raises(ConfigError, match="with behaviors="):
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="not a monitor's state"):
         other.load_state_dict({"model": 1})
-    with pytest.raises(ConfigError, match="format 9; this Riprap reads 1"):
+    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 2"):
         other.load_state_dict(state | {"format": 9})
-    with pytest.raises(ConfigError, match="watches nothing now"):
+    with pytest.raises(ConfigError, match="format 1, and this Riprap reads format 2: start anew"):
+        other.load_state_dict({"format": 1, "step": 4})
+    with pytest.raises(ConfigError, match="not watching"):
         other.state_dict()
 
 
@@ -128,7 +130,7 @@ def test_a_state_of_another_model_is_refused(
     wider = nn.Sequential(nn.Linear(8, 17), nn.Tanh(), nn.Linear(17, 4))
     monitor = small(wider, memory, tmp_path / "second")
     monitor.load_state_dict(state)
-    with pytest.raises(ConfigError, match="state is of another model"):
+    with pytest.raises(ConfigError, match="does not fit the trained parameters"):
         monitor.begin(wider, torch.optim.SGD(wider.parameters(), lr=1e-2))
 
 
@@ -137,7 +139,7 @@ def test_a_record_of_another_run_is_not_gone_on_with(
 ) -> None:
     state_of(learned, memory, tmp_path)
     before = len(Reader(tmp_path / "first").readings())
-    with pytest.raises(RecordError, match=r"name another run, or go on with this one by .*resume"):
+    with pytest.raises(RecordError, match=r"give another run_dir, or continue this run with .*resume"):
         small(learned, memory, tmp_path / "first")
     policy = OTHER
     monitor = small(learned, memory, tmp_path / "first", resume=True, policy=policy)
@@ -183,7 +185,7 @@ def test_two_monitors_do_not_write_one_record(
 def test_a_record_that_cannot_be_written_for_a_while_loses_nothing(
     learned: nn.Module, memory: Behavior, tmp_path: Path, illness: str
 ) -> None:
-    """Training, watch and alerts go on; what could not be written is written later."""
+    """Training, watch and alerts go on; rows that could not be written are written later."""
     healthy, ill = (small(learned, memory, tmp_path / name) for name in ("healthy", "ill"))
     start = {name: value.clone() for name, value in learned.state_dict().items()}
 
