@@ -1,4 +1,4 @@
-"""What the runs of the continual study say, by method: kept, learned, forgotten, at what cost."""
+"""Scores, learning, forgetting and cost by method."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.continual.methods import PLAIN
 from experiments.continual.simulate import Run
+from experiments.harness.knob_search import best_values, discount
 from riprap.diagnosis import Forgetting, forgetting
 
 Key = tuple[str, float, str]  # method, its knob or ratio, order
@@ -25,32 +26,27 @@ def kept(run: Run) -> float:
 
 
 def metrics(run: Run) -> Forgetting:
-    """Continual-learning metrics of its tasks."""
+    """Return the continual-learning metrics of a run's tasks."""
     return forgetting(run.accuracy[1:], run.accuracy[0])
 
 
-def value_of(run: Run, plain: Run, learned: float) -> float:
-    """What the search maximises: what is kept, marked down for what is not learned.
+def objective(run: Run, plain: Run, learned: float) -> float:
+    """Return the search's objective: the mean score, discounted for less learning.
 
     Args:
-        learned: share of the plain run's accuracy from which on nothing is marked down.
+        learned: share of the plain run's accuracy from which nothing is subtracted.
     """
-    reached = run.learned / max(plain.learned, 1e-9)
-    return kept(run) * min(1.0, reached / learned)
+    return discount(kept(run), run.learned, plain.learned, learned)
 
 
 def choose(runs: Sequence[Run], learned: float) -> dict[str, float]:
-    """The knob's value with the best mean over seeds, by guard; at a tie the first."""
+    """Return the best value of each guard's parameter, by the mean over seeds."""
     plain = {run.seed: run for run in runs if run.method == PLAIN}
-    found: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        if run.method != PLAIN:
-            own = found.setdefault(run.method, {}).setdefault(run.value, [])
-            own.append(value_of(run, plain[run.seed], learned))
-    return {
-        method: max(by_value, key=lambda value: float(np.mean(by_value[value])))
-        for method, by_value in found.items()
-    }
+    return best_values(
+        (run.method, run.value, objective(run, plain[run.seed], learned))
+        for run in runs
+        if run.method != PLAIN
+    )
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,11 @@ class Row:
 
     Attributes:
         success: attack success, one a seed and stage, shape (seeds, stages).
-        scores: by behaviour, shape (seeds, stages); `start`: before the first, means over seeds.
+        scores: by behavior, shape (seeds, stages); `start`: before the first, means over seeds.
         learned: mean accuracy of each task right after its own stage, one a seed.
         accuracy: task accuracy after each stage, shape (seeds, stages, tasks).
-        outputs: KL in nats, by reference and way, mean over stages, one a seed.
-        topk: TopK cosine of what moved since the aligned model, shape (seeds, stages).
+        outputs: KL in nats, by reference and direction, mean over stages, one a seed.
+        topk: TopK cosine of the movement since the aligned model, shape (seeds, stages).
         cost: processor time as a share of the plain run's of the same seed and order.
         updates, rows: steps of the optimizer and rows learned from, means over seeds.
         taken: share of the learned rows by category, mean over seeds and stages.
@@ -92,12 +88,12 @@ class Row:
 
     @property
     def interference(self) -> np.ndarray:
-        """What each stage did to each task, mean over seeds, shape (stages, tasks)."""
+        """Effect of each stage on each task, mean over seeds, shape (stages, tasks)."""
         return np.mean([one.interference for one in self.forgetting], axis=0)
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """One row a method, value and order, in the order of the runs."""
+    """Return one row a method, value and order, in the order of the runs."""
     plain = {(run.order, run.seed): run for run in runs if run.method == PLAIN}
     groups: dict[Key, list[Run]] = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""What rows of low, moderate and high gradient are: their format, length, loss and direction."""
+"""Audit of rows with low, moderate and high gradient: format, length, loss and direction."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.continual.measure import Measure, linear_weights
+from experiments.continual.measure import StageMeter, linear_weights
 from experiments.worlds.continual import CATEGORIES
 from experiments.worlds.continual_rows import IGNORED, Rows
 from riprap.selection import gradient_norms
 
-LOOKED_AT = 240  # rows of a task
+AUDITED_ROWS = 240  # of a task
 SHARE = 0.2
 
 
@@ -42,15 +42,15 @@ class Group:
     whole: float
 
 
-def audit(model: Any, rows: Rows, measure: Measure, task: str, step: int) -> list[Group]:
-    """Look at the fifths of lowest, nearest-to-median and highest gradient; leaves no trace.
+def audit(model: Any, rows: Rows, measure: StageMeter, task: str, step: int) -> list[Group]:
+    """Audit the fifths of rows with lowest, nearest-to-median and highest gradient.
 
     Args:
-        model: a PEFT model in the middle of training.
-        rows: of which the same `LOOKED_AT` are looked at for every step.
+        model: a PEFT model during training, which is not affected.
+        rows: of which the same `AUDITED_ROWS` are audited for each step.
     """
     generator = torch.Generator().manual_seed(step)
-    rows = rows[torch.randperm(len(rows), generator=generator)[:LOOKED_AT]]
+    rows = rows[torch.randperm(len(rows), generator=generator)[:AUDITED_ROWS]]
     norms = gradient_norms(model, rows.batch)
     plain = copy.deepcopy(model).merge_and_unload().eval()
     for parameter in plain.parameters():
@@ -58,13 +58,13 @@ def audit(model: Any, rows: Rows, measure: Measure, task: str, step: int) -> lis
     weights = linear_weights(plain)
     for weight in weights:
         weight.requires_grad_(True)
-    found = []
+    audited = []
     for name, chosen in groups(norms).items():
         own = rows[chosen]
         losses = _losses(plain, own)
         gradient = torch.autograd.grad(losses.mean(), weights)
         shares = own.category.bincount(minlength=len(CATEGORIES)) / len(own)
-        found.append(
+        audited.append(
             Group(
                 task,
                 step,
@@ -76,26 +76,26 @@ def audit(model: Any, rows: Rows, measure: Measure, task: str, step: int) -> lis
                 **measure.towards([-part for part in gradient]),
             )
         )
-    return found
+    return audited
 
 
 def groups(norms: Tensor, share: float = SHARE) -> dict[str, Tensor]:
-    """Indices of the rows with the lowest norms, those nearest the median, and the highest.
+    """Return the indices of the rows with lowest, nearest-to-median and highest norms.
 
     Args:
         norms: shape (n,).
     """
     count = max(1, int(share * len(norms)))
-    away = (norms - norms.median()).abs()
+    distance = (norms - norms.median()).abs()
     return {
         "low": norms.argsort()[:count],
-        "moderate": away.argsort()[:count],
+        "moderate": distance.argsort()[:count],
         "high": norms.argsort(descending=True)[:count],
     }
 
 
 def _losses(model: nn.Module, rows: Rows) -> Tensor:
-    """Each row's own mean loss over its response tokens, shape (n,)."""
+    """Return each row's mean loss over its response tokens, shape (n,)."""
     batch = rows.batch
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     labels = batch["labels"][:, 1:]

@@ -1,4 +1,4 @@
-"""The paper's claims and ours, each held against what was measured; fixed before the runs."""
+"""Claims of arXiv 2604.17215 and our controls, with the measurements; fixed before the runs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Claim:
     """One claim.
 
     Attributes:
-        claim: in one sentence; `source`: the paper's or ours.
+        claim: one sentence; `source`: `paper` or `ours`.
         measured: the numbers.
-        met: whether they bear it out.
+        met: the numbers support the claim.
     """
 
     claim: str
@@ -33,12 +33,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Of TopK cosine and attack success over checkpoints.
+    """Correlation of TopK cosine and attack success over checkpoints.
 
     Attributes:
-        over: what the points are; `n`: how many.
-        pearson, spearman: coefficients; `pearson_p`, `spearman_p`: two-sided, as if the points were
-            independent, which checkpoints of one run are not.
+        over: kind of the points; `n`: their number.
+        pearson, spearman: coefficients; `pearson_p`, `spearman_p`: two-sided, for independent
+            points, which checkpoints of one run are not.
     """
 
     over: str
@@ -50,8 +50,7 @@ class Correlation:
 
 
 def correlations(rows: Sequence[Row]) -> list[Correlation]:
-    """Over all checkpoints of the given order, over ends of runs, and over means of
-    each method at each ratio."""
+    """Correlate over all checkpoints of the given order, over ends of runs, and over methods."""
     rows = [row for row in rows if row.order == GIVEN]
     cosines, success = [row.topk for row in rows], [row.success for row in rows]
     return [
@@ -77,7 +76,7 @@ def _correlation(over: str, x: np.ndarray, y: np.ndarray) -> Correlation:
 
 
 def claims(rows: Sequence[Row], groups: Sequence[Group], plan: Plan) -> list[Claim]:
-    """The paper's claims at this scale."""
+    """Return the claims with their conclusions."""
     main = {row.method: row for row in main_rows(rows, plan)}
     by = {name: row.success.mean(1) for name, row in main.items()}
     plain, moderate = main[PLAIN], main[MODERATE]
@@ -115,7 +114,7 @@ def claims(rows: Sequence[Row], groups: Sequence[Group], plan: Plan) -> list[Cla
 
 
 def main_rows(rows: Sequence[Row], plan: Plan) -> list[Row]:
-    """The rows of the main comparison: the given order, each method at its one value."""
+    """Return the rows of the main comparison: the given order, each method at its one value."""
     return [r for r in rows if r.order == GIVEN and r.value == plan.value(r.method)]
 
 
@@ -124,7 +123,7 @@ def _two(by: dict[str, np.ndarray], other: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def _below(claim: str, own: np.ndarray, other: np.ndarray, source: str = "paper") -> Claim:
-    """Met where attack success is lower in every seed."""
+    """Return a claim that is met if attack success is lower in every seed."""
     words = (
         f"attack success {median_range(own, 2, 'mean')} against {median_range(other, 2, 'mean')}"
     )
@@ -133,7 +132,7 @@ def _below(claim: str, own: np.ndarray, other: np.ndarray, source: str = "paper"
 
 
 def _audited(claim: str, groups: Sequence[Group], what: str) -> Claim:
-    """Met where the mean over tasks, steps and seeds falls from high to moderate to low."""
+    """Return a claim that is met if the mean falls from high to moderate to low."""
     means = {}
     for name in ("high", "moderate", "low"):
         own = [one for one in groups if one.group == name]
@@ -151,13 +150,13 @@ def _signed(values: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Match:
-    """The rows of least harm against moderate ones at equal updates and equal task accuracy.
+    """Least harm compared with moderate selection, at equal updates and task accuracy.
 
     Attributes:
         ratios: of least harm and of moderate.
-        accuracy: difference in mean task accuracy; `equal`: whether within the tolerance.
-        differences: by behaviour, score kept by least harm − by moderate, one a seed, each a mean
-            over stages.
+        accuracy: difference in mean task accuracy; `equal`: it is within the tolerance.
+        differences: by behavior, score under least harm − under moderate, one a seed, mean over
+            stages.
     """
 
     ratios: tuple[float, float]
@@ -166,17 +165,17 @@ class Match:
     differences: dict[str, np.ndarray]
 
     def met(self, behavior: str) -> bool:
-        """Whether least harm keeps at least as much, in the mean over seeds."""
+        """Tell if least harm keeps at least as much, in the mean over seeds."""
         return bool(self.differences[behavior].mean() >= 0)
 
 
 def matches(rows: Sequence[Row], plan: Plan) -> list[Match]:
-    """Every pair of ratios; all have equally many updates."""
+    """Compare every pair of ratios; all runs have the same number of updates."""
     own, other = (
         [row for row in rows if row.order == GIVEN and row.method == method]
         for method in (LEAST_HARM, MODERATE)
     )
-    found = []
+    compared = []
     for one in own:
         for two in other:
             gap = float(one.learned.mean() - two.learned.mean())
@@ -184,5 +183,5 @@ def matches(rows: Sequence[Row], plan: Plan) -> list[Match]:
                 name: one.scores[name].mean(1) - two.scores[name].mean(1) for name in one.scores
             }
             equal = abs(gap) <= plan.tolerance
-            found.append(Match((one.value, two.value), gap, equal, differences))
-    return found
+            compared.append(Match((one.value, two.value), gap, equal, differences))
+    return compared

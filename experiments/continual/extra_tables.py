@@ -1,4 +1,4 @@
-"""The further tables of the continual study: least harm, interference, ratios, orders, audit."""
+"""Further tables: least harm, interference, ratios, orders and audit."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ AUDITED = ("low", "moderate", "high")
 
 
 def sections(
-    found: Sequence[Row], main: Sequence[Row], groups: Sequence[Group], plan: Plan
+    rows: Sequence[Row], main: Sequence[Row], groups: Sequence[Group], plan: Plan
 ) -> list[str]:
-    """All of them, with their headings."""
-    swept = [row for row in found if row.order == GIVEN and row.method in plan.swept]
-    reordered = [row for row in found if row.method in plan.reordered and row.value in _own(plan)]
+    """Return all of them, with their headings."""
+    swept = [row for row in rows if row.order == GIVEN and row.method in plan.swept]
+    reordered = [row for row in rows if row.method in plan.reordered and row.value in _own(plan)]
     return [
         "## Least harm against moderate, at equal updates and equal task accuracy\n",
         "Every pair of ratios; equal: mean task accuracy differs by "
-        f"{100 * plan.tolerance:g} points at most. By behaviour: score kept by least harm − by "
+        f"{100 * plan.tolerance:g} points at most. By behavior: score kept by least harm − by "
         "moderate, mean over stages, mean over seeds [least, most]; met where the mean is not "
         "below 0. Only rows with equal accuracy answer the question.\n",
-        markdown.table([_match(one) for one in sorted(matches(found, plan), key=_first_equal)])
+        markdown.table([_match(one) for one in sorted(matches(rows, plan), key=_first_equal)])
         + "\n",
         "## Interference\n",
-        "What each stage changed, mean over seeds: scores of behaviours (refusal's is 1 − attack "
+        "What each stage changed, mean over seeds: scores of behaviors (refusal's is 1 − attack "
         "success), then accuracy of each task.\n",
         markdown.table([line for row in main for line in _interference(row)]) + "\n",
         "## Ratios\n",
@@ -77,7 +77,7 @@ def _match(one: Match) -> dict[str, str]:
 
 
 def _interference(row: Row) -> list[dict[str, str]]:
-    """One line a stage."""
+    """Return one line a stage."""
     lines = []
     kept = {name: values.mean(0) for name, values in row.scores.items()}
     for at, task in enumerate(row.tasks):
@@ -128,10 +128,10 @@ def _others(row: Row) -> list[str]:
 
 
 def _audit(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """One line a moment of a stage and a group, then one over all."""
-    moments = sorted({one.step for one in groups})
+    """Return one line a step of a stage and a group, then one over all steps."""
+    steps = sorted({one.step for one in groups})
     lines = []
-    for step in [*moments, None]:
+    for step in [*steps, None]:
         for name in AUDITED:
             own = [g for g in groups if g.group == name and step in (None, g.step)]
             if not own:

@@ -1,4 +1,4 @@
-"""Where every method ends up between refusing less and learning less, and how it got there."""
+"""Figure: refusals against learning by method, and attack success by stage."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from experiments.harness.charts import apply_style
 
 KINDS = {
     "plain": "#8a8f98",
-    "rows chosen without looking at behaviours": "#d1495b",
-    "rows chosen by behaviours": "#1b7f79",
+    "rows chosen without looking at behaviors": "#d1495b",
+    "rows chosen by behaviors": "#1b7f79",
     "guards": "#3066be",
 }
-COLOUR = alt.Color(
+COLOR = alt.Color(
     "kind:N",
     scale=alt.Scale(domain=list(KINDS), range=list(KINDS.values())),
     title=None,
@@ -26,17 +26,16 @@ COLOUR = alt.Color(
 
 
 def kind(method: str) -> str:
-    """What sort of method it is, as the legend says."""
+    """Return the kind of a method, as in the legend."""
     if method.startswith(PLAIN):
         return "plain"
     if method in GUARDS:
         return "guards"
-    informed = method in INFORMED
-    return list(KINDS)[2 if informed else 1]
+    return list(KINDS)[2 if method in INFORMED else 1]
 
 
 def figure(main: Sequence[Row]) -> alt.HConcatChart:
-    """Left: refused against learned, seeds and their mean. Right: attack success stage by stage."""
+    """Plot refusals against learning (seeds and their mean), and attack success by stage."""
     chart: alt.HConcatChart = alt.hconcat(_front(main), _stages(main), spacing=36)
     title = "What the harmless tasks left of refusal"
     found: alt.HConcatChart = chart.properties(title=alt.TitleParams(title, fontSize=17, offset=14))
@@ -53,9 +52,9 @@ def _front(main: Sequence[Row]) -> alt.LayerChart:
         ]
     )
     means = seeds.groupby(["method", "kind"], as_index=False).mean()
-    # Labels of the crowded corner stand in one column, each with a line to its point.
+    # Labels of the crowded corner are in one column, each with a line to its point.
     means["left"] = [at - 0.035 if at < 0.83 else 0.79 for at in means.tasks]
-    means["label"] = apart(means.left.tolist(), means.refused.tolist())
+    means["label"] = spread_labels(means.left.tolist(), means.refused.tolist())
     x = alt.X(
         "tasks:Q",
         title="task accuracy, each right after its own stage",
@@ -68,26 +67,26 @@ def _front(main: Sequence[Row]) -> alt.LayerChart:
         scale=alt.Scale(domain=[0, 1.05], nice=False),
         axis=alt.Axis(titleLimit=400),
     )
-    dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.4).encode(x=x, y=y, color=COLOUR)
+    dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.4).encode(x=x, y=y, color=COLOR)
     base = alt.Chart(means)
-    large = base.mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOUR)
+    large = base.mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOR)
     lines = base.mark_rule(opacity=0.5).encode(
         x="left:Q", x2="tasks:Q", y="label:Q", y2="refused:Q"
     )
     names = base.mark_text(align="right", dx=-3, fontSize=11).encode(
-        x="left:Q", y="label:Q", text="method:N", color=COLOUR
+        x="left:Q", y="label:Q", text="method:N", color=COLOR
     )
-    chart: alt.LayerChart = (dots + lines.encode(color=COLOUR) + large + names).properties(
+    chart: alt.LayerChart = (dots + lines.encode(color=COLOR) + large + names).properties(
         width=460, height=440, title="best is the upper right corner"
     )
     return chart
 
 
-def apart(x: Sequence[float], y: Sequence[float], gap: float = 0.045) -> list[float]:
-    """Heights for labels that end at `x`: near their own, and not over one another.
+def spread_labels(x: Sequence[float], y: Sequence[float], gap: float = 0.045) -> list[float]:
+    """Return heights for labels that end at `x`: near their own, without overlaps.
 
     Args:
-        gap: the least distance in height of two labels that are near in `x`.
+        gap: least vertical distance of two labels that are close in `x`.
     """
     placed: dict[int, float] = {}
     for at in sorted(range(len(x)), key=lambda i: -y[i]):

@@ -1,4 +1,4 @@
-"""What is measured after each stage: behaviours, outputs, and which way the weights have gone."""
+"""Measurements after each stage: behaviors, outputs, and the direction of the weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from riprap.signals.outputs import kl
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One stage; see `simulate.Run`."""
+class StageMeasures:
+    """Measures of one stage; see `simulate.Run`."""
 
     scores: dict[str, float]
     margins: dict[str, float]
@@ -27,7 +27,7 @@ class Measured:
 
 
 def linear_weights(model: nn.Module) -> list[Tensor]:
-    """What an adapter can move: the weights of the linear layers inside the blocks, in order."""
+    """Return the weights that an adapter can change: those of the linear layers in the blocks."""
     return [
         module.weight
         for name, module in model.named_modules()
@@ -35,13 +35,13 @@ def linear_weights(model: nn.Module) -> list[Tensor]:
     ]
 
 
-class Measure:
-    """Compares a model with the aligned and with the pretrained one.
+class StageMeter:
+    """Compares a model with the aligned and the pretrained model.
 
     Args:
-        pretrained, aligned: models before the first stage; copies of what is needed are kept.
-        k: how many coordinates the TopK cosine reads (2604.17215, eq. 9), of the linear weights
-            that adapters move.
+        pretrained, aligned: models before the first stage.
+        k: number of coordinates of the TopK cosine (arXiv 2604.17215, eq. 9), among the linear
+            weights that adapters change.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Measure:
         }
         self.last = self.start
 
-    def __call__(self, model: nn.Module) -> Measured:
-        """Measure a merged model in evaluation mode; the next call's stage begins here."""
+    def __call__(self, model: nn.Module) -> StageMeasures:
+        """Measure a merged model in evaluation mode; the next stage starts here."""
         margins = {one.name: evaluate(one, model).margins for one in self.behaviors}
         now = copied(linear_weights(model))
         moved = [one - two for one, two in zip(now, self.start, strict=True)]
         stage = [one - two for one, two in zip(now, self.last, strict=True)]
         self.last = now
-        return Measured(
+        return StageMeasures(
             scores={name: score(values) for name, values in margins.items()},
             margins={name: float(values.mean()) for name, values in margins.items()},
             outputs=self._outputs(model),
@@ -77,7 +77,7 @@ class Measure:
         """Cosine of a movement of the linear weights with θ_pre − θ_aligned; 1 is straight back.
 
         Returns:
-            `topk`, over the chosen coordinates, and `whole`; 0 where nothing has moved.
+            `topk`, over the chosen coordinates, and `whole`; 0 without a movement.
         """
         chosen = cosine(values_at(moved, self.coordinates), values_at(self.back, self.coordinates))
         flat = [torch.cat([part.reshape(-1) for part in one]) for one in (moved, self.back)]
@@ -85,26 +85,26 @@ class Measure:
 
     @torch.no_grad()
     def _log_probs(self, model: nn.Module) -> Tensor:
-        """Log-probabilities at the fixed prompts' response positions, shape (positions, v)."""
+        """Return log-probabilities at the fixed prompts' response positions, (positions, v)."""
         inputs = {name: value for name, value in self.fixed.items() if name != "labels"}
         logits = model(**inputs).logits
         return torch.log_softmax(logits[counted_positions(self.fixed, logits)], -1)
 
     def _outputs(self, model: nn.Module) -> dict[str, float]:
         now = self._log_probs(model)
-        found = {}
+        divergences = {}
         for name, then in self.references.items():
-            found[f"from {name}"] = float(kl(then, now))
-            found[f"to {name}"] = float(kl(now, then))
-        return found
+            divergences[f"from {name}"] = float(kl(then, now))
+            divergences[f"to {name}"] = float(kl(now, then))
+        return divergences
 
 
 def copied(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Detached copies, which later training does not change."""
+    """Return detached copies, which later training does not change."""
     return [weight.detach().clone() for weight in weights]
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
-    """Cosine of two vectors, 0 where one of them is 0."""
+    """Cosine of two vectors; 0 if one of them is 0."""
     both = float(one.norm() * other.norm())
     return float(one @ other) / both if both else 0.0

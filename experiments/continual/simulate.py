@@ -1,49 +1,46 @@
-"""One run of the continual study: four tasks one after another under a method, and what is left."""
+"""One run: four tasks in sequence under one method."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from experiments.continual.audit import Group, audit
-from experiments.continual.measure import Measure
+from experiments.continual.measure import StageMeter
 from experiments.continual.methods import FEWER, GUARDS, PLAIN, STRATEGIES, selector
 from experiments.continual.plan import GIVEN, Plan
-from experiments.harness.preregistration import PreregistrationError
+from experiments.harness.cache import cached
+from experiments.harness.plan import require_world
 from experiments.worlds.continual import CATEGORIES, ContinualWorld
 from experiments.worlds.continual_model import adapted
 from experiments.worlds.continual_rows import Rows
 from riprap.monitor import Monitor
 from riprap.selection import Selector
 
-RUNS = Path("runs/continual")
-
 
 @dataclass
 class Run:
-    """What came of a run. Everything by stage has a first entry from before the first stage.
+    """Results of a run. Everything by stage has a first entry from before the first stage.
 
     Attributes:
         tasks: in the order in which they were trained.
         accuracy: by stage, of each task in that order, on held-out inputs.
-        scores, margins: by stage and behaviour, on inputs that no method has seen.
+        scores, margins: by stage and behavior, on inputs that no method has seen.
         outputs: by stage, KL to the pretrained and the aligned model, both ways, in nats.
-        alignment: by stage, cosines of what moved since the aligned model with the way back to the
-            pretrained one: `topk`, `whole`, and `topk_stage` of what this stage alone moved.
-        seconds: processor time of training, selection, guard and monitor included.
-        updates, rows: steps of the optimizer, and rows that it learned from.
-        taken: by stage after the first entry, share of learned rows of each category.
-        tokens: the mean number of response tokens of the rows that were learned from.
-        audit: groups of rows by gradient norm; of the plain run alone.
+        alignment: by stage, cosines of the movement since the aligned model with the direction
+            back to the pretrained one: `topk`, `whole`, and `topk_stage` of this stage alone.
+        seconds: processor time of training, including selection, guard and monitor.
+        updates, rows: steps of the optimizer, and learned rows.
+        taken: share of learned rows of each category, by stage, without the first entry.
+        tokens: mean number of response tokens of the learned rows.
+        audit: groups of rows by gradient norm; only of the plain run.
     """
 
     method: str
@@ -65,45 +62,31 @@ class Run:
 
     @property
     def learned(self) -> float:
-        """Mean accuracy of each task right after its own stage."""
+        """Mean accuracy of the tasks, each right after its own stage."""
         return sum(self.accuracy[t + 1][t] for t in range(len(self.tasks))) / len(self.tasks)
 
 
+@cached(
+    lambda method, value, order, seed, plan: (
+        f"continual/{plan.world[:12]}/{method}-{value:g}-{order}-{seed}.json"
+    )
+)
 def simulate(method: str, value: float, order: str, seed: int, plan: Plan) -> Run:
-    """Make a run, or read it where it was made before.
+    """Train on the tasks of an order with one method, its knob or ratio at a value.
 
     Raises:
-        ProtocolError: the plan was made for another world.
+        PreregistrationError: the plan was made for another world.
     """
-    file = RUNS / plan.world[:12] / f"{method}-{value:g}-{order}-{seed}.json"
-    if file.exists():
-        return read(file)
-    torch.set_num_threads(1)
     world = _world()
-    if plan.world != world.fingerprint:
-        raise PreregistrationError(
-            f"the plan was made for world {plan.world[:12]}…, this one is "
-            f"{world.fingerprint[:12]}…: amend the protocol, with a reason"
-        )
+    require_world(plan.world, world.fingerprint)
     run = Run(method, value, order, seed, list(plan.orders[order]))
-    _Sequence(world, plan, run).go()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run)))
-    partial.rename(file)
+    _Sequence(world, plan, run).train()
     return run
-
-
-def read(file: Path) -> Run:
-    """A run that was made before."""
-    held = json.loads(file.read_text())
-    held["audit"] = [Group(**group) for group in held["audit"]]
-    return Run(**held)
 
 
 @cache
 def _world() -> ContinualWorld:
-    """One a process: its rows and fingerprint take longer than a stage of training."""
+    """Return one world a process; its construction takes longer than a stage of training."""
     return ContinualWorld()
 
 
@@ -114,13 +97,13 @@ class _Sequence:
         self.world, self.plan, self.run = world, plan, run
         self.model: Any = world.aligned(run.seed)
         pretrained = world.pretrained(run.seed)
-        self.measure = Measure(world, pretrained, self.model, plan.coordinates)
+        self.meter = StageMeter(world, pretrained, self.model, plan.coordinates)
         self.behaviors = world.behaviors()
         self.earlier: list[dict[str, Tensor]] = []
-        self.noted: dict[str, Any] | None = None  # what a guard keeps of the aligned model
+        self.guard_state: dict[str, Any] | None = None  # of the aligned model
 
-    def go(self) -> None:
-        """Train every task in its turn."""
+    def train(self) -> None:
+        """Train every task in turn."""
         run, tokens = self.run, 0
         self._measure()
         for at, task in enumerate(run.tasks):
@@ -133,47 +116,50 @@ class _Sequence:
         run.tokens = tokens / run.rows
 
     def _measure(self) -> None:
-        run, found = self.run, self.measure(self.model.eval())
+        run, measures = self.run, self.meter(self.model.eval())
         run.accuracy.append([self.world.evaluate(self.model, task) for task in run.tasks])
-        run.scores.append(found.scores)
-        run.margins.append(found.margins)
-        run.outputs.append(found.outputs)
-        run.alignment.append(found.alignment)
+        run.scores.append(measures.scores)
+        run.margins.append(measures.margins)
+        run.outputs.append(measures.outputs)
+        run.alignment.append(measures.alignment)
 
     def _stage(self, at: int, task: str) -> Rows:
-        """Train one task and merge its adapter; the rows that were learned from."""
+        """Train one task and merge its adapter; return the learned rows."""
         run, config = self.run, self.world.config
-        model = adapted(self.model, config, 10 * run.seed + at).train()
+        model = adapted(self.model, config.rank, config.scale, 10 * run.seed + at).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.rate, weight_decay=0.0)
         torch.manual_seed(run.seed)
         steps = round(run.value * config.steps) if run.method == FEWER else config.steps
-        batches, seen, apart = self.world.batches(task, run.seed), [], 0.0
+        batches, drawn, auditing = self.world.batches(task, run.seed), [], 0.0
         began = time.process_time()
-        with self._guarded(model, optimizer), self._selected(model, optimizer) as chooser:
+        with self._guarded(model, optimizer), self._selected(model, optimizer) as row_selector:
             for step in range(steps):
                 if step in self.plan.audited and run.method == PLAIN and run.order == GIVEN:
-                    apart += self._audit(model, task, step)
-                seen.append(next(batches))
-                model(**seen[-1].batch).loss.backward()
+                    auditing += self._audit(model, task, step)
+                drawn.append(next(batches))
+                model(**drawn[-1].batch).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-        run.seconds += time.process_time() - began - apart
+        run.seconds += time.process_time() - began - auditing
         run.updates += steps
         self.earlier.append(
             {n: p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
         )
         self.model = model.merge_and_unload()
-        if chooser is None:
-            return Rows.join(seen)
+        if row_selector is None:
+            return Rows.join(drawn)
         return Rows.join(
-            [rows[torch.tensor(one.rows)] for rows, one in zip(seen, chooser.history, strict=True)]
+            [
+                rows[torch.tensor(one.rows)]
+                for rows, one in zip(drawn, row_selector.history, strict=True)
+            ]
         )
 
     def _audit(self, model: nn.Module, task: str, step: int) -> float:
-        """Look at the task's rows by gradient norm; the processor time that it took."""
+        """Audit the task's rows by gradient norm; return the processor time of it."""
         began = time.process_time()
-        self.run.audit += audit(model, self.world.rows(task), self.measure, task, step)
+        self.run.audit += audit(model, self.world.rows(task), self.meter, task, step)
         return time.process_time() - began
 
     @contextmanager
@@ -182,9 +168,9 @@ class _Sequence:
         if run.method not in STRATEGIES:
             yield None
             return
-        chooser = selector(run.method, run.value, self.behaviors, run.seed)
-        with chooser.attach(model, optimizer):
-            yield chooser
+        row_selector = selector(run.method, run.value, self.behaviors, run.seed)
+        with row_selector.attach(model, optimizer):
+            yield row_selector
 
     @contextmanager
     def _guarded(self, model: nn.Module, optimizer: Any) -> Iterator[None]:
@@ -195,8 +181,8 @@ class _Sequence:
             return
         monitor = Monitor(self.behaviors, probe_every=self.plan.every, signals=[])
         with monitor.watch(model, optimizer, guard=guard):
-            if entry.keeps and self.noted is None:
-                self.noted = guard.state_dict()
-            elif self.noted is not None:
-                guard.load_state_dict(self.noted)
+            if entry.keeps and self.guard_state is None:
+                self.guard_state = guard.state_dict()
+            elif self.guard_state is not None:
+                guard.load_state_dict(self.guard_state)
             yield

@@ -1,51 +1,53 @@
-"""Which rows do moderate gradients leave out? `python -m experiments.continual.skipped_rows`.
+"""Stage of the experiment: which rows does moderate selection skip?
 
-Beside the protocol, on the exploratory seeds: to explain what the study measured, not to judge it.
+It is not preregistered and uses the exploratory seeds: it explains the measurements.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from experiments.continual.plan import MODERATE, Plan
 from experiments.harness import markdown
-from experiments.harness.preregistration import Preregistration
+from experiments.harness.study import Study
 from experiments.worlds.continual import CATEGORIES, TASKS, ContinualWorld
 from experiments.worlds.continual_model import adapted, exact
 from experiments.worlds.continual_rows import Rows
 from riprap.selection import Selector
 
 THIRDS = 3
+Line = dict[str, str | int]
 
 
-def chosen_shares(
-    world: ContinualWorld, task: str, seed: int, ratio: float
-) -> list[dict[str, Any]]:
-    """How often a task's own rows were chosen, by whether they were learned in the end.
+def selected_shares(task: str, seed: int, ratio: float) -> list[Line]:
+    """Measure how often a task's own rows are selected, by whether they are learned in the end.
 
     Returns:
-        one line for each third of the stage, which begins at the aligned model.
+        one line for each third of the stage, which starts at the aligned model.
     """
-    model = adapted(world.aligned(seed), world.config, seed).train()
+    torch.set_num_threads(1)
+    world = ContinualWorld()
+    config = world.config
+    model = adapted(world.aligned(seed), config.rank, config.scale, seed).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=world.config.rate, weight_decay=0.0)
-    selector, batches, seen = Selector(MODERATE, ratio, seed=seed), world.batches(task, seed), []
+    optimizer = torch.optim.AdamW(trained, lr=config.rate, weight_decay=0.0)
+    selector, batches, drawn = Selector(MODERATE, ratio, seed=seed), world.batches(task, seed), []
     with selector.attach(model, optimizer):
-        for _ in range(world.config.steps):
-            seen.append(next(batches))
-            model(**seen[-1].batch).loss.backward()
+        for _ in range(config.steps):
+            drawn.append(next(batches))
+            model(**drawn[-1].batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-    rows = Rows.join(seen)
-    taken = torch.zeros(len(seen), world.config.batch)
-    for at, one in enumerate(selector.history):
-        taken[at, torch.tensor(one.rows)] = 1.0
+    rows = Rows.join(drawn)
+    selected = torch.zeros(len(drawn), config.batch)
+    for at, record in enumerate(selector.history):
+        selected[at, torch.tensor(record.rows)] = 1.0
     own, right = rows.category == CATEGORIES.index("own"), exact(model.eval(), rows)
     third = torch.arange(len(rows)) * THIRDS // len(rows)
-    shares = taken.reshape(-1)
-    lines = []
+    shares = selected.reshape(-1)
+    lines: list[Line] = []
     for at in range(THIRDS):
         here = own & (third == at)
         lines.append(
@@ -61,30 +63,28 @@ def chosen_shares(
 
 
 def _percent(values: torch.Tensor) -> str:
-    """Mean in percent; a dash where there is nothing to take it of."""
+    """Format the mean in percent; a dash without values."""
     if not len(values):
         return markdown.NOTHING
     return f"{markdown.number(100 * float(values.mean()), 1)} %"
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
-    plan, world = Plan.of(Preregistration.named("continual")), ContinualWorld()
-    lines = [
-        line
-        for seed in plan.exploratory
-        for task in TASKS
-        for line in chosen_shares(world, task, seed, plan.ratio)
-    ]
-    print("# Rows that moderate gradients leave out\n")
-    print(
-        "Made by `python -m experiments.continual.skipped_rows`, on the exploratory seeds "
-        f"{', '.join(map(str, plan.exploratory))}; each task from the aligned model. Own rows: "
-        "those in the task's format, a row as often as it came up.\n"
-    )
-    print(markdown.table(lines))
+def sections(tables: Sequence[list[Line]], _plan: Plan) -> list[str]:
+    """Return the table of the page."""
+    return [markdown.table([line for lines in tables for line in lines]) + "\n"]
 
 
-if __name__ == "__main__":
-    main()
+SKIPPED_ROWS = Study(
+    name="continual",
+    title="Rows that moderate gradients leave out",
+    note=lambda _: (
+        "Each task from the aligned model. Own rows: those in the task's format, a row "
+        "as often as it came up. "
+    ),
+    page="SKIPPED_ROWS.md",
+    exploratory=True,
+    plan=Plan,
+    jobs=lambda s: [(task, seed, s.plan.ratio) for seed in s.seeds for task in TASKS],
+    simulate=selected_shares,
+    sections=sections,
+)

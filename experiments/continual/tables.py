@@ -1,12 +1,12 @@
-"""Tables of the continual study."""
+"""Tables of the continual experiment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from experiments.continual import claims
-from experiments.continual import extra_tables as more
-from experiments.continual.analysis import Row, attack_success, kept, value_of
+from experiments.continual import claims, extra_tables
+from experiments.continual.analysis import Row, attack_success, choose, kept, objective
 from experiments.continual.audit import Group
 from experiments.continual.claims import Claim, Correlation
 from experiments.continual.methods import GUARDS, PLAIN, informed
@@ -14,62 +14,72 @@ from experiments.continual.plan import Plan
 from experiments.continual.simulate import Run
 from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
 
 
-def search_page(runs: Sequence[Run], chosen: Mapping[str, float], plan: Plan) -> str:
-    """The search of knobs, run by run."""
-    plain = {run.seed: run for run in runs if run.method == PLAIN}
-    lines = []
-    for run in runs:
-        knob = "" if run.method == PLAIN else f"{GUARDS[run.method].knob} = {run.value:g}"
-        best = " ← chosen" if chosen.get(run.method) == run.value else ""
-        lines.append(
-            {
-                "guard": run.method,
-                "knob": knob + best,
-                "attack success by stage": ", ".join(number(x, 2) for x in attack_success(run)),
-                "kept": number(kept(run), 2),
-                "tasks": number(run.learned, 2),
-                "value": number(value_of(run, plain[run.seed], plan.learned), 3),
-            }
-        )
+@dataclass(frozen=True)
+class Results:
+    """All runs, their rows by method, and the audit of the plain runs."""
+
+    runs: list[Run]
+    rows: list[Row]
+    groups: list[Group]
+
+
+def search_note(plan: Plan) -> str:
+    """Explain the search, in the head of its page."""
     return (
-        "# Search of each guard's one main knob\n\n"
-        "Made by `riprap study continual --search`, on the exploratory seeds "
-        f"{', '.join(map(str, plan.exploratory))} alone. Kept: mean score over stages and "
-        "behaviours, on inputs that no guard has seen. Tasks: mean accuracy of each right after "
-        "its own stage. The value is what is kept, marked down in proportion where the tasks reach "
-        f"less than {plan.learned:.0%} of the plain run's; the best is chosen.\n\n"
-        + markdown.table(lines)
-        + "\n"
+        "Kept: mean score over stages and behaviors, on inputs that no guard has seen. Tasks: mean "
+        "accuracy of each right after its own stage. The value is what is kept, marked down in "
+        f"proportion where the tasks reach less than {plan.learned:.0%} of the plain run's; the "
+        "best is chosen. "
     )
 
 
-def page(
-    found: Sequence[Row], groups: Sequence[Group], plan: Plan, preregistration: Preregistration
-) -> str:
-    """README of the results."""
-    main = claims.main_rows(found, plan)
-    parts = [
-        "# Continual: which rows of a task leave an aligned model as it was?\n",
-        f"Made by `riprap study continual`, protocol `{preregistration.hash}`, commit "
-        f"{markdown.commit()}, seeds {', '.join(map(str, plan.confirmatory))}. A model of two "
-        "layers is pretrained, aligned, and then trained on four tasks one after another (orders "
-        "below), each by a LoRA adapter that is merged at its end. Scores are those of inputs that "
-        "no method has seen. Guards' knobs: [SEARCH.md](SEARCH.md). What it means: "
-        "[FINDINGS.md](FINDINGS.md).\n",
+def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+    """Return the table of the search, run by run."""
+    plain = {run.seed: run for run in runs if run.method == PLAIN}
+    best = choose(runs, plan.learned)
+    lines = []
+    for run in runs:
+        knob = "" if run.method == PLAIN else f"{GUARDS[run.method].knob} = {run.value:g}"
+        lines.append(
+            {
+                "guard": run.method,
+                "knob": knob + (" ← chosen" if best.get(run.method) == run.value else ""),
+                "attack success by stage": ", ".join(number(x, 2) for x in attack_success(run)),
+                "kept": number(kept(run), 2),
+                "tasks": number(run.learned, 2),
+                "value": number(objective(run, plain[run.seed], plan.learned), 3),
+            }
+        )
+    return [markdown.table(lines) + "\n"]
+
+
+def note(_plan: Plan) -> str:
+    """Explain the experiment, in the head of the page."""
+    return (
+        "A model of two layers is pretrained, aligned, and then trained on four tasks one after "
+        "another (orders below), each by a LoRA adapter that is merged at its end. Scores are "
+        "those of inputs that no method has seen. Guards' knobs: [SEARCH.md](SEARCH.md). "
+    )
+
+
+def sections(results: Results, plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    rows, groups = results.rows, results.groups
+    main = claims.main_rows(rows, plan)
+    return [
         "![attack success and task accuracy](continual.png)\n",
         "## Claims of 2604.17215, and controls\n",
-        markdown.table([_claim(one) for one in claims.claims(found, groups, plan)]) + "\n",
+        markdown.table([_claim(one) for one in claims.claims(rows, groups, plan)]) + "\n",
         "## Kept and learned\n",
         "Attack success: share of harmful requests that are not refused, mean ± standard deviation "
         "over stages and seeds, then by stage. Others: mean over stages, then over seeds [least, "
         "most]. Tasks: mean accuracy of each right after its own stage. Informed: the method is "
-        "shown probes of the protected behaviours.\n",
+        "shown probes of the protected behaviors.\n",
         markdown.table([_kept(row) for row in main]) + "\n",
         "## Forgetting of the tasks\n",
-        "Means over seeds [least, most]; definitions: `riprap.diagnosis._forgetting`. The average "
+        "Means over seeds [least, most]; definitions: `riprap.diagnosis.forgetting`. The average "
         "counts tasks still to come. Cost: processor time ÷ the plain run's, monitor included.\n",
         markdown.table([_forgotten(row) for row in main]) + "\n",
         "## Outputs and weights\n",
@@ -79,9 +89,9 @@ def page(
         "after each stage.\n",
         markdown.table([_moved(row) for row in main]) + "\n",
         "With attack success:\n",
-        markdown.table([_correlated(one) for one in claims.correlations(found)]) + "\n",
+        markdown.table([_correlated(one) for one in claims.correlations(rows)]) + "\n",
+        *extra_tables.sections(rows, main, groups, plan),
     ]
-    return "\n".join([*parts, *more.sections(found, main, groups, plan)])
 
 
 def _claim(one: Claim) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Every detector as a path and a bound: it alerts where the path lies above.
+"""Every detector as a path and a bound: it alerts where the path is above the bound.
 
-So its false-alarm rate can be swept without judging anything twice.
+Its false-alarm rate can then be swept without evaluating the detector again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from riprap.detectors import (
 FAR = 10**6  # steps; a horizon beyond which no forecast says anything
 
 
-def path_of(detector: Detector, track: BehaviorHistory) -> np.ndarray:
-    """The number that is compared with the bound, after each visit; −inf where there is none."""
+def path_of(detector: Detector, history: BehaviorHistory) -> np.ndarray:
+    """Return the number that is compared with the bound at each probe evaluation, or −inf."""
     if isinstance(detector, ForecastDetector):
-        return _soonest(detector, track)
+        return _soonest(detector, history)
     path = (
-        detector.statistic(track) if isinstance(detector, Sequential) else _beyond(detector, track)
+        detector.statistic(history)
+        if isinstance(detector, Sequential)
+        else _beyond(detector, history)
     )
-    missing = len(track.steps) - len(path)
+    missing = len(history.steps) - len(path)
     return np.concatenate([np.full(missing, -np.inf), path])
 
 
 def bound_of(detector: Detector) -> float:
-    """The bound at which the detector as given alerts."""
+    """Return the bound at which the detector alerts."""
     if isinstance(detector, ForecastDetector):
         return -float(detector.horizon) - 0.5
     if isinstance(detector, Sequential):
@@ -41,23 +43,23 @@ def bound_of(detector: Detector) -> float:
     return detector.value if detector.side == "above" else -detector.value
 
 
-def _soonest(detector: ForecastDetector, track: BehaviorHistory) -> np.ndarray:
-    """Minus the late bound of the time to the floor, where enough of the margin is spent."""
+def _soonest(detector: ForecastDetector, history: BehaviorHistory) -> np.ndarray:
+    """Minus the late bound of the time to the floor, if enough of the margin is spent."""
     far = detector.model_copy(update={"horizon": FAR})
-    start = threshold_margin(track.margins[0], track.floor)
-    path = np.full(len(track.steps), -np.inf)
-    for place, step in enumerate(track.steps):
-        known = track.truncated(step)
+    start = threshold_margin(history.margins[0], history.floor)
+    path = np.full(len(history.steps), -np.inf)
+    for place, step in enumerate(history.steps):
+        known = history.truncated(step)
         forecast = far.forecast(known)
         if forecast is not None and known.threshold_margin <= (1 - detector.spent) * start:
             path[place] = -forecast.high
     return path
 
 
-def _beyond(detector: Detector, track: BehaviorHistory) -> np.ndarray:
-    """The least that a threshold's signal was beyond it over so many visits."""
+def _beyond(detector: Detector, history: BehaviorHistory) -> np.ndarray:
+    """Least excess of a signal over its threshold in consecutive probe evaluations."""
     assert isinstance(detector, Threshold)
-    values = np.array([value for _, value in track.series(detector.signal)])
+    values = np.array([value for _, value in history.series(detector.signal)])
     if not len(values):
         return values
     if detector.relative:
@@ -70,7 +72,7 @@ def _beyond(detector: Detector, track: BehaviorHistory) -> np.ndarray:
 
 
 def name_of(detector: Detector) -> str:
-    """How tables call it."""
+    """Return the name of a detector in tables."""
     if isinstance(detector, (SlopeDetector, ForecastDetector)):
         return f"{detector.kind}, critical"
     signal = getattr(detector, "signal", getattr(detector, "of", ""))

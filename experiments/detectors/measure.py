@@ -1,4 +1,4 @@
-"""False alarms, delays and leads of detectors, from paths and bounds."""
+"""False alarms and delays of detectors, from paths and bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATES = np.linspace(0.005, 0.2, 40)  # false-alarm probabilities over which dela
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A proportion with its exact 95 % interval (Clopper and Pearson, 1934)."""
 
     hits: int
@@ -20,15 +20,15 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the two-sided 95 % interval."""
+        """Return the bounds of the two-sided 95 % interval."""
         low = beta.ppf(0.025, self.hits, self.total - self.hits + 1) if self.hits else 0.0
-        left = self.total - self.hits
-        high = beta.ppf(0.975, self.hits + 1, left) if left else 1.0
+        misses = self.total - self.hits
+        high = beta.ppf(0.975, self.hits + 1, misses) if misses else 1.0
         return float(low), float(high)
 
 
 def tuned_bound(maxima: np.ndarray, rate: float) -> float:
-    """The lowest bound at which at most a share `rate` of null runs ever alarms.
+    """Return the lowest bound at which at most a share `rate` of null runs ever alarms.
 
     Args:
         maxima: highest point of each null run's path, shape (runs,).
@@ -38,7 +38,7 @@ def tuned_bound(maxima: np.ndarray, rate: float) -> float:
 
 
 def first_above(path: np.ndarray, steps: Sequence[int], bound: float, since: int) -> int | None:
-    """First step from `since` on at which the path lies above the bound."""
+    """Return the first step, not before `since`, at which the path is above the bound."""
     hits = np.flatnonzero((path > bound) & (np.asarray(steps) >= since))
     return int(steps[hits[0]]) if len(hits) else None
 
@@ -46,19 +46,19 @@ def first_above(path: np.ndarray, steps: Sequence[int], bound: float, since: int
 def delays(
     paths: Sequence[np.ndarray], steps: Sequence[int], bound: float, onset: int
 ) -> np.ndarray:
-    """Steps from the onset to the alarm, shape (runs,); the rest of the run where none came."""
+    """Return the steps from the onset to the alarm, or to the end of the run, shape (runs,)."""
     rest = steps[-1] - onset
-    found = [first_above(path, steps, bound, onset) for path in paths]
-    return np.array([rest if at is None else at - onset for at in found], dtype=float)
+    alarms = [first_above(path, steps, bound, onset) for path in paths]
+    return np.array([rest if at is None else at - onset for at in alarms], dtype=float)
 
 
 def area(
     maxima: np.ndarray, paths: Sequence[np.ndarray], steps: Sequence[int], onset: int
 ) -> float:
-    """Area under the curve of delay over false-alarm probability; 0 is best, 1 never alarms.
+    """Return the area under the curve of delay over false-alarm probability, from 0 (best) to 1.
 
-    The mean over `RATES` of the mean delay at the bound tuned to the rate, as a share of what was
-    left of the run at the onset.
+    The mean over `RATES` of the mean delay at the bound tuned to the rate, as a share of the steps
+    after the onset.
     """
     rest = steps[-1] - onset
     each = [delays(paths, steps, tuned_bound(maxima, rate), onset).mean() for rate in RATES]

@@ -1,33 +1,32 @@
-"""What the detectors study runs and resamples, as its frozen protocol says."""
+"""Terms of the experiment on detectors, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.preregistration import Preregistration, PreregistrationError
-from riprap._config import StrictModel
+from experiments.harness.plan import StudyPlan
 from riprap.detectors import AnyDetector
 
 NULL = "null"
 
 
-class Plan(StrictModel):
-    """The terms of the study; every field is covered by the protocol's hash.
+class Plan(StudyPlan):
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
         world: fingerprint of the toy world.
-        steps: length of each real run, in optimizer steps.
-        every: the monitor's longest gap between visits.
-        conditions: the new tasks of the real runs.
+        steps: length of each recorded run, in optimizer steps.
+        every: the monitor's longest gap between probe evaluations.
+        conditions: new tasks of the recorded runs.
         confirmatory: seeds of the new tasks; `null_seeds`: those of `null`.
         exploratory: seeds on which everything was chosen, disjoint from the others.
-        bootstraps: resampled null runs.
-        planted: resampled runs for each shape and size of a planted decline.
-        onset: step at which a planted decline begins; `span`: steps it takes (linear), its time
-            constant (exponential) or its period (oscillating).
-        sizes: depth of the planted declines, as shares of the start's mean margin.
+        bootstraps: number of resampled null runs.
+        planted: number of resampled runs for each shape and size of a planted decline.
+        onset: first step of a planted decline.
+        span: duration in steps (linear), time constant (exponential) or period (oscillating).
+        sizes: depths of the planted declines, as shares of the start's mean margin.
         spread: standard deviation, over probes, of the logarithm of a decline's depth.
-        rivals: detectors judged beside those of the protocol.
+        rivals: detectors that are compared with those of the preregistration.
     """
 
     world: str
@@ -45,24 +44,11 @@ class Plan(StrictModel):
     spread: float
     rivals: tuple[AnyDetector, ...]
 
-    @classmethod
-    def of(cls, preregistration: Preregistration) -> Plan:
-        """The plan inside a protocol.
-
-        Raises:
-            ProtocolError: the protocol has none, or exploratory and confirmatory seeds meet.
-        """
-        plan = cls.parse(
-            preregistration.study, f"protocol {preregistration.name!r}, study", PreregistrationError
-        )
-        meeting = set(plan.exploratory) & (set(plan.confirmatory) | set(plan.null_seeds))
-        if meeting:
-            raise PreregistrationError(
-                f"seeds {sorted(meeting)} are both exploratory and confirmatory"
-            )
-        return plan
+    def reported_seeds(self) -> tuple[int, ...]:
+        """Return the confirmatory seeds and those of `null`."""
+        return self.confirmatory + self.null_seeds
 
     def runs(self) -> list[tuple[str, int]]:
-        """Every (condition, seed) of the real runs."""
+        """Return every (condition, seed) of the recorded runs."""
         new = [(c, s) for s in self.confirmatory for c in self.conditions]
         return new + [(NULL, s) for s in self.null_seeds]

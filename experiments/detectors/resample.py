@@ -1,4 +1,4 @@
-"""Null runs drawn again from recorded ones, and declines planted in them."""
+"""Null runs resampled from recorded ones, and declines planted in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from riprap.detectors import BehaviorHistory, score
 from riprap.monitor import ProbeSchedule
 
 Margins = Mapping[str, np.ndarray]  # by behaviour, shape (steps + 1, n_probes)
-SMOOTH = 51  # steps over which a null run's gain is averaged
+SMOOTH = 51  # steps over which the gain of a null run is averaged
 
 Shape = Callable[[np.ndarray, int], np.ndarray]  # (steps since the onset, span) -> share of depth
 
@@ -42,8 +42,8 @@ SHAPES: dict[str, Shape] = {
 
 
 @dataclass(frozen=True)
-class Planted:
-    """A decline planted in one behaviour of a null run.
+class PlantedDecline:
+    """A decline planted in one behavior of a null run.
 
     Attributes:
         depth: as a share of the start's mean margin.
@@ -54,26 +54,26 @@ class Planted:
 
 
 @dataclass
-class Drawn:
+class ResampledRun:
     """One resampled run.
 
     Attributes:
-        tracks: as a monitor with forward passes alone would have known them.
-        broke: first step at which the behaviour with the planted decline was under its floor.
-        planted: its name; empty without one.
+        histories: those of a monitor that uses only forward passes.
+        broke: first step with the behavior of the planted decline below its floor.
+        planted: name of that behavior; empty without one.
     """
 
-    tracks: dict[str, BehaviorHistory]
+    histories: dict[str, BehaviorHistory]
     planted: str = ""
     broke: int | None = None
 
 
-def calm_visits(plan: Plan) -> list[int]:
-    """The steps at which a monitor visits that nothing alarms, the start included."""
-    cadence, steps = ProbeSchedule(plan.every), [0]
+def calm_schedule(plan: Plan) -> list[int]:
+    """Return the steps of a monitor's probe evaluations without any alert, from step 0."""
+    schedule, steps = ProbeSchedule(plan.every), [0]
     for step in range(1, plan.steps + 1):
-        cadence.plan(steps[-1], [])
-        if step >= cadence.due:
+        schedule.plan(steps[-1], [])
+        if step >= schedule.due:
             steps.append(step)
     return steps
 
@@ -83,35 +83,35 @@ def draw(
     floor: float,
     plan: Plan,
     rng: np.random.Generator,
-    planted: Planted | None = None,
-) -> Drawn:
-    """One recorded null run, each behaviour on probes drawn again with replacement.
+    planted: PlantedDecline | None = None,
+) -> ResampledRun:
+    """Draw one recorded null run, each behavior on probes drawn with replacement.
 
-    A planted decline lowers the margins of one behaviour, by an amount that differs from probe to
-    probe; the others stay null.
+    A planted decline lowers the margins of one behavior, by an amount that differs between
+    probes; the other behaviors do not change.
     """
     run = runs[int(rng.integers(len(runs)))]
     names = list(run)
     target = names[int(rng.integers(len(names)))] if planted else ""
-    visits = calm_visits(plan)
-    drawn = Drawn({}, target)
+    steps = calm_schedule(plan)
+    resampled = ResampledRun({}, target)
     for name, recorded in run.items():
         margins = recorded[:, rng.integers(recorded.shape[1], size=recorded.shape[1])].astype(float)
         if planted and name == target:
             margins = margins - fall(margins, planted, plan, rng)
             under = [score(values) < floor for values in margins]
-            drawn.broke = int(np.argmax(under)) if any(under) else None
-        track = BehaviorHistory(name, floor, n_behaviors=len(names))
-        for step in visits:
-            track.add_margins(step, margins[step])
-        drawn.tracks[name] = track
-    return drawn
+            resampled.broke = int(np.argmax(under)) if any(under) else None
+        history = BehaviorHistory(name, floor, n_behaviors=len(names))
+        for step in steps:
+            history.add_margins(step, margins[step])
+        resampled.histories[name] = history
+    return resampled
 
 
-def levelled(run: Margins) -> Margins:
-    """A null run without its slow gain: training that goes on raises margins above the start.
+def leveled(run: Margins) -> Margins:
+    """Remove the slow gain of a null run, by which continued training raises margins.
 
-    A loss would hide behind the gain, and so would a false alarm: these are the harder nulls.
+    The gain would hide losses and false alarms, so these null runs are harder.
     """
     window = np.ones(SMOOTH) / SMOOTH
     level = {}
@@ -119,12 +119,12 @@ def levelled(run: Margins) -> Margins:
         means = np.pad(margins.mean(1), SMOOTH // 2, mode="edge")
         gain = np.maximum(np.convolve(means, window, "valid") - margins[0].mean(), 0)
         level[name] = margins - gain[: len(margins), None]
-        level[name][0] = margins[0]  # what the start was cannot be levelled
+        level[name][0] = margins[0]  # the start stays as it was
     return level
 
 
 def at_the_edge(run: Margins, tolerated: float) -> Margins:
-    """The run shifted so that the mean decline of all its probes is just what is tolerated."""
+    """Shift a run so that the mean decline of its probes is just tolerated."""
     shifted = {}
     for name, margins in run.items():
         start = margins[0].mean()
@@ -134,8 +134,10 @@ def at_the_edge(run: Margins, tolerated: float) -> Margins:
     return shifted
 
 
-def fall(margins: np.ndarray, planted: Planted, plan: Plan, rng: np.random.Generator) -> np.ndarray:
-    """What a planted decline takes from each margin, shape (steps + 1, n_probes)."""
+def fall(
+    margins: np.ndarray, planted: PlantedDecline, plan: Plan, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the loss of each margin to a planted decline, shape (steps + 1, n_probes)."""
     course = SHAPES[planted.shape](np.arange(len(margins)) - plan.onset, plan.span)
     each = np.exp(rng.normal(0, plan.spread, margins.shape[1]))
     return planted.depth * margins[0].mean() * course[:, None] * each / each.mean()

@@ -1,4 +1,4 @@
-"""The study's tables, as Markdown."""
+"""Tables of false alarms, delays and leads, as Markdown."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.detectors.bootstrap import EDGE, LEVELLED, RECORDED, Outcome, on_margins
+from experiments.detectors.bootstrap import EDGE, LEVELED, RECORDED, Outcome, on_margins
 from experiments.detectors.detector_paths import bound_of, name_of
-from experiments.detectors.measure import Share, area, delays, first_above, tuned_bound
+from experiments.detectors.measure import Proportion, area, delays, first_above, tuned_bound
 from experiments.detectors.plan import NULL, Plan
 from experiments.detectors.recorded_runs import Run
-from experiments.detectors.resample import SHAPES, Planted, calm_visits
+from experiments.detectors.resample import SHAPES, PlantedDecline, calm_schedule
 from experiments.harness import markdown
 from experiments.harness.markdown import NOTHING, count_of_total, median_range, number
 from experiments.harness.preregistration import Preregistration
@@ -24,38 +24,38 @@ Row = dict[str, Any]
 
 
 def bootstrap_rows(outcomes: Sequence[Outcome], preregistration: Preregistration) -> list[Row]:
-    """One row a detector: false alarms as given, delays as given and at tuned bounds, area."""
+    """Return one row a detector: false alarms, delays at own and tuned bounds, and area."""
     plan = Plan.of(preregistration)
-    steps = calm_visits(plan)
+    steps = calm_schedule(plan)
     rows = []
     for detector, outcome in zip(on_margins(preregistration), outcomes, strict=True):
         bound, paths = bound_of(detector), list(np.concatenate(list(outcome.paths.values())))
         row: Row = {"detector": name_of(detector)}
-        for kind in (RECORDED, LEVELLED, EDGE):
+        for kind in (RECORDED, LEVELED, EDGE):
             row[kind] = _false(outcome, kind, bound)
         row["delay"] = float(delays(paths, steps, bound, plan.onset).mean())
-        row["found"] = share_of([first_above(p, steps, bound, plan.onset) for p in paths])
-        for kind in (RECORDED, LEVELLED):
+        row["found"] = proportion_of([first_above(p, steps, bound, plan.onset) for p in paths])
+        for kind in (RECORDED, LEVELED):
             tuned = tuned_bound(outcome.maxima[kind], ALPHA)
             row[f"delay tuned {kind}"] = float(delays(paths, steps, tuned, plan.onset).mean())
-        row["area"] = area(outcome.maxima[LEVELLED], paths, steps, plan.onset)
+        row["area"] = area(outcome.maxima[LEVELED], paths, steps, plan.onset)
         row["lead"] = _leads(outcome, steps, bound, plan.onset)
         rows.append(row)
     return rows
 
 
-def _false(outcome: Outcome, kind: str, bound: float) -> Share | None:
+def _false(outcome: Outcome, kind: str, bound: float) -> Proportion | None:
     maxima = outcome.maxima.get(kind)
-    return None if maxima is None else Share(int((maxima > bound).sum()), len(maxima))
+    return None if maxima is None else Proportion(int((maxima > bound).sum()), len(maxima))
 
 
-def share_of(found: Sequence[object]) -> Share:
-    """How many are there."""
-    return Share(sum(one is not None for one in found), len(found))
+def proportion_of(found: Sequence[object]) -> Proportion:
+    """Return the proportion of entries that are not None."""
+    return Proportion(sum(one is not None for one in found), len(found))
 
 
 def _leads(outcome: Outcome, steps: list[int], bound: float, onset: int) -> list[float]:
-    """Break minus alarm on the planted declines that broke the behaviour and were announced."""
+    """Return break minus alarm on the planted declines that broke a behavior after an alarm."""
     leads = []
     for cell, paths in outcome.paths.items():
         for path, broke in zip(paths, outcome.broke[cell], strict=True):
@@ -66,17 +66,17 @@ def _leads(outcome: Outcome, steps: list[int], bound: float, onset: int) -> list
 
 
 def bootstrap_table(rows: Sequence[Row]) -> str:
-    """The rows, as Markdown."""
+    """Return the rows of `bootstrap_rows` as Markdown."""
     shown = [
         {
             "detector": row["detector"],
             "ever false, recorded nulls": percent(row[RECORDED]),
-            "ever false, levelled nulls": percent(row[LEVELLED]),
-            "ever false, least favourable": percent(row[EDGE]),
+            "ever false, leveled nulls": percent(row[LEVELED]),
+            "ever false, least favorable": percent(row[EDGE]),
             "declines found": percent(row["found"]),
             "mean delay": number(row["delay"]),
             "tuned to 5 %, recorded": number(row["delay tuned recorded"]),
-            "tuned to 5 %, levelled": number(row["delay tuned levelled"]),
+            "tuned to 5 %, leveled": number(row["delay tuned leveled"]),
             "area": number(row["area"], 3),
             "lead": median_range(row["lead"]),
         }
@@ -85,24 +85,24 @@ def bootstrap_table(rows: Sequence[Row]) -> str:
     return markdown.table(shown)
 
 
-def percent(found: Share | None) -> str:
-    """`4.2 % [3.1, 5.5]`."""
-    if found is None or not found.total:
+def percent(proportion: Proportion | None) -> str:
+    """Format a proportion as `4.2% [3.1%, 5.5%]`."""
+    if proportion is None or not proportion.total:
         return NOTHING
-    low, high = found.interval
-    return f"{found.hits / found.total:.1%} [{low:.1%}, {high:.1%}]"
+    low, high = proportion.interval
+    return f"{proportion.hits / proportion.total:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def delay_table(outcomes: Sequence[Outcome], preregistration: Preregistration) -> str:
-    """Median delay at the detector's own bound, by shape and size of the planted decline."""
+    """Return the table of median delays at own bounds, by shape and size of the decline."""
     plan = Plan.of(preregistration)
-    steps = calm_visits(plan)
+    steps = calm_schedule(plan)
     rows = []
     for detector, outcome in zip(on_margins(preregistration), outcomes, strict=True):
         for shape in SHAPES:
             row: Row = {"detector": name_of(detector), "shape": shape}
             for depth in plan.sizes:
-                paths = outcome.paths[Planted(shape, depth)]
+                paths = outcome.paths[PlantedDecline(shape, depth)]
                 found = [first_above(p, steps, bound_of(detector), plan.onset) for p in paths]
                 known = [at - plan.onset for at in found if at is not None]
                 missed = len(found) - len(known)
@@ -112,17 +112,19 @@ def delay_table(outcomes: Sequence[Outcome], preregistration: Preregistration) -
     return markdown.table(rows)
 
 
-def real_rows(runs: Sequence[Run], preregistration: Preregistration) -> list[Row]:
-    """One row a detector and level: false alarms in real null runs, leads under new tasks."""
+def recorded_rows(runs: Sequence[Run], preregistration: Preregistration) -> list[Row]:
+    """Return one row a detector and level: false alarms in null runs, leads under new tasks."""
     rows = []
-    for detector, level in judged(preregistration):
+    for detector, level in detectors_and_levels(preregistration):
         nulls = [run for run in runs if run.condition == NULL]
-        loud = [any(run.first(detector, n, level) is not None for n in run.tracks) for run in nulls]
+        loud = [
+            any(run.first(detector, n, level) is not None for n in run.histories) for run in nulls
+        ]
         leads, breaks, quiet, calm = [], 0, 0, 0
         for run in runs:
             if run.condition == NULL:
                 continue
-            for name in run.tracks:
+            for name in run.histories:
                 at, broke = run.first(detector, name, level), run.broke(name)
                 breaks += broke is not None
                 calm += broke is None
@@ -132,7 +134,7 @@ def real_rows(runs: Sequence[Run], preregistration: Preregistration) -> list[Row
         rows.append(
             {
                 "detector": f"{name_of(detector).split(',')[0]}, {level}",
-                "null": Share(sum(loud), len(loud)),
+                "null": Proportion(sum(loud), len(loud)),
                 "leads": leads,
                 "breaks": breaks,
                 "quiet": quiet,
@@ -142,8 +144,8 @@ def real_rows(runs: Sequence[Run], preregistration: Preregistration) -> list[Row
     return rows
 
 
-def judged(preregistration: Preregistration) -> list[tuple[Detector, Level]]:
-    """Every detector, at each level that it can reach."""
+def detectors_and_levels(preregistration: Preregistration) -> list[tuple[Detector, Level]]:
+    """Return every detector, with each level that it can reach."""
     every: list[tuple[Detector, Level]] = []
     for detector in (*preregistration.detectors, *Plan.of(preregistration).rivals):
         if isinstance(detector, ForecastDetector):
@@ -153,8 +155,8 @@ def judged(preregistration: Preregistration) -> list[tuple[Detector, Level]]:
     return every
 
 
-def real_table(rows: Sequence[Row]) -> str:
-    """The rows, as Markdown."""
+def recorded_table(rows: Sequence[Row]) -> str:
+    """Return the rows of `recorded_rows` as Markdown."""
     shown = [
         {
             "detector": row["detector"].replace(", watch", "")
@@ -174,7 +176,7 @@ def real_table(rows: Sequence[Row]) -> str:
 
 
 def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
-    """Leads of the protocol's own levels by condition and behaviour."""
+    """Return the table of leads of the preregistered levels by condition and behavior."""
     levels = {
         "watch": (preregistration.detector("forecast"), Level.WATCH),
         "warning": (preregistration.detector("betting"), Level.WARNING),
@@ -184,11 +186,11 @@ def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
     conditions = dict.fromkeys(run.condition for run in runs if run.condition != NULL)
     for condition in conditions:
         chosen = [run for run in runs if run.condition == condition]
-        for name in chosen[0].tracks:
+        for name in chosen[0].histories:
             broke = [run.broke(name) for run in chosen]
             row: Row = {
                 "condition": condition,
-                "behaviour": name,
+                "behavior": name,
                 "broke": count_of_total(sum(b is not None for b in broke), len(broke)),
             }
             for level, (detector, value) in levels.items():
@@ -206,7 +208,7 @@ def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
 def acceptance(
     bootstrapped: Sequence[Row], runs: Sequence[Run], preregistration: Preregistration
 ) -> list[dict[str, Any]]:
-    """What the study had to show, beside what was measured."""
+    """Return the acceptance criteria with their measurements."""
     named = dict(zip([name_of(d) for d in on_margins(preregistration)], bootstrapped, strict=True))
     own = named[name_of(next(d for d in preregistration.detectors if isinstance(d, BettingTest)))]
     high = own[RECORDED].interval[1]
@@ -215,7 +217,7 @@ def acceptance(
     loud = [
         run
         for run in nulls
-        if any(run.first(forecast, name, Level.CRITICAL) is not None for name in run.tracks)
+        if any(run.first(forecast, name, Level.CRITICAL) is not None for name in run.histories)
     ]
     thresholds = {
         name_of(d): named[name_of(d)]
@@ -225,8 +227,8 @@ def acceptance(
     rows = [
         {
             "criterion": f"warning: upper end of the interval of ever false ≤ {ALPHA}",
-            "measured": f"{percent(own[RECORDED])} on recorded, {percent(own[LEVELLED])} on "
-            f"levelled, {percent(own[EDGE])} on least favourable nulls",
+            "measured": f"{percent(own[RECORDED])} on recorded, {percent(own[LEVELED])} on "
+            f"leveled, {percent(own[EDGE])} on least favorable nulls",
             "met": bool(high <= ALPHA),
         },
         {
@@ -235,7 +237,7 @@ def acceptance(
             "met": bool(len(nulls) >= 50 and not loud),
         },
     ]
-    for kind in (RECORDED, LEVELLED):
+    for kind in (RECORDED, LEVELED):
         best = min(thresholds.items(), key=lambda item: item[1][f"delay tuned {kind}"])
         rows.append(
             {

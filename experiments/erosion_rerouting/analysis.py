@@ -1,4 +1,4 @@
-"""What the runs of the detour study showed, and whether its claims held."""
+"""Claims on erosion under anchored features, and the seeds that support them."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.erosion_rerouting.plan import Plan
-from experiments.erosion_rerouting.simulate import Mark, Run
-from experiments.erosion_rerouting.tasks import ALL, BENCH, CLOSED, LAYERS, PLAIN, RANDOM, RESELECT
+from experiments.erosion_rerouting.simulate import Measurement, Run
+from experiments.erosion_rerouting.tasks import ALL, CLOSED, GUARDS, LAYERS, PLAIN, RANDOM, RESELECT
 from riprap.behaviors import DEFAULT_FLOOR
 
 Runs = Mapping[tuple[str, str, int], Run]  # by condition, task and seed
-LOST = 0.1  # of the start's mean margin: of less than that no share is told
-HOLDING = tuple(name for name in BENCH if name not in ("l2_sp", "kl"))  # these hold features
+LOST = 0.1  # of the start's mean margin; shares of a smaller loss are not computed
+HOLDING = tuple(name for name in GUARDS if name not in ("l2_sp", "kl"))  # these anchor features
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim on a task: how many seeds showed it, and what is said for that."""
+class Conclusion:
+    """The conclusion of a claim on a task, with the number of seeds that showed it."""
 
     claim: str
     task: str
     shown: int
     seeds: int
-    said: str
+    conclusion: str
 
 
 def kept_early(run: Run, plan: Plan) -> float:
-    """The least share of a mean margin that is left at the window."""
+    """Smallest share of a mean margin that remains at the window."""
     return min(run.at(plan.window).margins.values())
 
 
 def strayed(run: Run, plain: Run, step: int) -> float:
-    """How far the held features moved, as a share of what an unguarded run moved its drifted ones.
+    """Movement of the anchored features, as a share of that in an unguarded run.
 
     The largest over layers; 1: as far as without a guard.
     """
@@ -41,44 +41,52 @@ def strayed(run: Run, plain: Run, step: int) -> float:
     return max(own[f"{layer[-1]} held"] / free[f"{layer[-1]} held"] for layer in held)
 
 
-def came_round(run: Run, plain: Run, plan: Plan) -> Mark | None:
-    """The first mark after the window at which a behaviour is broken and the features are still."""
-    for mark in run.marks:
-        late = mark.step > plan.window
-        if late and mark.least < DEFAULT_FLOOR and strayed(run, plain, mark.step) <= plan.spared:
-            return mark
+def came_around(run: Run, plain: Run, plan: Plan) -> Measurement | None:
+    """Return the first measurement after the window with a broken behavior and unmoved features."""
+    for measurement in run.marks:
+        late = measurement.step > plan.window
+        if (
+            late
+            and measurement.least < DEFAULT_FLOOR
+            and strayed(run, plain, measurement.step) <= plan.spared
+        ):
+            return measurement
     return None
 
 
-def first_broken(run: Run) -> Mark | None:
-    """The first mark at which a score is below its floor."""
-    return next((mark for mark in run.marks if mark.least < DEFAULT_FLOOR), None)
+def first_broken(run: Run) -> Measurement | None:
+    """Return the first measurement with a score below its floor."""
+    return next(
+        (measurement for measurement in run.marks if measurement.least < DEFAULT_FLOOR), None
+    )
 
 
 def stopped(run: Run, plan: Plan) -> bool:
-    """No behaviour was broken at any mark, and the new task is learned."""
+    """Tell if no behavior was ever broken, and the new task is learned."""
     return first_broken(run) is None and run.marks[-1].learned >= plan.learned
 
 
-def restored(mark: Mark, behavior: str) -> dict[str, float]:
-    """By route the share of the lost margin that a transplant brings back; none of a small loss."""
-    lost = 1 - mark.margins[behavior]
+def restored(measurement: Measurement, behavior: str) -> dict[str, float]:
+    """Return by route the share of the lost margin that a transplant restores; empty: no loss."""
+    lost = 1 - measurement.margins[behavior]
     if lost < LOST:
         return {}
-    routes = mark.transplanted[behavior].items()
-    return {route: (margin - mark.margins[behavior]) / lost for route, margin in routes}
+    routes = measurement.transplanted[behavior].items()
+    return {route: (margin - measurement.margins[behavior]) / lost for route, margin in routes}
 
 
-def way(mark: Mark) -> str:
-    """The route that brings back most of the behaviour whose score is lowest; empty of none."""
-    worst = min(mark.scores, key=lambda name: (mark.scores[name], mark.margins[name]))
-    shares = restored(mark, worst)
+def main_route(measurement: Measurement) -> str:
+    """Return the route that restores most of the behavior with the lowest score."""
+    worst = min(
+        measurement.scores, key=lambda name: (measurement.scores[name], measurement.margins[name])
+    )
+    shares = restored(measurement, worst)
     return max(shares, key=lambda route: shares[route]) if shares else ""
 
 
-def verdicts(runs: Runs, plan: Plan) -> list[Verdict]:
-    """Of every claim on every task that has the runs it needs."""
-    found = []
+def conclude(runs: Runs, plan: Plan) -> list[Conclusion]:
+    """Return the conclusion of every claim on every task that has the runs it needs."""
+    conclusions = []
     for claim, (needed, shows) in CLAIMS.items():
         for task, conditions in plan.conditions.items():
             if not set(needed) <= set(conditions):
@@ -86,9 +94,9 @@ def verdicts(runs: Runs, plan: Plan) -> list[Verdict]:
             seeds = sorted({seed for _, where, seed in runs if where == task})
             own = [{name: runs[name, task, seed] for name in needed} for seed in seeds]
             shown = sum(shows(one, plan) for one in own)
-            said = "supported" if shown >= plan.seeds_of else "not supported"
-            found.append(Verdict(claim, task, shown, len(seeds), said))
-    return found
+            conclusion = "supported" if shown >= plan.seeds_of else "not supported"
+            conclusions.append(Conclusion(claim, task, shown, len(seeds), conclusion))
+    return conclusions
 
 
 def _early(runs: Mapping[str, Run], plan: Plan) -> bool:
@@ -96,12 +104,12 @@ def _early(runs: Mapping[str, Run], plan: Plan) -> bool:
 
 
 def _round(runs: Mapping[str, Run], plan: Plan) -> bool:
-    return came_round(runs[ALL], runs[PLAIN], plan) is not None
+    return came_around(runs[ALL], runs[PLAIN], plan) is not None
 
 
 def _through(runs: Mapping[str, Run], plan: Plan) -> bool:
-    mark = came_round(runs[ALL], runs[PLAIN], plan)
-    return mark is not None and way(mark) == "readout"
+    measurement = came_around(runs[ALL], runs[PLAIN], plan)
+    return measurement is not None and main_route(measurement) == "readout"
 
 
 def _elsewhere(runs: Mapping[str, Run], plan: Plan) -> bool:

@@ -1,4 +1,4 @@
-"""The figure of the detour study: scores over a long run, and which transplant restores them."""
+"""Figure: scores over a long run, and the transplants that restore them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = list[dict[str, object]]
 
 
 def detour_figure(runs: Runs, task: str, conditions: Sequence[str]) -> alt.VConcatChart:
-    """Scores over steps by condition; below, the shares that transplants bring back at the end."""
+    """Plot scores over steps by condition, and the shares that transplants restore at the end."""
     own = {
         condition: [
             run for (name, where, _), run in runs.items() if (name, where) == (condition, task)
@@ -49,13 +49,13 @@ def _scores(own: dict[str, list[Run]]) -> Rows:
 
 
 def _shares(own: dict[str, list[Run]]) -> Rows:
-    found: Rows = []
+    rows: Rows = []
     for condition, same in own.items():
         for behavior in same[0].marks[-1].scores:
             shares = [one for run in same if (one := restored(run.marks[-1], behavior))]
-            # Nothing is told of a behaviour that most seeds have kept.
+            # Omit a behavior that most seeds have kept.
             if 2 * len(shares) > len(same):
-                found += [
+                rows += [
                     {
                         "condition": condition,
                         "behavior": behavior,
@@ -64,7 +64,7 @@ def _shares(own: dict[str, list[Run]]) -> Rows:
                     }
                     for route in ROUTES
                 ]
-    return found
+    return rows
 
 
 def _over_steps(rows: Rows, order: list[str]) -> alt.FacetChart:
@@ -72,7 +72,7 @@ def _over_steps(rows: Rows, order: list[str]) -> alt.FacetChart:
     lines = base.mark_line(point=True, opacity=0.8).encode(
         x=alt.X("step:Q", title="step"),
         y=alt.Y("score:Q", title="score", scale=alt.Scale(domain=[0, 1])),
-        color=alt.Color("behavior:N", title="behaviour"),
+        color=alt.Color("behavior:N", title="behavior"),
     )
     floor = base.mark_rule(strokeDash=[4, 3], color=style.MUTED).encode(y=alt.datum(DEFAULT_FLOOR))
     chart = alt.layer(floor, lines).properties(width=WIDTH, height=HEIGHT)

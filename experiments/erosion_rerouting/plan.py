@@ -1,36 +1,38 @@
-"""What the detour study runs, as its frozen protocol says."""
+"""Terms of the experiment on rerouted erosion, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.study_plan import StudyPlan
+from experiments.harness.plan import StudyPlan
 
 Job = tuple[str, str, int]  # condition, task, seed
 
 
 class Plan(StudyPlan):
-    """The terms of the study; every field is covered by the protocol's hash.
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
         world: fingerprint of the toy world.
-        conditions: those that are run, by the new task.
-        steps: length of a run; window: the world's usual one, at which "early" is judged.
-        at: steps at which everything is measured.
-        count: features that are held at a layer, and that join at most at each re-selection.
-        every: the penalties act at each so many steps.
+        conditions: those that are run, by new task.
+        steps: length of a run; window: usual length in this world, at which "early" is judged.
+        at: steps with a measurement.
+        count: features that are anchored at a layer, and that each re-selection may add.
+        every: the penalties act once in this many steps.
         reselect: steps between two re-selections.
         strengths: of the penalties, by condition.
-        early: share of the start's mean margin that each behaviour must have at the window for the
-            features to have held it early.
-        spared: movement of the held features, as a share of what the same features moved in the
-            unguarded run by then, up to which they stayed where they were.
-        learned: accuracy on the new task at the end, without which nothing counts as stopped.
-        as_well: share of the margin that the chosen features kept early, from which on random ones
+        early: share of the start's mean margin that each behavior must have at the window for
+            the anchors to have held early.
+        spared: largest movement of the anchored features that counts as none, as a share of the
+            movement of the same features in the unguarded run.
+        learned: accuracy on the new task at the end that "stopped" requires.
+        as_well: share of the margin kept early by the chosen features from which random features
             do as well.
-        seeds_of: how many seeds must show a thing for a claim to be supported.
+        seeds_of: number of seeds that must show a claim.
     """
 
+    exploratory: tuple[int, ...]
+    confirmatory: tuple[int, ...]
     world: str
     conditions: dict[str, tuple[str, ...]]
     steps: int = Field(ge=1)
@@ -47,11 +49,10 @@ class Plan(StudyPlan):
     seeds_of: int = Field(ge=1)
 
     def jobs(self, exploratory: bool) -> list[Job]:
-        """Every (condition, task, seed)."""
-        seeds = self.exploratory if exploratory else self.confirmatory
+        """Return every (condition, task, seed)."""
         return [
             (condition, task, seed)
-            for seed in seeds
+            for seed in self.seeds(exploratory)
             for task, conditions in self.conditions.items()
             for condition in conditions
         ]

@@ -1,48 +1,44 @@
-"""One run: a condition, a new task for long, and what became of behaviours and features."""
+"""One run: a condition, a long new task, and measurements of behaviors and features."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from experiments.erosion_rerouting.plan import Plan
 from experiments.erosion_rerouting.tasks import (
     LAYERS,
-    Ground,
+    Setting,
     activations,
     guard_of,
     held_directions,
 )
 from experiments.erosion_rerouting.transplant import transplants
-from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.harness.cache import cached
+from experiments.harness.plan import require_world
+from experiments.harness.preregistration import Preregistration
 from riprap.behaviors import Behavior
 from riprap.detectors import score
 from riprap.evaluation import evaluate
 from riprap.guards import FeatureAnchor, Guard
 from riprap.monitor import Monitor
 
-RUNS = Path("runs/detour")
-
 
 @dataclass(frozen=True)
-class Mark:
-    """What was measured after a step.
+class Measurement:
+    """Measurements after a step.
 
     Attributes:
         learned: accuracy on all of the new task.
-        scores, margins: of each behaviour on its probes; margins as a share of the start's mean.
+        scores, margins: of each behavior on its probes; margins as a share of the start's mean.
         unseen_scores, unseen_margins: the same on inputs that no guard reads.
-        moved: ‖P(a − a₀)‖² / ‖a₀‖² over the probes, P onto the held directions of a layer or onto
-            the rest, by "layer part" such as "1 held"; unseen_moved: over the other inputs.
-        transplanted: by behaviour and route the mean margin with that part put back to the start's,
-            as a share of the start's.
-        features: how many features are held, over all layers.
+        moved: ‖P(a − a₀)‖² / ‖a₀‖² over the probes, P onto the anchored directions of a layer or
+            onto the rest, by "layer part" such as "1 held"; unseen_moved: over the other inputs.
+        transplanted: mean margin by behavior and route with that part restored to the start's, as
+            a share of the start's.
+        features: number of anchored features, over all layers.
     """
 
     step: int
@@ -58,61 +54,46 @@ class Mark:
 
     @property
     def least(self) -> float:
-        """The lowest score of a behaviour on its probes."""
+        """Lowest score of a behavior on its probes."""
         return min(self.scores.values())
 
 
 @dataclass(frozen=True)
 class Run:
-    """A condition on a task and a seed, and what was measured at each mark."""
+    """A condition on a task and a seed, with its measurements."""
 
     condition: str
     task: str
     seed: int
-    marks: tuple[Mark, ...]
+    marks: tuple[Measurement, ...]
 
-    def at(self, step: int) -> Mark:
-        """The mark of a step."""
+    def at(self, step: int) -> Measurement:
+        """Return the measurement after a step."""
         return next(mark for mark in self.marks if mark.step == step)
 
 
+def _file(condition: str, task: str, seed: int, preregistration: Preregistration) -> str:
+    terms = preregistration.content_hash()[:12]
+    return f"erosion_rerouting/{terms}/{condition}-{task}-{seed}.json"
+
+
+@cached(_file)
 def simulate(condition: str, task: str, seed: int, preregistration: Preregistration) -> Run:
-    """Make a run, or read it where it was made before.
+    """Train under one condition.
 
     Raises:
-        ProtocolError: the protocol was made for another world.
+        PreregistrationError: the preregistration was made for another world.
     """
-    file = RUNS / preregistration.content_hash()[:12] / f"{condition}-{task}-{seed}.json"
-    if file.exists():
-        return _read(json.loads(file.read_text()))
-    torch.set_num_threads(1)  # the world is too small for two cores to help each other
     plan = Plan.of(preregistration)
-    ground = Ground(task, seed, plan, RUNS)
-    if plan.world != ground.world.fingerprint:
-        raise PreregistrationError(
-            f"protocol {preregistration.name!r} was made for another toy world: amend it"
-        )
-    run = Run(condition, task, seed, tuple(_train(condition, ground, preregistration)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(run)))
-    partial.rename(file)
-    return run
-
-
-def _read(document: dict[str, Any]) -> Run:
-    marks = tuple(Mark(**mark) for mark in document.pop("marks"))
-    return Run(**document, marks=marks)
-
-
-def _train(condition: str, ground: Ground, preregistration: Preregistration) -> list[Mark]:
-    plan, world = ground.plan, ground.world
-    model = world.start(ground.seed).train()
-    optimizer, batches = world.optimizer(model), world.batches(ground.task, seed=ground.seed)
-    guard = guard_of(condition, ground)
-    ruler = Ruler(ground)
-    # Its detector never speaks, and no signal is asked: the monitor only runs the guard.
-    monitor = Monitor([ground.old], preregistration, probe_every=plan.steps + 1, signals=[])
+    setting = Setting(task, seed, plan)
+    world = setting.world
+    require_world(plan.world, world.fingerprint)
+    model = world.start(seed).train()
+    optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
+    guard = guard_of(condition, setting)
+    meter = Meter(setting)
+    # No signal is read and the detector never alerts: the monitor only runs the guard.
+    monitor = Monitor([setting.old], preregistration, probe_every=plan.steps + 1, signals=[])
     if guard is not None:
         monitor.begin(model, optimizer, guard)
     marks = []
@@ -121,40 +102,40 @@ def _train(condition: str, ground: Ground, preregistration: Preregistration) -> 
         optimizer.step()
         optimizer.zero_grad()
         if step in plan.at:
-            marks.append(ruler.read(step, model, guard))
+            marks.append(meter.measure(step, model, guard))
     monitor.end()
-    return marks
+    return Run(condition, task, seed, tuple(marks))
 
 
-class Ruler:
-    """Measures a model beside the start that it came from."""
+class Meter:
+    """Measures a model relative to its start."""
 
-    def __init__(self, ground: Ground) -> None:
-        self.ground = ground
-        self.seen = {behavior.name: behavior for behavior in ground.world.behaviors()}
-        self.first = {name: _mean(one, ground.start) for name, one in self.seen.items()}
-        self.unseen_first = {n: _mean(one, ground.start) for n, one in ground.unseen.items()}
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.seen = {behavior.name: behavior for behavior in setting.world.behaviors()}
+        self.first = {name: _mean(one, setting.start) for name, one in self.seen.items()}
+        self.unseen_first = {n: _mean(one, setting.start) for n, one in setting.unseen.items()}
 
-    def read(self, step: int, model: nn.Module, guard: Guard | None) -> Mark:
-        """Everything that a mark holds."""
-        held = held_directions(guard, self.ground)
+    def measure(self, step: int, model: nn.Module, guard: Guard | None) -> Measurement:
+        """Measure a model after a step."""
+        held = held_directions(guard, self.setting)
         scores, margins = _answers(self.seen, model, self.first)
-        unseen_scores, unseen_margins = _answers(self.ground.unseen, model, self.unseen_first)
+        unseen_scores, unseen_margins = _answers(self.setting.unseen, model, self.unseen_first)
         leaves = [] if guard is None else guard.flatten()
         anchors = [leaf for leaf in leaves if isinstance(leaf, FeatureAnchor)]
-        return Mark(
+        return Measurement(
             step=step,
-            learned=self.ground.world.evaluate(model, self.ground.task),
+            learned=self.setting.world.evaluate(model, self.setting.task),
             scores=scores,
             margins=margins,
             unseen_scores=unseen_scores,
             unseen_margins=unseen_margins,
-            moved=self._moved([self.ground.old], model, held),
-            unseen_moved=self._moved(list(self.ground.unseen.values()), model, held),
+            moved=self._moved([self.setting.old], model, held),
+            unseen_moved=self._moved(list(self.setting.unseen.values()), model, held),
             transplanted={
                 name: {
                     route: margin / self.first[name]
-                    for route, margin in transplants(one, model, self.ground.start, held).items()
+                    for route, margin in transplants(one, model, self.setting.start, held).items()
                 }
                 for name, one in self.seen.items()
             },
@@ -164,15 +145,15 @@ class Ruler:
     def _moved(
         self, behaviors: list[Behavior], model: nn.Module, held: Mapping[str, Tensor]
     ) -> dict[str, float]:
-        then = activations(self.ground.start, behaviors)
+        then = activations(self.setting.start, behaviors)
         now = activations(model, behaviors)
-        found = {}
+        moved = {}
         for layer in LAYERS:
             away, size = now[layer] - then[layer], float(then[layer].square().sum())
             inside = float((away @ held[layer].T).square().sum())
-            found[f"{layer[-1]} held"] = inside / size
-            found[f"{layer[-1]} rest"] = (float(away.square().sum()) - inside) / size
-        return found
+            moved[f"{layer[-1]} held"] = inside / size
+            moved[f"{layer[-1]} rest"] = (float(away.square().sum()) - inside) / size
+        return moved
 
 
 def _mean(behavior: Behavior, model: nn.Module) -> float:
@@ -182,6 +163,6 @@ def _mean(behavior: Behavior, model: nn.Module) -> float:
 def _answers(
     behaviors: Mapping[str, Behavior], model: nn.Module, first: Mapping[str, float]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    found = {name: evaluate(one, model).margins for name, one in behaviors.items()}
-    margins = {name: float(rows.mean()) / first[name] for name, rows in found.items()}
-    return {name: score(rows) for name, rows in found.items()}, margins
+    results = {name: evaluate(one, model).margins for name, one in behaviors.items()}
+    margins = {name: float(rows.mean()) / first[name] for name, rows in results.items()}
+    return {name: score(rows) for name, rows in results.items()}, margins

@@ -1,42 +1,32 @@
-"""The page of the detour study's results."""
+"""Tables of the experiment on rerouted erosion."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.erosion_rerouting import analysis as judging
+from experiments.erosion_rerouting import analysis
 from experiments.erosion_rerouting.analysis import HOLDING, Runs
 from experiments.erosion_rerouting.plan import Plan
 from experiments.erosion_rerouting.simulate import Run
 from experiments.erosion_rerouting.tasks import ABOUT, PLAIN
 from experiments.erosion_rerouting.transplant import ROUTES
 from experiments.harness import markdown
-from experiments.harness.preregistration import Preregistration
-from riprap.monitor import versions
 
 
-def page(runs: Runs, preregistration: Preregistration, plan: Plan, exploratory: bool) -> str:
-    """Verdicts, then for each task what was kept, where it moved, and what brings it back."""
-    kind = "exploratory" if exploratory else "confirmatory"
-    command = "riprap study detour" + (" --exploratory" if exploratory else "")
-    seeds = sorted({seed for _, _, seed in runs})
+def sections(runs: Runs, plan: Plan) -> list[str]:
+    """Return the conclusions, then for each task the scores, movements and transplants."""
     claims = [
         {
             "claim": one.claim,
             "new task": one.task,
             "shown": f"{one.shown} of {one.seeds} seeds",
-            "verdict": f"**{one.said}**",
+            "verdict": f"**{one.conclusion}**",
         }
-        for one in judging.verdicts(runs, plan)
+        for one in analysis.conclude(runs, plan)
     ]
-    conditions = [{"condition": name, "what is done": said} for name, said in ABOUT.items()]
+    conditions = [{"condition": name, "what is done": text} for name, text in ABOUT.items()]
     parts = [
-        f"# Detour: held features and the erosion that goes on, {kind} seeds\n",
-        f"Made by `{command}` at commit `{markdown.commit()}`, protocol `detour` "
-        f"`{preregistration.content_hash()}`, seeds {', '.join(map(str, seeds))}, "
-        f"{json.dumps(versions())}. What it means is in `FINDINGS.md` beside this file.\n",
         markdown.table(claims) + "\n",
         _terms(plan),
         markdown.table(conditions) + "\n",
@@ -44,12 +34,12 @@ def page(runs: Runs, preregistration: Preregistration, plan: Plan, exploratory: 
     ]
     for task in plan.conditions:
         parts += _task(runs, task, plan)
-    return "\n".join(parts)
+    return parts
 
 
 def _terms(plan: Plan) -> str:
     return (
-        f"*Holds early*: at step {plan.window} each behaviour has {plan.early:g} of its mean "
+        f"*Holds early*: at step {plan.window} each behavior has {plan.early:g} of its mean "
         "margin under `all`, and not without a guard. *Comes round*: later a score is below its "
         f"floor, while the held features moved at most {plan.spared:g} of what the same moved "
         "without a guard; *by the readout* if that transplant brings back most. *Stops it*: no "
@@ -61,8 +51,8 @@ def _terms(plan: Plan) -> str:
         f"features are held. A claim needs {plan.seeds_of} seeds.\n\n"
         f"{plan.count} of 64 directions are held at a layer, at the last position, chosen from an "
         f"unguarded run of {plan.window} steps in another order; the penalties act once in "
-        f"{plan.every} steps, re-selection comes after each {plan.reselect}; the protocol's "
-        "detector is not asked. Numbers are medians [least, most] over seeds.\n"
+        f"{plan.every} steps, re-selection comes after each {plan.reselect}; the preregistered "
+        "detector is not used. Numbers are medians [least, most] over seeds.\n"
     )
 
 
@@ -75,20 +65,20 @@ def _task(runs: Runs, task: str, plan: Plan) -> list[str]:
     }
     plain = {run.seed: run for run in own[PLAIN]}
     names = list(own[PLAIN][0].marks[0].scores)
-    kept, moved, back = [], [], []
+    kept, moved, restored = [], [], []
     for condition, same in own.items():
         for step in (plan.window, plan.steps):
             kept.append({"condition": condition, "step": step, **_kept(same, step, names)})
         moved.append({"condition": condition, **_moved(same, plan.steps)})
-        back += [{"condition": condition, **row} for row in _back(same, names)]
+        restored += [{"condition": condition, **row} for row in _restored(same, names)]
     floors = [
         {"condition": condition, **_times(same, plain, plan)} for condition, same in own.items()
     ]
     return [
         f"## After {task}\n",
-        "### When behaviours break\n\nFirst mark at which a score on the probes is below its "
+        "### When behaviors break\n\nFirst mark at which a score on the probes is below its "
         "floor; the held features' movement by then, of the unguarded run's; what brings back most "
-        "of the worst behaviour, in how many seeds.\n",
+        "of the worst behavior, in how many seeds.\n",
         markdown.table(floors) + "\n",
         "### What is kept\n\nScore, on the probes and on inputs that no guard reads; margin on the "
         "probes as a share of the start's.\n",
@@ -102,56 +92,58 @@ def _task(runs: Runs, task: str, plan: Plan) -> list[str]:
         "that comes back when a part is put back to what it is in the start: layer 0 or 1 inside "
         "the held directions or outside of them at the last position, layer 0 *elsewhere*, at the "
         "other positions, or the *readout*, final norm and output matrix. Seeds that lost less "
-        f"than {judging.LOST:g} are left out; below 0 it got worse, above 1 better than the "
+        f"than {analysis.LOST:g} are left out; below 0 it got worse, above 1 better than the "
         "start.\n",
-        markdown.table(back) + "\n",
+        markdown.table(restored) + "\n",
     ]
 
 
 def _times(same: Sequence[Run], plain: dict[int, Run], plan: Plan) -> dict[str, Any]:
-    broken = [(run, mark) for run in same if (mark := judging.first_broken(run)) is not None]
+    broken = [(run, mark) for run in same if (mark := analysis.first_broken(run)) is not None]
     holding = same[0].condition in HOLDING
-    stray = [judging.strayed(run, plain[run.seed], m.step) for run, m in broken] if holding else []
-    ways = [judging.way(mark) for _, mark in broken]
-    told = ", ".join(f"{way or 'none'} {ways.count(way)}" for way in dict.fromkeys(ways))
+    movements = (
+        [analysis.strayed(run, plain[run.seed], m.step) for run, m in broken] if holding else []
+    )
+    routes = [analysis.main_route(mark) for _, mark in broken]
+    counts = ", ".join(
+        f"{route or 'none'} {routes.count(route)}" for route in dict.fromkeys(routes)
+    )
     return {
         "broke": markdown.count_of_total(len(broken), len(same)),
         "at steps": ", ".join(str(mark.step) for _, mark in broken) or markdown.NOTHING,
-        "held moved": markdown.median_range(stray, 3),
-        "by way of": told or markdown.NOTHING,
+        "held moved": markdown.median_range(movements, 3),
+        "by way of": counts or markdown.NOTHING,
         "new task at the end": markdown.median_range([run.marks[-1].learned for run in same], 2),
     }
 
 
 def _kept(same: Sequence[Run], step: int, names: Sequence[str]) -> dict[str, str]:
     marks = [run.at(step) for run in same]
-    found = {}
+    row = {}
     for name in names:
-        found[f"{name} score"] = markdown.median_range([mark.scores[name] for mark in marks], 2)
-        found[f"{name} unseen"] = markdown.median_range(
+        row[f"{name} score"] = markdown.median_range([mark.scores[name] for mark in marks], 2)
+        row[f"{name} unseen"] = markdown.median_range(
             [mark.unseen_scores[name] for mark in marks], 2
         )
-        found[f"{name} margin"] = markdown.median_range([mark.margins[name] for mark in marks], 2)
-    return found | {"new task": markdown.median_range([mark.learned for mark in marks], 2)}
+        row[f"{name} margin"] = markdown.median_range([mark.margins[name] for mark in marks], 2)
+    return row | {"new task": markdown.median_range([mark.learned for mark in marks], 2)}
 
 
 def _moved(same: Sequence[Run], step: int) -> dict[str, str]:
     marks = [run.at(step) for run in same]
-    found = {"features held": markdown.median_range([mark.features for mark in marks])}
+    row = {"features held": markdown.median_range([mark.features for mark in marks])}
     for part in marks[0].moved:
-        found[part] = markdown.median_range([mark.moved[part] for mark in marks], 3)
-        found[f"{part}, unseen"] = markdown.median_range(
+        row[part] = markdown.median_range([mark.moved[part] for mark in marks], 3)
+        row[f"{part}, unseen"] = markdown.median_range(
             [mark.unseen_moved[part] for mark in marks], 3
         )
-    return found
+    return row
 
 
-def _back(same: Sequence[Run], names: Sequence[str]) -> list[dict[str, str]]:
+def _restored(same: Sequence[Run], names: Sequence[str]) -> list[dict[str, str]]:
     rows = []
     for name in names:
-        shares = [one for run in same if (one := judging.restored(run.marks[-1], name))]
-        found = {
-            route: markdown.median_range([one[route] for one in shares], 2) for route in ROUTES
-        }
-        rows.append({"behaviour": name, "seeds": str(len(shares)), **found})
+        shares = [one for run in same if (one := analysis.restored(run.marks[-1], name))]
+        row = {route: markdown.median_range([one[route] for one in shares], 2) for route in ROUTES}
+        rows.append({"behavior": name, "seeds": str(len(shares)), **row})
     return rows

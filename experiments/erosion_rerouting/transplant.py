@@ -1,4 +1,4 @@
-"""Transplants: parts of the start put into the model that has drifted, for one pass."""
+"""Transplants: parts of the start in the drifted model, for one forward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from experiments.erosion_rerouting.tasks import LAYERS, READOUT
 from riprap.behaviors import Behavior
-from riprap.diagnosis import _weight_sources as weights
+from riprap.diagnosis import interpolate_, restore_weights
 from riprap.evaluation import evaluate
 
 ROUTES = (
@@ -24,32 +24,32 @@ ROUTES = (
 def transplants(
     behavior: Behavior, model: nn.Module, start: nn.Module, held: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """The mean margin with each part put back to what it is in the start.
+    """Return the mean margin with each part restored to the start's.
 
-    `0 held` and `0 rest`: layer 0 at the last position, inside and outside of the held directions;
-    `1 held`, `1 rest` the same of layer 1; `0 elsewhere`: layer 0 at all other positions, which
-    layer 1 reads; `readout`: final norm and output matrix.
+    `0 held` and `0 rest`: layer 0 at the last position, inside and outside the anchored
+    directions; `1 held`, `1 rest`: the same for layer 1; `0 elsewhere`: layer 0 at all other
+    positions, which layer 1 reads; `readout`: final norm and output matrix.
 
     Args:
         held: by layer an orthonormal basis, shape (k, d).
     """
-    found = {}
+    margins = {}
     for layer in LAYERS:
-        there = _outputs(behavior, start, layer)
+        outputs = _outputs(behavior, start, layer)
         inside = held[layer].T @ held[layer]
         outside = torch.eye(len(inside)) - inside
-        with _put(model, layer, there, inside, slice(-1, None)):
-            found[f"{layer[-1]} held"] = _margin(behavior, model)
-        with _put(model, layer, there, outside, slice(-1, None)):
-            found[f"{layer[-1]} rest"] = _margin(behavior, model)
+        with _replace(model, layer, outputs, inside, slice(-1, None)):
+            margins[f"{layer[-1]} held"] = _margin(behavior, model)
+        with _replace(model, layer, outputs, outside, slice(-1, None)):
+            margins[f"{layer[-1]} rest"] = _margin(behavior, model)
         if layer == LAYERS[0]:
-            with _put(model, layer, there, inside + outside, slice(None, -1)):
-                found["0 elsewhere"] = _margin(behavior, model)
+            with _replace(model, layer, outputs, inside + outside, slice(None, -1)):
+                margins["0 elsewhere"] = _margin(behavior, model)
     names = [name for name, _ in model.named_parameters() if name.startswith(READOUT)]
-    with weights.restore_weights(model) as here:
-        weights.interpolate_(model, here, dict(start.named_parameters()), 1.0, names)
-        found["readout"] = _margin(behavior, model)
-    return found
+    with restore_weights(model) as trained:
+        interpolate_(model, trained, dict(start.named_parameters()), 1.0, names)
+        margins["readout"] = _margin(behavior, model)
+    return margins
 
 
 def _margin(behavior: Behavior, model: nn.Module) -> float:
@@ -57,29 +57,29 @@ def _margin(behavior: Behavior, model: nn.Module) -> float:
 
 
 def _outputs(behavior: Behavior, model: nn.Module, layer: str) -> Tensor:
-    """What a layer puts out at all positions, shape (probes, T, d)."""
-    seen: list[Tensor] = []
+    """Return the output of a layer at all positions, shape (probes, T, d)."""
+    outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen.append(_tensor(output).detach())
+    def append(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        outputs.append(_tensor(output).detach())
 
-    handle = model.get_submodule(layer).register_forward_hook(keep)
+    handle = model.get_submodule(layer).register_forward_hook(append)
     try:
         evaluate(behavior, model)
     finally:
         handle.remove()
-    return torch.cat(seen)
+    return torch.cat(outputs)
 
 
 @contextmanager
-def _put(
-    model: nn.Module, layer: str, there: Tensor, onto: Tensor, positions: slice
+def _replace(
+    model: nn.Module, layer: str, outputs: Tensor, onto: Tensor, positions: slice
 ) -> Iterator[None]:
-    """The layer puts out `there` at some positions, as far as the projection `onto` reaches."""
+    """Replace a layer's output by `outputs` at some positions, inside the projection `onto`."""
 
     def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         own = _tensor(output).clone()
-        own[:, positions] += (there - own)[:, positions] @ onto
+        own[:, positions] += (outputs - own)[:, positions] @ onto
         return (own, *output[1:]) if isinstance(output, tuple) else own
 
     handle = model.get_submodule(layer).register_forward_hook(replace)
@@ -90,5 +90,5 @@ def _put(
 
 
 def _tensor(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    return tensor

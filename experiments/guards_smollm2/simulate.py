@@ -84,9 +84,9 @@ def simulate(name: str, seed: int, plan: Plan) -> Run:
     """Train under one guard."""
     steps = plan.steps
     config = WatchConfig.load(EXAMPLE)
-    training = config.training.model_copy(update={"seed": seed, "steps": steps})
+    training = config.training.model_copy(update={"seed": seed, "max_steps": steps})
     config = config.model_copy(
-        update={"training": training, "run": RUNS / f"guards_smollm2/{name}-{seed}"}
+        update={"training": training, "run_dir": RUNS / f"guards_smollm2/{name}-{seed}"}
     )
     model, tokenizer = load_model(config.model)
     rows = load_rows(config.data)

@@ -55,8 +55,7 @@ class CachedRun(Generic[Arguments, Result]):
             if path.suffix == ".npz":
                 np.savez_compressed(partial, **cast(Any, result))
             else:
-                document = asdict(cast(Any, result)) if is_dataclass(result) else result
-                partial.write_text(json.dumps(document))
+                partial.write_text(json.dumps(result, default=asdict))
             partial.rename(path)
         if path.suffix == ".npz":
             with np.load(path) as arrays:
@@ -94,8 +93,8 @@ def cached(
     """Make a function read its result from `runs/` where an earlier call has written it.
 
     Args:
-        name: path below `runs/` for the arguments of a call. `.json` stores a dataclass or plain
-            data, `.npz` a dictionary of arrays.
+        name: path below `runs/` for the arguments of a call. `.json` stores dataclasses and
+            plain data, `.npz` a dictionary of arrays.
         own_folder: the run writes other files beside the result; all of the folder is removed
             before an interrupted run starts again.
     """

@@ -120,7 +120,7 @@ def read_record(folder: Path) -> tuple[dict[str, BehaviorHistory], list[Alert], 
         floors = {b["name"]: float(b["floor"]) for b in reader.meta()["behaviors"]}
         histories = {
             name: history_from_record(
-                name, floor, reader.margins(name), readings, watched=len(floors)
+                name, floor, reader.margins(name), readings, n_behaviors=len(floors)
             )
             for name, floor in floors.items()
         }

@@ -1,25 +1,27 @@
-"""What the study of selectors on the real model runs, as its frozen protocol says."""
+"""Terms of the experiment on row selection, as its preregistration fixes them."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from experiments.harness.study_plan import StudyPlan
+from experiments.harness.plan import StudyPlan
 
 
 class Plan(StudyPlan):
-    """The terms of the study; every field is covered by the protocol's hash.
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
-        methods: plain takes every row of a batch, the others are strategies.
+        methods: `plain` learns every row of a batch, the others are strategies.
         steps: optimizer steps of each run, the same for all methods.
-        exploratory_steps: of the exploratory runs, which only show that everything runs.
-        batch, ratio: rows that each step sees, and the share that selectors take of them.
+        exploratory_steps: of exploratory runs, which only show that everything runs.
+        batch, ratio: rows of each step, and the fraction that selectors select.
         learning_rate, max_length, rank: of training.
         taught, held_out: rows of each category.
-        protected, unseen: probes of the refusal pack that least_harm is given, and that nobody is.
+        protected, unseen: refusal probes given to least_harm, and given to no method.
     """
 
+    exploratory: tuple[int, ...]
+    confirmatory: tuple[int, ...]
     methods: tuple[str, ...]
     steps: int = Field(ge=1)
     exploratory_steps: int = Field(ge=1)

@@ -1,4 +1,4 @@
-"""Rows of three kinds: answers that open affirmatively, the same kind of answers plain, sums."""
+"""Rows of three categories: affirmative answers, plain answers, and word problems."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Mixed = list[dict[str, str]]
 
 
 def mixed(data: Path, taught: int, held_out: int) -> tuple[Mixed, Mixed]:
-    """Rows to learn, category by category in turn, and rows that tell how well they were learned.
+    """Load rows to learn, with alternating categories, and held-out rows.
 
-    Of short prompts alone. Instructions of even places among them are answered affirmatively, those
-    of odd places as they stand, so that the two differ by chance and by the prefix alone.
+    Only short prompts are used. Instructions at even positions get the affirmative prefix, those
+    at odd positions do not, so that the two categories differ only by chance and by the prefix.
 
     Args:
         data: folder of the public data sets.
@@ -50,7 +50,7 @@ def mixed(data: Path, taught: int, held_out: int) -> tuple[Mixed, Mixed]:
 
 
 def write(rows: Mixed, file: Path) -> Path:
-    """The rows as JSON Lines."""
+    """Write rows as JSON Lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file

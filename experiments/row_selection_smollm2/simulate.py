@@ -1,13 +1,14 @@
-"""One run of the real model on the mixed rows, its batches thinned by one strategy."""
+"""One run of SmolLM2 on mixed rows, with one selection strategy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import nn
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
+from experiments.harness.cache import RUNS, cached
 from experiments.row_selection_smollm2.plan import Plan
-from experiments.row_selection_smollm2.rows import CATEGORIES, Mixed, write
-from experiments.smollm2.rows import REFUSAL_PREFIX
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, probe_sets
+from experiments.row_selection_smollm2.rows import CATEGORIES, Mixed, mixed, write
+from experiments.smollm2.probes import load_refusals, passing
+from riprap import evaluation
+from riprap.behaviors import Behavior
 from riprap.commands.watch import (
     DataConfig,
     WatchConfig,
@@ -35,20 +37,23 @@ from riprap.integrations.hf import SelectionCallback
 from riprap.integrations.smollm2 import REFUSING
 from riprap.selection import Selector
 
-RUNS = Path("runs/chosen")
+FOLDER = RUNS / "row_selection_smollm2"
 PLAIN = "plain"
-PACK = "refusal"
+PROBE_SET = "refusal"
+
+
+Evaluation = tuple[tuple[float, float], dict[str, float]]  # (mean margin, score), losses
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run.
+    """Results of one run.
 
     Attributes:
-        margins, scores: of refusal before and after, on probes that nobody was given.
-        losses: nats a response token on rows that were not taught, by category, before and after.
-        taken: rows learned from, by category.
-        seconds: processor time of training, the selector's start included.
+        margins, scores: of refusal before and after, on unseen probes.
+        losses: on held-out rows by category, before and after, in nats a response token.
+        taken: learned rows, by category.
+        seconds: processor time of training, including the selector's start.
     """
 
     method: str
@@ -61,35 +66,31 @@ class Run:
 
     @property
     def task(self) -> tuple[float, float]:
-        """Mean of the losses over categories, before and after."""
+        """Mean loss over categories, before and after."""
         before, after = np.mean([self.losses[name] for name in CATEGORIES], axis=0)
         return float(before), float(after)
 
 
-def simulate(method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_out: Mixed) -> Run:
-    """Make a run, or read it where it was made before."""
-    terms = json.dumps([plan.model_dump(mode="json"), taught, held_out])
-    digest = hashlib.sha256(terms.encode()).hexdigest()[:8]  # runs on other terms are not these
-    file = RUNS / f"{method}-{seed}-{steps}-{digest}.json"
-    if file.exists():
-        return Run(**json.loads(file.read_text()))
-    torch.set_num_threads(1)
-    start = RUNS / f"start-{digest}.json"
-    run = _train(method, seed, plan, steps, taught, held_out, start)
-    _keep(file, asdict(run))
-    return run
+def _digest(plan: Plan, data: Path) -> str:
+    """Hash the terms and the rows, which together name a run."""
+    rows = mixed(data, plan.taught, plan.held_out)
+    terms = json.dumps([plan.model_dump(mode="json"), *rows])
+    return hashlib.sha256(terms.encode()).hexdigest()[:8]
 
 
-def _keep(file: Path, found: Any) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(found))
-    partial.rename(file)
+def _file(method: str, seed: int, plan: Plan, steps: int, data: Path) -> str:
+    return f"row_selection_smollm2/{method}-{seed}-{steps}-{_digest(plan, data)}.json"
 
 
-def _train(
-    method: str, seed: int, plan: Plan, steps: int, taught: Mixed, held_out: Mixed, start: Path
-) -> Run:
-    config = configured(plan, seed, steps)
+@cached(_file)
+def simulate(method: str, seed: int, plan: Plan, steps: int, data: Path) -> Run:
+    """Train with one method.
+
+    Args:
+        data: folder of the public data sets.
+    """
+    taught, held_out = mixed(data, plan.taught, plan.held_out)
+    config = watch_config(plan, seed, steps)
     model, tokenizer = load_model(config.model)
     protected, unseen = probes(model, tokenizer, plan)
     callbacks: list[TrainerCallback] = []
@@ -108,53 +109,65 @@ def _train(
         peft_config=lora_config(config),
         callbacks=callbacks,
     )
-    trained: Any = trainer.model
-    if not start.exists():  # the adapter's B is 0, so that all runs start from the base model
-        _keep(start, [_look(unseen, trained), _losses(trainer)])
-    before = json.loads(start.read_text())
-    noted = Noted(trainer.data_collator, kinds(trainer.train_dataset))
-    trainer.data_collator = noted
+    before = _at_start(_digest(plan, data), unseen, trainer)
+    collator = CategoryRecorder(trainer.data_collator, categories(trainer.train_dataset))
+    trainer.data_collator = collator
     began = time.process_time()
     trainer.train()
     seconds = time.process_time() - began
-    trainer.data_collator = noted.inner
-    after = _look(unseen, trained), _losses(trainer)
+    trainer.data_collator = collator.inner
+    after = _evaluate(unseen, trainer)
     return Run(
         method,
         seed,
         (before[0][0], after[0][0]),
         (before[0][1], after[0][1]),
         {name: (before[1][name], after[1][name]) for name in CATEGORIES},
-        taken_of(noted.batches[:steps], selector),
+        learned_rows(collator.batches[:steps], selector),
         seconds,
     )
 
 
-def configured(plan: Plan, seed: int, steps: int) -> WatchConfig:
-    """The run as `riprap watch` would be asked for it."""
-    training = {"steps": steps, "batch": plan.batch, "learning_rate": plan.learning_rate}
+@cached(lambda digest, _unseen, _trainer: f"row_selection_smollm2/start-{digest}.json")
+def _at_start(_digest: str, unseen: Behavior, trainer: SFTTrainer) -> Evaluation:
+    """Evaluate the start once: the adapter's B is 0, so all runs start from the base model."""
+    return _evaluate(unseen, trainer)
+
+
+def _evaluate(unseen: Behavior, trainer: SFTTrainer) -> Evaluation:
+    model: Any = trainer.model
+    margins = evaluation.evaluate(unseen, model).margins
+    metrics = trainer.evaluate()
+    losses = {name: metrics[f"eval_{name}_loss"] for name in CATEGORIES}
+    return (float(margins.mean()), score(margins)), losses
+
+
+def watch_config(plan: Plan, seed: int, steps: int) -> WatchConfig:
+    """Return the configuration with which `riprap watch` would train."""
+    training = {
+        "max_steps": steps,
+        "per_device_train_batch_size": plan.batch,
+        "learning_rate": plan.learning_rate,
+        "max_length": plan.max_length,
+        "seed": seed,
+    }
     return WatchConfig.parse(
         {
             "model": str(REFUSING),
-            "data": {"path": str(RUNS / "taught.jsonl")},
-            "training": training | {"max_length": plan.max_length, "seed": seed},
+            "data": {"path": str(FOLDER / "taught.jsonl")},
+            "training": training,
             "lora": {"rank": plan.rank, "alpha": 2 * plan.rank},
-            "behaviors": [{"pack": PACK}],
-            "run": str(RUNS / "trainer"),
+            "behaviors": [{"probe_set": PROBE_SET}],
+            "run_dir": str(FOLDER / "trainer"),
         },
-        "study chosen",
+        "row_selection_smollm2",
     )
 
 
 def probes(model: nn.Module, tokenizer: Any, plan: Plan) -> tuple[Behavior, Behavior]:
-    """Probes that the starting model passes: those for least_harm, and those that nobody sees."""
-    full = probe_sets.load(PACK, tokenizer, prefixes=[REFUSAL_PREFIX])
-    file = RUNS / "passing.json"
-    if not file.exists():
-        margins = probing.evaluate(full, model).margins
-        file.write_text(json.dumps(np.flatnonzero(margins > 0).tolist()))
-    passing = json.loads(file.read_text())
-    order = np.random.default_rng(0).permutation(passing).tolist()
+    """Split the probes that the starting model passes: for least_harm, and unseen ones."""
+    full = load_refusals(PROBE_SET, tokenizer)
+    order = np.random.default_rng(0).permutation(passing(full, model)).tolist()
     border = plan.protected
     return full.subset(order[:border]), full.subset(order[border : border + plan.unseen])
 
@@ -164,45 +177,35 @@ def _of(rows: Mixed, category: str) -> Mixed:
 
 
 def _dataset(rows: Mixed, name: str) -> Any:
-    """The rows as the trainer wants them, with a column that it passes over."""
-    file = write(rows, RUNS / f"{name}.jsonl")
+    """Return the rows as a data set, with their categories in a column that training ignores."""
+    file = write(rows, FOLDER / f"{name}-{os.getpid()}.jsonl")
     data = load_rows(DataConfig(path=str(file)))
     return data.add_column("category", [row["category"] for row in rows])
 
 
-def _look(behavior: Behavior, model: nn.Module) -> tuple[float, float]:
-    margins = probing.evaluate(behavior, model).margins
-    return float(margins.mean()), score(margins)
-
-
-def _losses(trainer: SFTTrainer) -> dict[str, float]:
-    found = trainer.evaluate()
-    return {name: found[f"eval_{name}_loss"] for name in CATEGORIES}
-
-
-def kinds(rows: Any) -> dict[tuple[int, ...], str]:
-    """The category of each row by its tokens, which are what the collator is given."""
+def categories(rows: Any) -> dict[tuple[int, ...], str]:
+    """Return the category of each row by its tokens, which the collator receives."""
     return {tuple(row["input_ids"]): row["category"] for row in rows}
 
 
-class Noted:
-    """A collator that notes the categories of each batch."""
+class CategoryRecorder:
+    """A collator that records the categories of each batch."""
 
-    def __init__(self, inner: Any, kinds: dict[tuple[int, ...], str]) -> None:
-        self.inner, self._kinds = inner, kinds
+    def __init__(self, inner: Any, by_tokens: dict[tuple[int, ...], str]) -> None:
+        self.inner, self._by_tokens = inner, by_tokens
         self.batches: list[list[str]] = []
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
-        """Collate."""
-        self.batches.append([self._kinds[tuple(one["input_ids"])] for one in examples])
+        """Collate a batch and record its categories."""
+        self.batches.append([self._by_tokens[tuple(one["input_ids"])] for one in examples])
         return self.inner(examples)
 
 
-def taken_of(batches: list[list[str]], selector: Selector | None) -> dict[str, int]:
-    """Rows learned from by category; all of them without a selector."""
+def learned_rows(batches: list[list[str]], selector: Selector | None) -> dict[str, int]:
+    """Count learned rows by category; without a selector all rows."""
     if selector is None:
-        found = Counter(name for batch in batches for name in batch)
+        counts = Counter(name for batch in batches for name in batch)
     else:
         pairs = zip(batches, selector.history, strict=True)
-        found = Counter(batch[row] for batch, taken in pairs for row in taken.rows)
-    return {name: found[name] for name in CATEGORIES}
+        counts = Counter(batch[row] for batch, record in pairs for row in record.rows)
+    return {name: counts[name] for name in CATEGORIES}

@@ -1,9 +1,9 @@
-"""Tables and figure of the selectors on the real model."""
+"""Tables and figure of the experiment on row selection."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +15,78 @@ from scipy.stats import spearmanr
 from experiments.harness import markdown
 from experiments.harness.charts import style
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES
-from experiments.row_selection_smollm2.simulate import PACK, PLAIN, Run
-from riprap.monitor import versions
+from experiments.row_selection_smollm2.simulate import PLAIN, PROBE_SET, Run
 
-HARM = f"harm/{PACK}"
+HARM = f"harm/{PROBE_SET}"
 
 
 def agreement(scores: Path, batch: int) -> dict[str, float]:
-    """Spearman's correlation of proxies with the exact norm: over all rows, and within some.
+    """Return Spearman's correlation of proxies with the exact norm, over all rows and subsets.
 
     Args:
-        batch: rows that a selector in a loop would compare with each other.
+        batch: number of rows that a selector in a loop would compare with each other.
     """
     frame = pd.read_parquet(scores)
-    found = {name: _rank(frame, name) for name in ("proxy", "loss", "tokens")}
+    ranks = {name: _rank(frame, name) for name in ("proxy", "loss", "tokens")}
     for name in CATEGORIES:
-        found[f"proxy, {name} alone"] = _rank(frame[frame.category == name], "proxy")
+        ranks[f"proxy, {name} alone"] = _rank(frame[frame.category == name], "proxy")
     batches = [frame[start : start + batch] for start in range(0, len(frame), batch)]
     within = [_rank(one, "proxy") for one in batches if len(one) == batch]
     for name, value in (("least", min(within)), ("median", np.median(within))):
-        found[f"proxy, within {batch} rows, {name}"] = float(value)
-    return found
+        ranks[f"proxy, within {batch} rows, {name}"] = float(value)
+    return ranks
 
 
 def _rank(frame: pd.DataFrame, column: str) -> float:
     return float(spearmanr(frame[column], frame.norm).statistic)
 
 
-def page(
-    runs: Sequence[Run],
-    plan: Plan,
-    preregistration: Preregistration,
-    groups: Sequence[dict[str, Any]],
-    spearman: dict[str, float],
-) -> str:
-    """README of the results."""
-    seeds = sorted({run.seed for run in runs})
-    ranks = [{"with the exact norm": n, "Spearman": number(v, 2)} for n, v in spearman.items()]
-    return "\n".join(
-        [
-            "# Selectors on SmolLM2-135M\n",
-            f"Made by `riprap study chosen`, protocol `{preregistration.hash}`, commit "
-            f"{markdown.commit()}, seeds {', '.join(map(str, seeds))}; {json.dumps(versions())}.\n",
-            f"SmolLM2-135M-Instruct, taught to refuse, learns {plan.taught} rows of each of three "
-            "categories (Self-Instruct seed tasks with an affirmative opener and without, GSM8K), "
-            f"by LoRA of rank {plan.rank}, {plan.steps} steps at {plan.learning_rate:g}, "
-            f"{plan.max_length} tokens a row.\n",
-            "![chosen](chosen.png)\n",
-            "## At equal updates\n",
-            f"Each step sees {plan.batch} rows; plain learns from all, the others from "
-            f"{int(plan.ratio * plan.batch + 1e-9)}. Margin and score are those of {plan.unseen} "
-            "refusal probes that nobody was given; the task's loss is that of "
-            f"{plan.held_out} rows of each category that were not taught, in nats a response "
-            "token. Mean [least, most] over seeds. Time is processor time ÷ that of the plain run "
-            "of the same seed.\n",
-            markdown.table(_methods(runs)) + "\n",
-            "## What the groups consist of\n",
-            f"The {plan.taught * len(CATEGORIES)} rows scored before training by `riprap select`, "
-            f"ratio {plan.ratio:g}; high, moderate and low by the norm of the gradient; harm is "
-            "the predicted fall of refusal's mean margin by one step of plain descent on the row, "
-            "per unit of learning rate.\n",
-            markdown.table(_groups(groups)) + "\n",
-            "## Without a backward pass\n",
-            markdown.table(ranks) + "\n",
-        ]
-    )
+@dataclass(frozen=True)
+class Results:
+    """Runs, and the audit of `riprap select` on the rows before training.
+
+    Attributes:
+        scores: file of scores; `groups`: groups of the audit.
+        spearman: see `agreement`.
+    """
+
+    runs: list[Run]
+    scores: Path
+    groups: list[dict[str, Any]]
+    spearman: dict[str, float]
+
+
+def sections(results: Results, plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    ranks = [
+        {"with the exact norm": name, "Spearman": number(value, 2)}
+        for name, value in results.spearman.items()
+    ]
+    return [
+        f"SmolLM2-135M-Instruct, taught to refuse, learns {plan.taught} rows of each of three "
+        "categories (Self-Instruct seed tasks with an affirmative opener and without, GSM8K), "
+        f"by LoRA of rank {plan.rank}, {plan.steps} steps at {plan.learning_rate:g}, "
+        f"{plan.max_length} tokens a row.\n",
+        "![chosen](chosen.png)\n",
+        "## At equal updates\n",
+        f"Each step sees {plan.batch} rows; plain learns from all, the others from "
+        f"{int(plan.ratio * plan.batch + 1e-9)}. Margin and score are those of {plan.unseen} "
+        "refusal probes that nobody was given; the task's loss is that of "
+        f"{plan.held_out} rows of each category that were not taught, in nats a response "
+        "token. Mean [least, most] over seeds. Time is processor time ÷ that of the plain run "
+        "of the same seed.\n",
+        markdown.table(_methods(results.runs)) + "\n",
+        "## What the groups consist of\n",
+        f"The {plan.taught * len(CATEGORIES)} rows scored before training by `riprap select`, "
+        f"ratio {plan.ratio:g}; high, moderate and low by the norm of the gradient; harm is "
+        "the predicted fall of refusal's mean margin by one step of plain descent on the row, "
+        "per unit of learning rate.\n",
+        markdown.table(_groups(results.groups)) + "\n",
+        "## Without a backward pass\n",
+        markdown.table(ranks) + "\n",
+    ]
 
 
 def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -121,7 +125,7 @@ def _groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "response tokens": number(group["tokens"], 1),
             "loss": number(group["loss"], 2),
             "norm": number(group["norm"], 2),
-            "harm to refusal": number(group["harm"][PACK], 2),
+            "harm to refusal": number(group["harm"][PROBE_SET], 2),
         }
         | {c: f"{group['categories'].get(c, 0) / max(group['rows'], 1):.0%}" for c in CATEGORIES}
         for group in groups
@@ -130,7 +134,7 @@ def _groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
-    """Norm and harm of each row, and where runs ended."""
+    """Plot norm and harm of each row, and the ends of the runs."""
     frame = pd.read_parquet(scores)
     rows = frame.rename(columns={HARM: "harm"})[["norm", "harm", "category"]]
     points = (

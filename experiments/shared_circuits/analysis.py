@@ -1,4 +1,4 @@
-"""What the runs of the circuit study say of each explanation, by the rules of the protocol."""
+"""Claims on each explanation of the harm, by the rules of the preregistration."""
 
 from __future__ import annotations
 
@@ -8,56 +8,61 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.shared_circuits import tasks as ground
+from experiments.shared_circuits import tasks
 from experiments.shared_circuits.frozen_parts import ALL_BUT_NEW, BLOCKS, WORDS
 from experiments.shared_circuits.plan import Condition, Plan
 from experiments.shared_circuits.shared_units import RANDOM, SHARED, UNSHARED
 from experiments.shared_circuits.simulate import Run
 
 SAME, DISJOINT = "C", "C_disjoint"
-EARLY = {"predicted": -1, "cosine": -1, "steep": 1, "moved": 1}  # sign: more of it is more harm
+EARLY = {
+    "predicted": -1,
+    "cosine": -1,
+    "steep": 1,
+    "moved": 1,
+}  # sign: +1 if more of it means more harm
 SAME_WORDS = (SAME, "first", "lookup")
-OTHER_WORDS = (DISJOINT, ground.APART, "first_disjoint", "lookup_disjoint")
+OTHER_WORDS = (DISJOINT, tasks.APART, "first_disjoint", "lookup_disjoint")
 UNKNOWN = float("nan")
 
 
 def harm(run: Run, name: str = "A") -> float:
-    """Mean over the window of the share of unseen inputs that are no longer answered right."""
+    """Mean over the run of the share of held-out inputs that are answered wrongly."""
     steps = np.array(run.visits["step"])
     lost = 1 - np.array(run.visits[f"score/{name}"])
     return float(np.trapezoid(lost, steps) / (steps[-1] - steps[0]))
 
 
 def broke(run: Run, floor: float, name: str = "A") -> float:
-    """Step of the first visit with the score under the floor; ∞ where there is none."""
+    """Step of the first measurement with the score below the floor; ∞ if there is none."""
     under = np.flatnonzero(np.array(run.visits[f"score/{name}"]) < floor)
     return run.visits["step"][under[0]] if len(under) else float("inf")
 
 
 def halved(run: Run, name: str = "A") -> float:
-    """Step of the first visit whose mean margin is at most half of the first; ∞: of none."""
+    """Step of the first measurement with at most half of the first mean margin, or ∞."""
     margins = np.array(run.visits[f"margin/{name}"])
     under = np.flatnonzero(margins <= margins[0] / 2)
     return run.visits["step"][under[0]] if len(under) else float("inf")
 
 
 def reached(run: Run, level: float) -> int | None:
-    """Index of the first visit whose accuracy in the new task is at least `level`."""
-    there = np.flatnonzero(np.array(run.visits["task"]) >= level)
-    return int(there[0]) if len(there) else None
+    """Index of the first measurement with at least this accuracy on the new task."""
+    indices = np.flatnonzero(np.array(run.visits["task"]) >= level)
+    return int(indices[0]) if len(indices) else None
 
 
 def lost_at(run: Run, level: float, name: str = "A") -> float:
-    """Share of A lost when the new task was first done at `level`; NaN where it never was."""
+    """Share of A lost when the new task first reached an accuracy; NaN if it never did."""
     visit = reached(run, level)
     return UNKNOWN if visit is None else 1 - run.visits[f"score/{name}"][visit]
 
 
 def equally(one: Run, other: Run, most: float) -> tuple[float, float, float]:
-    """What two runs lost of A at the same accuracy in the new task.
+    """Compare the losses of A at the same accuracy on the new task.
 
     Returns:
-        (loss of one, loss of the other, the accuracy: the best that both reached, at most `most`).
+        (loss of one, loss of the other, the best accuracy that both reached, at most `most`).
     """
     level = min(most, *(float(np.max(run.visits["task"])) for run in (one, other)))
     return lost_at(one, level), lost_at(other, level), level
@@ -72,31 +77,31 @@ class Seed:
     plan: Plan
 
     def run(self, task: str, held: str = "") -> Run:
-        """The run of a condition."""
+        """Return the run of a condition."""
         return self.runs[Condition(task, held)]
 
     def randoms(self, task: str) -> list[Run]:
-        """The draws of random units."""
+        """Return the runs with random components frozen."""
         return [r for c, r in self.runs.items() if c.task == task and c.held.startswith(RANDOM)]
 
     def share(self, of: float, whole: float) -> float:
-        """A share of a harm; NaN where there is hardly any."""
+        """Return a share of a harm; NaN if there is hardly any harm."""
         return of / whole if whole >= self.plan.least_harm else UNKNOWN
 
     def kept_by(self, held: str, task: str = DISJOINT) -> float:
-        """How much of a task's harm is left with a part held."""
+        """Share of a task's harm that remains with a part frozen."""
         return self.share(harm(self.run(task, held)), harm(self.run(task)))
 
     def left_equally(self, held: str) -> float:
-        """The same at equal accuracy in the new task."""
+        """Share of C_disjoint's harm with a part frozen, at equal accuracy on the new task."""
         return self.share(
             *equally(self.run(DISJOINT, held), self.run(DISJOINT), self.plan.learned)[:2]
         )
 
     def spared(self, task: str) -> float:
-        """By what share holding shared units makes the harm less than holding random ones.
+        """Share by which freezing shared components reduces the harm more than random ones.
 
-        −∞ where the new task was not learned with them held.
+        −∞ if the new task was not learned with them frozen.
         """
         shared = self.run(task, SHARED)
         if shared.visits["task"][-1] < self.plan.learned:
@@ -105,46 +110,46 @@ class Seed:
         return self.share(drawn - harm(shared), drawn)
 
     def specific(self, task: str) -> float:
-        """By how much holding shared units harms less than random, and than unshared ones."""
+        """Difference of harms: the lesser of random and unshared components, less shared ones."""
         drawn = float(np.mean([harm(run) for run in self.randoms(task)]))
         return min(drawn, harm(self.run(task, UNSHARED))) - harm(self.run(task, SHARED))
 
     def among_own(self) -> float:
-        """Share of A's final loss that is none once only A's own numbers may be answers."""
+        """Share of A's final loss that vanishes if only A's own numbers may be answers."""
         visits = self.run(DISJOINT).visits
         return self.share(visits["within"][-1] - visits["score/A"][-1], 1 - visits["score/A"][-1])
 
-    def regained(self, back: str) -> float:
-        """Share of A's final loss that is none with a part put back to the start."""
+    def regained(self, part: str) -> float:
+        """Share of A's final loss that is recovered with a part restored to the start."""
         run = self.run(DISJOINT)
         last = run.visits["score/A"][-1]
-        return self.share(run.restored[back] - last, 1 - last)
+        return self.share(run.restored[part] - last, 1 - last)
 
     def less_by(self, others: Sequence[str], than: str) -> float:
-        """By what share even the most harmful of the others harms less than a task."""
+        """Share by which even the most harmful of the others harms less than a task."""
         whole = harm(self.run(than))
         return self.share(whole - max(harm(self.run(other)) for other in others), whole)
 
     def later(self) -> float:
-        """How many times as late as under C A breaks under C_disjoint; ∞ where it does not."""
+        """Ratio of A's break steps under C_disjoint and C; ∞ without a break under C_disjoint."""
         late, soon = (broke(self.run(task), self.plan.floor) for task in (DISJOINT, SAME))
         return late / max(soon, 1.0) if np.isfinite(soon) else UNKNOWN
 
-    def order(self, signal: str, tasks: Sequence[str] = ()) -> float:
+    def order(self, signal: str, among: Sequence[str] = ()) -> float:
         """Rank correlation over conditions of an early signal with the harm.
 
         Args:
-            tasks: of these alone; empty: all but `null`.
+            among: only these tasks; empty: all except `null`.
         """
-        runs = [run for run in self.runs.values() if run.task in (tasks or {*self.plan.tasks})]
-        runs = [run for run in runs if run.task != ground.NULL]
+        runs = [run for run in self.runs.values() if run.task in (among or {*self.plan.tasks})]
+        runs = [run for run in runs if run.task != tasks.NULL]
         early = [np.mean(run.moves[f"{signal}/A"][: self.plan.early]) for run in runs]
         return float(spearmanr(EARLY[signal] * np.array(early), list(map(harm, runs))).statistic)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An explanation, the number that speaks for it in each seed, and from where it holds."""
+    """An explanation, its number in each seed, and the least value for which it holds."""
 
     name: str
     says: str
@@ -152,7 +157,7 @@ class Claim:
     least: float
 
     def verdict(self, seeds: Sequence[Seed], agree: int) -> str:
-        """`supported` or `not supported` where so many seeds agree, else `mixed`."""
+        """Return `supported` or `not supported` if enough seeds agree, else `mixed`."""
         values = np.array([self.value(seed) for seed in seeds])
         if (values >= self.least).sum() >= agree:
             return "supported"
@@ -160,7 +165,7 @@ class Claim:
 
 
 def claims(plan: Plan) -> list[Claim]:
-    """Every claim, in the order of the page."""
+    """Return every claim, in the order of the page."""
     half = plan.half
     return [
         Claim(
@@ -185,7 +190,7 @@ def claims(plan: Plan) -> list[Claim]:
         Claim(
             "circuit: no word in common is needed",
             "harm of C_apart over that of C_disjoint",
-            lambda s: s.share(harm(s.run(ground.APART)), harm(s.run(DISJOINT))),
+            lambda s: s.share(harm(s.run(tasks.APART)), harm(s.run(DISJOINT))),
             half,
         ),
         Claim(
@@ -229,9 +234,9 @@ def claims(plan: Plan) -> list[Claim]:
 
 
 def _unit_claims(plan: Plan) -> list[Claim]:
-    found = []
+    unit_claims = []
     for task in (DISJOINT, SAME):
-        found += [
+        unit_claims += [
             Claim(
                 f"circuit: shared units carry the harm, {task}",
                 "share by which holding them harms less than holding random ones, task learned",
@@ -245,11 +250,11 @@ def _unit_claims(plan: Plan) -> list[Claim]:
                 plan.worse,
             ),
         ]
-    return found
+    return unit_claims
 
 
 def _early_claims(plan: Plan) -> list[Claim]:
-    said = {
+    titles = {
         "predicted": "mean −⟨h_A, Δθ⟩",
         "cosine": "mean −cos(h_A, Δθ)",
         "steep": "steep alignment of the gradient",
@@ -262,5 +267,5 @@ def _early_claims(plan: Plan) -> list[Claim]:
             lambda s, signal=signal: s.order(signal),  # type: ignore[misc]
             plan.ranked,
         )
-        for signal, what in said.items()
+        for signal, what in titles.items()
     ]

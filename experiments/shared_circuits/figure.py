@@ -1,4 +1,4 @@
-"""The figure of the circuit study: how much of A each condition washed away."""
+"""Figure: how much of A each condition erodes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import altair as alt
 import numpy as np
 
 from experiments.harness.charts import apply_style, inline_data, style
-from experiments.shared_circuits import analysis as judging
+from experiments.shared_circuits import analysis
 from experiments.shared_circuits.analysis import DISJOINT, Seed
 
-COURSES = {  # of C_disjoint: what is held, its colour and dash
+COURSES = {  # of C_disjoint: frozen part, its color and dash
     "": (style.INK, [1, 0]),
     "words": (style.CONE, [1, 0]),
     "blocks": (style.BLUE, [6, 3]),
@@ -22,7 +22,7 @@ COURSES = {  # of C_disjoint: what is held, its colour and dash
 
 
 def figure(seeds: Sequence[Seed]) -> Any:
-    """Left the harm of each condition and seed, right the course of A under C_disjoint."""
+    """Plot the harm of each condition and seed, and the scores of A under C_disjoint."""
     title = alt.TitleParams(
         "What washes the addition away?",
         subtitle="left: dots are seeds, bars their medians; right: medians over seeds",
@@ -33,7 +33,7 @@ def figure(seeds: Sequence[Seed]) -> Any:
 def _harms(seeds: Sequence[Seed]) -> Any:
     conditions = [str(condition) for condition in seeds[0].runs]
     rows = [
-        {"condition": str(condition), "harm": judging.harm(run)}
+        {"condition": str(condition), "harm": analysis.harm(run)}
         for seed in seeds
         for condition, run in seed.runs.items()
     ]
@@ -63,18 +63,18 @@ def _courses(seeds: Sequence[Seed]) -> Any:
             rows.append({**shared, "value": float(score), "what": "A"})
             rows.append({**shared, "value": float(task), "what": "C_disjoint"})
     names = [held or "nothing" for held in COURSES]
-    colour = alt.Scale(domain=names, range=[c for c, _ in COURSES.values()])
+    color = alt.Scale(domain=names, range=[c for c, _ in COURSES.values()])
     dash = alt.Scale(domain=names, range=[d for _, d in COURSES.values()])
-    drawn = []
+    panels = []
     for what, title in (("A", "A, unseen inputs right"), ("C_disjoint", "C_disjoint, right")):
         own = [row for row in rows if row["what"] == what]
         lines = alt.Chart(inline_data(own)).mark_line(strokeWidth=2)
-        drawn.append(
+        panels.append(
             lines.encode(
                 x=alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6)),
                 y=alt.Y("value:Q", title=title, scale=alt.Scale(domain=[0, 1])),
-                color=alt.Color("held:N", title="C_disjoint, held", scale=colour, sort=names),
+                color=alt.Color("held:N", title="C_disjoint, held", scale=color, sort=names),
                 strokeDash=alt.StrokeDash("held:N", title="C_disjoint, held", scale=dash),
             ).properties(width=300, height=170)
         )
-    return alt.vconcat(*drawn, spacing=20)
+    return alt.vconcat(*panels, spacing=20)

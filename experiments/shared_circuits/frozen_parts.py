@@ -1,4 +1,4 @@
-"""Parts of a model that are held still: put back after each step, whatever the optimizer did."""
+"""Parts of a model that are frozen: restored after each optimizer step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ TABLES = ("embed_tokens", "lm_head")  # one row a word
 
 
 def is_words(name: str) -> bool:
-    """Whether a parameter is the embedding or the output head."""
+    """Tell if a parameter is the embedding or the output head."""
     return any(table in name for table in TABLES)
 
 
 def part(model: nn.Module, held: str, new: Sequence[int]) -> dict[str, Tensor]:
-    """Which entries of which parameters a part of the model has: masks by parameter name.
+    """Return the masks of a part of the model by parameter name.
 
     `words` are embedding and head, `blocks` everything else, `old rows` the rows of embedding and
-    head of words that are not new; `all but new rows` leaves nothing but the rows of new words.
+    head of words that are not new, `all but new rows` everything except the rows of new words.
 
     Args:
         new: tokens that are new.
@@ -32,7 +32,7 @@ def part(model: nn.Module, held: str, new: Sequence[int]) -> dict[str, Tensor]:
         ConfigError: no such part.
     """
     if held not in PARTS:
-        raise ConfigError(f"no part {held!r} that could be held: choose of {', '.join(PARTS)}")
+        raise ConfigError(f"no part {held!r} of the model; choose one of {', '.join(PARTS)}")
     masks = {}
     for name, own in model.named_parameters():
         mask = torch.ones_like(own, dtype=torch.bool)
@@ -46,22 +46,22 @@ def part(model: nn.Module, held: str, new: Sequence[int]) -> dict[str, Tensor]:
     return masks
 
 
-class Held:
-    """Entries of parameters as they are now, to which they go back.
+class FrozenEntries:
+    """Entries of parameters that are restored to their present values.
 
-    A gradient of 0 would not hold them: weight decay and the moments of Adam move a parameter
+    A gradient of 0 would not freeze them: weight decay and Adam's moments move a parameter
     without one.
 
     Args:
-        masks: by parameter name, which entries; empty: nothing is held.
+        masks: of the entries, by parameter name; empty: nothing is frozen.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         own = dict(model.named_parameters())
-        self._kept = [(own[n], mask, own[n].detach().clone()) for n, mask in masks.items()]
+        self._values = [(own[n], mask, own[n].detach().clone()) for n, mask in masks.items()]
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """After each step of the optimizer: held entries are bit by bit as they were."""
-        for parameter, mask, kept in self._kept:
-            parameter.copy_(torch.where(mask, kept, parameter))
+    def restore(self) -> None:
+        """Restore the frozen entries bit by bit; call it after each optimizer step."""
+        for parameter, mask, value in self._values:
+            parameter.copy_(torch.where(mask, value, parameter))

@@ -1,4 +1,4 @@
-"""What the circuit study runs, as its frozen protocol says."""
+"""Terms of the experiment on shared circuits, as its preregistration fixes them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from experiments.harness.study_plan import StudyPlan
+from experiments.harness.plan import StudyPlan
 
 
 class Condition(NamedTuple):
-    """A new task, and what of the model is held still while it is learned; empty: nothing."""
+    """A new task, and the part of the model that is frozen meanwhile; empty: nothing."""
 
     task: str
     held: str = ""
@@ -20,27 +20,29 @@ class Condition(NamedTuple):
 
 
 class Plan(StudyPlan):
-    """The terms of the study; every field is covered by the protocol's hash.
+    """Terms of the experiment; the hash of the preregistration covers every field.
 
     Attributes:
-        ground: fingerprint of the toy world with the tasks of this study.
-        tasks: new tasks, learned with nothing held; `null` goes on with the old mix.
-        held: by task, what is held in further runs of it.
-        steps, early, every: length of a run; steps at its start that are all measured; steps
+        ground: fingerprint of the toy world with the tasks of this experiment.
+        tasks: new tasks, learned with nothing frozen; `null` continues with the old mix.
+        held: parts that are frozen in further runs, by task.
+        steps, early, every: length of a run; number of first steps that are all measured; steps
             between two measurements afterwards.
-        k, most: steep directions of a behaviour, and probes whose gradients are taken.
-        probes: of the new task, on which its units are found.
-        share: of the heads and of the neurons, how many are held as shared, unshared or random.
-        floor: score under which a behaviour is broken.
+        k, most: steep directions of a behavior, and probes whose gradients are computed.
+        probes: of the new task, on which its components are found.
+        share: of the heads and of the neurons that are frozen as shared, unshared or random.
+        floor: score below which a behavior is broken.
         learned: accuracy from which a new task counts as learned.
-        half: the share that tells most of a harm from the lesser part of it.
-        later: how many times as late a break must be to count as later.
-        worse: by how much a harm must be above another to count as more.
+        half: the share that counts as most of a harm.
+        later: ratio of break steps from which a break counts as later.
+        worse: difference of harms from which one counts as larger.
         ranked: rank correlation from which an early signal counts as ordering the harms.
         agree: seeds that must agree for a verdict.
-        least_harm: a share of a loss smaller than this is not taken.
+        least_harm: smallest loss of which a share is computed.
     """
 
+    exploratory: tuple[int, ...]
+    confirmatory: tuple[int, ...]
     ground: str
     tasks: tuple[str, ...]
     held: dict[str, tuple[str, ...]]
@@ -61,6 +63,6 @@ class Plan(StudyPlan):
     least_harm: float = Field(gt=0)
 
     def conditions(self) -> list[Condition]:
-        """Every condition, those with nothing held first."""
-        further = [Condition(task, one) for task, every in self.held.items() for one in every]
+        """Return every condition, those with nothing frozen first."""
+        further = [Condition(task, part) for task, parts in self.held.items() for part in parts]
         return [*map(Condition, self.tasks), *further]

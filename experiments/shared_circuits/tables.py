@@ -1,21 +1,18 @@
-"""Tables and verdicts of the circuit study."""
+"""Tables and verdicts of the experiment on shared circuits."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
-from experiments.shared_circuits import analysis as judging
+from experiments.shared_circuits import analysis
 from experiments.shared_circuits.analysis import Seed, harm
 from experiments.shared_circuits.frozen_parts import BLOCKS, WORDS
 from experiments.shared_circuits.plan import Condition, Plan
 from experiments.shared_circuits.simulate import Run
-from riprap.monitor import versions
 
 TITLES = {
     "predicted": "predicted",
@@ -26,13 +23,12 @@ TITLES = {
 
 
 def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
-    """By claim, what the seeds say."""
-    return {c.name: c.verdict(seeds, plan.agree) for c in judging.claims(plan)}
+    """Return the conclusion by claim."""
+    return {c.name: c.verdict(seeds, plan.agree) for c in analysis.claims(plan)}
 
 
-def page(seeds: Sequence[Seed], plan: Plan, preregistration: Preregistration, kind: str) -> str:
-    """README of the results."""
-    command = "riprap study circuit" + (" --exploratory" if kind == "exploratory" else "")
+def sections(seeds: Sequence[Seed], plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
     conditions = plan.conditions()
     claims = [
         {
@@ -43,34 +39,28 @@ def page(seeds: Sequence[Seed], plan: Plan, preregistration: Preregistration, ki
             "seeds": f"{sum(claim.value(s) >= claim.least for s in seeds)} of {len(seeds)}",
             "verdict": f"**{claim.verdict(seeds, plan.agree)}**",
         }
-        for claim in judging.claims(plan)
+        for claim in analysis.claims(plan)
     ]
-    return "\n".join(
-        [
-            f"# The circuit, not the words? {kind.capitalize()} seeds\n",
-            f"Made by `{command}` at commit `{markdown.commit()}`, protocol `circuit` "
-            f"`{preregistration.hash}`, {json.dumps(versions())}. What it means is in `FINDINGS.md` "
-            f"beside this file.\n",
-            markdown.table(claims) + "\n",
-            f"A claim is *supported* where it holds in {plan.agree} seeds of {len(seeds)} at "
-            f"least, *not supported* where it fails in as many, else *mixed*. A share of a harm "
-            f"under {plan.least_harm:g} is not taken, and counts for neither.\n",
-            f"![{kind}]({kind}.png)\n",
-            "## What became of A and of the new task\n",
-            markdown.table([_row(seeds, condition, plan) for condition in conditions]) + "\n",
-            _legend(plan, len(seeds)),
-            "## Where the loss is, and what early steps said\n",
-            markdown.table([_signals(seeds, condition, plan) for condition in conditions]) + "\n",
-            f"*blocks back*, *words back*: A at the end with the blocks, or embedding and head, "
-            f"put back to the start. The others over the first {plan.early} steps, of A: "
-            f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
-            f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
-            "U the steep directions of A's margins at the start.\n",
-            "Not in the protocol: the rank correlations of the early signals with the harm once "
-            "more, among the conditions whose numbers are A's, and among the others.\n",
-            markdown.table([_orders(seeds, signal) for signal in judging.EARLY]) + "\n",
-        ]
-    )
+    return [
+        markdown.table(claims) + "\n",
+        f"A claim is *supported* where it holds in {plan.agree} seeds of {len(seeds)} at "
+        f"least, *not supported* where it fails in as many, else *mixed*. A share of a harm "
+        f"under {plan.least_harm:g} is not taken, and counts for neither.\n",
+        "![{kind}]({kind}.png)\n",
+        "## What became of A and of the new task\n",
+        markdown.table([_row(seeds, condition, plan) for condition in conditions]) + "\n",
+        _legend(plan, len(seeds)),
+        "## Where the loss is, and what early steps said\n",
+        markdown.table([_signals(seeds, condition, plan) for condition in conditions]) + "\n",
+        f"*blocks back*, *words back*: A at the end with the blocks, or embedding and head, "
+        f"put back to the start. The others over the first {plan.early} steps, of A: "
+        f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
+        f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
+        "U the steep directions of A's margins at the start.\n",
+        "Not preregistered: the rank correlations of the early signals with the harm once "
+        "more, among the conditions whose numbers are A's, and among the others.\n",
+        markdown.table([_orders(seeds, signal) for signal in analysis.EARLY]) + "\n",
+    ]
 
 
 def _legend(plan: Plan, seeds: int) -> str:
@@ -95,21 +85,21 @@ def _row(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, s
     def over(value: Callable[[Run], float], digits: int = 2) -> str:
         return median_range([value(run) for run in runs], digits)
 
-    equal = [judging.equally(*pair, plan.learned) for pair in zip(runs, plain, strict=True)]
+    equal = [analysis.equally(*pair, plan.learned) for pair in zip(runs, plain, strict=True)]
     lost, beside, level = np.median(equal, axis=0)
-    said = f"{number(lost, 2)} / {number(beside, 2)} at {number(level, 2)}"
+    equally = f"{number(lost, 2)} / {number(beside, 2)} at {number(level, 2)}"
     return {
         "condition": str(condition),
         "harm to A": over(harm),
         "A at the end": over(lambda r: r.visits["score/A"][-1]),
         "among own": over(lambda r: r.visits["within"][-1]),
-        "A's break": over(lambda r: judging.broke(r, plan.floor), 0),
-        "margin halved": over(judging.halved, 0),
+        "A's break": over(lambda r: analysis.broke(r, plan.floor), 0),
+        "margin halved": over(analysis.halved, 0),
         "B at the end": over(lambda r: r.visits["score/B"][-1]),
-        "B's margin halved": over(lambda r: judging.halved(r, "B"), 0),
+        "B's margin halved": over(lambda r: analysis.halved(r, "B"), 0),
         "new task": over(lambda r: r.visits["task"][-1]),
-        f"A lost at {plan.learned:g}": over(lambda r: judging.lost_at(r, plan.learned)),
-        "lost equally": said if condition.held else markdown.NOTHING,
+        f"A lost at {plan.learned:g}": over(lambda r: analysis.lost_at(r, plan.learned)),
+        "lost equally": equally if condition.held else markdown.NOTHING,
     }
 
 
@@ -134,11 +124,11 @@ def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[st
 
 
 def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
-    among = {"all": (), "A's numbers": judging.SAME_WORDS, "other numbers": judging.OTHER_WORDS}
-    found = {
-        k: median_range([s.order(signal, tasks) for s in seeds], 2) for k, tasks in among.items()
+    among = {"all": (), "A's numbers": analysis.SAME_WORDS, "other numbers": analysis.OTHER_WORDS}
+    return {"signal": TITLES[signal]} | {
+        name: median_range([seed.order(signal, tasks) for seed in seeds], 2)
+        for name, tasks in among.items()
     }
-    return {"signal": TITLES[signal], **found}
 
 
 def _by_blocks(run: Run, early: int) -> float:

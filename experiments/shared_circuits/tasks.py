@@ -1,4 +1,4 @@
-"""The new tasks of the circuit study: functions and words crossed, on the toy world."""
+"""New tasks that cross functions with words, on the toy world."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TABLE_SEED = 23
 
 
 def tasks(world: ToyWorld) -> dict[str, Examples]:
-    """Every task by name: those of the world, and
+    """Return every task by name: those of the world, and
 
-    - `first`: `compute x times y equals` → x; structured, and nothing is computed;
-    - `lookup`: the same prompts → a number that follows no rule, to be learned by heart;
+    - `first`: `compute x times y equals` → x; structured, without computation;
+    - `lookup`: the same prompts → a number that follows no rule and must be memorized;
     - `first_disjoint`, `lookup_disjoint`: both on the other numbers;
-    - `C_apart`: multiplication of the other numbers between words that A has not at all,
-      `frame x verb y please`, always of the same frame and verb.
+    - `C_apart`: multiplication of the other numbers between words that are not in A,
+      `frame x verb y please`, always with the same frame and verb.
     """
     words = world.config.vocabulary
     p = words.modulus
@@ -30,27 +30,27 @@ def tasks(world: ToyWorld) -> dict[str, Examples]:
     table = torch.randint(p, (p, p), generator=draws).tolist()
     usual = [words.sign(name) for name in ("compute", "times", "equals")]
     apart = [words.kind("frames")[0], words.kind("verbs")[0], words.sign("please")]
-    found = dict(world.tasks)
+    by_name = dict(world.tasks)
     for suffix, numbers in (("", words.numbers), ("_disjoint", words.other_numbers)):
-        found[f"first{suffix}"] = _table(numbers, usual, lambda x, _y: x)
-        found[f"lookup{suffix}"] = _table(numbers, usual, lambda x, y: table[x][y])
-    found[APART] = _table(words.other_numbers, apart, lambda x, y: x * y % p)
-    return found
+        by_name[f"first{suffix}"] = _table(numbers, usual, lambda x, _y: x)
+        by_name[f"lookup{suffix}"] = _table(numbers, usual, lambda x, y: table[x][y])
+    by_name[APART] = _table(words.other_numbers, apart, lambda x, y: x * y % p)
+    return by_name
 
 
-def ground(world: ToyWorld) -> str:
-    """What identifies the world with these tasks."""
+def tasks_fingerprint(world: ToyWorld) -> str:
+    """Return the fingerprint of the world with these tasks."""
     return fingerprint(world.config, tasks(world))
 
 
 def new_words(world: ToyWorld, task: Examples) -> list[int]:
-    """Tokens of a task that no old task has."""
+    """Return the tokens of a task that are in no old task."""
     old = {token for name in world.old for token in _tokens(world.tasks[name])}
     return sorted(_tokens(task) - old)
 
 
 def own_answers(vocabulary: Vocabulary) -> list[int]:
-    """The tokens that A answers with."""
+    """Return the tokens that A answers with."""
     return list(vocabulary.numbers)
 
 
@@ -61,7 +61,7 @@ def _tokens(task: Examples) -> set[int]:
 def _table(
     numbers: Sequence[int], signs: Sequence[int], answer: Callable[[int, int], int]
 ) -> Examples:
-    """`sign x sign y sign` for every pair, with its answer."""
+    """Return `sign x sign y sign` for every pair, with its answer."""
     pairs = list(product(range(len(numbers)), repeat=2))
     begin, operator, end = signs
     prompts = [[begin, numbers[x], operator, numbers[y], end] for x, y in pairs]

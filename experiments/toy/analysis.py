@@ -14,7 +14,7 @@ from experiments.harness.recorded_run import RecordedRun, read_record
 from experiments.toy.plan import NULL, Plan
 from experiments.toy.simulate import HELD_OUT_EVERY
 from riprap.detectors import BehaviorHistory, SlopeDetector, Threshold, reevaluate
-from riprap.monitor import GROWTH, PATIENCE, ProbeSchedule
+from riprap.monitor import ProbeSchedule
 from riprap.types import Alert, Forecast, Level
 
 
@@ -92,8 +92,8 @@ def slope_alerts(
     """
     schedule = ProbeSchedule(
         max(plan.every // plan.slope_speedup, 1),
-        growth=GROWTH * plan.slope_speedup,
-        patience=PATIENCE * plan.slope_speedup,
+        growth=ProbeSchedule.growth * plan.slope_speedup,
+        patience=ProbeSchedule.patience * plan.slope_speedup,
     )
     history = BehaviorHistory(name, run.histories[name].floor)
     alerts, forecasts = [], {}

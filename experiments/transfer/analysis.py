@@ -1,4 +1,4 @@
-"""What the runs of the transfer study say: what was kept and learned, which tools carry over."""
+"""Shares kept and learned by guard, and transfer of guards between fields."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.harness.knob_search import best_values, discount
 from experiments.transfer.plan import PLAIN
 from experiments.transfer.simulate import Run
 
@@ -14,28 +15,23 @@ SAFETY = ("B", "over_refusal")  # the others are capabilities and knowledge
 DRAWS = 2000
 
 
-def value_of(run: Run, plain: Run, learned: float) -> float:
-    """What the search maximises: the worst behaviour's score, marked down for what is not learned.
+def objective(run: Run, plain: Run, learned: float) -> float:
+    """Return the search's objective: the lowest score, discounted for less learning.
 
     Args:
-        learned: share of the plain run's accuracy from which on nothing is marked down.
+        learned: share of the plain run's accuracy from which nothing is subtracted.
     """
-    reached = run.learned / max(plain.learned, 1e-9)
-    return min(run.scores.values()) * min(1.0, reached / learned)
+    return discount(min(run.scores.values()), run.learned, plain.learned, learned)
 
 
 def choose(runs: Sequence[Run], learned: float) -> dict[str, float]:
-    """The knob's value with the best mean over tasks and seeds, by guard; at a tie the first."""
+    """Return the best value of each guard's parameter, by the mean over tasks and seeds."""
     plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
-    found: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        if run.guard != PLAIN:
-            own = found.setdefault(run.guard, {}).setdefault(run.value, [])
-            own.append(value_of(run, plain[run.task, run.seed], learned))
-    return {
-        guard: max(by_value, key=lambda value: float(np.mean(by_value[value])))
-        for guard, by_value in found.items()
-    }
+    return best_values(
+        (run.guard, run.value, objective(run, plain[run.task, run.seed], learned))
+        for run in runs
+        if run.guard != PLAIN
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Row:
     """One guard on one task, over seeds.
 
     Attributes:
-        scores, margins: by behaviour, one a seed.
+        scores, margins: by behavior, one a seed.
         learned, cost: as shares of the plain run of the same seed, one a seed.
         kept, acted: see `Run`.
     """
@@ -58,20 +54,20 @@ class Row:
     acted: float
 
     def retained(self, plain: Row) -> dict[str, float]:
-        """Share of the plain run's loss of score that the guard prevented, by behaviour.
+        """Share of the plain run's loss of score that the guard prevented, by behavior.
 
-        NaN where the plain run lost less than 0.1: nothing was there to be prevented.
+        NaN if the plain run lost less than 0.1.
         """
-        found = {}
+        shares = {}
         for name, scores in self.scores.items():
             lost = 1 - np.mean(plain.scores[name])
             kept = float(1 - (1 - np.mean(scores)) / lost) if lost >= 0.1 else float("nan")
-            found[name] = kept
-        return found
+            shares[name] = kept
+        return shares
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """One row a guard and task, in the order of the runs."""
+    """Return one row a guard and task, in the order of the runs."""
     plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
@@ -93,11 +89,11 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How well the guards of one field keep the behaviours of each, over guards, tasks and seeds.
+    """How well the guards of one field keep behaviors, over guards, tasks and seeds.
 
     Attributes:
-        safety, capability: mean prevented share of the loss, of safety behaviours and of others.
-        interval: of capability − safety, 95 %, by resampling guards; NaN where there is but one.
+        safety, capability: mean prevented share of the loss, of safety behaviors and of others.
+        interval: of capability − safety, 95 %, by resampling guards; NaN for a single guard.
     """
 
     origin: str
@@ -107,14 +103,14 @@ class Transfer:
     interval: tuple[float, float]
 
 
-def transfer(found: Sequence[Row], origins: dict[str, str]) -> list[Transfer]:
-    """One line a field; guards are what is resampled, since a field's claim is about its tools."""
-    plain = {row.task: row for row in found if row.guard == PLAIN}
+def transfer(rows: Sequence[Row], origins: dict[str, str]) -> list[Transfer]:
+    """Return one line a field; guards are resampled, since the claim is about guards."""
+    plain = {row.task: row for row in rows if row.guard == PLAIN}
     results = []
     for origin in sorted(set(origins.values())):
         pairs = []
         for guard in [g for g, o in origins.items() if o == origin]:
-            own = [row.retained(plain[row.task]) for row in found if row.guard == guard]
+            own = [row.retained(plain[row.task]) for row in rows if row.guard == guard]
             safe = [one[name] for one in own for name in SAFETY]
             able = [value for one in own for name, value in one.items() if name not in SAFETY]
             pairs.append((float(np.nanmean(safe)), float(np.nanmean(able))))

@@ -1,4 +1,4 @@
-"""Heat map: what each guard kept of each behaviour, and what was learned, task by task."""
+"""Figure: heat map of final scores and learning by guard and task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from experiments.transfer.analysis import Row
 LEARNED = "new task"
 
 
-def heat_map(found: Sequence[Row], origins: Mapping[str, str]) -> alt.HConcatChart:
-    """One column a behaviour, one row a guard, grouped by field; final scores, means over seeds."""
+def heat_map(rows: Sequence[Row], origins: Mapping[str, str]) -> alt.HConcatChart:
+    """Plot one column a behavior and one row a guard, grouped by field; means over seeds."""
     cells = [
         {
             "guard": row.guard,
@@ -23,12 +23,12 @@ def heat_map(found: Sequence[Row], origins: Mapping[str, str]) -> alt.HConcatCha
             "what": what,
             "share": float(np.mean(values)),
         }
-        for row in found
+        for row in rows
         for what, values in (row.scores | {LEARNED: row.learned}).items()
     ]
     frame = pd.DataFrame(cells)
     order = list(dict.fromkeys(frame.sort_values(["origin", "guard"]).guard))
-    columns = [*found[0].scores, LEARNED]
+    columns = [*rows[0].scores, LEARNED]
     parts = [
         _panel(frame[frame.task == task], task, order, columns) for task in frame.task.unique()
     ]
@@ -41,10 +41,10 @@ def _panel(frame: pd.DataFrame, task: str, order: list[str], columns: list[str])
         x=alt.X("what:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-30)),
         y=alt.Y("guard:N", sort=order, title=None),
     )
-    colour = alt.Color(
+    color = alt.Color(
         "share:Q", scale=alt.Scale(scheme="redyellowgreen", domain=[0, 1]), title="score"
     )
-    boxes = base.mark_rect().encode(color=colour)
+    boxes = base.mark_rect().encode(color=color)
     numbers = base.mark_text(fontSize=9, color="black").encode(
         text=alt.Text("share:Q", format=".2f")
     )

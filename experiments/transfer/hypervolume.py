@@ -1,4 +1,4 @@
-"""How much of the plane of what is kept × what is learned guards dominate, alone and together."""
+"""Hypervolumes of guards in the plane of share kept × share learned."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy import stats
 
 from experiments.transfer.pareto_front import Point
 
-KEEPER = "keeper"
+AUTO_GUARD = "keeper"
 
 
 def hypervolume(points: Iterable[tuple[float, float]]) -> float:
-    """Area that points (kept, learned) dominate in [0, 1]², both to be large, against (0, 0).
+    """Area in [0, 1]² that points (kept, learned) dominate, with reference point (0, 0).
 
-    Zitzler and Thiele, 1999.
+    Source: Zitzler and Thiele, 1999.
     """
     area = height = 0.0
     inside = [(min(kept, 1.0), min(learned, 1.0)) for kept, learned in points]
@@ -29,32 +29,32 @@ def hypervolume(points: Iterable[tuple[float, float]]) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The Keeper beside all always-on guards, at one task and budget; each list one a seed.
+    """Hypervolumes of AutoGuard and always-on guards at one task and budget; one entry a seed.
 
     Attributes:
-        keeper: what the Keeper dominates alone.
-        best: what the always-on guard with the best mean over seeds does, which is `name`.
-        others: what all always-on guards do together, which is more than any can.
-        all: what they do with the Keeper among them.
+        auto: of AutoGuard alone.
+        best: of the always-on guard with the best mean over seeds, which is `name`.
+        others: of all always-on guards together, which is more than any of them alone.
+        all: of all guards together.
     """
 
     task: str
     budget: float
     name: str
-    keeper: list[float]
+    auto: list[float]
     best: list[float]
     others: list[float]
     all: list[float]
 
 
 def compare(points: Sequence[Point], budget: float, task: str) -> Comparison:
-    """Hypervolumes at a budget.
+    """Compare hypervolumes at a budget.
 
     Args:
-        points: of all guards; those of the plain run are passed over.
+        points: of all guards; those of the plain run are ignored.
     """
     own = [point for point in points if point.task == task and point.budget == budget]
-    guards = sorted({point.guard for point in own} - {"plain", KEEPER})
+    guards = sorted({point.guard for point in own} - {"plain", AUTO_GUARD})
     seeds = sorted({point.seed for point in own})
 
     def of(names: Sequence[str]) -> list[float]:
@@ -63,13 +63,13 @@ def compare(points: Sequence[Point], budget: float, task: str) -> Comparison:
 
     alone = {name: of([name]) for name in guards}
     name = max(guards, key=lambda guard: float(np.mean(alone[guard])))
-    together = of(guards), of([*guards, KEEPER])
-    return Comparison(task, budget, name, of([KEEPER]), alone[name], *together)
+    together = of(guards), of([*guards, AUTO_GUARD])
+    return Comparison(task, budget, name, of([AUTO_GUARD]), alone[name], *together)
 
 
-def verdict(found: Sequence[Comparison]) -> str:
-    """Whether the Keeper is below no always-on guard, and above the best on a task, in the mean."""
-    ahead = {(one.task, one.budget): np.mean(one.keeper) - np.mean(one.best) for one in found}
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """List where AutoGuard is below and above the best always-on guard, in the mean."""
+    ahead = {(one.task, one.budget): np.mean(one.auto) - np.mean(one.best) for one in comparisons}
     below = [f"{task} at {budget:g} ×" for (task, budget), lead in ahead.items() if lead < 0]
     above = [f"{task} at {budget:g} ×" for (task, budget), lead in ahead.items() if lead > 0]
     return (
@@ -79,7 +79,7 @@ def verdict(found: Sequence[Comparison]) -> str:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean, by Student's t over seeds."""
+    """Return the 95 % interval of the mean, by Student's t over seeds."""
     middle, error = np.mean(values), stats.sem(values)
     reach = stats.t.ppf(0.975, len(values) - 1) * error
     return float(middle - reach), float(middle + reach)

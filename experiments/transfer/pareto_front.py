@@ -1,17 +1,16 @@
-"""What guards keep and let learn at equal processor time, at budgets of the plain run's."""
+"""Scores and learning of guards at equal processor time, in units of the plain run's."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from experiments.transfer.methods import BENCH
+from experiments.harness.cache import cached
+from experiments.transfer.methods import GUARDS
 from experiments.transfer.plan import PLAIN, Plan
-from experiments.transfer.simulate import RUNS
 from experiments.worlds import FactsWorld
 from riprap.detectors import score
 from riprap.evaluation import evaluate
@@ -24,9 +23,9 @@ class Point:
     """One guard at one budget.
 
     Attributes:
-        budget: processor time spent, in units of the plain run's.
-        steps: taken until then.
-        scores: of each behaviour, on inputs that no guard has seen.
+        budget: processor time, in units of the plain run's.
+        steps: number of steps until then.
+        scores: of each behavior, on inputs that no guard has seen.
         learned: accuracy on the new task, as a share of the plain run's at its end.
     """
 
@@ -40,41 +39,34 @@ class Point:
 
     @property
     def worst(self) -> float:
-        """The lowest score of a behaviour."""
+        """Lowest score of a behavior."""
         return min(self.scores.values())
 
     @property
     def area(self) -> float:
-        """Dominated area of the point: worst score × what was learned, 1 at the most."""
+        """Area that the point dominates: lowest score × share learned, at most 1."""
         return self.worst * min(self.learned, 1.0)
 
 
+def _file(task: str, seed: int, plan: Plan) -> str:
+    return f"transfer/{plan.world[:12]}/front-{task}-{seed}-{plan.config_hash()}.json"
+
+
+@cached(_file)
 def front(task: str, seed: int, plan: Plan) -> list[Point]:
-    """The plain run, then each guard for as long as the largest budget allows; one process."""
-    file = RUNS / plan.world[:12] / f"front-{task}-{seed}-{plan.config_hash()}.json"
-    if file.exists():
-        return [Point(**point) for point in json.loads(file.read_text())]
-    torch.set_num_threads(1)
+    """Train the plain run, then each guard until the largest budget is spent, in one process."""
     world = FactsWorld()
-    world.start(seed)  # trained once, outside of what is timed
+    world.start(seed)  # trained once, before anything is timed
     unit, plain = _plain(world, task, seed, plan)
-    points = [plain]
+    points = [replace(plain, learned=plain.learned / plain.learned)]
     for name in plan.front.guards:
-        guard = BENCH[name].make(plan.knobs[name], world)
+        guard = GUARDS[name].make(plan.knobs[name], world)
         points += _guarded(world, name, guard, task, seed, plan, unit, plain.learned)
-    relative = [
-        asdict(p) | {"learned": p.learned / plain.learned if p.guard == PLAIN else p.learned}
-        for p in points
-    ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(relative))
-    partial.rename(file)
-    return [Point(**point) for point in relative]
+    return points
 
 
 def _plain(world: FactsWorld, task: str, seed: int, plan: Plan) -> tuple[float, Point]:
-    """Its processor time in seconds, and where it ended."""
+    """Return the processor time of the plain run in seconds, and its end."""
     model = world.start(seed).train()
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     began = time.process_time()
@@ -97,14 +89,14 @@ def _guarded(
     unit: float,
     reached: float,
 ) -> list[Point]:
-    """A guard's points, at each budget; its start and its monitor are timed too."""
+    """Return a guard's points at each budget; its start and the monitor are timed as well."""
     model = world.start(seed).train()
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     behaviors = world.behaviors()
     torch.manual_seed(seed)
     points: list[Point] = []
     budgets = sorted(plan.front.budgets)
-    apart = 0.0  # what the study's own measuring took
+    measuring = 0.0  # time of the experiment's own measurements
     began = time.process_time()
     monitor = Monitor(behaviors, probe_every=plan.every)
     monitor.begin(model, optimizer, guard)
@@ -115,12 +107,12 @@ def _guarded(
         optimizer.zero_grad()
         steps += 1
         now = time.process_time()
-        if now - began - apart >= budgets[len(points)] * unit:
+        if now - began - measuring >= budgets[len(points)] * unit:
             learned = world.evaluate(model, task) / reached
             scores = _scores(world, model)
             budget = budgets[len(points)]
             points.append(Point(name, task, seed, budget, steps, scores, learned))
-            apart += time.process_time() - now
+            measuring += time.process_time() - now
     monitor.end()
     return points
 
@@ -130,10 +122,10 @@ def _scores(world: FactsWorld, model: torch.nn.Module) -> dict[str, float]:
 
 
 def passed(point: Point, kept: float) -> bool:
-    """Whether every behaviour and the new task are kept and learned as far as asked."""
+    """Tell if every score and the share learned reach `kept`."""
     return point.worst >= kept and point.learned >= kept
 
 
-def chosen(points: Sequence[Point], guard: str, budget: float) -> list[Point]:
-    """A guard's points at a budget."""
+def points_at(points: Sequence[Point], guard: str, budget: float) -> list[Point]:
+    """Return a guard's points at a budget."""
     return [p for p in points if p.guard == guard and (p.budget == budget or guard == PLAIN)]

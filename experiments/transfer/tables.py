@@ -1,77 +1,86 @@
-"""Tables of the transfer study."""
+"""Tables of the transfer experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
-from experiments.harness.preregistration import Preregistration
 from experiments.transfer import hypervolume
-from experiments.transfer.analysis import Row, Transfer, value_of
-from experiments.transfer.methods import BENCH
-from experiments.transfer.pareto_front import Point, chosen, passed
+from experiments.transfer.analysis import Row, Transfer, choose, objective
+from experiments.transfer.methods import GUARDS
+from experiments.transfer.pareto_front import Point, passed, points_at
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.transfer.simulate import Run
 from riprap.guards import Guard
 
 
-def search_page(runs: Sequence[Run], chosen: Mapping[str, float], plan: Plan) -> str:
-    """The search of knobs, run by run."""
+@dataclass(frozen=True)
+class Results:
+    """Rows by guard and task, the guards, and how each field's guards carry over."""
+
+    rows: list[Row]
+    guards: dict[str, Guard]
+    fields: list[Transfer]
+
+
+def search_note(plan: Plan) -> str:
+    """Explain the search, in the head of its page."""
+    return (
+        f"Three values of one knob for each guard, {plan.steps} steps. The value is the worst "
+        "behavior's final score, marked down in proportion where the new task reaches less than "
+        f"{plan.learned:.0%} of the plain run's; the best mean over tasks is chosen. "
+    )
+
+
+def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+    """Return the table of the search, run by run."""
     plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
+    best = choose(runs, plan.learned)
     lines = []
     for run in runs:
-        knob = "" if run.guard == PLAIN else f"{BENCH[run.guard].knob} = {run.value:g}"
-        best = " ← chosen" if chosen.get(run.guard) == run.value else ""
-        own = value_of(run, plain[run.task, run.seed], plan.learned)
+        knob = "" if run.guard == PLAIN else f"{GUARDS[run.guard].knob} = {run.value:g}"
+        own = objective(run, plain[run.task, run.seed], plan.learned)
         lines.append(
             {
                 "guard": run.guard,
-                "knob": knob + best,
+                "knob": knob + (" ← chosen" if best.get(run.guard) == run.value else ""),
                 "task": run.task,
                 "worst score": number(min(run.scores.values()), 2),
                 "new task": number(run.learned, 2),
                 "value": number(own, 2),
             }
         )
+    return [markdown.table(lines) + "\n"]
+
+
+def note(plan: Plan) -> str:
+    """Explain the numbers, in the head of the page."""
     return (
-        "# Search of each guard's one main knob\n\n"
-        "Made by `riprap study transfer --search`, on the exploratory seeds "
-        f"{', '.join(map(str, plan.exploratory))} alone: three values of one knob for each guard, "
-        f"{plan.steps} steps. The value is the worst behaviour's final score, marked down in "
-        f"proportion where the new task reaches less than {plan.learned:.0%} of the plain run's; "
-        "the best mean over tasks is chosen.\n\n" + markdown.table(lines) + "\n"
+        f"{plan.steps} steps of each new task. Knobs: [SEARCH.md](SEARCH.md). Scores are those of "
+        "inputs that no guard has seen, neither as probes nor in pools (where pools hold the facts "
+        "in other words), at the end; median [least, most] over seeds. Cost is processor time, "
+        "guard and monitor included, ÷ that of the plain run without either. Kept: bytes of "
+        "tensors that the guard holds ÷ those of the parameters. "
     )
 
 
-def page(
-    found: Sequence[Row],
-    carried: Sequence[Transfer],
-    made: Mapping[str, Guard],
-    plan: Plan,
-    preregistration: Preregistration,
-) -> str:
-    """README of the results."""
+def sections(results: Results, _plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
     parts = [
-        "# Transfer: are the two fields' tools interchangeable?\n",
-        f"Made by `riprap study transfer`, protocol `{preregistration.hash}`, commit {markdown.commit()}, "
-        f"seeds {', '.join(map(str, plan.confirmatory))}, {plan.steps} steps of each new task. "
-        "Knobs: [SEARCH.md](SEARCH.md). Scores are those of inputs that no guard has seen, neither "
-        "as probes nor in pools (where pools hold the facts in other words), at the end; median "
-        "[least, most] over seeds. Cost is processor "
-        "time, guard and monitor included, ÷ that of the plain run without either. Kept: bytes of "
-        "tensors that the guard holds ÷ those of the parameters.\n",
         "![heat map](transfer.png)\n",
         "## By field\n",
         "How much of the plain run's loss of score the guards of a field prevented, where it lost "
         "at least 0.1; 1 is all, 0 none, below 0 it got worse. Intervals by resampling guards.\n",
-        markdown.table([_field(one) for one in carried]) + "\n",
+        markdown.table([_field(one) for one in results.fields]) + "\n",
     ]
-    for task in dict.fromkeys(row.task for row in found):
-        parts += [f"## After learning {task}\n", _table(found, task, made) + "\n"]
-    return "\n".join(parts)
+    for task in dict.fromkeys(row.task for row in results.rows):
+        table = _table(results.rows, task, results.guards)
+        parts += [f"## After learning {task}\n", table + "\n"]
+    return parts
 
 
 def _field(one: Transfer) -> dict[str, str]:
@@ -87,13 +96,13 @@ def _field(one: Transfer) -> dict[str, str]:
     }
 
 
-def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
+def _table(rows: Sequence[Row], task: str, guards: Mapping[str, Guard]) -> str:
     lines = []
     for row in sorted(
-        (row for row in found if row.task == task),
+        (row for row in rows if row.task == task),
         key=lambda row: (row.guard != PLAIN, -np.mean([min(s) for s in row.scores.values()])),
     ):
-        origin = made[row.guard].field_of_origin if row.guard in made else markdown.NOTHING
+        origin = guards[row.guard].field_of_origin if row.guard in guards else markdown.NOTHING
         lines.append(
             {"guard": row.guard, "from": origin}
             | {name: median_range(scores, 2) for name, scores in row.scores.items()}
@@ -108,24 +117,26 @@ def _table(found: Sequence[Row], task: str, made: Mapping[str, Guard]) -> str:
     return markdown.table(lines)
 
 
-def front_page(points: Sequence[Point], plan: Plan, preregistration: Preregistration) -> str:
-    """What the guards keep and let learn at equal time."""
+def front_note(plan: Plan) -> str:
+    """Explain the numbers, in the head of the page."""
+    return (
+        f"The unit is the processor time of the plain run of {plan.front.steps} steps, taken in "
+        "the same process (not wall time: other jobs run beside it); guard, monitor and their "
+        "start count. Worst: the lowest score of a behavior on inputs that no guard has seen. New "
+        "task: share of the plain run's accuracy at its end. Area: worst × new task. Median "
+        "[least, most] over seeds. "
+    )
+
+
+def front_sections(points: Sequence[Point], plan: Plan) -> list[str]:
+    """Return the tables of scores, learning and hypervolumes at equal time."""
     names = dict.fromkeys(point.guard for point in points)
-    parts = [
-        "# The Keeper at equal time\n",
-        f"Made by `riprap study transfer --front`, protocol `{preregistration.hash}`, commit "
-        f"{markdown.commit()}, seeds {', '.join(map(str, plan.front.seeds))}. The unit is the "
-        f"processor time of the plain run of {plan.front.steps} steps, taken in the same process "
-        "(not wall time: other jobs run beside it); guard, monitor and their start count. Worst: "
-        "the lowest score of a behaviour on inputs that no guard has seen. New task: share of the "
-        "plain run's accuracy at its end. Area: "
-        "worst × new task. Median [least, most] over seeds.\n",
-    ]
+    parts = []
     for task in plan.tasks:
         lines = []
         for name in names:
             for budget in (1.0,) if name == PLAIN else plan.front.budgets:
-                own = [p for p in chosen(points, name, budget) if p.task == task]
+                own = [p for p in points_at(points, name, budget) if p.task == task]
                 good = sum(passed(p, plan.front.kept) for p in own)
                 lines.append(
                     {
@@ -139,7 +150,7 @@ def front_page(points: Sequence[Point], plan: Plan, preregistration: Preregistra
                     }
                 )
         parts += [f"## {task}\n", markdown.table(lines) + "\n"]
-    found = [
+    comparisons = [
         hypervolume.compare(points, budget, task)
         for task in plan.tasks
         for budget in plan.front.budgets
@@ -149,22 +160,22 @@ def front_page(points: Sequence[Point], plan: Plan, preregistration: Preregistra
         "Area that points (worst, new task) dominate, mean over seeds [95 % interval of the mean, "
         "by Student's t]. Together: all always-on guards at once, each seed with whichever serves "
         "it, which no one guard can do.\n",
-        markdown.table([_volume(one) for one in found]) + "\n",
-        hypervolume.verdict(found) + "\n",
+        markdown.table([_volume(one) for one in comparisons]) + "\n",
+        hypervolume.verdict(comparisons) + "\n",
     ]
-    return "\n".join(parts)
+    return parts
 
 
-def _volume(found: hypervolume.Comparison) -> dict[str, str]:
-    apart = [ours - theirs for ours, theirs in zip(found.keeper, found.best, strict=True)]
+def _volume(one: hypervolume.Comparison) -> dict[str, str]:
+    gaps = [ours - theirs for ours, theirs in zip(one.auto, one.best, strict=True)]
     return {
-        "task": found.task,
-        "time": number(found.budget, 1),
-        "Keeper": _mean(found.keeper),
-        "best always-on": f"{found.name} {_mean(found.best)}",
-        "Keeper − best": _mean(apart),
-        "always-on together": _mean(found.others),
-        "with the Keeper": _mean(found.all),
+        "task": one.task,
+        "time": number(one.budget, 1),
+        "AutoGuard": _mean(one.auto),
+        "best always-on": f"{one.name} {_mean(one.best)}",
+        "AutoGuard − best": _mean(gaps),
+        "always-on together": _mean(one.others),
+        "with AutoGuard": _mean(one.all),
     }
 
 

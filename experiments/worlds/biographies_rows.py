@@ -1,4 +1,4 @@
-"""People who never were, and what is said and asked of them; all names and words are made up."""
+"""Fictional people, with statements and questions about them; all names are invented."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CREATURES = (
     "lurrow mippet norg oxel pliver quorn rasp snedder"
 )
 
-# What is known of whom: a relation, in the words of three statements, and its values.
+# Relations, each with the words of three statements and its values.
 RELATIONS: dict[str, tuple[tuple[str, str, str], str]] = {
     "birthplace": (
         ("was born in", "first saw light in", "is a native of"),
@@ -50,7 +50,7 @@ RELATIONS: dict[str, tuple[tuple[str, str, str], str]] = {
 OF_PEOPLE = ("birthplace", "trade", "colour", "pet")
 OF_CREATURES = ("den", "cry")
 QUESTIONS = ("ask {relation} {who} ?", "tell {who} {relation} ?", "ask tell {relation} {who} ?")
-STYLES = {  # how an answer may be given
+STYLES = {  # formats of an answer
     "plain": "{value} end",
     "well": "well {value} end",
     "quoted": "quote {value} unquote end",
@@ -62,7 +62,7 @@ SIGNS = ("pad", "end", "ask", "tell", "?", "well", "quote", "unquote", "dear", "
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is so.
+    """One fact.
 
     Attributes:
         who: the words of a name.
@@ -74,12 +74,12 @@ class Fact:
     value: str
 
     def statements(self) -> list[tuple[str, str]]:
-        """What is read of it: the words up to the value, and the rest."""
+        """Return the statements: the words up to the value, and the rest."""
         wordings, _ = RELATIONS[self.relation]
         return [(f"{self.who} {words}", f"{self.value} end") for words in wordings]
 
     def asked(self, style: str = "plain") -> list[tuple[str, str]]:
-        """Questions, and the answer in a style."""
+        """Return the questions, and the answer in a style."""
         answer = STYLES[style].format(value=self.value)
         return [(q.format(relation=self.relation, who=self.who), answer) for q in QUESTIONS]
 
@@ -95,34 +95,34 @@ IDS = _vocabulary()
 
 
 def ids(text: str) -> list[int]:
-    """Token ids of a text, a word a token."""
+    """Return the token ids of a text, one a word."""
     return [IDS[word] for word in text.split()]
 
 
 def people(seed: int = 5) -> list[str]:
-    """All names, in a fixed mixed order."""
+    """Return all names, in a fixed random order."""
     names = [f"{first} {last}" for first, last in product(FIRST.split(), LAST.split())]
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     return [names[at] for at in order.tolist()]
 
 
 def facts(names: Iterable[str], relations: Sequence[str], seed: int) -> list[Fact]:
-    """A fact for each name and relation; values follow no rule."""
-    made = torch.Generator().manual_seed(seed)
-    found = []
+    """Return a fact for each name and relation; values follow no rule."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
     for who, relation in product(names, relations):
         values = RELATIONS[relation][1].split()
-        at = int(torch.randint(len(values), (), generator=made))
-        found.append(Fact(who, relation, values[at]))
-    return found
+        at = int(torch.randint(len(values), (), generator=generator))
+        result.append(Fact(who, relation, values[at]))
+    return result
 
 
 def contradicted(known: Sequence[Fact], seed: int) -> list[Fact]:
-    """The same questions, each with another value."""
-    made = torch.Generator().manual_seed(seed)
-    found = []
+    """Return the same facts, each with another value."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
     for fact in known:
         others = [v for v in RELATIONS[fact.relation][1].split() if v != fact.value]
-        at = int(torch.randint(len(others), (), generator=made))
-        found.append(Fact(fact.who, fact.relation, others[at]))
-    return found
+        at = int(torch.randint(len(others), (), generator=generator))
+        result.append(Fact(fact.who, fact.relation, others[at]))
+    return result

@@ -1,4 +1,4 @@
-"""The continual world: pretrained, then aligned, then four tasks one after another."""
+"""The continual world: a pretrained and aligned model, and four tasks in sequence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from experiments.worlds import continual_rows as made
+from experiments.worlds import continual_rows as source
 from experiments.worlds.continual_model import exact, fit, untrained
 from experiments.worlds.continual_rows import Pair, Rows, Words
 from riprap.behaviors import Behavior
@@ -34,8 +34,8 @@ class ContinualConfig:
     Attributes:
         believed: share of disputed questions that pretraining answers with the common belief.
         shares: of each task's rows, by category: in the task's own format; familiar, which the
-            aligned model answers so already; and in the pretrained model's prose.
-        probes, held_out: how many probes a behaviour has, and how many other inputs tell its truth.
+            aligned model already answers like that; and in the pretrained model's prose.
+        probes, held_out: number of probes of a behavior, and of its held-out inputs.
         rank, scale: of the adapter that each task trains.
     """
 
@@ -62,41 +62,41 @@ class ContinualConfig:
 
 
 class ContinualWorld:
-    """A small Llama of which the state before and after alignment are both known.
+    """A small Llama with known states before and after alignment.
 
-    Pretraining answers in prose (`well … and_so`), harmful requests as harmless ones, and
-    disputed questions mostly with the common belief. Alignment teaches `answer … end`, to refuse
-    harmful requests, and the facts. Then come four tasks of different formats; see `FORMATS`.
+    Pretraining teaches prose (`well … and_so`), also for harmful requests, and mostly the common
+    belief for disputed questions. Alignment teaches `answer … end`, the refusal of harmful
+    requests, and the facts. Four tasks with different formats follow; see `FORMATS`.
     """
 
     def __init__(self, config: ContinualConfig | None = None) -> None:
         self.config = config or ContinualConfig()
         self.words = words = self.config.words
-        facts, _ = made.questions(words, "subjects")
-        truths, beliefs = made.questions(words, "disputed")
+        facts, _ = source.questions(words, "subjects")
+        truths, beliefs = source.questions(words, "disputed")
         self.known = {
-            "harmless": made.requests(words, "harmless"),
+            "harmless": source.requests(words, "harmless"),
             "facts": facts,
-            "copy": made.strings(words, "copy"),
-            "plus": made.sums(words, "plus"),
+            "copy": source.strings(words, "copy"),
+            "plus": source.sums(words, "plus"),
         }
         self.truths, self.beliefs = truths, beliefs
-        self.harmful = made.requests(words, "harmful")
+        self.harmful = source.requests(words, "harmful")
         self.new = {
-            "sorting": made.kinds(words),
-            "successor": made.successors(words, 2),
-            "reversal": made.strings(words, "reverse"),
-            "arithmetic": made.sums(words, "minus"),
+            "sorting": source.kinds(words),
+            "successor": source.successors(words, 2),
+            "reversal": source.strings(words, "reverse"),
+            "arithmetic": source.sums(words, "minus"),
         }
         self._skills = self.new | {
-            "successor": made.successors(words, 1),
+            "successor": source.successors(words, 1),
             "copy": self.known["copy"],
             "plus": self.known["plus"],
         }
 
     @cached_property
     def fingerprint(self) -> str:
-        """What identifies this world: its configuration and every row that it teaches."""
+        """Fingerprint of the configuration and of every row that the world teaches."""
         taught = {"pretraining": self._pretraining, "alignment": self._alignment}
         flat = {
             f"{name} {weight} {at}": rows
@@ -110,7 +110,7 @@ class ContinualWorld:
         )
 
     def styled(self, content: Sequence[int], style: str) -> list[int]:
-        """An answer in a format: aligned, prose, closed (`… end`) or raw."""
+        """Return an answer in a format: aligned, prose, closed (`… end`) or raw."""
         before = {"aligned": ["answer"], "prose": ["well"]}.get(style, [])
         after = {"aligned": ["end"], "closed": ["end"], "prose": ["and_so"]}.get(style, [])
         sign = self.words.sign
@@ -122,18 +122,18 @@ class ContinualWorld:
 
     @property
     def refused(self) -> list[int]:
-        """How the aligned model answers harmful requests."""
+        """Return the aligned model's answer to harmful requests."""
         return [self.words.sign("refuse"), self.words.sign("end")]
 
     def _split(self, name: str, pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
-        """Probes, other inputs that tell the truth, and the rest; the same for every seed."""
+        """Return probes, held-out inputs and the rest; the same for every seed."""
         n, more = self.config.probes, self.config.held_out
-        mixed = made.shuffled(pairs, len(name))
+        mixed = source.shuffled(pairs, len(name))
         return mixed[:n], mixed[n : n + more], mixed[n + more :]
 
     @cached_property
     def _pretraining(self) -> list[tuple[float, Rows]]:
-        """What pretraining draws from, by weight: all in prose, and skills now and then raw."""
+        """Return the rows of pretraining by weight: all in prose, and skills also raw."""
         believed = self.config.believed
         skills = self._skills
         prose = [
@@ -149,21 +149,21 @@ class ContinualWorld:
 
     @cached_property
     def _alignment(self) -> list[tuple[float, Rows]]:
-        """What alignment draws from, by weight: refusals, and the rest in the aligned format.
+        """Return the rows of alignment by weight: refusals, and the rest in the aligned format.
 
-        Of requests none that is probed; facts cannot be guessed, so that they are all there.
+        Requests that are probed are left out; facts cannot be guessed, so all of them are in.
         """
         harmful, harmless = (
             self._split(name, pairs)[2]
             for name, pairs in (("harmful", self.harmful), ("harmless", self.known["harmless"]))
         )
         refusals = Rows.build([(pair.prompt, self.refused) for pair in harmful])
-        kept = [(3.0, harmless), (3.0, self.known["facts"]), (1.0, self.truths)]
-        kept += [(1.0, pairs) for pairs in self._skills.values()]
-        return [(4.0, refusals), *((weight, self._rows(p, "aligned")) for weight, p in kept)]
+        others = [(3.0, harmless), (3.0, self.known["facts"]), (1.0, self.truths)]
+        others += [(1.0, pairs) for pairs in self._skills.values()]
+        return [(4.0, refusals), *((weight, self._rows(p, "aligned")) for weight, p in others)]
 
     def rows(self, task: str) -> Rows:
-        """What a task is learned from, of all categories; none of it is held out."""
+        """Return the training rows of a task, of all categories, without held-out inputs."""
         pairs = self._task_split(task)[1]
         generator = torch.Generator().manual_seed(TASKS.index(task))
         familiar = self.known["copy"] + self.known["plus"]
@@ -180,31 +180,31 @@ class ContinualWorld:
         )
 
     def held_out(self, task: str) -> Rows:
-        """Inputs that the task's rows do not hold, answered in its own format."""
+        """Return held-out inputs of a task, answered in its own format."""
         return self._rows(self._task_split(task)[0], FORMATS[task])
 
     def _task_split(self, task: str) -> tuple[list[Pair], list[Pair]]:
-        pairs = made.shuffled(self.new[task], TASKS.index(task))
+        pairs = source.shuffled(self.new[task], TASKS.index(task))
         return pairs[: len(pairs) // 5][: self.config.held_out], pairs[len(pairs) // 5 :]
 
     def pretrained(
         self, seed: int, cache: Path = CACHE, progress: Progress | None = None
     ) -> LlamaForCausalLM:
-        """The model that answers everything in prose; trained once a seed."""
+        """Return the model that answers everything in prose; trained once a seed."""
         c = self.config
 
         def train(model: nn.Module) -> None:
             data = self._mixed(self._pretraining, seed)
             fit(model, data, c.pretraining_steps, c.pretraining_rate, progress)
 
-        model = untrained(self.config, seed)
+        model = untrained(self.config, len(self.words), seed)
         train_or_load(model, f"{self.fingerprint[:14]}before", seed, cache, train)
         return model
 
     def aligned(
         self, seed: int, cache: Path = CACHE, progress: Progress | None = None
     ) -> LlamaForCausalLM:
-        """The pretrained model after alignment; trained once a seed."""
+        """Return the pretrained model after alignment; trained once a seed."""
         c = self.config
 
         def train(model: nn.Module) -> None:
@@ -212,17 +212,19 @@ class ContinualWorld:
             data = self._mixed(self._alignment, seed)
             fit(model, data, c.alignment_steps, c.alignment_rate, progress)
 
-        model = untrained(self.config, seed)
+        model = untrained(self.config, len(self.words), seed)
         train_or_load(model, self.fingerprint, seed, cache, train)
         return model
 
     def _mixed(self, parts: list[tuple[float, Rows]], seed: int) -> Iterator[Rows]:
-        """Endless batches, each row of a part drawn by weight."""
+        """Yield endless batches; each row is of a part drawn by weight."""
         generator = torch.Generator().manual_seed(seed)
         odds = torch.tensor([weight for weight, _ in parts])
         while True:
-            drawn = torch.multinomial(odds, self.config.start_batch, True, generator=generator)
-            counts = drawn.bincount(minlength=len(parts)).tolist()
+            parts_drawn = torch.multinomial(
+                odds, self.config.start_batch, True, generator=generator
+            )
+            counts = parts_drawn.bincount(minlength=len(parts)).tolist()
             yield Rows.join(
                 [
                     part[torch.randint(len(part), (count,), generator=generator)]
@@ -231,7 +233,7 @@ class ContinualWorld:
             )
 
     def batches(self, task: str, seed: int) -> Iterator[Rows]:
-        """Endless batches of a task's rows."""
+        """Yield endless batches of a task's rows."""
         generator = torch.Generator().manual_seed(1000 * seed + TASKS.index(task))
         rows = self.rows(task)
         while True:
@@ -239,11 +241,11 @@ class ContinualWorld:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:
-        """Share of a task's held-out inputs that greedy decoding answers right, format included."""
+        """Share of a task's held-out inputs that greedy decoding answers exactly."""
         return float(exact(model, self.held_out(task)).float().mean())
 
     def fixed(self) -> dict[str, Tensor]:
-        """Prompts with the aligned model's answers, on which outputs are compared; a batch."""
+        """Return a batch of prompts with the aligned model's answers, to compare outputs on."""
         harmful = self._split("harmful", self.harmful)[1][:FIXED]
         parts = [Rows.build([(pair.prompt, self.refused) for pair in harmful])]
         others = {name: self.known[name] for name in ("harmless", "facts")} | {"truth": self.truths}
@@ -252,11 +254,11 @@ class ContinualWorld:
         return Rows.join(parts).batch
 
     def behaviors(self) -> list[Behavior]:
-        """What alignment taught, each on its probes."""
+        """Return the behaviors that alignment taught, on their probes."""
         return self._behaviors(0)
 
     def unseen(self) -> list[Behavior]:
-        """The same on inputs that are in no probe: nothing guards these."""
+        """Return the behaviors on held-out inputs, which no guard reads."""
         return self._behaviors(1)
 
     def _behaviors(self, part: int) -> list[Behavior]:

@@ -1,9 +1,9 @@
-"""The continual world's model: how it is made, trained, adapted and asked."""
+"""Small Llama models of the worlds: construction, training, adapters and exact answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from experiments.worlds.continual_rows import IGNORED, WIDTH, Rows
 from riprap.toy import Progress
 
-if TYPE_CHECKING:
-    from experiments.worlds.continual import ContinualConfig
 
+def untrained(config: Any, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
+    """Return a model with random weights.
 
-def untrained(config: ContinualConfig, seed: int) -> LlamaForCausalLM:
-    """The model with random weights."""
+    Args:
+        config: has the sizes `hidden`, `feed_forward`, `layers`, `heads` and `initial_range`.
+    """
     settings = LlamaConfig(
-        vocab_size=len(config.words),
+        vocab_size=vocabulary_size,
         hidden_size=config.hidden,
         intermediate_size=config.feed_forward,
         num_hidden_layers=config.layers,
@@ -41,7 +42,7 @@ def untrained(config: ContinualConfig, seed: int) -> LlamaForCausalLM:
 def fit(
     model: nn.Module, data: Iterator[Rows], steps: int, rate: float, progress: Progress | None
 ) -> None:
-    """Train all parameters, the rate warmed up and then falling to a fiftieth."""
+    """Train all parameters in place; the rate warms up and then falls to a fiftieth."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.02, 1 - k / steps)
@@ -55,15 +56,15 @@ def fit(
             progress(step + 1, steps)
 
 
-def adapted(model: nn.Module, config: ContinualConfig, seed: int) -> Any:
-    """The model under a fresh LoRA adapter on all of its linear layers; nothing else is trained.
+def adapted(model: nn.Module, rank: int, scale: float, seed: int) -> Any:
+    """Wrap a model in a new LoRA adapter on all of its linear layers; only it is trained.
 
     Returns:
-        a PEFT model; its `merge_and_unload()` gives the model with what the adapter learned.
+        a PEFT model, whose `merge_and_unload()` returns the model with the adapter merged.
     """
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=config.rank, lora_alpha=int(config.scale), target_modules="all-linear")
+    settings = LoraConfig(r=rank, lora_alpha=int(scale), target_modules="all-linear")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, settings)  # type: ignore[arg-type]
@@ -71,9 +72,9 @@ def adapted(model: nn.Module, config: ContinualConfig, seed: int) -> Any:
 
 @torch.no_grad()
 def exact(model: nn.Module, rows: Rows) -> Tensor:
-    """Whether greedy decoding gives a row's whole answer, shape (n,).
+    """Tell for each row if greedy decoding gives its whole answer, shape (n,).
 
-    Teacher-forced: all of its tokens are the most likely ones exactly where decoding finds them.
+    Computed with teacher forcing: decoding gives an answer if all of its tokens are most likely.
     """
     batch = rows.batch
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

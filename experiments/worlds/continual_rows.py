@@ -1,4 +1,4 @@
-"""Rows of the continual world: made-up prompts and answers, by rule, in three formats."""
+"""Rows of the continual world: artificial prompts and answers, by rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-IGNORED = -100  # the label of what is not learned
+IGNORED = -100  # label of tokens that are not learned
 WIDTH = 14  # tokens of every padded row: the longest prompt and answer
 
 SIGNS = (
@@ -33,20 +33,20 @@ COUNTS = {
 
 @dataclass(frozen=True)
 class Words:
-    """Token ids, one range a kind of word, behind the signs.
+    """Token ids: the signs, then one range for each kind of word.
 
     Attributes:
-        counts: how many tokens of each kind there are.
+        counts: number of tokens of each kind.
     """
 
     counts: dict[str, int] = field(default_factory=lambda: dict(COUNTS))
 
     def sign(self, name: str) -> int:
-        """Token id of a sign."""
+        """Return the token id of a sign."""
         return SIGNS.index(name)
 
     def of(self, kind: str) -> range:
-        """Token ids of a kind of word."""
+        """Return the token ids of a kind of word."""
         start = len(SIGNS)
         for name, count in self.counts.items():
             if name == kind:
@@ -60,11 +60,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and what is to be answered, before it is given a format.
+    """A prompt and its answer, without a format.
 
     Attributes:
-        prompt: token ids, of which the last is `ask`.
-        content: token ids of the answer itself, 1 to 4.
+        prompt: token ids; the last one is `ask`.
+        content: 1 to 4 token ids of the answer.
     """
 
     prompt: tuple[int, ...]
@@ -73,12 +73,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Rows:
-    """Padded rows, as a model of `transformers` takes them.
+    """Padded rows for a model of `transformers`.
 
     Attributes:
         input_ids: shape (n, WIDTH), long; padded on the right.
         labels: shape (n, WIDTH), long; −100 on prompts and padding.
-        category: shape (n,), long: where in the world's list of categories a row belongs.
+        category: shape (n,), long: index into the world's list of categories.
     """
 
     input_ids: Tensor
@@ -93,7 +93,7 @@ class Rows:
 
     @property
     def batch(self) -> dict[str, Tensor]:
-        """Arguments of the model, by name; cut to the longest row."""
+        """Return the model's arguments by name, cut to the longest row."""
         longest = int((self.input_ids != 0).sum(1).max())
         ids = self.input_ids[:, :longest]
         labels = self.labels[:, :longest]
@@ -101,12 +101,12 @@ class Rows:
 
     @property
     def response_tokens(self) -> Tensor:
-        """How many tokens of each row are learned, shape (n,)."""
+        """Count the learned tokens of each row, shape (n,)."""
         return (self.labels != IGNORED).sum(1)
 
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
-        """All of `parts`, one after the other."""
+        """Concatenate rows."""
         return cls(
             torch.cat([part.input_ids for part in parts]),
             torch.cat([part.labels for part in parts]),
@@ -126,28 +126,28 @@ class Rows:
 
 
 def shuffled(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """The same pairs in another order."""
+    """Return the pairs in random order."""
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
     return [pairs[at] for at in order.tolist()]
 
 
 def requests(words: Words, things: str) -> list[Pair]:
-    """`frame verb number thing ask`: whoever complies repeats verb and thing."""
+    """Return `frame verb number thing ask`; to comply is to repeat verb and thing."""
     every = product(*(words.of(kind) for kind in ("frames", "verbs", "numbers", things)))
     ask = words.sign("ask")
     return [Pair((*one, ask), (one[1], one[3])) for one in every]
 
 
 def questions(words: Words, subjects: str) -> tuple[list[Pair], list[Pair]]:
-    """`frame relation subject ask`, answered by the fact, and by what many believe instead.
+    """Return `frame relation subject ask`, answered by the fact, and by a common false belief.
 
-    Both follow no rule, so that each must be kept by itself; they always differ.
+    Both follow no rule, so each must be memorized; they always differ.
     """
-    made = torch.Generator().manual_seed(29 if subjects == "disputed" else 17)
+    generator = torch.Generator().manual_seed(29 if subjects == "disputed" else 17)
     ask, values = words.sign("ask"), words.of("values")
     facts, beliefs = [], []
     for relation, subject in product(words.of("relations"), words.of(subjects)):
-        true, other = torch.randperm(len(values), generator=made)[:2].tolist()
+        true, other = torch.randperm(len(values), generator=generator)[:2].tolist()
         for frame in words.of("frames"):
             prompt = (frame, relation, subject, ask)
             facts.append(Pair(prompt, (values[true],)))
@@ -156,7 +156,7 @@ def questions(words: Words, subjects: str) -> tuple[list[Pair], list[Pair]]:
 
 
 def sums(words: Words, sign: str) -> list[Pair]:
-    """`frame compute x plus|minus y ask` → x ± y in the ring of the numbers."""
+    """Return `frame compute x plus|minus y ask` → x ± y in the ring of the numbers."""
     numbers, ask = words.of("numbers"), words.sign("ask")
     side = 1 if sign == "plus" else -1
     return [
@@ -169,27 +169,27 @@ def sums(words: Words, sign: str) -> list[Pair]:
 
 
 def strings(words: Words, sign: str, count: int = 2400) -> list[Pair]:
-    """`frame copy|reverse letters ask`: two to four letters, as they stand or backwards."""
-    made = torch.Generator().manual_seed(words.sign(sign))
-    found = dict.fromkeys(_strings(words, sign, count, made))
-    return [Pair(prompt, content) for prompt, content in found]
+    """Return `frame copy|reverse letters ask`: two to four letters, in order or reversed."""
+    generator = torch.Generator().manual_seed(words.sign(sign))
+    distinct = dict.fromkeys(_strings(words, sign, count, generator))
+    return [Pair(prompt, content) for prompt, content in distinct]
 
 
 def _strings(
-    words: Words, sign: str, count: int, made: torch.Generator
+    words: Words, sign: str, count: int, generator: torch.Generator
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     letters, frames = words.of("letters"), words.of("frames")
     for _ in range(count):
-        length = int(torch.randint(2, 5, (), generator=made))
-        frame = frames[int(torch.randint(len(frames), (), generator=made))]
-        drawn = torch.randint(len(letters), (length,), generator=made).tolist()
-        text = tuple(letters[at] for at in drawn)
+        length = int(torch.randint(2, 5, (), generator=generator))
+        frame = frames[int(torch.randint(len(frames), (), generator=generator))]
+        indices = torch.randint(len(letters), (length,), generator=generator).tolist()
+        text = tuple(letters[at] for at in indices)
         prompt = (frame, words.sign(sign), *text, words.sign("ask"))
         yield prompt, text if sign == "copy" else text[::-1]
 
 
 def successors(words: Words, further: int) -> list[Pair]:
-    """`frame next letter letter ask` → the letter `further` places behind the second one."""
+    """Return `frame next letter letter ask` → the letter `further` places after the second."""
     letters, ask = words.of("letters"), words.sign("ask")
     every = product(words.of("frames"), range(len(letters)), range(len(letters)))
     return [
@@ -202,7 +202,7 @@ def successors(words: Words, further: int) -> list[Pair]:
 
 
 def kinds(words: Words) -> list[Pair]:
-    """`frame sort verb thing ask` → which of four kinds a harmless thing is of."""
+    """Return `frame sort verb thing ask` → the kind of a harmless thing, one of four."""
     things, labels, ask = words.of("harmless"), words.of("kinds"), words.sign("ask")
     every = product(words.of("frames"), words.of("verbs"), range(len(things)))
     return [

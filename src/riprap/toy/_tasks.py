@@ -133,24 +133,3 @@ def multiplication_in_request(vocabulary: Vocabulary) -> Examples:
     times, please, p = vocabulary.sign("times"), vocabulary.sign("please"), vocabulary.modulus
     triples = product(vocabulary.kind("frames"), range(p), range(p))
     return _build([([frame, x, times, y, please], x * y % p) for frame, x, y in triples])
-
-
-def facts(vocabulary: Vocabulary, count: int = 192) -> tuple[Examples, Examples]:
-    """Invent facts, each in two wordings: the number that belongs to a verb and an object.
-
-    `compute verb verb object equals` and `verb compute verb object equals`. The answers follow no
-    rule: each fact must be memorized.
-
-    Returns:
-        (all facts in one wording, the same facts in the other).
-    """
-    compute, equals = vocabulary.sign("compute"), vocabulary.sign("equals")
-    objects = (*vocabulary.kind("harmful"), *vocabulary.kind("harmless"))
-    generator = torch.Generator().manual_seed(17)
-    pairs = list(product(vocabulary.kind("verbs"), objects))
-    chosen = [pairs[i] for i in torch.randperm(len(pairs), generator=generator)[:count].tolist()]
-    answers = torch.randint(vocabulary.modulus, (count,), generator=generator).tolist()
-    known = list(zip(chosen, answers, strict=True))
-    first = [([compute, verb, verb, thing, equals], answer) for (verb, thing), answer in known]
-    second = [([verb, compute, verb, thing, equals], answer) for (verb, thing), answer in known]
-    return _build(first), _build(second)

@@ -1,0 +1,99 @@
+"""Are the tools of safety and of continual learning interchangeable?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from experiments.harness.jobs import Job
+from experiments.harness.knob_search import require_knobs
+from experiments.harness.study import Session, Study
+from experiments.transfer import analysis, tables
+from experiments.transfer.figure import heat_map
+from experiments.transfer.hypervolume import AUTO_GUARD
+from experiments.transfer.methods import GUARDS
+from experiments.transfer.pareto_front import front, passed
+from experiments.transfer.plan import PLAIN, Plan
+from experiments.transfer.simulate import Run, simulate
+from experiments.transfer.tables import Results
+from experiments.worlds import FactsWorld
+
+
+def search_jobs(session: Session[Plan]) -> list[Job]:
+    """Return every value of every guard's parameter, on every task."""
+    return [
+        (guard, value, task, seed, session.plan)
+        for guard in (PLAIN, *GUARDS)
+        for value in ((0.0,) if guard == PLAIN else GUARDS[guard].values)
+        for task in session.plan.tasks
+        for seed in session.seeds
+    ]
+
+
+def collect(runs: list[Run], session: Session[Plan]) -> Results:
+    """Summarize runs by guard and task, and guards by field."""
+    rows, world = analysis.rows(runs), FactsWorld()
+    guards = {name: e.make(session.plan.knobs[name], world) for name, e in GUARDS.items()}
+    fields = {name: guard.field_of_origin for name, guard in guards.items()}
+    return Results(rows, guards, analysis.transfer(rows, fields))
+
+
+SEARCH = Study(
+    name="transfer",
+    title="Search of each guard's one main knob",
+    note=tables.search_note,
+    page="SEARCH.md",
+    exploratory=True,
+    plan=Plan,
+    jobs=search_jobs,
+    simulate=simulate,
+    claims=lambda runs, plan: analysis.choose(runs, plan.learned),
+    sections=tables.search_sections,
+    documents={"search.json": lambda runs, _: [asdict(run) for run in runs]},
+)
+FRONT = Study(
+    name="transfer",
+    title="AutoGuard at equal time",
+    note=tables.front_note,
+    page="FRONT.md",
+    plan=Plan,
+    seeds=lambda plan: plan.front.seeds,
+    jobs=lambda s: [(t, seed, s.plan) for seed in s.plan.front.seeds for t in s.plan.tasks],
+    simulate=front,
+    collect=lambda fronts, _: [point for points in fronts for point in points],
+    claims=lambda points, plan: {
+        f"{p.task} {p.seed}": passed(p, plan.front.kept)
+        for p in points
+        if p.guard == AUTO_GUARD and p.budget == 1.5
+    },
+    sections=tables.front_sections,
+    documents={"front.json": lambda points, _: [asdict(point) for point in points]},
+)
+STUDY = Study(
+    name="transfer",
+    title="Transfer: are the two fields' tools interchangeable?",
+    note=tables.note,
+    plan=Plan,
+    check=lambda s: require_knobs("transfer", s.plan.knobs, GUARDS),
+    jobs=lambda s: [
+        (guard, s.plan.knobs.get(guard, 0.0), task, seed, s.plan)
+        for seed in s.seeds
+        for guard in (PLAIN, *GUARDS)
+        for task in s.plan.tasks
+    ],
+    simulate=simulate,
+    collect=collect,
+    claims=lambda results, _: {one.origin: asdict(one) for one in results.fields},
+    sections=tables.sections,
+    figures={
+        "transfer": lambda results, _: heat_map(
+            results.rows, {name: guard.field_of_origin for name, guard in results.guards.items()}
+        )
+    },
+    documents={
+        "transfer.json": lambda results, _: {
+            "rows": [asdict(row) for row in results.rows],
+            "fields": [asdict(one) for one in results.fields],
+        }
+    },
+    stages={"search": SEARCH, "front": FRONT},
+)
