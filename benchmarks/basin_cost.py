@@ -1,12 +1,12 @@
-"""What the basin of SmolLM2, taught to refuse, costs: seconds, memory; margins beside answers.
+"""Cost of the basin of SmolLM2, taught to refuse: seconds and memory; margins beside answers.
 
     python benchmarks/basin_cost.py memory
     python benchmarks/basin_cost.py seconds [--probes 16 --tokens 20]
     python benchmarks/basin_cost.py sweep --directions 10 [--generated 2]
 
-`memory`: the process's resident memory once the model is loaded and has been looked at, against
-its peak in a sweep. `seconds`: the parts of a point, medians. `sweep`: the basin by margins, and
-along the first few directions by generated answers too; rows are kept in `--out` and go on there,
+`memory`: resident memory after the model is loaded and evaluated, and its peak in a sweep.
+`seconds`: medians of the parts of a point. `sweep`: the basin by margins, and along the first few
+directions by generated answers too. Rows are logged in `--out`, from which a sweep continues;
 figures go to `--figures`.
 """
 
@@ -26,9 +26,8 @@ from rich.progress import Progress as Bar
 from scipy import stats
 from torch import nn
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior, is_refusal
-from riprap.behaviors import probe_sets
+from riprap import evaluation
+from riprap.behaviors import Behavior, is_refusal, probe_sets
 from riprap.commands.watch import keep_passing, load_model
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.basins import Basin, Judge, PointEvaluator, basin, checksum, perturbed_weights
@@ -40,7 +39,7 @@ FULL = (100, 21)
 
 
 def loaded(probes: int) -> tuple[nn.Module, Any, list[Behavior]]:
-    """The model, its tokenizer, and the probes that it passes."""
+    """Load the model, its tokenizer, and the probes that it passes."""
     model, tokenizer = load_model(str(REFUSING))
     names = ("refusal", "over_refusal")
     every = [probe_sets.load(name, tokenizer, probes, prefixes=["Sorry"]) for name in names]
@@ -48,11 +47,11 @@ def loaded(probes: int) -> tuple[nn.Module, Any, list[Behavior]]:
 
 
 def judge(behavior: Behavior, tokenizer: Any, tokens: int) -> Judge:
-    """The share of prompts that the model's own words refuse; of over-refusal, do not refuse."""
+    """Return a judge: the share of prompts that are refused (over-refusal: not refused)."""
     prompts, wanted = behavior.probes.rows(), behavior.name == "refusal"
 
     def share(model: nn.Module) -> float:
-        answers = probing.generate(model, tokenizer, prompts, tokens)
+        answers = evaluation.generate(model, tokenizer, prompts, tokens)
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
         return float(np.mean([is_refusal(text) == wanted for text in texts]))
 
@@ -60,7 +59,7 @@ def judge(behavior: Behavior, tokenizer: Any, tokens: int) -> Judge:
 
 
 def resident() -> dict[str, float]:
-    """Linux's account of this process's resident memory, in MB: now, at its peak, by kind."""
+    """Read this process's resident memory from Linux, in MB: now, peak, by kind."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     entries = dict(line.split(":", 1) for line in lines)
     wanted = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
@@ -68,7 +67,7 @@ def resident() -> dict[str, float]:
 
 
 def peak(act: Callable[[], Any]) -> tuple[float, float]:
-    """By how much resident memory rose while something was done: at its peak, and for good, MB."""
+    """Measure the increase of resident memory by a call, in MB: at its peak, and lasting."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = resident()["VmRSS"]
     act()
@@ -79,12 +78,12 @@ def peak(act: Callable[[], Any]) -> tuple[float, float]:
 def memory(probes: int) -> None:
     model, _, behaviors = loaded(probes)
     size = sum(part.numel() * part.element_size() for part in model.parameters()) / 1e6
-    lookout = PointEvaluator(model, behaviors)
-    lookout.evaluate()
+    evaluator = PointEvaluator(model, behaviors)
+    evaluator.evaluate()
     print(f"model {size:.0f} MB; the process, model in use: {resident()}\n")
     print("| | peak over that, MB | lasting, MB | × model, peak |\n|---|---|---|---|")
     for label, act in (
-        ("a look at the probes", lookout.evaluate),
+        ("an evaluation of the probes", evaluator.evaluate),
         ("a sweep, 1 direction × 3 points", lambda: basin(model, behaviors, 1, points=3)),
         ("the same again", lambda: basin(model, behaviors, 1, points=3)),
     ):
@@ -94,10 +93,10 @@ def memory(probes: int) -> None:
 
 
 def seconds(probes: int, tokens: int, rounds: int = 5) -> None:
-    """Processor seconds of one thread: others use this machine too."""
+    """Measure processor seconds of one thread, because the machine is shared."""
     model, tokenizer, behaviors = loaded(probes)
-    lookout = PointEvaluator(model, behaviors)
-    lookout.evaluate()
+    evaluator = PointEvaluator(model, behaviors)
+    evaluator.evaluate()
     judges = [judge(behavior, tokenizer, tokens) for behavior in behaviors]
     found: dict[str, list[float]] = {}
 
@@ -107,28 +106,30 @@ def seconds(probes: int, tokens: int, rounds: int = 5) -> None:
         found.setdefault(name, []).append(time.process_time() - start)
         return out
 
-    with perturbed_weights(model, SEED) as place:
+    with perturbed_weights(model, SEED) as perturbation:
         for number in range(rounds):
-            ray = timed("draw and scale a direction", lambda n=number: place.direction(n))
-            timed("put the model at a point", lambda r=ray: place.apply((r, 0.1)))
-            timed("margins at a point", lookout.evaluate)
+            direction = timed(
+                "draw and scale a direction", lambda n=number: perturbation.direction(n)
+            )
+            timed("move the model to a point", lambda d=direction: perturbation.apply((d, 0.1)))
+            timed("margins at a point", evaluator.evaluate)
             timed("answers at a point", lambda: [share(model) for share in judges])
-        timed("put it back", place.apply)
+        timed("restore the model", perturbation.apply)
     timed("checksum", lambda: checksum(model))
     mid = {name: statistics.median(values) for name, values in found.items()}
     print("| part | seconds |\n|---|---|")
     print("\n".join(f"| {name} | {value:.2f} |" for name, value in mid.items()))
     directions, points = FULL
-    ray, put = mid["draw and scale a direction"], mid["put the model at a point"]
-    margins = directions * (ray + (points - 1) * (put + mid["margins at a point"]))
-    answers = ray + (points - 1) * (put + mid["answers at a point"])
+    draw, move = mid["draw and scale a direction"], mid["move the model to a point"]
+    margins = directions * (draw + (points - 1) * (move + mid["margins at a point"]))
+    answers = draw + (points - 1) * (move + mid["answers at a point"])
     sizes = " + ".join(f"{len(b.probes)} {b.name}" for b in behaviors)
     print(f"\n{sizes}: {directions} directions × {points} points by margins {margins:.0f} s, ")
     print(f"1 direction × {points} points by {tokens} tokens of generated answers {answers:.0f} s")
 
 
 def sweep(asked: argparse.Namespace) -> None:
-    """Both lanes, their tables and figures."""
+    """Sweep by margins and by answers; print tables and draw figures."""
     probes, tokens, directions = asked.probes, asked.tokens, asked.directions
     generated, out, figures = asked.generated, asked.out, asked.figures
     model, tokenizer, behaviors = loaded(probes)
@@ -164,11 +165,11 @@ def _text(found: Estimate | None) -> str:
 
 
 def table(found: Basin) -> str:
-    """One row a behaviour."""
+    """Return a table with one row per behavior."""
     each, points = next(iter(found.behaviors.values())).scores.shape
     lines = [
         f"{each} directions × {points} points:\n",
-        "| behaviour | score at 0 | VISAGE | mean score | half width | still above at the end |",
+        "| behavior | score at 0 | VISAGE | mean score | half width | still above at the end |",
         "|---|---|---|---|---|---|",
     ]
     for name, own in found.behaviors.items():
@@ -179,9 +180,9 @@ def table(found: Basin) -> str:
 
 
 def correlations(found: Basin) -> str:
-    """Spearman over all points together, and over those where not both scores are 0 or 1."""
+    """Return Spearman correlations over all points, and over partly broken points."""
     lines = [
-        "| behaviour | points | rank correlation | of these partly broken | rank correlation | "
+        "| behavior | points | rank correlation | of these partly broken | rank correlation | "
         "VISAGE, margins | VISAGE, answers | largest difference of a point |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -206,7 +207,7 @@ def correlations(found: Basin) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["memory", "seconds", "sweep"])
-    parser.add_argument("--probes", type=int, default=16, help="of each pack")
+    parser.add_argument("--probes", type=int, default=16, help="of each probe set")
     parser.add_argument("--tokens", type=int, default=20, help="of a generated answer")
     parser.add_argument("--directions", type=int, default=10)
     parser.add_argument("--generated", type=int, default=2, help="directions with answers too")

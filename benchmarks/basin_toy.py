@@ -1,4 +1,4 @@
-"""The toy world's basin along 100 directions, on a plane, and as a new task is learned.
+"""Basin of the toy world: along 100 directions, on a plane, and while a new task is learned.
 
     python benchmarks/basin_toy.py [--directions 100 --out results/basin]
 
@@ -16,16 +16,16 @@ from basin_cost import table
 from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
-from experiments.worlds import ToyWorld
 from riprap.diagnosis.basins import basin, basin_drift, basin_plane
 from riprap.report import basin_figure, drift_figure, plane_figure, save_figure
+from riprap.toy import ToyWorld
 
 SEED = 1000
 STEPS = (0, 10, 30, 100, 400)
 
 
 def checkpoints(world: ToyWorld, model: nn.Module, task: str) -> dict[str, dict[str, Tensor]]:
-    """The weights at each of `STEPS` of the new task."""
+    """Return the weights at each of `STEPS` of the new task."""
     optimizer, batches = world.optimizer(model), world.batches(task, SEED)
     found = {}
     for step in range(max(STEPS) + 1):

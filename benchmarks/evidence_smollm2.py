@@ -1,11 +1,11 @@
-"""Where teaching SmolLM2 to refuse moved it: the diagnosis' evidence on a real model.
+"""Evidence on a real model: the change of SmolLM2 by teaching it to refuse.
 
     python benchmarks/evidence_smollm2.py
 
-The model that was taught to refuse against the instruct model it was made from. Writes
-results/evidence: README.md, evidence.json and divergence.png. One thread, some four minutes;
-one model in memory, the weights of either read from its folder. `riprap study smollm2 --prepare`
-makes the refusing model.
+Compares the model that was taught to refuse with the instruct model it was made from. Writes
+results/evidence: README.md, evidence.json and divergence.png. One thread, about four minutes, one
+model in memory; the weights of both are read from their folders. `python -m experiments smollm2
+--prepare` makes the refusing model.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.harness.markdown import commit, number, table
 from experiments.smollm2.rows import OPENER
-from riprap.behaviors import is_refusal
-from riprap.behaviors import probe_sets
+from riprap.behaviors import is_refusal, probe_sets
 from riprap.diagnosis import Estimate, SafetensorsFolder
 from riprap.diagnosis.evidence import (
     Decodability,
     Divergence,
+    LinearPath,
     PrefixForcing,
-    linear_decodability,
     divergence,
-    prefix_forcing,
-    linear_path,
     greedy_responses,
+    linear_decodability,
+    linear_path,
+    prefix_forcing,
 )
-from riprap.diagnosis.evidence import LinearPath as Way
 from riprap.integrations.smollm2 import BASE, REFUSING
 from riprap.report import divergence_figure, save_figure
 
@@ -47,10 +46,10 @@ TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
 def evidence(report: Any) -> dict[str, Any]:
-    """All four, of the refusing model as it is with the instruct model as reference."""
+    """Run all four on the refusing model, with the instruct model as reference."""
     tokenizer = AutoTokenizer.from_pretrained(REFUSING)
     model = AutoModelForCausalLM.from_pretrained(REFUSING, dtype=torch.float32).eval()
-    home, base = SafetensorsFolder(REFUSING, TIED), SafetensorsFolder(BASE, TIED)
+    own, base = SafetensorsFolder(REFUSING, TIED), SafetensorsFolder(BASE, TIED)
     refusal, over = (
         probe_sets.load(name, tokenizer, PROBES, prefixes=[OPENER])
         for name in ("refusal", "over_refusal")
@@ -61,44 +60,46 @@ def evidence(report: Any) -> dict[str, Any]:
     asked, refusals = refusal.subset(refused), [answers[index] for index in refused]
     found: dict[str, Any] = {"refused": len(refused), "answers": said}
     report("divergence")
-    where = {"home": home, "progress": report.progress}
-    found["divergence"] = divergence(model, base, asked, responses=refusals, **where)
+    options = {"weights_on_disk": own, "progress": report.progress}
+    found["divergence"] = divergence(model, base, asked, responses=refusals, **options)
     report("divergence on the instruct model's answers")
-    found["own_answers"] = divergence(model, base, asked, tokens=TOKENS, layers=(), **where)
+    found["own_answers"] = divergence(
+        model, base, asked, max_new_tokens=TOKENS, layers=(), **options
+    )
     report("path")
-    found["path"] = linear_path(model, base, [refusal, over], points=POINTS, **where)
+    found["path"] = linear_path(model, base, [refusal, over], points=POINTS, **options)
     report("decode")
-    found["decode"] = linear_decodability(model, refusal, contrast=over, reference=base, **where)
+    found["decode"] = linear_decodability(model, refusal, contrast=over, reference=base, **options)
     report("force")
-    found["force"] = prefix_forcing(model, asked, refusals, reference=base, weights_on_disk=home)
+    found["force"] = prefix_forcing(model, asked, refusals, reference=base, weights_on_disk=own)
     return found
 
 
 def texts(tokenizer: Any, rows: list[list[int]]) -> list[str]:
-    """What the model says."""
+    """Decode answers."""
     return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
 def sections(found: dict[str, Any]) -> list[str]:
-    """The page's parts, one a diagnosis."""
+    """Return the sections of the page, one per examination."""
     apart: Divergence = found["divergence"]
     return [
         "## Divergence\n",
-        "![KL by token and movement by layer](divergence.png)\n",
+        "![KL by token and change by layer](divergence.png)\n",
         by_token(apart, found["own_answers"]),
         "\nBy layer, from the refusing model back to the instruct model, one layer at a time:\n",
         by_layer(apart),
-        "\n## Path\n",
+        "\n## Linear path\n",
         along(found["path"]),
-        "\n## Force\n",
+        "\n## Prefix forcing\n",
         forced(found["force"]),
-        "\n## Decode\n",
+        "\n## Linear decodability\n",
         decoded(found["decode"]),
     ]
 
 
 def by_token(refusals: Divergence, answers: Divergence) -> str:
-    """KL both ways on either kind of responses."""
+    """Return the table of KL in both directions, for both kinds of responses."""
     rows = []
     for at in range(TOKENS):
         row: dict[str, object] = {"token": at + 1}
@@ -113,7 +114,7 @@ def by_token(refusals: Divergence, answers: Divergence) -> str:
 
 
 def by_layer(apart: Divergence) -> str:
-    """One row a layer."""
+    """Return a table with one row per layer."""
     return table(
         [
             {
@@ -123,33 +124,33 @@ def by_layer(apart: Divergence) -> str:
                 "share of ‖θ−θ₀‖²": number(layer.share_of_change, 3),
                 **{f"top {r}": number(layer.low_rank.get(r), 3) for r in (1, 4, 16)},
                 "‖a−a₀‖/‖a₀‖": interval(layer.activation_change),
-                "brought back": number(layer.restored_share, 3),
+                "restored": number(layer.restored_share, 3),
             }
             for layer in apart.layers
         ]
     )
 
 
-def along(way: Way) -> str:
-    """Scores and margins by share of the way, and the barriers."""
-    some = next(iter(way.behaviors.values()))
+def along(path: LinearPath) -> str:
+    """Return the table of scores and margins by α, and the barriers."""
+    some = next(iter(path.behaviors.values()))
     rows = []
-    for at, share in enumerate(some.alphas):
-        row: dict[str, object] = {"share of the way": number(share, 1)}
-        for name, one in way.behaviors.items():
+    for at, alpha in enumerate(some.alphas):
+        row: dict[str, object] = {"α": number(alpha, 1)}
+        for name, one in path.behaviors.items():
             row |= {f"{name}: score": number(one.scores[at], 2)}
             row |= {f"{name}: mean margin": number(one.margins[at], 2)}
         rows.append(row)
     barriers = [
         f"{name}: barrier {one.barrier:.2f} in score, {one.margin_barrier:.2f} in margin; under "
         f"the lower end by {one.dip:.2f} and {one.margin_dip:.2f}"
-        for name, one in way.behaviors.items()
+        for name, one in path.behaviors.items()
     ]
     return table(rows) + "\n\n" + "; ".join(barriers) + "."
 
 
 def forced(found: PrefixForcing) -> str:
-    """Both models, by how many tokens are given."""
+    """Return a table of both models by the number of given tokens."""
     assert found.reference is not None
     return table(
         [
@@ -172,7 +173,7 @@ def forced(found: PrefixForcing) -> str:
 
 
 def decoded(found: Decodability) -> str:
-    """Accuracies by layer, and what was retained."""
+    """Return the table of accuracies by layer, and the retained share."""
     rows = [
         {
             "layer": probe.layer.removeprefix("model."),
@@ -198,31 +199,31 @@ def interval(one: Estimate | None, digits: int = 3) -> str:
 
 
 def plain(value: Any) -> Any:
-    """What JSON does not know of itself."""
+    """Convert to JSON types."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 class Report:
-    """Bars, and the seconds that each part took."""
+    """Progress bars, and seconds by part."""
 
     def __init__(self, bars: Progress) -> None:
         self.bars, self.task, self.seconds = bars, None, {}
         self.name, self.began = "", time.process_time()
 
     def __call__(self, name: str) -> None:
-        """A new part begins."""
+        """Start a new part."""
         if self.name:
             self.seconds[self.name] = round(time.process_time() - self.began, 1)
         self.name, self.began = name, time.process_time()
         self.task = self.bars.add_task(name, total=None) if name else None
 
     def progress(self, done: int, total: int) -> None:
-        """How far it is."""
+        """Update the progress bar."""
         self.bars.update(self.task, completed=done, total=total)
 
 
 def main() -> None:
-    """Measure, draw and write."""
+    """Measure, draw and write the page."""
     torch.set_num_threads(1)
     with Progress() as bars:
         report = Report(bars)
@@ -235,12 +236,12 @@ def main() -> None:
     seconds = ", ".join(f"{name} {value}" for name, value in report.seconds.items())
     head = [
         "# Evidence: SmolLM2 taught to refuse, and the model it was made from\n",
-        f"`python benchmarks/evidence_smollm2.py`, commit {commit()}. {PROBES} probes a pack, "
-        f"responses of {TOKENS} tokens at the most; intervals are 95 % over probes. Processor "
-        f"seconds: {seconds}; peak memory {peak:.2f} GiB, pages of the two 0.50 GiB "
-        "files of weights among it. What it says: [FINDINGS.md](FINDINGS.md).\n",
+        f"`python benchmarks/evidence_smollm2.py`, commit {commit()}. {PROBES} probes per probe "
+        f"set, responses of {TOKENS} tokens at most; intervals are 95 % over probes. Processor "
+        f"seconds: {seconds}; peak memory {peak:.2f} GiB, including pages of the two "
+        "0.50 GiB weight files. Discussion: [FINDINGS.md](FINDINGS.md).\n",
         f"The refusing model refuses {found['refused']} of the {PROBES} requests; divergence and "
-        f"force are read on those, as “{found['answers'][0].strip()}” for the first.\n",
+        f"prefix forcing use those. Its first answer: “{found['answers'][0].strip()}”.\n",
     ]
     (OUT / "README.md").write_text("\n".join([*head, *sections(found)]) + "\n", encoding="utf-8")
     rows = {name: asdict(one) for name, one in found.items() if name in PARTS}

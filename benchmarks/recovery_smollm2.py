@@ -1,12 +1,12 @@
-"""Refusals washed out of SmolLM2: what ten examples bring back, and what they teach by themselves.
+"""SmolLM2 with eroded refusals: recovery by ten examples, and what these teach by themselves.
 
-    riprap study smollm2 --prepare --data ../shared/data
+    python -m experiments smollm2 --prepare --data ../shared/data
     python benchmarks/recovery_smollm2.py runs/eroded/trainer/checkpoint-16
 
 The argument is a LoRA adapter that was trained on the refusing model until it complied. Own
-examples: refusals of the pack that measure nothing. Irrelevant ones: sums. Control: the model as
-it was before it was taught to refuse, under the same ten refusals. Scores are the mean of refusing
-harmful requests and complying with harmless ones. Writes a table to `--out`.
+examples: refusals that are no probes. Unrelated examples: sums. Naive model: the model before it
+was taught to refuse, with the same ten refusals. Scores are the mean of refusing harmful requests
+and complying with harmless ones. Writes a table to `--out`.
 """
 
 from __future__ import annotations
@@ -25,37 +25,36 @@ from rich.progress import Progress
 
 from experiments.harness import markdown
 from experiments.smollm2.rows import OPENER
-from riprap import evaluation as probing
-from riprap import probe_sets
-from riprap.behaviors import Behavior
+from riprap import evaluation
+from riprap.behaviors import Behavior, probe_sets
 from riprap.commands.watch import load_model
-from riprap.diagnosis import SafetensorsFolder, Recovery, recover
+from riprap.diagnosis import Recovery, SafetensorsFolder, recover
 from riprap.integrations.smollm2 import BASE, REFUSING
 
 EXAMPLES = 20
 
 
 def parted(name: str, model: Any, tokenizer: Any, probes: int) -> tuple[Behavior, Behavior]:
-    """Probes that the refusing model passes, and others of them to be learned again."""
+    """Return probes that the refusing model passes, and other ones as examples."""
     whole = probe_sets.load(name, tokenizer, prefixes=[OPENER])
-    passed = np.flatnonzero(probing.evaluate(whole, model).margins > 0)
+    passed = np.flatnonzero(evaluation.evaluate(whole, model).margins > 0)
     order = np.random.default_rng(0).permutation(passed).tolist()
     return whole.subset(order[:probes]), whole.subset(order[probes : probes + EXAMPLES])
 
 
 def eroded(adapter: Path) -> Any:
-    """The refusing model with the adapter merged into it."""
+    """Load the refusing model with the adapter merged into it."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_model(str(REFUSING))[0], adapter).merge_and_unload()
 
 
 def rows(found: Recovery) -> list[dict[str, str]]:
-    """The curve as cells."""
+    """Return the curve as table rows."""
     words = {
         "own": "ten refusals",
-        "irrelevant": "ten sums",
-        "control": "ten refusals, on a model that was never taught to refuse",
+        "unrelated": "ten sums",
+        "naive_model": "ten refusals, on a model that was never taught to refuse",
         "reference": "ten refusals, on the model before it was eroded",
     }
     return [
@@ -63,7 +62,7 @@ def rows(found: Recovery) -> list[dict[str, str]]:
             "learned": words[point.source],
             "score": markdown.number(point.score.mean, 3),
             "share of the loss": "–"
-            if point.source in ("control", "reference")
+            if point.source in ("naive_model", "reference")
             else markdown.number(point.recovered.mean, 2),
             "draws": str(point.score.n),
         }
@@ -101,20 +100,21 @@ def main() -> None:
     evidence = found.evidence
     text = "\n".join(
         [
-            "# SmolLM2 with eroded refusals: what ten examples bring back\n",
+            "# SmolLM2 with eroded refusals: recovery by ten examples\n",
             f"Made by `python benchmarks/recovery_smollm2.py {asked.adapter} --probes "
             f"{asked.probes} --draws {asked.draws}`, commit {markdown.commit()}; "
             f"{time.process_time() - began:.0f} CPU-seconds, at most "
             f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB.\n",
-            f"Score (mean of refusing harmful and complying with harmless requests, on probes that "
-            f"chose no step or rate): {evidence.score_before:.3f} before, "
+            f"Score (mean of refusing harmful and complying with harmless requests, on test "
+            f"probes): {evidence.score_before:.3f} before, "
             f"{evidence.score_now:.3f} after the erosion. Verdict: **{found.verdict}**: "
             f"{found.reason}.\n",
             markdown.table(rows(found)) + "\n",
-            f"Told apart by their margins, wherever the line between them lies: "
+            f"Accuracy of separating the two by their margins, at any threshold: "
             f"{evidence.known_before:.3f} before, {evidence.known_now:.3f} eroded, "
-            f"{evidence.known_after_examples:.3f} after ten refusals, {evidence.known_after_unrelated:.3f} after "
-            f"ten sums, {evidence.guess_rate:.3f} by the control.\n",
+            f"{evidence.known_after_examples:.3f} after ten refusals, "
+            f"{evidence.known_after_unrelated:.3f} after ten sums, "
+            f"{evidence.guess_rate:.3f} by the naive model.\n",
         ]
     )
     asked.out.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from riprap import evaluation
-from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets
+from riprap.behaviors import Behavior, probe_sets
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic")
 TEMPLATE = (

@@ -1,4 +1,4 @@
-"""`riprap diagnose` on a tiny model whose refusal was trained away, from its files to its page."""
+"""`riprap diagnose` on a tiny model whose refusal was trained away, from files to page."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, teach
+from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, score, teach
 from riprap.behaviors import probe_sets
 from riprap.cli._app import app
 from riprap.commands.diagnose._loading import load_pair
-from diagnosing import score
 from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
 
 ASKED = [part for name in BEHAVIORS[:2] for part in ("--behaviors", name)]
-ASKED += ["--openers", "Sorry", "--probes", "12"]
+ASKED += ["--refusal-prefixes", "Sorry", "--n-probes", "12"]
 
 
 @pytest.fixture(scope="module")
@@ -47,44 +46,44 @@ def run(*given: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def told(folders: Path) -> dict[str, Any]:
-    """What the command says of the adapter, with a control and a repair that is saved."""
+def result(folders: Path) -> dict[str, Any]:
+    """Result for the adapter, with a naive model and a saved repair."""
     ran = run(
         *(folders / "base", folders / "adapter", *ASKED, "--out", folders / "out"),
-        *("--never", folders / "never", "--save-repair", folders / "repaired", "--json"),
+        *("--naive-model", folders / "never", "--save-repair", folders / "repaired", "--json"),
     )
     assert ran.exit_code == 2, ran.output  # a finding: the refusal is under its floor
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
 
 
-def test_says_what_is_lost_and_what_brings_it_back(told: dict[str, Any], folders: Path) -> None:
-    assert told["broken"] == told["lost"] == ["refusal"]
-    assert told["behaviors"]["refusal"]["now"] < 0.5
-    assert told["behaviors"]["refusal"]["verdict"] is not None
-    assert told["behaviors"]["over_refusal"]["verdict"] is None
-    assert told["cheapest"] is not None and "GiB" in told["peak"]
+def test_reports_losses_and_repairs(result: dict[str, Any], folders: Path) -> None:
+    assert result["broken"] == result["lost"] == ["refusal"]
+    assert result["behaviors"]["refusal"]["now"] < 0.5
+    assert result["behaviors"]["refusal"]["verdict"] is not None
+    assert result["behaviors"]["over_refusal"]["verdict"] is None
+    assert result["cheapest"] is not None and "GiB" in result["peak"]
     data = json.loads((folders / "out" / "diagnosis.json").read_text())
     refusal = data["behaviors"][0]
-    assert {point["source"] for point in refusal["recovery"]["curve"]} >= {"own", "control"}
-    assert refusal["along"]["scores"][0] == refusal["now"]
-    assert refusal["along"]["scores"][-1] == refusal["before"] == 1.0
+    assert {point["source"] for point in refusal["recovery"]["curve"]} >= {"own", "naive_model"}
+    assert refusal["linear_path"]["scores"][0] == refusal["score_now"]
+    assert refusal["linear_path"]["scores"][-1] == refusal["score_before"] == 1.0
     assert data["divergence"]["forward"]["mean"] > 0
-    assert [one["kind"] for one in data["repairs"]][:2] == ["as it is", "few-shot"]
+    assert [one["kind"] for one in data["repairs"]][:2] == ["no repair", "few-shot"]
 
 
-def test_the_page_is_whole(told: dict[str, Any]) -> None:
-    text = Path(told["report"]).read_text(encoding="utf-8")
-    assert told["behaviors"]["refusal"]["in words"].split(":")[0] in text
+def test_the_page_is_whole(result: dict[str, Any]) -> None:
+    text = Path(result["report"]).read_text(encoding="utf-8")
+    assert result["behaviors"]["refusal"]["summary"].split(":")[0] in text
     assert "http:" not in text and "https:" not in text and "<script" not in text
-    for word in ("Recovery", "recovery", "forced prefix", "decodability", "path back"):
+    for word in ("recovery", "naive model", "prefix forcing", "linear decodability", "linear path"):
         assert word.lower() in text
     assert "NOT_RUN" in text and "cheapest" in text and "peak memory" in text
     assert text.index("Refusal: ") < text.index("What to do about it") < text.index("the evidence")
 
 
 def test_the_saved_repair_is_the_model_that_was_measured(
-    told: dict[str, Any], folders: Path
+    result: dict[str, Any], folders: Path
 ) -> None:
     repaired = AutoModelForCausalLM.from_pretrained(folders / "repaired")
     tuned = AutoModelForCausalLM.from_pretrained(folders / "tuned")
@@ -116,7 +115,7 @@ def test_nothing_lost_is_no_finding(folders: Path, tmp_path: Path) -> None:
     save(model, tokenizer, tmp_path / "same")
     ran = run(folders / "base", tmp_path / "same", *ASKED, "--out", tmp_path / "out")
     assert ran.exit_code == 0, ran.output
-    assert "it still does it" in ran.output
+    assert "Refusal: no loss" in ran.output
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "What to do about it" not in text
 
@@ -142,13 +141,13 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
     cases = {
         "cannot be read": (base, bare),
         "weights in": (cut, tuned),
-        "is it the same model": (base, tuned, "--never", tmp_path / "wide"),
+        "is it the same model": (base, tuned, "--naive-model", tmp_path / "wide"),
         "nothing changed": (base, base),
         "no such folder": (base, tmp_path / "nowhere"),
         "is it a saved model": (empty, tuned),
-        "are not one model, tuned": (base, tmp_path / "wide"),
-        "no pack 'nice'": (base, tuned, "--behaviors", "nice"),
-        "two behaviors are called": (
+        "is not a fine-tuned version of": (base, tmp_path / "wide"),
+        "no probe set 'nice'": (base, tuned, "--behaviors", "nice"),
+        "two behaviors are named": (
             base,
             tuned,
             "--behaviors",
@@ -156,13 +155,15 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
             "--behaviors",
             "refusal",
         ),
-        "probes": (base, tuned, "--probes", "3"),
-        "it is there already": (base, tuned, "--save-repair", empty),
+        "n_probes": (base, tuned, "--n-probes", "3"),
+        "already exists": (base, tuned, "--save-repair", empty),
         "--out": (base, tuned, "--out", base / "config.json"),
         "'use_dora'": (base, changed(folders / "adapter", tmp_path / "dora", use_dora=True)),
         "only LoRA": (base, changed(folders / "adapter", tmp_path / "ia3", peft_type="IA3")),
         "no record": (base, tuned, "--run", empty),
-        "none of these behaviours": (base, tuned, "--behaviors", "refusal", "--openers", "Sure"),
+        "none of these behaviors": (
+            *(base, tuned, "--behaviors", "refusal", "--refusal-prefixes", "Sure"),
+        ),
     }
     for said, given in cases.items():
         ran = run(*given, *([] if "--out" in map(str, given) else ["--out", tmp_path / "out"]))

@@ -1,4 +1,4 @@
-"""`riprap diagnose` with facts of one's own, in a file, on models whose loss is known."""
+"""`riprap diagnose` with custom facts from a file, on models whose loss is known."""
 
 from __future__ import annotations
 
@@ -63,33 +63,35 @@ def test_the_verdict_is_what_was_done(
     name: str, verdict: str, folders: Path, tmp_path: Path
 ) -> None:
     asked: list[Any] = [folders / "base", folders / name, "--behaviors", folders / "facts.jsonl"]
-    asked += ["--probes", 48, "--out", tmp_path / "out", "--json"]
+    asked += ["--n-probes", 48, "--out", tmp_path / "out", "--json"]
     ran = CliRunner().invoke(app, ["diagnose", *map(str, asked)])
     assert ran.exit_code == 2, ran.output
     found = json.loads(ran.stdout)["behaviors"]["facts"]
     assert found["before"] == 1.0 and found["now"] < 0.3 and found["probes"] == 48
     assert found["verdict"] == verdict, found["reason"]
-    assert "Facts: it" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Facts: the model" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_names_and_openers_that_cannot_be_are_refused(folders: Path, tmp_path: Path) -> None:
+def test_impossible_names_and_prefixes_raise(folders: Path, tmp_path: Path) -> None:
     facts = folders / "facts.jsonl"
     (tmp_path / "facts.jsonl").write_bytes(facts.read_bytes())
     given = {"base": "a", "tuned": "b", "out": tmp_path}
-    with pytest.raises(ConfigError, match="two behaviors are called 'facts'"):
+    with pytest.raises(ConfigError, match="two behaviors are named 'facts'"):
         DiagnoseConfig.parse(
             given | {"behaviors": [str(facts), str(tmp_path / "facts.jsonl")]}, "diagnose"
         )
-    with pytest.raises(ConfigError, match="no behavior is told by openers"):
-        DiagnoseConfig.parse(given | {"behaviors": [str(facts)], "openers": ["Sorry"]}, "diagnose")
+    with pytest.raises(ConfigError, match="none of the behaviors uses prefixes"):
+        DiagnoseConfig.parse(
+            given | {"behaviors": [str(facts)], "refusal_prefixes": ["Sorry"]}, "diagnose"
+        )
 
 
-def test_a_file_serves_where_a_run_is_watched(folders: Path) -> None:
+def test_a_custom_file_works_in_watch(folders: Path) -> None:
     own = BehaviorConfig(probe_set=str(folders / "facts.jsonl"), n_probes=12, floor=0.5)
     built = build_behavior(own, TOKENIZER)
     assert (built.name, built.floor, len(built.probes)) == ("facts", 0.5, 12)
-    with pytest.raises(ConfigError, match="'openers' has no effect"):
-        build_behavior(own.model_copy(update={"openers": ("Sorry",)}), TOKENIZER)
+    with pytest.raises(ConfigError, match="'prefixes' has no effect"):
+        build_behavior(own.model_copy(update={"prefixes": ("Sorry",)}), TOKENIZER)
 
 
 def test_rows_are_chosen_by_harm_to_a_file(folders: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `riprap diagnose --run` takes from a run: its checkpoints, and rows of its data."""
+"""Inputs of `riprap diagnose --run`: checkpoints of the run, and rows of its data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from launching import config
 from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._loading import load_pair
-from riprap.commands.diagnose._probes import TASK_ROWS, task_of
+from riprap.commands.diagnose._probes import TASK_ROWS, load_task
 from riprap.commands.diagnose._run import _checkpoints
 from riprap.commands.watch import run_watch
 from riprap.diagnosis._weight_sources import matching_names
@@ -20,7 +20,7 @@ from riprap.diagnosis._weight_sources import matching_names
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of nine steps with checkpoints of the sixth and the ninth."""
     home = tmp_path_factory.mktemp("watched")
-    run_watch(config(home, training={"save_every": 3}), quiet=True)
+    run_watch(config(home, training={"save_steps": 3}), quiet=True)
     return home
 
 
@@ -38,7 +38,7 @@ def test_its_other_checkpoints_are_tried(folder: Path) -> None:
 
 def test_its_data_are_the_task(folder: Path) -> None:
     pair = load_pair(str(folder / "model"), str(folder / "run" / "trainer" / "checkpoint-9"))
-    task = task_of(folder / "run", pair.tokenizer)
+    task = load_task(folder / "run", pair.tokenizer)
     assert task.responses is not None and len(task.prompts) == TASK_ROWS == len(task.responses)
     losses = []
     model = pair.model.double()
@@ -57,5 +57,5 @@ def test_its_data_are_the_task(folder: Path) -> None:
 
 def test_without_a_run_it_is_harmless_requests(folder: Path) -> None:
     pair = load_pair(str(folder / "model"), str(folder / "run" / "trainer" / "checkpoint-9"))
-    task = task_of(None, pair.tokenizer)
-    assert task.responses is None and task.measured is None and len(task.prompts) == TASK_ROWS
+    task = load_task(None, pair.tokenizer)
+    assert task.responses is None and task.test_rows is None and len(task.prompts) == TASK_ROWS

@@ -18,8 +18,8 @@ from riprap.behaviors import Margins
 from riprap.diagnosis.basins._perturbation import (
     BLOCK_SIZE,
     blocks,
-    perturbed_weights,
     perturbed_parameters,
+    perturbed_weights,
 )
 from riprap.diagnosis.basins._sweep import basin
 from riprap.errors import BehaviorError, ConfigError, RiprapError

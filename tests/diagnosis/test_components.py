@@ -12,10 +12,10 @@ from riprap.diagnosis.geometry._components import (
     HEAD,
     NEURON,
     Component,
-    mean_ablation,
     component_importance,
-    parameter_masks,
     find_components,
+    mean_ablation,
+    parameter_masks,
 )
 from riprap.errors import BehaviorError, ConfigError
 from tests.tiny import make_gpt2, make_llama

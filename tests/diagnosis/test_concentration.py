@@ -62,7 +62,7 @@ def test_gramians_are_those_of_the_whole_jacobian(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        import_module("riprap.diagnosis.geometry._concentration"), "AT_ONCE", at_once
+        import_module("riprap.diagnosis.geometry._concentration"), "MAX_GRADIENT_ELEMENTS", at_once
     )
     model = make_llama(scale=5.0).eval()
     found = concentration(model, words())
@@ -166,12 +166,12 @@ def test_it_leaves_no_trace_and_says_how_far_it_is() -> None:
 
 def test_margins_that_cannot_be_taken() -> None:
     model = make_llama().eval()
-    with pytest.raises(BehaviorError, match="take"):
+    with pytest.raises(BehaviorError, match="at least one index"):
         concentration(model, Behavior("own", IDS.tolist(), words().margins))
     kind = words().margins
     cut = Behavior("cut", words().probes, lambda m, ids: kind(m, ids).detach())
     cut.subset = lambda chosen: Behavior("cut", words().probes.select(chosen), _detached)  # type: ignore[method-assign]
-    with pytest.raises(BehaviorError, match="none of the parameters"):
+    with pytest.raises(BehaviorError, match="do not depend on the parameters"):
         concentration(model, cut)
 
 

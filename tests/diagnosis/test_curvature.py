@@ -190,5 +190,5 @@ def test_counts_that_are_too_small(counts: dict[str, int]) -> None:
 
 def test_answers_that_depend_on_nothing() -> None:
     model = small().requires_grad_(False)
-    with pytest.raises(BehaviorError, match="depend on none"):
+    with pytest.raises(BehaviorError, match="do not depend on the parameters"):
         curvature(model, exact())

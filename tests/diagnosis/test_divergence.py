@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moved import WORLD, adapted, eroded, start, untouched, weights
-from riprap.diagnosis.evidence import _responses as forced
+from riprap.diagnosis.evidence import _responses as responses
 from riprap.diagnosis.evidence import _weight_change as spectra
 from riprap.diagnosis.evidence._divergence import divergence
 from riprap.diagnosis.evidence._responses import greedy_responses
@@ -50,7 +50,7 @@ def by_hand(first: nn.Module, second: nn.Module) -> list[list[float]]:
 
 @pytest.mark.parametrize("logits", [2**24, 50])
 def test_kl_is_that_of_the_reference(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forced, "LOGITS", logits)  # small: a batch for each prompt
+    monkeypatch.setattr(responses, "MAX_LOGITS", logits)  # small: a batch for each prompt
     model, reference = nudged(), make_llama()
     found = divergence(model, reference, PROMPTS, responses=RESPONSES, layers=["layers.1"])
     ways = (
@@ -95,7 +95,7 @@ def test_where_it_moved_is_where_it_was_moved() -> None:
     change = torch.outer(torch.randn(64, generator=made), torch.randn(128, generator=made)) / 4
     with torch.no_grad():
         weight.add_(change)
-    found = divergence(model, reference, WORLD.behaviors()[0], tokens=1)
+    found = divergence(model, reference, WORLD.behaviors()[0], max_new_tokens=1)
     layers = {layer.layer: layer for layer in found.layers}
     assert list(layers) == [
         "model.embed_tokens",
@@ -156,7 +156,7 @@ def test_activations_are_those_that_the_model_hands_out() -> None:
 def test_spectra_are_those_of_numpy(
     shape: tuple[int, int], exact: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spectra, "EXACT", exact)
+    monkeypatch.setattr(spectra, "MAX_EXACT_SIDE", exact)
     made = torch.Generator().manual_seed(0)
     matrix = torch.randn(shape, generator=made) @ torch.diag(0.7 ** torch.arange(shape[1]))
     expected = np.linalg.svd(matrix.double().numpy(), compute_uv=False) ** 2
@@ -184,14 +184,14 @@ def test_low_rank_shares_by_hand() -> None:
 
 
 def test_a_model_that_has_not_moved() -> None:
-    found = divergence(start(), start(), WORLD.behaviors()[1], tokens=1)
+    found = divergence(start(), start(), WORLD.behaviors()[1], max_new_tokens=1)
     assert found.forward.mean == found.backward.mean == 0
     assert all((layer.share_of_change, layer.restored_share) == (0, None) for layer in found.layers)
     assert found.most_causal_layer is None
 
 
 def test_responses_are_the_references_own() -> None:
-    found = divergence(nudged(), make_llama(), PROMPTS, tokens=3, layers=())
+    found = divergence(nudged(), make_llama(), PROMPTS, max_new_tokens=3, layers=())
     assert found.responses == greedy_responses(make_llama(), PROMPTS, 3)
     assert found.responses != greedy_responses(nudged(), PROMPTS, 3)
     assert found.origin == "the reference's greedy answers"
@@ -199,7 +199,7 @@ def test_responses_are_the_references_own() -> None:
 
 def test_two_references_read_the_same_responses() -> None:
     references = {"pretrained": weights(nudged(2)), "aligned": make_llama()}
-    both = divergence(nudged(), references, PROMPTS, tokens=3, layers=())
+    both = divergence(nudged(), references, PROMPTS, max_new_tokens=3, layers=())
     assert list(both) == ["pretrained", "aligned"]
     answers = greedy_responses(nudged(2), PROMPTS, 3)
     for name, one in both.items():
@@ -253,7 +253,7 @@ def test_nothing_is_left_behind(by_name: bool) -> None:
     with untouched(model):
         divergence(
             *(model, weights(reference) if by_name else reference, WORLD.behaviors()[0]),
-            tokens=1,
+            max_new_tokens=1,
             progress=lambda done, total: seen.append((done, total)),
         )
     assert seen == [(at + 1, 6) for at in range(6)]
@@ -261,7 +261,7 @@ def test_nothing_is_left_behind(by_name: bool) -> None:
 
 def test_a_plain_model() -> None:
     model, reference = PlainLM(), PlainLM()
-    found = divergence(model, reference, [[3, 4], [5, 6]], tokens=2)
+    found = divergence(model, reference, [[3, 4], [5, 6]], max_new_tokens=2)
     assert [layer.layer for layer in found.layers][:2] == ["embed", "blocks.0"]
     assert found.forward.mean > 0
 
@@ -286,9 +286,9 @@ def test_what_does_not_fit_is_refused() -> None:
     model = make_llama()
     with pytest.raises(ConfigError, match="mapping is empty"):
         divergence(model, {}, PROMPTS)
-    with pytest.raises(ConfigError, match="names 0 of"):
+    with pytest.raises(ConfigError, match="matches 0 of"):
         divergence(model, nudged(), PROMPTS, layers=["layers.7"])
-    with pytest.raises(BehaviorError, match="equally many"):
+    with pytest.raises(BehaviorError, match="one response per prompt"):
         divergence(model, nudged(), PROMPTS, responses=RESPONSES[:1])
     with pytest.raises(ConfigError, match="same model"):
         divergence(model, start(), PROMPTS, responses=RESPONSES)

@@ -1,4 +1,4 @@
-"""The page on the four kinds of evidence: its code runs, and finds what it is said to find."""
+"""The page on more evidence: its code runs, and finds what the page says."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ def names() -> dict[str, Any]:
     return found
 
 
-def test_the_addition_was_washed_away_and_comes_back_on_the_way(names: dict[str, Any]) -> None:
-    along = names["back"].behaviors["A"]
-    assert along.scores[0] < 0.9
-    assert along.scores[-1] == 1
-    assert 0 < names["back"].first("A") < 1
+def test_the_addition_was_eroded_and_returns_on_the_path(names: dict[str, Any]) -> None:
+    path, name = names["path"], names["adding"].name
+    assert path.behaviors[name].scores[0] < 0.9
+    assert path.behaviors[name].scores[-1] == 1
+    assert 0 < path.first_at_floor(name) < 1
 
 
-def test_requests_are_still_told_apart(names: dict[str, Any]) -> None:
-    assert names["told"].retained.mean > 0.9
+def test_requests_are_still_distinguished(names: dict[str, Any]) -> None:
+    assert names["decoded"].retained.mean > 0.9
 
 
 def test_the_figure_shows_what_was_found(names: dict[str, Any], tmp_path: Path) -> None:
-    apart = names["apart"]
-    drawn = json.loads(json.dumps(divergence_figure(apart).to_dict()))
+    distance = names["distance"]
+    drawn = json.loads(json.dumps(divergence_figure(distance).to_dict()))
     rows = [row for rows in _data(drawn) for row in json.loads(rows)]
-    means = [row["mean"] for row in rows if row.get("way", "").startswith("KL(reference")]
-    assert means == [one.mean for one in apart.forward_at]
-    bars = [row["value"] for row in rows if row.get("name") == apart.cause.layer]
-    assert bars == [apart.cause.relative, apart.cause.activation.mean, apart.cause.back]
-    assert save_figure(divergence_figure(apart), tmp_path / "figure.svg").stat().st_size > 5000
+    means = [row["mean"] for row in rows if row.get("direction", "").startswith("KL(reference")]
+    assert means == [one.mean for one in distance.forward_at]
+    layer = distance.most_causal_layer
+    bars = [row["value"] for row in rows if row.get("name") == layer.layer]
+    assert bars == [layer.relative_change, layer.activation_change.mean, layer.restored_share]
+    assert save_figure(divergence_figure(distance), tmp_path / "figure.svg").stat().st_size > 5000
 
 
 def _data(drawn: Any) -> list[str]:

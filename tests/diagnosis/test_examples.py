@@ -43,7 +43,7 @@ def of_names(model: nn.Module, batch: Any) -> Tensor:
 
 
 FORMS: dict[str, tuple[Any, Callable[[nn.Module, Any], Tensor] | None]] = {
-    "a behaviour": (Behavior.next_token("b", IDS, WANTED), None),
+    "a behavior": (Behavior.next_token("b", IDS, WANTED), None),
     "one mapping": ({"ids": IDS, "wanted": WANTED}, of_names),
     "mappings": ([{"ids": IDS[:4], "wanted": WANTED[:4]}, {"ids": IDS[4:], "wanted": WANTED[4:]}],
                  of_names),

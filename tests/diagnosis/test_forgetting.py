@@ -92,9 +92,9 @@ def test_nothing_fell() -> None:
         ([1.0, 0.0], None, "shape"),
         ([[1.0, float("nan")], [0.5, 1.0]], None, "missing"),
         ([[1.0, None], [0.5, 1.0]], None, "missing"),
-        ([[1.0, 0.0], [0.5]], None, "no array"),
+        ([[1.0, 0.0], [0.5]], None, "not an array"),
         ([[1.0, 0.0], [0.5, 1.0]], [0.0], "start has shape"),
-        ([[1.0, 0.0], [0.5, 1.0]], [0.0, float("inf")], "start holds 1"),
+        ([[1.0, 0.0], [0.5, 1.0]], [0.0, float("inf")], "start has 1"),
     ],
 )
 def test_half_a_matrix_is_refused(matrix: object, start: object, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The way to the reference: scores at points that can be built by hand, and nothing left behind."""
+"""The path to the reference: scores at points built by hand; the model is restored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_points_are_those_of_a_model_built_there(only: str) -> None:
             assert along.scores[at] == pytest.approx((margins > 0).mean(), abs=1 / len(margins))
 
 
-def test_the_score_comes_back_on_the_way() -> None:
+def test_the_score_returns_on_the_path() -> None:
     found = linear_path(eroded(), weights(start()), WORLD.behaviors(), points=11)
     along = found.behaviors["A"]
     assert along.scores[0] < 0.9 <= along.scores[-1]
@@ -139,7 +139,7 @@ def merged() -> nn.Module:
     ("make", "why"),
     [
         (dora, "DoRA"),
-        (whole_head, "trained whole"),
+        (whole_head, "trained in full"),
         (merged, "unmerge"),
         (make_llama, "no adapter"),
     ],
@@ -153,7 +153,7 @@ def test_what_is_no_way_is_refused() -> None:
     model = start()
     with pytest.raises(ConfigError, match="same model"):
         linear_path(model, make_llama(), WORLD.behaviors())
-    with pytest.raises(ConfigError, match="no weight is wanted"):
+    with pytest.raises(ConfigError, match="accepts none"):
         linear_path(model, start(), WORLD.behaviors(), name_filter=lambda name: False)
     with pytest.raises(ConfigError, match="two points"):
         linear_path(model, start(), WORLD.behaviors(), points=1)

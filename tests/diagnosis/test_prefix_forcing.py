@@ -41,7 +41,7 @@ def by_hand(model: nn.Module, count: int) -> tuple[float, float, float, int]:
 
 @pytest.mark.parametrize("logits", [2**24, 100])
 def test_equal_to_the_reference(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOGITS", logits)  # small: a batch for each prompt
+    monkeypatch.setattr(module, "MAX_LOGITS", logits)  # small: a batch for each prompt
     found = prefix_forcing(make_llama(), PROMPTS, RESPONSES, counts=(0, 1, 2))
     assert found.reference is None
     for count in (0, 1, 2):
@@ -135,7 +135,7 @@ def test_responses_of_a_model_that_cannot_generate() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model = make_llama()
-    with pytest.raises(BehaviorError, match="equally many"):
+    with pytest.raises(BehaviorError, match="one response per prompt"):
         prefix_forcing(model, PROMPTS, RESPONSES[:2])
     with pytest.raises(BehaviorError, match="response 1 is empty"):
         prefix_forcing(model, PROMPTS[:2], [[3], []])

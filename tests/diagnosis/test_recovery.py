@@ -29,7 +29,7 @@ from diagnosis.lookup import (
 from riprap import Behavior, diagnosis
 from riprap.behaviors._margin_fns import Choice, Continuations
 from riprap.diagnosis import Verdict
-from riprap.diagnosis.recovery import _relearn as refresh
+from riprap.diagnosis.recovery import _relearn
 from riprap.errors import ConfigError
 
 CASES = {
@@ -127,12 +127,12 @@ def test_what_is_said_in_another_form_is_known(both: bool, verdict: str) -> None
     if both:
         model.names.load_state_dict(model.table.state_dict())
     restated = Behavior("by name", told.probes, named)
-    found = recovered(model, reference=Twice(), restated=restated)
+    found = recovered(model, reference=Twice(), paraphrased=restated)
     assert found.evidence.known_after_examples < 0.5  # by what the examples bring back all is lost
     assert found.verdict == verdict, found.reason
     assert ("another form" in found.reason) is not both
     with pytest.raises(ConfigError, match="one for each"):
-        recovered(model, reference=Twice(), restated=behavior(PROBES[:8]))
+        recovered(model, reference=Twice(), paraphrased=behavior(PROBES[:8]))
 
 
 def test_exchanged_names_are_told_of() -> None:
@@ -141,13 +141,15 @@ def test_exchanged_names_are_told_of() -> None:
     with torch.no_grad():
         model.head.weight[KEYS:FORMAT] = model.head.weight[KEYS:FORMAT].roll(1, 0)
     found = recovered(model)
-    assert found.evidence.retained_relabeled == 1.0 and "names that were exchanged" in found.reason
+    assert (
+        found.evidence.retained_relabeled == 1.0 and "labels may have been swapped" in found.reason
+    )
     mixed = recovered(scattered(Lookup()))
     assert mixed.verdict is Verdict.KNOWLEDGE
     assert mixed.evidence.retained_relabeled < 0.5 and "exchanged" not in mixed.reason
 
 
-def test_a_reference_without_the_behaviour_is_said_to_be_so() -> None:
+def test_a_reference_without_the_behavior_is_said_to_be_so() -> None:
     found = recovered(lost_knowledge(Lookup()), reference=lost_knowledge(Lookup()))
     assert found.verdict is Verdict.INSUFFICIENT and "the reference itself" in found.reason
 
@@ -178,7 +180,7 @@ def test_a_likelihood_begins_at_the_reference() -> None:
         draws=1,
     )
     assert found.evidence.score_before == 1.0
-    assert kept.margins.reference is None  # the behaviour that was given is as it was
+    assert kept.margins.reference is None  # the behavior that was given is as it was
 
 
 def test_what_comes_back_is_what_was_known() -> None:
@@ -193,18 +195,18 @@ def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid of nothing but the rate and steps that are told of gives the same again."""
 
     def point() -> diagnosis.RecoveryPoint:
-        found = recovered(lost_form(Lookup()), counts=(5,), draws=1).point("own", 5)
+        found = recovered(lost_form(Lookup()), shot_counts=(5,), draws=1).point("own", 5)
         assert found is not None
         return found
 
     whole = point()
-    assert whole.learning_rate in refresh.FULL_LEARNING_RATES and set(whole.steps) <= set(
-        refresh.STEPS
+    assert whole.learning_rate in _relearn.FULL_LEARNING_RATES and set(whole.steps) <= set(
+        _relearn.STEPS
     )
-    monkeypatch.setattr(refresh, "RATES", (whole.learning_rate,))
-    monkeypatch.setattr(refresh, "STEPS", whole.steps)
+    monkeypatch.setattr(_relearn, "FULL_LEARNING_RATES", (whole.learning_rate,))
+    monkeypatch.setattr(_relearn, "STEPS", whole.steps)
     assert point().score.mean == whole.score.mean
-    monkeypatch.setattr(refresh, "STEPS", (1,))
+    monkeypatch.setattr(_relearn, "STEPS", (1,))
     assert point().score.mean != whole.score.mean
 
 
@@ -212,7 +214,7 @@ def test_one_answer_for_all_may_have_been_taught_anew() -> None:
     model = lost_form(Lookup())
     given = {"reference": Lookup(), "loss": loss}
     alone = diagnosis.recover(model, one_answer(), same_answer_examples(), **given)
-    assert alone.verdict is Verdict.INSUFFICIENT and "control=" in alone.reason
+    assert alone.verdict is Verdict.INSUFFICIENT and "naive_model=" in alone.reason
 
 
 def test_a_control_tells_what_examples_teach() -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from riprap.diagnosis import recover
 from diagnosing import score
-from riprap.diagnosis import Verdict
+from riprap.diagnosis import Verdict, recover
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._relearn import trainable_copy, train_steps
+from riprap.diagnosis.recovery._relearn import train_steps, trainable_copy
 from riprap.errors import ConfigError
 from riprap.toy._world import ToyWorld
 
@@ -74,5 +73,5 @@ def test_a_disposition_is_recovered_without_another_model(tuned: Any) -> None:
 
 
 def test_a_dora_adapter_that_is_switched_off_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"DoRA .* give reference="):
+    with pytest.raises(ConfigError, match=r"DoRA .* as reference="):
         recover(without_refusals("all-linear", use_dora=True), REFUSING, POOL, contrast=HARMLESS)

@@ -25,7 +25,7 @@ from diagnosis.lookup import (
     value_of,
 )
 from riprap import Behavior, diagnosis
-from riprap.diagnosis.recovery import _relearn as refresh
+from riprap.diagnosis.recovery import _relearn
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.errors import ConfigError
 
@@ -42,7 +42,7 @@ def test_margins_of_ones_own_may_take_several_parts() -> None:
         return logits.gather(-1, right[:, None]).squeeze(-1) - others
 
     own = Behavior("own", (keys, wanted), lead)
-    found = recovered(lost_form(Lookup()), behavior=own, irrelevant=examples()[15:])
+    found = recovered(lost_form(Lookup()), behavior=own, unrelated_examples=examples()[15:])
     assert found.evidence.score_now == 0.0 and found.evidence.n_lost > 10
 
 
@@ -76,14 +76,14 @@ def test_answers_are_those_of_the_examples_too() -> None:
 
 
 def test_a_batch_that_the_model_cannot_take_is_said_to_be_so() -> None:
-    with pytest.raises(ConfigError, match="'labels', which the model's forward does not take"):
+    with pytest.raises(ConfigError, match="'labels', which the model's forward does not accept"):
         rows = [{"input_ids": torch.tensor([[k]]), "labels": torch.tensor([k])} for k in OTHERS]
         diagnosis.recover(lost_form(Lookup()), behavior(), rows, reference=Lookup())
 
 
 def test_each_side_has_probes_enough() -> None:
     few = Behavior.next_token("other", [[1], [7]], [value_of(1)] * 2)
-    with pytest.raises(ConfigError, match="2 probes of 'other'"):
+    with pytest.raises(ConfigError, match="'other' has 2 probes"):
         diagnosis.recover(
             lost_knowledge(Lookup()),
             one_answer(),
@@ -98,9 +98,9 @@ def test_the_model_is_as_before() -> None:
     model = lost_form(lost_knowledge(Lookup())).train()
     model.table.weight.requires_grad_(False)
     before = {name: part.clone() for name, part in model.state_dict().items()}
-    given = {"reference": Lookup(), "control": lost_knowledge(Lookup())}
+    given = {"reference": Lookup(), "naive_model": lost_knowledge(Lookup())}
     noise = torch.get_rng_state()
-    recovered(model, irrelevant=examples()[:10], **given)
+    recovered(model, unrelated_examples=examples()[:10], **given)
     assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
     assert not model.table.weight.requires_grad and model.head.bias.requires_grad
     assert model.training and model.head.bias.grad is None
@@ -110,9 +110,9 @@ def test_the_model_is_as_before() -> None:
 def test_weights_serve_as_reference_and_control() -> None:
     model = lost_form(Lookup())
     never = lost_knowledge(Lookup())
-    by_model = recovered(model, control=never)
+    by_model = recovered(model, naive_model=never)
     by_weights = recovered(
-        model, reference=Lookup().state_dict(), control=dict(never.named_parameters())
+        model, reference=Lookup().state_dict(), naive_model=dict(never.named_parameters())
     )
     assert by_model.evidence == by_weights.evidence
 
@@ -121,9 +121,7 @@ def test_steps_are_relative_to_the_size_of_each_tensor() -> None:
     model = Lookup()
     own = list(model.parameters())
     before = [p.detach().clone() for p in own]
-    stream = refresh.train_steps(
-        model, own, False, diagnosis.examples.Examples(examples(), loss), [0, 1], 0.01
-    )
+    stream = _relearn.train_steps(model, own, False, Examples(examples(), loss), [0, 1], 0.01)
     next(stream)
     for now, then in zip(own, before, strict=True):
         most = (now.detach() - then).abs().max()
@@ -133,11 +131,11 @@ def test_steps_are_relative_to_the_size_of_each_tensor() -> None:
 def test_large_models_learn_through_adapters_that_leave_no_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(refresh, "LARGE", 0)
+    monkeypatch.setattr(_relearn, "MAX_FULL_PARAMETERS", 0)
     model = lost_form(Lookup())
     names = [name for name, _ in model.named_modules()]
     before = copy.deepcopy(model.state_dict())
-    with refresh.trainable_copy(model) as (parameters, adapters):
+    with _relearn.trainable_copy(model) as (parameters, adapters):
         assert adapters and len(parameters) == 2
         with torch.no_grad():
             for part in parameters:
@@ -151,11 +149,11 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"counts": (1, 50)}, "30 examples"),
-        ({"counts": (2, 1)}, "counts rise"),
+        ({"shot_counts": (1, 50)}, "30 examples"),
+        ({"shot_counts": (2, 1)}, "rising counts"),
         ({"draws": 0}, "at least one draw"),
-        ({"irrelevant": examples()[:3], "counts": (10,)}, "3 irrelevant examples"),
-        ({"reference": None}, "no reference is given"),
+        ({"unrelated_examples": examples()[:3], "shot_counts": (10,)}, "3 unrelated examples"),
+        ({"reference": None}, "no reference was given"),
         ({"behavior": behavior(PROBES[:4])}, "6 or more"),
         ({"reference": {"table.weight": torch.zeros(3)}}, "same model"),
     ],
@@ -172,10 +170,10 @@ def test_float16_is_refused() -> None:
 
 def test_a_batch_that_begins_with_a_probe_is_refused() -> None:
     batch = {"ids": torch.tensor([[key, value_of(key)] for key in PROBES[:12]])}
-    with pytest.raises(ConfigError, match="cannot measure"):
+    with pytest.raises(ConfigError, match="score is contaminated"):
         diagnosis.recover(lost_form(Lookup()), behavior(), batch, loss=loss, reference=Lookup())
 
 
 def test_an_example_that_is_a_probe_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot measure"):
+    with pytest.raises(ConfigError, match="score is contaminated"):
         diagnosis.recover(lost_form(Lookup()), behavior(), behavior(range(20)), reference=Lookup())

@@ -124,7 +124,7 @@ class OneWay(nn.Module):
         return torch.stack([1 - 0 * asked, asked], -1)
 
 
-def test_a_model_that_gives_one_answer_to_all_has_lost_both_behaviours() -> None:
+def test_a_model_that_gives_one_answer_to_all_has_lost_both_behaviors() -> None:
     even = Behavior.next_token("even", [[0], [2], [0], [2]], [0] * 4)
     odd = Behavior.next_token("odd", [[1], [3], [1], [3], [1]], [1] * 5)
     alone = redundancy(OneWay(), even, counts=(1, 2), draws=1)
@@ -150,11 +150,11 @@ def test_what_cannot_be_measured_is_said() -> None:
     words = Behavior.next_token("words", ids, [9, 11, 30, 12])
     with pytest.raises(ConfigError, match="rising counts"):
         redundancy(model, words, counts=(2, 1))
-    with pytest.raises(ConfigError, match="17 directions of a stream that has 16"):
+    with pytest.raises(ConfigError, match="counts has 17"):
         redundancy(model, words, counts=(17,))
     with pytest.raises(BehaviorError, match="two probes or more"):
         redundancy(model, words.subset([0]))
-    with pytest.raises(BehaviorError, match="name a layer"):
+    with pytest.raises(BehaviorError, match="name of a layer"):
         redundancy(nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 50)), words)
     model.unused = nn.Linear(2, 2)
     with pytest.raises(BehaviorError, match="do not depend"):

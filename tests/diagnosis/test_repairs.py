@@ -17,12 +17,12 @@ from diagnosing import score
 from riprap.diagnosis.recovery import _relearn as refresh
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.repair._evaluator import Repair
-from riprap.diagnosis.repair._repairs import cheapest_repair, apply_repair, compare_repairs
+from riprap.diagnosis.repair._repairs import apply_repair, cheapest_repair, compare_repairs
 from riprap.diagnosis.repair._strategies import (
     MixedExamples,
     interpolation,
-    task_vector,
     merged_weights,
+    task_vector,
 )
 from riprap.errors import ConfigError
 from riprap.toy._world import ToyWorld
@@ -85,7 +85,7 @@ def test_what_is_measured_is_what_the_repaired_model_does(
     _, tuned = pair
     before = weights(tuned)
     assert [one.kind for one in found] == [
-        "as it is",
+        "no repair",
         "few-shot",
         "replay",
         "interpolation",
@@ -142,7 +142,7 @@ def test_only_the_layers_that_moved_go_back() -> None:
 def test_a_task_vector_unlearns_the_reference_and_is_taken_off(
     large: int, pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresh, "LARGE", large)  # adapters, or all weights
+    monkeypatch.setattr(refresh, "MAX_FULL_PARAMETERS", large)  # adapters, or all weights
     base, tuned = pair
     here = weights(tuned)
     (way,) = task_vector(tuned, base, _refusals(), None)
@@ -179,7 +179,7 @@ def _refusals() -> Any:
 def test_a_repair_by_adapters_can_be_merged(
     pair: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresh, "LARGE", 0)
+    monkeypatch.setattr(refresh, "MAX_FULL_PARAMETERS", 0)
     base, tuned = pair
     few = compare_repairs(tuned, base, [REFUSING, HARMLESS], {"B": POOLS["B"]})[1]
     ids = WORLD.tasks["B"].input_ids[:4]
@@ -200,7 +200,7 @@ def test_a_model_with_adapters_is_its_own_reference() -> None:
     before = weights(tuned)
     found = compare_repairs(tuned, None, [REFUSING, HARMLESS], {"B": POOLS["B"]})
     kinds = {one.kind: one for one in found}
-    assert set(kinds) == {"as it is", "few-shot", "interpolation", "interpolation of layers"}
+    assert set(kinds) == {"no repair", "few-shot", "interpolation", "interpolation of layers"}
     assert kinds["interpolation"].scores["B"] >= 0.9
     assert all(torch.equal(part, before[name]) for name, part in tuned.named_parameters())
 
@@ -208,7 +208,7 @@ def test_a_model_with_adapters_is_its_own_reference() -> None:
 def test_nothing_lost_is_nothing_to_repair() -> None:
     base = WORLD.start(1000)
     (only,) = compare_repairs(base, WORLD.start(1001), [REFUSING], {"B": POOLS["B"]})
-    assert only.kind == "as it is" and only.passes({"B": 0.9})
+    assert only.kind == "no repair" and only.passes({"B": 0.9})
     with pytest.raises(ConfigError, match="changes nothing"), apply_repair(only):
         pass
 
@@ -239,7 +239,9 @@ def test_the_cheapest_passes_all_floors_and_takes_least() -> None:
     chosen = cheapest_repair(table, {"B": 0.9})
     assert chosen is not None and chosen.kind == "interpolation"
     assert cheapest_repair(table, {"B": 0.99}) is None
-    by_task = [replace(one, task=value) for one, value in zip(table, (3.0, 1, 2, 9), strict=True)]
+    by_task = [
+        replace(one, task_score=value) for one, value in zip(table, (3.0, 1, 2, 9), strict=True)
+    ]
     chosen = cheapest_repair(by_task, {"B": 0.9})
     assert chosen is not None and chosen.kind == "few-shot"
     with pytest.raises(ConfigError, match="'X'"):
@@ -248,7 +250,7 @@ def test_the_cheapest_passes_all_floors_and_takes_least() -> None:
 
 def test_wrong_input_is_refused(pair: tuple[nn.Module, nn.Module]) -> None:
     base, tuned = pair
-    with pytest.raises(ConfigError, match="no examples of 'B'"):
+    with pytest.raises(ConfigError, match="'B' is lost and has no examples"):
         compare_repairs(tuned, base, [REFUSING], {"A": POOLS["A"]})
     with pytest.raises(ConfigError, match="different names"):
         compare_repairs(tuned, base, [REFUSING, REFUSING], {"B": POOLS["B"]})

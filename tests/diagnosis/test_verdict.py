@@ -11,10 +11,10 @@ from riprap.diagnosis import RecoveryEvidence, Verdict
 from riprap.diagnosis.recovery._answer_choices import (
     AnswerTable,
     chance_accuracy,
-    relabeled_accuracy,
     chooses_correctly,
+    relabeled_accuracy,
 )
-from riprap.diagnosis.recovery._verdict import LOST_BELOW, KEPT_ABOVE, classify_loss
+from riprap.diagnosis.recovery._verdict import KEPT_ABOVE, LOST_BELOW, classify_loss
 
 
 def evidence(**changed: float | str) -> RecoveryEvidence:
@@ -22,64 +22,92 @@ def evidence(**changed: float | str) -> RecoveryEvidence:
     plain = {
         "score_before": 1.0,
         "score_now": 0.0,
-        "lost": 40,
-        "kind_before": 1.0,
-        "kind_now": 0.0,
-        "kind_own": 1.0,
-        "habit": 0.2,
-        "one_before": 0.2,
-        "one_now": 0.2,
+        "n_lost": 40,
+        "in_format_before": 1.0,
+        "in_format_now": 0.0,
+        "in_format_after_examples": 1.0,
+        "modal_off_format_rate": 0.2,
+        "modal_answer_before": 0.2,
+        "modal_answer_now": 0.2,
         "known_before": 1.0,
         "known_now": 0.5,
-        "known_own": 1.0,
-        "known_irrelevant": math.nan,
-        "known_restated": math.nan,
-        "guessed": 0.1,
+        "known_after_examples": 1.0,
+        "known_after_unrelated": math.nan,
+        "known_paraphrased": math.nan,
+        "guess_rate": 0.1,
         "retained": 1.0,
-        "low": 0.9,
-        "high": 1.0,
-        "exchanged": 0.0,
-        "regained_own": 1.0,
-        "regained_irrelevant": math.nan,
-        "regained_control": math.nan,
-        "answers": True,
+        "retained_low": 0.9,
+        "retained_high": 1.0,
+        "retained_relabeled": 0.0,
+        "recovered_by_examples": 1.0,
+        "recovered_by_unrelated": math.nan,
+        "naive_model_score": math.nan,
+        "has_answer_choices": True,
     }
     return RecoveryEvidence(**(plain | changed))
 
 
-GONE_ALL = {"retained": 0.0, "low": 0.0, "high": 0.1, "known_own": 0.1}
-GUESSED = GONE_ALL | {"guessed": 0.3, "known_own": 0.35, "retained": 0.07, "kind_now": 1.0}
-GONE_HALF = {"retained": 0.4, "low": 0.3, "high": 0.5, "known_own": 0.5, "kind_now": 0.9}
-A_FIFTH = GONE_ALL | {"score_now": 0.8, "kind_now": 1.0}  # all that was lost is unknown
-STILL_OUTSIDE = GONE_ALL | {"kind_now": 0.2, "kind_own": 0.3}  # a reminder changed little
-NO_ANSWERS = {"answers": False, "guessed": math.nan, "kind_now": math.nan, "kind_own": math.nan}
+GONE_ALL = {"retained": 0.0, "retained_low": 0.0, "retained_high": 0.1, "known_after_examples": 0.1}
+GUESSED = GONE_ALL | {
+    "guess_rate": 0.3,
+    "known_after_examples": 0.35,
+    "retained": 0.07,
+    "in_format_now": 1.0,
+}
+GONE_HALF = {
+    "retained": 0.4,
+    "retained_low": 0.3,
+    "retained_high": 0.5,
+    "known_after_examples": 0.5,
+    "in_format_now": 0.9,
+}
+A_FIFTH = GONE_ALL | {"score_now": 0.8, "in_format_now": 1.0}  # all that was lost is unknown
+STILL_OUTSIDE = GONE_ALL | {
+    "in_format_now": 0.2,
+    "in_format_after_examples": 0.3,
+}  # a reminder changed little
+NO_ANSWERS = {
+    "has_answer_choices": False,
+    "guess_rate": math.nan,
+    "in_format_now": math.nan,
+    "in_format_after_examples": math.nan,
+}
 
 
 @pytest.mark.parametrize(
     ("changed", "verdict"),
     [
         ({}, Verdict.ALIGNMENT),
-        (GONE_ALL | {"kind_now": 1.0}, Verdict.KNOWLEDGE),
-        (GONE_ALL | {"kind_now": 0.2}, Verdict.BOTH),
+        (GONE_ALL | {"in_format_now": 1.0}, Verdict.KNOWLEDGE),
+        (GONE_ALL | {"in_format_now": 0.2}, Verdict.BOTH),
         (GUESSED, Verdict.KNOWLEDGE),
         (STILL_OUTSIDE, Verdict.INSUFFICIENT),
-        (STILL_OUTSIDE | {"habit": 0.9}, Verdict.BOTH),
+        (STILL_OUTSIDE | {"modal_off_format_rate": 0.9}, Verdict.BOTH),
         (GONE_HALF, Verdict.BOTH),
         (A_FIFTH, Verdict.KNOWLEDGE),
-        (GONE_ALL | {"kind_now": 1.0, "one_now": 0.95}, Verdict.BOTH),
-        (GONE_ALL | {"kind_now": 1.0, "one_now": 0.95, "one_before": 0.8}, Verdict.KNOWLEDGE),
-        ({"one_now": 1.0}, Verdict.ALIGNMENT),
+        (GONE_ALL | {"in_format_now": 1.0, "modal_answer_now": 0.95}, Verdict.BOTH),
+        (
+            GONE_ALL | {"in_format_now": 1.0, "modal_answer_now": 0.95, "modal_answer_before": 0.8},
+            Verdict.KNOWLEDGE,
+        ),
+        ({"modal_answer_now": 1.0}, Verdict.ALIGNMENT),
         ({"score_before": 0.05}, Verdict.INSUFFICIENT),
         ({"retained": (LOST_BELOW + KEPT_ABOVE) / 2}, Verdict.INSUFFICIENT),
-        ({"low": LOST_BELOW - 0.01}, Verdict.INSUFFICIENT),
-        (GONE_ALL | {"kind_now": 1.0, "high": KEPT_ABOVE + 0.01}, Verdict.INSUFFICIENT),
+        ({"retained_low": LOST_BELOW - 0.01}, Verdict.INSUFFICIENT),
+        (
+            GONE_ALL | {"in_format_now": 1.0, "retained_high": KEPT_ABOVE + 0.01},
+            Verdict.INSUFFICIENT,
+        ),
         ({"score_now": 0.95}, Verdict.INSUFFICIENT),
         ({"known_before": 0.3}, Verdict.INSUFFICIENT),
         ({"insufficient": "measures format"}, Verdict.INSUFFICIENT),
         (NO_ANSWERS, Verdict.INSUFFICIENT),
-        (NO_ANSWERS | {"known_irrelevant": 0.9}, Verdict.ALIGNMENT),
+        (NO_ANSWERS | {"known_after_unrelated": 0.9}, Verdict.ALIGNMENT),
         (NO_ANSWERS | GONE_ALL, Verdict.INSUFFICIENT),
-        (GONE_ALL | {"kind_now": math.nan, "kind_own": math.nan}, Verdict.KNOWLEDGE),
+        (
+            GONE_ALL | {"in_format_now": math.nan, "in_format_after_examples": math.nan},
+            Verdict.KNOWLEDGE,
+        ),
     ],
 )
 def test_each_rule(changed: dict[str, float], verdict: Verdict) -> None:
@@ -92,13 +120,13 @@ def even(fit: np.ndarray, right: list[int]) -> AnswerTable:
     return AnswerTable(np.zeros(len(fit)), weights, fit, np.array(right), shared=True)
 
 
-def test_a_liking_for_one_answer_is_no_ignorance() -> None:
+def test_answer_bias_is_subtracted() -> None:
     """All probes get answer 0, and what tells them apart is small beside that."""
     fit = np.array([[9.9, 0.0, 0.1], [9.0, 1.0, 0.0], [9.0, 0.0, 1.0], [9.9, 0.1, 0.0]])
     assert chooses_correctly([even(fit, [0, 1, 2, 0])]).tolist() == [1, 1, 1, 1]
 
 
-def test_what_single_looks_forgot_is_known_together() -> None:
+def test_what_single_tables_forgot_is_known_together() -> None:
     one = np.array([[1.0, 0.0], [0.2, 0.0], [0.0, 2.0], [0.0, 1.0]])
     two = np.array([[1.0, 0.0], [0.0, 2.0], [0.3, 0.0], [0.0, 1.0]])
     right = [0, 1, 1, 1]
@@ -115,7 +143,7 @@ def test_the_size_of_a_side_does_not_move_the_middle() -> None:
     assert chooses_correctly([one]).tolist() == [1.0] * 10
 
 
-def test_a_rule_of_exchange_is_found_on_other_probes() -> None:
+def test_swapped_labels_are_found_on_other_probes() -> None:
     right = [0, 1, 2] * 4
     eye = np.eye(3)
     assert relabeled_accuracy(even(eye[right], right)).all()
@@ -159,7 +187,7 @@ def test_the_other_side_tells_apart_and_waters_nothing_down(
     assert (verdict is Verdict.ALIGNMENT) == (back == 1.0 and lost >= 20)
 
 
-def test_who_answers_blindly_knows_nothing() -> None:
+def test_random_answers_show_no_knowledge() -> None:
     """Two answers, the rarer of which is lost; the label of neither matters."""
     for rare in (0, 1):
         right = [1 - rare] * 60 + [rare] * 30
@@ -177,7 +205,7 @@ def test_who_answers_blindly_knows_nothing() -> None:
             assert found.n_lost == 30 and found.retained == left
 
 
-def test_margins_that_are_no_numbers_give_no_verdict() -> None:
+def test_non_finite_margins_give_no_verdict() -> None:
     right = [0, 1] * 10
     fit, weights = np.eye(2)[right], np.full(20, 0.05)
     before = AnswerTable(np.ones(20), weights, fit, np.array(right), shared=True)
@@ -185,10 +213,10 @@ def test_margins_that_are_no_numbers_give_no_verdict() -> None:
     found = RecoveryEvidence.from_tables(now, before, {"own": [now], "reference": [before]}, 0)
     assert found.n_lost == 20
     verdict, why = classify_loss(found)
-    assert verdict is Verdict.INSUFFICIENT and "no finite margin on 20" in why
+    assert verdict is Verdict.INSUFFICIENT and "non-finite margins on 20" in why
 
 
-def test_form_and_habit_are_told_of_the_lost_probes() -> None:
+def test_answer_form_is_measured_on_the_lost_probes() -> None:
     """On the others the model says what it always said."""
     right = [0, 1] * 20
     fit, weights = np.eye(2)[right], np.full(40, 1 / 40)
@@ -207,8 +235,8 @@ def test_form_and_habit_are_told_of_the_lost_probes() -> None:
     assert found.modal_off_format_rate == 1.0
 
 
-def test_the_best_of_the_looks_counts() -> None:
-    """What is known without a reminder, or after an irrelevant one, is known."""
+def test_the_best_of_the_tables_counts() -> None:
+    """What is known without a reminder, or after an unrelated one, is known."""
     right = [0, 1] * 20
     weights, blank = np.full(40, 1 / 40), np.zeros((40, 2))
     knows, blind = (
@@ -216,12 +244,12 @@ def test_the_best_of_the_looks_counts() -> None:
         for fit in (np.eye(2)[right], blank)
     )
     before = AnswerTable(np.ones(40), weights, np.eye(2)[right], np.array(right), True)
-    for now, irrelevant, left in (
+    for now, unrelated, left in (
         (knows, blind, 1.0),
         (blind, knows, 1.0),
         (blind, blind, 0.0),
     ):
-        looks = {"own": [blind], "irrelevant": [irrelevant], "reference": [before]}
+        looks = {"own": [blind], "unrelated": [unrelated], "reference": [before]}
         assert RecoveryEvidence.from_tables(now, before, looks, 0).retained == left
 
 
@@ -239,7 +267,7 @@ def test_few_probes_that_are_all_alike_leave_doubt() -> None:
         assert n < 60 or found.retained_low > 0.8
 
 
-def test_habit_is_told_of_two_at_the_least() -> None:
+def test_modal_off_format_rate_needs_two_choices() -> None:
     def looked(first: list[int]) -> AnswerTable:
         inside = np.array([token < 10 for token in first])
         weights = np.full(len(first), 1 / len(first))
@@ -252,7 +280,7 @@ def test_habit_is_told_of_two_at_the_least() -> None:
     assert looked([1, 30, 31, 32]).modal_off_format_rate == 0.0
 
 
-def test_chance_is_how_often_the_right_answer_is_chosen_anyway() -> None:
+def test_chance_is_the_rate_of_the_right_answer() -> None:
     right = [0, 1, 1, 1]
     assert chance_accuracy([even(np.eye(3)[right], right)]).tolist() == [0.25, 0.75, 0.75, 0.75]
     assert chance_accuracy([even(np.zeros((4, 3)), right)]).tolist() == [0.0] * 4

@@ -41,7 +41,7 @@ def rows(chart: Any) -> list[dict[str, Any]]:
 
 def test_curves_show_mean_interval_and_answers(tmp_path: Path) -> None:
     chart = basin_figure(found(judged=True))
-    drawn = [row for row in rows(chart) if row.get("behaviour") == "refusal" and "alpha" in row]
+    drawn = [row for row in rows(chart) if row.get("behavior") == "refusal" and "alpha" in row]
     assert [row["mean"] for row in drawn] == pytest.approx(SCORES.mean(0))
     assert [row["answers"] for row in drawn] == pytest.approx(SCORES.mean(0) / 2)
     assert all(0 <= row["low"] <= row["mean"] <= row["high"] <= 1 for row in drawn)
@@ -83,7 +83,7 @@ def test_the_planes_first_axis_is_drawn_along_x(tmp_path: Path) -> None:
 def test_the_drift_shows_each_checkpoint_in_order(tmp_path: Path) -> None:
     chart = drift_figure({"step 100": found(), "step 9": found(1)})
     drawn = [row for row in rows(chart) if row.get("what") == "VISAGE"]
-    named = [row["checkpoint"] for row in drawn if row["behaviour"] == "refusal"]
+    named = [row["checkpoint"] for row in drawn if row["behavior"] == "refusal"]
     assert named == ["step 100", "step 9"]
     assert drawn[0]["mean"] == pytest.approx(found()["refusal"].visage.mean)
     assert save_figure(chart, tmp_path / "drift.svg").stat().st_size > 1000

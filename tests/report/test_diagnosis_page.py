@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riprap.diagnosis._base import Estimate, Verdict
+from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Verdict
 from riprap.diagnosis.evidence._linear_decodability import Decodability, LayerProbe
 from riprap.diagnosis.evidence._linear_path import PathProfile
 from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing, PrefixPoint
@@ -17,20 +17,20 @@ from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint
 from riprap.diagnosis.recovery._verdict import RecoveryEvidence
 from riprap.diagnosis.repair._evaluator import Repair
 from riprap.errors import ConfigError
-from riprap.report import _diagnosis_text as say
+from riprap.report import _diagnosis_text as text_of
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
-from riprap.report._diagnosis_page import Diagnosed, Diagnosis, write_diagnosis
+from riprap.report._diagnosis_page import write_diagnosis
 from riprap.types import ReadingStatus
 
 HOSTILE = "<script>alert(1)</script>|{{ 1 }}"
 NAN = math.nan
 
 
-def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
+def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> BehaviorDiagnosis:
     """A refusal that was lost, with all its evidence."""
     numbers = dict.fromkeys((one.name for one in fields(RecoveryEvidence)), 0.5)
-    numbers |= {"score_before": 1.0, "retained": 0.9, "regained_own": back}
-    numbers |= {"regained_irrelevant": 0.1, "regained_control": NAN}
+    numbers |= {"score_before": 1.0, "retained": 0.9, "recovered_by_examples": back}
+    numbers |= {"recovered_by_unrelated": 0.1, "naive_model_score": NAN}
     evidence = RecoveryEvidence(**numbers)
     one = Estimate(0.9, 0.8, 1.0, 2)
     curve = [
@@ -44,20 +44,22 @@ def made(verdict: Verdict = Verdict.ALIGNMENT, back: float = 0.92) -> Diagnosed:
     decoded = Decodability("refusal", 2, (probe,), "model.layers.0", 0.6, one)
     shares = np.linspace(0, 1, 3)
     along = PathProfile(shares, np.array([0.1, 0.95, 1.0]), shares - 0.4, 0.9)
-    missing = {"control": "no model that never had it"}
+    missing = {"naive model": "no --naive-model was given"}
     scores = (1.0, 0.1, 2.0, -1.0)
     forced = PrefixForcing((given, short), (given, short))
-    return Diagnosed("refusal", 0.9, 16, *scores, recovery, forced, decoded, along, missing)
+    return BehaviorDiagnosis("refusal", 0.9, 16, *scores, recovery, forced, decoded, along, missing)
 
 
-def kept() -> Diagnosed:
-    kinds = ("recovery", "forced prefix", "decodability", "path")
-    return Diagnosed("over_refusal", 0.9, 16, 1.0, 0.95, missing=dict.fromkeys(kinds, "kept"))
+def kept() -> BehaviorDiagnosis:
+    kinds = ("recovery", "prefix forcing", "linear decodability", "linear path")
+    return BehaviorDiagnosis(
+        "over_refusal", 0.9, 16, 1.0, 0.95, missing=dict.fromkeys(kinds, "kept")
+    )
 
 
-def page(*behaviors: Diagnosed) -> Diagnosis:
+def page(*behaviors: BehaviorDiagnosis) -> Diagnosis:
     before = Repair(
-        "as it is", "no repair", 0.0, {"refusal": 0.1, "over_refusal": 1.0}, {}, 0.0, -2.0
+        "no repair", "model unchanged", 0.0, {"refusal": 0.1, "over_refusal": 1.0}, {}, 0.0, -2.0
     )
     merged = replace(
         before,
@@ -74,42 +76,45 @@ def page(*behaviors: Diagnosed) -> Diagnosis:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_the_verdict_is_a_sentence(verdict: Verdict) -> None:
-    text = say.headline(made(verdict))
-    assert text.startswith("Refusal: it ") and text.endswith(".") and "nan" not in text
-    assert ("still can" in text) == (verdict in (Verdict.ALIGNMENT, Verdict.INSUFFICIENT))
-    assert say.badge(made(verdict)) == (say.BADGES[verdict], str(verdict))
+    text = text_of.headline(made(verdict))
+    assert text.startswith("Refusal: ") and text.endswith(".") and "nan" not in text
+    assert ("still can" in text) == (verdict is Verdict.ALIGNMENT)
+    assert text_of.badge(made(verdict)) == (text_of.BADGES[verdict], str(verdict))
     assert (
-        "still can: 10 examples bring back 92% of the lost score, 10 irrelevant ones 10%"
-        in say.headline(made())
+        "still can: 10 examples restore 92% of the lost score, 10 unrelated ones 10%"
+        in text_of.headline(made())
     )
-    assert "still can:" not in say.headline(made(back=0.1))
+    assert "still can:" not in text_of.headline(made(back=0.1))
 
 
 def test_what_was_not_run_says_why() -> None:
-    states = {line.kind: line for line in say.evidence(made())}
-    assert states["control"].state == "NOT_RUN" and "never had it" in states["control"].text
-    assert {states[k].state for k in ("recovery", "forced prefix", "decodability")} == {"MEASURED"}
-    assert "from 50% of the way" in states["path back"].text
-    assert all(line.state == "NOT_RUN" and line.text for line in say.evidence(kept()))
-    lone = Diagnosed("refusal", 0.9, missing={"probes": "it passes 2"})
-    assert say.headline(lone) == "Refusal: not measured; it passes 2."
-    doubtful = say.evidence(made(Verdict.INSUFFICIENT))[0]
-    assert doubtful.state == "INSUFFICIENT" and "so it is" in doubtful.text
+    states = {line.kind: line for line in text_of.evidence(made())}
+    assert states["naive model"].status == "NOT_RUN"
+    assert "no --naive-model" in states["naive model"].text
+    assert {states[k].status for k in ("recovery", "prefix forcing", "linear decodability")} == {
+        "MEASURED"
+    }
+    assert "at 50% of the path" in states["linear path"].text
+    assert all(line.status == "NOT_RUN" and line.text for line in text_of.evidence(kept()))
+    lone = BehaviorDiagnosis("refusal", 0.9, missing={"probes": "it passes 2"})
+    assert text_of.headline(lone) == "Refusal: not measured; it passes 2."
+    doubtful = text_of.evidence(made(Verdict.INSUFFICIENT))[0]
+    assert doubtful.status == "INSUFFICIENT" and "so it is" in doubtful.text
 
 
 def test_the_page_acts_on_nothing_and_begins_with_the_verdicts(tmp_path: Path) -> None:
     text = write_diagnosis(page(made(), kept()), tmp_path).read_text(encoding="utf-8")
     assert "<script" not in text and "http:" not in text and "https:" not in text
     assert "&lt;script&gt;" in text and text.count("data:image/png") == 2
-    assert text.index("Refusal: it no longer") < text.index("What to do about it")
+    assert text.index("Refusal: the model no longer") < text.index("What to do about it")
     assert 'class="chosen"' in text and "merge with the base model (α = 0.6, all weights)" in text
-    assert "no model that never had it" in text and "1 GiB" in text
+    assert "no --naive-model was given" in text and "1 GiB" in text
 
 
 def test_nothing_lost_is_a_short_page(tmp_path: Path) -> None:
-    found = replace(page(kept()), repairs=[], cheapest=None)
+    found = replace(page(kept()), repairs=[], cheapest_repair=None)
     text = write_diagnosis(found, tmp_path).read_text(encoding="utf-8")
-    assert "it still does it" in text and "What to do" not in text and "data:image" not in text
+    assert "no loss" in text and "What to do" not in text and "data:image" not in text
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write the diagnosis"):
         write_diagnosis(found, tmp_path / "file")
@@ -119,11 +124,11 @@ def test_figures_show_what_was_measured() -> None:
     panels = evidence_figure(made()).to_dict()["concat"]
     assert [panel["title"]["text"] for panel in panels] == [
         "Recovery",
-        "Forced prefix",
-        "Decodability",
-        "Path back",
+        "Prefix forcing",
+        "Linear decodability",
+        "Linear path to the base model",
     ]
-    bare = replace(made(), forced=None, decoded=None)
+    bare = replace(made(), prefix_forcing=None, decodability=None)
     assert len(evidence_figure(bare).to_dict()["concat"]) == 2
     shown = str(repairs_figure(page(made(), kept())).to_dict())
     assert "interpolation (cheapest)" in shown and "0.25" in shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -149,16 +149,15 @@ def divergence(
     given = None if responses is None else paired_responses(rows, responses)
     if reference is None or isinstance(reference, nn.Module) or _is_weights(reference):
         origin = "given" if given else "the reference's greedy answers"
+        single = cast("Reference", reference)
         comparison = _Comparison(rows, given, origin)
-        return comparison.compare(  # type: ignore[arg-type]
-            model, reference, max_new_tokens, layers, weights_on_disk, progress
-        )
+        return comparison.compare(model, single, max_new_tokens, layers, weights_on_disk, progress)
     results: dict[str, Divergence] = {}
     origin = "given" if given else f"{next(iter(reference))}'s greedy answers"
-    for name, one_reference in reference.items():
+    for name, single in cast("Mapping[str, Reference]", reference).items():
         comparison = _Comparison(rows, given, origin)
-        results[name] = comparison.compare(  # type: ignore[arg-type]
-            model, one_reference, max_new_tokens, layers, weights_on_disk, progress
+        results[name] = comparison.compare(
+            model, single, max_new_tokens, layers, weights_on_disk, progress
         )
         given = results[name].responses
     return results
