@@ -16,15 +16,22 @@ MODULES = sorted({module for modules in EXTRAS.values() for module in modules} |
 
 BLOCK = """
 import json, sys
-from importlib.abc import MetaPathFinder
 
-class Block(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}")
+class Hide:
+    # Does not find the blocked modules, as if they were not installed.
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *arguments):
+        blocked = name.partition(".")[0] in BLOCKED
+        return None if blocked else self.finder.find_spec(name, *arguments)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
 BLOCKED = set(json.loads(sys.argv[1]))
-sys.meta_path.insert(0, Block())
+sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
 """
 
 CORE = """
@@ -55,7 +62,7 @@ MISSING = {
     "import riprap.report": "report",
     "import riprap.integrations.hf": "hf",
     "import riprap.integrations.lightning": "lightning",
-    "import riprap.commands.watch": "hf",
+    "import riprap.commands": "cli",
     "riprap.toy.ToyWorld().untrained(0)": "hf",
     "monitor.history()": "report",
 }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from jinja2 import TemplateError
 
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.errors import BehaviorError
@@ -45,8 +44,14 @@ def _wrap_tokenizer_errors(what: str) -> Iterator[None]:
     """Name the text that a tokenizer or chat template cannot encode; their errors do not."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, *_template_errors()) as error:
         raise BehaviorError(f"{what} cannot be encoded: {error}") from error
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of jinja2, which transformers imports for chat templates; without it, none."""
+    jinja2 = sys.modules.get("jinja2")
+    return () if jinja2 is None else (jinja2.TemplateError,)
 
 
 def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:

@@ -77,11 +77,17 @@ def policy_calibrate(
     as_json: bool = AS_JSON,
 ) -> int:
     """Set tolerances and noise scales from null runs; exit code 2 if false alarms remain."""
-    from riprap.detectors import AlertPolicy, calibrated, false_alarms, largest_decline, null_tracks
+    from riprap.detectors import (
+        AlertPolicy,
+        calibrate,
+        false_alarms,
+        largest_decline,
+        null_histories,
+    )
 
     old = AlertPolicy.default() if policy is None else AlertPolicy.load(policy)
-    histories = null_tracks(runs)
-    new = calibrated(old, histories, f"calibrated on {', '.join(map(str, runs))}")
+    histories = null_histories(runs)
+    new = calibrate(old, histories, f"calibrated on {', '.join(map(str, runs))}")
     new.save(out)
     before, after = false_alarms(old, histories), false_alarms(new, histories)
     declines = {history.behavior: round(largest_decline(history), 4) for history in histories}

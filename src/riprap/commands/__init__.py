@@ -1,9 +1,14 @@
-"""The work behind each command of `riprap`; the command line only parses and prints.
+"""The work behind each command of `riprap`; needs `riprap[cli]`.
 
 - `run_demo`, `examine`: `riprap demo` and `riprap doctor`.
 - `watch`, `select`, `diagnose`: packages of the commands of that name; they need `riprap[hf]`.
 - `load_model`: load a model safely.
 """
+
+# ruff: noqa: E402
+from riprap._extras import EXTRAS, require
+
+require("cli", *EXTRAS["cli"])
 
 from riprap.commands._demo import run_demo
 from riprap.commands._doctor import examine

@@ -155,9 +155,10 @@ def _check_alert(results: dict[str, Any]) -> str:
 
 def _check_record(results: dict[str, Any]) -> str:
     with Reader(results["folder"]) as reader:
-        readings = reader.readings()
-    if len(readings) != len(results["monitor"].history()):
-        raise RuntimeError("the record lacks readings; is the disk full?")
+        readings, alerts = reader.readings(), reader.alerts()
+    steps = {reading.step for reading in readings if reading.signal == "interference"}
+    if len(steps) != STEPS or alerts != results["monitor"].alerts:
+        raise RuntimeError("the record lacks readings or alerts; is the disk full?")
     return f"{len(readings)} readings"
 
 

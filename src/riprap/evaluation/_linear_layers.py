@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -55,15 +56,15 @@ class LayerMoments:
 
 def linear_layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, LinearLayer]:
     """Return the linear layers whose weight is among `parameters`, by its index there."""
-    from transformers.pytorch_utils import Conv1D
-
+    transformers = sys.modules.get("transformers.pytorch_utils")  # imported if a layer is of it
+    conv1d: tuple[type, ...] = () if transformers is None else (transformers.Conv1D,)
     indices = {id(parameter): at for at, parameter in enumerate(parameters)}
     layers: dict[int, LinearLayer] = {}
     for name, module in model.named_modules():
         at = indices.get(id(getattr(module, "weight", None)))
-        if at is None or not isinstance(module, nn.Linear | Conv1D):
+        if at is None or not isinstance(module, (nn.Linear, *conv1d)):
             continue
-        first = layers.get(at, LinearLayer(name, (), isinstance(module, Conv1D)))
+        first = layers.get(at, LinearLayer(name, (), isinstance(module, conv1d)))
         layers[at] = LinearLayer(first.name, (*first.modules, module), first.transposed)
     return layers
 
