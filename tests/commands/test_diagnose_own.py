@@ -86,6 +86,23 @@ def test_impossible_names_and_prefixes_raise(folders: Path, tmp_path: Path) -> N
         )
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "new_option", "new_key"),
+    [
+        ("--openers", "openers", "--refusal-prefixes", "refusal_prefixes"),
+        ("--probes", "probes", "--n-probes", "n_probes"),
+        ("--never", "never", "--naive-model", "naive_model"),
+    ],
+)
+def test_old_names_raise_with_the_new_one(
+    option: str, key: str, new_option: str, new_key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"key '{key}' is now '{new_key}'"):
+        DiagnoseConfig.parse({"base": "a", "tuned": "b", "out": tmp_path, key: "x"}, "diagnose")
+    ran = CliRunner().invoke(app, ["diagnose", "a", "b", option, "1"])
+    assert ran.exit_code == 1 and f"is now {new_option}" in " ".join(ran.stderr.split())
+
+
 def test_a_custom_file_works_in_watch(folders: Path) -> None:
     own = BehaviorConfig(probe_set=str(folders / "facts.jsonl"), n_probes=12, floor=0.5)
     built = build_behavior(own, TOKENIZER)

@@ -2,15 +2,11 @@
 
 - `basin` returns a `Basin` with a `Profile` for each behavior.
 - `basin_plane` returns a `Plane`; `basin_drift` a basin for each checkpoint of a run.
-- `PointEvaluator`, `Judge`: the measurement at one point. `WeightPerturbation`,
-  `perturbed_weights`, `checksum`: moving the weights and restoring them bit by bit.
+- `PointEvaluator`, `Judge`: the measurement at one point. `perturbed_weights`, `checksum`: moving
+  the weights and restoring them bit by bit.
 """
 
-from riprap.diagnosis.basins._perturbation import (
-    WeightPerturbation,
-    checksum,
-    perturbed_weights,
-)
+from riprap.diagnosis.basins._perturbation import checksum, perturbed_weights
 from riprap.diagnosis.basins._plane import Plane, basin_drift, basin_plane
 from riprap.diagnosis.basins._points import Judge, PointEvaluator
 from riprap.diagnosis.basins._profile import Array, Basin, Profile
@@ -23,7 +19,6 @@ __all__ = [
     "Plane",
     "PointEvaluator",
     "Profile",
-    "WeightPerturbation",
     "basin",
     "basin_drift",
     "basin_plane",

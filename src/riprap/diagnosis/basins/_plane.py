@@ -11,12 +11,7 @@ from torch import nn
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
-from riprap.diagnosis._weight_sources import (
-    Weights,
-    interpolate_,
-    matching_names,
-    restore_weights,
-)
+from riprap.diagnosis._weight_sources import Weights, interpolate_, matching_names, restore_weights
 from riprap.diagnosis.basins._perturbation import (
     perturbed_parameters,
     perturbed_weights,

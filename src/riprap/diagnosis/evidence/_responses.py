@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import evaluation
-from riprap.behaviors import (
-    Behavior,
-    TokenBatch,
-    greedy_decode,
-    last_logits,
-    parse_token_rows,
-)
+from riprap.behaviors import Behavior, TokenBatch, greedy_decode, last_logits, parse_token_rows
 from riprap.errors import BehaviorError
 
 MAX_LOGITS = 2**24  # per batch: 64 MB in float32

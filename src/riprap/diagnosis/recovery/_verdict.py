@@ -9,9 +9,9 @@ says.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 
 import numpy as np
 
@@ -114,48 +114,37 @@ class RecoveryEvidence:
         probes = LostProbeWeights(now, lost)
         known_before = probes.share(chooses_correctly(tables["reference"]))
         naive = tables.get("naive_model")
-        naive_accuracy = math.nan if naive is None else probes.share(chooses_correctly(naive))
+        naive_accuracy = nan if naive is None else probes.share(chooses_correctly(naive))
 
-        def guess_rate(after: Sequence[AnswerTable]) -> float:
-            return nanmax(probes.share(chance_accuracy(after)), naive_accuracy)
+        def retained(
+            known: float, before: float, after: Sequence[AnswerTable]
+        ) -> RetainedKnowledge:
+            guess_rate = nanmax(probes.share(chance_accuracy(after)), naive_accuracy)
+            return RetainedKnowledge(known, before, guess_rate, probes.n_effective)
 
-        retained = {
-            source: RetainedKnowledge(
-                probes.share(chooses_correctly(after)),
-                known_before,
-                guess_rate(after),
-                probes.n_effective,
-            )
+        by_source = {
+            source: retained(probes.share(chooses_correctly(after)), known_before, after)
             for source, after in {**tables, "now": [now]}.items()
         }
-        candidates = [retained[s] for s in ("own", "unrelated", "now") if s in retained]
-        known_paraphrased = math.nan
+        candidates = [by_source[s] for s in ("own", "unrelated", "now") if s in by_source]
+        known_paraphrased = nan
         if paraphrased is not None:
-            known_paraphrased, paraphrased_before = (
-                probes.share(table.margins > 0) for table in paraphrased
-            )
-            candidates.append(
-                RetainedKnowledge(
-                    known_paraphrased,
-                    paraphrased_before,
-                    guess_rate([paraphrased[0]]),
-                    probes.n_effective,
-                )
-            )
+            known_paraphrased, base = (probes.share(table.margins > 0) for table in paraphrased)
+            candidates.append(retained(known_paraphrased, base, [paraphrased[0]]))
         best = max(candidates, key=lambda candidate: candidate.fraction)
         low, high = best.interval(seed)
-        relabeled = RetainedKnowledge(
-            probes.share(relabeled_accuracy(now)),
-            probes.share(relabeled_accuracy(before)),
-            retained["now"].guess_rate,
-            probes.n_effective,
+        relabeled_now, relabeled_before = (
+            probes.share(relabeled_accuracy(table)) for table in (now, before)
         )
         drop = before.score - now.score
 
+        def mean_score(after: Sequence[AnswerTable]) -> float:
+            return float(np.mean([table.score for table in after]))
+
         def recovered(source: str) -> float:
             if source not in tables or drop <= 0:
-                return math.nan
-            return (float(np.mean([t.score for t in tables[source]])) - now.score) / drop
+                return nan
+            return (mean_score(tables[source]) - now.score) / drop
 
         lost_now = now.select(probes.rows)
         in_format_after = [t.select(probes.rows).in_format_rate for t in tables["own"]]
@@ -170,22 +159,18 @@ class RecoveryEvidence:
             modal_answer_before=before.modal_answer_rate,
             modal_answer_now=now.modal_answer_rate,
             known_before=known_before,
-            known_now=retained["now"].known,
-            known_after_examples=retained["own"].known,
-            known_after_unrelated=retained["unrelated"].known
-            if "unrelated" in tables
-            else math.nan,
+            known_now=by_source["now"].known,
+            known_after_examples=by_source["own"].known,
+            known_after_unrelated=by_source["unrelated"].known if "unrelated" in tables else nan,
             known_paraphrased=known_paraphrased,
             guess_rate=best.guess_rate,
             retained=best.fraction,
             retained_low=low,
             retained_high=high,
-            retained_relabeled=relabeled.fraction,
+            retained_relabeled=retained(relabeled_now, relabeled_before, [now]).fraction,
             recovered_by_examples=recovered("own"),
             recovered_by_unrelated=recovered("unrelated"),
-            naive_model_score=math.nan
-            if naive is None
-            else float(np.mean([table.score for table in naive])) / max(before.score, 1e-9),
+            naive_model_score=nan if naive is None else mean_score(naive) / max(before.score, 1e-9),
             has_answer_choices=now.answer_scores is not None,
             insufficient=now.insufficient or before.insufficient or _not_finite(now, before),
         )
@@ -215,7 +200,7 @@ class RecoveryEvidence:
     @property
     def guess_floor(self) -> float:
         """Guess rate; 0 if unknown."""
-        return 0.0 if math.isnan(self.guess_rate) else self.guess_rate
+        return 0.0 if isnan(self.guess_rate) else self.guess_rate
 
     @property
     def still_known(self) -> float:
@@ -255,8 +240,8 @@ def classify_loss(evidence: RecoveryEvidence) -> tuple[Verdict, str]:
         without_teaching = max(
             np.nan_to_num(e.known_after_unrelated), np.nan_to_num(e.known_paraphrased)
         )
-        if math.isnan(e.guess_rate) and not without_teaching >= KEPT_ABOVE * e.known_before:
-            also = ", or unrelated_examples" if math.isnan(e.known_after_unrelated) else ""
+        if isnan(e.guess_rate) and not without_teaching >= KEPT_ABOVE * e.known_before:
+            also = ", or unrelated_examples" if isnan(e.known_after_unrelated) else ""
             return Verdict.INSUFFICIENT, (
                 "the examples restore the behavior, but they may have taught it anew: pass a model "
                 f"that never had it as naive_model=, or the opposite behavior as contrast={also}"

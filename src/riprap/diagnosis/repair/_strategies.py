@@ -12,12 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from riprap.diagnosis._interpolation import (
-    WeightPath,
-    names_by_layer,
-    path_to_reference,
-    squared_norm,
-)
+from riprap.diagnosis._interpolation import names_by_layer, path_to_reference, squared_norm
 from riprap.diagnosis._weight_sources import (
     Reference,
     Weights,
@@ -137,7 +132,10 @@ def interpolation(
             groups = names_by_layer(model, path.names)
             layers = list(groups)
             if most_changed_only:
-                changes = {layer: _squared_change(path, own) for layer, own in groups.items()}
+                changes = {
+                    layer: sum(squared_norm(path.delta(name)[1]) for name in names)
+                    for layer, names in groups.items()
+                }
                 layers = _most_changed(changes)
             names = [name for layer in layers for name in groups[layer]]
             which = f"{len(layers)} of {len(groups)} layers" if most_changed_only else "all weights"
@@ -146,10 +144,6 @@ def interpolation(
                 yield RepairState(alpha, f"α = {alpha:g}, {which}")
 
     return [strategy]
-
-
-def _squared_change(path: WeightPath, names: list[str]) -> float:
-    return sum(squared_norm(path.delta(name)[1]) for name in names)
 
 
 def _most_changed(changes: Mapping[str, float]) -> list[str]:
@@ -226,15 +220,8 @@ def _unlearning_vector(
         if adapters:
             return _adapter_deltas(start), steps
         names = {id(p): name for name, p in start.named_parameters()}
-        deltas = {
-            names[id(parameter)]: parameter.detach() - old
-            for parameter, old in zip(parameters, before, strict=True)
-        }
-        return {name: partial(_same, delta) for name, delta in deltas.items()}, steps
-
-
-def _same(delta: Tensor) -> Tensor:
-    return delta
+        pairs = zip(parameters, before, strict=True)
+        return {names[id(now)]: (now.detach() - then).detach for now, then in pairs}, steps
 
 
 def _adapter_deltas(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
