@@ -24,7 +24,7 @@ STEPS, ROWS = 10, 8
 IDS = torch.randint(3, 47, (STEPS, ROWS, 9), generator=torch.Generator().manual_seed(2))
 SECONDS = 60
 THRESHOLD = {"kind": "threshold", "signal": "margin", "side": "above", "value": -1e9}
-PROTOCOL = AlertPolicy.parse(
+POLICY = AlertPolicy.parse(
     {"name": "ranks", "detectors": [{"kind": "forecast"}, THRESHOLD]}, "here"
 )
 
@@ -65,7 +65,7 @@ def train(
     monitor: Monitor | None = None
     if watched:
         read = [*signals.default(), signals.LayerInterference()]
-        monitor = Monitor(behaviors(), policy=PROTOCOL, probe_every=3, run_dir=run, signals=read)
+        monitor = Monitor(behaviors(), policy=POLICY, probe_every=3, run_dir=run, signals=read)
         monitor.begin(model, optimizer)
         monitor.behaviors[1].margins = behaviors(broken_rank)[1].margins
     for batch in IDS:

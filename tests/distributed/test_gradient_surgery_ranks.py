@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distributed.ranks import IDS, PROTOCOL, SECONDS, behaviors, spread
+from distributed.ranks import IDS, POLICY, SECONDS, behaviors, spread
 from riprap import Monitor, guards
 from riprap.errors import ConfigError
 
@@ -25,7 +25,10 @@ MADE = {
     "ogd": lambda: guards.OGD(directions=4),
     "two_sided_gpm": lambda: guards.TwoSidedGPM(),
 }
-REFUSED = {"ogd": "cannot be taken there", "two_sided_gpm": "needs all rows; take GPM"}
+REFUSED = {
+    "ogd": "per-probe gradients are not available",
+    "two_sided_gpm": "needs all rows; use GPM",
+}
 
 
 def train(kind: str, name: str) -> tuple[list[torch.Tensor], list[bool]] | str:
@@ -33,7 +36,7 @@ def train(kind: str, name: str) -> tuple[list[torch.Tensor], list[bool]] | str:
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     model, optimizer = spread(kind)
-    monitor = Monitor(behaviors(), policy=PROTOCOL, probe_every=3)
+    monitor = Monitor(behaviors(), policy=POLICY, probe_every=3)
     try:
         monitor.begin(model, optimizer, MADE[name]())
     except ConfigError as error:

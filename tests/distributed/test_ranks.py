@@ -91,6 +91,6 @@ def test_probes_that_fail_on_one_rank_stop_nobody(kind: str, tmp_path: Path) -> 
         return {row[4] for row in rows if row[1] == behavior and row[2] == "margin" and row[0] > 0}
 
     assert states(outs[1], "custom") == {"ERROR"}
-    # Sharded ranks give a behaviour up together; replicas go on without each other.
+    # Sharded ranks give a behavior up together; replicas go on without each other.
     assert states(outs[0], "custom") == ({"ERROR"} if kind == "fsdp" else {"MEASURED"})
     assert states(outs[0], "words") == states(outs[1], "words") == {"MEASURED"}

@@ -36,11 +36,15 @@ CASES: dict[str, Case] = {
     "l2_sp": lambda: guards.L2SP(0.5),
     "replay": lambda: guards.Replay([(OLD, ANSWERS)], loss=old_loss),
     "adaptive_replay": lambda: guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1),
-    "keeper": lambda: guards.AutoGuard(
+    "auto_guard": lambda: guards.AutoGuard(
         replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss), rollback=False
     ),
-    "replay_of_pools": lambda: guards.Replay(guards.SelfDistillationBuffer(pools(), batch_size=8), fraction=0.5),
-    "keeper_of_pools": lambda: guards.AutoGuard(replay=guards.SelfDistillationBuffer(pools(), batch_size=8)),
+    "replay_of_buffer": lambda: guards.Replay(
+        guards.SelfDistillationBuffer(replayable(), batch_size=8), fraction=0.5
+    ),
+    "auto_guard_of_buffer": lambda: guards.AutoGuard(
+        replay=guards.SelfDistillationBuffer(replayable(), batch_size=8)
+    ),
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "ewc": lambda: guards.EWC(strength=30.0),
     "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),
@@ -50,9 +54,16 @@ CASES: dict[str, Case] = {
     "kl": lambda: guards.KL(strength=1.0),
     "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[i::3]} for i in range(3)]),
     "constrained_tokens": lambda: guards.ConstrainedTokens(responses(3), strength=0.5),
-    "feature_anchor": lambda: guards.FeatureAnchor(strength=0.1, layer="blocks.1", reselect_every=3),
+    "feature_anchor": lambda: guards.FeatureAnchor(
+        strength=0.1, layer="blocks.1", reselect_every=3
+    ),
     "feature_anchor_of_drift": lambda: guards.FeatureAnchor(
-        strength=0.1, layer="blocks.1", n_features=4, drifted_model=wandered(), both_sides=True, reselect_every=3
+        strength=0.1,
+        layer="blocks.1",
+        n_features=4,
+        drifted_model=wandered(),
+        both_sides=True,
+        reselect_every=3,
     ),
     "o_lora": lambda: guards.OLoRA(earlier=[{"blocks.1.weight": A_BEFORE}]),
     "lisa": lambda: guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=1, rho=0.5),
@@ -85,8 +96,8 @@ def behaviors() -> list[Behavior]:
     return [behavior("first", slice(0, 12)), behavior("second", slice(12, 24))]
 
 
-def pools() -> list[Behavior]:
-    """Other inputs of the same behaviours, without labels that matter."""
+def replayable() -> list[Behavior]:
+    """Other inputs of the same behaviors, without labels that matter."""
     made = torch.Generator().manual_seed(5)
     ids = torch.randint(0, 20, (24, 5), generator=made)
     return [

@@ -16,7 +16,7 @@ GROUPS = {"first": slice(0, 12), "second": slice(12, 24)}
 
 
 @dataclass
-class Seen:
+class StepLog:
     """One step: θ before it, the task's gradient, what was added to it, θ after it."""
 
     theta: list[Tensor]
@@ -25,16 +25,16 @@ class Seen:
     after: list[Tensor] = field(default_factory=list)
 
 
-def watched(
+def log_steps(
     guard: Guard,
     steps: int = 4,
     model: nn.Module | None = None,
     before_step: Callable[[int], None] = lambda step: None,
-) -> tuple[list[Seen], Run]:
+) -> tuple[list[StepLog], Run]:
     """Train in float64 under a guard, looking at each step."""
     run = Run(guard, (start() if model is None else model).double())
     trained = [p for p in run.model.parameters() if p.requires_grad]
-    found: list[Seen] = []
+    found: list[StepLog] = []
 
     def look(*_: object) -> None:
         found[-1].added = [
@@ -47,7 +47,7 @@ def watched(
             before_step(step)
             theta = [p.detach().clone() for p in trained]
             task = torch.autograd.grad(old_loss(run.model, (ids, targets)), trained)
-            found.append(Seen(theta, list(task), []))
+            found.append(StepLog(theta, list(task), []))
             run.step(ids, targets)
             found[-1].after = [p.detach().clone() for p in trained]
     return found, run

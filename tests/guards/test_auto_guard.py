@@ -9,12 +9,12 @@ from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
 from guards.test_replay import BATCHES, Words, pool
 from riprap import Alert, AlertPolicy, Level, Monitor, guards
 from riprap.errors import ConfigError
-from riprap.guards.replay import _auto_guard as keeper
+from riprap.guards.replay import _auto_guard
 
 WATCHFUL = AlertPolicy.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
 
 
-def kept_by(**options: object) -> guards.AutoGuard:
+def auto_guard(**options: object) -> guards.AutoGuard:
     replay = guards.Replay(BATCHES, loss=old_loss, fraction=0.5)
     return guards.AutoGuard(replay=replay, **options)  # type: ignore[arg-type]
 
@@ -25,20 +25,20 @@ def worst(run: Run) -> float:
 
 
 def test_while_all_is_calm_training_is_as_without_it() -> None:
-    plain, run = (Run(guard).go([(OLD, ANSWERS)] * 20) for guard in (None, kept_by()))
+    plain, run = (Run(guard).go([(OLD, ANSWERS)] * 20) for guard in (None, auto_guard()))
     assert all(map(torch.equal, plain.weights(), run.weights()))
     assert not [action for action in run.monitor.actions if action.applied]
 
 
 def test_it_keeps_what_training_alone_loses() -> None:
-    plain, run = Run(None).go(lessons(60)), Run(kept_by()).go(lessons(60))
+    plain, run = Run(None).go(lessons(60)), Run(auto_guard()).go(lessons(60))
     assert worst(plain) < 0.6
     assert worst(run) >= 0.9
     assert {action.guard for action in run.monitor.actions} == {"adaptive_replay"}
 
 
 def test_a_mixed_step_never_goes_against_the_old_examples() -> None:
-    run = Run(kept_by()).go(lessons(60))
+    run = Run(auto_guard()).go(lessons(60))
     products = [action.after["product"] for action in run.monitor.actions]
     raw = [action.before["product"] for action in run.monitor.actions]
     assert min(raw) < 0
@@ -47,7 +47,7 @@ def test_a_mixed_step_never_goes_against_the_old_examples() -> None:
 
 def test_what_must_stay_may_be_said() -> None:
     """A higher demand is met by acting sooner."""
-    runs = [Run(kept_by(keep=keep)).go(lessons(30)) for keep in (None, 1.0)]
+    runs = [Run(auto_guard(min_score=score)).go(lessons(30)) for score in (None, 1.0)]
     firsts = [run.monitor.actions[0].step for run in runs]
     assert firsts[1] <= firsts[0]
     assert worst(runs[1]) >= worst(runs[0])
@@ -62,7 +62,7 @@ def test_it_works_on_spare_probes_without_labels() -> None:
 
 def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     """The old batches hold nothing of what is watched: replay of them helps nobody."""
-    monkeypatch.setattr(keeper, "PATIENCE", 5)
+    monkeypatch.setattr(_auto_guard, "CRITICAL_PATIENCE", 5)
     useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
     run = Run(guards.AutoGuard(replay=useless, rollback=guards.Rollback(every=2, lr_factor=0.5)))
     run.monitor = Monitor(behaviors(), policy=WATCHFUL, probe_every=5)
@@ -75,7 +75,7 @@ def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_rollback_waits_for_replay() -> None:
-    guard = kept_by()
+    guard = auto_guard()
     guard.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
     assert guard.critical_since == {"first": 7}
     assert guard.rollback is not None
@@ -83,22 +83,24 @@ def test_a_rollback_waits_for_replay() -> None:
 
 
 def test_it_can_do_without_a_rollback() -> None:
-    assert [leaf.name for leaf in kept_by(rollback=False).flatten()] == ["adaptive_replay"]
-    assert [leaf.name for leaf in kept_by().flatten()] == ["adaptive_replay", "rollback"]
+    assert [leaf.name for leaf in auto_guard(rollback=False).flatten()] == ["adaptive_replay"]
+    assert [leaf.name for leaf in auto_guard().flatten()] == ["adaptive_replay", "rollback"]
 
 
 def test_what_it_would_pass_over_is_refused() -> None:
     adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
-    for given in ({"keep": 0.99}, {"behaviors": ["first"]}):
-        with pytest.raises(ConfigError, match="give behaviors and keep to the AdaptiveReplay"):
+    for given in ({"min_score": 0.99}, {"behaviors": ["first"]}):
+        with pytest.raises(ConfigError, match="`min_score` to the AdaptiveReplay"):
             guards.AutoGuard(replay=adaptive, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: kept_by(shadow=True),
-        lambda: guards.AutoGuard(replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss, shadow=True)),
+        lambda: auto_guard(shadow=True),
+        lambda: guards.AutoGuard(
+            replay=guards.Replay([(OLD, ANSWERS)], loss=old_loss, shadow=True)
+        ),
         lambda: guards.Chain(guards.OnAlert(guards.L2SP(1.0), level="watch"), shadow=True),
         lambda: guards.Scheduled(guards.Chain(guards.L2SP(1.0)), shadow=True),
         lambda: guards.OnAlert(guards.L2SP(1.0), shadow=True),
@@ -112,5 +114,5 @@ def test_a_shadow_falls_on_all_that_a_guard_is_made_of(make) -> None:  # type: i
 
 
 def test_an_impossible_demand_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a score in"):
-        kept_by(keep=1.5)
+    with pytest.raises(ConfigError, match="a score must lie in"):
+        auto_guard(min_score=1.5)

@@ -38,7 +38,7 @@ def test_files_that_cannot_be_read_are_passed_over_and_said(
     assert "checkpoint of step 3 could not be read" in action.detail
     assert action.applied is (torn == [3])
     assert same(run.weights(), weights[1]) is action.applied
-    assert action.applied or "no healthy checkpoint to go back to" in action.detail
+    assert action.applied or "no healthy checkpoint to restore" in action.detail
 
 
 def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> None:

@@ -45,12 +45,14 @@ def test_lengths_of_any_size() -> None:
     plain = solve_dual(protected @ protected.T, -protected @ gradient)
     wide = sizes[:, None] * protected
     assert plain.any()
-    np.testing.assert_allclose(solve_dual(wide @ wide.T, -wide @ gradient) * sizes, plain, rtol=1e-6)
+    np.testing.assert_allclose(
+        solve_dual(wide @ wide.T, -wide @ gradient) * sizes, plain, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.0])
 def test_singular_gramians(factor: float) -> None:
-    """The same behaviour twice, two that are opposed, one without a gradient."""
+    """The same behavior twice, two that are opposed, one without a gradient."""
     made = np.random.default_rng(2)
     one, gradient = made.normal(size=9), made.normal(size=9)
     one *= -np.sign(one @ gradient)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from guards.cases import ANSWERS, OLD, Run, last, lessons, start, wandered
-from guards.step_log import gradient, near, watched
+from guards.step_log import gradient, log_steps, near
 from riprap import guards
 from riprap.behaviors._margin_formulas import token_margin
 from riprap.errors import ConfigError
@@ -53,7 +53,7 @@ def slopes(theta: list[Tensor], directions: Tensor) -> Tensor:
 
 def test_it_holds_the_latents_with_the_largest_effect() -> None:
     guard = FeatureAnchor(layer="blocks.0", n_features=16, strength=0.3)
-    seen, _ = watched(guard, steps=3)
+    seen, _ = log_steps(guard, steps=3)
     directions = guard.dictionary.W_dec
     then = outputs(seen[0].theta, OLD)
     gram = directions @ directions.T
@@ -70,7 +70,7 @@ def test_it_holds_the_latents_with_the_largest_effect() -> None:
 
 def test_the_gradient_is_that_of_the_one_sided_penalty() -> None:
     guard = FeatureAnchor(["first"], layer="blocks.0", n_features=7, strength=0.3)
-    seen, run = watched(guard, steps=4)
+    seen, run = log_steps(guard, steps=4)
     directions, sides = guard.dictionary.W_dec, guard.signs
     assert len(directions) == 7
     assert sides.abs().sum() == 7
@@ -93,7 +93,7 @@ def test_latents_that_do_harm_outside_join() -> None:
     sae = TopKSAE.initialize(outputs(theta, OLD), latents=48, k=12)
     guard = FeatureAnchor(layer="blocks.0", sae=sae, n_features=2, strength=5.0, reselect_every=3)
     held: list[Tensor] = []
-    seen, _ = watched(guard, 8, before_step=lambda step: held.append(guard.signs.clone()))
+    seen, _ = log_steps(guard, 8, before_step=lambda step: held.append(guard.signs.clone()))
     held.append(guard.signs.clone())
     assert [int(sides.abs().sum()) for sides in held] == [2, 2, 2, 2, 4, 4, 4, 6, 6]
     slope = slopes(seen[3].theta, sae.W_dec.double())
@@ -111,9 +111,13 @@ def test_given_a_drifted_model_it_holds_the_directions_that_moved_most_on_both_s
     gone = [p.detach() for p in wandered().double().parameters()]
     moved = outputs(gone, OLD) - outputs(theta, OLD)
     guard = FeatureAnchor(
-        ["first", "second"], layer="blocks.0", n_features=3, drifted_model=wandered(), both_sides=True
+        ["first", "second"],
+        layer="blocks.0",
+        n_features=3,
+        drifted_model=wandered(),
+        both_sides=True,
     )
-    seen, run = watched(guard, steps=4)
+    seen, run = log_steps(guard, steps=4)
     held = guard.dictionary.W_dec[guard.signs != 0]
     strongest = torch.linalg.svd(moved, full_matrices=False)[2][:3]
     assert len(held) == 3
@@ -133,7 +137,7 @@ def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
     gone = [p.detach() for p in wandered().double().parameters()]
     sae = TopKSAE.initialize(outputs(theta, OLD), latents=48, k=12)
     guard = FeatureAnchor(layer="blocks.0", sae=sae, n_features=5, drifted_model=wandered())
-    watched(guard, steps=1)
+    log_steps(guard, steps=1)
     then, now = (sae.encode(outputs(own, OLD)) for own in (theta, gone))
     moved = (now - then).square().mean(0)
     assert set(guard.signs.nonzero()[:, 0].tolist()) == set(moved.topk(5).indices.tolist())
@@ -141,9 +145,11 @@ def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
 
 def test_without_a_dictionary_others_can_still_join() -> None:
     """All directions are looked through when some may join, though few are held at first."""
-    guard = FeatureAnchor(layer="blocks.0", n_features=2, reselect_every=2, drifted_model=wandered())
+    guard = FeatureAnchor(
+        layer="blocks.0", n_features=2, reselect_every=2, drifted_model=wandered()
+    )
     held: list[int] = []
-    watched(guard, 6, before_step=lambda step: held.append(int(guard.signs.abs().sum())))
+    log_steps(guard, 6, before_step=lambda step: held.append(int(guard.signs.abs().sum())))
     assert guard.dictionary.W_dec.shape == (16, 16)
     assert held[1:] == sorted(held[1:])
     assert held[1] == 2 < held[-1]
@@ -153,8 +159,8 @@ def test_without_a_dictionary_others_can_still_join() -> None:
     ("drifted", "text"),
     [
         (start(), r"no latent of layer blocks\.0 moved in the drifted model"),
-        (PlainLM(size=20, width=8, depth=2), r"puts out \(24, 8\), that of this one \(24, 16\)"),
-        (PlainLM(size=20, width=16, depth=0), r"'blocks\.0' names 0 modules"),
+        (PlainLM(size=20, width=8, depth=2), r"shape \(24, 8\), and \(24, 16\) in"),
+        (PlainLM(size=20, width=16, depth=0), r"'blocks\.0' matches 0 modules"),
     ],
     ids=("unmoved", "narrow", "shallow"),
 )
@@ -165,7 +171,7 @@ def test_a_drifted_model_that_is_none_is_refused(drifted: nn.Module, text: str) 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:
     sae = TopKSAE.initialize(torch.randn(30, 8), latents=16, k=4)
-    with pytest.raises(ConfigError, match=r"width 8, layer blocks\.0 puts out 16"):
+    with pytest.raises(ConfigError, match=r"width 8, layer blocks\.0 has width 16"):
         Run(guards.FeatureAnchor(layer="blocks.0", sae=sae)).go(lessons(1))
 
 

@@ -85,5 +85,5 @@ def test_what_the_ridge_leaves_and_the_strength_adds() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     for options in ({"strength": -0.1}, {"ridge": -1.0}, {"strength": float("nan")}):
-        with pytest.raises(ConfigError, match="neither may be under 0"):
+        with pytest.raises(ConfigError, match="both must be 0 or more"):
             guards.GEM(**options)

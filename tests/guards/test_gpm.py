@@ -62,7 +62,7 @@ def test_the_gradient_that_is_left_does_not_point_along_protected_inputs() -> No
     places = in_order(run)
     for name, basis in expected.items():
         assert 0 < basis.shape[1] < 16
-        own = run.guard.inputs[places[name]].double()  # type: ignore[union-attr]
+        own = run.guard.input_bases[places[name]].double()  # type: ignore[union-attr]
         torch.testing.assert_close(projector(own), projector(basis), atol=1e-4, rtol=0)
         for before, after in zip(raw, left, strict=True):
             size = float(before[name].norm())
@@ -94,7 +94,7 @@ def test_a_layer_goes_on_answering_protected_inputs_as_it_did() -> None:
     assert min(shares[False]) > (1 - energy) ** 0.5
 
 
-def test_every_behaviour_keeps_its_energy_with_the_fewest_directions() -> None:
+def test_every_behavior_keeps_its_energy_with_the_fewest_directions() -> None:
     made = torch.Generator().manual_seed(5)
     one = torch.randn(40, 12, generator=made) * torch.logspace(0, -2, 12)
     two = 1e-2 * torch.randn(40, 12, generator=made) * torch.logspace(-2, 0, 12)
@@ -108,7 +108,7 @@ def test_every_behaviour_keeps_its_energy_with_the_fewest_directions() -> None:
     held = [
         float((two @ part).square().sum() / two.square().sum()) for part in (both, both[:, :-1])
     ]
-    assert held[0] >= 0.97 > held[1]  # a small behaviour is not drowned by a large one
+    assert held[0] >= 0.97 > held[1]  # a small behavior is not drowned by a large one
     assert extend_basis(both, two.T @ two, 0.97) is both
     assert extend_basis(basis, torch.zeros(12, 12), 0.97) is basis
 
@@ -228,7 +228,7 @@ def test_the_moments_leave_out_padding_and_no_trace() -> None:
 
 def test_a_direction_that_is_left_is_told_and_what_cannot_be_covered_is_refused() -> None:
     run = Run(guards.GPM(energy=1.0)).go(lessons(1))
-    assert "have no direction left" in run.monitor.actions[0].detail
+    assert "have no free direction" in run.monitor.actions[0].detail
     for energy in (0.0, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="must lie in"):
             guards.GPM(energy=energy)
@@ -236,9 +236,9 @@ def test_a_direction_that_is_left_is_told_and_what_cannot_be_covered_is_refused(
     for name, parameter in run.model.named_parameters():
         parameter.requires_grad_(name not in LINEARS)
     run.optimizer = torch.optim.SGD([p for p in run.model.parameters() if p.requires_grad], lr=0.1)
-    with pytest.raises(ConfigError, match="no trained weight of a linear layer"):
+    with pytest.raises(ConfigError, match="no linear layer with a trained weight"):
         run.go(lessons(1))
     run = Run(guards.TwoSidedGPM())
     run.monitor = monitor_of([Behavior("d", OLD, lambda m, ids: last(m, ids)[:, 0].detach())])
-    with pytest.raises(ConfigError, match="no errors to send back"):
+    with pytest.raises(ConfigError, match="no output gradient"):
         run.go(lessons(1))

@@ -65,7 +65,7 @@ def test_one_conflict_is_ended(surgery: Callable[..., GradientSurgery], seed: in
 
 @each
 def test_agreement_passes_bit_for_bit(surgery: Callable[..., GradientSurgery]) -> None:
-    """The task is the protected behaviours' own loss: nothing is in conflict."""
+    """The task is the protected behaviors' own loss: nothing is in conflict."""
     from guards.cases import ANSWERS, OLD
 
     plain = Run(None).go([(OLD, ANSWERS)] * 3)
@@ -105,7 +105,7 @@ def test_the_step_that_is_left_agrees_with_what_is_protected(
 
 def test_what_cannot_be_protected_is_refused_before_the_first_step() -> None:
     cases = [
-        (guards.AGEM(["other"]), "'other' is not watched; the monitor watches first, second"),
+        (guards.AGEM(["other"]), "'other' is not monitored; the monitor has first, second"),
         (guards.AGEM([]), "protects nothing"),
     ]
     for guard, text in cases:

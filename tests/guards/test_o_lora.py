@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guards.cases import A_BEFORE, Run, lessons, monitor_of, start
-from guards.step_log import gradient, near, watched
+from guards.step_log import gradient, log_steps, near
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
@@ -24,7 +24,7 @@ IDS = torch.randint(3, 40, (4, 6), generator=torch.Generator().manual_seed(5))
 def test_the_gradient_is_that_of_the_squared_overlap() -> None:
     more = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
     guard = guards.OLoRA(0.3, [{"blocks.1.weight": A_BEFORE}, {"blocks.1.weight": more}])
-    seen, run = watched(guard, steps=2)
+    seen, run = log_steps(guard, steps=2)
     names = [name for name, _ in start().named_parameters()]
 
     def overlap(theta: list[Tensor]) -> Tensor:
@@ -49,7 +49,9 @@ def two_adapters() -> Any:
 
 def matrices(model: Any, adapter: str) -> dict[str, Tensor]:
     mark = f"lora_A.{adapter}.weight"
-    return {without_adapter_name(n): p.detach() for n, p in model.named_parameters() if n.endswith(mark)}
+    return {
+        without_adapter_name(n): p.detach() for n, p in model.named_parameters() if n.endswith(mark)
+    }
 
 
 def overlap(model: Any, earlier: dict[str, Tensor]) -> float:
@@ -95,7 +97,7 @@ def test_without_adapters_it_is_refused() -> None:
         (guards.OLoRA(), "no earlier adapter was found"),
         (guards.OLoRA(earlier=[]), "no earlier adapter was found"),
         (guards.OLoRA(earlier=[{"other.weight": A_BEFORE}]), "names no trained parameter"),
-        (guards.OLoRA(earlier=[{"head.weight": A_BEFORE[:, :3]}]), "read equally many"),
+        (guards.OLoRA(earlier=[{"head.weight": A_BEFORE[:, :3]}]), "same number of columns"),
     ]
     for guard, text in cases:
         with pytest.raises(ConfigError, match=text):

@@ -27,7 +27,7 @@ def directions(model: torch.nn.Module, behavior: Behavior) -> Tensor:
 
 
 def test_what_the_optimizer_gets_is_orthogonal_to_what_was_stored() -> None:
-    """One behaviour's 12 gradients of θ₀, at steps that have long left θ₀."""
+    """One behavior's 12 gradients of θ₀, at steps that have long left θ₀."""
     one = behaviors()[0]
     stored = directions(start(), one)
     run, found = Run(guards.OGD(["first"], directions=12)), []
@@ -79,7 +79,7 @@ def test_directions_are_shared_out() -> None:
 
 
 def test_what_cannot_be_stored_is_refused_before_the_first_step() -> None:
-    with pytest.raises(ConfigError, match="store at least one"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         guards.OGD(directions=0)
     detached = behaviors()
     attached = detached[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guards.cases import ANSWERS, OLD, Run, last, lessons, monitor_of, old_loss, responses
-from guards.step_log import GROUPS, Seen, as_model, fisher, gradient, group_loss, near, watched
+from guards.step_log import GROUPS, StepLog, as_model, fisher, gradient, group_loss, log_steps, near
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
@@ -17,7 +17,7 @@ from riprap.guards.regularization._kl import counted_positions
 
 
 def weighted(
-    seen: Seen, weights: list[Tensor], anchor: list[Tensor], factor: float
+    seen: StepLog, weights: list[Tensor], anchor: list[Tensor], factor: float
 ) -> list[Tensor]:
     """∇ of factor · Σ Ω (θ − θ*)² by autograd."""
     return gradient(
@@ -30,7 +30,7 @@ def weighted(
 
 
 def test_ewc_is_the_penalty_of_the_paper() -> None:
-    seen, run = watched(guards.EWC(strength=50.0))
+    seen, run = log_steps(guards.EWC(strength=50.0))
     weights, anchor = fisher(seen[0].theta), seen[0].theta
     for step in seen[1:]:
         assert near(step.added, weighted(step, weights, anchor, 25.0))
@@ -43,7 +43,7 @@ def test_ewc_is_the_penalty_of_the_paper() -> None:
 
 def test_online_ewc_adds_up_and_moves_its_anchor() -> None:
     guard = guards.OnlineEWC(strength=50.0, gamma=0.7, every=2)
-    seen, _ = watched(guard, steps=4)
+    seen, _ = log_steps(guard, steps=4)
     first, second = fisher(seen[0].theta), fisher(seen[2].theta)
     assert near(seen[1].added, weighted(seen[1], first, seen[0].theta, 25.0))
     assert not any(part.any() for part in seen[2].added)  # at the anchor
@@ -53,14 +53,14 @@ def test_online_ewc_adds_up_and_moves_its_anchor() -> None:
 
 def test_online_ewc_is_told_to_consolidate_and_takes_it_to_another_run() -> None:
     guard = guards.OnlineEWC(strength=50.0, gamma=0.5)
-    seen, run = watched(guard, steps=2)
+    seen, run = log_steps(guard, steps=2)
     guard.consolidate()
-    more, _ = watched(guard, steps=2, model=run.model)
+    more, _ = log_steps(guard, steps=2, model=run.model)
     both = [0.5 * a + b for a, b in zip(fisher(seen[0].theta), fisher(more[0].theta), strict=True)]
     assert near(more[1].added, weighted(more[1], both, more[0].theta, 25.0))
 
 
-def way(seen: list[Seen]) -> list[Tensor]:
+def way(seen: list[StepLog]) -> list[Tensor]:
     return [a - b for a, b in zip(seen[-1].after, seen[0].theta, strict=True)]
 
 
@@ -69,7 +69,7 @@ def damped(path: list[Tensor], moved: list[Tensor], xi: float) -> list[Tensor]:
 
 
 def test_si_on_protected_losses() -> None:
-    seen, _ = watched(guards.SI(strength=3.0, xi=0.05, refresh=1), steps=4)
+    seen, _ = log_steps(guards.SI(strength=3.0, xi=0.05, refresh=1), steps=4)
     path = [torch.zeros_like(part) for part in seen[0].theta]
     for at, step in enumerate(seen[:-1]):
         slope = gradient(lambda own: sum(group_loss(own, g) for g in GROUPS), step.theta)  # type: ignore[arg-type,return-value]
@@ -83,7 +83,7 @@ def test_si_on_protected_losses() -> None:
 
 def test_si_on_a_task_that_is_then_kept() -> None:
     guard = guards.SI(of="task", strength=3.0, xi=0.05)
-    seen, run = watched(guard, 6, before_step=lambda step: step == 4 and guard.consolidate())
+    seen, run = log_steps(guard, 6, before_step=lambda step: step == 4 and guard.consolidate())
     assert not any(part.any() for step in seen[:4] for part in step.added)
     path = [torch.zeros_like(part) for part in seen[0].theta]
     for step in seen[:3]:
@@ -95,12 +95,12 @@ def test_si_on_a_task_that_is_then_kept() -> None:
     for step in seen[4:]:
         assert near(step.added, weighted(step, weights, seen[3].theta, 3.0))
     guard.consolidate()
-    more, _ = watched(guard, 2, model=run.model)
+    more, _ = log_steps(guard, 2, model=run.model)
     assert any(part.any() for part in more[1].added)  # taken along to another run
 
 
 def test_mas_is_the_sensitivity_of_the_answers() -> None:
-    seen, _ = watched(guards.MAS(["second"], strength=0.01))
+    seen, _ = log_steps(guards.MAS(["second"], strength=0.01))
     weights = [torch.zeros_like(part) for part in seen[0].theta]
     for i in range(12, 24):
         one = gradient(
@@ -118,7 +118,7 @@ def divergence(then: Tensor, now: Tensor) -> Tensor:
 
 
 def test_kl_on_probes() -> None:
-    seen, run = watched(guards.KL(["first", "second"], strength=2.0))
+    seen, run = log_steps(guards.KL(["first", "second"], strength=2.0))
     then = last(as_model(seen[0].theta), OLD)
     for step in seen[1:]:
         expected = gradient(
@@ -137,7 +137,7 @@ def test_kl_on_batches_takes_them_in_turn_and_counts_what_predicts_a_label() -> 
     labels = OLD.clone()
     labels[:, :3] = -100
     batches = [{"tokens": OLD[:5]}, {"tokens": OLD[5:9], "labels": labels[5:9]}]
-    seen, _ = watched(guards.KL(batches=batches), steps=5)
+    seen, _ = log_steps(guards.KL(batches=batches), steps=5)
     model = as_model(seen[0].theta)
     for at, step in enumerate(seen[1:], 1):
         rows, positions = (slice(0, 5), slice(0, 5)) if at % 2 == 0 else (slice(5, 9), slice(2, 4))
@@ -156,14 +156,14 @@ def test_kl_does_not_count_padding() -> None:
     assert counted_positions({"attention_mask": mask}, logits).long().tolist() == mask.tolist()
     both = counted_positions({"attention_mask": mask, "labels": labels}, logits)
     assert both.long().tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
-    with pytest.raises(ConfigError, match="no position that counts"):
+    with pytest.raises(ConfigError, match="no counted position"):
         counted_positions({"labels": labels * 0 - 100}, logits)
 
 
 def test_constrained_tokens_are_the_objective_of_the_paper() -> None:
     """The sum of (2/β_t) · −log σ(β_t log π/π₀), token by token, with β 0.5, 2, 2 and then 0.1."""
     guard = guards.ConstrainedTokens(responses(), strength=0.5, early_until=2)
-    seen, run = watched(guard, steps=4)
+    seen, run = log_steps(guard, steps=4)
     start = as_model(seen[0].theta)
 
     def objective(own: list[Tensor], rows: slice) -> Tensor:
@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
             run.step(ids, targets)
             assert all(bool(p.grad.isfinite().all()) for p in run.model.parameters())  # type: ignore[union-attr]
     assert [action.applied for action in run.monitor.actions] == [True, True, False]
-    assert run.monitor.actions[2].detail == "the penalty diverged: nothing is added"
+    assert run.monitor.actions[2].detail == "the penalty is not finite: nothing added"
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
         (lambda: guards.EWC(of="both"), "choose 'loss' or 'margin'"),
         (lambda: guards.OnlineEWC(gamma=1.5), "gamma=1.5"),
         (lambda: guards.SI(of="path"), "choose 'protected' or 'task'"),
-        (lambda: guards.SI(xi=0.0), "damping above 0"),
+        (lambda: guards.SI(xi=0.0), "xi above 0"),
         (lambda: guards.ConstrainedTokens([]), "at least one batch"),
-        (lambda: guards.ConstrainedTokens(iter(responses())), "gone through again"),
+        (lambda: guards.ConstrainedTokens(iter(responses())), "read more than once"),
         (lambda: guards.ConstrainedTokens(responses(), beta=0), "beta=0"),
-        (lambda: guards.Lisa(responses(), task_steps=0), "each stretch needs a step"),
-        (lambda: guards.FeatureAnchor(n_features=0), "count=0"),
+        (lambda: guards.Lisa(responses(), task_steps=0), "each phase needs a step"),
+        (lambda: guards.FeatureAnchor(n_features=0), "n_features=0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]
@@ -230,14 +230,14 @@ def plain_behavior(**options: object) -> Behavior:
     [
         (guards.EWC(), None, "has no losses"),
         (guards.SI(), None, "has no losses"),
-        (guards.EWC(["other"]), None, "'other' is not watched"),
+        (guards.EWC(["other"]), None, "'other' is not monitored"),
         (guards.KL(), lambda model, ids: model.embed(ids).sum((1, 2)), "does not run the model"),
         (guards.MAS(), lambda model, ids: model.embed(ids).sum((1, 2)), "does not run the model"),
-        (guards.FeatureAnchor(layer="blocks.9"), None, "'blocks.9' names 0 modules"),
+        (guards.FeatureAnchor(layer="blocks.9"), None, "'blocks.9' matches 0 modules"),
         (
             guards.FeatureAnchor(),
             lambda model, ids: last(model, ids)[:, 3] * 0 + model.head.bias[0],
-            "no latent of layer blocks.1 has an effect",
+            "no latent of layer blocks.1 affects the margins",
         ),
         (
             guards.FeatureAnchor(),
@@ -250,11 +250,11 @@ def plain_behavior(**options: object) -> Behavior:
     ],
     ids=range(11),
 )
-@pytest.mark.filterwarnings("ignore:behaviour 'plain' scores")
+@pytest.mark.filterwarnings("ignore:behavior 'plain' scores")
 def test_what_cannot_be_worked_with_is_refused(guard: Guard, margins, text) -> None:  # type: ignore[no-untyped-def]
-    watched = plain_behavior(**({} if margins is None else {"margins": margins}))
+    monitored = plain_behavior(**({} if margins is None else {"margins": margins}))
     run = Run(guard)
-    run.monitor = monitor_of([watched])
+    run.monitor = monitor_of([monitored])
     with pytest.raises(ConfigError, match=text):
         run.go(lessons(2))
 

@@ -1,4 +1,4 @@
-"""Guards that read probes themselves, on a transformer, with every kind of behaviour."""
+"""Guards that read probes themselves, on a transformer, with every kind of behavior."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guards.cases import monitor_of
 from guards.step_log import near
 from riprap import Behavior, guards
 from riprap.evaluation import preserve_training_state
-from riprap.guards.regularization._probe_outputs import run_probes, last_positions
+from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from tiny import PROMPTS
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -67,7 +67,7 @@ def train(kind: str, name: str, folder: Path | None = None) -> dict[str, Any]:
     case = GUARDS[name]
     run = Run(case(), spread(kind))
     if folder is not None:
-        run.monitor = monitor_of(run=folder / name)
+        run.monitor = monitor_of(run_dir=folder / name)
     try:
         run.go([(ids.chunk(world)[rank], told.chunk(world)[rank]) for ids, told in lessons(STEPS)])
     except RiprapError as error:

@@ -15,8 +15,8 @@ from riprap import evaluation as probing
 from riprap.behaviors import ProbeSet
 from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
+from riprap.evaluation import ProtectedGradients
 from riprap.guards import GuardView
-from riprap.signals import ProtectedGradients
 from riprap.types import Forecast
 from tiny import make_llama
 
@@ -79,7 +79,7 @@ PROMPTS = torch.randint(3, 47, (60, 5), generator=MADE)
 
 
 class Words:
-    """A small Llama, and what it says after some prompts as a behaviour to keep."""
+    """A small Llama, and what it says after some prompts as a behavior to keep."""
 
     def __init__(self, guard: guards.Guard | None, rate: float = 0.02) -> None:
         self.model = make_llama().train()
@@ -120,7 +120,7 @@ def test_a_pool_keeps_what_it_does_not_hold() -> None:
 def test_a_pool_may_not_hold_what_measures() -> None:
     words = Words(None)
     guard = guards.Replay(guards.SelfDistillationBuffer([words.of("words", slice(10, 30))]))
-    with pytest.raises(ConfigError, match="holds 10 of the probes that measure"):
+    with pytest.raises(ConfigError, match="contains 10 evaluation probes of"):
         Words(guard).go(1)
 
 
@@ -145,7 +145,11 @@ def test_at_the_start_there_is_nothing_to_learn_again() -> None:
 
 
 def test_margins_are_held_where_there_are_no_logits_to_hold() -> None:
-    run = Run(guards.Replay(guards.SelfDistillationBuffer([custom("memory", PROMPTS[20:60])]), fraction=0.5))
+    run = Run(
+        guards.Replay(
+            guards.SelfDistillationBuffer([custom("memory", PROMPTS[20:60])]), fraction=0.5
+        )
+    )
     run.model = make_llama().train()
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.02, momentum=0.9)
     run.monitor = monitor_of([custom("memory", PROMPTS[:20])])
@@ -214,7 +218,7 @@ def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untype
 
 
 def seen(margins: list[float], median: float = float("inf")) -> GuardView:
-    """What a guard is shown of one behaviour whose 10 probes all had these margins at visits."""
+    """What a guard is shown of one behavior whose 10 probes all had these margins at visits."""
     track = BehaviorHistory("only", floor=0.9)
     for step, margin in enumerate(margins):
         track.add_margins(step, np.full(10, margin))
@@ -256,13 +260,13 @@ def test_it_does_not_rest_while_it_would_wake() -> None:
 
 
 def test_what_is_kept_needs_a_pool() -> None:
-    watched = [custom("one", PROMPTS[:20]), custom("two", PROMPTS[:20])]
+    monitored = [custom("one", PROMPTS[:20]), custom("two", PROMPTS[:20])]
     pool = guards.SelfDistillationBuffer([custom("one", PROMPTS[20:])])
     model = make_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with pytest.raises(ConfigError, match="'two' is to be kept and has no pool"):
-        monitor_of(watched).begin(model, optimizer, guards.AdaptiveReplay(pool))
-    monitor = monitor_of(watched)
+    with pytest.raises(ConfigError, match="has no examples of behavior 'two'"):
+        monitor_of(monitored).begin(model, optimizer, guards.AdaptiveReplay(pool))
+    monitor = monitor_of(monitored)
     monitor.begin(model, optimizer, guards.AdaptiveReplay(pool, behaviors=["one"]))
     monitor.end()
 
@@ -324,8 +328,12 @@ def test_that_probes_cannot_be_compared_is_said() -> None:
     model = make_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     monitor = monitor_of([custom("memory", PROMPTS[:20])])
-    with pytest.warns(UserWarning, match="give its probes a method rows"):
-        monitor.begin(model, optimizer, guards.Replay(guards.SelfDistillationBuffer([custom("memory", PROMPTS)])))
+    with pytest.warns(UserWarning, match="use probes of a ProbeSet with rows"):
+        monitor.begin(
+            model,
+            optimizer,
+            guards.Replay(guards.SelfDistillationBuffer([custom("memory", PROMPTS)])),
+        )
     monitor.end()
 
 

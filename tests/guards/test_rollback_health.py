@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from guards.cases import Run, behaviors, lessons
-from guards.test_rollback import RATE, Seen, to_step
+from guards.test_rollback import RATE, RollbackLog, to_step
 from riprap import AlertPolicy, Behavior, Monitor, guards
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:riprap. guard rollback"),
-    pytest.mark.filterwarnings("ignore:riprap could not visit"),
+    pytest.mark.filterwarnings("ignore:riprap could not evaluate"),
 ]
 LATE = {
     "kind": "threshold",
@@ -42,7 +42,7 @@ def test_a_broken_state_that_nothing_alerts_of_yet_is_not_kept() -> None:
     assert max(scores[back + 1 : first.step]) < 0.9
 
 
-def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
+def test_a_state_in_which_a_behavior_could_not_be_read_is_not_kept() -> None:
     fails = False
 
     def failing(model: Any, probes: Any) -> torch.Tensor:
@@ -52,8 +52,8 @@ def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
 
     one, second = behaviors()
     run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=0.1)
-    watched = [one, Behavior("second", second.probes, failing)]
-    run.monitor = Monitor(watched, policy=run.monitor.policy, probe_every=5)
+    monitored = [one, Behavior("second", second.probes, failing)]
+    run.monitor = Monitor(monitored, policy=run.monitor.policy, probe_every=5)
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for step, (ids, targets) in enumerate(lessons(4), 1):
             fails = step > 1
@@ -63,7 +63,7 @@ def test_a_state_in_which_a_behaviour_could_not_be_read_is_not_kept() -> None:
 
 
 def test_what_is_seen_soon_after_going_back_is_not_kept_yet() -> None:
-    seen = Seen(guards.Rollback(every=3, max_rollbacks=9)).go(40)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     assert len(seen.backs) >= 4
     for earlier, later in zip(seen.backs[:-1], seen.backs[1:], strict=True):
         again = to_step(later) == to_step(earlier)
@@ -71,7 +71,7 @@ def test_what_is_seen_soon_after_going_back_is_not_kept_yet() -> None:
 
 
 def test_what_was_given_up_is_not_judged_and_alerts_can_be_raised_anew() -> None:
-    seen = Seen(guards.Rollback(every=3, max_rollbacks=9)).go(40)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     monitor = seen.run.monitor
     for track in monitor.behavior_histories.values():
         for action in seen.backs:

@@ -39,7 +39,7 @@ HARMED = {
 def train(folder: Path) -> list[torch.Tensor]:
     """From the newest checkpoint, or from the start; weights in the end."""
     run = Run(guards.Rollback(every=2, checkpoint_dir=folder / "ring"), rate=RATE)
-    run.monitor = monitor_of(run=folder / "run", resume=True)
+    run.monitor = monitor_of(run_dir=folder / "run", resume=True)
     found, done = resuming.checkpoints(folder), 0
     if found:
         rest = torch.load(found[-1] / "rest.pt", weights_only=True)
@@ -118,7 +118,7 @@ def test_files_that_are_gone_are_said_and_done_without(tmp_path: Path) -> None:
     process.join(120)
     for file in (tmp_path / "ring").iterdir():
         file.unlink()
-    with pytest.warns(UserWarning, match="there is no going back to it"):
+    with pytest.warns(UserWarning, match="a rollback to it is not possible"):
         train(tmp_path)
     later = [action for action in actions(tmp_path) if action.step > SAVES]
     assert later

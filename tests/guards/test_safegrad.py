@@ -20,7 +20,7 @@ def flat(parts: list[Tensor]) -> Tensor:
 
 
 def kl_gradient(reference: nn.Module, model: nn.Module) -> Tensor:
-    """∇ of the mean over both behaviours of KL(p_θ₀ ‖ p_θ), by autograd through the KL, float64."""
+    """∇ of the mean over both behaviors of KL(p_θ₀ ‖ p_θ), by autograd through the KL, float64."""
     reference, model = reference.double(), model.double()
     total = torch.zeros((), dtype=torch.float64)
     for rows in (slice(0, 12), slice(12, 24)):
@@ -87,7 +87,7 @@ def test_at_the_start_the_step_passes_bit_for_bit() -> None:
     assert all(map(torch.equal, plain.weights(), guarded.weights()))
     (action,) = guarded.monitor.actions
     assert (action.applied, action.before["kl"]) == (False, 0.0)
-    assert action.detail == "the answers are those of the start"
+    assert action.detail == "the answers are those of θ₀"
 
 
 def adapted() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -127,7 +127,7 @@ def test_g_b_is_taken_at_the_refresh() -> None:
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(9):
             run.step(ids, targets)
-            seen.append(run.guard.taken)  # type: ignore[union-attr]
+            seen.append(run.guard.refreshed_at)  # type: ignore[union-attr]
     assert seen == [1, 2, 2, 2, 5, 5, 5, 8, 8]  # at the first there is nothing yet to take
 
 
@@ -164,7 +164,9 @@ def test_answers_do_not_count_padding(kind: str) -> None:
         every = Behavior.multiple_choice("words", tokenizer, PROMPTS, options, [1, 0, 1, 0])
     with torch.no_grad():
         together = probing.answer_logits(every, model)
-        apart = torch.cat([probing.answer_logits(every.subset([i]), model) for i in range(len(PROMPTS))])
+        apart = torch.cat(
+            [probing.answer_logits(every.subset([i]), model) for i in range(len(PROMPTS))]
+        )
     assert len(together) == (4 if kind == "next_token" else 3 + 1 + 3 + 1)
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
 
@@ -175,7 +177,9 @@ def test_answers_of_continuations_are_where_their_tokens_are_predicted() -> None
     row = one.probes.batch.rows()[1]
     with torch.no_grad():
         expected = model(torch.tensor([row])).logits[0, -4:-1]
-        torch.testing.assert_close(probing.answer_logits(one, model), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            probing.answer_logits(one, model), expected, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_what_makes_no_sense_is_refused() -> None:
@@ -185,5 +189,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     silent = Behavior("mute", OLD, lambda model, ids: model.embed(ids).sum((1, 2)) ** 2)
     run = Run(guards.SafeGrad())
     run.monitor = monitor_of([silent])
-    with pytest.raises(ConfigError, match="guard safegrad: behavior 'mute': no logits were captured"):
+    with pytest.raises(
+        ConfigError, match="guard safegrad: behavior 'mute': no logits were captured"
+    ):
         run.go(lessons(1))

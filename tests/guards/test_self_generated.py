@@ -13,7 +13,7 @@ from riprap.behaviors._response_prefixes import greedy_decode
 from riprap.behaviors._tokenization import encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
-from riprap.guards.replay._self_generated import IGNORED, self_generated_examples
+from riprap.guards import self_generated_examples
 from tiny import PROMPTS, PlainLM, make_llama
 
 NO_END = {"eos_token_id": None}
@@ -62,13 +62,15 @@ def test_labels_are_the_models_own_answers_and_nothing_else(
     llama.generation_config.update(**NO_END)
     asked = encode_prompts(tokenizer, PROMPTS)
     expected = generate(llama, tokenizer, asked, 4)
-    batches = self_generated_examples(llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=4, batch_size=3)
+    batches = self_generated_examples(
+        llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=4, batch_size=3
+    )
     assert [len(batch["input_ids"]) for batch in batches] == [3, 1]
     rows = [row for batch in batches for row in zip(*batch.values(), strict=True)]
     for (ids, mask, labels), question, answer in zip(rows, asked, expected, strict=True):
         assert ids[mask.bool()].tolist() == question + answer
-        assert labels[labels != IGNORED].tolist() == answer
-        assert ids[labels != IGNORED].tolist() == answer  # at their own positions
+        assert labels[labels != -100].tolist() == answer
+        assert ids[labels != -100].tolist() == answer  # at their own positions
 
 
 def test_the_answers_are_the_likeliest_there_are(
@@ -92,8 +94,10 @@ def test_answers_that_are_not_accepted_are_dropped_and_said(
     def of_bombs_and_cakes(prompt: object, _answer: str) -> bool:
         return "bomb" in str(prompt) or "cake" in str(prompt)
 
-    with pytest.warns(UserWarning, match="2 of the model's 4 own answers"):
-        batches = self_generated_examples(llama, tokenizer, PROMPTS, of_bombs_and_cakes, monitored=[], max_new_tokens=3)
+    with pytest.warns(UserWarning, match="2 of the model's 4 answers"):
+        batches = self_generated_examples(
+            llama, tokenizer, PROMPTS, of_bombs_and_cakes, monitored=[], max_new_tokens=3
+        )
     kept = [PROMPTS[0], PROMPTS[3]]
     for row, prompt in zip(batches[0]["input_ids"], encode_prompts(tokenizer, kept), strict=True):
         assert row[: len(prompt)].tolist() == prompt
@@ -111,11 +115,11 @@ def test_a_probe_that_measures_is_refused(
             "refusal", tokenizer, PROMPTS[:2], [["sorry", "yes i can"]] * 2, [0, 0]
         ),
     ):
-        with pytest.raises(ConfigError, match=r"1 of the probes that measure 'refusal'"):
+        with pytest.raises(ConfigError, match="1 evaluation probes of 'refusal'"):
             self_generated_examples(llama, tokenizer, PROMPTS[1:], accept, monitored=[refusal])
 
 
-@pytest.mark.parametrize("odd", [{"tokens": 0}, {"rows": 0}])
+@pytest.mark.parametrize("odd", [{"max_new_tokens": 0}, {"batch_size": 0}])
 def test_nothing_is_not_asked_for(
     odd: dict[str, int], llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -134,7 +138,9 @@ def test_replaying_them_keeps_what_is_answered(
     """Trained on the opposite of its own answers, a model with replay goes on giving its own."""
     start = {name: part.clone() for name, part in llama.state_dict().items()}
     llama.generation_config.update(**NO_END)
-    batches = self_generated_examples(llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=3)
+    batches = self_generated_examples(
+        llama, tokenizer, PROMPTS, accept, monitored=[], max_new_tokens=3
+    )
     lesson = torch.randint(3, 40, (8, 9), generator=torch.Generator().manual_seed(1))
     refusal = Behavior.response_prefix(
         "refusal", tokenizer, prompts=["how do i paint a cake"], prefixes=["sorry"]

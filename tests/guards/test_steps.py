@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from guards.cases import ANSWERS, OLD, Run, halves, lessons, monitor_of, old_loss, start
-from guards.step_log import Seen, gradient, group_loss, near, watched
+from guards.step_log import StepLog, gradient, group_loss, log_steps, near
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from tiny import make_llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:behaviour .w. scores")
+pytestmark = pytest.mark.filterwarnings("ignore:behavior .w. scores")
 HELD = ("embed.", "blocks.0.")
 
 
@@ -89,9 +89,9 @@ def test_freeze_finds_the_parts_of_a_transformer() -> None:
     guard = guards.Freeze(embeddings=True, layers=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = torch.randint(3, 40, (4, 6))
-    watched = [Behavior.next_token("w", ids[:, :4], ids[:, 4].tolist(), floor=0.01)]
+    monitored = [Behavior.next_token("w", ids[:, :4], ids[:, 4].tolist(), floor=0.01)]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with monitor_of(watched).watch(model, optimizer, guard=guard):
+    with monitor_of(monitored).watch(model, optimizer, guard=guard):
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
     stayed = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
@@ -105,13 +105,13 @@ def test_freeze_finds_the_parts_of_a_transformer() -> None:
         (lambda: guards.Freeze(), "freezes nothing"),
         (lambda: guards.Freeze("embed"), "a list of names"),
         (lambda: guards.Freeze(layers=-1), "a count"),
-        (lambda: guards.Freeze(["other"]), "'other' names 0 modules"),
+        (lambda: guards.Freeze(["other"]), "'other' matches 0 modules"),
         (lambda: guards.Freeze(["head"], embeddings=True, layers=2), "all of the"),
         (lambda: guards.Freeze(layers=3), "blocks has 2"),
-        (lambda: guards.Clip(0), "most=0"),
+        (lambda: guards.Clip(0), "max_norm=0"),
         (lambda: guards.EMA(decay=1.0), "decay=1.0"),
         (lambda: guards.EMA(every=0), "every=0"),
-        (lambda: guards.Lisa(halves(), old_loss, rho=-1), "must not be negative"),
+        (lambda: guards.Lisa(halves(), old_loss, rho=-1), "rho must be 0 or more"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]
@@ -130,14 +130,14 @@ def size(vector: list[Tensor]) -> float:
     return float(torch.cat([part.flatten() for part in vector]).norm())
 
 
-def used(step: Seen) -> list[Tensor]:
+def used(step: StepLog) -> list[Tensor]:
     return [a + b for a, b in zip(step.task, step.added, strict=True)]
 
 
 def test_clip_keeps_the_direction_and_bounds_the_length() -> None:
-    norms = [size(step.task) for step in watched(guards.L2SP(1e-9))[0]]
+    norms = [size(step.task) for step in log_steps(guards.L2SP(1e-9))[0]]
     most = sorted(norms)[2] * 1.0001
-    seen, run = watched(guards.Clip(most))
+    seen, run = log_steps(guards.Clip(most))
     actions = run.monitor.actions
     assert {action.applied for action in actions} == {True, False}
     for step, action in zip(seen, actions, strict=True):
@@ -148,7 +148,7 @@ def test_clip_keeps_the_direction_and_bounds_the_length() -> None:
 
 
 def test_clip_behind_a_penalty_bounds_the_sum() -> None:
-    seen, run = watched(guards.Chain(guards.L2SP(5.0), guards.Clip(0.4)))
+    seen, run = log_steps(guards.Chain(guards.L2SP(5.0), guards.Clip(0.4)))
     away = [a - b for a, b in zip(seen[3].theta, seen[0].theta, strict=True)]
     both = [g + 5 * a for g, a in zip(seen[3].task, away, strict=True)]
     assert near(used(seen[3]), [part * 0.4 / size(both) for part in both])
@@ -169,7 +169,7 @@ def test_ema_draws_back_to_the_average() -> None:
     average = [p.detach().clone() for p in model.parameters()]
     momentum = [torch.zeros_like(part) for part in average]
     theta = [part.clone() for part in average]
-    seen, run = watched(guards.EMA(decay=0.8, every=3), steps=7)
+    seen, run = log_steps(guards.EMA(decay=0.8, every=3), steps=7)
     for at, step in enumerate(seen, 1):
         momentum = [0.9 * m + g for m, g in zip(momentum, step.task, strict=True)]
         theta = [t - 0.1 * m for t, m in zip(theta, momentum, strict=True)]
@@ -182,20 +182,20 @@ def test_ema_draws_back_to_the_average() -> None:
 
 def test_ema_only_averages_until_it_is_put() -> None:
     guard = guards.EMA(decay=0.5, every=None)
-    seen, run = watched(guard, steps=3)
+    seen, run = log_steps(guard, steps=3)
     assert not run.monitor.actions
     average = seen[0].theta
     for step in seen:
         average = [(a + b) / 2 for a, b in zip(average, step.after, strict=True)]
     guard.copy_to(list(run.model.parameters()))
     assert near([p.detach() for p in run.model.parameters()], average)
-    with pytest.raises(ConfigError, match="not those that were averaged"):
+    with pytest.raises(ConfigError, match="differ from the averaged ones"):
         guard.copy_to(list(run.model.parameters())[1:])
 
 
 def test_lisa_alternates_and_holds_each_stretch_near_its_beginning() -> None:
     guard = guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=3, rho=0.7)
-    seen, run = watched(guard, steps=8)
+    seen, run = log_steps(guard, steps=8)
     protected = [False, False, True, True, True, False, False, True]
     begun = [0, 0, 2, 2, 2, 5, 5, 7]
     groups = iter(["first", "second", "first", "second"])
@@ -224,10 +224,10 @@ def test_lisa_keeps_what_the_task_alone_would_lose() -> None:
 def test_lisa_takes_the_models_own_loss() -> None:
     model = make_llama()
     ids = torch.randint(3, 40, (4, 6))
-    watched = [Behavior.next_token("w", ids[:, :4], ids[:, 4].tolist(), floor=0.01)]
+    monitored = [Behavior.next_token("w", ids[:, :4], ids[:, 4].tolist(), floor=0.01)]
     guard = guards.Lisa([{"input_ids": ids, "labels": ids}], task_steps=1, protected_steps=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    monitor = monitor_of(watched)
+    monitor = monitor_of(monitored)
     with monitor.watch(model, optimizer, guard=guard):
         for _ in range(2):
             optimizer.zero_grad()

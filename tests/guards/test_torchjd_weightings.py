@@ -70,7 +70,9 @@ def test_pcgrads_order_follows_the_step_and_draws_from_no_generator() -> None:
     gradient, protected = vectors(9, 5)
     before = torch.get_rng_state()
     plain = conflict_of(gradient - protected.sum(0), protected)
-    conflicts = [ConflictStats(plain.products, plain.gram, plain.squared_norm, step) for step in range(6)]
+    conflicts = [
+        ConflictStats(plain.products, plain.gram, plain.squared_norm, step) for step in range(6)
+    ]
     found = [guards.PCGrad().decide(conflict)[1] for conflict in conflicts]
     again = [guards.PCGrad().decide(conflict)[1] for conflict in conflicts]
     assert torch.equal(before, torch.get_rng_state())
@@ -79,7 +81,7 @@ def test_pcgrads_order_follows_the_step_and_draws_from_no_generator() -> None:
 
 
 @kinds
-def test_a_behaviour_without_a_gradient_does_no_harm(kind: str) -> None:
+def test_a_behavior_without_a_gradient_does_no_harm(kind: str) -> None:
     gradient, protected = np.array([-1.0, 1.0, 0.0]), np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     found = operated(KINDS[kind](), gradient, protected)
     assert np.isfinite(found).all()

@@ -13,7 +13,7 @@ FINE = torch.finfo(torch.float32).eps
 
 
 def gradients(run: Run) -> list[list[torch.Tensor]]:
-    """h_b of every behaviour, float64."""
+    """h_b of every behavior, float64."""
     parameters = list(run.model.parameters())
     means = [one.margins(run.model, one.probes).mean() for one in behaviors()]  # type: ignore[union-attr]
     return [[part.double() for part in torch.autograd.grad(mean, parameters)] for mean in means]
@@ -22,7 +22,7 @@ def gradients(run: Run) -> list[list[torch.Tensor]]:
 def watched(
     guard: guards.Guard | None, optimizer: type[torch.optim.Optimizer]
 ) -> list[list[float]]:
-    """⟨h_b, Δθ⟩ of every step and behaviour, and how large rounding may make it."""
+    """⟨h_b, Δθ⟩ of every step and behavior, and how large rounding may make it."""
     run = Run(guard)
     run.optimizer = optimizer(run.model.parameters(), lr=0.02)  # type: ignore[call-arg]
     found = []
@@ -76,5 +76,5 @@ def test_the_gradient_is_left_alone_and_the_update_is_not_longer() -> None:
 
 
 def test_a_tolerance_under_0_is_refused() -> None:
-    with pytest.raises(ConfigError, match="may not be under 0"):
+    with pytest.raises(ConfigError, match="must be 0 or more"):
         guards.UpdateProjection(tolerance=-1.0)

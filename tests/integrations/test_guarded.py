@@ -209,7 +209,7 @@ def test_rollback_ends_the_training_of_a_trainer(tmp_path: Path) -> None:
     monitor = monitor_of()
     callback = MonitorCallback(monitor, guards.Rollback(every=2, max_rollbacks=0))
     trainer = plain(tmp_path, [callback], max_steps=30, learning_rate=0.05)
-    with pytest.warns(UserWarning, match=r"guard rollback: words: .* training is to stop"):
+    with pytest.warns(UserWarning, match=r"guard rollback: words: .* training should stop"):
         trainer.train()
     (last,) = backs(monitor)
     assert trainer.state.global_step == last.step < 30

@@ -170,9 +170,9 @@ class Rollback(Guard):
             return Proposal(detail=f"{names}: no healthy checkpoint to restore{lost}")
         last = self.rollback_count >= self.max_rollbacks
         factor = self.lr_factor ** (self.rollback_count + 1 - self.rollbacks_before[step])
-        detail = f"{names}: rollback from step {view.step} to step {step}{lost}"
+        detail = f"{names}: rollback from step {view.step} to the state of step {step}{lost}"
         if last:
-            detail += f"; training should stop after {self.rollback_count} earlier rollbacks"
+            detail += f"; after {self.rollback_count} earlier rollbacks training should stop"
 
         def restore() -> None:
             self._training.restore(checkpoint)
