@@ -1,16 +1,16 @@
-"""What selection costs, as ratios to a plain step in the same process.
+"""Cost of selection, as ratios to a plain step in the same process.
 
     python benchmarks/selection_cost.py smollm2 --rounds 5 --memory --spearman 10
     python benchmarks/selection_cost.py full --rounds 3
     python benchmarks/selection_cost.py small --memory
     python benchmarks/selection_cost.py growth --rounds 3
 
-One thread, and seconds of the processor, so that other jobs on the machine disturb less: once those
-of the program alone, once with the system's, which beside busy neighbours vary by half. Every way
-is timed in interleaved rounds, each beside a plain step of its own; medians of the ratios. A step
-is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak memory is that of
-a few steps in a process of its own, above what the model and the optimizer take (Linux only).
-`small` is a Llama of 1.8 M parameters; `growth` draws how its ratios grow with the batch.
+One thread. Times are processor seconds, on which other jobs have less influence: those of the
+program only, and with the system's part, which varies by half on a busy machine. Every method is
+timed in interleaved rounds, each beside a plain step of its own; the table shows medians of the
+ratios. A step is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak
+memory is that of a few steps in a separate process, above the memory of model and optimizer (Linux
+only). `small` is a Llama of 1.8 M parameters; `growth` plots its ratios by size of the batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def smollm2(adapters: bool) -> Any:
 
 
 def batches(data: Path, rows: int, width: int) -> list[dict[str, Tensor]]:
-    """Questions and answers of one row each, padded or cut to `width`; only answers are learned."""
+    """Rows of a question and an answer, padded or cut to `width`; only answers are learned."""
     from riprap.integrations.smollm2 import ensure_converted
 
     tokenizer = load_model(str(ensure_converted()))[1]
@@ -80,7 +80,7 @@ def plain_step(model: Any, optimizer: Any, batch: Any) -> None:
 
 
 def timed(step: Step) -> Step:
-    """The step, telling its seconds."""
+    """Return a step that returns its seconds."""
 
     def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
         begun = resource.getrusage(resource.RUSAGE_SELF)  # os.times() counts hundredths
@@ -93,7 +93,7 @@ def timed(step: Step) -> Step:
 
 
 def selected_step(strategy: str) -> Step:
-    """The second step under a selector: it is put on once, and the first one fills its memory."""
+    """Return the second step of an attached selector; the first one fills its buffers."""
 
     def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
         with Selector(strategy, RATIO).attach(model, optimizer):
@@ -104,18 +104,18 @@ def selected_step(strategy: str) -> Step:
 
 
 def sequential(model: Any, optimizer: Any, batch: Any) -> None:
-    """One backward pass a sample; the gradients of those taken are kept and summed."""
+    """Run one backward pass per sample, and sum the gradients of the selected samples."""
     own = [p for p in model.parameters() if p.requires_grad]
-    found, norms = [], []
+    grads, norms = [], []
     for row in range(len(batch["input_ids"])):
-        one = {key: value[row : row + 1] for key, value in batch.items()}
-        model(**one).loss.backward()
-        found.append([p.grad for p in own])
-        norms.append(torch.stack(torch._foreach_norm(found[-1])).norm())
+        sample = {key: value[row : row + 1] for key, value in batch.items()}
+        model(**sample).loss.backward()
+        grads.append([p.grad for p in own])
+        norms.append(torch.stack(torch._foreach_norm(grads[-1])).norm())
         for p in own:
             p.grad = None
     order = torch.stack(norms).sub(torch.stack(norms).median()).abs().argsort()
-    chosen = [found[row] for row in order[: int(RATIO * len(found))].tolist()]
+    chosen = [grads[row] for row in order[: int(RATIO * len(grads))].tolist()]
     for p, *parts in zip(own, *chosen, strict=True):
         p.grad = torch.stack(parts).mean(0)
     optimizer.step()
@@ -123,7 +123,7 @@ def sequential(model: Any, optimizer: Any, batch: Any) -> None:
 
 
 def opacus_norms(model: Any, _optimizer: Any, batch: Any) -> None:
-    """Opacus' per-sample gradients, and their norms."""
+    """Compute norms of per-sample gradients with Opacus."""
     from opacus import GradSampleModule
 
     own = [p for p in model.parameters() if p.requires_grad]
@@ -136,7 +136,7 @@ def opacus_norms(model: Any, _optimizer: Any, batch: Any) -> None:
 
 
 def func_norms(model: Any, _optimizer: Any, batch: Any) -> None:
-    """torch.func's per-sample gradients by vmap, and their norms."""
+    """Compute norms of per-sample gradients with torch.func and vmap."""
     from torch.func import functional_call, grad, vmap
 
     own = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -155,13 +155,13 @@ def norms_alone(model: Any, _optimizer: Any, batch: Any) -> None:
     gradient_norms(model, batch)
 
 
-WAYS: dict[str, Step] = {
+METHODS: dict[str, Step] = {
     "plain": timed(plain_step),
     "moderate (exact)": selected_step("moderate"),
     "proxy": selected_step("proxy"),
     "random": selected_step("random"),
     "norms alone": timed(norms_alone),
-    "one backward a sample": timed(sequential),
+    "one backward per sample": timed(sequential),
     "Opacus, norms alone": timed(opacus_norms),
     "torch.func, norms alone": timed(func_norms),
 }
@@ -169,7 +169,7 @@ FULL = ("moderate (exact)", "proxy", "norms alone")
 
 
 def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[str, list[Seconds]]:
-    """For each way, its seconds over those of the plain step beside it."""
+    """Return, for each method, its seconds divided by those of the plain step beside it."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     plain_step(model, optimizer, given[0])
@@ -177,22 +177,22 @@ def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[
     for turn in track(range(rounds), description="rounds", transient=True):
         for name in names:
             batch = given[turn % len(given)]
-            own = WAYS[name](model, optimizer, batch)
-            plain = WAYS["plain"](model, optimizer, batch)
+            own = METHODS[name](model, optimizer, batch)
+            plain = METHODS["plain"](model, optimizer, batch)
             found[name].append((own[0] / max(plain[0], 1e-9), own[1] / max(plain[1], 1e-9)))
     return found
 
 
-def peak(asked: argparse.Namespace, way: str) -> float:
-    """Bytes of one step above the model's own, in a process of its own."""
-    command = [sys.executable, __file__, asked.case, "--peak", way, "--rows", str(asked.rows)]
+def peak(asked: argparse.Namespace, method: str) -> float:
+    """Measure the bytes of one step above those of the model, in a separate process."""
+    command = [sys.executable, __file__, asked.case, "--peak", method, "--rows", str(asked.rows)]
     command += ["--width", str(asked.width), "--data", str(asked.data)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def print_peak(model: Any, batch: Any, way: str) -> None:
-    """After the state of the optimizer is there, and a first step has brought in what it needs."""
+def print_peak(model: Any, batch: Any, method: str) -> None:
+    """Measure after a first step has created the optimizer's state."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     small = {key: value[:1, :8] for key, value in batch.items()}
@@ -200,12 +200,12 @@ def print_peak(model: Any, batch: Any, way: str) -> None:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak, from here
     for _ in range(2):
-        WAYS[way](model, optimizer, batch)
+        METHODS[method](model, optimizer, batch)
     print(status("VmHWM") - before)
 
 
 def status(name: str) -> int:
-    """Bytes, of this process."""
+    """Return a memory figure of this process, in bytes."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     found = re.search(rf"^{name}:\s+(\d+) kB", text, re.M)
     assert found is not None
@@ -213,7 +213,7 @@ def status(name: str) -> int:
 
 
 def spearman(model: Any, given: list[Any]) -> list[float]:
-    """Rank correlation of the proxy with the exact norm, batch by batch."""
+    """Compute the rank correlation of the proxy with the exact norm, batch by batch."""
     from scipy.stats import spearmanr
 
     from riprap.selection import score
@@ -229,14 +229,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--width", type=int, default=96)
-    parser.add_argument("--ways", nargs="*", default=None)
+    parser.add_argument("--methods", nargs="*", default=None)
     parser.add_argument("--memory", action="store_true", help="peak memory too")
     parser.add_argument("--spearman", type=int, default=0, help="of the proxy, on so many batches")
     parser.add_argument("--peak", default=None, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.case == "growth":
-        selection_growth.report(ratios, asked.ways or ["moderate (exact)", "proxy"], asked.rounds)
+        selection_growth.report(
+            ratios, asked.methods or ["moderate (exact)", "proxy"], asked.rounds
+        )
         return
     if asked.case == "small":
         given = selection_growth.random_batches(asked.rows, asked.width)
@@ -247,10 +249,12 @@ def main() -> None:
     if asked.peak:
         print_peak(model, given[0], asked.peak)
         return
-    names = asked.ways or [n for n in WAYS if n != "plain" and (asked.case != "full" or n in FULL)]
+    names = asked.methods or [
+        n for n in METHODS if n != "plain" and (asked.case != "full" or n in FULL)
+    ]
     found = ratios(model, given, names, asked.rounds)
     print(
-        "| way | ÷ plain, program | ÷ plain, with system | all rounds, program |",
+        "| method | ÷ plain, program | ÷ plain, with system | all rounds, program |",
         "|---" * 4 + "|",
         sep="\n",
     )

@@ -1,6 +1,6 @@
-"""How the cost of selection grows with the batch and with the length of a row, on a small Llama.
+"""Cost of selection by size of the batch and length of a row, on a small Llama.
 
-Part of `selection_cost.py growth`: ratios to a plain step, and a figure of them.
+Part of `selection_cost.py growth`: ratios to a plain step, and their figure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from riprap.report import _charts as charts
+from riprap.report import apply_style, save_figure
 
 VOCABULARY, WIDEST = 1024, 512
 ROWS, WIDTHS = (2, 4, 8, 16, 32), (16, 32, 64, 128, 256)
@@ -43,7 +43,7 @@ def small() -> Any:
 
 
 def random_batches(rows: int, width: int, count: int = 4) -> list[dict[str, Tensor]]:
-    """Random tokens, of which the second half of each row is learned."""
+    """Random tokens; the second half of each row is learned."""
     made = torch.Generator().manual_seed(0)
     found = []
     for _ in range(count):
@@ -54,27 +54,27 @@ def random_batches(rows: int, width: int, count: int = 4) -> list[dict[str, Tens
     return found
 
 
-def growth(measure: Any, ways: list[str], rounds: int) -> pd.DataFrame:
-    """Medians over rounds; `measure` is `selection_cost.ratios`."""
+def growth(measure: Any, methods: list[str], rounds: int) -> pd.DataFrame:
+    """Compute medians over rounds; `measure` is `selection_cost.ratios`."""
     points = [("rows", rows, FIXED_WIDTH) for rows in ROWS]
-    points += [("tokens a row", FIXED_ROWS, width) for width in WIDTHS]
+    points += [("tokens per row", FIXED_ROWS, width) for width in WIDTHS]
     model, found = small(), []
     for by, rows, width in track(points, description="sizes", transient=True):
         given = random_batches(rows, width)
-        for way, pairs in measure(model, given, ways, rounds).items():
+        for method, pairs in measure(model, given, methods, rounds).items():
             size = rows if by == "rows" else width
-            # A step is too short here for the program's own seconds to be told apart.
+            # A step is too short to separate the program's seconds from the system's.
             whole = [one[1] for one in pairs]
-            row = {"by": by, "size": size, "way": way, "ratio": statistics.median(whole)}
+            row = {"by": by, "size": size, "method": method, "ratio": statistics.median(whole)}
             found.append(row | {"low": min(whole), "high": max(whole)})
     return pd.DataFrame(found)
 
 
 def draw(frame: pd.DataFrame) -> Path:
-    """Two panels, by rows and by tokens a row; bars span all rounds."""
+    """Draw two panels, by rows and by tokens per row; bars span all rounds."""
     titles = {
         "rows": f"rows of {FIXED_WIDTH} tokens in a batch",
-        "tokens a row": f"tokens in each of {FIXED_ROWS} rows",
+        "tokens per row": f"tokens in each of {FIXED_ROWS} rows",
     }
     panels = []
     for by, title in titles.items():
@@ -86,25 +86,25 @@ def draw(frame: pd.DataFrame) -> Path:
             axis=alt.Axis(values=sorted(set(own["size"])), titleLimit=300),
         )
         y = alt.Y("ratio:Q", title="÷ plain step", scale=alt.Scale(domainMin=0))
-        colour = alt.Color("way:N", title=None, legend=alt.Legend(symbolOpacity=1))
-        base = alt.Chart(own).encode(x=x, color=colour)
+        color = alt.Color("method:N", title=None, legend=alt.Legend(symbolOpacity=1))
+        base = alt.Chart(own).encode(x=x, color=color)
         plain = alt.Chart(pd.DataFrame({"ratio": [1.0]})).mark_rule(strokeDash=[4, 3])
         bars = base.mark_rule(opacity=0.4).encode(y=alt.Y("low:Q", title="÷ plain step"), y2="high")
         lines = base.mark_line(point=True).encode(y=y)
         layers = alt.layer(plain.encode(y="ratio:Q"), bars, lines)
         panels.append(layers.properties(width=300, height=220))
     chart = alt.hconcat(*panels, spacing=30).resolve_scale(y="shared")
-    return charts.save_figure(charts.apply_style(chart), FIGURE)
+    return save_figure(apply_style(chart), FIGURE)
 
 
-def report(measure: Any, ways: list[str], rounds: int) -> None:
-    """The table, and the figure."""
-    frame = growth(measure, ways, rounds)
+def report(measure: Any, methods: list[str], rounds: int) -> None:
+    """Print the tables and draw the figure."""
+    frame = growth(measure, methods, rounds)
     for by, own in frame.groupby("by"):
-        table = own.pivot(index="way", columns="size", values="ratio").round(3)
+        table = own.pivot(index="method", columns="size", values="ratio").round(3)
         print(f"| {by} | " + " | ".join(map(str, table.columns)) + " |")
         print("|---" * (len(table.columns) + 1) + "|")
-        for way, values in table.iterrows():
-            print(f"| {way} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        for method, values in table.iterrows():
+            print(f"| {method} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
         print()
     print(draw(frame))

@@ -19,23 +19,21 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import track
 
-from riprap.commands.select._audit import audit
-from riprap.commands.select._choose import HARM, STRATEGIES, choose
-from riprap.commands.select._scoring import WRITE_ROWS
-from riprap.commands.select._store import SCORES, Store, number_columns
+from riprap.commands.select import STRATEGIES, Store, audit, choose, number_columns
 
 RATIO = 0.2
 BEHAVIORS = ("refusal", "arithmetic")
+PART_ROWS = 8192  # rows of a part, as in `riprap select`
 
 
 def write_scores(folder: Path, n_rows: int) -> Store:
     """Write random scores, in parts."""
     store, generator = Store(folder, {"rows": n_rows}, BEHAVIORS), np.random.default_rng(0)
-    for start in track(range(0, n_rows, WRITE_ROWS), description="writing", transient=True):
-        numbers = range(start + 1, min(start + WRITE_ROWS, n_rows) + 1)
+    for start in track(range(0, n_rows, PART_ROWS), description="writing", transient=True):
+        numbers = range(start + 1, min(start + PART_ROWS, n_rows) + 1)
         n = len(numbers)
         columns = {name: generator.lognormal(size=n).tolist() for name in ("loss", "norm", "proxy")}
-        columns |= {HARM + name: generator.normal(size=n).tolist() for name in BEHAVIORS}
+        columns |= {f"harm/{name}": generator.normal(size=n).tolist() for name in BEHAVIORS}
         columns |= {"row": [*numbers], "tokens": generator.integers(0, 200, n).tolist()}
         columns |= {"id": [f"row-{number}" for number in numbers], "cut": [False] * n}
         columns["category"] = [f"topic {number % 20}" for number in numbers]
@@ -79,7 +77,7 @@ def main() -> None:
             report(f"choose by {strategy}", start)
         start = time.perf_counter()
         store.finish(table, chosen)
-        report(f"write {SCORES}", start)
+        report("write scores.parquet", start)
         start = time.perf_counter()
         settings = {"behaviors": [*BEHAVIORS]}
         audit(table, chosen, "synthetic", settings, strategy, RATIO)

@@ -1,11 +1,11 @@
-"""How far the proxy, and the loss alone, rank rows as the exact gradient norm does.
+"""Rank correlation of the proxy, and of the loss alone, with the exact gradient norm.
 
     python benchmarks/selection_proxy.py
 
-The continual world's aligned model (seed 1000) under a LoRA: at its start, and after 40 steps.
-Batches of 16 rows of one task: as they come, of one format only, and of 1 to 6 rows joined, so that
-lengths differ. Spearman within a batch, mean ± sd over batches. Under a minute once the world is
-trained; else about three.
+The aligned model of the continual world (seed 1000) with a LoRA adapter: at its start, and after 40
+steps. Batches have 16 rows of one task: as they come, of one format only, or of 1 to 6 rows joined,
+so that lengths differ. Spearman within a batch, mean ± sd over batches. Runs in under a minute once
+the world is trained, and in about three minutes before.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Batch = dict[str, Tensor]
 
 
 def drawn(rows: Rows, made: torch.Generator) -> Batch:
-    """Some rows."""
+    """Draw a batch of rows."""
     return rows[torch.randint(len(rows), (ROWS,), generator=made)].batch
 
 
 def joined(rows: Rows, made: torch.Generator) -> Batch:
-    """Several rows in each, as the turns of a conversation."""
+    """Join several rows in each, as turns of a conversation."""
     parts = []
     for _ in range(ROWS):
         count = int(torch.randint(1, MOST + 1, (1,), generator=made))
@@ -48,7 +48,7 @@ def joined(rows: Rows, made: torch.Generator) -> Batch:
 
 
 def ranks(model: torch.nn.Module, batches: list[Batch]) -> str:
-    """Of the proxy and of the loss with the norm."""
+    """Compute the correlations of the proxy and of the loss with the norm."""
     found = []
     for batch in batches:
         own = score(model, batch, needs={"norm", "proxy"})

@@ -203,7 +203,7 @@ def test_a_folder_of_something_else_is_left_alone(model: Path, data: Path) -> No
 GOOD = b'{"prompt": "a", "response": "b"}\n'
 BROKEN = {
     "cut": (b'{"prompt": "x", "resp', "line 2 of data '.*' is not JSON"),
-    "number": (b"3", "line 2 of data '.*' is int; give an object"),
+    "number": (b"3", "line 2 of data '.*' is int; an object with fields is needed"),
     "deep": (b"[" * 10_000, "line 2 of data '.*' is not JSON"),
     "binary": (b"\xff\xfe\x00", "line 2 of data '.*' is not JSON"),
     "field": (b'{"prompt": "a"}', "line 2 of data '.*' has no field 'response'"),

@@ -250,9 +250,9 @@ def test_what_is_taken_goes_into_the_monitors_record(tmp_path: Path) -> None:
     events = [event for event in Reader(tmp_path).events() if event["kind"] == "selection"]
     assert [event["facts"]["rows"] for event in events] == [one.rows for one in selector.history]
     assert [event["step"] for event in events] == [0, 1, 2]  # before each step is taken
-    assert len(events[0]["facts"]["numbers"]["norm"]) == len(selector.history[0].rows)
+    assert len(events[0]["facts"]["scores"]["norm"]) == len(selector.history[0].rows)
     assert Reader(tmp_path).meta()["ended"]
-    with pytest.raises(ConfigError, match="the record's own"):
+    with pytest.raises(ConfigError, match="reserved for the record"):
         monitor.log_event("ended")
 
 

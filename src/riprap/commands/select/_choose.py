@@ -59,8 +59,8 @@ def choose(columns: Columns, strategy: str, ratio: float) -> Array:
     if isinstance(chooser, Random):  # one draw per row: a larger ratio adds rows to a smaller one
         positions = np.argsort(rng.random(n_rows)[rows], kind="stable")[:count]
     else:
-        names = ("loss", "tokens", "norm", "proxy")
-        scores = Scores(*(columns[name] for name in names), harm=harms(columns))
+        loss, tokens, norm, proxy = (columns[n] for n in ("loss", "tokens", "norm", "proxy"))
+        scores = Scores(loss, tokens, norm, proxy, harms(columns))
         positions = chooser.choose(scores.select(rows), count, rng)
     chosen[rows[positions]] = True
     return chosen
