@@ -37,13 +37,13 @@ def watch(
     as_json: bool = AS_JSON,
 ) -> int:
     """Fine-tune a model as CONFIG describes, under a monitor. Exit code 2 if a behavior broke."""
-    from riprap.commands.watch import WatchConfig, estimate_cost, print_cost, watch
+    from riprap.commands.watch import WatchConfig, estimate_cost, print_cost, run_watch
 
     settings = WatchConfig.load(config)
     if dry_run and resume:
         raise ConfigError("--dry-run measures a run from its start: remove --resume")
     if not dry_run:
-        return _finish_watch(watch(settings, quiet=as_json, resume=resume), as_json)
+        return _finish_watch(run_watch(settings, quiet=as_json, resume=resume), as_json)
     cost = estimate_cost(settings, quiet=as_json)
     if as_json:
         print_result(cost, as_json, [])
