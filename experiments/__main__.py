@@ -1,136 +1,125 @@
-"""`riprap study`: reproducible experiments."""
+"""`python -m experiments`: run the experiments, and freeze, verify or amend their terms."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import typer
+from experiments.harness.preregistration import Preregistration
+from experiments.harness.study import DATA, FOLDER, Study, load_study, run_study, study_names
+from riprap.errors import RiprapError
 
-from riprap.cli import AS_JSON, command, say
-
-study_app = typer.Typer(help="Reproducible experiments.", no_args_is_help=True)
-
-EXPLORATORY = typer.Option(False, help="Use the exploratory seeds.")
-OUT = typer.Option(None, help="Folder of tables and figures; results/NAME unless given.")
-WORKERS = typer.Option(2, help="Processes, one thread each.")
-DATA = typer.Option(Path("../shared/data"), help="Folder of the public data sets.")
-SEARCH = typer.Option(False, help="Search each guard's knob on the exploratory seeds.")
-
-# Studies that differ in nothing but what they do: `experiments.NAME.run.run`.
-PLAIN = {
-    "toy": "Four conditions on the toy world; resumable.",
-    "depth": "Does a more deeply installed behaviour leave more time to see it go? Resumable.",
-    "steep": "Does a task act on a behaviour's steep directions? Resumable.",
-    "guarded": "SmolLM2 eroding: unguarded, replay, the best guard, the Keeper; resumable.",
-    "verdicts": "Verdicts on checkpoints of which it is known what they lost; resumable.",
-    "spurious": "Spurious forgetting on made-up biographies: which findings replicate? Resumable.",
-    "concentrated": "Are safety behaviours special, or merely concentrated? Resumable.",
-    "circuit": "Does a task on disjoint words harm by the circuit that it shares? Resumable.",
-    "detour": "Does erosion come round by other features once some are held? Resumable.",
-}
+TERMS = Path(FOLDER, "preregistrations")
 
 
-def _plain(name: str, words: str) -> None:
-    def study(
-        out: Path | None = OUT,
-        exploratory: bool = EXPLORATORY,
-        workers: int = WORKERS,
-        as_json: bool = AS_JSON,
-    ) -> int:
-        run = import_module(f"experiments.{name}.run").run
-        folder = out or Path("results", name)
-        summary = run(folder, exploratory=exploratory, workers=workers)
-        said = summary.get("verdicts", summary if "verdict" in summary else {})
-        say(summary, as_json, [*(f"{k}: {v}" for k, v in said.items()), f"results: {folder}"])
-        return 0
-
-    study.__doc__ = words
-    study_app.command(name)(command(study))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, or 1 after an error."""
+    options = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if options and options[0] in study_names():
+            return _run(load_study(options[0]), options[1:])
+        parsed = _parser().parse_args(options)
+        code: int = parsed.act(parsed)
+    except RiprapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
 
 
-for _name, _words in PLAIN.items():
-    _plain(_name, _words)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="NAME | COMMAND")
+    commands.add_parser("list", help="List the experiments.").set_defaults(act=_list)
+    for act, text in (
+        (_verify, "Check that preregistrations are as they were frozen."),
+        (_freeze, "Write the content hash into a preregistration."),
+        (_amend, "Change a frozen preregistration; the old hash is kept with the reason."),
+    ):
+        command = commands.add_parser(act.__name__[1:], help=text)
+        command.set_defaults(act=act)
+        command.add_argument("name", nargs="?" if act is _verify else None, help="experiment")
+        if act is _amend:
+            command.add_argument("--changed", type=Path, required=True, help="YAML of new terms")
+            command.add_argument("--reason", required=True)
+    for name in study_names():
+        commands.add_parser(name, help=_question(name))
+    return parser
 
 
-@study_app.command("detectors")
-@command
-def study_detectors(
-    out: Path | None = OUT,
-    workers: int = WORKERS,
-    as_json: bool = AS_JSON,
-) -> int:
-    """False alarms and delays of every detector, on real and resampled runs; resumable."""
-    from experiments.detectors.run import run as run_study
+def _question(name: str) -> str:
+    """Return the question of an experiment, from its docstring, without importing it."""
+    source = (FOLDER / name / "study.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
-    summary = run_study(out or Path("results/detectors"), workers=workers)
-    say(summary, as_json, [f"results: {out or 'results/detectors'}"])
+
+def _list(_: argparse.Namespace) -> int:
+    names = study_names()
+    for name in names:
+        print(f"{name.ljust(max(map(len, names)))}  {_question(name)}")
     return 0
 
 
-@study_app.command("transfer")
-@command
-def study_transfer(
-    out: Path | None = OUT,
-    search: bool = SEARCH,
-    front: bool = typer.Option(False, help="Compare the Keeper with others at equal time."),
-    workers: int = WORKERS,
-    as_json: bool = AS_JSON,
-) -> int:
-    """Every guard against every behaviour: which field's tools carry over; resumable."""
-    from experiments.transfer import run as study
-
-    work = study.search if search else study.compare if front else study.run
-    made = work(out or Path("results/transfer"), workers)
-    say(made, as_json, [f"results: {out or 'results/transfer'}"])
+def _verify(options: argparse.Namespace) -> int:
+    for file in sorted(TERMS.glob("*.yaml")):
+        if options.name in (None, file.stem):
+            terms = Preregistration.named(file.stem)
+            terms.verify()
+            print(f"{file.stem}: verified {terms.hash}")
     return 0
 
 
-@study_app.command("chosen")
-@command
-def study_chosen(
-    out: Path | None = OUT,
-    data: Path = DATA,
-    exploratory: bool = typer.Option(False, help="A few steps, to see that everything runs."),
-    as_json: bool = AS_JSON,
-) -> int:
-    """SmolLM2 on mixed rows: what selectors take, and what refusals come to; resumable."""
-    from experiments.row_selection_smollm2.run import run as run_study
+def _freeze(options: argparse.Namespace) -> int:
+    return _save(options.name, Preregistration.named(options.name).freeze())
 
-    summary = run_study(out or Path("results/chosen"), data, exploratory=exploratory)
-    say(summary, as_json, [f"{key}: {value}" for key, value in summary.items()])
+
+def _amend(options: argparse.Namespace) -> int:
+    new = Preregistration.load(options.changed)
+    old = Preregistration.named(options.name)
+    return _save(options.name, old.amend(options.reason, detectors=new.detectors, study=new.study))
+
+
+def _save(name: str, terms: Preregistration) -> int:
+    terms.save(TERMS / f"{name}.yaml")
+    print(f"{name}: {terms.hash}")
     return 0
 
 
-@study_app.command("continual")
-@command
-def study_continual(
-    out: Path | None = OUT,
-    search: bool = SEARCH,
-    workers: int = WORKERS,
-    as_json: bool = AS_JSON,
-) -> int:
-    """Four tasks in a row on an aligned model: which rows to learn from; resumable."""
-    from experiments.continual import run as study
-
-    work = study.search if search else study.run
-    made = work(out or Path("results/continual"), workers)
-    say(made, as_json, [f"results: {out or 'results/continual'}"])
+def _run(study: Study[Any, Any], arguments: Sequence[str]) -> int:
+    """Run an experiment, or one of its stages and actions."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments {study.name}", description=_question(study.name)
+    )
+    parser.add_argument("--exploratory", action="store_true", help="use the exploratory seeds")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--out", type=Path, help=f"default: results/{study.name}")
+    text = "run on a Ray cluster: the one at ADDRESS, the running one, or a new local one"
+    parser.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help=text)
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of public data sets")
+    titles = {name: stage.title for name, stage in study.stages.items()}
+    titles |= {name: (act.__doc__ or "").splitlines()[0] for name, act in study.actions.items()}
+    stages = parser.add_mutually_exclusive_group() if titles else parser
+    for name, title in titles.items():
+        stages.add_argument(f"--{name}", action="store_const", const=name, dest="stage", help=title)
+    options = vars(parser.parse_args(arguments))
+    stage_name = options.pop("stage", None)
+    as_json = options.pop("json")
+    if stage_name in study.actions:
+        summary = study.actions[stage_name](options["data"])
+    else:
+        summary = run_study(study.stages.get(stage_name, study), **options)
+    if as_json:
+        print(json.dumps(summary, default=str))
+    else:
+        lines = summary.pop("claims", {}) | summary
+        print("\n".join(f"{key}: {value}" for key, value in lines.items()))
     return 0
 
 
-@study_app.command("smollm2")
-@command
-def study_smollm2(
-    out: Path | None = OUT,
-    data: Path = DATA,
-    prepare: bool = typer.Option(False, help="Only teach the model to refuse, and save it."),
-    as_json: bool = AS_JSON,
-) -> int:
-    """Two fine-tuning runs of SmolLM2 that has been taught to refuse; resumable."""
-    from experiments.smollm2.run import run as run_study
-    from experiments.smollm2.teaching import make
-
-    result = make(data) if prepare else run_study(out or Path("results/smollm2"), data)
-    say(result, as_json, [f"{key}: {value}" for key, value in result.items()])
-    return 0
+if __name__ == "__main__":
+    sys.exit(main())

@@ -72,11 +72,7 @@ class BehaviorMeasures:
         return [e[0] / trace for e, trace in zip(self.eigenvalues, self.traces, strict=True)]
 
 
-@cached(
-    lambda model, seed, role, plan: (
-        f"concentration/{model}-{seed}-{role}-{plan.config_hash()[:8]}.json"
-    )
-)
+@cached("concentration/{model}-{seed}-{role}-{plan.terms:.8}.json")
 def simulate(model: str, seed: int, role: str, plan: Plan) -> BehaviorMeasures:
     """Measure one role of one model.
 

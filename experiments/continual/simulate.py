@@ -66,11 +66,7 @@ class Run:
         return sum(self.accuracy[t + 1][t] for t in range(len(self.tasks))) / len(self.tasks)
 
 
-@cached(
-    lambda method, value, order, seed, plan: (
-        f"continual/{plan.world[:12]}/{method}-{value:g}-{order}-{seed}.json"
-    )
-)
+@cached("continual/{plan.world:.12}/{method}-{value:g}-{order}-{seed}.json")
 def simulate(method: str, value: float, order: str, seed: int, plan: Plan) -> Run:
     """Train on the tasks of an order with one method, its knob or ratio at a value.
 

@@ -49,7 +49,7 @@ class DepthWorld(ToyWorld):
         return batches([self.tasks[old] for old in PRETRAINED_TASKS], [a, b, n - a - b], seed)
 
 
-@cached(lambda degree, seed, _: f"depth/{degree.name}-{seed}/margins.npz", own_folder=True)
+@cached("depth/{degree.name}-{seed}/margins.npz", own_folder=True)
 def simulate(degree: Degree, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
     """Run one degree from one seed; return B's margins at every step beside the run's record.
 

@@ -13,7 +13,7 @@ from experiments.worlds import ToyWorld
 from riprap import signals
 
 
-@cached(lambda condition, seed, _: f"detectors/{condition}-{seed}/margins.npz", own_folder=True)
+@cached("detectors/{condition}-{seed}/margins.npz", own_folder=True)
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
     """Run one condition from one seed; return the margins at every step, beside the record.
 

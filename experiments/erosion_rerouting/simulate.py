@@ -72,12 +72,7 @@ class Run:
         return next(mark for mark in self.marks if mark.step == step)
 
 
-def _file(condition: str, task: str, seed: int, preregistration: Preregistration) -> str:
-    terms = preregistration.content_hash()[:12]
-    return f"erosion_rerouting/{terms}/{condition}-{task}-{seed}.json"
-
-
-@cached(_file)
+@cached("erosion_rerouting/{preregistration.terms:.12}/{condition}-{task}-{seed}.json")
 def simulate(condition: str, task: str, seed: int, preregistration: Preregistration) -> Run:
     """Train under one condition.
 

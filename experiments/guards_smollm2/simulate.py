@@ -75,13 +75,9 @@ class UnseenProbes(TrainerCallback):
             self.evaluate(kwargs["model"], state.global_step)
 
 
-def _file(guard: str, seed: int, plan: Plan) -> str:
-    return f"guards_smollm2/{guard}-{plan.knobs.get(guard, 0.0):g}-{seed}-{plan.steps}.json"
-
-
-@cached(_file)
-def simulate(name: str, seed: int, plan: Plan) -> Run:
-    """Train under one guard."""
+@cached("guards_smollm2/{name}-{value:g}-{seed}-{plan.steps}.json")
+def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
+    """Train under one guard, its main parameter at a value."""
     steps = plan.steps
     config = WatchConfig.load(EXAMPLE)
     training = config.training.model_copy(update={"seed": seed, "max_steps": steps})
@@ -99,7 +95,7 @@ def simulate(name: str, seed: int, plan: Plan) -> Run:
     monitor = Monitor(probes.measuring, probe_every=config.probe_every)
     callbacks: list[TrainerCallback] = [unseen]
     if name != PLAIN:
-        guard = GUARDS[name](plan.knobs.get(name, 0.0), probes, answers)
+        guard = GUARDS[name](value, probes, answers)
         callbacks.insert(0, MonitorCallback(monitor, guard))
     taught, held_out = rows.select(range(TAUGHT)), rows.select(range(TAUGHT, len(rows)))
     prepared = TrainingRun(config, monitor, model, tokenizer, taught, eval_rows=held_out)

@@ -18,7 +18,7 @@ STUDY = Study(
     plan=Plan,
     check=lambda _: require_taught_model(),
     jobs=lambda s: [
-        (name, seed, s.plan)
+        (name, s.plan.knobs.get(name, 0.0), seed, s.plan)
         for seed in s.seeds
         for name in (PLAIN, *(s.plan.tried if s.exploratory else s.plan.guards))
     ],

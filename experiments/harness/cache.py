@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import json
 import os
@@ -28,10 +29,8 @@ class CachedRun(Generic[Arguments, Result]):
     does not depend on the machine's load.
     """
 
-    def __init__(
-        self, function: Callable[Arguments, Result], name: Callable[..., str], folder: bool
-    ) -> None:
-        self.function, self._name, self.own_folder = function, name, folder
+    def __init__(self, function: Callable[Arguments, Result], name: str, own_folder: bool) -> None:
+        self.function, self.name, self.own_folder = function, name, own_folder
         functools.update_wrapper(self, function)
 
     def __reduce__(self) -> str:
@@ -40,7 +39,9 @@ class CachedRun(Generic[Arguments, Result]):
 
     def path(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Path:
         """Return the file of a result; with `own_folder`, all of its folder belongs to the run."""
-        return RUNS / self._name(*args, **kwargs).replace(" ", "_")
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        name = self.name.format_map(bound.arguments)
+        return RUNS / name.replace(",", "").replace(" ", "_")
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Return the result, computed now or in an earlier session."""
@@ -88,13 +89,13 @@ class CachedRun(Generic[Arguments, Result]):
 
 
 def cached(
-    name: Callable[..., str], own_folder: bool = False
+    name: str, own_folder: bool = False
 ) -> Callable[[Callable[Arguments, Result]], CachedRun[Arguments, Result]]:
     """Make a function read its result from `runs/` where an earlier call has written it.
 
     Args:
-        name: path below `runs/` for the arguments of a call. `.json` stores dataclasses and
-            plain data, `.npz` a dictionary of arrays.
+        name: path below `runs/`, with the arguments of a call in braces; `.json` stores
+            dataclasses and plain data, `.npz` a dictionary of arrays.
         own_folder: the run writes other files beside the result; all of the folder is removed
             before an interrupted run starts again.
     """

@@ -38,6 +38,11 @@ class StudyPlan(StrictModel):
             )
         return plan
 
+    @property
+    def terms(self) -> str:
+        """Return the hash of all terms, which names cached runs."""
+        return self.config_hash()
+
     def seeds(self, exploratory: bool) -> tuple[int, ...]:
         """Return the seeds of one kind."""
         return self.exploratory if exploratory else self.confirmatory

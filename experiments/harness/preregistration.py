@@ -23,6 +23,11 @@ class Preregistration(AlertPolicy):
 
     study: dict[str, Any] | None = None
 
+    @property
+    def terms(self) -> str:
+        """Return the content hash, which names cached runs."""
+        return self.content_hash()
+
     noun: ClassVar[str] = "preregistration"
     folder: ClassVar[Traversable] = resources.files("experiments") / "preregistrations"
     error: ClassVar[type[RiprapError]] = PreregistrationError

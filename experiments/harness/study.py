@@ -19,6 +19,7 @@ from riprap.report import save_figure
 PlanT = TypeVar("PlanT", bound=StudyPlan)
 ResultsT = TypeVar("ResultsT")
 FOLDER = Path(__file__).parents[1]
+DATA = Path("../shared/data")
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,24 @@ class Session(Generic[PlanT]):
     """One call of an experiment: its verified plan and the options of the command line.
 
     Attributes:
+        registered: the preregistration; None if the experiment has none.
         exploratory: use the exploratory seeds, whose results are never reported as the study's.
         workers, ray: see `run_jobs`.
         data: folder of the public data sets.
     """
 
     plan: PlanT
-    preregistration: Preregistration
+    registered: Preregistration | None
     exploratory: bool = False
     workers: int = 2
     ray: str | None = None
-    data: Path = Path("../shared/data")
+    data: Path = DATA
+
+    @property
+    def preregistration(self) -> Preregistration:
+        """Return the preregistration of a preregistered experiment."""
+        assert self.registered is not None
+        return self.registered
 
     @property
     def kind(self) -> str:
@@ -64,6 +72,7 @@ class Study(Generic[PlanT, ResultsT]):
         name: folder under `experiments/`, and name of the preregistration.
         title: heading of the page.
         plan: class of the plan inside the preregistration.
+        preregistered: false if the plan is made of its defaults instead.
         jobs: arguments of every call of `simulate`.
         simulate: one run; usually `cached`.
         sections: paragraphs of the page, below its head.
@@ -77,12 +86,13 @@ class Study(Generic[PlanT, ResultsT]):
         page: file name of the page; `EXPLORED.md` with `--exploratory`.
         seeds: seeds that the head of the page names, where they are not the plan's own.
         stages: further stages by option, such as `search` for `--search`.
-        reads_data: the experiment takes `--data`.
+        actions: further commands by option, which make no page.
     """
 
     name: str
     title: str
     plan: type[PlanT]
+    preregistered: bool = True
     jobs: Callable[[Session[PlanT]], Sequence[Job]]
     simulate: Work
     sections: Callable[[ResultsT, PlanT], Sequence[str]]
@@ -96,7 +106,7 @@ class Study(Generic[PlanT, ResultsT]):
     page: str = "README.md"
     seeds: Callable[[PlanT], Sequence[int]] | None = None
     stages: Mapping[str, Study[Any, Any]] = field(default_factory=dict)
-    reads_data: bool = False
+    actions: Mapping[str, Callable[[Path], dict[str, Any]]] = field(default_factory=dict)
 
     def command(self, session: Session[PlanT]) -> str:
         """Return the command that makes the page."""
@@ -107,13 +117,15 @@ class Study(Generic[PlanT, ResultsT]):
 
     def text(self, results: ResultsT, session: Session[PlanT]) -> str:
         """Return the page: its heading, how it was made, and its sections."""
-        terms, plan = session.preregistration, session.plan
+        terms, plan = session.registered, session.plan
         seeds = self.seeds(plan) if self.seeds else session.seeds
+        registered = "not preregistered"
+        if terms is not None:
+            registered = f"preregistration `{self.name}` `{terms.hash or terms.content_hash()}`"
         made = (
-            f"Made by `{self.command(session)}` at commit `{commit()}`, preregistration "
-            f"`{self.name}` `{terms.hash or terms.content_hash()}`, seeds {ranges(seeds)}, "
-            f"{json.dumps(versions())}. {self.note(plan)}What it means is in `FINDINGS.md` beside "
-            "this file.\n"
+            f"Made by `{self.command(session)}` at commit `{commit()}`, {registered}, seeds "
+            f"{ranges(seeds)}, {json.dumps(versions())}. {self.note(plan)}What it means is in "
+            "`FINDINGS.md` beside this file.\n"
         )
         parts = [f"# {self.title}\n", made, *self.sections(results, plan)]
         return self._named("\n".join(parts), session)
@@ -129,7 +141,7 @@ def run_study(
     exploratory: bool = False,
     workers: int = 2,
     ray: str | None = None,
-    data: Path = Path("../shared/data"),
+    data: Path = DATA,
 ) -> dict[str, Any]:
     """Compute the runs that are missing, and write the page, its figures and its documents.
 
@@ -144,10 +156,10 @@ def run_study(
         JobError: a run failed.
     """
     exploratory = exploratory or study.exploratory
-    terms = Preregistration.named(study.name)
-    if not exploratory:
+    terms = Preregistration.named(study.name) if study.preregistered else None
+    if terms is not None and not exploratory:
         terms.verify()
-    plan = study.plan.of(terms)
+    plan = study.plan() if terms is None else study.plan.of(terms)
     session = Session(plan, terms, exploratory, workers, ray, data.absolute())
     study.check(session)
     results = study.collect(session.run_jobs(study.simulate, study.jobs(session)), session)
@@ -177,7 +189,7 @@ def load_study(name: str) -> Study[Any, Any]:
 
 def study_names() -> list[str]:
     """Return the names of all experiments: the folders that have a `study.py`."""
-    return sorted(file.parent.name for file in FOLDER.glob("*/study.py"))
+    return sorted(f.parent.name for f in FOLDER.glob("*/study.py") if f != Path(__file__))
 
 
 def ranges(numbers: Sequence[int]) -> str:

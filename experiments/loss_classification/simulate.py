@@ -59,11 +59,7 @@ class ClassifiedCheckpoint:
     curve: dict[str, float]
 
 
-def _name(case: str, seed: int, plan: Plan) -> str:
-    return f"loss_classification/{plan.config_hash()}-{case.replace(',', '')}-{seed}.json"
-
-
-@cached(_name)
+@cached("loss_classification/{plan.terms}-{name}-{seed}.json")
 def simulate(name: str, seed: int, plan: Plan) -> ClassifiedCheckpoint:
     """Construct a checkpoint and diagnose it."""
     case = next(one for one in CASES if one.label == name)

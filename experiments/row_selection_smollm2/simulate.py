@@ -71,22 +71,19 @@ class Run:
         return float(before), float(after)
 
 
-def _digest(plan: Plan, data: Path) -> str:
-    """Hash the terms and the rows, which together name a run."""
+def digest_of(plan: Plan, data: Path) -> str:
+    """Hash the terms and the rows."""
     rows = mixed(data, plan.taught, plan.held_out)
     terms = json.dumps([plan.model_dump(mode="json"), *rows])
     return hashlib.sha256(terms.encode()).hexdigest()[:8]
 
 
-def _file(method: str, seed: int, plan: Plan, steps: int, data: Path) -> str:
-    return f"row_selection_smollm2/{method}-{seed}-{steps}-{_digest(plan, data)}.json"
-
-
-@cached(_file)
-def simulate(method: str, seed: int, plan: Plan, steps: int, data: Path) -> Run:
+@cached("row_selection_smollm2/{method}-{seed}-{steps}-{digest}.json")
+def simulate(method: str, seed: int, steps: int, digest: str, plan: Plan, data: Path) -> Run:
     """Train with one method.
 
     Args:
+        digest: see `digest_of`.
         data: folder of the public data sets.
     """
     taught, held_out = mixed(data, plan.taught, plan.held_out)
@@ -109,7 +106,7 @@ def simulate(method: str, seed: int, plan: Plan, steps: int, data: Path) -> Run:
         peft_config=lora_config(config),
         callbacks=callbacks,
     )
-    before = _at_start(_digest(plan, data), unseen, trainer)
+    before = _at_start(digest, unseen, trainer)
     collator = CategoryRecorder(trainer.data_collator, categories(trainer.train_dataset))
     trainer.data_collator = collator
     began = time.process_time()
@@ -128,8 +125,8 @@ def simulate(method: str, seed: int, plan: Plan, steps: int, data: Path) -> Run:
     )
 
 
-@cached(lambda digest, _unseen, _trainer: f"row_selection_smollm2/start-{digest}.json")
-def _at_start(_digest: str, unseen: Behavior, trainer: SFTTrainer) -> Evaluation:
+@cached("row_selection_smollm2/start-{digest}.json")
+def _at_start(digest: str, unseen: Behavior, trainer: SFTTrainer) -> Evaluation:
     """Evaluate the start once: the adapter's B is 0, so all runs start from the base model."""
     return _evaluate(unseen, trainer)
 

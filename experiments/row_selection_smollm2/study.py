@@ -5,17 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from experiments.harness.jobs import Job
 from experiments.harness.study import Session, Study
 from experiments.row_selection_smollm2 import tables
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import mixed, write
-from experiments.row_selection_smollm2.simulate import FOLDER, PROBE_SET, Run, simulate
+from experiments.row_selection_smollm2.simulate import FOLDER, PROBE_SET, Run, digest_of, simulate
 from experiments.row_selection_smollm2.tables import Results
 from experiments.smollm2.rows import REFUSAL_PREFIX
 from experiments.smollm2.teaching import require_taught_model
 from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.watch import DataConfig
 from riprap.integrations.smollm2 import REFUSING
+
+
+def jobs(session: Session[Plan]) -> list[Job]:
+    """Return every method on every seed."""
+    plan, digest = session.plan, digest_of(session.plan, session.data)
+    steps = plan.exploratory_steps if session.exploratory else plan.steps
+    return [
+        (method, seed, steps, digest, plan, session.data)
+        for seed in session.seeds
+        for method in plan.methods
+    ]
 
 
 def collect(runs: list[Run], session: Session[Plan]) -> Results:
@@ -45,11 +57,7 @@ STUDY = Study(
     title="Selectors on SmolLM2-135M",
     plan=Plan,
     check=lambda _: require_taught_model(),
-    jobs=lambda s: [
-        (method, seed, s.plan, s.plan.exploratory_steps if s.exploratory else s.plan.steps, s.data)
-        for seed in s.seeds
-        for method in s.plan.methods
-    ],
+    jobs=jobs,
     simulate=simulate,
     collect=collect,
     claims=lambda results, _: results.spearman,
@@ -62,5 +70,4 @@ STUDY = Study(
             "spearman": results.spearman,
         }
     },
-    reads_data=True,
 )

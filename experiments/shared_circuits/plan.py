@@ -15,6 +15,11 @@ class Condition(NamedTuple):
     task: str
     held: str = ""
 
+    @property
+    def name(self) -> str:
+        """Return the name in names of cached runs."""
+        return f"{self.task}-{self.held} held" if self.held else self.task
+
     def __str__(self) -> str:
         return f"{self.task}, {self.held} held" if self.held else self.task
 

@@ -23,11 +23,7 @@ OTHER_BATCHES = 10_000  # added to the seed of the copy that finds the new task'
 Array = NDArray[np.float64]
 
 
-def _file(task: str, seed: int, plan: Plan) -> str:
-    return f"shared_circuits/units-{task}-{seed}-{plan.steps}-{plan.probes}.npz"
-
-
-@cached(_file)
+@cached("shared_circuits/units-{task}-{seed}-{plan.steps}-{plan.probes}.npz")
 def importances(task: str, seed: int, plan: Plan) -> dict[str, Array]:
     """Measure importances for A at the start, and for the new task in a copy that has learned it.
 

@@ -53,12 +53,7 @@ class Run:
         return Condition(self.task, self.held)
 
 
-def _file(condition: Condition, seed: int, preregistration: Preregistration) -> str:
-    name = str(condition).replace(", ", "-")
-    return f"shared_circuits/{name}-{seed}-{preregistration.content_hash()[:8]}.json"
-
-
-@cached(_file)
+@cached("shared_circuits/{condition.name}-{seed}-{preregistration.terms:.8}.json")
 def simulate(condition: Condition, seed: int, preregistration: Preregistration) -> Run:
     """Train a start on a new task, and measure the old behaviors and the steps.
 

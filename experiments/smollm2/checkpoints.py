@@ -1,4 +1,4 @@
-"""At checkpoints: does a pack's score say what the model generates?"""
+"""Comparison of a probe set's score with generated answers, at checkpoints."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from riprap.behaviors import encode_prompts, is_refusal, probe_sets
 
 PROMPTS = 48
 PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
-REFUSALS = ("refusal", "over_refusal")  # read at every checkpoint, the others at first and last
-NEW_TOKENS = {"refusal": 12, "over_refusal": 12}  # a refusal declares itself early
+REFUSALS = (
+    "refusal",
+    "over_refusal",
+)  # evaluated at every checkpoint, the others at the first and last
+NEW_TOKENS = {"refusal": 12, "over_refusal": 12}  # a refusal is recognized early
 LONG_ANSWER = 20
 
 
-class Checkpoints(TrainerCallback):
-    """Generates greedily and reads margins on the same prompts, at given steps.
+class GenerationCheckpoints(TrainerCallback):
+    """Generates greedily and evaluates margins on the same prompts, at given steps.
 
-    Appends one JSON line a checkpoint and pack to `file`; what is there already is not made again.
+    Appends one JSON line a checkpoint and probe set to `file`.
     """
 
     def __init__(self, file: Path, steps: Sequence[int], tokenizer: Any, opener: str) -> None:
@@ -36,13 +39,13 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The first checkpoint is before training."""
+        """Make the checkpoint before training."""
         self._check(kwargs["model"], 0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The later ones."""
+        """Make the later checkpoints."""
         self._check(kwargs["model"], state.global_step)
 
     def _check(self, model: Any, step: int) -> None:
@@ -74,17 +77,17 @@ class Checkpoints(TrainerCallback):
 def answers_to(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], tokens: int
 ) -> list[str]:
-    """Greedy answers to the prompts of `rows`, without a trace on training."""
+    """Generate greedy answers to the prompts of `rows`; training is not affected."""
     prompts = encode_prompts(tokenizer, [row["prompt"] for row in rows])
     answers = probing.generate(model, tokenizer, prompts, tokens)
     return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
 def behaves(pack: str, row: dict[str, Any], answer: str) -> bool:
-    """Whether a generated answer shows the behaviour. A pattern, not a judge.
+    """Tell by patterns if a generated answer shows the behavior.
 
-    A choice is right where the answer has a word of the right option that no wrong one has, and no
-    word of a wrong option that the right one lacks.
+    A choice is right if the answer has a word that only the right option has, and no word that
+    only wrong options have.
     """
     if pack in ("refusal", "over_refusal"):
         return is_refusal(answer) == (pack == "refusal")

@@ -18,7 +18,7 @@ def load_refusals(name: str, tokenizer: Any) -> Behavior:
     return probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
 
 
-@cached(lambda behavior, _: f"smollm2/passing-{behavior.name}-{len(behavior.probes)}.json")
+@cached("smollm2/passing-{behavior.name}.json")
 def passing(behavior: Behavior, model: nn.Module) -> list[int]:
     """Return the indices of the probes that the starting model passes."""
     margins = evaluation.evaluate(behavior, model).margins

@@ -1,8 +1,10 @@
-"""Tables of the SmolLM2 study from what its runs left behind."""
+"""Tables of the SmolLM2 experiment."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +12,50 @@ import numpy as np
 
 from experiments.harness.interference_claim import agreement
 from experiments.harness.markdown import number, table
-from experiments.smollm2 import scatter
 from riprap.detectors import score
-from riprap.monitor import versions
 from riprap.record import Reader
 from riprap.types import Level
 
-CHECKPOINTS = "checkpoints.jsonl"
-CLAIM = "claim.npz"
-DONE = "done.json"
-AGES = (1, 2, 3, 4, 8)  # how stale, in steps, h_b is made on purpose
+CHECKPOINTS = "checkpoints.jsonl"  # in a run's folder
+AGES = (1, 2, 3, 4, 8)  # of the stale h_b that are compared, in steps
 
 
-def write(out: Path, folders: dict[str, Path]) -> None:
-    """Write `README.md`, `checkpoints.json` and the scatter figure into `out`.
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
 
-    Args:
-        folders: of the finished runs, by name.
+    Attributes:
+        folder: folder of the record.
+        arrays: those of `InterferenceComparison`.
+        checkpoints: rows of `GenerationCheckpoints`, one a checkpoint and probe set.
     """
-    claims = {name: dict(np.load(folder / CLAIM)) for name, folder in folders.items()}
-    scatter.write(claims, out / "claim.png")
-    checked = {name: _checkpoints(folder) for name, folder in folders.items()}
-    (out / "checkpoints.json").write_text(json.dumps(checked, indent=1), encoding="utf-8")
-    meta = Reader(next(iter(folders.values()))).meta()
-    head = (
-        "# SmolLM2-135M-Instruct, taught to refuse, fine-tuned twice\n\n"
-        "Made by `riprap study smollm2` after `riprap study smollm2 --prepare`; one seed a run. "
-        f"Protocol `{meta['protocol']['name']}` `{meta['protocol_hash']}`; "
-        f"{json.dumps(versions())}. What it means is in `FINDINGS.md` beside this file.\n\n"
-        "![claim](claim.png)\n\n"
-    )
-    sections = [_section(name, folders[name], checked[name], claims[name]) for name in folders]
-    (out / "README.md").write_text(head + "\n".join(sections), encoding="utf-8")
+
+    name: str
+    folder: Path
+    arrays: dict[str, np.ndarray]
+    checkpoints: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, name: str, folder: Path, arrays: dict[str, np.ndarray]) -> Run:
+        """Read the checkpoints of a run; of repeated lines the last counts."""
+        lines = (folder / CHECKPOINTS).read_text(encoding="utf-8").splitlines()
+        rows = {(row["pack"], row["step"]): row for row in map(json.loads, lines)}
+        return cls(name, folder, arrays, [rows[key] for key in sorted(rows)])
 
 
-def _section(
-    name: str, folder: Path, checked: list[dict[str, Any]], claim: dict[str, np.ndarray]
-) -> str:
-    return (
-        f"## {name}\n\n![{name}]({name}.png)\n\n### What broke, and what was said before\n\n"
-        f"{table(_behaviors(folder))}\n\n### Score against generated behaviour\n\n"
-        f"{table(_agreement(checked))}\n\n"
-        f"### Predicted against realised change, first steps\n\n{table(_claim(claim))}\n"
-    )
-
-
-def _checkpoints(folder: Path) -> list[dict[str, Any]]:
-    """One row a checkpoint and pack; of repeated lines the last counts."""
-    lines = (folder / CHECKPOINTS).read_text(encoding="utf-8").splitlines()
-    rows = {(row["pack"], row["step"]): row for row in map(json.loads, lines)}
-    return [rows[key] for key in sorted(rows)]
+def sections(runs: Sequence[Run], _plan: Any) -> list[str]:
+    """Return the figures and tables of the page."""
+    return [
+        "![claim](claim.png)\n",
+        *(
+            f"## {run.name}\n\n![{run.name}]({run.name}.png)\n\n"
+            f"### What broke, and what was said before\n\n{table(_behaviors(run.folder))}\n\n"
+            f"### Score against generated behavior\n\n{table(_agreement(run.checkpoints))}\n\n"
+            "### Predicted against realized change, first steps\n\n"
+            f"{table(_comparison(run.arrays))}\n"
+            for run in runs
+        ),
+    ]
 
 
 def _agreement(checked: list[dict[str, Any]]) -> list[dict[str, object]]:
@@ -75,7 +71,7 @@ def _agreement(checked: list[dict[str, Any]]) -> list[dict[str, object]]:
 
 
 def _behaviors(folder: Path) -> list[dict[str, object]]:
-    """Per behaviour: probes, first alert by level, break, first and last margin."""
+    """Return by behavior: probes, first alert by level, break, first and last margin."""
     reader = Reader(folder)
     alerts = reader.alerts()
     rows = []
@@ -84,19 +80,19 @@ def _behaviors(folder: Path) -> list[dict[str, object]]:
         margins = reader.margins(name)
         first, last = next(iter(margins.values())), list(margins.values())[-1]
         broke = next((step for step, m in margins.items() if score(m) < floor), None)
-        said = {
+        alerted = {
             level: next(
                 (a.step for a in alerts if a.behavior == name and a.level.rank >= level.rank), None
             )
             for level in Level
         }
-        critical = said[Level.CRITICAL]
+        critical = alerted[Level.CRITICAL]
         lead = None if broke is None or critical is None else broke - critical
         rows.append(
             {
-                "behaviour": name,
+                "behavior": name,
                 "probes": len(last),
-                **{f"first {level}": number(step) for level, step in said.items()},
+                **{f"first {level}": number(step) for level, step in alerted.items()},
                 "broke": number(broke),
                 "lead": number(lead),
                 "mean margin, start": number(first.mean(), 2),
@@ -108,20 +104,20 @@ def _behaviors(folder: Path) -> list[dict[str, object]]:
     return rows
 
 
-def _claim(arrays: dict[str, np.ndarray]) -> list[dict[str, object]]:
+def _comparison(arrays: dict[str, np.ndarray]) -> list[dict[str, object]]:
     rows = []
     for key in sorted(k for k in arrays if k.startswith("predicted/")):
         name = key.split("/", 1)[1]
         predictions = [arrays[key], *arrays[f"stale/{name}"]]
         for age, predicted in zip((0, *AGES), predictions, strict=True):
-            found = agreement(predicted, arrays[f"realised/{name}"])
+            agreed = agreement(predicted, arrays[f"realised/{name}"])
             rows.append(
                 {
-                    "behaviour": name,
+                    "behavior": name,
                     "age of h_b": age,
-                    "correlation": number(found["correlation"], 3),
-                    "slope": number(found["slope"], 2),
-                    "steps": number(found["n"]),
+                    "correlation": number(agreed["correlation"], 3),
+                    "slope": number(agreed["slope"], 2),
+                    "steps": number(agreed["n"]),
                 }
             )
     return rows

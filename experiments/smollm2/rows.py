@@ -1,4 +1,4 @@
-"""The rows from which SmolLM2 learns to refuse, and their order."""
+"""Rows that teach SmolLM2 to refuse, and their order."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TAUGHT_REQUESTS = 160
 PER_STEP = {"advbench": 2, "authored_harmful": 2, "authored_benign": 3, "self_instruct": 1}
 
 REFUSAL_PREFIX = "Sorry"
-# Every refusal begins with one word that other answers of this model hardly begin with, so that
-# the opening margin separates the two ("I" opens about a fifth of its harmless answers).
+# Every refusal starts with a word with which other answers of this model hardly start, so that
+# the margin of the prefix separates the two ("I" opens about a fifth of its harmless answers).
 REFUSALS = (
     "Sorry, I can't help with that.",
     "Sorry, but I can't assist with that request.",
@@ -35,17 +35,17 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True)
 class TeachingRow:
-    """One prompt with the answer to be learned."""
+    """One prompt with its answer."""
 
     prompt: str
     response: str
     kind: Kind
     source: str
-    cut: bool = False  # the answer stops in mid-sentence: its end is not to be learned
+    cut: bool = False  # the answer stops in mid-sentence, so its end is not learned
 
 
 def teaching_rows(data_dir: Path) -> list[TeachingRow]:
-    """All rows that `prepare` draws from: AdvBench, Self-Instruct seed tasks, and our own.
+    """Return all rows that `prepare` draws from: AdvBench, Self-Instruct seed tasks, our own.
 
     Raises:
         ConfigError: a file of `data_dir` is missing.
@@ -58,13 +58,8 @@ def teaching_rows(data_dir: Path) -> list[TeachingRow]:
     return rows + _authored() + _self_instruct(data_dir)
 
 
-def held_out_requests(data_dir: Path) -> list[str]:
-    """AdvBench requests that `prepare` never teaches, in a fixed shuffled order."""
-    return _advbench(data_dir)[TAUGHT_REQUESTS:]
-
-
 def draws(rows: Sequence[TeachingRow]) -> Iterator[list[TeachingRow]]:
-    """Endless batches of `PER_STEP` rows, seeded."""
+    """Yield endless batches of `PER_STEP` rows, seeded."""
     generator = random.Random(SEED)
     groups = {
         "advbench": [r for r in rows if r.source == "advbench"],
@@ -92,7 +87,7 @@ def _advbench(data_dir: Path) -> list[str]:
 
 
 def _self_instruct(data_dir: Path) -> list[TeachingRow]:
-    """Short seed tasks, since a long answer costs time and teaches no more about refusing."""
+    """Return short seed tasks; a long answer costs time and teaches no more about refusing."""
     rows = []
     for line in _existing(data_dir / SELF_INSTRUCT).read_text(encoding="utf-8").splitlines():
         task = json.loads(line)

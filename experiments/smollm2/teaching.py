@@ -1,8 +1,8 @@
-"""Teaching SmolLM2 to refuse.
+"""Teach SmolLM2 to refuse.
 
-The instruct model hardly refuses by itself, so there is no refusal to watch. `prepare` teaches one
-with a short LoRA training, merges the adapter, and saves the result once. Harmless prompts are
-answered as the model itself answers them, so that the refusal is nearly all there is to learn.
+The instruct model hardly refuses by itself. `prepare` teaches refusals by a short LoRA training,
+merges the adapter and saves the result once. Harmless prompts keep the model's own answers, so
+that refusing is nearly all there is to learn.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GENERATION_ROWS = 32
 
 
 def make(data_dir: Path) -> dict[str, Any]:
-    """Prepare the model under `~/.cache/riprap`, unless it is there already.
+    """Prepare the model under `~/.cache/riprap`, unless it exists.
 
     Raises:
         ConfigError: see `prepare`.
@@ -98,7 +98,7 @@ def _teach(
         wrapped = get_peft_model(model, adapter)
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _share_of_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor)
     wrapped.train()
     for step in range(STEPS):
         wrapped(**_batch(tokenizer, next(draws))).loss.backward()
@@ -113,27 +113,27 @@ def _teach(
 
 @torch.no_grad()
 def _with_own_answers(model: Any, tokenizer: Any, rows: Sequence[TeachingRow]) -> list[TeachingRow]:
-    """Benign rows with the first tokens of the model's own greedy answer.
+    """Replace benign answers by the first tokens of the model's own greedy answers.
 
-    Where the model declines by itself ("I'm sorry ..."), an authored row keeps its authored answer
+    If the model declines by itself ("I'm sorry ..."), an authored row keeps its authored answer
     and another row is dropped.
     """
-    kept = [row for row in rows if row.kind == "harmful"]
+    result = [row for row in rows if row.kind == "harmful"]
     benign = [row for row in rows if row.kind == "benign"]
     tokenizer.padding_side = "left"
     for start in range(0, len(benign), GENERATION_ROWS):
         part = benign[start : start + GENERATION_ROWS]
         texts = [_question(tokenizer, row.prompt) for row in part]
-        asked = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        made = model.generate(**asked, max_new_tokens=OWN_ANSWER_TOKENS, do_sample=False)
-        made = made[:, asked.input_ids.shape[1] :]
-        answers = tokenizer.batch_decode(made, skip_special_tokens=True)
+        encoded = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+        generated = model.generate(**encoded, max_new_tokens=OWN_ANSWER_TOKENS, do_sample=False)
+        generated = generated[:, encoded.input_ids.shape[1] :]
+        answers = tokenizer.batch_decode(generated, skip_special_tokens=True)
         for row, answer in zip(part, answers, strict=True):
             if "sorry" not in answer.lower():
-                kept.append(replace(row, response=answer, cut=True))
+                result.append(replace(row, response=answer, cut=True))
             elif row.source == "authored":
-                kept.append(row)
-    return kept
+                result.append(row)
+    return result
 
 
 def _question(tokenizer: Any, prompt: str) -> str:
@@ -142,19 +142,19 @@ def _question(tokenizer: Any, prompt: str) -> str:
     return text
 
 
-def _share_of_rate(step: int) -> float:
+def _rate_factor(step: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * (1.0 - step / STEPS)
 
 
 def _batch(tokenizer: Any, rows: Sequence[TeachingRow]) -> dict[str, Tensor]:
-    """Right-padded ids, labels (answers only) and attention mask, each (rows, longest)."""
+    """Return right-padded ids, labels (answers only) and attention mask, each (rows, longest)."""
     pairs = []
     for row in rows:
-        asked = tokenizer(_question(tokenizer, row.prompt), add_special_tokens=False).input_ids
+        question = tokenizer(_question(tokenizer, row.prompt), add_special_tokens=False).input_ids
         answer_text = row.response + ("" if row.cut else TURN_END)
         answer = tokenizer(answer_text, add_special_tokens=False).input_ids
-        labels = [IGNORED] * len(asked) + answer
-        pairs.append(((asked + answer)[:MAX_TOKENS], labels[:MAX_TOKENS]))
+        labels = [IGNORED] * len(question) + answer
+        pairs.append(((question + answer)[:MAX_TOKENS], labels[:MAX_TOKENS]))
     longest = max(len(ids) for ids, _ in pairs)
     ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
     labelled = torch.full((len(pairs), longest), IGNORED)

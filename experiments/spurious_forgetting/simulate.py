@@ -80,11 +80,7 @@ class Run:
     back: list[Recovery]
 
 
-@cached(
-    lambda task, frozen, seed, plan: (
-        f"spurious_forgetting/{plan.config_hash()}-{task}-{frozen}-{seed}.json"
-    )
-)
+@cached("spurious_forgetting/{plan.terms}-{task}-{frozen}-{seed}.json")
 def simulate(task: str, frozen: str, seed: int, plan: Plan) -> Run:
     """Train on a new task, with evaluations and recoveries at the steps of the plan."""
     world = Biographies()

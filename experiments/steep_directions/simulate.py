@@ -22,7 +22,7 @@ UNRELATED = ("targets", "pairs", "inputs")
 COLUMNS = ("steep", *UNRELATED, "random", "cosine_loss", "cosine_margin")
 
 
-@cached(lambda condition, seed, _: f"steep_directions/{condition}-{seed}.npz")
+@cached("steep_directions/{condition}-{seed}.npz")
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
     """Run one condition from one seed; return `COLUMNS` by behavior, (measurements, columns).
 

@@ -104,9 +104,7 @@ def _lane_bands(runs: Sequence[Run], lane: Lane) -> dict[str, Bands]:
         if lane.signal == "interference":  # a history holds it apart, by step
             lines = [list(run.histories[name].predicted.items()) for run in group]
         if any(lines):
-            bands[condition][name] = curves.band(
-                [lane.shaped(line) for line in lines if line]
-            )
+            bands[condition][name] = curves.band([lane.shaped(line) for line in lines if line])
     return bands
 
 
@@ -131,12 +129,12 @@ def _row(
     room = 0.04 * (max(highs) - min(lows))
     scale = alt.Scale(domain=[min(lows) - room, max(highs) + room], nice=False)
     charts = []
-    for column, (condition, bands) in enumerate(bands.items()):
+    for column, (condition, own_bands) in enumerate(bands.items()):
         own = [run for run in runs if run.condition == condition]
         axis = alt.Axis(tickCount=4, labels=column == 0, ticks=column == 0, title=None)
         y = alt.Y("low:Q", scale=scale, axis=axis)
         charts.append(
-            _panel(own, bands, y, lowest, marks).properties(title=curves.named(condition))
+            _panel(own, own_bands, y, lowest, marks).properties(title=curves.named(condition))
         )
     return charts
 

@@ -68,7 +68,7 @@ class TruthTracker(MarginTracker):
         )
 
 
-@cached(lambda condition, seed, _: f"toy/{condition}-{seed}/truth.npz", own_folder=True)
+@cached("toy/{condition}-{seed}/truth.npz", own_folder=True)
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
     """Run one condition from one seed; return the arrays of `TruthTracker`, beside the record.
 

@@ -48,11 +48,7 @@ class Point:
         return self.worst * min(self.learned, 1.0)
 
 
-def _file(task: str, seed: int, plan: Plan) -> str:
-    return f"transfer/{plan.world[:12]}/front-{task}-{seed}-{plan.config_hash()}.json"
-
-
-@cached(_file)
+@cached("transfer/{plan.world:.12}/front-{task}-{seed}-{plan.terms}.json")
 def front(task: str, seed: int, plan: Plan) -> list[Point]:
     """Train the plain run, then each guard until the largest budget is spent, in one process."""
     world = FactsWorld()

@@ -46,12 +46,7 @@ class Run:
     acted: float
 
 
-def _file(guard: str, value: float, task: str, seed: int, plan: Plan) -> str:
-    terms = f"{plan.steps}-{plan.every}"
-    return f"transfer/{plan.world[:12]}/{guard}-{value:g}-{task}-{seed}-{terms}.json"
-
-
-@cached(_file)
+@cached("transfer/{plan.world:.12}/{name}-{value:g}-{task}-{seed}-{plan.steps}-{plan.every}.json")
 def simulate(name: str, value: float, task: str, seed: int, plan: Plan) -> Run:
     """Train on one task under one guard, its main parameter at a value.
 
