@@ -9,7 +9,7 @@ from torch import nn
 from riprap import Behavior
 from riprap.signals import Signal
 from tiny import PROMPTS, make_llama, make_tokenizer
-from views import visit
+from views import probe_view
 
 CHAT = make_tokenizer()
 HARMLESS = ["paint the car", "bake a blue cake", "what is one plus one", "help you to paint"]
@@ -62,13 +62,13 @@ class Journey:
     def __init__(self, signal: Signal) -> None:
         model = make_llama().eval()
         self.then = {name: activations(model, prompts) for name, prompts in SETS.items()}
-        view = visit(0, behaviors(), model)
+        view = probe_view(0, behaviors(), model)
         assert view.layer == LAYER
         signal.start(view)
-        self.first = signal.on_probes(view)
+        self.first = signal.on_probe_evaluation(view)
         moved(model)
         self.now = {name: activations(model, prompts) for name, prompts in SETS.items()}
-        self.later = signal.on_probes(visit(10, behaviors(), model))
+        self.later = signal.on_probe_evaluation(probe_view(10, behaviors(), model))
 
     def directions(self, sets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         difference = unit(sets["refusal"].mean(0) - sets["over"].mean(0))

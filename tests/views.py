@@ -7,39 +7,39 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from riprap import Behavior, Reading
-from riprap import evaluation as probing
-from riprap.linalg._vector_stack import VectorStack
-from riprap.signals import ProtectedGradients, StepView, ProbeView
+from riprap.evaluation import ProtectedGradients, evaluate, find_layer, loss_gradient
+from riprap.signals import ProbeView, StepView
 
 
 def trainable(model: nn.Module) -> list[Tensor]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def visit(
+def probe_view(
     step: int, behaviors: Sequence[Behavior], model: nn.Module, layer: str | None = None
 ) -> ProbeView:
-    """A visit with fresh gradients; `layer` None takes the one that Riprap would find."""
-    layer = probing.find_layer(model, layer)
+    """A probe evaluation with fresh gradients; `layer` None takes the one that Riprap would find."""
+    layer = find_layer(model, layer)
     parameters = trainable(model)
     layers = [] if layer is None else [layer]
-    looks = {b.name: probing.evaluate(b, model, parameters, layers) for b in behaviors}
-    margins = {name: look.gradient for name, look in looks.items() if look.gradient is not None}
+    results = {b.name: evaluate(b, model, parameters, layers) for b in behaviors}
     losses = {
         b.name: gradient
         for b in behaviors
-        if (gradient := probing.loss_gradient(b, model, parameters)) is not None
+        if (gradient := loss_gradient(b, model, parameters)) is not None
     }
-    held = ProtectedGradients(step, VectorStack(margins), VectorStack(losses))
-    return ProbeView(step, behaviors, looks, held, layer, model, parameters)
+    gradients = ProtectedGradients.from_results(step, results, losses)
+    return ProbeView(step, behaviors, results, gradients, layer, model, parameters)
 
 
-def before(step: int, held: ProtectedGradients, gradient: list[Tensor] | None) -> StepView:
-    return StepView(step, gradient, None, held)
+def gradient_view(
+    step: int, gradients: ProtectedGradients, task_gradient: list[Tensor] | None
+) -> StepView:
+    return StepView(step, task_gradient, None, gradients)
 
 
-def after(step: int, held: ProtectedGradients, update: list[Tensor]) -> StepView:
-    return StepView(step, None, update, held)
+def update_view(step: int, gradients: ProtectedGradients, update: list[Tensor]) -> StepView:
+    return StepView(step, None, update, gradients)
 
 
 def values(readings: Sequence[Reading], signal: str) -> dict[str, float]:

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import BettingTest, BehaviorHistory
+from riprap.detectors import BehaviorHistory, BettingTest
 from riprap.detectors._betting_test import STAKES, log_wealth
 from riprap.types import Level
 
 
-def track_of(*margins, watched=1):
-    track = BehaviorHistory("b", 0.9, n_behaviors=watched)
+def track_of(*margins, n_behaviors=1):
+    track = BehaviorHistory("b", 0.9, n_behaviors=n_behaviors)
     for step, values in enumerate(margins):
         track.add_margins(step, np.asarray(values, dtype=float))
     return track
@@ -86,7 +86,9 @@ def test_one_rising_probe_hides_nothing():
 
 def test_level_is_split_over_behaviors_and_visits():
     start = np.full(48, 5.0)
-    alone, among = (BettingTest().statistic(track_of(start, start * 0.8, watched=n))[-1] for n in (1, 4))
+    alone, among = (
+        BettingTest().statistic(track_of(start, start * 0.8, n_behaviors=n))[-1] for n in (1, 4)
+    )
     assert alone - among == pytest.approx(math.log(4))
     first, second = BettingTest().statistic(track_of(start, start * 0.8, start * 0.8))[1:]
     assert first - second == pytest.approx(math.log(6 / 2))
@@ -107,12 +109,12 @@ def test_a_fall_of_the_score_is_established_too():
 
 
 def test_few_probes_cannot_establish_anything():
-    assert BettingTest().min_probes(watched=1) > 5
-    n = BettingTest().min_probes(watched=3)
+    assert BettingTest().min_probes(n_behaviors=1) > 5
+    n = BettingTest().min_probes(n_behaviors=3)
     start = np.full(n, 5.0)
-    assert BettingTest().check(track_of(start, start * -10, watched=3)) is not None
+    assert BettingTest().check(track_of(start, start * -10, n_behaviors=3)) is not None
     fewer = np.full(n - 1, 5.0)
-    assert BettingTest().check(track_of(fewer, fewer * -10, watched=3)) is None
+    assert BettingTest().check(track_of(fewer, fewer * -10, n_behaviors=3)) is None
 
 
 def test_a_start_without_margin_has_no_decline():

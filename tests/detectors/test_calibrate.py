@@ -19,10 +19,10 @@ CALM = AlertPolicy.parse(
 def null_run(folder, wander, visits=20):
     """A recorded run whose mean margin of 10 falls by `wander` and comes back."""
     writer = Writer(folder)
-    writer.meta(behaviors=[{"name": "b", "floor": 0.9, "contrast": None}])
+    writer.write_meta(behaviors=[{"name": "b", "floor": 0.9, "contrast": None}])
     around = np.linspace(-0.5, 0.5, 48)
     for step in range(visits):
-        writer.margins(step, "b", 10 - wander * np.sin(np.pi * step / visits) + around)
+        writer.add_margins(step, "b", 10 - wander * np.sin(np.pi * step / visits) + around)
     writer.close()
     return folder
 
@@ -41,7 +41,9 @@ def test_a_wavering_model_is_tolerated_after_calibration(tmp_path):
 
 def test_a_calm_run_lowers_nothing(tmp_path):
     tracks = null_histories([null_run(tmp_path / "null", wander=0.001)])
-    assert kinds(calibrate(CALM, tracks, "null run"))["betting"].tolerated == BettingTest().tolerated
+    assert (
+        kinds(calibrate(CALM, tracks, "null run"))["betting"].tolerated == BettingTest().tolerated
+    )
 
 
 def test_scales_are_those_of_the_run_and_behavior(tmp_path):
@@ -59,7 +61,7 @@ def test_the_worst_of_several_runs_counts(tmp_path):
     assert both["cusum"] == alone["cusum"]
 
 
-def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
+def test_a_frozen_policy_is_amended_with_the_reason(tmp_path):
     tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
     frozen = CALM.freeze()
     after = calibrate(frozen, tracks, "calibrated on null")
@@ -69,16 +71,16 @@ def test_a_frozen_protocol_is_amended_with_the_reason(tmp_path):
 
 
 def test_a_short_run_is_refused(tmp_path):
-    with pytest.raises(PolicyError, match="visited 3 times"):
+    with pytest.raises(PolicyError, match="has 3 probe evaluations"):
         null_histories([null_run(tmp_path / "null", wander=0.1, visits=3)])
 
 
-def test_the_command_writes_a_protocol_that_loads(tmp_path):
+def test_the_command_writes_a_policy_that_loads(tmp_path):
     run, out = null_run(tmp_path / "null", wander=2.0), tmp_path / "mine.yaml"
-    result = CliRunner().invoke(app, ["protocol", "calibrate", str(run), "--out", str(out)])
+    result = CliRunner().invoke(app, ["policy", "calibrate", str(run), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "false alarms before: 1, after: 0" in result.output
-    kept = kinds(AlertPolicy.load(out))
-    assert kept["betting"].tolerated == pytest.approx(0.30, abs=0.011)
-    assert isinstance(kept["forecast"], ForecastDetector)
+    loaded = kinds(AlertPolicy.load(out))
+    assert loaded["betting"].tolerated == pytest.approx(0.30, abs=0.011)
+    assert isinstance(loaded["forecast"], ForecastDetector)
     assert AlertPolicy.load(out).amendments[-1].old_hash == AlertPolicy.default().hash

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riprap.detectors import AlertPolicy, ForecastDetector, SlopeDetector, BehaviorHistory
-from riprap.detectors._trend import Trend, realized_changes, shaped_changes, fit_trend
+from riprap.detectors import AlertPolicy, BehaviorHistory, ForecastDetector, SlopeDetector
+from riprap.detectors._trend import Trend, fit_trend, realized_changes, shaped_changes
 from riprap.types import Level
 
 FORECAST = ForecastDetector()
@@ -156,9 +156,3 @@ def test_a_broken_floor_is_critical_whatever_the_mean() -> None:
     track.add_margins(11, margins)
     alert = ForecastDetector(declined=0.2).check(track)
     assert alert is not None and alert.level is Level.CRITICAL
-
-
-def test_protocols_from_before_the_condition_still_verify() -> None:
-    for name in ("toy", "depth"):
-        assert "declined" not in AlertPolicy.named(name).detector("forecast").model_dump()
-        AlertPolicy.named(name).verify()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from riprap.detectors import CUSUM, Deviation, PageHinkley, BehaviorHistory
+from riprap.detectors import CUSUM, BehaviorHistory, Deviation, PageHinkley
 from riprap.detectors._cumulative import reflected_sum
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.detectors import Threshold, BehaviorHistory
+from riprap.detectors import BehaviorHistory, Threshold
 from riprap.types import Level
 
 

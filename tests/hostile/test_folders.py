@@ -35,11 +35,11 @@ NAMES = [
 
 def write(folder: Path, steps: int = 3) -> None:
     writer = Writer(folder)
-    writer.meta(behaviors=[{"name": "refusal", "floor": 0.9}])
+    writer.write_meta(behaviors=[{"name": "refusal", "floor": 0.9}])
     for step in range(steps):
-        writer.readings([Reading(step, "refusal", "score", 1.0)])
-        writer.margins(step, "refusal", [1.0, 2.0])  # type: ignore[arg-type]
-    writer.alert(Alert(1, "refusal", Level.WATCH, "test", "look", (Reading(1, "", "x", 1.0),)))
+        writer.add_readings([Reading(step, "refusal", "score", 1.0)])
+        writer.add_margins(step, "refusal", [1.0, 2.0])  # type: ignore[arg-type]
+    writer.add_alert(Alert(1, "refusal", Level.WATCH, "test", "look", (Reading(1, "", "x", 1.0),)))
     writer.close()
 
 
@@ -222,7 +222,7 @@ def test_what_is_no_record_is_refused_and_left_as_it_is(how: str, tmp_path: Path
 
 def test_an_empty_file_is_a_record_that_was_never_begun(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).touch()
-    with pytest.raises(RecordError, match="not a record that can be read"):
+    with pytest.raises(RecordError, match="not a readable record"):
         Reader(tmp_path)
     assert (tmp_path / FILE_NAME).read_bytes() == b""
     write(tmp_path)
@@ -241,7 +241,7 @@ def test_a_lock_that_is_none_is_not_written_to(what: str, tmp_path: Path) -> Non
     }[what]()
     before = everything(tmp_path)
     writer = Writer(tmp_path / "run")
-    refused(lambda: writer.meta(a=1), "record")
+    refused(lambda: writer.write_meta(a=1), "record")
     unchanged(tmp_path, before)
 
 

@@ -89,7 +89,7 @@ class Steps(Detector):
 
 def stepping() -> Monitor:
     monitor = watching(below(-9.0, Level.WATCH))
-    monitor._judge.policy = monitor.policy.model_copy(update={"detectors": (Steps(),)})
+    monitor._run.tracker.policy = monitor.policy.model_copy(update={"detectors": (Steps(),)})
     return monitor
 
 

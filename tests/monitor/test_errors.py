@@ -1,4 +1,4 @@
-"""What cannot be watched is refused before training starts, in one sentence."""
+"""Errors before training starts: each is one sentence that says what would be right."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from riprap import AlertPolicy, Behavior, Monitor
 from riprap.errors import BehaviorError, ConfigError, PolicyError, RecordError
 
 
-def test_no_behaviours(policy: AlertPolicy) -> None:
-    with pytest.raises(ConfigError, match="nothing to watch: give the monitor at least one"):
+def test_no_behaviors(policy: AlertPolicy) -> None:
+    with pytest.raises(ConfigError, match="nothing to monitor: give at least one behavior"):
         Monitor([], policy=policy)
 
 
-def test_two_of_one_name(memory: Behavior, policy: AlertPolicy) -> None:
-    with pytest.raises(ConfigError, match="two behaviours are called 'memory'"):
+def test_two_behaviors_of_one_name(memory: Behavior, policy: AlertPolicy) -> None:
+    with pytest.raises(ConfigError, match="two behaviors are called 'memory'"):
         Monitor([memory, memory], policy=policy)
 
 
 @pytest.mark.parametrize("every", [0, -3])
-def test_no_such_cadence(memory: Behavior, policy: AlertPolicy, every: int) -> None:
-    with pytest.raises(ConfigError, match=f"every={every}: "):
+def test_an_interval_under_one_step(memory: Behavior, policy: AlertPolicy, every: int) -> None:
+    with pytest.raises(ConfigError, match=f"probe_every={every}: give at least 1 step"):
         Monitor([memory], policy=policy, probe_every=every)
 
 
-def test_a_protocol_that_was_changed(memory: Behavior, policy: AlertPolicy) -> None:
+def test_a_policy_that_was_changed(memory: Behavior, policy: AlertPolicy) -> None:
     changed = policy.freeze().model_copy(update={"name": "better"})
     with pytest.raises(PolicyError, match="was changed after it was frozen"):
         Monitor([memory], policy=changed)
@@ -41,7 +41,7 @@ def test_a_frozen_model(learned: nn.Module, memory: Behavior, policy: AlertPolic
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
     monitor = Monitor([memory], policy=policy)
     with (
-        pytest.raises(ConfigError, match=r"nothing to watch: .*is it frozen"),
+        pytest.raises(ConfigError, match=r"nothing to watch: .*is the model frozen"),
         monitor.watch(learned, optimizer),
     ):
         pytest.fail("it was watched")
@@ -53,7 +53,7 @@ def test_the_optimizer_of_another_model(
     optimizer = torch.optim.SGD(small_net.parameters(), lr=0.1)
     monitor = Monitor([memory], policy=policy)
     with (
-        pytest.raises(ConfigError, match=r"nothing to watch: .*made for another one"),
+        pytest.raises(ConfigError, match=r"nothing to watch: .*belong to another model"),
         monitor.watch(learned, optimizer),
     ):
         pytest.fail("it was watched")
@@ -106,7 +106,7 @@ def test_a_layer_that_is_not_there(
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
     monitor = Monitor([memory], policy=policy, feature_layer="blocks.4")
     with (
-        pytest.raises(BehaviorError, match=r"layer 'blocks\.4' names 0 modules"),
+        pytest.raises(BehaviorError, match=r"layer 'blocks\.4' matches 0 modules"),
         monitor.watch(learned, optimizer),
     ):
         pytest.fail("it was watched")
@@ -119,7 +119,7 @@ def test_a_monitor_that_is_in_use(
     monitor = Monitor([memory], policy=policy)
     with monitor.watch(learned, optimizer):
         with (
-            pytest.raises(ConfigError, match="watching already"),
+            pytest.raises(ConfigError, match="already watching"),
             monitor.watch(learned, optimizer),
         ):
             pytest.fail("it was watched twice")
@@ -134,7 +134,7 @@ def test_a_run_that_is_there_already(
     first = Monitor([memory], policy=policy, run_dir=tmp_path / "run")
     with first.watch(learned, optimizer):
         train(learned, optimizer, task(2))
-    with pytest.raises(RecordError, match=r"already holds a record.*name another run"):
+    with pytest.raises(RecordError, match=r"already holds a record.*give another run_dir"):
         Monitor([memory], policy=policy, run_dir=tmp_path / "run")
     assert len(first.history()) > 0
 

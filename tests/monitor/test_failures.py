@@ -15,7 +15,7 @@ from loops import flat, task, train
 from riprap import AlertPolicy, Behavior, Margins, Monitor, Reading, ReadingStatus, signals
 from riprap.detectors import Threshold
 from riprap.errors import RecordError
-from riprap.signals import Signal, StepView, ProbeView
+from riprap.signals import ProbeView, Signal, StepView
 
 
 def failing_from(step: int, behavior: Behavior, what: Callable[[Tensor], Any]) -> Behavior:
@@ -50,7 +50,7 @@ def end_of(net: nn.Module, monitor: Monitor | None, count: int = 12) -> np.ndarr
     ("what", "text"),
     [
         (crash, "ValueError: no such probe"),
-        (lambda v: v[0], "margins gave ()"),
+        (lambda v: v[0], "the margin function returned ()"),
         (lambda v: v * float("nan"), "24 of 24 margins are not finite"),
     ],
 )
@@ -63,7 +63,7 @@ def test_margins_that_fail_in_mid_training(
     if "finite" in text:
         found = end_of(learned, monitor)
     else:
-        with pytest.warns(UserWarning, match="could not visit 'weak'"):
+        with pytest.warns(UserWarning, match="could not evaluate 'weak'"):
             found = end_of(learned, monitor)
     assert np.array_equal(found, expected)
     history = monitor.history()
@@ -116,7 +116,7 @@ class Broken(Signal):
         return object.__getattribute__(self, name)
 
 
-@pytest.mark.parametrize("moment", ["on_gradient", "on_update", "on_probes"])
+@pytest.mark.parametrize("moment", ["on_gradient", "on_update", "on_probe_evaluation"])
 def test_a_signal_that_fails_spares_the_others_and_the_alerts(
     learned: nn.Module, memory: Behavior, moment: str
 ) -> None:
@@ -132,7 +132,9 @@ def test_a_signal_that_fails_spares_the_others_and_the_alerts(
     history = monitor.history()
     failed = history[history.signal == "broken"]
     assert set(failed.state) == {"ERROR"}
-    moments = whole.behavior_histories["memory"].steps if moment == "on_probes" else range(13)
+    moments = (
+        whole.behavior_histories["memory"].steps if moment == "on_probe_evaluation" else range(13)
+    )
     assert failed.step.tolist() == [step for step in moments if step >= 2]
     rest = history[history.signal != "broken"].reset_index(drop=True)
     assert rest.equals(whole.history())
@@ -153,7 +155,7 @@ def test_a_record_that_cannot_be_written_ends_nothing(
         pytest.warns(UserWarning, match="the disk is full"),
         monitor.watch(model, optimizer),
     ):
-        for part in ("flush", "readings", "margins"):
+        for part in ("flush", "add_readings", "add_margins"):
             monkeypatch.setattr(monitor.record, part, full)
         train(model, optimizer, task(12))
     assert np.array_equal(flat(model), expected)
@@ -178,7 +180,7 @@ def test_an_error_in_the_users_loop_is_the_users(
 def test_an_error_in_the_users_loop_is_not_hidden_by_one_of_the_observer(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], policy=policy, signals=[Broken("on_probes")])
+    monitor = Monitor([memory], policy=policy, signals=[Broken("on_probe_evaluation")])
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with (
         pytest.warns(UserWarning, match="broken failed"),
@@ -225,7 +227,7 @@ class Counting(Signal):
         self.moments.append(("update", view.step))
         return []
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
         self.moments.append(("visit", view.step))
         return [Reading.of(view.step, "memory", "counting", 1.0)]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from riprap.errors import RecordError
-from riprap.record import FILE_NAME, Reader, Writer, readings_table
+from riprap.record import FILE_NAME, Reader, Writer, to_dataframe
 from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 READINGS = [
@@ -36,22 +36,22 @@ def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Writer:
 
 
 def test_readings_come_back_as_they_were(writer: Writer) -> None:
-    writer.readings(READINGS)
+    writer.add_readings(READINGS)
     assert Reader(writer).readings() == READINGS
 
 
 def test_alerts_come_back_as_they_were(writer: Writer) -> None:
     for alert in ALERTS:
-        writer.alert(alert)
+        writer.add_alert(alert)
     assert Reader(writer).alerts() == ALERTS
 
 
 def test_margins_come_back_bit_by_bit(writer: Writer) -> None:
     first = np.array([1.5, -0.1, math.nan, -math.inf, 1e-42], dtype=np.float32)
     second = np.random.default_rng(0).normal(size=257).astype(np.float32)
-    writer.margins(0, "refusal", first)
-    writer.margins(7, "refusal", second)
-    writer.margins(7, "adding", second[:3])
+    writer.add_margins(0, "refusal", first)
+    writer.add_margins(7, "refusal", second)
+    writer.add_margins(7, "adding", second[:3])
     back = Reader(writer).margins("refusal")
     assert list(back) == [0, 7]
     assert back[0].tobytes() == first.tobytes()
@@ -60,27 +60,27 @@ def test_margins_come_back_bit_by_bit(writer: Writer) -> None:
 
 def test_facts_come_back_as_they_were(writer: Writer) -> None:
     facts = {"seeds": {"torch": 7}, "task": "</script>", "behaviors": [{"name": "a", "floor": 0.9}]}
-    writer.meta(**facts)
+    writer.write_meta(**facts)
     assert Reader(writer).meta() == facts | {"format_version": 2}
 
 
 def test_numbers_of_numpy_are_taken_as_numbers(writer: Writer) -> None:
     odd = Reading(np.int64(3), "refusal", "margin", np.float32(0.5))
-    writer.readings([odd])
+    writer.add_readings([odd])
     writer.flush()
     assert Reader(writer).readings() == [Reading(3, "refusal", "margin", 0.5)]
 
 
 def test_a_table_has_no_value_where_nothing_was_measured() -> None:
-    frame = readings_table(READINGS)
+    frame = to_dataframe(READINGS)
     assert frame["value"].isna().tolist() == [False, False, False, True, True]
     assert frame["state"].tolist()[-2:] == ["NOT_RUN", "ERROR"]
 
 
 def test_a_fact_is_written_once(writer: Writer) -> None:
-    writer.meta(task="first")
+    writer.write_meta(task="first")
     with pytest.raises(RecordError, match=r"already holds 'task' = 'first'"):
-        writer.meta(other=1, task="second")
+        writer.write_meta(other=1, task="second")
     assert Reader(writer).meta() == {"format_version": 2, "task": "first"}
 
 
@@ -102,10 +102,10 @@ def test_the_file_is_in_wal_mode(tmp_path: Path) -> None:
 )
 def test_what_is_written_cannot_be_changed(tmp_path: Path, name: str, change: str) -> None:
     writer = Writer(tmp_path)
-    writer.readings(READINGS)
-    writer.margins(0, "refusal", np.ones(3))
-    writer.alert(ALERTS[0])
-    writer.action(
+    writer.add_readings(READINGS)
+    writer.add_margins(0, "refusal", np.ones(3))
+    writer.add_alert(ALERTS[0])
+    writer.add_action(
         Action(1, "replay", "update", True, "a share of 0.25", {"A": -1.0}, {"A": 0.5}, 0.1)
     )
     writer.flush()
@@ -119,10 +119,10 @@ def test_what_is_written_cannot_be_changed(tmp_path: Path, name: str, change: st
 
 def test_an_existing_record_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
-    writer.readings(READINGS)
+    writer.add_readings(READINGS)
     writer.close()
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(RecordError, match="never overwritten: name another run"):
+    with pytest.raises(RecordError, match="never overwritten: give another run_dir"):
         Writer(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -138,7 +138,7 @@ def test_a_failed_commit_says_so_and_drops_nothing(tmp_path: Path) -> None:
     writer.connection.execute("PRAGMA busy_timeout = 0")
     other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    writer.readings(READINGS)
+    writer.add_readings(READINGS)
     with pytest.raises(RecordError, match="locked"):
         writer.flush()
     other.execute("ROLLBACK")
@@ -155,7 +155,7 @@ def test_no_record_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be read " * 99])
 def test_a_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(RecordError, match="is not a record that can be read"):
+    with pytest.raises(RecordError, match="is not a readable record"):
         Reader(tmp_path)
 
 
@@ -195,7 +195,7 @@ def test_closing_a_reader_leaves_its_writer_open() -> None:
     writer = Writer()
     with Reader(writer):
         pass
-    writer.readings(READINGS)
+    writer.add_readings(READINGS)
     assert Reader(writer).readings() == READINGS
 
 
@@ -203,15 +203,15 @@ def test_rows_are_not_held_back_for_long(tmp_path: Path, monkeypatch: pytest.Mon
     clock = [100.0]
     monkeypatch.setattr("riprap.record._writer.time.monotonic", lambda: clock[0])
     writer = Writer(tmp_path)
-    writer.readings(READINGS[:1])
+    writer.add_readings(READINGS[:1])
     assert Reader(tmp_path).readings() == []
     clock[0] += 0.6
-    writer.readings(READINGS[1:2])
+    writer.add_readings(READINGS[1:2])
     assert Reader(tmp_path).readings() == READINGS[:2]
 
 
 def test_the_alert_is_readable_without_riprap(tmp_path: Path) -> None:
-    Writer(tmp_path).alert(ALERTS[0])
+    Writer(tmp_path).add_alert(ALERTS[0])
     with sqlite3.connect(tmp_path / FILE_NAME) as file:
         readings, forecast = file.execute("SELECT readings, forecast FROM alerts").fetchone()
     assert json.loads(forecast) == {"median": 8, "low": 6, "high": 11, "horizon": 50}
@@ -221,7 +221,7 @@ def test_the_alert_is_readable_without_riprap(tmp_path: Path) -> None:
 def test_a_forecast_is_json_that_any_parser_takes(tmp_path: Path) -> None:
     open_end = Forecast(math.inf, 30.5, math.inf, 50)
     writer = Writer(tmp_path)
-    writer.alert(Alert(4, "b", Level.WATCH, "forecast", "perhaps", (), open_end))
+    writer.add_alert(Alert(4, "b", Level.WATCH, "forecast", "perhaps", (), open_end))
     writer.close()
     with sqlite3.connect(tmp_path / "record.sqlite") as file:
         (text,) = file.execute("SELECT forecast FROM alerts").fetchone()

@@ -40,7 +40,7 @@ def test_a_closed_record_can_be_read_where_nothing_may_be_written() -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         writer = Writer(folder)
-        writer.readings(READINGS)
+        writer.add_readings(READINGS)
         writer.close()
         Path(folder).chmod(0o555)
         output, _ = in_another_process(script, folder).communicate(timeout=120)
@@ -67,11 +67,11 @@ def test_a_reader_in_another_process_sees_what_is_committed(tmp_path: Path) -> N
 
     try:
         assert seen() == [0, 0]
-        writer.readings(READINGS)
+        writer.add_readings(READINGS)
         writer.flush()
         assert seen() == [len(READINGS), 0]
-        writer.readings(READINGS)
-        writer.alert(ALERT)
+        writer.add_readings(READINGS)
+        writer.add_alert(ALERT)
         assert seen() == [2 * len(READINGS), 1]
         writer.connection.execute("BEGIN")
         writer.connection.execute(
@@ -90,7 +90,7 @@ def test_a_killed_writer_loses_nothing_that_was_flushed(tmp_path: Path) -> None:
         from riprap.record import Writer
         writer = Writer(sys.argv[1])
         for step in itertools.count():
-            writer.readings([Reading(step, "refusal", "margin", step / 7)])
+            writer.add_readings([Reading(step, "refusal", "margin", step / 7)])
             writer.flush()
             print(step, flush=True)
     """

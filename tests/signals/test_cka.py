@@ -13,7 +13,7 @@ from riprap import Behavior, ReadingStatus
 from riprap.signals import CKA
 from riprap.signals.features._cka import debiased_cka, unbiased_hsic
 from tiny import make_llama
-from views import values, visit
+from views import probe_view, values
 
 
 def u_centred(gramian: np.ndarray) -> np.ndarray:
@@ -84,6 +84,8 @@ def test_three_rows_are_too_few() -> None:
 def test_probes_that_change_shape_are_not_run() -> None:
     model, signal = make_llama().eval(), CKA()
     ids = torch.randint(3, 40, (6, 5))
-    signal.start(visit(0, [Behavior.next_token("words", ids, ids[:, 0])], model))
+    signal.start(probe_view(0, [Behavior.next_token("words", ids, ids[:, 0])], model))
     fewer = [Behavior.next_token("words", ids[:5], ids[:5, 0])]
-    assert [r.state for r in signal.on_probes(visit(3, fewer, model))] == [ReadingStatus.NOT_RUN]
+    assert [r.state for r in signal.on_probe_evaluation(probe_view(3, fewer, model))] == [
+        ReadingStatus.NOT_RUN
+    ]

@@ -28,7 +28,7 @@ from riprap.signals import (
     TopKCosine,
 )
 from tiny import PROMPTS, PlainLM, make_llama, make_tokenizer
-from views import after, before, trainable, values, visit
+from views import gradient_view, probe_view, trainable, update_view, values
 
 CHAT = make_tokenizer()
 IDS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]])
@@ -62,22 +62,22 @@ class Training:
         self.readings: list[Reading] = []
 
     def run(self, steps: int = 2) -> None:
-        view = visit(0, watched(), self.model)
+        view = probe_view(0, watched(), self.model)
         self.watch("start", view)
-        self.watch("on_probes", view)
+        self.watch("on_probe_evaluation", view)
         for step in range(1, steps + 1):
             ids = torch.randint(3, 47, (4, 7))
             self.optimizer.zero_grad()
             logits = self.model(ids[:, :-1]).logits
             functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
             grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.watch("on_gradient", before(step, view.protected_gradients, grads))
+            self.watch("on_gradient", gradient_view(step, view.protected_gradients, grads))
             old = [p.detach().clone() for p in self.model.parameters()]
             self.optimizer.step()
             update = [p.detach() - o for p, o in zip(self.model.parameters(), old, strict=True)]
-            self.watch("on_update", after(step, view.protected_gradients, update))
-            view = visit(step, watched(), self.model)
-            self.watch("on_probes", view)
+            self.watch("on_update", update_view(step, view.protected_gradients, update))
+            view = probe_view(step, watched(), self.model)
+            self.watch("on_probe_evaluation", view)
 
     def watch(self, moment: str, view: Any) -> None:
         kept = self.snapshot()
@@ -142,9 +142,9 @@ def test_two_of_a_kind_share_nothing(kind: Kind) -> None:
 @every
 def test_an_unchanged_model_reads_the_same_again(kind: Kind) -> None:
     signal, model = kind(), make_llama().eval()
-    signal.start(visit(0, watched(), model))
-    first = signal.on_probes(visit(1, watched(), model))
-    again = signal.on_probes(visit(2, watched(), model))
+    signal.start(probe_view(0, watched(), model))
+    first = signal.on_probe_evaluation(probe_view(1, watched(), model))
+    again = signal.on_probe_evaluation(probe_view(2, watched(), model))
     assert [(r.behavior, r.signal, r.value) for r in first] == [
         (r.behavior, r.signal, r.value) for r in again
     ]
@@ -161,11 +161,11 @@ IDENTITY = {
 
 def test_at_the_start_nothing_has_moved() -> None:
     model = make_llama().eval()
-    start, later = visit(0, watched(), model), visit(4, watched(), model)
+    start, later = probe_view(0, watched(), model), probe_view(4, watched(), model)
     found: dict[str, list[float]] = {name: [] for name in IDENTITY}
     for signal in signals.everything():
         signal.start(start)
-        for reading in signal.on_probes(later):
+        for reading in signal.on_probe_evaluation(later):
             if reading.signal in IDENTITY and reading.value is not None:
                 found[reading.signal].append(reading.value)
     for name, expected in IDENTITY.items():
@@ -197,13 +197,13 @@ def pair() -> list[Behavior]:
 )
 def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) -> None:
     model, signal = Flat(), kind()
-    view = visit(0, pair(), model)
+    view = probe_view(0, pair(), model)
     assert view.layer is None
     signal.start(view)
-    readings = signal.on_probes(view)
+    readings = signal.on_probe_evaluation(view)
     assert {r.state for r in readings} == {ReadingStatus.NOT_RUN}
-    assert all("Monitor(..., layer=" in r.detail for r in readings)
-    assert signal.on_probes(visit(1, pair(), model)) == []
+    assert all("Monitor(..., feature_layer=" in r.detail for r in readings)
+    assert signal.on_probe_evaluation(probe_view(1, pair(), model)) == []
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_features_of_a_model_without_layers_are_not_run_and_say_how(kind: Kind) 
 )
 def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
     model, signal = Flat(), kind()
-    view = visit(0, pair(), model, layer="net.1")
+    view = probe_view(0, pair(), model, layer="net.1")
     signal.start(view)
-    readings = signal.on_probes(view)
+    readings = signal.on_probe_evaluation(view)
     assert readings
     assert all(r.value is not None and r.layer == "net.1" for r in readings)
 
@@ -222,24 +222,24 @@ def test_a_named_layer_is_the_remedy(kind: Kind) -> None:
 def test_a_layer_that_the_margin_does_not_run_is_said_to_be_so(kind: Kind) -> None:
     model = PlainLM()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4], contrast="aside")
-    signal, view = kind(), visit(0, [aside], model)
+    signal, view = kind(), probe_view(0, [aside], model)
     signal.start(view)
-    assert [(r.state, "blocks.1 was not run" in r.detail) for r in signal.on_probes(view)] == [
-        (ReadingStatus.NOT_RUN, True)
-    ]
+    assert [
+        (r.state, "blocks.1 was not run" in r.detail) for r in signal.on_probe_evaluation(view)
+    ] == [(ReadingStatus.NOT_RUN, True)]
 
 
 def test_kl_agrees_with_float64() -> None:
     model, signal = make_llama().eval(), KLToStart()
     behaviors = watched()[:2]
-    view = visit(0, behaviors, model)
+    view = probe_view(0, behaviors, model)
     signal.start(view)
     with torch.no_grad():
         then = model(IDS).logits[:, -1].double().log_softmax(-1)
         for parameter in trainable(model):
             parameter += 0.05 * torch.randn_like(parameter)
         now = model(IDS).logits[:, -1].double().log_softmax(-1)
-    readings = signal.on_probes(visit(3, behaviors, model))
+    readings = signal.on_probe_evaluation(probe_view(3, behaviors, model))
     forth = float((then.exp() * (then - now)).sum(-1).mean())
     back = float((now.exp() * (now - then)).sum(-1).mean())
     assert abs(forth / back - 1) > 0.01
@@ -252,7 +252,7 @@ def test_kl_agrees_with_float64() -> None:
 def test_kl_of_logits_that_were_not_seen_is_not_run() -> None:
     model, signal = PlainLM(), KLToStart()
     aside = Behavior("aside", IDS, lambda m, ids: m.head(m.embed(ids))[:, -1, 4])
-    view = visit(0, [aside], model)
+    view = probe_view(0, [aside], model)
     signal.start(view)
-    assert [r.state for r in signal.on_probes(view)] == [ReadingStatus.NOT_RUN]
-    assert signal.on_probes(visit(1, [aside], model)) == []
+    assert [r.state for r in signal.on_probe_evaluation(view)] == [ReadingStatus.NOT_RUN]
+    assert signal.on_probe_evaluation(probe_view(1, [aside], model)) == []

@@ -19,7 +19,7 @@ from riprap.signals import (
 )
 from riprap.signals.gradients._fisher import fisher_cosine
 from tiny import PROMPTS, make_llama, make_tokenizer
-from views import after, before, trainable, values, visit
+from views import gradient_view, probe_view, trainable, update_view, values
 
 CHAT = make_tokenizer()
 IDS, TARGETS = torch.tensor([[3, 7, 9, 12], [3, 8, 10, 4], [5, 6, 7, 8]]), [9, 11, 30]
@@ -59,9 +59,9 @@ class Step:
     def __init__(self, signal: Signal) -> None:
         self.model = make_llama(scale=5.0).eval()
         self.behaviors = {behavior.name: behavior for behavior in watched()}
-        view = visit(0, watched(), self.model)
+        view = probe_view(0, watched(), self.model)
         signal.start(view)
-        self.at_start = signal.on_probes(view)
+        self.at_start = signal.on_probe_evaluation(view)
         self.h = {n: margin_gradient(self.model, b) for n, b in self.behaviors.items()}
         self.g_b = {n: loss_gradient(self.model, b) for n, b in self.behaviors.items() if b.losses}
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, weight_decay=0.1)
@@ -69,12 +69,12 @@ class Step:
         functional.cross_entropy(logits.flatten(0, 1), TASK[:, 1:].flatten()).backward()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.g = flat(grads)
-        self.readings = signal.on_gradient(before(1, view.protected_gradients, grads))
+        self.readings = signal.on_gradient(gradient_view(1, view.protected_gradients, grads))
         old = [p.detach().clone() for p in self.model.parameters()]
         optimizer.step()
         update = [p.detach() - o for p, o in zip(self.model.parameters(), old, strict=True)]
         self.delta = flat(list(self.model.parameters())) - flat(old)
-        self.readings += signal.on_update(after(1, view.protected_gradients, update))
+        self.readings += signal.on_update(update_view(1, view.protected_gradients, update))
 
 
 def cosine(one: np.ndarray, two: np.ndarray) -> float:
@@ -95,12 +95,14 @@ def test_interference_predicts_the_change_of_the_mean_margin() -> None:
     """To first order: the smaller the step, the better."""
     model = make_llama(scale=5.0).eval()
     signal, behavior = Interference(), watched()[0]
-    view = visit(0, [behavior], model)
+    view = probe_view(0, [behavior], model)
     errors = []
     for size in (1e-2, 3e-4):
         torch.manual_seed(4)
         update = [size * torch.randn_like(p) for p in trainable(model)]
-        predicted = values(signal.on_update(after(1, view.protected_gradients, update)), "interference")["words"]
+        predicted = values(
+            signal.on_update(update_view(1, view.protected_gradients, update)), "interference"
+        )["words"]
         with torch.no_grad():
             was = behavior.margins(model, behavior.probes).mean()
             for parameter, part in zip(model.parameters(), update, strict=True):
@@ -160,11 +162,13 @@ def test_norms() -> None:
 
 def test_depth_is_read_once_and_margin_gradients_where_they_are_fresh() -> None:
     model, signal = make_llama().eval(), Norms()
-    view = visit(7, watched(), model)
-    assert values(signal.on_probes(view), "depth") == {}
-    assert values(signal.on_probes(view), "norm_margin_gradient").keys() == set(view.results)
+    view = probe_view(7, watched(), model)
+    assert values(signal.on_probe_evaluation(view), "depth") == {}
+    assert values(signal.on_probe_evaluation(view), "norm_margin_gradient").keys() == set(
+        view.results
+    )
     view.protected_gradients.step = 5
-    assert values(signal.on_probes(view), "norm_margin_gradient") == {}
+    assert values(signal.on_probe_evaluation(view), "norm_margin_gradient") == {}
 
 
 @pytest.mark.parametrize(
@@ -194,26 +198,28 @@ def test_a_behaviour_without_losses_is_said_to_lack_them(
 def test_a_detached_margin_is_said_to_be_so(signal: Signal, name: str) -> None:
     model = make_llama().eval()
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
-    view = visit(0, [cut, watched()[0]], model)
-    stated = [r for r in signal.on_probes(view) if r.signal == name and r.state == "NOT_RUN"]
+    view = probe_view(0, [cut, watched()[0]], model)
+    stated = [
+        r for r in signal.on_probe_evaluation(view) if r.signal == name and r.state == "NOT_RUN"
+    ]
     assert [r.behavior for r in stated] == ["cut"]
     assert "detached" in stated[0].detail
 
 
 def test_cosines_with_nothing_are_errors_not_zeros() -> None:
     model = make_llama().eval()
-    view = visit(0, watched(), model)
+    view = probe_view(0, watched(), model)
     nothing = [torch.zeros_like(p) for p in trainable(model)]
-    readings = MarginCosine().on_gradient(before(1, view.protected_gradients, nothing))
+    readings = MarginCosine().on_gradient(gradient_view(1, view.protected_gradients, nothing))
     assert {(r.state, r.value) for r in readings} == {("ERROR", None)}
 
 
 def test_without_a_task_gradient_nothing_is_read() -> None:
     model = make_llama().eval()
-    view = visit(0, watched(), model)
+    view = probe_view(0, watched(), model)
     for signal in (MarginCosine(), LossCosine(), FisherCosine(), Norms()):
         signal.start(view)
-        assert signal.on_gradient(before(1, view.protected_gradients, None)) == []
+        assert signal.on_gradient(gradient_view(1, view.protected_gradients, None)) == []
 
 
 def test_fisher_cosine_weighs_by_what_matters() -> None:

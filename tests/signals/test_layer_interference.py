@@ -10,7 +10,7 @@ from riprap import Behavior, Monitor, ReadingStatus
 from riprap.evaluation import layer_names
 from riprap.signals import Interference, LayerInterference
 from tiny import Bigram, PlainLM, make_llama
-from views import after, trainable, values, visit
+from views import probe_view, trainable, update_view, values
 
 IDS = torch.randint(3, 47, (4, 5), generator=torch.Generator().manual_seed(3))
 
@@ -30,13 +30,13 @@ def steps(model: nn.Module, count: int) -> list[list[Tensor]]:
 
 def test_each_part_is_the_product_over_its_own_parameters() -> None:
     model, signal = make_llama(scale=5.0).eval(), LayerInterference()
-    view = visit(0, watched(), model)
+    view = probe_view(0, watched(), model)
     signal.start(view)
-    assert signal.on_probes(view) == []
+    assert signal.on_probe_evaluation(view) == []
     updates = steps(model, 3)
     for step, update in enumerate(updates, 1):
-        assert signal.on_update(after(step, view.protected_gradients, update)) == []
-    readings = signal.on_probes(visit(3, watched(), model))
+        assert signal.on_update(update_view(step, view.protected_gradients, update)) == []
+    readings = signal.on_probe_evaluation(probe_view(3, watched(), model))
     layers = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3))]
     layers += ["model.norm", "lm_head"]
     for name in ("words", "bare"):
@@ -55,21 +55,21 @@ def test_each_part_is_the_product_over_its_own_parameters() -> None:
 
 def test_the_parts_sum_to_the_whole_since_the_last_visit() -> None:
     model, signal, whole = make_llama(scale=5.0).eval(), LayerInterference(), Interference()
-    view = visit(0, watched(), model)
+    view = probe_view(0, watched(), model)
     signal.start(view)
     for first in (1, 3):  # two visits: sums begin anew at each
         totals = {"words": 0.0, "bare": 0.0}
         for step, update in enumerate(steps(model, 2), first):
-            around = after(step, view.protected_gradients, update)
+            around = update_view(step, view.protected_gradients, update)
             signal.on_update(around)
             for name, value in values(whole.on_update(around), "interference").items():
                 totals[name] += value
-        readings = signal.on_probes(visit(first + 1, watched(), model))
+        readings = signal.on_probe_evaluation(probe_view(first + 1, watched(), model))
         for name, total in totals.items():
             parts = [r.value for r in readings if r.behavior == name and r.value is not None]
             assert sum(parts) == pytest.approx(total, rel=1e-4, abs=1e-6)
             assert max(map(abs, parts)) > 1e-3
-    assert signal.on_probes(visit(9, watched(), model)) == []
+    assert signal.on_probe_evaluation(probe_view(9, watched(), model)) == []
 
 
 def test_under_a_monitor_with_the_optimizers_own_order() -> None:
@@ -106,7 +106,7 @@ def test_names_of_layers() -> None:
 def test_a_detached_margin_is_not_run() -> None:
     model, signal = make_llama().eval(), LayerInterference()
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
-    view = visit(0, [cut], model)
+    view = probe_view(0, [cut], model)
     signal.start(view)
-    assert [r.state for r in signal.on_probes(view)] == [ReadingStatus.NOT_RUN]
-    assert signal.on_update(after(1, view.protected_gradients, view.parameters)) == []
+    assert [r.state for r in signal.on_probe_evaluation(view)] == [ReadingStatus.NOT_RUN]
+    assert signal.on_update(update_view(1, view.protected_gradients, view.parameters)) == []

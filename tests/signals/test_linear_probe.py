@@ -9,9 +9,9 @@ from torch import Tensor
 
 from journeys import Journey
 from riprap import Behavior, ReadingStatus
-from riprap.evaluation import ProbeResult
-from riprap.signals import ProtectedGradients, LinearProbe, ProbeView
-from riprap.signals.features._linear_probe import RIDGE, accuracy, fit_plane, cross_validation_folds
+from riprap.evaluation import ProbeResult, ProtectedGradients
+from riprap.signals import LinearProbe, ProbeView
+from riprap.signals.features._linear_probe import RIDGE, accuracy, fit_plane, train_test_masks
 from views import values
 
 
@@ -46,11 +46,11 @@ def test_the_larger_side_wins_nothing_by_its_size() -> None:
 
 
 def test_every_row_is_left_out_once() -> None:
-    parts = list(cross_validation_folds(7, 12))
+    parts = list(train_test_masks(7, 12))
     assert len(parts) == 5
     assert torch.stack([out.long() for _, out, _, _ in parts]).sum(0).tolist() == [1] * 7
     assert torch.stack([out.long() for _, _, _, out in parts]).sum(0).tolist() == [1] * 12
-    assert len(list(cross_validation_folds(2, 9))) == 2
+    assert len(list(train_test_masks(2, 9))) == 2
 
 
 def readings(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -68,7 +68,7 @@ def readings(then: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> dict[st
 
     signal = LinearProbe()
     signal.start(view(0, then))
-    found = signal.on_probes(view(5, now))
+    found = signal.on_probe_evaluation(view(5, now))
     return {r.signal: r.value for r in found if r.behavior == "b" and r.value is not None}
 
 
@@ -103,7 +103,7 @@ def test_on_a_model() -> None:
     for readings, sets in ((journey.first, journey.then), (journey.later, journey.now)):
         for kind in ("frozen", "refitted"):
             scores = []
-            for kept, out, also, other in cross_validation_folds(4, 3):
+            for kept, out, also, other in train_test_masks(4, 3):
                 source = journey.then if kind == "frozen" else sets
                 plane = plain_ridge(source["refusal"][kept], source["over"][also])
                 left = sets["refusal"][out], sets["over"][other]
@@ -121,4 +121,4 @@ def test_one_row_a_side_is_too_few() -> None:
     view = ProbeView(0, [behavior], {"b": look}, ProtectedGradients(), "layer", torch.nn.Identity())
     signal = LinearProbe()
     signal.start(view)
-    assert [r.state for r in signal.on_probes(view)] == [ReadingStatus.INSUFFICIENT]
+    assert [r.state for r in signal.on_probe_evaluation(view)] == [ReadingStatus.INSUFFICIENT]

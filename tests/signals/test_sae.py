@@ -17,7 +17,7 @@ from riprap.errors import ConfigError
 from riprap.signals import SAEFeatures
 from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained_variance
 from tiny import PlainLM
-from views import values, visit
+from views import probe_view, values
 
 
 def sparse_rows(n: int = 600, d: int = 16, true: int = 20) -> tuple[Tensor, Tensor]:
@@ -154,8 +154,12 @@ def test_the_dictionary_is_carried_along() -> None:
     assert values(journey.first, "sae_jaccard") == dict.fromkeys(("refusal", "over", "lone"), 1.0)
     assert values(journey.first, "sae_decoder_cosine")[""] == pytest.approx(1)
     now = torch.from_numpy(np.concatenate(list(journey.now.values()))).float()
-    left = unexplained_variance(now, signal.start_sae.decode(signal.start_sae.encode(now)), now.mean(0))
-    carried = unexplained_variance(now, signal.current_sae.decode(signal.current_sae.encode(now)), now.mean(0))
+    left = unexplained_variance(
+        now, signal.start_sae.decode(signal.start_sae.encode(now)), now.mean(0)
+    )
+    carried = unexplained_variance(
+        now, signal.current_sae.decode(signal.current_sae.encode(now)), now.mean(0)
+    )
     assert carried < left
     turned = values(journey.later, "sae_decoder_cosine")[""]
     alive = signal.start_alive
@@ -187,7 +191,7 @@ def test_a_dense_dictionary_is_said_to_be_so() -> None:
 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rows of width 9, layer model\.layers\.1 puts out 16"):
+    with pytest.raises(ConfigError, match=r"rows of width 9, but layer model\.layers\.1 returns 16"):
         Journey(SAEFeatures(sae=Ready(width=9)))
 
 
@@ -216,9 +220,9 @@ def test_without_sae_lens_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 def test_a_margin_that_passes_the_layer_by_is_not_run() -> None:
     ids = torch.randint(3, 40, (3, 5))
     aside = Behavior("aside", ids, lambda m, x: m.head(m.embed(x))[:, -1, 4])
-    signal, view = SAEFeatures(), visit(0, [aside], PlainLM())
+    signal, view = SAEFeatures(), probe_view(0, [aside], PlainLM())
     signal.start(view)
-    assert [(r.state, "was not run" in r.detail) for r in signal.on_probes(view)] == [
+    assert [(r.state, "was not run" in r.detail) for r in signal.on_probe_evaluation(view)] == [
         (ReadingStatus.NOT_RUN, True)
     ]
-    assert signal.on_probes(visit(1, [aside], PlainLM())) == []
+    assert signal.on_probe_evaluation(probe_view(1, [aside], PlainLM())) == []

@@ -13,7 +13,7 @@ from riprap.errors import BehaviorError
 from riprap.signals import SteepAlignment
 from riprap.signals.gradients._steep import alignment, steep_directions, steep_stack, steep_weights
 from tiny import make_llama
-from views import before, trainable, values, visit
+from views import gradient_view, probe_view, trainable, values
 
 IDS = torch.randint(3, 47, (6, 5), generator=torch.Generator().manual_seed(3))
 TARGETS = [9, 11, 30, 12, 5, 7]
@@ -41,9 +41,9 @@ def shaped(flat: Tensor, model: nn.Module) -> list[Tensor]:
 
 
 def read(model: nn.Module, gradient: list[Tensor], signal: SteepAlignment) -> float:
-    view = visit(0, [words()], model)
+    view = probe_view(0, [words()], model)
     signal.start(view)
-    readings = signal.on_gradient(before(1, view.protected_gradients, gradient))
+    readings = signal.on_gradient(gradient_view(1, view.protected_gradients, gradient))
     return values(readings, "steep_alignment")["words"]
 
 
@@ -77,20 +77,21 @@ def test_directions_that_are_rounding_error_are_left_out() -> None:
 
 def test_random_gradients_align_by_chance() -> None:
     model = make_llama().eval()
-    view, signal = visit(0, [words()], model), SteepAlignment(4)
+    view, signal = probe_view(0, [words()], model), SteepAlignment(4)
     signal.start(view)
-    chance = values(signal.on_probes(view), "steep_alignment_chance")["words"]
+    chance = values(signal.on_probe_evaluation(view), "steep_alignment_chance")["words"]
     count = sum(p.numel() for p in model.parameters())
     assert chance == 4 / count
     found = []
     for _ in range(200):
         gradient = [torch.randn_like(p) for p in model.parameters()]
         found += values(
-            signal.on_gradient(before(1, view.protected_gradients, gradient)), "steep_alignment"
+            signal.on_gradient(gradient_view(1, view.protected_gradients, gradient)),
+            "steep_alignment",
         ).values()
     error = np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - chance) < 4 * error
-    assert signal.on_probes(visit(2, [words()], model)) == []
+    assert signal.on_probe_evaluation(probe_view(2, [words()], model)) == []
 
 
 def test_it_sees_what_the_mean_gradient_does_not() -> None:
@@ -115,14 +116,14 @@ def test_only_so_many_probes_are_taken_evenly() -> None:
 def test_a_detached_margin_is_not_run() -> None:
     model, signal = make_llama().eval(), SteepAlignment()
     cut = Behavior("cut", IDS, lambda m, ids: m(ids).logits[:, -1, 5].detach())
-    view = visit(0, [cut], model)
+    view = probe_view(0, [cut], model)
     signal.start(view)
-    readings = signal.on_probes(view)
+    readings = signal.on_probe_evaluation(view)
     assert [(r.state, "detached" in r.detail) for r in readings] == [(ReadingStatus.NOT_RUN, True)]
 
 
 def test_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("riprap.evaluation._per_probe.sharded", lambda model: True)
+    monkeypatch.setattr("riprap.evaluation._per_probe.has_sharded_parameters", lambda model: True)
     model = make_llama().eval()
     with pytest.raises(BehaviorError, match="Jacobian"):
-        SteepAlignment().start(visit(0, [words()], model))
+        SteepAlignment().start(probe_view(0, [words()], model))

@@ -1,4 +1,12 @@
-"""Detectors: each turns the history of a behaviour into alerts."""
+"""Detectors: each turns the history of a behavior into alerts.
+
+- `AlertPolicy`: detectors with their thresholds, frozen under a hash.
+- `ForecastDetector`, `SlopeDetector`, `BettingTest`, `CUSUM`, `PageHinkley`, `Deviation`,
+  `Threshold`: the detectors; `Detector` and `Sequential` are their bases.
+- `BehaviorHistory`: the measurements that detectors read.
+- `reevaluate`, `history_from_record`: detectors on a recorded run.
+- `calibrate`, `null_histories`, `false_alarms`: thresholds from null runs.
+"""
 
 from riprap.detectors._base import Detector
 from riprap.detectors._betting_test import BettingTest
@@ -6,9 +14,9 @@ from riprap.detectors._calibrate import calibrate, false_alarms, largest_decline
 from riprap.detectors._cumulative import CUSUM, PageHinkley
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
-from riprap.detectors._history import BehaviorHistory, threshold_margin, score
+from riprap.detectors._history import BehaviorHistory, score, threshold_margin
 from riprap.detectors._policy import AlertPolicy, AnyDetector
-from riprap.detectors._reevaluate import reevaluate, history_from_record
+from riprap.detectors._reevaluate import history_from_record, reevaluate
 from riprap.detectors._sequential import Sequential
 from riprap.detectors._slope import SlopeDetector
 from riprap.detectors._threshold import Threshold
@@ -17,6 +25,7 @@ __all__ = [
     "CUSUM",
     "AlertPolicy",
     "AnyDetector",
+    "BehaviorHistory",
     "BettingTest",
     "Detector",
     "Deviation",
@@ -25,13 +34,12 @@ __all__ = [
     "Sequential",
     "SlopeDetector",
     "Threshold",
-    "BehaviorHistory",
     "calibrate",
     "false_alarms",
-    "reevaluate",
-    "largest_decline",
-    "threshold_margin",
-    "null_histories",
     "history_from_record",
+    "largest_decline",
+    "null_histories",
+    "reevaluate",
     "score",
+    "threshold_margin",
 ]

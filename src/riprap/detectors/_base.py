@@ -1,4 +1,4 @@
-"""What every detector is: a frozen set of numbers, and a pure function of a behaviour's history."""
+"""Base class of detectors: frozen thresholds, and a pure function of a behavior's history."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from riprap.types import Alert, Forecast
 
 
 class Detector(StrictModel):
-    """Turns the history of one behaviour into at most one alert.
+    """Rule that turns the history of one behavior into at most one alert.
 
-    The fields of a detector are its thresholds, as a protocol freezes them. `check` is called after
-    each visit and knows nothing but the history, so that any record can be judged again.
+    The fields of a detector are its thresholds, which an alert policy freezes. `check` is called
+    after each probe evaluation and depends on the history alone, so that any record can be
+    re-evaluated.
     """
 
     kind: str
 
-    def check(self, track: BehaviorHistory) -> Alert | None:
-        """The alert that stands after the last visit, or None."""
+    def check(self, history: BehaviorHistory) -> Alert | None:
+        """Return the alert that holds after the last probe evaluation, or None."""
         raise NotImplementedError
 
-    def forecast(self, track: BehaviorHistory) -> Forecast | None:
-        """The forecast that stands after the last visit; None for a detector that makes none."""
+    def forecast(self, history: BehaviorHistory) -> Forecast | None:
+        """Return the forecast after the last probe evaluation; None if the detector makes none."""
         return None
 
-    def evaluate(self, track: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
-        """Both at once."""
-        return self.check(track), self.forecast(track)
+    def evaluate(self, history: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
+        """Return the results of `check` and of `forecast`."""
+        return self.check(history), self.forecast(history)
 
-    def untestable_reason(self, track: BehaviorHistory) -> str:
-        """Why this detector can never speak of a behaviour; empty where it can.
+    def untestable_reason(self, history: BehaviorHistory) -> str:
+        """Return the reason why this detector can never alert on a behavior; empty if it can.
 
-        Asked once, after the visit before training.
+        Called once, after the probe evaluation before training.
         """
         return ""

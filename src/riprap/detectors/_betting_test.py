@@ -1,4 +1,4 @@
-"""A decline established by betting, with a stated probability of ever alarming falsely in a run."""
+"""Betting test of a decline, with a bounded probability of any false alert in a run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from pydantic import Field
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._sequential import Sequential
 
-STAKES = np.arange(1, 20) / 20  # shares of the largest stake that can not lose everything
+STAKES = np.arange(1, 20) / 20  # fractions of the largest stake that cannot lose everything
 
 
 class BettingTest(Sequential):
     """`warning` once a mean decline of more than `tolerated` is established at level `alpha`.
 
     Each probe is paired with itself at the start. A gambler bets, probe by probe, that the mean
-    decline exceeds what is tolerated; under the null her expected wealth never exceeds 1, so wealth
-    of 1/α refutes it (Waudby-Smith & Ramdas, 2010.09686; here with a mixture of fixed stakes, which
-    makes the order of the probes irrelevant).
+    decline exceeds the tolerated one. Under the null hypothesis the expected wealth never exceeds
+    1, so a wealth of 1/α rejects it (Waudby-Smith & Ramdas, 2010.09686; here with a mixture of
+    fixed stakes, which makes the order of the probes irrelevant).
 
-    The same probes are looked at again at each visit, so visits are no fresh evidence and their
-    wealth may not be multiplied. α is split instead: over the behaviours of the run, and over its
-    visits as 1 / k(k + 1), which sums to 1. Whatever the dependence between visits, the probability
-    of ever alerting falsely in a run is then at most α (ours): exactly so for visits that are fixed
-    beforehand and a given scale; a monitor chooses its visits, and for it the rate is measured.
+    Every probe evaluation uses the same probes, so evaluations are not independent evidence, and
+    their wealth may not be multiplied. Instead α is split over the behaviors of the run, and over
+    its evaluations k as 1 / k(k + 1), which sums to 1. Whatever the dependence between evaluations,
+    the probability of any false alert in a run is then at most α (ours). This is exact for
+    evaluations at steps fixed in advance and a given scale; a monitor chooses the steps, and there
+    the rate is measured.
 
-    What is tested is the mean of the declines clipped to `tolerated` ± `clip`, over the population
-    that the probes were drawn from; that few probes rise much cannot hide that most fall.
+    The test is about the mean of the declines clipped to `tolerated` ± `clip`, over the population
+    from which the probes were drawn: large rises of a few probes cannot hide that most fall.
 
     Attributes:
-        alpha: probability of a false alert in a run, all behaviours and visits together.
-        of: decline of the margin, as a share of the start's mean margin, or of the score.
+        alpha: probability of a false alert in a run, over all behaviors and evaluations.
+        of: test the decline of the margin, as a fraction of the mean margin at the start, or of the
+            score.
         tolerated, clip: in the same unit.
     """
 
@@ -41,52 +43,54 @@ class BettingTest(Sequential):
     of: Literal["margin", "score"] = "margin"
     tolerated: float = Field(default=0.05, ge=0)
     clip: float = Field(default=0.1, gt=0)
-    description: ClassVar[str] = "decline established, log of the wealth over what its level asks"
+    description: ClassVar[str] = "decline established, log of the wealth over its critical value"
 
     @property
     def alert_threshold(self) -> float:
-        """Wealth as large as the level asks."""
+        """0: the wealth equals its critical value."""
         return 0.0
 
     def input_signal(self) -> str:
-        """The decline of the margin, or of the score."""
+        """Return `of`."""
         return self.of
 
-    def statistic(self, track: BehaviorHistory) -> np.ndarray:
-        """Log of the wealth ÷ the wealth that α asks for, after each visit; −inf at the start."""
-        visits = np.arange(1, len(track.margins))
-        asked = np.log(visits * (visits + 1) * track.n_behaviors / self.alpha)
-        wealth = log_wealth(self.declines(track), self.tolerated, self.clip)
-        return np.concatenate([[-np.inf], wealth[1:] - asked])
+    def statistic(self, history: BehaviorHistory) -> np.ndarray:
+        """Return log(wealth / critical value) after each probe evaluation; −inf at the start."""
+        numbers = np.arange(1, len(history.margins))
+        critical = np.log(numbers * (numbers + 1) * history.n_behaviors / self.alpha)
+        wealth = log_wealth(self.declines(history), self.tolerated, self.clip)
+        return np.concatenate([[-np.inf], wealth[1:] - critical])
 
-    def latest(self, track: BehaviorHistory) -> float | None:
-        """The end of the path, from the first visit and the last one alone."""
-        ends = BehaviorHistory(track.behavior, track.floor, margins=[track.margins[0], track.margins[-1]])
-        visits = len(track.margins) - 1
-        if not visits:
+    def latest(self, history: BehaviorHistory) -> float | None:
+        """Return the last value of `statistic`, computed from the first and last margins only."""
+        ends = BehaviorHistory(
+            history.behavior, history.floor, margins=[history.margins[0], history.margins[-1]]
+        )
+        number = len(history.margins) - 1
+        if not number:
             return -np.inf
-        asked = np.log(visits * (visits + 1) * track.n_behaviors / self.alpha)
-        return float(log_wealth(self.declines(ends), self.tolerated, self.clip)[-1] - asked)
+        critical = np.log(number * (number + 1) * history.n_behaviors / self.alpha)
+        return float(log_wealth(self.declines(ends), self.tolerated, self.clip)[-1] - critical)
 
-    def min_probes(self, watched: int) -> int:
-        """With fewer probes not even a collapse of all could be established at the first visit."""
+    def min_probes(self, n_behaviors: int) -> int:
+        """Return the smallest number of probes whose collapse the first test can detect."""
         growth = np.log1p(STAKES)[:, None] * np.arange(1, 1000)
         wealth = np.log(np.exp(growth - growth[-1]).mean(0)) + growth[-1]
-        return int(np.argmax(wealth > np.log(2 * watched / self.alpha))) + 1
+        return int(np.argmax(wealth > np.log(2 * n_behaviors / self.alpha))) + 1
 
-    def untestable_reason(self, track: BehaviorHistory) -> str:
-        """See `Detector.unfit`."""
-        least, n = self.min_probes(track.n_behaviors), len(track.margins[0])
+    def untestable_reason(self, history: BehaviorHistory) -> str:
+        """See `Detector.untestable_reason`."""
+        least, n = self.min_probes(history.n_behaviors), len(history.margins[0])
         if n >= least:
             return ""
         return (
-            f"behaviour {track.behavior!r} has {n} probes, and a decline can be established at "
-            f"level {self.alpha:g} on {least} at the least: it will have no {self.level}"
+            f"behavior {history.behavior!r} has {n} probes, and the betting test at level "
+            f"{self.alpha:g} needs at least {least}: it can raise no {self.level} for this behavior"
         )
 
-    def declines(self, track: BehaviorHistory) -> np.ndarray:
-        """Decline of each probe since the start, shape (visits, n_probes)."""
-        margins = np.array(track.margins)
+    def declines(self, history: BehaviorHistory) -> np.ndarray:
+        """Compute the decline of each probe since the start, shape (evaluations, n_probes)."""
+        margins = np.array(history.margins)
         if self.of == "score":
             return (margins[0] > 0).astype(float) - (margins > 0)
         scale = margins[0].mean()
@@ -94,13 +98,13 @@ class BettingTest(Sequential):
 
 
 def log_wealth(declines: np.ndarray, tolerated: float, clip: float) -> np.ndarray:
-    """Log of the gambler's wealth after all probes, averaged over stakes; shape (visits,).
+    """Compute the log of the wealth after all probes, averaged over stakes; (evaluations,).
 
-    With u = (clipped decline − (tolerated − clip)) / 2·clip in [0, 1] the null says that the mean
-    of u is at most ½, and a stake λ < 2 multiplies the wealth by 1 + λ(u − ½) ≥ 0.
+    With u = (clipped decline − (tolerated − clip)) / 2·clip in [0, 1] the null hypothesis is that
+    the mean of u is at most ½. A stake λ < 2 multiplies the wealth by 1 + λ(u − ½) ≥ 0.
 
     Args:
-        declines: shape (visits, n_probes).
+        declines: shape (evaluations, n_probes).
     """
     u = (np.clip(declines, tolerated - clip, tolerated + clip) - tolerated + clip) / (2 * clip)
     grown = np.log1p(2 * STAKES[:, None, None] * (u - 0.5)).sum(-1)

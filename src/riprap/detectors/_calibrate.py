@@ -1,4 +1,4 @@
-"""Calibration: what a null run of one's own model says of the noise that detectors must bear."""
+"""Calibration: thresholds from null runs, which show the noise without an effect."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._cumulative import Cumulative
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy
-from riprap.detectors._reevaluate import reevaluate, history_from_record
+from riprap.detectors._reevaluate import history_from_record, reevaluate
 from riprap.errors import PolicyError
 from riprap.record import Reader
 from riprap.types import Level
 
-SAFETY_FACTOR = 1.5  # a run shows a part of what may happen: so much more than it showed is tolerated
+SAFETY_FACTOR = 1.5  # times the largest decline of a null run: other runs may decline more
 MIN_EVALUATIONS = 8
 
 
 def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
-    """The behaviours of recorded null runs that were healthy at the start.
+    """Return the histories of all behaviors of null runs that were over their floor at the start.
 
     Raises:
-        RecordError: no record there.
-        ProtocolError: a behaviour with fewer than eight visits, or none that was healthy.
+        RecordError: there is no record.
+        PolicyError: a behavior has fewer than eight probe evaluations, or no behavior was over its
+            floor.
     """
-    tracks = []
+    histories = []
     for run in runs:
         with Reader(run) as reader:
             facts, readings = reader.behaviors(), reader.readings()
@@ -38,69 +39,75 @@ def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
                 margins = reader.margins(name)
                 if 0 < len(margins) < MIN_EVALUATIONS:
                     raise PolicyError(
-                        f"{run}: {name!r} was visited {len(margins)} times, and {MIN_EVALUATIONS} are "
-                        "the least to calibrate by: make the null run longer"
+                        f"{run}: {name!r} has {len(margins)} probe evaluations, and calibration "
+                        f"needs at least {MIN_EVALUATIONS}: make the null run longer"
                     )
-                track = history_from_record(name, floor, margins, readings, watched=len(facts))
-                if track.steps and track.healthy_at_start:
-                    tracks.append(track)
-    if not tracks:
-        raise PolicyError("nothing to calibrate by: no behaviour was over its floor at the start")
-    return tracks
+                history = history_from_record(
+                    name, floor, margins, readings, n_behaviors=len(facts)
+                )
+                if history.steps and history.healthy_at_start:
+                    histories.append(history)
+    if not histories:
+        raise PolicyError(
+            "cannot calibrate: no behavior was over its floor at the start of a null run"
+        )
+    return histories
 
 
-def largest_decline(track: BehaviorHistory) -> float:
-    """Largest decline of the mean margin since the start, as a share of it; 0 or more."""
-    means = np.array([margins.mean() for margins in track.margins])
+def largest_decline(history: BehaviorHistory) -> float:
+    """Compute the largest decline of the mean margin since the start, as a fraction of it; ≥ 0."""
+    means = np.array([margins.mean() for margins in history.margins])
     return max(float((means[0] - means).max() / means[0]), 0.0) if means[0] > 0 else 0.0
 
 
-def noise_scale(track: BehaviorHistory, signal: str) -> float | None:
-    """Standard deviation of a signal over the visits after the start; None where it has none."""
-    values = np.array([value for _, value in track.series(signal)][1:])
+def noise_scale(history: BehaviorHistory, signal: str) -> float | None:
+    """Compute the standard deviation of a signal after the start; None where it has none."""
+    values = np.array([value for _, value in history.series(signal)][1:])
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return spread or None
 
 
-def calibrate(policy: AlertPolicy, tracks: Sequence[BehaviorHistory], reason: str) -> AlertPolicy:
-    """The protocol with scales and tolerances from null runs; a frozen one is amended.
+def calibrate(
+    policy: AlertPolicy, histories: Sequence[BehaviorHistory], reason: str
+) -> AlertPolicy:
+    """Return the policy with scales and tolerances from null runs; a frozen policy is amended.
 
-    Betting tolerates at least 1.5 times the largest decline that a null run showed: its tolerance
-    is raised where that is more, never lowered. CUSUM and Page-Hinkley get a noise scale for each
-    behaviour.
+    The betting test then tolerates at least 1.5 times the largest decline of a null run: its
+    tolerance is raised if necessary, never lowered. CUSUM and Page-Hinkley get a noise scale for
+    each behavior.
 
     Args:
-        reason: kept with the amendment.
+        reason: reason of the amendment.
     """
-    detectors = [_calibrate_detector(detector, tracks) for detector in policy.detectors]
+    detectors = [_calibrate_detector(detector, histories) for detector in policy.detectors]
     if policy.hash is not None:
         return policy.amend(reason, detectors=detectors)
     return policy.model_copy(update={"detectors": tuple(detectors)}).freeze()
 
 
-def _calibrate_detector(detector: Detector, tracks: Sequence[BehaviorHistory]) -> Detector:
+def _calibrate_detector(detector: Detector, histories: Sequence[BehaviorHistory]) -> Detector:
     if isinstance(detector, BettingTest) and detector.of == "margin":
-        seen = SAFETY_FACTOR * max(largest_decline(track) for track in tracks)
-        wanted = math.ceil(100 * seen) / 100
-        return detector.model_copy(update={"tolerated": max(detector.tolerated, wanted)})
+        decline = SAFETY_FACTOR * max(largest_decline(history) for history in histories)
+        rounded = math.ceil(100 * decline) / 100
+        return detector.model_copy(update={"tolerated": max(detector.tolerated, rounded)})
     if isinstance(detector, Cumulative):
-        found: dict[str, float] = {}
-        for track in tracks:
-            scale = noise_scale(track, detector.signal)
+        scales: dict[str, float] = {}
+        for history in histories:
+            scale = noise_scale(history, detector.signal)
             if scale is not None:
-                found[track.behavior] = max(scale, found.get(track.behavior, 0.0))
-        return detector.model_copy(update={"scale": found}) if found else detector
+                scales[history.behavior] = max(scale, scales.get(history.behavior, 0.0))
+        return detector.model_copy(update={"scale": scales}) if scales else detector
     return detector
 
 
-def false_alarms(policy: AlertPolicy, tracks: Sequence[BehaviorHistory]) -> list[str]:
-    """Every warning or critical that the protocol would have raised on the null runs."""
-    found = []
+def false_alarms(policy: AlertPolicy, histories: Sequence[BehaviorHistory]) -> list[str]:
+    """Describe every warning and critical alert that the policy raises on null runs."""
+    texts = []
     for detector in policy.detectors:
-        for track in tracks:
-            alerts = reevaluate(detector, track)
+        for history in histories:
+            alerts = reevaluate(detector, history)
             loud = [alert for alert in alerts if alert.level.rank >= Level.WARNING.rank]
-            found += [
+            texts += [
                 f"{a.level} on {a.behavior} at step {a.step} ({a.detector})" for a in loud[:1]
             ]
-    return found
+    return texts

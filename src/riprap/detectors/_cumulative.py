@@ -1,4 +1,4 @@
-"""Cumulative sums: CUSUM and Page-Hinkley on standardised readings."""
+"""Cumulative sums: CUSUM and Page-Hinkley on standardized readings."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Scale = Annotated[float, Field(gt=0)]
 
 
 class Cumulative(Sequential):
-    """What both have in common: a signal, its noise scale, an allowance and a bound.
+    """Base of both: a signal, its noise scale, an allowance and a threshold.
 
-    Sums run over visits, which are denser at the start and when it is urgent.
+    The sums run over probe evaluations, which are denser at the start and when it is urgent.
 
     Attributes:
-        signal: name of a reading; a fall of it is looked for.
-        scale: its standard deviation where nothing happens, for all behaviours or by behaviour, as
-            `riprap protocol calibrate` takes it from a null run. None, for "margin" alone: the
+        signal: name of a reading; the detector responds to falls.
+        scale: standard deviation of the signal without an effect, for all behaviors or by behavior,
+            as `riprap policy calibrate` estimates it from a null run. None (for "margin" only): the
             standard error of the mean margin over the probes at the start.
-        allowance: what a visit may deviate without being counted, in scales.
-        threshold: sum above which to alert, in scales.
+        allowance: deviation per probe evaluation that is not counted, in units of the scale.
+        threshold: sum above which to alert, in units of the scale.
     """
 
     signal: str = "margin"
@@ -34,20 +34,21 @@ class Cumulative(Sequential):
 
     @property
     def alert_threshold(self) -> float:
-        """The threshold."""
+        """The field `threshold`."""
         return self.threshold
 
     def input_signal(self) -> str:
-        """The signal."""
+        """Return `signal`."""
         return self.signal
 
-    def standardized_falls(self, track: BehaviorHistory) -> np.ndarray:
-        """Fall since the start at each visit, in scales; empty without a scale."""
-        values = current_series(track, self.signal)
-        own = self.scale
-        scale = own.get(track.behavior) if isinstance(own, dict) else own
+    def standardized_falls(self, history: BehaviorHistory) -> np.ndarray:
+        """Return the fall since the start at each evaluation, in scales; empty without a scale."""
+        values = current_series(history, self.signal)
+        scale = self.scale
+        if isinstance(scale, dict):
+            scale = scale.get(history.behavior)
         if scale is None and self.signal == "margin":
-            start = track.margins[0]
+            start = history.margins[0]
             scale = float(start.std(ddof=1) / np.sqrt(len(start))) if len(start) > 1 else None
         if not len(values) or not scale:
             return np.zeros(0)
@@ -55,30 +56,30 @@ class Cumulative(Sequential):
 
 
 class CUSUM(Cumulative):
-    """S ← max(0, S + z − allowance), z the standardised fall since the start (Page, 1954)."""
+    """S ← max(0, S + z − allowance), z the standardized fall since the start (Page, 1954)."""
 
     kind: Literal["cusum"] = "cusum"
     description: ClassVar[str] = "cumulative sum of falls since the start"
 
-    def statistic(self, track: BehaviorHistory) -> np.ndarray:
-        """The sum after each visit."""
-        return reflected_sum(self.standardized_falls(track) - self.allowance)
+    def statistic(self, history: BehaviorHistory) -> np.ndarray:
+        """Return the sum after each probe evaluation."""
+        return reflected_sum(self.standardized_falls(history) - self.allowance)
 
 
 class PageHinkley(Cumulative):
-    """As CUSUM, but a fall is counted from the running mean, not from the start (Hinkley, 1971)."""
+    """CUSUM of falls below the running mean instead of the start (Hinkley, 1971)."""
 
     kind: Literal["page_hinkley"] = "page_hinkley"
     description: ClassVar[str] = "cumulative sum of falls below the running mean"
 
-    def statistic(self, track: BehaviorHistory) -> np.ndarray:
-        """The sum after each visit."""
-        falls = self.standardized_falls(track)
+    def statistic(self, history: BehaviorHistory) -> np.ndarray:
+        """Return the sum after each probe evaluation."""
+        falls = self.standardized_falls(history)
         means = np.cumsum(falls) / np.arange(1, len(falls) + 1)
         return reflected_sum(falls - means - self.allowance)
 
 
 def reflected_sum(steps: np.ndarray) -> np.ndarray:
-    """The running sum less its lowest value so far, 0 included; shape (visits,)."""
+    """Compute the running sum minus its minimum so far (at most 0); shape (evaluations,)."""
     sums = np.cumsum(steps)
     return sums - np.minimum(np.minimum.accumulate(sums), 0) if len(sums) else sums

@@ -1,4 +1,4 @@
-"""Deviation: a signal so many standard deviations away from its own first visits."""
+"""Deviation: z-score of a signal against its own first values."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from riprap.detectors._sequential import Sequential, current_series
 
 
 class Deviation(Sequential):
-    """z-score against the first visits; "spectral entropy z < −2" is the usual instance.
+    """z-score against the first values; "spectral entropy z < −2" is the usual instance.
 
-    A baseline for tables: with `first` visits to learn from, and every later visit a new chance to
-    be beyond z, it has no stated false-alarm rate.
+    A baseline for comparisons. It learns from the `first` probe evaluations, and each later one is
+    another chance to exceed z: the false-alarm rate is not controlled.
 
     Attributes:
         signal: name of a reading.
-        side: on which side a deviation counts.
-        z: how many standard deviations.
-        first: visits from which mean and standard deviation are taken.
+        side: side on which a deviation counts.
+        z: threshold, in standard deviations.
+        first: number of probe evaluations from which mean and standard deviation are estimated.
     """
 
     kind: Literal["deviation"] = "deviation"
@@ -29,25 +29,25 @@ class Deviation(Sequential):
     side: Literal["below", "above"] = "below"
     z: float = Field(default=2.0, gt=0)
     first: int = Field(default=8, ge=3)
-    description: ClassVar[str] = "standard deviations away from the first visits"
+    description: ClassVar[str] = "standard deviations away from its first values"
 
     @property
     def alert_threshold(self) -> float:
-        """The z that counts."""
+        """The threshold `z`."""
         return self.z
 
     def input_signal(self) -> str:
-        """The signal."""
+        """Return `signal`."""
         return self.signal
 
-    def statistic(self, track: BehaviorHistory) -> np.ndarray:
-        """|z| on the side that counts, after each visit; −inf while it is learning."""
-        values = current_series(track, self.signal)
+    def statistic(self, history: BehaviorHistory) -> np.ndarray:
+        """Return z on the side that counts, after each evaluation; −inf for the first ones."""
+        values = current_series(history, self.signal)
         if len(values) <= self.first:
             return np.zeros(0)
-        known = values[: self.first]
+        baseline = values[: self.first]
         sign = -1.0 if self.side == "below" else 1.0
-        spread = max(float(known.std(ddof=1)), np.finfo(float).tiny)
-        path = sign * (values - known.mean()) / spread
-        path[: self.first] = -np.inf
-        return path
+        spread = max(float(baseline.std(ddof=1)), np.finfo(float).tiny)
+        z = sign * (values - baseline.mean()) / spread
+        z[: self.first] = -np.inf
+        return z

@@ -1,4 +1,4 @@
-"""What has been measured of one behaviour so far: all that a detector may know."""
+"""History of the measurements of one behavior, and the numbers derived from margins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riprap.record import check_fields
+
 
 def threshold_rank(n: int, floor: float) -> int:
-    """Index, among n sorted margins, of the one whose sign decides whether the score is under.
+    """Return the rank of the threshold margin among n margins in ascending order, from 0.
 
     The score falls under the floor once more than (1 − floor)·n of the margins are at or below 0.
     """
@@ -20,7 +22,9 @@ def threshold_rank(n: int, floor: float) -> int:
 
 
 def threshold_margin(margins: np.ndarray, floor: float) -> float:
-    """The deciding margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
+    """Compute the threshold margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
+
+    Its sign decides whether the score is under the floor.
 
     Args:
         margins: shape (n,).
@@ -31,23 +35,24 @@ def threshold_margin(margins: np.ndarray, floor: float) -> float:
 
 
 def score(margins: np.ndarray) -> float:
-    """Share of margins above 0."""
+    """Compute the share of margins above 0."""
     return float((margins > 0).mean())
 
 
 @dataclass
 class BehaviorHistory:
-    """The measured history of one behaviour.
+    """Measured history of one behavior.
 
     Attributes:
-        steps, margins: steps of the visits, from 0, and the margins of all probes at each, (n,).
-        predicted: r_b by step, for the steps at which it could be read.
+        steps, margins: step of each probe evaluation, from 0, and its margins, shape (n_probes,).
+        predicted: interference r_b by step, where it was measured.
         signals: other readings by signal name, as (step, value).
-        looked_at: step of the last visit, also of one that brought no margins.
-        lost_at: first visited step at which margins were no longer finite.
-        fell_at: first visited step at which it was broken, where later steps were taken back.
-        watched: how many behaviours the run watches; error rates of a run are split over them.
-        lows: deciding margins worked out so far, so that none is worked out twice.
+        last_probe_step: step of the last probe evaluation, also of one that gave no margins.
+        diverged_step: first evaluated step at which margins were not finite.
+        first_failure_step: first evaluated step at which the behavior was broken, if a rollback
+            has since undone later steps.
+        n_behaviors: number of behaviors in the run, over which error rates are split.
+        threshold_margin_cache: threshold margins computed so far.
     """
 
     behavior: str
@@ -63,29 +68,29 @@ class BehaviorHistory:
     threshold_margin_cache: list[float] = field(default_factory=list, repr=False, compare=False)
 
     def add_margins(self, step: int, margins: np.ndarray) -> None:
-        """Add one visit."""
+        """Append the margins of a probe evaluation."""
         self.last_probe_step = step
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
     @property
     def step(self) -> int:
-        """Step of the last visit."""
+        """Step of the last probe evaluation that gave margins."""
         return self.steps[-1]
 
     @property
     def threshold_margin(self) -> float:
-        """The deciding margin at the last visit."""
+        """Threshold margin at the last probe evaluation."""
         return threshold_margin(self.margins[-1], self.floor)
 
     @property
     def healthy_at_start(self) -> bool:
-        """Whether there was something to lose."""
+        """Whether the score was at or above the floor before training."""
         return score(self.margins[0]) >= self.floor
 
     @property
     def broken_at(self) -> int | None:
-        """First visited step whose score was under the floor, or whose margins were not finite."""
+        """First evaluated step with a score under the floor, or with margins not finite."""
         under = [
             step
             for step, margins in zip(self.steps, self.margins, strict=True)
@@ -95,31 +100,35 @@ class BehaviorHistory:
         return min(under[:1] + known, default=None)
 
     def predicted_since_last_probe(self) -> float:
-        """Σ r_b over the steps after the last visit."""
-        last = next(reversed(self.predicted), 0)  # steps come in their order
-        return sum(self.predicted.get(step, 0.0) for step in range(self.last_probe_step + 1, last + 1))
+        """Sum r_b over the steps after the last probe evaluation."""
+        last = next(reversed(self.predicted), 0)  # steps are in ascending order
+        since = range(self.last_probe_step + 1, last + 1)
+        return sum(self.predicted.get(step, 0.0) for step in since)
 
     def series(self, signal: str) -> list[tuple[int, float]]:
-        """A signal as it stood at the visits, as (step, value).
+        """Return a signal at the probe evaluations, as (step, value).
 
         Args:
             signal: name of a reading; "score", "margin" and "margin_low" always exist.
         """
-        own: dict[str, Callable[[np.ndarray], float]] = {
+        from_margins: dict[str, Callable[[np.ndarray], float]] = {
             "score": score,
             "margin": lambda margins: float(np.mean(margins)),
             "margin_low": lambda margins: threshold_margin(margins, self.floor),
         }
-        if signal in own:
-            read = own[signal]
-            return [(s, read(m)) for s, m in zip(self.steps, self.margins, strict=True)]
-        visited = set(self.steps)  # signals of every step count at visits, live as in a record
-        return [(s, value) for s, value in self.signals.get(signal, []) if s in visited]
+        if signal in from_margins:
+            compute = from_margins[signal]
+            return [(s, compute(m)) for s, m in zip(self.steps, self.margins, strict=True)]
+        evaluated = set(self.steps)  # of per-step signals too: the same live as from a record
+        return [(s, value) for s, value in self.signals.get(signal, []) if s in evaluated]
 
     def truncated(self, step: int) -> BehaviorHistory:
-        """The same history as it was known right after `step`."""
-        count = sum(visited <= step for visited in self.steps)
-        lost = None if self.diverged_step is None or self.diverged_step > step else self.diverged_step
+        """Return the history as it was right after `step`."""
+        count = sum(evaluated <= step for evaluated in self.steps)
+
+        def until(event: int | None) -> int | None:
+            return None if event is None or event > step else event
+
         return BehaviorHistory(
             self.behavior,
             self.floor,
@@ -131,38 +140,67 @@ class BehaviorHistory:
                 for name, readings in self.signals.items()
             },
             last_probe_step=self.steps[count - 1] if count else 0,
-            diverged_step=lost,
-            first_failure_step=None if self.first_failure_step is None or self.first_failure_step > step else self.first_failure_step,
+            diverged_step=until(self.diverged_step),
+            first_failure_step=until(self.first_failure_step),
             n_behaviors=self.n_behaviors,
             threshold_margin_cache=self.threshold_margin_cache[:count],
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The history as plain values and tensors."""
+        """Return the history as plain values and tensors."""
         return {
             "steps": list(self.steps),
             "margins": [torch.from_numpy(margins.copy()) for margins in self.margins],
             "predicted": _pairs_to_tensor(list(self.predicted.items())),
-            "signals": {name: _pairs_to_tensor(readings) for name, readings in self.signals.items()},
-            "looked_at": self.last_probe_step,
-            "lost_at": self.diverged_step,
-            "fell_at": self.first_failure_step,
+            "signals": {name: _pairs_to_tensor(series) for name, series in self.signals.items()},
+            "last_probe_step": self.last_probe_step,
+            "diverged_step": self.diverged_step,
+            "first_failure_step": self.first_failure_step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a history that `state_dict` gave."""
-        self.steps = list(state["steps"])
-        self.margins = [margins.numpy().copy() for margins in state["margins"]]
+        """Restore a history that `state_dict` returned.
+
+        Raises:
+            AttributeError, TypeError, ValueError: the state is malformed.
+        """
+        check_fields(
+            state,
+            steps=list,
+            margins=list,
+            predicted=Tensor,
+            signals=dict,
+            last_probe_step=int,
+            diverged_step=int | None,
+            first_failure_step=int | None,
+        )
+        steps, margins = state["steps"], state["margins"]
+        if not all(type(step) is int for step in steps) or sorted(set(steps)) != steps:
+            raise ValueError("the steps of probe evaluations must be ascending integers")
+        shapes = {tuple(part.shape) for part in margins}
+        if len(margins) != len(steps) or len(shapes) > 1 or not all(map(_is_vector, shapes)):
+            raise ValueError("every probe evaluation needs margins of shape (n_probes,)")
+        series = [state["predicted"], *state["signals"].values()]
+        if any(part.ndim != 2 or part.shape[1] != 2 for part in series):
+            raise ValueError("the readings of a signal need shape (n, 2): step and value")
+        if not all(bool(part.isfinite().all()) for part in (*margins, *series)):
+            raise ValueError("a number is not finite")
+        self.steps = list(steps)
+        self.margins = [part.numpy().copy() for part in margins]
         self.threshold_margin_cache = []
         self.predicted = dict(_tensor_to_pairs(state["predicted"]))
         self.signals = {name: _tensor_to_pairs(pairs) for name, pairs in state["signals"].items()}
-        self.last_probe_step, self.diverged_step = state["looked_at"], state["lost_at"]
-        self.first_failure_step = state.get("fell_at")
+        self.last_probe_step, self.diverged_step = state["last_probe_step"], state["diverged_step"]
+        self.first_failure_step = state["first_failure_step"]
 
 
-def _pairs_to_tensor(readings: list[tuple[int, float]]) -> Tensor:
-    """(step, value) as a tensor of shape (n, 2), float64."""
-    return torch.tensor(readings, dtype=torch.float64).reshape(-1, 2)
+def _is_vector(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 and shape[0] > 0
+
+
+def _pairs_to_tensor(pairs: list[tuple[int, float]]) -> Tensor:
+    """Return (step, value) pairs as a tensor of shape (n, 2), float64."""
+    return torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2)
 
 
 def _tensor_to_pairs(pairs: Tensor) -> list[tuple[int, float]]:

@@ -161,7 +161,7 @@ class AlertPolicy(StrictModel):
 
 
 def _to_documents(changes: dict[str, Any]) -> dict[str, Any]:
-    """Detectors given as objects, as plain documents."""
+    """Return changes with detector objects converted to plain documents."""
     if "detectors" not in changes:
         return changes
     documents = [

@@ -1,4 +1,4 @@
-"""Judging a recorded history again: any detector, on exactly what a monitor measured."""
+"""Re-evaluation of a recorded history: any detector, on exactly what a monitor measured."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ def history_from_record(
     floor: float,
     margins: Mapping[int, np.ndarray],
     readings: Iterable[Reading],
-    watched: int = 1,
+    n_behaviors: int = 1,
 ) -> BehaviorHistory:
-    """The track of a behaviour from its record.
+    """Rebuild the history of a behavior from its record.
 
     Args:
-        margins: by step of visit, shape (n_probes,).
-        readings: of the run; those of other behaviours are passed over.
-        watched: how many behaviours the run watched.
+        margins: by step of the probe evaluation, shape (n_probes,).
+        readings: all readings of the run; those of other behaviors are ignored.
+        n_behaviors: number of behaviors that the run monitored.
     """
-    track = BehaviorHistory(behavior, floor, n_behaviors=watched)
+    history = BehaviorHistory(behavior, floor, n_behaviors=n_behaviors)
     for step, values in margins.items():
-        track.add_margins(step, values)
+        history.add_margins(step, values)
     for reading in readings:
         if reading.behavior != behavior or reading.value is None:
             continue
         if reading.signal == "interference":
-            track.predicted[reading.step] = reading.value
+            history.predicted[reading.step] = reading.value
         else:
-            track.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
-    return track
+            history.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
+    return history
 
 
-def reevaluate(detector: Detector, track: BehaviorHistory) -> list[Alert]:
-    """The alert that stood after each visit, where there was one."""
-    alerts = [detector.check(track.truncated(step)) for step in track.steps]
+def reevaluate(detector: Detector, history: BehaviorHistory) -> list[Alert]:
+    """Return the alert after each probe evaluation, where there was one."""
+    alerts = [detector.check(history.truncated(step)) for step in history.steps]
     return [alert for alert in alerts if alert is not None]

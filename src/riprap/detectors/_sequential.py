@@ -1,4 +1,4 @@
-"""Sequential detectors: one number a visit, compared with a bound."""
+"""Sequential detectors: one statistic per probe evaluation, compared with a threshold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from riprap.types import Alert, Level, Reading
 
 
 class Sequential(Detector):
-    """Alerts while its path lies above its bound.
+    """Detector that alerts while its statistic is above its threshold.
 
-    The path is apart from the bound, so that a study can sweep the bound on one path.
+    The two are separate, so that a study can sweep the threshold over one series of the statistic.
 
     Attributes:
-        level: what an alert of this detector is worth.
+        level: level of the alerts.
+        description: name of the statistic in alert messages.
     """
 
     level: Level = Level.WARNING
@@ -25,36 +26,38 @@ class Sequential(Detector):
 
     @property
     def alert_threshold(self) -> float:
-        """Above it the detector alerts."""
+        """Value of the statistic above which the detector alerts."""
         raise NotImplementedError
 
-    def statistic(self, track: BehaviorHistory) -> np.ndarray:
-        """The number compared with the bound, after each visit; may be empty or NaN."""
+    def statistic(self, history: BehaviorHistory) -> np.ndarray:
+        """Return the statistic after each probe evaluation; may be empty, or NaN in places."""
         raise NotImplementedError
 
-    def latest(self, track: BehaviorHistory) -> float | None:
-        """The end of the path; None where there is none."""
-        path = self.statistic(track)
-        return float(path[-1]) if len(path) else None
+    def latest(self, history: BehaviorHistory) -> float | None:
+        """Return the statistic after the last probe evaluation; None if it is empty."""
+        values = self.statistic(history)
+        return float(values[-1]) if len(values) else None
 
     def input_signal(self) -> str:
-        """Name of the reading that the path is made of."""
+        """Return the name of the signal from which the statistic is computed."""
         return "margin"
 
-    def check(self, track: BehaviorHistory) -> Alert | None:
+    def check(self, history: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
-        now = self.latest(track)
+        now = self.latest(history)
         if now is None or not now > self.alert_threshold:
             return None
-        history = track.series(self.input_signal())
-        readings = (Reading.of(history[-1][0], track.behavior, self.input_signal(), history[-1][1]),)
+        series = history.series(self.input_signal())
+        readings = (
+            Reading.of(series[-1][0], history.behavior, self.input_signal(), series[-1][1]),
+        )
         text = f"{self.description}: {now:.3g} is above {self.alert_threshold:.3g}"
-        return Alert(track.step, track.behavior, self.level, self.kind, text, readings)
+        return Alert(history.step, history.behavior, self.level, self.kind, text, readings)
 
 
-def current_series(track: BehaviorHistory, signal: str) -> np.ndarray:
-    """A signal's values at the visits; empty where the last visit did not read it."""
-    history = track.series(signal)
-    if not history or history[-1][0] != track.step:
+def current_series(history: BehaviorHistory, signal: str) -> np.ndarray:
+    """Return a signal's values at the probe evaluations; empty if the last one has no value."""
+    series = history.series(signal)
+    if not series or series[-1][0] != history.step:
         return np.zeros(0)
-    return np.array([value for _, value in history])
+    return np.array([value for _, value in series])

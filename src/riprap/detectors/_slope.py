@@ -1,4 +1,4 @@
-"""Slope: the honest rival, which extrapolates realised margins and needs no gradient."""
+"""Slope: the baseline forecast, which extrapolates measured margins and needs no gradient."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from riprap.detectors._trend import realized_changes
 
 
 class SlopeDetector(ForecastDetector):
-    """As the forecast, from forward passes alone."""
+    """`ForecastDetector` that uses forward passes only."""
 
     kind: Literal["slope"] = "slope"  # type: ignore[assignment]
 
-    def changes(self, track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
-        """Change of a deciding margin in each step, spread evenly between visits."""
-        return realized_changes(track, values)
+    def changes(self, history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+        """Return the change of a threshold margin in each step, even between probe evaluations."""
+        return realized_changes(history, values)

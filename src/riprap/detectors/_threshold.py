@@ -1,4 +1,4 @@
-"""Threshold: a signal on the wrong side of a number for so many checks in a row."""
+"""Threshold: a signal beyond a fixed value for a number of consecutive probe evaluations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from riprap.types import Alert, Level, Reading
 
 
 class Threshold(Detector):
-    """Alerts while `signal` is below (or above) `value` for `consecutive` visits.
+    """Alert while `signal` is below (or above) `value` for `consecutive` probe evaluations.
 
     Attributes:
-        signal: name of a behaviour's reading, as it stands at visits; "score", "margin" and
+        signal: name of a behavior's reading at probe evaluations; "score", "margin" and
             "margin_low" always exist.
-        relative: read the value as a share of the signal's value at the start.
+        relative: interpret `value` as a fraction of the signal's value at the start.
     """
 
     kind: Literal["threshold"] = "threshold"
@@ -28,22 +28,22 @@ class Threshold(Detector):
     relative: bool = False
     level: Level = Level.WARNING
 
-    def check(self, track: BehaviorHistory) -> Alert | None:
+    def check(self, history: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
-        history = track.series(self.signal)
-        if len(history) < self.consecutive:
+        series = history.series(self.signal)
+        if len(series) < self.consecutive:
             return None
-        bound = self.value * history[0][1] if self.relative else self.value
-        recent = history[-self.consecutive :]
+        bound = self.value * series[0][1] if self.relative else self.value
+        recent = series[-self.consecutive :]
         beyond = [value < bound if self.side == "below" else value > bound for _, value in recent]
-        if not all(beyond) or recent[-1][0] != track.step:
+        if not all(beyond) or recent[-1][0] != history.step:
             return None
         now = recent[-1][1]
         return Alert(
-            track.step,
-            track.behavior,
+            history.step,
+            history.behavior,
             self.level,
             f"threshold({self.signal})",
             f"{self.signal} is {now:.3g}, {self.side} {bound:.3g} for {self.consecutive} checks",
-            tuple(Reading.of(step, track.behavior, self.signal, value) for step, value in recent),
+            tuple(Reading.of(step, history.behavior, self.signal, value) for step, value in recent),
         )

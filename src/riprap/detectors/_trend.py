@@ -1,4 +1,4 @@
-"""The trend of the deciding margin, and the time at which it reaches 0. Small arrays only."""
+"""Trend of the threshold margin, and the time at which it reaches 0."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from riprap.detectors._history import BehaviorHistory, threshold_margin
 Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
 
 
-def threshold_margins(track: BehaviorHistory) -> np.ndarray:
-    """The margin that decides whether the score is under its floor, at each visit; (visits,)."""
-    known = track.threshold_margin_cache  # of earlier visits
-    known += [threshold_margin(margins, track.floor) for margins in track.margins[len(known) :]]
+def threshold_margins(history: BehaviorHistory) -> np.ndarray:
+    """Return the threshold margin at each probe evaluation; shape (evaluations,)."""
+    known = history.threshold_margin_cache  # of earlier evaluations
+    known += [threshold_margin(margins, history.floor) for margins in history.margins[len(known) :]]
     return np.array(known)
 
 
-def realized_changes(track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
-    """Change a step since the start, shape (steps,): between two visits spread evenly."""
-    gaps = np.diff(track.steps)
+def realized_changes(history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+    """Compute the change per step, spread evenly between evaluations; shape (steps,)."""
+    gaps = np.diff(history.steps)
     return np.repeat(np.diff(values) / np.maximum(gaps, 1), gaps)
 
 
-def shaped_changes(track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
-    """As `realised_changes`, but spread over each gap in the shape of the predicted changes r_b.
+def shaped_changes(history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+    """Compute `realized_changes`, but spread in the shape of the predicted changes r_b.
 
-    The margins say how much was lost between two visits, interference says when.
+    The margins tell how much was lost between two probe evaluations, and interference when.
     """
-    changes = realized_changes(track, values)
-    predicted = np.array([track.predicted.get(s + 1, np.nan) for s in range(len(changes))])
-    for begin, end in zip(track.steps[:-1], track.steps[1:], strict=True):
+    changes = realized_changes(history, values)
+    predicted = np.array([history.predicted.get(s + 1, np.nan) for s in range(len(changes))])
+    for begin, end in zip(history.steps[:-1], history.steps[1:], strict=True):
         shape = predicted[begin:end]
         if len(shape) > 1 and np.isfinite(shape).all():
             changes[begin:end] += shape - shape.mean()
@@ -40,12 +40,12 @@ def shaped_changes(track: BehaviorHistory, values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trend:
-    """Where a margin stands, how it changes a step, and how far that may be trusted.
+    """Current value of a margin, its change per step, and the duration of the fall.
 
     Attributes:
-        margin: the value now.
-        change, error: recent change a step and its standard error.
-        age: steps for which it has been falling: since it was last at its highest.
+        margin: current value.
+        change, error: recent change per step and its standard error.
+        age: number of steps since the margin was last at its maximum.
     """
 
     margin: float
@@ -54,12 +54,12 @@ class Trend:
     age: int
 
     def steps_to_zero(self, z: float, persistence: float) -> float:
-        """Steps until the margin reaches 0; `inf` where it levels off above.
+        """Compute the number of steps until the margin reaches 0; `inf` if it levels off above 0.
 
         Args:
-            z: how many standard errors to add to the change.
-            persistence: the trend fades with time constant persistence × age: a trend is trusted
-                about as far ahead as it has been seen. `inf`: it does not fade.
+            z: number of standard errors to add to the change.
+            persistence: the trend fades with the time constant persistence × age, so that it is
+                extrapolated about as far as it has been observed. `inf`: it does not fade.
         """
         change = self.change + z * self.error
         if self.margin <= 0:
@@ -77,16 +77,16 @@ class Trend:
 def fit_trend(
     values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
 ) -> Trend:
-    """The trend after the last visit.
+    """Fit the trend after the last probe evaluation.
 
-    The change now is where a line through the recent changes ends, so that a fall which gathers or
-    loses speed is seen as such: weighted least squares, weights fading over `memory` steps, or over
-    the last gap between visits if that was longer. Its error takes the scatter about the line,
-    where neighbouring steps that are alike count as one observation, and `doubt` times the change
-    itself: a trend bends, however even it has been.
+    The current change is the end of a line through the recent changes, so that accelerating and
+    decelerating falls are recognized: weighted least squares, with weights that fade over `memory`
+    steps, or over the last gap between evaluations if it was longer. The error combines the scatter
+    about the line, where similar neighboring steps count as one observation, and `doubt` times the
+    change itself, because even a smooth trend may bend.
 
     Args:
-        values: the deciding margin at each visit, shape (visits,), two at least.
+        values: threshold margin at each evaluation, shape (evaluations,), at least two.
         changes: shape (steps,).
     """
     memory = max(memory, steps[-1] - steps[-2])
@@ -99,8 +99,10 @@ def fit_trend(
     return Trend(float(values[-1]), change, error, steps[-1] - peak)
 
 
-def _fit_line_end(ages: np.ndarray, changes: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Value at age 0 of the weighted line through `changes`, and its standard error."""
+def _fit_line_end(
+    ages: np.ndarray, changes: np.ndarray, weights: np.ndarray
+) -> tuple[float, float]:
+    """Fit a weighted line through `changes`; return its value at age 0 and the standard error."""
     mean, middle = float(weights @ changes), float(weights @ ages)
     spread = float(weights @ (ages - middle) ** 2)
     if len(changes) < 3 or spread == 0:
@@ -111,6 +113,6 @@ def _fit_line_end(ages: np.ndarray, changes: np.ndarray, weights: np.ndarray) ->
     if variance == 0:
         return mean - tilt * middle, 0.0
     lagged = float(weights[1:] @ (residual[1:] * residual[:-1])) / variance
-    alike = min(max(lagged, 0.0), 0.9)
-    effective = max(1.0, (1 - alike) / (1 + alike) / float((weights**2).sum()))
+    correlation = min(max(lagged, 0.0), 0.9)
+    effective = max(1.0, (1 - correlation) / (1 + correlation) / float((weights**2).sum()))
     return mean - tilt * middle, float(np.sqrt(variance / effective * (1 + middle**2 / spread)))

@@ -19,7 +19,7 @@ class ProtectedGradients:
 
     Attributes:
         step: optimizer steps taken before the refresh.
-        margin_gradients: h_b = ∇ mean margin of each behavior whose margin is attached to the graph.
+        margin_gradients: h_b = ∇ mean margin of each behavior with a differentiable margin.
         loss_gradients: g_b = ∇ mean loss of each behavior with losses, where something reads it.
     """
 

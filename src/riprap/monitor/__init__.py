@@ -1,8 +1,14 @@
-"""The monitor: ties signals, detectors and record to a loop."""
+"""The monitor: signals, detectors and a record around a training loop.
+
+- `Monitor`: the entry point; `Monitor.watch` opens a watch.
+- `ProbeSchedule`: steps at which the probes are evaluated.
+- `measure_cost`, `Cost`: cost of a monitor on a given model.
+- `versions`: versions of the packages that affect a run's numbers.
+"""
 
 from riprap.monitor._cost import Cost, measure_cost
 from riprap.monitor._monitor import Monitor
-from riprap.monitor._probe_schedule import GROWTH, PATIENCE, ProbeSchedule
+from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._run_metadata import versions
 
-__all__ = ["GROWTH", "PATIENCE", "ProbeSchedule", "Cost", "Monitor", "measure_cost", "versions"]
+__all__ = ["Cost", "Monitor", "ProbeSchedule", "measure_cost", "versions"]

@@ -1,4 +1,4 @@
-"""From visits to forecasts and alerts: the histories of the behaviours, and who judges them."""
+"""From probe results to forecasts and alerts: the behaviors' histories, and the alert policy."""
 
 from __future__ import annotations
 
@@ -10,45 +10,54 @@ import numpy as np
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy, BehaviorHistory, score, threshold_margin
 from riprap.evaluation import ProbeResult
-from riprap.record import alert_from_row, alert_to_row, forecast_from_json, forecast_to_json
+from riprap.record import (
+    alert_from_row,
+    alert_to_row,
+    check_fields,
+    forecast_from_json,
+    forecast_to_json,
+)
 from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 
 class AlertTracker:
-    """Keeps a track of each behaviour and asks a protocol's detectors about it.
+    """Histories of all behaviors, and the alerts that a policy's detectors raise on them.
 
     Attributes:
-        tracks: what has been measured, by behaviour.
-        forecasts: the forecast that stands now, by behaviour; None where none could be made.
-        alerts: all alerts raised so far. One is raised when a detector's level rises.
+        histories: measurements, by behavior.
+        forecasts: current forecast, by behavior; None where none is possible.
+        alerts: all alerts raised so far. An alert is raised when a detector's level rises.
     """
 
     def __init__(self, behaviors: list[Behavior], policy: AlertPolicy) -> None:
         self.policy = policy
-        self.histories = {b.name: BehaviorHistory(b.name, b.floor, n_behaviors=len(behaviors)) for b in behaviors}
-        self._diverged: list[Alert] = []  # margins no longer finite, not yet handed on
+        n = len(behaviors)
+        self.histories = {
+            b.name: BehaviorHistory(b.name, b.floor, n_behaviors=n) for b in behaviors
+        }
+        self._diverged: list[Alert] = []  # on margins that are not finite; for the next `update`
         self._units = {b.name: b.margins.unit for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
-        self._active_ranks: dict[tuple[str, str], int] = {}
+        self._active_ranks: dict[tuple[str, str], int] = {}  # by detector's index and behavior
 
     def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
-        """Take in one behaviour's look; readings of margin and score."""
-        track = self.histories[name]
-        track.last_probe_step = step
+        """Add the result of a behavior's probes; return readings of margin and score."""
+        history = self.histories[name]
+        history.last_probe_step = step
         if result.insufficient:
             return [missing_margin(step, name, ReadingStatus.INSUFFICIENT, result.insufficient)]
-        unfit = int((~np.isfinite(result.margins)).sum())
-        if unfit:
-            text = f"{unfit} of {len(result.margins)} margins are not finite"
-            lost = missing_margin(step, name, ReadingStatus.ERROR, text)
-            if track.diverged_step is None:
-                track.diverged_step = step
+        n_not_finite = int((~np.isfinite(result.margins)).sum())
+        if n_not_finite:
+            text = f"{n_not_finite} of {len(result.margins)} margins are not finite"
+            missing = missing_margin(step, name, ReadingStatus.ERROR, text)
+            if history.diverged_step is None:
+                history.diverged_step = step
                 text = f"{text}: the model may have diverged"
-                self._diverged.append(Alert(step, name, Level.CRITICAL, "finite", text, (lost,)))
-            return [lost]
-        track.add_margins(step, result.margins)
-        low, unit = threshold_margin(result.margins, track.floor), self._units[name]
+                self._diverged.append(Alert(step, name, Level.CRITICAL, "finite", text, (missing,)))
+            return [missing]
+        history.add_margins(step, result.margins)
+        low, unit = threshold_margin(result.margins, history.floor), self._units[name]
         return [
             Reading.of(step, name, "margin", float(result.margins.mean()), unit),
             Reading.of(step, name, "margin_low", low, unit),
@@ -56,115 +65,128 @@ class AlertTracker:
         ]
 
     def add_readings(self, readings: list[Reading]) -> None:
-        """Add other readings to the tracks of their behaviours."""
+        """Add other readings to the histories of their behaviors."""
         for reading in readings:
-            track = self.histories.get(reading.behavior)
-            if track is not None and reading.value is not None:
-                history = track.signals.setdefault(reading.signal, [])
-                history.append((reading.step, reading.value))
+            history = self.histories.get(reading.behavior)
+            if history is not None and reading.value is not None:
+                series = history.signals.setdefault(reading.signal, [])
+                series.append((reading.step, reading.value))
 
     def add_predictions(self, readings: list[Reading]) -> None:
-        """Add a step's interference, and its other readings, to the tracks."""
+        """Add a step's interference, and its other readings, to the histories."""
         for reading in readings:
             if reading.signal == "interference" and reading.value is not None:
                 self.histories[reading.behavior].predicted[reading.step] = reading.value
         self.add_readings([reading for reading in readings if reading.signal != "interference"])
 
     def update(self, step: int) -> tuple[list[Alert], list[Reading]]:
-        """Alerts and forecasts after a visit at `step`.
+        """Run the detectors after a probe evaluation at `step`; return new alerts and forecasts.
 
-        A behaviour that was under its floor before training has nothing to lose: it is not judged.
+        A behavior that was under its floor before training has nothing to lose and is left out.
         """
         alerts, self._diverged = self._diverged, []
         readings: list[Reading] = []
-        for name, track in self.histories.items():
-            if not track.steps or track.step != step or not track.healthy_at_start:
+        for name, history in self.histories.items():
+            if not history.steps or history.step != step or not history.healthy_at_start:
                 continue
-            judged = [detector.evaluate(track) for detector in self.policy.detectors]
-            alerts += self._newly_raised(name, [alert for alert, _ in judged])
-            made = [forecast for _, forecast in judged]
-            self.forecasts[name] = next((f for f in made if f is not None), None)
+            results = [detector.evaluate(history) for detector in self.policy.detectors]
+            alerts += self._newly_raised(name, [alert for alert, _ in results])
+            forecasts = [forecast for _, forecast in results]
+            self.forecasts[name] = next((f for f in forecasts if f is not None), None)
             readings += forecast_readings(step, name, self.forecasts[name])
         self.alerts += alerts
         return alerts, readings
 
     @property
     def active_levels(self) -> dict[str, Level]:
-        """The most serious level that stands now, by behaviour; nothing where none does."""
+        """The most serious active level, by behavior; behaviors without one are left out."""
         ranks: dict[str, int] = {}
         for (_, name), rank in self._active_ranks.items():
             ranks[name] = max(rank, ranks.get(name, 0))
         return {name: list(Level)[rank - 1] for name, rank in ranks.items() if rank}
 
     def rewind(self, step: int) -> None:
-        """Judge from now on as if nothing had been seen after `step`: the weights went back to it.
+        """Forget measurements after `step`, because the weights of that step were restored.
 
-        That a behaviour was broken since then stays known.
+        `BehaviorHistory.broken_at` still tells that a behavior was broken after it.
         """
-        for name, track in self.histories.items():
-            self.histories[name] = replace(track.truncated(step), first_failure_step=track.broken_at)
+        for name, history in self.histories.items():
+            earlier = history.truncated(step)
+            self.histories[name] = replace(earlier, first_failure_step=history.broken_at)
         self.forecasts.clear()
         self._active_ranks.clear()
 
     def untestable_reasons(self) -> list[str]:
-        """Which detectors can never speak of which healthy behaviour, and why."""
-        healthy = [t for t in self.histories.values() if t.steps and t.healthy_at_start]
-        asked = [detector.untestable_reason(track) for detector in self.policy.detectors for track in healthy]
-        return [text for text in asked if text]
+        """Return the reasons why a detector can never alert on a healthy behavior."""
+        healthy = [h for h in self.histories.values() if h.steps and h.healthy_at_start]
+        reasons = [
+            d.untestable_reason(history) for d in self.policy.detectors for history in healthy
+        ]
+        return [reason for reason in reasons if reason]
 
     def metrics(self) -> dict[str, float]:
-        """The latest score and mean margin of each behaviour, for loggers."""
+        """Return the latest score and mean margin of each behavior, for loggers."""
         return {
             f"riprap/{name}/{part}": value
-            for name, track in self.histories.items()
-            if track.steps
+            for name, history in self.histories.items()
+            if history.steps
             for part, value in (
-                ("score", score(track.margins[-1])),
-                ("margin", float(track.margins[-1].mean())),
+                ("score", score(history.margins[-1])),
+                ("margin", float(history.margins[-1].mean())),
             )
         }
 
-    def _newly_raised(self, name: str, standing: list[Alert | None]) -> list[Alert]:
-        rising = []
-        for index, alert in enumerate(standing):
+    def _newly_raised(self, name: str, current: list[Alert | None]) -> list[Alert]:
+        raised = []
+        for index, alert in enumerate(current):
             key = (str(index), name)
             rank = 0 if alert is None else alert.level.rank
             if alert is not None and rank > self._active_ranks.get(key, 0):
-                rising.append(alert)
+                raised.append(alert)
             self._active_ranks[key] = rank
-        return rising
+        return raised
 
     def state_dict(self) -> dict[str, Any]:
-        """Histories, standing alerts and forecasts, as plain values and tensors."""
+        """Return histories, alerts and forecasts, as plain values and tensors."""
         return {
-            "tracks": {name: track.state_dict() for name, track in self.histories.items()},
+            "histories": {name: history.state_dict() for name, history in self.histories.items()},
             "forecasts": {
                 name: None if forecast is None else forecast_to_json(forecast)
                 for name, forecast in self.forecasts.items()
             },
             "alerts": [list(alert_to_row(alert)) for alert in self.alerts],
-            "standing": [[*key, level] for key, level in self._active_ranks.items()],
+            "active": [[*key, rank] for key, rank in self._active_ranks.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
-        for name, track in self.histories.items():
-            track.load_state_dict(state["tracks"][name])
+        """Restore what `state_dict` returned.
+
+        Raises:
+            AttributeError, LookupError, TypeError, ValueError: the state is malformed.
+        """
+        check_fields(state, histories=dict, forecasts=dict, alerts=list, active=list)
+        check_fields(state["histories"], **dict.fromkeys(self.histories, dict))
+        for name, history in self.histories.items():
+            history.load_state_dict(state["histories"][name])
         self.forecasts = {
             name: None if text is None else forecast_from_json(text)
             for name, text in state["forecasts"].items()
         }
         self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
-        self._active_ranks = {(index, name): level for index, name, level in state["standing"]}
+        self._active_ranks = {}
+        for index, name, rank in state["active"]:
+            if name not in self.histories or rank not in range(len(Level) + 1):
+                raise ValueError("an active level must be of a monitored behavior")
+            self._active_ranks[index, name] = rank
 
 
-def missing_margin(step: int, name: str, state: ReadingStatus, why: str) -> Reading:
-    """A margin that could not be read, and why."""
-    return Reading(step, name, "margin", state=state, detail=why)
+def missing_margin(step: int, name: str, status: ReadingStatus, reason: str) -> Reading:
+    """Return a margin that could not be read, with the reason."""
+    return Reading(step, name, "margin", state=status, detail=reason)
 
 
 def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> list[Reading]:
-    """Median and bounds of a forecast; "not within the horizon" has no value."""
+    """Return median and bounds of a forecast; "not within the horizon" has no value."""
     if forecast is None:
         return []
     readings = []
@@ -173,6 +195,6 @@ def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> li
         if value <= forecast.horizon:
             readings.append(Reading.of(step, behavior, signal, value, "steps"))
         else:
-            state, why = ReadingStatus.INSUFFICIENT, "not within the horizon"
-            readings.append(Reading(step, behavior, signal, None, "steps", state, detail=why))
+            status, reason = ReadingStatus.INSUFFICIENT, "not within the horizon"
+            readings.append(Reading(step, behavior, signal, None, "steps", status, detail=reason))
     return readings

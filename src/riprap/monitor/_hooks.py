@@ -8,18 +8,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from riprap.errors import ConfigError
 from riprap.linalg import Vector, clone, copy_into, subtract
 
-MAX_WRAPPERS = 5  # more than anybody puts around an optimizer
+MAX_WRAPPERS = 5  # more than occur around an optimizer
 
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer inside wrappers such as Accelerate's.
+    """Return the optimizer inside wrappers such as Accelerate's.
 
     Raises:
-        ConfigError: it is not a `torch.optim.Optimizer`, or is one of DeepSpeed's.
+        ConfigError: it is not a `torch.optim.Optimizer`, or it is DeepSpeed's.
     """
     _refuse_deepspeed(optimizer)
     while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
@@ -33,17 +34,18 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _refuse_deepspeed(thing: Any) -> None:
-    """Refuse an engine or optimizer of DeepSpeed's, also under wrappers.
+    """Refuse a DeepSpeed engine or optimizer, also inside wrappers.
 
-    The engine steps a flat copy of the parameters by itself: a hook on what looks like a torch
-    optimizer, inside it or (Accelerate's wrapper) around it, would never be called, or see nothing.
+    The engine steps a flat copy of the parameters itself. A hook on the torch optimizer inside it,
+    or on the one around it (Accelerate's wrapper), is never called, or sees no change.
     """
     for _ in range(MAX_WRAPPERS):
         if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(thing).__mro__):
             raise ConfigError(
                 f"cannot watch a {type(thing).__name__}: DeepSpeed steps inside its own engine, "
-                "where no hook sees it; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
-                "read margins between steps by riprap.evaluation.evaluate(behavior, engine.module)"
+                "where no hook is called; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
+                "read margins between steps with riprap.evaluation.evaluate(behavior, "
+                "engine.module)"
             )
         thing = getattr(thing, "optimizer", None)
 
@@ -51,58 +53,58 @@ def _refuse_deepspeed(thing: Any) -> None:
 def trained_parameters(
     model: nn.Module, optimizer: torch.optim.Optimizer, modules: Sequence[str] = ()
 ) -> list[Tensor]:
-    """The model's parameters that the optimizer changes, in the optimizer's order.
+    """Return the model's parameters that the optimizer trains, in the optimizer's order.
 
     Args:
-        within: names of modules; their parameters only. Empty: all.
+        modules: names of modules, to return only their parameters. Empty: all.
 
     Raises:
         ConfigError: there are none, or the model is a DeepSpeed engine.
     """
     _refuse_deepspeed(model)
-    own = {
+    in_model = {
         id(parameter)
         for name, parameter in model.named_parameters()
         if not modules or any(name == part or name.startswith(f"{part}.") for part in modules)
     }
-    found = [
+    trained = [
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.requires_grad and id(parameter) in own
+        if parameter.requires_grad and id(parameter) in in_model
     ]
-    if not found and modules:
+    if not trained and modules:
         raise ConfigError(
-            f"nothing to watch within {', '.join(modules)}: no trained parameter lies there; give "
-            "names of modules as model.named_modules() has them"
+            f"nothing to watch in modules {', '.join(modules)}: they hold no trained parameter; "
+            "give names from model.named_modules()"
         )
-    if not found:
+    if not trained:
         raise ConfigError(
             "nothing to watch: the optimizer holds no trainable parameter of this model "
-            "(is it frozen, or was the optimizer made for another one?)"
+            "(is the model frozen, or does the optimizer belong to another model?)"
         )
-    return found
+    return trained
 
 
 class StepIntervention(Protocol):
-    """What may change a step; its failures stop training."""
+    """Interface of what may change a step; its failures stop training."""
 
     def on_gradients(self, vector: Vector | None, scale: float) -> None:
-        """Before the step; `scale` is what `.grad` is multiplied by, as against `vector`."""
+        """Run before the step; `scale` is the factor of `.grad` against `vector`."""
 
     def on_update(self, vector: Vector, before: Vector) -> Vector:
-        """After the step; the update that stands in the end."""
+        """Run after the step; return the resulting update."""
 
     def after_step(self) -> None:
-        """After the step has been watched."""
+        """Run after the monitor has read the step."""
 
 
 class StepHooks:
-    """Calls `before(gradient)` and `after(update)` around each step of an optimizer.
+    """Hooks that call `before(gradient)` and `after(update)` around each step of an optimizer.
 
-    Where the step is given a closure, `before` is called once the closure has made the gradient.
-    Costs one copy of the trained parameters. `gradient` is None where no parameter has one. What
-    fails in here goes to `failed`, never into the training loop; `intervention` is the exception.
+    If the step has a closure, `before` is called after the closure has computed the gradient.
+    Costs one copy of the trained parameters. `gradient` is None if no parameter has one. Errors go
+    to `on_error`, never into the training loop, except those of `intervention`.
     """
 
     def __init__(
@@ -111,54 +113,59 @@ class StepHooks:
         parameters: list[Tensor],
         before: Callable[[Vector | None], None],
         after: Callable[[Vector], None],
-        failed: Callable[[Exception], None],
+        on_error: Callable[[Exception], None],
         intervention: StepIntervention | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.parameters = parameters
-        self._kept = clone(parameters)
+        self._params_before: Vector = []
+        self._handles: list[RemovableHandle] = []
 
-        @_never_raise(failed)
-        def show() -> None:
+        @_never_raise(on_error)
+        def read_gradient() -> None:
             before(self._gradient())
 
-        def read() -> None:
-            show()
+        @_never_raise(on_error)
+        def save_parameters() -> None:
+            copy_into(self._params_before, self.parameters)
+
+        @_never_raise(on_error)
+        def read_update(update: Vector | None = None) -> None:
+            after(subtract(self.parameters, self._params_before) if update is None else update)
+
+        def on_gradient() -> None:
+            read_gradient()
             if intervention is not None:
                 with torch.no_grad():
                     intervention.on_gradients(self._gradient(), self._scale)
 
-        @_never_raise(failed)
-        def keep() -> None:
-            copy_into(self._kept, self.parameters)
-
-        @_never_raise(failed)
-        def tell(update: Vector | None = None) -> None:
-            after(subtract(self.parameters, self._kept) if update is None else update)
+        def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+            save_parameters()
+            positional = len(args) > 1  # the first is the optimizer itself
+            closure = args[1] if positional else kwargs.get("closure")
+            if closure is None:
+                on_gradient()
+                return None
+            # The closure computes the gradient; before it, `.grad` is that of the last step.
+            wrapped = _call_after_first(closure, on_gradient)
+            if positional:
+                return (args[0], wrapped, *args[2:]), kwargs
+            return args, kwargs | {"closure": wrapped}
 
         @torch.no_grad()
         def post_step(*_: Any) -> None:
             if intervention is None:
-                tell()
+                read_update()
             else:
-                update = subtract(self.parameters, self._kept)
-                tell(intervention.on_update(update, self._kept))
+                update = subtract(self.parameters, self._params_before)
+                read_update(intervention.on_update(update, self._params_before))
                 intervention.after_step()
 
-        def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            keep()
-            given = len(args) > 1  # by position; the first is the optimizer itself
-            closure = args[1] if given else kwargs.get("closure")
-            if closure is None:
-                read()
-                return None
-            # The closure makes the gradient: before it, there is the last step's, or none.
-            watched = _call_after_first(closure, read)
-            if given:
-                return (args[0], watched, *args[2:]), kwargs
-            return args, kwargs | {"closure": watched}
-
         self._pre_step, self._post_step = pre_step, post_step
+
+    def attach(self) -> None:
+        """Register the hooks."""
+        self._params_before = clone(self.parameters)
         self._register()
 
     def _register(self) -> None:
@@ -169,7 +176,7 @@ class StepHooks:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Steps inside are not seen."""
+        """Disable the hooks in a `with` block."""
         self.remove()
         try:
             yield
@@ -178,53 +185,59 @@ class StepHooks:
 
     @property
     def _scale(self) -> float:
-        scale = getattr(self.optimizer, "grad_scale", None)  # fused optimizers unscale in step()
+        scale = getattr(self.optimizer, "grad_scale", None)  # a fused optimizer unscales in step()
         return 1.0 if scale is None else float(scale)
 
     def _gradient(self) -> Vector | None:
         grads = [parameter.grad for parameter in self.parameters]
         if all(grad is None for grad in grads):
             return None
-        by = 1.0 / self._scale
+        factor = 1.0 / self._scale
         return [
-            torch.zeros_like(parameter) if grad is None else grad if by == 1.0 else grad * by
+            torch.zeros_like(parameter)
+            if grad is None
+            else grad
+            if factor == 1.0
+            else grad * factor
             for parameter, grad in zip(self.parameters, grads, strict=True)
         ]
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
 
 def _never_raise(
-    failed: Callable[[Exception], None],
+    on_error: Callable[[Exception], None],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """What fails in the decorated function goes to `failed`, and it builds no graph."""
+    """Return a decorator that sends exceptions to `on_error`, and disables gradients."""
 
-    def wrap(hook: Callable[..., None]) -> Callable[..., None]:
+    def decorate(hook: Callable[..., None]) -> Callable[..., None]:
         def run(*arguments: Any) -> None:
             try:
                 with torch.no_grad():
                     hook(*arguments)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                failed(error)
+                on_error(error)
 
         return run
 
-    return wrap
+    return decorate
 
 
-def _call_after_first(closure: Callable[[], Any], read: Callable[[], None]) -> Callable[[], Any]:
-    """The closure, followed by `read` the first time it is called, which is at the old θ."""
+def _call_after_first(
+    closure: Callable[[], Any], callback: Callable[[], None]
+) -> Callable[[], Any]:
+    """Return the closure, with `callback` after its first call, which is at the old θ."""
     called = False
 
-    def watched() -> Any:
+    def wrapped() -> Any:
         nonlocal called
         value = closure()
         if not called:
             called = True
-            read()
+            callback()
         return value
 
-    return watched
+    return wrapped

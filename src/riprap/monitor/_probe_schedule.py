@@ -1,4 +1,4 @@
-"""When to visit the probes: densely at the start, at once when it is urgent, seldom while calm."""
+"""Schedule of probe evaluations: dense at the start, immediate when urgent, sparse while calm."""
 
 from __future__ import annotations
 
@@ -7,69 +7,85 @@ from dataclasses import dataclass
 from typing import Any
 
 from riprap.detectors import BehaviorHistory
+from riprap.record import check_fields
 from riprap.types import Forecast
-
-GROWTH = 4  # the gap grows to a quarter of the steps already taken: the first eight are all visited
-DENSE = 8  # during these first steps gradients are refreshed often, for most damage is done early
-PATIENCE = 4  # visits to fit in before the forecast's earliest break
-USED_UP = 0.5  # share of the deciding margin that may be predicted away between visits
-REFRESH = 2  # at the start and when urgent, every second visit takes fresh gradients
-REFRESH_CALM = 8  # and while it is calm every eighth: by then a gradient is stale in any case
 
 
 @dataclass
 class ProbeSchedule:
-    """Plans visits, and which of them take fresh protected gradients.
+    """Schedule of probe evaluations, and of the gradient refreshes in some of them.
 
-    A gradient costs twice a forward pass and goes stale within steps, so while all is calm most
-    visits do without.
+    A gradient costs twice a forward pass and is stale within a few steps. So in calm phases most
+    evaluations do not refresh it.
 
     Attributes:
-        every: the longest gap between two visits, in steps.
-        due: step of the next visit.
-        growth, patience: see `GROWTH` and `PATIENCE`.
+        every: longest gap between two evaluations, in steps.
+        due: step of the next evaluation.
+        growth: the gap grows to 1/growth of the steps already taken; with 4, each of the first
+            eight steps is evaluated.
+        patience: number of evaluations before the earliest forecast failure.
+        dense_steps: early steps with frequent gradient refreshes, because most damage is early.
+        refresh_period: evaluations per gradient refresh in early and in urgent phases.
+        calm_refresh_period: evaluations per gradient refresh in calm phases.
+        max_spent: fraction of the threshold margin that interference may use up between two
+            evaluations.
     """
 
     every: int
     due: int = 0
-    growth: int = GROWTH
-    patience: int = PATIENCE
+    growth: int = 4
+    patience: int = 4
+    dense_steps: int = 8
+    refresh_period: int = 2
+    calm_refresh_period: int = 8
+    max_spent: float = 0.5
     _evaluations_since_refresh: int = 0
     _urgent: bool = False
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
-        """Plan the next visit after one at `step`, given what is forecast now."""
+        """Plan the next evaluation after one at `step`, given the current forecasts."""
         gap = min(max(step // self.growth, 1), self.every)
-        to_come = [f.low for f in forecasts if f is not None and f.low > 0]
-        earliest = min(to_come, default=float("inf"))
+        early_bounds = [f.low for f in forecasts if f is not None and f.low > 0]
+        earliest = min(early_bounds, default=float("inf"))
         self._urgent = earliest < float("inf")
         if self._urgent:
             gap = min(gap, max(int(earliest) // self.patience, 1))
         self.due = step + gap
 
-    def is_due(self, step: int, tracks: Iterable[BehaviorHistory]) -> bool:
-        """Whether to visit after this step: planned, or interference says it cannot wait."""
-        return step >= self.due or any(is_urgent(track) for track in tracks)
+    def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
+        """Return whether to evaluate after this step: planned, or urgent by interference."""
+        return step >= self.due or any(map(self.is_urgent, histories))
+
+    def is_urgent(self, history: BehaviorHistory) -> bool:
+        """Return whether updates have used up too much of a behavior's threshold margin."""
+        predicted = history.predicted_since_last_probe()
+        if predicted >= 0 or not history.steps:
+            return False
+        margin = history.threshold_margin
+        return margin > 0 and predicted < -self.max_spent * margin
 
     def should_refresh_gradients(self, step: int) -> bool:
-        """Whether this visit takes fresh gradients; asked once a visit."""
-        period = REFRESH if step < DENSE or self._urgent else REFRESH_CALM
-        fresh = self._evaluations_since_refresh + 1 >= period
-        self._evaluations_since_refresh = 0 if fresh else self._evaluations_since_refresh + 1
-        return fresh
+        """Return whether this evaluation refreshes gradients; call once per evaluation."""
+        frequent = step < self.dense_steps or self._urgent
+        period = self.refresh_period if frequent else self.calm_refresh_period
+        refresh = self._evaluations_since_refresh + 1 >= period
+        self._evaluations_since_refresh = 0 if refresh else self._evaluations_since_refresh + 1
+        return refresh
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the plan stands."""
-        return {"due": self.due, "without": self._evaluations_since_refresh, "urgent": self._urgent}
+        """Return the state of the schedule."""
+        return {
+            "due": self.due,
+            "evaluations_since_refresh": self._evaluations_since_refresh,
+            "urgent": self._urgent,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a plan that `state_dict` gave."""
-        self.due, self._evaluations_since_refresh, self._urgent = state["due"], state["without"], state["urgent"]
+        """Restore what `state_dict` returned.
 
-
-def is_urgent(track: BehaviorHistory) -> bool:
-    """Whether the updates since the last visit have used up too much of the deciding margin."""
-    predicted = track.predicted_since_last_probe()
-    if predicted >= 0 or not track.steps:
-        return False
-    return track.threshold_margin > 0 and predicted < -USED_UP * track.threshold_margin
+        Raises:
+            ValueError: the state is malformed.
+        """
+        check_fields(state, due=int, evaluations_since_refresh=int, urgent=bool)
+        self.due, self._urgent = state["due"], state["urgent"]
+        self._evaluations_since_refresh = state["evaluations_since_refresh"]

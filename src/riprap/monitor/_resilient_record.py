@@ -1,4 +1,4 @@
-"""What a monitor writes down: a record that may fail without the run, or the watch, failing."""
+"""The monitor's access to its record: writing may fail without ending the run or the watch."""
 
 from __future__ import annotations
 
@@ -8,80 +8,85 @@ from typing import Any
 
 import numpy as np
 
+from riprap._text import escape_control_chars
 from riprap.errors import ConfigError, RecordError
 from riprap.monitor._run_metadata import now
 from riprap.record import Writer
-from riprap.types import Action, Alert, Reading
+from riprap.types import RUN, Action, Alert, Reading, ReadingStatus
 
 
 class ResilientRecord:
-    """Writes to a record; what it cannot take now it takes later, and nothing is dropped.
+    """Writer of a record that retries later what it cannot write now, and drops nothing.
 
     Args:
-        record: where to write.
+        writer: the record's writer.
     """
 
-    def __init__(self, record: Writer) -> None:
-        self.record = record
-        self._has_backlog = False  # the record could not be written, and that was said
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self._has_backlog = False  # writing failed, and the user was warned
 
-    def readings(self, readings: Iterable[Reading]) -> None:
+    def add_readings(self, readings: Iterable[Reading]) -> None:
         """Append readings."""
-        self._write(lambda: self.record.readings(readings))
+        self._write(lambda: self.writer.add_readings(readings))
 
-    def margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
-        """Append the margins of all probes of a behaviour, shape (n_probes,)."""
-        self.record.margins(step, behavior, margins)
+    def add_failure(self, step: int, observer: str, error: Exception) -> None:
+        """Append an `ERROR` reading, and warn: an observer failed, and training goes on."""
+        text = escape_control_chars(f"{type(error).__name__}: {error}")
+        warnings.warn(f"riprap: {observer} failed at step {step}: {text}", stacklevel=3)
+        self.add_readings([Reading(step, RUN, observer, state=ReadingStatus.ERROR, detail=text)])
 
-    def alert(self, alert: Alert) -> None:
-        """Append an alert, and commit at once."""
-        self._write(lambda: self.record.alert(alert))
+    def add_margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
+        """Append the margins of all probes of a behavior, shape (n_probes,)."""
+        self.writer.add_margins(step, behavior, margins)
 
-    def actions(self, actions: Iterable[Action]) -> None:
-        """Append what a guard did; committed with the next readings."""
+    def add_alert(self, alert: Alert) -> None:
+        """Append an alert and commit immediately."""
+        self._write(lambda: self.writer.add_alert(alert))
+
+    def add_actions(self, actions: Iterable[Action]) -> None:
+        """Append actions of a guard; committed with the next readings."""
         for action in actions:
-            self.record.action(action)
+            self.writer.add_action(action)
 
-    def event(self, step: int, kind: str, facts: dict[str, Any]) -> None:
-        """Append what others did to the run; committed with the next readings."""
-        self.record.event(step, kind, **facts)
+    def add_event(self, step: int, kind: str, facts: dict[str, Any]) -> None:
+        """Append an event; committed with the next readings."""
+        self.writer.add_event(step, kind, **facts)
 
     def end(self, step: int) -> None:
-        """Say that the watch has ended, commit, and let other writers in."""
-        self.record.event(step, "ended", ended=now())
-        self._write(self.record.release)
+        """Append the event `ended`, commit, and release the record to other writers."""
+        self.writer.add_event(step, "ended", ended=now())
+        self._write(self.writer.release)
 
-    def begin(
-        self, step: int, position: dict[str, int], facts: dict[str, Any], notes: dict[str, Any]
-    ) -> None:
-        """Say in the record what run it is; where it says so already, that the run goes on.
+    def begin(self, step: int, position: dict[str, int], metadata: dict[str, Any]) -> None:
+        """Write the run's metadata; if the record already has them, continue it instead.
 
         Args:
-            step, position: where it goes on from; see `Writer.position`.
+            step, position: where to continue; see `Writer.position`.
 
         Raises:
             ConfigError: the record is of another run.
             RecordError: the record cannot be written.
         """
-        known = self.record.read_meta()
+        known = self.writer.read_meta()
         if "behaviors" not in known:
-            self.record.meta(**facts, **notes)
+            self.writer.write_meta(**metadata)
             return
-        for what in ("behaviors", "protocol_hash"):
-            if known[what] != facts[what]:
+        for key in ("behaviors", "protocol_hash"):
+            if known[key] != metadata[key]:
                 raise ConfigError(
-                    f"the record {self.record.path} is of a run with other {what}: name another "
-                    "run, or make the monitor as it was made before"
+                    f"the record {self.writer.path} is of a run with other {key}: give another "
+                    "run_dir, or create the monitor with the same arguments"
                 )
-        self.record.resume_from(step, position, versions=facts["versions"], at=now())
+        self.writer.resume_from(step, position, versions=metadata["versions"], at=now())
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
             write()
         except RecordError as error:
-            if not self._has_backlog:  # said once, until it can be written again
-                text = f"riprap: {error}; training goes on, and so does the watch"
+            if not self._has_backlog:  # one warning until writing succeeds again
+                text = f"riprap: {error}; training goes on, and the rows are written later"
                 warnings.warn(text, stacklevel=4)
             self._has_backlog = True
         else:
-            self._has_backlog = self._has_backlog and self.record.has_backlog
+            self._has_backlog = self._has_backlog and self.writer.has_backlog

@@ -1,4 +1,4 @@
-"""What a record keeps of a run: what was watched, by which rules, with which versions."""
+"""Metadata of a run in its record: behaviors, alert policy and versions."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _PACKAGES = ("riprap", "torch", "transformers", "trl", "peft", "accelerate")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect a run's numbers."""
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def now() -> str:
-    """The time, UTC, in ISO 8601."""
+    """Return the current time, UTC, in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def run_metadata(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int) -> dict[str, Any]:
-    """What a record says of its run, beside the user's own notes."""
+    """Return what a record tells about its run, without the user's own metadata."""
     return {
         "behaviors": [
             {"name": b.name, "floor": b.floor, "contrast": b.contrast} for b in behaviors

@@ -1,4 +1,4 @@
-"""The state of a monitor between two processes: what a run that is taken up again needs."""
+"""States of a monitor: checked against the monitor, moved to the model's device, restored."""
 
 from __future__ import annotations
 
@@ -9,86 +9,94 @@ from typing import Any
 
 from torch import Tensor
 
-from riprap import evaluation as probing
-from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
+from riprap.evaluation import calibrate
 from riprap.monitor._probe_runner import ProbeRunner
-from riprap.monitor._state_schema import Shape
+from riprap.record import LOGS, check_fields
 from riprap.signals import Signal
 
-FORMAT = 1
+FORMAT = 2
+_PARTS = {
+    "format": int,
+    "monitor": dict,
+    "step": int,
+    "position": dict,
+    "schedule": dict,
+    "tracker": dict,
+    "protected_gradients": dict,
+    "behaviors": dict,
+    "signals": dict,
+    "guard": dict | None,
+}
 
 
-def check_state(state: dict[str, Any], **mine: Any) -> None:
-    """Whether a state belongs to this monitor.
+def check_state(state: Any, monitor: dict[str, Any]) -> None:
+    """Check that a state has all parts, and is of a monitor with the same arguments.
 
     Args:
-        mine: what must be the same in both, such as the names of the behaviours.
+        monitor: the arguments that must be equal, by name.
 
     Raises:
-        ConfigError: it is no state, one of another format, or of another monitor.
+        ConfigError: it is not a state, has another format, or is of another monitor.
     """
     if not isinstance(state, dict) or "format" not in state:
-        raise ConfigError("this is not a monitor's state: give what Monitor.state_dict() gave")
-    if state["format"] != FORMAT:
-        raise ConfigError(f"the state has format {state['format']!r}; this Riprap reads {FORMAT}")
-    Shape.parse(state, "the monitor's state")
-    for what, own in mine.items():
-        if state[what] != own:
+        raise ConfigError("this is not a monitor's state: give what Monitor.state_dict() returned")
+    with wrap_state_errors("this monitor"):
+        if state["format"] != FORMAT:
             raise ConfigError(
-                f"the state is of a monitor with {what} {state[what]!r}, and this one has {own!r}: "
-                "make the monitor as it was made before"
+                f"the monitor's state has format {state['format']!r}, and this Riprap reads format "
+                f"{FORMAT}: start anew without it, with a new monitor"
             )
+        check_fields(state, **_PARTS)
+        for name, own in monitor.items():
+            if name in state["monitor"] and state["monitor"][name] != own:
+                raise ConfigError(
+                    f"the state is of a monitor with {name}={state['monitor'][name]!r}, and this "
+                    f"one has {own!r}: create the monitor with the same arguments"
+                )
+        check_fields(state["monitor"], **{name: type(own) for name, own in monitor.items()})
+        check_fields(state["position"], **dict.fromkeys(LOGS, int))
+        if not all(0 <= count < 2**63 for count in (state["step"], *state["position"].values())):
+            raise ValueError("a step or a position in the record is out of range")
+        check_fields(state["behaviors"], **dict.fromkeys(monitor["behaviors"], dict | None))
+        check_fields(state["signals"], **dict.fromkeys(monitor["signals"], dict))
 
 
-def behaviors_state(behaviors: Sequence[Behavior]) -> dict[str, Any]:
-    """What behaviours fixed at the start; None for those that cannot say."""
-    return {behavior.name: behavior.margins.state_dict() for behavior in behaviors}
-
-
-def load_behaviors(visitor: ProbeRunner, states: dict[str, Any]) -> None:
-    """Give behaviours back what they fixed at the start."""
-    for behavior in visitor.behaviors:
+def load_behaviors(probes: ProbeRunner, states: dict[str, Any]) -> None:
+    """Restore what the behaviors' margins stored at calibration."""
+    for behavior in probes.behaviors:
         state = states[behavior.name]
         if state is not None:
-            with wrap_state_errors(f"behaviour {behavior.name!r}"):
+            with wrap_state_errors(f"behavior {behavior.name!r}"):
                 behavior.margins.load_state_dict(state)
-        else:
-            warnings.warn(
-                f"riprap: behaviour {behavior.name!r} fixes something at the start, but its "
-                "margins have no state_dict(): it is measured against the model as it is now",
-                stacklevel=4,
-            )
-            probing.calibrate(behavior, visitor.model)
-
-
-def signals_state(signals: Sequence[Signal]) -> dict[str, Any]:
-    """What signals compare later readings with."""
-    return {signal.name: signal.state_dict() for signal in signals}
+            continue
+        warnings.warn(
+            f"riprap: what the margins of behavior {behavior.name!r} stored at calibration cannot "
+            "be restored, so they are calibrated on the current model: derive them from "
+            "riprap.behaviors.MarginFunction with a state_dict()",
+            stacklevel=4,
+        )
+        calibrate(behavior, probes.model)
 
 
 def load_signals(
     signals: Sequence[Signal], states: dict[str, Any], parameters: list[Tensor]
 ) -> None:
-    """Give signals back what they compare later readings with, on the model's device."""
+    """Restore the signals' states, on the model's device."""
     for signal in signals:
         with wrap_state_errors(f"signal {signal.name!r}"):
-            moved = _to_device(states[signal.name], parameters[0].device)
-            signal.load_state_dict(moved, parameters)
+            state = _to_device(states[signal.name], parameters[0].device)
+            signal.load_state_dict(state, parameters)
 
 
 @contextmanager
-def wrap_state_errors(whose: str) -> Iterator[None]:
-    """A state that its owner cannot take is refused, whatever the owner trips over.
-
-    Raises:
-        ConfigError: it is.
-    """
+def wrap_state_errors(owner: str) -> Iterator[None]:
+    """Turn any error of a state that its owner cannot load into a `ConfigError`."""
     try:
         yield
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"the monitor's state does not fit {whose} ({type(error).__name__}: {error}): begin "
+            f"the monitor's state does not fit {owner} ({type(error).__name__}: {error}): start "
             "anew without it, with a new monitor"
         ) from error
 

@@ -1,147 +1,164 @@
-"""What is done around each step of a watch and at each visit, without a failure into training."""
+"""The session of one watch: everything that happens around a step, without failing training."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from riprap._text import escape_control_chars
+import torch
+
+from riprap.guards import Guard
 from riprap.linalg import Vector
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
 from riprap.monitor._guard_session import GuardSession
+from riprap.monitor._hooks import StepHooks
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
-from riprap.signals import Signal, StepView, ProbeView
-from riprap.types import RUN, Reading, ReadingStatus
+from riprap.signals import ProbeView, Signal, StepView
+from riprap.types import Alert, Reading, ReadingStatus
 
 
-class WatchSession:
-    """Reads, judges and writes down: around each step, and whenever the probes are visited.
+@dataclass
+class MonitoredRun:
+    """Parts of a monitor that outlive a single watch.
 
     Attributes:
         step: optimizer steps seen so far.
-        visitor: who visits the probes; None while nothing is watched.
-        guarding: the guard at work, if there is one.
-        should_stop: why the guard wants training to stop; empty: it does not.
+        stop_reason: reason why the guard wants training to stop; None: it does not.
+    """
+
+    signals: Sequence[Signal]
+    tracker: AlertTracker
+    schedule: ProbeSchedule
+    record: ResilientRecord
+    step: int = 0
+    stop_reason: str | None = None
+
+
+class WatchSession:
+    """Parts of a monitor that live during one watch: probe runner, guard and hooks.
+
+    At each step: the signals read gradient and update, the probes are evaluated if they are due,
+    the detectors raise alerts, the guard acts, and everything is recorded.
     """
 
     def __init__(
-        self, signals: Sequence[Signal], judge: AlertTracker, cadence: ProbeSchedule, ledger: ResilientRecord
+        self,
+        run: MonitoredRun,
+        probes: ProbeRunner,
+        optimizer: torch.optim.Optimizer,
+        guard: Guard | None,
     ) -> None:
-        self.signals, self.judge, self.cadence, self.ledger = signals, judge, cadence, ledger
-        self.step = 0
-        self.visitor: ProbeRunner | None = None
-        self.guarding: GuardSession | None = None
-        self.should_stop = ""
+        self.run, self.probes = run, probes
+        self.guard: GuardSession | None = None
+        if guard is not None:
+            callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
+            self.guard = GuardSession(guard, probes, run.tracker, optimizer, *callbacks)
+        self.hooks = StepHooks(
+            optimizer,
+            probes.parameters,
+            self.before_step,
+            self.after_step,
+            self.record_failure,
+            self.guard,
+        )
 
     def before_step(self, gradient: Vector | None) -> None:
-        """Read the task gradient of the step to come; None where there is none."""
-        assert self.visitor is not None
-        view = StepView(self.step + 1, gradient, None, self.visitor.protected_gradients)
+        """Read the task gradient of the coming step; None if there is none."""
+        view = StepView(self.run.step + 1, gradient, None, self.probes.protected_gradients)
         readings = self._collect_readings("on_gradient", view)
-        self.ledger.readings(readings)
-        self.judge.add_readings(readings)
+        self.run.record.add_readings(readings)
+        self.run.tracker.add_readings(readings)
 
     def after_step(self, update: Vector) -> None:
-        """Read the applied update, and visit the probes where it is time."""
-        assert self.visitor is not None
-        self.step += 1
-        view = StepView(self.step, None, update, self.visitor.protected_gradients)
+        """Read the applied update, and evaluate the probes if they are due."""
+        run = self.run
+        run.step += 1
+        view = StepView(run.step, None, update, self.probes.protected_gradients)
         readings = self._collect_readings("on_update", view)
-        self.ledger.readings(readings)
-        self.judge.add_predictions(readings)
-        if self.cadence.is_due(self.step, self.judge.histories.values()):
-            refresh = self.cadence.should_refresh_gradients(self.step)
-            self.process_probe_results(self.visitor.run(self.step, refresh or self._needs_fresh_gradients))
-        if self._needs_fresh_gradients:  # a guard's gradients are due, or it was woken by what was just seen
-            self.visitor.run(self.step, refresh=True)
+        run.record.add_readings(readings)
+        run.tracker.add_predictions(readings)
+        if run.schedule.is_due(run.step, run.tracker.histories.values()):
+            refresh = run.schedule.should_refresh_gradients(run.step)
+            self.evaluate_probes(refresh or self._guard_needs_gradients)
+        if self._guard_needs_gradients:  # also of a guard that this evaluation has activated
+            self.probes.run(run.step, refresh=True)
 
     @property
-    def _needs_fresh_gradients(self) -> bool:
-        return self.guarding is not None and self.guarding.needs_fresh_gradients
+    def _guard_needs_gradients(self) -> bool:
+        return self.guard is not None and self.guard.needs_fresh_gradients
 
-    def _collect_readings(self, moment: str, view: StepView | ProbeView) -> list[Reading]:
-        """What the signals read at a moment; one that fails spares the others."""
+    def _collect_readings(self, hook: str, view: StepView | ProbeView) -> list[Reading]:
+        """Call a hook of every signal; the failure of one does not affect the others."""
         readings: list[Reading] = []
-        for signal in self.signals:
+        for signal in self.run.signals:
             try:
-                readings += getattr(signal, moment)(view)
+                readings += getattr(signal, hook)(view)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self.record_failure(error, signal.name, view.step)
+                self.run.record.add_failure(view.step, signal.name, error)
         return readings
 
-    def record_failure(self, error: Exception, what: str = "monitor", step: int | None = None) -> None:
-        """Note that the observer itself failed; training goes on."""
-        at, text = (
-            self.step if step is None else step,
-            escape_control_chars(f"{type(error).__name__}: {error}"),
-        )
-        warnings.warn(f"riprap: {what} failed at step {at}: {text}", stacklevel=2)
-        failure = Reading(at, RUN, what, state=ReadingStatus.ERROR, detail=text)
-        self.ledger.readings([failure])
-
-    def record_skipped_step(self, why: str) -> None:
-        """Note a step that the optimizer was not let take."""
-        text = f"no step after step {self.step}: {why}"
-        reading = Reading(self.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
-        self.ledger.readings([reading])
+    def record_failure(self, error: Exception) -> None:
+        """Record that the monitor itself failed; training goes on."""
+        self.run.record.add_failure(self.run.step, "monitor", error)
 
     def end(self) -> None:
-        """Visit the probes a last time, and say in the record that the watch has ended."""
-        assert self.visitor is not None
+        """Remove the hooks, evaluate the probes a last time, and end the record."""
+        self.hooks.remove()
         try:
-            tracks = self.judge.histories.values()
-            if any(track.steps and track.step < self.step for track in tracks):
-                self.process_probe_results(self.visitor.run(self.step, refresh=False))
+            histories = self.run.tracker.histories.values()
+            if any(history.steps and history.step < self.run.step for history in histories):
+                self.evaluate_probes(refresh=False)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
         try:
-            if self.guarding is not None:
-                self.guarding.after_step()
+            if self.guard is not None:
+                self.guard.after_step()
         finally:
-            self.ledger.end(self.step)
-            self.visitor = self.guarding = None
+            self.run.record.end(self.run.step)
 
-    def on_restore(self, to: int) -> None:
-        """Begin afresh after the weights of an earlier step were put back.
+    def on_restore(self, step: int) -> None:
+        """Start afresh after the weights of an earlier step were restored.
 
-        What was seen since then is of a way that was given up, and held gradients are of other
-        weights.
+        Later measurements no longer apply, and the protected gradients are of other weights.
         """
-        assert self.visitor is not None
         try:
-            self.judge.rewind(to)
-            self.process_probe_results(self.visitor.run(self.step, refresh=True))
+            self.run.tracker.rewind(step)
+            self.evaluate_probes(refresh=True)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
 
-    def stop(self, why: str) -> None:
+    def on_stop(self, reason: str) -> None:
         """Note that the guard wants training to stop."""
-        self.should_stop = why
-        warnings.warn(f"riprap: {why}", stacklevel=2)
+        self.run.stop_reason = reason
+        warnings.warn(f"riprap: {reason}", stacklevel=2)
 
-    def process_probe_results(self, view: ProbeView) -> None:
-        """All that follows from a visit: readings, forecasts, alerts, the next visit."""
-        assert self.visitor is not None
-        for name, text in self.visitor.failures.items():
-            warnings.warn(f"riprap could not visit {name!r}: {text}", stacklevel=2)
-            self.ledger.readings([missing_margin(self.step, name, ReadingStatus.ERROR, text)])
-        readings = [
-            r for name, look in view.results.items() for r in self.judge.add_probe_result(self.step, name, look)
-        ]
-        for name, track in self.judge.histories.items():
-            if track.steps and track.step == self.step:
-                self.ledger.margins(self.step, name, track.margins[-1])
-        signals = self._collect_readings("on_probes", view)
-        self.ledger.readings([*readings, *signals])
-        self.judge.add_readings(signals)
-        alerts, forecasts = self.judge.update(self.step)
-        self.ledger.readings(forecasts)
+    def evaluate_probes(self, refresh: bool) -> None:
+        """Evaluate the probes, process the results, and inform the guard."""
+        alerts = self.process_probe_results(self.probes.run(self.run.step, refresh))
+        if self.guard is not None:
+            self.guard.on_probe_evaluation(alerts)
+
+    def process_probe_results(self, view: ProbeView) -> list[Alert]:
+        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
+        run = self.run
+        for name, text in self.probes.failures.items():
+            warnings.warn(f"riprap could not evaluate {name!r}: {text}", stacklevel=2)
+            run.record.add_readings([missing_margin(run.step, name, ReadingStatus.ERROR, text)])
+        readings: list[Reading] = []
+        for name, result in view.results.items():
+            readings += run.tracker.add_probe_result(run.step, name, result)
+        for name, history in run.tracker.histories.items():
+            if history.steps and history.step == run.step:
+                run.record.add_margins(run.step, name, history.margins[-1])
+        from_signals = self._collect_readings("on_probe_evaluation", view)
+        run.record.add_readings([*readings, *from_signals])
+        run.tracker.add_readings(from_signals)
+        alerts, forecasts = run.tracker.update(run.step)
+        run.record.add_readings(forecasts)
         for alert in alerts:
-            self.ledger.alert(alert)
-            if self.guarding is not None:
-                self.guarding.on_alert(alert)
-        if self.guarding is not None:
-            self.guarding.probes_evaluated = True
-        self.cadence.plan(self.step, self.judge.forecasts.values())
+            run.record.add_alert(alert)
+        run.schedule.plan(run.step, run.tracker.forecasts.values())
+        return alerts

@@ -1,29 +1,39 @@
-"""The run record: an append-only event log; everything else is a view of it.
+"""The run record: an append-only event log; report, page and trackers are views of it.
 
-A single SQLite file in WAL mode. One process writes, any number read; what was committed survives
-the death of the writer.
+A single SQLite file in WAL mode. One process writes and any number read. Committed rows survive the
+death of the writer.
+
+- `Writer`, `Reader`: append to a record, read it.
+- `to_dataframe`: readings as a pandas DataFrame.
+- `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
 
-from riprap.record._history import readings_table
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
 from riprap.record._reader import DEFAULT_FLOOR, Reader
-from riprap.record._rows import alert_from_row, alert_to_row, forecast_from_json, forecast_to_json
-from riprap.record._state import load_state, save_state
+from riprap.record._rows import (
+    alert_from_row,
+    alert_to_row,
+    forecast_from_json,
+    forecast_to_json,
+    to_dataframe,
+)
+from riprap.record._state import check_fields, load_state, save_state
 from riprap.record._writer import Writer, require_vacant
 
 __all__ = [
-    "FILE_NAME",
     "DEFAULT_FLOOR",
+    "FILE_NAME",
     "LOGS",
     "Reader",
     "Writer",
     "alert_from_row",
     "alert_to_row",
+    "check_fields",
     "forecast_from_json",
     "forecast_to_json",
     "load_state",
     "locate_record",
-    "save_state",
-    "readings_table",
     "require_vacant",
+    "save_state",
+    "to_dataframe",
 ]

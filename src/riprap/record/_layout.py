@@ -1,4 +1,4 @@
-"""How a record lies on disk: its file, its tables, and what keeps them append-only."""
+"""Layout of a record on disk: its file, its tables, and the triggers that make it append-only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from riprap.errors import RecordError
 
 VERSION = 2
-READABLE_VERSIONS = ("1", "2")  # 1 had no events, and none of its actions was ever written
+READABLE_VERSIONS = ("1", "2")  # version 1 had no events, and no rows in `actions`
 FILE_NAME = "record.sqlite"
 LOCK_NAME = "record.lock"
 
@@ -29,14 +29,9 @@ CREATE TABLE events (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind TEXT NO
 CREATE TABLE superseded (id INTEGER PRIMARY KEY, name TEXT NOT NULL, after INTEGER NOT NULL,
   until INTEGER NOT NULL);
 """
-LOGS = (
-    "readings",
-    "margins",
-    "alerts",
-    "actions",
-)  # what a run that is taken up again goes on with
+LOGS = ("readings", "margins", "alerts", "actions")  # tables that a resumed run continues
 _KEYS = {"meta": "key"} | dict.fromkeys((*LOGS, "events", "superseded"), "id")
-# REPLACE deletes the old row without firing a delete trigger, hence the third one.
+# REPLACE deletes the old row without firing a delete trigger, so it needs a trigger of its own.
 _APPEND_ONLY = """
 CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table}
 BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
@@ -49,14 +44,14 @@ BEGIN SELECT RAISE(ABORT, 'the record is append-only'); END;
 
 
 def creation_script() -> str:
-    """SQL that makes an empty record, in one transaction."""
+    """Return the SQL that creates an empty record in one transaction."""
     triggers = [_APPEND_ONLY.format(table=table, key=key) for table, key in _KEYS.items()]
     version = f"INSERT INTO meta VALUES ('format_version', '{VERSION}');"
     return "BEGIN;" + _SCHEMA + "".join(triggers) + version + "COMMIT;"
 
 
 def locate_record(path: str | Path) -> Path:
-    """The record file that `path` names: a run's folder, or the file itself.
+    """Return the record file of a run's folder; `path` may also be the file itself.
 
     Raises:
         RecordError: there is no record.
@@ -64,20 +59,20 @@ def locate_record(path: str | Path) -> Path:
     file = Path(path)
     try:
         file = file / FILE_NAME if file.is_dir() else file
-        found = file.is_file()
-    except OSError as error:  # a name too long, a folder that may not be entered
+        exists = file.is_file()
+    except OSError as error:  # the name is too long, or the folder may not be entered
         raise RecordError(f"cannot look for a record at {path}: {error.strerror}") from error
-    if not found:
-        raise RecordError(f"no record at {path}: expected a run's folder with {FILE_NAME} in it")
+    if not exists:
+        raise RecordError(f"no record at {path}: expected a run's folder that holds {FILE_NAME}")
     return file
 
 
 def sqlite_uri(file: Path, brief: bool = False) -> str:
-    """The file as SQLite is to open it for reading.
+    """Return the URI under which SQLite opens the file for reading.
 
-    A closed record has no write-ahead log, and is safe to read as immutable, which leaves no files
-    beside it. That is done for a `brief` look, and where the folder may not be written to (a
-    colleague's, an archive): SQLite could not make a log there.
+    A closed record has no write-ahead log and is safe to open as immutable, which creates no files
+    beside it. This is done for a `brief` access, and where the folder is not writable (a
+    colleague's, an archive), because SQLite could not create a log there.
     """
     log = file.with_name(file.name + "-wal")
     closed = not log.exists() and (brief or not os.access(file.parent, os.W_OK))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from riprap.errors import RecordError
-from riprap.record._layout import READABLE_VERSIONS, VERSION, sqlite_uri, locate_record
+from riprap.record._layout import READABLE_VERSIONS, VERSION, locate_record, sqlite_uri
 from riprap.record._rows import (
     ACTION_COLUMNS,
     ALERT_COLUMNS,
@@ -24,24 +24,24 @@ from riprap.record._rows import (
 from riprap.record._writer import Writer
 from riprap.types import Action, Alert, Reading
 
-# A run that went on from a checkpoint took some of its steps twice; the second time counts.
+# A run that was resumed from a checkpoint took some steps twice; the second time counts.
 _NOT_SUPERSEDED = (
     " AND NOT EXISTS (SELECT 1 FROM superseded s "
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
 
-DEFAULT_FLOOR = 0.90  # of a behaviour whose record does not name one
+DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 
 
 class Reader:
-    """Reads a record, also while another process writes it.
+    """Reader of a record, also while another process writes it.
 
     Args:
         source: a run's folder or record file, or a `Writer` of this process.
-        superseded: also give what was read on steps that were taken again after an interruption.
+        superseded: include rows of steps that were taken again after an interruption.
 
     Raises:
-        RecordError: no record there, not a record, or one of another version.
+        RecordError: there is no record, the file is not a record, or it has an unknown version.
     """
 
     def __init__(self, source: str | Path | Writer, superseded: bool = False) -> None:
@@ -87,24 +87,26 @@ class Reader:
         try:
             return self.connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise RecordError(f"{self.path} is not a record that can be read: {error}") from error
+            raise RecordError(f"{self.path} is not a readable record: {error}") from error
 
-    def _select(self, columns: str, table: str, where: str = "1", *values: Any) -> list[tuple]:  # type: ignore[type-arg]
-        every = self._superseded or self._version == "1"
-        stands = "" if every else _NOT_SUPERSEDED.format(table)
-        query = f"SELECT {columns} FROM {table} WHERE {where}{stands} ORDER BY {table}.id"
+    def _select(
+        self, columns: str, table: str, where: str = "1", *values: Any
+    ) -> list[tuple[Any, ...]]:
+        everything = self._superseded or self._version == "1"
+        current = "" if everything else _NOT_SUPERSEDED.format(table)
+        query = f"SELECT {columns} FROM {table} WHERE {where}{current} ORDER BY {table}.id"
         return self._rows(query, *values)
 
     @contextmanager
     def _wrap_damage(self) -> Iterator[None]:
-        """What was written otherwise than by a `Writer` is refused, whatever it is."""
+        """Turn errors of content that no `Writer` wrote into a `RecordError`."""
         try:
             yield
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise RecordError(f"{self.path} is damaged: {error}") from error
 
     def meta(self) -> dict[str, Any]:
-        """Facts about the run; `ended` only if it has not gone on since."""
+        """Return the facts about the run; `ended` only if the run was not continued since."""
         facts, events = self._rows("SELECT key, value FROM meta"), self.events()
         with self._wrap_damage():
             known = {str(key): json.loads(value) for key, value in facts}
@@ -112,16 +114,18 @@ class Reader:
             return known | (events[-1]["facts"] if ended else {})
 
     def behaviors(self) -> list[dict[str, Any]]:
-        """What was watched: name, floor and whatever else is written of each; empty if nothing."""
+        """Return name, floor and other facts of each monitored behavior; empty if none is named."""
         with self._wrap_damage():
-            found = [{"floor": DEFAULT_FLOOR} | facts for facts in self.meta().get("behaviors") or []]
-            for facts in found:
-                if not isinstance(facts["name"], str) or not 0 < facts["floor"] <= 1:
-                    raise ValueError(f"it names a behaviour {facts}")
-        return found
+            behaviors = [
+                {"floor": DEFAULT_FLOOR} | own for own in self.meta().get("behaviors") or []
+            ]
+            for own in behaviors:
+                if not isinstance(own["name"], str) or not 0 < own["floor"] <= 1:
+                    raise ValueError(f"it names a behavior {own}")
+        return behaviors
 
     def events(self) -> list[dict[str, Any]]:
-        """When the run ended, and was taken up again: step, kind (`ended`, `resumed`), facts."""
+        """Return the run's events, each with step, kind (such as `ended`, `resumed`) and facts."""
         if self._version == "1":
             return []
         rows = self._rows("SELECT step, kind, facts FROM events ORDER BY id")
@@ -129,25 +133,25 @@ class Reader:
             return [{"step": s, "kind": k, "facts": json.loads(facts)} for s, k, facts in rows]
 
     def readings(self) -> list[Reading]:
-        """All readings, in the order they were made."""
+        """Return all readings, in the order in which they were taken."""
         rows = self._select(READING_COLUMNS, "readings")
         with self._wrap_damage():
             return [reading_from_row(row) for row in rows]
 
     def margins(self, behavior: str) -> dict[int, np.ndarray]:
-        """Margins of all probes by step, each of shape (n_probes,)."""
+        """Return the margins of all probes of a behavior by step, each of shape (n_probes,)."""
         rows = self._select("step, margins", "margins", "behavior = ?", behavior)
         with self._wrap_damage():
             return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
     def alerts(self) -> list[Alert]:
-        """All alerts, in the order they were raised."""
+        """Return all alerts, in the order in which they were raised."""
         rows = self._select(ALERT_COLUMNS, "alerts")
         with self._wrap_damage():
             return [alert_from_row(row) for row in rows]
 
     def actions(self) -> list[Action]:
-        """What guards did, in the order they did it."""
+        """Return the actions of guards, in the order in which they were taken."""
         if self._version == "1":
             return []
         rows = self._select(ACTION_COLUMNS, "actions")

@@ -1,4 +1,4 @@
-"""States on disk: nested dicts and lists of plain values and tensors, in one safetensors file."""
+"""States on disk: nested dicts and lists of plain values and tensors, in a safetensors file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 from riprap.errors import RecordError
 
-_STATE_ERRORS = (LookupError, RuntimeError, TypeError, ValueError)  # RecursionError is a RuntimeError
+_STATE_ERRORS = (LookupError, RuntimeError, TypeError, ValueError)  # covers RecursionError
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a state, such as `Monitor.state_dict()`; all of it or nothing.
+    """Write a state, such as `Monitor.state_dict()`, completely or not at all.
 
     Raises:
-        RecordError: the file cannot be written, or the state holds something else than plain
+        RecordError: the file cannot be written, or the state holds something other than plain
             values and dense tensors.
     """
     file, partial = Path(path), Path(f"{path}.partial")
     tensors: dict[str, Tensor] = {}
     try:
         text = json.dumps(_extract_tensors(state, tensors))
-        own = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
+        copies = {name: part.detach().cpu().contiguous().clone() for name, part in tensors.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(own, partial, metadata={"riprap": text})
+        save_file(copies, partial, metadata={"riprap": text})
         partial.replace(file)
     except (OSError, SafetensorError, *_STATE_ERRORS) as error:
         with suppress(OSError, ValueError):
@@ -39,7 +39,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read what `save_state` wrote; tensors come back on the CPU.
+    """Read a state that `save_state` wrote, with its tensors on the CPU.
 
     Raises:
         RecordError: there is no such file, or it is not a state.
@@ -47,18 +47,38 @@ def load_state(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get("riprap")
-            # Clones lie in aligned memory: sums come out to the last bit as they would have.
+            # Clones lie in aligned memory, so that sums are bit-identical to those before saving.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        found = None if text is None else _restore_tensors(json.loads(text), tensors)
+        state = None if text is None else _restore_tensors(json.loads(text), tensors)
     except (OSError, SafetensorError, *_STATE_ERRORS) as error:
         raise RecordError(f"cannot read a monitor's state from {path}: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(state, dict):
         raise RecordError(f"{path} does not hold a monitor's state")
-    return found
+    return state
+
+
+def check_fields(state: Any, /, **types: Any) -> None:
+    """Check that a state is a dict with exactly these keys and types of values.
+
+    Args:
+        types: by key, as `isinstance` takes them; True and False are not integers here.
+
+    Raises:
+        ValueError: the first difference.
+    """
+    if not isinstance(state, dict):
+        raise ValueError(f"expected a dict, got {type(state).__name__}")
+    if missing := [key for key in types if key not in state]:
+        raise ValueError(f"key {missing[0]!r} is missing")
+    for key, value in state.items():
+        if key not in types:
+            raise ValueError(f"unknown key {key!r}")
+        if not isinstance(value, types[key]) or isinstance(value, bool) != (types[key] is bool):
+            raise ValueError(f"{key!r} has the type {type(value).__name__}")
 
 
 def _extract_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` with each tensor replaced by its name in `tensors`."""
+    """Return `value` with each tensor replaced by its name in `tensors`."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         tensors[name] = value
@@ -75,6 +95,7 @@ def _extract_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restore_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Invert `_extract_tensors`."""
     if isinstance(value, dict) and set(value) == {_TENSOR}:
         return tensors[value[_TENSOR]]
     if isinstance(value, dict) and set(value) == {_TUPLE}:

@@ -1,4 +1,4 @@
-"""Writing a record: buffered, one writer at a time, never a row changed or taken back."""
+"""Writing a record: buffered, one writer at a time, rows never changed or deleted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from riprap.errors import RecordError
-from riprap.record._layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, sqlite_uri, creation_script
+from riprap.record._layout import FILE_NAME, LOCK_NAME, LOGS, VERSION, creation_script, sqlite_uri
 from riprap.record._rows import (
     ACTION_COLUMNS,
     ALERT_COLUMNS,
@@ -31,17 +31,17 @@ MAX_WAIT_SECONDS = 60.0  # between attempts, while the disk is full or the file 
 
 
 class Writer:
-    """Appends to a record. Rows are buffered for at most half a second.
+    """Writer that appends to a record. Rows are buffered for at most half a second.
 
-    From its first commit until `release` or `close` it keeps other writers out.
+    It holds a lock against other writers from its first commit until `release` or `close`.
 
     Args:
-        folder: the run's folder, made where missing; None keeps the record in memory.
-        resume: go on with the record that the folder may hold already.
+        folder: the run's folder, created if missing; None keeps the record in memory.
+        resume: continue the record that the folder may already hold.
 
     Raises:
-        RecordError: the folder already holds a record with something in it and `resume` is not
-            asked for, it is one of another version, or cannot be written.
+        RecordError: the folder already holds a record with content and `resume` is False, the
+            record has another version, or it cannot be written.
     """
 
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
@@ -62,7 +62,7 @@ class Writer:
             )
             self._create()
         except (OSError, sqlite3.Error, RecursionError, TypeError, ValueError) as error:
-            # Beside what the disk says: NUL in the path, and facts that are no JSON.
+            # Beside errors of the disk: NUL in the path, and facts that are not JSON.
             raise RecordError(f"cannot write a record at {self.path}: {error}") from error
 
     def _create(self) -> None:
@@ -71,73 +71,73 @@ class Writer:
         if not self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             self.connection.executescript(creation_script())
 
-    def meta(self, **facts: Any) -> None:
-        """Write facts about the run, each name once, and commit at once.
+    def write_meta(self, **facts: Any) -> None:
+        """Write facts about the run, each key once, and commit immediately.
 
         Raises:
-            RecordError: a fact of that name is already written, or the disk is full.
+            RecordError: a key is already written, or the disk is full.
         """
         known = self.read_meta()
         for key in facts:
             if key in known:
                 raise RecordError(
-                    f"the record {self.path} already holds {key!r} = {known[key]!r}, "
-                    "and what is written stays"
+                    f"the record {self.path} already holds {key!r} = {known[key]!r}: a fact is "
+                    "written once and never changed"
                 )
         rows = [(key, json.dumps(value, default=str)) for key, value in facts.items()]
         self._pending += [("INSERT INTO meta VALUES (?, ?)", row) for row in rows]
         self.flush()
 
     def read_meta(self) -> dict[str, Any]:
-        """The facts about the run that are written."""
+        """Return the facts about the run written so far."""
         self.flush()
         rows = self.connection.execute("SELECT key, value FROM meta").fetchall()
         return {key: json.loads(value) for key, value in rows}
 
-    def event(self, step: int, kind: str, /, **facts: Any) -> None:
-        """Append what happened to the run as a whole, such as its end."""
+    def add_event(self, step: int, kind: str, /, **facts: Any) -> None:
+        """Append an event of the whole run, such as its end."""
         text = json.dumps(facts, default=str)
         statement = "INSERT INTO events (step, kind, facts) VALUES (?,?,?)"
         self._pending.append((statement, (int(step), kind, text)))
 
-    def readings(self, readings: Iterable[Reading]) -> None:
+    def add_readings(self, readings: Iterable[Reading]) -> None:
         """Append readings."""
         statement = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
         self._pending += [(statement, reading_to_row(reading)) for reading in readings]
         if time.monotonic() - self._flushed > self._wait:
             self.flush()
 
-    def margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
-        """Append the margins of all probes of a behaviour, shape (n_probes,)."""
+    def add_margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
+        """Append the margins of all probes of a behavior, shape (n_probes,)."""
         blob = np.asarray(margins, dtype="<f4").tobytes()
         statement = "INSERT INTO margins (step, behavior, margins) VALUES (?,?,?)"
         self._pending.append((statement, (int(step), behavior, blob)))
 
-    def alert(self, alert: Alert) -> None:
-        """Append an alert, and commit at once."""
+    def add_alert(self, alert: Alert) -> None:
+        """Append an alert and commit immediately."""
         statement = f"INSERT INTO alerts ({ALERT_COLUMNS}) VALUES (?,?,?,?,?,?,?)"
         self._pending.append((statement, alert_to_row(alert)))
         self.flush()
 
-    def action(self, action: Action) -> None:
-        """Append what a guard did, or would have done."""
+    def add_action(self, action: Action) -> None:
+        """Append an action that a guard took, or would have taken."""
         statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
         self._pending.append((statement, action_to_row(action)))
 
     @property
     def has_backlog(self) -> bool:
-        """Whether there are rows that the last attempt could not commit."""
+        """Whether rows wait that the last attempt could not commit."""
         return bool(self._pending) and self._wait > FLUSH_SECONDS
 
     def position(self) -> dict[str, int]:
-        """How far the record has come: the last row of each log, with all that is pending."""
+        """Commit pending rows, and return the id of the last row of each log."""
         with suppress(RecordError):
             self.flush()
         last = "SELECT coalesce(max(id), 0) FROM {}"
         return {log: self.connection.execute(last.format(log)).fetchone()[0] for log in LOGS}
 
     def resume_from(self, step: int, position: dict[str, int], **facts: Any) -> None:
-        """Go on from `position`: what was written after it stays, but is superseded.
+        """Continue from `position`: rows written after it stay, marked as superseded.
 
         Raises:
             RecordError: the disk is full, or another process writes this record.
@@ -147,15 +147,15 @@ class Writer:
             if until > after:
                 statement = "INSERT INTO superseded (name, after, until) VALUES (?,?,?)"
                 self._pending.append((statement, (log, after, until)))
-        self.event(step, "resumed", **facts)
+        self.add_event(step, "resumed", **facts)
         self.flush()
 
     def flush(self) -> None:
-        """Commit what is pending.
+        """Commit pending rows.
 
         Raises:
-            RecordError: the disk is full, the file locked or gone, or another process writes this
-                record; nothing pending is dropped.
+            RecordError: the disk is full, the file is locked or missing, or another process writes
+                this record; no pending row is dropped.
         """
         self._flushed = time.monotonic()
         if not self._pending:
@@ -175,7 +175,7 @@ class Writer:
         self._wait = FLUSH_SECONDS
 
     def _acquire_lock(self) -> None:
-        """Take the lock file. The system gives it back when the process dies, however it dies."""
+        """Lock the lock file. The system releases it when the process dies, however it dies."""
         if self.path is None or self._lock is not None:
             return
         lock = sqlite3.connect(
@@ -186,13 +186,13 @@ class Writer:
         except sqlite3.OperationalError as error:
             lock.close()
             raise RecordError(
-                f"another monitor is writing the record {self.path}: wait for it, or name "
-                "another run"
+                f"another monitor is writing the record {self.path}: wait for it to end, or give "
+                "another run_dir"
             ) from error
         self._lock = lock
 
     def release(self) -> None:
-        """Commit, and let another writer go on with this record."""
+        """Commit, and release the record to other writers."""
         self.flush()
         if self._lock is not None:
             self._lock.close()
@@ -205,44 +205,42 @@ class Writer:
 
 
 def require_vacant(folder: str | Path) -> None:
-    """Whether a new record could be made in a folder; makes nothing.
+    """Check that a new record can be created in a folder; create nothing.
 
     Raises:
-        RecordError: the folder already holds a record with something in it, or cannot be written.
+        RecordError: the folder already holds a record with content, or cannot be written.
     """
     path = Path(folder) / FILE_NAME
     try:
         _check_existing(path, resume=False)
-        there = next(parent for parent in path.parents if parent.exists())
+        parent = next(parent for parent in path.parents if parent.exists())
     except (OSError, sqlite3.Error) as error:
         raise RecordError(f"cannot write a record at {path}: {error}") from error
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise RecordError(
-            f"cannot write a record at {path}: {there} is no folder that can be written to"
-        )
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise RecordError(f"cannot write a record at {path}: {parent} is not a writable folder")
 
 
 def _check_existing(path: Path, resume: bool) -> None:
-    """Whether a record that is there already may be gone on with."""
+    """Check that an existing record may be continued."""
     if path.is_symlink():
-        raise RecordError(f"{path} is a link to another file: name another run")
+        raise RecordError(f"{path} is a link to another file: give another run_dir")
     if not path.exists():
         return
     with closing(sqlite3.connect(sqlite_uri(path, brief=True), uri=True)) as file:
         if not file.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            return  # the process that made it died before it could write the tables
+            return  # the process that created it died before it wrote the tables
         facts = file.execute("SELECT key, value FROM meta").fetchall()
         rows = [file.execute(f"SELECT 1 FROM {log} LIMIT 1").fetchone() for log in LOGS]
     known = {key: json.loads(value) for key, value in facts}
     if known == {"format_version": VERSION} and not any(rows):
-        return  # never written to: the run was refused before its first step
+        return  # still empty: the run was refused before its first step
     if not resume:
         raise RecordError(
-            f"{path} already holds a record, and a record is never overwritten: "
-            "name another run, or go on with this one by Monitor(..., resume=True)"
+            f"{path} already holds a record, and a record is never overwritten: give another "
+            "run_dir, or continue this run with Monitor(..., resume=True)"
         )
     if known.get("format_version") != VERSION:
         raise RecordError(
-            f"{path} has record format {known.get('format_version')}; this Riprap goes on with "
-            f"format {VERSION} only: name another run"
+            f"{path} has record format {known.get('format_version')}; this Riprap continues only "
+            f"format {VERSION}: give another run_dir"
         )

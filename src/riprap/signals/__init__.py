@@ -1,6 +1,14 @@
-"""Signals: each reads features, gradients or outputs, yields readings, and changes nothing."""
+"""Signals: each reads features, gradients or outputs, yields readings, and changes nothing.
 
-from riprap.signals._base import ProtectedGradients, Signal, StepView, ProbeView
+- `default`, `everything`: lists of signals for `Monitor(signals=...)`.
+- Gradients: `Interference`, `MarginCosine`, `LossCosine`, `FisherCosine`, `TopKCosine`, `Norms`,
+  `SteepAlignment`, `LayerInterference`.
+- Features: `Projection`, `Energy`, `Drift`, `Overlap`, `SpectralEntropy`, `CKA`, `LinearProbe`,
+  `SAEFeatures`. Outputs: `KLToStart`.
+- `Signal`, `StepView`, `ProbeView`: the base class and what its methods read.
+"""
+
+from riprap.signals._base import ProbeView, Signal, StepView
 from riprap.signals.features import (
     CKA,
     Drift,
@@ -28,7 +36,6 @@ __all__ = [
     "Drift",
     "Energy",
     "FisherCosine",
-    "ProtectedGradients",
     "Interference",
     "KLToStart",
     "LayerInterference",
@@ -37,6 +44,7 @@ __all__ = [
     "MarginCosine",
     "Norms",
     "Overlap",
+    "ProbeView",
     "Projection",
     "SAEFeatures",
     "Signal",
@@ -44,20 +52,19 @@ __all__ = [
     "SteepAlignment",
     "StepView",
     "TopKCosine",
-    "ProbeView",
     "default",
     "everything",
 ]
 
 
 def default() -> list[Signal]:
-    """Those that need no pass of their own, but for the depth ‖g_b‖ at the start."""
+    """Return the signals that need no pass of their own, except the depth ‖g_b‖ at the start."""
     features: list[Signal] = [Projection(), Energy(), Drift(), Overlap()]
     return [Interference(), MarginCosine(), Norms(), *features, KLToStart()]
 
 
 def everything() -> list[Signal]:
-    """All that need nothing from the user; loss gradients cost a second pass at each visit."""
+    """Return all signals without required arguments; loss gradients cost a second pass."""
     features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe(), SAEFeatures()]
     gradients = [LossCosine(), FisherCosine(), SteepAlignment(), LayerInterference()]
     return [*default(), *gradients, *features]

@@ -1,4 +1,4 @@
-"""What every signal is, and what it is given to read."""
+"""Base class of signals, and the views that signals read."""
 
 from __future__ import annotations
 
@@ -11,44 +11,31 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from riprap.behaviors import Behavior
-from riprap.evaluation import ProbeResult
-from riprap.linalg import FlatVector, VectorStack, Vector
+from riprap.evaluation import ProbeResult, ProtectedGradients
+from riprap.linalg import FlatVector, Vector
+from riprap.record import check_fields
 from riprap.types import Reading, ReadingStatus
 
 DETACHED_MARGINS = (
-    "the margins are detached from the graph, or reach no trained parameter: return them attached, "
-    "as torch made them"
+    "the margins are detached from the graph, or depend on no trained parameter: return them "
+    "attached to the graph"
 )
 NO_LAYER = (
-    "no stack of layers was found in the model: name one, e.g. Monitor(..., layer='blocks.1')"
+    "the model has no recognizable stack of layers: name a layer, e.g. "
+    "Monitor(..., feature_layer='blocks.1')"
 )
-
-
-@dataclass
-class ProtectedGradients:
-    """Protected gradients kept from the last visit that took them.
-
-    Attributes:
-        step: when they were taken.
-        margin: h_b of the behaviours whose margin is attached to the graph.
-        loss: g_b of the behaviours with losses, where some signal needs them.
-    """
-
-    step: int = 0
-    margin_gradients: VectorStack = field(default_factory=lambda: VectorStack({}))
-    loss_gradients: VectorStack = field(default_factory=lambda: VectorStack({}))
 
 
 @dataclass
 class StepView:
-    """What there is to read around one optimizer step.
+    """Quantities to read around one optimizer step.
 
     Attributes:
         step: number of the step, from 1.
-        gradient: the task gradient g before the step, as the optimizer is about to use it; None
-            where no trainable parameter has one.
-        update: Δθ that was really applied; None before the step.
-        held: protected gradients.
+        gradient: task gradient g before the step, as the optimizer is about to use it; None if no
+            trainable parameter has a gradient.
+        update: Δθ that was applied; None before the step.
+        protected_gradients: gradients of the last gradient refresh.
     """
 
     step: int
@@ -58,32 +45,32 @@ class StepView:
 
     @cached_property
     def flat_gradient(self) -> FlatVector:
-        """g for products and norms; there must be one."""
+        """The gradient g for products and norms; `gradient` must not be None."""
         assert self.gradient is not None
         return FlatVector(self.gradient, self.protected_gradients.margin_gradients.chunks)
 
     @cached_property
     def flat_update(self) -> FlatVector:
-        """Δθ for products and norms; there must be one."""
+        """The update Δθ for products and norms; `update` must not be None."""
         assert self.update is not None
         return FlatVector(self.update, self.protected_gradients.margin_gradients.chunks)
 
     @cached_property
     def gradient_norm(self) -> float:
-        """‖g‖; NaN without a gradient."""
+        """Norm ‖g‖; NaN without a gradient."""
         return float("nan") if self.gradient is None else self.flat_gradient.norm()
 
 
 @dataclass
 class ProbeView:
-    """What there is to read when the probes are visited.
+    """Quantities to read at a probe evaluation.
 
     Attributes:
         step: number of optimizer steps taken; 0 is before the first.
-        behaviors: the watched behaviours.
-        looks: what the passes over their probes showed, by behaviour.
-        held: protected gradients; fresh where `held.step` is `step`.
-        layer: name of the layer that was read, None where there is none.
+        behaviors: the behaviors that were evaluated.
+        results: results of the passes over their probes, by behavior.
+        protected_gradients: gradients of the last refresh; fresh if their `step` is `step`.
+        layer: name of the layer whose activations were read; None if there is none.
         model, parameters: the model and its trainable parameters.
     """
 
@@ -97,99 +84,98 @@ class ProbeView:
 
 
 class Signal:
-    """Reads the model and yields readings; changes nothing.
+    """Signal that reads the model, yields readings, and changes nothing.
 
-    Moments, each optional: `start` once before training (the view of θ₀), `on_gradient` before each
-    optimizer step, `on_update` after it, `on_probes` whenever probes are visited, θ₀ included.
+    Each method is optional: `start` is called once before training, `on_gradient` before each
+    optimizer step, `on_update` after it, and `on_probe_evaluation` at each probe evaluation, including the
+    one before training.
+
+    Attributes:
+        name: name in states and failures.
+        needs_loss_gradient: whether the signal reads `ProtectedGradients.loss_gradients`.
+        state_attrs: names of the attributes that a resumed run needs.
     """
 
     name: ClassVar[str]
     needs_loss_gradient: ClassVar[bool] = False
+    state_attrs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, view: ProbeView) -> None:
-        """Fix what later readings are compared with."""
+        """Store what later readings are compared with."""
 
     def on_gradient(self, view: StepView) -> list[Reading]:
-        """Readings of the task gradient."""
+        """Return readings of the task gradient."""
         return []
 
     def on_update(self, view: StepView) -> list[Reading]:
-        """Readings of the applied update."""
+        """Return readings of the applied update."""
         return []
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """Readings of the probes."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return readings of the probe evaluation."""
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that is taken up again needs, as plain values and tensors: by default all."""
-        return copy.deepcopy(vars(self))
+        """Return what a resumed run needs, as plain values and tensors."""
+        return {name: copy.deepcopy(getattr(self, name)) for name in self.state_attrs}
 
     def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Args:
-            parameters: those that are watched, in the order of every vector.
+            parameters: the trained parameters, in the order of every vector.
 
         Raises:
-            ValueError: it holds other things than this signal.
+            ValueError: the state does not fit this signal.
         """
-        own = vars(self)
-        if not isinstance(state, dict) or set(state) != set(own):
-            raise ValueError(f"expected {', '.join(own) or 'nothing'}, got {_describe_keys(state)}")
-        for name, value in state.items():
-            if not (None in (value, own[name]) or isinstance(value, type(own[name]))):
-                raise ValueError(f"{name} is a {type(value).__name__}")
-        own.update(state)
+        check_fields(state, **{name: type(getattr(self, name)) for name in self.state_attrs})
+        for name in self.state_attrs:
+            setattr(self, name, state[name])
 
 
-def _describe_keys(state: Any) -> str:
-    """What a state holds, for an error."""
-    if not isinstance(state, dict):
-        return type(state).__name__
-    return ", ".join(map(str, state)) or "nothing"
-
-
-def not_run(step: int, behavior: str, signal: str, why: str) -> Reading:
-    """A reading that was not taken, and what would make it possible."""
-    return Reading(step, behavior, signal, state=ReadingStatus.NOT_RUN, detail=why)
+def not_run(step: int, behavior: str, signal: str, reason: str) -> Reading:
+    """Return a `NOT_RUN` reading with the reason, and with what would make it possible."""
+    return Reading(step, behavior, signal, state=ReadingStatus.NOT_RUN, detail=reason)
 
 
 def no_rows_reason(layer: str) -> str:
-    """Why a layer that exists could not be read."""
-    return f"layer {layer} was not run by the margin, or does not put out a row for each probe"
+    """Return the reason why an existing layer could not be read."""
+    return f"layer {layer} was not run by the margin, or does not return one row per probe"
 
 
 def not_run_without_losses(view: ProbeView, signal: str) -> list[Reading]:
-    """`NOT_RUN` at the start for each behaviour that has no losses."""
-    why = "the behaviour has no losses: give Behavior(losses=...)"
-    lacking = [b.name for b in view.behaviors if b.losses is None and view.step == 0]
-    return [not_run(view.step, name, signal, why) for name in lacking]
+    """Return `NOT_RUN` readings at the start for behaviors without losses."""
+    reason = "the behavior has no losses: give Behavior(losses=...)"
+    names = [b.name for b in view.behaviors if b.losses is None and view.step == 0]
+    return [not_run(view.step, name, signal, reason) for name in names]
 
 
 def not_run_without_gradient(view: ProbeView, signal: str) -> list[Reading]:
-    """`NOT_RUN` at the start for each behaviour whose margin is detached from the graph."""
-    lacking = [b.name for b in view.behaviors if b.name not in view.protected_gradients.margin_gradients.names]
-    return [not_run(0, name, signal, DETACHED_MARGINS) for name in lacking if view.step == 0]
+    """Return `NOT_RUN` readings at the start for behaviors with a detached margin."""
+    measured = view.protected_gradients.margin_gradients.names
+    names = [b.name for b in view.behaviors if b.name not in measured and view.step == 0]
+    return [not_run(0, name, signal, DETACHED_MARGINS) for name in names]
 
 
 class FeatureSignal(Signal):
-    """A signal on the activations of one layer, read behaviour by behaviour."""
+    """Signal on the activations of one layer, for each behavior."""
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """Readings for each behaviour whose activations were seen, `NOT_RUN` for the others."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return readings of behaviors with activations, `NOT_RUN` for the others."""
         readings: list[Reading] = []
         for behavior in view.behaviors:
             activations = self.activations(view, behavior.name)
             if activations is None:
-                why = NO_LAYER if view.layer is None else no_rows_reason(view.layer)
-                readings += [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
+                reason = NO_LAYER if view.layer is None else no_rows_reason(view.layer)
+                readings += [not_run(view.step, behavior.name, self.name, reason)] * (
+                    view.step == 0
+                )
             else:
                 readings += self.read(view, behavior, activations)
         return readings
 
     def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
-        """Readings of one behaviour.
+        """Return the readings of one behavior.
 
         Args:
             activations: shape (rows, d).
@@ -198,7 +184,7 @@ class FeatureSignal(Signal):
 
     @staticmethod
     def activations(view: ProbeView, name: str | None) -> Tensor | None:
-        """Activations of a behaviour at the chosen layer, shape (rows, d), or None."""
+        """Return a behavior's activations at the layer, shape (rows, d), or None."""
         if name is None or name not in view.results or view.layer is None:
             return None
         return view.results[name].activations.get(view.layer)

@@ -1,4 +1,4 @@
-"""Signals of one family; see `riprap.signals`."""
+"""Signals of the activations at one layer; see `riprap.signals`."""
 
 from riprap.signals.features._cka import CKA
 from riprap.signals.features._dictionary import TopKSAE
@@ -21,6 +21,6 @@ __all__ = [
     "SAEFeatures",
     "SpectralEntropy",
     "TopKSAE",
-    "principal_directions",
     "balanced_ridge",
+    "principal_directions",
 ]

@@ -1,8 +1,8 @@
-"""A small TopK sparse autoencoder, trained apart from everything that training uses.
+"""A small TopK sparse autoencoder, trained without affecting the monitored training.
 
-Its random numbers come from a generator of its own, its gradients from `torch.autograd.grad` on
-its own four tensors, and its Adam is written out: no global generator, no `.grad` and no
-optimizer's hook is touched.
+Its random numbers come from a separate generator, its gradients from `torch.autograd.grad` on its
+four tensors, and Adam is implemented here: no global generator, no `.grad` and no optimizer hook is
+touched.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 @dataclass
 class TopKSAE:
-    """Sparse autoencoder that keeps each row's k largest latents (Gao et al., 2406.04093).
+    """Sparse autoencoder with the k largest latents of each row (Gao et al., 2406.04093).
 
     Attributes:
         W_enc, b_enc: shapes (d, m), (m,).
         W_dec, b_dec: shapes (m, d), (d,); rows of W_dec have unit norm.
-        k: latents that a row may use.
-        scale: what rows are multiplied by first, so that one learning rate fits all models.
+        k: maximal number of active latents per row.
+        scale: factor that normalizes rows, so that one learning rate fits all models.
     """
 
     W_enc: Tensor
@@ -35,45 +35,45 @@ class TopKSAE:
 
     @classmethod
     def initialize(cls, rows: Tensor, latents: int, k: int, seed: int = 0) -> TopKSAE:
-        """Random unit directions, encoder and decoder tied, centred on the rows' mean.
+        """Create an autoencoder of random unit directions, tied, centered on the rows' mean.
 
         Args:
             rows: activations, shape (n, d).
         """
         rows = rows.detach().float()
-        centre = rows.mean(0)
-        spread = float((rows - centre).square().sum(1).mean().sqrt())
-        made = torch.Generator().manual_seed(seed)
-        directions = torch.randn(latents, rows.shape[1], generator=made).to(rows.device)
+        center = rows.mean(0)
+        spread = float((rows - center).square().sum(1).mean().sqrt())
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(latents, rows.shape[1], generator=generator).to(rows.device)
         directions = torch.nn.functional.normalize(directions, dim=1)
         scale = 1 / spread if spread > 0 else 1.0
         return cls(
-            directions.T.clone(), rows.new_zeros(latents), directions, centre * scale, k, scale
+            directions.T.clone(), rows.new_zeros(latents), directions, center * scale, k, scale
         )
 
     @property
     def trained_tensors(self) -> list[Tensor]:
-        """What is trained."""
+        """The four tensors that are trained."""
         return [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
 
     def copy(self) -> TopKSAE:
-        """The same dictionary, to be trained on its own."""
-        return replace(self)  # training makes new tensors, it never writes into these
+        """Return a copy that can be trained without changing this one."""
+        return replace(self)  # training creates new tensors and never writes into these
 
     def encode(self, rows: Tensor) -> Tensor:
-        """Latents of rows of shape (n, d), shape (n, m); at most k of a row are above 0."""
-        found = torch.relu((rows.float() * self.scale - self.b_dec) @ self.W_enc + self.b_enc)
-        if self.k >= found.shape[1]:
-            return found
-        least = found.topk(self.k, dim=1).values[:, -1:]
-        return found * (found >= least)
+        """Compute the latents (n, m) of rows (n, d); at most k of a row are above 0."""
+        latents = torch.relu((rows.float() * self.scale - self.b_dec) @ self.W_enc + self.b_enc)
+        if self.k >= latents.shape[1]:
+            return latents
+        smallest = latents.topk(self.k, dim=1).values[:, -1:]
+        return latents * (latents >= smallest)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Rows of shape (n, d) from latents of shape (n, m)."""
+        """Compute rows (n, d) from latents (n, m)."""
         return (latents @ self.W_dec + self.b_dec) / self.scale
 
     def train(self, rows: Tensor, steps: int, rate: float) -> None:
-        """Adam on the mean squared error over all rows at once; this dictionary's tensors are new.
+        """Train with Adam on the mean squared error of all rows; replace the four tensors.
 
         Args:
             rows: activations, shape (n, d).
@@ -107,24 +107,26 @@ def _adam(
     part.sub_(first / (1 - BETAS[0] ** step) / size, alpha=rate)
 
 
-def jaccard(one: Tensor, two: Tensor) -> float:
-    """Mean over rows of |A ∩ B| / |A ∪ B| of the active sets; rows without any are left out.
+def jaccard(latents: Tensor, others: Tensor) -> float:
+    """Compute the mean over rows of |A ∩ B| / |A ∪ B| of the active sets; skip empty unions.
 
     Args:
-        one, two: latents, shape (n, m).
+        latents, others: shape (n, m).
     """
-    here, there = one > 0, two > 0
-    union = (here | there).sum(1)
-    shares = (here & there).sum(1)[union > 0] / union[union > 0]
+    a, b = latents > 0, others > 0
+    union = (a | b).sum(1)
+    shares = (a & b).sum(1)[union > 0] / union[union > 0]
     return float(shares.double().mean()) if len(shares) else float("nan")
 
 
-def unexplained_variance(rows: Tensor, rebuilt: Tensor, centre: Tensor) -> float:
-    """‖rows − rebuilt‖² over ‖rows − centre‖²; 0 is perfect, 1 no better than the centre.
+def unexplained_variance(rows: Tensor, reconstructed: Tensor, center: Tensor) -> float:
+    """Compute ‖rows − reconstructed‖² / ‖rows − center‖²; 0 is perfect, 1 as bad as the center.
 
     Args:
-        rows, rebuilt: shape (n, d); centre: shape (d,).
+        rows, reconstructed: shape (n, d); center: shape (d,).
     """
     rows = rows.double()
-    spread = (rows - centre.double()).square().sum()
-    return float((rows - rebuilt.double()).square().sum() / spread) if spread else float("nan")
+    spread = (rows - center.double()).square().sum()
+    return (
+        float((rows - reconstructed.double()).square().sum() / spread) if spread else float("nan")
+    )

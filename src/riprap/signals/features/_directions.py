@@ -1,15 +1,15 @@
-"""Directions and subspaces of activations: the small-array mathematics of the feature signals."""
+"""Directions and subspaces of activations: small-array functions of the feature signals."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-N_DIRECTIONS = 8  # principal directions kept of a behaviour
+N_DIRECTIONS = 8  # principal directions per behavior
 
 
 def unit_difference(here: Tensor, there: Tensor) -> Tensor:
-    """Unit difference of means of two activation sets (Arditi et al., 2406.11717).
+    """Compute the unit difference of means of two activation sets (2406.11717).
 
     Args:
         here, there: shapes (n, d), (m, d).
@@ -21,9 +21,9 @@ def unit_difference(here: Tensor, there: Tensor) -> Tensor:
 
 
 def principal_directions(activations: Tensor, k: int = N_DIRECTIONS) -> Tensor:
-    """Top-k principal directions, uncentred, as orthonormal columns.
+    """Compute the top-k principal directions, not centered, as orthonormal columns.
 
-    Uncentred, because the mean carries what the behaviour's inputs have in common.
+    The mean is not subtracted: it contains what the behavior's inputs have in common.
 
     Args:
         activations: shape (n, d).
@@ -36,7 +36,7 @@ def principal_directions(activations: Tensor, k: int = N_DIRECTIONS) -> Tensor:
 
 
 def energy_ratio(activations: Tensor, basis: Tensor) -> Tensor:
-    """‖Π_U a‖² / ‖a‖² over all rows together; between 0 and 1.
+    """Compute ‖Π_U a‖² / ‖a‖² over all rows together; between 0 and 1.
 
     Args:
         activations: shape (n, d).
@@ -46,7 +46,7 @@ def energy_ratio(activations: Tensor, basis: Tensor) -> Tensor:
 
 
 def subspace_overlap(left: Tensor, right: Tensor) -> Tensor:
-    """Mean squared cosine of the principal angles of two subspaces; chance is k / d.
+    """Compute the mean squared cosine of the principal angles of two subspaces; chance k / d.
 
     Args:
         left, right: shapes (d, k), orthonormal columns.
@@ -55,5 +55,5 @@ def subspace_overlap(left: Tensor, right: Tensor) -> Tensor:
 
 
 def cosine_distance(now: Tensor, then: Tensor) -> Tensor:
-    """1 − cos(now, then) of two vectors of shape (d,)."""
+    """Compute 1 − cos(now, then) of two vectors of shape (d,)."""
     return 1 - torch.nn.functional.cosine_similarity(now, then, dim=0)

@@ -1,4 +1,4 @@
-"""Drift: how far activations and their direction have moved since the start, beside noise."""
+"""Drift: change of mean activation and direction since the start, with its noise level."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from riprap.types import Reading
 
 
 class Drift(FeatureSignal):
-    """‖ā_t − ā_0‖ / ‖ā_0‖, and 1 − cos(v_t, v_0) with the direction v re-estimated.
+    """Drift ‖ā_t − ā_0‖ / ‖ā_0‖, and 1 − cos(v_t, v_0) with the direction v re-estimated.
 
-    A re-estimated direction carries estimation noise, so `drift_noise` is read at θ₀: the same
-    1 − cos between the directions of the even and of the odd probes.
+    A re-estimated direction has estimation noise. `drift_noise`, read at θ₀, is its level: 1 − cos
+    between the directions of the even and of the odd probes.
     """
 
     name = "drift_mean"
+    state_attrs = ("means", "directions", "noise")
 
     def __init__(self) -> None:
         self.means: dict[str, Tensor] = {}
@@ -25,7 +26,7 @@ class Drift(FeatureSignal):
         self.noise: dict[str, float] = {}
 
     def start(self, view: ProbeView) -> None:
-        """Fix means and directions, and measure the split-half noise."""
+        """Store means and directions, and measure the split-half noise."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
             there = self.activations(view, behavior.contrast)
@@ -39,7 +40,7 @@ class Drift(FeatureSignal):
                 self.noise[behavior.name] = float(cosine_distance(even, odd))
 
     def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
-        """Relative shift of the mean, and turn of the direction where there is a contrast."""
+        """Return the relative shift of the mean, and the drift of the direction if any."""
         name, layer = behavior.name, view.layer or ""
         first = self.means[name]
         shift = float((activations.mean(0) - first).norm() / first.norm())

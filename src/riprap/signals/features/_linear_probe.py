@@ -1,4 +1,4 @@
-"""Linear probes: can a behaviour's activations still be told from its contrast's?"""
+"""Linear probes that separate a behavior's activations from those of its contrast."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from riprap.signals._base import FeatureSignal, ProbeView, not_run
 from riprap.types import Reading, ReadingStatus
 
 FOLDS = 5
-RIDGE = 0.01  # of the total variance about the midpoint of the two means
+RIDGE = 0.01  # times the total variance about the midpoint of the two means
 
 Plane = tuple[Tensor, Tensor]  # normal, shape (d,), and a point on the plane, shape (d,)
 
 
 def balanced_ridge(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Ridge regression of each class against the rest that gives all classes equal weight.
+    """Fit a ridge regression of each class against the rest, with equal weight for all classes.
 
-    Solved in its dual form, so that n rows in d ≫ n dimensions cost one (n, n) system. What is
-    regressed on is 1 for the own class and 0 for the others, less its mean 1/count, about the
-    midpoint of the classes' means: so the largest class wins nothing by its size.
+    Solved in the dual form, so that n rows in d ≫ n dimensions cost one (n, n) system. The target
+    is 1 for the own class and 0 for the others, minus its mean 1/count, about the midpoint of the
+    class means: a large class has no advantage.
 
     Args:
         rows: shape (n, d).
@@ -38,14 +38,14 @@ def balanced_ridge(rows: Tensor, classes: Tensor, count: int) -> tuple[Tensor, T
     weights = (own / sizes).sum(1).sqrt()[:, None]
     rows = (rows - middle) * weights
     gramian = rows @ rows.T
-    # Rows that are all alike, such as the embeddings of one last token, leave nothing to solve.
+    # With equal rows, such as embeddings of the same last token, the Gramian is 0.
     ridge = (RIDGE * gramian.trace()).clamp_min(torch.finfo(rows.dtype).tiny)
     lifted = gramian + ridge * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     return rows.T @ torch.linalg.solve(lifted, (own - 1 / count) * weights), middle
 
 
 def fit_plane(here: Tensor, there: Tensor) -> Plane:
-    """Ridge regression on ±1 that gives both sides equal weight; see `separated`.
+    """Fit a ridge regression on ±1 with equal weight for both sides; see `balanced_ridge`.
 
     Args:
         here, there: shapes (n, d), (m, d).
@@ -56,7 +56,7 @@ def fit_plane(here: Tensor, there: Tensor) -> Plane:
 
 
 def accuracy(plane: Plane, here: Tensor, there: Tensor) -> float:
-    """Share of rows on their own side, mean over the two sides; chance is 0.5."""
+    """Compute the share of rows on their own side, mean over both sides; chance is 0.5."""
     normal, middle = plane
     shares = [
         ((rows - middle) @ normal * sign > 0).double().mean()
@@ -65,10 +65,10 @@ def accuracy(plane: Plane, here: Tensor, there: Tensor) -> float:
     return float(sum(shares)) / 2
 
 
-def cross_validation_folds(here: int, there: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For each fold the kept and the left-out rows of either side, as masks; each at least one.
+def train_test_masks(here: int, there: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield for each fold the training and test rows of both sides, as masks.
 
-    Fold f leaves out rows f, f + k, …, k = 5 or what the smaller side allows.
+    Fold f tests on rows f, f + k, …, with k = 5 or the number of rows of the smaller side.
     """
     k = min(FOLDS, here, there)
     for fold in range(k):
@@ -77,23 +77,25 @@ def cross_validation_folds(here: int, there: int) -> Iterator[tuple[Tensor, Tens
 
 
 class LinearProbe(FeatureSignal):
-    """Accuracy of linear probes between a behaviour's activations and its contrast's.
+    """Accuracy of linear probes between the activations of a behavior and of its contrast.
 
-    `linear_probe_frozen`: fitted at θ₀, asked of today's activations: is the behaviour still where
-    it was? `linear_probe_refitted`: fitted today: is it still there at all? Both are
-    cross-validated with the same folds: a row is judged by probes that never saw its input, not
-    even at θ₀, or n < d rows would always be told apart. So the two agree at θ₀. Balanced over
-    the two sides, chance 0.5. `INSUFFICIENT` with fewer than two rows on a side.
+    `linear_probe_frozen`, fitted at θ₀, shows whether the behavior is still represented in the same
+    direction; `linear_probe_refitted`, fitted on the current activations, whether it is still
+    represented at all. Both are cross-validated with the same folds: a linear probe is tested on
+    inputs that it was never fitted to, not even at θ₀, because n < d rows are always separable. So
+    both agree at θ₀. Balanced over the two sides, chance 0.5. `INSUFFICIENT` with fewer than two
+    rows on a side.
     """
 
     name = "linear_probe"
+    state_attrs = ("planes", "shapes")
 
     def __init__(self) -> None:
         self.planes: dict[str, list[Plane]] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
 
     def start(self, view: ProbeView) -> None:
-        """Fit the frozen probes, one a fold."""
+        """Fit the frozen linear probes, one per fold."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
             there = self.activations(view, behavior.contrast)
@@ -101,12 +103,12 @@ class LinearProbe(FeatureSignal):
                 here, there = here.double(), there.double()
                 self.shapes[behavior.name] = len(here), len(there)
                 self.planes[behavior.name] = [
-                    fit_plane(here[kept], there[also])
-                    for kept, _, also, _ in cross_validation_folds(len(here), len(there))
+                    fit_plane(here[train_here], there[train_there])
+                    for train_here, _, train_there, _ in train_test_masks(len(here), len(there))
                 ]
 
     def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
-        """Two accuracies."""
+        """Return both accuracies."""
         step, name, layer = view.step, behavior.name, view.layer or ""
         there = self.activations(view, behavior.contrast)
         if name not in self.planes:
@@ -115,20 +117,21 @@ class LinearProbe(FeatureSignal):
             return [not_run(step, name, self.name, "the probes changed shape")]
         here, there = activations.double(), there.double()
         frozen, refitted = [], []
-        splits = cross_validation_folds(len(here), len(there))
-        for plane, (kept, out, also, other) in zip(self.planes[name], splits, strict=True):
-            frozen.append(accuracy(plane, here[out], there[other]))
-            fresh = fit_plane(here[kept], there[also])
-            refitted.append(accuracy(fresh, here[out], there[other]))
+        splits = train_test_masks(len(here), len(there))
+        for plane, split in zip(self.planes[name], splits, strict=True):
+            train_here, test_here, train_there, test_there = split
+            frozen.append(accuracy(plane, here[test_here], there[test_there]))
+            fresh = fit_plane(here[train_here], there[train_there])
+            refitted.append(accuracy(fresh, here[test_here], there[test_there]))
         return [
-            Reading.of(step, name, f"{self.name}_{kind}", sum(found) / len(found), "share", layer)
-            for kind, found in (("frozen", frozen), ("refitted", refitted))
+            Reading.of(step, name, f"{self.name}_{kind}", sum(values) / len(values), "share", layer)
+            for kind, values in (("frozen", frozen), ("refitted", refitted))
         ]
 
     def _missing(self, view: ProbeView, behavior: Behavior, there: Tensor | None) -> list[Reading]:
         if there is None:
-            why = "no other side: name a watched behaviour as one, Behavior(contrast=...)"
-            return [not_run(view.step, behavior.name, self.name, why)]
-        why = "fewer than two rows on one side: nothing can be held out"
+            reason = "no contrast: name a monitored behavior, Behavior(contrast=...)"
+            return [not_run(view.step, behavior.name, self.name, reason)]
+        reason = "fewer than two rows on one side: no row can be held out"
         state = ReadingStatus.INSUFFICIENT
-        return [Reading(view.step, behavior.name, self.name, state=state, detail=why)]
+        return [Reading(view.step, behavior.name, self.name, state=state, detail=reason)]

@@ -1,10 +1,10 @@
-"""Subspace overlap: do two behaviours live in the same directions?"""
+"""Subspace overlap: similarity of the principal subspaces of two behaviors."""
 
 from __future__ import annotations
 
 from itertools import combinations
 
-from riprap.signals._base import NO_LAYER, FeatureSignal, Signal, ProbeView, not_run
+from riprap.signals._base import NO_LAYER, FeatureSignal, ProbeView, Signal, not_run
 from riprap.signals.features._directions import N_DIRECTIONS, principal_directions, subspace_overlap
 from riprap.types import RUN, Reading
 
@@ -12,14 +12,14 @@ from riprap.types import RUN, Reading
 class Overlap(Signal):
     """Mean squared cosine of the principal angles of each pair's top-k subspaces.
 
-    k is what the behaviour with the fewest probes allows. Read beside `subspace_overlap_chance`
-    = k / d, what two random subspaces give.
+    k is limited by the behavior with the fewest probes. Compare with `subspace_overlap_chance`
+    = k / d, the value of two random subspaces.
     """
 
     name = "subspace_overlap"
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """One reading a pair of behaviours, named `subspace_overlap:left|right`."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return one reading per pair of behaviors, named `subspace_overlap:left|right`."""
         bases = {}
         for behavior in view.behaviors:
             activations = FeatureSignal.activations(view, behavior.name)

@@ -1,4 +1,4 @@
-"""Direction projection: how far a behaviour still points along its own direction of the start."""
+"""Direction projection: mean activation along a behavior's direction of the start."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from riprap.types import Reading
 class Projection(FeatureSignal):
     """Mean ⟨a, v⟩ and its ratio to the start, v = unit difference of means at θ₀.
 
-    v runs from the probes of `Behavior.contrast` to the behaviour's own; without a contrast it is
-    `NOT_RUN`. Source: Arditi et al., 2406.11717.
+    v points from the probes of `Behavior.contrast` to the behavior's own; without a contrast the
+    signal is `NOT_RUN`. Source: Arditi et al., 2406.11717.
     """
 
     name = "projection"
+    state_attrs = ("directions",)
 
     def __init__(self) -> None:
         self.directions: dict[str, tuple[Tensor, float]] = {}
 
     def start(self, view: ProbeView) -> None:
-        """Fix each behaviour's direction."""
+        """Compute the direction of each behavior."""
         for behavior in view.behaviors:
             here = self.activations(view, behavior.name)
             there = self.activations(view, behavior.contrast)
@@ -32,10 +33,10 @@ class Projection(FeatureSignal):
                 self.directions[behavior.name] = direction, float((here @ direction).mean())
 
     def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
-        """Projection in units of the activations, and as a ratio to θ₀."""
+        """Return the projection in units of the activations, and as a ratio to θ₀."""
         if behavior.name not in self.directions:
-            why = "no direction: name a watched behaviour as its other side, Behavior(contrast=...)"
-            return [not_run(view.step, behavior.name, self.name, why)] * (view.step == 0)
+            reason = "no direction: name a monitored behavior as contrast, Behavior(contrast=...)"
+            return [not_run(view.step, behavior.name, self.name, reason)] * (view.step == 0)
         direction, first = self.directions[behavior.name]
         value = float((activations @ direction).mean())
         layer = view.layer or ""

@@ -1,4 +1,4 @@
-"""SAE features: which entries of a sparse dictionary a behaviour uses, and whether that changes."""
+"""SAE features: the latents of a sparse autoencoder that a behavior uses, and their change."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from riprap._extras import require
 from riprap.errors import ConfigError
-from riprap.signals._base import NO_LAYER, Signal, ProbeView, no_rows_reason, not_run
+from riprap.record import check_fields
+from riprap.signals._base import NO_LAYER, ProbeView, Signal, no_rows_reason, not_run
 from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained_variance
 from riprap.types import RUN, Reading
 
 MAX_LATENTS = 1024
 STEPS, RATE = 300, 1e-2  # at the start
-UPDATE_STEPS, UPDATE_RATE = 10, 3e-3  # at each visit
-DENSE = 0.25  # of the latents; a dictionary that uses more of them is not sparse
+UPDATE_STEPS, UPDATE_RATE = 10, 3e-3  # at each probe evaluation
+DENSE = 0.25  # share of active latents above which a dictionary is not sparse
 
 
 class SAEFeatures(Signal):
-    """A sparse autoencoder trained at θ₀ on the behaviours' activations, and carried along.
+    """Sparse autoencoder that is trained at θ₀ on the behaviors' activations, and then updated.
 
-    At each visit a copy of the last dictionary is trained a few steps more, as SAE-Track does from
-    checkpoint to checkpoint (2412.17626); the dictionary is TopK (2406.04093), small, and without
-    the auxiliary loss that revives dead latents: a variant. A few probes make a weak dictionary:
-    it describes those rows, not the layer. Give `activations`, or a ready `sae`, for a better one.
+    At each probe evaluation a copy of the last dictionary is trained for a few more steps, as
+    SAE-Track does from checkpoint to checkpoint (2412.17626). The dictionary is TopK (2406.04093),
+    small, and without the auxiliary loss that revives dead latents: a variant. A dictionary from a
+    few probes is weak: it describes these rows, not the layer. For a better one give `activations`,
+    or a trained `sae`.
 
-    Readings of a behaviour: `sae_l0`, latents active in a row; `sae_loss`, share of variance left
-    unexplained; `sae_jaccard`, overlap of a row's active sets now and at θ₀. Of the run:
-    `sae_dead`, share of latents that no row activates; `sae_decoder_cosine`, mean cosine of today's
-    directions with those of θ₀, over latents that were alive there.
+    Readings per behavior: `sae_l0`, active latents per row; `sae_loss`, share of the variance not
+    explained; `sae_jaccard`, overlap of a row's active sets now and at θ₀. For the run: `sae_dead`,
+    share of latents that no row activates; `sae_decoder_cosine`, mean cosine between the current
+    directions and those of θ₀, over latents that were active at θ₀.
 
-    Costs some 300 passes of the autoencoder at the start and 10 a visit, over all rows at once.
+    Costs about 300 passes of the autoencoder at the start and 10 per evaluation, over all rows.
 
     Args:
         latents: size of the dictionary; None: four times the width of the layer, at most 1024.
-        k: latents that a row may use; None: a thirty-second of them.
+        k: maximal number of active latents per row; None: 1/32 of the latents.
         activations: more rows of the same layer at θ₀, shape (n, d), to train on at the start.
-        sae: a ready one with `encode`, `decode` and `W_dec`. A `TopKSAE` is carried along; any
-            other stays as it is, and has no `sae_decoder_cosine`.
+        sae: a trained autoencoder with `encode`, `decode` and `W_dec`. A `TopKSAE` is updated; any
+            other stays fixed, and has no `sae_decoder_cosine`.
 
     Raises (at the start):
-        ConfigError: `activations` or `sae` are of another width than the layer.
+        ConfigError: `activations` or `sae` have another width than the layer.
     """
 
     name = "sae"
@@ -69,26 +72,22 @@ class SAEFeatures(Signal):
 
     @classmethod
     def from_sae_lens(cls, release: str, sae_id: str, **options: Any) -> SAEFeatures:
-        """With a pretrained dictionary, by way of the optional package sae-lens.
+        """Create the signal with a pretrained dictionary of the optional package sae-lens.
 
         Args:
             release, sae_id, options: as `sae_lens.SAE.from_pretrained` takes them.
 
         Raises:
-            ConfigError: sae-lens is not installed.
+            MissingExtraError: sae-lens is not installed.
         """
-        try:
-            package = importlib.import_module("sae_lens")
-        except ImportError as error:
-            raise ConfigError(
-                "pretrained SAEs need the package sae-lens: pip install 'riprap[sae]'"
-            ) from error
+        require("sae", "sae_lens")
+        package = importlib.import_module("sae_lens")
         loaded = package.SAE.from_pretrained(release=release, sae_id=sae_id, **options)
-        # Versions before 6 give (sae, configuration, sparsity).
+        # Versions before 6 return (sae, configuration, sparsity).
         return cls(sae=loaded[0] if isinstance(loaded, tuple) else loaded)
 
     def start(self, view: ProbeView) -> None:
-        """Train the dictionary, or take the one given, and fix the active sets of θ₀."""
+        """Train the dictionary, or use the given one, and store the active sets of θ₀."""
         rows = _activations_by_behavior(view)
         if not rows:
             return
@@ -97,8 +96,8 @@ class SAEFeatures(Signal):
         width = self.start_sae.W_dec.shape[1]
         if width != pooled.shape[1]:
             raise ConfigError(
-                f"the SAE takes rows of width {width}, layer {view.layer} puts out "
-                f"{pooled.shape[1]}: name the layer it was made for, Monitor(..., layer=...)"
+                f"the SAE takes rows of width {width}, but layer {view.layer} returns "
+                f"{pooled.shape[1]}: name the SAE's layer, Monitor(..., feature_layer=...)"
             )
         self.current_sae, self.last_rows = self.start_sae, pooled
         self.start_active = {name: _encode(self.start_sae, own) > 0 for name, own in rows.items()}
@@ -108,38 +107,44 @@ class SAEFeatures(Signal):
             warnings.warn(f"riprap: {_dense_warning(active, used.shape[1])}", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
-        """The dictionaries that were trained here, and the active sets of θ₀."""
+        """Return the dictionaries trained here, and the active sets of θ₀."""
         trained = isinstance(self.start_sae, TopKSAE)
         return {
-            "first": asdict(self.start_sae) if trained else None,
-            "now": asdict(self.current_sae) if trained else None,
-            "used": dict(self.start_active),
-            "alive": self.start_alive,
-            "seen": self.last_rows,
+            "start_sae": asdict(self.start_sae) if trained else None,
+            "current_sae": asdict(self.current_sae) if trained else None,
+            "start_active": dict(self.start_active),
+            "start_alive": self.start_alive,
+            "last_rows": self.last_rows,
         }
 
     def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Take over what `state_dict` gave; a ready dictionary is the one given again."""
-        known = state["first"] is not None
-        self.start_sae = TopKSAE(**state["first"]) if known else self.pretrained
-        self.current_sae = TopKSAE(**state["now"]) if known else self.pretrained
-        self.start_active, self.start_alive, self.last_rows = state["used"], state["alive"], state["seen"]
+        """Restore what `state_dict` returned; a given `sae` must be given again."""
+        check_fields(
+            state,
+            start_sae=dict | None,
+            current_sae=dict | None,
+            start_active=dict,
+            start_alive=Tensor | None,
+            last_rows=Tensor | None,
+        )
+        trained = state["start_sae"] is not None
+        self.start_sae = TopKSAE(**state["start_sae"]) if trained else self.pretrained
+        self.current_sae = TopKSAE(**state["current_sae"]) if trained else self.pretrained
+        self.start_active, self.start_alive = state["start_active"], state["start_alive"]
+        self.last_rows = state["last_rows"]
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """Carry the dictionary along, and read it."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Update the dictionary, and read it."""
         rows = _activations_by_behavior(view)
-        missing = [
-            not_run(
-                0, b.name, self.name, NO_LAYER if view.layer is None else no_rows_reason(view.layer)
-            )
-            for b in view.behaviors
-            if b.name not in rows and view.step == 0
-        ]
+        reason = NO_LAYER if view.layer is None else no_rows_reason(view.layer)
+        names = [b.name for b in view.behaviors if b.name not in rows and view.step == 0]
+        missing = [not_run(0, name, self.name, reason) for name in names]
         if self.start_sae is None or not rows:
             return missing
         self._update_sae(torch.cat(list(rows.values())))
         latents = {name: _encode(self.current_sae, own) for name, own in rows.items()}
-        return missing + self._behavior_readings(view, rows, latents) + self._run_readings(view, latents)
+        readings = self._behavior_readings(view, rows, latents) + self._run_readings(view, latents)
+        return missing + readings
 
     def _train_sae(self, pooled: Tensor) -> TopKSAE:
         rows = pooled
@@ -147,7 +152,7 @@ class SAEFeatures(Signal):
             if self.activations.dim() != 2 or self.activations.shape[1] != pooled.shape[1]:
                 raise ConfigError(
                     f"SAEFeatures(activations=...) of shape {tuple(self.activations.shape)}; "
-                    f"the layer puts out rows of width {pooled.shape[1]}"
+                    f"the layer returns rows of width {pooled.shape[1]}"
                 )
             rows = torch.cat([pooled, self.activations.to(pooled)])
         latents = self.latents or min(4 * pooled.shape[1], MAX_LATENTS)
@@ -156,9 +161,9 @@ class SAEFeatures(Signal):
         return sae
 
     def _update_sae(self, pooled: Tensor) -> None:
-        """Train on today's rows; rows that have not changed have nothing to teach."""
-        known = self.last_rows is not None and torch.equal(self.last_rows, pooled)
-        if not isinstance(self.current_sae, TopKSAE) or known:
+        """Train a copy on the current rows, if they have changed."""
+        unchanged = self.last_rows is not None and torch.equal(self.last_rows, pooled)
+        if not isinstance(self.current_sae, TopKSAE) or unchanged:
             return
         self.current_sae, self.last_rows = self.current_sae.copy(), pooled
         self.current_sae.train(pooled, UPDATE_STEPS, UPDATE_RATE)
@@ -167,18 +172,18 @@ class SAEFeatures(Signal):
         self, view: ProbeView, rows: Mapping[str, Tensor], latents: Mapping[str, Tensor]
     ) -> list[Reading]:
         layer, readings = view.layer or "", []
-        centre = torch.cat(list(rows.values())).mean(0)
+        center = torch.cat(list(rows.values())).mean(0)
         for name, own in rows.items():
             active = latents[name]
             count = float((active > 0).sum(1).double().mean())
             l0 = Reading.of(view.step, name, "sae_l0", count, "latents", layer)
             if _is_dense(count, active.shape[1]):
                 l0 = replace(l0, detail=_dense_warning(count, active.shape[1]))
-            loss = unexplained_variance(own, self._decode(active).to(own), centre)
+            loss = unexplained_variance(own, self._decode(active).to(own), center)
             readings += [l0, Reading.of(view.step, name, "sae_loss", loss, "share", layer)]
-            then = self.start_active.get(name)
-            if then is not None and then.shape == active.shape:
-                overlap = jaccard(active, then)
+            at_start = self.start_active.get(name)
+            if at_start is not None and at_start.shape == active.shape:
+                overlap = jaccard(active, at_start)
                 readings.append(Reading.of(view.step, name, "sae_jaccard", overlap, "share", layer))
         return readings
 
@@ -186,9 +191,10 @@ class SAEFeatures(Signal):
         layer, used = view.layer or "", torch.cat(list(latents.values())) > 0
         dead = 1 - float(used.any(0).double().mean())
         readings = [Reading.of(view.step, RUN, "sae_dead", dead, "share", layer)]
-        if isinstance(self.current_sae, TopKSAE) and self.start_alive is not None and self.start_alive.any():
-            turned = cosine_similarity(self.current_sae.W_dec, self.start_sae.W_dec, dim=1)
-            mean = float(turned[self.start_alive].double().mean())
+        alive = self.start_alive
+        if isinstance(self.current_sae, TopKSAE) and alive is not None and alive.any():
+            cosines = cosine_similarity(self.current_sae.W_dec, self.start_sae.W_dec, dim=1)
+            mean = float(cosines[alive].double().mean())
             readings.append(Reading.of(view.step, RUN, "sae_decoder_cosine", mean, "cosine", layer))
         return readings
 
@@ -198,11 +204,11 @@ class SAEFeatures(Signal):
 
 
 def _activations_by_behavior(view: ProbeView) -> dict[str, Tensor]:
-    """Activations at the layer of each behaviour that has some, shape (rows, d)."""
+    """Return the activations at the layer, shape (rows, d), of each behavior that has any."""
     if view.layer is None:
         return {}
-    found = {b.name: view.results[b.name].activations.get(view.layer) for b in view.behaviors}
-    return {name: rows for name, rows in found.items() if rows is not None}
+    rows = {b.name: view.results[b.name].activations.get(view.layer) for b in view.behaviors}
+    return {name: part for name, part in rows.items() if part is not None}
 
 
 def _encode(sae: Any, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Spectral entropy: over how many directions a behaviour's activations are spread."""
+"""Spectral entropy: spread of a behavior's activations over directions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from riprap.types import Reading
 
 
 def spectral_entropy(activations: Tensor) -> Tensor:
-    """−Σ pᵢ log pᵢ in nats, pᵢ the share of the i-th squared singular value; a scalar.
+    """Compute −Σ pᵢ log pᵢ in nats, pᵢ the share of the i-th squared singular value; a scalar.
 
     Args:
-        activations: shape (n, d); centred here, so that the mean does not outweigh all else.
+        activations: shape (n, d); centered here, so that the mean does not dominate.
     """
     energies = torch.linalg.svdvals(activations - activations.mean(0)).square()
     shares = energies / energies.sum()
@@ -22,11 +22,11 @@ def spectral_entropy(activations: Tensor) -> Tensor:
 
 
 class SpectralEntropy(FeatureSignal):
-    """Entropy of the activations' spectrum; a baseline. One SVD of (rows, d) a visit."""
+    """Entropy of the activations' spectrum, a baseline. One SVD of (rows, d) per evaluation."""
 
     name = "spectral_entropy"
 
     def read(self, view: ProbeView, behavior: Behavior, activations: Tensor) -> list[Reading]:
-        """In nats, between 0 and log of the rank."""
+        """Return the entropy in nats, between 0 and the log of the rank."""
         value = float(spectral_entropy(activations))
         return [Reading.of(view.step, behavior.name, self.name, value, "nats", view.layer or "")]

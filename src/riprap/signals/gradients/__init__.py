@@ -1,4 +1,4 @@
-"""Signals of one family; see `riprap.signals`."""
+"""Signals of gradients and updates; see `riprap.signals`."""
 
 from riprap.signals.gradients._cosine import LossCosine, MarginCosine
 from riprap.signals.gradients._fisher import FisherCosine
@@ -6,7 +6,7 @@ from riprap.signals.gradients._interference import Interference
 from riprap.signals.gradients._layers import LayerInterference
 from riprap.signals.gradients._norms import Norms
 from riprap.signals.gradients._steep import SteepAlignment, alignment, steep_stack
-from riprap.signals.gradients._top_k import TopKCosine, values_at, top_coordinates
+from riprap.signals.gradients._top_k import TopKCosine, top_coordinates, values_at
 
 __all__ = [
     "FisherCosine",
@@ -19,6 +19,6 @@ __all__ = [
     "TopKCosine",
     "alignment",
     "steep_stack",
-    "values_at",
     "top_coordinates",
+    "values_at",
 ]

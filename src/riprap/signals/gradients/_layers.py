@@ -1,4 +1,4 @@
-"""Interference by layer: where in the model an update acts on a behaviour's mean margin."""
+"""Interference by layer: the parts of the interference that come from each layer."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ from torch import Tensor
 
 from riprap.evaluation import layer_names
 from riprap.linalg import inner_products
-from riprap.signals._base import Signal, StepView, ProbeView, not_run_without_gradient
+from riprap.signals._base import ProbeView, Signal, StepView, not_run_without_gradient
 from riprap.types import Reading
 
 
 class LayerInterference(Signal):
-    """The parts of Σ ⟨h_b, Δθ⟩ over the steps since the last visit, layer by layer (ours).
+    """Parts of Σ ⟨h_b, Δθ⟩ over the steps since the last probe evaluation, by layer (ours).
 
-    One reading a layer and behaviour at each visit, with `Reading.layer` the name of the stack's
-    element ("model.layers.3") or of the module outside of it ("lm_head"); the unit is that of the
-    margin. Over the layers they sum to what `interference` summed to over those steps. Each step
-    costs one product a parameter and behaviour, where `interference` alone needs a few in all.
+    One reading per layer and behavior at each probe evaluation. `Reading.layer` is the name of an
+    element of the layer stack ("model.layers.3") or of a module outside of it ("lm_head"); the unit
+    is that of the margin. The readings of all layers add up to the sum of `interference` over these
+    steps. Each step costs one product per parameter and behavior; `interference` alone needs a few
+    products in all.
     """
 
     name = "interference_layer"
+    state_attrs = ("layers", "sums")
 
     def __init__(self) -> None:
         self.layers: dict[str, list[int]] = {}
         self.sums: dict[str, dict[str, float]] = {}
 
     def start(self, view: ProbeView) -> None:
-        """Find out which parameters make up which layer."""
+        """Group the parameters by layer."""
         parts: dict[str, list[int]] = defaultdict(list)
         for index, layer in enumerate(layer_names(view.model, view.parameters)):
             parts[layer].append(index)
         self.layers = dict(parts)
 
     def on_update(self, view: StepView) -> list[Reading]:
-        """Add the step to the sums; nothing is read yet."""
-        held = view.protected_gradients.margin_gradients
-        if view.update is None or not held.names:
+        """Add the step to the sums; return no readings."""
+        stack = view.protected_gradients.margin_gradients
+        if view.update is None or not stack.names:
             return []
-        vectors = [held.vector(name, view.update) for name in held.names]
+        vectors = [stack.vector(name, view.update) for name in stack.names]
         for layer, indices in self.layers.items():
             own = [[vector[i] for i in indices] for vector in vectors]
             products = inner_products(_select_parts(view.update, indices), own).tolist()
-            for name, value in zip(held.names, products, strict=True):
+            for name, value in zip(stack.names, products, strict=True):
                 sums = self.sums.setdefault(name, dict.fromkeys(self.layers, 0.0))
                 sums[layer] += value
         return []
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """What each layer was predicted to do since the last visit."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return the sums since the last probe evaluation, and reset them."""
         readings = [
             Reading.of(view.step, name, self.name, value, "margin", layer)
             for name, sums in self.sums.items()

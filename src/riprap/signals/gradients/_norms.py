@@ -1,38 +1,41 @@
-"""Norms of gradients and updates; ‖g_b‖ at the start is the depth of a behaviour."""
+"""Norms of gradients and updates; ‖g_b‖ at the start is the depth of a behavior."""
 
 from __future__ import annotations
 
 from riprap.evaluation import loss_gradient
 from riprap.linalg import norm
 from riprap.signals._base import (
+    ProbeView,
     Signal,
     StepView,
-    ProbeView,
-    not_run_without_losses,
     not_run_without_gradient,
+    not_run_without_losses,
 )
 from riprap.types import RUN, Reading
 
 
 class Norms(Signal):
-    """‖g‖ and ‖Δθ‖ at every step, ‖h_b‖ at visits, ‖g_b‖ once at the start (smaller is deeper)."""
+    """Norms: ‖g‖ and ‖Δθ‖ at every step, ‖h_b‖ at gradient refreshes, ‖g_b‖ once at the start.
+
+    ‖g_b‖ at the start is the depth of a behavior: smaller is deeper.
+    """
 
     name = "norms"
 
     def on_gradient(self, view: StepView) -> list[Reading]:
-        """‖g‖, as the optimizer is about to use it (after clipping and unscaling)."""
+        """Return ‖g‖ as the optimizer is about to use it, after clipping and unscaling."""
         if view.gradient is None:
             return []
         return [Reading.of(view.step, RUN, "norm_gradient", view.gradient_norm)]
 
     def on_update(self, view: StepView) -> list[Reading]:
-        """‖Δθ‖."""
+        """Return ‖Δθ‖."""
         if view.update is None:
             return []
         return [Reading.of(view.step, RUN, "norm_update", view.flat_update.norm())]
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """‖h_b‖, and at the start the depth ‖g_b‖."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return ‖h_b‖ if it is fresh, and at the start the depth ‖g_b‖."""
         readings = [
             Reading.of(view.step, name, "norm_margin_gradient", length)
             for name, length in view.protected_gradients.margin_gradients.norms.items()

@@ -1,4 +1,4 @@
-"""TopK cosine: conflict of gradients over the coordinates that alignment moved most."""
+"""TopK cosine: gradient conflict over the coordinates that alignment changed most."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 from riprap._distributed import has_sharded_parameters
 from riprap.errors import ConfigError
-from riprap.signals._base import Signal, StepView, ProbeView, not_run, not_run_without_losses
+from riprap.signals._base import ProbeView, Signal, StepView, not_run, not_run_without_losses
 from riprap.types import RUN, Reading
 
 K = 1000
 
-Coordinates = list[tuple[int, Tensor]]  # which tensor, and which of its elements, flattened
+Coordinates = list[tuple[int, Tensor]]  # index of a tensor, and of its elements, flattened
 
 
 def top_coordinates(left: Sequence[Tensor], right: Sequence[Tensor], k: int) -> Coordinates:
-    """The k coordinates where |left − right| is largest, over all tensors together.
+    """Return the k coordinates where |left − right| is largest, over all tensors together.
 
     Args:
         left, right: tensors of equal shapes.
         k: capped at the number of elements.
     """
     sizes, places, owners = [], [], []
-    for index, (one, two) in enumerate(zip(left, right, strict=True)):
-        gaps = (one.detach().float() - two.detach().to(one.device).float()).abs().reshape(-1)
+    for index, (a, b) in enumerate(zip(left, right, strict=True)):
+        gaps = (a.detach().float() - b.detach().to(a.device).float()).abs().reshape(-1)
         largest = gaps.topk(min(k, len(gaps)))
         sizes.append(largest.values.cpu())
         places.append(largest.indices.cpu())
@@ -39,25 +39,25 @@ def top_coordinates(left: Sequence[Tensor], right: Sequence[Tensor], k: int) -> 
 
 
 def values_at(vector: Sequence[Tensor], coordinates: Coordinates) -> Tensor:
-    """The vector's values at the coordinates, shape (k,), in float64 on the CPU."""
+    """Return the vector's values at the coordinates, shape (k,), in float64 on the CPU."""
     parts = [vector[i].detach().reshape(-1)[place] for i, place in coordinates]
     return torch.cat([part.double().cpu() for part in parts])
 
 
 class TopKCosine(Signal):
-    """cos(g, g_b) over the k coordinates where |θ_pre − θ_aligned| is largest.
+    """Cosine cos(g, g_b) over the k coordinates where |θ_pre − θ_aligned| is largest.
 
     θ_aligned is the model before the first step. Source: 2604.17215, eq. 9, k = 1000. Costs the
-    loss gradients, and at each step a gather of k numbers a behaviour.
+    loss gradients, and at each step a gather of k numbers per behavior.
 
     Args:
         before: parameters before alignment, by name as in `model.named_parameters()`: a base
             model's state dict. Without it the signal is `NOT_RUN`.
-        k: how many coordinates, capped at their number.
+        k: number of coordinates, capped at the number of parameters.
 
     Raises (at the start):
-        ConfigError: a trained parameter has no counterpart in `before`, or one of another shape;
-            `before` is the model itself; the model is sharded over ranks.
+        ConfigError: a trained parameter is missing in `before` or has another shape there,
+            `before` equals the model's weights, or the model is sharded over ranks.
     """
 
     name = "cosine_topk"
@@ -76,49 +76,54 @@ class TopKCosine(Signal):
             return
         if has_sharded_parameters(view.model):
             raise ConfigError(
-                "TopKCosine cannot choose its coordinates in a model sharded over ranks"
+                "TopKCosine does not support a model sharded over ranks: leave the signal out"
             )
         names = {id(parameter): name for name, parameter in view.model.named_parameters()}
         earlier = [_counterpart(self.before, names[id(p)], p) for p in view.parameters]
         self.coordinates = top_coordinates(view.parameters, earlier, self.k)
-        if torch.equal(values_at(view.parameters, self.coordinates), values_at(earlier, self.coordinates)):
-            raise ConfigError("TopKCosine(before=...) holds the weights that the model has now")
-        self.before = {}  # the coordinates are all that is needed of it
+        current = values_at(view.parameters, self.coordinates)
+        if torch.equal(current, values_at(earlier, self.coordinates)):
+            raise ConfigError(
+                "TopKCosine(before=...) equals the model's current weights: give the weights from "
+                "before alignment"
+            )
+        self.before = {}  # only the coordinates are needed from here on
 
     def state_dict(self) -> dict[str, Any]:
-        """The coordinates: θ before alignment is not needed any more."""
+        """Return the coordinates; the weights before alignment are no longer needed."""
         return {"coordinates": [list(pair) for pair in self.coordinates]}
 
     def load_state_dict(self, state: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.coordinates = [(index, place) for index, place in state["coordinates"]]
         self.before = {} if self.coordinates else None
 
     def on_gradient(self, view: StepView) -> list[Reading]:
-        """One reading a behaviour with losses."""
+        """Return one reading for each behavior with losses."""
         if view.gradient is None or not self.coordinates:
             return []
         task = values_at(view.gradient, self.coordinates)
         readings = []
-        for name in view.protected_gradients.loss_gradients.names:
-            own = values_at(view.protected_gradients.loss_gradients.vector(name, view.gradient), self.coordinates)
-            both = float(task.norm() * own.norm())
-            value = float(task @ own) / both if both else float("nan")
+        stack = view.protected_gradients.loss_gradients
+        for name in stack.names:
+            own = values_at(stack.vector(name, view.gradient), self.coordinates)
+            norms = float(task.norm() * own.norm())
+            value = float(task @ own) / norms if norms else float("nan")
             readings.append(Reading.of(view.step, name, self.name, value, "cosine"))
         return readings
 
-    def on_probes(self, view: ProbeView) -> list[Reading]:
-        """At the start, what it cannot be read for."""
+    def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
+        """Return `NOT_RUN` readings at the start where the signal cannot be read."""
         if self.before is None:
-            why = "no weights from before alignment: give TopKCosine(before=base.state_dict())"
-            return [not_run(0, RUN, self.name, why)] * (view.step == 0)
+            reason = "no weights from before alignment: give TopKCosine(before=base.state_dict())"
+            return [not_run(0, RUN, self.name, reason)] * (view.step == 0)
         return not_run_without_losses(view, self.name)
 
 
 def _counterpart(before: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
     earlier = before.get(name)
     if earlier is None or earlier.shape != parameter.shape:
-        shape = "nothing" if earlier is None else f"shape {tuple(earlier.shape)}"
+        shape = "no entry" if earlier is None else f"shape {tuple(earlier.shape)}"
         raise ConfigError(
             f"TopKCosine(before=...) has {shape} for the trained parameter {name!r} of shape "
             f"{tuple(parameter.shape)}: give the base model's state_dict()"

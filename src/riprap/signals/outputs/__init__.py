@@ -1,4 +1,4 @@
-"""Signals of one family; see `riprap.signals`."""
+"""Signals of the model's outputs; see `riprap.signals`."""
 
 from riprap.signals.outputs._kl import KLToStart, kl
 

@@ -1,4 +1,4 @@
-"""Protocols: frozen under their content's hash, verified, amended in the open."""
+"""Alert policies: frozen under the hash of their content, verified, and amended."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def threshold(**changes: Any) -> Threshold:
 
 def made(**changes: Any) -> AlertPolicy:
     detectors = [ForecastDetector(), SlopeDetector(), threshold()]
-    study = {"seeds": [1, 2], "none": None, "nested": {"rate": 0.1, "day": DAY}}
-    return AlertPolicy(**{"name": "p", "detectors": detectors, "study": study} | changes)
+    return AlertPolicy(**{"name": "p", "detectors": detectors} | changes)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -34,8 +33,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "a default": {"detectors": [ForecastDetector(horizon=51), SlopeDetector(), threshold()]},
     "order": {"detectors": [SlopeDetector(), ForecastDetector(), threshold()]},
     "one less": {"detectors": [ForecastDetector(), threshold()]},
-    "study": {"study": {"seeds": [1, 3]}},
-    "no study": {"study": None},
 }
 
 
@@ -50,8 +47,6 @@ def test_the_hash_changes_with_nothing_else() -> None:
     assert made().content_hash() == plain
     assert policy.freeze().content_hash() == plain
     assert made(hash="something").content_hash() == plain
-    reordered = {"nested": {"day": DAY, "rate": 0.1}, "none": None, "seeds": [1, 2]}
-    assert made(study=reordered).content_hash() == plain
     amended = policy.freeze().amend("x", name="q").amend("y", name="p")
     assert amended.content_hash() == plain
 
@@ -65,14 +60,21 @@ def test_freezing_writes_the_hash_and_leaves_the_original() -> None:
 
 
 def test_what_was_never_frozen_does_not_verify() -> None:
-    with pytest.raises(PolicyError, match="protocol 'p' is not frozen"):
+    with pytest.raises(PolicyError, match="policy 'p' is not frozen"):
         made().verify()
     with pytest.raises(PolicyError, match="not frozen"):
         made().amend("why not")
 
 
-def test_a_frozen_protocol_survives_its_file(tmp_path: Path) -> None:
-    frozen = made().freeze().amend("a longer look", study={"seeds": [5], "none": None})
+def test_a_frozen_policy_survives_its_file(tmp_path: Path) -> None:
+    frozen = (
+        made()
+        .freeze()
+        .amend(
+            "a longer horizon",
+            detectors=[ForecastDetector(horizon=60), SlopeDetector(), threshold()],
+        )
+    )
     frozen.save(tmp_path / "p.yaml")
     loaded = AlertPolicy.load(tmp_path / "p.yaml")
     assert loaded == frozen
@@ -84,7 +86,7 @@ def test_a_frozen_protocol_survives_its_file(tmp_path: Path) -> None:
     ]
 
 
-def test_a_protocol_that_is_not_frozen_survives_its_file(tmp_path: Path) -> None:
+def test_a_policy_that_is_not_frozen_survives_its_file(tmp_path: Path) -> None:
     made().save(tmp_path / "p.yaml")
     loaded = AlertPolicy.load(tmp_path / "p.yaml")
     assert loaded.hash is None
@@ -96,7 +98,6 @@ TAMPERING: dict[str, Callable[[dict[str, Any]], object]] = {
     "a level": lambda d: d["detectors"][2].update(level="critical"),
     "the name": lambda d: d.update(name="better"),
     "a detector": lambda d: d["detectors"].pop(),
-    "the study": lambda d: d["study"]["seeds"].append(3),
     "the hash": lambda d: d.update(hash="0" * 64),
 }
 
@@ -118,22 +119,22 @@ def test_freezing_again_does_not_hide_a_change() -> None:
         changed.freeze()
 
 
-def test_an_amendment_keeps_old_hash_date_and_reason() -> None:
+def test_an_amendment_stores_old_hash_date_and_reason() -> None:
     frozen = made().freeze()
     once = frozen.amend("noise was larger", DAY, detectors=[ForecastDetector(horizon=80)])
-    twice = once.amend("a fifth seed", datetime.date(2026, 12, 1), study={"seeds": [1]})
+    twice = once.amend("a better name", datetime.date(2026, 12, 1), name="q")
     once.verify()
     twice.verify()
     assert len({frozen.hash, once.hash, twice.hash}) == 3
     assert [(a.date, a.reason, a.old_hash) for a in twice.amendments] == [
         (DAY, "noise was larger", frozen.hash),
-        (datetime.date(2026, 12, 1), "a fifth seed", once.hash),
+        (datetime.date(2026, 12, 1), "a better name", once.hash),
     ]
     assert twice.detectors == (ForecastDetector(horizon=80),)
     assert frozen.amendments == ()
 
 
-def test_an_amendment_is_dated_today_unless_told() -> None:
+def test_an_amendment_is_dated_today_by_default() -> None:
     before = datetime.datetime.now(datetime.UTC).date()
     dated = made().freeze().amend("x", name="q").amendments[0].date
     assert before <= dated <= datetime.datetime.now(datetime.UTC).date()
@@ -141,7 +142,7 @@ def test_an_amendment_is_dated_today_unless_told() -> None:
 
 @pytest.mark.parametrize("reason", ["", "  \n"])
 def test_an_amendment_needs_a_reason(reason: str) -> None:
-    with pytest.raises(PolicyError, match="amendment of protocol 'p' needs a reason"):
+    with pytest.raises(PolicyError, match="amendment of policy 'p' needs a reason"):
         made().freeze().amend(reason, name="q")
 
 
@@ -207,14 +208,14 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
         AlertPolicy.load(tmp_path / "nowhere.yaml")
 
 
-def test_a_protocol_that_is_not_shipped_is_refused() -> None:
-    with pytest.raises(PolicyError, match="no protocol 'defualt'; Riprap ships"):
+def test_a_policy_that_is_not_shipped_is_refused() -> None:
+    with pytest.raises(PolicyError, match="no policy 'defualt'; available: default"):
         AlertPolicy.named("defualt")
 
 
 def test_a_detector_is_found_by_its_kind() -> None:
     assert made().detector("threshold") == threshold(level=Level.WARNING)
-    with pytest.raises(PolicyError, match="protocol 'p' has no detector of kind 'cusum'"):
+    with pytest.raises(PolicyError, match="policy 'p' has no detector of kind 'cusum'"):
         made().detector("cusum")
 
 
