@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IN_ORDER = [  # one session, one folder
     *("tutorial.md", "record.md", "detectors.md", "behaviors.md"),
-    "guards/index.md",
+    *("guards/index.md", "guards/weights.md"),
 ]
 ALONE = {  # each in a session of its own, and what must then be true of its names
     "recovery.md": lambda names: names["found"].verdict is Verdict.ALIGNMENT,
@@ -28,7 +29,8 @@ ALONE = {  # each in a session of its own, and what must then be true of its nam
 }
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
+    re.M | re.S,
 )
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 
@@ -56,7 +58,7 @@ def blocks(page: Path, language: str) -> list[Block]:
             text.count("\n", 0, match.start("text")) + 1,
             match["mark"] or "",
             match["language"],
-            match["text"],
+            textwrap.dedent(match["text"]),
         )
         for match in _BLOCK.finditer(text)
     ]
@@ -191,8 +193,9 @@ def test_the_guard_of_the_docs_keeps_to_its_limit(session: dict[str, Any]) -> No
 
 
 def test_the_rollback_of_the_docs_went_back_and_broke_nothing(session: dict[str, Any]) -> None:
-    assert any(action.applied for action in session["kept_up"].actions)
-    last = {name: track.margins[-1] for name, track in session["kept_up"].tracks.items()}
+    assert any(action.applied for action in session["watched"].actions)
+    histories = session["watched"].behavior_histories
+    last = {name: history.margins[-1] for name, history in histories.items()}
     assert all((margins > 0).mean() >= 0.9 for margins in last.values())
 
 
@@ -234,4 +237,4 @@ def test_there_is_something_to_check() -> None:
     assert any(block.page.name == "README.md" for block in all_blocks("python"))
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert text.count("\n```") == 2 * len(_BLOCK.findall(text)), page.name
+        assert len(re.findall(r"^ *```", text, re.M)) == 2 * len(_BLOCK.findall(text)), page.name
