@@ -112,7 +112,7 @@ def test_a_custom_file_works_in_watch(folders: Path) -> None:
 
 
 def test_rows_are_chosen_by_harm_to_a_file(folders: Path, tmp_path: Path) -> None:
-    """Its column, and a run that goes on only with the same probes."""
+    """The score column, and a run that continues only with the same probes."""
     (tmp_path / "data.jsonl").write_text(
         "".join(
             json.dumps({"prompt": WORDS[key], "response": ANSWERS[FALSE[key]]}) + "\n"

@@ -1,4 +1,4 @@
-"""A model that looks answers up, so that it is known by construction what it lost."""
+"""A model with a lookup table, whose losses are known by construction."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STRENGTH = 4.0
 
 
 def value_of(key: int) -> int:
-    """The right answer of a key, as a token."""
+    """Right answer of a key, as a token."""
     return KEYS + key % VALUES
 
 
 class Lookup(nn.Module):
-    """Knowledge is a row of a table for each key; what is liked to be said is a bias."""
+    """Knowledge is a table row for each key; the disposition to say an answer is a bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,14 +41,14 @@ class Lookup(nn.Module):
 
 
 def lost_form(model: Lookup) -> Lookup:
-    """Now it would rather say a word that is no answer."""
+    """Let the model prefer a word that is no answer."""
     with torch.no_grad():
         model.head.bias[FORMAT] = STRENGTH + 0.1  # a few small steps take that back
     return model
 
 
 def lost_knowledge(model: Lookup, share: float = 1.0) -> Lookup:
-    """A share of the keys now has the value of another one."""
+    """Give a share of the keys the value of another one."""
     with torch.no_grad():
         for key in range(round(share * KEYS)):
             model.table.weight[key] = model.table.weight[key].roll(1)
@@ -56,7 +56,7 @@ def lost_knowledge(model: Lookup, share: float = 1.0) -> Lookup:
 
 
 def scattered(model: Lookup) -> Lookup:
-    """Each key has another value than before, and which one follows from no rule."""
+    """Give each key another value, by no rule."""
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key in range(KEYS):
@@ -80,7 +80,7 @@ def behavior(keys: Sequence[int] = PROBES) -> Behavior:
 
 
 def examples() -> list[dict[str, Tensor]]:
-    """The other keys, one a batch."""
+    """The other keys, one per batch."""
     return [
         {"ids": torch.tensor([[key]]), "wanted": torch.tensor([value_of(key)])} for key in OTHERS
     ]
@@ -99,7 +99,7 @@ def recovered(model: Lookup, **given: object) -> diagnosis.Recovery:
 
 
 def one_answer() -> Behavior:
-    """A refusal: every probe wants one and the same word."""
+    """A refusal: all probes have the same right answer."""
     keys = [key for key in range(KEYS) if key % VALUES == 0]
     return Behavior.next_token("refusal", [[key] for key in keys], [value_of(0)] * len(keys))
 

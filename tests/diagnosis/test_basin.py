@@ -1,4 +1,4 @@
-"""The basin beside what can be worked out by hand, and beside an independent float64 sweep."""
+"""The basin against results by hand, and against an independent float64 sweep."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_direction_is_as_long_as_each_weight_and_norms_stay(make: Callable[[],
         assert torch.allclose(away, -back, atol=rounding * float(before[name].abs().max() + 1))
 
 
-def test_norm_layers_are_told_by_their_class_whatever_their_shape() -> None:
+def test_norm_layers_are_recognized_by_class_for_any_shape() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm((2, 4)), *Classifier(4).layers)
     assert list(perturbed_parameters(model)) == [
         "0.weight",
@@ -203,7 +203,7 @@ def test_weights_of_many_blocks_and_of_any_layout_move_and_come_back() -> None:
     assert not up["zero"].any()
 
 
-def test_what_breaks_on_the_way_leaves_the_model_as_it_was() -> None:
+def test_an_error_restores_the_model() -> None:
     model = make_llama()
     before, away = state(model), 0
 
@@ -229,7 +229,7 @@ def test_a_margin_function_that_changes_the_model_is_found_out() -> None:
         basin(model, [watching(meddle)], 1, points=3)
 
 
-def test_margins_that_are_not_finite_count_as_broken_and_are_told() -> None:
+def test_non_finite_margins_count_as_broken_and_doubtful() -> None:
     def overflowing(model: nn.Module, probes: Tensor) -> Tensor:
         return torch.where(model() > 0.25, torch.tensor([torch.inf, torch.nan, 1.0]), probes)
 
@@ -238,7 +238,7 @@ def test_margins_that_are_not_finite_count_as_broken_and_are_told() -> None:
     assert found.doubtful == 2 * 6
 
 
-def test_points_at_which_margins_do_not_measure_are_told() -> None:
+def test_points_with_insufficient_margins_are_doubtful() -> None:
     def gated(model: nn.Module, probes: Tensor) -> Margins:
         return Margins(probes, "no format" if model() > 0.25 else "")
 

@@ -40,7 +40,7 @@ def test_the_planes_first_axis_is_the_first_direction() -> None:
 
 
 def test_the_basin_drifts_with_the_checkpoints() -> None:
-    """At the one it is what it is there; the model comes back, whatever it was."""
+    """Each basin equals the one measured alone; the model is restored."""
     model, there = Bowl(), Bowl()
     with torch.no_grad():
         there.weight.mul_(1.2)

@@ -1,4 +1,4 @@
-"""A sweep that is interrupted goes on; two ranks share its directions; both find what one does."""
+"""An interrupted sweep continues; two ranks share directions; both give the same result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def alike(left: Basin, right: Basin) -> bool:
     )
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_continues_to_the_same_result(tmp_path: Path) -> None:
     file, counts = tmp_path / "sub" / "basin.jsonl", []
 
     def stop(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Heads and neurons: what ablation takes, what it finds, and whose parameters are whose."""
+"""Heads and neurons: effect of ablation, importance, and parameter masks."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_all_units_of_a_layer_own_all_of_it_but_what_is_shared() -> None:
     assert len(masks) == 3 * 7
 
 
-def test_what_has_no_such_layers_is_told() -> None:
+def test_a_model_without_such_layers_raises() -> None:
     with pytest.raises(BehaviorError, match="o_proj"):
         find_components(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(BehaviorError, match="o_proj"):

@@ -1,4 +1,4 @@
-"""The Jacobian of the margins against one built whole in float64, and ranks that are known."""
+"""The Jacobian of the margins against a dense float64 one, and against known ranks."""
 
 from __future__ import annotations
 

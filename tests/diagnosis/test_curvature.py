@@ -1,4 +1,4 @@
-"""The Gauss–Newton matrix against one that is built whole, entry by entry, in float64."""
+"""The Gauss–Newton matrix against a dense one, entry by entry, in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGETS = torch.tensor([9, 11, 30, 12, 5])
 
 
 def exact() -> Behavior:
-    """In float64 all the way: constructors' own logits are read in float32."""
+    """Float64 throughout; the constructors read logits in float32."""
     return Behavior(
         "exact", IDS, lambda model, ids: token_margin(logits_of(model(ids))[:, -1], TARGETS)
     )
@@ -140,7 +140,7 @@ def test_options_count_by_token_and_probe() -> None:
 
 
 def test_a_model_that_is_sure_of_itself_keeps_its_digits() -> None:
-    """p of the answer is 1 − 1e-6: what is left of diag p − p pᵀ is the difference of two ones."""
+    """p of the answer is 1 − 1e-6, so diag p − p pᵀ is a difference of numbers near 1."""
     model, sure = small(), small().double()
     sure.load_state_dict(model.state_dict())
     for one in (model, sure):

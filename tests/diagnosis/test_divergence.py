@@ -1,4 +1,4 @@
-"""Divergence against sums written out in float64, and on movements that were made by hand."""
+"""Divergence against explicit float64 sums, and on changes made by hand."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def of_matrices(model: nn.Module, layer: str) -> float:
 
 
 @pytest.mark.parametrize("by_name", [False, True])
-def test_nothing_is_left_behind(by_name: bool) -> None:
+def test_the_model_is_restored(by_name: bool) -> None:
     model, reference = eroded(), start()
     seen: list[tuple[int, int]] = []
     with untouched(model):

@@ -47,7 +47,7 @@ def test_the_figure_shows_what_was_found(names: dict[str, Any], tmp_path: Path) 
 
 
 def _data(drawn: Any) -> list[str]:
-    """The values of every data set in a figure, which are kept as text."""
+    """Values of all data sets in a figure, stored as text."""
     if isinstance(drawn, str):
         return [drawn] if drawn.startswith("[{") else []
     parts = drawn.values() if isinstance(drawn, dict) else drawn if isinstance(drawn, list) else []

@@ -1,4 +1,4 @@
-"""Examples in the forms that loops have them in: the same examples, whatever the form."""
+"""Examples in all supported forms: the same examples in each."""
 
 from __future__ import annotations
 

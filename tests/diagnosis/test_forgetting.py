@@ -1,4 +1,4 @@
-"""Continual-learning metrics, against a slow reference and against numbers worked out by hand."""
+"""Continual-learning metrics against a slow reference, and against results by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decodability against least squares written out, and on models whose truth is known."""
+"""Decodability against explicit least squares, and on models with known answers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_equal_to_the_reference() -> None:
 
 
 def broken() -> nn.Module:
-    """A model in which the objects of requests are no longer told apart: all embedded alike."""
+    """A model that no longer distinguishes the objects of requests: equal embeddings."""
     model = start()
     with torch.no_grad():
         model.model.embed_tokens.weight[:] = model.model.embed_tokens.weight[0]  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ def test_too_few_rows_are_no_evidence(
     assert re.search(why, found.detail)
 
 
-def test_rows_of_a_group_are_left_out_together() -> None:
+def test_rows_of_a_group_share_a_fold() -> None:
     classes = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     groups = ["a", "b", "a", "c", "b", "d", "d", "a"]
     for seed in range(5):
@@ -167,7 +167,7 @@ def test_a_prompt_that_is_there_twice_does_not_judge_itself() -> None:
     assert max(probe.now for probe in by_prompt.layers) < 0.7
 
 
-def test_nothing_is_left_behind() -> None:
+def test_the_model_is_restored() -> None:
     model, behavior = adapted(), Behavior.next_token("b", [[3, 8], [3, 9]] * 8, [4, 5] * 8)
     seen: list[tuple[int, int]] = []
     with untouched(model):

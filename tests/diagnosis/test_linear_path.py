@@ -65,7 +65,7 @@ def test_the_score_returns_on_the_path() -> None:
     assert found.first_at_floor("A", 1.01) is None
 
 
-def test_nothing_is_left_behind(tmp_path: File) -> None:
+def test_the_model_is_restored(tmp_path: File) -> None:
     model, reference = eroded(), start()
     model.save_pretrained(tmp_path)  # type: ignore[operator]
     seen: list[tuple[int, int]] = []
@@ -80,7 +80,7 @@ def test_nothing_is_left_behind(tmp_path: File) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)] * 2
 
 
-def test_an_error_on_the_way_leaves_nothing_behind() -> None:
+def test_an_error_restores_the_model() -> None:
     model = eroded()
 
     def fails(_model: nn.Module, _probes: object) -> torch.Tensor:
@@ -149,7 +149,7 @@ def test_what_a_scale_does_not_undo_is_refused(make: object, why: str) -> None:
         linear_path(make(), None, [opening()])  # type: ignore[operator]
 
 
-def test_what_is_no_way_is_refused() -> None:
+def test_impossible_paths_raise() -> None:
     model = start()
     with pytest.raises(ConfigError, match="same model"):
         linear_path(model, make_llama(), WORLD.behaviors())

@@ -1,4 +1,4 @@
-"""Forced prefixes against plain loops in float64, and what they can tell apart."""
+"""Prefix forcing against plain float64 loops, and what it distinguishes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_equal_to_the_reference(logits: int, monkeypatch: pytest.MonkeyPatch) ->
         assert given.next_token.low < given.next_token.high  # also where all or none hit
 
 
-def test_only_the_way_into_the_response_was_lost() -> None:
+def test_only_the_beginning_of_the_response_was_lost() -> None:
     """After "sorry" the rest follows; but the model no longer says "sorry" of itself."""
     model = Bigram()
     for before, after in (("sorry", "i"), ("i", "cannot"), ("cannot", "do"), ("bomb", "sure")):

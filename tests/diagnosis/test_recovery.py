@@ -1,4 +1,4 @@
-"""What a few examples bring back, on models of which it is known what they lost."""
+"""Recovery by a few examples, on models with known losses."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_a_form_that_does_not_come_back_is_lost_all_the_same() -> None:
     assert found.verdict is Verdict.BOTH
 
 
-def test_a_margin_of_ones_own_says_no_more_than_it_can() -> None:
-    """It cannot be told apart from the form, so that no knowledge is said to be lost."""
+def test_a_custom_margin_never_shows_knowledge_loss() -> None:
+    """Knowledge and form cannot be separated, so the verdict is not a knowledge loss."""
     told = behavior()
     own = Behavior("own", told.probes, lambda model, probes: told.margins(model, probes))
     for bias in (0.1, 0.5, 5.0):
@@ -71,7 +71,7 @@ def test_a_margin_of_ones_own_says_no_more_than_it_can() -> None:
 
 
 def test_a_loss_of_a_part_is_judged_by_that_part() -> None:
-    """Most of the knowledge is left, but none of that which would explain what was lost."""
+    """Most of the knowledge remains, but none on the lost probes."""
     model = Lookup()
     with torch.no_grad():
         for key in PROBES[::4]:
@@ -89,7 +89,7 @@ def test_one_answer_for_all_is_no_answer() -> None:
 
 
 def test_a_choice_tells_the_form_by_the_first_word() -> None:
-    """Options are told apart as before or not, and beside that something else is said."""
+    """Options are distinguished or not, and the first choice is something else."""
     values = [[[value_of(key + by)] for by in (1, 2, 3, 0)] for key in PROBES]
     right = torch.tensor([[False, False, False, True]] * len(PROBES))
     probes = Continuations.build([[key] for key in PROBES], values, right)
@@ -116,7 +116,7 @@ class Twice(Lookup):
 
 
 @pytest.mark.parametrize(("both", "verdict"), [(False, "alignment loss"), (True, "knowledge loss")])
-def test_what_is_said_in_another_form_is_known(both: bool, verdict: str) -> None:
+def test_a_right_paraphrased_answer_is_known(both: bool, verdict: str) -> None:
     told = behavior()
 
     def named(model: Twice, probes: Any) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_what_is_said_in_another_form_is_known(both: bool, verdict: str) -> None
         recovered(model, reference=Twice(), paraphrased=behavior(PROBES[:8]))
 
 
-def test_exchanged_names_are_told_of() -> None:
+def test_the_reason_mentions_swapped_labels() -> None:
     """Each value is called by the next one's name: as if all facts were others."""
     model = Lookup()
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_exchanged_names_are_told_of() -> None:
     assert mixed.evidence.retained_relabeled < 0.5 and "exchanged" not in mixed.reason
 
 
-def test_a_reference_without_the_behavior_is_said_to_be_so() -> None:
+def test_a_reference_without_the_behavior_is_insufficient() -> None:
     found = recovered(lost_knowledge(Lookup()), reference=lost_knowledge(Lookup()))
     assert found.verdict is Verdict.INSUFFICIENT and "the reference itself" in found.reason
 
@@ -183,7 +183,7 @@ def test_a_likelihood_begins_at_the_reference() -> None:
     assert kept.margins.reference is None  # the behavior that was given is as it was
 
 
-def test_what_comes_back_is_what_was_known() -> None:
+def test_only_known_answers_return() -> None:
     whole = recovered(lost_form(Lookup())).point("own", 10)
     half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).point("own", 10)
     assert whole is not None and half is not None
@@ -191,8 +191,8 @@ def test_what_comes_back_is_what_was_known() -> None:
     assert half.score.mean == pytest.approx(whole.score.mean / 2, abs=0.15)
 
 
-def test_what_was_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A grid of nothing but the rate and steps that are told of gives the same again."""
+def test_the_selected_rate_and_steps_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid of only the reported rate and steps gives the same result."""
 
     def point() -> diagnosis.RecoveryPoint:
         found = recovered(lost_form(Lookup()), shot_counts=(5,), draws=1).point("own", 5)
@@ -217,8 +217,8 @@ def test_one_answer_for_all_may_have_been_taught_anew() -> None:
     assert alone.verdict is Verdict.INSUFFICIENT and "naive_model=" in alone.reason
 
 
-def test_a_control_tells_what_examples_teach() -> None:
-    """A model that never told these keys apart learns the one answer as fast."""
+def test_a_naive_model_shows_what_examples_teach() -> None:
+    """A model that never distinguished these keys learns the answer as fast."""
     never = Lookup()
     with torch.no_grad():
         never.table.weight.zero_()
@@ -235,7 +235,7 @@ def test_a_control_tells_what_examples_teach() -> None:
     assert found.evidence.guess_rate == 1.0
 
 
-def test_a_contrast_shows_what_is_told_apart() -> None:
+def test_a_contrast_shows_what_is_distinguished() -> None:
     """Refusing all is no refusal: both sides count alike."""
     others = Behavior.next_token("other", [[k] for k in range(1, KEYS, VALUES)], [value_of(1)] * 10)
     found = diagnosis.recover(

@@ -1,4 +1,4 @@
-"""Recovery of a model under LoRA: its reference is itself with the adapters switched off."""
+"""Recovery of a model with LoRA adapters: the reference has them disabled."""
 
 from __future__ import annotations
 

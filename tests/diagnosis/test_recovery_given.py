@@ -1,4 +1,4 @@
-"""What may be given to `recover`, what is refused, and that it leaves no trace."""
+"""Arguments of `recover`, its errors, and that it restores the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from riprap.diagnosis.recovery._examples import Examples
 from riprap.errors import ConfigError
 
 
-def test_margins_of_ones_own_may_take_several_parts() -> None:
+def test_custom_margins_may_use_several_tensors() -> None:
     """Probes of two parts are no two probes."""
     told = behavior()
     keys, wanted = told.probes.input_ids, told.margins.targets
@@ -75,7 +75,7 @@ def test_answers_are_those_of_the_examples_too() -> None:
     )
 
 
-def test_a_batch_that_the_model_cannot_take_is_said_to_be_so() -> None:
+def test_a_batch_that_the_model_cannot_take_raises() -> None:
     with pytest.raises(ConfigError, match="'labels', which the model's forward does not accept"):
         rows = [{"input_ids": torch.tensor([[k]]), "labels": torch.tensor([k])} for k in OTHERS]
         diagnosis.recover(lost_form(Lookup()), behavior(), rows, reference=Lookup())
@@ -107,7 +107,7 @@ def test_the_model_is_as_before() -> None:
     assert torch.equal(noise, torch.get_rng_state())
 
 
-def test_weights_serve_as_reference_and_control() -> None:
+def test_weights_serve_as_reference_and_naive_model() -> None:
     model = lost_form(Lookup())
     never = lost_knowledge(Lookup())
     by_model = recovered(model, naive_model=never)
@@ -158,7 +158,7 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
         ({"reference": {"table.weight": torch.zeros(3)}}, "same model"),
     ],
 )
-def test_what_cannot_work_is_said(given: dict[str, object], says: str) -> None:
+def test_impossible_arguments_raise(given: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         recovered(lost_form(Lookup()), **given)
 

@@ -97,7 +97,7 @@ def test_all_layers_lose_more_than_one_and_all_kinds_are_drawn() -> None:
     assert (one.ablated_margins[UNRELATED][0] != one.ablated_margins[UNRELATED][1]).any()
 
 
-def test_a_frozen_model_has_directions_too_and_nothing_is_left_behind() -> None:
+def test_a_frozen_model_has_directions_too_and_is_restored() -> None:
     model = make_llama(scale=5.0).train().requires_grad_(False)
     ids = torch.randint(3, 47, (6, 5), generator=torch.Generator().manual_seed(3))
     words = Behavior.next_token("words", ids, [9, 11, 30, 12, 5, 7])
@@ -144,7 +144,7 @@ def known(passed: list[list[bool]]) -> Redundancy:
     return Redundancy((1, 2, 4), np.ones(left.shape[-1]), {STEEP: left}, beside, 0.9)
 
 
-def test_what_cannot_be_measured_is_said() -> None:
+def test_impossible_measurements_raise() -> None:
     model = make_llama().eval()
     ids = torch.randint(3, 47, (4, 5))
     words = Behavior.next_token("words", ids, [9, 11, 30, 12])

@@ -1,4 +1,4 @@
-"""Repairs on a toy whose refusal was trained away: what is measured is what the model then does."""
+"""Repairs of a toy model whose refusal was trained away: measurements match the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict as a pure function, and what it is told is known."""
+"""The verdict as a pure function, and the measure of knowledge behind it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from riprap.diagnosis.recovery._verdict import KEPT_ABOVE, LOST_BELOW, classify_
 
 
 def evidence(**changed: float | str) -> RecoveryEvidence:
-    """A score that fell to 0 with all of the knowledge left."""
+    """A score that dropped to 0 while all knowledge remains."""
     plain = {
         "score_before": 1.0,
         "score_now": 0.0,
@@ -173,7 +173,7 @@ def two_sides(reading: np.ndarray, each: tuple[int, int]) -> AnswerTable:
 def test_the_other_side_tells_apart_and_waters_nothing_down(
     refusals: int, others: int, lost: int, back: float
 ) -> None:
-    """Some refusals are lost; a share of these is told from what is not refused."""
+    """Some refusals are lost; a share of these is still distinguished."""
     told = np.repeat([1.0, -1.0], (refusals, others))
     now, after = told.copy(), told.copy()
     now[:lost] = -1.0
@@ -217,7 +217,7 @@ def test_non_finite_margins_give_no_verdict() -> None:
 
 
 def test_answer_form_is_measured_on_the_lost_probes() -> None:
-    """On the others the model says what it always said."""
+    """On the other probes the answers are unchanged."""
     right = [0, 1] * 20
     fit, weights = np.eye(2)[right], np.full(40, 1 / 40)
     lost = np.arange(40) < 10

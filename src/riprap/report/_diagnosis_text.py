@@ -129,7 +129,7 @@ def _recovery(behavior: BehaviorDiagnosis) -> EvidenceLine:
         if point.source in names
     ]
     status = INSUFFICIENT if recovery.verdict is Verdict.INSUFFICIENT else MEASURED
-    text = f"{', '.join(parts)} of the lost score. {recovery.reason}."
+    text = f"{', '.join(parts)} of the lost score; {recovery.reason}."
     return EvidenceLine("recovery", status, text)
 
 
