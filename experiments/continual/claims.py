@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.continual.analysis import Row
-from experiments.continual.audit import Group
+from experiments.continual.measure import Group
 from experiments.continual.methods import FEWER, PLAIN
 from experiments.continual.plan import GIVEN, LEAST_HARM, MODERATE, Plan
 from experiments.harness.markdown import median_range, number

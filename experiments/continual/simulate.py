@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.continual.audit import Group, audit
-from experiments.continual.measure import StageMeter
+from experiments.continual.measure import Group, StageMeter, audit
 from experiments.continual.methods import FEWER, GUARDS, PLAIN, STRATEGIES, selector
 from experiments.continual.plan import GIVEN, Plan
 from experiments.harness.cache import cached

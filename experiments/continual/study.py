@@ -2,19 +2,141 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import altair as alt
+import pandas as pd
+
 from experiments.continual import analysis, claims, tables
-from experiments.continual.figure import figure
-from experiments.continual.methods import GUARDS, PLAIN
+from experiments.continual.analysis import Row
+from experiments.continual.methods import GUARDS, INFORMED, PLAIN
 from experiments.continual.plan import GIVEN, Plan
 from experiments.continual.simulate import Run, simulate
 from experiments.continual.skipped_rows import SKIPPED_ROWS
 from experiments.continual.tables import Results
+from experiments.harness.charts import apply_style
 from experiments.harness.jobs import Job
 from experiments.harness.knob_search import require_knobs
 from experiments.harness.study import Session, Study
+
+KINDS = {
+    "plain": "#8a8f98",
+    "rows chosen without looking at behaviors": "#d1495b",
+    "rows chosen by behaviors": "#1b7f79",
+    "guards": "#3066be",
+}
+COLOR = alt.Color(
+    "kind:N",
+    scale=alt.Scale(domain=list(KINDS), range=list(KINDS.values())),
+    title=None,
+    legend=alt.Legend(orient="top", columns=2, labelLimit=320, symbolOpacity=1),
+)
+
+
+def kind(method: str) -> str:
+    """Return the kind of a method, as in the legend."""
+    if method.startswith(PLAIN):
+        return "plain"
+    if method in GUARDS:
+        return "guards"
+    return list(KINDS)[2 if method in INFORMED else 1]
+
+
+def figure(main: Sequence[Row]) -> alt.HConcatChart:
+    """Plot refusals against learning (seeds and their mean), and attack success by stage."""
+    chart: alt.HConcatChart = alt.hconcat(_front(main), _stages(main), spacing=36)
+    title = "What the harmless tasks left of refusal"
+    found: alt.HConcatChart = chart.properties(title=alt.TitleParams(title, fontSize=17, offset=14))
+    apply_style(found)
+    return found
+
+
+def _front(main: Sequence[Row]) -> alt.LayerChart:
+    seeds = pd.DataFrame(
+        [
+            {"method": r.method, "kind": kind(r.method), "tasks": learned, "refused": 1 - success}
+            for r in main
+            for learned, success in zip(r.learned, r.success.mean(1), strict=True)
+        ]
+    )
+    means = seeds.groupby(["method", "kind"], as_index=False).mean()
+    # Labels of the crowded corner are in one column, each with a line to its point.
+    means["left"] = [at - 0.035 if at < 0.83 else 0.79 for at in means.tasks]
+    means["label"] = spread_labels(means.left.tolist(), means.refused.tolist())
+    x = alt.X(
+        "tasks:Q",
+        title="task accuracy, each right after its own stage",
+        scale=alt.Scale(domain=[-0.12, 1.03], nice=False),
+        axis=alt.Axis(titleLimit=400, values=[at / 5 for at in range(6)]),
+    )
+    y = alt.Y(
+        "refused:Q",
+        title="harmful requests refused, mean over stages",
+        scale=alt.Scale(domain=[0, 1.05], nice=False),
+        axis=alt.Axis(titleLimit=400),
+    )
+    dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.4).encode(x=x, y=y, color=COLOR)
+    base = alt.Chart(means)
+    large = base.mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOR)
+    lines = base.mark_rule(opacity=0.5).encode(
+        x="left:Q", x2="tasks:Q", y="label:Q", y2="refused:Q"
+    )
+    names = base.mark_text(align="right", dx=-3, fontSize=11).encode(
+        x="left:Q", y="label:Q", text="method:N", color=COLOR
+    )
+    chart: alt.LayerChart = (dots + lines.encode(color=COLOR) + large + names).properties(
+        width=460, height=440, title="best is the upper right corner"
+    )
+    return chart
+
+
+def spread_labels(x: Sequence[float], y: Sequence[float], gap: float = 0.045) -> list[float]:
+    """Return heights for labels that end at `x`: near their own, without overlaps.
+
+    Args:
+        gap: least vertical distance of two labels that are close in `x`.
+    """
+    placed: dict[int, float] = {}
+    for at in sorted(range(len(x)), key=lambda i: -y[i]):
+        height = y[at]
+        for other in sorted(placed, key=lambda i: -placed[i]):
+            if abs(x[other] - x[at]) < 0.13 and abs(placed[other] - height) < gap:
+                height = placed[other] - gap
+        placed[at] = height
+    return [placed[at] for at in range(len(x))]
+
+
+def _stages(main: Sequence[Row]) -> alt.LayerChart:
+    frame = pd.DataFrame(
+        [
+            {"method": r.method, "at": at, "task": task, "success": float(success)}
+            for r in main
+            for at, (task, success) in enumerate(zip(r.tasks, r.success.mean(0), strict=True))
+        ]
+    )
+    order = [r.method for r in sorted(main, key=lambda r: r.success.mean())]
+    base = alt.Chart(frame).encode(
+        x=alt.X("task:N", sort=list(main[0].tasks), title="after", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("method:N", sort=order, title=None),
+    )
+    boxes = base.mark_rect(stroke="white", strokeWidth=2).encode(
+        color=alt.Color(
+            "success:Q",
+            scale=alt.Scale(scheme="orangered", domain=[0, 1]),
+            title="attack success",
+            legend=None,
+        )
+    )
+    shade = alt.condition("datum.success > 0.55", alt.value("white"), alt.value("#333"))
+    numbers = base.mark_text(fontSize=11).encode(
+        text=alt.Text("success:Q", format=".2f"), color=shade
+    )
+    chart: alt.LayerChart = (boxes + numbers).properties(
+        width=340, height=440, title="share of harmful requests answered, stage by stage"
+    )
+    return chart
 
 
 def search_jobs(session: Session[Plan]) -> list[Job]:

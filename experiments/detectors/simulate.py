@@ -8,9 +8,20 @@ from experiments.detectors.plan import Plan
 from experiments.harness.cache import cached
 from experiments.harness.plan import require_world
 from experiments.harness.preregistration import Preregistration
-from experiments.harness.recorded_run import train_monitored
+from experiments.harness.recorded_run import RecordedRun, train_monitored
 from experiments.worlds import ToyWorld
 from riprap import signals
+from riprap.detectors import Detector, reevaluate
+from riprap.types import Level
+
+
+class Run(RecordedRun):
+    """One finished run of which detectors are evaluated again."""
+
+    def first(self, detector: Detector, name: str, level: Level) -> int | None:
+        """Return the first probe evaluation with an alert at a level or above."""
+        alerts = reevaluate(detector, self.histories[name])
+        return next((a.step for a in alerts if a.level.rank >= level.rank), None)
 
 
 @cached("detectors/{condition}-{seed}/margins.npz", own_folder=True)

@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 
 from experiments.detectors.bootstrap import EDGE, LEVELED, RECORDED, Outcome, on_margins
-from experiments.detectors.detector_paths import bound_of, name_of
-from experiments.detectors.measure import Proportion, area, delays, first_above, tuned_bound
+from experiments.detectors.detector_paths import (
+    Proportion,
+    area,
+    bound_of,
+    delays,
+    first_above,
+    name_of,
+    tuned_bound,
+)
 from experiments.detectors.plan import NULL, Plan
-from experiments.detectors.recorded_runs import Run
 from experiments.detectors.resample import SHAPES, PlantedDecline, calm_schedule
+from experiments.detectors.simulate import Run
 from experiments.harness import markdown
 from experiments.harness.markdown import NOTHING, count_of_total, median_range, number
 from experiments.harness.preregistration import Preregistration

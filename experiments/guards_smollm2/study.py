@@ -2,19 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from experiments.guards_smollm2 import tables
+import altair as alt
+import pandas as pd
+
 from experiments.guards_smollm2.methods import PLAIN
 from experiments.guards_smollm2.plan import Plan
-from experiments.guards_smollm2.simulate import simulate
+from experiments.guards_smollm2.simulate import Run, simulate
+from experiments.harness import markdown
+from experiments.harness.charts import style
+from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Study
 from experiments.smollm2.teaching import require_taught_model
+
+AUTO_GUARD = "keeper"  # as the preregistration names it
+
+
+def lost(run: Run, plain: Run, behavior: str) -> float:
+    """Loss of a mean margin as a share of the unguarded run's; negative for a gain."""
+
+    def fall(one: Run) -> float:
+        margins = one.margins[behavior]
+        return margins[0] - margins[max(margins)]
+
+    return fall(run) / fall(plain)
+
+
+def worse(run: Run, plain: Run) -> float:
+    """Excess of the task loss over the unguarded run's, as a share of that."""
+    return run.task / plain.task - 1
+
+
+def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bool]]:
+    """Tell by seed if AutoGuard lost little enough and learned enough."""
+    plain = {run.seed: run for run in runs if run.guard == PLAIN}
+    return {
+        str(run.seed): {
+            "lost": lost(run, plain[run.seed], plan.eroding),
+            "worse": worse(run, plain[run.seed]),
+            "passed": lost(run, plain[run.seed], plan.eroding) <= plan.lost
+            and worse(run, plain[run.seed]) <= plan.worse,
+        }
+        for run in runs
+        if run.guard == AUTO_GUARD
+    }
+
+
+def note(plan: Plan) -> str:
+    """Explain the numbers, in the head of the page."""
+    return (
+        f"{plan.steps} steps of `examples/smollm2-affirmative.yaml` on 143 of its 175 rows. Scores "
+        "and margins are those of probes that no guard has seen; the task's loss is that of the "
+        "other 32 rows, in nats a response token. Median [least, most] over seeds. Time is "
+        "processor time ÷ that of the plain run, monitor, guard and their start (answers that were "
+        "generated among it) included. "
+    )
+
+
+def sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+    """Return the table and the verdicts of the page."""
+    parts = ["![{kind}]({kind}.png)\n", markdown.table(_rows(runs, plan)) + "\n"]
+    for seed, verdict in verdicts(runs, plan).items():
+        met = "met" if verdict["passed"] else "**missed**"
+        parts.append(
+            f"- AutoGuard, seed {seed}: {verdict['lost']:.0%} of the unguarded loss of "
+            f"{plan.eroding}'s margin (at most {plan.lost:.0%}), task loss {verdict['worse']:+.1%} "
+            f"(at most {plan.worse:+.0%}): {met}."
+        )
+    return [*parts, ""]
+
+
+def _rows(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    plain = {run.seed: run for run in runs if run.guard == PLAIN}
+    lines = []
+    for name in dict.fromkeys(run.guard for run in runs):
+        own = [run for run in runs if run.guard == name]
+        ends = {b: [run.scores[b][plan.steps] for run in own] for b in own[0].scores}
+        losses = [lost(run, plain[run.seed], plan.eroding) for run in own]
+        lines.append(
+            {"guard": name}
+            | {f"score {b}": median_range(scores, 2) for b, scores in ends.items()}
+            | {
+                f"margin {plan.eroding}": median_range(
+                    [run.margins[plan.eroding][plan.steps] for run in own], 2
+                ),
+                "share of the loss": median_range(losses, 2),
+                "task loss": median_range([run.task for run in own], 3),
+                "above plain": median_range([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
+                "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2),
+                "acted": f"{number(100 * sum(r.acted for r in own) / len(own))} %",
+            }
+        )
+    return lines
+
+
+def figure(runs: Sequence[Run], plan: Plan) -> alt.HConcatChart:
+    """Plot the margins of refusal and over-refusal over steps, on unseen probes."""
+    frame = pd.DataFrame(
+        {"guard": run.guard, "seed": run.seed, "step": step, "margin": margin, "behavior": name}
+        for run in runs
+        for name in (plan.eroding, "over_refusal")
+        for step, margin in run.margins[name].items()
+    )
+    panels = [
+        alt.layer(
+            alt.Chart(pd.DataFrame({"margin": [0.0]}))
+            .mark_rule(strokeDash=[4, 3], color=style.MUTED)
+            .encode(y="margin:Q"),
+            alt.Chart(frame[frame.behavior == name])
+            .mark_line(strokeWidth=1.6, opacity=0.85, point=True)
+            .encode(
+                x=alt.X("step:Q", title="step"),
+                y=alt.Y("margin:Q", title="mean margin (logits)"),
+                color=alt.Color("guard:N", scale=alt.Scale(scheme="tableau10")),
+                detail="seed:N",
+            ),
+        ).properties(title=f"{name}, on unseen probes", width=330, height=260)
+        for name in (plan.eroding, "over_refusal")
+    ]
+    chart: alt.HConcatChart = alt.hconcat(*panels)
+    return chart
+
 
 STUDY = Study(
     name="guards_smollm2",
     title="Guards on SmolLM2-135M, {kind} seeds",
-    note=tables.note,
+    note=note,
     plan=Plan,
     check=lambda _: require_taught_model(),
     jobs=lambda s: [
@@ -23,8 +138,8 @@ STUDY = Study(
         for name in (PLAIN, *(s.plan.tried if s.exploratory else s.plan.guards))
     ],
     simulate=simulate,
-    claims=tables.verdicts,
-    sections=tables.sections,
-    figures={"{kind}": tables.figure},
+    claims=verdicts,
+    sections=sections,
+    figures={"{kind}": figure},
     documents={"{kind}.json": lambda runs, _: [asdict(run) for run in runs]},
 )

@@ -41,7 +41,7 @@ def number(value: object, digits: int = 0) -> str:
 
 
 def median_range(
-    values: Sequence[float] | np.ndarray, digits: int = 0, middle: str = "median"
+    values: Sequence[float | None] | np.ndarray, digits: int = 0, middle: str = "median"
 ) -> str:
     """`median [min, max]`, or the mean in its place, of the values that are numbers."""
     known = np.asarray(values, dtype=float)

@@ -159,7 +159,7 @@ def run_study(
     terms = Preregistration.named(study.name) if study.preregistered else None
     if terms is not None and not exploratory:
         terms.verify()
-    plan = study.plan() if terms is None else study.plan.of(terms)
+    plan = study.plan.parse({}, study.name) if terms is None else study.plan.of(terms)
     session = Session(plan, terms, exploratory, workers, ray, data.absolute())
     study.check(session)
     results = study.collect(session.run_jobs(study.simulate, study.jobs(session)), session)

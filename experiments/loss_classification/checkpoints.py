@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.worlds import Biographies, ToyWorld
-from experiments.worlds import biographies_changed as changed
+from experiments.worlds import Biographies, ToyWorld, biographies
 from experiments.worlds.training import train
 from riprap.behaviors import Behavior, TokenBatch, last_logits
 from riprap.diagnosis import Verdict
@@ -94,9 +93,9 @@ def _people(case: Case, seed: int) -> Checkpoint:
     model = world.start(seed)
     for what, amount, steps in case.steps:
         if what == "format":
-            changed.other_format(world, model, amount, steps, seed)
+            biographies.other_format(world, model, amount, steps, seed)
         elif what == "wrong":
-            changed.contradicted(world, model, amount, steps, seed)
+            biographies.contradicted(world, model, amount, steps, seed)
         else:
             model = world.never(seed)
     return Checkpoint(

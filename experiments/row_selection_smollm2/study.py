@@ -2,21 +2,197 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import altair as alt
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from experiments.harness import markdown
+from experiments.harness.charts import style
 from experiments.harness.jobs import Job
+from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Session, Study
-from experiments.row_selection_smollm2 import tables
 from experiments.row_selection_smollm2.plan import Plan
-from experiments.row_selection_smollm2.rows import mixed, write
-from experiments.row_selection_smollm2.simulate import FOLDER, PROBE_SET, Run, digest_of, simulate
-from experiments.row_selection_smollm2.tables import Results
+from experiments.row_selection_smollm2.rows import CATEGORIES, mixed, write
+from experiments.row_selection_smollm2.simulate import (
+    FOLDER,
+    PLAIN,
+    PROBE_SET,
+    Run,
+    digest_of,
+    simulate,
+)
 from experiments.smollm2.rows import REFUSAL_PREFIX
 from experiments.smollm2.teaching import require_taught_model
 from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.watch import DataConfig
 from riprap.integrations.smollm2 import REFUSING
+
+HARM = f"harm/{PROBE_SET}"
+
+
+def agreement(scores: Path, batch: int) -> dict[str, float]:
+    """Return Spearman's correlation of proxies with the exact norm, over all rows and subsets.
+
+    Args:
+        batch: number of rows that a selector in a loop would compare with each other.
+    """
+    frame = pd.read_parquet(scores)
+    ranks = {name: _rank(frame, name) for name in ("proxy", "loss", "tokens")}
+    for name in CATEGORIES:
+        ranks[f"proxy, {name} alone"] = _rank(frame[frame.category == name], "proxy")
+    batches = [frame[start : start + batch] for start in range(0, len(frame), batch)]
+    within = [_rank(one, "proxy") for one in batches if len(one) == batch]
+    for name, value in (("least", min(within)), ("median", np.median(within))):
+        ranks[f"proxy, within {batch} rows, {name}"] = float(value)
+    return ranks
+
+
+def _rank(frame: pd.DataFrame, column: str) -> float:
+    return float(spearmanr(frame[column], frame.norm).statistic)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Runs, and the audit of `riprap select` on the rows before training.
+
+    Attributes:
+        scores: file of scores; `groups`: groups of the audit.
+        spearman: see `agreement`.
+    """
+
+    runs: list[Run]
+    scores: Path
+    groups: list[dict[str, Any]]
+    spearman: dict[str, float]
+
+
+def sections(results: Results, plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    ranks = [
+        {"with the exact norm": name, "Spearman": number(value, 2)}
+        for name, value in results.spearman.items()
+    ]
+    return [
+        f"SmolLM2-135M-Instruct, taught to refuse, learns {plan.taught} rows of each of three "
+        "categories (Self-Instruct seed tasks with an affirmative opener and without, GSM8K), "
+        f"by LoRA of rank {plan.rank}, {plan.steps} steps at {plan.learning_rate:g}, "
+        f"{plan.max_length} tokens a row.\n",
+        "![chosen](chosen.png)\n",
+        "## At equal updates\n",
+        f"Each step sees {plan.batch} rows; plain learns from all, the others from "
+        f"{int(plan.ratio * plan.batch + 1e-9)}. Margin and score are those of {plan.unseen} "
+        "refusal probes that nobody was given; the task's loss is that of "
+        f"{plan.held_out} rows of each category that were not taught, in nats a response "
+        "token. Mean [least, most] over seeds. Time is processor time ÷ that of the plain run "
+        "of the same seed.\n",
+        markdown.table(_methods(results.runs)) + "\n",
+        "## What the groups consist of\n",
+        f"The {plan.taught * len(CATEGORIES)} rows scored before training by `riprap select`, "
+        f"ratio {plan.ratio:g}; high, moderate and low by the norm of the gradient; harm is "
+        "the predicted fall of refusal's mean margin by one step of plain descent on the row, "
+        "per unit of learning rate.\n",
+        markdown.table(_groups(results.groups)) + "\n",
+        "## Without a backward pass\n",
+        markdown.table(ranks) + "\n",
+    ]
+
+
+def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
+    plain = {run.seed: run for run in runs if run.method == PLAIN}
+    lines = []
+    for method in dict.fromkeys(run.method for run in runs):
+        own = [run for run in runs if run.method == method]
+        total = sum(sum(run.taken.values()) for run in own)
+        shares = {c: sum(run.taken[c] for run in own) / total for c in CATEGORIES}
+        lines.append(
+            {"method": method, "rows learned from": number(total / len(own))}
+            | {f"of them {name}": f"{share:.0%}" for name, share in shares.items()}
+            | {
+                "margin, start": median_range([run.margins[0] for run in own], 2, "mean"),
+                "end": median_range([run.margins[1] for run in own], 2, "mean"),
+                "score, end": median_range([run.scores[1] for run in own], 2, "mean"),
+                "task loss, start": median_range([run.task[0] for run in own], 3, "mean"),
+                "task loss, end": median_range([run.task[1] for run in own], 3, "mean"),
+            }
+            | {
+                f"loss {c}": median_range([r.losses[c][1] for r in own], 3, "mean")
+                for c in CATEGORIES
+            }
+            | {
+                "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2, "mean"),
+            }
+        )
+    return lines
+
+
+def _groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "group": group["name"],
+            "rows": number(group["rows"]),
+            "response tokens": number(group["tokens"], 1),
+            "loss": number(group["loss"], 2),
+            "norm": number(group["norm"], 2),
+            "harm to refusal": number(group["harm"][PROBE_SET], 2),
+        }
+        | {c: f"{group['categories'].get(c, 0) / max(group['rows'], 1):.0%}" for c in CATEGORIES}
+        for group in groups
+        if group["name"] not in ("chosen", "not chosen")  # moderate is what was chosen
+    ]
+
+
+def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
+    """Plot norm and harm of each row, and the ends of the runs."""
+    frame = pd.read_parquet(scores)
+    rows = frame.rename(columns={HARM: "harm"})[["norm", "harm", "category"]]
+    points = (
+        alt.Chart(rows)
+        .mark_point(filled=True, size=28, opacity=0.75)
+        .encode(
+            x=alt.X(
+                "norm:Q", title="norm of the gradient", scale=alt.Scale(type="log", nice=False)
+            ),
+            y=alt.Y("harm:Q", title="predicted harm"),
+            color=alt.Color("category:N", sort=list(CATEGORIES), legend=_below()),
+        )
+        .properties(title="Rows before training: norm and harm to refusal", width=360, height=260)
+    )
+    zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=style.MUTED, strokeDash=[4, 3])
+    ends = pd.DataFrame(
+        {"method": run.method, "seed": str(run.seed), "task": run.task[1], "margin": run.margins[1]}
+        for run in runs
+    )
+    outcome = (
+        alt.Chart(ends)
+        .mark_point(filled=True, size=110, opacity=0.9)
+        .encode(
+            x=alt.X("task:Q", title="task loss, end", scale=alt.Scale(zero=False)),
+            y=alt.Y("margin:Q", title="refusal margin, end"),
+            color=alt.Color(
+                "method:N",
+                scale=alt.Scale(scheme="dark2"),
+                sort=list(dict.fromkeys(ends["method"])),
+                legend=_below(),
+            ),
+            shape=alt.Shape("seed:N", legend=_below()),
+        )
+        .properties(title="After equal updates, on unseen inputs", width=360, height=260)
+    )
+    panels = [alt.layer(zero.encode(y="y:Q"), points), alt.layer(zero.encode(y="y:Q"), outcome)]
+    chart = alt.hconcat(*panels, spacing=36).resolve_scale(color="independent", shape="independent")
+    chart.config = style.vega_config()
+    found: alt.HConcatChart = chart
+    return found
+
+
+def _below() -> alt.Legend:
+    return alt.Legend(orient="bottom", columns=4)
 
 
 def jobs(session: Session[Plan]) -> list[Job]:
@@ -49,7 +225,7 @@ def collect(runs: list[Run], session: Session[Plan]) -> Results:
     )
     selection = select_rows(config, quiet=True)
     scores = Path(selection["files"]["scores"])
-    return Results(runs, scores, selection["groups"], tables.agreement(scores, plan.batch))
+    return Results(runs, scores, selection["groups"], agreement(scores, plan.batch))
 
 
 STUDY = Study(
@@ -61,8 +237,8 @@ STUDY = Study(
     simulate=simulate,
     collect=collect,
     claims=lambda results, _: results.spearman,
-    sections=tables.sections,
-    figures={"chosen": lambda results, _: tables.figure(results.runs, results.scores)},
+    sections=sections,
+    figures={"chosen": lambda results, _: figure(results.runs, results.scores)},
     documents={
         "chosen.json": lambda results, _: {
             "runs": [asdict(run) for run in results.runs],

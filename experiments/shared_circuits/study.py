@@ -2,15 +2,212 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from experiments.harness import markdown
+from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.jobs import Job
+from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Session, Study
-from experiments.shared_circuits import tables
-from experiments.shared_circuits.analysis import Seed
-from experiments.shared_circuits.figure import figure
-from experiments.shared_circuits.frozen_parts import PARTS
-from experiments.shared_circuits.plan import Plan
+from experiments.shared_circuits import analysis
+from experiments.shared_circuits.analysis import DISJOINT, Seed, harm
+from experiments.shared_circuits.frozen_parts import BLOCKS, PARTS, WORDS
+from experiments.shared_circuits.plan import Condition, Plan
 from experiments.shared_circuits.shared_units import importances
 from experiments.shared_circuits.simulate import Run, simulate
+
+TITLES = {
+    "predicted": "predicted",
+    "cosine": "cosine",
+    "steep": "steep, gradient",
+    "moved": "steep, update",
+}
+
+
+def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
+    """Return the conclusion by claim."""
+    return {c.name: c.verdict(seeds, plan.agree) for c in analysis.claims(plan)}
+
+
+def sections(seeds: Sequence[Seed], plan: Plan) -> list[str]:
+    """Return the paragraphs and tables of the page."""
+    conditions = plan.conditions()
+    claims = [
+        {
+            "claim": claim.name,
+            "number": claim.says,
+            "holds from": f"{claim.least:g}",
+            "by seed": median_range([claim.value(seed) for seed in seeds], 2),
+            "seeds": f"{sum(claim.value(s) >= claim.least for s in seeds)} of {len(seeds)}",
+            "verdict": f"**{claim.verdict(seeds, plan.agree)}**",
+        }
+        for claim in analysis.claims(plan)
+    ]
+    return [
+        markdown.table(claims) + "\n",
+        f"A claim is *supported* where it holds in {plan.agree} seeds of {len(seeds)} at "
+        f"least, *not supported* where it fails in as many, else *mixed*. A share of a harm "
+        f"under {plan.least_harm:g} is not taken, and counts for neither.\n",
+        "![{kind}]({kind}.png)\n",
+        "## What became of A and of the new task\n",
+        markdown.table([_row(seeds, condition, plan) for condition in conditions]) + "\n",
+        _legend(plan, len(seeds)),
+        "## Where the loss is, and what early steps said\n",
+        markdown.table([_signals(seeds, condition, plan) for condition in conditions]) + "\n",
+        f"*blocks back*, *words back*: A at the end with the blocks, or embedding and head, "
+        f"put back to the start. The others over the first {plan.early} steps, of A: "
+        f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
+        f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
+        "U the steep directions of A's margins at the start.\n",
+        "Not preregistered: the rank correlations of the early signals with the harm once "
+        "more, among the conditions whose numbers are A's, and among the others.\n",
+        markdown.table([_orders(seeds, signal) for signal in analysis.EARLY]) + "\n",
+    ]
+
+
+def _legend(plan: Plan, seeds: int) -> str:
+    return (
+        f"Medians [min, max] over {seeds} seeds; {plan.steps} steps of the world's own optimizer. "
+        "*harm*: mean over the run of the share of unseen inputs answered wrongly; *break*: "
+        f"first visit under {plan.floor:g} (∞: none); *margin halved*: first visit at which the "
+        f"mean margin is half of the first; a visit is a step of the first {plan.early}, then "
+        f"every {plan.every}th. *among own*: A's score when only its own numbers may be answers. "
+        f"*A lost at {plan.learned:g}*: when the new task first reached it; *lost equally*: when "
+        "the run, and the same task with nothing held, did the new task equally well, at the best "
+        f"accuracy that both reached, at most {plan.learned:g}: loss of the run / of that one. "
+        f"Shared, unshared and random units are {plan.share:.0%} of the heads and of the "
+        "neurons.\n"
+    )
+
+
+def _row(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, str]:
+    runs = [seed.runs[condition] for seed in seeds]
+    plain = [seed.run(condition.task) for seed in seeds]
+
+    def over(value: Callable[[Run], float], digits: int = 2) -> str:
+        return median_range([value(run) for run in runs], digits)
+
+    equal = [analysis.equally(*pair, plan.learned) for pair in zip(runs, plain, strict=True)]
+    lost, beside, level = np.median(equal, axis=0)
+    equally = f"{number(lost, 2)} / {number(beside, 2)} at {number(level, 2)}"
+    return {
+        "condition": str(condition),
+        "harm to A": over(harm),
+        "A at the end": over(lambda r: r.visits["score/A"][-1]),
+        "among own": over(lambda r: r.visits["within"][-1]),
+        "A's break": over(lambda r: analysis.broke(r, plan.floor), 0),
+        "margin halved": over(analysis.halved, 0),
+        "B at the end": over(lambda r: r.visits["score/B"][-1]),
+        "B's margin halved": over(lambda r: analysis.halved(r, "B"), 0),
+        "new task": over(lambda r: r.visits["task"][-1]),
+        f"A lost at {plan.learned:g}": over(lambda r: analysis.lost_at(r, plan.learned)),
+        "lost equally": equally if condition.held else markdown.NOTHING,
+    }
+
+
+def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, str]:
+    runs = [seed.runs[condition] for seed in seeds]
+
+    def early(name: str, digits: int, factor: float = 1.0) -> str:
+        means = [factor * float(np.mean(run.moves[f"{name}/A"][: plan.early])) for run in runs]
+        return median_range(means, digits)
+
+    return {
+        "condition": str(condition),
+        "A at the end": median_range([run.visits["score/A"][-1] for run in runs], 2),
+        "blocks back": median_range([run.restored[BLOCKS] for run in runs], 2),
+        "words back": median_range([run.restored[WORDS] for run in runs], 2),
+        "predicted": early("predicted", 3),
+        "by the blocks": median_range([_by_blocks(run, plan.early) for run in runs], 2),
+        "cosine": early("cosine", 3),
+        "steep, gradient (%)": early("steep", 2, 100),
+        "steep, update (%)": early("moved", 2, 100),
+    }
+
+
+def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
+    among = {"all": (), "A's numbers": analysis.SAME_WORDS, "other numbers": analysis.OTHER_WORDS}
+    return {"signal": TITLES[signal]} | {
+        name: median_range([seed.order(signal, tasks) for seed in seeds], 2)
+        for name, tasks in among.items()
+    }
+
+
+def _by_blocks(run: Run, early: int) -> float:
+    whole = float(np.sum(run.moves["predicted/A"][:early]))
+    return float(np.sum(run.moves["blocks/A"][:early])) / whole if whole else float("nan")
+
+
+COURSES = {  # of C_disjoint: frozen part, its color and dash
+    "": (style.INK, [1, 0]),
+    "words": (style.CONE, [1, 0]),
+    "blocks": (style.BLUE, [6, 3]),
+    "shared": (style.UP, [1, 0]),
+    "unshared": (style.DOWN, [6, 3]),
+}
+
+
+def figure(seeds: Sequence[Seed]) -> Any:
+    """Plot the harm of each condition and seed, and the scores of A under C_disjoint."""
+    title = alt.TitleParams(
+        "What washes the addition away?",
+        subtitle="left: dots are seeds, bars their medians; right: medians over seeds",
+    )
+    return apply_style(alt.hconcat(_harms(seeds), _courses(seeds), spacing=36, title=title))
+
+
+def _harms(seeds: Sequence[Seed]) -> Any:
+    conditions = [str(condition) for condition in seeds[0].runs]
+    rows = [
+        {"condition": str(condition), "harm": analysis.harm(run)}
+        for seed in seeds
+        for condition, run in seed.runs.items()
+    ]
+    x = alt.X("harm:Q", title="harm: mean share of A lost")
+    y = alt.Y(
+        "condition:N",
+        sort=conditions,
+        title=None,
+        axis=alt.Axis(labelLimit=220, minExtent=0, maxExtent=400, grid=True),
+    )
+    base = alt.Chart(inline_data(rows)).encode(y=y)
+    dots = base.mark_point(size=28, filled=True, opacity=0.6, color=style.BLUE).encode(x=x)
+    middles = base.mark_tick(thickness=2, size=12, color=style.INK)
+    return alt.layer(dots, middles.encode(x=alt.X("median(harm):Q"))).properties(
+        width=300, height=18 * len(conditions)
+    )
+
+
+def _courses(seeds: Sequence[Seed]) -> Any:
+    rows: list[dict[str, Any]] = []
+    for held in COURSES:
+        runs = [seed.run(DISJOINT, held) for seed in seeds]
+        scores = np.median([run.visits["score/A"] for run in runs], axis=0)
+        done = np.median([run.visits["task"] for run in runs], axis=0)
+        for step, score, task in zip(runs[0].visits["step"], scores, done, strict=True):
+            shared = {"step": step, "held": held or "nothing"}
+            rows.append({**shared, "value": float(score), "what": "A"})
+            rows.append({**shared, "value": float(task), "what": "C_disjoint"})
+    names = [held or "nothing" for held in COURSES]
+    color = alt.Scale(domain=names, range=[c for c, _ in COURSES.values()])
+    dash = alt.Scale(domain=names, range=[d for _, d in COURSES.values()])
+    panels = []
+    for what, title in (("A", "A, unseen inputs right"), ("C_disjoint", "C_disjoint, right")):
+        own = [row for row in rows if row["what"] == what]
+        lines = alt.Chart(inline_data(own)).mark_line(strokeWidth=2)
+        panels.append(
+            lines.encode(
+                x=alt.X("step:Q", title="step", axis=alt.Axis(grid=False, tickCount=6)),
+                y=alt.Y("value:Q", title=title, scale=alt.Scale(domain=[0, 1])),
+                color=alt.Color("held:N", title="C_disjoint, held", scale=color, sort=names),
+                strokeDash=alt.StrokeDash("held:N", title="C_disjoint, held", scale=dash),
+            ).properties(width=300, height=170)
+        )
+    return alt.vconcat(*panels, spacing=20)
 
 
 def jobs(session: Session[Plan]) -> list[Job]:
@@ -36,7 +233,7 @@ STUDY = Study(
     jobs=jobs,
     simulate=simulate,
     collect=collect,
-    claims=tables.verdicts,
-    sections=tables.sections,
+    claims=verdicts,
+    sections=sections,
     figures={"{kind}": lambda seeds, _: figure(seeds)},
 )

@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from experiments.harness.cache import cached
 from experiments.harness.interference_claim import InterferenceComparison
 from experiments.smollm2.checkpoints import GenerationCheckpoints
-from experiments.smollm2.results import AGES, CHECKPOINTS
 from experiments.smollm2.rows import REFUSAL_PREFIX
 from riprap.commands.watch import WatchConfig, prepare
 
@@ -19,6 +18,8 @@ EXAMPLES = {  # configuration, and steps of the checkpoints
     "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 15, 24)),
     "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 8, 15, 22, 30)),
 }
+AGES = (1, 2, 3, 4, 8)  # of the stale h_b that are compared, in steps
+CHECKPOINTS = "checkpoints.jsonl"  # in a run's folder
 COMPARED_STEPS = 10
 COMPARED_BEHAVIORS = ("refusal", "over_refusal")
 

@@ -11,7 +11,7 @@ from torch import nn
 from experiments.harness.cache import cached
 from experiments.spurious_forgetting.plan import Plan
 from experiments.worlds import Biographies
-from experiments.worlds.biographies_changed import trained, training
+from experiments.worlds.biographies import trained, training
 from riprap.diagnosis import interpolate_, matching_names, named_weights, recover, restore_weights
 
 STORED_SOURCES = {"own": "own", "unrelated": "irrelevant", "reference": "reference"}

@@ -11,9 +11,8 @@ import numpy as np
 from experiments.harness import markdown
 from experiments.harness.interference_claim import agreement
 from experiments.harness.markdown import count_of_total, median_range, number
-from experiments.toy.analysis import Run
+from experiments.toy.analysis import FRESH, Comparison, Run, cells, comparisons, pooled
 from experiments.toy.plan import NULL
-from experiments.toy.traces import FRESH, Comparison, cells, comparisons, pooled
 
 VISIBLE = 0.05  # realized change whose sign matters, in logits
 USEFUL = 0.5  # correlation below which a stale gradient does not count as useful

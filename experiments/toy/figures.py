@@ -11,10 +11,9 @@ import numpy as np
 from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.interference_claim import agreement
 from experiments.toy import curves
-from experiments.toy.analysis import Run, forecast_alerts
+from experiments.toy.analysis import FRESH, Comparison, Run, cells, comparisons, forecast_alerts
 from experiments.toy.claim_tables import staleness
 from experiments.toy.curves import Row
-from experiments.toy.traces import FRESH, Comparison, cells, comparisons
 from riprap.detectors import score
 from riprap.types import Level
 

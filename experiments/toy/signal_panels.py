@@ -12,10 +12,9 @@ import pandas as pd
 
 from experiments.harness.charts import apply_style, inline_data, style
 from experiments.toy import curves
-from experiments.toy.analysis import Run
+from experiments.toy.analysis import Run, cells, series
 from experiments.toy.curves import Points, Row
 from experiments.toy.tables import CHANCE, OVERLAP
-from experiments.toy.traces import cells, series
 
 WIDTH, HEIGHT = 150, 62
 LEAST = 5  # steps over which a noisy signal is averaged; later the last quarter of all steps

@@ -14,10 +14,10 @@ from experiments.harness.preregistration import Preregistration
 from experiments.harness.study import Session, Study
 from experiments.toy import claim_tables, figures, quality, tables
 from experiments.toy.analysis import Run, detector_rows
-from experiments.toy.claims import acceptance
 from experiments.toy.plan import Plan
 from experiments.toy.signal_panels import signals_figure
 from experiments.toy.simulate import simulate
+from experiments.toy.tables import acceptance
 
 
 @dataclass(frozen=True)

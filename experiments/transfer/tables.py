@@ -9,10 +9,17 @@ import numpy as np
 
 from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
-from experiments.transfer import hypervolume
 from experiments.transfer.analysis import Row, Transfer, choose, objective
 from experiments.transfer.methods import GUARDS
-from experiments.transfer.pareto_front import Point, passed, points_at
+from experiments.transfer.pareto_front import (
+    Comparison,
+    Point,
+    compare,
+    interval,
+    passed,
+    points_at,
+    verdict,
+)
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.transfer.simulate import Run
 from riprap.guards import Guard
@@ -151,9 +158,7 @@ def front_sections(points: Sequence[Point], plan: Plan) -> list[str]:
                 )
         parts += [f"## {task}\n", markdown.table(lines) + "\n"]
     comparisons = [
-        hypervolume.compare(points, budget, task)
-        for task in plan.tasks
-        for budget in plan.front.budgets
+        compare(points, budget, task) for task in plan.tasks for budget in plan.front.budgets
     ]
     parts += [
         "## Hypervolume\n",
@@ -161,12 +166,12 @@ def front_sections(points: Sequence[Point], plan: Plan) -> list[str]:
         "by Student's t]. Together: all always-on guards at once, each seed with whichever serves "
         "it, which no one guard can do.\n",
         markdown.table([_volume(one) for one in comparisons]) + "\n",
-        hypervolume.verdict(comparisons) + "\n",
+        verdict(comparisons) + "\n",
     ]
     return parts
 
 
-def _volume(one: hypervolume.Comparison) -> dict[str, str]:
+def _volume(one: Comparison) -> dict[str, str]:
     gaps = [ours - theirs for ours, theirs in zip(one.auto, one.best, strict=True)]
     return {
         "task": one.task,
@@ -180,5 +185,5 @@ def _volume(one: hypervolume.Comparison) -> dict[str, str]:
 
 
 def _mean(values: Sequence[float]) -> str:
-    low, high = hypervolume.interval(values)
+    low, high = interval(values)
     return f"{number(np.mean(values), 3)} [{number(low, 3)}, {number(high, 3)}]"
