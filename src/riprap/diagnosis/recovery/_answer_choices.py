@@ -81,12 +81,19 @@ class AnswerTable:
     def select(self, rows: Sequence[int]) -> AnswerTable:
         """Return the table of some of the probes, with weights that sum to 1 again."""
         rows = list(rows)
-        columns: dict[str, Any] = {
-            name: None if (column := getattr(self, name)) is None else column[rows]
-            for name in ("answer_scores", "correct", "first_choice", "is_known_answer")
-        }
-        weights = self.weights[rows] / self.weights[rows].sum()
-        return replace(self, margins=self.margins[rows], weights=weights, **columns)
+
+        def cut(column: Any) -> Any:
+            return None if column is None else column[rows]
+
+        return replace(
+            self,
+            margins=self.margins[rows],
+            weights=self.weights[rows] / self.weights[rows].sum(),
+            answer_scores=cut(self.answer_scores),
+            correct=cut(self.correct),
+            first_choice=cut(self.first_choice),
+            is_known_answer=cut(self.is_known_answer),
+        )
 
 
 def weighted_share(holds: NDArray[Any], weights: Array) -> float:
