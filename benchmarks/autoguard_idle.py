@@ -1,11 +1,11 @@
-"""How often the Keeper acts where nothing is being washed away.
+"""Measure how often AutoGuard acts when no behavior is in danger.
 
-    python benchmarks/keeper_idle.py [--tasks null C_context C --seeds 310 311 312 --steps 1000]
+    python benchmarks/autoguard_idle.py [--tasks null C_context C --seeds 310 311 312 --steps 1000]
 
-The toy world with facts goes on with its old mix (`null`), or learns a new task from a quarter of
-each batch while the rest is of the old mix, by which no behaviour is lost. One row a task and seed:
-share of the steps that the Keeper changed, scores at the end of the run with it and of one without
-any guard, on inputs that no guard has seen, and the accuracy on the new task.
+The toy world with facts continues with its old mix (`null`), or learns a new task from a quarter of
+each batch while the rest is of the old mix, so that no behavior is lost. One row for each task and
+seed: the share of steps that AutoGuard changed, the scores at the end of the run with it and
+without any guard, on inputs that no guard has seen, and the accuracy on the new task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NULL = "null"
 
 
 def batches(world: FactsWorld, task: str, seed: int) -> Iterator[Examples]:
-    """The old mix; or three quarters of it and a quarter of a new task."""
+    """Return batches of the old mix, or of three quarters of it and a quarter of a new task."""
     if task == NULL:
         return world.batches(task, seed=seed)
     new = world.config.batch // 4
@@ -36,14 +36,14 @@ def batches(world: FactsWorld, task: str, seed: int) -> Iterator[Examples]:
 
 
 def train(task: str, seed: int, steps: int, guarded: bool) -> tuple[float, str, float]:
-    """Share of the steps that were changed, scores on unseen inputs, accuracy on the new task."""
+    """Return the share of changed steps, scores on unseen inputs, and new-task accuracy."""
     world = FactsWorld()
     model = world.start(seed).train()
     optimizer, data = world.optimizer(model), batches(world, task, seed)
     monitor = Monitor(world.behaviors())
     if guarded:
-        keeper = guards.AutoGuard(replay=guards.SelfDistillationBuffer(world.pools()))
-        monitor.begin(model, optimizer, keeper)
+        guard = guards.AutoGuard(replay=guards.SelfDistillationBuffer(world.pools()))
+        monitor.begin(model, optimizer, guard)
     for _ in track(range(steps), description=f"{task}, seed {seed}", transient=True):
         world.loss(model, next(data)).backward()
         optimizer.step()
@@ -60,15 +60,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[310, 311, 312])
     parser.add_argument("--tasks", nargs="+", default=[NULL, "C_context", "C"])
     parser.add_argument("--steps", type=int, default=1000)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     names = ", ".join(FactsWorld().old)
-    print(f"| task | seed | steps it changed | with it: {names} | without | new task |")
+    print(f"| task | seed | steps changed | with it: {names} | without | new task |")
     print("|---|---|---|---|---|---|")
-    for task in asked.tasks:
-        for seed in asked.seeds:
-            acted, kept, learned = train(task, seed, asked.steps, guarded=True)
-            _, plain, _ = train(task, seed, asked.steps, guarded=False)
+    for task in args.tasks:
+        for seed in args.seeds:
+            acted, kept, learned = train(task, seed, args.steps, guarded=True)
+            _, plain, _ = train(task, seed, args.steps, guarded=False)
             print(
                 f"| {task} | {seed} | {acted:.1%} | {kept} | {plain} | {learned:.2f} |", flush=True
             )

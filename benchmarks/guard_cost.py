@@ -1,15 +1,15 @@
-"""What a guard costs, as ratios to a plain step in the same process.
+"""Measure what a guard costs, in steps of plain training in the same process.
 
     python benchmarks/guard_cost.py [--rounds 8 --task C]
 
-The toy world, three behaviours, a task that washes them away, each guard at its default refresh. A
-round is 20 steps, in which every protected gradient is taken afresh once; rounds of plain training,
-of a monitor, and of a monitor with each guard are interleaved, and compared round by round: medians
-of the ratios, in this process's own time. `guard itself` is what it takes to decide, SafeGrad's own
-passes included; to that come visits to the probes, for protected gradients that are fresh enough,
-and those that the monitor makes where a behaviour is about to break, which differ from run to run.
-The start (OGD's is the dearest) is told apart, in plain steps. With `--task null` nothing is washed
-away, and the Keeper's row is what it costs while it is idle.
+Setup: the toy world, three behaviors, a task that erases them, each guard at its default refresh. A
+round is 20 steps, in which every protected gradient is recomputed once. Rounds of plain training,
+of a monitor, and of a monitor with each guard are interleaved and compared round by round: medians
+of the ratios, in this process's own time. `guard itself` is the time of the decision, including
+SafeGrad's own passes. The rest is probe evaluations: for fresh protected gradients, and those that
+the monitor adds when a behavior is about to break, which differ between runs. The start (OGD's is
+the most expensive) is reported separately, in plain steps. With `--task null` nothing is erased,
+and the row of AutoGuard is its cost while it is idle.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from riprap.guards import Guard, GuardView, Proposal
 from riprap.monitor import Monitor
 
 SEED = 1000
-STEPS, WARM = 20, 2  # of a round; rounds that are not counted
+STEPS, WARM = 20, 2  # steps a round; warm-up rounds
 GUARDS: dict[str, Callable[[], Guard]] = {
     "AGEM": guards.AGEM,
     "GEM": guards.GEM,
@@ -41,7 +41,7 @@ GUARDS: dict[str, Callable[[], Guard]] = {
     "SafeGrad": guards.SafeGrad,
     "GPM": guards.GPM,
     "TwoSidedGPM": guards.TwoSidedGPM,
-    "Keeper": lambda: guards.AutoGuard(replay=guards.SelfDistillationBuffer(ToyWorld().pools())),
+    "AutoGuard": lambda: guards.AutoGuard(replay=guards.SelfDistillationBuffer(ToyWorld().pools())),
 }
 
 
@@ -55,28 +55,28 @@ class Run:
         self._step = case.stepper(self.model, optimizer, batches)
         self.seconds: list[float] = []
         self.own: list[float] = []
-        self.own_before = 0.0  # of that, what the warming up took
+        self.own_before = 0.0  # of the warm-up rounds
         if guard is not None:
-            for moment in ("on_gradients", "on_update"):
-                setattr(guard, moment, self._timed(getattr(guard, moment)))
+            for hook in ("on_gradients", "on_update"):
+                setattr(guard, hook, self._timed(getattr(guard, hook)))
         self.monitor = Monitor(case.behaviors(self.model)) if monitored else None
         begun = time.process_time()
         if self.monitor is not None:
             self.monitor.begin(self.model, optimizer, guard)
         self.start = time.process_time() - begun
 
-    def _timed(self, moment: Callable[[GuardView], Proposal | None]) -> Any:
+    def _timed(self, hook: Callable[[GuardView], Proposal | None]) -> Any:
         def timed(view: GuardView) -> Proposal | None:
             begun = time.process_time()
             try:
-                return moment(view)
+                return hook(view)
             finally:
                 self.own.append(time.process_time() - begun)
 
         return timed
 
     def round(self) -> None:
-        """One round of steps."""
+        """Run one round of steps."""
         if len(self.seconds) == WARM:
             self.own_before = sum(self.own)
         begun = time.process_time()
@@ -85,12 +85,12 @@ class Run:
         self.seconds.append((time.process_time() - begun) / STEPS)
 
     def against(self, other: Run) -> float:
-        """Median ratio of its rounds to another's; the first ones warm up."""
+        """Return the median ratio of its rounds to another's, without the warm-up."""
         pairs = zip(self.seconds[WARM:], other.seconds[WARM:], strict=True)
         return statistics.median(own / plain for own, plain in pairs)
 
     def own_share(self, plain: Run) -> float:
-        """Time that the guard itself took, in plain steps."""
+        """Return the time of the guard itself, in plain steps."""
         steps = STEPS * len(self.seconds[WARM:])
         spent = sum(self.own) - self.own_before
         return spent / steps / statistics.median(plain.seconds[WARM:])
@@ -107,11 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="C", help="C, C_disjoint, C_context or null")
     parser.add_argument("--rounds", type=int, default=8)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    plain, watched = Run(asked.task, False, None), Run(asked.task, True, None)
-    runs = {name: Run(asked.task, True, make()) for name, make in GUARDS.items()}
-    for _ in track(range(WARM + asked.rounds), description="rounds", transient=True):
+    plain, watched = Run(args.task, False, None), Run(args.task, True, None)
+    runs = {name: Run(args.task, True, make()) for name, make in GUARDS.items()}
+    for _ in track(range(WARM + args.rounds), description="rounds", transient=True):
         for run in (plain, watched, *runs.values()):
             run.round()
     step = statistics.median(plain.seconds[WARM:])
