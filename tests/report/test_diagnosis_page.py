@@ -76,15 +76,15 @@ def page(*behaviors: BehaviorDiagnosis) -> Diagnosis:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_the_verdict_is_a_sentence(verdict: Verdict) -> None:
-    text = text_of.headline(made(verdict))
+    text = text_of.diagnosis_headline(made(verdict))
     assert text.startswith("Refusal: ") and text.endswith(".") and "nan" not in text
     assert ("still can" in text) == (verdict is Verdict.ALIGNMENT)
     assert text_of.badge(made(verdict)) == (text_of.BADGES[verdict], str(verdict))
     assert (
         "still can: 10 examples restore 92% of the lost score, 10 unrelated ones 10%"
-        in text_of.headline(made())
+        in text_of.diagnosis_headline(made())
     )
-    assert "still can:" not in text_of.headline(made(back=0.1))
+    assert "still can:" not in text_of.diagnosis_headline(made(back=0.1))
 
 
 def test_what_was_not_run_says_why() -> None:
@@ -97,7 +97,7 @@ def test_what_was_not_run_says_why() -> None:
     assert "at 50% of the path" in states["linear path"].text
     assert all(line.status == "NOT_RUN" and line.text for line in text_of.evidence(kept()))
     lone = BehaviorDiagnosis("refusal", 0.9, missing={"probes": "it passes 2"})
-    assert text_of.headline(lone) == "Refusal: not measured; it passes 2."
+    assert text_of.diagnosis_headline(lone) == "Refusal: not measured; it passes 2."
     doubtful = text_of.evidence(made(Verdict.INSUFFICIENT))[0]
     assert doubtful.status == "INSUFFICIENT" and "so it is" in doubtful.text
 

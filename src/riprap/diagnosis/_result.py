@@ -6,13 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from riprap.diagnosis.evidence._divergence import Divergence
-from riprap.diagnosis.evidence._linear_decodability import Decodability
-from riprap.diagnosis.evidence._linear_path import PathProfile
-from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing
-from riprap.diagnosis.recovery._recover import Recovery
-from riprap.diagnosis.recovery._verdict import MIN_SCORE_DROP
-from riprap.diagnosis.repair._evaluator import Repair
+from riprap.diagnosis.evidence import Decodability, Divergence, PathProfile, PrefixForcing
+from riprap.diagnosis.recovery import MIN_SCORE_DROP, Recovery
+from riprap.diagnosis.repair import Repair
 
 
 def has_loss(score_before: float, score_now: float, floor: float) -> bool:

@@ -21,6 +21,7 @@ from riprap.report._audit_page import (
 from riprap.report._basin import basin_figure, drift_figure, plane_figure
 from riprap.report._charts import apply_style, run_figure, save_figure
 from riprap.report._diagnosis_page import write_diagnosis
+from riprap.report._diagnosis_text import describe_repair, diagnosis_headline
 from riprap.report._divergence import divergence_figure
 from riprap.report._panels import inline_data
 from riprap.report._report_page import write_report
@@ -36,6 +37,8 @@ __all__ = [
     "apply_style",
     "audit_summary",
     "basin_figure",
+    "describe_repair",
+    "diagnosis_headline",
     "divergence_figure",
     "drift_figure",
     "group_rows",

@@ -69,7 +69,7 @@ def badge(behavior: BehaviorDiagnosis) -> tuple[str, str]:
     return BADGES[behavior.recovery.verdict], str(behavior.recovery.verdict)
 
 
-def headline(behavior: BehaviorDiagnosis) -> str:
+def diagnosis_headline(behavior: BehaviorDiagnosis) -> str:
     """Return the result for a behavior in one sentence."""
     name = title(behavior.name)
     if not behavior.probes:

@@ -39,8 +39,7 @@ from riprap.diagnosis import (
     merged_weights,
 )
 from riprap.errors import ConfigError
-from riprap.report import _diagnosis_text as text
-from riprap.report import write_diagnosis
+from riprap.report import describe_repair, diagnosis_headline, write_diagnosis
 
 DATA_FILE = "diagnosis.json"
 
@@ -190,7 +189,7 @@ def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig
         "behaviors": {one.name: _summarize(one) for one in diagnosis.behaviors},
         "lost": lost,
         "broken": [one.name for one in diagnosis.behaviors if one.is_broken],
-        "cheapest": None if cheapest is None else text.describe_repair(cheapest),
+        "cheapest": None if cheapest is None else describe_repair(cheapest),
         "saved": str(config.save_repair) if config.save_repair and is_saved else None,
         "peak": diagnosis.peak_memory,
         "seconds": diagnosis.seconds,
@@ -202,7 +201,7 @@ def _summarize(behavior: BehaviorDiagnosis) -> dict[str, Any]:
     return {
         "verdict": None if recovery is None else str(recovery.verdict),
         "reason": behavior.missing.get("probes") if recovery is None else recovery.reason,
-        "summary": text.headline(behavior),
+        "summary": diagnosis_headline(behavior),
         "before": to_json(behavior.score_before),
         "now": to_json(behavior.score_now),
         "floor": behavior.floor,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riprap._extras import require
 from riprap.diagnosis._weight_sources import Weights, restore_weights
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.errors import ConfigError
@@ -95,6 +96,7 @@ def _reset_adapters(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _fresh_adapters(model: nn.Module) -> Iterator[list[Tensor]]:
     """Add fresh adapters to all linear layers; remove them on exit."""
+    require("hf", "peft")
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
