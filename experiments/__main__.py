@@ -101,7 +101,7 @@ def _run(study: Study[Any, Any], arguments: Sequence[str]) -> int:
     parser.add_argument("--ray", nargs="?", const="auto", metavar="ADDRESS", help=text)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of public data sets")
-    titles = {name: stage.title for name, stage in study.stages.items()}
+    titles = {name: f"make {stage.page}" for name, stage in study.stages.items()}
     titles |= {name: (act.__doc__ or "").splitlines()[0] for name, act in study.actions.items()}
     stages = parser.add_mutually_exclusive_group() if titles else parser
     for name, title in titles.items():

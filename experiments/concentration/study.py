@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -17,7 +17,7 @@ from experiments.concentration.simulate import REAL, TOY, BehaviorMeasures, simu
 from experiments.harness import markdown
 from experiments.harness.charts import apply_style, style
 from experiments.harness.jobs import Job
-from experiments.harness.markdown import number
+from experiments.harness.markdown import fill, number
 from experiments.harness.study import Session, Study
 from experiments.smollm2.teaching import require_taught_model
 from riprap.diagnosis import Estimate
@@ -43,60 +43,37 @@ def verdicts(runs: Sequence[BehaviorMeasures], plan: Plan) -> dict[str, dict[str
     }
 
 
-def sections(runs: Sequence[BehaviorMeasures], plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
-    parts = []
-    for model, questions in verdicts(runs, plan).items():
-        parts += [f"- {model}: refusal {q}: **{outcome}**" for q, outcome in questions.items()]
-    parts.append(
-        "\nA measure says *more* or *less* where that holds against all that refusal is compared "
-        "with: on the toy the 95 % interval of the ratio within a seed leaves 1, on the real model "
-        f"that of the difference leaves 0. The verdict is *more concentrated* where {plan.agree} "
-        "of the three measures at least say more and none says less, *less* the other way round, "
-        "*not told apart* where none says either, else *mixed*.\n"
-    )
-    parts.append("![{kind}]({kind}.png)\n")
-    for model, own in by_model(runs).items():
-        parts += [f"## {model}\n", markdown.table([_row(own, role, plan) for role in ROLES]) + "\n"]
-        pairs = [
-            {"refusal is concentrated": m.title}
-            | {
-                f"than {o}": outcome
-                for o, outcome in analysis.compare_with_each(own, m, ROLES[1:]).items()
-            }
-            for m in MEASURES
-        ]
-        parts.append(markdown.table(pairs) + "\n")
-        parts += [
-            "Where the margins are sensitive, shares of energy, median [least, most] over seeds:\n"
-        ]
-        parts.append(markdown.table([_where(own, role) for role in ROLES]) + "\n")
-        parts += [
-            "Score kept / score of the behavior for which the same answer is wrong (mean margin), "
-            "by directions ablated in the middle layer, mean over seeds and draws:\n"
-        ]
-        parts.append(
-            markdown.table([row for role in ROLES for row in _kept(own, role, plan)]) + "\n"
-        )
-    parts.append(_legend(runs, plan))
-    return parts
+def sections(runs: Sequence[BehaviorMeasures], plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
+    models = by_model(runs)
+    spent = {model: sum(m.seconds for m in own) for model, own in models.items()}
+    return {
+        "verdicts": "\n".join(
+            f"- {model}: refusal {question}: **{outcome}**"
+            for model, questions in verdicts(runs, plan).items()
+            for question, outcome in questions.items()
+        ),
+        "models": "\n".join(_model_section(model, own, plan) for model, own in models.items()),
+        "floor": runs[0].floor,
+        "most": max(plan.counts),
+        "twice": 2 * max(plan.counts),
+        "times": ", ".join(f"{model} {seconds / 60:.1f}" for model, seconds in spent.items()),
+    }
 
 
-def _legend(runs: Sequence[BehaviorMeasures], plan: Plan) -> str:
-    spent = {model: sum(m.seconds for m in own) for model, own in by_model(runs).items()}
-    times = ", ".join(f"{model} {seconds / 60:.1f}" for model, seconds in spent.items())
-    return (
-        f"Each behavior on {plan.probes} probes that the model passes. *rank*, *entropy rank*: "
-        "effective ranks of the Jacobian of the margins over the number of probes (participation "
-        "ratio of σ², exp of the entropy of σ). *λ₁ ÷ trace*: of the Gauss–Newton matrix, mean "
-        f"over {plan.groups} groups of probes; *trace*: its median over groups, with Hutchinson's "
-        "standard error. *directions*: the least number of steep directions that bring the score, "
-        "or that of the behavior for which the same answer is wrong (refusal, over_refusal), "
-        f"under {runs[0].floor:g}, *by its own score* without the latter (median over seeds); "
-        f"{2 * max(plan.counts)} stands for more than "
-        f"{max(plan.counts)}. In brackets 95 % intervals: on the toy t over seeds (of "
-        "directions, of their logarithm); on the real model over probes: jackknife (ranks), t "
-        f"over groups (λ₁ ÷ trace), bootstrap (directions). Processor minutes: {times}.\n"
+def _model_section(model: str, runs: list[BehaviorMeasures], plan: Plan) -> str:
+    pairs = [
+        {"refusal is concentrated": m.title}
+        | {f"than {o}": t for o, t in analysis.compare_with_each(runs, m, ROLES[1:]).items()}
+        for m in MEASURES
+    ]
+    return fill(
+        Path(__file__).with_name("model.md"),
+        model=model,
+        measures=[_row(runs, role, plan) for role in ROLES],
+        pairs=pairs,
+        places=[_where(runs, role) for role in ROLES],
+        kept=[row for role in ROLES for row in _kept(runs, role, plan)],
     )
 
 
@@ -262,8 +239,6 @@ def jobs(session: Session[Plan]) -> list[Job]:
 
 STUDY = Study(
     name="concentration",
-    title="Special, or merely concentrated? {Kind} seeds",
-    note=lambda _: "How it is measured: `docs/curvature.md`. ",
     plan=Plan,
     check=lambda s: None if s.exploratory else require_taught_model(),
     jobs=jobs,
@@ -271,5 +246,5 @@ STUDY = Study(
     claims=verdicts,
     sections=sections,
     figures={"{kind}": lambda runs, _: figure(runs)},
-    documents={"{kind}.json": lambda runs, _: [asdict(run) for run in runs]},
+    documents={"{kind}.json": lambda runs, _: runs},
 )

@@ -5,8 +5,6 @@ It is not preregistered and uses the exploratory seeds: it explains the measurem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from experiments.continual.plan import MODERATE, Plan
@@ -69,22 +67,13 @@ def _percent(values: torch.Tensor) -> str:
     return f"{markdown.number(100 * float(values.mean()), 1)} %"
 
 
-def sections(tables: Sequence[list[Line]], _plan: Plan) -> list[str]:
-    """Return the table of the page."""
-    return [markdown.table([line for lines in tables for line in lines]) + "\n"]
-
-
-SKIPPED_ROWS = Study(
+SKIPPED_ROWS: Study[Plan, list[list[Line]]] = Study(
     name="continual",
-    title="Rows that moderate gradients leave out",
-    note=lambda _: (
-        "Each task from the aligned model. Own rows: those in the task's format, a row "
-        "as often as it came up. "
-    ),
+    template="skipped_rows.md",
     page="SKIPPED_ROWS.md",
     exploratory=True,
     plan=Plan,
     jobs=lambda s: [(task, seed, s.plan.ratio) for seed in s.seeds for task in TASKS],
     simulate=selected_shares,
-    sections=sections,
+    sections=lambda lines, _: {"lines": [line for own in lines for line in own]},
 )

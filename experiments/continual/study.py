@@ -154,17 +154,12 @@ def document(results: Results, plan: Plan) -> dict[str, Any]:
     """Return claims, runs and audit as plain data."""
     runs = [{k: v for k, v in asdict(run).items() if k != "audit"} for run in results.runs]
     conclusions = claims.claims(results.rows, results.groups, plan)
-    return {
-        "claims": [asdict(one) for one in conclusions],
-        "runs": runs,
-        "audit": [asdict(group) for group in results.groups],
-    }
+    return {"claims": conclusions, "runs": runs, "audit": results.groups}
 
 
 SEARCH = Study(
     name="continual",
-    title="Search of each guard's one main knob",
-    note=tables.search_note,
+    template="search.md",
     page="SEARCH.md",
     exploratory=True,
     plan=Plan,
@@ -172,12 +167,10 @@ SEARCH = Study(
     simulate=simulate,
     claims=lambda runs, plan: analysis.choose(runs, plan.learned),
     sections=tables.search_sections,
-    documents={"search.json": lambda runs, _: [asdict(run) for run in runs]},
+    documents={"search.json": lambda runs, _: runs},
 )
 STUDY = Study(
     name="continual",
-    title="Continual: which rows of a task leave an aligned model as it was?",
-    note=tables.note,
     plan=Plan,
     check=lambda s: require_knobs("continual", s.plan.knobs, GUARDS),
     jobs=lambda s: [(*job, s.plan) for job in s.plan.jobs()],

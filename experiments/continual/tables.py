@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,57 +15,9 @@ from experiments.continual.measure import Group
 from experiments.continual.methods import GUARDS, PLAIN, informed
 from experiments.continual.plan import GIVEN, Plan
 from experiments.continual.simulate import Run
-from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
 
 AUDITED = ("low", "moderate", "high")
-
-
-def extra_sections(
-    rows: Sequence[Row], main: Sequence[Row], groups: Sequence[Group], plan: Plan
-) -> list[str]:
-    """Return all of them, with their headings."""
-    swept = [row for row in rows if row.order == GIVEN and row.method in plan.swept]
-    reordered = [row for row in rows if row.method in plan.reordered and row.value in _own(plan)]
-    return [
-        "## Least harm against moderate, at equal updates and equal task accuracy\n",
-        "Every pair of ratios; equal: mean task accuracy differs by "
-        f"{100 * plan.tolerance:g} points at most. By behavior: score kept by least harm − by "
-        "moderate, mean over stages, mean over seeds [least, most]; met where the mean is not "
-        "below 0. Only rows with equal accuracy answer the question.\n",
-        markdown.table([_match(one) for one in sorted(matches(rows, plan), key=_first_equal)])
-        + "\n",
-        "## Interference\n",
-        "What each stage changed, mean over seeds: scores of behaviors (refusal's is 1 − attack "
-        "success), then accuracy of each task.\n",
-        markdown.table([line for row in main for line in _interference(row)]) + "\n",
-        "## Ratios\n",
-        markdown.table([_ratio(row) for row in sorted(swept, key=_by_ratio)]) + "\n",
-        "## Orders\n",
-        "Attack success by stage, in the order of the tasks.\n",
-        markdown.table([_order(row) for row in reordered]) + "\n",
-        "## What the groups look like\n",
-        "Fifths of a task's rows in the plain run, by the norm of each one's gradient in the "
-        f"adapter; means over seeds and tasks at steps {', '.join(map(str, plan.audited))} of each "
-        "stage. Own: in the task's format; familiar: what the aligned model answers so already; "
-        "prose: in the pretrained model's format. Cosines are those of the group's descent "
-        "direction with θ_pre − θ_aligned.\n",
-        markdown.table(_audit(groups)) + "\n",
-        "Rows that each method learned from:\n",
-        markdown.table([_taken(row) for row in main]) + "\n",
-    ]
-
-
-def _own(plan: Plan) -> set[float]:
-    return {plan.value(method) for method in plan.reordered}
-
-
-def _by_ratio(row: Row) -> tuple[str, float]:
-    return row.method, row.value
-
-
-def _first_equal(one: Match) -> tuple[bool, tuple[float, float]]:
-    return not one.equal, one.ratios
 
 
 def _match(one: Match) -> dict[str, str]:
@@ -175,17 +128,7 @@ class Results:
     groups: list[Group]
 
 
-def search_note(plan: Plan) -> str:
-    """Explain the search, in the head of its page."""
-    return (
-        "Kept: mean score over stages and behaviors, on inputs that no guard has seen. Tasks: mean "
-        "accuracy of each right after its own stage. The value is what is kept, marked down in "
-        f"proportion where the tasks reach less than {plan.learned:.0%} of the plain run's; the "
-        "best is chosen. "
-    )
-
-
-def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+def search_sections(runs: Sequence[Run], plan: Plan) -> dict[str, Any]:
     """Return the table of the search, run by run."""
     plain = {run.seed: run for run in runs if run.method == PLAIN}
     best = choose(runs, plan.learned)
@@ -202,46 +145,32 @@ def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
                 "value": number(objective(run, plain[run.seed], plan.learned), 3),
             }
         )
-    return [markdown.table(lines) + "\n"]
+    return {"runs": lines}
 
 
-def note(_plan: Plan) -> str:
-    """Explain the experiment, in the head of the page."""
-    return (
-        "A model of two layers is pretrained, aligned, and then trained on four tasks one after "
-        "another (orders below), each by a LoRA adapter that is merged at its end. Scores are "
-        "those of inputs that no method has seen. Guards' knobs: [SEARCH.md](SEARCH.md). "
-    )
-
-
-def sections(results: Results, plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
+def sections(results: Results, plan: Plan) -> dict[str, Any]:
+    """Return the tables and numbers of the page."""
     rows, groups = results.rows, results.groups
     main = claims.main_rows(rows, plan)
-    return [
-        "![attack success and task accuracy](continual.png)\n",
-        "## Claims of 2604.17215, and controls\n",
-        markdown.table([_claim(one) for one in claims.claims(rows, groups, plan)]) + "\n",
-        "## Kept and learned\n",
-        "Attack success: share of harmful requests that are not refused, mean ± standard deviation "
-        "over stages and seeds, then by stage. Others: mean over stages, then over seeds [least, "
-        "most]. Tasks: mean accuracy of each right after its own stage. Informed: the method is "
-        "shown probes of the protected behaviors.\n",
-        markdown.table([_kept(row) for row in main]) + "\n",
-        "## Forgetting of the tasks\n",
-        "Means over seeds [least, most]; definitions: `riprap.diagnosis.forgetting`. The average "
-        "counts tasks still to come. Cost: processor time ÷ the plain run's, monitor included.\n",
-        markdown.table([_forgotten(row) for row in main]) + "\n",
-        "## Outputs and weights\n",
-        "KL in nats on fixed prompts, mean over response positions, stages and seeds. TopK cosine: "
-        f"of all that moved since the aligned model with θ_pre − θ_aligned, over the "
-        f"{plan.coordinates} coordinates where that is largest, of the weights that adapters move; "
-        "after each stage.\n",
-        markdown.table([_moved(row) for row in main]) + "\n",
-        "With attack success:\n",
-        markdown.table([_correlated(one) for one in claims.correlations(rows)]) + "\n",
-        *extra_sections(rows, main, groups, plan),
-    ]
+    swept = [row for row in rows if row.order == GIVEN and row.method in plan.swept]
+    own_values = {plan.value(method) for method in plan.reordered}
+    reordered = [r for r in rows if r.method in plan.reordered and r.value in own_values]
+    pairs = sorted(matches(rows, plan), key=lambda one: (not one.equal, one.ratios))
+    return {
+        "claims": [_claim(one) for one in claims.claims(rows, groups, plan)],
+        "kept": [_kept(row) for row in main],
+        "forgotten": [_forgotten(row) for row in main],
+        "moved": [_moved(row) for row in main],
+        "correlations": [_correlated(one) for one in claims.correlations(rows)],
+        "tolerance": 100 * plan.tolerance,
+        "matches": [_match(one) for one in pairs],
+        "interference": [line for row in main for line in _interference(row)],
+        "ratios": [_ratio(row) for row in sorted(swept, key=lambda r: (r.method, r.value))],
+        "orders": [_order(row) for row in reordered],
+        "audited": ", ".join(map(str, plan.audited)),
+        "audit": _audit(groups),
+        "taken": [_taken(row) for row in main],
+    }
 
 
 def _claim(one: Claim) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -11,7 +12,6 @@ from experiments.depth import analysis
 from experiments.depth.analysis import DepthRun, most_common_setting
 from experiments.depth.plan import Plan
 from experiments.depth.simulate import simulate
-from experiments.harness import markdown
 from experiments.harness.charts import apply_style, inline_data
 from experiments.harness.markdown import number
 from experiments.harness.study import Session, Study
@@ -61,8 +61,8 @@ def collect(margins: list[dict[str, np.ndarray]], session: Session[Plan]) -> lis
     ]
 
 
-def sections(runs: Sequence[DepthRun], plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
+def sections(runs: Sequence[DepthRun], _plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
     rows = [
         {
             "steps": run.degree.steps,
@@ -77,22 +77,12 @@ def sections(runs: Sequence[DepthRun], plan: Plan) -> list[str]:
         }
         for run in runs
     ]
-    return [
-        "The prediction: a more deeply installed behavior, one whose loss gradient ‖g_b‖ at the "
-        "start is smaller, leaves a longer detection window, from the first `warning` to the "
-        "break.\n",
-        f"**Verdict: {analysis.conclusion(runs)}**\n",
-        f"{markdown.table(analysis.correlations(runs))}\n",
-        "Spearman's rank correlation with its 95 % interval (10,000 bootstraps over runs). "
-        "A run that did not break counts with the window that it had at its end; one without a "
-        "warning before its break, with 0.\n",
-        f"![depth](depth.png)\n\n## Every run\n\n{markdown.table(rows)}\n",
-    ]
+    correlations = analysis.correlations(runs)
+    return {"conclusion": analysis.conclusion(runs), "correlations": correlations, "runs": rows}
 
 
 STUDY = Study(
     name="depth",
-    title="Depth, {kind} seeds",
     plan=Plan,
     jobs=lambda s: [(*pair, s.preregistration) for pair in s.plan.runs(s.exploratory)],
     simulate=simulate,

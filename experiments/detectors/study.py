@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -14,7 +15,6 @@ from experiments.detectors.detector_paths import RATES, delays, name_of, tuned_b
 from experiments.detectors.plan import NULL, Plan
 from experiments.detectors.resample import SHAPES, calm_schedule
 from experiments.detectors.simulate import Run, simulate
-from experiments.harness import markdown
 from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.preregistration import Preregistration
 from experiments.harness.recorded_run import read_record
@@ -68,19 +68,6 @@ def _panel(
     return chart.encode(x=x, y=y, color=color).properties(width=WIDTH, height=HEIGHT, title=title)
 
 
-NOTE = """
-
-{plan.bootstraps} null runs, each the recorded margins of one of the seeds {first} to {last}
-on probes drawn again with replacement, visited as a calm monitor visits; {plan.planted}
-runs for each of four shapes and depths {plan.sizes}. *Recorded*: as they are. *Leveled*: without
-the slow gain of training that goes on. *Least favorable*: the mean decline is just what betting
-tolerates, in every behavior, all the time. 95 % intervals (Clopper and Pearson) are over the
-resampling, not over training seeds; for those see the real runs. *Mean delay*: from the onset, all
-shapes and depths; a decline never seen counts as the rest of the run. *Tuned*: the same with the
-bound at which 5 % of the null runs alarm. *Area*: under the curve of delay over false-alarm
-probabilities up to 20 %, leveled nulls, as a share of the rest of the run; 0 is best."""
-
-
 @dataclass(frozen=True)
 class Results:
     """Recorded runs, and paths of detectors over resampled runs."""
@@ -105,26 +92,22 @@ def collect(margins: list[dict[str, np.ndarray]], session: Session[Plan]) -> Res
     return Results(runs, outcomes, rows, tables.acceptance(rows, runs, terms), terms)
 
 
-def sections(results: Results, plan: Plan) -> list[str]:
-    """Return the figure and tables of the page."""
+def sections(results: Results, plan: Plan) -> dict[str, Any]:
+    """Return the tables of the page."""
     runs, terms = results.runs, results.preregistration
-    texts = {
-        "What it must show": markdown.table(results.acceptance),
-        "Resampled runs": tables.bootstrap_table(results.rows)
-        + NOTE.format(plan=plan, first=plan.null_seeds[0], last=plan.null_seeds[-1]),
-        "Delay by shape and depth": tables.delay_table(results.outcomes, terms)
-        + "\n\nMedian steps from the onset at the detector's own bound, over the declines found.",
-        "Real runs, all signals": tables.recorded_table(tables.recorded_rows(runs, terms)),
-        "Leads of the default protocol's levels": tables.lead_table(runs, terms)
-        + "\n\nMedian [least, most] in optimizer steps, over seeds that broke and were announced.",
+    return {
+        "first": plan.null_seeds[0],
+        "last": plan.null_seeds[-1],
+        "acceptance": results.acceptance,
+        "resampled": tables.bootstrap_table(results.rows),
+        "delays": tables.delay_table(results.outcomes, terms),
+        "recorded": tables.recorded_table(tables.recorded_rows(runs, terms)),
+        "leads": tables.lead_table(runs, terms),
     }
-    parts = [f"## {title}\n\n{text}\n" for title, text in texts.items()]
-    return ["![curves](curves.png)\n", *parts]
 
 
 STUDY = Study(
     name="detectors",
-    title="Detectors",
     plan=Plan,
     jobs=lambda s: [(*pair, s.preregistration) for pair in s.plan.runs()],
     seeds=Plan.reported_seeds,

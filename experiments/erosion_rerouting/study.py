@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
@@ -13,14 +14,14 @@ from experiments.erosion_rerouting.analysis import HOLDING, Runs, restored
 from experiments.erosion_rerouting.plan import Plan
 from experiments.erosion_rerouting.simulate import ROUTES, Run, simulate
 from experiments.erosion_rerouting.tasks import ABOUT, PLAIN
-from experiments.harness import markdown
 from experiments.harness.charts import apply_style, inline_data, style
+from experiments.harness.markdown import NOTHING, count_of_total, fill, median_range
 from experiments.harness.study import Session, Study
 from riprap.behaviors import DEFAULT_FLOOR
 
 
-def sections(runs: Runs, plan: Plan) -> list[str]:
-    """Return the conclusions, then for each task the scores, movements and transplants."""
+def sections(runs: Runs, plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
     claims = [
         {
             "claim": one.claim,
@@ -30,77 +31,43 @@ def sections(runs: Runs, plan: Plan) -> list[str]:
         }
         for one in analysis.conclude(runs, plan)
     ]
-    conditions = [{"condition": name, "what is done": text} for name, text in ABOUT.items()]
-    parts = [
-        markdown.table(claims) + "\n",
-        _terms(plan),
-        markdown.table(conditions) + "\n",
-        "![detour](detour.png)\n",
-    ]
-    for task in plan.conditions:
-        parts += _task(runs, task, plan)
-    return parts
+    return {
+        "claims": claims,
+        "conditions": [{"condition": name, "what is done": text} for name, text in ABOUT.items()],
+        "tasks": "\n".join(_task_section(runs, task, plan) for task in plan.conditions),
+    }
 
 
-def _terms(plan: Plan) -> str:
-    return (
-        f"*Holds early*: at step {plan.window} each behavior has {plan.early:g} of its mean "
-        "margin under `all`, and not without a guard. *Comes round*: later a score is below its "
-        f"floor, while the held features moved at most {plan.spared:g} of what the same moved "
-        "without a guard; *by the readout* if that transplant brings back most. *Stops it*: no "
-        "score is below its floor at any mark, and the new task is learned to "
-        f"{plan.learned:g}. *On inputs that are not held*: with the readout closed it is stopped "
-        "on the probes, and at the end a score on other inputs is below its floor. *As well*: "
-        f"random features keep {plan.as_well:g} of the margin that the chosen ones keep early. "
-        "Scores and margins are those of the probes, on which the "
-        f"features are held. A claim needs {plan.seeds_of} seeds.\n\n"
-        f"{plan.count} of 64 directions are held at a layer, at the last position, chosen from an "
-        f"unguarded run of {plan.window} steps in another order; the penalties act once in "
-        f"{plan.every} steps, re-selection comes after each {plan.reselect}; the preregistered "
-        "detector is not used. Numbers are medians [least, most] over seeds.\n"
-    )
-
-
-def _task(runs: Runs, task: str, plan: Plan) -> list[str]:
-    own = {
+def _by_condition(runs: Runs, task: str, conditions: Sequence[str]) -> dict[str, list[Run]]:
+    return {
         name: [
             run for (condition, where, _), run in runs.items() if (condition, where) == (name, task)
         ]
-        for name in plan.conditions[task]
+        for name in conditions
     }
+
+
+def _task_section(runs: Runs, task: str, plan: Plan) -> str:
+    own = _by_condition(runs, task, plan.conditions[task])
     plain = {run.seed: run for run in own[PLAIN]}
     names = list(own[PLAIN][0].marks[0].scores)
-    kept, moved, restored = [], [], []
-    for condition, same in own.items():
-        for step in (plan.window, plan.steps):
-            kept.append({"condition": condition, "step": step, **_kept(same, step, names)})
-        moved.append({"condition": condition, **_moved(same, plan.steps)})
-        restored += [{"condition": condition, **row} for row in _restored(same, names)]
-    floors = [
-        {"condition": condition, **_times(same, plain, plan)} for condition, same in own.items()
-    ]
-    return [
-        f"## After {task}\n",
-        "### When behaviors break\n\nFirst mark at which a score on the probes is below its "
-        "floor; the held features' movement by then, of the unguarded run's; what brings back most "
-        "of the worst behavior, in how many seeds.\n",
-        markdown.table(floors) + "\n",
-        "### What is kept\n\nScore, on the probes and on inputs that no guard reads; margin on the "
-        "probes as a share of the start's.\n",
-        markdown.table(kept) + "\n",
-        f"### Where activations moved, by step {plan.steps}\n\n‖P(a − a₀)‖² / ‖a₀‖² at the last "
-        "position of the probes, inside the held directions of a layer and outside of them (where "
-        "nothing is held: those that drifted most); *unseen*: the same on inputs that no guard "
-        "reads.\n",
-        markdown.table(moved) + "\n",
-        f"### What brings the margin back, at step {plan.steps}\n\nShare of the lost mean margin "
-        "that comes back when a part is put back to what it is in the start: layer 0 or 1 inside "
-        "the held directions or outside of them at the last position, layer 0 *elsewhere*, at the "
-        "other positions, or the *readout*, final norm and output matrix. Seeds that lost less "
-        f"than {analysis.LOST:g} are left out; below 0 it got worse, above 1 better than the "
-        "start.\n",
-        markdown.table(restored) + "\n",
-    ]
+    steps = (plan.window, plan.steps)
+    return fill(
+        Path(__file__).with_name("task.md"),
+        task=task,
+        plan=plan,
+        lost=analysis.LOST,
+        breaks=[{"condition": c, **_times(same, plain, plan)} for c, same in own.items()],
+        kept=[
+            {"condition": c, "step": step, **_kept(same, step, names)}
+            for c, same in own.items()
+            for step in steps
+        ],
+        moved=[{"condition": c, **_moved(same, plan.steps)} for c, same in own.items()],
+        restored=[
+            {"condition": c, **row} for c, same in own.items() for row in _restored(same, names)
+        ],
+    )
 
 
 def _times(same: Sequence[Run], plain: dict[int, Run], plan: Plan) -> dict[str, Any]:
@@ -114,11 +81,11 @@ def _times(same: Sequence[Run], plain: dict[int, Run], plan: Plan) -> dict[str, 
         f"{route or 'none'} {routes.count(route)}" for route in dict.fromkeys(routes)
     )
     return {
-        "broke": markdown.count_of_total(len(broken), len(same)),
-        "at steps": ", ".join(str(mark.step) for _, mark in broken) or markdown.NOTHING,
-        "held moved": markdown.median_range(movements, 3),
-        "by way of": counts or markdown.NOTHING,
-        "new task at the end": markdown.median_range([run.marks[-1].learned for run in same], 2),
+        "broke": count_of_total(len(broken), len(same)),
+        "at steps": ", ".join(str(mark.step) for _, mark in broken) or NOTHING,
+        "held moved": median_range(movements, 3),
+        "by way of": counts or NOTHING,
+        "new task at the end": median_range([run.marks[-1].learned for run in same], 2),
     }
 
 
@@ -126,22 +93,18 @@ def _kept(same: Sequence[Run], step: int, names: Sequence[str]) -> dict[str, str
     marks = [run.at(step) for run in same]
     row = {}
     for name in names:
-        row[f"{name} score"] = markdown.median_range([mark.scores[name] for mark in marks], 2)
-        row[f"{name} unseen"] = markdown.median_range(
-            [mark.unseen_scores[name] for mark in marks], 2
-        )
-        row[f"{name} margin"] = markdown.median_range([mark.margins[name] for mark in marks], 2)
-    return row | {"new task": markdown.median_range([mark.learned for mark in marks], 2)}
+        row[f"{name} score"] = median_range([mark.scores[name] for mark in marks], 2)
+        row[f"{name} unseen"] = median_range([mark.unseen_scores[name] for mark in marks], 2)
+        row[f"{name} margin"] = median_range([mark.margins[name] for mark in marks], 2)
+    return row | {"new task": median_range([mark.learned for mark in marks], 2)}
 
 
 def _moved(same: Sequence[Run], step: int) -> dict[str, str]:
     marks = [run.at(step) for run in same]
-    row = {"features held": markdown.median_range([mark.features for mark in marks])}
+    row = {"features held": median_range([mark.features for mark in marks])}
     for part in marks[0].moved:
-        row[part] = markdown.median_range([mark.moved[part] for mark in marks], 3)
-        row[f"{part}, unseen"] = markdown.median_range(
-            [mark.unseen_moved[part] for mark in marks], 3
-        )
+        row[part] = median_range([mark.moved[part] for mark in marks], 3)
+        row[f"{part}, unseen"] = median_range([mark.unseen_moved[part] for mark in marks], 3)
     return row
 
 
@@ -149,7 +112,7 @@ def _restored(same: Sequence[Run], names: Sequence[str]) -> list[dict[str, str]]
     rows = []
     for name in names:
         shares = [one for run in same if (one := analysis.restored(run.marks[-1], name))]
-        row = {route: markdown.median_range([one[route] for one in shares], 2) for route in ROUTES}
+        row = {route: median_range([one[route] for one in shares], 2) for route in ROUTES}
         rows.append({"behavior": name, "seeds": str(len(shares)), **row})
     return rows
 
@@ -161,13 +124,7 @@ Rows = list[dict[str, object]]
 
 def detour_figure(runs: Runs, task: str, conditions: Sequence[str]) -> alt.VConcatChart:
     """Plot scores over steps by condition, and the shares that transplants restore at the end."""
-    own = {
-        condition: [
-            run for (name, where, _), run in runs.items() if (name, where) == (condition, task)
-        ]
-        for condition in conditions
-    }
-    order = list(conditions)
+    own, order = _by_condition(runs, task, conditions), list(conditions)
     chart = alt.vconcat(
         _over_steps(_scores(own), order), _restored_panel(_shares(own), order), spacing=24
     )
@@ -247,7 +204,6 @@ def collect(runs: list[Run], _session: Session[Plan]) -> Runs:
 
 STUDY = Study(
     name="erosion_rerouting",
-    title="Detour: held features and the erosion that goes on, {kind} seeds",
     plan=Plan,
     jobs=lambda s: [(*job, s.preregistration) for job in s.plan.jobs(s.exploratory)],
     simulate=simulate,

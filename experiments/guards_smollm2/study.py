@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -11,7 +11,6 @@ import pandas as pd
 from experiments.guards_smollm2.methods import PLAIN
 from experiments.guards_smollm2.plan import Plan
 from experiments.guards_smollm2.simulate import Run, simulate
-from experiments.harness import markdown
 from experiments.harness.charts import style
 from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Study
@@ -50,28 +49,15 @@ def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | boo
     }
 
 
-def note(plan: Plan) -> str:
-    """Explain the numbers, in the head of the page."""
-    return (
-        f"{plan.steps} steps of `examples/smollm2-affirmative.yaml` on 143 of its 175 rows. Scores "
-        "and margins are those of probes that no guard has seen; the task's loss is that of the "
-        "other 32 rows, in nats a response token. Median [least, most] over seeds. Time is "
-        "processor time ÷ that of the plain run, monitor, guard and their start (answers that were "
-        "generated among it) included. "
-    )
-
-
-def sections(runs: Sequence[Run], plan: Plan) -> list[str]:
-    """Return the table and the verdicts of the page."""
-    parts = ["![{kind}]({kind}.png)\n", markdown.table(_rows(runs, plan)) + "\n"]
-    for seed, verdict in verdicts(runs, plan).items():
-        met = "met" if verdict["passed"] else "**missed**"
-        parts.append(
-            f"- AutoGuard, seed {seed}: {verdict['lost']:.0%} of the unguarded loss of "
-            f"{plan.eroding}'s margin (at most {plan.lost:.0%}), task loss {verdict['worse']:+.1%} "
-            f"(at most {plan.worse:+.0%}): {met}."
-        )
-    return [*parts, ""]
+def sections(runs: Sequence[Run], plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
+    lines = [
+        f"- AutoGuard, seed {seed}: {one['lost']:.0%} of the unguarded loss of {plan.eroding}'s "
+        f"margin (at most {plan.lost:.0%}), task loss {one['worse']:+.1%} (at most "
+        f"{plan.worse:+.0%}): {'met' if one['passed'] else '**missed**'}."
+        for seed, one in verdicts(runs, plan).items()
+    ]
+    return {"guards": _rows(runs, plan), "verdicts": "\n".join(lines)}
 
 
 def _rows(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
@@ -128,8 +114,6 @@ def figure(runs: Sequence[Run], plan: Plan) -> alt.HConcatChart:
 
 STUDY = Study(
     name="guards_smollm2",
-    title="Guards on SmolLM2-135M, {kind} seeds",
-    note=note,
     plan=Plan,
     check=lambda _: require_taught_model(),
     jobs=lambda s: [
@@ -141,5 +125,5 @@ STUDY = Study(
     claims=verdicts,
     sections=sections,
     figures={"{kind}": figure},
-    documents={"{kind}.json": lambda runs, _: [asdict(run) for run in runs]},
+    documents={"{kind}.json": lambda runs, _: runs},
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,3 +66,13 @@ def commit() -> str:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )
     return found.stdout.strip() or "unknown"
+
+
+def fill(template: Path, **values: Any) -> str:
+    """Fill the placeholders of a page; lists of rows become tables.
+
+    Lines of a paragraph may be wrapped in the template.
+    """
+    text = re.sub(r"(?<!\n)\n(?![\n#|!-])", " ", template.read_text(encoding="utf-8").strip())
+    tables = {n: table(own) if isinstance(own, list) else own for n, own in values.items()}
+    return text.format(**tables) + "\n"

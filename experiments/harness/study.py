@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from experiments.harness.jobs import Job, Work, run_jobs
-from experiments.harness.markdown import commit
+from experiments.harness.markdown import commit, fill
 from experiments.harness.plan import StudyPlan
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from riprap.monitor import versions
@@ -65,42 +65,41 @@ class Session(Generic[PlanT]):
 class Study(Generic[PlanT, ResultsT]):
     """An experiment, or one of its stages; `run_study` does the rest.
 
-    In titles, paragraphs and names of figures and documents, `{kind}` stands for `confirmatory`
-    or `exploratory`.
+    In names of figures and documents, `{kind}` stands for `confirmatory` or `exploratory`. The
+    template of the page, a Markdown file in the experiment's folder, has the placeholders
+    `{kind}`, `{Kind}`, `{made}` (how the page was made), `{plan.FIELD}` and those of `sections`.
 
     Attributes:
         name: folder under `experiments/`, and name of the preregistration.
-        title: heading of the page.
         plan: class of the plan inside the preregistration.
         preregistered: false if the plan is made of its defaults instead.
         jobs: arguments of every call of `simulate`.
         simulate: one run; usually `cached`.
-        sections: paragraphs of the page, below its head.
+        sections: tables (lists of rows) and texts of the page, by placeholder.
         collect: results as the next functions take them, from what the runs returned.
         claims: conclusions by claim, for the summary.
         figures: charts by file name, without suffix.
         documents: JSON data by file name.
-        note: sentences at the end of the page's head.
-        check: raises where the plan cannot be run as it is.
+        template: file of the page's template.
+        check: raises if the plan cannot be run.
         exploratory: the stage uses the exploratory seeds, and needs no frozen preregistration.
         page: file name of the page; `EXPLORED.md` with `--exploratory`.
-        seeds: seeds that the head of the page names, where they are not the plan's own.
+        seeds: the seeds that the page names, if they are not `plan.seeds`.
         stages: further stages by option, such as `search` for `--search`.
         actions: further commands by option, which make no page.
     """
 
     name: str
-    title: str
     plan: type[PlanT]
     preregistered: bool = True
     jobs: Callable[[Session[PlanT]], Sequence[Job]]
     simulate: Work
-    sections: Callable[[ResultsT, PlanT], Sequence[str]]
+    sections: Callable[[ResultsT, PlanT], Mapping[str, Any]]
     collect: Callable[[list[Any], Session[PlanT]], ResultsT] = lambda runs, _: runs  # type: ignore[assignment, return-value]
     claims: Callable[[ResultsT, PlanT], Mapping[str, Any]] = lambda *_: {}
     figures: Mapping[str, Callable[[ResultsT, PlanT], Any]] = field(default_factory=dict)
     documents: Mapping[str, Callable[[ResultsT, PlanT], Any]] = field(default_factory=dict)
-    note: Callable[[PlanT], str] = lambda _: ""
+    template: str = "page.md"
     check: Callable[[Session[PlanT]], None] = lambda _: None
     exploratory: bool = False
     page: str = "README.md"
@@ -116,22 +115,20 @@ class Study(Generic[PlanT, ResultsT]):
         return " ".join(["python -m experiments", self.name, *options])
 
     def text(self, results: ResultsT, session: Session[PlanT]) -> str:
-        """Return the page: its heading, how it was made, and its sections."""
+        """Return the page."""
         terms, plan = session.registered, session.plan
-        seeds = self.seeds(plan) if self.seeds else session.seeds
         registered = "not preregistered"
         if terms is not None:
             registered = f"preregistration `{self.name}` `{terms.hash or terms.content_hash()}`"
+        seeds = ranges(self.seeds(plan) if self.seeds else session.seeds)
         made = (
             f"Made by `{self.command(session)}` at commit `{commit()}`, {registered}, seeds "
-            f"{ranges(seeds)}, {json.dumps(versions())}. {self.note(plan)}What it means is in "
-            "`FINDINGS.md` beside this file.\n"
+            f"{seeds}, {json.dumps(versions())}."
         )
-        parts = [f"# {self.title}\n", made, *self.sections(results, plan)]
-        return self._named("\n".join(parts), session)
-
-    def _named(self, text: str, session: Session[PlanT]) -> str:
-        return text.replace("{kind}", session.kind).replace("{Kind}", session.kind.capitalize())
+        sections = self.sections(results, plan)
+        template = FOLDER / self.name / self.template
+        kinds = {"kind": session.kind, "Kind": session.kind.capitalize()}
+        return fill(template, made=made, plan=plan, **kinds, **sections)
 
 
 def run_study(
@@ -166,10 +163,10 @@ def run_study(
     out = out or Path("results", study.name)
     out.mkdir(parents=True, exist_ok=True)
     for name, chart in study.figures.items():
-        save_figure(chart(results, plan), out / f"{study._named(name, session)}.png")
+        save_figure(chart(results, plan), out / f"{name.format(kind=session.kind)}.png")
     for name, document in study.documents.items():
-        text = json.dumps(document(results, plan), indent=0)
-        (out / study._named(name, session)).write_text(text, encoding="utf-8")
+        text = json.dumps(document(results, plan), indent=0, default=asdict)
+        (out / name.format(kind=session.kind)).write_text(text, encoding="utf-8")
     page = "EXPLORED.md" if session.exploratory and not study.exploratory else study.page
     (out / page).write_text(study.text(results, session), encoding="utf-8")
     return {"out": str(out), "claims": study.claims(results, plan)}

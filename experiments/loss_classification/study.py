@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -50,28 +51,16 @@ def _verified(results: Results, plan: Plan) -> list[ClassifiedCheckpoint]:
     return [one for one in results.reported if analysis.verified(one, plan.verified)]
 
 
-def sections(results: Results, plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
+def sections(results: Results, plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
     counts, verified = summary(results, plan), _verified(results, plan)
-    _, _, low, high = analysis.accuracy(verified)
-    met = "met" if counts["met"] else "**missed**"
-    return [
-        f"Of {counts['checkpoints']} checkpoints that lost something, {counts['insufficient']} got "
-        f"`insufficient evidence`; of the other {counts['given']} verdicts {counts['right']} are "
-        f"right: **{counts['accuracy']:.2f}** [{low:.2f}, {high:.2f}] (exact 95 % interval; aim "
-        f"{plan.accuracy}: {met}). {counts['not verified']} checkpoints are left out, since the "
-        "tests of the truth did not agree with what had been done to them.\n",
-        "![{kind}]({kind}.png)\n",
-        "## Confusion\n",
-        markdown.table(_confusion(verified)) + "\n",
-        "## What a single number would have done\n",
-        "Two thresholds and what they say, the best on the exploratory seeds; right on these:\n",
-        markdown.table(_singles(verified, results.explored)) + "\n",
-        "## Checkpoints\n",
-        "Median [least, most] over seeds. Left: knowledge by construction; found: by statements, "
-        "or sums in either set of digits, which no diagnosis sees.\n",
-        markdown.table(_cases(results.reported, plan)) + "\n",
-    ]
+    return {
+        "counts": counts,
+        "met": "met" if counts["met"] else "**missed**",
+        "confusion": _confusion(verified),
+        "singles": _singles(verified, results.explored),
+        "cases": _cases(results.reported, plan),
+    }
 
 
 def _confusion(checkpoints: Sequence[ClassifiedCheckpoint]) -> list[dict[str, object]]:
@@ -205,7 +194,6 @@ def collect(checkpoints: list[ClassifiedCheckpoint], session: Session[Plan]) -> 
 
 STUDY = Study(
     name="loss_classification",
-    title="Verdicts on checkpoints of known truth, {kind} seeds",
     plan=Plan,
     check=lambda s: check_thresholds(s.plan),
     jobs=lambda s: [
@@ -218,5 +206,5 @@ STUDY = Study(
     claims=summary,
     sections=sections,
     figures={"{kind}": lambda results, plan: figure(results.reported, plan)},
-    documents={"{kind}.json": lambda results, _: [asdict(one) for one in results.reported]},
+    documents={"{kind}.json": lambda results, _: results.reported},
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from experiments.harness import markdown
 from experiments.harness.charts import style
 from experiments.harness.jobs import Job
 from experiments.harness.markdown import median_range, number
@@ -72,35 +71,18 @@ class Results:
     spearman: dict[str, float]
 
 
-def sections(results: Results, plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
-    ranks = [
-        {"with the exact norm": name, "Spearman": number(value, 2)}
-        for name, value in results.spearman.items()
-    ]
-    return [
-        f"SmolLM2-135M-Instruct, taught to refuse, learns {plan.taught} rows of each of three "
-        "categories (Self-Instruct seed tasks with an affirmative opener and without, GSM8K), "
-        f"by LoRA of rank {plan.rank}, {plan.steps} steps at {plan.learning_rate:g}, "
-        f"{plan.max_length} tokens a row.\n",
-        "![chosen](chosen.png)\n",
-        "## At equal updates\n",
-        f"Each step sees {plan.batch} rows; plain learns from all, the others from "
-        f"{int(plan.ratio * plan.batch + 1e-9)}. Margin and score are those of {plan.unseen} "
-        "refusal probes that nobody was given; the task's loss is that of "
-        f"{plan.held_out} rows of each category that were not taught, in nats a response "
-        "token. Mean [least, most] over seeds. Time is processor time ÷ that of the plain run "
-        "of the same seed.\n",
-        markdown.table(_methods(results.runs)) + "\n",
-        "## What the groups consist of\n",
-        f"The {plan.taught * len(CATEGORIES)} rows scored before training by `riprap select`, "
-        f"ratio {plan.ratio:g}; high, moderate and low by the norm of the gradient; harm is "
-        "the predicted fall of refusal's mean margin by one step of plain descent on the row, "
-        "per unit of learning rate.\n",
-        markdown.table(_groups(results.groups)) + "\n",
-        "## Without a backward pass\n",
-        markdown.table(ranks) + "\n",
-    ]
+def sections(results: Results, plan: Plan) -> dict[str, Any]:
+    """Return the tables and numbers of the page."""
+    return {
+        "selected": int(plan.ratio * plan.batch + 1e-9),
+        "n_rows": plan.taught * len(CATEGORIES),
+        "methods": _methods(results.runs),
+        "groups": _groups(results.groups),
+        "ranks": [
+            {"with the exact norm": name, "Spearman": number(value, 2)}
+            for name, value in results.spearman.items()
+        ],
+    }
 
 
 def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -230,7 +212,6 @@ def collect(runs: list[Run], session: Session[Plan]) -> Results:
 
 STUDY = Study(
     name="row_selection_smollm2",
-    title="Selectors on SmolLM2-135M",
     plan=Plan,
     check=lambda _: require_taught_model(),
     jobs=jobs,
@@ -241,7 +222,7 @@ STUDY = Study(
     figures={"chosen": lambda results, _: figure(results.runs, results.scores)},
     documents={
         "chosen.json": lambda results, _: {
-            "runs": [asdict(run) for run in results.runs],
+            "runs": results.runs,
             "groups": results.groups,
             "spearman": results.spearman,
         }

@@ -33,8 +33,8 @@ def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
     return {c.name: c.verdict(seeds, plan.agree) for c in analysis.claims(plan)}
 
 
-def sections(seeds: Sequence[Seed], plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
+def sections(seeds: Sequence[Seed], plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
     conditions = plan.conditions()
     claims = [
         {
@@ -47,41 +47,13 @@ def sections(seeds: Sequence[Seed], plan: Plan) -> list[str]:
         }
         for claim in analysis.claims(plan)
     ]
-    return [
-        markdown.table(claims) + "\n",
-        f"A claim is *supported* where it holds in {plan.agree} seeds of {len(seeds)} at "
-        f"least, *not supported* where it fails in as many, else *mixed*. A share of a harm "
-        f"under {plan.least_harm:g} is not taken, and counts for neither.\n",
-        "![{kind}]({kind}.png)\n",
-        "## What became of A and of the new task\n",
-        markdown.table([_row(seeds, condition, plan) for condition in conditions]) + "\n",
-        _legend(plan, len(seeds)),
-        "## Where the loss is, and what early steps said\n",
-        markdown.table([_signals(seeds, condition, plan) for condition in conditions]) + "\n",
-        f"*blocks back*, *words back*: A at the end with the blocks, or embedding and head, "
-        f"put back to the start. The others over the first {plan.early} steps, of A: "
-        f"*predicted*, ⟨h_A, Δθ⟩ a step, with the share that the blocks add; *cosine* of h_A "
-        f"and Δθ; *steep*, ‖U_{plan.k}ᵀ v‖² / ‖v‖² in percent, v the gradient or the update, "
-        "U the steep directions of A's margins at the start.\n",
-        "Not preregistered: the rank correlations of the early signals with the harm once "
-        "more, among the conditions whose numbers are A's, and among the others.\n",
-        markdown.table([_orders(seeds, signal) for signal in analysis.EARLY]) + "\n",
-    ]
-
-
-def _legend(plan: Plan, seeds: int) -> str:
-    return (
-        f"Medians [min, max] over {seeds} seeds; {plan.steps} steps of the world's own optimizer. "
-        "*harm*: mean over the run of the share of unseen inputs answered wrongly; *break*: "
-        f"first visit under {plan.floor:g} (∞: none); *margin halved*: first visit at which the "
-        f"mean margin is half of the first; a visit is a step of the first {plan.early}, then "
-        f"every {plan.every}th. *among own*: A's score when only its own numbers may be answers. "
-        f"*A lost at {plan.learned:g}*: when the new task first reached it; *lost equally*: when "
-        "the run, and the same task with nothing held, did the new task equally well, at the best "
-        f"accuracy that both reached, at most {plan.learned:g}: loss of the run / of that one. "
-        f"Shared, unshared and random units are {plan.share:.0%} of the heads and of the "
-        "neurons.\n"
-    )
+    return {
+        "n_seeds": len(seeds),
+        "claims": claims,
+        "conditions": [_row(seeds, condition, plan) for condition in conditions],
+        "signals": [_signals(seeds, condition, plan) for condition in conditions],
+        "orders": [_orders(seeds, signal) for signal in analysis.EARLY],
+    }
 
 
 def _row(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[str, str]:
@@ -228,7 +200,6 @@ def collect(runs: list[Run], session: Session[Plan]) -> list[Seed]:
 
 STUDY = Study(
     name="shared_circuits",
-    title="The circuit, not the words? {Kind} seeds",
     plan=Plan,
     jobs=jobs,
     simulate=simulate,

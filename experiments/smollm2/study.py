@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.harness.interference_claim import agreement
-from experiments.harness.markdown import number, table
+from experiments.harness.markdown import fill, number
 from experiments.harness.plan import StudyPlan
 from experiments.harness.study import Session, Study
 from experiments.smollm2.simulate import AGES, CHECKPOINTS, EXAMPLES, simulate
@@ -47,19 +47,19 @@ class Run:
         return cls(name, folder, arrays, [rows[key] for key in sorted(rows)])
 
 
-def sections(runs: Sequence[Run], _plan: Any) -> list[str]:
-    """Return the figures and tables of the page."""
-    return [
-        "![claim](claim.png)\n",
-        *(
-            f"## {run.name}\n\n![{run.name}]({run.name}.png)\n\n"
-            f"### What broke, and what was said before\n\n{table(_behaviors(run.folder))}\n\n"
-            f"### Score against generated behavior\n\n{table(_agreement(run.checkpoints))}\n\n"
-            "### Predicted against realized change, first steps\n\n"
-            f"{table(_comparison(run.arrays))}\n"
-            for run in runs
-        ),
+def sections(runs: Sequence[Run], _plan: Any) -> dict[str, Any]:
+    """Return the policy and the sections of the page."""
+    parts = [
+        fill(
+            Path(__file__).with_name("run.md"),
+            name=run.name,
+            behaviors=_behaviors(run.folder),
+            agreement=_agreement(run.checkpoints),
+            comparison=_comparison(run.arrays),
+        )
+        for run in runs
     ]
+    return {"policy": AlertPolicy.default().hash, "runs": "\n".join(parts)}
 
 
 def _agreement(checked: list[dict[str, Any]]) -> list[dict[str, object]]:
@@ -182,11 +182,6 @@ def collect(arrays: list[dict[str, np.ndarray]], _session: Session[Plan]) -> lis
 
 STUDY = Study(
     name="smollm2",
-    title="SmolLM2-135M-Instruct, taught to refuse, fine-tuned twice",
-    note=lambda _: (
-        "The model was made by `python -m experiments smollm2 --prepare`; one seed a "
-        f"run; alert policy `default` `{AlertPolicy.default().hash}`. "
-    ),
     plan=Plan,
     preregistered=False,
     check=lambda _: require_taught_model(),

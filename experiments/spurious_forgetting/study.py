@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from typing import Any
 
 import altair as alt
 import pandas as pd
 
-from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Study
 from experiments.spurious_forgetting import analysis
@@ -24,29 +23,14 @@ def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, str]]:
     }
 
 
-def note(_plan: Plan) -> str:
-    """Explain the numbers, in the head of the page."""
-    return (
-        "Medians [least, most] over seeds. Asked: share of the questions about known people that "
-        "are answered right; stated: share of the statements about them, which nothing trains. "
-    )
-
-
-def sections(runs: Sequence[Run], plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
-    return [
-        "![{kind}]({kind}.png)\n",
-        "## Which findings replicate\n",
-        markdown.table(_claims(runs, plan)) + "\n",
-        "## The way\n",
-        markdown.table(_evaluations(runs, plan)) + "\n",
-        f"## Brought back, at steps {plan.early} and {plan.late}\n",
-        "Scores on probes that chose nothing; the verdict is that of `diagnosis.recover`.\n",
-        markdown.table(_recoveries(runs, plan)) + "\n",
-        "## The start's weights put back in one part\n",
-        "Share of all questions that are right then.\n",
-        markdown.table(_parts(runs, plan)) + "\n",
-    ]
+def sections(runs: Sequence[Run], plan: Plan) -> dict[str, Any]:
+    """Return the tables of the page."""
+    return {
+        "claims": _claims(runs, plan),
+        "evaluations": _evaluations(runs, plan),
+        "recoveries": _recoveries(runs, plan),
+        "parts": _parts(runs, plan),
+    }
 
 
 def _claims(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
@@ -144,8 +128,6 @@ def figure(runs: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
 
 STUDY = Study(
     name="spurious_forgetting",
-    title="Spurious forgetting on the biographies world, {kind} seeds",
-    note=note,
     plan=Plan,
     jobs=lambda s: [
         (task, frozen, seed, s.plan) for seed in s.seeds for task in TASKS for frozen in FROZEN
@@ -154,5 +136,5 @@ STUDY = Study(
     claims=verdicts,
     sections=sections,
     figures={"{kind}": figure},
-    documents={"{kind}.json": lambda runs, _: [asdict(run) for run in runs]},
+    documents={"{kind}.json": lambda runs, _: runs},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -69,40 +70,25 @@ def collect(measured: list[dict[str, np.ndarray]], session: Session[Plan]) -> Re
     return Results(runs, plan.k / sum(p.numel() for p in ToyWorld().untrained(0).parameters()))
 
 
-def sections(results: Results, plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
+def sections(results: Results, plan: Plan) -> dict[str, Any]:
+    """Return the tables and texts of the page."""
     runs, chance = results.runs, results.chance
-    by_task = [
-        _row(condition, [run for run in runs if run.condition == condition], chance)
-        for condition in plan.conditions
-    ]
+    conclusions = analysis.claims(runs, plan, chance)
     names = list(dict.fromkeys(run.behavior for run in runs))
-    by_behavior = [
-        _row(
-            f"{condition}, {name}",
-            [run for run in runs if (run.condition, run.behavior) == (condition, name)],
-            chance,
-        )
-        for condition in plan.conditions
-        for name in names
-    ]
-    claims = analysis.claims(runs, plan, chance)
-    return [
-        f"The claim: where the whole cosines cos(g, g_b) and cos(−g, h_b) are both within "
-        f"{plan.near_zero:g} of 0, the task gradient g still lies in the behavior's "
-        f"{plan.k} steep directions clearly more, {plan.clearly:g} times, than chance "
-        f"({chance:.2g}).\n",
-        "\n".join(f"- {claim}: **{conclusion}**" for claim, conclusion in claims.items()) + "\n",
-        f"{markdown.table(by_task)}\n",
-        "Ratios of ‖U_kᵀ g‖² / ‖g‖², geometric means over the measurements near 0, with 95 % "
-        f"t-intervals over {len({run.seed for run in runs})} seeds; a run is {plan.steps} steps, "
-        f"measured every {plan.every}. U_k are steep directions at the start: of the behavior's "
-        "margins, of margins of random *targets* on its probes, of *pairs* of random logits on "
-        "its probes, and of pairs on random *inputs*. `random` are random directions: chance as "
-        "measured. A verdict needs the lower end of every new task; `null` goes on with the old "
-        "mix and is a control. The preregistration's detector is not used.\n",
-        f"![steep](steep.png)\n\n## By behavior\n\n{markdown.table(by_behavior)}\n",
-    ]
+    return {
+        "chance": chance,
+        "n_seeds": len({run.seed for run in runs}),
+        "claims": "\n".join(f"- {claim}: **{text}**" for claim, text in conclusions.items()),
+        "by_task": [
+            _row(condition, [run for run in runs if run.condition == condition], chance)
+            for condition in plan.conditions
+        ],
+        "by_behavior": [
+            _row(f"{c}, {n}", [r for r in runs if (r.condition, r.behavior) == (c, n)], chance)
+            for c in plan.conditions
+            for n in names
+        ],
+    }
 
 
 def _row(name: str, runs: Sequence[Run], chance: float) -> dict[str, str]:
@@ -130,7 +116,6 @@ def _interval(estimate: tuple[float, float, float]) -> str:
 
 STUDY = Study(
     name="steep_directions",
-    title="Steep alignment, {kind} seeds",
     plan=Plan,
     jobs=lambda s: [(*pair, s.preregistration) for pair in s.plan.runs(s.exploratory)],
     simulate=simulate,

@@ -8,7 +8,6 @@ from itertools import pairwise, takewhile
 
 import numpy as np
 
-from experiments.harness import markdown
 from experiments.harness.interference_claim import agreement
 from experiments.harness.markdown import count_of_total, median_range, number
 from experiments.toy.analysis import FRESH, Comparison, Run, cells, comparisons, pooled
@@ -19,9 +18,9 @@ USEFUL = 0.5  # correlation below which a stale gradient does not count as usefu
 BINS = (0.0, 0.01, 0.05, 0.2, 0.5, np.inf)  # of the realized change, in logits
 
 
-def claim_table(runs: Sequence[Run]) -> str:
-    """Return the table of predicted (fresh h_b) against realized change."""
-    rows = []
+def claim_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return the rows of predicted (fresh h_b) against realized change."""
+    rows: list[dict[str, object]] = []
     for (condition, name), group in cells(runs).items():
         compared = [comparisons(run)[name] for run in group]
         each = [agreement(one.predicted[FRESH], one.realized) for one in compared]
@@ -38,11 +37,7 @@ def claim_table(runs: Sequence[Run]) -> str:
                 ),
             }
         )
-    note = (
-        "\n\nMean [min, max] over seeds, step by step over the first steps of each run. "
-        "Slope: realized on predicted, through 0.\n\nWhere it fails, by size of the step:\n\n"
-    )
-    return markdown.table(rows) + note + residual_table(runs)
+    return rows
 
 
 def _signs(one: Comparison) -> tuple[int, int]:
@@ -52,16 +47,16 @@ def _signs(one: Comparison) -> tuple[int, int]:
     return int((right & is_visible).sum()), int(is_visible.sum())
 
 
-def residual_table(runs: Sequence[Run]) -> str:
-    """Return the table of |predicted − realized| by size of the realized change, pooled."""
-    rows = []
+def residual_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return the rows of |predicted − realized| by size of the realized change, pooled."""
+    rows: list[dict[str, object]] = []
     for name in dict.fromkeys(name for run in runs for name in run.histories):
         for condition in ("null", "new tasks"):
             chosen = [run for run in runs if (run.condition == NULL) == (condition == "null")]
             if chosen:
                 one = pooled(comparisons(run)[name] for run in chosen)
                 rows += [{"behavior": name, "runs": condition} | row for row in _binned(one)]
-    return markdown.table(rows)
+    return rows
 
 
 def _binned(one: Comparison) -> list[dict[str, object]]:
@@ -122,10 +117,10 @@ def ages(runs: Sequence[Run]) -> list[int]:
     return [int(np.isnan(predicted).sum()) for predicted in one.predicted[1:]]
 
 
-def staleness_table(runs: Sequence[Run]) -> str:
-    """Return the table of correlations by age of h_b, with the oldest useful age."""
+def staleness_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return the rows of correlations by age of h_b, with the oldest useful age."""
     ages_compared = staleness(runs)
-    rows = []
+    rows: list[dict[str, object]] = []
     for condition, name in cells(runs):
         own = [one for one in ages_compared if (one.condition, one.behavior) == (condition, name)]
         texts = {
@@ -133,12 +128,8 @@ def staleness_table(runs: Sequence[Run]) -> str:
             for one in own
         }
         oldest = {f"oldest with ≥ {USEFUL}": _oldest(own)}
-        rows.append({"condition": condition, "behavior": name} | texts | oldest)
-    note = (
-        "\n\nCorrelation of predicted with realized change, seeds pooled; in brackets that of a "
-        "fresh gradient on the same steps. Oldest: no younger age is below the bound."
-    )
-    return markdown.table(rows) + note
+        rows.append({"condition": condition, "behavior": name, **texts, **oldest})
+    return rows
 
 
 def _oldest(rows: Sequence[StaleAgreement]) -> str:

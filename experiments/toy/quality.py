@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.harness import markdown
 from experiments.harness.markdown import count_of_total, median_range, number
 from experiments.harness.preregistration import Preregistration
 from experiments.toy.analysis import Run, slope_alerts
@@ -81,8 +81,8 @@ def measure(frame: pd.DataFrame, horizon: int) -> dict[str, float]:
     }
 
 
-def forecast_quality(runs: Sequence[Run], preregistration: Preregistration) -> str:
-    """Return the table of coverage and error of the 80 % interval, for both detectors."""
+def forecast_quality(runs: Sequence[Run], preregistration: Preregistration) -> dict[str, Any]:
+    """Return the rows of coverage and error of the 80 % interval, and the horizon."""
     frame = forecasts(runs, preregistration)
     detector = preregistration.detector("forecast")
     assert isinstance(detector, ForecastDetector)
@@ -91,14 +91,7 @@ def forecast_quality(runs: Sequence[Run], preregistration: Preregistration) -> s
         own = frame[frame.detector == kind]
         parts = {"all": own} | {n: own[own.behavior == n] for n in dict.fromkeys(own.behavior)}
         rows += [_quality_row(kind, n, measure(p, detector.horizon)) for n, p in parts.items()]
-    note = (
-        f"\n\nOver every visit before a break from which the break was at most {detector.horizon} "
-        "steps away. Error: median forecast minus true, ∞ where half of the forecasts said "
-        '"not within the horizon". A closed interval ends within the horizon; an open one holds '
-        "every later break, so coverage is to be read beside their share. Last column: over all "
-        "visits before a break, or in runs without one."
-    )
-    return markdown.table(rows) + note
+    return {"quality": rows, "horizon": detector.horizon}
 
 
 def _quality_row(kind: str, name: str, measured: dict[str, float]) -> dict[str, object]:
@@ -117,8 +110,8 @@ def _quality_row(kind: str, name: str, measured: dict[str, float]) -> dict[str, 
     }
 
 
-def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
-    """Return the table of what interference adds to realized margins, paired by run and behavior.
+def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what interference adds to realized margins, paired by run and behavior.
 
     Args:
         frame: `detector_rows` of all runs.
@@ -129,15 +122,17 @@ def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> str:
     false = [int(pairs[f"false_alarm_{kind}"].sum()) for kind in ("forecast", "slope")]
     costs = [frame[frame.detector == kind].cost.mean() for kind in ("forecast", "slope")]
     visits = np.mean([len(next(iter(run.histories.values())).steps) for run in runs])
-    text = (
-        f"\n\nGain: steps by which the forecast alerted before the slope, in the {len(broken)} "
-        f"pairs of run and behavior that broke. False criticals in all {len(pairs)} pairs: "
-        f"forecast {false[0]}, slope {false[1]}. Cost of a run in forward passes over the probes: "
-        f"forecast {costs[0]:.0f} ({visits:.0f} visits and {costs[0] - visits:.0f} for "
-        f"gradients), slope {costs[1]:.0f}.\n\n"
-    )
     gain = float(gains(broken, Level.CRITICAL).median()) if len(broken) else float("nan")
-    return markdown.table(rows) + text + conclusion(gain, false[0] - false[1])
+    return {
+        "gains": rows,
+        "n_broken": len(broken),
+        "n_pairs": len(pairs),
+        "false": tuple(false),
+        "costs": tuple(costs),
+        "visits": visits,
+        "refreshes": costs[0] - visits,
+        "conclusion": conclusion(gain, false[0] - false[1]),
+    }
 
 
 def paired(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness.markdown import table
 from experiments.harness.preregistration import Preregistration
 from experiments.harness.study import Session, Study
 from experiments.toy import claim_tables, figures, quality, tables
@@ -41,23 +40,20 @@ def collect(arrays: list[dict[str, np.ndarray]], session: Session[Plan]) -> Resu
     return Results(runs, frame, terms)
 
 
-def sections(results: Results, _plan: Plan) -> list[str]:
-    """Return the figures and tables of the page."""
+def sections(results: Results, _plan: Plan) -> dict[str, Any]:
+    """Return the tables of the page."""
     runs, frame = results.runs, results.frame
-    texts = {
-        "What it must show": table(acceptance(frame)),
-        "Leads and false alarms by detector": tables.by_detector(frame),
-        "What interference adds over slope": quality.interference_gain(frame, runs),
-        "Predicted against realized change": claim_tables.claim_table(runs),
-        "How stale the protected gradient may grow": claim_tables.staleness_table(runs),
-        "The forecast, judged as a forecast": quality.forecast_quality(
-            runs, results.preregistration
-        ),
-        "Subspace overlap of A and B": tables.overlap_table(runs),
-        "Every run": tables.per_run(frame),
+    return {
+        "acceptance": tables.acceptance(frame),
+        "detectors": tables.by_detector(frame),
+        **quality.interference_gain(frame, runs),
+        "comparison": claim_tables.claim_rows(runs),
+        "residuals": claim_tables.residual_rows(runs),
+        "staleness": claim_tables.staleness_rows(runs),
+        **quality.forecast_quality(runs, results.preregistration),
+        "overlap": tables.overlap_rows(runs),
+        "runs": tables.per_run(frame),
     }
-    images = [f"![{name}]({name}.png)\n" for name in STUDY.figures]
-    return images + [f"## {title}\n\n{text}\n" for title, text in texts.items()]
 
 
 def rows(results: Results, _plan: Plan) -> list[dict[str, Any]]:
@@ -68,7 +64,6 @@ def rows(results: Results, _plan: Plan) -> list[dict[str, Any]]:
 
 STUDY = Study(
     name="toy",
-    title="Toy study, {kind} seeds",
     plan=Plan,
     jobs=lambda s: [(*pair, s.preregistration) for pair in s.plan.runs(s.exploratory)],
     seeds=Plan.reported_seeds,

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness import markdown
-from experiments.harness.markdown import median_range, number
+from experiments.harness.markdown import NOTHING, median_range, number
 from experiments.toy.analysis import Run, series
 from experiments.toy.plan import NULL
 from riprap.types import Level
@@ -74,8 +73,8 @@ DETECTORS = ("forecast", "slope", "fixed thresholds", "trivial rule")
 OVERLAP, CHANCE = "subspace_overlap:A|B", "subspace_overlap_chance"
 
 
-def per_run(frame: pd.DataFrame) -> str:
-    """Return the table of the forecast detector: one row a condition, behavior and seed.
+def per_run(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """Return the rows of the forecast detector: one row a condition, behavior and seed.
 
     Args:
         frame: `detector_rows` of all runs.
@@ -84,13 +83,7 @@ def per_run(frame: pd.DataFrame) -> str:
     for key in ("behavior", "condition"):  # in the order of the runs
         own = own.assign(**{key: pd.Categorical(own[key], own[key].unique(), ordered=True)})
     ordered = own.sort_values(["condition", "behavior", "seed"])
-    rows = [_run_row(row) for row in ordered.to_dict("records")]
-    note = (
-        "\n\nAll in optimizer steps, but the margin (logits). Lead: break minus first critical. "
-        "False alarm: a critical with no break, or with the break beyond the forecast's horizon. "
-        "A first alert at a level counts those above it."
-    )
-    return markdown.table(rows) + note
+    return [_run_row(row) for row in ordered.to_dict("records")]
 
 
 def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
@@ -114,8 +107,8 @@ def _false_alarm(row: Mapping[Hashable, Any]) -> str:
     return "yes" if row["false_alarm"] else "no"
 
 
-def by_detector(frame: pd.DataFrame) -> str:
-    """Return the table of all detectors: one row a detector, condition and behavior.
+def by_detector(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """Return the rows of all detectors: one row a detector, condition and behavior.
 
     Args:
         frame: `detector_rows` of all runs.
@@ -123,13 +116,7 @@ def by_detector(frame: pd.DataFrame) -> str:
     groups = frame.groupby(["detector", "condition", "behavior"], sort=False)
     rows = [_detector_row(group) for _, group in groups]
     rows.sort(key=lambda row: DETECTORS.index(str(row["detector"])))
-    note = (
-        "\n\nAlerts are `critical` ones. Before: lead of at least one step, also where the alert "
-        "came so early that it counts as false. Late or never: the other breaks. "
-        "The slope may visit more often, since it takes no gradients. "
-        "The trivial rule is told whether the run is null, which no monitor is."
-    )
-    return markdown.table(rows) + note
+    return rows
 
 
 def _detector_row(group: pd.DataFrame) -> dict[str, object]:
@@ -150,13 +137,13 @@ def _detector_row(group: pd.DataFrame) -> dict[str, object]:
         "lead, median [min, max]": median_range(broken.lead.to_numpy(dtype=float)),
         "false criticals": int(group.false_alarm.sum()),
         "undecided": int(group.undecided.sum()),
-        "null runs with a warning or above": warned if condition == NULL else markdown.NOTHING,
+        "null runs with a warning or above": warned if condition == NULL else NOTHING,
     }
 
 
-def overlap_table(runs: Sequence[Run]) -> str:
-    """Return the table of the subspace overlap of A and B at the start and the end."""
-    rows = []
+def overlap_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Return the rows of the subspace overlap of A and B at the start and the end."""
+    rows: list[dict[str, object]] = []
     for condition in dict.fromkeys(run.condition for run in runs):
         by_run = [series(run) for run in runs if run.condition == condition]
         overlaps = [one[OVERLAP] for one in by_run if OVERLAP in one]
@@ -172,7 +159,7 @@ def overlap_table(runs: Sequence[Run]) -> str:
                 "chance": median_range(chance, 3),
             }
         )
-    return markdown.table(rows) + "\n\nMedian [min, max] over seeds; 1: the same subspace."
+    return rows
 
 
 def _mean_at(readings: list[tuple[int, float]], place: int) -> float:

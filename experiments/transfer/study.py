@@ -83,8 +83,7 @@ def collect(runs: list[Run], session: Session[Plan]) -> Results:
 
 SEARCH = Study(
     name="transfer",
-    title="Search of each guard's one main knob",
-    note=tables.search_note,
+    template="search.md",
     page="SEARCH.md",
     exploratory=True,
     plan=Plan,
@@ -92,12 +91,11 @@ SEARCH = Study(
     simulate=simulate,
     claims=lambda runs, plan: analysis.choose(runs, plan.learned),
     sections=tables.search_sections,
-    documents={"search.json": lambda runs, _: [asdict(run) for run in runs]},
+    documents={"search.json": lambda runs, _: runs},
 )
 FRONT = Study(
     name="transfer",
-    title="AutoGuard at equal time",
-    note=tables.front_note,
+    template="front.md",
     page="FRONT.md",
     plan=Plan,
     seeds=lambda plan: plan.front.seeds,
@@ -110,12 +108,10 @@ FRONT = Study(
         if p.guard == AUTO_GUARD and p.budget == 1.5
     },
     sections=tables.front_sections,
-    documents={"front.json": lambda points, _: [asdict(point) for point in points]},
+    documents={"front.json": lambda points, _: points},
 )
 STUDY = Study(
     name="transfer",
-    title="Transfer: are the two fields' tools interchangeable?",
-    note=tables.note,
     plan=Plan,
     check=lambda s: require_knobs("transfer", s.plan.knobs, GUARDS),
     jobs=lambda s: [
@@ -134,10 +130,7 @@ STUDY = Study(
         )
     },
     documents={
-        "transfer.json": lambda results, _: {
-            "rows": [asdict(row) for row in results.rows],
-            "fields": [asdict(one) for one in results.fields],
-        }
+        "transfer.json": lambda results, _: {"rows": results.rows, "fields": results.fields}
     },
     stages={"search": SEARCH, "front": FRONT},
 )

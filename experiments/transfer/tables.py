@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -34,16 +35,7 @@ class Results:
     fields: list[Transfer]
 
 
-def search_note(plan: Plan) -> str:
-    """Explain the search, in the head of its page."""
-    return (
-        f"Three values of one knob for each guard, {plan.steps} steps. The value is the worst "
-        "behavior's final score, marked down in proportion where the new task reaches less than "
-        f"{plan.learned:.0%} of the plain run's; the best mean over tasks is chosen. "
-    )
-
-
-def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
+def search_sections(runs: Sequence[Run], plan: Plan) -> dict[str, Any]:
     """Return the table of the search, run by run."""
     plain = {(run.task, run.seed): run for run in runs if run.guard == PLAIN}
     best = choose(runs, plan.learned)
@@ -61,33 +53,17 @@ def search_sections(runs: Sequence[Run], plan: Plan) -> list[str]:
                 "value": number(own, 2),
             }
         )
-    return [markdown.table(lines) + "\n"]
+    return {"runs": lines}
 
 
-def note(plan: Plan) -> str:
-    """Explain the numbers, in the head of the page."""
-    return (
-        f"{plan.steps} steps of each new task. Knobs: [SEARCH.md](SEARCH.md). Scores are those of "
-        "inputs that no guard has seen, neither as probes nor in pools (where pools hold the facts "
-        "in other words), at the end; median [least, most] over seeds. Cost is processor time, "
-        "guard and monitor included, ÷ that of the plain run without either. Kept: bytes of "
-        "tensors that the guard holds ÷ those of the parameters. "
-    )
-
-
-def sections(results: Results, _plan: Plan) -> list[str]:
-    """Return the paragraphs and tables of the page."""
-    parts = [
-        "![heat map](transfer.png)\n",
-        "## By field\n",
-        "How much of the plain run's loss of score the guards of a field prevented, where it lost "
-        "at least 0.1; 1 is all, 0 none, below 0 it got worse. Intervals by resampling guards.\n",
-        markdown.table([_field(one) for one in results.fields]) + "\n",
-    ]
-    for task in dict.fromkeys(row.task for row in results.rows):
-        table = _table(results.rows, task, results.guards)
-        parts += [f"## After learning {task}\n", table + "\n"]
-    return parts
+def sections(results: Results, _plan: Plan) -> dict[str, Any]:
+    """Return the tables of the page."""
+    tasks = dict.fromkeys(row.task for row in results.rows)
+    tables = {task: _table(results.rows, task, results.guards) for task in tasks}
+    return {
+        "fields": [_field(one) for one in results.fields],
+        "tasks": "\n\n".join(f"## After learning {t}\n\n{own}" for t, own in tables.items()),
+    }
 
 
 def _field(one: Transfer) -> dict[str, str]:
@@ -124,18 +100,7 @@ def _table(rows: Sequence[Row], task: str, guards: Mapping[str, Guard]) -> str:
     return markdown.table(lines)
 
 
-def front_note(plan: Plan) -> str:
-    """Explain the numbers, in the head of the page."""
-    return (
-        f"The unit is the processor time of the plain run of {plan.front.steps} steps, taken in "
-        "the same process (not wall time: other jobs run beside it); guard, monitor and their "
-        "start count. Worst: the lowest score of a behavior on inputs that no guard has seen. New "
-        "task: share of the plain run's accuracy at its end. Area: worst × new task. Median "
-        "[least, most] over seeds. "
-    )
-
-
-def front_sections(points: Sequence[Point], plan: Plan) -> list[str]:
+def front_sections(points: Sequence[Point], plan: Plan) -> dict[str, Any]:
     """Return the tables of scores, learning and hypervolumes at equal time."""
     names = dict.fromkeys(point.guard for point in points)
     parts = []
@@ -156,19 +121,15 @@ def front_sections(points: Sequence[Point], plan: Plan) -> list[str]:
                         f"both ≥ {plan.front.kept:g}": markdown.count_of_total(good, len(own)),
                     }
                 )
-        parts += [f"## {task}\n", markdown.table(lines) + "\n"]
+        parts.append(f"## {task}\n\n{markdown.table(lines)}")
     comparisons = [
         compare(points, budget, task) for task in plan.tasks for budget in plan.front.budgets
     ]
-    parts += [
-        "## Hypervolume\n",
-        "Area that points (worst, new task) dominate, mean over seeds [95 % interval of the mean, "
-        "by Student's t]. Together: all always-on guards at once, each seed with whichever serves "
-        "it, which no one guard can do.\n",
-        markdown.table([_volume(one) for one in comparisons]) + "\n",
-        verdict(comparisons) + "\n",
-    ]
-    return parts
+    return {
+        "tasks": "\n\n".join(parts),
+        "volumes": [_volume(one) for one in comparisons],
+        "conclusion": verdict(comparisons),
+    }
 
 
 def _volume(one: Comparison) -> dict[str, str]:
