@@ -9,7 +9,7 @@ from riprap.selection.strategies._base import Strategy, smallest_indices, within
 
 
 class LeastHarm(Strategy):
-    """Of C, the samples of least harm −⟨h_b, Δθ_i⟩; the worst of several behaviors counts.
+    """Samples of C with the least harm −⟨h_b, Δθ_i⟩; the worst of several behaviors counts.
 
     Ours, after ghost inner products (2406.11011) and selection in the optimizer's geometry
     (2604.00001): Δθ_i = −lr · ∇L_i / (√v̂ + ε) under Adam, and −lr · ∇L_i before Adam has a state

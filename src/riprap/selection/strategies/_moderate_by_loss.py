@@ -6,7 +6,7 @@ from riprap.selection.strategies._moderate import Moderate
 
 
 class ModerateByLoss(Moderate):
-    """Of C, the samples with L_i nearest to the median (our control for 2604.17215)."""
+    """Samples of C with L_i nearest to its median (our control for 2604.17215)."""
 
     name = "moderate_by_loss"
     needs = frozenset()

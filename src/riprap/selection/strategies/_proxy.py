@@ -6,7 +6,7 @@ from riprap.selection.strategies._moderate import Moderate
 
 
 class Proxy(Moderate):
-    """Of C, the samples with ‖∂L_i/∂h‖_F nearest to the median, h the last hidden states.
+    """Samples of C with ‖∂L_i/∂h‖_F nearest to its median, h the last hidden states.
 
     ∂L_i/∂h_it = (softmax(z_it) − onehot(y_it)) W_head / n_i needs no backward pass. Variant of
     2604.17215, algorithm 1, which uses the gradient in the parameters. The agreement of the two
