@@ -111,4 +111,4 @@ def test_training_that_fails_leaves_no_hooks(policy: AlertPolicy, tmp_path: Path
     with pytest.raises(RuntimeError, match="the loop broke"):
         trained(tmp_path, [MonitorCallback(monitor, submodule="model"), Fails()])
     assert monitor.step == 3
-    assert monitor._hooks is None
+    assert not monitor.watching

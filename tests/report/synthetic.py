@@ -30,7 +30,7 @@ class Scene:
         self.writer = Writer(run)
         self.steps = steps
         self.random = np.random.default_rng(0)
-        self.writer.meta(
+        self.writer.write_meta(
             behaviors=[{"name": name, "floor": 0.9, "contrast": None} for name in names],
             protocol={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
             protocol_hash="sha256:0123456789abcdef",
@@ -66,7 +66,7 @@ class Scene:
                 self.read(step, name, "drift_mean", 0.002 * step * (1 + depth), layer)
 
     def visit(self, step: int, name: str, margins: np.ndarray) -> None:
-        self.writer.margins(step, name, margins)
+        self.writer.add_margins(step, name, margins)
         self.read(step, name, "margin", float(margins.mean()), unit="logits")
         self.read(step, name, "score", float((margins > 0).mean()), unit="share")
 
@@ -87,17 +87,19 @@ class Scene:
             raised.add(level)
             cause = Reading.of(step, name, "margin_low", low)
             text = f"expected to reach its floor in {median:.0f} steps"
-            self.writer.alert(Alert(step, name, level, "forecast", text, (cause,), said))
+            self.writer.add_alert(Alert(step, name, level, "forecast", text, (cause,), said))
 
     def read(
         self, step: int, name: str, signal: str, value: float, layer: str = "", unit: str = ""
     ) -> None:
-        self.writer.readings([Reading.of(step, name, signal, value, unit, layer)])
+        self.writer.add_readings([Reading.of(step, name, signal, value, unit, layer)])
 
     def lack(
         self, step: int, name: str, signal: str, why: str, state: str = "INSUFFICIENT"
     ) -> None:
-        self.writer.readings([Reading(step, name, signal, state=ReadingStatus(state), detail=why)])
+        self.writer.add_readings(
+            [Reading(step, name, signal, state=ReadingStatus(state), detail=why)]
+        )
 
     def whole_run(self) -> None:
         """Readings of the run as a whole."""

@@ -68,7 +68,9 @@ def single(forecasts: dict[int, tuple[float, float, float]], low: float = 4.0) -
     writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
     for step, forecast in forecasts.items():
         named = dict(zip(("median", "low", "high"), forecast, strict=True))
-        writer.add_readings([Reading(step, "a", "margin_low", low), Reading(step, "a", "score", 1.0)])
+        writer.add_readings(
+            [Reading(step, "a", "margin_low", low), Reading(step, "a", "score", 1.0)]
+        )
         writer.add_readings(
             Reading(step, "a", f"forecast_{name}", value)
             for name, value in named.items()
@@ -157,7 +159,9 @@ def test_alerts_keep_their_cones_after_the_break() -> None:
     writer = Writer()
     writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
     for step, score, low in ((0, 1.0, 4.0), (10, 1.0, 2.0), (20, 0.5, -1.0)):
-        writer.add_readings([Reading(step, "a", "score", score), Reading(step, "a", "margin_low", low)])
+        writer.add_readings(
+            [Reading(step, "a", "score", score), Reading(step, "a", "margin_low", low)]
+        )
     writer.add_alert(Alert(10, "a", Level.CRITICAL, "f", "", (), Forecast(8, 6, 11, 50)))
     found = plot_data.cone_rows(load_run(writer), A, right=20)
     assert {row["name"] for row in found} == {"forecast of the first critical alert"}

@@ -165,12 +165,14 @@ def _check_record(results: dict[str, Any]) -> str:
 def _check_isolation(results: dict[str, Any]) -> str:
     model, optimizer, _ = _train_and_forget(None, monitored=False)
     same = all(
-        torch.equal(one, two)
-        for one, two in zip(model.parameters(), results["model"].parameters(), strict=True)
+        torch.equal(plain, monitored)
+        for plain, monitored in zip(model.parameters(), results["model"].parameters(), strict=True)
     )
     states = [list(o.state.values()) for o in (optimizer, results["optimizer"])]
     same = same and all(
-        torch.equal(one[key], two[key]) for one, two in zip(*states, strict=True) for key in one
+        torch.equal(plain[key], monitored[key])
+        for plain, monitored in zip(*states, strict=True)
+        for key in plain
     )
     if not same:
         raise RuntimeError(

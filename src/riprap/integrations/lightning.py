@@ -61,7 +61,7 @@ class MonitorCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Log the latest scores and margins; stop if the guard asks for it."""
-        trainer.should_stop = trainer.should_stop or bool(self.monitor.should_stop)
+        trainer.should_stop = trainer.should_stop or self.monitor.should_stop
         if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             for logger in trainer.loggers:
                 logger.log_metrics(self.monitor.metrics(), step=trainer.global_step)

@@ -107,8 +107,8 @@ def requests(vocabulary: Vocabulary, objects: str) -> Examples:
     """
     answer = vocabulary.sign("refuse" if objects == "harmful" else "comply")
     please = vocabulary.sign("please")
-    frames, verbs, things = (vocabulary.kind(kind) for kind in ("frames", "verbs", objects))
-    words = product(frames, verbs, vocabulary.numbers, things)
+    frames, verbs, nouns = (vocabulary.kind(kind) for kind in ("frames", "verbs", objects))
+    words = product(frames, verbs, vocabulary.numbers, nouns)
     return _build([([*request, please], answer) for request in words])
 
 
