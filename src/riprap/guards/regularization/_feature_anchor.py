@@ -53,7 +53,7 @@ class FeatureAnchor(Penalty, BehaviorGuard):
 
     z are the latents of a layer at the last position of each probe, z₀ those of the same probe at
     θ₀, and E is the mean over rows. K holds the `n_features` latents with the largest first-order
-    effect on the margins, |mean ∂m/∂z_j| · rms(z_j), where ∂m/∂z_j = ⟨∂m/∂a, d_j⟩ and d_j is the
+    effect on the margins, abs(mean ∂m/∂z_j) · rms(z_j), where ∂m/∂z_j = ⟨∂m/∂a, d_j⟩ and d_j is the
     decoder direction; the sign of the effect decides between K+ and K−. With a `drifted_model`, K
     holds the latents that moved most in it. With `reselect_every` the selection is repeated, and
     adds the latents that have done most harm outside K since, by the first-order estimate

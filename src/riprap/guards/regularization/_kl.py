@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -76,24 +75,34 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute the mean KL and its gradient."""
         count = len(self.protected_behaviors)
-        terms: list[tuple[Callable[[nn.Module, Any], Tensor], Any, Tensor, float]] = [
-            (self._probe_log_probs, behavior, reference, 1 / count)
-            for behavior, reference in zip(self.protected_behaviors, self.references, strict=False)
+        terms = [
+            self._term(view, self._probe_log_probs, behavior, self.references[at], 1 / count)
+            for at, behavior in enumerate(self.protected_behaviors)
         ]
         if self.cycler is not None:
             reference = self.references[count + self.cycler.position]
             batch = self.cycler.next_batch(view.model)
-            terms.append((self._batch_log_probs, batch, reference, 1.0))
-        values, gradients = [], []
-        for log_probs, source, reference, weight in terms:
-            loss = partial(_kl_to_start, log_probs, reference, weight)
-            value, gradient = loss_and_gradient(loss, view.model, source, view.parameters)
-            values.append(value)
-            if gradient is not None:
-                gradients.append(gradient)
+            terms.append(self._term(view, self._batch_log_probs, batch, reference, 1.0))
+        gradients = [gradient for _, gradient in terms if gradient is not None]
         if not gradients:
             raise ConfigError(f"guard {self.name}: the answers depend on no trained parameter")
-        return sum(values), sum_vectors(gradients)
+        return sum(value for value, _ in terms), sum_vectors(gradients)
+
+    def _term(
+        self,
+        view: GuardView,
+        log_probs: Callable[[nn.Module, Any], Tensor],
+        source: Behavior | Mapping[str, Any],
+        reference: Tensor,
+        weight: float,
+    ) -> tuple[float, Vector | None]:
+        """Compute the weighted KL on one behavior or batch, and its gradient."""
+
+        def loss(model: nn.Module, source: Any) -> Tensor:
+            current = log_probs(model, source)
+            return weight * kl(reference.to(current), current)
+
+        return loss_and_gradient(loss, view.model, source, view.parameters)
 
     def _probe_log_probs(self, model: nn.Module, behavior: Behavior) -> Tensor:
         """Return log-probabilities after each probe, shape (rows, vocabulary)."""
@@ -105,17 +114,6 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
         with raise_on_all_ranks(model):
             logits = logits_of(model(**{k: v for k, v in batch.items() if k != "labels"}))
         return torch.log_softmax(upcast(logits[counted_positions(batch, logits)]), -1)
-
-
-def _kl_to_start(
-    log_probs: Callable[[nn.Module, Any], Tensor],
-    reference: Tensor,
-    weight: float,
-    model: nn.Module,
-    source: Any,
-) -> Tensor:
-    current = log_probs(model, source)
-    return weight * kl(reference.to(current), current)
 
 
 def counted_positions(batch: Mapping[str, Any], logits: Tensor) -> Tensor:

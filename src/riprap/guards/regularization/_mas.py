@@ -20,7 +20,7 @@ from riprap.linalg import Vector, clone, sum_vectors, upcast_vector
 
 @dataclass
 class MAS(Penalty, BehaviorGuard):
-    """Penalty λ Σ_i Ω_i (θ_i − θ₀_i)², Ω = mean over probes of |∇_i ‖F(x)‖²|, F the logits.
+    """Penalty λ Σ_i Ω_i (θ_i − θ₀_i)², Ω = mean over probes of abs(∇_i ‖F(x)‖²), F the logits.
 
     No labels or losses are needed: the current answers on the probes are protected. The start
     costs one backward pass for each probe.
@@ -62,7 +62,7 @@ class MAS(Penalty, BehaviorGuard):
     def _sensitivity(
         self, behavior: Behavior, model: nn.Module, parameters: list[Tensor]
     ) -> Vector:
-        """Return the mean over a behavior's probes of |∇ ‖F(x)‖²|."""
+        """Return the mean over a behavior's probes of abs(∇ ‖F(x)‖²)."""
         sensitivity = [torch.zeros_like(part) for part in upcast_vector(parameters)]
         with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
             rows = last_positions(run_probes(self.name, behavior, model).logits)
