@@ -169,17 +169,17 @@ def test_the_report_and_the_record_are_there(session: dict[str, Any]) -> None:
     assert session["facts"]["every"] == 20
 
 
-def test_the_protocol_of_the_docs_is_frozen_and_amended(session: dict[str, Any]) -> None:
+def test_the_policy_of_the_docs_is_frozen_and_amended(session: dict[str, Any]) -> None:
     kept = AlertPolicy.load(session["folder"] / "strict.yaml")
     assert kept.hash == session["frozen"].content_hash()
     assert [amendment.old_hash for amendment in session["patient"].amendments] == [kept.hash]
     assert session["patient"].hash != kept.hash
 
 
-def test_a_record_is_judged_again(session: dict[str, Any]) -> None:
+def test_a_record_is_reevaluated(session: dict[str, Any]) -> None:
     broke = session["monitor"].broken()["adding"]
-    assert session["track"].broken_at == broke
-    assert any(a.level == Level.CRITICAL and a.step >= broke for a in session["standing"])
+    assert session["adding_history"].broken_at == broke
+    assert any(a.level == Level.CRITICAL and a.step >= broke for a in session["active"])
 
 
 def test_the_guard_of_the_docs_keeps_to_its_limit(session: dict[str, Any]) -> None:
