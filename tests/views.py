@@ -18,7 +18,7 @@ def trainable(model: nn.Module) -> list[Tensor]:
 def probe_view(
     step: int, behaviors: Sequence[Behavior], model: nn.Module, layer: str | None = None
 ) -> ProbeView:
-    """A probe evaluation with fresh gradients; `layer` None takes the one that Riprap would find."""
+    """A probe evaluation with fresh gradients; `layer` None takes the one that Riprap finds."""
     layer = find_layer(model, layer)
     parameters = trainable(model)
     layers = [] if layer is None else [layer]
@@ -43,5 +43,5 @@ def update_view(step: int, gradients: ProtectedGradients, update: list[Tensor]) 
 
 
 def values(readings: Sequence[Reading], signal: str) -> dict[str, float]:
-    """Measured values of a signal by behaviour."""
+    """Measured values of a signal by behavior."""
     return {r.behavior: r.value for r in readings if r.signal == signal and r.value is not None}

@@ -16,13 +16,13 @@ CALM = AlertPolicy.parse(
 )
 
 
-def null_run(folder, wander, visits=20):
+def null_run(folder, wander, evaluations=20):
     """A recorded run whose mean margin of 10 falls by `wander` and comes back."""
     writer = Writer(folder)
     writer.write_meta(behaviors=[{"name": "b", "floor": 0.9, "contrast": None}])
     around = np.linspace(-0.5, 0.5, 48)
-    for step in range(visits):
-        writer.add_margins(step, "b", 10 - wander * np.sin(np.pi * step / visits) + around)
+    for step in range(evaluations):
+        writer.add_margins(step, "b", 10 - wander * np.sin(np.pi * step / evaluations) + around)
     writer.close()
     return folder
 
@@ -32,24 +32,25 @@ def kinds(policy):
 
 
 def test_a_wavering_model_is_tolerated_after_calibration(tmp_path):
-    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
-    assert any("betting" in text for text in false_alarms(CALM, tracks))
-    after = calibrate(CALM, tracks, "null run")
-    assert not any("betting" in text for text in false_alarms(after, tracks))
+    histories = null_histories([null_run(tmp_path / "null", wander=2.0)])
+    assert any("betting" in text for text in false_alarms(CALM, histories))
+    after = calibrate(CALM, histories, "null run")
+    assert not any("betting" in text for text in false_alarms(after, histories))
     assert kinds(after)["betting"].tolerated == pytest.approx(0.30, abs=0.011)
 
 
 def test_a_calm_run_lowers_nothing(tmp_path):
-    tracks = null_histories([null_run(tmp_path / "null", wander=0.001)])
+    histories = null_histories([null_run(tmp_path / "null", wander=0.001)])
     assert (
-        kinds(calibrate(CALM, tracks, "null run"))["betting"].tolerated == BettingTest().tolerated
+        kinds(calibrate(CALM, histories, "null run"))["betting"].tolerated
+        == BettingTest().tolerated
     )
 
 
 def test_scales_are_those_of_the_run_and_behavior(tmp_path):
-    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
-    means = [margins.mean() for margins in tracks[0].margins[1:]]
-    scale = kinds(calibrate(CALM, tracks, "null run"))["cusum"].scale
+    histories = null_histories([null_run(tmp_path / "null", wander=2.0)])
+    means = [margins.mean() for margins in histories[0].margins[1:]]
+    scale = kinds(calibrate(CALM, histories, "null run"))["cusum"].scale
     assert scale == {"b": pytest.approx(np.std(means, ddof=1))}
 
 
@@ -62,9 +63,9 @@ def test_the_worst_of_several_runs_counts(tmp_path):
 
 
 def test_a_frozen_policy_is_amended_with_the_reason(tmp_path):
-    tracks = null_histories([null_run(tmp_path / "null", wander=2.0)])
+    histories = null_histories([null_run(tmp_path / "null", wander=2.0)])
     frozen = CALM.freeze()
-    after = calibrate(frozen, tracks, "calibrated on null")
+    after = calibrate(frozen, histories, "calibrated on null")
     assert after.amendments[-1].reason == "calibrated on null"
     assert after.amendments[-1].old_hash == frozen.hash
     after.verify()
@@ -72,7 +73,7 @@ def test_a_frozen_policy_is_amended_with_the_reason(tmp_path):
 
 def test_a_short_run_is_refused(tmp_path):
     with pytest.raises(PolicyError, match="has 3 probe evaluations"):
-        null_histories([null_run(tmp_path / "null", wander=0.1, visits=3)])
+        null_histories([null_run(tmp_path / "null", wander=0.1, evaluations=3)])
 
 
 def test_the_command_writes_a_policy_that_loads(tmp_path):

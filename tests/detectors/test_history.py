@@ -1,4 +1,4 @@
-"""Tracks: the deciding margin, the score, and what was known at a step."""
+"""Histories: the threshold margin, the score, and what was known at a step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ percents = st.integers(1, 100)
 
 
 @given(margin_lists, percents)
-def test_the_sign_of_the_deciding_margin_decides_the_score(
+def test_the_sign_of_the_threshold_margin_decides_the_score(
     values: list[float], percent: int
 ) -> None:
     margins, floor = np.array(values), percent / 100
@@ -46,7 +46,7 @@ def test_the_score_is_compared_exactly(values: list[float], percent: int) -> Non
 
 
 @given(margin_lists, percents)
-def test_the_deciding_margin_is_the_last_that_may_fall(values: list[float], percent: int) -> None:
+def test_the_threshold_margin_is_the_last_that_may_fall(values: list[float], percent: int) -> None:
     """One by one from the smallest, margins fall until the score is under its floor."""
     floor, ordered = percent / 100, sorted(abs(value) + 1 for value in values)
     for index in range(len(ordered)):
@@ -57,38 +57,38 @@ def test_the_deciding_margin_is_the_last_that_may_fall(values: list[float], perc
     pytest.fail("the score never fell under its floor")
 
 
-def history() -> BehaviorHistory:
-    track = BehaviorHistory("b", 0.9)
+def make_history() -> BehaviorHistory:
+    history = BehaviorHistory("b", 0.9)
     for step, low in [(0, 3.0), (2, 2.0), (5, -1.0), (9, 1.0)]:
-        track.add_margins(step, np.array([low] * 2 + [4.0] * 8))
-    track.predicted = {step: -0.1 * step for step in range(1, 11)}
-    track.signals = {"kl_start": [(0, 0.0), (2, 0.1), (5, 0.4), (9, 0.9)]}
-    return track
+        history.add_margins(step, np.array([low] * 2 + [4.0] * 8))
+    history.predicted = {step: -0.1 * step for step in range(1, 11)}
+    history.signals = {"kl_start": [(0, 0.0), (2, 0.1), (5, 0.4), (9, 0.9)]}
+    return history
 
 
 def test_a_track_knows_when_it_broke() -> None:
-    track = history()
-    assert track.broken_at == 5
-    assert track.healthy_at_start
-    assert (track.step, track.threshold_margin) == (9, 1.0)
+    history = make_history()
+    assert history.broken_at == 5
+    assert history.healthy_at_start
+    assert (history.step, history.threshold_margin) == (9, 1.0)
 
 
-def test_a_behaviour_that_was_broken_from_the_start() -> None:
-    track = BehaviorHistory("b", 0.9)
-    track.add_margins(0, np.array([-1.0, 1.0]))
-    assert not track.healthy_at_start
-    assert track.broken_at == 0
+def test_a_behavior_that_was_broken_from_the_start() -> None:
+    history = BehaviorHistory("b", 0.9)
+    history.add_margins(0, np.array([-1.0, 1.0]))
+    assert not history.healthy_at_start
+    assert history.broken_at == 0
 
 
-def test_predicted_changes_count_from_the_last_visit() -> None:
-    assert history().predicted_since_last_probe() == pytest.approx(-1.0)
-    assert history().truncated(6).predicted_since_last_probe() == pytest.approx(-0.6)
-    assert history().truncated(5).predicted_since_last_probe() == 0
+def test_predicted_changes_count_from_the_last_evaluation() -> None:
+    assert make_history().predicted_since_last_probe() == pytest.approx(-1.0)
+    assert make_history().truncated(6).predicted_since_last_probe() == pytest.approx(-0.6)
+    assert make_history().truncated(5).predicted_since_last_probe() == 0
 
 
 @pytest.mark.parametrize("step", range(11))
 def test_until_is_what_was_known_then(step: int) -> None:
-    whole, then = history(), history().truncated(step)
+    whole, then = make_history(), make_history().truncated(step)
     assert then.steps == [s for s in whole.steps if s <= step]
     assert [m.tolist() for m in then.margins] == [
         m.tolist() for s, m in zip(whole.steps, whole.margins, strict=True) if s <= step
@@ -100,7 +100,7 @@ def test_until_is_what_was_known_then(step: int) -> None:
 
 
 def test_until_does_not_share_what_it_cut() -> None:
-    whole = history()
+    whole = make_history()
     then = whole.truncated(9)
     then.add_margins(10, np.ones(10))
     then.predicted[10] = 7.0

@@ -7,15 +7,15 @@ from riprap.detectors import CUSUM, BehaviorHistory, Deviation, PageHinkley
 from riprap.detectors._cumulative import reflected_sum
 
 
-def track_of(values, spread=0.5, signal=None):
-    """A track whose mean margins are `values`, or with a signal of these values."""
-    track = BehaviorHistory("b", 0.9)
+def history_of(values, spread=0.5, signal=None):
+    """A history whose mean margins are `values`, or with a signal of these values."""
+    history = BehaviorHistory("b", 0.9)
     around = np.linspace(-spread, spread, 20)
     for step, value in enumerate(values):
-        track.add_margins(step, around + (10.0 if signal else value))
+        history.add_margins(step, around + (10.0 if signal else value))
         if signal:
-            track.signals.setdefault(signal, []).append((step, value))
-    return track
+            history.signals.setdefault(signal, []).append((step, value))
+    return history
 
 
 RNG = np.random.default_rng(3)
@@ -34,62 +34,62 @@ def test_reflected_sum_is_the_recursion():
 
 
 def test_cusum_is_the_textbook_recursion_in_units_of_the_standard_error():
-    track = track_of(FALLING)
-    scale = track.margins[0].std(ddof=1) / np.sqrt(20)
+    history = history_of(FALLING)
+    scale = history.margins[0].std(ddof=1) / np.sqrt(20)
     s, expected = 0.0, []
-    for margins in track.margins:
-        s = max(0.0, s + (track.margins[0].mean() - margins.mean()) / scale - 0.5)
+    for margins in history.margins:
+        s = max(0.0, s + (history.margins[0].mean() - margins.mean()) / scale - 0.5)
         expected.append(s)
-    assert CUSUM().statistic(track) == pytest.approx(expected)
+    assert CUSUM().statistic(history) == pytest.approx(expected)
 
 
 def test_page_hinkley_counts_from_the_running_mean():
-    track = track_of(FALLING)
+    history = history_of(FALLING)
     s, seen, expected = 0.0, [], []
-    for margins in track.margins:
+    for margins in history.margins:
         seen.append(margins.mean())
         s = max(0.0, s + (np.mean(seen) - seen[-1]) / 2.0 - 0.25)
         expected.append(s)
-    assert PageHinkley(scale=2.0, allowance=0.25).statistic(track) == pytest.approx(expected)
+    assert PageHinkley(scale=2.0, allowance=0.25).statistic(history) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", [CUSUM, PageHinkley])
 def test_a_fall_alarms_and_noise_or_a_rise_does_not(kind):
     detector = kind(scale=0.1)
-    assert detector.check(track_of(FALLING)) is not None
-    assert detector.check(track_of(NOISE)) is None
-    assert detector.check(track_of(RISING)) is None
+    assert detector.check(history_of(FALLING)) is not None
+    assert detector.check(history_of(NOISE)) is None
+    assert detector.check(history_of(RISING)) is None
 
 
 def test_a_larger_scale_is_more_patient():
-    assert CUSUM(scale=0.1).check(track_of(FALLING)) is not None
-    assert CUSUM(scale=100.0).check(track_of(FALLING)) is None
+    assert CUSUM(scale=0.1).check(history_of(FALLING)) is not None
+    assert CUSUM(scale=100.0).check(history_of(FALLING)) is None
 
 
 def test_other_signals_need_a_scale():
-    track = track_of(FALLING, signal="projection")
-    assert CUSUM(signal="projection").check(track) is None
-    assert CUSUM(signal="projection", scale=0.1).check(track) is not None
+    history = history_of(FALLING, signal="projection")
+    assert CUSUM(signal="projection").check(history) is None
+    assert CUSUM(signal="projection", scale=0.1).check(history) is not None
 
 
 def test_deviation_looks_at_one_side_only():
-    track = track_of(FALLING, signal="spectral_entropy")
-    assert Deviation(signal="spectral_entropy", side="below").check(track) is not None
-    assert Deviation(signal="spectral_entropy", side="above").check(track) is None
+    history = history_of(FALLING, signal="spectral_entropy")
+    assert Deviation(signal="spectral_entropy", side="below").check(history) is not None
+    assert Deviation(signal="spectral_entropy", side="above").check(history) is None
 
 
 def test_deviation_says_nothing_while_it_learns():
     detector = Deviation(signal="spectral_entropy", first=8)
-    assert detector.check(track_of(FALLING[:8] - 100, signal="spectral_entropy")) is None
+    assert detector.check(history_of(FALLING[:8] - 100, signal="spectral_entropy")) is None
 
 
-def test_a_signal_not_read_at_the_last_visit_says_nothing():
-    track = track_of(FALLING, signal="spectral_entropy")
-    track.add_margins(99, np.full(20, 10.0))
-    assert Deviation(signal="spectral_entropy").check(track) is None
+def test_a_signal_not_read_at_the_last_evaluation_says_nothing():
+    history = history_of(FALLING, signal="spectral_entropy")
+    history.add_margins(99, np.full(20, 10.0))
+    assert Deviation(signal="spectral_entropy").check(history) is None
 
 
 def test_a_scale_by_behavior_speaks_of_that_behavior_only():
-    assert CUSUM(scale={"b": 0.1}).check(track_of(FALLING)) is not None
-    other = track_of(FALLING, signal="projection")
+    assert CUSUM(scale={"b": 0.1}).check(history_of(FALLING)) is not None
+    other = history_of(FALLING, signal="projection")
     assert CUSUM(signal="projection", scale={"other": 0.1}).check(other) is None

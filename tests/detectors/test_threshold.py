@@ -11,7 +11,7 @@ from riprap.detectors import BehaviorHistory, Threshold
 from riprap.types import Level
 
 
-def track(values: list[float], signal: str = "kl_start", every: int = 5) -> BehaviorHistory:
+def make_history(values: list[float], signal: str = "kl_start", every: int = 5) -> BehaviorHistory:
     made = BehaviorHistory("b", 0.9)
     for index, value in enumerate(values):
         made.add_margins(index * every, np.ones(4))
@@ -20,7 +20,7 @@ def track(values: list[float], signal: str = "kl_start", every: int = 5) -> Beha
 
 
 def standing(detector: Threshold, made: BehaviorHistory) -> list[bool]:
-    """Whether the alert stands after each visit, as far as was known then."""
+    """Activity of the alert after each evaluation, from what was known then."""
     return [detector.check(made.truncated(step)) is not None for step in made.steps]
 
 
@@ -30,7 +30,7 @@ def standing(detector: Threshold, made: BehaviorHistory) -> list[bool]:
     st.sampled_from(["below", "above"]),
     st.floats(-1, 1),
 )
-def test_it_stands_after_so_many_visits_in_a_row(
+def test_it_stands_after_so_many_evaluations_in_a_row(
     values: list[float], consecutive: int, side: str, bound: float
 ) -> None:
     detector = Threshold(signal="kl_start", side=side, value=bound, consecutive=consecutive)
@@ -39,18 +39,18 @@ def test_it_stands_after_so_many_visits_in_a_row(
         index + 1 >= consecutive and all(beyond[index + 1 - consecutive : index + 1])
         for index in range(len(values))
     ]
-    assert standing(detector, track(values)) == expected
+    assert standing(detector, make_history(values)) == expected
 
 
 def test_the_bound_itself_is_not_beyond() -> None:
     below = Threshold(signal="kl_start", side="below", value=0.5)
     above = Threshold(signal="kl_start", side="above", value=0.5)
-    assert standing(below, track([0.5])) == standing(above, track([0.5])) == [False]
+    assert standing(below, make_history([0.5])) == standing(above, make_history([0.5])) == [False]
 
 
 def test_a_relative_value_is_a_share_of_the_start() -> None:
     detector = Threshold(signal="projection", side="below", value=0.8, relative=True)
-    assert standing(detector, track([10, 9, 8.1, 7.9], "projection")) == [False] * 3 + [True]
+    assert standing(detector, make_history([10, 9, 8.1, 7.9], "projection")) == [False] * 3 + [True]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_scores_and_margins_are_always_there(
     assert standing(Threshold(signal=signal, side="below", value=value), made) == expected
 
 
-def test_the_deciding_margin_follows_the_floor_of_the_behaviour() -> None:
+def test_the_threshold_margin_follows_the_floor_of_the_behavior() -> None:
     detector = Threshold(signal="margin_low", side="below", value=0.0)
     for floor, expected in [(0.5, False), (0.75, False), (0.9, True)]:
         made = BehaviorHistory("b", floor)
@@ -75,20 +75,20 @@ def test_the_deciding_margin_follows_the_floor_of_the_behaviour() -> None:
 
 
 def test_an_old_reading_raises_nothing() -> None:
-    made = track([9.0, 9.0])
+    made = make_history([9.0, 9.0])
     made.add_margins(15, np.ones(4))
     assert Threshold(signal="kl_start", side="above", value=1).check(made) is None
 
 
 def test_a_signal_that_was_never_read_raises_nothing() -> None:
-    assert Threshold(signal="elsewhere", side="above", value=1).check(track([9.0])) is None
+    assert Threshold(signal="elsewhere", side="above", value=1).check(make_history([9.0])) is None
 
 
 def test_the_alert_says_what_caused_it() -> None:
     detector = Threshold(
         signal="kl_start", side="above", value=0.3, consecutive=2, level=Level.CRITICAL
     )
-    alert = detector.check(track([0.1, 0.4, 0.52]))
+    alert = detector.check(make_history([0.1, 0.4, 0.52]))
     assert alert is not None
     assert (alert.step, alert.behavior, alert.level) == (10, "b", Level.CRITICAL)
     assert alert.detector == "threshold(kl_start)"
@@ -101,7 +101,7 @@ def test_the_alert_says_what_caused_it() -> None:
 
 
 def test_checking_changes_nothing() -> None:
-    made, detector = track([0.1, 0.4]), Threshold(signal="kl_start", side="above", value=0.3)
+    made, detector = make_history([0.1, 0.4]), Threshold(signal="kl_start", side="above", value=0.3)
     before = repr(made)
     assert detector.check(made) == detector.check(made)
     assert repr(made) == before

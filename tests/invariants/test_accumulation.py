@@ -33,7 +33,7 @@ def readings(policy: AlertPolicy, parts: int) -> pd.DataFrame:
     return monitor.history()
 
 
-@pytest.mark.filterwarnings("ignore:behaviour .* before training")
+@pytest.mark.filterwarnings("ignore:behavior .* before training")
 @pytest.mark.parametrize("parts", [2, 8])
 def test_many_small_read_as_one_times_eight(parts: int, policy: AlertPolicy) -> None:
     whole, halves = readings(policy, 1), readings(policy, parts)

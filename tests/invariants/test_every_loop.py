@@ -33,7 +33,7 @@ from riprap import AlertPolicy
 from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:behaviour .* before training")
+pytestmark = pytest.mark.filterwarnings("ignore:behavior .* before training")
 Built = tuple[nn.Module, Any, Callable[[], Tensor]]
 
 
@@ -93,7 +93,7 @@ def test_a_compiled_model_is_not_compiled_again(policy: AlertPolicy) -> None:
     plain, watched = graphs
     assert plain
     # Every graph of the watched run beyond the plain one's belongs to a shape of the probes: a
-    # visit must not cost another compilation each time.
+    # probe evaluation must not cost another compilation each time.
     assert len(watched) <= len(plain) + 4 * len(of_words())
 
 

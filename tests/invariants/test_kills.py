@@ -1,4 +1,4 @@
-"""A run that is killed at random points, and taken up again, ends with an unbroken run's record."""
+"""A run that is killed at random points and resumed ends with the record of an unbroken run."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ def test_a_hundred_kills_lose_no_reading(tmp_path: Path) -> None:
     lasts = time.monotonic() - began
     expected = resuming.content(whole)
     assert len(expected["readings"]) > 10 * STEPS
-    chance, kills, runs, taken_up = random.Random(0), 0, 0, 0
+    chance, kills, runs, resumed = random.Random(0), 0, 0, 0
     while kills < KILLS:
         folder, runs = tmp_path / f"run-{runs}", runs + 1
         folder.mkdir()
         killed = True
         while killed:
             before = resuming.every_row(folder)
-            taken_up += bool(resuming.checkpoints(folder))
+            resumed += bool(resuming.checkpoints(folder))
             killed, vouched = attempt(folder, chance.uniform(0, 0.7 * lasts))
             kills += killed
             after = resuming.every_row(folder)
             assert after[: len(before)] == before, "a committed reading was lost or changed"
             assert len(after) >= vouched, "a reading that was said to be committed is not there"
         assert resuming.content(folder) == expected
-    assert taken_up > KILLS / 4  # most attempts went on from a checkpoint, not from the start
+    assert resumed > KILLS / 4  # most attempts continued from a checkpoint, not from the start

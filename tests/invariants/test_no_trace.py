@@ -148,7 +148,7 @@ def llama(adapted: bool = False) -> tuple[nn.Module, Any, Callable[[], Tensor]]:
     return model, torch.optim.AdamW(trained, lr=1e-2), lambda: words_loss(model)
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:behaviour .* before training")
+pytestmark = pytest.mark.filterwarnings("ignore:behavior .* before training")
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

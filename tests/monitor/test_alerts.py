@@ -76,15 +76,19 @@ class Steps(Detector):
 
     kind: str = "steps"
 
-    def check(self, track) -> Alert | None:
+    def check(self, history) -> Alert | None:
         order = [(0.25, Level.CRITICAL), (0.5, Level.WARNING), (0.75, Level.WATCH)]
-        level = next((level for bound, level in order if track.threshold_margin < bound), None)
+        level = next((level for bound, level in order if history.threshold_margin < bound), None)
         if level is None:
             return None
-        return Alert(track.step, track.behavior, level, "steps", "so far", (), self.forecast(track))
+        return Alert(
+            history.step, history.behavior, level, "steps", "so far", (), self.forecast(history)
+        )
 
-    def forecast(self, track) -> Forecast | None:
-        return Forecast(track.threshold_margin * 100, track.threshold_margin * 50, float("inf"), 50)
+    def forecast(self, history) -> Forecast | None:
+        return Forecast(
+            history.threshold_margin * 100, history.threshold_margin * 50, float("inf"), 50
+        )
 
 
 def stepping() -> Monitor:
@@ -117,7 +121,7 @@ def test_forecasts_are_readings_and_what_lies_beyond_the_horizon_has_no_value() 
     )
 
 
-def test_each_behaviour_has_alerts_of_its_own() -> None:
+def test_each_behavior_has_alerts_of_its_own() -> None:
     both = [reading("low", -1.0), reading("high")]
     monitor = watching(below(0.5, Level.WARNING), behaviors=both)
     turn(monitor, [3, 1.2, 0.2, 0.2])
@@ -133,25 +137,25 @@ def test_what_was_broken_before_training_is_said_once_and_never_alerted() -> Non
     assert monitor.broken() == {"lost": 0, "kept": None}
 
 
-def test_interference_calls_for_a_visit_before_the_plan_does() -> None:
-    """Long calm steps, gaps grown long; then one large step is visited at once."""
+def test_interference_calls_for_an_evaluation_before_the_plan_does() -> None:
+    """Long calm steps, gaps grown long; then one large step is evaluated immediately."""
     policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
     monitor = Monitor([reading()], policy=policy, probe_every=40)
     turn(monitor, [10.0] * 91 + [4.0] + [4.0] * 5)
-    visited = monitor.behavior_histories["dial"].steps
-    planned = [step for step in visited if step < 91]
-    assert 91 in visited
+    evaluated = monitor.behavior_histories["dial"].steps
+    planned = [step for step in evaluated if step < 91]
+    assert 91 in evaluated
     assert planned[-1] + planned[-1] // 4 > 91  # it was not its turn
     assert monitor.behavior_histories["dial"].predicted[91] == pytest.approx(-6.0)
 
 
-def test_small_steps_add_up_to_a_visit() -> None:
+def test_small_steps_add_up_to_an_evaluation() -> None:
     policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
     monitor = Monitor([reading()], policy=policy, probe_every=1000)
     values = [10.0] * 81 + [10.0 - 0.6 * i for i in range(1, 10)]
     turn(monitor, values)
-    visited = [step for step in monitor.behavior_histories["dial"].steps if step > 80]
-    assert visited[0] == 89  # 10 − 9 × 0.6: more than half of the margin is gone
+    evaluated = [step for step in monitor.behavior_histories["dial"].steps if step > 80]
+    assert evaluated[0] == 89  # 10 − 9 × 0.6: more than half of the margin is gone
 
 
 def test_too_few_probes_to_establish_anything_are_named_before_training() -> None:

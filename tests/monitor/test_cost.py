@@ -13,7 +13,7 @@ from riprap.monitor._cost import Cost, calm_evaluations, measure_cost
 
 @pytest.mark.parametrize("every", [1, 5, 20, 100])
 @pytest.mark.parametrize("steps", [1, 8, 60, 150])
-def test_visits_are_those_of_a_monitor_on_a_calm_run(
+def test_evaluations_are_those_of_a_monitor_on_a_calm_run(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy, every: int, steps: int
 ) -> None:
     monitor = Monitor([memory], policy=policy, probe_every=every)
@@ -22,20 +22,20 @@ def test_visits_are_those_of_a_monitor_on_a_calm_run(
         train(learned, still, task(1) * steps)
     history = monitor.history()
     fresh = set(history[history.signal == "norm_margin_gradient"].step) - {0}
-    visited = set(monitor.behavior_histories["memory"].steps) - {0}
-    assert calm_evaluations(every, steps) == (len(visited), len(fresh))
+    evaluated = set(monitor.behavior_histories["memory"].steps) - {0}
+    assert calm_evaluations(every, steps) == (len(evaluated), len(fresh))
 
 
 def test_the_sum_is_the_one_made_by_hand() -> None:
     cost = Cost(step=2.0, hooks=0.1, forward=1.0, gradients=3.0, start=5.0, memory_bytes=0)
-    # every=1, 4 steps: 4 visits, of which the second and the fourth take gradients
+    # every=1, 4 steps: 4 evaluations; the second and the fourth refresh gradients
     assert calm_evaluations(1, 4) == (4, 2)
     assert cost.run_ratio(1, 4) == pytest.approx(1 + (5 + 0.4 + 2 * 1 + 2 * 3) / 8)
     assert cost.calm_ratio(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
 
 
 def test_parts_are_measured_apart(memory: Behavior, policy: AlertPolicy) -> None:
-    """A slow margin shows in the visits and not in the steps, and gradients cost more."""
+    """A slow margin shows in the evaluations and not in the steps, and gradients cost more."""
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Linear(8, 512), nn.Tanh(), nn.Linear(512, 4))
     inputs, labels = memory.probes

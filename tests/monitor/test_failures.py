@@ -1,4 +1,4 @@
-"""An observer that fails says so, records it, and lets training go on to the same end."""
+"""A failing observer warns, records the failure, and lets training continue to the same end."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_margins_that_fail_in_mid_training(
     others = history[(history.behavior == "memory") & (history.signal == "margin")]
     assert set(others.state) == {"MEASURED"}
     lost = [alert for alert in monitor.alerts if alert.detector == "finite"]
-    if "finite" in text:  # said once, and the behaviour counts as broken from then on
+    if "finite" in text:  # said once, and the behavior counts as broken from then on
         at = int(own.step[own.state == "ERROR"].iloc[0])
         assert [(a.step, a.behavior, str(a.level)) for a in lost] == [(at, "weak", "critical")]
         assert monitor.behavior_histories["weak"].diverged_step == at
@@ -228,7 +228,7 @@ class Counting(Signal):
         return []
 
     def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:
-        self.moments.append(("visit", view.step))
+        self.moments.append(("probes", view.step))
         return [Reading.of(view.step, "memory", "counting", 1.0)]
 
 
@@ -238,6 +238,6 @@ def test_a_signal_has_its_moments_in_order(
     signal = Counting()
     end_of(learned, Monitor([memory], policy=policy, signals=[signal]), 2)
     assert signal.moments == [
-        *(("start", 0), ("visit", 0), ("gradient", 1), ("update", 1), ("visit", 1)),
-        *(("gradient", 2), ("update", 2), ("visit", 2)),
+        *(("start", 0), ("probes", 0), ("gradient", 1), ("update", 1), ("probes", 1)),
+        *(("gradient", 2), ("update", 2), ("probes", 2)),
     ]

@@ -30,11 +30,11 @@ def test_steps_are_counted_and_read(
     measured = history[history.state == "MEASURED"]
     for signal in ("interference", "norm_gradient", "norm_update", "cosine_margin"):
         assert measured[measured.signal == signal].step.tolist() == list(range(1, 34))
-    visited = measured[measured.signal == "margin"].step.tolist()
-    assert visited[:9] == list(range(9))
-    assert visited[-1] == 33
-    assert np.diff(visited).max() <= 5
-    assert measured[measured.signal == "score"].step.tolist() == visited
+    evaluated = measured[measured.signal == "margin"].step.tolist()
+    assert evaluated[:9] == list(range(9))
+    assert evaluated[-1] == 33
+    assert np.diff(evaluated).max() <= 5
+    assert measured[measured.signal == "score"].step.tolist() == evaluated
     columns = ["step", "behavior", "signal", "value", "state", "unit", "layer", "detail"]
     assert list(history.columns) == columns
     assert history[history.state != "MEASURED"].value.isna().all()
@@ -106,14 +106,14 @@ def test_the_record_holds_the_run(learned: nn.Module, memory: Behavior, tmp_path
     assert meta["versions"]["torch"] == torch.__version__
     assert alerts == monitor.alerts
     assert alerts
-    track = monitor.behavior_histories["memory"]
-    assert list(margins) == track.steps
-    for step, mine in zip(track.steps, track.margins, strict=True):
+    history = monitor.behavior_histories["memory"]
+    assert list(margins) == history.steps
+    for step, mine in zip(history.steps, history.margins, strict=True):
         np.testing.assert_allclose(margins[step], mine, rtol=1e-6)
     assert len(readings) == len(monitor.history())
 
 
-def test_several_behaviours_of_other_lengths_in_a_model_that_cannot_pad(
+def test_several_behaviors_of_other_lengths_in_a_model_that_cannot_pad(
     policy: AlertPolicy,
 ) -> None:
     model = PlainLM()

@@ -52,7 +52,7 @@ def test_an_interrupted_run_ends_with_the_readings_of_an_unbroken_one(
     with Reader(tmp_path / "broken" / "run") as reader:
         kinds = [(event["kind"], event["step"]) for event in reader.events()]
         assert reader.meta()["ended"]
-    # An exception closes the context, which says so; then the run goes on from a checkpoint.
+    # An exception closes the context, which records it; then the run continues from a checkpoint.
     assert kinds == [("ended", 12), ("resumed", 12), ("ended", 20), ("resumed", 20), ("ended", 30)]
 
 
@@ -139,7 +139,9 @@ def test_a_record_of_another_run_is_not_gone_on_with(
 ) -> None:
     state_of(learned, memory, tmp_path)
     before = len(Reader(tmp_path / "first").readings())
-    with pytest.raises(RecordError, match=r"give another run_dir, or continue this run with .*resume"):
+    with pytest.raises(
+        RecordError, match=r"give another run_dir, or continue this run with .*resume"
+    ):
         small(learned, memory, tmp_path / "first")
     policy = OTHER
     monitor = small(learned, memory, tmp_path / "first", resume=True, policy=policy)
@@ -177,7 +179,7 @@ def test_two_monitors_do_not_write_one_record(
         train(learned, optimizer, task(2))
     history = one.history()
     assert history[history.signal == "norm_gradient"].step.tolist() == [1, 2, 3, 4]
-    with late.watch(learned, optimizer):  # and once it has ended, another may go on
+    with late.watch(learned, optimizer):  # once it has ended, another may continue
         pass
 
 

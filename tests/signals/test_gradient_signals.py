@@ -179,7 +179,7 @@ def test_depth_is_read_once_and_margin_gradients_where_they_are_fresh() -> None:
         (FisherCosine(), "cosine_fisher", {"bare"}),
     ],
 )
-def test_a_behaviour_without_losses_is_said_to_lack_them(
+def test_a_behavior_without_losses_is_said_to_lack_them(
     signal: Signal, name: str, missing: set[str]
 ) -> None:
     stated = [r for r in Step(signal).at_start if r.signal == name and r.state == "NOT_RUN"]

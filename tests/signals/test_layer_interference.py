@@ -53,11 +53,11 @@ def test_each_part_is_the_product_over_its_own_parameters() -> None:
             assert value == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_the_parts_sum_to_the_whole_since_the_last_visit() -> None:
+def test_the_parts_sum_to_the_whole_since_the_last_evaluation() -> None:
     model, signal, whole = make_llama(scale=5.0).eval(), LayerInterference(), Interference()
     view = probe_view(0, watched(), model)
     signal.start(view)
-    for first in (1, 3):  # two visits: sums begin anew at each
+    for first in (1, 3):  # two evaluations: sums begin anew at each
         totals = {"words": 0.0, "bare": 0.0}
         for step, update in enumerate(steps(model, 2), first):
             around = update_view(step, view.protected_gradients, update)

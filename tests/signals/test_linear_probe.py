@@ -82,7 +82,7 @@ def test_noise_is_not_told_apart_although_there_are_more_directions_than_rows() 
     assert accuracy(fit_plane(*sides), *sides) == 1  # what it would read without held-out rows
 
 
-def test_a_behaviour_that_moved_is_lost_to_the_frozen_probe_alone() -> None:
+def test_a_behavior_that_moved_is_lost_to_the_frozen_linear_probe_alone() -> None:
     here, there = torch.randn(20, 8), torch.randn(20, 8)
     here[:, 0] += 8
     then, now = (here, there), (here.roll(3, 1), there.roll(3, 1))
@@ -92,7 +92,7 @@ def test_a_behaviour_that_moved_is_lost_to_the_frozen_probe_alone() -> None:
     assert moved["linear_probe_frozen"] < 0.8
 
 
-def test_a_behaviour_that_is_gone_is_lost_to_both() -> None:
+def test_a_behavior_that_is_gone_is_lost_to_both() -> None:
     here, there = torch.randn(40, 8), torch.randn(40, 8)
     gone = readings((here + 8, there), (here, there))
     assert all(0.2 < value < 0.8 for value in gone.values())

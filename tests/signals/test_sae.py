@@ -191,7 +191,9 @@ def test_a_dense_dictionary_is_said_to_be_so() -> None:
 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"rows of width 9, but layer model\.layers\.1 returns 16"):
+    with pytest.raises(
+        ConfigError, match=r"rows of width 9, but layer model\.layers\.1 returns 16"
+    ):
         Journey(SAEFeatures(sae=Ready(width=9)))
 
 

@@ -71,7 +71,7 @@ def test_without_the_base_it_says_what_to_give() -> None:
     assert signal.on_gradient(gradient_view(1, view.protected_gradients, view.parameters)) == []
 
 
-def test_a_behaviour_without_losses_is_said_to_lack_them() -> None:
+def test_a_behavior_without_losses_is_said_to_lack_them() -> None:
     model = make_llama().eval()
     signal, view = TopKCosine(make_llama(seed=5).state_dict()), probe_view(0, watched(), model)
     signal.start(view)
