@@ -1,4 +1,4 @@
-"""What each rank does in the tests of several ranks, and how they are started."""
+"""Training of each rank in the tests of several ranks, and its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Surgeries on two ranks: the weights of one, whether copied or sharded; or a clear refusal."""
+"""Projection guards on two ranks: the weights of one rank, or a clear refusal."""
 
 from __future__ import annotations
 

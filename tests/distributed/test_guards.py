@@ -1,4 +1,4 @@
-"""Guards on two ranks do what they do on one."""
+"""Guards on two ranks do the same as on one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two ranks: no trace, the readings of one, one writer, and no deadlock."""
+"""Monitor on two ranks: training untouched, the readings of one rank, one writer, no deadlock."""
 
 from __future__ import annotations
 

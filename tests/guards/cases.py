@@ -1,4 +1,4 @@
-"""Every guard, as the shared tests make it; a new one is tested by adding it to `CASES`."""
+"""All guards as the shared tests create them; add a new guard to `CASES` to test it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guard did to each step, beside what an independent reference works with."""
+"""Log of each step under a guard, with the data for an independent reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed loop: idle, replay as needed, a rollback at last."""
+"""AutoGuard: idle, then replay as needed, then a rollback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_mixed_step_never_goes_against_the_old_examples() -> None:
     assert min(products) >= -1e-6
 
 
-def test_what_must_stay_may_be_said() -> None:
+def test_a_higher_min_score_acts_sooner() -> None:
     """A higher demand is met by acting sooner."""
     runs = [Run(auto_guard(min_score=score)).go(lessons(30)) for score in (None, 1.0)]
     firsts = [run.monitor.actions[0].step for run in runs]
@@ -53,14 +53,14 @@ def test_what_must_stay_may_be_said() -> None:
     assert worst(runs[1]) >= worst(runs[0])
 
 
-def test_it_works_on_spare_probes_without_labels() -> None:
+def test_it_works_with_a_self_distillation_buffer() -> None:
     rate = 0.005  # at the other tests' rate all is lost before anything can be seen
     plain = Words(None, rate).go()
     run = Words(guards.AutoGuard(replay=guards.AdaptiveReplay(pool(), every=1)), rate).go()
     assert run.score() > plain.score() + 0.1
 
 
-def test_it_rolls_back_what_replay_cannot_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_rolls_back_if_replay_does_not_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """The old batches hold nothing of what is watched: replay of them helps nobody."""
     monkeypatch.setattr(_auto_guard, "CRITICAL_PATIENCE", 5)
     useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
@@ -87,7 +87,7 @@ def test_it_can_do_without_a_rollback() -> None:
     assert [leaf.name for leaf in auto_guard().flatten()] == ["adaptive_replay", "rollback"]
 
 
-def test_what_it_would_pass_over_is_refused() -> None:
+def test_options_that_it_would_ignore_are_refused() -> None:
     adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
     for given in ({"min_score": 0.99}, {"behaviors": ["first"]}):
         with pytest.raises(ConfigError, match="`min_score` to the AdaptiveReplay"):
@@ -106,13 +106,13 @@ def test_what_it_would_pass_over_is_refused() -> None:
         lambda: guards.OnAlert(guards.L2SP(1.0), shadow=True),
     ],
 )
-def test_a_shadow_falls_on_all_that_a_guard_is_made_of(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_shadow_applies_to_all_parts(make) -> None:  # type: ignore[no-untyped-def]
     guard = make()
     assert next(iter(guard.flatten())).shadow
     run, plain = Run(guard).go(lessons(20)), Run(None).go(lessons(20))
     assert all(map(torch.equal, run.weights(), plain.weights()))
 
 
-def test_an_impossible_demand_is_refused() -> None:
+def test_an_impossible_min_score_is_refused() -> None:
     with pytest.raises(ConfigError, match="a score must lie in"):
         auto_guard(min_score=1.5)

@@ -1,4 +1,4 @@
-"""A ring of files: whole or not there, and there as long as something needs them."""
+"""CheckpointRing: files are complete or absent, and exist as long as they are needed."""
 
 from __future__ import annotations
 

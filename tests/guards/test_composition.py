@@ -1,4 +1,4 @@
-"""Guards made of guards: whose turn it is."""
+"""Composite guards: which guards are active at a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_schedule() -> None:
     assert steps_of(run) == [3, 5, 7]
 
 
-def test_a_chain_hands_on_what_is_left() -> None:
+def test_a_chain_passes_the_result_on() -> None:
     """The second of two equal guards finds nothing to do."""
     run = Run(guards.Chain(guards.AGEM(["first"]), guards.AGEM(["first"]))).go(lessons(6))
     first, second = run.monitor.actions[::2], run.monitor.actions[1::2]
@@ -63,6 +63,6 @@ def test_on_alert_sleeps_again_once_recovered() -> None:
         (lambda: guards.Scheduled(guards.AGEM(), every=0), "never acts"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arguments_are_refused(make, text) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=text):
         make()

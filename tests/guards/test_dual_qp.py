@@ -1,4 +1,4 @@
-"""The dual problem on small Gramians, against a general solver of the primal one."""
+"""The dual problem on small Gramians, against a general solver of the primal problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all guards have in common; a new one is tested by adding it to `cases.CASES`."""
+"""Properties of all guards; add a new guard to `cases.CASES` to test it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_guard_changes_training(case) -> None:  # type: ignore[no-untyped-def]
 
 
 @every
-def test_a_shadow_changes_nothing_and_says_what_it_would_have_done(case) -> None:  # type: ignore[no-untyped-def]
+def test_a_shadow_changes_nothing_and_records_its_decisions(case) -> None:  # type: ignore[no-untyped-def]
     plain, shadow = Run(None).go(lessons(STEPS)), Run(shadowed(case())).go(lessons(STEPS))
     assert equal(plain.weights(), shadow.weights())
     said = shadow.monitor.actions
@@ -69,7 +69,7 @@ def test_frozen_parameters_stay(case) -> None:  # type: ignore[no-untyped-def]
 
 
 @every
-def test_there_is_always_a_gradient_left(case) -> None:  # type: ignore[no-untyped-def]
+def test_there_is_always_a_gradient(case) -> None:  # type: ignore[no-untyped-def]
     run = Run(case())
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(STEPS):
@@ -85,7 +85,7 @@ def test_half_precision_is_near(case) -> None:  # type: ignore[no-untyped-def]
 
 
 @every
-def test_a_run_is_taken_up_again(case) -> None:  # type: ignore[no-untyped-def]
+def test_a_resumed_run_ends_with_the_same_weights(case) -> None:  # type: ignore[no-untyped-def]
     whole = Run(case()).go(lessons(STEPS))
     first = Run(case())
     with first.monitor.watch(first.model, first.optimizer, guard=first.guard):

@@ -1,4 +1,4 @@
-"""FeatureAnchor: which latents it holds, on which side, and with what gradient."""
+"""FeatureAnchor: the selected latents, their sides, and the gradient."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_given_a_drifted_model_it_holds_the_directions_that_moved_most_on_both_s
     assert run.monitor.actions[0].before["penalty"] == 0
 
 
-def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
+def test_the_latents_that_moved_most_are_anchored() -> None:
     theta = [p.detach() for p in start().double().parameters()]
     gone = [p.detach() for p in wandered().double().parameters()]
     sae = TopKSAE.initialize(outputs(theta, OLD), latents=48, k=12)
@@ -143,7 +143,7 @@ def test_of_a_dictionary_those_latents_are_held_that_moved_most() -> None:
     assert set(guard.signs.nonzero()[:, 0].tolist()) == set(moved.topk(5).indices.tolist())
 
 
-def test_without_a_dictionary_others_can_still_join() -> None:
+def test_directions_can_be_added_later() -> None:
     """All directions are looked through when some may join, though few are held at first."""
     guard = FeatureAnchor(
         layer="blocks.0", n_features=2, reselect_every=2, drifted_model=wandered()
@@ -164,7 +164,7 @@ def test_without_a_dictionary_others_can_still_join() -> None:
     ],
     ids=("unmoved", "narrow", "shallow"),
 )
-def test_a_drifted_model_that_is_none_is_refused(drifted: nn.Module, text: str) -> None:
+def test_an_unsuitable_drifted_model_is_refused(drifted: nn.Module, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Run(FeatureAnchor(layer="blocks.0", drifted_model=drifted)).go(lessons(1))
 

@@ -1,4 +1,4 @@
-"""GEM: the problem as the paper has it, and its relation to the projection on the dual cone."""
+"""GEM: the problem of the paper, and its relation to the projection on the dual cone."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_without_strength_it_is_torchjds_projection_of_g(seed: int, n: int) -> N
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))
-def test_without_strength_no_conflict_is_left_and_nothing_grows(seed: int, n: int) -> None:
+def test_without_strength_no_conflict_remains_and_the_norm_does_not_grow(seed: int, n: int) -> None:
     gradient, protected = vectors(seed, n)
     left = operated(guards.GEM(strength=0.0, ridge=0.0), gradient, protected)
     assert (protected @ left >= -1e-6).all()
@@ -83,7 +83,7 @@ def test_what_the_ridge_leaves_and_the_strength_adds() -> None:
     assert strong.tolist() == pytest.approx([2.0, 1.0])
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for options in ({"strength": -0.1}, {"ridge": -1.0}, {"strength": float("nan")}):
         with pytest.raises(ConfigError, match="both must be 0 or more"):
             guards.GEM(**options)

@@ -1,4 +1,4 @@
-"""GPM: layer by layer, against singular vectors of inputs that are collected by hand."""
+"""GPM: layer by layer, against singular vectors of inputs collected by hand."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def in_order(run: Run) -> dict[str, int]:
     return {name: at for at, (name, _) in enumerate(run.model.named_parameters())}
 
 
-def test_the_gradient_that_is_left_does_not_point_along_protected_inputs() -> None:
+def test_the_projected_gradient_is_orthogonal_to_protected_inputs() -> None:
     run = Run(guards.GPM(["first"]))
     expected = {name: main_directions(rows, 0.97) for name, rows in read(slice(0, 12)).items()}
     raw: list[dict[str, Tensor]] = []
@@ -226,7 +226,7 @@ def test_the_moments_leave_out_padding_and_no_trace() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_direction_that_is_left_is_told_and_what_cannot_be_covered_is_refused() -> None:
+def test_full_bases_are_reported_and_uncovered_models_are_refused() -> None:
     run = Run(guards.GPM(energy=1.0)).go(lessons(1))
     assert "have no free direction" in run.monitor.actions[0].detail
     for energy in (0.0, 1.1, float("nan")):

@@ -1,4 +1,4 @@
-"""Surgeries: what is decided on the Gramian, and that it holds for the gradient that is left."""
+"""Gradient surgery: the decision on the Gramian, and its effect on the gradient."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_agem_is_the_projection_of_the_paper(seed: int, n: int) -> None:
 
 @each
 @given(seed=st.integers(0, 10_000))
-def test_one_conflict_is_ended(surgery: Callable[..., GradientSurgery], seed: int) -> None:
+def test_one_conflict_is_removed(surgery: Callable[..., GradientSurgery], seed: int) -> None:
     made, (gradient, protected) = surgery(), vectors(seed, 1)
     if gradient @ protected[0] < 0:
         left = operated(made, gradient, protected)
@@ -75,7 +75,7 @@ def test_agreement_passes_bit_for_bit(surgery: Callable[..., GradientSurgery]) -
 
 
 @pytest.mark.parametrize("surgery", OF_GRADIENTS.values(), ids=OF_GRADIENTS.keys())
-def test_the_step_that_is_left_agrees_with_what_is_protected(
+def test_the_resulting_step_agrees_with_protected_gradients(
     surgery: Callable[..., GradientSurgery],
 ) -> None:
     """Measured on the gradient that the optimizer really gets, in float64."""

@@ -70,7 +70,7 @@ def train(model: Any, guard: Guard | None, steps: int = 30) -> Any:
     return monitor
 
 
-def test_a_frozen_adapter_of_a_peft_model_is_kept_clear_of() -> None:
+def test_a_frozen_adapter_of_a_peft_model_is_avoided() -> None:
     plainly, guarded = two_adapters(), two_adapters()
     earlier = matrices(guarded, "old")
     assert len(earlier) == 6

@@ -1,4 +1,4 @@
-"""OGD: the gradient that is left is orthogonal to what was stored at the start."""
+"""OGD: the resulting gradient is orthogonal to the gradients stored at the start."""
 
 from __future__ import annotations
 

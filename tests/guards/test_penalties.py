@@ -1,4 +1,4 @@
-"""Penalties: what is added to the gradient is the gradient of the penalty, written out again."""
+"""Penalties: the added vector is the gradient of the penalty, computed independently."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_online_ewc_adds_up_and_moves_its_anchor() -> None:
     assert near(seen[3].added, weighted(seen[3], both, seen[2].theta, 25.0))
 
 
-def test_online_ewc_is_told_to_consolidate_and_takes_it_to_another_run() -> None:
+def test_online_ewc_consolidates_on_request_and_in_another_run() -> None:
     guard = guards.OnlineEWC(strength=50.0, gamma=0.5)
     seen, run = log_steps(guard, steps=2)
     guard.consolidate()
@@ -81,7 +81,7 @@ def test_si_on_protected_losses() -> None:
         assert near(following.added, weighted(following, weights, seen[0].theta, 3.0), 1e-8)
 
 
-def test_si_on_a_task_that_is_then_kept() -> None:
+def test_si_of_a_task_protects_that_task() -> None:
     guard = guards.SI(of="task", strength=3.0, xi=0.05)
     seen, run = log_steps(guard, 6, before_step=lambda step: step == 4 and guard.consolidate())
     assert not any(part.any() for step in seen[:4] for part in step.added)
@@ -214,7 +214,7 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
         (lambda: guards.FeatureAnchor(n_features=0), "n_features=0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arguments_are_refused(make, text) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=text):
         make()
 
@@ -251,7 +251,7 @@ def plain_behavior(**options: object) -> Behavior:
     ids=range(11),
 )
 @pytest.mark.filterwarnings("ignore:behavior 'plain' scores")
-def test_what_cannot_be_worked_with_is_refused(guard: Guard, margins, text) -> None:  # type: ignore[no-untyped-def]
+def test_unsupported_models_and_behaviors_are_refused(guard: Guard, margins, text) -> None:  # type: ignore[no-untyped-def]
     monitored = plain_behavior(**({} if margins is None else {"margins": margins}))
     run = Run(guard)
     run.monitor = monitor_of([monitored])

@@ -1,4 +1,4 @@
-"""Two ranks, replicated and sharded, are guarded as one."""
+"""Guards on two ranks, replicated and sharded, do the same as on one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay: the gradient that is mixed in, where it comes from, and what it keeps."""
+"""Replay: the mixed gradient, its sources, and its effect."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_batches_come_in_their_order_and_again() -> None:
     assert seen == [first, second, first, second, first]
 
 
-def test_more_of_the_old_is_kept_the_larger_the_share() -> None:
+def test_a_larger_share_preserves_more() -> None:
     scores = [kept(Run(None).go(lessons(40)))]
     for fraction in (0.2, 0.5):
         guard = guards.Replay(BATCHES, loss=old_loss, fraction=fraction)
@@ -110,21 +110,21 @@ def pool() -> guards.SelfDistillationBuffer:
     return guards.SelfDistillationBuffer([Words(None).of("words", slice(20, 60))], batch_size=16)
 
 
-def test_a_pool_keeps_what_it_does_not_hold() -> None:
+def test_a_buffer_protects_probes_that_it_does_not_contain() -> None:
     """The score is measured on other probes than those that are learned again."""
     plain = Words(None).go()
     replayed = Words(guards.Replay(pool(), fraction=0.5)).go()
     assert replayed.score() > plain.score() + 0.15
 
 
-def test_a_pool_may_not_hold_what_measures() -> None:
+def test_a_buffer_with_monitored_probes_is_refused() -> None:
     words = Words(None)
     guard = guards.Replay(guards.SelfDistillationBuffer([words.of("words", slice(10, 30))]))
     with pytest.raises(ConfigError, match="contains 10 evaluation probes of"):
         Words(guard).go(1)
 
 
-def test_every_example_of_a_pool_is_drawn_before_any_comes_again() -> None:
+def test_each_pass_draws_every_example_once() -> None:
     source = pool()
     drawn = [source._next_rows("words", 16) for _ in range(5)]
     every = [index for one in drawn for index in one]
@@ -144,7 +144,7 @@ def test_at_the_start_there_is_nothing_to_learn_again() -> None:
     assert source.targets == {}
 
 
-def test_margins_are_held_where_there_are_no_logits_to_hold() -> None:
+def test_margins_are_the_targets_without_logits() -> None:
     run = Run(
         guards.Replay(
             guards.SelfDistillationBuffer([custom("memory", PROMPTS[20:60])]), fraction=0.5
@@ -212,7 +212,7 @@ def test_it_wakes_when_a_margin_is_spent_and_keeps_more() -> None:
         lambda: guards.SelfDistillationBuffer([behaviors()[0], behaviors()[0]]),
     ],
 )
-def test_what_makes_no_sense_is_refused(make) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arguments_are_refused(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError):
         make()
 
@@ -259,7 +259,7 @@ def test_it_does_not_rest_while_it_would_wake() -> None:
     assert guard.wake_count == {"only": 1}
 
 
-def test_what_is_kept_needs_a_pool() -> None:
+def test_a_protected_behavior_needs_examples() -> None:
     monitored = [custom("one", PROMPTS[:20]), custom("two", PROMPTS[:20])]
     pool = guards.SelfDistillationBuffer([custom("one", PROMPTS[20:])])
     model = make_llama()
@@ -286,7 +286,7 @@ def test_old_examples_without_a_gradient_are_refused_before_training(make) -> No
         lambda loss: guards.Lisa(BATCHES, loss=loss, task_steps=1, protected_steps=1, rho=0.0),
     ],
 )
-def test_an_old_gradient_that_is_not_finite_is_left_out(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_replay_gradient_that_is_not_finite_is_not_used(make) -> None:  # type: ignore[no-untyped-def]
     calls = 0
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -300,7 +300,7 @@ def test_an_old_gradient_that_is_not_finite_is_left_out(make) -> None:  # type: 
     assert not any(action.applied for action in run.monitor.actions)
 
 
-def test_a_pool_of_texts_is_held_to_the_start_also_when_resumed(
+def test_a_buffer_of_texts_keeps_its_targets_when_resumed(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """What a likelihood margin fixed at the start belongs to the state."""

@@ -1,4 +1,4 @@
-"""Rollback: the last healthy state comes back whole, and training goes on from it more slowly."""
+"""Rollback: the last healthy state is restored, and training continues at a lower rate."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_was_broken_is_healthy_in_the_end() -> None:
     assert min(scores.values()) >= 0.9
 
 
-def test_going_back_is_no_update_and_what_is_held_is_fresh() -> None:
+def test_a_rollback_is_no_update_and_refreshes_the_gradients() -> None:
     """The first steps after it are predicted as well as before: r_b tells the change of a step."""
     seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1)).go(12)
     at = seen.backs[0].step
@@ -199,7 +199,7 @@ def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
         assert (one.margins(run.model, one.probes) > 0).float().mean() >= 0.9
 
 
-def test_a_loop_that_does_not_stop_is_told_so_in_the_record() -> None:
+def test_a_loop_that_does_not_stop_is_recorded() -> None:
     seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=0)).go(40)
     assert len(seen.backs) == 1
     later = [action for action in seen.run.monitor.actions if not action.applied]
@@ -226,7 +226,7 @@ def test_a_behavior_that_is_not_protected_sets_nothing_off() -> None:
     assert not run.monitor.actions
 
 
-def test_what_breaks_at_the_last_visit_is_put_back_too() -> None:
+def test_a_break_at_the_last_probe_evaluation_is_rolled_back() -> None:
     """The probes are visited once more when the watch ends."""
     policy = AlertPolicy.parse({"name": "low", "detectors": [BROKEN]}, "here")
     guard = guards.Rollback(every=1)
@@ -252,7 +252,7 @@ BROKEN = {
 }
 
 
-def test_a_second_behavior_that_was_ill_from_the_start_is_left_out() -> None:
+def test_a_behavior_that_was_unhealthy_from_the_start_is_ignored() -> None:
     def never(model: Any, probes: Any) -> torch.Tensor:
         return -(1 + model(probes[0])[:, -1, 0] ** 2)
 
@@ -278,7 +278,7 @@ def test_a_second_behavior_that_was_ill_from_the_start_is_left_out() -> None:
         ({"max_rollbacks": -1}, "max_rollbacks must be 0 or more"),
     ],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, Any], text: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         guards.Rollback(**options)
 

@@ -1,4 +1,4 @@
-"""Which states a rollback goes back to, and what is judged after it."""
+"""Rollback: which states get a checkpoint, and how alerts continue after a rollback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LATE = {
 }
 
 
-def test_a_broken_state_that_nothing_alerts_of_yet_is_not_kept() -> None:
+def test_no_checkpoint_of_a_broken_state_without_an_alert() -> None:
     run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=RATE)
     policy = AlertPolicy.parse({"name": "late", "detectors": [LATE]}, "here")
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=5)
@@ -42,7 +42,7 @@ def test_a_broken_state_that_nothing_alerts_of_yet_is_not_kept() -> None:
     assert max(scores[back + 1 : first.step]) < 0.9
 
 
-def test_a_state_in_which_a_behavior_could_not_be_read_is_not_kept() -> None:
+def test_no_checkpoint_of_a_state_that_was_not_measured() -> None:
     fails = False
 
     def failing(model: Any, probes: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_a_state_in_which_a_behavior_could_not_be_read_is_not_kept() -> None:
     assert (action.step, to_step(action)) == (4, 1)
 
 
-def test_what_is_seen_soon_after_going_back_is_not_kept_yet() -> None:
+def test_no_checkpoint_soon_after_a_rollback() -> None:
     seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40)
     assert len(seen.backs) >= 4
     for earlier, later in zip(seen.backs[:-1], seen.backs[1:], strict=True):

@@ -1,4 +1,4 @@
-"""A run that is killed in the middle of a rollback, and taken up again, ends as an unbroken one."""
+"""A run that is killed during a rollback and resumed ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def whole(tmp_path_factory: Any) -> tuple[Path, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("where", HARMED)
-def test_a_kill_changes_nothing_in_the_end(where: str, whole: Any, tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_same_weights(where: str, whole: Any, tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=child, args=(tmp_path, where))
     process.start()
     process.join(120)
@@ -111,7 +111,7 @@ def test_a_kill_changes_nothing_in_the_end(where: str, whole: Any, tmp_path: Pat
     assert not [name for name in files if name.endswith(".partial")]
 
 
-def test_files_that_are_gone_are_said_and_done_without(tmp_path: Path) -> None:
+def test_missing_files_cause_a_warning(tmp_path: Path) -> None:
     where = "before anything is put back"
     process = multiprocessing.get_context("fork").Process(target=child, args=(tmp_path, where))
     process.start()

@@ -1,4 +1,4 @@
-"""SafeGrad: the KL's gradient, what is done with it, and the traps of a start that is the start."""
+"""SafeGrad: the gradient of the KL, its use, and the special case of an unchanged model."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_fresh_adapter_gets_its_own_first_step_and_is_guarded_after_it() -> No
     assert [action.applied for action in monitor.actions] == [False, True]
 
 
-def test_g_b_is_taken_at_the_refresh() -> None:
+def test_g_b_is_recomputed_at_the_refresh() -> None:
     run = Run(guards.SafeGrad(refresh=3))
     seen = []
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
@@ -182,7 +182,7 @@ def test_answers_of_continuations_are_where_their_tokens_are_predicted() -> None
         )
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     for options in ({"strength": -1.0}, {"refresh": 0}, {"refresh": None}):
         with pytest.raises(ConfigError, match="at least"):
             guards.SafeGrad(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Old examples from the starting model itself: what is kept of its answers, and what is refused."""
+"""Self-generated examples: which answers are used, and what is refused."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_probe_that_measures_is_refused(
 
 
 @pytest.mark.parametrize("odd", [{"max_new_tokens": 0}, {"batch_size": 0}])
-def test_nothing_is_not_asked_for(
+def test_sizes_below_one_are_refused(
     odd: dict[str, int], llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     with pytest.raises(ConfigError, match="both must be 1 or more"):

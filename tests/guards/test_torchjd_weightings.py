@@ -1,6 +1,8 @@
-"""PCGrad and UPGrad: what TorchJD makes of the rows themselves."""
+"""PCGrad and UPGrad: against TorchJD's aggregation of the rows themselves."""
 
 from __future__ import annotations
+
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from guards.test_gradient_surgery import conflict_of, operated, vectors
 from riprap import guards
+from riprap.errors import MissingExtraError
 from riprap.guards.projection._gradient_surgery import ConflictStats
 from riprap.guards.projection._torchjd_weightings import TorchJDWeighting
 
@@ -86,3 +89,12 @@ def test_a_behavior_without_a_gradient_does_no_harm(kind: str) -> None:
     found = operated(KINDS[kind](), gradient, protected)
     assert np.isfinite(found).all()
     assert found @ protected[0] >= 0
+
+
+@pytest.mark.parametrize("kind", [guards.PCGrad, guards.UPGrad])
+def test_without_torchjd_the_error_names_the_extra(
+    kind: type[TorchJDWeighting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchjd", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'riprap\[torchjd\]'"):
+        kind()

@@ -1,4 +1,4 @@
-"""A checkpoint of training: all of it comes back, and a cut of the rate lasts."""
+"""TrainingSnapshot: everything is restored, and a lower learning rate is permanent."""
 
 from __future__ import annotations
 

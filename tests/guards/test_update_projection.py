@@ -1,4 +1,4 @@
-"""Update projection: what is asked is asked of the update that was really applied."""
+"""UpdateProjection: the constraint holds for the update that was really applied."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_applied_update_lowers_no_margin(
         )  # it takes no more than needed
 
 
-def test_the_gradient_is_left_alone_and_the_update_is_not_longer() -> None:
+def test_the_gradient_is_unchanged_and_the_update_is_not_longer() -> None:
     run = Run(guards.UpdateProjection(refresh=1))
     plain = Run(None)
     for one in (plain, run):

@@ -1,4 +1,4 @@
-"""Freeze, Clip, EMA and Lisa: what each makes of a step, exactly."""
+"""Freeze, Clip, EMA and Lisa: the exact effect of each on a step."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_freeze_finds_the_parts_of_a_transformer() -> None:
         (lambda: guards.Lisa(halves(), old_loss, rho=-1), "rho must be 0 or more"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, text) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_arguments_are_refused(make, text) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=text):
         Run(make()).go(lessons(1))
 
