@@ -42,13 +42,13 @@ class ConflictStats:
     def conflicting(self) -> np.ndarray:
         """Mask of the protected vectors that the step conflicts with, beyond rounding; (n,)."""
         sizes = np.sqrt(self.squared_norm * np.diag(self.gram))
-        found: np.ndarray = self.products < -CONFLICT_TOLERANCE * sizes
-        return found
+        mask: np.ndarray = self.products < -CONFLICT_TOLERANCE * sizes
+        return mask
 
     def products_after(self, scale: float, weights: np.ndarray) -> np.ndarray:
         """Return ⟨scale·g + Σ w_b p_b, p_a⟩ for each a, shape (n,)."""
-        found: np.ndarray = scale * self.products + self.gram @ weights
-        return found
+        products: np.ndarray = scale * self.products + self.gram @ weights
+        return products
 
     @property
     def length_ratios(self) -> np.ndarray:
