@@ -85,7 +85,7 @@ class BehaviorHistory:
 
     @property
     def healthy_at_start(self) -> bool:
-        """Whether the score was at or above the floor before training."""
+        """True if the score was at or above the floor before training."""
         return score(self.margins[0]) >= self.floor
 
     @property

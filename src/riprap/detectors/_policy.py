@@ -87,13 +87,13 @@ class AlertPolicy(StrictModel):
         return policy
 
     def save(self, path: str | Path) -> None:
-        """Write it as YAML."""
+        """Write the policy to a YAML file."""
         document = self.model_dump(mode="json", exclude_none=True)
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
         Path(path).write_text(text, encoding="utf-8")
 
     def content_hash(self) -> str:
-        """SHA-256 over name, detectors with all their thresholds and, if any, the study's terms."""
+        """Compute SHA-256 over name, detectors with all thresholds, and the study's terms if any."""
         content = {"study": None} | self.model_dump(
             mode="json", include={"name", "detectors", "study"}
         )
@@ -111,18 +111,18 @@ class AlertPolicy(StrictModel):
         return self.model_copy(update={"hash": self.content_hash()})
 
     def verify(self) -> None:
-        """Check that the content is what was frozen.
+        """Check that the content has not changed since freezing.
 
         Raises:
             PolicyError: never frozen, or changed since.
         """
         if self.hash is None:
             raise self.error(f"{self.noun} {self.name!r} is not frozen: freeze it first")
-        found = self.content_hash()
-        if found != self.hash:
+        current = self.content_hash()
+        if current != self.hash:
             raise self.error(
                 f"{self.noun} {self.name!r} was changed after it was frozen: its content hashes to "
-                f"{found[:12]}…, it says {self.hash[:12]}…; amend it instead, with a reason"
+                f"{current[:12]}…, it says {self.hash[:12]}…; amend it instead, with a reason"
             )
 
     def amend(self, reason: str, date: datetime.date | None = None, **changes: Any) -> Self:

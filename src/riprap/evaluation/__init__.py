@@ -3,7 +3,7 @@
 - `evaluate`, `evaluate_batch`: margins, gradients, activations and logits, as a `ProbeResult`.
 - `compute_margins`, `loss_gradient`, `margin_gradients`, `fisher_diagonal`, `layer_moments`,
   `answer_logits`: single quantities for signals, guards and diagnoses.
-- `ProtectedGradients`: gradients of behaviors, for monitor, signals, guards and selector.
+- `ProtectedGradients`: gradients of all behaviors, shared by monitor, signals and guard.
 - `preserve_training_state`: the context in which all of them run.
 - `find_layer`, `layer_names`, `capture_outputs`: layers and their outputs.
 - `model_loss`, `loss_and_gradient`, `generate`: losses and answers on other inputs than probes.

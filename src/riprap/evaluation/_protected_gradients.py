@@ -1,4 +1,4 @@
-"""Protected gradients: the one place where monitor, signals, guards and selector get them from."""
+"""Protected gradients of all behaviors, shared by the monitor, its signals and its guard."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class GuardSession:
 
     @property
     def needs_fresh_gradients(self) -> bool:
-        """Whether the protected gradients are too old for the guards active at the next step."""
+        """True if the protected gradients are too old for the guards active at the next step."""
         max_ages = [
             leaf.refresh
             for leaf in self.guard.active_guards(self._view(self.step + 1))

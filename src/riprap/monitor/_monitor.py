@@ -224,7 +224,7 @@ class Monitor:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the guard wants training to stop; a custom loop checks it after each step."""
+        """True if the guard wants training to stop; a custom loop checks it after each step."""
         return self._run.stop_reason is not None
 
     @property
@@ -234,7 +234,7 @@ class Monitor:
 
     @property
     def watching(self) -> bool:
-        """Whether a watch is open."""
+        """True while a watch is open."""
         return self._session is not None
 
     @property

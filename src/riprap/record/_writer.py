@@ -126,7 +126,7 @@ class Writer:
 
     @property
     def has_backlog(self) -> bool:
-        """Whether rows wait that the last attempt could not commit."""
+        """True if the last attempt to commit failed and rows are pending."""
         return bool(self._pending) and self._wait > FLUSH_SECONDS
 
     def position(self) -> dict[str, int]:
