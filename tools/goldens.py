@@ -1,12 +1,18 @@
-# ruff: noqa: D101, D102, D103, D107
-"""Golden outputs: what the code computes, bit for bit, before and after it was moved about.
+# ruff: noqa: D102, D103
+"""Golden outputs: what the code computes, bit for bit, before and after a large refactor.
 
-    python tools/goldens.py collect OUT.json [--only NAME ...] [--skip slow]
-    python tools/goldens.py compare BEFORE.json AFTER.json [--only NAME ...]
+    python tools/goldens.py collect AFTER.json [--only NAME ...] [--skip NAME ...]
+    python tools/goldens.py compare tools/goldens.json AFTER.json [--only …] [--skip …]
 
-Names are prefixes: `--only training` is all entries that begin with `training`. `collect` puts what
-it finds into OUT.json beside what is there already. Floats are kept as `float.hex`, long arrays as
-SHA-256. Every riprap import is in the adapter below. Bits are comparable on one machine only.
+`goldens.json` was collected with the code of commit d5639a4, before everything was renamed and
+moved; `goldens_runs/` has cached runs of that code, from which the entries `page.*` make the pages
+of experiments. Entries keep the names of that time: the adapter below is the only part that imports
+riprap and the experiments, and it maps today's names back.
+
+NAME is a prefix: `training` is every entry `training.…`; `slow` are two entries that need minutes
+each. `collect` adds to a file that exists. Floats are stored as `float.hex`, long arrays as
+SHA-256. Below a key `texts` is prose: `compare` reports it, but only other differences fail. Bits
+are comparable on one machine only.
 """
 
 from __future__ import annotations
@@ -15,6 +21,7 @@ import argparse
 import contextlib
 import dataclasses
 import enum
+import functools
 import hashlib
 import json
 import os
@@ -28,72 +35,97 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 
 HERE = Path(__file__).resolve().parent
-KEPT_RUNS = HERE / "goldens_runs"  # cached runs from which pages are remade, STUDY.tar.xz
+sys.path.insert(0, str(HERE.parent))  # for the experiments
 DATA = Path(os.environ.get("GOLDENS_DATA", "/work/shared/data"))
 TAUGHT = Path(os.environ.get("GOLDENS_SMOLLM2", "/tmp/smollm2-refusal"))  # made by slow.prepare
 
 # ------------------------------------------------------------------------------------- adapter
-# The only part that knows riprap's modules and names.
+# The only part that knows the names of riprap and of the experiments.
+
+STUDIES = {  # today's name by the name in the entries
+    "chosen": "row_selection_smollm2",
+    "circuit": "shared_circuits",
+    "concentrated": "concentration",
+    "continual": "continual",
+    "depth": "depth",
+    "detectors": "detectors",
+    "detour": "erosion_rerouting",
+    "guarded": "guards_smollm2",
+    "spurious": "spurious_forgetting",
+    "steep": "steep_directions",
+    "toy": "toy",
+    "transfer": "transfer",
+    "verdicts": "loss_classification",
+}
+EVIDENCE = (  # fields of a recovery's evidence in their order
+    *("score_before", "score_now", "lost", "kind_before", "kind_now", "kind_own", "habit"),
+    *("one_before", "one_now", "known_before", "known_now", "known_own", "known_irrelevant"),
+    *("known_restated", "guessed", "retained", "low", "high", "exchanged", "regained_own"),
+    *("regained_irrelevant", "regained_control", "answers", "insufficient"),
+)
+CURVE = ("source", "count", "score", "share", "rate", "steps")
+SOURCES = {"unrelated": "irrelevant", "naive_model": "control"}
+PARTS = {"cheapest_repair": "cheapest"}  # of a diagnosis
 
 
 def library() -> types.SimpleNamespace:
-    """The public names that trainings use."""
-    from riprap.behaviors.margins import token_margin
-
-    from riprap import Behavior, Monitor, Protocol, diagnosis, guards, selection, signals
-    from riprap.guards import keeper
+    """Return the names that trainings use."""
+    from riprap import Behavior, Monitor, diagnosis, guards, selection, signals
+    from riprap.behaviors._margin_formulas import token_margin
+    from riprap.guards.replay import _auto_guard
 
     return types.SimpleNamespace(
         Behavior=Behavior,
         Monitor=Monitor,
-        Protocol=Protocol,
+        auto_guard=_auto_guard,
         diagnosis=diagnosis,
         guards=guards,
-        keeper=keeper,
         selection=selection,
         signals=signals,
         token_margin=token_margin,
     )
 
 
-def reader(source: Any) -> Any:
-    """Of a run's folder, or of a monitor's record: readings, margins(name), alerts, actions."""
+def open_record(source: Any) -> Any:
+    """Return a reader of a run's folder, or of a monitor's record."""
     from riprap.record import Reader
 
     return Reader(source)
 
 
 def protocol_files() -> dict[str, Path]:
-    """All shipped and preregistered protocols by name, wherever they lie."""
+    """Return the files of the default policy and of all preregistrations."""
     import riprap
 
-    folders = [Path(riprap.__file__).parent / "protocols"]
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    folder = HERE.parent / "experiments" / "preregistrations"
+    files = {name: folder / f"{today}.yaml" for name, today in STUDIES.items()}
+    return files | {"default": Path(riprap.__file__).parent / "detectors/policies/default.yaml"}
 
 
 def load_protocol(name: str) -> Any:
-    """A protocol by name, not verified yet."""
-    from riprap.detectors import Protocol
+    """Return a policy or preregistration."""
+    from experiments.harness.preregistration import Preregistration
+    from riprap import AlertPolicy
 
-    return Protocol.load(protocol_files()[name])
+    kind = AlertPolicy if name == "default" else Preregistration
+    return kind.load(protocol_files()[name])
 
 
 def fingerprints() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every world and ground, by name, with what gives its fingerprint."""
-    import dataclasses as dc
-
-    from riprap.studies.circuit import ground
-    from riprap.studies.depth.plan import Plan
-    from riprap.studies.depth.simulate import DepthWorld
-    from riprap.studies.worlds import (
+    """Yield the name of each world, and a function that returns its fingerprint."""
+    from experiments.depth.simulate import DepthWorld
+    from experiments.shared_circuits.tasks import tasks_fingerprint
+    from experiments.worlds import (
         Biographies,
         BiographiesConfig,
         FactsConfig,
@@ -101,114 +133,121 @@ def fingerprints() -> Iterator[tuple[str, Callable[[], Any]]]:
         ToyConfig,
         ToyWorld,
     )
-    from riprap.studies.worlds.continual import ContinualConfig, ContinualWorld
-    from riprap.studies.worlds.continual_rows import Words
+    from experiments.worlds.continual import ContinualConfig, ContinualWorld
+    from experiments.worlds.continual_rows import Words
 
-    small = {
-        "frames": 3,
-        "verbs": 3,
-        "harmful": 6,
-        "harmless": 6,
-        "numbers": 4,
-        "letters": 6,
-        "relations": 2,
-        "subjects": 6,
-        "disputed": 6,
-        "values": 8,
-        "kinds": 3,
-    }
+    small = {"frames": 3, "verbs": 3, "harmful": 6, "harmless": 6, "numbers": 4, "letters": 6}
+    small |= {"relations": 2, "subjects": 6, "disputed": 6, "values": 8, "kinds": 3}
     yield "toy", lambda: ToyWorld().fingerprint
-    yield "toy config", lambda: dc.asdict(ToyConfig())
+    yield "toy config", lambda: dataclasses.asdict(ToyConfig())
     yield "toy, 300 steps", lambda: ToyWorld(ToyConfig(start_steps=300)).fingerprint
     yield "facts", lambda: FactsWorld().fingerprint
-    yield "facts config", lambda: dc.asdict(FactsConfig())
+    yield "facts config", lambda: dataclasses.asdict(FactsConfig())
     yield "facts, 32", lambda: FactsWorld(FactsConfig(facts=32)).fingerprint
     yield "continual", lambda: ContinualWorld().fingerprint
-    yield "continual config", lambda: dc.asdict(ContinualConfig())
+    yield "continual config", lambda: dataclasses.asdict(ContinualConfig())
     yield "continual, small", lambda: ContinualWorld(ContinualConfig(Words(small))).fingerprint
     yield "biographies", lambda: Biographies().fingerprint
-    yield "biographies config", lambda: dc.asdict(BiographiesConfig())
+    yield "biographies config", lambda: dataclasses.asdict(BiographiesConfig())
     yield "biographies, 2 layers", lambda: Biographies(BiographiesConfig(layers=2)).fingerprint
-    yield "circuit's ground", lambda: ground.ground(ToyWorld())
-    for degree in Plan.of(load_protocol("depth")).degrees:
+    yield "circuit's ground", lambda: tasks_fingerprint(ToyWorld())
+    for degree in load_plan("depth").degrees:
         yield f"depth {degree.name}", lambda degree=degree: DepthWorld(degree).fingerprint
 
 
-def study_plan(study: str) -> Any:
-    """The plan class of a study."""
-    from importlib import import_module
-
-    return import_module(f"riprap.studies.{study}.plan").Plan
-
-
-def demo(folder: Path) -> Path:
-    """Run the main job under `folder`; gives the run's own folder."""
-    from riprap.studies import demo as job
-
-    return Path(job.run(1000, folder, quiet=True)["run"])
+def load_plan(study: str) -> Any:
+    """Return the plan of an experiment."""
+    plan = import_module(f"experiments.{STUDIES[study]}.plan").Plan
+    return plan.of(load_protocol(study))
 
 
-def study_module(study: str) -> Any:
-    """The module of a study with `run`, `Protocol`, `save`, `in_parallel` (and `REFUSING`)."""
-    from importlib import import_module
+def demo(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Run the demo; return its folder, and the ids of its behaviors by display name."""
+    from riprap.commands import run_demo
+    from riprap.toy import DISPLAY_NAMES, PRETRAINED_TASKS
 
-    return import_module(f"riprap.studies.{study}.run")
+    run = Path(run_demo(1000, folder, quiet=True)["run"])
+    return run, {DISPLAY_NAMES[name]: name for name in PRETRAINED_TASKS}
+
+
+def run_study(
+    study: str, stage: str | None, preregistration: Any, save_figure: Any, home: Path
+) -> dict[str, Any]:
+    """Write the page of an experiment to `out` from cached runs; return its conclusions."""
+    from experiments.harness import study as harness
+    from experiments.smollm2 import teaching
+
+    class Named(type(preregistration)):  # type: ignore[misc]
+        @classmethod
+        def named(cls, name: str) -> Any:
+            assert name == STUDIES[study]
+            return preregistration
+
+    def run_jobs(work: Callable[..., Any], jobs: Iterable[Sequence[Any]], *_: Any) -> list[Any]:
+        return [work(*job) for job in jobs]
+
+    patched = {"Preregistration": Named, "run_jobs": run_jobs, "save_figure": save_figure}
+    declared = harness.load_study(STUDIES[study])
+    declared = declared.stages[stage] if stage else declared
+    with mock.patch.multiple(harness, **patched), mock.patch.object(teaching, "REFUSING", home):
+        return dict(harness.run_study(declared, Path("out"))["claims"])
 
 
 def runs_folder(study: str) -> Path:
-    """Where a study's cached runs lie, relative to the working directory."""
-    return Path("runs", study)
+    """Return the folder of an experiment's cached runs, relative to the working directory."""
+    return Path("runs", STUDIES[study])
 
 
-def select(data: Path, model: Path, out: Path, **given: Any) -> dict[str, Any]:
-    """What `riprap select` does; files end up in `out`."""
-    from riprap.launch.config import DataConfig
-    from riprap.launch.select import SelectConfig, select_rows
+def select(data: Path, model: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """Run `riprap select`, which writes into `out`."""
+    from riprap.commands.select import SelectConfig, select_rows
+    from riprap.commands.watch import DataConfig
 
-    fields = DataConfig(path=str(data))
-    return select_rows(SelectConfig(data=fields, model=str(model), out=out, **given), quiet=True)
+    config = SelectConfig(data=DataConfig(path=str(data)), model=str(model), out=out, **options)
+    return select_rows(config, quiet=True)
 
 
 def diagnose(base: Path, tuned: Path, never: Path, out: Path) -> Path:
-    """What `riprap diagnose` does; gives the JSON file that it writes."""
+    """Run `riprap diagnose`; return the JSON file that it writes."""
     from typer.testing import CliRunner
 
-    from riprap.cli import app
+    from riprap.cli._app import app
 
-    asked = ["--behaviors", "refusal", "--behaviors", "over_refusal", "--openers", "Sorry"]
-    asked += ["--probes", "12", "--never", str(never), "--out", str(out), "--json"]
-    ran = CliRunner().invoke(app, ["diagnose", str(base), str(tuned), *asked])
+    options = ["--behaviors", "refusal", "--behaviors", "over_refusal"]
+    options += ["--refusal-prefixes", "Sorry", "--n-probes", "12"]
+    options += ["--naive-model", str(never), "--out", str(out), "--json"]
+    ran = CliRunner().invoke(app, ["diagnose", str(base), str(tuned), *options])
     if ran.exit_code not in (0, 2):
         raise RuntimeError(f"riprap diagnose: {ran.output}") from ran.exception
     return out / "diagnosis.json"
 
 
 def pack_rows(name: str) -> list[dict[str, Any]]:
-    """Rows of a shipped pack."""
-    from riprap.behaviors import packs
+    """Return the rows of a shipped probe set."""
+    from riprap import probe_sets
 
-    return list(packs.rows(name))
+    return list(probe_sets.rows(name))
 
 
 def prepare_smollm2(data: Path) -> Path:
-    """What `riprap study smollm2 --prepare` does, anew; gives the model's folder."""
-    from riprap.studies.smollm2.teaching import make
+    """Run `python -m experiments smollm2 --prepare`; return the folder of the model."""
+    from experiments.smollm2.teaching import make
 
     return Path(make(data)["model"])
 
 
 def watch(config: Path) -> None:
-    """What `riprap watch CONFIG` does."""
-    from riprap.launch import WatchConfig, watched_run
+    """Run `riprap watch CONFIG`."""
+    from riprap.commands.watch import WatchConfig, run_watch
 
-    watched_run(WatchConfig.load(config), quiet=True)
+    run_watch(WatchConfig.load(config), quiet=True)
 
 
 # --------------------------------------------------------------------------- values and digests
 
 
 def exact(value: Any) -> Any:
-    """Plain JSON in which every float is exact."""
+    """Return plain JSON in which every float is exact."""
     import numpy as np
     import torch
 
@@ -238,7 +277,7 @@ def exact(value: Any) -> Any:
 
 
 def sha(value: Any) -> str:
-    """SHA-256 of a value: of the bytes, or of exact JSON."""
+    """Return the SHA-256 of bytes or text, or of exact JSON."""
     if isinstance(value, str):
         value = value.encode()
     if not isinstance(value, bytes):
@@ -247,21 +286,21 @@ def sha(value: Any) -> str:
 
 
 def array(values: Sequence[Any]) -> dict[str, Any]:
-    """A long array: digest, length and a few first values."""
+    """Summarize a long array: digest, length and first values."""
     values = list(values)
     return {"sha": sha(values), "count": len(values), "first": exact(values[:4])}
 
 
 def by_step(rows: Iterable[tuple[int, Any]], kinds: Sequence[str] = ()) -> dict[str, Any]:
-    """Rows of (step, …): one digest over all, a short one a step, and one a kind."""
+    """Summarize rows of (step, …): a digest of all, and short ones by step and by kind."""
     listed, steps, own = [], {}, {}
     for index, (step, row) in enumerate(rows):
         listed.append([step, exact(row)])
         steps.setdefault(str(step), []).append(listed[-1])
         if kinds:
             own.setdefault(kinds[index], []).append(listed[-1])
-    short = {step: sha(found)[:8] for step, found in steps.items()}
-    by_kind = {kind: sha(found)[:8] for kind, found in own.items()}
+    short = {step: sha(part)[:8] for step, part in steps.items()}
+    by_kind = {kind: sha(part)[:8] for kind, part in own.items()}
     return {
         "sha": sha(listed),
         "count": len(listed),
@@ -272,20 +311,33 @@ def by_step(rows: Iterable[tuple[int, Any]], kinds: Sequence[str] = ()) -> dict[
     }
 
 
-def of_record(source: Any, behaviors: Sequence[str]) -> dict[str, Any]:
-    """Readings, margins, alerts and actions of a record; texts are told apart."""
-    found = reader(source)
-    readings, alerts, actions = found.readings(), found.alerts(), found.actions()
+def of_record(
+    source: Any, behaviors: Sequence[str], ids: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Summarize readings, margins, alerts and actions of a record.
+
+    Args:
+        ids: names of behaviors that are written, by the name in the record.
+    """
+    record, ids = open_record(source), ids or {}
+    readings, alerts, actions = record.readings(), record.alerts(), record.actions()
     timed = {r.signal for r in readings if r.unit in ("s", "seconds")}
     readings = [r for r in readings if r.signal not in timed]
+
+    def by_id(text: str) -> str:  # signals of two behaviors are named `kind:one|other`
+        return re.sub(r"[^:|]+", lambda name: ids.get(name[0], name[0]), text)
+
     return {
         "readings": by_step(
-            [(r.step, [r.behavior, r.signal, r.value, r.state, r.layer, r.unit]) for r in readings],
-            [r.signal for r in readings],
+            [
+                (r.step, [by_id(r.behavior), by_id(r.signal), r.value, r.state, r.layer, r.unit])
+                for r in readings
+            ],
+            [by_id(r.signal) for r in readings],
         ),
         "margins": {
-            name: by_step(
-                (step, [str(values.dtype), values]) for step, values in found.margins(name).items()
+            by_id(name): by_step(
+                (step, [str(values.dtype), values]) for step, values in record.margins(name).items()
             )
             for name in behaviors
         },
@@ -293,8 +345,8 @@ def of_record(source: Any, behaviors: Sequence[str]) -> dict[str, Any]:
             (
                 a.step,
                 [
-                    *(a.behavior, a.level, a.detector, a.forecast),
-                    [[r.step, r.behavior, r.signal, r.value] for r in a.readings],
+                    *(by_id(a.behavior), a.level, a.detector, a.forecast),
+                    [[r.step, by_id(r.behavior), by_id(r.signal), r.value] for r in a.readings],
                 ],
             )
             for a in alerts
@@ -311,7 +363,7 @@ def of_record(source: Any, behaviors: Sequence[str]) -> dict[str, Any]:
 
 
 def state_of(model: Any, optimizer: Any) -> dict[str, Any]:
-    """Digests of the weights, of what the optimizer remembers, and of the random generators."""
+    """Return digests of weights, optimizer state and random generators."""
     import numpy as np
     import torch
 
@@ -346,7 +398,7 @@ def inside(folder: Path) -> Iterator[Path]:
 
 # ------------------------------------------------------------------------------------- entries
 
-Entry = Callable[[Path], dict[str, Any]]  # given an empty folder of its own
+Entry = Callable[[Path], dict[str, Any]]  # gets an empty folder
 ENTRIES: dict[str, Entry] = {}
 
 
@@ -358,24 +410,17 @@ def entry(name: str) -> Callable[[Entry], Entry]:
     return add
 
 
-STUDIES = (
-    *("chosen", "circuit", "concentrated", "continual", "depth", "detectors", "detour"),
-    *("guarded", "spurious", "steep", "toy", "transfer", "verdicts"),
-)
-
-
 @entry("protocols")
 def _protocols(_home: Path) -> dict[str, Any]:
-    files, found = protocol_files(), {}
-    assert set(files) == {*STUDIES, "default"}, f"protocols found: {sorted(files)}"
-    for name in sorted(files):
+    found = {}
+    for name, file in protocol_files().items():
         protocol = load_protocol(name)
         protocol.verify()
         found[name] = {
-            "bytes": sha(files[name].read_bytes()),
+            "bytes": sha(file.read_bytes()),
             "hash": protocol.hash,
             "content_hash": protocol.content_hash(),
-            "document": sha(protocol.model_dump(mode="json")),
+            "document": sha({"study": None} | protocol.model_dump(mode="json")),
             "amendments": [a.old_hash for a in protocol.amendments],
             "verifies": True,
         }
@@ -391,22 +436,20 @@ def _fingerprints(_home: Path) -> dict[str, Any]:
 def _plans(_home: Path) -> dict[str, Any]:
     found = {}
     for study in STUDIES:
-        plan = study_plan(study).of(load_protocol(study))
-        told = {"digest": plan.digest(), "json": sha(plan.model_dump_json())}
-        told |= {"confirmatory": list(plan.confirmatory), "exploratory": list(plan.exploratory)}
-        for kind in (False, True):
+        plan = load_plan(study)
+        result = {"digest": plan.config_hash(), "json": sha(plan.model_dump_json())}
+        result |= {"confirmatory": list(plan.confirmatory), "exploratory": list(plan.exploratory)}
+        for exploratory, kind in enumerate(("confirmatory", "exploratory")):
             for name in ("runs", "jobs", "conditions"):
                 if not callable(method := getattr(plan, name, None)):
                     continue
                 try:
-                    listed = method(kind)
+                    listed = method(bool(exploratory))
                 except TypeError:
                     listed = method()
                 # plain values: (degree, seed), (condition, task, seed), Condition(task, held), …
-                told[f"{name}, {'exploratory' if kind else 'confirmatory'}"] = sha(
-                    [exact(_plain(one)) for one in listed]
-                )
-        found[study] = told
+                result[f"{name}, {kind}"] = sha([exact(_plain(one)) for one in listed])
+        found[study] = result
     return found
 
 
@@ -418,7 +461,8 @@ def _plain(value: Any) -> Any:
 
 @entry("demo")
 def _demo(home: Path) -> dict[str, Any]:
-    return of_record(demo(home), ("A", "B", "over_refusal"))
+    run, ids = demo(home)
+    return of_record(run, list(ids), ids)
 
 
 # -- trainings
@@ -454,7 +498,7 @@ def make_net(dropout: float = 0.1) -> Any:
 
 
 class Ground:
-    """A net that has learned 24 old answers; two behaviours on them, and a task that harms."""
+    """A net that has learned 24 answers, two behaviors on them, and a task that harms both."""
 
     def __init__(self) -> None:
         import torch
@@ -506,7 +550,7 @@ class Ground:
         return [one("first", slice(0, 12)), one("second", slice(12, 24))]
 
     def of_tokens(self) -> list[Any]:
-        """The same as probes that are read from logits, as signals of features need them."""
+        """Return the same probes as token ids, which signals of features need."""
         return [
             self.lib.Behavior.next_token(name, self.old[rows], self.answers[rows], contrast=other)
             for name, other, rows in (
@@ -537,13 +581,9 @@ class Ground:
         return list(zip(self.old.chunk(count), labels.chunk(count), strict=True))
 
 
-_GROUND: list[Ground] = []
-
-
+@functools.cache
 def ground() -> Ground:
-    if not _GROUND:
-        _GROUND.append(Ground())
-    return _GROUND[0]
+    return Ground()
 
 
 def trained(
@@ -564,10 +604,10 @@ def trained(
         optimizer: Any = torch.optim.AdamW(model.parameters(), lr=rate)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
-    patience = g.lib.keeper.PATIENCE
+    patience = g.lib.auto_guard.CRITICAL_PATIENCE
     guard = None if make_guard is None else make_guard(g)
     options = {} if signals is None else {"signals": signals(g)}
-    monitor = g.lib.Monitor(behaviors(g), every=5, **options) if watched else None
+    monitor = g.lib.Monitor(behaviors(g), probe_every=5, **options) if watched else None
     seeded(6)
     open_watch = (
         contextlib.nullcontext() if monitor is None else monitor.watch(model, optimizer, guard)
@@ -580,7 +620,7 @@ def trained(
             losses.append(float(loss.detach()))
             loss.backward()
             optimizer.step()
-    g.lib.keeper.PATIENCE = patience
+    g.lib.auto_guard.CRITICAL_PATIENCE = patience
     found = {"state": state_of(model, optimizer), "losses": by_step(enumerate(losses, 1))}
     if monitor is not None:
         found |= of_record(monitor.record, [b.name for b in monitor.behaviors])
@@ -590,10 +630,11 @@ def trained(
 
 
 def _keeper_that_rolls_back(g: Ground) -> Any:
-    """Replay of what does not help, and little patience."""
-    g.lib.keeper.PATIENCE = 5
+    """Return an AutoGuard whose replay does not help, and reduce its patience."""
+    g.lib.auto_guard.CRITICAL_PATIENCE = 5
     useless = g.lib.guards.Replay(g.lessons(2), loss=g.loss, fraction=0.5)
-    return g.lib.guards.Keeper(replay=useless, rollback=g.lib.guards.Rollback(every=2, cut=0.5))
+    rollback = g.lib.guards.Rollback(every=2, lr_factor=0.5)
+    return g.lib.guards.AutoGuard(replay=useless, rollback=rollback)
 
 
 GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
@@ -609,7 +650,9 @@ GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
     "update_projection": lambda g, of: of.UpdateProjection(refresh=1),
     "l2_sp": lambda g, of: of.L2SP(0.5),
     "replay": lambda g, of: of.Replay([(g.old, g.answers)], loss=g.loss),
-    "replay_of_pools": lambda g, of: of.Replay(of.Pools(g.pools(), rows=8), fraction=0.5),
+    "replay_of_pools": lambda g, of: of.Replay(
+        of.SelfDistillationBuffer(g.pools(), batch_size=8), fraction=0.5
+    ),
     "adaptive_replay": lambda g, of: of.AdaptiveReplay([(g.old, g.answers)], loss=g.loss, every=1),
     "ewc": lambda g, of: of.EWC(strength=30.0),
     "ewc_of_margins": lambda g, of: of.EWC(of="margin", strength=0.1),
@@ -619,9 +662,16 @@ GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
     "kl": lambda g, of: of.KL(strength=1.0),
     "kl_on_batches": lambda g, of: of.KL(batches=[{"input_ids": g.old[i::3]} for i in range(3)]),
     "constrained_tokens": lambda g, of: of.ConstrainedTokens(g.responses(3), strength=0.5),
-    "feature_anchor": lambda g, of: of.FeatureAnchor(strength=0.1, layer="blocks.1", reselect=3),
+    "feature_anchor": lambda g, of: of.FeatureAnchor(
+        strength=0.1, layer="blocks.1", reselect_every=3
+    ),
     "feature_anchor_of_drift": lambda g, of: of.FeatureAnchor(
-        strength=0.1, layer="blocks.1", count=4, drifted=g.wandered(), both_sides=True, reselect=3
+        strength=0.1,
+        layer="blocks.1",
+        n_features=4,
+        drifted_model=g.wandered(),
+        both_sides=True,
+        reselect_every=3,
     ),
     "o_lora": lambda g, of: of.OLoRA(earlier=[{"blocks.1.weight": g.before}]),
     "lisa": lambda g, of: of.Lisa(
@@ -637,19 +687,21 @@ GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
     "chain": lambda g, of: of.Chain(of.AGEM(["first"]), of.AGEM(["second"]), of.Clip(0.5)),
     "scheduled": lambda g, of: of.Scheduled(of.AGEM(refresh=1), first=2, every=2),
     "shadow": lambda g, of: of.Chain(of.AGEM(refresh=1), of.L2SP(0.5), shadow=True),
-    "rollback": lambda g, of: of.Rollback(every=2, level="warning", cut=0.5, at_most=2),
+    "rollback": lambda g, of: of.Rollback(every=2, level="warning", lr_factor=0.5, max_rollbacks=2),
     "on_alert_agem": lambda g, of: of.OnAlert(of.AGEM(refresh=1), level="watch"),
     "on_alert_rollback": lambda g, of: of.OnAlert(
         of.Rollback(every=2, level="watch"), level="watch", until="end"
     ),
-    "keeper_of_pools": lambda g, of: of.Keeper(replay=of.Pools(g.pools(), rows=8)),
-    "keeper_of_batches": lambda g, of: of.Keeper(
+    "keeper_of_pools": lambda g, of: of.AutoGuard(
+        replay=of.SelfDistillationBuffer(g.pools(), batch_size=8)
+    ),
+    "keeper_of_batches": lambda g, of: of.AutoGuard(
         replay=of.Replay([(g.old, g.answers)], loss=g.loss), rollback=False
     ),
     "keeper_that_rolls_back": lambda g, of: _keeper_that_rolls_back(g),
 }
 
-HARSH = {"steps": 100, "adam": False, "rate": 0.05}  # behaviours break, and alerts are raised
+HARSH = {"steps": 100, "adam": False, "rate": 0.05}  # behaviors break, and alerts are raised
 WHEN_IT_BREAKS = (
     *("adaptive_replay", "rollback", "on_alert_agem", "on_alert_rollback", "keeper_of_pools"),
     *("keeper_of_batches", "keeper_that_rolls_back"),
@@ -682,10 +734,10 @@ def selected(strategy: str, accumulate: int = 1) -> dict[str, Any]:
         ratio=0.5,
         behaviors=g.behaviors(),
         directions=directions,
-        refresh=4,
+        probe_every=4,
         seed=1,
     )
-    monitor = g.lib.Monitor(g.behaviors(), every=5)
+    monitor = g.lib.Monitor(g.behaviors(), probe_every=5)
     seeded(6)
     with (
         monitor.watch(model, optimizer),
@@ -697,8 +749,11 @@ def selected(strategy: str, accumulate: int = 1) -> dict[str, Any]:
                 (model(input_ids=part, labels=part)["loss"] / accumulate).backward()
             optimizer.step()
     taken = [
-        (one.step, [one.rows, one.of, one.strategy, one.ratio, one.numbers, bool(one.detail)])
-        for one in selector.taken
+        (
+            one.step,
+            [one.rows, one.batch_size, one.strategy, one.ratio, one.scores, bool(one.detail)],
+        )
+        for one in selector.history
     ]
     return {
         "state": state_of(model, optimizer),
@@ -803,7 +858,7 @@ def _select(home: Path) -> dict[str, Any]:
         for ratio in (0.2, 0.5):
             out = home / f"{strategy}-{ratio}"
             seeded(0)
-            told = select(
+            result = select(
                 data,
                 model,
                 out,
@@ -812,17 +867,17 @@ def _select(home: Path) -> dict[str, Any]:
                 id="id",
                 category="kind",
                 behaviors=("over_refusal",),
-                openers=("sorry",),
+                refusal_prefixes=("sorry",),
                 lora_rank=2,
-                batch=4,
+                batch_size=4,
             )
             scores = pd.read_parquet(out / "scores.parquet")
             found[f"{strategy} {ratio}"] = {
                 "columns": {name: array(scores[name].tolist()) for name in scores},
                 "chosen": scores["id"][scores["chosen"]].tolist(),
                 "chosen.jsonl": sha((out / "chosen.jsonl").read_bytes()),
-                "groups": sha(told["groups"]),
-                "worst": sha(told["worst"]),
+                "groups": sha(result["groups"]),
+                "worst": sha(result["worst"]),
                 "texts": {
                     "audit": sha((out / "audit.html").read_text().replace(str(home), "HOME"))
                 },
@@ -834,7 +889,7 @@ def _select(home: Path) -> dict[str, Any]:
 
 
 def lookup_parts() -> types.SimpleNamespace:
-    """A model that looks answers up, and what it is asked; as in tests/diagnosis."""
+    """Return a model that looks answers up, and its probes and examples; as in tests/diagnosis."""
     import torch
     from torch import nn
 
@@ -896,21 +951,26 @@ def _recover(_home: Path) -> dict[str, Any]:
     }.items():
         seeded(0)
         model = parts.lose(parts.Lookup(), *lost)
-        told = lib.diagnosis.recover(
+        result = lib.diagnosis.recover(
             model,
             parts.behavior(),
             parts.examples,
             loss=parts.loss,
             reference=parts.Lookup(),
-            control=parts.lose(parts.Lookup(), True, 1.0),
+            naive_model=parts.lose(parts.Lookup(), True, 1.0),
         )
         found[name] = {
-            "verdict": str(told.verdict),
-            "evidence": exact(told.evidence),
-            "curve": exact(told.curve),
-            "texts": {"reason": sha(told.reason)},
+            "verdict": str(result.verdict),
+            "evidence": dict(zip(EVIDENCE, exact(result.evidence).values(), strict=True)),
+            "curve": [_curve_point(point) for point in result.curve],
+            "texts": {"reason": sha(result.reason)},
         }
     return found
+
+
+def _curve_point(point: Any) -> dict[str, Any]:
+    values = dict(zip(CURVE, exact(point).values(), strict=True))
+    return values | {"source": SOURCES.get(point.source, point.source)}
 
 
 @entry("diagnosis.basin")
@@ -918,10 +978,10 @@ def _basin(_home: Path) -> dict[str, Any]:
     lib, g = library(), ground()
     seeded(0)
     model = g.start().eval()
-    told = lib.diagnosis.basin(model, g.behaviors(), 4, points=11, seed=5)
+    result = lib.diagnosis.basin(model, g.behaviors(), 4, points=11, seed=5)
     found = {}
     for name in ("first", "second"):
-        profile = told[name]
+        profile = result[name]
         found[name] = {
             "alphas": array(profile.alphas.tolist()),
             "scores": array(profile.scores.flatten().tolist()),
@@ -930,9 +990,9 @@ def _basin(_home: Path) -> dict[str, Any]:
             "widths": array(profile.widths.flatten().tolist()),
             "mean_score": exact(profile.mean_score),
             "start": exact(profile.start),
-            "beyond": exact(profile.beyond),
+            "beyond": exact(profile.unbounded_share),
         }
-    return found | {"width": exact(told.width)}
+    return found | {"width": exact(result.width)}
 
 
 BEHAVIORS = ("refusal", "over_refusal", "arithmetic")
@@ -964,7 +1024,9 @@ def _whole(home: Path) -> dict[str, Any]:
 
     def lesson(pack: str, opener: str) -> Any:
         prompts = [row["prompt"] for row in pack_rows(pack)]
-        return lib.Behavior.likelihood(pack, tokenizer, prompts, [opener] * len(prompts))
+        return lib.Behavior.likelihood(
+            pack, tokenizer, prompts=prompts, texts=[opener] * len(prompts)
+        )
 
     def teach(behaviors: list[Any], steps: int) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -981,21 +1043,27 @@ def _whole(home: Path) -> dict[str, Any]:
     tuned = save("tuned")
     seeded(0)
     document = json.loads(diagnose(base, tuned, never, home / "out").read_text())
-    timed = re.compile(r"second|peak|time|GiB|version|commit|path|folder|^base$|^tuned$|^run$")
+    return {"weights": sha(dict(model.state_dict())), "parts": diagnosis_parts(document)}
 
-    def numbers(value: Any) -> Any:
-        """What remains without texts, times and paths."""
-        if isinstance(value, dict):
-            return {k: numbers(v) for k, v in value.items() if not timed.search(k)}
-        if isinstance(value, list):
-            return [numbers(one) for one in value]
-        return None if isinstance(value, str) else exact(value)
 
-    found = numbers(document)
+def diagnosis_parts(document: dict[str, Any]) -> dict[str, Any]:
+    """Summarize the parts of a diagnosis: numbers and verdicts in order, without keys and times."""
+
+    def values(part: Any) -> list[Any]:
+        if isinstance(part, dict):
+            part = [
+                value
+                for key, value in part.items()
+                if "second" not in key and (key == "verdict" or not isinstance(value, str))
+            ]
+        if isinstance(part, list):
+            return [leaf for value in part for leaf in values(value)]
+        return [exact(part)]
+
     return {
-        "weights": sha(dict(model.state_dict())),
-        "keys": sorted(document),
-        "parts": {key: sha(json.dumps(part, sort_keys=True)) for key, part in found.items()},
+        PARTS.get(key, key): array(values(part))
+        for key, part in document.items()
+        if key not in ("seconds", "peak_memory") and not isinstance(part, str)
     }
 
 
@@ -1029,90 +1097,91 @@ SMALL: dict[str, dict[str, Any]] = {  # what of the frozen plan is changed for a
     | {"conditions": ["C"], "confirmatory": [7], "null_seeds": [7, 8], "sizes": [0.1, 0.5]}
     | {"exploratory": [0]},
 }
-UNPACKED = ("spurious", "verdicts", "concentrated", "guarded", "continual", "transfer")
+FULL = ("spurious", "verdicts", "concentrated", "guarded", "continual")  # of committed results
 
 
-@contextlib.contextmanager
-def of_study(study: str, charts: dict[str, str], home: Path) -> Iterator[Any]:
-    """The study's module: in one process, its charts caught, and its plan made small."""
-    module = study_module(study)
-    kept = dict(vars(module))
-    protocol = load_protocol(study)
+def numbers(value: Any) -> Any:
+    """Return the numbers of JSON or of a text, without keys and words; those of a dict sorted."""
+    if isinstance(value, dict):
+        return sorted(filter(None, map(numbers, value.values())), key=repr)
+    if isinstance(value, list):
+        return [inner for one in value if (inner := numbers(one))]
+    if isinstance(value, str):
+        return re.findall(r"[-−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", value)
+    return [exact(value)]
+
+
+def leaves(value: Any) -> list[Any]:
+    """Return the values of nested JSON, without keys."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [value]
+
+
+def chart_data(chart: Any) -> list[Any]:
+    """Return the data of a chart, as plain JSON."""
+    if isinstance(chart, list):
+        return [found for part in chart for found in chart_data(part)]
+    if not isinstance(chart, dict):
+        return []
+    own = [*chart.get("datasets", {}).values()]
+    own += [chart["data"]["values"]] if "values" in chart.get("data", {}) else []
+    parts = [part for key, part in chart.items() if key not in ("data", "datasets")]
+    return own + [found for part in parts for found in chart_data(part)]
+
+
+def page_digest(claims: Any, folder: Path, charts: Mapping[str, Any]) -> dict[str, Any]:
+    """Summarize the numbers of a page, of its documents and of its charts; and, apart, all texts.
+
+    Args:
+        folder: of the page and its documents.
+        charts: each as plain JSON, by file name.
+    """
+    tables, data, texts = {}, {}, {}
+    for file in sorted(folder.rglob("*.md")):
+        text = file.read_text()
+        blocks = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+        tables[file.name] = [sha(numbers(block.splitlines()))[:8] for block in blocks]
+        texts[file.name] = sha(text)
+    for file in sorted(folder.rglob("*.json")):
+        data[file.name] = sha(numbers(json.loads(file.read_text())))
+        texts[file.name] = sha(file.read_text())
+    for name, chart in charts.items():
+        data[name] = sha(sorted(map(numbers, chart_data(chart)), key=repr))
+        texts[name] = sha(chart)
+    texts["claims"] = exact(claims)
+    return {"claims": leaves(exact(claims)), "tables": tables, "data": data, "texts": texts}
+
+
+def page(study: str, home: Path, stage: str | None = None) -> dict[str, Any]:
+    preregistration, charts = load_protocol(study), {}
     if study in SMALL:
-        terms = protocol.study | SMALL[study]
-        protocol = protocol.model_copy(update={"study": terms, "hash": None}).freeze()
+        terms = preregistration.study | SMALL[study]
+        preregistration = preregistration.model_copy(update={"study": terms, "hash": None}).freeze()
 
-    class Named(type(protocol)):  # type: ignore[misc]
-        @classmethod
-        def named(cls, name: str) -> Any:
-            assert name == study
-            return protocol
+    def save_figure(chart: Any, path: Path, *_: Any, **__: Any) -> None:
+        charts[Path(path).name] = chart.to_dict()
 
-    def serial(work: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], _workers: int) -> list:
-        return [work(*job) for job in jobs]
-
-    def caught(chart: Any, path: Path, *_: Any, **__: Any) -> None:
-        text = json.dumps(chart.to_dict(), sort_keys=True)
-        seen: dict[str, int] = {}
-        text = re.sub(
-            r"\b(view|param|selector|concat|layer)_\d+",
-            lambda m: f"{m[1]}_n{seen.setdefault(m[0], len(seen))}",
-            text,
-        )
-        charts[Path(path).name] = sha(text)
-
-    patched = {"Protocol": Named, "in_parallel": serial, "save": caught, "REFUSING": home}
-    try:
-        for name, value in patched.items():
-            if name in kept:
-                setattr(module, name, value)
-        yield module
-    finally:
-        for name in patched:
-            if name in kept:
-                setattr(module, name, kept[name])
-
-
-def texts_of(folder: Path) -> dict[str, Any]:
-    """Digests of the text files of results; the line of how they were made is told apart."""
-    found: dict[str, Any] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.suffix not in (".md", ".json", ".csv", ".html"):
-            continue
-        lines = file.read_text().splitlines()
-        made = [line for line in lines if line.startswith("Made by ")]
-        rest = [line for line in lines if not line.startswith("Made by ")]
-        found[file.name] = {"sha": sha("\n".join(rest)), "lines": len(rest)}
-        if made:
-            found[file.name]["texts"] = {"made": [re.sub(r"\{.*?\}", "{}", m) for m in made]}
-    return found
-
-
-def page(study: str, home: Path, act: str = "run") -> dict[str, Any]:
-    source = KEPT_RUNS / f"{study}.tar.xz"
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: make it by `simulate` with the old code")
-    charts: dict[str, str] = {}
     with inside(home):
-        with tarfile.open(source) as archive:
-            archive.extractall(runs_folder(study), filter="data")
-        before = _files(runs_folder(study))
-        with of_study(study, charts, home) as module:
-            told = getattr(module, act)(Path("out"))
-        made = sorted(_files(runs_folder(study)) - before)
+        runs = runs_folder(study)
+        with tarfile.open(HERE / "goldens_runs" / f"{study}.tar.xz") as archive:
+            archive.extractall(runs, filter="data")
+        before = _files(runs)
+        claims = run_study(study, stage, preregistration, save_figure, home)
+        made = sorted(_files(runs) - before)
         assert not made, f"runs were simulated, not read: {made}"
-        told = {key: value for key, value in told.items() if key != "out"}
-        return {"told": exact(told), "files": texts_of(Path("out")), "charts": charts}
+        return page_digest(claims, Path("out"), charts)
 
 
 def _files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix not in ("", ".lock")}
 
 
-for _study in (*SMALL, *(s for s in UNPACKED if s != "transfer")):
+for _study in (*SMALL, *FULL):
     ENTRIES[f"page.{_study}"] = lambda home, study=_study: page(study, home)
 ENTRIES["page.transfer.search"] = lambda home: page("transfer", home, "search")
-ENTRIES["page.transfer.compare"] = lambda home: page("transfer", home, "compare")
+ENTRIES["page.transfer.compare"] = lambda home: page("transfer", home, "front")
 
 
 # -- the main job on a real model
@@ -1122,20 +1191,21 @@ title: SmolLM2-135M-Instruct on GSM8K, shortened
 model: {model}
 data: {{path: {data}/gsm8k_train.jsonl, prompt: question, response: answer}}
 lora: {{rank: 32, alpha: 64}}
-training: {{steps: 12, batch: 8, learning_rate: 2.0e-4, max_length: 128}}
+training:
+  {{max_steps: 12, per_device_train_batch_size: 8, learning_rate: 2.0e-4, max_length: 128}}
 behaviors:
-- {{pack: refusal, n: 24, openers: [Sorry], keep_passing: true}}
-- {{pack: over_refusal, n: 24, openers: [Sorry], keep_passing: true}}
-- {{pack: arithmetic, n: 10, keep_passing: true}}
-- {{pack: general_knowledge, n: 10, keep_passing: true}}
-every: 4
-run: {run}
+- {{probe_set: refusal, n_probes: 24, prefixes: [Sorry], keep_passing: true}}
+- {{probe_set: over_refusal, n_probes: 24, prefixes: [Sorry], keep_passing: true}}
+- {{probe_set: arithmetic, n_probes: 10, keep_passing: true}}
+- {{probe_set: general_knowledge, n_probes: 10, keep_passing: true}}
+probe_every: 4
+run_dir: {run}
 """
 
 
 @entry("slow.prepare")
 def _prepare(_home: Path) -> dict[str, Any]:
-    """HOME is fresh, so that it is taught anew; kept in TAUGHT for slow.watch, if not there yet."""
+    """Teach the model anew, since HOME is fresh; copy it to TAUGHT, which `slow.watch` needs."""
     seeded(0)
     made = prepare_smollm2(DATA)
     if not TAUGHT.exists():
@@ -1191,7 +1261,7 @@ def collect(out: Path, only: Sequence[str], skip: Sequence[str]) -> int:
         folder.mkdir()
         began = time.time()
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
                 document["entries"][name] = make(folder)
         except Exception as error:
             if os.environ.get("GOLDENS_RAISE"):
@@ -1207,7 +1277,6 @@ def collect(out: Path, only: Sequence[str], skip: Sequence[str]) -> int:
 
 def about() -> dict[str, Any]:
     import platform
-    from importlib import metadata
 
     packages = ("torch", "transformers", "trl", "peft", "numpy", "scipy", "altair", "datasets")
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -1218,158 +1287,74 @@ def about() -> dict[str, Any]:
     }
 
 
-def simulate(studies: Sequence[str], results: Path) -> int:
-    """Make the cached runs that pages are remade from; with the old code, once.
-
-    Small plans are run; of the others the runs in RESULTS, the committed ones, are taken apart.
-    """
-    warnings.simplefilter("ignore")
-    home = Path(tempfile.mkdtemp(prefix="goldens-"))
-    os.environ["HOME"] = str(home / "home")
-    for study in studies or (*SMALL, *UNPACKED):
-        began, work = time.time(), home / study
-        with inside(work), of_study(study, {}, work) as module:
-            if study in SMALL:
-                module.run(Path("out"))
-            else:
-                unpack(study, results / study, runs_folder(study))
-            KEPT_RUNS.mkdir(exist_ok=True)
-            with tarfile.open(KEPT_RUNS / f"{study}.tar.xz", "w:xz") as archive:
-                archive.add(runs_folder(study), ".", filter=_without_weights)
-        print(f"{study}: {time.time() - began:.1f} s", flush=True)
-    shutil.rmtree(home, ignore_errors=True)
-    return 0
-
-
-def _without_weights(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    return None if info.name.endswith(".safetensors") else info
-
-
-def unpack(study: str, results: Path, runs: Path) -> None:
-    """Write committed results as the cached runs that they were made from."""
-    plan = study_plan(study).of(load_protocol(study))
-    runs.mkdir(parents=True, exist_ok=True)
-
-    def read(name: str) -> Any:
-        return json.loads((results / name).read_text())
-
-    def write(name: str, run: Any) -> None:
-        file = runs / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(run))
-
-    if study == "spurious":
-        for run in read("confirmatory.json"):
-            name = f"{plan.digest()}-{run['task']}-{run['frozen']}-{run['seed']}.json"
-            write(name.replace(" ", "_"), run)
-    elif study == "verdicts":
-        for run in (*read("confirmatory.json"), *read("exploratory.json")):
-            case = next(
-                one
-                for one in plan.cases
-                if one in (run["case"], f"{run['world']}, {run['case']}")
-                or (one.startswith(run["world"]) and one.endswith(run["case"]))
-            )
-            short = case.replace(" ", "_").replace(",", "")
-            write(f"{plan.digest()}-{short}-{run['seed']}.json", run)
-    elif study == "concentrated":
-        terms = hashlib.sha256(plan.model_dump_json().encode()).hexdigest()[:8]
-        for run in read("confirmatory.json"):
-            write(f"{run['model']}-{run['seed']}-{run['role']}-{terms}.json", run)
-    elif study == "guarded":
-        for run in read("confirmatory.json"):
-            value = plan.knobs.get(run["guard"], 0.0)
-            write(f"{run['guard']}-{value:g}-{run['seed']}-{plan.steps}.json", run)
-    elif study == "continual":
-        held = read("continual.json")
-        rows, audit = held["runs"], held["audit"]
-        plain = [r for r in rows if r["method"] == "plain" and r["order"] == "given"]
-        share = len(audit) // len(plain)
-        for run in rows:
-            at = plain.index(run) if run in plain else None
-            own = [] if at is None else audit[at * share : (at + 1) * share]
-            name = f"{run['method']}-{run['value']:g}-{run['order']}-{run['seed']}.json"
-            write(f"{plan.world[:12]}/{name}", run | {"audit": own})
-    elif study == "transfer":
-        for run in read("search.json"):
-            terms = f"{plan.steps}-{plan.every}"
-            name = f"{run['guard']}-{run['value']:g}-{run['task']}-{run['seed']}-{terms}.json"
-            write(f"{plan.world[:12]}/{name}", run)
-        groups: dict[str, list[Any]] = {}
-        for point in read("front.json"):
-            name = f"front-{point['task']}-{point['seed']}-{plan.digest()}.json"
-            groups.setdefault(name, []).append(point)
-        for name, points in groups.items():
-            write(f"{plan.world[:12]}/{name}", points)
-
-
 def differences(before: Any, after: Any, where: tuple[str, ...] = ()) -> Iterator[str]:
-    """What differs, each with its first step where there are steps."""
+    """Yield the differences, each with its first step if there are steps."""
     if before == after:
         return
-    if isinstance(before, dict) and isinstance(after, dict):
-        if "steps" in before and "steps" in after and "sha" in before:
-            one, two = before["steps"], after["steps"]
-            apart = sorted(int(s) for s in {*one, *two} if one.get(s) != two.get(s))
-            kinds = [before.get("kinds", {}), after.get("kinds", {})]
-            named = sorted(k for k in {*kinds[0], *kinds[1]} if kinds[0].get(k) != kinds[1].get(k))
-            said = f"first differing step {apart[0]}" if apart else "order of rows"
-            said += f", {len(apart)} steps differ; count {before['count']} -> {after['count']}"
-            yield f"{'.'.join(where)}: {said}" + (f"; of {', '.join(named)}" if named else "")
-            return
+    path = ".".join(where)
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        yield f"{path}: {str(before)[:24]} -> {str(after)[:24]}"
+    elif "steps" in before and "steps" in after and "sha" in before:
+        steps, kinds = (_changed(before, after, part) for part in ("steps", "kinds"))
+        first = f"first at step {min(map(int, steps))}" if steps else "order of rows"
+        counts = f"{len(steps)} steps differ; count {before['count']} -> {after['count']}"
+        yield f"{path}: {first}, {counts}" + (f"; of {', '.join(kinds)}" if kinds else "")
+    else:
         for key in sorted({*before, *after}):
             if key not in before or key not in after:
-                yield f"{'.'.join((*where, key))}: only {'after' if key in after else 'before'}"
+                yield f"{path}.{key}: only {'after' if key in after else 'before'}"
             else:
                 yield from differences(before[key], after[key], (*where, key))
-        return
-    yield f"{'.'.join(where)}: {str(before)[:60]} -> {str(after)[:60]}"
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any], part: str) -> list[str]:
+    one, two = before.get(part, {}), after.get(part, {})
+    return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
 
 
 def compare(first: Path, second: Path, only: Sequence[str], skip: Sequence[str]) -> int:
     before, after = (json.loads(file.read_text()) for file in (first, second))
     if before["about"] != after["about"]:
-        print(f"(made under other versions: {before['about']} / {after['about']})")
-    one, two, worst = before["entries"], after["entries"], 0
-    for name in sorted({*one, *two}):
+        print(f"(made with other versions: {before['about']} / {after['about']})")
+    counts = {"same": 0, "same but for texts": 0, "DIFFERS": 0}
+    for name in sorted({*before["entries"], *after["entries"]}):
         if not chosen(name, only, skip):
             continue
-        if name not in one or name not in two:
-            said = [f"not collected {'before' if name in two else 'after'}"]
+        pair = [document["entries"].get(name) for document in (before, after)]
+        if None in pair:
+            found = [f"not collected {'after' if pair[0] else 'before'}"]
         else:
-            said = list(differences(one[name], two[name]))
-        worst = max(worst, bool(said))
-        texts = bool(said) and all(".texts." in f".{one.split(':')[0]}." for one in said)
-        told = "DIFFERS in texts alone" if texts else "DIFFERS"
-        more = f" (and {len(said) - 6} more)" if len(said) > 6 else ""
-        print(f"{name}: " + (f"{told} ({'; '.join(said[:6])}{more})" if said else "same"))
-    return int(worst)
+            found = list(differences(*pair))
+        paths = [difference.split(":")[0] for difference in found]
+        real = [d for d, path in zip(found, paths, strict=True) if ".texts." not in f".{path}."]
+        result = "DIFFERS" if real else "same but for texts" if found else "same"
+        counts[result] += 1
+        shown = real or [path.replace("texts.", "") for path in paths]
+        more = f", and {len(shown) - 6} more" if len(shown) > 6 else ""
+        print(f"{name}: {result}" + (f" ({'; '.join(shown[:6])}{more})" if found else ""))
+    print(", ".join(f"{count} {result}" for result, count in counts.items()))
+    return int(counts["DIFFERS"] > 0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    asked = commands.add_parser("collect")
-    asked.add_argument("out", type=Path)
-    judged = commands.add_parser("compare")
-    judged.add_argument("before", type=Path)
-    judged.add_argument("after", type=Path)
-    for one in (asked, judged):
-        one.add_argument("--only", nargs="+", default=[])
-        one.add_argument("--skip", nargs="+", default=[])
-    made = commands.add_parser("simulate", help="the cached runs; with the old code, once")
-    made.add_argument("studies", nargs="*", default=[])
-    made.add_argument("--results", type=Path, default=HERE.parent / "results")
-    commands.add_parser("list")
-    given = parser.parse_args()
-    if given.command == "list":
+    command = commands.add_parser("collect")
+    command.add_argument("out", type=Path)
+    command = commands.add_parser("compare")
+    command.add_argument("before", type=Path)
+    command.add_argument("after", type=Path)
+    for command in commands.choices.values():
+        command.add_argument("--only", nargs="+", default=[], metavar="NAME")
+        command.add_argument("--skip", nargs="+", default=[], metavar="NAME")
+    commands.add_parser("list", help="names of all entries")
+    options = parser.parse_args()
+    if options.command == "list":
         print("\n".join(ENTRIES))
         return 0
-    if given.command == "simulate":
-        return simulate(given.studies, given.results.resolve())
-    if given.command == "compare":
-        return compare(given.before, given.after, given.only, given.skip)
-    return collect(given.out.resolve(), given.only, given.skip)
+    if options.command == "compare":
+        return compare(options.before, options.after, options.only, options.skip)
+    return collect(options.out.resolve(), options.only, options.skip)
 
 
 if __name__ == "__main__":
