@@ -22,10 +22,29 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEFORE = "d5639a4"
 LIBRARIES = ("torchjd", "opacus", "peft")
-OPENINGS = set("what whether how who whose which where when that those all it one".split())
+OPENINGS = set(
+    [
+        "what",
+        "whether",
+        "how",
+        "who",
+        "whose",
+        "which",
+        "where",
+        "when",
+        "that",
+        "those",
+        "all",
+        "it",
+        "one",
+    ]
+)
 VAGUE = set(
-    "found made said one ones those kept left given asked told there ways way taken back seen held "
-    "thing things stuff tmp foo look looks come went goes put say saw".split()
+    re.findall(
+        r"\w+",
+        "found made said one ones those kept left given asked told there ways way taken back seen held "
+        "thing things stuff tmp foo look looks come went goes put say saw",
+    )
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

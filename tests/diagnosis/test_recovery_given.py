@@ -64,12 +64,12 @@ def test_answers_are_those_of_the_examples_too() -> None:
     reference = Lookup()
     found = diagnosis.recover(model, told, taught, reference=reference)
     assert found.evidence.in_format_now == 1.0
-    labelled = [
+    labeled = [
         {"input_ids": torch.tensor([[k, 0]]), "labels": torch.tensor([[-100, value_of(k)]])}
         for k in OTHERS
     ]
     assert (
-        Examples(labelled).answer_tokens()
+        Examples(labeled).answer_tokens()
         == Examples(taught).answer_tokens()
         == list(range(KEYS, FORMAT))
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from experiments.worlds import Biographies, BiographiesConfig
-from experiments.worlds import biographies_changed as changed
+from experiments.worlds import biographies as changed
 from experiments.worlds import biographies_rows as made
 
 SMALL = BiographiesConfig(hidden=16, feed_forward=16, pretraining_steps=2, alignment_steps=2)

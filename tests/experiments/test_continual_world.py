@@ -52,7 +52,7 @@ def test_tasks_are_new_and_can_be_learned(task: str) -> None:
     world = small()
     model = world.aligned(SEED)
     assert world.evaluate(model.eval(), task) <= 0.3
-    tuned = adapted(model, world.config, 0).train()
+    tuned = adapted(model, world.config.rank, world.config.scale, 0).train()
     parameters = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=5e-3)
     batches = world.batches(task, SEED)

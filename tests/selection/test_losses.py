@@ -51,7 +51,7 @@ def test_a_loss_outside_of_the_model(
     assert close(found, flat(model), 1e-10)
 
 
-class Labelled(nn.Module):
+class Labeled(nn.Module):
     """Logits, and targets that `own` reads again."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ def own(output: Tensor, given: Any) -> Tensor:
 
 def weighted(strategy: str, weights: Tensor) -> tuple[Selector, nn.Module]:
     torch.manual_seed(0)
-    model, inputs = Labelled(), torch.randn(8, 6)
+    model, inputs = Labeled(), torch.randn(8, 6)
     targets = torch.randint(4, (8,))
     selector = Selector(strategy, 0.25)
     with selector.attach(model, sgd(model), losses=own):

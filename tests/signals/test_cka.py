@@ -20,9 +20,9 @@ def u_centred(gramian: np.ndarray) -> np.ndarray:
     """Székely and Rizzo's U-centring, whose inner product is HSIC₁."""
     n = len(gramian)
     k = gramian - np.diag(np.diag(gramian))
-    centred = k - (k.sum(0) + k.sum(1)[:, None]) / (n - 2) + k.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(centred, 0)
-    return centred
+    centered = k - (k.sum(0) + k.sum(1)[:, None]) / (n - 2) + k.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(centered, 0)
+    return centered
 
 
 def reference(now: np.ndarray, then: np.ndarray) -> float:

@@ -130,13 +130,13 @@ def test_readings_of_a_ready_dictionary() -> None:
     sae = Ready(bias=-0.01)
     journey = Journey(SAEFeatures(sae=sae))
     for readings, sets in ((journey.first, journey.then), (journey.later, journey.now)):
-        centre = np.concatenate(list(sets.values())).mean(0)
+        center = np.concatenate(list(sets.values())).mean(0)
         codes = {name: by_hand(sae, rows) for name, rows in sets.items()}
         for name, rows in sets.items():
             active, then = codes[name] > 0, by_hand(sae, journey.then[name]) > 0
             assert values(readings, "sae_l0")[name] == pytest.approx(active.sum(1).mean())
             lost = ((rows - codes[name] @ sae.W_dec.double().numpy()) ** 2).sum()
-            expected = lost / ((rows - centre) ** 2).sum()
+            expected = lost / ((rows - center) ** 2).sum()
             assert values(readings, "sae_loss")[name] == pytest.approx(expected, rel=1e-4)
             both, either = (active & then).sum(1), (active | then).sum(1)
             overlap = (both[either > 0] / either[either > 0]).mean()

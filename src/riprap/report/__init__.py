@@ -25,6 +25,7 @@ from riprap.report._diagnosis_text import describe_repair, diagnosis_headline
 from riprap.report._divergence import divergence_figure
 from riprap.report._panels import inline_data
 from riprap.report._report_page import write_report
+from riprap.report._run import load_run
 
 __all__ = [
     "BINS_PER_DECADE",
@@ -43,6 +44,7 @@ __all__ = [
     "drift_figure",
     "group_rows",
     "inline_data",
+    "load_run",
     "plane_figure",
     "run_figure",
     "save_figure",

@@ -8,31 +8,31 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration
-from experiments.loss_classification import analysis as judging
+from experiments.loss_classification import analysis
 from experiments.loss_classification.checkpoints import CASES, renumbered, spare, tabulated
 from experiments.loss_classification.plan import Plan
-from experiments.loss_classification.run import _check
-from experiments.loss_classification.simulate import Found
+from experiments.loss_classification.simulate import ClassifiedCheckpoint
+from experiments.loss_classification.study import check_thresholds
 from experiments.spurious_forgetting import analysis as spurious
 from experiments.spurious_forgetting.plan import Plan as SpuriousPlan
-from experiments.spurious_forgetting.simulate import Along, Back, Run
+from experiments.spurious_forgetting.simulate import Evaluation, Recovery, Run
 from experiments.worlds import ToyWorld
 from riprap.diagnosis import Verdict
 
 A, K, BOTH = map(str, (Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH))
 
 
-def found(truth: str, verdict: str, **numbers: float | None) -> Found:
+def found(truth: str, verdict: str, **numbers: float | None) -> ClassifiedCheckpoint:
     evidence: dict[str, Any] = {"score_now": 0.0} | numbers
-    return Found("people", "x", 1, truth, 1.0, 1.0, verdict, evidence, {})
+    return ClassifiedCheckpoint("people", "x", 1, truth, 1.0, 1.0, verdict, evidence, {})
 
 
 def test_the_frozen_protocols_hold() -> None:
-    for name, plan in (("verdicts", Plan), ("spurious", SpuriousPlan)):
+    for name, plan in (("loss_classification", Plan), ("spurious_forgetting", SpuriousPlan)):
         preregistration = Preregistration.named(name)
         preregistration.verify()
         assert plan.of(preregistration).confirmatory
-    _check(Plan.of(Preregistration.named("loss_classification")))
+    check_thresholds(Plan.of(Preregistration.named("loss_classification")))
     assert set(Plan.of(Preregistration.named("loss_classification")).cases) == {
         case.label for case in CASES
     }
@@ -40,19 +40,19 @@ def test_the_frozen_protocols_hold() -> None:
 
 def test_insufficient_evidence_is_counted_apart() -> None:
     every = [found(A, A), found(A, K), found(K, K), found(BOTH, "insufficient evidence")]
-    right, given, low, high = judging.accuracy(every)
+    right, given, low, high = analysis.accuracy(every)
     assert (right, given) == (2, 3)
     assert low < 2 / 3 < high
-    assert judging.confusion(every)[BOTH]["insufficient evidence"] == 1
+    assert analysis.confusion(every)[BOTH]["insufficient evidence"] == 1
 
 
 def test_a_single_number_gets_its_best_rule() -> None:
     every = [found(A, A, n=0.9), found(A, A, n=0.8), found(K, K, n=0.5), found(BOTH, BOTH, n=0.1)]
-    rule = judging.fitted(every, "n")
-    assert judging.right_by(rule, every, "n") == (4, 4)
+    rule = analysis.fitted(every, "n")
+    assert analysis.right_by(rule, every, "n") == (4, 4)
     other = [found(A, A, n=0.4), found(K, K, n=0.55), found(K, K, n=None)]
-    assert judging.right_by(rule, other, "n") == (1, 2)
-    assert judging.fitted([found(A, A, n=None)], "n") is None
+    assert analysis.right_by(rule, other, "n") == (1, 2)
+    assert analysis.fitted([found(A, A, n=None)], "n") is None
 
 
 def test_the_sums_tell_no_probe() -> None:
@@ -72,12 +72,12 @@ def plan() -> SpuriousPlan:
 
 
 def runs(plan: SpuriousPlan, asked: float, few: float, low_end: float) -> list[Run]:
-    def along(end: float) -> list[Along]:
-        found = [Along(step, asked if step else 1.0, 0.95, 0.3) for step in plan.at[:-1]]
-        return [*found, Along(plan.at[-1], end, 0.7, 1.0)]
+    def along(end: float) -> list[Evaluation]:
+        found = [Evaluation(step, asked if step else 1.0, 0.95, 0.3) for step in plan.at[:-1]]
+        return [*found, Evaluation(plan.at[-1], end, 0.7, 1.0)]
 
     curve = {"own 10": few, "irrelevant 10": asked, "reference 10": 1.0}
-    back = Back(plan.early, K, asked, curve, asked, 0.9, {"low": 0.9, "high": asked})
+    back = Recovery(plan.early, K, asked, curve, asked, 0.9, {"low": 0.9, "high": asked})
     return [
         Run("same format", "nothing", 1, along(0.3), [back]),
         Run("same format", "low", 1, along(low_end), []),

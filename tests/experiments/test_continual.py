@@ -1,4 +1,4 @@
-"""The continual study: its plan, runs end to end on a small world, and what is concluded."""
+"""The continual experiment: plan, runs end to end on a small world, and conclusions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.continual import analysis as judging
-from experiments.continual import claims, simulate
-from experiments.continual import tables as pages
-from experiments.continual.audit import Group, groups
-from experiments.continual.figure import figure
-from experiments.continual.measure import Measure, linear_weights
+from experiments.continual import analysis, claims, simulate, tables
+from experiments.continual.measure import Group, StageMeter, groups, linear_weights
 from experiments.continual.methods import FEWER, METHODS, PLAIN, STRATEGIES
 from experiments.continual.plan import GIVEN, LEAST_HARM, MODERATE, Plan
 from experiments.continual.simulate import Run
+from experiments.continual.study import figure
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.worlds.continual import TASKS, ContinualWorld
 from small_continual import CONFIG, SEED, small
@@ -41,7 +38,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ContinualWorld:
     monkeypatch.setattr(quick, "aligned", small().aligned)
     monkeypatch.setattr(quick, "pretrained", small().pretrained)
     monkeypatch.setattr(simulate, "_world", lambda: quick)
-    monkeypatch.setattr(simulate, "RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return quick
 
 
@@ -89,6 +86,7 @@ def test_another_world_is_refused(world: ContinualWorld, short: Plan) -> None:
         simulate.simulate(PLAIN, 1.0, GIVEN, SEED, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["plain", "moderate", "least_harm", "adaptive", "kl", "o_lora"])
 def test_a_run_end_to_end(method: str, short: Plan) -> None:
     run = simulate.simulate(method, short.value(method), GIVEN, SEED, short)
@@ -110,6 +108,7 @@ def test_fewer_steps_see_as_many_rows_as_a_fifth_of_each_batch(short: Plan) -> N
     assert run.rows == run.updates * CONFIG.batch
 
 
+@pytest.mark.slow
 def test_a_run_is_read_again(short: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = simulate.simulate(PLAIN, 1.0, GIVEN, SEED, short)
     monkeypatch.setattr(simulate, "_world", lambda: pytest.fail("it was made again"))
@@ -117,20 +116,23 @@ def test_a_run_is_read_again(short: Plan, tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_runs_repeat(short: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one = simulate.simulate(MODERATE, 0.2, GIVEN, SEED, short)
-    monkeypatch.setattr(simulate, "RUNS", tmp_path / "again")
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
     other = simulate.simulate(MODERATE, 0.2, GIVEN, SEED, short)
     assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
 
 
+@pytest.mark.slow
 def test_kl_holds_on_to_the_aligned_model(short: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not to what each stage starts from, or it would let go a little at every stage."""
     seen = []
     kept = simulate._Sequence._guarded
 
     def watched(self: Any, model: Any, optimizer: Any) -> Any:
-        seen.append(self.noted)
+        seen.append(self.guard_state)
         return kept(self, model, optimizer)
 
     monkeypatch.setattr(simulate._Sequence, "_guarded", watched)
@@ -141,7 +143,7 @@ def test_kl_holds_on_to_the_aligned_model(short: Plan, monkeypatch: pytest.Monke
 
 def test_the_way_back_is_1_on_the_way_back(world: ContinualWorld) -> None:
     before, after = world.pretrained(SEED).eval(), world.aligned(SEED).eval()
-    measure = Measure(world, before, after, 100)
+    measure = StageMeter(world, before, after, 100)
     back = measure(before)
     assert back.alignment["topk"] == pytest.approx(1) and back.alignment["whole"] == pytest.approx(
         1
@@ -221,14 +223,14 @@ def groups_of(prose: tuple[float, float, float], topk: tuple[float, float, float
 
 def test_numbers_by_hand() -> None:
     run = run_of(MODERATE, 0.2, [0.0, 0.2, 0.4, 0.6], 0.8)
-    assert judging.attack_success(run) == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert analysis.attack_success(run) == pytest.approx([0.0, 0.2, 0.4, 0.6])
     assert run.learned == pytest.approx(0.8)
-    assert judging.kept(run) == pytest.approx((0.7 + 1.0 + 0.5 + 0.5) / 4)
-    found = judging.metrics(run)
+    assert analysis.kept(run) == pytest.approx((0.7 + 1.0 + 0.5 + 0.5) / 4)
+    found = analysis.metrics(run)
     assert found.backward_transfer == pytest.approx(-0.4)
     assert found.forgetting == pytest.approx(0.4) and found.max_drop == pytest.approx(0.4)
     assert found.total_interference == pytest.approx(4 * 0.8 - 3 * 0.4)  # the start counts
-    row = judging.rows([run_of(PLAIN, 1.0, [1.0] * 4, 0.9), run])[1]
+    row = analysis.rows([run_of(PLAIN, 1.0, [1.0] * 4, 0.9), run])[1]
     assert row.cost.tolist() == [1.5] and row.success.mean() == pytest.approx(0.3)
     assert row.outputs["to aligned"].tolist() == [2.5]  # stages 1 to 4
 
@@ -237,19 +239,19 @@ def test_the_search_marks_down_what_is_not_learned() -> None:
     plain = run_of(PLAIN, 1.0, [1.0] * 4, 0.8)
     lazy = run_of("ewc", 1e7, [0.0] * 4, 0.1)
     able = run_of("ewc", 1e3, [0.2] * 4, 0.78)
-    assert judging.choose([plain, lazy, able], 0.95) == {"ewc": 1e3}
-    assert judging.value_of(lazy, plain, 0.95) == pytest.approx(0.75 * (0.1 / 0.8) / 0.95)
-    assert judging.value_of(able, plain, 0.95) == pytest.approx(judging.kept(able))
+    assert analysis.choose([plain, lazy, able], 0.95) == {"ewc": 1e3}
+    assert analysis.objective(lazy, plain, 0.95) == pytest.approx(0.75 * (0.1 / 0.8) / 0.95)
+    assert analysis.objective(able, plain, 0.95) == pytest.approx(analysis.kept(able))
 
 
 def test_claims_are_met_where_the_paper_is_right(plan: Plan) -> None:
-    rows = judging.rows(every_run(plan, 0.3))
+    rows = analysis.rows(every_run(plan, 0.3))
     right = groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2))
     assert all(one.met for one in claims.claims(rows, right, plan))
 
 
 def test_claims_are_missed_where_it_is_not(plan: Plan) -> None:
-    rows = judging.rows(every_run(plan, 1.4, own=0.4))
+    rows = analysis.rows(every_run(plan, 1.4, own=0.4))
     wrong = groups_of((0.5, 0.1, 0.0), (0.2, 0.0, -0.2))
     found = claims.claims(rows, wrong, plan)
     right = [one.claim for one in found if one.met]
@@ -257,7 +259,7 @@ def test_claims_are_missed_where_it_is_not(plan: Plan) -> None:
 
 
 def test_equal_attack_success_is_not_lower(plan: Plan) -> None:
-    rows = judging.rows(every_run(plan, 1.0))
+    rows = analysis.rows(every_run(plan, 1.0))
     groups = groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2))
     found = claims.claims(rows, groups, plan)
     assert [one.met for one in found if "erode" in one.claim] == [False, False]
@@ -265,11 +267,11 @@ def test_equal_attack_success_is_not_lower(plan: Plan) -> None:
 
 def test_correlations_by_hand() -> None:
     """Both are multiples of each other, but for one method's sign."""
-    rows = judging.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9)])
+    rows = analysis.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9)])
     points = claims.correlations(rows)[0]
     assert points.n == 4 and points.pearson == pytest.approx(1) and points.spearman == 1
     against = run_of("clip", 1.0, [0.1, 0.2, 0.3, 0.4], 0.9, topk=-0.1)
-    both = judging.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9), against])
+    both = analysis.rows([run_of(PLAIN, 1.0, [0.1, 0.2, 0.3, 0.4], 0.9), against])
     assert claims.correlations(both)[0].pearson == pytest.approx(0, abs=1e-9)
     assert np.isnan(claims.correlations(both)[2].pearson)  # two methods are too few
 
@@ -281,18 +283,19 @@ def test_least_harm_is_compared_at_equal_accuracy_only(plan: Plan) -> None:
         run_of(MODERATE, 0.2, [0.3] * 4, 0.8, truth=0.8),
         run_of(MODERATE, 0.4, [0.3] * 4, 0.9),
     ]
-    found = {one.ratios: one for one in claims.matches(judging.rows(runs), plan)}
+    found = {one.ratios: one for one in claims.matches(analysis.rows(runs), plan)}
     assert found[0.2, 0.2].equal and not found[0.2, 0.4].equal
     assert found[0.2, 0.2].met("refusal") and not found[0.2, 0.2].met("truth")
     assert found[0.2, 0.2].met("facts")  # nothing kept less
     assert found[0.2, 0.2].differences["refusal"] == pytest.approx([0.2])
 
 
-def test_the_pages_hold_every_method_and_the_hash(plan: Plan) -> None:
+def test_the_tables_have_every_method(plan: Plan) -> None:
     runs = every_run(plan, 0.3)
-    rows = judging.rows(runs)
-    preregistration = Preregistration.named("continual")
-    text = pages.page(rows, groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2)), plan, preregistration)
-    assert str(preregistration.hash) in text and all(f"| {method} |" in text for method in METHODS)
+    rows = analysis.rows(runs)
+    audit = groups_of((0.0, 0.1, 0.5), (-0.2, 0.0, 0.2))
+    page = tables.sections(tables.Results(runs, rows, audit), plan)
+    for table in ("kept", "forgotten", "moved", "taken"):
+        assert [row["method"] for row in page[table]] == list(METHODS)
     chart = figure(claims.main_rows(rows, plan)).to_dict()
     assert "moderate_by_loss" in json.dumps(chart)

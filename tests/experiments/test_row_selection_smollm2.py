@@ -1,4 +1,4 @@
-"""Selectors on the real model: its rows, what it notes of a run, tables of runs that are known."""
+"""Row selection on SmolLM2: rows, recorded categories, and tables of runs that are known."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.row_selection_smollm2 import tables as pages
+from experiments.row_selection_smollm2 import study
 from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.rows import CATEGORIES, PREFIX, mixed
-from experiments.row_selection_smollm2.simulate import Noted, Run, taken_of
+from experiments.row_selection_smollm2.simulate import CategoryRecorder, Run, learned_rows
 from riprap.errors import ConfigError
-from riprap.selection import Selector, SelectionRecord
+from riprap.selection import SelectionRecord, Selector
 
 
 @pytest.fixture
@@ -49,15 +49,18 @@ def test_the_rows_are_balanced_and_disjoint(data: Path) -> None:
 
 def test_rows_learned_from_are_counted_by_category() -> None:
     tokens: dict[tuple[int, ...], str] = {(1, 2): "plain", (3,): "gsm8k", (4,): "affirmative"}
-    noted = Noted(len, tokens)
+    noted = CategoryRecorder(len, tokens)
     assert noted([{"input_ids": [1, 2]}, {"input_ids": [3]}]) == 2
     noted([{"input_ids": [4]}, {"input_ids": [3]}])
-    assert taken_of(noted.batches, None) == {"affirmative": 1, "plain": 1, "gsm8k": 2}
+    assert learned_rows(noted.batches, None) == {"affirmative": 1, "plain": 1, "gsm8k": 2}
     selector = Selector("random", 0.5)
-    selector.history = [SelectionRecord(1, [0], 2, "random", 0.5), SelectionRecord(2, [1], 2, "random", 0.5)]
-    assert taken_of(noted.batches, selector) == {"affirmative": 0, "plain": 1, "gsm8k": 1}
+    selector.history = [
+        SelectionRecord(1, [0], 2, "random", 0.5),
+        SelectionRecord(2, [1], 2, "random", 0.5),
+    ]
+    assert learned_rows(noted.batches, selector) == {"affirmative": 0, "plain": 1, "gsm8k": 1}
     with pytest.raises(ValueError, match="zip"):  # a step whose batch was not seen
-        taken_of(noted.batches[:1], selector)
+        learned_rows(noted.batches[:1], selector)
 
 
 def run(method: str, end: float, task: float, seed: int = 1, seconds: float = 50.0) -> Run:
@@ -84,21 +87,22 @@ def scores(folder: Path) -> Path:
 def test_the_page_says_what_came_of_each_method(plan: Plan, tmp_path: Path) -> None:
     runs = [run("plain", -1.0, 1.0), run("plain", -3.0, 1.2, seed=2, seconds=100.0)]
     runs += [run("random", 2.0, 1.5), run("random", 1.0, 1.5, seed=2)]
-    ranks = pages.agreement(scores(tmp_path), 3)
+    ranks = study.agreement(scores(tmp_path), 3)
     assert ranks["loss"] == pytest.approx(-1)
     assert ranks["proxy"] == pytest.approx(1 - 6 * 2 / (6 * 35))
     assert ranks["proxy, within 3 rows, least"] == pytest.approx(0.5)  # 4, 6, 5
     assert ranks["proxy, within 3 rows, median"] == pytest.approx(0.75)
     group: dict[str, Any] = {"name": "high", "rows": 4, "tokens": 9.5, "loss": 2.0, "norm": 8.0}
     group |= {"harm": {"refusal": 0.25}, "categories": {"gsm8k": 1, "plain": 3}}
-    page = pages.page(runs, plan, Preregistration.named("row_selection_smollm2"), [group], ranks)
-    lines = {line.split(" | ")[0]: line for line in page.splitlines() if line.startswith("|")}
-    assert "−2.00 [−3.00, −1.00]" in lines["| plain"]
-    assert "1.100 [1.000, 1.200]" in lines["| plain"]
-    assert "75% | 25% | 0%" in lines["| random"]
-    assert lines["| random"].endswith("| 0.75 [0.50, 1.00] |")
-    assert "| high | 4 | 9.5 | 2.00 | 8.00 | 0.25 | 0% | 75% | 25% |" in page
-    assert len(pages.figure(runs, scores(tmp_path)).to_dict()["hconcat"]) == 2
+    page = study.sections(study.Results(runs, tmp_path, [group], ranks), plan)
+    plain, random = page["methods"]
+    assert plain["end"] == "−2.00 [−3.00, −1.00]"
+    assert plain["task loss, end"] == "1.100 [1.000, 1.200]"
+    assert [random[f"of them {name}"] for name in CATEGORIES] == ["75%", "25%", "0%"]
+    assert random["time"] == "0.75 [0.50, 1.00]"
+    values = ["high", "4", "9.5", "2.00", "8.00", "0.25", "0%", "75%", "25%"]
+    assert list(page["groups"][0].values()) == values
+    assert len(study.figure(runs, scores(tmp_path)).to_dict()["hconcat"]) == 2
 
 
 def test_seeds_do_not_meet_and_rows_suffice(plan: Plan) -> None:

@@ -1,26 +1,32 @@
-"""The detectors study: resampling, planted declines, paths and the measures made of them."""
+"""The detectors experiment: resampling, planted declines, paths and their measures."""
 
 import numpy as np
 import pytest
 
-from experiments.detectors.detector_paths import bound_of, path_of
-from experiments.detectors.measure import Share, area, delays, first_above, tuned_bound
+from experiments.detectors.detector_paths import (
+    Proportion,
+    area,
+    bound_of,
+    delays,
+    first_above,
+    path_of,
+    tuned_bound,
+)
 from experiments.detectors.plan import Plan
 from experiments.detectors.resample import (
     SHAPES,
-    Planted,
+    PlantedDecline,
     at_the_edge,
-    calm_visits,
+    calm_schedule,
     draw,
     fall,
-    levelled,
+    leveled,
 )
 from experiments.harness.preregistration import Preregistration
-from riprap.detectors import CUSUM, BettingTest, SlopeDetector, Threshold
-from riprap.detectors._reevaluate import reevaluate
+from riprap.detectors import CUSUM, BettingTest, SlopeDetector, Threshold, reevaluate
 
-PROTOCOL = Preregistration.named("detectors")
-PLAN = Plan.of(PROTOCOL)
+TERMS = Preregistration.named("detectors")
+PLAN = Plan.of(TERMS)
 
 
 def null_run(seed, gain=0.0, n=48):
@@ -34,21 +40,21 @@ def null_run(seed, gain=0.0, n=48):
 RUNS = [null_run(seed, gain=2.0) for seed in range(3)]
 
 
-def test_the_shipped_protocol_is_frozen_and_its_seeds_are_apart():
-    PROTOCOL.verify()
+def test_the_preregistration_is_frozen_and_its_seeds_are_apart():
+    TERMS.verify()
     assert len(PLAN.null_seeds) >= 50
     assert PLAN.bootstraps >= 1000
 
 
 def test_visits_of_a_calm_monitor_are_dense_at_first_and_end_at_the_longest_gap():
-    visits = calm_visits(PLAN)
+    visits = calm_schedule(PLAN)
     assert visits[:8] == list(range(8))
     assert max(np.diff(visits)) == PLAN.every
 
 
 def test_a_drawn_run_is_one_run_on_probes_drawn_again():
     drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(0))
-    track = drawn.tracks["A"]
+    track = drawn.histories["A"]
     columns = {tuple(run["A"][track.steps, i].astype(float)) for run in RUNS for i in range(48)}
     seen = np.array(track.margins)
     assert all(tuple(seen[:, i]) in columns for i in range(48))
@@ -59,7 +65,7 @@ def test_a_drawn_run_is_one_run_on_probes_drawn_again():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_planted_decline_begins_at_its_onset_and_reaches_its_depth(shape):
     margins = RUNS[0]["A"].astype(float)
-    lost = fall(margins, Planted(shape, 0.4), PLAN, np.random.default_rng(0))
+    lost = fall(margins, PlantedDecline(shape, 0.4), PLAN, np.random.default_rng(0))
     share = lost.mean(1) / margins[0].mean()
     assert np.all(share[: PLAN.onset] == 0)
     assert share.max() == pytest.approx(0.4, rel=0.02)
@@ -67,15 +73,15 @@ def test_a_planted_decline_begins_at_its_onset_and_reaches_its_depth(shape):
 
 
 def test_a_planted_decline_lowers_one_behavior_and_says_when_it_broke():
-    drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(0), Planted("sudden", 1.6))
-    other = next(name for name in drawn.tracks if name != drawn.planted)
+    drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(0), PlantedDecline("sudden", 1.6))
+    other = next(name for name in drawn.histories if name != drawn.planted)
     assert drawn.broke == PLAN.onset
-    assert drawn.tracks[drawn.planted].margins[-1].mean() < 0
-    assert drawn.tracks[other].margins[-1].mean() > 5
+    assert drawn.histories[drawn.planted].margins[-1].mean() < 0
+    assert drawn.histories[other].margins[-1].mean() > 5
 
 
-def test_levelled_runs_keep_their_noise_and_lose_their_gain():
-    level = levelled(RUNS[0])["A"]
+def test_leveled_runs_keep_their_noise_and_lose_their_gain():
+    level = leveled(RUNS[0])["A"]
     assert level[0] == pytest.approx(RUNS[0]["A"][0])
     assert level.mean(1) == pytest.approx(np.full(len(level), level[0].mean()), abs=0.15)
     assert level[-1].std() == pytest.approx(RUNS[0]["A"][-1].std(), rel=1e-4)
@@ -99,9 +105,9 @@ def test_at_the_edge_the_mean_decline_is_just_what_is_tolerated():
 )
 def test_a_path_is_over_its_bound_where_the_detector_alerts(detector):
     for seed in range(3):
-        planted = Planted("linear", 0.8 if seed else 0.1)
+        planted = PlantedDecline("linear", 0.8 if seed else 0.1)
         drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(seed), planted)
-        track = drawn.tracks[drawn.planted]
+        track = drawn.histories[drawn.planted]
         path = path_of(detector, track)
         over = {
             step
@@ -112,8 +118,8 @@ def test_a_path_is_over_its_bound_where_the_detector_alerts(detector):
 
 
 def test_the_path_of_a_forecast_is_over_its_bound_where_it_is_critical():
-    drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(1), Planted("linear", 1.6))
-    track, slope = drawn.tracks[drawn.planted], SlopeDetector()
+    drawn = draw(RUNS, 0.9, PLAN, np.random.default_rng(1), PlantedDecline("linear", 1.6))
+    track, slope = drawn.histories[drawn.planted], SlopeDetector()
     over = set(np.array(track.steps)[path_of(slope, track) > bound_of(slope)])
     critical = {a.step for a in reevaluate(slope, track) if a.level == "critical"}
     assert critical
@@ -122,8 +128,8 @@ def test_the_path_of_a_forecast_is_over_its_bound_where_it_is_critical():
 
 
 def test_a_share_has_the_exact_interval():
-    assert Share(0, 50).interval[1] == pytest.approx(1 - 0.025 ** (1 / 50))
-    low, high = Share(5, 100).interval
+    assert Proportion(0, 50).interval[1] == pytest.approx(1 - 0.025 ** (1 / 50))
+    low, high = Proportion(5, 100).interval
     assert low == pytest.approx(0.0164, abs=1e-3)
     assert high == pytest.approx(0.1128, abs=1e-3)
 

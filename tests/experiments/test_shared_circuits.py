@@ -1,4 +1,4 @@
-"""The circuit study: its tasks, what is held, what is picked, its rules and its verdicts."""
+"""Shared circuits: tasks, frozen parts, selected components, rules and conclusions."""
 
 from __future__ import annotations
 
@@ -10,39 +10,35 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.shared_circuits import analysis as judging
-from experiments.shared_circuits import shared_units as sharing
-from experiments.shared_circuits import tables as pages
-from experiments.shared_circuits import tasks as ground
+from experiments.shared_circuits import analysis, study, tasks
 from experiments.shared_circuits.analysis import Claim, Seed
-from experiments.shared_circuits.figure import figure
 from experiments.shared_circuits.frozen_parts import (
     ALL_BUT_NEW,
     BLOCKS,
     OLD_ROWS,
     WORDS,
-    Held,
+    FrozenEntries,
     is_words,
     part,
 )
 from experiments.shared_circuits.plan import Condition, Plan
-from experiments.shared_circuits.shared_units import picked
+from experiments.shared_circuits.shared_units import select_components
 from experiments.shared_circuits.simulate import Run, simulate
 from experiments.worlds import ToyWorld
-from riprap.diagnosis.geometry._components import HEAD, NEURON, Component, parameter_masks, find_components
+from riprap.diagnosis.geometry import HEAD, NEURON, Component, find_components, parameter_masks
 from riprap.errors import ConfigError
 
-PROTOCOL = Preregistration.named("shared_circuits")
-PLAN = Plan.of(PROTOCOL)
+TERMS = Preregistration.named("shared_circuits")
+PLAN = Plan.of(TERMS)
 WORLD = ToyWorld()
-TASKS = ground.tasks(WORLD)
+TASKS = tasks.tasks(WORLD)
 NOTHING: dict[str, torch.Tensor] = {}
 NUMBERS = WORLD.config.vocabulary.modulus
 
 
-def test_the_shipped_protocol_is_frozen_and_made_for_this_ground() -> None:
-    PROTOCOL.verify()
-    assert ground.ground(WORLD) == PLAN.ground
+def test_the_preregistration_is_frozen_and_made_for_this_ground() -> None:
+    TERMS.verify()
+    assert tasks.tasks_fingerprint(WORLD) == PLAN.ground
     assert len(set(PLAN.conditions())) == len(PLAN.conditions())
 
 
@@ -60,17 +56,17 @@ def test_first_and_lookup_answer_as_they_should() -> None:
 
 
 def test_multiplication_apart_shares_no_word_with_addition() -> None:
-    apart, old = TASKS[ground.APART], TASKS["A"]
+    apart, old = TASKS[tasks.APART], TASKS["A"]
     assert torch.equal(apart.targets, TASKS["C_disjoint"].targets)
     words = [{*t.input_ids.unique().tolist(), *t.targets.tolist()} for t in (apart, old)]
     assert not words[0] & words[1]
-    assert words[0] & set(ground.new_words(WORLD, apart)) == set(range(NUMBERS, 2 * NUMBERS))
+    assert words[0] & set(tasks.new_words(WORLD, apart)) == set(range(NUMBERS, 2 * NUMBERS))
 
 
 @pytest.mark.parametrize("held", [BLOCKS, WORDS, OLD_ROWS, ALL_BUT_NEW])
 def test_a_part_that_is_held_is_bit_equal_under_decay_and_all_else_moves(held: str) -> None:
     model, task = WORLD.untrained(0), TASKS["C_disjoint"]
-    new = ground.new_words(WORLD, task)
+    new = tasks.new_words(WORLD, task)
     masks = part(model, held, new)
     before, after = _after(model, masks)
     for name, old in before.items():
@@ -119,7 +115,9 @@ def test_picked_units() -> None:
     new = np.array([0.1, 9.0, 6.0, 0.0, *[0.01, 0.8, 0, 1.0, 0.7, 0, 0.6, 0]])
 
     def chosen(held: str) -> set[int]:
-        return {every.index(unit) for unit in picked(held, every, old, new, 0.25, seed=1)}
+        return {
+            every.index(unit) for unit in select_components(held, every, old, new, 0.25, seed=1)
+        }
 
     assert chosen("shared") == {2, 4 + 1, 4 + 6}  # in both; not 0, 1, 4 or 7, which one alone has
     assert chosen("unshared") == {1, 4 + 3, 4 + 4}
@@ -147,21 +145,21 @@ def seed_of(losses: dict[str, float], rest: float = 0.4, plan: Plan = PLAN) -> S
 
 
 def claim(start: str) -> Claim:
-    return next(one for one in judging.claims(PLAN) if one.name.startswith(start))
+    return next(one for one in analysis.claims(PLAN) if one.name.startswith(start))
 
 
 def test_harm_break_and_half() -> None:
     run = made(Condition("C"), 0.8)
-    assert judging.harm(run) == pytest.approx(0.4)
-    assert judging.broke(run, 0.9) == 10
-    assert judging.halved(run) == 30
-    assert judging.broke(made(Condition("C"), 0.0), 0.9) == float("inf")
+    assert analysis.harm(run) == pytest.approx(0.4)
+    assert analysis.broke(run, 0.9) == 10
+    assert analysis.halved(run) == 30
+    assert analysis.broke(made(Condition("C"), 0.0), 0.9) == float("inf")
 
 
 def test_equal_accuracy_is_the_best_that_both_reached() -> None:
     slow, fast = made(Condition("C"), 0.4, task=0.5), made(Condition("C"), 0.8)
-    assert judging.equally(slow, fast, 0.9) == pytest.approx((0.4, 0.4, 0.5))
-    assert judging.equally(fast, fast, 0.7) == pytest.approx((0.6, 0.6, 0.7))
+    assert analysis.equally(slow, fast, 0.9) == pytest.approx((0.4, 0.4, 0.5))
+    assert analysis.equally(fast, fast, 0.7) == pytest.approx((0.6, 0.6, 0.7))
 
 
 def test_claims_of_parts_words_and_functions() -> None:
@@ -190,7 +188,7 @@ def test_claims_of_units_ask_for_a_task_that_was_learned() -> None:
 def test_early_signals_are_ranked_with_the_harm() -> None:
     losses = {str(c): 0.02 * i for i, c in enumerate(PLAN.conditions())}
     seed = seed_of(losses)
-    assert [seed.order(name) for name in judging.EARLY] == pytest.approx([1.0] * 4)
+    assert [seed.order(name) for name in analysis.EARLY] == pytest.approx([1.0] * 4)
     opposite = {c: made(c, losses[str(c)]) for c in PLAN.conditions()}
     for condition, run in opposite.items():
         if condition.task == "C_disjoint":
@@ -209,11 +207,12 @@ def test_verdicts_need_seeds_that_agree() -> None:
     assert Claim("", "", lambda s: float("nan"), 0.5).verdict(seeds, 4) == "mixed"
 
 
+@pytest.mark.slow
 def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     study = PLAN.model_dump(mode="json") | {"steps": 4, "early": 2, "every": 3, "k": 2, "most": 3}
     study |= {"tasks": ["C"], "held": {"C": ["shared"]}, "probes": 4}
-    small = PROTOCOL.model_copy(update={"study": study})
-    monkeypatch.setattr(sharing, "RAW", tmp_path)
+    small = TERMS.model_copy(update={"study": study})
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ToyWorld, "start", lambda self, seed: self.untrained(seed))
     kept = torch.get_num_threads()
     runs = [simulate(c, 7, small) for c in (Condition("C"), Condition("C", "shared"))]
@@ -227,18 +226,19 @@ def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     first = [run.moves["predicted/A"][0] for run in runs]
     assert abs(first[0] - first[1]) > 1e-6  # holding does something
     assert simulate(Condition("C"), 7, small) == runs[0]  # read from its file
-    with pytest.raises(PreregistrationError, match="other tasks"):
+    with pytest.raises(PreregistrationError, match="made for world x"):
         simulate(Condition("C"), 8, small.model_copy(update={"study": study | {"ground": "x"}}))
 
 
 def test_page_and_figure_of_made_runs() -> None:
     losses = {str(c): 0.3 + 0.01 * i for i, c in enumerate(PLAN.conditions())}
     seeds = [seed_of(losses | {"C_disjoint": 0.77}) for _ in range(5)]
-    text = pages.page(seeds, PLAN, PROTOCOL, "confirmatory")
-    assert all(one.name in text for one in judging.claims(PLAN))
-    assert all(f"| {condition} |" in text for condition in PLAN.conditions())
-    assert "0.39 [0.39, 0.39]" in text or "0.38 [0.38, 0.38]" in text
-    assert "C_disjoint, words held" in str(figure(seeds).to_dict())
+    page = study.sections(seeds, PLAN)
+    assert [row["claim"] for row in page["claims"]] == [c.name for c in analysis.claims(PLAN)]
+    assert [row["condition"] for row in page["conditions"]] == list(map(str, PLAN.conditions()))
+    harm = {row["condition"]: row["harm to A"] for row in page["conditions"]}
+    assert harm["C_disjoint"] in ("0.39 [0.39, 0.39]", "0.38 [0.38, 0.38]")
+    assert "C_disjoint, words held" in str(study.figure(seeds).to_dict())
 
 
 def _after(
@@ -246,12 +246,12 @@ def _after(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights before and after some steps of the world's AdamW, with its weight decay."""
     before = {name: own.detach().clone() for name, own in model.named_parameters()}
-    holding = None if masks is None else Held(model, masks)
+    holding = None if masks is None else FrozenEntries(model, masks)
     optimizer, data = WORLD.optimizer(model), WORLD.batches("C_disjoint", seed=0)
     for _ in range(steps):
         WORLD.loss(model, next(data)).backward()
         optimizer.step()
         if holding is not None:
-            holding.put_back()
+            holding.restore()
         optimizer.zero_grad()
     return before, dict(model.named_parameters())

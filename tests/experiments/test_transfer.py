@@ -1,4 +1,4 @@
-"""The transfer study: its world, its bench, and what is concluded from runs."""
+"""The transfer experiment: world, guards, and conclusions from runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.transfer import analysis as judging
-from experiments.transfer import hypervolume, simulate
+from experiments.transfer import analysis, simulate, tables
 from experiments.transfer import pareto_front as front
-from experiments.transfer import tables as pages
-from experiments.transfer.methods import BENCH, old_batches, responses
+from experiments.transfer.methods import GUARDS, old_batches, responses
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.transfer.simulate import Run, held_bytes
 from experiments.worlds import FactsConfig, FactsWorld
@@ -63,7 +61,7 @@ def test_every_fact_has_one_answer_in_both_wordings(world: FactsWorld) -> None:
 
 def test_every_guard_of_the_library_is_on_the_bench(world: FactsWorld) -> None:
     """But for what composes others, and O-LoRA: the world has no adapters."""
-    made = {type(entry.make(entry.values[1], world)).__name__ for entry in BENCH.values()}
+    made = {type(entry.make(entry.values[1], world)).__name__ for entry in GUARDS.values()}
     every = {
         name
         for name in guards.__all__
@@ -85,12 +83,12 @@ def test_the_search_wants_both_old_and_new() -> None:
         run("learns all", 1, 0.2, 1.0),
         run("learns all", 2, 0.3, 0.5),
     ]
-    chosen = judging.choose(runs, 0.95)
+    chosen = analysis.choose(runs, 0.95)
     assert chosen == {"keeps all, learns nothing": 2, "learns all": 1}
 
 
 def test_what_was_prevented_is_a_share_of_what_was_lost() -> None:
-    plain, guarded = judging.rows([run(PLAIN, 0, 0.2, 1.0), run("agem", 1, 0.6, 0.5)])
+    plain, guarded = analysis.rows([run(PLAIN, 0, 0.2, 1.0), run("agem", 1, 0.6, 0.5)])
     prevented = guarded.retained(plain)
     assert prevented["A"] == pytest.approx(0.5)
     assert prevented["B"] != prevented["B"]  # nothing was lost: nothing can be prevented
@@ -99,8 +97,8 @@ def test_what_was_prevented_is_a_share_of_what_was_lost() -> None:
 
 
 def test_a_field_is_as_good_as_its_guards() -> None:
-    found = judging.rows([run(PLAIN, 0, 0.2, 1.0), run("a", 1, 1.0, 1.0), run("b", 1, 0.2, 1.0)])
-    lines = judging.transfer(found, {"a": "safety", "b": "continual learning"})
+    found = analysis.rows([run(PLAIN, 0, 0.2, 1.0), run("a", 1, 1.0, 1.0), run("b", 1, 0.2, 1.0)])
+    lines = analysis.transfer(found, {"a": "safety", "b": "continual learning"})
     by_field = {line.origin: line for line in lines}
     assert by_field["safety"].capability == pytest.approx(1.0)
     assert by_field["continual learning"].capability == pytest.approx(0.0)
@@ -125,7 +123,7 @@ def test_what_a_guard_holds_is_counted_once() -> None:
 
 
 def test_a_run_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate, "RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     small = FactsWorld(FactsConfig(start_steps=5))
     monkeypatch.setattr(FactsWorld, "start", lambda self, seed, **_: small.untrained(seed))
     plan = Plan.of(Preregistration.named("transfer")).model_copy(update={"steps": 3})
@@ -133,25 +131,25 @@ def test_a_run_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytest.M
         one = simulate.simulate("l2_sp", 1.0, "C", 7, plan)
     assert one.acted == 1.0
     assert simulate.simulate("l2_sp", 1.0, "C", 7, plan) == one
-    page = pages.search_page([one, run(PLAIN, 0, 1, 1, seed=7)], {"l2_sp": 1.0}, plan)
-    assert "strength = 1 ← chosen" in page
+    page = tables.search_sections([one, run(PLAIN, 0, 1, 1, seed=7)], plan)
+    assert page["runs"][0]["knob"] == "strength = 1 ← chosen"
 
 
 def test_a_plan_for_another_world_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     plan = Plan.of(Preregistration.named("transfer")).model_copy(update={"world": "0" * 64})
     with pytest.raises(PreregistrationError, match="was made for world"):
         simulate.simulate(PLAIN, 0.0, "C", 7, plan)
 
 
 def test_the_hypervolume_is_the_area_that_points_dominate() -> None:
-    assert hypervolume.hypervolume([(0.5, 0.5)]) == pytest.approx(0.25)
+    assert front.hypervolume([(0.5, 0.5)]) == pytest.approx(0.25)
     # Three steps of a stair, one point under it, one beyond what counts.
     stair = [(0.2, 1.4), (0.5, 0.8), (0.9, 0.3), (0.4, 0.4)]
-    assert hypervolume.hypervolume(stair) == pytest.approx(0.9 * 0.3 + 0.5 * 0.5 + 0.2 * 0.2)
-    assert hypervolume.hypervolume([]) == 0.0
+    assert front.hypervolume(stair) == pytest.approx(0.9 * 0.3 + 0.5 * 0.5 + 0.2 * 0.2)
+    assert front.hypervolume([]) == 0.0
 
 
 def test_the_keeper_is_compared_with_the_best_guard_over_seeds_and_with_all_together() -> None:
@@ -165,19 +163,19 @@ def test_the_keeper_is_compared_with_the_best_guard_over_seeds_and_with_all_toge
         *(point("two", seed, 0.6, 1.0) for seed in (1, 2)),
         point("plain", 1, 1.0, 1.0),
     ]
-    found = hypervolume.compare(points, 1.5, "C")
-    assert (found.name, found.keeper) == ("one", [0.9, 0.9])
+    found = front.compare(points, 1.5, "C")
+    assert (found.name, found.auto) == ("one", [0.9, 0.9])
     assert found.best == pytest.approx([0.5, 0.9])
     assert found.others == pytest.approx([0.5 + 0.6 * 0.5, 0.9 + 0.6 * 0.1])
     assert found.all == pytest.approx([0.5 + 0.9 * 0.5, 0.9 + 0.9 * 0.1])
-    assert hypervolume.verdict([found]) == (
+    assert front.verdict([found]) == (
         "Below the best always-on guard: nowhere. Above it: C at 1.5 ×."
     )
-    behind = hypervolume.Comparison("C", 2.0, "one", [0.6, 0.7], [0.8, 0.6], [], [])
-    assert "guard: C at 2 ×. Above it: nowhere." in hypervolume.verdict([behind])
+    behind = front.Comparison("C", 2.0, "one", [0.6, 0.7], [0.8, 0.6], [], [])
+    assert "guard: C at 2 ×. Above it: nowhere." in front.verdict([behind])
 
 
 def test_an_interval_over_seeds_is_students() -> None:
-    low, high = hypervolume.interval([1.0, 2.0, 3.0])
+    low, high = front.interval([1.0, 2.0, 3.0])
     reach = 4.302653 / 3**0.5  # t of two degrees of freedom; the standard deviation is 1
     assert (low, high) == pytest.approx((2 - reach, 2 + reach), abs=1e-5)

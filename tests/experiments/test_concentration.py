@@ -1,4 +1,4 @@
-"""The study of concentration: its rule on results that are known, its probes, its page."""
+"""Concentration: the rule on results that are known, probes and page."""
 
 from __future__ import annotations
 
@@ -11,33 +11,29 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from experiments.concentration import analysis as judging
-from experiments.concentration import simulate
-from experiments.concentration import tables as pages
+from experiments.concentration import analysis, simulate, study
 from experiments.concentration.analysis import LESS, MORE, ROLES, UNTOLD
-from experiments.concentration.figure import figure
 from experiments.concentration.plan import Plan
-from experiments.concentration.probes import behavior_of, common
-from experiments.concentration.simulate import Measured
+from experiments.concentration.simulate import BehaviorMeasures, behavior_of, common_prefix
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.worlds.facts import FactsWorld
 from riprap.behaviors import probe_sets
-from riprap.diagnosis._base import Estimate
+from riprap.diagnosis import Estimate
 
-PROTOCOL = Preregistration.named("concentration")
-PLAN = Plan.of(PROTOCOL)
+TERMS = Preregistration.named("concentration")
+PLAN = Plan.of(TERMS)
 N = PLAN.probes
 
 
 def made(
     role: str, rank: float, bend: float, needed: int, seed: int = 700, model: str = "toy"
-) -> Measured:
-    """A behaviour of which all measures are known; a little noise tells the seeds apart."""
+) -> BehaviorMeasures:
+    """A behavior of which all measures are known; a little noise tells the seeds apart."""
     wobble = 1 + 0.01 * (seed % 3 - 1)
     steep = np.where(np.array(PLAN.counts)[:, None] < needed, 1.0, -1.0) * np.ones((1, N))
     other = np.ones((2, len(PLAN.counts), N))
     left: dict[str, Any] = {"steep": steep[None], "random": other, "unrelated": other}
-    return Measured(
+    return BehaviorMeasures(
         model,
         seed,
         role,
@@ -82,62 +78,63 @@ def test_verdicts(
     than_others: str,
     than_over: str,
 ) -> None:
-    found = pages.verdicts(model_of(refusal, seeds, name), PLAN)[name]
+    found = study.verdicts(model_of(refusal, seeds, name), PLAN)[name]
     assert list(found.values()) == [than_others, than_over]
 
 
 def test_one_measure_alone_is_no_verdict() -> None:
-    assert judging.verdict({"a": MORE, "b": UNTOLD, "c": UNTOLD}, PLAN) == "mixed"
-    assert judging.verdict({"a": MORE, "b": MORE, "c": LESS}, PLAN) == "mixed"
+    assert analysis.verdict({"a": MORE, "b": UNTOLD, "c": UNTOLD}, PLAN) == "mixed"
+    assert analysis.verdict({"a": MORE, "b": MORE, "c": LESS}, PLAN) == "mixed"
 
 
 def test_a_difference_that_noise_explains_is_not_told_apart() -> None:
-    rank = judging.MEASURES[0]
+    rank = analysis.MEASURES[0]
     wide = [replace(made("refusal", r, 0.3, 2, s), rank=Estimate(r, 0, 1, N)) for s, r in
             ((700, 0.1), (701, 0.9), (702, 0.2))]  # fmt: skip
     other = [made("skill", 0.7, 0.1, 8, seed) for seed in (700, 701, 702)]
-    assert judging.compared(rank, wide, other) == UNTOLD
-    assert judging.compared(rank, wide[:1], other[:1]) == UNTOLD
+    assert analysis.compare(rank, wide, other) == UNTOLD
+    assert analysis.compare(rank, wide[:1], other[:1]) == UNTOLD
 
 
 def test_the_difference_of_two_normal_estimates() -> None:
-    found = judging.difference(Estimate(5.0, 2.0, 8.0, 9), Estimate(1.0, -3.0, 5.0, 9))
+    found = analysis.difference(Estimate(5.0, 2.0, 8.0, 9), Estimate(1.0, -3.0, 5.0, 9))
     assert (found.mean, found.low, found.high) == pytest.approx((4.0, -1.0, 9.0))
-    lopsided = judging.difference(Estimate(5.0, 4.0, 8.0, 9), Estimate(1.0, 1.0, 1.0, 9))
+    lopsided = analysis.difference(Estimate(5.0, 4.0, 8.0, 9), Estimate(1.0, 1.0, 1.0, 9))
     assert (lopsided.low, lopsided.high) == pytest.approx((3.0, 7.0))
 
 
 def test_more_than_all_directions_counts_as_twice_the_most() -> None:
     one = made("refusal", 0.2, 0.3, 99)
-    assert judging.directions(one) == 2 * max(PLAN.counts)
-    assert judging.of(judging.MEASURES[2], [one]).high == 2 * max(PLAN.counts)
+    assert analysis.directions(one) == 2 * max(PLAN.counts)
+    assert analysis.estimate_of(analysis.MEASURES[2], [one]).high == 2 * max(PLAN.counts)
 
 
-def test_the_shipped_protocol_is_frozen_and_fits_the_world() -> None:
-    PROTOCOL.verify()
+def test_the_preregistration_is_frozen_and_fits_the_world() -> None:
+    TERMS.verify()
     assert FactsWorld().fingerprint == PLAN.world
     assert set(PLAN.toy) == set(PLAN.real) == set(ROLES)
-    study = PROTOCOL.study | {"confirmatory": [1000]}
+    study = TERMS.study | {"confirmatory": [1000]}
     with pytest.raises(PreregistrationError, match=r"\[1000\] are both"):
-        Plan.of(PROTOCOL.model_copy(update={"study": study}))
+        Plan.of(TERMS.model_copy(update={"study": study}))
 
 
 def test_page_and_figure_show_what_was_found() -> None:
     found = model_of((0.2, 0.3, 32), (700, 701, 702)) + model_of((0.2, 0.3, 2), (0,), "SmolLM2")
-    page = pages.page(found, PLAN, PROTOCOL, "confirmatory")
-    assert "- toy: refusal than skill and facts: **mixed**" in page
-    assert "- SmolLM2: refusal than skill and facts: **more concentrated**" in page
-    row = next(line for line in page.splitlines() if line.startswith("| refusal | refusal |"))
+    page = study.sections(found, PLAN)
+    assert "- toy: refusal than skill and facts: **mixed**" in page["verdicts"]
+    assert "- SmolLM2: refusal than skill and facts: **more concentrated**" in page["verdicts"]
+    models = page["models"]
+    row = next(line for line in models.splitlines() if line.startswith("| refusal | refusal |"))
     assert "0.200 [0.195, 0.205]" in row and "32.0 [32.0, 32.0]" in row
-    assert "| directions to ablate | less | less | less |" in page
-    assert "| directions to ablate | not told apart | more | more |" in page
-    assert len(figure(found).to_dict()["vconcat"]) == 2
+    assert "| directions to ablate | less | less | less |" in models
+    assert "| directions to ablate | not told apart | more | more |" in models
+    assert len(study.figure(found).to_dict()["vconcat"]) == 2
 
 
-def test_a_behaviour_is_measured_once_and_read_back(
+def test_a_behavior_is_measured_once_and_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     world = FactsWorld()
     monkeypatch.setattr(FactsWorld, "start", lambda self, seed: world.untrained(seed))
     update = {"probes": 4, "groups": 2, "top": 1, "counts": (1, 2), "draws": 1}
@@ -158,8 +155,8 @@ def test_a_behaviour_is_measured_once_and_read_back(
 def test_another_world_or_too_few_probes_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulate, "RUNS", tmp_path)
-    with pytest.raises(PreregistrationError, match="another toy world"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PreregistrationError, match="made for world no"):
         simulate.simulate("toy", 5, "skill", PLAN.model_copy(update={"world": "no"}))
     behavior = FactsWorld().behaviors()[0]
     with pytest.raises(PreregistrationError, match="passes 3 probes"):
@@ -179,4 +176,4 @@ def test_a_question_is_decided_where_its_options_part(
     said = [tokenizer.decode(row) for row in found.probes.rows()]
     assert [text.split("<assistant>")[1].split() for text in said] == [["two", "plus"], []]
     assert [tokenizer.decode([t]) for t in found.margins.targets.tolist()] == ["red", "yes"]
-    assert common([1, 2, 3], [1, 2]) == 2
+    assert common_prefix([1, 2, 3], [1, 2]) == 2

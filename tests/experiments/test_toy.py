@@ -1,4 +1,4 @@
-"""Leads, false alarms, coverage and verdicts of made-up runs whose truth is known."""
+"""Leads, false alarms, coverage and conclusions of constructed runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from experiments.harness.preregistration import Preregistration
-from experiments.toy import claim_tables, curves, figures, quality, tables, verdicts
-from experiments.toy.analysis import Run, judge
+from experiments.toy import claim_tables, curves, figures, quality, tables
+from experiments.toy.analysis import Run, detector_rows
+from experiments.toy.signal_panels import signals_figure
 from riprap.detectors import BehaviorHistory
 from riprap.record import Writer
 from riprap.report import save_figure
@@ -23,7 +24,7 @@ STEPS, PROBES, FLOOR, HORIZON = 300, 40, 0.9, 50
 AGES = (1, 4)
 OFFSETS = np.linspace(-1, 1, PROBES)
 NAMES = ("A", "B")
-PROTOCOL = Preregistration.parse(
+TERMS = Preregistration.parse(
     {
         "name": "test",
         "detectors": [{"kind": "forecast", "horizon": HORIZON}],
@@ -69,19 +70,20 @@ def make(
     alerts: dict[str, tuple[int, Level]] | None = None,
     scale: float = 1.0,
 ) -> Run:
-    """A finished run: predictions are `scale` times what was realised, older ones noise."""
+    """A finished run: predictions are `scale` times the realized change, older ones noise."""
     said = [Alert(s, n, lv, "forecast", "") for n, (s, lv) in (alerts or {}).items()]
     visits = list(range(0, STEPS + 1, 5))
-    tracks, arrays = {}, {}
+    histories, arrays = {}, {}
     random = np.random.default_rng(seed)
     for name, values in margins.items():
         changes = np.diff(values.mean(1)) + random.normal(0, 0.1, STEPS)
-        track = BehaviorHistory(name, FLOOR)
+        history = BehaviorHistory(name, FLOOR)
         for step in visits:
-            track.add_margins(step, values[step])
-        track.predicted = dict(enumerate(np.diff(values.mean(1)), start=1))
-        track.signals["drift_mean"] = [(step, step / STEPS) for step in visits]
-        tracks[name] = track
+            history.add_margins(step, values[step])
+        history.predicted = dict(enumerate(np.diff(values.mean(1)), start=1))
+        history.signals["drift_mean"] = [(step, step / STEPS) for step in visits]
+        histories[name] = history
+        arrays[f"truth/{name}"] = (values[::10] > 0).mean(1)
         stale = random.normal(0, 1, (len(AGES), 60))
         for row, age in zip(stale, AGES, strict=True):
             row[:age] = np.nan
@@ -92,19 +94,18 @@ def make(
     writer = Writer(path)
     for step in visits:
         overlap = 0.5 - 0.001 * step
-        writer.readings([Reading.of(step, "", tables.OVERLAP, overlap, layer="last")])
-    writer.readings([Reading.of(0, "", tables.CHANCE, 0.125)])
+        writer.add_readings([Reading.of(step, "", tables.OVERLAP, overlap, layer="last")])
+    writer.add_readings([Reading.of(0, "", tables.CHANCE, 0.125)])
     writer.close()
-    np.savez(path / "truth.npz", **arrays)
     return Run(
         condition=condition,
         seed=seed,
-        tracks=tracks,
+        histories=histories,
         alerts=said,
         margins=margins,
-        truth={n: (m[::10] > 0).mean(1) for n, m in margins.items()},
-        costs=100,
         folder=path,
+        arrays=arrays,
+        cost=100,
     )
 
 
@@ -125,17 +126,14 @@ def world(tmp_path: Path) -> list[Run]:
 
 
 def frame_of(runs: list[Run]) -> pd.DataFrame:
-    return pd.concat([judge(run, PROTOCOL) for run in runs], ignore_index=True)
+    return pd.concat([detector_rows(run, TERMS) for run in runs], ignore_index=True)
 
 
-def cell(text: str, column: str, **where: str) -> str:
-    """One cell of a Markdown table."""
-    lines = [line for line in text.split("\n\n")[0].splitlines() if not line.startswith("| ---")]
-    parts = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines]
-    rows = [dict(zip(parts[0], part, strict=True)) for part in parts[1:]]
-    found = [row for row in rows if all(row[k] == v for k, v in where.items())]
-    assert len(found) == 1, f"{where} found {len(found)} times in\n{text}"
-    return found[0][column]
+def cell(rows: list[dict[str, object]], column: str, **where: str) -> str:
+    """One cell of a table."""
+    found = [row for row in rows if all(str(row[k]) == v for k, v in where.items())]
+    assert len(found) == 1, f"{where} found {len(found)} times in {rows}"
+    return str(found[0][column])
 
 
 def test_a_run_breaks_where_it_was_made_to(world: list[Run]) -> None:
@@ -144,33 +142,33 @@ def test_a_run_breaks_where_it_was_made_to(world: list[Run]) -> None:
 
 
 def test_leads_and_false_alarms_by_run(world: list[Run]) -> None:
-    text = tables.per_run(frame_of(world))
-    assert cell(text, "lead", condition="C", behaviour="A", seed="0") == "20"
-    assert cell(text, "lead", condition="C", behaviour="A", seed="1") == "−5"
-    assert cell(text, "false alarm", condition="C", behaviour="A", seed="0") == "no"
-    assert cell(text, "false alarm", condition="C", behaviour="B", seed="0") == "yes"
-    assert cell(text, "first critical", condition="C", behaviour="B", seed="1") == "–"
-    assert cell(text, "first watch", condition="C", behaviour="B", seed="1") == "60"
-    assert cell(text, "break", condition="null", behaviour="A", seed="0") == "–"
+    rows = tables.per_run(frame_of(world))
+    assert cell(rows, "lead", condition="C", behavior="A", seed="0") == "20"
+    assert cell(rows, "lead", condition="C", behavior="A", seed="1") == "−5"
+    assert cell(rows, "false alarm", condition="C", behavior="A", seed="0") == "no"
+    assert cell(rows, "false alarm", condition="C", behavior="B", seed="0") == "yes"
+    assert cell(rows, "first critical", condition="C", behavior="B", seed="1") == "–"
+    assert cell(rows, "first watch", condition="C", behavior="B", seed="1") == "60"
+    assert cell(rows, "break", condition="null", behavior="A", seed="0") == "–"
 
 
 def test_rows_by_detector(world: list[Run]) -> None:
-    text = tables.by_detector(frame_of(world))
-    own = {"detector": "forecast", "condition": "C", "behaviour": "A"}
-    assert cell(text, "breaks", **own) == "2"
-    assert cell(text, "alerted before", **own) == "1"
-    assert cell(text, "late or never", **own) == "1"
-    assert cell(text, "lead, median [min, max]", **own) == "8 [−5, 20]"
-    assert cell(text, "false criticals", **(own | {"behaviour": "B"})) == "1"
-    null = {"condition": "null", "behaviour": "A"}
+    rows = tables.by_detector(frame_of(world))
+    own = {"detector": "forecast", "condition": "C", "behavior": "A"}
+    assert cell(rows, "breaks", **own) == "2"
+    assert cell(rows, "alerted before", **own) == "1"
+    assert cell(rows, "late or never", **own) == "1"
+    assert cell(rows, "lead, median [min, max]", **own) == "8 [−5, 20]"
+    assert cell(rows, "false criticals", **(own | {"behavior": "B"})) == "1"
+    null = {"condition": "null", "behavior": "A"}
     loud = "null runs with a warning or above"
-    assert cell(text, loud, detector="forecast", **null) == "0"
-    assert cell(text, loud, detector="fixed thresholds", **null) == "1"
-    assert cell(text, loud, detector="trivial rule", **null) == "0"
+    assert cell(rows, loud, detector="forecast", **null) == "0"
+    assert cell(rows, loud, detector="fixed thresholds", **null) == "1"
+    assert cell(rows, loud, detector="trivial rule", **null) == "0"
 
 
 def test_a_straight_fall_is_forecast_by_both(world: list[Run]) -> None:
-    found = quality.forecasts(world, PROTOCOL)
+    found = quality.forecasts(world, TERMS)
     for kind in ("forecast", "slope"):
         own = found[(found.detector == kind) & (found.behavior == "A")]
         measured = quality.measure(own, HORIZON)
@@ -213,11 +211,11 @@ def test_gain_is_the_slopes_alert_minus_the_forecasts(world: list[Run]) -> None:
     pairs = quality.paired(frame)
     found = quality.gains(pairs[pairs.broke.notna()], Level.CRITICAL)
     assert sorted(found) == [-12, 13]
-    text = tables.interference_gain(frame, world)
-    assert cell(text, "forecast earlier", level="critical") == "1"
-    assert cell(text, "slope earlier", level="critical") == "1"
-    assert cell(text, "before the break, forecast", level="critical") == "1 of 2 (50%)"
-    assert cell(text, "before the break, slope", level="critical") == "2 of 2 (100%)"
+    rows = quality.interference_gain(frame, world)["gains"]
+    assert cell(rows, "forecast earlier", level="critical") == "1"
+    assert cell(rows, "slope earlier", level="critical") == "1"
+    assert cell(rows, "before the break, forecast", level="critical") == "1 of 2 (50%)"
+    assert cell(rows, "before the break, slope", level="critical") == "2 of 2 (100%)"
 
 
 @pytest.mark.parametrize(
@@ -235,35 +233,35 @@ def test_the_conclusion_follows_from_the_numbers(gain: float, more_false: int, w
 
 
 def test_the_claim_holds_for_fresh_gradients_alone(world: list[Run]) -> None:
-    text = tables.claim_table(world)
-    own = {"condition": "C", "behaviour": "A"}
-    assert cell(text, "correlation", **own) == "1.00 [1.00, 1.00]"
-    assert cell(text, "slope", **own) == "1.00 [1.00, 1.00]"
+    rows = claim_tables.claim_rows(world)
+    own = {"condition": "C", "behavior": "A"}
+    assert cell(rows, "correlation", **own) == "1.00 [1.00, 1.00]"
+    assert cell(rows, "slope", **own) == "1.00 [1.00, 1.00]"
     old = [one for one in claim_tables.staleness(world) if one.age > 0]
     assert {one.age for one in old} == set(AGES)
     assert all(abs(one.correlation) < 0.4 for one in old)
     assert all(one.fresh == pytest.approx(1, abs=1e-6) for one in old)
-    stale = tables.staleness_table(world)
+    stale = claim_tables.staleness_rows(world)
     assert cell(stale, "oldest with ≥ 0.5", **own) == "0"
 
 
 def test_predictions_of_the_wrong_size_and_sign_show(tmp_path: Path) -> None:
     run = make(tmp_path, "C", 0, {"A": falling(120)}, scale=-0.5)
-    text = tables.claim_table([run])
-    assert cell(text, "slope", condition="C") == "−2.00 [−2.00, −2.00]"
-    signs = cell(text, "sign right where the change exceeds 0.05", condition="C")
+    rows = claim_tables.claim_rows([run])
+    assert cell(rows, "slope", condition="C") == "−2.00 [−2.00, −2.00]"
+    signs = cell(rows, "sign right where the change exceeds 0.05", condition="C")
     assert signs.startswith("0 of ")
-    large = cell(tables.residual_table([run]), "median residual ÷ change", **{
-        "realised change": "0.05 to 0.2"
+    large = cell(claim_tables.residual_rows([run]), "median residual ÷ change", **{
+        "realized change": "0.05 to 0.2"
     })  # fmt: skip
     assert large == "1.50"
 
 
 def test_overlap_at_both_ends_beside_chance(world: list[Run]) -> None:
-    text = tables.overlap_table(world)
-    assert cell(text, "A and B at step 0", condition="C") == "0.500 [0.500, 0.500]"
-    assert cell(text, "at the end", condition="C") == "0.200 [0.200, 0.200]"
-    assert cell(text, "chance", condition="C").startswith("0.125")
+    rows = tables.overlap_rows(world)
+    assert cell(rows, "A and B at step 0", condition="C") == "0.500 [0.500, 0.500]"
+    assert cell(rows, "at the end", condition="C") == "0.200 [0.200, 0.200]"
+    assert cell(rows, "chance", condition="C").startswith("0.125")
 
 
 def verdict(rows: list[dict[str, object]], start: str) -> dict[str, object]:
@@ -271,7 +269,7 @@ def verdict(rows: list[dict[str, object]], start: str) -> dict[str, object]:
 
 
 def test_acceptance_says_which_seeds_failed(world: list[Run]) -> None:
-    rows = verdicts.acceptance(frame_of(world))
+    rows = tables.acceptance(frame_of(world))
     early = verdict(rows, "A's critical lead ≥ 1 under C in")
     assert not early["met"]
     assert "at least 1 in 1 of the 2 seeds that broke" in str(early["measured"])
@@ -285,16 +283,16 @@ def test_no_break_is_reported_and_does_not_pass(tmp_path: Path) -> None:
         make(tmp_path, "C", 0, {"A": falling(120)}, alerts),
         make(tmp_path, "C", 1, {"A": calm()}),
     ]
-    early = verdict(verdicts.acceptance(frame_of(runs)), "A's critical lead ≥ 1 under C in")
+    early = verdict(tables.acceptance(frame_of(runs)), "A's critical lead ≥ 1 under C in")
     assert "no break in 1 of 2 seeds" in str(early["measured"])
     assert not early["met"]
-    assert verdict(verdicts.acceptance(frame_of(runs[:1])), "A's")["met"]
+    assert verdict(tables.acceptance(frame_of(runs[:1])), "A's")["met"]
 
 
 def test_a_warning_on_null_and_a_false_critical_fail(tmp_path: Path) -> None:
     null = make(tmp_path, "null", 0, {"A": calm()}, {"A": (9, Level.WARNING)})
     disjoint = make(tmp_path, "C_disjoint", 0, {"B": calm()}, {"B": (9, Level.CRITICAL)})
-    rows = verdicts.acceptance(frame_of([null, disjoint]))
+    rows = tables.acceptance(frame_of([null, disjoint]))
     assert verdict(rows, "null")["measured"] == "alerts in 1 of 1 runs"
     assert not verdict(rows, "null")["met"]
     assert not verdict(rows, "C_disjoint")["met"]
@@ -319,7 +317,7 @@ def test_a_band_holds_every_seed() -> None:
     "figure",
     [
         figures.behavior_figure,
-        figures.signals_figure,
+        signals_figure,
         figures.claim_figure,
         figures.staleness_figure,
     ],

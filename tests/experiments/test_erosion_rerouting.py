@@ -1,4 +1,4 @@
-"""The detour study: its transplants, what its guards hold, and its verdicts."""
+"""Rerouted erosion: transplants, anchored directions, and conclusions."""
 
 from __future__ import annotations
 
@@ -11,31 +11,35 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.erosion_rerouting import analysis as judging
+from experiments.erosion_rerouting import analysis, study
 from experiments.erosion_rerouting import simulate as module
-from experiments.erosion_rerouting import tables as pages
-from experiments.erosion_rerouting.analysis import CLAIMS, Runs, came_round, restored, strayed, way
-from experiments.erosion_rerouting.figure import detour_figure
+from experiments.erosion_rerouting.analysis import (
+    CLAIMS,
+    Runs,
+    came_around,
+    main_route,
+    restored,
+    strayed,
+)
 from experiments.erosion_rerouting.plan import Plan
-from experiments.erosion_rerouting.simulate import Mark, Run, simulate
-from experiments.erosion_rerouting.tasks import LAYERS, Ground, guard_of, held_directions
-from experiments.erosion_rerouting.transplant import ROUTES, transplants
+from experiments.erosion_rerouting.simulate import ROUTES, Measurement, Run, simulate, transplants
+from experiments.erosion_rerouting.tasks import LAYERS, Setting, guard_of, held_directions
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.worlds import ToyWorld
 from riprap.evaluation import evaluate
 
-PROTOCOL = Preregistration.named("erosion_rerouting")
-PLAN = Plan.of(PROTOCOL)
+TERMS = Preregistration.named("erosion_rerouting")
+PLAN = Plan.of(TERMS)
 NAMES = ("A", "B", "over_refusal")
 PARTS = ("0 held", "0 rest", "1 held", "1 rest")
-pytestmark = pytest.mark.filterwarnings("ignore:behaviour 'old' scores")
+pytestmark = pytest.mark.filterwarnings("ignore:behavior 'old' scores")
 
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Starts that know nothing, so that nothing needs to be trained; the folder of the runs."""
     monkeypatch.setattr(ToyWorld, "start", lambda self, seed: self.untrained(seed))
-    monkeypatch.setattr(module, "RUNS", tmp_path)
+    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -43,11 +47,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]
 
 def smaller(**changes: Any) -> Preregistration:
     study = PLAN.model_dump(mode="json") | {"steps": 6, "window": 3, "at": [6], "every": 1}
-    return PROTOCOL.model_copy(update={"study": study | changes, "hash": None})
+    return TERMS.model_copy(update={"study": study | changes, "hash": None})
 
 
-def test_the_shipped_protocol_is_frozen_and_its_seeds_are_apart() -> None:
-    PROTOCOL.verify()
+def test_the_preregistration_is_frozen_and_its_seeds_are_apart() -> None:
+    TERMS.verify()
     assert not set(PLAN.confirmatory) & set(PLAN.exploratory)
     assert len(PLAN.jobs(False)) == len(set(PLAN.jobs(False))) == 5 * (9 + 2)
     assert {seed for _, _, seed in PLAN.jobs(True)} == set(PLAN.exploratory)
@@ -117,6 +121,7 @@ def test_transplants_leave_no_trace() -> None:
 # Guards.
 
 
+@pytest.mark.slow
 def test_what_each_condition_holds(untrained: Path) -> None:
     strong = smaller(strengths=PLAN.strengths | {"all": 5.0})
     runs = {name: simulate(name, "C", 7, strong) for name in ("plain", "all", "one", "random")}
@@ -135,13 +140,13 @@ def test_what_each_condition_holds(untrained: Path) -> None:
 
 def test_the_closed_readout_does_not_move(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[nn.Module] = []
-    read = module.Ruler.read
+    read = module.Meter.measure
 
-    def keep(self: Any, step: int, model: nn.Module, guard: Any) -> Mark:
+    def keep(self: Any, step: int, model: nn.Module, guard: Any) -> Measurement:
         kept.append(model)
         return read(self, step, model, guard)
 
-    monkeypatch.setattr(module.Ruler, "read", keep)
+    monkeypatch.setattr(module.Meter, "measure", keep)
     first = ToyWorld().untrained(7)
     for condition, still in (("closed", True), ("all", False)):
         simulate(condition, "C", 7, smaller())
@@ -154,7 +159,7 @@ def test_the_closed_readout_does_not_move(untrained: Path, monkeypatch: pytest.M
 
 def test_random_directions_are_others_and_fixed_by_the_seed(untrained: Path) -> None:
     plan = Plan.of(smaller())
-    grounds = [Ground("C", seed, plan, untrained) for seed in (7, 7, 8)]
+    grounds = [Setting("C", seed, plan) for seed in (7, 7, 8)]
     held = []
     for ground in grounds:
         guard = guard_of("random", ground)
@@ -172,20 +177,20 @@ def test_random_directions_are_others_and_fixed_by_the_seed(untrained: Path) -> 
 def test_a_run_is_made_once_and_for_its_world(untrained: Path) -> None:
     preregistration = smaller()
     first = simulate("one", "C", 7, preregistration)
-    file = next(untrained.glob("*/one-C-7.json"))
+    file = next(untrained.rglob("one-C-7.json"))
     written = file.stat().st_mtime_ns
     assert simulate("one", "C", 7, preregistration) == first
     assert file.stat().st_mtime_ns == written
-    with pytest.raises(PreregistrationError, match="another toy world"):
+    with pytest.raises(PreregistrationError, match="made for world x"):
         simulate("one", "C", 7, smaller(world="x"))
 
 
 # Verdicts.
 
 
-def mark(step: int, least: float, margin: float, **changes: Any) -> Mark:
+def mark(step: int, least: float, margin: float, **changes: Any) -> Measurement:
     behaved = {"A": 1.0, "B": least, "over_refusal": 1.0}
-    made = Mark(
+    made = Measurement(
         step=step,
         learned=1.0,
         scores=behaved,
@@ -228,8 +233,8 @@ def runs_of(changes: dict[str, Any] | None = None, **ends: float) -> Runs:
 
 
 def said(runs: Runs) -> dict[str, str]:
-    found = judging.verdicts(runs, PLAN)
-    return {one.claim: one.said for one in found if one.task == "C_context"}
+    found = analysis.conclude(runs, PLAN)
+    return {one.claim: one.conclusion for one in found if one.task == "C_context"}
 
 
 def test_claims_that_hold_and_that_do_not() -> None:
@@ -254,10 +259,10 @@ def test_claims_that_hold_and_that_do_not() -> None:
 def test_features_that_strayed_did_not_make_way_for_a_detour() -> None:
     run, plain = run_of("all", 0, 0.8, 0.2), run_of("plain", 0, -0.5, 0.0)
     assert strayed(run, plain, 1600) == 1
-    assert came_round(run, plain, PLAN) is None
+    assert came_around(run, plain, PLAN) is None
     still = run_of("all", 0, 0.8, 0.2, **STILL)
     assert strayed(still, plain, 1600) == pytest.approx(0.02)
-    found = came_round(still, plain, PLAN)
+    found = came_around(still, plain, PLAN)
     assert found is not None
     assert found.step == 1600
     # Held at the last layer alone, the first may stray.
@@ -276,14 +281,18 @@ def test_the_way_is_that_of_the_worst_behavior() -> None:
     own = mark(1600, 0.2, 0.5)
     assert restored(own, "B") == {route: 2.0 if route == "readout" else 0.0 for route in ROUTES}
     assert restored(own, "A") == {}  # it lost nothing
-    assert way(own) == "readout"
+    assert main_route(own) == "readout"
 
 
 def test_the_page_and_the_figure_have_every_condition() -> None:
     runs = runs_of(all=0.2)
-    text = pages.page(runs, PROTOCOL, PLAN, exploratory=False)
-    assert "| comes round | C_context | 5 of 5 seeds | **supported** |" in text
-    assert "| all | 5 of 5 (100%) | 1600, 1600, 1600, 1600, 1600 | 0.020 [0.020, 0.020] |" in text
-    assert text.count("| closed |") >= 4
-    document = str(detour_figure(runs, "C_context", PLAN.conditions["C_context"]).to_dict())
+    page = study.sections(runs, PLAN)
+    claim = next(one for one in page["claims"] if one["claim"] == "comes round")
+    assert list(claim.values())[1:] == ["C_context", "5 of 5 seeds", "**supported**"]
+    assert (
+        "| all | 5 of 5 (100%) | 1600, 1600, 1600, 1600, 1600 | 0.020 [0.020, 0.020] |"
+        in (page["tasks"])
+    )
+    assert page["tasks"].count("| closed |") >= 4
+    document = str(study.detour_figure(runs, "C_context", PLAN.conditions["C_context"]).to_dict())
     assert all(f'"condition":"{name}"' in document for name in PLAN.conditions["C_context"])

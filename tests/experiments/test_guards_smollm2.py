@@ -1,17 +1,17 @@
-"""The guards on the real model: what its table and verdicts say of runs that are known."""
+"""Guards on SmolLM2: table and verdicts of runs that are known."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
-from experiments.guards_smollm2 import tables as pages
-from experiments.guards_smollm2.methods import BENCH
+from experiments.guards_smollm2 import study
+from experiments.guards_smollm2.methods import GUARDS
 from experiments.guards_smollm2.plan import Plan
 from experiments.guards_smollm2.simulate import Run
+from experiments.harness.cache import rebuild
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 
 STEPS = Plan.of(Preregistration.named("guards_smollm2")).steps
@@ -29,15 +29,15 @@ def run(guard: str, end: float, task: float, seed: int = 1, steps: int = STEPS) 
 
 
 def test_every_guard_that_the_protocol_names_is_on_the_bench(plan: Plan) -> None:
-    assert {*plan.tried, *plan.guards} <= set(BENCH)
-    assert pages.KEEPER in plan.guards
+    assert {*plan.tried, *plan.guards} <= set(GUARDS)
+    assert study.AUTO_GUARD in plan.guards
 
 
 def test_a_loss_is_a_share_of_the_unguarded_one() -> None:
     plain = run("plain", -6.0, 1.2)  # lost 10
-    assert pages.lost(run("keeper", 2.5, 1.2), plain, "refusal") == pytest.approx(0.15)
-    assert pages.lost(run("keeper", 5.0, 1.2), plain, "refusal") == pytest.approx(-0.1)
-    assert pages.worse(run("keeper", 0.0, 1.26), plain) == pytest.approx(0.05)
+    assert study.lost(run("keeper", 2.5, 1.2), plain, "refusal") == pytest.approx(0.15)
+    assert study.lost(run("keeper", 5.0, 1.2), plain, "refusal") == pytest.approx(-0.1)
+    assert study.worse(run("keeper", 0.0, 1.26), plain) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -47,26 +47,24 @@ def test_the_keeper_must_both_keep_and_learn(
     end: float, task: float, passed: bool, plan: Plan
 ) -> None:
     found = [run("plain", -6.0, 1.2), run("keeper", end, task)]
-    verdict = pages.verdicts(found, plan)["1"]
+    verdict = study.verdicts(found, plan)["1"]
     assert verdict["passed"] is passed
-    page = pages.page(found, plan, Preregistration.named("guards_smollm2"), "confirmatory")
+    page = study.sections(found, plan)["verdicts"]
     assert ("**missed**" in page) is not passed
 
 
 def test_the_table_has_a_row_a_guard_with_spread_over_seeds(plan: Plan) -> None:
     found = [run("plain", -6.0, 1.2), run("plain", -6.0, 1.2, seed=2)]
     found += [run("keeper", 2.5, 1.2), run("keeper", 3.5, 1.2, seed=2)]
-    page = pages.page(found, plan, Preregistration.named("guards_smollm2"), "confirmatory")
-    row = next(line for line in page.splitlines() if line.startswith("| keeper"))
-    assert "3.00 [2.50, 3.50]" in row and "0.10 [0.05, 0.15]" in row
-    assert pages.figure(found, plan).to_dict()["hconcat"]
+    row = next(row for row in study.sections(found, plan)["guards"] if row["guard"] == "keeper")
+    assert row["margin refusal"] == "3.00 [2.50, 3.50]"
+    assert row["share of the loss"] == "0.10 [0.05, 0.15]"
+    assert study.figure(found, plan).to_dict()["hconcat"]
 
 
-def test_runs_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_runs_are_read_back_as_they_were_written() -> None:
     written = run("keeper", 2.5, 1.2)
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps(asdict(written)))
-    assert Run.load(file) == written
+    assert rebuild(Run, json.loads(json.dumps(asdict(written)))) == written
 
 
 def test_seeds_that_meet_are_refused(plan: Plan) -> None:

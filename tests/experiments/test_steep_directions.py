@@ -1,4 +1,4 @@
-"""The steep study: its unrelated margins, its ratios and its verdicts."""
+"""Steep directions: unrelated margins, ratios and conclusions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.steep_directions import simulate as module
-from experiments.steep_directions.analysis import Run, interval, load, verdicts
+from experiments.steep_directions.analysis import Run, behavior_runs, claims, interval
 from experiments.steep_directions.plan import Plan
 from experiments.steep_directions.simulate import COLUMNS, UNRELATED, simulate, unrelated
 from experiments.worlds import ToyWorld
 
-PROTOCOL = Preregistration.named("steep_directions")
-PLAN = Plan.of(PROTOCOL)
+TERMS = Preregistration.named("steep_directions")
+PLAN = Plan.of(TERMS)
 CHANCE = 1e-4
 
 
@@ -37,13 +36,13 @@ def runs(steep: float, unrelated: float, cosine: float = 0.0) -> list[Run]:
 
 
 def said(found: list[Run]) -> list[str]:
-    return list(verdicts(found, PLAN, CHANCE).values())
+    return list(claims(found, PLAN, CHANCE).values())
 
 
-def test_the_shipped_protocol_is_frozen_and_its_seeds_are_apart() -> None:
-    PROTOCOL.verify()
+def test_the_preregistration_is_frozen_and_its_seeds_are_apart() -> None:
+    TERMS.verify()
     assert not set(PLAN.confirmatory) & set(PLAN.exploratory)
-    document = PROTOCOL.model_dump() | {"hash": None}
+    document = TERMS.model_dump() | {"hash": None}
     document["study"]["exploratory"] = [0]
     with pytest.raises(PreregistrationError, match="both exploratory and confirmatory"):
         Plan.of(Preregistration.model_validate(document))
@@ -84,15 +83,16 @@ def test_unrelated_margins_are_drawn_anew(kind: str) -> None:
     assert not torch.allclose(margins[0], margins[1])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     study = PLAN.model_dump(mode="json") | {"steps": 4, "every": 2, "k": 2, "most": 3, "draws": 1}
-    small = PROTOCOL.model_copy(update={"study": study})
-    monkeypatch.setattr(module, "RAW", tmp_path)
+    small = TERMS.model_copy(update={"study": study})
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ToyWorld, "start", lambda self, seed: self.untrained(seed))
     kept = torch.get_num_threads()
-    simulate("C", 7, small)
+    arrays = simulate("C", 7, small)
     torch.set_num_threads(kept)
-    found = load("C", 7, Plan.of(small))
+    found = behavior_runs("C", 7, arrays, Plan.of(small))
     assert [one.behavior for one in found] == ["A", "B", "over_refusal"]
     for one in found:
         assert one.rows.shape == (2, len(COLUMNS))
@@ -100,5 +100,5 @@ def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         aligned = one.rows[:, : len(COLUMNS) - 2]
         assert ((aligned > 0) & (aligned < 1)).all()
         assert (np.abs(one.rows[:, -2:]) <= 1).all()
-    with pytest.raises(PreregistrationError, match="another toy world"):
+    with pytest.raises(PreregistrationError, match="made for world x"):
         simulate("C", 8, small.model_copy(update={"study": study | {"world": "x"}}))
