@@ -48,7 +48,7 @@ def row(label: str, cost: Cost) -> str:
 
 
 def cost_of(case: Case, count: int | None, probes: int | None, rounds: int) -> Cost:
-    """Parts for the first `count` behaviours with so many probes each."""
+    """Parts for the first `count` behaviors with so many probes each."""
     model, optimizer, batches = case.fresh(SEED)
     model.train()
     behaviors = _some(case.behaviors(model)[:count], probes)
@@ -63,7 +63,7 @@ def _some(behaviors: list[Behavior], probes: int | None) -> list[Behavior]:
 
 
 def variants(name: str, data: Path) -> Iterator[tuple[str, Case, int | None, int | None]]:
-    """Label, case, behaviours and probes of each row."""
+    """Label, case, behaviors and probes of each row."""
     if name == "growth":
         for hidden, layers in ((64, 2), (160, 3), (320, 5), (640, 6)):
             size = toy(hidden=hidden, layers=layers, feed_forward=2 * hidden, heads=4)
@@ -73,8 +73,8 @@ def variants(name: str, data: Path) -> Iterator[tuple[str, Case, int | None, int
     case = toy() if name == "toy" else smollm2(data)
     most = 3 if name == "toy" else len(PACKS)
     for count in (most, *range(1, most)) if name == "toy" else (most, 2):
-        yield f"{name}, {count} behaviours", case, count, None
-    yield f"{name}, {most} behaviours, at most 12 probes each", case, most, 12
+        yield f"{name}, {count} behaviors", case, count, None
+    yield f"{name}, {most} behaviors, at most 12 probes each", case, most, 12
 
 
 def whole(case: Case, steps: int, monitored: bool) -> float:

@@ -44,14 +44,15 @@ def _wrap_tokenizer_errors(what: str) -> Iterator[None]:
     """Name the text that a tokenizer or chat template cannot encode; their errors do not."""
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, *_template_errors()) as error:
+    except _encoding_errors() as error:
         raise BehaviorError(f"{what} cannot be encoded: {error}") from error
 
 
-def _template_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of jinja2, which transformers imports for chat templates; without it, none."""
+def _encoding_errors() -> tuple[type[Exception], ...]:
+    """Errors of tokenizers, and of jinja2 if transformers imported it for chat templates."""
+    errors = (AttributeError, LookupError, TypeError, ValueError)
     jinja2 = sys.modules.get("jinja2")
-    return () if jinja2 is None else (jinja2.TemplateError,)
+    return errors if jinja2 is None else (*errors, jinja2.TemplateError)
 
 
 def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Diagnosis: examine a checkpoint after training. The public names, by wing:
 
 - `recovery`: relearn a few examples on a copy and classify the loss. `recover` returns a `Recovery`
-  with a `Verdict`, its `RecoveryEvidence` and a curve of `RecoveryPoint`s.
+  with a `Verdict`, its `RecoveryEvidence` and a curve of `RecoveryPoint` objects.
 - `evidence`: examinations without training. `linear_decodability` (`Decodability`),
   `prefix_forcing` (`PrefixForcing`), `linear_path` (`LinearPath`, `PathProfile`), `divergence`
   (`Divergence`); `greedy_responses`.

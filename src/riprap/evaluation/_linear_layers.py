@@ -57,7 +57,7 @@ class LayerMoments:
 def linear_layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, LinearLayer]:
     """Return the linear layers whose weight is among `parameters`, by its index there."""
     transformers = sys.modules.get("transformers.pytorch_utils")  # imported if a layer is of it
-    conv1d: tuple[type, ...] = () if transformers is None else (transformers.Conv1D,)
+    conv1d: tuple[type[nn.Module], ...] = () if transformers is None else (transformers.Conv1D,)
     indices = {id(parameter): at for at, parameter in enumerate(parameters)}
     layers: dict[int, LinearLayer] = {}
     for name, module in model.named_modules():

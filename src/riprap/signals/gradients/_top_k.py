@@ -45,7 +45,7 @@ def values_at(vector: Sequence[Tensor], coordinates: Coordinates) -> Tensor:
 
 
 class TopKCosine(Signal):
-    """Cosine cos(g, g_b) over the k coordinates where |θ_pre − θ_aligned| is largest.
+    """Cosine cos(g, g_b) over the k coordinates where abs(θ_pre − θ_aligned) is largest.
 
     θ_aligned is the model before the first step. Source: 2604.17215, eq. 9, k = 1000. Costs the
     loss gradients, and at each step a gather of k numbers per behavior.

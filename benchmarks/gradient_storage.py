@@ -1,11 +1,11 @@
 """What is lost by keeping protected gradients in fewer bits, or of some layers only.
 
-    python benchmarks/kept_gradients.py toy [--seeds 3 --steps 40]
-    python benchmarks/kept_gradients.py smollm2 --data ../shared/data/gsm8k_train.jsonl [--steps 8]
+    python benchmarks/gradient_storage.py toy [--seeds 3 --steps 40]
+    python benchmarks/gradient_storage.py smollm2 --data ../shared/data/gsm8k_train.jsonl [--steps 8]
 
 Before each of the first steps of a new task h_b is taken afresh and kept in every way; after it the
 predicted change ⟨h_b, Δθ⟩ of each is compared with the realised change of the mean margin, and with
-the prediction in float32. One row a behaviour and way: correlation and slope (realised on
+the prediction in float32. One row a behavior and way: correlation and slope (realised on
 predicted), largest error against float32 as a share of the largest prediction, bytes kept.
 """
 
@@ -61,7 +61,7 @@ def _number(name: str) -> int:
 
 
 def compare(case: Case, steps: int, seed: int) -> dict[tuple[str, str], Found]:
-    """Predictions of every way over the first steps, by behaviour and way."""
+    """Predictions of every way over the first steps, by behavior and way."""
     model, optimizer, batches = case.fresh(seed)
     model.train()
     behaviors = case.behaviors(model)
@@ -105,7 +105,7 @@ def look(
 def table(runs: Sequence[dict[tuple[str, str], Found]]) -> str:
     """Medians over runs, as Markdown."""
     lines = [
-        "| behaviour | kept | correlation | slope | error | bytes |",
+        "| behavior | kept | correlation | slope | error | bytes |",
         "|---|---|---|---|---|---|",
     ]
     for name, way in runs[0]:
