@@ -57,12 +57,13 @@ class LayerMoments:
 def linear_layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, LinearLayer]:
     """Return the linear layers whose weight is among `parameters`, by its index there."""
     transformers = sys.modules.get("transformers.pytorch_utils")  # imported if a layer is of it
-    conv1d: tuple[type[nn.Module], ...] = () if transformers is None else (transformers.Conv1D,)
+    conv1d: Any = () if transformers is None else (transformers.Conv1D,)
+    linear_types: Any = (nn.Linear, *conv1d)
     indices = {id(parameter): at for at, parameter in enumerate(parameters)}
     layers: dict[int, LinearLayer] = {}
     for name, module in model.named_modules():
         at = indices.get(id(getattr(module, "weight", None)))
-        if at is None or not isinstance(module, (nn.Linear, *conv1d)):
+        if at is None or not isinstance(module, linear_types):
             continue
         first = layers.get(at, LinearLayer(name, (), isinstance(module, conv1d)))
         layers[at] = LinearLayer(first.name, (*first.modules, module), first.transposed)
