@@ -93,7 +93,7 @@ class AlertPolicy(StrictModel):
         Path(path).write_text(text, encoding="utf-8")
 
     def content_hash(self) -> str:
-        """Compute SHA-256 over name, detectors with all thresholds, and the study's terms if any."""
+        """Compute SHA-256 over name, detectors with all thresholds, and a study's terms if any."""
         content = {"study": None} | self.model_dump(
             mode="json", include={"name", "detectors", "study"}
         )

@@ -87,8 +87,8 @@ class Signal:
     """Signal that reads the model, yields readings, and changes nothing.
 
     Each method is optional: `start` is called once before training, `on_gradient` before each
-    optimizer step, `on_update` after it, and `on_probe_evaluation` at each probe evaluation, including the
-    one before training.
+    optimizer step, `on_update` after it, and `on_probe_evaluation` at each probe evaluation,
+    including the one before training.
 
     Attributes:
         name: name in states and failures.
