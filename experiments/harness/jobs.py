@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,10 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+import riprap
 from experiments.harness.cache import CachedRun
 from experiments.harness.plan import StudyPlan
 from experiments.harness.preregistration import Preregistration
-from riprap.errors import MissingExtraError, RiprapError
+from riprap.errors import ConfigError, MissingExtraError, RiprapError
 
 Work = Callable[..., Any]
 Job = tuple[Any, ...]
@@ -46,6 +46,7 @@ def run_jobs(
     Raises:
         JobError: a job failed; jobs that have not started are canceled.
         MissingExtraError: `ray` is given and not installed.
+        ConfigError: no Ray cluster answers at the address.
     """
     missing = [index for index, job in enumerate(jobs) if not _is_cached(work, job)]
     results: dict[int, Any] = {}
@@ -109,7 +110,11 @@ def _on_ray(
             "ray is not installed; install it with `pip install 'riprap[ray]'`"
         ) from problem
     with tempfile.TemporaryDirectory() as folder:
-        for source in (CHECKOUT / "experiments", CHECKOUT / "examples", _package("riprap")):
+        for source in (
+            CHECKOUT / "experiments",
+            CHECKOUT / "examples",
+            Path(riprap.__file__).parent,
+        ):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, Path(folder, source.name), ignore=ignored)
         settings: dict[str, Any] = {
@@ -119,9 +124,9 @@ def _on_ray(
         }
         try:
             ray.init(address=address, **settings)
-        except ConnectionError:
+        except ConnectionError as problem:
             if address != "auto":
-                raise
+                raise ConfigError(f"no Ray cluster answers at {address}: {problem}") from problem
             ray.init(address="local", num_cpus=workers, include_dashboard=False, **settings)
         try:
             task = ray.remote(num_cpus=1, max_retries=0)(_run_on_worker)
@@ -146,9 +151,3 @@ def _run_on_worker(work: Work, job: Job) -> tuple[Any, bytes]:
     """Run a job on a machine of the cluster; return its result and its cached files."""
     result = work(*job)
     return result, work.pack(*job) if isinstance(work, CachedRun) else b""
-
-
-def _package(name: str) -> Path:
-    file = sys.modules[name].__file__
-    assert file is not None
-    return Path(file).parent

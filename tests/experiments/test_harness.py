@@ -121,6 +121,7 @@ def test_a_job_is_named_by_its_arguments_without_plans() -> None:
     assert "C_disjoint, " in job_name(simulate, (condition, 1, terms))
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_reported_with_its_name(here: Path) -> None:
     jobs = [("no such task", 7, small_terms())]
     with pytest.raises(JobError, match=r"simulate\(no such task, 7\) failed: KeyError"):
