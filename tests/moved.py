@@ -1,4 +1,4 @@
-"""Models that have moved away from a reference, and what must be as before after an examination."""
+"""Models that differ from a reference, and the state that an examination must leave unchanged."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from torch import nn
 
 from loops import task, train
 from riprap import AlertPolicy, Behavior, Monitor
-from riprap.errors import BehaviorError, ConfigError, PolicyError, RecordError
+from riprap.errors import (
+    BehaviorError,
+    ConfigError,
+    MissingExtraError,
+    PolicyError,
+    RecordError,
+)
 
 
 def test_no_behaviors(policy: AlertPolicy) -> None:
@@ -149,3 +156,11 @@ def test_after_a_refusal_the_monitor_can_still_watch(
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(2))
     assert monitor.step == 2
+
+
+def test_history_without_pandas(
+    memory: Behavior, policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pandas .*pip install 'riprap\[report\]'"):
+        Monitor([memory], policy=policy).history()
