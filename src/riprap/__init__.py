@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 _MODULES = {"probe_sets": "behaviors.probe_sets"} | {
-    room: room for room in ("detectors", "diagnosis", "guards", "selection", "signals")
+    name: name for name in ("detectors", "diagnosis", "guards", "selection", "signals")
 }
-_ROOMS = {
+_PACKAGES = {
     "AlertPolicy": "detectors",
     "Behavior": "behaviors",
     "Margins": "behaviors",
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{_MODULES[name]}")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'types')}"), name)
+    value = getattr(import_module(f"{__name__}.{_PACKAGES.get(name, 'types')}"), name)
     globals()[name] = value
     return value
 

@@ -1,4 +1,4 @@
-"""Readings, forecasts, alerts and actions: the data that all rooms exchange."""
+"""Readings, forecasts, alerts and actions: the data that all packages exchange."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Risk: the samples of least risk, away from danger and towards safety."""
+"""Risk: the samples of least risk, away from danger and toward safety."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class Taylor(Strategy):
         gram, lr = scores.require("gram"), scores.lr
         update_gram = lr**2 * gram if scores.update_gram is None else scores.update_gram
         # Directional scores are those of the update, which goes against the gradient.
-        towards = scores.directional.get("validation", scores.directional.get("batch"))
-        gain = lr * gram.mean(1) if towards is None else -towards
+        toward_target = scores.directional.get("validation", scores.directional.get("batch"))
+        gain = lr * gram.mean(1) if toward_target is None else -toward_target
         chosen: list[int] = []
         for _ in range(min(count, len(scores))):
             remaining = np.delete(np.arange(len(scores)), chosen)
