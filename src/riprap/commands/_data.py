@@ -40,13 +40,9 @@ class DataConfig(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row.
+    """A row of a data set."""
 
-    Attributes:
-        number: line in a JSON Lines file, or position in another data set, from 1.
-    """
-
-    number: int
+    number: int  # line in a JSON Lines file, or position in another data set, from 1
     prompt: str
     response: str
     id: str | None = None
@@ -55,12 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Size and content of a data set.
-
-    Attributes:
-        rows: number of rows.
-        digest: hash of the rows.
-    """
+    """Number of rows of a data set, and their hash."""
 
     rows: int
     digest: str
@@ -82,28 +73,19 @@ class RowReader:
         self._name, self._unit = f"data {data.path[:SHOWN]!r}", "line"
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Return the rows as JSON, with their numbers; lines of JSON Lines are unchanged.
-
-        Raises:
-            ConfigError: the file or data set cannot be read.
-        """
+        """Return the rows as JSON, with their numbers; lines of JSON Lines are unchanged."""
         return islice(self._all_lines(), self.data.limit)
 
     def parse(self, number: int, line: bytes) -> Row:
-        """Parse a row.
-
-        Raises:
-            ConfigError: the row, named by its number, does not have the fields as text.
-        """
+        """Parse a row; raise a ConfigError if it does not have the fields as text."""
         where = f"{self._unit} {number} of {self._name}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not JSON: {str(error)[:SHOWN]}") from error
         if not isinstance(record, dict):
-            raise ConfigError(
-                f"{where} is {type(record).__name__}; an object with fields is needed"
-            )
+            kind = type(record).__name__
+            raise ConfigError(f"{where} is {kind}; an object with fields is needed")
         prompt = _field_text(record, self.data.prompt, where)
         response = self.data.response_prefix + _field_text(record, self.data.response, where)
         row_id, category = (
@@ -179,30 +161,24 @@ def _field_text(record: dict[str, Any], field: str, where: str) -> str:
             known = ", ".join(record)[:SHOWN]
             raise ConfigError(f"{where} has no field {field[:SHOWN]!r}; it has {known}") from error
     if not isinstance(value, str | int | float):  # "None" would be learned as a word
-        raise ConfigError(
-            f"{where}: field {field[:SHOWN]!r} is {type(value).__name__}; give a text"
-        )
+        kind = type(value).__name__
+        raise ConfigError(f"{where}: field {field[:SHOWN]!r} is {kind}; give a text")
     return str(value)
 
 
 def load_rows(data: DataConfig) -> datasets.Dataset:
-    """Load rows as TRL's conversational prompt and completion.
-
-    Raises:
-        ConfigError: the data set cannot be read, has no rows, or has a row that is wrong.
-    """
+    """Load rows as TRL's conversational prompt and completion; see `RowReader.check`."""
     rows = [*RowReader(data).rows()]
     if not rows:
         raise ConfigError(f"data {data.path[:SHOWN]!r} has no rows")
-    return datasets.Dataset.from_list(
-        [
-            {
-                "prompt": [{"role": "user", "content": row.prompt}],
-                "completion": [{"role": "assistant", "content": row.response}],
-            }
-            for row in rows
-        ]
-    )
+    turns = [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.response}],
+        }
+        for row in rows
+    ]
+    return datasets.Dataset.from_list(turns)
 
 
 def rows_fingerprint(rows: Iterable[Any]) -> str:

@@ -7,18 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from riprap import report
 from riprap._text import shorten
 from riprap.commands.select._choose import Array, choose, harms, usable
 from riprap.commands.select._store import number_columns
-from riprap.report import (
-    BINS_PER_DECADE,
-    NORM_GROUPS,
-    REJECTED,
-    SELECTED,
-    Audit,
-    Group,
-    HarmfulRow,
-)
+from riprap.report import Audit, Group, HarmfulRow
 
 MAX_CATEGORIES, OTHERS = 40, "others"  # rows of further categories are counted together
 MAX_HARMFUL, MAX_NAME_LENGTH = 20, 60
@@ -32,34 +25,21 @@ def audit(
     strategy: str,
     ratio: float,
 ) -> Audit:
-    """Compare groups of rows by their scores.
-
-    Args:
-        table: scores of all rows.
-        chosen: mask of the chosen rows, shape (rows,).
-    """
+    """Compare groups of rows by their scores; `chosen` is a mask of all rows of the table."""
     columns = number_columns(table)
     mask = usable(columns)
-    masks = {"all": mask, SELECTED: chosen, REJECTED: mask & ~chosen}
-    masks |= {name: choose(columns, name, ratio) for name in NORM_GROUPS}
+    masks = {"all": mask, report.SELECTED: chosen, report.REJECTED: mask & ~chosen}
+    masks |= {name: choose(columns, name, ratio) for name in report.NORM_GROUPS}
     names, codes = _categories(table["category"])
     groups = []
     for name, rows in masks.items():
-        counts = np.bincount(codes[rows], minlength=len(names))[: len(names)].tolist()
-        categories = {n: count for n, count in sorted(zip(names, counts, strict=True)) if count}
+        sizes = np.bincount(codes[rows], minlength=len(names))[: len(names)].tolist()
+        categories = {n: size for n, size in sorted(zip(names, sizes, strict=True)) if size}
         groups.append(_group(name, columns, rows, categories))
-    return Audit(
-        title,
-        settings,
-        strategy,
-        ratio,
-        len(table),
-        int(mask.sum()),
-        int(columns["cut"].sum()),
-        groups,
-        _norm_histogram(columns["norm"], mask, chosen),
-        _most_harmful(table, columns, mask, chosen),
-    )
+    counts = len(table), int(mask.sum()), int(columns["cut"].sum())
+    histogram = _norm_histogram(columns["norm"], mask, chosen)
+    harmful = _most_harmful(table, columns, mask, chosen)
+    return Audit(title, settings, strategy, ratio, *counts, groups, histogram, harmful)
 
 
 def _group(name: str, columns: dict[str, Array], rows: Array, categories: dict[str, int]) -> Group:
@@ -89,7 +69,7 @@ def _categories(column: pa.ChunkedArray) -> tuple[list[str], Array]:
 def _norm_histogram(norms: Array, mask: Array, chosen: Array) -> dict[int, list[int]]:
     """Count rows by bin of the norm: (not chosen, chosen)."""
     counted = mask & (norms > 0)
-    bins = np.floor(np.log10(norms[counted]) * BINS_PER_DECADE).astype(int)
+    bins = np.floor(np.log10(norms[counted]) * report.BINS_PER_DECADE).astype(int)
     values, index = np.unique(bins, return_inverse=True)
     n_rows, n_chosen = np.bincount(index), np.bincount(index, weights=chosen[counted])
     return {
@@ -106,23 +86,15 @@ def _most_harmful(
     worst = np.max(list(by_behavior.values()), axis=0) if by_behavior else columns["norm"]
     rows = np.flatnonzero(mask)
     rows = rows[np.argsort(-worst[rows], kind="stable")[:MAX_HARMFUL]]
-    found = []
+    harmful = []
     for row in rows.tolist():
         own = {name: float(values[row]) for name, values in by_behavior.items()}
         behavior = max(own, key=lambda name: own[name]) if own else ""
-        found.append(
-            HarmfulRow(
-                int(columns["row"][row]),
-                _shorten(table["id"][row].as_py()),
-                _shorten(table["category"][row].as_py()),
-                behavior,
-                own.get(behavior),
-                float(columns["norm"][row]),
-                float(columns["loss"][row]),
-                bool(chosen[row]),
-            )
-        )
-    return found
+        number, norm, loss = (columns[name][row].item() for name in ("row", "norm", "loss"))
+        row_id, category = (_shorten(table[name][row].as_py()) for name in ("id", "category"))
+        scores = (own.get(behavior), norm, loss)
+        harmful.append(HarmfulRow(number, row_id, category, behavior, *scores, bool(chosen[row])))
+    return harmful
 
 
 def _shorten(text: str | None) -> str | None:

@@ -18,11 +18,7 @@ SEED = 0  # of the strategy `random`
 
 
 def check_strategy(name: str, behaviors: Sequence[str]) -> None:
-    """Check that a strategy can choose among the rows of a data set.
-
-    Raises:
-        ConfigError: there is no such strategy, or it needs behaviors.
-    """
+    """Raise a ConfigError if there is no such strategy for a data set, or it needs behaviors."""
     if name not in STRATEGIES:
         raise ConfigError(
             f"no strategy {name!r} for a whole data set: choose one of {', '.join(STRATEGIES)}"
@@ -46,10 +42,7 @@ def harms(columns: Columns) -> dict[str, Array]:
 
 
 def choose(columns: Columns, strategy: str, ratio: float) -> Array:
-    """Return a mask of the chosen rows, shape (rows,).
-
-    The ratio is that of the usable rows, rounded down, at least one row.
-    """
+    """Return a mask of the chosen rows, shape (rows,); the ratio is that of the usable rows."""
     n_rows = len(columns["tokens"])
     chosen, rows = np.zeros(n_rows, dtype=bool), np.flatnonzero(usable(columns))
     if not len(rows):

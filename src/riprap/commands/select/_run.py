@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from riprap.behaviors import probe_sets
 from riprap.commands._data import DataSummary, RowReader, rows_fingerprint
 from riprap.commands._models import load_model
 from riprap.commands.select._audit import audit
-from riprap.commands.select._choose import Array, check_strategy, choose
+from riprap.commands.select._choose import check_strategy, choose
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._scoring import Scorer, model_fingerprint, score_rows
 from riprap.commands.select._store import SCORES, Store, number_columns
@@ -58,7 +58,15 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     settings = _settings(config, summary, model_fingerprint(model, tokenizer))
     store = Store(config.out, settings, behaviors)
     if store.done < summary.rows:
-        _score(config, reader, model, tokenizer, store, summary.rows, quiet)
+        console = Console(file=sys.stderr) if quiet else Console()
+        bars = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*bars, console=console, transient=True) as progress:
+            bar = progress.add_task("evaluating probes", total=None)
+            scorer = Scorer(config, model, tokenizer)
+            progress.update(bar, description="scoring", total=summary.rows, completed=store.done)
+            for done in score_rows(reader, config.batch_size, scorer, store):
+                progress.update(bar, completed=done)
+        del scorer
     del model
     table = store.table()
     columns = number_columns(table)
@@ -66,14 +74,14 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     store.finish(table, chosen)
     title, about = Path(config.data.path).name, {"model": config.model, **settings}
     result = audit(table, chosen, title, about, config.strategy, config.ratio)
-    _write_rows(config, reader, summary, columns["row"], chosen, result.most_harmful)
+    rows = zip(columns["row"].tolist(), chosen.tolist(), strict=True)
+    _write_rows(config, reader, summary.digest, rows, result.most_harmful)
     page, image = write_audit(result, config.out)
-    files = {"rows": config.out / CHOSEN, "scores": config.out / SCORES}
-    files |= {"audit": page, "figure": image}
     if not quiet:
         print_audit(result, Console())
+    files = {"rows": config.out / CHOSEN, "scores": config.out / SCORES}
     return {
-        "files": {name: str(file) for name, file in files.items()},
+        "files": {n: str(file) for n, file in (files | {"audit": page, "figure": image}).items()},
         "rows": result.rows,
         "usable": result.usable,
         "cut": result.truncated,
@@ -97,52 +105,27 @@ def _settings(config: SelectConfig, summary: DataSummary, model: str) -> dict[st
     return settings
 
 
-def _score(
-    config: SelectConfig,
-    reader: RowReader,
-    model: Any,
-    tokenizer: Any,
-    store: Store,
-    n_rows: int,
-    quiet: bool,
-) -> None:
-    console = Console(file=sys.stderr) if quiet else Console()
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("evaluating probes", total=None)
-        scorer = Scorer(config, model, tokenizer)
-        progress.update(bar, description="scoring", total=n_rows, completed=store.done)
-        for done in score_rows(reader, config.batch_size, scorer, store):
-            progress.update(bar, completed=done)
-
-
 def _write_rows(
     config: SelectConfig,
     reader: RowReader,
-    summary: DataSummary,
-    numbers: Array,
-    chosen: Array,
+    digest: str,
+    rows: Iterable[tuple[int, bool]],
     most_harmful: Sequence[HarmfulRow],
 ) -> None:
-    """Copy the chosen lines unchanged, and add shortened texts to the most harmful rows.
-
-    Raises:
-        ConfigError: the data changed after scoring.
-    """
-    digest = hashlib.sha256()
+    """Copy the chosen lines unchanged, and add shortened texts to the most harmful rows."""
+    new_digest = hashlib.sha256()
     harmful = {row.row: row for row in most_harmful}
     partial = config.out / f"{CHOSEN}.partial"
-    lines = zip(reader.lines(), numbers.tolist(), chosen.tolist(), strict=False)
     with partial.open("wb") as output:
-        for (number, line), row, is_chosen in lines:
-            digest.update(line)
+        for (number, line), (row, is_chosen) in zip(reader.lines(), rows, strict=False):
+            new_digest.update(line)
             if is_chosen and number == row:
                 output.write(line if line.endswith(b"\n") else line + b"\n")
             if number in harmful:
                 texts = reader.parse(number, line)
                 harmful[number].prompt = shorten(texts.prompt, MAX_TEXT)
                 harmful[number].response = shorten(texts.response, MAX_TEXT)
-    if digest.hexdigest()[:16] != summary.digest:
+    if new_digest.hexdigest()[:16] != digest:
         partial.unlink()
         raise ConfigError(
             f"data {config.data.path!r} changed while its rows were scored: restore it, or name "

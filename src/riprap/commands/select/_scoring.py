@@ -12,7 +12,7 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
-from riprap.behaviors import Behavior, probe_sets
+from riprap.behaviors import probe_sets
 from riprap.commands._data import Row, RowReader
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
@@ -64,7 +64,9 @@ class Scorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(self._device)
         self.names = config.behaviors
-        self.behaviors = [_behavior(config, name, model, tokenizer) for name in self.names]
+        prefixes = config.refusal_prefixes or probe_sets.REFUSAL_PREFIXES
+        loaded = [probe_sets.load(name, tokenizer, prefixes=prefixes) for name in self.names]
+        self.behaviors = [keep_passing(behavior, model) for behavior in loaded]
         self.model = _with_adapter(config, model)
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         self._gradients = []
@@ -77,11 +79,7 @@ class Scorer:
             self._gradients.append(gradient)
 
     def score(self, rows: Sequence[Row]) -> Columns:
-        """Compute the columns of the store for a batch of rows.
-
-        Raises:
-            ConfigError: the chat template refuses a row, which is named by its line.
-        """
+        """Compute the columns of the store for a batch of rows."""
         encoded = [self.encoder.encode(row) for row in rows]
         batch = {k: v.to(self._device) for k, v in self.encoder.batch(encoded).items()}
         proxies: list[Tensor] = []
@@ -107,14 +105,7 @@ class Scorer:
             "norm": norms.tolist(),
             "proxy": proxies[0].tolist(),
         }
-        for name, harm in zip(self.names, harms, strict=True):
-            columns[HARM + name] = harm
-        return columns
-
-
-def _behavior(config: SelectConfig, name: str, model: Any, tokenizer: Any) -> Behavior:
-    prefixes = config.refusal_prefixes or probe_sets.REFUSAL_PREFIXES
-    return keep_passing(probe_sets.load(name, tokenizer, prefixes=prefixes), model)
+        return columns | {HARM + n: harm for n, harm in zip(self.names, harms, strict=True)}
 
 
 def _with_adapter(config: SelectConfig, model: Any) -> Any:

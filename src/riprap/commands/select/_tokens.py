@@ -22,15 +22,11 @@ from riprap.selection import IGNORE_INDEX
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """Tokens of a row, and their labels (−100: not learned).
-
-    Attributes:
-        cut: the row was longer and was truncated.
-    """
+    """Tokens of a row, and their labels (−100: not learned)."""
 
     ids: list[int]
     labels: list[int]
-    cut: bool
+    cut: bool  # the row was longer and was truncated
 
 
 class Encoder:
@@ -51,32 +47,25 @@ class Encoder:
         self._pad = next(token for token in candidates if token is not None)
 
     def encode(self, row: Row) -> EncodedRow:
-        """Tokenize a row.
-
-        Raises:
-            ConfigError: the chat template refuses the row.
-        """
+        """Tokenize a row; raise a ConfigError if the chat template refuses it."""
         prompt_turns = [{"role": "user", "content": row.prompt}]
         all_turns = [*prompt_turns, {"role": "assistant", "content": row.response}]
         try:
             prompt = self._ids(prompt_turns, add_generation_prompt=True)
             whole = self._ids(all_turns)
         except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
-            raise ConfigError(
-                f"line {row.number} cannot be encoded: {str(error)[:SHOWN]}"
-            ) from error
+            why = str(error)[:SHOWN]
+            raise ConfigError(f"line {row.number} cannot be encoded: {why}") from error
         # The response begins at the first difference, which may lie before the prompt's end.
         pairs = zip(prompt, whole, strict=False)
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         labels = [IGNORE_INDEX] * start + whole[start:]
-        limit = self._max_length
-        return EncodedRow(whole[:limit], labels[:limit], len(whole) > limit)
+        n = self._max_length
+        return EncodedRow(whole[:n], labels[:n], len(whole) > n)
 
     def _ids(self, turns: list[dict[str, str]], **options: Any) -> list[int]:
-        encoded = self._tokenizer.apply_chat_template(
-            turns, tokenize=True, return_dict=True, **options
-        )
-        return list(encoded["input_ids"])
+        options |= {"tokenize": True, "return_dict": True}
+        return list(self._tokenizer.apply_chat_template(turns, **options)["input_ids"])
 
     def batch(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask`, `labels`, padded on the right, shape (rows, longest)."""
