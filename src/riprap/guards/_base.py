@@ -150,6 +150,9 @@ class Guard:
         """Iterate over the simple guards inside that act at this step, in order."""
         yield self
 
+    def _error(self, text: str) -> ConfigError:
+        return ConfigError(f"guard {self.name}: {text}")
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values and tensors."""
         return {name: copy.deepcopy(getattr(self, name)) for name in self.state_attrs}
@@ -158,6 +161,23 @@ class Guard:
         """Restore the state that `state_dict` returned."""
         for name in self.state_attrs:
             setattr(self, name, state[name])
+
+
+@dataclass
+class BehaviorGuard(Guard):
+    """Base of guards that protect some of the monitored behaviors.
+
+    Args:
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
+    """
+
+    behaviors: Sequence[Behavior | str] | None = None
+    names: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def select_behaviors(self, view: GuardView) -> list[Behavior]:
+        """Return the protected behaviors, and store their names; see `behavior_names`."""
+        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
+        return [view.behaviors[name] for name in self.names]
 
 
 def behavior_names(

@@ -4,7 +4,7 @@
   `UPGrad`. `UpdateProjection` does the same with the optimizer's update.
 - Keep the step orthogonal to stored directions: `OGD` (gradients of outputs), `GPM` and
   `TwoSidedGPM` (inputs, and output gradients, of each layer).
-- `SafeGrad` projects away from changing the initial answers and pulls towards them.
+- `SafeGrad` projects away from changing the initial answers and pulls toward them.
 
 `PCGrad` and `UPGrad` need the extra `torchjd`.
 """

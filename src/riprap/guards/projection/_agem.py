@@ -26,8 +26,5 @@ class AGEM(GradientSurgery):
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Return the weights that remove the component of g against the mean."""
-        n = len(conflict.products)
-        mean, square = conflict.products.mean(), conflict.gram.mean()
-        if mean >= 0 or square <= 0:
-            return 1.0, np.zeros(n)
-        return 1.0, np.full(n, -mean / square / n)
+        n, mean, square = len(conflict.gram), conflict.products.mean(), conflict.gram.mean()
+        return 1.0, np.full(n, -mean / square / n if mean < 0 < square else 0.0)

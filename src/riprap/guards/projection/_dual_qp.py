@@ -13,16 +13,9 @@ MAX_WEIGHT = 1e6  # larger weights cancel each other, beyond the accuracy of sin
 def solve_dual(gram: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Return the weights v ≥ 0 of the shortest x = Σ v_b p_b with ⟨p_a, x⟩ ≥ bound_a for every a.
 
-    They solve the dual problem min_v ½ vᵀ gram v − boundᵀ v, v ≥ 0. It is solved as a
+    With gram = ⟨p_a, p_b⟩ they solve the dual problem min_v ½ vᵀ gram v − boundᵀ v, v ≥ 0, as a
     least-distance problem by non-negative least squares (Lawson and Hanson, Solving Least Squares
-    Problems, 1974, chapter 23), which also works for a singular Gramian.
-
-    Args:
-        gram: ⟨p_a, p_b⟩, shape (n, n).
-        bound: shape (n,).
-
-    Returns:
-        v, shape (n,), float64; 0 for a p_b of length 0.
+    Problems, 1974, chapter 23), which also works for a singular Gramian. A p_b of length 0 gets 0.
     """
     weights = np.zeros(len(bound))
     lengths = np.sqrt(np.clip(np.diag(gram), 0, None))
@@ -43,8 +36,7 @@ def _solve_normalized(cosines: np.ndarray, bound: np.ndarray) -> np.ndarray:
     for ridge in RIDGES:
         matrix = cosines + ridge * np.eye(len(bound))
         weights = _solve_least_distance(matrix, bound)
-        met = bool((matrix @ weights >= bound - BOUND_TOLERANCE).all())
-        if met and weights.max() <= MAX_WEIGHT:
+        if (matrix @ weights >= bound - BOUND_TOLERANCE).all() and weights.max() <= MAX_WEIGHT:
             break
     return weights
 
@@ -53,9 +45,7 @@ def _solve_least_distance(matrix: np.ndarray, bound: np.ndarray) -> np.ndarray:
     values, axes = np.linalg.eigh((matrix + matrix.T) / 2)
     values = np.where(values > 1e-14 * values[-1], values, 0.0)
     coordinates = np.sqrt(values)[:, None] * axes.T  # one column a protected vector
-    target = np.zeros(len(bound) + 1)
-    target[-1] = 1.0
-    raw, _ = nnls(np.vstack([coordinates, bound]), target)
+    raw, _ = nnls(np.vstack([coordinates, bound]), np.eye(len(bound) + 1)[-1])
     residual = 1.0 - bound @ raw
     weights: np.ndarray = raw / residual if residual > 0 else np.full(len(bound), np.inf)
     return weights

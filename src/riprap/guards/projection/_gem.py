@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from riprap.errors import ConfigError
 from riprap.guards.projection._dual_qp import solve_dual
 from riprap.guards.projection._gradient_surgery import ConflictStats, NormalizedSurgery
 
@@ -18,7 +17,7 @@ class GEM(NormalizedSurgery):
 
     v solves min ½ vᵀ(P + ridge·I)v + qᵀv, v ≥ strength, with P_ab = ⟨p_a, p_b⟩ and q_b = ⟨g, p_b⟩.
     With strength and ridge 0 the result is the vector nearest to g with ⟨·, p_b⟩ ≥ 0 for all b; it
-    is never longer than g. The strength turns the result towards all protected gradients; the
+    is never longer than g. The strength turns the result toward all protected gradients; the
     ridge leaves up to ridge/(1 + ridge) of a conflict.
 
     Source: Lopez-Paz and Ranzato, 1706.08840, eq. 11 and the authors' `project2cone2`. Simplified:
@@ -46,9 +45,8 @@ class GEM(NormalizedSurgery):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.strength >= 0 and self.ridge >= 0):
-            raise ConfigError(
-                f"guard gem: strength={self.strength}, ridge={self.ridge}; both must be 0 or more"
-            )
+            values = f"strength={self.strength}, ridge={self.ridge}"
+            raise self._error(f"{values}; both must be 0 or more")
 
     def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Return v, as the strength plus the remaining weight that the conflicts need."""

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from riprap import evaluation
 from riprap.behaviors import Behavior
-from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import LinearLayer
-from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
+from riprap.errors import BehaviorError
+from riprap.evaluation import LayerMoments, LinearLayer
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import as_sharded, is_sharded, norm, to_local, upcast
 
 
 @dataclass
-class GPM(Guard):
+class GPM(BehaviorGuard):
     """∇W ← ∇W − ∇W U Uᵀ for each trained linear layer, U spanning its protected inputs at θ₀.
 
     U has the fewest directions that hold `energy` of the inputs' squared length, over all token
@@ -41,12 +40,13 @@ class GPM(Guard):
         energy: share of the squared length of the inputs that U holds.
 
     Raises:
-        ConfigError: energy does not lie in (0, 1].
+        ConfigError: energy does not lie in (0, 1]; in `start`, no trained weight is covered, or a
+            weight is sharded along its inputs.
     """
 
-    behaviors: Sequence[Behavior | str] | None = None
     energy: float = 0.97
     input_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "gpm"
@@ -57,50 +57,49 @@ class GPM(Guard):
 
     def __post_init__(self) -> None:
         if not 0 < self.energy <= 1:
-            raise ConfigError(f"guard {self.name}: energy={self.energy}; it must lie in (0, 1]")
+            raise self._error(f"energy={self.energy}; it must lie in (0, 1]")
 
     def start(self, view: GuardView) -> None:
-        """Compute U of each layer.
-
-        Raises:
-            ConfigError: no trained weight is covered, or a weight is sharded along its inputs.
-        """
-        names = behavior_names(self.name, self.behaviors, view.behaviors)
+        """Compute the bases of each layer."""
+        behaviors = self.select_behaviors(view)
         layers = evaluation.linear_layers(view.model, view.parameters)
         self.layers = {at: layer for at, layer in layers.items() if not layer.expands_adapter}
         for at, layer in self.layers.items():
             self._check_shards(layer, view.parameters[at])
-        self._compute_bases(view, names)
+        self.input_bases, self.error_bases = {}, {}
+        for behavior in behaviors:
+            moments = self._moments(behavior, view.model)
+            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
+            self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy)
         if not self.input_bases:
-            raise ConfigError(
-                f"guard {self.name}: the probes run no linear layer with a trained weight; it "
-                "covers torch.nn.Linear, transformers' Conv1D and a LoRA's A, not embeddings, "
-                "norms or biases"
+            raise self._error(
+                "the probes run no linear layer with a trained weight; it covers torch.nn.Linear, "
+                "transformers' Conv1D and a LoRA's A, not embeddings, norms or biases"
             )
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Remove the protected directions from the covered gradients."""
         vector = [to_local(part) for part in view.vector]
-        covered = [view.vector[at] for at in self.input_bases]
         for at in self.input_bases:
             vector[at] = self._project(at, vector[at])
         vector = as_sharded(vector, view.vector)
-        before = {"norm": float(norm(covered))}
-        after = {"norm": float(norm([vector[at] for at in self.input_bases]))}
+        before, after = (
+            {"norm": float(norm([parts[at] for at in self.input_bases]))}
+            for parts in (view.vector, vector)
+        )
         full = sum(basis.shape[1] == basis.shape[0] for basis in self.input_bases.values())
         stopped = f", {full} of them have no free direction" if full else ""
         detail = f"{len(self.input_bases)} weights projected{stopped}"
         return Proposal(vector, detail, before, after)
 
-    def _compute_bases(self, view: GuardView, names: Sequence[str]) -> None:
-        self.input_bases = {}
-        for name in names:
-            moments = evaluation.layer_moments(view.behaviors[name], view.model, self.layers)
-            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
+    def _moments(self, behavior: Behavior, model: nn.Module) -> LayerMoments:
+        return evaluation.layer_moments(behavior, model, self.layers)
 
     def _project(self, at: int, gradient: Tensor) -> Tensor:
-        wide = upcast(gradient)
-        projected = remove_span(wide, self.input_bases[at], self.layers[at].transposed)
+        transposed = self.layers[at].transposed
+        projected = remove_span(upcast(gradient), self.input_bases[at], transposed)
+        if at in self.error_bases:
+            projected = remove_span(projected, self.error_bases[at], not transposed)
         return projected.to(gradient.dtype)
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
@@ -109,9 +108,9 @@ class GPM(Guard):
         assert isinstance(weight, DTensor)
         dims = {place.dim for place in weight.placements if isinstance(place, Shard)}
         if layer.transposed or dims != {0}:
-            raise ConfigError(
-                f"guard {self.name}: the weight of {layer.name} is sharded over ranks along its "
-                "inputs; only shards of whole rows (dimension 0 of a Linear, as in FSDP2) work"
+            raise self._error(
+                f"the weight of {layer.name} is sharded over ranks along its inputs; only shards "
+                "of whole rows (dimension 0 of a Linear, as in FSDP2) work"
             )
 
 
@@ -126,48 +125,28 @@ class TwoSidedGPM(GPM):
     weight may be sharded over ranks.
     """
 
-    error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
-
     name: ClassVar[str] = "two_sided_gpm"
     field_of_origin: ClassVar[str] = "ours"
     source: ClassVar[str] = "ours, after 2510.09181"
     fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("input_bases", "error_bases")
 
-    def _compute_bases(self, view: GuardView, names: Sequence[str]) -> None:
-        self.input_bases, self.error_bases = {}, {}
-        for name in names:
-            try:
-                moments = evaluation.layer_moments(
-                    view.behaviors[name], view.model, self.layers, True
-                )
-            except BehaviorError as error:
-                raise ConfigError(f"guard {self.name}: {error}") from error
-            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
-            self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy)
-
-    def _project(self, at: int, gradient: Tensor) -> Tensor:
-        transposed = self.layers[at].transposed
-        projected = remove_span(upcast(gradient), self.input_bases[at], transposed)
-        if at in self.error_bases:
-            projected = remove_span(projected, self.error_bases[at], not transposed)
-        return projected.to(gradient.dtype)
+    def _moments(self, behavior: Behavior, model: nn.Module) -> LayerMoments:
+        try:
+            return evaluation.layer_moments(behavior, model, self.layers, True)
+        except BehaviorError as error:
+            raise self._error(str(error)) from error
 
     def _check_shards(self, layer: LinearLayer, weight: Tensor) -> None:
         if is_sharded(weight):
-            raise ConfigError(
-                f"guard {self.name}: the weight of {layer.name} is sharded over ranks, and the "
-                "left-hand projection needs all rows; use GPM"
+            raise self._error(
+                f"the weight of {layer.name} is sharded over ranks, and the left-hand projection "
+                "needs all rows; use GPM"
             )
 
 
 def remove_span(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
-    """Return G − G B Bᵀ, or G − B Bᵀ G from the left.
-
-    Args:
-        gradient: shape (rows, columns).
-        basis: orthonormal columns, shape (columns, k), or (rows, k) from the left.
-    """
+    """Return G − G B Bᵀ, or G − B Bᵀ G from the left; the columns of B are orthonormal."""
     basis = basis.to(gradient)
     if left:
         return gradient - basis @ (basis.T @ gradient)
@@ -186,15 +165,11 @@ def extend_bases(
 
 
 def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
-    """Add the fewest directions that make the basis hold a share of the energy of some vectors.
+    """Add the fewest directions for a basis to hold a share of Σ ‖x‖²; 2103.09762, eq. 8 and 9.
 
     Args:
-        basis: orthonormal columns, shape (d, k).
+        basis: orthonormal columns, shape (d, k); the result starts with them.
         moment: Σ x xᵀ over the vectors x, shape (d, d).
-        energy: share of Σ ‖x‖² that the result holds.
-
-    Returns:
-        orthonormal columns, shape (d, k or more), the given ones first; 2103.09762, eq. 8 and 9.
     """
     whole = moment.trace()
     outside = moment - basis @ (basis.T @ moment)

@@ -5,15 +5,12 @@ Each method decides on small arrays (the Gramian); this module applies the decis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
-from riprap.behaviors import Behavior
-from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import FlatVector, VectorStack
 
 CONFLICT_TOLERANCE = 1e-7  # products below this share of both norms count as 0
@@ -64,7 +61,7 @@ class ConflictStats:
 
 
 @dataclass
-class GradientSurgery(Guard):
+class GradientSurgery(BehaviorGuard):
     """Base of guards that replace a conflicting g by scale·g + Σ w_b p_b.
 
     Args:
@@ -77,16 +74,14 @@ class GradientSurgery(Guard):
         ConfigError: `of` is neither; in `start`, a behavior has no protected gradient.
     """
 
-    behaviors: Sequence[Behavior | str] | None = None
     of: str = "margin"
     refresh: int | None = field(default=20, kw_only=True)
-    names: list[str] = field(default_factory=list, init=False, repr=False)
 
     acts_on_update: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.of not in ("margin", "loss"):
-            raise ConfigError(f"guard {self.name}: of={self.of!r}; choose 'margin' or 'loss'")
+            raise self._error(f"of={self.of!r}; choose 'margin' or 'loss'")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -94,23 +89,19 @@ class GradientSurgery(Guard):
         return frozenset([self.of])
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
-        """Decide the result scale·g + Σ w_b p_b; called only if there is a conflict.
-
-        Returns:
-            (scale, weights w of shape (n,)).
-        """
+        """Return (scale, weights w of shape (n,)); called only if there is a conflict."""
         raise NotImplementedError
 
     def start(self, view: GuardView) -> None:
         """Check that every protected behavior has a protected gradient."""
-        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
+        self.select_behaviors(view)
         available = self._protected_vectors(view).names
         missing = [name for name in self.names if name not in available]
         if missing:
             what = "a margin" if self.of == "margin" else "losses"
-            raise ConfigError(
-                f"guard {self.name}: behavior {missing[0]!r} has no protected gradient; give it "
-                f"{what} attached to the graph"
+            raise self._error(
+                f"behavior {missing[0]!r} has no protected gradient; give it {what} attached to "
+                "the graph"
             )
 
     def on_gradients(self, view: GuardView) -> Proposal | None:

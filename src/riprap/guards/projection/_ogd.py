@@ -11,16 +11,14 @@ from torch import Tensor
 
 from riprap import evaluation
 from riprap._distributed import has_sharded_parameters
-from riprap.behaviors import Behavior
-from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import FlatVector, Vector, make_chunks
 
 MIN_NEW_PART = 1e-4  # minimum share of a gradient outside the span that makes it a new direction
 
 
 @dataclass
-class OGD(Guard):
+class OGD(BehaviorGuard):
     """g ← g − Σ ⟨g, u_i⟩ u_i, with u_i an orthonormal basis of the probes' ∇m_i(θ₀).
 
     Source: Farajtabar et al., 1910.07104, algorithm 1. Simplified: the stored gradients are those
@@ -34,10 +32,10 @@ class OGD(Guard):
             costs a backward pass at the start and a float32 copy of the trained parameters.
 
     Raises:
-        ConfigError: `directions` is less than 1.
+        ConfigError: `directions` is less than 1; in `start`, a margin has no gradient, or
+            parameters are sharded over ranks.
     """
 
-    behaviors: Sequence[Behavior | str] | None = None
     directions: int = 48
     basis: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
@@ -49,29 +47,23 @@ class OGD(Guard):
 
     def __post_init__(self) -> None:
         if self.directions < 1:
-            raise ConfigError(f"guard ogd: directions={self.directions}; it must be at least 1")
+            raise self._error(f"directions={self.directions}; it must be at least 1")
 
     def start(self, view: GuardView) -> None:
-        """Compute the basis at θ₀.
-
-        Raises:
-            ConfigError: a margin has no gradient, or parameters are sharded over ranks.
-        """
-        names = behavior_names(self.name, self.behaviors, view.behaviors)
+        """Compute the basis at θ₀."""
+        behaviors = self.select_behaviors(view)
         if has_sharded_parameters(view.model):
-            raise ConfigError(
-                "guard ogd: the model's parameters are sharded over ranks, where per-probe "
-                "gradients are not available; use AGEM, GEM or UpdateProjection"
+            raise self._error(
+                "the model's parameters are sharded over ranks, where per-probe gradients are not "
+                "available; use AGEM, GEM or UpdateProjection"
             )
-        share = max(self.directions // len(names), 1)
+        share = max(self.directions // len(behaviors), 1)
         gradients: list[Vector] = []
-        for name in names:
-            rows = evaluation.margin_gradients(
-                view.behaviors[name], view.model, view.parameters, share
-            )
+        for behavior in behaviors:
+            rows = evaluation.margin_gradients(behavior, view.model, view.parameters, share)
             if rows is None:
-                raise ConfigError(
-                    f"guard ogd: behavior {name!r} has no protected gradient; give it a margin "
+                raise self._error(
+                    f"behavior {behavior.name!r} has no protected gradient; give it a margin "
                     "attached to the graph"
                 )
             gradients += rows
@@ -87,10 +79,8 @@ class OGD(Guard):
         vector: Vector = []
         for part, chunk in zip(remainder, step.chunks, strict=True):
             like = view.vector[chunk]
-            pieces = part.split([old.numel() for old in like])
-            vector += [
-                piece.view(old.shape).to(old.dtype) for piece, old in zip(pieces, like, strict=True)
-            ]
+            pieces = zip(part.split([old.numel() for old in like]), like, strict=True)
+            vector += [piece.view(old.shape).to(old.dtype) for piece, old in pieces]
         before = {"norm": step.norm(), "along": float(torch.linalg.vector_norm(products))}
         detail = f"orthogonal to {len(products)} stored directions"
         return Proposal(vector, detail, before, {"along": 0.0})
@@ -99,11 +89,8 @@ class OGD(Guard):
 def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list[Tensor]:
     """Return an orthonormal basis of the span of `vectors`, by repeated Gram-Schmidt.
 
-    Args:
-        like: the parameters, which `riprap.linalg.make_chunks` divides into chunks.
-
-    Returns:
-        one matrix a chunk, shape (k, elements of the chunk), in at least float32.
+    It is one matrix, shape (k, elements), in at least float32, for each chunk of `like`, the
+    parameters.
     """
     vectors, chunks = list(vectors), make_chunks(like)
     sizes = [sum(part.numel() for part in like[chunk]) for chunk in chunks]
@@ -116,12 +103,11 @@ def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list
         basis = [matrix[:count] for matrix in rows]
         for _ in range(2):
             parts = _subtract_span(basis, _basis_products(basis, parts), parts)
-        length = float(
-            torch.stack([part.square().sum().to(rows[0].device) for part in parts]).sum()
-        )
-        if length**0.5 > MIN_NEW_PART * whole:
+        squares = [part.square().sum().to(rows[0].device) for part in parts]
+        length = float(torch.stack(squares).sum()) ** 0.5
+        if length > MIN_NEW_PART * whole:
             for matrix, part in zip(rows, parts, strict=True):
-                matrix[count] = part / length**0.5
+                matrix[count] = part / length
             count += 1
     return [matrix[:count].clone() for matrix in rows]
 

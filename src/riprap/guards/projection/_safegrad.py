@@ -1,8 +1,7 @@
-"""SafeGrad: project the step away from changing the initial answers, and pull towards them."""
+"""SafeGrad: project the step away from changing the initial answers, and pull toward them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,15 +11,15 @@ from torch import Tensor, nn
 from riprap import evaluation
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior
-from riprap.errors import BehaviorError, ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
+from riprap.errors import BehaviorError
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import Vector, add, dot, norm, sum_vectors
 
 UNCHANGED_BELOW = 1e-6  # mean change of probability below which the answers count as unchanged
 
 
 @dataclass
-class SafeGrad(Guard):
+class SafeGrad(BehaviorGuard):
     """g ← g′ + ρ g_b, with g_b = ∇ KL(p_θ₀ ‖ p_θ) on the protected prompts.
 
     g′ = g − (⟨g, g_b⟩/‖g_b‖²) g_b if ⟨g, g_b⟩ < 0, tested once over all parameters; otherwise
@@ -36,13 +35,12 @@ class SafeGrad(Guard):
         refresh: steps between two computations of g_b; the paper's value is 1.
 
     Raises:
-        ConfigError: strength is negative, or refresh is less than 1.
+        ConfigError: strength is negative, or refresh is less than 1; in `start`, a behavior's
+            margin does not run the model on its probes.
     """
 
-    behaviors: Sequence[Behavior | str] | None = None
     strength: float = 1.0
     refresh: int | None = field(default=20, kw_only=True)
-    names: list[str] = field(default_factory=list, init=False, repr=False)
     references: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     gradient: Vector | None = field(default=None, init=False, repr=False)
     refreshed_at: int = field(default=0, init=False, repr=False)
@@ -57,22 +55,18 @@ class SafeGrad(Guard):
 
     def __post_init__(self) -> None:
         if not self.strength >= 0 or self.refresh is None or self.refresh < 1:
-            raise ConfigError(
-                f"guard safegrad: strength={self.strength}, refresh={self.refresh}; strength must "
-                "be at least 0 and refresh at least 1"
+            raise self._error(
+                f"strength={self.strength}, refresh={self.refresh}; strength must be at least 0 "
+                "and refresh at least 1"
             )
 
     def start(self, view: GuardView) -> None:
-        """Store the logits at θ₀, positions × vocabulary for each behavior.
-
-        Raises:
-            ConfigError: a behavior's margin does not run the model on its probes.
-        """
-        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
+        """Store the logits at θ₀, positions × vocabulary for each behavior."""
+        behaviors = self.select_behaviors(view)
         try:
-            self.references = {name: _reference_logits(view, name) for name in self.names}
+            self.references = {b.name: _reference_logits(view.model, b) for b in behaviors}
         except BehaviorError as error:
-            raise ConfigError(f"guard safegrad: {error}") from error
+            raise self._error(str(error)) from error
         self.gradient, self.kl = None, 0.0
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
@@ -124,13 +118,9 @@ class SafeGrad(Guard):
 
 
 def kl_with_gradient(reference: Tensor, logits: Tensor) -> tuple[float, float, Tensor]:
-    """Return KL(reference ‖ current), the total variation, and a scalar with that KL's gradient.
+    """Return KL(reference ‖ current) in nats, the total variation, and a scalar with its gradient.
 
-    Args:
-        reference, logits: at θ₀ and now, shape (n, vocabulary).
-
-    Returns:
-        (KL in nats, total variation, surrogate scalar), all as means over rows.
+    All are means over rows; `reference` and `logits`, at θ₀ and now, have shape (n, vocabulary).
     """
     was, now = torch.log_softmax(reference, -1), torch.log_softmax(logits.detach(), -1)
     # ∂KL/∂logits = p_now − p_then is exactly 0 if nothing moved. Differentiating the KL itself
@@ -141,9 +131,8 @@ def kl_with_gradient(reference: Tensor, logits: Tensor) -> tuple[float, float, T
     return float(kl), float(shift.abs().sum(-1).mean() / 2), surrogate
 
 
-def _reference_logits(view: GuardView, name: str) -> Tensor:
-    model = view.model
+def _reference_logits(model: nn.Module, behavior: Behavior) -> Tensor:
     with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):
         with raise_on_all_ranks(model):
-            logits = evaluation.answer_logits(view.behaviors[name], model)
+            logits = evaluation.answer_logits(behavior, model)
         return logits.detach().clone()

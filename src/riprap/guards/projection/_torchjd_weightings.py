@@ -33,9 +33,7 @@ class TorchJDWeighting(NormalizedSurgery):
     def weights(self, gramian: Tensor, step: int) -> Tensor:
         """Return the weights of the rows [g; p_1 … p_n], shape (n + 1,).
 
-        Args:
-            gramian: Gramian of the rows, shape (n + 1, n + 1), float64, with trace 1.
-            step: seed for random draws.
+        Their Gramian, float64, has trace 1; `step` is a seed for random draws.
         """
         raise NotImplementedError
 
@@ -81,7 +79,7 @@ class UPGrad(TorchJDWeighting):
 
     Source: Quinton and Rey, 2406.16232, eq. 5 with equal preferences; weights by TorchJD.
     Simplified: the protected gradients are computed at each refresh and are added only if g
-    conflicts with one of them. As a mean, the result is a shorter step towards the task than g.
+    conflicts with one of them. As a mean, the result is a shorter step toward the task than g.
     """
 
     name: ClassVar[str] = "upgrad"

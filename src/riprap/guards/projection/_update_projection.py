@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from riprap.errors import ConfigError
 from riprap.guards.projection._dual_qp import solve_dual
 from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSurgery
 
@@ -38,9 +37,7 @@ class UpdateProjection(GradientSurgery):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tolerance >= 0:
-            raise ConfigError(
-                f"guard update_projection: tolerance={self.tolerance}; it must be 0 or more"
-            )
+            raise self._error(f"tolerance={self.tolerance}; it must be 0 or more")
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Return the weights of the shortest correction with every product ≥ −tolerance."""

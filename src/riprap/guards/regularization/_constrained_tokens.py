@@ -25,7 +25,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
     """Penalty λ · mean over response tokens of −(2/β_t) log σ(β_t log(π_θ(y_t) / π_θ₀(y_t))).
 
     A token's gradient is w_t ∇(−log π_θ(y_t)) with w_t = 2σ(−β_t log(π_θ/π_θ₀)): 1 for an unchanged
-    token, up to 2 for one that has become less likely than at θ₀, and towards 0 for one that has
+    token, up to 2 for one that has become less likely than at θ₀, and toward 0 for one that has
     become more likely. A larger β_t makes the transition sharper. β_1 = 5β, β_2..5 = 20β, then β.
 
     Args:
@@ -60,10 +60,9 @@ class ConstrainedTokens(Penalty, BatchGuard):
         Penalty.__post_init__(self)
         BatchGuard.__post_init__(self)
         if not min(self.beta, self.first_factor, self.early_factor) > 0 or self.early_until < 1:
-            raise ConfigError(
-                f"guard {self.name}: beta={self.beta}, first_factor={self.first_factor}, "
-                f"early_factor={self.early_factor}, early_until={self.early_until}; all must be "
-                "above 0"
+            raise self._error(
+                f"beta={self.beta}, first_factor={self.first_factor}, early_factor="
+                f"{self.early_factor}, early_until={self.early_until}; all must be above 0"
             )
 
     def start(self, view: GuardView) -> None:
@@ -79,23 +78,17 @@ class ConstrainedTokens(Penalty, BatchGuard):
         """Compute the objective on the next batch and its gradient."""
         reference = self.references[self.cycler.position]
         batch = self.cycler.next_batch(view.model)
-        value, gradient = loss_and_gradient(
-            lambda model, batch: self.objective(*self._response_log_probs(model, batch), reference),
-            view.model,
-            batch,
-            view.parameters,
-        )
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            return self.objective(*self._response_log_probs(model, batch), reference)
+
+        value, gradient = loss_and_gradient(loss, view.model, batch, view.parameters)
         if gradient is None:
-            raise ConfigError(f"guard {self.name}: the responses depend on no trained parameter")
+            raise self._error("the responses depend on no trained parameter")
         return value, gradient
 
     def objective(self, log_probs: Tensor, order: Tensor, reference: Tensor) -> Tensor:
-        """Compute the mean over tokens, a scalar.
-
-        Args:
-            log_probs, reference: log π_θ(y_t) and log π_θ₀(y_t), shape (tokens,).
-            order: t, from 1, shape (tokens,).
-        """
+        """Compute the mean over tokens from log π_θ(y_t), t, and log π_θ₀(y_t), all (tokens,)."""
         beta = torch.full_like(log_probs, self.beta)
         beta = torch.where(order <= self.early_until, self.beta * self.early_factor, beta)
         beta = torch.where(order == 1, self.beta * self.first_factor, beta)
@@ -108,9 +101,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
         targets = labels[:, 1:]
         counted = targets != IGNORE_INDEX
         if not bool(counted.any()):
-            raise ConfigError(
-                f"guard {self.name}: a batch has no response token: its labels are all −100"
-            )
+            raise self._error("a batch has no response token: its labels are all −100")
         # Select rows before the softmax, to avoid a copy of all logits.
         logits = upcast(logits_of(output)[:, :-1][counted])
         log_probs = torch.log_softmax(logits, -1).gather(1, targets[counted][:, None])[:, 0]
@@ -118,11 +109,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
 
 
 def split_labels(batch: Any) -> tuple[Any, Tensor]:
-    """Return the model inputs and the labels of a batch.
-
-    Raises:
-        ConfigError: the batch has no labels.
-    """
+    """Return the model inputs and the labels of a batch; raise a ConfigError without labels."""
     if isinstance(batch, Mapping) and "labels" in batch:
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
     if isinstance(batch, (list, tuple)) and len(batch) == 2:

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from riprap.errors import ConfigError
 from riprap.evaluation import fisher_diagonal
-from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty
+from riprap.guards._base import BehaviorGuard, GuardView
+from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, sum_vectors
 
 
@@ -48,7 +47,7 @@ class EWC(Penalty, BehaviorGuard):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.of not in ("loss", "margin"):
-            raise ConfigError(f"guard {self.name}: of={self.of!r}; choose 'loss' or 'margin'")
+            raise self._error(f"of={self.of!r}; choose 'loss' or 'margin'")
 
     def start(self, view: GuardView) -> None:
         """Estimate F and store θ*."""
@@ -61,9 +60,9 @@ class EWC(Penalty, BehaviorGuard):
             fisher = fisher_diagonal(behavior, view.model, view.parameters, self.of)
             if fisher is None:
                 what = "losses" if self.of == "loss" else "margins"
-                raise ConfigError(
-                    f"guard {self.name}: behavior {behavior.name!r} has no {what} that reach a "
-                    "trained parameter; give Behavior(losses=...), or of='margin'"
+                raise self._error(
+                    f"behavior {behavior.name!r} has no {what} that reach a trained parameter; "
+                    "give Behavior(losses=...), or of='margin'"
                 )
             estimates.append(fisher)
         return sum_vectors(estimates)
@@ -103,9 +102,9 @@ class OnlineEWC(EWC):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.gamma <= 1 or (self.every is not None and self.every < 1):
-            raise ConfigError(
-                f"guard {self.name}: gamma={self.gamma}, every={self.every}; gamma must lie "
-                "between 0 and 1, and every must be a number of steps or None"
+            raise self._error(
+                f"gamma={self.gamma}, every={self.every}; gamma must lie between 0 and 1, and "
+                "every must be a number of steps or None"
             )
 
     def consolidate(self) -> None:

@@ -10,21 +10,17 @@ from torch import Tensor, nn
 
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
-from riprap.errors import BehaviorError, ConfigError
+from riprap.errors import BehaviorError
 from riprap.evaluation import find_layer, loss_and_gradient, preserve_training_state
-from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty
+from riprap.guards._base import BehaviorGuard, GuardView
+from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from riprap.linalg import Vector, upcast
 from riprap.signals.features import principal_directions
 
 
 class FeatureDictionary(Protocol):
-    """A dictionary of features of one layer, such as a sparse autoencoder.
-
-    Attributes:
-        W_dec: decoder directions, shape (m, d).
-    """
+    """A dictionary of features, such as a sparse autoencoder; W_dec: directions, shape (m, d)."""
 
     W_dec: Tensor
 
@@ -34,11 +30,7 @@ class FeatureDictionary(Protocol):
 
 @dataclass
 class DirectionDictionary:
-    """Orthonormal directions as a dictionary, if there is no sparse autoencoder.
-
-    Attributes:
-        W_dec: shape (m, d), one direction a row.
-    """
+    """Orthonormal directions as a dictionary, if there is no sparse autoencoder; W_dec: (m, d)."""
 
     W_dec: Tensor
 
@@ -98,20 +90,16 @@ class FeatureAnchor(Penalty, BehaviorGuard):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_features < 1 or (self.reselect_every is not None and self.reselect_every < 1):
-            raise ConfigError(
-                f"guard {self.name}: n_features={self.n_features}, "
-                f"reselect_every={self.reselect_every}; both must be at least 1 "
-                "(reselect_every may be None)"
+            raise self._error(
+                f"n_features={self.n_features}, reselect_every={self.reselect_every}; both must be "
+                "at least 1 (reselect_every may be None)"
             )
 
     def start(self, view: GuardView) -> None:
         """Store the activations at θ₀ and select K."""
         self.protected_behaviors = self.select_behaviors(view)
         self.layer_name = self._find_layer(view.model)
-        pairs = [
-            self._activations_with_gradients(behavior, view.model)
-            for behavior in self.protected_behaviors
-        ]
+        pairs = [self._activations_with_gradients(b, view.model) for b in self.protected_behaviors]
         self.reference_activations = dict(zip(self.names, (rows for rows, _ in pairs), strict=True))
         pooled = torch.cat(list(self.reference_activations.values()))
         drifted = None if self.drifted_model is None else self._drifted_activations(pooled)
@@ -121,9 +109,9 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         self.dictionary = self.sae or DirectionDictionary(principal_directions(spread, count).T)
         width = self.dictionary.W_dec.shape[1]
         if width != pooled.shape[1]:
-            raise ConfigError(
-                f"guard {self.name}: the SAE has width {width}, layer {self.layer_name} has width "
-                f"{pooled.shape[1]}; name the layer that the SAE was trained on"
+            raise self._error(
+                f"the SAE has width {width}, layer {self.layer_name} has width {pooled.shape[1]}; "
+                "name the layer that the SAE was trained on"
             )
         latents = self.dictionary.encode(pooled)
         slopes = torch.cat([self._latent_gradients(gradients) for _, gradients in pairs]).mean(0)
@@ -134,9 +122,9 @@ class FeatureAnchor(Penalty, BehaviorGuard):
             self._add_features((self.dictionary.encode(drifted) - latents).square().mean(0), slopes)
         if not bool(self.signs.any()):
             why = "affects the margins" if drifted is None else "moved in the drifted model"
-            raise ConfigError(
-                f"guard {self.name}: no latent of layer {self.layer_name} {why} at the last "
-                "position; name another layer"
+            raise self._error(
+                f"no latent of layer {self.layer_name} {why} at the last position; name another "
+                "layer"
             )
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
@@ -148,9 +136,8 @@ class FeatureAnchor(Penalty, BehaviorGuard):
             self._mean_penalty, view.model, self.protected_behaviors, view.parameters
         )
         if gradient is None:
-            raise ConfigError(
-                f"guard {self.name}: layer {self.layer_name} depends on no trained parameter; "
-                "name a later one"
+            raise self._error(
+                f"layer {self.layer_name} depends on no trained parameter; name a later one"
             )
         return value, gradient
 
@@ -158,15 +145,11 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         try:
             layer = find_layer(model, self.layer)
         except BehaviorError as error:
-            raise ConfigError(f"guard {self.name}: {error}") from error
+            raise self._error(str(error)) from error
         if has_sharded_parameters(model):
-            raise ConfigError(
-                f"guard {self.name}: a model sharded over ranks is not supported; use KL"
-            )
+            raise self._error("a model sharded over ranks is not supported; use KL")
         if layer is None:
-            raise ConfigError(
-                f"guard {self.name}: no stack of layers was found; name a layer with layer=..."
-            )
+            raise self._error("no stack of layers was found; name a layer with layer=...")
         return layer
 
     def _drifted_activations(self, pooled: Tensor) -> Tensor:
@@ -180,9 +163,9 @@ class FeatureAnchor(Penalty, BehaviorGuard):
             ]
         rows = torch.cat([last_positions(parts) for parts in outputs]).to(pooled)
         if rows.shape != pooled.shape:
-            raise ConfigError(
-                f"guard {self.name}: layer {layer} of the drifted model has outputs of shape "
-                f"{tuple(rows.shape)}, and {tuple(pooled.shape)} in this model; give the same model"
+            raise self._error(
+                f"layer {layer} of the drifted model has outputs of shape {tuple(rows.shape)}, and "
+                f"{tuple(pooled.shape)} in this model; give the same model"
             )
         return rows
 
@@ -192,17 +175,15 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         """Return activations and the margins' gradient in them, both of shape (rows, d)."""
         with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
             outputs = run_probes(self.name, behavior, model, self.layer_name)
-            activations = outputs.layer_outputs
+            margins, activations = outputs.margins, outputs.layer_outputs
             gradients: tuple[Tensor | None, ...] = (None,)
-            if outputs.margins.requires_grad and all(part.requires_grad for part in activations):
-                gradients = torch.autograd.grad(
-                    outputs.margins.sum(), activations, allow_unused=True
-                )
+            if margins.requires_grad and all(part.requires_grad for part in activations):
+                gradients = torch.autograd.grad(margins.sum(), activations, allow_unused=True)
         present = [part for part in gradients if part is not None]
         if len(present) < len(gradients):
-            raise ConfigError(
-                f"guard {self.name}: the margin of behavior {behavior.name!r} does not depend on "
-                f"layer {self.layer_name} through trained parameters; name another layer"
+            raise self._error(
+                f"the margin of behavior {behavior.name!r} does not depend on layer "
+                f"{self.layer_name} through trained parameters; name another layer"
             )
         return last_positions(activations).detach(), last_positions(present)
 
@@ -221,9 +202,7 @@ class FeatureAnchor(Penalty, BehaviorGuard):
             then = self.dictionary.encode(self.reference_activations[behavior.name].to(rows))
         # The sign is +1 in K− (a fall is harmful), −1 in K+, and 0 outside K.
         harm = (then - now) * self.signs.to(now)
-        if not self.both_sides:
-            harm = torch.relu(harm)
-        return harm.square().sum(1).mean()
+        return (harm if self.both_sides else torch.relu(harm)).square().sum(1).mean()
 
     def _reselect(self, view: GuardView) -> None:
         harms, slopes = [], []

@@ -13,8 +13,8 @@ from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior, device_of, logits_of
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state, to_device
-from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty
+from riprap.guards._base import BehaviorGuard, GuardView
+from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from riprap.guards.replay import BatchCycler, CyclingGuard
 from riprap.linalg import Vector, sum_vectors, upcast
@@ -85,7 +85,7 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
             terms.append(self._term(view, self._batch_log_probs, batch, reference, 1.0))
         gradients = [gradient for _, gradient in terms if gradient is not None]
         if not gradients:
-            raise ConfigError(f"guard {self.name}: the answers depend on no trained parameter")
+            raise self._error("the answers depend on no trained parameter")
         return sum(value for value, _ in terms), sum_vectors(gradients)
 
     def _term(
@@ -106,8 +106,7 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
 
     def _probe_log_probs(self, model: nn.Module, behavior: Behavior) -> Tensor:
         """Return log-probabilities after each probe, shape (rows, vocabulary)."""
-        logits = last_positions(run_probes(self.name, behavior, model).logits)
-        return torch.log_softmax(logits, -1)
+        return last_positions(run_probes(self.name, behavior, model).logits).log_softmax(-1)
 
     def _batch_log_probs(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return log-probabilities at the counted positions, shape (positions, vocabulary)."""
@@ -117,11 +116,7 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
 
 
 def counted_positions(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
-    """Return the mask of the counted positions, shape (n, T); padding is never counted.
-
-    Raises:
-        ConfigError: no position is counted.
-    """
+    """Return the mask of the counted positions, shape (n, T); raise a ConfigError if empty."""
     mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
     if batch.get("attention_mask") is not None:
         mask &= batch["attention_mask"].bool()

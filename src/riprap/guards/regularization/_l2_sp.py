@@ -1,4 +1,4 @@
-"""L2-SP: pull all weights towards their initial values."""
+"""L2-SP: pull all weights toward their initial values."""
 
 from __future__ import annotations
 

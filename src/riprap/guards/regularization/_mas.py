@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
-from riprap.errors import ConfigError
 from riprap.evaluation import gradient_of, preserve_training_state
-from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty
+from riprap.guards._base import BehaviorGuard, GuardView
+from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
 from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from riprap.linalg import Vector, clone, sum_vectors, upcast_vector
 
@@ -45,14 +44,12 @@ class MAS(Penalty, BehaviorGuard):
     def start(self, view: GuardView) -> None:
         """Estimate Ω and store θ₀."""
         if has_sharded_parameters(view.model):
-            raise ConfigError(
-                f"guard {self.name}: per-probe gradients are not available for a model sharded "
-                "over ranks; use L2SP or KL"
+            raise self._error(
+                "per-probe gradients are not available for a model sharded over ranks; use L2SP "
+                "or KL"
             )
-        sensitivities = [
-            self._sensitivity(behavior, view.model, view.parameters)
-            for behavior in self.select_behaviors(view)
-        ]
+        behaviors = self.select_behaviors(view)
+        sensitivities = [self._sensitivity(b, view.model, view.parameters) for b in behaviors]
         self.importance, self.anchor = sum_vectors(sensitivities), clone(view.parameters)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
@@ -71,9 +68,8 @@ class MAS(Penalty, BehaviorGuard):
                 if row.requires_grad:
                     gradient = gradient_of(row.square().sum(), parameters, True)
                 if gradient is None:
-                    raise ConfigError(
-                        f"guard {self.name}: the answers on behavior {behavior.name!r} depend on "
-                        "no trained parameter"
+                    raise self._error(
+                        f"the answers on behavior {behavior.name!r} depend on no trained parameter"
                     )
                 magnitudes = torch._foreach_abs(upcast_vector(gradient))
                 torch._foreach_add_(sensitivity, magnitudes, alpha=1 / len(rows))

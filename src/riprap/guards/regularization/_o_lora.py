@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from riprap._distributed import has_sharded_parameters
-from riprap.errors import ConfigError
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
 from riprap.linalg import Vector
@@ -49,16 +48,16 @@ class OLoRA(Penalty):
     def start(self, view: GuardView) -> None:
         """Match earlier A matrices with trained parameters."""
         if has_sharded_parameters(view.model):
-            raise ConfigError(f"guard {self.name}: a model sharded over ranks is not supported")
+            raise self._error("a model sharded over ranks is not supported")
         trained = {id(parameter): at for at, parameter in enumerate(view.parameters)}
         if self.earlier is None:
             matrices = _frozen_adapters(view.model, trained)
         else:
             matrices = self._match_earlier(view.model, trained, self.earlier)
         if not matrices:
-            raise ConfigError(
-                f"guard {self.name}: no earlier adapter was found beside a trained one; give a "
-                "LoRA model with earlier=..., or load an earlier adapter and freeze it"
+            raise self._error(
+                "no earlier adapter was found beside a trained one; give a LoRA model with "
+                "earlier=..., or load an earlier adapter and freeze it"
             )
         self.pairs = {at: torch.cat(list(parts)) for at, parts in matrices.items()}
 
@@ -74,10 +73,7 @@ class OLoRA(Penalty):
         return float(value), gradient
 
     def _match_earlier(
-        self,
-        model: nn.Module,
-        trained: Mapping[int, int],
-        earlier: Sequence[Mapping[str, Tensor]],
+        self, model: nn.Module, trained: Mapping[int, int], earlier: Sequence[Mapping[str, Tensor]]
     ) -> dict[int, list[Tensor]]:
         """Return the given A matrices by the index of the trained parameter."""
         by_name = {
@@ -92,15 +88,14 @@ class OLoRA(Penalty):
                     continue
                 at, parameter = by_name.get(without_adapter_name(name), (-1, None))
                 if parameter is None:
-                    raise ConfigError(
-                        f"guard {self.name}: earlier A {name!r} names no trained parameter; "
-                        f"trained are {', '.join(list(by_name)[:3])}, ..."
+                    raise self._error(
+                        f"earlier A {name!r} names no trained parameter; trained are "
+                        f"{', '.join(list(by_name)[:3])}, ..."
                     )
                 if matrix.dim() != 2 or matrix.shape[1:] != parameter.shape[1:]:
-                    raise ConfigError(
-                        f"guard {self.name}: earlier A {name!r} has shape {tuple(matrix.shape)}, "
-                        f"the trained one {tuple(parameter.shape)}; both need the same number of "
-                        "columns"
+                    raise self._error(
+                        f"earlier A {name!r} has shape {tuple(matrix.shape)}, the trained one "
+                        f"{tuple(parameter.shape)}; both need the same number of columns"
                     )
                 matrices.setdefault(at, []).append(matrix.detach().to(parameter))
         return matrices

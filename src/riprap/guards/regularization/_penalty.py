@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from riprap.behaviors import Behavior
-from riprap.errors import ConfigError
-from riprap.guards._base import Guard, GuardView, Proposal, behavior_names
+from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
 
 
@@ -36,14 +34,10 @@ class Penalty(Guard):
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
-            raise ConfigError(f"guard {self.name}: strength={self.strength}; it must be above 0")
+            raise self._error(f"strength={self.strength}; it must be above 0")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
-        """Compute R and ∇R at the current parameters, without the strength.
-
-        Returns:
-            (R, this rank's part of ∇R; None if there is nothing to add).
-        """
+        """Compute R and this rank's part of ∇R (None if 0), without the strength."""
         raise NotImplementedError
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
@@ -60,27 +54,6 @@ class Penalty(Guard):
         return Proposal(vector, f"penalty {self.strength * value:.3g}", before, after)
 
 
-@dataclass
-class BehaviorGuard(Guard):
-    """Base of guards that read the probes of behaviors themselves.
-
-    Args:
-        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
-    """
-
-    behaviors: Sequence[Behavior | str] | None = None
-    names: list[str] = field(default_factory=list, init=False, repr=False)
-
-    def select_behaviors(self, view: GuardView) -> list[Behavior]:
-        """Return the protected behaviors, and store their names.
-
-        Raises:
-            ConfigError: a behavior is not monitored.
-        """
-        self.names = behavior_names(self.name, self.behaviors, view.behaviors)
-        return [view.behaviors[name] for name in self.names]
-
-
 def quadratic_penalty(
     factor: float, importance: Sequence[Tensor], parameters: Sequence[Tensor], anchor: Vector
 ) -> tuple[float, Vector]:
@@ -90,8 +63,6 @@ def quadratic_penalty(
         importance: Ω, one tensor a parameter; for sharded parameters this rank's part.
     """
     shift = subtract(parameters, anchor)
-    weighted = torch._foreach_mul(
-        [to_local(part) for part in shift], [to_local(weight) for weight in importance]
-    )
+    weighted = torch._foreach_mul([*map(to_local, shift)], [*map(to_local, importance)])
     value = factor * float(dot(shift, as_sharded(weighted, shift)))
     return value, list(torch._foreach_mul(weighted, 2 * factor))

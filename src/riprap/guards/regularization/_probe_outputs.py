@@ -17,24 +17,16 @@ from riprap.linalg import upcast
 
 @dataclass
 class ProbeOutputs:
-    """Results of one pass over a behavior's probes.
+    """Results of one pass over a behavior's probes; lists have one tensor for each call."""
 
-    Attributes:
-        margins: shape (n_probes,).
-        logits: one tensor for each call of the model, shape (rows, T, vocabulary) or
-            (rows, vocabulary).
-        layer_outputs: one tensor for each call of the layer, shape (rows, T, d) or (rows, d).
-    """
-
-    margins: Tensor
-    logits: list[Tensor] = field(default_factory=list)
-    layer_outputs: list[Tensor] = field(default_factory=list)
+    margins: Tensor  # (n_probes,)
+    logits: list[Tensor] = field(default_factory=list)  # (rows, [T,] vocabulary)
+    layer_outputs: list[Tensor] = field(default_factory=list)  # (rows, [T,] d)
 
 
 def last_positions(parts: list[Tensor]) -> Tensor:
     """Return the last position of each row of all calls, shape (rows, d), in at least float32."""
-    ends = [part[:, -1] if part.dim() == 3 else part for part in parts]
-    return upcast(torch.cat(ends))
+    return upcast(torch.cat([part[:, -1] if part.dim() == 3 else part for part in parts]))
 
 
 def run_probes(guard: str, behavior: Behavior, model: nn.Module, layer: str = "") -> ProbeOutputs:
@@ -60,21 +52,17 @@ def run_probes(guard: str, behavior: Behavior, model: nn.Module, layer: str = ""
 
     handles = [model.register_forward_hook(record_logits)]
     if layer:
-        module = model.get_submodule(layer)
-        handles.append(module.register_forward_hook(record_layer_output))
+        handles.append(model.get_submodule(layer).register_forward_hook(record_layer_output))
     try:
         with raise_on_all_ranks(model):
             outputs.margins = compute_margins(behavior, model).values
     finally:
         for handle in handles:
             handle.remove()
-    for what, parts in {
-        "the model": outputs.logits,
-        f"layer {layer}": outputs.layer_outputs,
-    }.items():
-        if not parts and (what == "the model" or layer):
-            raise ConfigError(
-                f"guard {guard}: the margin of behavior {behavior.name!r} does not run {what}, "
-                "so its output cannot be read; leave the behavior out"
-            )
+    if not outputs.logits or (layer and not outputs.layer_outputs):
+        what = f"layer {layer}" if outputs.logits else "the model"
+        raise ConfigError(
+            f"guard {guard}: the margin of behavior {behavior.name!r} does not run {what}, so its "
+            "output cannot be read; leave the behavior out"
+        )
     return outputs

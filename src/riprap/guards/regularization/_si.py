@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from riprap.errors import ConfigError
-from riprap.guards._base import GuardView, Proposal
-from riprap.guards.regularization._penalty import BehaviorGuard, Penalty, quadratic_penalty
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal
+from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, subtract, upcast_vector
 
 
@@ -49,20 +48,13 @@ class SI(Penalty, BehaviorGuard):
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
     fidelity: ClassVar[str] = "variant"
-    state_attrs: ClassVar[tuple[str, ...]] = (
-        "path_integral",
-        "consolidated_importance",
-        "anchor",
-        "consolidation_due",
-    )
+    state_attrs = ("path_integral", "consolidated_importance", "anchor", "consolidation_due")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.of not in ("protected", "task") or not self.xi > 0:
-            raise ConfigError(
-                f"guard {self.name}: of={self.of!r}, xi={self.xi}; choose 'protected' or 'task', "
-                "and xi above 0"
-            )
+            values = f"of={self.of!r}, xi={self.xi}"
+            raise self._error(f"{values}; choose 'protected' or 'task', and xi above 0")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -76,9 +68,9 @@ class SI(Penalty, BehaviorGuard):
             available = view.protected_gradients.loss_gradients.names
             missing = [name for name in self.names if name not in available]
             if missing:
-                raise ConfigError(
-                    f"guard {self.name}: behavior {missing[0]!r} has no losses that reach a "
-                    "trained parameter; give Behavior(losses=...)"
+                raise self._error(
+                    f"behavior {missing[0]!r} has no losses that reach a trained parameter; give "
+                    "Behavior(losses=...)"
                 )
         if self.consolidation_due and len(self.path_integral) == len(view.parameters):
             self._consolidate_now(view)  # this guard also ran during the previous task
@@ -88,10 +80,7 @@ class SI(Penalty, BehaviorGuard):
         self.consolidated_importance = [torch.zeros_like(part) for part in self.path_integral]
 
     def consolidate(self) -> None:
-        """Request a consolidation of the current importance before the next step.
-
-        The next step may belong to another run with the same guard.
-        """
+        """Request a consolidation before the next step, of this run or of the guard's next run."""
         self.consolidation_due = True
 
     def _consolidate_now(self, view: GuardView) -> None:

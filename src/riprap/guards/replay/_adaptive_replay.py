@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory, threshold_margin
-from riprap.errors import ConfigError
 from riprap.guards._base import GuardView, Proposal, behavior_names
 from riprap.guards.replay._replay import Replay
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
@@ -41,6 +40,9 @@ class AdaptiveReplay(Replay):
             `SelfDistillationBuffer` needs examples of each of them.
         min_score: the score to preserve, if it is above a behavior's floor.
         fraction: the maximum share of a step, used when the whole threshold margin is lost.
+
+    Raises:
+        ConfigError: in `start`, a behavior is not monitored, or the buffer has no examples of it.
     """
 
     fraction: float = 0.5
@@ -58,19 +60,15 @@ class AdaptiveReplay(Replay):
     state_attrs: ClassVar[tuple[str, ...]] = ("awake", "wake_count")
 
     def start(self, view: GuardView) -> None:
-        """Start the replay source, and check that it covers the behaviors.
-
-        Raises:
-            ConfigError: a behavior is not monitored, or the buffer has no examples of it.
-        """
+        """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
             missing = [name for name in self.names if name not in self.examples.behaviors]
             if missing:
-                raise ConfigError(
-                    f"guard {self.name}: the replay buffer has no examples of behavior "
-                    f"{missing[0]!r}; add some, or choose others by behaviors=[...]"
+                raise self._error(
+                    f"the replay buffer has no examples of behavior {missing[0]!r}; add some, or "
+                    "choose others by behaviors=[...]"
                 )
 
     def replay_needs(self, view: GuardView) -> dict[str, float]:
@@ -119,4 +117,4 @@ def margin_spent(history: BehaviorHistory, min_score: float = 0.0) -> float:
     start, now = (threshold_margin(history.margins[i], floor) for i in (0, -1))
     if start <= 0:  # the initial score was already below `floor`
         return margin_spent(history) if min_score > history.floor else 0.0
-    return 1 - (now + min(history.predicted_since_last_probe(), 0.0)) / start
+    return 1 - (now + min(history.interference_since_last_probe(), 0.0)) / start

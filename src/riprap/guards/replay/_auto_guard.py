@@ -87,7 +87,6 @@ class AutoGuard(CompositeGuard):
                 del self.critical_since[name]
             elif self.rollback is not None and view.step - since >= CRITICAL_PATIENCE:
                 text = f"{name!r} has been critical for {view.step - since} steps"
-                alert = Alert(view.step, name, Level.CRITICAL, self.name, text)
-                self.rollback.on_alert(alert)
+                self.rollback.on_alert(Alert(view.step, name, Level.CRITICAL, self.name, text))
                 del self.critical_since[name]
         yield from self.parts

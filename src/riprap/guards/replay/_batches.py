@@ -21,7 +21,7 @@ class BatchCycler:
     Every rank must get the same batches: their gradients are not averaged over ranks.
 
     Args:
-        guard: name of the guard that reads them, for error messages.
+        guard: name of the guard, for error messages.
         batches: at least one batch, in any form that `loss` accepts.
         loss: loss(model, batch), a scalar; None: `own_loss`.
 
@@ -53,11 +53,7 @@ class BatchCycler:
         return to_device(batch, device_of(model))
 
     def gradient(self, model: nn.Module, parameters: Sequence[Tensor]) -> tuple[float, Vector]:
-        """Compute the loss on the next batch and its gradient, leaving training untouched.
-
-        Raises:
-            ConfigError: the loss depends on none of `parameters`.
-        """
+        """Compute the loss on the next batch and its gradient, leaving training untouched."""
         value, gradient = loss_and_gradient(self.loss, model, self.next_batch(model), parameters)
         if gradient is None:
             raise ConfigError(
@@ -66,11 +62,7 @@ class BatchCycler:
         return value, gradient
 
     def check(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        """Compute the gradient on the next batch without advancing, to fail before the first step.
-
-        Raises:
-            ConfigError: see `gradient`.
-        """
+        """Compute the gradient on the next batch without advancing: to fail before step 1."""
         position = self.position
         self.gradient(model, parameters)
         self.position = position
@@ -86,11 +78,7 @@ class BatchCycler:
 
 @dataclass
 class CyclingGuard(Guard):
-    """Base of guards whose state includes the position in their protected batches.
-
-    Attributes:
-        cycler: the batches; None for a guard without batches.
-    """
+    """Base of guards whose state includes the position in their protected batches, if any."""
 
     cycler: BatchCycler | None = field(default=None, init=False, repr=False)
 

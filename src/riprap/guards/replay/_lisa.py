@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from riprap.errors import ConfigError
 from riprap.evaluation import Loss
 from riprap.guards._base import GuardView, Proposal
 from riprap.guards.replay._batches import BatchCycler, BatchGuard
@@ -34,7 +33,8 @@ class Lisa(BatchGuard):
     evaluation mode, and share the optimizer's state with the task steps.
 
     Raises:
-        ConfigError: there is no batch, a phase has no step, or ρ is negative.
+        ConfigError: there is no batch, a phase has no step, or ρ is negative; in `start`, the
+            batches have no loss, or it depends on no trained parameter.
     """
 
     loss: Loss | None = None
@@ -54,18 +54,13 @@ class Lisa(BatchGuard):
     def __post_init__(self) -> None:
         self.cycler = BatchCycler(self.name, self.batches, self.loss)
         if min(self.task_steps, self.protected_steps) < 1 or self.rho < 0:
-            raise ConfigError(
-                f"guard {self.name}: task_steps={self.task_steps}, protected_steps="
-                f"{self.protected_steps}, rho={self.rho}; each phase needs a step, and rho must be "
-                "0 or more"
+            raise self._error(
+                f"task_steps={self.task_steps}, protected_steps={self.protected_steps}, "
+                f"rho={self.rho}; each phase needs a step, and rho must be 0 or more"
             )
 
     def start(self, view: GuardView) -> None:
-        """Check the protected loss, and store θ₀ as the start of the first phase.
-
-        Raises:
-            ConfigError: the protected batches have no loss, or it depends on no trained parameter.
-        """
+        """Check the protected loss, and store θ₀ as the start of the first phase."""
         self.cycler.check(view.model, view.parameters)
         self.anchor = clone(view.parameters)
 
@@ -82,9 +77,7 @@ class Lisa(BatchGuard):
                 return Proposal(detail="the protected gradient is not finite", before=before)
         shift = subtract(view.parameters, self.anchor)
         vector = as_sharded(add(gradient, shift, self.rho), view.parameters)
-        drift = float(norm(shift))
-        after = {"norm": float(norm(vector)), "drift": drift}
-        what = "protected step" if protecting else "task step"
-        if not protecting and (self.rho == 0 or drift == 0):
-            return Proposal(detail=f"{what}, nothing to add", before=before, after=after)
-        return Proposal(vector, what, before, after)
+        after = {"norm": float(norm(vector)), "drift": float(norm(shift))}
+        if not protecting and (self.rho == 0 or after["drift"] == 0):
+            return Proposal(detail="task step, nothing to add", before=before, after=after)
+        return Proposal(vector, "protected step" if protecting else "task step", before, after)

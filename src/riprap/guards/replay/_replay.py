@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from riprap.errors import ConfigError
 from riprap.evaluation import Loss
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.guards.replay._batches import BatchCycler
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
-from riprap.linalg import Vector, add, inner_products, norm
+from riprap.linalg import add, inner_products, norm
 
 
 @dataclass
@@ -31,7 +30,8 @@ class Replay(Guard):
         every: interval of the steps with replay; each costs a pass over old examples.
 
     Raises:
-        ConfigError: there are no batches, or `fraction` or `every` is out of range.
+        ConfigError: there are no batches, or `fraction` or `every` is out of range; in `start`, the
+            loss is missing or depends on no trained parameter.
     """
 
     batches: Sequence[Any] | SelfDistillationBuffer
@@ -48,9 +48,9 @@ class Replay(Guard):
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1 or self.every < 1:
-            raise ConfigError(
-                f"guard {self.name}: fraction={self.fraction}, every={self.every}; fraction must "
-                "lie between 0 and 1, and every must be at least 1"
+            raise self._error(
+                f"fraction={self.fraction}, every={self.every}; fraction must lie between 0 and 1, "
+                "and every must be at least 1"
             )
         if isinstance(self.batches, SelfDistillationBuffer):
             self.examples = self.batches
@@ -58,12 +58,7 @@ class Replay(Guard):
             self.examples = BatchCycler(self.name, self.batches, self.loss)
 
     def start(self, view: GuardView) -> None:
-        """Store the initial outputs of the buffer, or check the loss on the batches.
-
-        Raises:
-            ConfigError: the loss is missing or depends on no trained parameter; see also
-                `SelfDistillationBuffer.start`.
-        """
+        """Store the initial outputs of the buffer, or check the loss on the batches."""
         if isinstance(self.examples, SelfDistillationBuffer):
             self.examples.start(view)
         else:
@@ -76,7 +71,11 @@ class Replay(Guard):
         return self._mix(view, self.fraction, dict.fromkeys(view.behaviors, 1.0))
 
     def _mix(self, view: GuardView, fraction: float, shares: Mapping[str, float]) -> Proposal:
-        loss, replay = self._replay_gradient(view, shares)
+        if isinstance(self.examples, SelfDistillationBuffer):
+            known = {n: share for n, share in shares.items() if n in self.examples.behaviors}
+            loss, replay = self.examples.gradient(view.model, view.parameters, known)
+        else:
+            loss, replay = self.examples.gradient(view.model, view.parameters)
         if replay is None:
             return Proposal(detail="the loss on old examples depends on no trained parameter")
         product = float(inner_products(view.vector, [replay])[0])
@@ -93,14 +92,6 @@ class Replay(Guard):
         after = {"product": mixed + lift * square, "norm": float(norm(vector))}
         detail = f"replay share {fraction:.2g}" + (", projected" if lift else "")
         return Proposal(vector, detail, before, after)
-
-    def _replay_gradient(
-        self, view: GuardView, shares: Mapping[str, float]
-    ) -> tuple[float, Vector | None]:
-        if isinstance(self.examples, BatchCycler):
-            return self.examples.gradient(view.model, view.parameters)
-        known = {name: share for name, share in shares.items() if name in self.examples.behaviors}
-        return self.examples.gradient(view.model, view.parameters, known)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the guard's state and that of the old examples."""

@@ -34,7 +34,8 @@ class SelfDistillationBuffer:
         seed: seed of the order in which examples are drawn.
 
     Raises:
-        ConfigError: there are no behaviors, two have the same name, or `batch_size` is less than 1.
+        ConfigError: there are no behaviors, two have the same name, or `batch_size` is less than 1;
+            in `start`, a behavior is not monitored, or an example is one of its monitored probes.
     """
 
     def __init__(
@@ -56,11 +57,7 @@ class SelfDistillationBuffer:
         self.targets: dict[str, Tensor] = {}
 
     def start(self, view: GuardView) -> None:
-        """Store the current outputs of the model.
-
-        Raises:
-            ConfigError: a behavior is not monitored, or an example is one of its monitored probes.
-        """
+        """Store the current outputs of the model."""
         for name, behavior in self.behaviors.items():
             if name not in view.behaviors:
                 raise ConfigError(
@@ -88,13 +85,13 @@ class SelfDistillationBuffer:
     def gradient(
         self, model: nn.Module, parameters: Sequence[Tensor], shares: Mapping[str, float]
     ) -> tuple[float, Vector | None]:
-        """Compute the loss on the next examples and its gradient.
+        """Compute the loss on the next examples, drawn in proportion to `shares`, and its gradient.
 
-        Args:
-            shares: relative share of each behavior in the draw; a missing name means 0.
+        A share above 0 draws at least one example.
         """
-        counts = _rows_per_behavior(shares, self.batch_size)
-        rows = {name: self._next_rows(name, count) for name, count in counts.items()}
+        total = sum(shares.values())
+        exact = {name: self.batch_size * s / total for name, s in shares.items() if s > 0}
+        rows = {name: self._next_rows(name, max(round(n), 1)) for name, n in exact.items()}
         return loss_and_gradient(self._loss, model, rows, parameters)
 
     def _next_rows(self, name: str, count: int) -> list[int]:
@@ -128,8 +125,8 @@ class SelfDistillationBuffer:
         temperature = self.temperature
         current = (outputs / temperature).log_softmax(-1)
         initial = (targets / temperature).log_softmax(-1)
-        divergence = functional.kl_div(current, initial, log_target=True, reduction="sum")
-        return temperature**2 * divergence
+        loss = functional.kl_div(current, initial, log_target=True, reduction="sum")
+        return temperature**2 * loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions, the targets, and the state of the margins."""
@@ -145,13 +142,6 @@ class SelfDistillationBuffer:
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
         for name, margin_state in state["margins"].items():
             self.behaviors[name].margins.load_state_dict(margin_state)
-
-
-def _rows_per_behavior(shares: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Return the number of rows for each share, at least one for a share above 0."""
-    total = sum(shares.values())
-    exact = {name: rows * share / total for name, share in shares.items() if share > 0}
-    return {name: max(round(count), 1) for name, count in exact.items()}
 
 
 def _reads_logits(behavior: Behavior) -> bool:
@@ -179,14 +169,9 @@ def _outputs_of_all(parts: Mapping[str, Behavior], model: nn.Module) -> dict[str
 
 
 def check_disjoint(name: str, rows: Sequence[Sequence[int]], monitored: Behavior) -> None:
-    """Check that no training example is a monitored probe, which would contaminate the score.
+    """Raise a ConfigError if an example is a monitored probe, which would contaminate the score.
 
-    Args:
-        name: name of the buffer or examples, for the message.
-        rows: token ids of each example's prompt.
-
-    Raises:
-        ConfigError: some examples are probes of `monitored`.
+    `name` is that of the buffer, for the message; `rows` are the token ids of the prompts.
     """
     probes = set(map(tuple, monitored.token_rows() or []))
     shared = sum(tuple(row) in probes for row in rows)

@@ -48,11 +48,7 @@ class CheckpointRing:
         self._prune()
 
     def read(self, step: int) -> Checkpoint:
-        """Return the checkpoint of a step in `steps`.
-
-        Raises:
-            RecordError: the file cannot be read on some rank.
-        """
+        """Return the checkpoint of a step; raise a RecordError if a rank cannot read its file."""
         if self.folder is None:
             return self._in_memory[step]
         checkpoint, error_text = None, "another rank could not read it"
@@ -75,14 +71,9 @@ class CheckpointRing:
 
     def _file(self, step: int) -> Path:
         assert self.folder is not None
-        return self.folder / f"{self._prefix}{step}{self._suffix}"
-
-    _prefix = "rollback-"
-
-    @property
-    def _suffix(self) -> str:
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return f"-rank{dist.get_rank()}.safetensors" if several else ".safetensors"
+        own = f"-rank{dist.get_rank()}" if several else ""
+        return self.folder / f"rollback-{step}{own}.safetensors"
 
     def _prune(self) -> None:
         in_memory = self._in_memory
@@ -116,9 +107,7 @@ class CheckpointRing:
 
     def _present(self, steps: Iterable[int]) -> Iterable[int]:
         for step in steps:
-            present = step in self._in_memory
-            if self.folder is not None:
-                present = self._file(step).is_file()
+            present = step in self._in_memory if self.folder is None else self._file(step).is_file()
             if all_ranks(present, self._device):
                 yield step
             else:

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import norm, to_local
 
@@ -38,7 +37,7 @@ class Clip(Guard):
 
     def __post_init__(self) -> None:
         if not self.max_norm > 0:
-            raise ConfigError(f"guard {self.name}: max_norm={self.max_norm}; it must be above 0")
+            raise self._error(f"max_norm={self.max_norm}; it must be above 0")
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Shorten the gradient if it is too long."""

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, as_sharded, norm, subtract, to_local, upcast_vector
 
@@ -50,9 +49,9 @@ class EMA(Guard):
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or (self.every is not None and self.every < 1):
-            raise ConfigError(
-                f"guard {self.name}: decay={self.decay}, every={self.every}; decay must lie "
-                "between 0 and 1 (excluded), and every must be a number of steps or None"
+            raise self._error(
+                f"decay={self.decay}, every={self.every}; decay must lie between 0 and 1 "
+                "(excluded), and every must be a number of steps or None"
             )
 
     def start(self, view: GuardView) -> None:
@@ -68,25 +67,22 @@ class EMA(Guard):
         if self.every is None or view.step % self.every:
             return None
         update = subtract(self.average, upcast_vector(view.before))
-        size = float(norm(view.vector))
+        before = {"norm": float(norm(view.vector))}
         after = {"norm": float(norm(as_sharded(update, view.parameters)))}
-        return Proposal(update, "reset to the average", {"norm": size}, after)
+        return Proposal(update, "reset to the average", before, after)
 
     @torch.no_grad()
     def copy_to(self, parameters: Sequence[Tensor]) -> None:
-        """Write the average into the weights.
-
-        Args:
-            parameters: the trained parameters, in the optimizer's order.
+        """Write the average into the trained parameters, given in the optimizer's order.
 
         Raises:
             ConfigError: the shapes differ from those of the averaged parameters.
         """
         shapes = [part.shape for part in self.average]
         if [to_local(parameter).shape for parameter in parameters] != shapes:
-            raise ConfigError(
-                f"guard {self.name}: the parameters differ from the averaged ones; give the "
-                "trained ones in the optimizer's order, after the run has begun"
+            raise self._error(
+                "the parameters differ from the averaged ones; give the trained ones in the "
+                "optimizer's order, after the run has begun"
             )
         for parameter, part in zip(parameters, self.average, strict=True):
             to_local(parameter).copy_(part)

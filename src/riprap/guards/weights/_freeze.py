@@ -49,9 +49,9 @@ class Freeze(Guard):
 
     def __post_init__(self) -> None:
         if isinstance(self.modules, str) or self.layers < 0:
-            raise ConfigError(
-                f"guard {self.name}: modules={self.modules!r}, layers={self.layers}; modules must "
-                "be a list of names, and layers a count"
+            raise self._error(
+                f"modules={self.modules!r}, layers={self.layers}; modules must be a list of names, "
+                "and layers a count"
             )
         if not self.modules and not self.embeddings and not self.layers:
             raise ConfigError(
@@ -62,13 +62,14 @@ class Freeze(Guard):
         """Find the indices of the frozen parameters."""
         modules = self._find_modules(view.model)
         chosen = {id(p) for module in modules for p in module.parameters()}
-        indices = (at for at, p in enumerate(view.parameters) if id(p) in chosen)
-        self.frozen_indices = frozenset(indices)
-        if not self.frozen_indices or len(self.frozen_indices) == len(view.parameters):
+        self.frozen_indices = frozenset(
+            at for at, parameter in enumerate(view.parameters) if id(parameter) in chosen
+        )
+        if len(self.frozen_indices) in (0, len(view.parameters)):
             which = "none" if not self.frozen_indices else "all"
-            raise ConfigError(
-                f"guard {self.name}: {which} of the {len(view.parameters)} trained parameters are "
-                "in the chosen modules; freeze some of them, not all"
+            raise self._error(
+                f"{which} of the {len(view.parameters)} trained parameters are in the chosen "
+                "modules; freeze some of them, not all"
             )
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
@@ -95,18 +96,16 @@ class Freeze(Guard):
         try:
             names = [find_layer(model, name) for name in self.modules]
         except BehaviorError as error:
-            raise ConfigError(f"guard {self.name}: {error}") from error
+            raise self._error(str(error)) from error
         modules = [model.get_submodule(name) for name in names if name is not None]
         if self.embeddings:
             modules += [module for module in model.modules() if isinstance(module, nn.Embedding)]
         if self.layers:
             stacks = layer_stacks(model)
             if not stacks:
-                raise ConfigError(f"guard {self.name}: no stack of layers was found; use modules=")
+                raise self._error("no stack of layers was found; use modules=")
             largest = max(stacks, key=lambda name: stacks[name])
             if self.layers > stacks[largest]:
-                raise ConfigError(
-                    f"guard {self.name}: layers={self.layers}, but {largest} has {stacks[largest]}"
-                )
+                raise self._error(f"layers={self.layers}, but {largest} has {stacks[largest]}")
             modules += [model.get_submodule(f"{largest}.{at}") for at in range(self.layers)]
         return modules

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from riprap.behaviors import Behavior
 from riprap.detectors import score
-from riprap.errors import ConfigError, RecordError
-from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal, behavior_names
+from riprap.errors import RecordError
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal, RestoreProposal
 from riprap.guards.weights._checkpoint_ring import CheckpointRing
 from riprap.guards.weights._training_snapshot import Checkpoint, TrainingSnapshot
 from riprap.linalg import to_local
@@ -18,7 +16,7 @@ from riprap.types import Alert, Level
 
 
 @dataclass
-class Rollback(Guard):
+class Rollback(BehaviorGuard):
     """Restore the last healthy state after an alert, and continue with a lower learning rate.
 
     A checkpoint is taken after a probe evaluation that showed a healthy state: all protected scores
@@ -51,7 +49,6 @@ class Rollback(Guard):
             learning-rate scheduler is missing.
     """
 
-    behaviors: Sequence[Behavior | str] | None = None
     every: int = 50
     max_checkpoints: int = 2
     checkpoint_dir: str | Path | None = None
@@ -80,16 +77,14 @@ class Rollback(Guard):
 
     def __post_init__(self) -> None:
         if self.level not in list(Level):
-            raise ConfigError(f"guard rollback: level={self.level!r}; choose {', '.join(Level)}")
+            raise self._error(f"level={self.level!r}; choose {', '.join(Level)}")
         for name in ("every", "max_checkpoints"):
             if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"guard rollback: {name}={getattr(self, name)}; it must be 1 or more"
-                )
+                raise self._error(f"{name}={getattr(self, name)}; it must be 1 or more")
         if not 0 < self.lr_factor <= 1 or self.max_rollbacks < 0:
-            raise ConfigError(
-                f"guard rollback: lr_factor={self.lr_factor}, max_rollbacks={self.max_rollbacks}; "
-                "lr_factor must lie in (0, 1], and max_rollbacks must be 0 or more"
+            raise self._error(
+                f"lr_factor={self.lr_factor}, max_rollbacks={self.max_rollbacks}; lr_factor must "
+                "lie in (0, 1], and max_rollbacks must be 0 or more"
             )
         self._trainer_state: dict[str, Any] = {}
 
@@ -99,20 +94,21 @@ class Rollback(Guard):
 
     def start(self, view: GuardView) -> None:
         """Check the setup, and take the first checkpoint before the first step."""
-        names = behavior_names(self.name, self.behaviors, view.behaviors)
-        unhealthy = [name for name in names if not _was_healthy(view, name)]
-        self._names = [name for name in names if name not in unhealthy]
-        if not self._names or (unhealthy and self.behaviors is not None):
-            raise ConfigError(
-                f"guard rollback: behavior {unhealthy[0]!r} is under its floor before training, so "
-                "no state is healthy; lower its floor, or protect other behaviors"
+        histories = [view.histories[behavior.name] for behavior in self.select_behaviors(view)]
+        healthy = [bool(history.steps) and history.healthy_at_start for history in histories]
+        unhealthy = [name for name, well in zip(self.names, healthy, strict=True) if not well]
+        self.names = [name for name in self.names if name not in unhealthy]
+        if not self.names or (unhealthy and self.behaviors is not None):
+            raise self._error(
+                f"behavior {unhealthy[0]!r} is under its floor before training, so no state is "
+                "healthy; lower its floor, or protect other behaviors"
             )
         lr_scheduler = self.lr_scheduler or self._trainer_state.get("lr_scheduler")
         grad_scaler = self.grad_scaler or self._trainer_state.get("grad_scaler")
         if lr_scheduler is None and any("initial_lr" in g for g in view.optimizer.param_groups):
-            raise ConfigError(
-                "guard rollback: the optimizer has a learning-rate schedule, which would undo the "
-                "cut of the learning rate; give Rollback(lr_scheduler=...)"
+            raise self._error(
+                "the optimizer has a learning-rate schedule, which would undo the cut of the "
+                "learning rate; give Rollback(lr_scheduler=...)"
             )
         self._training = TrainingSnapshot(
             view.model, view.optimizer, lr_scheduler, grad_scaler, self.restore_rng
@@ -128,7 +124,7 @@ class Rollback(Guard):
     def on_alert(self, alert: Alert) -> None:
         """Store the alerted behavior for the hook that follows."""
         serious = alert.level.rank >= Level(self.level).rank
-        if serious and alert.behavior in self._names and alert.behavior not in self.alerted:
+        if serious and alert.behavior in self.names and alert.behavior not in self.alerted:
             self.alerted.append(alert.behavior)
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
@@ -145,14 +141,11 @@ class Rollback(Guard):
         return None
 
     def _all_healthy(self, view: GuardView) -> bool:
-        threshold = Level(self.level).rank
-        for name in self._names:
+        for name in self.names:
             history, level = view.histories[name], view.active_levels.get(name)
-            if history.step != view.step:  # not measured in this probe evaluation
-                return False
-            if not score(history.margins[-1]) >= history.floor:
-                return False
-            if level is not None and level.rank >= threshold:
+            measured = history.step == view.step  # in this probe evaluation
+            alerted = level is not None and level.rank >= Level(self.level).rank
+            if not measured or alerted or not score(history.margins[-1]) >= history.floor:
                 return False
         return True
 
@@ -203,8 +196,3 @@ class Rollback(Guard):
         """Restore the state that `state_dict` returned."""
         super().load_state_dict(state)
         self._ring.load_state_dict(state["ring"])
-
-
-def _was_healthy(view: GuardView, name: str) -> bool:
-    """Return True if a behavior was healthy before training."""
-    return bool(view.histories[name].steps) and view.histories[name].healthy_at_start

@@ -19,12 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from riprap.errors import ConfigError
 from riprap.linalg import to_local
 
-LR_KEYS = (
-    "lr",
-    "initial_lr",
-    "max_lr",
-    "min_lr",
-)  # schedulers add keys to a group
+LR_KEYS = ("lr", "initial_lr", "max_lr", "min_lr")  # schedulers add keys to a group
 
 Checkpoint = dict[str, Any]
 
@@ -33,11 +28,8 @@ Checkpoint = dict[str, Any]
 class TrainingSnapshot:
     """The training state that a checkpoint contains.
 
-    Attributes:
-        model: source of the batch norms' running statistics; the weights are the optimizer's.
-        optimizer: its parameters, options and state are captured.
-        lr_scheduler, grad_scaler: objects with `state_dict` and `load_state_dict`, or None.
-        with_rng: whether the random generators are captured too.
+    It has the optimizer's parameters, options and state, the running statistics of the model's
+    batch norms, the states of scheduler and scaler, and with `with_rng` the random generators.
     """
 
     model: nn.Module
@@ -77,11 +69,7 @@ class TrainingSnapshot:
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state that `capture` returned; the checkpoint stays valid.
-
-        Raises:
-            ConfigError: the optimizer has other parameters than at the capture.
-        """
+        """Restore the state that `capture` returned; the checkpoint stays valid."""
         parameters = self.parameters
         sizes = [to_local(parameter).numel() for parameter in parameters]
         if sizes != [part.numel() for part in checkpoint["parameters"]]:
@@ -99,10 +87,10 @@ class TrainingSnapshot:
                 _overwrite(group, key, value)
         for parameter, state in zip(parameters, checkpoint["optimizer_state"], strict=True):
             self._restore_optimizer_state(parameter, state)
-        if self.lr_scheduler is not None and checkpoint["lr_scheduler"] is not None:
-            self.lr_scheduler.load_state_dict(copy.deepcopy(checkpoint["lr_scheduler"]))
-        if self.grad_scaler is not None and checkpoint["grad_scaler"] is not None:
-            self.grad_scaler.load_state_dict(copy.deepcopy(checkpoint["grad_scaler"]))
+        for name in ("lr_scheduler", "grad_scaler"):
+            owner, state = getattr(self, name), checkpoint[name]
+            if owner is not None and state is not None:
+                owner.load_state_dict(copy.deepcopy(state))
         if checkpoint["rng"] is not None:
             set_rng_state(checkpoint["rng"], parameters[0].device)
 
@@ -134,9 +122,10 @@ class TrainingSnapshot:
     ) -> dict[str, float]:
         """Return the learning rate of each group, now or in a checkpoint, times `factor`."""
         groups = self.optimizer.param_groups if checkpoint is None else checkpoint["param_groups"]
-        names = [f"learning_rate_{i}" for i in range(len(groups))]
-        names = ["learning_rate"] if len(groups) == 1 else names
-        return {n: factor * float(group["lr"]) for n, group in zip(names, groups, strict=True)}
+        rates = [factor * float(group["lr"]) for group in groups]
+        if len(rates) == 1:
+            return {"learning_rate": rates[0]}
+        return {f"learning_rate_{i}": rate for i, rate in enumerate(rates)}
 
 
 def cpu_copy(value: Any) -> Any:
@@ -173,11 +162,10 @@ def _nested_schedulers(scheduler: Any) -> Iterator[Any]:
 def rng_state(device: torch.device) -> dict[str, Any]:
     """Return the state of the random generators of torch (CPU and `device`), numpy and Python."""
     name, keys, *rest = np.random.get_state()
-    has_own = device.type not in ("cpu", "meta")
-    module = torch.get_device_module(device) if has_own else None
+    own = device.type not in ("cpu", "meta")
     return {
         "torch": torch.get_rng_state(),
-        "device": None if module is None else module.get_rng_state(device),
+        "device": torch.get_device_module(device).get_rng_state(device) if own else None,
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "python": random.getstate(),
     }
