@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,26 +49,6 @@ def detach_outputs(output: Any) -> Any:
 
 
 @dataclass
-class AutocastState:
-    """State of autocast at a forward pass, to be restored for a second pass."""
-
-    device_type: str
-    enabled: bool
-    dtype: torch.dtype
-
-    @classmethod
-    def current(cls, model: nn.Module) -> AutocastState:
-        """Return the state for the model's device."""
-        kind = next(model.parameters()).device.type
-        return cls(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-
-    def restored(self) -> torch.autocast:
-        """Return a context with this state."""
-        # The cache of the first pass holds casts of weights without requires_grad.
-        return torch.autocast(self.device_type, self.dtype, self.enabled, cache_enabled=False)
-
-
-@dataclass
 class BatchPass:
     """One forward and backward pass over a batch.
 
@@ -84,7 +65,6 @@ class BatchPass:
     needs_proxy: bool
     row_ids: list[Any]
     accumulator: GradSampleAccumulator | None = None
-    autocast: AutocastState = field(init=False)
     weights: Tensor = field(init=False)
     _row_losses: RowLosses = field(init=False)
     _proxy: Tensor | None = None
@@ -99,7 +79,9 @@ class BatchPass:
 
     def __post_init__(self) -> None:
         self.n_rows = count_rows(self.call)
-        self.autocast = AutocastState.current(self.model)
+        kind = next(self.model.parameters()).device.type
+        dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        self._autocast, self._autocast_options = enabled, (kind, dtype, enabled)
         self._named = named_arguments(self.model, self.call)
 
     @torch.no_grad()
@@ -126,23 +108,19 @@ class BatchPass:
     def register_hooks(self, on_backward_start: Callable[[BatchPass], None]) -> None:
         """Hook every output from which the loop may compute its loss.
 
-        Args:
-            on_backward_start: called when the loop's backward pass begins.
+        `on_backward_start` is called when the loop's backward pass begins.
         """
         loss = output_field(self._output, "loss")
         if isinstance(loss, Tensor) and loss.requires_grad:
-            loss.register_hook(lambda grad: self._on_loss_grad(grad, on_backward_start))
+            loss.register_hook(partial(self._on_loss_grad, on_backward_start))
         logits = output_field(self._output, "logits")
         inputs = _loss_inputs(self._output, self.n_rows)
         for index, value in enumerate(inputs):
-            value.register_hook(
-                lambda grad, index=index, is_logits=value is logits: self._on_input_grad(
-                    index, grad, on_backward_start, is_logits
-                )
-            )
+            options = (index, on_backward_start, value is logits)
+            value.register_hook(partial(self._on_input_grad, *options))
         self._detached_inputs = [value.detach() for value in inputs]
 
-    def _on_loss_grad(self, grad: Tensor, on_start: Callable[[BatchPass], None]) -> None:
+    def _on_loss_grad(self, on_start: Callable[[BatchPass], None], grad: Tensor) -> None:
         if self._loss_grad is None:
             on_start(self)
             self._loss_grad = grad.detach()
@@ -150,7 +128,7 @@ class BatchPass:
             self._loss_grad = self._loss_grad + grad.detach()
 
     def _on_input_grad(
-        self, index: int, grad: Tensor, on_start: Callable[[BatchPass], None], is_logits: bool
+        self, index: int, on_start: Callable[[BatchPass], None], is_logits: bool, grad: Tensor
     ) -> None:
         if self._loss_grad is not None:  # the model's own loss has a gradient in its own logits
             self._other_loss_seen = True
@@ -186,7 +164,7 @@ class BatchPass:
         total = n_tokens.sum().clamp(min=1) if items is None else torch.as_tensor(items).sum()
         shares = n_tokens.to(values) / total.to(values)
         loss = self._loss.to(values)
-        tolerance = 1e-2 if self._half_precision() else 1e-4
+        tolerance = self._tolerance()
         is_mean = torch.isclose((shares * values).sum(), loss, rtol=tolerance, atol=tolerance)
         if loss.isfinite() and not (is_mean and self._no_other_loss(total)):
             raise ConfigError(NOT_A_WEIGHTED_MEAN)
@@ -202,13 +180,12 @@ class BatchPass:
             return True
         per_token = self._loss_grad.double() / total.double()
         expected = per_token * (target_probs.double() - self._row_losses.n_tokens)
-        difference = (grads.double() - expected).abs()
-        relative = 2e-2 if self._half_precision() else 1e-4
-        tolerance = relative * per_token.abs() * self._row_losses.n_tokens
-        return bool((difference <= tolerance).all())
+        tolerance = self._tolerance(2e-2) * per_token.abs() * self._row_losses.n_tokens
+        return bool(((grads.double() - expected).abs() <= tolerance).all())
 
-    def _half_precision(self) -> bool:
-        return self.autocast.enabled or any(t.dtype.itemsize < 4 for t in self._detached_inputs)
+    def _tolerance(self, in_half_precision: float = 1e-2) -> float:
+        half = self._autocast or any(t.dtype.itemsize < 4 for t in self._detached_inputs)
+        return in_half_precision if half else 1e-4
 
     def _weights_from_outputs(self) -> Tensor:
         """Compute the weights from the outputs' gradients: the loop's loss over each row's L_i."""
@@ -217,9 +194,7 @@ class BatchPass:
         with torch.enable_grad():
             values = row_losses(output, self._named, self.losses).values
             own_grads = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
-        dots: Tensor | float = 0.0
-        own_squares: Tensor | float = 0.0
-        loop_squares: Tensor | float = 0.0
+        dots = own_squares = loop_squares = torch.tensor(0.0)
         for index, own_grad in enumerate(own_grads):
             loop_grad = self._input_grads.get(index)
             own = None if own_grad is None else upcast(own_grad).flatten(1)
@@ -230,13 +205,9 @@ class BatchPass:
                 loop_squares = loop_squares + loop.square().sum(1)
             if own is not None and loop is not None:
                 dots = dots + (own * loop).sum(1)
-        dots, own_squares, loop_squares = (
-            torch.as_tensor(value) for value in (dots, own_squares, loop_squares)
-        )
         weights = torch.where(own_squares > 0, dots / own_squares, 0.0)
         residual = (loop_squares - dots * weights).clamp(min=0)
-        tolerance = 1e-2 if self._half_precision() else 1e-4
-        if bool((residual > tolerance * loop_squares).any()):
+        if bool((residual > self._tolerance() * loop_squares).any()):
             raise ConfigError(NOT_A_WEIGHTED_MEAN)
         return weights
 
@@ -267,14 +238,14 @@ class BatchPass:
     ) -> list[Tensor | None]:
         """Compute Σ weights_i ∇L_i over some rows, by a second pass over these rows only.
 
-        None for a parameter that gets no gradient. The pass uses `backward()`, because reentrant
-        checkpointing hides parameters from `autograd.grad`.
+        It uses `backward()`, because reentrant checkpointing hides parameters from `autograd.grad`.
         """
         call = select_rows(self.call, rows, self.n_rows)
         reads_labels = self.losses is not None or self._fused  # or it may read them
         args, named = call if reads_labels else without_labels(call)
         with torch.enable_grad():
-            with self.autocast.restored():
+            # The cache of the first pass holds casts of weights without requires_grad.
+            with torch.autocast(*self._autocast_options, cache_enabled=False):
                 output = self.model(*args, **named)
                 inputs = named_arguments(self.model, call)
                 values = row_losses(output, inputs, self.losses).values
@@ -296,11 +267,5 @@ def _to_numpy(values: Tensor) -> Any:
 
 def _loss_inputs(output: Any, n_rows: int) -> list[Tensor]:
     """Return the output's tensors with a row for each sample, from which a loss may be computed."""
-    return [
-        value
-        for value in tree_flatten(output)[0]
-        if isinstance(value, Tensor)
-        and value.requires_grad
-        and value.dim() > 0
-        and len(value) == n_rows
-    ]
+    tensors = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
+    return [t for t in tensors if t.requires_grad and t.dim() > 0 and len(t) == n_rows]

@@ -25,47 +25,35 @@ def forward_args(batch: Any) -> ForwardArgs:
 
 
 def count_rows(call: ForwardArgs) -> int:
-    """Count the rows of a batch: those of its first tensor.
-
-    Raises:
-        ConfigError: the batch has no tensor, or a row holds several packed samples.
-    """
+    """Count the rows of a batch: those of its first tensor; refuse packed batches."""
     named = call[1]
-    for key in PACKED_KEYS:
-        if named.get(key) is not None:
-            raise ConfigError(
-                f"the batch is packed ({key}): several samples share a row, and the selector "
-                "selects rows; turn packing and padding-free batches off"
-            )
-    _refuse_restarts(named)
+    signs = [key for key in PACKED_KEYS if named.get(key) is not None]
+    if _positions_restart(named):
+        signs.append("position_ids restart within a row")
+    if signs:
+        raise ConfigError(
+            f"the batch is packed ({signs[0]}): several samples share a row, and the selector "
+            "selects rows; turn packing and padding-free batches off"
+        )
     main = named.get("input_ids", named.get("inputs_embeds"))
-    tensors = [main, *tree_flatten(call)[0]] if main is not None else tree_flatten(call)[0]
-    for value in tensors:
+    for value in (main, *tree_flatten(call)[0]):
         if isinstance(value, Tensor) and value.dim() > 0:
             return len(value)
     raise ConfigError("the batch has no tensor with rows: give tensors of shape (rows, ...)")
 
 
-def _refuse_restarts(named: Mapping[str, Any]) -> None:
+def _positions_restart(named: Mapping[str, Any]) -> bool:
     positions, mask = named.get("position_ids"), named.get("attention_mask")
     if not isinstance(positions, Tensor) or positions.dim() != 2:
-        return
+        return False
     restarts = positions[:, 1:] < positions[:, :-1]
     if isinstance(mask, Tensor) and mask.shape == positions.shape:
         restarts = restarts & mask[:, 1:].bool() & mask[:, :-1].bool()
-    if bool(restarts.any()):
-        raise ConfigError(
-            "the batch is packed (position_ids restart within a row): several samples share a "
-            "row, and the selector selects rows; turn packing and padding-free batches off"
-        )
+    return bool(restarts.any())
 
 
 def pop_row_ids(named: dict[str, Any], column: str | None) -> list[Any] | None:
-    """Remove the column of row ids from a batch and return it; None without a column.
-
-    Raises:
-        ConfigError: the batch has no such column.
-    """
+    """Remove the column of row ids from a batch and return it; None without a column."""
     if column is None:
         return None
     if column not in named:
@@ -92,11 +80,7 @@ def select_rows(call: ForwardArgs, rows: Sequence[int], n_rows: int) -> ForwardA
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse models that do not run layer by layer in this process.
-
-    Raises:
-        ConfigError: the model is compiled, sharded by FSDP, or replicated by DataParallel.
-    """
+    """Refuse models that are compiled, sharded by FSDP, or replicated by DataParallel."""
     for name, module in model.named_modules():
         where = name or "the model"
         classes = {cls.__name__ for cls in type(module).__mro__}

@@ -15,18 +15,12 @@ from riprap.selection._scores import Array, Scores
 
 @dataclass
 class RankSamples:
-    """Samples of one rank, or of all ranks one after another.
-
-    Attributes:
-        weights: weight of each sample in the loss of its rank, shape (n,).
-        ids: row id of each sample.
-        param_indices: indices of the parameters that received gradients.
-    """
+    """Samples of one rank, or of all ranks one after another."""
 
     scores: Scores
-    weights: Array
+    weights: Array  # of each sample in the loss of its rank, shape (n,)
     ids: list[Any]
-    param_indices: list[int]
+    param_indices: list[int]  # of the parameters that received gradients
 
 
 def all_gather_samples(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -22,17 +23,11 @@ MAX_CHUNK_ELEMENTS = 2**25  # of per-sample gradients that are computed together
 
 @dataclass
 class OuterProductGrad:
-    """Gradient Σ_t g_it a_itᵀ of a linear layer.
+    """Gradient Σ_t g_it a_itᵀ of a linear layer."""
 
-    Attributes:
-        backprops: g, shape (batch, T, outputs).
-        activations: a, shape (batch, T, inputs).
-        transposed: the weight has shape (inputs, outputs).
-    """
-
-    backprops: Tensor
-    activations: Tensor
-    transposed: bool = False
+    backprops: Tensor  # g, shape (batch, T, outputs)
+    activations: Tensor  # a, shape (batch, T, inputs)
+    transposed: bool = False  # the weight has shape (inputs, outputs)
 
     @property
     def by_weight_dims(self) -> tuple[Tensor, Tensor]:
@@ -44,9 +39,8 @@ class OuterProductGrad:
     def materialize(self, out: Tensor | None = None) -> Tensor:
         """Compute the gradients, shape (batch, *weight), in `out` if it has their dtype."""
         first, second = self.by_weight_dims
-        if out is not None and out.dtype == first.dtype:
-            return torch.bmm(first.transpose(1, 2), second, out=out)
-        return torch.bmm(first.transpose(1, 2), second)
+        out = out if out is not None and out.dtype == first.dtype else None
+        return torch.bmm(first.transpose(1, 2), second, out=out)
 
     def dot(self, direction: Tensor) -> Tensor:
         """Compute dot products with a weight-shaped direction, shape (batch,)."""
@@ -67,16 +61,10 @@ class OuterProductGrad:
 
 @dataclass
 class EmbeddingGrad:
-    """Gradient Σ_t onehot(id_it) g_itᵀ of an embedding.
+    """Gradient Σ_t onehot(id_it) g_itᵀ of an embedding."""
 
-    Attributes:
-        backprops: g, shape (batch, T, width), zero for padding.
-        ids: shape (batch, T).
-        n_embeddings: rows of the embedding matrix.
-    """
-
-    backprops: Tensor
-    ids: Tensor
+    backprops: Tensor  # g, shape (batch, T, width), zero for padding
+    ids: Tensor  # shape (batch, T)
     n_embeddings: int
 
     def materialize(self) -> Tensor:
@@ -96,11 +84,7 @@ class EmbeddingGrad:
 
 @dataclass
 class DenseGrad:
-    """Gradients small enough to be stored: of biases and norms.
-
-    Attributes:
-        values: shape (batch, *parameter).
-    """
+    """Gradients small enough to be stored, of biases and norms: shape (batch, *parameter)."""
 
     values: Tensor
 
@@ -123,9 +107,8 @@ GradFactor = OuterProductGrad | EmbeddingGrad | DenseGrad
 def squared_norm(factors: Sequence[GradFactor]) -> Tensor:
     """Compute squared norms of the sum of a parameter's factors, shape (batch,)."""
     total = torch.stack([factor.squared_norm() for factor in factors]).sum(0)
-    for index, factor in enumerate(factors):
-        for other in factors[index + 1 :]:
-            total = total + 2 * inner_product(factor, other)
+    for factor, other in combinations(factors, 2):
+        total = total + 2 * inner_product(factor, other)
     return total
 
 

@@ -22,13 +22,7 @@ from torch import Tensor, nn
 from riprap.errors import ConfigError
 from riprap.linalg import Vector, upcast
 from riprap.selection._grad_factors import GradFactor, OuterProductGrad, squared_norm
-from riprap.selection._grad_samplers import (
-    EMBEDDING,
-    LINEAR,
-    GradSampler,
-    first_input,
-    supported_layers,
-)
+from riprap.selection._grad_samplers import GradSampler, first_input, supported_layers
 
 
 class _SaveForBackward(torch.autograd.Function):
@@ -76,12 +70,9 @@ class GradSampleAccumulator:
         grad_samples: per-sample gradients, shape (rows, *parameter), if `dense`.
         squared_norms: squared norms so far, shape (rows,).
         dot_products: dot products so far, shape (directions, rows).
-        deferred: factors of parameters with several uses, until `finish` adds the cross terms.
-        n_uses: number of uses of each parameter in the forward pass.
         in_forward: the forward pass is running. A layer that checkpointing runs again in the
             backward pass is not another use of its weight.
         buffer_pool: buffers of earlier passes, by parameter.
-        pooled: parameters whose gradients lie in a buffer of the pool.
     """
 
     rows: int
@@ -91,11 +82,11 @@ class GradSampleAccumulator:
     grad_samples: dict[int, Tensor] = field(default_factory=dict)
     squared_norms: Tensor | float = 0.0
     dot_products: Tensor | float = 0.0
-    deferred: dict[int, list[GradFactor]] = field(default_factory=dict)
-    n_uses: dict[int, int] = field(default_factory=dict)
+    deferred: dict[int, list[GradFactor]] = field(default_factory=dict)  # of several uses
+    n_uses: dict[int, int] = field(default_factory=dict)  # in the forward pass
     in_forward: bool = True
     buffer_pool: dict[int, list[Tensor]] = field(default_factory=dict)
-    pooled: set[int] = field(default_factory=set)
+    pooled: set[int] = field(default_factory=set)  # parameters with a buffer of the pool
 
     def add(self, param_index: int, factor: GradFactor) -> None:
         """Add one factor of a parameter's per-sample gradients."""
@@ -228,7 +219,8 @@ class PerSampleGradHooks:
             hidden_by_call.append(live)
             set_requires_grad(live, False)
             x = first_input((args, named))
-            if sampler in (EMBEDDING, LINEAR) and len(x) == 1 < accumulator.rows:
+            shareable = isinstance(layer, nn.Embedding | nn.Linear)
+            if shareable and len(x) == 1 < accumulator.rows:
                 expanded = x.expand(accumulator.rows, *x.shape[1:])  # shared, as positions are
                 if args:
                     return (expanded, *args[1:]), named
@@ -243,61 +235,49 @@ class PerSampleGradHooks:
             set_requires_grad(live, True)
             if output is None or accumulator is None:  # the layer failed
                 return None
-            return self._hook_output(module, sampler, live, accumulator, (args, named), output)
+            leaf = _dummy_leaf(output)
+            with torch.no_grad():
+                saved = sampler.save(module, (args, named), output)
+            if not output.requires_grad:
+                output = make_graph_root(output)
+            node = _SaveForBackward.apply(leaf, saved).grad_fn
+            if accumulator.in_forward:
+                for index in live.values():
+                    accumulator.n_uses[index] = accumulator.n_uses.get(index, 0) + 1
+            output.register_hook(partial(on_backward, live, accumulator, [node]))
+            return output
+
+        def on_backward(
+            live: Mapping[str, int],
+            accumulator: GradSampleAccumulator,
+            node: list[Any],
+            grad: Tensor,
+        ) -> None:
+            with torch.no_grad():
+                saved = self._saved_input(layer, accumulator.rows, node, grad)
+                factors = sampler.factors(layer, saved, grad)
+                for name, index in live.items():
+                    accumulator.add(index, factors[name])
 
         self._handles += [
             layer.register_forward_pre_hook(before_forward, with_kwargs=True),
             layer.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
         ]
 
-    def _hook_output(
-        self,
-        layer: nn.Module,
-        sampler: GradSampler,
-        params: Mapping[str, int],
-        accumulator: GradSampleAccumulator,
-        inputs: Any,
-        output: Tensor,
-    ) -> Tensor:
-        leaf = _dummy_leaf(output)
-        with torch.no_grad():
-            saved = sampler.save(layer, inputs, output)
-        if not output.requires_grad:
-            output = make_graph_root(output)
-        node = _SaveForBackward.apply(leaf, saved).grad_fn
-        if accumulator.in_forward:
-            for index in params.values():
-                accumulator.n_uses[index] = accumulator.n_uses.get(index, 0) + 1
-        hook = partial(self._on_layer_backward, layer, sampler, params, accumulator, [node])
-        output.register_hook(hook)
-        return output
-
-    def _on_layer_backward(
-        self,
-        layer: nn.Module,
-        sampler: GradSampler,
-        params: Mapping[str, int],
-        accumulator: GradSampleAccumulator,
-        node: list[Any],
-        grad: Tensor,
-    ) -> None:
+    def _saved_input(self, layer: nn.Module, rows: int, node: list[Any], grad: Tensor) -> Tensor:
         name = self._layer_names[layer]
         if not node:
             raise ConfigError(
                 f"backward ran twice through {name}: run backward once on each graph, without "
                 "retain_graph"
             )
-        if len(grad) != accumulator.rows:
+        if len(grad) != rows:
             raise ConfigError(
-                f"{name} was given {len(grad)} rows of a batch of {accumulator.rows}, so its rows "
-                "cannot be assigned to samples (a mixture of experts routes tokens): freeze its "
-                "parameters"
+                f"{name} was given {len(grad)} rows of a batch of {rows}, so its rows cannot be "
+                "assigned to samples (a mixture of experts routes tokens): freeze its parameters"
             )
-        with torch.no_grad():
-            (saved,) = node.pop().saved_tensors
-            factors = sampler.factors(layer, saved, grad)
-            for own_name, index in params.items():
-                accumulator.add(index, factors[own_name])
+        saved: Tensor = node.pop().saved_tensors[0]
+        return saved
 
     def _on_unhooked_grad(self, name: str, parameter: Tensor) -> None:
         if self.disabled:

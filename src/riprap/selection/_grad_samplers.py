@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +21,11 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class GradSampler:
-    """Two functions that give the per-sample gradients of one kind of layer.
+    """Two functions that give the per-sample gradients of one kind of layer."""
 
-    Attributes:
-        save: (module, its arguments, its output) -> the tensor to save for the backward pass.
-        factors: (module, saved tensor, gradient in the output) -> gradient factors, by the
-            parameter's name in the module.
-    """
-
+    # (module, its arguments, its output) -> the tensor to save for the backward pass
     save: Callable[[nn.Module, Inputs, Tensor], Tensor]
+    # (module, saved tensor, gradient in the output) -> factors by the parameter's name
     factors: Callable[[Any, Tensor, Tensor], dict[str, GradFactor]]
 
 
@@ -45,25 +42,18 @@ def _save_input(_module: nn.Module, inputs: Inputs, _output: Tensor) -> Tensor:
 
 def _flatten_positions(tensor: Tensor, n_last: int = 1) -> Tensor:
     """Reshape to (batch, T, …), with the last `n_last` dimensions unchanged."""
-    tail = tensor.shape[tensor.dim() - n_last :]
-    return tensor.reshape(tensor.shape[0], -1, *tail)
+    return tensor.reshape(len(tensor), -1, *tensor.shape[tensor.dim() - n_last :])
 
 
 def _linear(
     module: Any, saved: Tensor, grad: Tensor, transposed: bool = False
 ) -> dict[str, GradFactor]:
     backprops = _flatten_positions(grad)
-    activations = _flatten_positions(saved).to(backprops.dtype)
-    factors: dict[str, GradFactor] = {
-        "weight": OuterProductGrad(backprops, activations, transposed)
-    }
+    inputs = _flatten_positions(saved).to(backprops.dtype)
+    factors: dict[str, GradFactor] = {"weight": OuterProductGrad(backprops, inputs, transposed)}
     if module.bias is not None:
         factors["bias"] = DenseGrad(backprops.sum(1))
     return factors
-
-
-def _conv1d(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
-    return _linear(module, saved, grad, transposed=True)
 
 
 def _embedding(module: nn.Embedding, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
@@ -133,7 +123,8 @@ def _dora(module: Any, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
     return {"weight": DenseGrad(_flatten_positions(grad * saved).sum(1) / module.weight.detach())}
 
 
-LINEAR, CONV1D = GradSampler(_save_input, _linear), GradSampler(_save_input, _conv1d)
+LINEAR = GradSampler(_save_input, _linear)
+CONV1D = GradSampler(_save_input, partial(_linear, transposed=True))
 EMBEDDING, LAYER_NORM = GradSampler(_save_input, _embedding), GradSampler(_save_input, _layer_norm)
 AFFINE_NORM = GradSampler(_save_input, _affine_norm)
 LINEAR_NORM = GradSampler(_save_input, _linear_norm)
@@ -165,12 +156,7 @@ def sampler_for(module: nn.Module) -> GradSampler | None:
 def supported_layers(
     model: nn.Module, parameters: Mapping[str, Tensor]
 ) -> dict[nn.Module, GradSampler]:
-    """Return the modules that hold `parameters`, with their samplers.
-
-    Raises:
-        ConfigError: a parameter lies in an unsupported module, or a module mixes the rows of a
-            batch.
-    """
+    """Return the modules that hold `parameters`, with their samplers; refuse unsupported ones."""
     wanted = {id(parameter) for parameter in parameters.values()}
     layers: dict[nn.Module, GradSampler] = {}
     for name, module in model.named_modules():
@@ -179,11 +165,7 @@ def supported_layers(
                 f"{name or 'the model'} is a {type(module).__name__}, which mixes the rows of a "
                 "batch, so no row has a gradient of its own: use LayerNorm or GroupNorm"
             )
-        own = [
-            part
-            for part, parameter in module.named_parameters(recurse=False, remove_duplicate=False)
-            if id(parameter) in wanted
-        ]
+        own = [part for part, parameter in module._parameters.items() if id(parameter) in wanted]
         if not own:
             continue
         sampler = sampler_for(module)

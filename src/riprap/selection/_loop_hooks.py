@@ -20,15 +20,11 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
 from riprap.selection._batch_pass import BatchPass, detach_outputs
-from riprap.selection._batches import ForwardArgs, pop_row_ids, refuse_wrapped
+from riprap.selection._batches import pop_row_ids, refuse_wrapped
 from riprap.selection._ddp import RankSamples, all_gather_samples, all_reduce_mean
 from riprap.selection._grad_hooks import PerSampleGradHooks
 from riprap.selection._pairwise import pairwise_products
-from riprap.selection._protected_directions import (
-    ProtectedDirections,
-    apply_preconditioner,
-    learning_rate,
-)
+from riprap.selection._protected_directions import ProtectedDirections, apply_preconditioner
 from riprap.selection._row_losses import RowLossFn
 from riprap.selection._scores import Array, Scores
 from riprap.selection.strategies import Strategy
@@ -51,11 +47,7 @@ class RowSelector(Protocol):
 
 
 def unwrap_optimizer(optimizer: Any) -> Optimizer:
-    """Return the torch optimizer inside wrappers such as Accelerate's.
-
-    Raises:
-        ConfigError: there is no torch optimizer, or DeepSpeed's engine steps the parameters.
-    """
+    """Return the torch optimizer inside wrappers such as Accelerate's; refuse DeepSpeed's."""
     inner = optimizer
     while inner is not None:
         if any(cls.__module__.startswith("deepspeed.runtime") for cls in type(inner).__mro__):
@@ -104,24 +96,21 @@ class LoopAttachment:
         self._n_backward, self._grad_written, self._disabled = 0, False, False
         self._ddp: DistributedDataParallel | None = None
         self._direction_names: list[str] = []
-        register_before = self.model.register_forward_pre_hook
-        register_after = self.model.register_forward_hook
+        before, after = self.model.register_forward_pre_hook, self.model.register_forward_hook
         self._handles = [
-            register_before(self._before_forward, with_kwargs=True, prepend=True),
-            register_after(self._after_forward, with_kwargs=True, always_call=True),
+            before(self._before_forward, with_kwargs=True, prepend=True),
+            after(self._after_forward, with_kwargs=True, always_call=True),
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
         ]
 
     def _make_directions(self, needs_gradients: bool) -> ProtectedDirections | None:
-        behaviors, directions = self.selector.behaviors, self.selector.directions
-        if not behaviors and not directions:
+        protected = (self.selector.behaviors, self.selector.directions)
+        if not any(protected):
             return None
         parameters = self.grad_hooks.parameters
         try:
-            return ProtectedDirections(
-                behaviors, directions, self.model, parameters, needs_gradients
-            )
+            return ProtectedDirections(*protected, self.model, parameters, needs_gradients)
         except Exception:
             self.grad_hooks.remove()
             raise
@@ -153,25 +142,20 @@ class LoopAttachment:
         self._disable_ddp_sync()
         named = dict(named)
         ids = pop_row_ids(named, self.selector.row_id)
-        call: ForwardArgs = (args, named)
-        batch_pass = BatchPass(self.model, call, self._losses, self._needs_proxy, [])
+        batch_pass = BatchPass(self.model, (args, named), self._losses, self._needs_proxy, [])
         n_rows = batch_pass.n_rows
         batch_pass.row_ids = list(range(n_rows)) if ids is None else ids
         if self._needs_backward:
             directions = self._directions
             vectors = {} if directions is None else directions.preconditioned(self.optimizer)
             self._direction_names = list(vectors)
-            batch_pass.accumulator = self.grad_hooks.start_pass(
-                n_rows, self._fits_in_memory(n_rows), list(vectors.values())
-            )
+            size = sum(p.numel() * p.element_size() for p in self.grad_hooks.parameters)
+            dense = self._needs_gram or size * n_rows * self.accumulate <= MAX_DENSE_BYTES
+            batch_pass.accumulator = self.grad_hooks.start_pass(n_rows, dense, [*vectors.values()])
         self._pass = batch_pass
         if batch_pass.accumulator is None:
             torch.set_grad_enabled(False)  # until `_after_forward`
         return args, named
-
-    def _fits_in_memory(self, n_rows: int) -> bool:
-        size = sum(p.numel() * p.element_size() for p in self.grad_hooks.parameters)
-        return self._needs_gram or size * n_rows * self.accumulate <= MAX_DENSE_BYTES
 
     def _after_forward(self, _model: nn.Module, _args: Any, _named: Any, output: Any) -> Any:
         batch_pass, self._pass = self._pass, None
@@ -227,8 +211,7 @@ class LoopAttachment:
         selected = self.selector.choose_and_record(samples.scores, samples.ids)
         all_selected = len(selected) == len(samples.ids)
         factor = 1.0 if all_selected else weights.sum() / weights[selected].sum()
-        own = sorted(set(selected.tolist()) & set(own_range))
-        rows = [index - own_range.start for index in own]
+        rows = [i - own_range.start for i in sorted(set(selected.tolist()) & set(own_range))]
         self._write_grad(passes, rows, float(factor), samples.param_indices)
         for batch_pass in passes:
             if batch_pass.accumulator is not None:
@@ -238,7 +221,7 @@ class LoopAttachment:
         names = self._direction_names
         behaviors = [b.name for b in self.selector.behaviors if b.name in names]
         scores = Scores.concatenate([one.scores(names, behaviors) for one in passes])
-        scores.lr = learning_rate(self.optimizer)
+        scores.lr = float(self.optimizer.param_groups[0]["lr"])
         scores.margin_spent = None if self._directions is None else self._directions.margin_spent
         if self._needs_gram:
             self._add_pairwise_products(passes, scores)
@@ -259,18 +242,15 @@ class LoopAttachment:
         ones = [torch.ones_like(parameter) for parameter in parameters]
         scales = apply_preconditioner(ones, parameters, self.optimizer)
         products = pairwise_products(passes, parameters, scales)
-        scores.gram, scores.update_gram = products.gradients, products.updates
-        scores.directional["batch"] = products.batch
+        scores.gram, scores.update_gram, scores.directional["batch"] = products
 
     def _write_grad(
         self, passes: list[BatchPass], rows: list[int], factor: float, reached: list[int]
     ) -> None:
-        """Write the selected rows' gradient to `.grad`.
+        """Write the gradient of this rank's selected rows, over all passes, to `.grad`.
 
-        Args:
-            rows: this rank's selected rows, over all passes.
-            reached: indices of the parameters that received gradients on any rank; empty if the
-                selected rows run a second time.
+        `reached` are the indices of the parameters that received gradients on any rank; it is
+        empty if the selected rows run a second time.
         """
         parameters = self.grad_hooks.parameters
         total: list[Tensor | None] = [None] * len(parameters)
@@ -284,10 +264,8 @@ class LoopAttachment:
                 if part is not None:
                     total[index] = part if so_far is None else so_far.add_(part)
         if self._ddp is not None:
-            reduced = [
-                torch.zeros_like(p) if g is None else g
-                for p, g in zip(parameters, total, strict=True)
-            ]
+            pairs = zip(parameters, total, strict=True)
+            reduced = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
             all_reduce_mean(reduced, self._ddp)
             total = [*reduced]
         for index, (parameter, grad) in enumerate(zip(parameters, total, strict=True)):
@@ -309,12 +287,12 @@ class LoopAttachment:
                 self._disabled = self.grad_hooks.disabled = False
         gradients: list[Tensor | None] = []
         for index, parameter in enumerate(parameters):
-            grad_samples = batch_pass.accumulator.grad_samples.get(index)
-            if grad_samples is None:
-                gradients.append(None)
-                continue
-            selected = grad_samples if len(rows) == batch_pass.n_rows else grad_samples[rows]
-            gradients.append(selected.sum(0).mul_(factor).to(parameter.dtype))
+            samples = batch_pass.accumulator.grad_samples.get(index)
+            if samples is not None and len(rows) < batch_pass.n_rows:
+                samples = samples[rows]
+            gradients.append(
+                None if samples is None else samples.sum(0).mul_(factor).to(parameter.dtype)
+            )
         return gradients
 
     # The step

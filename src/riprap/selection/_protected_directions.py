@@ -45,11 +45,7 @@ class ProtectedDirections:
         self.refresh()
 
     def refresh(self) -> None:
-        """Evaluate the probes, and recompute the protected gradients.
-
-        Raises:
-            ConfigError: a behavior's margin depends on no trainable parameter.
-        """
+        """Evaluate the probes, and recompute the protected gradients."""
         spent = []
         for behavior in self.behaviors:
             parameters = self._parameters if self._needs_gradients else None
@@ -83,8 +79,7 @@ class ProtectedDirections:
 
 
 def _check_and_normalize(name: str, vector: Vector, parameters: list[Tensor]) -> Vector:
-    shapes, expected = [p.shape for p in vector], [p.shape for p in parameters]
-    if shapes != expected:
+    if [part.shape for part in vector] != [parameter.shape for parameter in parameters]:
         raise ConfigError(
             f"direction {name!r} is not of the shapes of the trainable parameters, in the order "
             "of model.parameters()"
@@ -93,11 +88,6 @@ def _check_and_normalize(name: str, vector: Vector, parameters: list[Tensor]) ->
         return vector
     length = norm(vector)
     return [part / length for part in vector]
-
-
-def learning_rate(optimizer: Optimizer) -> float:
-    """Return the learning rate of the first parameter group."""
-    return float(optimizer.param_groups[0]["lr"])
 
 
 def apply_preconditioner(

@@ -33,17 +33,13 @@ def error_norms(
             "proxy reads logits, and labels given to the model along with its inputs; if the "
             "trainer hides either (TRL's fused head), use moderate"
         )
-    targets = (
-        labels[:, None]
-        if labels.dim() == 1
-        else next_token_targets(labels, inputs.get("shift_labels"))
-    )
+    if labels.dim() == 1:
+        targets = labels[:, None]
+    else:
+        targets = next_token_targets(labels, inputs.get("shift_labels"))
     logits = logits[:, None] if logits.dim() == 2 else logits
     head = _projected_head(model, logits)
-    rows = [
-        _loss_and_error_norm(row_logits, row_targets, head)
-        for row_logits, row_targets in zip(logits, targets, strict=True)
-    ]
+    rows = [_loss_and_error_norm(*row, head) for row in zip(logits, targets, strict=True)]
     losses, norms = (torch.stack(values) for values in zip(*rows, strict=True))
     return RowLosses(losses, (targets != IGNORE_INDEX).sum(1)), norms
 
@@ -65,12 +61,13 @@ def _projected_head(model: nn.Module, logits: Tensor) -> Tensor:
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     if head is None or len(head.weight) != logits.shape[-1]:
+        n_outputs = logits.shape[-1]
         linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        linears = [m for m in linears if m.out_features == logits.shape[-1]]
+        linears = [m for m in linears if m.out_features == n_outputs]
         if not linears:
             raise ConfigError(
-                f"proxy needs a linear head of {logits.shape[-1]} outputs, and the model has none: "
-                "use moderate"
+                f"proxy needs a linear head of {n_outputs} outputs, and the model has none: use "
+                "moderate"
             )
         head = linears[-1]
     weight = upcast(head.weight.detach())
@@ -78,5 +75,4 @@ def _projected_head(model: nn.Module, logits: Tensor) -> Tensor:
         return weight
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(0, 2, (weight.shape[1], PROJECTION_DIM), generator=generator)
-    signs = bits.to(weight) * 2 - 1
-    return weight @ signs / PROJECTION_DIM**0.5
+    return weight @ (bits.to(weight) * 2 - 1) / PROJECTION_DIM**0.5

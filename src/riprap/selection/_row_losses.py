@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap.errors import ConfigError
+from riprap.linalg import upcast
 from riprap.selection._batches import ForwardArgs
 
 IGNORE_INDEX = -100
@@ -36,8 +37,7 @@ class RowLosses:
 def named_arguments(model: nn.Module, call: ForwardArgs) -> dict[str, Any]:
     """Return the arguments of a forward pass by name."""
     args, named = call
-    names = [*inspect.signature(model.forward).parameters]
-    return dict(zip(names, args, strict=False)) | named
+    return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | named
 
 
 def without_labels(call: ForwardArgs) -> ForwardArgs:
@@ -52,11 +52,7 @@ def output_field(output: Any, name: str) -> Any:
 
 
 def refuse_unshifted(model: nn.Module) -> None:
-    """Refuse models whose labels are not those of next tokens.
-
-    Raises:
-        ConfigError: the model does not predict next tokens.
-    """
+    """Refuse models that do not predict next tokens."""
     for module in model.modules():
         class_name = type(module).__name__
         if class_name.endswith(("ForMaskedLM", "ForTokenClassification", "ForPreTraining")):
@@ -121,13 +117,9 @@ def row_losses(
             "inputs: give losses=, a function (output, inputs) -> each row's loss"
         )
     if labels.dim() == 1 and logits.dim() == 2 and not labels.is_floating_point():
-        values = functional.cross_entropy(_upcast_logits(logits), labels, reduction="none")
+        values = functional.cross_entropy(upcast(logits), labels, reduction="none")
         return RowLosses(values, torch.ones_like(labels))
     return _token_losses(logits, labels, inputs.get("shift_labels"))
-
-
-def _upcast_logits(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def next_token_targets(labels: Tensor, shifted: Tensor | None = None) -> Tensor:
@@ -146,9 +138,7 @@ def _token_losses(logits: Tensor, labels: Tensor, shifted: Tensor | None) -> Row
     targets = next_token_targets(labels, shifted).to(logits.device)
     n_tokens = (targets != IGNORE_INDEX).sum(1)
     sums = [  # row by row: no second copy of all logits
-        functional.cross_entropy(
-            _upcast_logits(row_logits), row_targets, ignore_index=IGNORE_INDEX, reduction="sum"
-        )
-        for row_logits, row_targets in zip(logits, targets, strict=True)
+        functional.cross_entropy(upcast(row), target, ignore_index=IGNORE_INDEX, reduction="sum")
+        for row, target in zip(logits, targets, strict=True)
     ]
     return RowLosses(torch.stack(sums) / n_tokens.clamp(min=1), n_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -73,17 +73,22 @@ class Scores:
     def select(self, rows: Array | Sequence[int]) -> Scores:
         """Return the scores of some samples."""
         index = np.asarray(rows, dtype=int)
-        return Scores(
-            self.loss[index],
-            self.tokens[index],
-            None if self.norm is None else self.norm[index],
-            None if self.proxy is None else self.proxy[index],
-            {name: values[index] for name, values in self.harm.items()},
-            {name: values[index] for name, values in self.directional.items()},
-            None if self.gram is None else self.gram[np.ix_(index, index)],
-            self.lr,
-            self.margin_spent,
-            None if self.update_gram is None else self.update_gram[np.ix_(index, index)],
+
+        def pick(values: Array | None) -> Array | None:
+            if values is None:
+                return None
+            return values[index] if values.ndim == 1 else values[np.ix_(index, index)]
+
+        return replace(
+            self,
+            loss=self.loss[index],
+            tokens=self.tokens[index],
+            norm=pick(self.norm),
+            proxy=pick(self.proxy),
+            harm={name: values[index] for name, values in self.harm.items()},
+            directional={name: values[index] for name, values in self.directional.items()},
+            gram=pick(self.gram),
+            update_gram=pick(self.update_gram),
         )
 
     @classmethod
@@ -95,11 +100,10 @@ class Scores:
             return np.concatenate(present) if len(present) == len(parts) else None
 
         def join_named(mappings: list[dict[str, Array]]) -> dict[str, Array]:
-            return {
-                name: np.concatenate([mapping[name] for mapping in mappings])
-                for name in mappings[0]
-            }
+            return {n: np.concatenate([part[n] for part in mappings]) for n in mappings[0]}
 
+        if len(parts) == 1:
+            return replace(parts[0])
         return cls(
             np.concatenate([part.loss for part in parts]),
             np.concatenate([part.tokens for part in parts]),
@@ -107,10 +111,8 @@ class Scores:
             join([part.proxy for part in parts]),
             join_named([part.harm for part in parts]),
             join_named([part.directional for part in parts]),
-            parts[0].gram if len(parts) == 1 else None,
-            parts[0].lr,
-            parts[0].margin_spent,
-            parts[0].update_gram if len(parts) == 1 else None,
+            lr=parts[0].lr,
+            margin_spent=parts[0].margin_spent,
         )
 
     def usable(self) -> Array:

@@ -46,9 +46,8 @@ def gradient_norms(model: nn.Module, batch: Any, loss: BatchLossFn | None = None
         ConfigError: a trainable parameter, which is named, lies in an unsupported layer, the batch
             is packed, or the losses cannot be computed.
     """
-    squares = compute_grad_samples(model, batch, loss)[1].squared_norms
-    assert isinstance(squares, Tensor)
-    return squares.clamp(min=0).sqrt()
+    _, result = compute_grad_samples(model, batch, loss)
+    return torch.as_tensor(result.squared_norms).clamp(min=0).sqrt()
 
 
 def gradient_products(
@@ -62,9 +61,8 @@ def gradient_products(
     Returns:
         shape (len(directions), batch).
     """
-    products = compute_grad_samples(model, batch, loss, directions=list(directions))[1].dot_products
-    assert isinstance(products, Tensor)
-    return products
+    _, result = compute_grad_samples(model, batch, loss, directions=list(directions))
+    return torch.as_tensor(result.dot_products)
 
 
 def compute_grad_samples(
@@ -141,10 +139,10 @@ def score(
     with torch.no_grad(), preserve_training_state(model):
         args, named = without_labels(call)
         output = model(*args, **named)
-        rows, proxy = row_losses(output, inputs), None
-        if "proxy" in needs:
-            proxy = error_norms(model, output, inputs)[1].double().cpu().numpy()
-    scores = Scores(rows.values.double().cpu().numpy(), rows.n_tokens.cpu().numpy(), proxy=proxy)
+        rows = row_losses(output, inputs)
+        proxy = error_norms(model, output, inputs)[1] if "proxy" in needs else None
+    scores = Scores(rows.values.double().cpu().numpy(), rows.n_tokens.cpu().numpy())
+    scores.proxy = None if proxy is None else proxy.double().cpu().numpy()
     if not vectors and not {"norm", "gram"} & set(needs):
         return scores
     result = compute_grad_samples(model, batch, None, "gram" in needs, list(vectors.values()))[1]

@@ -117,15 +117,14 @@ class Selector:
         elif not len(scores.usable()):
             detail = "no row has response tokens and a weight in the loss"
         rows = np.arange(len(scores)) if detail else self.choose(scores)
-        selected = {name: v.tolist() for name, v in scores.select(rows).by_name().items()}
         record = SelectionRecord(
-            self.step + 1,
-            [ids[row] for row in rows.tolist()],
-            len(ids),
-            self.strategy.name,
-            self.strategy.effective_ratio(scores, self.ratio),
-            selected,
-            detail,
+            step=self.step + 1,
+            rows=[ids[row] for row in rows.tolist()],
+            batch_size=len(ids),
+            strategy=self.strategy.name,
+            ratio=self.strategy.effective_ratio(scores, self.ratio),
+            scores={n: values.tolist() for n, values in scores.select(rows).by_name().items()},
+            detail=detail,
         )
         self.history.append(record)
         if isinstance(self.log, Path) and rank() == 0:
@@ -157,7 +156,7 @@ class Selector:
         """Detach the selector."""
         if self._attachment is not None:
             self._attachment.remove()
-            self._attachment = None
+        self._attachment = None
 
     @contextmanager
     def attach(
