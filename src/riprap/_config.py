@@ -17,22 +17,14 @@ MAX_QUOTED = 200  # characters of a user's text that an error repeats
 
 
 class StrictModel(BaseModel):
-    """A pydantic model that refuses unknown keys and names the nearest known one.
-
-    Attributes:
-        renamed: new name of each key that had another name before.
-    """
+    """A pydantic model that refuses unknown keys and names the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    renamed: ClassVar[dict[str, str]] = {}
+    renamed: ClassVar[dict[str, str]] = {}  # old key -> new key
 
     @classmethod
     def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
-        """Validate a document that was read from `where`.
-
-        Raises:
-            ConfigError: (or the class in `error`) the first problem in it.
-        """
+        """Validate a document that was read from `where`; raise `error` with its first problem."""
         if not isinstance(document, dict):
             raise error(f"{where}: expected a mapping, got {type(document).__name__}")
         try:
@@ -46,12 +38,7 @@ class StrictModel(BaseModel):
 
 
 def read_yaml(path: str | Path, error: type[RiprapError] = ConfigError) -> Any:
-    """Load the document in a YAML file.
-
-    Raises:
-        ConfigError: (or the class in `error`) the file cannot be read, is not YAML, or is too
-            large, as a whole or after its aliases are expanded.
-    """
+    """Load a YAML file; raise `error` if it cannot be read, is not YAML, or is too large."""
     file = Path(path)
     try:
         if file.stat().st_size > MAX_BYTES:
@@ -109,17 +96,12 @@ def _one_line_error(problem: ValidationError, model: type[BaseModel]) -> str:
 
 def _nested_models(model: type[BaseModel]) -> list[Any]:
     """List a model and all models in the annotations of its fields."""
-    models: list[Any] = []
+    annotations: dict[Any, bool] = {}  # annotation -> whether it is a model
     todo: list[Any] = [model]
-    visited: set[Any] = set()
     while todo:
-        annotation = todo.pop()
-        if annotation in visited:
-            continue
-        visited.add(annotation)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            models.append(annotation)
-            todo += [field.annotation for field in annotation.model_fields.values()]
-        else:
-            todo += list(getattr(annotation, "__args__", ()))
-    return models
+        part = todo.pop()
+        if part not in annotations:
+            annotations[part] = isinstance(part, type) and issubclass(part, BaseModel)
+            fields = part.model_fields.values() if annotations[part] else ()
+            todo += [*(field.annotation for field in fields), *getattr(part, "__args__", ())]
+    return [part for part, is_model in annotations.items() if is_model]

@@ -17,11 +17,7 @@ from riprap.linalg import is_sharded, to_local
 
 
 def rank() -> int:
-    """Return this process's rank; 0 if there is only one process.
-
-    Before the process group is initialized, use the rank of the launcher (`torchrun`, `accelerate
-    launch`).
-    """
+    """Return the rank in the process group; without a group, that of the launcher (`torchrun`)."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0"))

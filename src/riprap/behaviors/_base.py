@@ -121,11 +121,9 @@ class PlainMargin(MarginFunction):
         self.function, self.losses, self._calibrate = function, losses, calibrate
 
     def __call__(self, model: nn.Module, probes: Any) -> Tensor | Margins:
-        """Return what the function returns."""
         return self.function(model, probes)
 
     def calibrate(self, model: nn.Module, probes: Any) -> None:
-        """Call the given function, if any."""
         if self._calibrate is not None:
             self._calibrate(model, probes)
 

@@ -19,10 +19,10 @@ from riprap.behaviors._margin_fns import (
     NextToken,
     Preference,
     ResponsePrefix,
-    prefix_calibrator,
 )
 from riprap.behaviors._margin_formulas import Margins
 from riprap.behaviors._model_io import TokenBatch
+from riprap.behaviors._response_prefixes import find_refusal_prefixes
 from riprap.behaviors._token_ids import parse_targets, parse_token_rows
 from riprap.behaviors._tokenization import (
     Prompt,
@@ -87,8 +87,8 @@ class Behavior:
                 f"behavior {name!r}: `losses` and `calibrate` belong to a plain margin function; "
                 f"{type(margins).__name__} has its own"
             )
-        self.name, self.probes, self.floor, self.contrast = name, probes, floor, contrast
-        self.margins = margins
+        self.name, self.probes, self.margins = name, probes, margins
+        self.floor, self.contrast = floor, contrast
 
     @property
     def losses(self) -> LossFunction | None:
@@ -195,8 +195,11 @@ class Behavior:
                 )
             ids = [] if prefixes is None else first_tokens(tokenizer, prefixes)
             probes = TokenBatch.pad(encode_prompts(tokenizer, prompts))
-        calibrator = prefix_calibrator(tokenizer) if prefixes is None else None
-        margins = ResponsePrefix(ids, avoid, calibrator)
+
+        def find_prefixes(model: nn.Module, probes: TokenBatch) -> list[int]:
+            return find_refusal_prefixes(model, tokenizer, probes)
+
+        margins = ResponsePrefix(ids, avoid, find_prefixes if prefixes is None else None)
         return cls(name, probes, margins, floor, contrast=contrast)
 
     @classmethod
@@ -224,10 +227,8 @@ class Behavior:
         with _prefix_errors(name):
             if not chosen or not rejected:
                 raise BehaviorError("`chosen` and `rejected` need at least one response each")
-            options = [
-                *encode_continuations(tokenizer, chosen),
-                *encode_continuations(tokenizer, rejected),
-            ]
+            options = encode_continuations(tokenizer, chosen)
+            options += encode_continuations(tokenizer, rejected)
             rows = encode_prompts(tokenizer, prompts)
         correct = torch.tensor([[True] * len(chosen) + [False] * len(rejected)] * len(rows))
         probes = Continuations.build(rows, [options] * len(rows), correct)

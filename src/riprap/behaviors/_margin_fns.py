@@ -19,8 +19,7 @@ from riprap.behaviors._margin_formulas import (
     response_prefix_margin,
     token_margin,
 )
-from riprap.behaviors._model_io import TokenBatch, device_of, last_logits
-from riprap.behaviors._response_prefixes import find_refusal_prefixes
+from riprap.behaviors._model_io import TokenBatch, last_logits
 from riprap.errors import BehaviorError
 
 MIN_FIRST_TOKEN_MASS = 0.05  # of chosen and rejected continuations together
@@ -48,7 +47,6 @@ class LastLogitsMargin(MarginFunction):
         """Return the margins, shape (n,), from logits of shape (n, vocabulary)."""
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """Return the margins, shape (n_probes,), in logits."""
         return self.from_logits(last_logits(model, probes)[:, -1])
 
     def answer_logits(self, model: nn.Module, probes: TokenBatch) -> Tensor:
@@ -65,7 +63,6 @@ class NextToken(LastLogitsMargin):
         self.targets = targets
 
     def select(self, indices: Sequence[int]) -> NextToken:
-        """Return the margin function for the probes at `indices`."""
         return NextToken(self.targets[list(indices)])
 
     def from_logits(self, logits: Tensor) -> Tensor:
@@ -79,7 +76,6 @@ class NextToken(LastLogitsMargin):
         return functional.cross_entropy(logits, self.targets.to(logits.device), reduction="none")
 
     def answer_tokens(self, probes: TokenBatch) -> list[int]:
-        """Return the distinct targets, sorted."""
         return sorted(set(self.targets.tolist()))
 
 
@@ -104,7 +100,6 @@ class ResponsePrefix(LastLogitsMargin):
 
     @property
     def is_calibrated(self) -> bool:
-        """Return whether the prefixes are known."""
         return bool(self.prefixes)
 
     def calibrate(self, model: nn.Module, probes: TokenBatch) -> None:
@@ -113,22 +108,15 @@ class ResponsePrefix(LastLogitsMargin):
             self.prefixes = self.calibrator(model, probes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the prefixes."""
         return {"prefixes": list(self.prefixes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the prefixes.
-
-        Raises:
-            ValueError: there are none, or they are not token ids.
-        """
         prefixes = list(state["prefixes"])
         if not prefixes or not all(type(token) is int for token in prefixes):
             raise ValueError("prefixes must be token ids, at least one")
         self.prefixes = prefixes
 
     def select(self, indices: Sequence[int]) -> ResponsePrefix:
-        """Return a copy; the prefixes do not depend on the probes."""
         return ResponsePrefix(self.prefixes, self.sign < 0, self.calibrator)
 
     def _prefix_ids(self, logits: Tensor) -> Tensor:
@@ -147,12 +135,9 @@ class ResponsePrefix(LastLogitsMargin):
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Return −log P(first token is a prefix), or is none with `avoid`, in nats."""
         logits = last_logits(model, probes)[:, -1]
-        prefixes = self._prefix_ids(logits)
-        if self.sign < 0:
-            total = logits.logsumexp(-1)
-            others = logits.index_fill(-1, prefixes, float("-inf"))
-            return total - others.logsumexp(-1)
-        return logits.logsumexp(-1) - logits[:, prefixes].logsumexp(-1)
+        ids = self._prefix_ids(logits)
+        others = logits.index_fill(-1, ids, float("-inf")) if self.sign < 0 else logits[:, ids]
+        return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -178,13 +163,9 @@ class Continuations(ProbeSet):
         """Combine each prompt with its own options; all probes have the same number of options."""
         rows = [p + o for p, own in zip(prompts, options, strict=True) for o in own]
         padded = TokenBatch.pad([o for own in options for o in own])
-        mask = padded.attention_mask
-        return cls(
-            TokenBatch.pad(rows),
-            padded.input_ids,
-            torch.ones_like(padded.input_ids) if mask is None else mask,
-            is_correct,
-        )
+        ids, mask = padded.input_ids, padded.attention_mask
+        mask = torch.ones_like(ids) if mask is None else mask
+        return cls(TokenBatch.pad(rows), ids, mask, is_correct)
 
     @property
     def max_length(self) -> int:
@@ -209,7 +190,6 @@ class Continuations(ProbeSet):
         return self.continuation.gather(1, first).squeeze(1)
 
     def select(self, indices: list[int]) -> Continuations:
-        """Return the probes at `indices`, each with its options."""
         n_options = self.is_correct.shape[1]
         rows = [index * n_options + option for index in indices for option in range(n_options)]
         batch, correct, mask = self.batch.select(rows), self.is_correct[indices], self.mask[rows]
@@ -260,7 +240,6 @@ class ContinuationMargin(MarginFunction):
         return (1 / (lengths * options * len(probes))).repeat_interleave(lengths.long())
 
     def answer_tokens(self, probes: Continuations) -> list[int]:
-        """Return the distinct first tokens of the correct continuations, sorted."""
         return sorted(set(probes.first_tokens()[probes.is_correct.reshape(-1)].tolist()))
 
 
@@ -278,13 +257,14 @@ class Preference(ContinuationMargin):
             float(log_probs[_index_of_each(tokens)].exp().sum())
             for tokens, log_probs in zip(first, first_log_probs, strict=True)
         ) / len(probes)
-        insufficient = (
+        values = preference_margin(means, probes.is_correct.to(means.device))
+        if mass >= MIN_FIRST_TOKEN_MASS:
+            return Margins(values)
+        return Margins(
+            values,
             f"chosen and rejected continuations hold {mass:.1%} of the first token's probability; "
-            f"at least {MIN_FIRST_TOKEN_MASS:.0%} is needed"
-            if mass < MIN_FIRST_TOKEN_MASS
-            else ""
+            f"at least {MIN_FIRST_TOKEN_MASS:.0%} is needed",
         )
-        return Margins(preference_margin(means, probes.is_correct.to(means.device)), insufficient)
 
     def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
         """Return −mean log-prob of the best chosen continuation, nats per token."""
@@ -294,10 +274,8 @@ class Preference(ContinuationMargin):
 
 def _index_of_each(tokens: Tensor) -> list[int]:
     """Return the index of each distinct token, so that a shared first token counts once."""
-    first: dict[int, int] = {}
-    for index, token in enumerate(tokens.tolist()):
-        first.setdefault(token, index)
-    return list(first.values())
+    ids = tokens.tolist()
+    return [ids.index(token) for token in dict.fromkeys(ids)]
 
 
 class Choice(ContinuationMargin):
@@ -323,11 +301,9 @@ class Likelihood(ContinuationMargin):
 
     @property
     def is_calibrated(self) -> bool:
-        """Return whether the losses before training are known."""
         return self.reference is not None
 
     def select(self, indices: Sequence[int]) -> Likelihood:
-        """Return the margin function for the probes at `indices`."""
         part = Likelihood(self.tolerance)
         part.reference = None if self.reference is None else self.reference[list(indices)]
         return part
@@ -337,23 +313,13 @@ class Likelihood(ContinuationMargin):
         self.reference = self.losses(model, probes).detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses before training."""
         return {"reference": self.reference}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the losses before training.
-
-        Raises:
-            ValueError: they are not one finite loss for each text.
-        """
-        reference = state["reference"]
-        if (
-            not isinstance(reference, Tensor)
-            or reference.ndim != 1
-            or not reference.isfinite().all()
-        ):
+        losses = state["reference"]
+        if not (isinstance(losses, Tensor) and losses.ndim == 1 and losses.isfinite().all()):
             raise ValueError("the reference must be a finite loss of each text, shape (n_probes,)")
-        self.reference = reference
+        self.reference = losses
 
     def __call__(self, model: nn.Module, probes: Continuations) -> Tensor:
         """Return how much of the tolerance is unused, nats per token."""
@@ -372,12 +338,3 @@ class Likelihood(ContinuationMargin):
     def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
         """Return the mean negative log-likelihood of each text, nats per token."""
         return -score_continuations(model, probes)[0].squeeze(-1)
-
-
-def prefix_calibrator(tokenizer: Any) -> Callable[[nn.Module, TokenBatch], list[int]]:
-    """Return a calibrator that finds refusal prefixes in the model's own responses."""
-
-    def calibrate(model: nn.Module, probes: TokenBatch) -> list[int]:
-        return find_refusal_prefixes(model, tokenizer, probes.to(device_of(model)))
-
-    return calibrate

@@ -24,14 +24,9 @@ class Margins:
 
 
 def token_margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the logit of the target − the largest other logit.
+    """Return the logit of the target − the largest other logit, shape (n,).
 
-    Args:
-        logits: shape (n, vocabulary).
-        targets: shape (n,), long.
-
-    Returns:
-        shape (n,), in logits; above 0 exactly where the arg max is the target.
+    From logits of shape (n, vocabulary); above 0 exactly where the arg max is the target.
     """
     right = logits.gather(-1, targets[:, None])
     others = logits.scatter(-1, targets[:, None], float("-inf"))
@@ -41,28 +36,20 @@ def token_margin(logits: Tensor, targets: Tensor) -> Tensor:
 def response_prefix_margin(logits: Tensor, prefixes: Tensor) -> Tensor:
     """Return the largest logit among `prefixes` − the largest logit among all other tokens.
 
-    Args:
-        logits: shape (n, vocabulary), at the first position of the response.
-        prefixes: shape (k,), long: first tokens of the responses that show the behavior.
-
-    Returns:
-        shape (n,), in logits; above 0 exactly where greedy decoding starts with one of `prefixes`.
+    Shape (n,), from logits of shape (n, vocabulary) at the first position of the response; above 0
+    exactly where greedy decoding starts with one of `prefixes`.
     """
     others = logits.index_fill(-1, prefixes, float("-inf"))
     return logits[:, prefixes].amax(-1) - others.amax(-1)
 
 
 def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean log-probability per token of right-aligned continuations.
+    """Return the mean log-probability per token of right-aligned continuations, shape (n,), nats.
 
     Args:
         logits: shape (n, K + 1, vocabulary): the positions that predict the continuation, and the
             last position, which is not used.
-        continuation: shape (n, K), long; padded on the left.
-        mask: shape (n, K), 1 on real tokens.
-
-    Returns:
-        shape (n,), nats per token.
+        continuation, mask: shape (n, K): token ids, and 1 on real tokens.
     """
     used = logits[:, :-1]
     chosen = used.gather(-1, continuation[..., None]).squeeze(-1)
@@ -71,15 +58,7 @@ def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -
 
 
 def preference_margin(log_probs: Tensor, is_correct: Tensor) -> Tensor:
-    """Return the best correct continuation − the best other one (preference, multiple choice).
-
-    Args:
-        log_probs: shape (n, options).
-        is_correct: shape (n, options) or (options,), bool.
-
-    Returns:
-        shape (n,), nats per token.
-    """
+    """Return the best correct option − the best other one, shape (n,), from (n, options)."""
     lowest = torch.finfo(log_probs.dtype).min
     chosen = log_probs.masked_fill(~is_correct, lowest).amax(-1)
     rejected = log_probs.masked_fill(is_correct, lowest).amax(-1)

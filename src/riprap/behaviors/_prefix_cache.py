@@ -125,46 +125,26 @@ def run_plan(
     mask, cache = torch.ones(1, 0, dtype=torch.long, device=device), None
     with prefix_pass():
         for rows in filter(None, ([plan.common] if plan.common else [], plan.prompts)):
-            mask, cache = _extend_cache(model, rows, _repeat_cache(cache, mask, [0] * len(rows)))
+            mask, output = _forward(model, rows, *_repeat_cache(cache, mask, [0] * len(rows)))
+            cache = getattr(output, "past_key_values", None)
             if not hasattr(cache, "batch_select_indices"):
                 return None
-    mask, cache = _repeat_cache(cache, mask, plan.group)
-    ids, own_mask, positions = _left_pad(plan.suffixes, mask, device)
-    extra = {"logits_to_keep": n_positions} if "logits_to_keep" in arguments else {}
-    output = model(
-        ids,
-        attention_mask=torch.cat([mask, own_mask], 1),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        **extra,
-    )
+    extra: dict[str, Any] = dict.fromkeys({"logits_to_keep"} & arguments, n_positions)
+    _, output = _forward(model, plan.suffixes, *_repeat_cache(cache, mask, plan.group), **extra)
     logits: Tensor = output.logits
     return logits[:, -n_positions:].float()
 
 
-def _extend_cache(
-    model: nn.Module, rows: list[list[int]], before: tuple[Tensor, Any]
+def _forward(
+    model: nn.Module, rows: list[list[int]], mask: Tensor, cache: Any, **extra: Any
 ) -> tuple[Tensor, Any]:
-    """Run the model on `rows` after the cached tokens; return the new (mask, cache)."""
-    mask, cache = before
-    ids, own_mask, positions = _left_pad(rows, mask, mask.device)
-    mask = torch.cat([mask, own_mask], 1)
-    output = model(
-        ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    return mask, getattr(output, "past_key_values", None)
-
-
-def _left_pad(
-    rows: list[list[int]], cached_mask: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return padded rows, the mask of their tokens, and their positions after the cached tokens."""
-    width = max(map(len, rows))
+    """Run the model on `rows`, left-padded, after the cached tokens; return (mask, output)."""
+    width, device = max(map(len, rows)), mask.device
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    positions = (cached_mask.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
-    return ids, mask, positions
+    own = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    extra["position_ids"] = (mask.sum(1, keepdim=True) + own.cumsum(1) - 1).clamp(min=0)
+    mask = torch.cat([mask, own], 1)
+    return mask, model(ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
 
 
 def _repeat_cache(cache: Any, mask: Tensor, group: list[int]) -> tuple[Tensor, Any]:

@@ -52,16 +52,10 @@ def greedy_decode(
 def find_refusal_prefixes(
     model: nn.Module, tokenizer: Any, probes: TokenBatch, min_share: float = 0.02
 ) -> list[int]:
-    """Find the first tokens of the refusals that the model itself generates on `probes`.
+    """Find the first tokens of the refusals that the model itself generates on `probes`, sorted.
 
     A first token is a refusal prefix if at least `min_share` of all responses are refusals that
     start with it, and most of the responses that start with it are refusals.
-
-    Returns:
-        token ids, sorted.
-
-    Raises:
-        BehaviorError: the model refuses none of the prompts.
     """
     answers = greedy_decode(model, probes, ANSWER_TOKENS)
     total: Counter[int] = Counter()

@@ -26,7 +26,8 @@ def parse_token_rows(rows: Iterable[Any], what: str = "probe") -> list[list[int]
         BehaviorError: an id is not an integer, or outside the range of token ids.
     """
     try:
-        parsed = [[index(part) for part in _plain(row)] for row in rows]
+        lists = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        parsed = [[index(part) for part in row] for row in lists]
     except TypeError as error:
         raise BehaviorError(f"each {what} must be a list of integer token ids: {error}") from error
     for number, row in enumerate(parsed):
@@ -37,11 +38,7 @@ def parse_token_rows(rows: Iterable[Any], what: str = "probe") -> list[list[int]
 
 
 def parse_targets(targets: Tensor | Sequence[int]) -> Tensor:
-    """Return targets as a tensor of integers, in the shape that was given.
-
-    Raises:
-        BehaviorError: they are not integers.
-    """
+    """Return targets as a tensor of integers, in the shape that was given."""
     try:
         parsed = torch.as_tensor(targets)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -51,20 +48,9 @@ def parse_targets(targets: Tensor | Sequence[int]) -> Tensor:
     return parsed.long()
 
 
-def _plain(row: Any) -> Any:
-    return row.tolist() if hasattr(row, "tolist") else row
-
-
 @contextmanager
 def explain_index_errors(ids: Tensor) -> Iterator[None]:
-    """Turn the IndexError of a model without a row for a token or position into an explanation.
-
-    Args:
-        ids: token ids of the probes, shape (n, T).
-
-    Raises:
-        BehaviorError: an IndexError was raised.
-    """
+    """Turn the IndexError of a model without a row for a token or position into a BehaviorError."""
     try:
         yield
     except IndexError as error:

@@ -44,15 +44,12 @@ def _wrap_tokenizer_errors(what: str) -> Iterator[None]:
     """Name the text that a tokenizer or chat template cannot encode; their errors do not."""
     try:
         yield
-    except _encoding_errors() as error:
+    except Exception as error:
+        jinja2 = sys.modules.get("jinja2")  # imported if transformers applied a chat template
+        own = () if jinja2 is None else (jinja2.TemplateError,)
+        if not isinstance(error, (AttributeError, LookupError, TypeError, ValueError, *own)):
+            raise
         raise BehaviorError(f"{what} cannot be encoded: {error}") from error
-
-
-def _encoding_errors() -> tuple[type[Exception], ...]:
-    """Errors of tokenizers, and of jinja2 if transformers imported it for chat templates."""
-    errors = (AttributeError, LookupError, TypeError, ValueError)
-    jinja2 = sys.modules.get("jinja2")
-    return errors if jinja2 is None else (*errors, jinja2.TemplateError)
 
 
 def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
@@ -60,11 +57,8 @@ def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
         raise BehaviorError(f"prompt {index} is empty; every probe needs some text")
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return list(
-            tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+        return list(tokenizer.apply_chat_template(turns, **options))
     if not isinstance(prompt, str):
         raise BehaviorError(
             f"prompt {index} is a conversation, but the tokenizer has no chat template; give text"
@@ -73,11 +67,7 @@ def _encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text, with the tokenizer's special tokens.
-
-    Raises:
-        BehaviorError: there are no texts, or one has fewer than two tokens.
-    """
+    """Return the token ids of each text, at least two, with the tokenizer's special tokens."""
     if not texts:
         raise BehaviorError("there are no texts; give at least one")
     _require_list(texts, "texts")
@@ -101,18 +91,13 @@ def encode_continuations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]
     for text in texts:
         with _wrap_tokenizer_errors(f"continuation {text!r}"):
             rows.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
-    for text, row in zip(texts, rows, strict=True):
-        if not row:
+        if not rows[-1]:
             raise BehaviorError(f"continuation {text!r} has no tokens; give some text")
     return rows
 
 
 def first_tokens(tokenizer: Any, prefixes: Sequence[str | int]) -> list[int]:
-    """Return the distinct first token ids of `prefixes`; token ids are returned unchanged.
-
-    Raises:
-        BehaviorError: there are no prefixes.
-    """
+    """Return the distinct first token ids of `prefixes`; token ids are returned unchanged."""
     if not prefixes:
         raise BehaviorError("there are no prefixes; give at least one response prefix")
     _require_list(prefixes, "prefixes")

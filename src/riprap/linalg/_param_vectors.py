@@ -9,7 +9,7 @@ only small vectors of sums are communicated. Gradients are never gathered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -32,11 +32,14 @@ def is_sharded(part: Tensor) -> bool:
     return isinstance(part, DTensor) and any(p.is_shard() for p in part.placements)
 
 
-def all_reduce_sums(sums: dict[DeviceMesh | None, Tensor]) -> Tensor:
-    """Add up sums over tensors by mesh; those of sharded tensors are summed over their ranks.
+def all_reduce_sums(parts: Iterable[tuple[DeviceMesh | None, Tensor]]) -> Tensor:
+    """Add up values of single tensors; those of sharded tensors are summed over their ranks.
 
     One small all-reduce for each mesh; every rank must call it.
     """
+    sums: dict[DeviceMesh | None, Tensor] = {}
+    for mesh, values in parts:
+        sums[mesh] = sums[mesh] + values if mesh in sums else values
     for mesh, values in sums.items():
         if mesh is not None:
             for dimension in range(mesh.ndim):
@@ -69,12 +72,10 @@ def inner_products(vector: Sequence[Tensor], others: Sequence[Sequence[Tensor]])
     if not others:
         return torch.zeros(0)
     device = to_local(vector[0]).device
-    sums: dict[DeviceMesh | None, Tensor] = {}
-    for part, *rest in zip(vector, *others, strict=True):
-        products = torch.stack([_inner(part, other).to(device) for other in rest])
-        mesh = device_mesh(part)
-        sums[mesh] = sums[mesh] + products if mesh in sums else products
-    return all_reduce_sums(sums)
+    return all_reduce_sums(
+        (device_mesh(part), torch.stack([_inner(part, other).to(device) for other in rest]))
+        for part, *rest in zip(vector, *others, strict=True)
+    )
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
@@ -88,11 +89,10 @@ def norm(vector: Sequence[Tensor]) -> Tensor:
     groups: dict[DeviceMesh | None, list[Tensor]] = {}
     for part in vector:
         groups.setdefault(device_mesh(part), []).append(upcast(to_local(part)))
-    squares = {
-        mesh: torch.stack([own.to(device) for own in torch._foreach_norm(parts)]).square().sum()
+    return all_reduce_sums(
+        (mesh, torch.stack([own.to(device) for own in torch._foreach_norm(parts)]).square().sum())
         for mesh, parts in groups.items()
-    }
-    return all_reduce_sums(squares).sqrt()
+    ).sqrt()
 
 
 def clone(vector: Sequence[Tensor]) -> Vector:

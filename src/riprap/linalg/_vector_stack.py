@@ -68,11 +68,8 @@ class FlatVector:
     def norm(self) -> float:
         """Compute the Euclidean norm, over all ranks."""
         device = self.parts[0].device
-        sums: dict[DeviceMesh | None, Tensor] = {}
-        for part, mesh in zip(self.parts, self._meshes, strict=True):
-            square = torch.linalg.vector_norm(part).square().to(device)
-            sums[mesh] = sums[mesh] + square if mesh in sums else square
-        return float(all_reduce_sums(sums).sqrt())
+        squares = [torch.linalg.vector_norm(part).square().to(device) for part in self.parts]
+        return float(all_reduce_sums(zip(self._meshes, squares, strict=True)).sqrt())
 
 
 class VectorStack:
@@ -119,24 +116,18 @@ class VectorStack:
         if flat.chunks != self.chunks:
             flat = FlatVector(flat.vector, self.chunks)
         device = self._rows[0][0].device
-        sums: dict[DeviceMesh | None, Tensor] = {}
-        layout = zip(self._rows, flat.parts, self._meshes, self._sizes, strict=True)
-        for parts, part, mesh, size in layout:
-            rows = dequantize(parts, size)
-            products = torch.mv(rows, part.to(rows.dtype)).to(device)
-            sums[mesh] = sums[mesh] + products if mesh in sums else products
-        return dict(zip(self.names, all_reduce_sums(sums).tolist(), strict=True))
+        chunks = zip(map(dequantize, self._rows, self._sizes), flat.parts, strict=True)
+        products = [torch.mv(rows, part.to(rows.dtype)).to(device) for rows, part in chunks]
+        sums = all_reduce_sums(zip(self._meshes, products, strict=True))
+        return dict(zip(self.names, sums.tolist(), strict=True))
 
     def gram(self) -> Tensor:
         """Compute ⟨a, b⟩ for all pairs of the stacked vectors, shape (n, n); cached."""
         if self._gram is None:
             device = self._rows[0][0].device
-            sums: dict[DeviceMesh | None, Tensor] = {}
-            for parts, mesh, size in zip(self._rows, self._meshes, self._sizes, strict=True):
-                rows = dequantize(parts, size)
-                products = (rows @ rows.T).to(device)
-                sums[mesh] = sums[mesh] + products if mesh in sums else products
-            self._gram = all_reduce_sums(sums)
+            chunks = map(dequantize, self._rows, self._sizes)
+            products = [(rows @ rows.T).to(device) for rows in chunks]
+            self._gram = all_reduce_sums(zip(self._meshes, products, strict=True))
         return self._gram
 
     def add_combination(self, vector: Sequence[Tensor], weights: Mapping[str, float]) -> Vector:

@@ -26,12 +26,7 @@ def row_format(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def read_rows(file: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of a file.
-
-    Raises:
-        BehaviorError: the file cannot be read, a line is not a row, rows have different formats,
-            or a prompt occurs twice.
-    """
+    """Read the rows of a file: all of one format, and each prompt once."""
     where = f"probes {str(file)[:MAX_QUOTED]!r}"
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8-sig")
