@@ -12,6 +12,7 @@ from riprap.behaviors import TokenBatch, device_of
 from riprap.evaluation._isolation import preserve_training_state
 
 BATCH_SIZE = 32  # prompts in one batch: bounds the memory of a pass
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 def generate(
@@ -41,11 +42,8 @@ def generate(
                 input_ids=ids,
                 attention_mask=mask,
                 max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
                 pad_token_id=pad,
+                **GREEDY,
             )
             answers += [_cut_at_end(row, ends) for row in out[:, ids.shape[1] :].tolist()]
     return answers
@@ -53,13 +51,11 @@ def generate(
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
     """Return the ids of the tokens that end an answer."""
-    config = getattr(model, "generation_config", None)
-    known = getattr(config, "eos_token_id", None)
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     known = tokenizer.eos_token_id if known is None else known
     return set(known) if isinstance(known, list) else {known}
 
 
 def _cut_at_end(row: list[int], ends: set[int]) -> list[int]:
     """Return an answer up to and including its end token; what follows is padding."""
-    stop = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-    return row[:stop]
+    return row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]

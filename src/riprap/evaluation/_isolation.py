@@ -28,7 +28,7 @@ def preserve_training_state(model: nn.Module) -> Iterator[None]:
         try:
             for module, _ in modes:
                 module.training = False
-            with _preserve_rng(model), _disable_autocast(model):
+            with _preserve_rng(model), torch.autocast(device_of(model).type, enabled=False):
                 yield
         finally:
             reshard(model)
@@ -57,12 +57,8 @@ def _preserve_params(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _preserve_buffers(model: nn.Module) -> Iterator[None]:
     saved = [(module, dict(module._buffers)) for module in model.modules()]
-    contents = [
-        (buffer, buffer.clone())
-        for _, own in saved
-        for buffer in own.values()
-        if buffer is not None
-    ]
+    buffers = [buffer for _, own in saved for buffer in own.values() if buffer is not None]
+    contents = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     finally:
@@ -95,20 +91,11 @@ def _devices(model: nn.Module) -> dict[str, list[int]]:
 def _preserve_rng(model: nn.Module) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
-        accelerators = _devices(model) or {"cpu": []}
+        accelerators = _devices(model) or {"cuda": []}  # no devices: the CPU's generator only
         for kind, indices in accelerators.items():
-            if kind == "cpu":
-                stack.enter_context(torch.random.fork_rng(devices=[]))
-            else:
-                stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
+            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-@contextmanager
-def _disable_autocast(model: nn.Module) -> Iterator[None]:
-    with torch.autocast(device_type=device_of(model).type, enabled=False):
-        yield

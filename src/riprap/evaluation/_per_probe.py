@@ -34,7 +34,10 @@ def fisher_diagonal(
         return None
     _require_unsharded(model, "the Fisher diagonal")
     with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-        losses = _probe_values(behavior, model, of)
+        if of == "loss" and behavior.losses is not None:
+            losses = behavior.losses(model, behavior.probes)
+        else:
+            losses = compute_margins(behavior, model).values
         if not losses.requires_grad:
             return None
         # In half precision the sum would stop growing after some hundreds of probes.
@@ -48,12 +51,6 @@ def fisher_diagonal(
         return total
 
 
-def _probe_values(behavior: Behavior, model: nn.Module, of: str) -> Tensor:
-    if of == "loss" and behavior.losses is not None:
-        return behavior.losses(model, behavior.probes)
-    return compute_margins(behavior, model).values
-
-
 def margin_gradients(
     behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor], max_probes: int
 ) -> list[Vector] | None:
@@ -62,7 +59,7 @@ def margin_gradients(
     Costs one backward pass and one copy of the parameters for each probe.
 
     Args:
-        most: maximum number of probes; of more, evenly spaced ones are chosen.
+        max_probes: maximum number of probes; of more, evenly spaced ones are chosen.
 
     Returns:
         min(n_probes, max_probes) gradients; None where the margin is detached from the graph or
