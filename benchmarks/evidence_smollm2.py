@@ -22,7 +22,7 @@ from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.harness.markdown import commit, number, table
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.teaching import REFUSAL_PREFIX
 from riprap.behaviors import is_refusal, probe_sets
 from riprap.diagnosis import Estimate, SafetensorsFolder
 from riprap.diagnosis.evidence import (
@@ -51,7 +51,7 @@ def evidence(report: Any) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(REFUSING, dtype=torch.float32).eval()
     own, base = SafetensorsFolder(REFUSING, TIED), SafetensorsFolder(BASE, TIED)
     refusal, over = (
-        probe_sets.load(name, tokenizer, PROBES, prefixes=[OPENER])
+        probe_sets.load(name, tokenizer, PROBES, prefixes=[REFUSAL_PREFIX])
         for name in ("refusal", "over_refusal")
     )
     answers = greedy_responses(model, refusal, TOKENS)

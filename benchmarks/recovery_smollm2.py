@@ -24,7 +24,7 @@ import torch
 from rich.progress import Progress
 
 from experiments.harness import markdown
-from experiments.smollm2.rows import OPENER
+from experiments.smollm2.teaching import REFUSAL_PREFIX
 from riprap import evaluation
 from riprap.behaviors import Behavior, probe_sets
 from riprap.commands.watch import load_model
@@ -36,7 +36,7 @@ EXAMPLES = 20
 
 def parted(name: str, model: Any, tokenizer: Any, probes: int) -> tuple[Behavior, Behavior]:
     """Return probes that the refusing model passes, and other ones as examples."""
-    whole = probe_sets.load(name, tokenizer, prefixes=[OPENER])
+    whole = probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
     passed = np.flatnonzero(evaluation.evaluate(whole, model).margins > 0)
     order = np.random.default_rng(0).permutation(passed).tolist()
     return whole.subset(order[:probes]), whole.subset(order[probes : probes + EXAMPLES])

@@ -14,7 +14,7 @@ from experiments.concentration.plan import Plan
 from experiments.harness.cache import cached
 from experiments.harness.plan import require_world
 from experiments.harness.preregistration import PreregistrationError
-from experiments.smollm2.probes import load_refusals
+from experiments.smollm2.teaching import load_refusals
 from experiments.worlds.facts import FactsWorld
 from riprap import evaluation
 from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets

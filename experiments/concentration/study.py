@@ -15,13 +15,13 @@ from experiments.concentration.analysis import FACTS, MEASURES, OVER_REFUSAL, RO
 from experiments.concentration.plan import Plan
 from experiments.concentration.simulate import REAL, TOY, BehaviorMeasures, simulate
 from experiments.harness import markdown
-from experiments.harness.charts import apply_style, style
 from experiments.harness.jobs import Job
 from experiments.harness.markdown import fill, number
 from experiments.harness.study import Session, Study
 from experiments.smollm2.teaching import require_taught_model
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.geometry import Redundancy
+from riprap.report import apply_style, style
 
 QUESTIONS = {"than skill and facts": (SKILL, FACTS), "than over_refusal": (OVER_REFUSAL,)}
 

@@ -16,10 +16,10 @@ from experiments.continual.plan import GIVEN, Plan
 from experiments.continual.simulate import Run, simulate
 from experiments.continual.skipped_rows import SKIPPED_ROWS
 from experiments.continual.tables import Results
-from experiments.harness.charts import apply_style
 from experiments.harness.jobs import Job
 from experiments.harness.knob_search import require_knobs
 from experiments.harness.study import Session, Study
+from riprap.report import apply_style
 
 KINDS = {
     "plain": "#8a8f98",

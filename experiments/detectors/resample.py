@@ -73,7 +73,7 @@ def calm_schedule(plan: Plan) -> list[int]:
     schedule, steps = ProbeSchedule(plan.every), [0]
     for step in range(1, plan.steps + 1):
         schedule.plan(steps[-1], [])
-        if step >= schedule.due:
+        if step >= schedule.next_step:
             steps.append(step)
     return steps
 

@@ -15,10 +15,10 @@ from experiments.detectors.detector_paths import RATES, delays, name_of, tuned_b
 from experiments.detectors.plan import NULL, Plan
 from experiments.detectors.resample import SHAPES, calm_schedule
 from experiments.detectors.simulate import Run, simulate
-from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.preregistration import Preregistration
 from experiments.harness.recorded_run import read_record
 from experiments.harness.study import Session, Study
+from riprap.report import apply_style, inline_data, style
 
 WIDTH, HEIGHT = 230, 170
 DEPTHS = (0.2, 0.8)  # drawn, of the plan's

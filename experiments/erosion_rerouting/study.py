@@ -14,10 +14,10 @@ from experiments.erosion_rerouting.analysis import HOLDING, Runs, restored
 from experiments.erosion_rerouting.plan import Plan
 from experiments.erosion_rerouting.simulate import ROUTES, Run, simulate
 from experiments.erosion_rerouting.tasks import ABOUT, PLAIN
-from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.markdown import NOTHING, count_of_total, fill, median_range
 from experiments.harness.study import Session, Study
 from riprap.behaviors import DEFAULT_FLOOR
+from riprap.report import apply_style, inline_data, style
 
 
 def sections(runs: Runs, plan: Plan) -> dict[str, Any]:

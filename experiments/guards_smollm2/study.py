@@ -8,13 +8,12 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from experiments.guards_smollm2.methods import PLAIN
 from experiments.guards_smollm2.plan import Plan
-from experiments.guards_smollm2.simulate import Run, simulate
-from experiments.harness.charts import style
+from experiments.guards_smollm2.simulate import PLAIN, Run, simulate
 from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Study
 from experiments.smollm2.teaching import require_taught_model
+from riprap.report import style
 
 AUTO_GUARD = "keeper"  # as the preregistration names it
 

@@ -12,25 +12,26 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from experiments.harness.charts import style
 from experiments.harness.jobs import Job
 from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Session, Study
 from experiments.row_selection_smollm2.plan import Plan
-from experiments.row_selection_smollm2.rows import CATEGORIES, mixed, write
 from experiments.row_selection_smollm2.simulate import (
+    CATEGORIES,
     FOLDER,
     PLAIN,
     PROBE_SET,
     Run,
     digest_of,
+    mixed,
     simulate,
+    write,
 )
-from experiments.smollm2.rows import REFUSAL_PREFIX
-from experiments.smollm2.teaching import require_taught_model
+from experiments.smollm2.teaching import REFUSAL_PREFIX, require_taught_model
 from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.watch import DataConfig
 from riprap.integrations.smollm2 import REFUSING
+from riprap.report import style
 
 HARM = f"harm/{PROBE_SET}"
 

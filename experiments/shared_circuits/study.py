@@ -9,7 +9,6 @@ import altair as alt
 import numpy as np
 
 from experiments.harness import markdown
-from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.jobs import Job
 from experiments.harness.markdown import median_range, number
 from experiments.harness.study import Session, Study
@@ -19,6 +18,7 @@ from experiments.shared_circuits.frozen_parts import BLOCKS, PARTS, WORDS
 from experiments.shared_circuits.plan import Condition, Plan
 from experiments.shared_circuits.shared_units import importances
 from experiments.shared_circuits.simulate import Run, simulate
+from riprap.report import apply_style, inline_data, style
 
 TITLES = {
     "predicted": "predicted",

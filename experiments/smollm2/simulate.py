@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from experiments.harness.cache import cached
 from experiments.harness.interference_claim import InterferenceComparison
 from experiments.smollm2.checkpoints import GenerationCheckpoints
-from experiments.smollm2.rows import REFUSAL_PREFIX
+from experiments.smollm2.teaching import REFUSAL_PREFIX
 from riprap.commands.watch import WatchConfig, prepare
 
 EXAMPLES = {  # configuration, and steps of the checkpoints

@@ -154,8 +154,8 @@ def slope_alerts(
     """
     schedule = ProbeSchedule(
         max(plan.every // plan.slope_speedup, 1),
-        growth=ProbeSchedule.growth * plan.slope_speedup,
-        patience=ProbeSchedule.patience * plan.slope_speedup,
+        gap_divisor=ProbeSchedule.gap_divisor * plan.slope_speedup,
+        evaluations_before_break=ProbeSchedule.evaluations_before_break * plan.slope_speedup,
     )
     history = BehaviorHistory(name, run.histories[name].floor)
     alerts, forecasts = [], {}

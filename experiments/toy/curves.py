@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from experiments.harness.charts import inline_data, style
+from riprap.report import inline_data, style
 
 Row = dict[str, Any]
 Points = Sequence[tuple[int, float]]

@@ -8,13 +8,13 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from experiments.harness.charts import apply_style, inline_data, style
 from experiments.harness.interference_claim import agreement
 from experiments.toy import curves
 from experiments.toy.analysis import FRESH, Comparison, Run, cells, comparisons, forecast_alerts
-from experiments.toy.claim_tables import staleness
 from experiments.toy.curves import Row
+from experiments.toy.tables import staleness
 from riprap.detectors import score
+from riprap.report import apply_style, inline_data, style
 from riprap.types import Level
 
 WIDTH, HEIGHT = 180, 150

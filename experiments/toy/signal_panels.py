@@ -10,11 +10,11 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from experiments.harness.charts import apply_style, inline_data, style
 from experiments.toy import curves
 from experiments.toy.analysis import Run, cells, series
 from experiments.toy.curves import Points, Row
 from experiments.toy.tables import CHANCE, OVERLAP
+from riprap.report import apply_style, inline_data, style
 
 WIDTH, HEIGHT = 150, 62
 LEAST = 5  # steps over which a noisy signal is averaged; later the last quarter of all steps
@@ -101,7 +101,7 @@ def _lane_bands(runs: Sequence[Run], lane: Lane) -> dict[str, Bands]:
     for (condition, name), group in cells(runs).items():
         lines = [run.histories[name].signals.get(lane.signal, []) for run in group]
         if lane.signal == "interference":  # a history holds it apart, by step
-            lines = [list(run.histories[name].predicted.items()) for run in group]
+            lines = [list(run.histories[name].interference.items()) for run in group]
         if any(lines):
             bands[condition][name] = curves.band([lane.shaped(line) for line in lines if line])
     return bands

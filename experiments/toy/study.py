@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.harness.preregistration import Preregistration
 from experiments.harness.study import Session, Study
-from experiments.toy import claim_tables, figures, quality, tables
+from experiments.toy import figures, quality, tables
 from experiments.toy.analysis import Run, detector_rows
 from experiments.toy.plan import Plan
 from experiments.toy.signal_panels import signals_figure
@@ -47,9 +47,9 @@ def sections(results: Results, _plan: Plan) -> dict[str, Any]:
         "acceptance": tables.acceptance(frame),
         "detectors": tables.by_detector(frame),
         **quality.interference_gain(frame, runs),
-        "comparison": claim_tables.claim_rows(runs),
-        "residuals": claim_tables.residual_rows(runs),
-        "staleness": claim_tables.staleness_rows(runs),
+        "comparison": tables.claim_rows(runs),
+        "residuals": tables.residual_rows(runs),
+        "staleness": tables.staleness_rows(runs),
         **quality.forecast_quality(runs, results.preregistration),
         "overlap": tables.overlap_rows(runs),
         "runs": tables.per_run(frame),

@@ -8,9 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from experiments.guards_smollm2 import study
-from experiments.guards_smollm2.methods import GUARDS
 from experiments.guards_smollm2.plan import Plan
-from experiments.guards_smollm2.simulate import Run
+from experiments.guards_smollm2.simulate import GUARDS, Run
 from experiments.harness.cache import rebuild
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration
-from experiments.loss_classification import analysis
+from experiments.loss_classification import study
 from experiments.loss_classification.checkpoints import CASES, renumbered, spare, tabulated
 from experiments.loss_classification.plan import Plan
 from experiments.loss_classification.simulate import ClassifiedCheckpoint
-from experiments.loss_classification.study import check_thresholds
-from experiments.spurious_forgetting import analysis as spurious
+from experiments.spurious_forgetting import study as spurious
 from experiments.spurious_forgetting.plan import Plan as SpuriousPlan
 from experiments.spurious_forgetting.simulate import Evaluation, Recovery, Run
 from experiments.worlds import ToyWorld
@@ -32,7 +31,7 @@ def test_the_frozen_protocols_hold() -> None:
         preregistration = Preregistration.named(name)
         preregistration.verify()
         assert plan.of(preregistration).confirmatory
-    check_thresholds(Plan.of(Preregistration.named("loss_classification")))
+    study.check_thresholds(Plan.of(Preregistration.named("loss_classification")))
     assert set(Plan.of(Preregistration.named("loss_classification")).cases) == {
         case.label for case in CASES
     }
@@ -40,19 +39,19 @@ def test_the_frozen_protocols_hold() -> None:
 
 def test_insufficient_evidence_is_counted_apart() -> None:
     every = [found(A, A), found(A, K), found(K, K), found(BOTH, "insufficient evidence")]
-    right, given, low, high = analysis.accuracy(every)
+    right, given, low, high = study.accuracy(every)
     assert (right, given) == (2, 3)
     assert low < 2 / 3 < high
-    assert analysis.confusion(every)[BOTH]["insufficient evidence"] == 1
+    assert study.confusion(every)[BOTH]["insufficient evidence"] == 1
 
 
 def test_a_single_number_gets_its_best_rule() -> None:
     every = [found(A, A, n=0.9), found(A, A, n=0.8), found(K, K, n=0.5), found(BOTH, BOTH, n=0.1)]
-    rule = analysis.fitted(every, "n")
-    assert analysis.right_by(rule, every, "n") == (4, 4)
+    rule = study.fitted(every, "n")
+    assert study.right_by(rule, every, "n") == (4, 4)
     other = [found(A, A, n=0.4), found(K, K, n=0.55), found(K, K, n=None)]
-    assert analysis.right_by(rule, other, "n") == (1, 2)
-    assert analysis.fitted([found(A, A, n=None)], "n") is None
+    assert study.right_by(rule, other, "n") == (1, 2)
+    assert study.fitted([found(A, A, n=None)], "n") is None
 
 
 def test_the_sums_tell_no_probe() -> None:

@@ -12,8 +12,14 @@ import pytest
 from experiments.harness.preregistration import Preregistration, PreregistrationError
 from experiments.row_selection_smollm2 import study
 from experiments.row_selection_smollm2.plan import Plan
-from experiments.row_selection_smollm2.rows import CATEGORIES, PREFIX, mixed
-from experiments.row_selection_smollm2.simulate import CategoryRecorder, Run, learned_rows
+from experiments.row_selection_smollm2.simulate import (
+    CATEGORIES,
+    PREFIX,
+    CategoryRecorder,
+    Run,
+    learned_rows,
+    mixed,
+)
 from riprap.errors import ConfigError
 from riprap.selection import SelectionRecord, Selector
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.steep_directions.analysis import Run, behavior_runs, claims, interval
 from experiments.steep_directions.plan import Plan
 from experiments.steep_directions.simulate import COLUMNS, UNRELATED, simulate, unrelated
+from experiments.steep_directions.study import Run, behavior_runs, claims, interval
 from experiments.worlds import ToyWorld
 
 TERMS = Preregistration.named("steep_directions")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from experiments.harness.preregistration import Preregistration
-from experiments.toy import claim_tables, curves, figures, quality, tables
+from experiments.toy import curves, figures, quality, tables
 from experiments.toy.analysis import Run, detector_rows
 from experiments.toy.signal_panels import signals_figure
 from riprap.detectors import BehaviorHistory
@@ -80,7 +80,7 @@ def make(
         history = BehaviorHistory(name, FLOOR)
         for step in visits:
             history.add_margins(step, values[step])
-        history.predicted = dict(enumerate(np.diff(values.mean(1)), start=1))
+        history.interference = dict(enumerate(np.diff(values.mean(1)), start=1))
         history.signals["drift_mean"] = [(step, step / STEPS) for step in visits]
         histories[name] = history
         arrays[f"truth/{name}"] = (values[::10] > 0).mean(1)
@@ -233,25 +233,25 @@ def test_the_conclusion_follows_from_the_numbers(gain: float, more_false: int, w
 
 
 def test_the_claim_holds_for_fresh_gradients_alone(world: list[Run]) -> None:
-    rows = claim_tables.claim_rows(world)
+    rows = tables.claim_rows(world)
     own = {"condition": "C", "behavior": "A"}
     assert cell(rows, "correlation", **own) == "1.00 [1.00, 1.00]"
     assert cell(rows, "slope", **own) == "1.00 [1.00, 1.00]"
-    old = [one for one in claim_tables.staleness(world) if one.age > 0]
+    old = [one for one in tables.staleness(world) if one.age > 0]
     assert {one.age for one in old} == set(AGES)
     assert all(abs(one.correlation) < 0.4 for one in old)
     assert all(one.fresh == pytest.approx(1, abs=1e-6) for one in old)
-    stale = claim_tables.staleness_rows(world)
+    stale = tables.staleness_rows(world)
     assert cell(stale, "oldest with ≥ 0.5", **own) == "0"
 
 
 def test_predictions_of_the_wrong_size_and_sign_show(tmp_path: Path) -> None:
     run = make(tmp_path, "C", 0, {"A": falling(120)}, scale=-0.5)
-    rows = claim_tables.claim_rows([run])
+    rows = tables.claim_rows([run])
     assert cell(rows, "slope", condition="C") == "−2.00 [−2.00, −2.00]"
     signs = cell(rows, "sign right where the change exceeds 0.05", condition="C")
     assert signs.startswith("0 of ")
-    large = cell(claim_tables.residual_rows([run]), "median residual ÷ change", **{
+    large = cell(tables.residual_rows([run]), "median residual ÷ change", **{
         "realized change": "0.05 to 0.2"
     })  # fmt: skip
     assert large == "1.50"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration, PreregistrationError
-from experiments.transfer import analysis, simulate, tables
+from experiments.transfer import analysis, simulate, study
 from experiments.transfer import pareto_front as front
 from experiments.transfer.methods import GUARDS, old_batches, responses
 from experiments.transfer.plan import PLAIN, Plan
@@ -131,7 +131,7 @@ def test_a_run_is_made_once_and_read_again(tmp_path: Path, monkeypatch: pytest.M
         one = simulate.simulate("l2_sp", 1.0, "C", 7, plan)
     assert one.acted == 1.0
     assert simulate.simulate("l2_sp", 1.0, "C", 7, plan) == one
-    page = tables.search_sections([one, run(PLAIN, 0, 1, 1, seed=7)], plan)
+    page = study.search_sections([one, run(PLAIN, 0, 1, 1, seed=7)], plan)
     assert page["runs"][0]["knob"] == "strength = 1 ← chosen"
 
 
