@@ -58,13 +58,10 @@ def forgetting(accuracy_matrix: Any, start: Sequence[float] | Array | None = Non
             f"accuracy_matrix has shape {a.shape}; expected (T, T) with T >= 2, one row per stage "
             "and one column per task"
         )
-    rows = a
-    if start is not None:
-        before = _as_array("start", start)
-        if before.shape != (len(a),):
-            raise ConfigError(f"start has shape {before.shape}; expected one per task, ({len(a)},)")
-        rows = np.vstack([before, a])
-    interference = np.diff(rows, axis=0)
+    before = np.zeros((0, len(a))) if start is None else _as_array("start", start)
+    if start is not None and before.shape != (len(a),):
+        raise ConfigError(f"start has shape {before.shape}; expected one per task, ({len(a)},)")
+    interference = np.diff(np.vstack([before, a]), axis=0)
     last, earlier = a[-1, :-1], a[:-1, :-1]
     return Forgetting(
         average=float(a.mean()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -25,13 +25,9 @@ from riprap.linalg import upcast
 
 
 class WeightPath(Protocol):
-    """The linear path from the model (α = 0) to its reference (α = 1).
+    """The linear path from the model (α = 0) to its reference (α = 1)."""
 
-    Attributes:
-        names: weights that can move, as in `model.named_parameters()`.
-    """
-
-    names: list[str]
+    names: list[str]  # weights that can move, as in `model.named_parameters()`
 
     def set_alpha(self, alpha: float, names: Sequence[str] | None = None) -> None:
         """Move the named weights to α; None: all weights."""
@@ -97,33 +93,23 @@ def path_to_reference(
         ConfigError: no weight that could move, weights of another model, or adapters that are not
             removed by a scale of 0.
     """
-    if reference is None:
-        path = _LoraScalePath({n: x for n, x in _lora_layers(model).items() if name_filter(n)})
-        _require_weights(path)
-        try:
-            yield path
-        finally:
-            path.set_alpha(0.0)
-        return
-    weights = named_weights(reference)
-    names = matching_names(model, weights, name_filter)
-    with restore_weights(model, weights_on_disk) as original:
-        dense_path = _DensePath(model, original, weights, names)
-        _require_weights(dense_path)
-        yield dense_path
-
-
-def _require_weights(path: WeightPath) -> None:
-    if not path.names:
-        raise ConfigError("`name_filter` accepts none of the model's weights")
+    with ExitStack() as stack:
+        path: WeightPath
+        if reference is None:
+            path = _LoraScalePath({n: x for n, x in _lora_layers(model).items() if name_filter(n)})
+            stack.callback(path.set_alpha, 0.0)
+        else:
+            weights = named_weights(reference)
+            names = matching_names(model, weights, name_filter)
+            original = stack.enter_context(restore_weights(model, weights_on_disk))
+            path = _DensePath(model, original, weights, names)
+        if not path.names:
+            raise ConfigError("`name_filter` accepts none of the model's weights")
+        yield path
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    """LoRA layers by the name of the weight that each adapts.
-
-    Raises:
-        ConfigError: there is none, or a scale of 0 does not restore the base model.
-    """
+    """LoRA layers by the name of the weight that each adapts."""
     if not hasattr(model, "disable_adapter"):
         raise ConfigError(
             "no reference was given, and the model has no adapter to scale down: pass the model "
@@ -161,10 +147,7 @@ def _why_not_scalable(layer: Any) -> str:
 
 
 def names_by_layer(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
-    """Group weight names by layer: embeddings, blocks, head, in this order.
-
-    A shared weight, such as a head tied to the embeddings, belongs to the first layer.
-    """
+    """Group weight names by layer, from the embeddings up; a shared weight is in the first."""
     parameters = dict(model.named_parameters())
     layers = layer_names(model, [parameters[name] for name in names])
     groups: dict[str, list[str]] = {}

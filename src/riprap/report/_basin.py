@@ -29,9 +29,6 @@ def basin_figure(basin: Basin, title: str = "Basin") -> Any:
     """Draw the mean score against α with its 95 % interval over directions.
 
     A dashed line shows the scores by judged answers, if there are any.
-
-    Args:
-        title: of the figure.
     """
     rows, floors = [], []
     for name, profile in basin.behaviors.items():
@@ -64,11 +61,7 @@ def basin_figure(basin: Basin, title: str = "Basin") -> Any:
 
 
 def plane_figure(plane: Plane, title: str = "Basin on a plane") -> Any:
-    """Draw a map of the score of each behavior, with the contour at its floor.
-
-    Args:
-        title: of the figure.
-    """
+    """Draw a map of the score of each behavior, with the contour at its floor."""
     head = alt.TitleParams(shorten(title), subtitle=["black: the floor; cross: the checkpoint"])
     maps = [_map(plane, name) for name in plane.scores]
     return apply_style(alt.hconcat(*maps, spacing=24, title=head))
@@ -92,11 +85,9 @@ def _map(plane: Plane, name: str) -> Any:
     ticks = alt.Axis(grid=False, values=[-radius, -radius / 2, 0, radius / 2, radius])
     x = alt.X("x:Q", title="α, along d1", scale=scale, axis=ticks)
     y = alt.Y("y:Q", title="β, along d2", scale=scale, axis=ticks)
-    color = alt.Color(
-        "score:Q",
-        scale=alt.Scale(domain=[0, 1], scheme="blues"),
-        legend=alt.Legend(title="score", gradientLength=SIDE - 40),
-    )
+    legend = alt.Legend(title="score", gradientLength=SIDE - 40)
+    blues = alt.Scale(domain=[0, 1], scheme="blues")
+    color = alt.Color("score:Q", scale=blues, legend=legend)
     cells = alt.Chart(inline_data(rows)).mark_rect().encode(x=x, x2="x2", y=y, y2="y2", color=color)
     segments = [
         {"x": x0, "y": y0, "x2": x1, "y2": y1}
@@ -130,8 +121,7 @@ def contour(
             low, high = float(values[start]), float(values[end])
             if (low >= level) != (high >= level):
                 share = (level - low) / (high - low)
-                ends = [(float(alphas[a]), float(alphas[b])) for a, b in (start, end)]
-                (x0, y0), (x1, y1) = ends
+                (x0, y0), (x1, y1) = alphas[[start, end]].tolist()
                 crossings.append((x0 + share * (x1 - x0), y0 + share * (y1 - y0)))
         yield from zip(crossings[::2], crossings[1::2], strict=True)
 
@@ -141,7 +131,6 @@ def drift_figure(basins: Mapping[str, Basin], title: str = "Drift of the basin")
 
     Args:
         basins: by checkpoint, in the order of the run.
-        title: of the figure.
     """
     rows = []
     for label, basin in basins.items():
@@ -159,9 +148,8 @@ def drift_figure(basins: Mapping[str, Basin], title: str = "Drift of the basin")
         panel_rows = [row for row in rows if row["what"] == what]
         base = alt.Chart(inline_data(panel_rows)).encode(x=x, color=_color(names))
         scale = alt.Scale(domainMin=0) if what == HALF_WIDTH else SCORE
-        line = base.mark_line(strokeWidth=1.8, point=True).encode(
-            y=alt.Y("mean:Q", title=None, scale=scale)
-        )
+        y = alt.Y("mean:Q", title=None, scale=scale)
+        line = base.mark_line(strokeWidth=1.8, point=True).encode(y=y)
         limits = base.mark_rule(strokeWidth=1.4, opacity=0.6).encode(y="low:Q", y2="high:Q")
         heading = alt.TitleParams(what, fontSize=12)
         panels.append(alt.layer(limits, line).properties(width=250, height=190, title=heading))
@@ -177,6 +165,5 @@ def _bounds(estimate: Estimate, minimum: float, maximum: float) -> dict[str, flo
 
 def _color(names: list[str]) -> alt.Color:
     scale = alt.Scale(domain=names, range=list(COLORS))
-    return alt.Color(
-        "behavior:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1)
-    )
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
+    return alt.Color("behavior:N", scale=scale, legend=legend)

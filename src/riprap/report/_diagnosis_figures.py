@@ -27,13 +27,8 @@ Row = dict[str, Any]
 
 def evidence_figure(behavior: BehaviorDiagnosis) -> Any:
     """Draw recovery, prefix forcing, decodability and path, two panels a row, if measured."""
-    panels = [
-        _recovery_panel(behavior),
-        _prefix_forcing_panel(behavior),
-        _decodability_panel(behavior),
-        _linear_path_panel(behavior),
-    ]
-    drawn = [panel for panel in panels if panel is not None]
+    kinds = (_recovery_panel, _prefix_forcing_panel, _decodability_panel, _linear_path_panel)
+    drawn = [panel for draw in kinds if (panel := draw(behavior)) is not None]
     chart = alt.concat(*drawn, columns=2, spacing=28).resolve_scale(color="independent")
     return apply_style(chart)
 
@@ -101,14 +96,9 @@ def _prefix_forcing_panel(behavior: BehaviorDiagnosis) -> Any:
         return None
     x = alt.X("given:Q", title="tokens given", axis=alt.Axis(tickMinStep=1, grid=False, format="d"))
     base = alt.Chart(inline_data(rows))
-    band = base.mark_rule(strokeWidth=1.5).encode(
-        x=x, y="low:Q", y2="high:Q", color=_color([TUNED, BASE])
-    )
-    line = base.mark_line(point=True).encode(
-        x=x,
-        y=alt.Y("share:Q", **_share_axis("next token continues")),
-        color=_color([TUNED, BASE]),
-    )
+    y, color = alt.Y("share:Q", **_share_axis("next token continues")), _color([TUNED, BASE])
+    band = base.mark_rule(strokeWidth=1.5).encode(x=x, y="low:Q", y2="high:Q", color=color)
+    line = base.mark_line(point=True).encode(x=x, y=y, color=color)
     subtitle = "given the base model's first tokens, does it continue?"
     return alt.layer(band, line).properties(
         width=WIDTH, height=HEIGHT, title=_title("Prefix forcing", subtitle)
@@ -140,27 +130,21 @@ def _linear_path_panel(behavior: BehaviorDiagnosis) -> Any:
     path = behavior.linear_path
     if path is None:
         return None
-    ends = [float(path.scores[0]), float(path.scores[-1])]
-    rows = [
-        {"alpha": float(alpha), "score": float(score)}
-        for alpha, score in zip(path.alphas, path.scores, strict=True)
-    ]
-    line = [{"alpha": 0.0, "score": ends[0]}, {"alpha": 1.0, "score": ends[1]}]
+    pairs = zip(path.alphas.tolist(), path.scores.tolist(), strict=True)
+    rows = [{"alpha": alpha, "score": score} for alpha, score in pairs]
     axis = alt.Axis(format=".1f", grid=False)
     x = alt.X("alpha:Q", title="α: 0 tuned, 1 base", axis=axis)
     y = alt.Y("score:Q", **_share_axis("score"))
-    scores = (
-        alt.Chart(inline_data(rows))
-        .mark_line(point={"color": style.INK}, color=style.INK)
-        .encode(x=x, y=y)
-    )
-    straight = alt.Chart(inline_data(line)).mark_line(strokeDash=[3, 3], color=style.MUTED)
+    scores = alt.Chart(inline_data(rows)).mark_line(point={"color": style.INK}, color=style.INK)
+    ends = alt.Chart(inline_data([rows[0], rows[-1]]))
+    straight = ends.mark_line(strokeDash=[3, 3], color=style.MUTED)
     floor = alt.Chart(inline_data([{"floor": path.floor}]))
     floor = floor.mark_rule(color=style.UP, strokeWidth=1.5)
     subtitle = f"barrier {path.barrier:.2f}; green: the floor, {path.floor:g}"
-    return alt.layer(floor.encode(y="floor:Q"), straight.encode(x=x, y=y), scores).properties(
-        width=WIDTH, height=HEIGHT, title=_title("Linear path to the base model", subtitle)
-    )
+    lines = [chart.encode(x=x, y=y) for chart in (straight, scores)]
+    title = _title("Linear path to the base model", subtitle)
+    layers = alt.layer(floor.encode(y="floor:Q"), *lines)
+    return layers.properties(width=WIDTH, height=HEIGHT, title=title)
 
 
 def repairs_figure(diagnosis: Diagnosis) -> Any:
@@ -181,19 +165,12 @@ def repairs_figure(diagnosis: Diagnosis) -> Any:
     heat = alt.Chart(inline_data(rows)).encode(
         x=alt.X("behavior:N", title=None, sort=names, axis=alt.Axis(labelAngle=0)), y=y
     )
-    color = alt.Color(
-        "over:Q",
-        scale=alt.Scale(
-            domain=[-0.5, -1e-6, 0, 0.1],
-            range=["#d98c6a", "#fdf3ec", "#dcefe8", "#bfe0d4"],
-            clamp=True,
-        ),
-        legend=None,
-    )
+    shades = ["#d98c6a", "#fdf3ec", "#dcefe8", "#bfe0d4"]
+    scale = alt.Scale(domain=[-0.5, -1e-6, 0, 0.1], range=shades, clamp=True)
+    color = alt.Color("over:Q", scale=scale, legend=None)
     text = heat.mark_text(color=style.INK).encode(text=alt.Text("score:Q", format=".0%"))
-    table = alt.layer(
-        heat.mark_rect(stroke="white", strokeWidth=2).encode(color=color), text
-    ).properties(
+    cells = heat.mark_rect(stroke="white", strokeWidth=2).encode(color=color)
+    table = alt.layer(cells, text).properties(
         width=90 * max(len(names), 1),
         height=alt.Step(28),
         title=_title("Scores after each repair", "green: at the floor or above"),

@@ -9,11 +9,8 @@ from riprap._formatting import format_number
 from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Recovery, Repair, Verdict
 from riprap.types import ReadingStatus
 
-NOT_RUN, MEASURED, INSUFFICIENT = (
-    ReadingStatus.NOT_RUN,
-    ReadingStatus.MEASURED,
-    ReadingStatus.INSUFFICIENT,
-)
+NOT_RUN, MEASURED = ReadingStatus.NOT_RUN, ReadingStatus.MEASURED
+INSUFFICIENT = ReadingStatus.INSUFFICIENT
 REPAIRS = {  # by kind
     "no repair": "no repair",
     "few-shot": "train on ten examples of what was lost",
@@ -84,13 +81,12 @@ def diagnosis_headline(behavior: BehaviorDiagnosis) -> str:
 def _explain_verdict(recovery: Recovery, score_now: float) -> str:
     if recovery.verdict is Verdict.INSUFFICIENT:
         return f"score dropped, cause undetermined: {recovery.reason}"
-    evidence, count = recovery.evidence, _largest_shot_count(recovery)
+    evidence, count = recovery.evidence, max((p.count for p in recovery.curve), default=0)
     what = "this" if score_now < 0.5 else "part of this"
     retained = f"on the lost probes, {format_share(evidence.retained)} of the knowledge remains"
     if recovery.verdict is Verdict.BOTH:
-        return (
-            f"the model can no longer do {what}, and does not say what it still knows: {retained}"
-        )
+        unsaid = "does not say what it still knows"
+        return f"the model can no longer do {what}, and {unsaid}: {retained}"
     own, unrelated = evidence.recovered_by_examples, evidence.recovered_by_unrelated
     recovered = f"{count} examples restore {format_share(own)} of the lost score"
     if not math.isnan(unrelated):
@@ -103,19 +99,10 @@ def _explain_verdict(recovery: Recovery, score_now: float) -> str:
     return f"the model no longer does {what}, but {retained}; {recovered}"
 
 
-def _largest_shot_count(recovery: Recovery) -> int:
-    return max((point.count for point in recovery.curve), default=0)
-
-
 def evidence(behavior: BehaviorDiagnosis) -> list[EvidenceLine]:
     """Return all pieces of evidence, each with its status."""
-    return [
-        _recovery(behavior),
-        _naive_model(behavior),
-        _prefix_forcing(behavior),
-        _decodability(behavior),
-        _linear_path(behavior),
-    ]
+    kinds = (_recovery, _naive_model, _prefix_forcing, _decodability, _linear_path)
+    return [describe(behavior) for describe in kinds]
 
 
 def _recovery(behavior: BehaviorDiagnosis) -> EvidenceLine:

@@ -16,11 +16,7 @@ from riprap.report._panels import inline_data
 WIDTH, TOP, HEIGHT = 640, 130, 76
 DIRECTIONS = {"KL(reference ‖ model)": style.BLUE, "KL(model ‖ reference)": style.CONE}
 MEASURES = ("weights", "activations", "restored")
-TITLES = {
-    "weights": "‖θ − θ₀‖ / ‖θ₀‖",
-    "activations": "‖a − a₀‖ / ‖a₀‖",
-    "restored": "share of KL",
-}
+TITLES = {"weights": "‖θ − θ₀‖ / ‖θ₀‖", "activations": "‖a − a₀‖ / ‖a₀‖", "restored": "share of KL"}
 SUBTITLES = {
     "weights": "relative change of each layer's weights",
     "activations": "relative change of the residual stream after it, at the last prompt token",
@@ -68,17 +64,12 @@ def _token_panel(divergence: Divergence) -> Any:
         for at, estimate in enumerate(estimates)
     ]
     last = len(divergence.forward_at)
-    x = alt.X(
-        "token:Q",
-        title="token of the response",
-        axis=alt.Axis(grid=False, format="d", tickMinStep=1),
-        scale=alt.Scale(domain=[1, max(last, 2)]),
-    )
-    color = alt.Color(
-        "direction:N",
-        scale=alt.Scale(domain=list(DIRECTIONS), range=list(DIRECTIONS.values())),
-        legend=alt.Legend(title=None, orient="top", symbolOpacity=1),
-    )
+    axis = alt.Axis(grid=False, format="d", tickMinStep=1)
+    scale = alt.Scale(domain=[1, max(last, 2)])
+    x = alt.X("token:Q", title="token of the response", axis=axis, scale=scale)
+    colors = alt.Scale(domain=list(DIRECTIONS), range=list(DIRECTIONS.values()))
+    legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
+    color = alt.Color("direction:N", scale=colors, legend=legend)
     base = alt.Chart(inline_data(rows))
     tooltips = [
         alt.Tooltip("direction:N"),
@@ -120,12 +111,8 @@ def _bar(layer: LayerChange, name: str, measure: str) -> Row | None:
 
 
 def _layer_panel(measure: str, rows: list[Row], names: list[str]) -> Any:
-    x = alt.X(
-        "layer:N",
-        title=None,
-        scale=alt.Scale(domain=names),
-        axis=alt.Axis(labelAngle=0, labelOverlap=True, grid=False),
-    )
+    axis = alt.Axis(labelAngle=0, labelOverlap=True, grid=False)
+    x = alt.X("layer:N", title=None, scale=alt.Scale(domain=names), axis=axis)
     tooltips = [alt.Tooltip("name:N", title="layer"), alt.Tooltip("value:Q", format=".4f")]
     bars = alt.Chart(inline_data(rows)).mark_bar(color=COLORS[measure])
     bars = bars.encode(x=x, y=alt.Y("value:Q", title=TITLES[measure]), tooltip=tooltips)

@@ -30,11 +30,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 class MergedLoraWeights(Weights):
-    """Weights of a base model with a LoRA adapter merged into them, each computed on access.
-
-    Raises:
-        ConfigError: the adapter is not a plain LoRA, or it adapts a weight that `base` lacks.
-    """
+    """Weights of a base model with a plain LoRA adapter merged in, each computed on access."""
 
     def __init__(self, base: Weights, adapter: Path) -> None:
         self.base = base
@@ -101,26 +97,16 @@ def _require_plain_lora(adapter: Path, settings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class ModelPair:
-    """The tuned model in memory, and the weights of both models in their files.
+    """The tuned model in memory, and the weights of both models in their files."""
 
-    Attributes:
-        model: the tuned model, in evaluation mode.
-        base, tuned: weights by the model's parameter names.
-    """
-
-    model: Any
+    model: Any  # in evaluation mode
     tokenizer: Any
-    base: Weights
+    base: Weights  # by the model's parameter names
     tuned: Weights
 
 
 def load_pair(base: str, tuned: str) -> ModelPair:
-    """Load the tuned model once, and open the weights of both.
-
-    Raises:
-        ConfigError: a model cannot be loaded, the two have different architectures or
-            vocabularies, or their weights are equal.
-    """
+    """Load the tuned model once, and open the weights of both; they must differ in weights only."""
     base_folder, tuned_folder = find_folder(base), find_folder(tuned)
     if (tuned_folder / ADAPTER_CONFIG).is_file():
         model, tokenizer = load_model(str(base_folder))
@@ -133,7 +119,10 @@ def load_pair(base: str, tuned: str) -> ModelPair:
         base_weights = open_weights(base_folder, model)
         tuned_weights = open_weights(tuned_folder, model)
         _require_same_vocabulary(base_folder, tuned_folder)
-    _require_same_architecture(model, base_weights, base, tuned)
+    try:
+        matching_names(model, base_weights)
+    except ConfigError as error:
+        raise ConfigError(f"{tuned!r} is not a fine-tuned version of {base!r}: {error}") from error
     if all(torch.equal(p.detach(), base_weights[n].to(p)) for n, p in model.named_parameters()):
         raise ConfigError(
             f"nothing changed: {tuned!r} has the same weights as {base!r}; pass the model before "
@@ -144,11 +133,7 @@ def load_pair(base: str, tuned: str) -> ModelPair:
 
 
 def find_folder(name: str) -> Path:
-    """Return the folder of a model: a local one, or the cached download of a hub id.
-
-    Raises:
-        ConfigError: there is neither, or the folder contains no model.
-    """
+    """Return the folder of a model: a local one, or the cached download of a hub id."""
     shown = name[:SHOWN]
     try:
         folder = smollm2.ensure_converted() if name == "smollm2" else Path(name).expanduser()
@@ -163,9 +148,8 @@ def find_folder(name: str) -> Path:
             return Path(snapshot_download(name, allow_patterns=patterns))
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
-            raise ConfigError(
-                f"model {shown!r} is neither a folder nor on the hub: {first}"
-            ) from error
+            why = f"model {shown!r} is neither a folder nor on the hub: {first}"
+            raise ConfigError(why) from error
     if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):
         raise ConfigError(
             f"model {shown!r} contains neither config.json nor {ADAPTER_CONFIG}: is it a saved "
@@ -175,30 +159,15 @@ def find_folder(name: str) -> Path:
 
 
 def open_weights(folder: Path, model: Any) -> SafetensorsFolder:
-    """Open the weights in a folder under the model's parameter names.
-
-    Raises:
-        ConfigError: there are none, or they cannot be read.
-    """
+    """Open the weights in a folder under the model's parameter names."""
     try:
         files = SafetensorsFolder(folder)
     except SafetensorError as error:
         raise ConfigError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    stored_names = {}
-    for name, _ in model.named_parameters():
-        without_prefix = name.removeprefix(prefix)
-        if name not in files and without_prefix in files:
-            stored_names[name] = without_prefix
-    return SafetensorsFolder(folder, stored_names)
-
-
-def _require_same_architecture(model: Any, weights: Weights, base: str, tuned: str) -> None:
-    """Raise a ConfigError if the base weights do not fit the tuned model."""
-    try:
-        matching_names(model, weights)
-    except ConfigError as error:
-        raise ConfigError(f"{tuned!r} is not a fine-tuned version of {base!r}: {error}") from error
+    short = {name: name.removeprefix(prefix) for name, _ in model.named_parameters()}
+    stored = {name: s for name, s in short.items() if name not in files and s in files}
+    return SafetensorsFolder(folder, stored)
 
 
 def _require_same_vocabulary(base_folder: Path, tuned_folder: Path) -> None:

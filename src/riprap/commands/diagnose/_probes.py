@@ -26,18 +26,12 @@ HARMLESS = "over_refusal"  # requests on which a repair is compared if no run is
 
 @dataclass
 class BehaviorProbes:
-    """The probes and examples of one behavior.
-
-    Attributes:
-        probes: the test probes; None if the base model passes too few (see `why_unmeasured`).
-        examples: examples of the same behavior to relearn.
-        answers: token ids of the base model's answers to the probes, or of the right answers.
-        margins_before: margins of the base model on the probes.
-    """
+    """The probes and examples of one behavior."""
 
     name: str
-    probes: Behavior | None = None
-    examples: Behavior | None = None
+    probes: Behavior | None = None  # None if the base model passes too few
+    examples: Behavior | None = None  # to relearn
+    # Token ids of the base model's answers to the probes, or of the right answers; its margins.
     answers: Rows = field(default_factory=list)
     margins_before: np.ndarray = field(default_factory=lambda: np.zeros(0))
     why_unmeasured: str = ""
@@ -46,30 +40,22 @@ class BehaviorProbes:
 def select_probes(
     name: str, config: DiagnoseConfig, base: nn.Module, tokenizer: Any
 ) -> BehaviorProbes:
-    """Select probes of a probe set that the base model passes, and disjoint examples.
-
-    Args:
-        name: of a probe set, or a file with your own probes.
-        base: the model before tuning.
-    """
+    """Select probes of a probe set, or of a file, that the base passes, and disjoint examples."""
     rows, behavior_name = probe_sets.rows(name), probe_sets.behavior_name(name)
     uses_prefixes = probe_sets.is_prefix_probe(rows[0])
     n_probes = config.n_probes // 2 if probe_sets.is_multiple_choice(rows[0]) else config.n_probes
     n = min(len(rows), int(OVERSAMPLE * (n_probes + N_EXAMPLES)))
-    prefixes: dict[str, Any] = {}
-    if uses_prefixes and config.refusal_prefixes:
-        prefixes = {"prefixes": config.refusal_prefixes}
+    has_prefixes = uses_prefixes and config.refusal_prefixes
+    prefixes: dict[str, Any] = {"prefixes": config.refusal_prefixes} if has_prefixes else {}
     texts = probe_sets.evenly_spaced(name, n)
     candidates = probe_sets.load(name, tokenizer, n, **prefixes)
     margins = evaluation.evaluate(candidates, base).margins
     passing = np.flatnonzero(margins > 0)
     if len(passing) < MIN_PROBES + N_EXAMPLES:
-        return BehaviorProbes(
-            behavior_name,
-            why_unmeasured=f"the base model passes {len(passing)} of {n} probes, and "
-            f"{MIN_PROBES + N_EXAMPLES} are needed"
-            + ("; pass the first words of its refusals as --refusal-prefixes" * uses_prefixes),
-        )
+        why = f"the base model passes {len(passing)} of {n} probes, and "
+        why += f"{MIN_PROBES + N_EXAMPLES} are needed"
+        why += "; pass the first words of its refusals as --refusal-prefixes" * uses_prefixes
+        return BehaviorProbes(behavior_name, why_unmeasured=why)
     order = np.random.default_rng(0).permutation(passing)
     learned = order[:N_EXAMPLES].tolist()
     measured = sorted(order[N_EXAMPLES:][:n_probes].tolist())
@@ -120,19 +106,14 @@ class Task:
 
 
 def load_task(run: Path | None, tokenizer: Any) -> Task:
-    """Load rows of a run's training data, or harmless requests if no run is given.
-
-    Raises:
-        ConfigError: the run's record or its data cannot be read, or has too few short rows.
-    """
+    """Load rows of a run's training data, or harmless requests if no run is given."""
     if run is None:
         rows = [row["prompt"] for row in probe_sets.evenly_spaced(HARMLESS, TASK_ROWS)]
         prompts = encode_prompts(tokenizer, rows)
         return Task(prompts, None, None, None, "answers to harmless requests")
     data = watch_config_of(run).data
-    pairs = [
-        (row["prompt"][0]["content"], row["completion"][0]["content"]) for row in load_rows(data)
-    ]
+    texts = ((row["prompt"][0], row["completion"][0]) for row in load_rows(data))
+    pairs = [(prompt["content"], completion["content"]) for prompt, completion in texts]
     short = [pair for pair in pairs if sum(map(len, pair)) <= MAX_TASK_CHARS and pair[1].strip()]
     if len(short) < TASK_ROWS + N_EXAMPLES:
         raise ConfigError(
@@ -158,15 +139,10 @@ def load_task(run: Path | None, tokenizer: Any) -> Task:
 
 
 def watch_config_of(run: Path) -> WatchConfig:
-    """Return the configuration of a `riprap watch` run.
-
-    Raises:
-        ConfigError: the folder holds no record of such a run.
-    """
+    """Return the configuration of a `riprap watch` run."""
     with Reader(run) as reader:
         notes = reader.meta().get("notes", {})
     if "config" not in notes:
-        raise ConfigError(
-            f"the record in {run} was not made by `riprap watch`, so its data is unknown"
-        )
+        why = "was not made by `riprap watch`, so its data is unknown"
+        raise ConfigError(f"the record in {run} {why}")
     return WatchConfig.parse(notes["config"], f"the record in {run}")

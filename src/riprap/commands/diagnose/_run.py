@@ -82,17 +82,18 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
             runner.run_linear_path()
         divergence = runner.run_divergence()
         repairs = runner.run_repairs(task, checkpoints) if runner.lost else []
+        settings = config.model_dump(mode="json")
         diagnosis = Diagnosis(
             config.base,
             config.tuned,
             list(runner.results.values()),
             divergence,
             repairs,
-            None,
-            task.origin,
-            _settings(config),
-            timer.seconds,
-            "",
+            cheapest_repair=None,
+            cost_measure=task.origin,
+            settings={name: v for name, v in settings.items() if v not in (None, [], ())},
+            seconds=timer.seconds,
+            peak_memory="",
         )
         if repairs:
             diagnosis.cheapest_repair = cheapest_repair(repairs, diagnosis.floors)
@@ -121,11 +122,6 @@ def _check_paths(config: DiagnoseConfig) -> None:
         watch_config_of(config.run)
 
 
-def _settings(config: DiagnoseConfig) -> dict[str, Any]:
-    settings = config.model_dump(mode="json")
-    return {name: value for name, value in settings.items() if value not in (None, [], ())}
-
-
 def _checkpoints(config: DiagnoseConfig, pair: ModelPair) -> dict[str, Weights]:
     """Weights of the run's checkpoints, the latest first, without the tuned model itself."""
     if config.run is None:
@@ -145,17 +141,12 @@ def _checkpoints(config: DiagnoseConfig, pair: ModelPair) -> dict[str, Weights]:
 
 
 def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
-    """Save the repaired model to a new folder.
-
-    Raises:
-        ConfigError: the folder cannot be written.
-    """
+    """Save the repaired model to a new folder."""
     if repair is None or repair.strategy is None:
         return
     with apply_repair(repair):
-        weights = {
-            name: part.contiguous().cpu() for name, part in merged_weights(pair.model).items()
-        }
+        merged = merged_weights(pair.model)
+        weights = {name: part.contiguous().cpu() for name, part in merged.items()}
     try:
         folder.mkdir(parents=True)
         pair.model.config.save_pretrained(folder)
@@ -168,11 +159,10 @@ def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
 def peak_memory() -> str:
     """Return the peak memory of this process, formatted with its unit."""
     unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS reports bytes, Linux KiB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    formatted = f"{peak:.2f} GiB"
+    formatted = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB"
     if torch.cuda.is_available():
-        accelerator = torch.cuda.max_memory_allocated() / 2**30
-        formatted += f", and {accelerator:.2f} GiB on the accelerator"
+        gib = torch.cuda.max_memory_allocated() / 2**30
+        formatted += f", and {gib:.2f} GiB on the accelerator"
     return formatted
 
 

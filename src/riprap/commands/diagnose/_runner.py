@@ -40,28 +40,20 @@ class StageTimer:
 
 @dataclass
 class DiagnosisRunner:
-    """The stages of a diagnosis, with their inputs and results.
-
-    Attributes:
-        naive_model: weights of a model that never had the behaviors; None: not given.
-        probes, results: by behavior.
-    """
+    """The stages of a diagnosis, with their inputs and results by behavior."""
 
     config: DiagnoseConfig
     pair: ModelPair
     timer: StageTimer
-    naive_model: Weights | None
+    naive_model: Weights | None  # that never had the behaviors
     probes: dict[str, BehaviorProbes] = field(default_factory=dict)
     results: dict[str, BehaviorDiagnosis] = field(default_factory=dict)
 
     @property
     def lost(self) -> list[str]:
         """Names of the behaviors with a loss to explain."""
-        return [
-            result.name
-            for result in self.results.values()
-            if result.probes and has_loss(result.score_before, result.score_now, result.floor)
-        ]
+        measured = [result for result in self.results.values() if result.probes]
+        return [r.name for r in measured if has_loss(r.score_before, r.score_now, r.floor)]
 
     def measure_scores(self) -> None:
         """Select probes that the base model passes, and score the tuned model on them."""
@@ -105,10 +97,7 @@ class DiagnosisRunner:
         assert selected.probes is not None and selected.examples is not None
         paired = self.probes.get(self.paired_behavior(name))
         contrast = None if paired is None else paired.probes
-        sources: dict[str, Any] = {
-            "reference": self.pair.base,
-            "weights_on_disk": self.pair.tuned,
-        }
+        sources: dict[str, Any] = {"reference": self.pair.base, "weights_on_disk": self.pair.tuned}
         with self.timer.stage(f"{name}: recovery") as report:
             result.recovery = diagnosis.recover(
                 model,
@@ -131,9 +120,8 @@ class DiagnosisRunner:
                 model, selected.probes, selected.answers, **sources
             )
         if contrast is None:
-            result.missing["linear decodability"] = (
-                "there is no contrasting behavior to distinguish"
-            )
+            why = "there is no contrasting behavior to distinguish"
+            result.missing["linear decodability"] = why
             return
         with self.timer.stage(f"{name}: linear decodability") as report:
             result.decodability = diagnosis.linear_decodability(

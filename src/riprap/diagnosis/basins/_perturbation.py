@@ -27,12 +27,7 @@ BLOCK_SIZE = 1 << 18  # elements processed at a time; the directions of a seed d
 # A direction: for each weight, the coefficients of the numbered Gaussian draws that it consists of.
 Direction = list[dict[int, float]]
 
-_NORMS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.modules.batchnorm._NormBase,
-)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 def perturbed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -51,11 +46,8 @@ def perturbed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             "give each rank its own copy, and they will share the directions"
         )
     excluded = {id(part) for module in model.modules() for part in _norm_parameters(module)}
-    prefixes = [
-        module.prefix
-        for module in model.modules()
-        if hasattr(module, "peft_config") and isinstance(getattr(module, "prefix", None), str)
-    ]
+    tuners = [module for module in model.modules() if hasattr(module, "peft_config")]
+    prefixes = [t.prefix for t in tuners if isinstance(getattr(t, "prefix", None), str)]
     perturbed = {}
     for name, part in model.named_parameters():
         if id(part) in excluded or any(f".{prefix}" in name for prefix in prefixes):
@@ -71,12 +63,9 @@ def perturbed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _norm_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Weights of a normalization layer, recognized by its class, or by its name and their shape."""
-    parameters = list(module.parameters(recurse=False))
-    if isinstance(module, _NORMS):
-        return parameters
-    if "norm" not in type(module).__name__.lower():
-        return []
-    return [part for part in parameters if part.dim() < 2]
+    is_norm, has_name = isinstance(module, _NORMS), "norm" in type(module).__name__.lower()
+    parameters = module.parameters(recurse=False)
+    return [part for part in parameters if is_norm or (has_name and part.dim() < 2)]
 
 
 def blocks(part: Tensor) -> Iterator[Tensor]:
@@ -143,19 +132,10 @@ def store_on_disk(parameters: Mapping[str, Tensor]) -> Iterator[WeightsOnDisk]:
 
 
 class WeightPerturbation:
-    """A model that can be moved around its weights θ; made by `perturbed_weights`.
-
-    Attributes:
-        parameters: the weights that move, by name.
-        checksum: of the whole model at θ.
-    """
+    """A model that can be moved around its weights θ; `checksum` is that of the model at θ."""
 
     def __init__(
-        self,
-        parameters: dict[str, nn.Parameter],
-        original: WeightsOnDisk,
-        seed: int,
-        checksum: str,
+        self, parameters: dict[str, nn.Parameter], original: WeightsOnDisk, seed: int, checksum: str
     ) -> None:
         self.parameters, self.checksum, self._original = parameters, checksum, original
         self._first_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -198,11 +178,11 @@ class WeightPerturbation:
         at least float32 and rounded to their own type.
         """
         for index, (name, part) in enumerate(self.parameters.items()):
-            coefficients: dict[int, float] = {}
+            total: dict[int, float] = {}
             for direction, alpha in steps:
                 for number, coefficient in direction[index].items():
-                    coefficients[number] = coefficients.get(number, 0.0) + alpha * coefficient
-            coefficients = {number: value for number, value in coefficients.items() if value}
+                    total[number] = total.get(number, 0.0) + alpha * coefficient
+            coefficients = {number: value for number, value in total.items() if value}
             noise = self._noise(index, part, list(coefficients))
             stored = self._original.blocks_with_original(name, part)
             for (block, original), draws in zip(stored, noise, strict=True):
@@ -212,15 +192,13 @@ class WeightPerturbation:
                 block.copy_(moved)
 
     def _noise(self, index: int, part: Tensor, numbers: list[int]) -> Iterator[list[Tensor]]:
-        """Yield, for each block of a weight, its part of the numbered Gaussian draws.
+        """Yield, for each block of a weight, its part of the numbered draws, equal on all devices.
 
-        Drawn on the CPU in float32, so that they are equal on all devices. Seeds are consecutive,
-        because the generator takes only 32 bits, and hashes of that many pairs would collide.
+        Seeds are consecutive: hashes of so many pairs would collide in the generator's 32 bits.
         """
-        generators = []
-        for number in numbers:
-            seed = (self._first_seed + number * len(self.parameters) + index) % 2**32
-            generators.append(torch.Generator().manual_seed(seed))
+        first, count = self._first_seed + index, len(self.parameters)
+        seeds = [(first + number * count) % 2**32 for number in numbers]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for block in blocks(part):
             yield [torch.randn(block.shape, generator=generator) for generator in generators]
 

@@ -51,16 +51,14 @@ class PointEvaluator:
         counts = Counter(behavior.name for behavior in behaviors)
         if not counts:
             raise ConfigError("a basin needs behaviors: pass at least one")
-        if max(counts.values()) > 1:
-            name = counts.most_common(1)[0][0]
+        name, count = counts.most_common(1)[0]
+        if count > 1:
             raise ConfigError(f"two behaviors are named {name!r}: give each its own name")
         self.model, self.judges = model, dict(judges or {})
+        names = ", ".join(map(repr, counts))
         for name in self.judges:
             if name not in counts:
-                raise ConfigError(
-                    f"judges has {name!r}, which is none of the behaviors "
-                    f"{', '.join(map(repr, counts))}"
-                )
+                raise ConfigError(f"judges has {name!r}, which is none of the behaviors {names}")
         self._groups = evaluation.group_by_forward_pass(behaviors, model)
 
     def evaluate(self) -> Point:

@@ -63,18 +63,14 @@ class Profile:
     def widths(self) -> Array:
         """Distance at which the score first falls under the floor, shape (directions, 2).
 
-        Towards −α and +α, interpolated between points; the radius if it never falls, 0 if the
+        Toward −α and +α, interpolated between points; the radius if it never falls, 0 if the
         checkpoint itself is broken.
         """
         middle = len(self.alphas) // 2
         distances = self.alphas[middle:]
-        sides = self.scores[:, middle::-1], self.scores[:, middle:]
-        return np.array(
-            [
-                [_first_crossing(distances, side[d], self.floor) for side in sides]
-                for d in range(len(self.scores))
-            ]
-        )
+        rows = zip(self.scores[:, middle::-1], self.scores[:, middle:], strict=True)
+        crossings = [[_first_crossing(distances, side, self.floor) for side in row] for row in rows]
+        return np.array(crossings)
 
     @property
     def width(self) -> Estimate:

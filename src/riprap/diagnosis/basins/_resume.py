@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,24 +99,19 @@ def _complete_lines(file: Path) -> list[Any]:
     lines = []
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
     for line in text.splitlines():
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return lines
 
 
 def _direction_rows(file: Path, identity: dict[str, Any]) -> list[Any]:
     """Directions in a file, after its header was compared with `identity`."""
-    if not file.exists():
-        return []
     lines = _complete_lines(file)
     if not lines:
-        if file.stat().st_size and not file.read_bytes().startswith(b'{"basin"'):
+        if file.exists() and file.read_bytes()[:8] not in (b"", b'{"basin"'):
             raise ConfigError(f"{file} is not the log of a basin: pass a path of its own")
         return []
-    difference = _difference(lines[0], identity)
-    if difference:
+    if difference := _difference(lines[0], identity):
         raise ConfigError(
             f"{file} belongs to another sweep, with other {difference}: pass a path of its own, or "
             "remove the file"
@@ -131,11 +127,9 @@ def _difference(header: Any, identity: dict[str, Any]) -> str:
         if key != "margins" and header[key] != value:
             return key
     for name, values in identity["margins"].items():
-        before = np.array(header["margins"][name], dtype=np.float64)
-        now = np.array(values, dtype=np.float64)
-        scale = float(np.nanmax(np.abs(now), initial=0.0))
-        if before.shape != now.shape or not np.allclose(
-            before, now, rtol=0, atol=MARGIN_TOLERANCE * scale, equal_nan=True
-        ):
+        before, now = (np.array(m, dtype=np.float64) for m in (header["margins"][name], values))
+        atol = MARGIN_TOLERANCE * float(np.nanmax(np.abs(now), initial=0.0))
+        same_shape = before.shape == now.shape
+        if not (same_shape and np.allclose(before, now, rtol=0, atol=atol, equal_nan=True)):
             return f"probes of {name!r}"
     return ""

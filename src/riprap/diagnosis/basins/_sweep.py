@@ -80,8 +80,7 @@ def basin(
         done = {number: row for _, rows in begun for number, row in rows.items()}
         rank, world_size = rank_and_world_size()
         missing = [number for number in range(directions) if number not in done]
-        own = missing[rank::world_size]
-        for rows in gather_from_ranks(lambda: sweep.run(own, progress)):
+        for rows in gather_from_ranks(lambda: sweep.run(missing[rank::world_size], progress)):
             done |= rows
     return _assemble([done[number] for number in range(directions)], behaviors, alphas, seed)
 
@@ -90,11 +89,7 @@ class _Sweep:
     """Measure the directions of one rank; each is logged when it is complete."""
 
     def __init__(
-        self,
-        perturbation: WeightPerturbation,
-        evaluator: PointEvaluator,
-        alphas: Array,
-        seed: int,
+        self, perturbation: WeightPerturbation, evaluator: PointEvaluator, alphas: Array, seed: int
     ) -> None:
         self._perturbation, self._evaluator = perturbation, evaluator
         self._alphas, self._seed = alphas, seed
@@ -144,15 +139,11 @@ class _Sweep:
 
 
 def _direction_row(points: Sequence[Point]) -> DirectionRow:
-    quantities: dict[str, list[Mapping[str, float]]] = {
-        "scores": [point.scores for point in points],
-        "doubtful": [point.doubtful for point in points],
-        "judged": [point.judged for point in points],
-    }
-    return {
-        quantity: {name: [float(point[name]) for point in values] for name in values[0]}
-        for quantity, values in quantities.items()
-    }
+    def by_behavior(quantity: str) -> dict[str, list[float]]:
+        values = [getattr(point, quantity) for point in points]
+        return {name: [float(value[name]) for value in values] for name in values[0]}
+
+    return {quantity: by_behavior(quantity) for quantity in ("scores", "doubtful", "judged")}
 
 
 def _assemble(
@@ -161,19 +152,10 @@ def _assemble(
     def table(quantity: str, name: str) -> Array:
         return np.array([row[quantity][name] for row in rows], dtype=np.float64)
 
-    return Basin(
-        seed,
-        {
-            behavior.name: Profile(
-                name=behavior.name,
-                floor=behavior.floor,
-                alphas=alphas,
-                scores=table("scores", behavior.name),
-                doubtful=int(table("doubtful", behavior.name).sum()),
-                judged=table("judged", behavior.name)
-                if behavior.name in rows[0]["judged"]
-                else None,
-            )
-            for behavior in behaviors
-        },
-    )
+    profiles = {}
+    for behavior in behaviors:
+        name, scores = behavior.name, table("scores", behavior.name)
+        doubtful = int(table("doubtful", name).sum())
+        judged = table("judged", name) if name in rows[0]["judged"] else None
+        profiles[name] = Profile(name, behavior.floor, alphas, scores, doubtful, judged)
+    return Basin(seed, profiles)

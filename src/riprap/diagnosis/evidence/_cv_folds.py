@@ -17,11 +17,7 @@ MIN_ROWS_PER_CLASS = 2  # in the training folds, on average
 def class_labels(
     behavior: Behavior, labels: Sequence[int] | Tensor | None, contrast: Behavior | None
 ) -> Tensor:
-    """Return the class of each row, from 0 without gaps.
-
-    Raises:
-        BehaviorError: labels and a contrast, neither of them and no targets, or a wrong shape.
-    """
+    """Return the class of each row, from 0 without gaps."""
     if labels is not None and contrast is not None:
         raise BehaviorError(f"behavior {behavior.name!r}: pass labels or a contrast, not both")
     n = len(behavior.probes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -147,20 +147,16 @@ def divergence(
     """
     rows = prompt_rows(prompts)
     given = None if responses is None else paired_responses(rows, responses)
-    if reference is None or isinstance(reference, nn.Module) or _is_weights(reference):
-        origin = "given" if given else "the reference's greedy answers"
-        single = cast("Reference", reference)
-        comparison = _Comparison(rows, given, origin)
-        return comparison.compare(model, single, max_new_tokens, layers, weights_on_disk, progress)
+    is_single = reference is None or isinstance(reference, nn.Module) or _is_weights(reference)
+    references: Any = {"the reference": reference} if is_single else reference
+    origin = "given" if given else f"{next(iter(references))}'s greedy answers"
     results: dict[str, Divergence] = {}
-    origin = "given" if given else f"{next(iter(reference))}'s greedy answers"
-    for name, single in cast("Mapping[str, Reference]", reference).items():
-        comparison = _Comparison(rows, given, origin)
-        results[name] = comparison.compare(
-            model, single, max_new_tokens, layers, weights_on_disk, progress
+    for name, start in references.items():
+        results[name] = _compare(
+            model, start, rows, given, origin, max_new_tokens, layers, weights_on_disk, progress
         )
         given = results[name].responses
-    return results
+    return results["the reference"] if is_single else results
 
 
 def _is_weights(reference: Mapping[str, object]) -> bool:
@@ -169,51 +165,47 @@ def _is_weights(reference: Mapping[str, object]) -> bool:
     return isinstance(reference[next(iter(reference))], Tensor)
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    prompts: Rows
-    responses: Rows | None
-    origin: str
-
-    def compare(
-        self,
-        model: nn.Module,
-        reference: Reference,
-        max_new_tokens: int,
-        layers: Sequence[str] | None,
-        weights_on_disk: Weights | None,
-        progress: Progress | None,
-    ) -> Divergence:
-        """Return the divergence from one reference."""
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            preserve_training_state(model),
-            path_to_reference(model, reference, weights_on_disk) as path,
-        ):
-            groups = names_by_layer(model, path.names)
-            restored = _layers_to_restore(groups, layers)
-            path.set_alpha(1.0)
-            responses = self.responses or greedy_responses(model, self.prompts, max_new_tokens)
-            before = residual_stream(model, self.prompts, residual_layers(model))
-            path.set_alpha(0.0)
-            now = residual_stream(model, self.prompts, list(before))
-            changes = {layer: weight_change(path, names) for layer, names in groups.items()}
-            batches = response_batches(model, self.prompts, responses)
-            kls = _measure_kl(
-                model, path, batches, {layer: groups[layer] for layer in restored}, progress
-            )
-        kl = kls.pop("")
-        activations = {layer: _relative_change(before[layer], now[layer]) for layer in before}
-        return Divergence(
-            mean_kl(kl.forward),
-            mean_kl(kl.backward),
-            kl_by_token(kl.forward),
-            kl_by_token(kl.backward),
-            _layer_changes(changes, activations, mean_kl(kl.forward).mean, kls),
-            responses,
-            self.origin,
+def _compare(
+    model: nn.Module,
+    reference: Reference,
+    prompts: Rows,
+    responses: Rows | None,
+    origin: str,
+    max_new_tokens: int,
+    layers: Sequence[str] | None,
+    weights_on_disk: Weights | None,
+    progress: Progress | None,
+) -> Divergence:
+    """Divergence from one reference."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        preserve_training_state(model),
+        path_to_reference(model, reference, weights_on_disk) as path,
+    ):
+        groups = names_by_layer(model, path.names)
+        restored = _layers_to_restore(groups, layers)
+        path.set_alpha(1.0)
+        responses = responses or greedy_responses(model, prompts, max_new_tokens)
+        before = residual_stream(model, prompts, residual_layers(model))
+        path.set_alpha(0.0)
+        now = residual_stream(model, prompts, list(before))
+        changes = {layer: weight_change(path, names) for layer, names in groups.items()}
+        batches = response_batches(model, prompts, responses)
+        kls = _measure_kl(
+            model, path, batches, {layer: groups[layer] for layer in restored}, progress
         )
+    kl = kls.pop("")
+    activations = {layer: _relative_change(before[layer], now[layer]) for layer in before}
+    return Divergence(
+        mean_kl(kl.forward),
+        mean_kl(kl.backward),
+        kl_by_token(kl.forward),
+        kl_by_token(kl.backward),
+        _layer_changes(changes, activations, mean_kl(kl.forward).mean, kls),
+        responses,
+        origin,
+    )
 
 
 def _layers_to_restore(groups: Mapping[str, list[str]], layers: Sequence[str] | None) -> list[str]:

@@ -178,10 +178,8 @@ def _probe_accuracy(
     if rows.shape[1] > len(rows):  # rotate into the span of the rows; inner products stay the same
         rows = torch.linalg.qr(rows.T, mode="r").R.T
     correct = [_correct_rows(rows, classes[order], fold) for order in orders]
-    accuracies = [
-        _balanced_accuracy(right, classes[order])
-        for right, order in zip(correct, orders, strict=True)
-    ]
+    pairs = zip(correct, orders, strict=True)
+    accuracies = [_balanced_accuracy(right, classes[order]) for right, order in pairs]
     return _ProbeAccuracy(correct[0].numpy(), accuracies[0], np.array(accuracies[1:]))
 
 

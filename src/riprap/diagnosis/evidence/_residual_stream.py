@@ -18,12 +18,7 @@ def residual_layers(model: nn.Module, layers: Sequence[str] | None = None) -> li
     """Return the modules whose output is the residual stream.
 
     Args:
-        layers: names, or endings of names that match one module; None: the token embeddings and
-            all blocks of the longest stack.
-
-    Raises:
-        ConfigError: no names, and the model has no stack of equal blocks.
-        BehaviorError: a name matches no module, or several.
+        layers: names or their endings; None: the token embeddings and the longest stack's blocks.
     """
     if layers is not None:
         return [evaluation.find_layer(model, name) or name for name in layers]
@@ -51,9 +46,6 @@ def residual_stream(
 
     Returns:
         by layer, shape (prompts, d), float32 on the CPU.
-
-    Raises:
-        BehaviorError: a layer's output is not one row per prompt.
     """
     rows: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):

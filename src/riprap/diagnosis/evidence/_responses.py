@@ -22,17 +22,11 @@ Rows = list[list[int]]
 
 @dataclass(frozen=True)
 class ResponseBatch:
-    """Prompts with their responses.
+    """Prompts with their responses."""
 
-    Attributes:
-        batch: prompt + response without its last token, one row per prompt.
-        tokens: shape (n, K), token ids of the responses, padded on the left.
-        mask: shape (n, K), false on padding.
-    """
-
-    batch: TokenBatch
-    tokens: Tensor
-    mask: Tensor
+    batch: TokenBatch  # prompt + response without its last token, one row per prompt
+    tokens: Tensor  # shape (n, K), token ids of the responses, padded on the left
+    mask: Tensor  # shape (n, K), false on padding
 
     @classmethod
     def from_rows(cls, prompts: Rows, responses: Rows) -> ResponseBatch:
@@ -64,18 +58,12 @@ def response_batches(model: nn.Module, prompts: Rows, responses: Rows) -> list[R
 
 
 def prompt_rows(prompts: Prompts) -> Rows:
-    """Return the token ids of each prompt.
-
-    Raises:
-        BehaviorError: no prompts, or a behavior whose probes have no token ids.
-    """
+    """Return the token ids of each prompt."""
     if isinstance(prompts, Behavior):
         probe_rows = prompts.token_rows()
         if probe_rows is None:
-            raise BehaviorError(
-                f"behavior {prompts.name!r}: its probes have no token ids; pass prompts as lists "
-                "of token ids"
-            )
+            why = "its probes have no token ids; pass prompts as lists of token ids"
+            raise BehaviorError(f"behavior {prompts.name!r}: {why}")
         prompts = probe_rows
     rows = parse_token_rows(cast("Iterable[Any]", prompts), "prompt")
     _require_nonempty(rows, "prompt")
@@ -83,11 +71,7 @@ def prompt_rows(prompts: Prompts) -> Rows:
 
 
 def paired_responses(prompts: Rows, responses: Sequence[Sequence[int]]) -> Rows:
-    """Return the responses as lists of token ids, one per prompt.
-
-    Raises:
-        BehaviorError: another number of responses, or an empty one.
-    """
+    """Return the responses as lists of token ids, one per prompt."""
     rows = parse_token_rows(responses, "response")
     if len(rows) != len(prompts):
         raise BehaviorError(

@@ -11,16 +11,11 @@ from riprap.diagnosis.evidence._responses import ResponseBatch
 
 
 class TokenKL:
-    """KL in both directions for each token of each response.
-
-    Attributes:
-        forward, backward: KL(reference ‖ model) and KL(model ‖ reference) in nats, one array per
-            response.
-    """
+    """KL in nats in both directions for each token, one array per response."""
 
     def __init__(self) -> None:
-        self.forward: list[np.ndarray] = []
-        self.backward: list[np.ndarray] = []
+        self.forward: list[np.ndarray] = []  # KL(reference ‖ model)
+        self.backward: list[np.ndarray] = []  # KL(model ‖ reference)
 
     def add(self, batch: ResponseBatch, reference: Tensor, model: Tensor) -> None:
         """Add a batch from log-probabilities, shape (n, K, vocabulary)."""

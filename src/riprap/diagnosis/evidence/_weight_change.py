@@ -16,19 +16,13 @@ OVERSAMPLING, ITERATIONS = 8, 4  # of the randomized spectrum
 
 @dataclass
 class WeightChange:
-    """Sums over the weights of one layer.
-
-    Attributes:
-        parameters: number of parameters.
-        squared_norm_before, squared_change: ‖θ₀‖², ‖θ − θ₀‖².
-        squared_matrix_change: the part of `squared_change` in matrices.
-        leading: by r, the part of that in the top r singular directions of each matrix.
-    """
+    """Sums over the weights of one layer."""
 
     parameters: int = 0
-    squared_norm_before: float = 0.0
-    squared_change: float = 0.0
-    squared_matrix_change: float = 0.0
+    squared_norm_before: float = 0.0  # ‖θ₀‖²
+    squared_change: float = 0.0  # ‖θ − θ₀‖²
+    squared_matrix_change: float = 0.0  # the part of it in matrices
+    # By r, the part of that in the top r singular directions of each matrix.
     leading: dict[int, float] = field(default_factory=lambda: dict.fromkeys(RANKS, 0.0))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,21 +74,19 @@ def mean_ablation(model: nn.Module, removed: Sequence[Component]) -> Iterator[No
         BehaviorError: inside, in a pass over a single row, which would be its own mean.
     """
 
-    def replace_by_mean(columns: Tensor) -> Any:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            values, *rest = inputs
-            if len(values) < 2:
-                raise BehaviorError("mean ablation needs two rows or more in a pass")
-            mask = columns.to(values.device)
-            return (torch.where(mask, values.mean(0, keepdim=True), values), *rest)
-
-        return hook
+    def replace_by_mean(columns: Tensor, _module: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
+        values, *rest = inputs
+        if len(values) < 2:
+            raise BehaviorError("mean ablation needs two rows or more in a pass")
+        mask = columns.to(values.device)
+        return (torch.where(mask, values.mean(0, keepdim=True), values), *rest)
 
     with ExitStack() as stack:
         for name in dict.fromkeys(component.output_proj for component in removed):
             module = model.get_submodule(name)
             columns = _columns(module, [c for c in removed if c.output_proj == name])
-            stack.callback(module.register_forward_pre_hook(replace_by_mean(columns)).remove)
+            hook = partial(replace_by_mean, columns)
+            stack.callback(module.register_forward_pre_hook(hook).remove)
         yield
 
 

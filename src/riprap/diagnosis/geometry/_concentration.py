@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,13 +186,10 @@ def _grad_enabled(model: nn.Module) -> Iterator[None]:
 def _capture_stream_input(model: nn.Module) -> Iterator[list[Tensor]]:
     """Capture the input of the first block of the longest stack, at each call with a graph."""
     captured: list[Tensor] = []
-    stacks = layer_stacks(model)
 
     def capture(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return None
         hidden = args[0] if args else kwargs.get("hidden_states")
-        if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        if not torch.is_grad_enabled() or not isinstance(hidden, Tensor) or hidden.dim() != 3:
             return None
         if not hidden.requires_grad:  # the embedding is frozen
             hidden = hidden.detach().requires_grad_()
@@ -201,16 +198,12 @@ def _capture_stream_input(model: nn.Module) -> Iterator[list[Tensor]]:
             return ((hidden, *args[1:]), kwargs)
         return (args, {**kwargs, "hidden_states": hidden})
 
-    if not stacks:
+    with ExitStack() as stack:
+        if stacks := layer_stacks(model):
+            longest = max(stacks, key=lambda name: stacks[name])
+            first = model.get_submodule(f"{longest}.0")
+            stack.callback(first.register_forward_pre_hook(capture, with_kwargs=True).remove)
         yield captured
-        return
-    longest = max(stacks, key=lambda name: stacks[name])
-    first = model.get_submodule(f"{longest}.0")
-    handle = first.register_forward_pre_hook(capture, with_kwargs=True)
-    try:
-        yield captured
-    finally:
-        handle.remove()
 
 
 def _gradient_energy(margin: Tensor, captured: list[Tensor]) -> Array:

@@ -92,7 +92,13 @@ def curvature(
         BehaviorError: the model is sharded over ranks, or its answers depend on no parameter.
         ConfigError: `top`, `probes` or `samples` is too small.
     """
-    _check(model, top, probes, samples)
+    if top < 1 or probes < 1 or samples < 2:
+        raise ConfigError(
+            f"curvature got top={top}, probes={probes}, samples={samples}; pass top >= 1, "
+            "probes >= 1 and samples >= 2"
+        )
+    if has_sharded_parameters(model):
+        raise BehaviorError("curvature needs a whole model: gather the sharded parameters first")
     chosen = evenly_spaced_probes(behavior, probes)
     if parameters is None:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -133,22 +139,8 @@ def curvature(
     )
 
 
-def _check(model: nn.Module, top: int, probes: int, samples: int) -> None:
-    if top < 1 or probes < 1 or samples < 2:
-        raise ConfigError(
-            f"curvature got top={top}, probes={probes}, samples={samples}; pass top >= 1, "
-            "probes >= 1 and samples >= 2"
-        )
-    if has_sharded_parameters(model):
-        raise BehaviorError("curvature needs a whole model: gather the sharded parameters first")
-
-
 def evenly_spaced_probes(behavior: Behavior, count: int) -> Behavior:
-    """Return the behavior on at most `count` of its probes, with equal spacing.
-
-    Raises:
-        BehaviorError: there are more probes, and they cannot be separated.
-    """
+    """Return the behavior on at most `count` of its probes, with equal spacing."""
     n = len(behavior.probes)
     if n <= count:
         return behavior
@@ -166,7 +158,11 @@ class _LogitSpaceOperator:
         self.logits = answer_logits(behavior, model)
         self.shape, self.size = self.logits.shape, self.logits.numel()
         self.p = self.logits.detach().cpu().double().softmax(-1)
-        self.weights = _token_weights(behavior, len(self.logits)).sqrt()[:, None]
+        weights = behavior.margins.answer_weights(behavior.probes)  # of each answered token, sum 1
+        if weights is None:
+            n = len(self.logits)
+            weights = torch.full((n,), 1 / n, dtype=torch.float64)
+        self.weights = weights.sqrt()[:, None]
         self.cotangent = torch.zeros_like(self.logits, requires_grad=True)
         gradients: tuple[Tensor | None, ...] = ()
         if self.logits.requires_grad:
@@ -199,11 +195,3 @@ class _LogitSpaceOperator:
         signs = torch.randint(2, (self.size,), generator=noise).double() * 2 - 1
         signs -= (basis @ signs) @ basis
         return sum(float(part.double().square().sum()) for part in self.pull(signs))
-
-
-def _token_weights(behavior: Behavior, positions: int) -> Tensor:
-    """Weight of each answered token, sum 1: equal for all probes, and for the tokens of one."""
-    weights = behavior.margins.answer_weights(behavior.probes)
-    if weights is None:
-        return torch.full((positions,), 1 / positions, dtype=torch.float64)
-    return weights

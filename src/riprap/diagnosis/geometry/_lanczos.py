@@ -14,19 +14,12 @@ RANGE_TOLERANCE = 1e-10  # of the largest eigenvalue; a smaller remainder is rou
 
 @dataclass(frozen=True)
 class RitzValues:
-    """Result of `lanczos`.
+    """Result of `lanczos`."""
 
-    Attributes:
-        values: approximate eigenvalues in falling order.
-        errors: bound on the distance from each to the nearest eigenvalue.
-        basis: shape (steps, size), orthonormal rows.
-        trace: of the operator within the span of the basis.
-    """
-
-    values: NDArray[np.float64]
-    errors: NDArray[np.float64]
-    basis: Tensor
-    trace: float
+    values: NDArray[np.float64]  # approximate eigenvalues in falling order
+    errors: NDArray[np.float64]  # bound on the distance from each to the nearest eigenvalue
+    basis: Tensor  # shape (steps, size), orthonormal rows
+    trace: float  # of the operator within the span of the basis
 
 
 def lanczos(

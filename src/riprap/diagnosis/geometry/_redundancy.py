@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,13 @@ class Redundancy:
 
         The score is that of the behavior or of its contrast.
         """
-        return self._directions_needed(
-            self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0
-        )
+        both = (self.ablated_margins, self.contrast_margins)
+        return self._directions_needed(*(margins[STEEP][0] > 0 for margins in both))
 
     @property
     def directions_needed_alone(self) -> float:
         """The same for the behavior's score alone."""
-        passed = self.ablated_margins[STEEP][0] > 0
-        return self._directions_needed(passed, passed[:, :0])
+        return self._directions_needed(self.ablated_margins[STEEP][0] > 0)
 
     def _directions_needed(self, *passed: Array) -> float:
         scores = np.min([side.mean(-1) for side in passed if side.shape[-1]], axis=0)
@@ -69,14 +68,11 @@ class Redundancy:
         """Return `directions_needed` with its 95 % bootstrap interval over probes."""
         noise = np.random.default_rng(seed)
         sides = [self.ablated_margins[STEEP][0] > 0, self.contrast_margins[STEEP][0] > 0]
-        draws = [
-            noise.integers(max(n, 1), size=(RESAMPLES, n)) for n in (s.shape[-1] for s in sides)
-        ]
+        sizes = [side.shape[-1] for side in sides]
+        draws = [noise.integers(max(n, 1), size=(RESAMPLES, n)) for n in sizes]
         needed = [
-            self._directions_needed(
-                *(side[:, rows] for side, rows in zip(sides, pair, strict=True))
-            )
-            for pair in zip(*draws, strict=True)
+            self._directions_needed(*(side[:, r] for side, r in zip(sides, rows, strict=True)))
+            for rows in zip(*draws, strict=True)
         ]
         low, high = np.quantile(needed, [0.025, 0.975], method="closest_observation")
         return Estimate(self.directions_needed, float(low), float(high), len(self.intact))
@@ -145,10 +141,10 @@ def redundancy(
     noise = torch.Generator().manual_seed(seed)
     rounds = [(STEEP, 0), *((kind, d) for kind in (RANDOM, UNRELATED) for d in range(draws))]
     sizes = [len(behavior.probes), 0 if contrast is None else len(contrast.probes)]
-    ablated_margins, contrast_margins = (
+    stores = [
         {k: np.zeros((1 if k == STEEP else draws, len(counts), n)) for k, _ in rounds}
         for n in sizes
-    )
+    ]
     done, total = 0, 2 * len(rounds) * len(counts)
     for half in (0, 1):
         _, fitted = sides[0][1 - half]
@@ -159,17 +155,15 @@ def redundancy(
                 raise ConfigError(f"counts has {counts[-1]}, and the stream has {width} directions")
             for place, count in enumerate(counts):
                 with directions_removed(model, {name: b[:, :count] for name, b in bases.items()}):
-                    for store, side in zip(
-                        (ablated_margins, contrast_margins), sides, strict=False
-                    ):
+                    for margins, side in zip(stores, sides, strict=False):
                         rows, tested = side[half]
-                        margins = evaluation.evaluate(tested, model).margins
-                        store[kind][draw, place, rows] = margins
+                        evaluated = evaluation.evaluate(tested, model)
+                        margins[kind][draw, place, rows] = evaluated.margins
                 done += 1
                 if progress is not None:
                     progress(done, total)
     intact = evaluation.evaluate(behavior, model).margins
-    return Redundancy(counts, intact, ablated_margins, contrast_margins, behavior.floor)
+    return Redundancy(counts, intact, stores[0], stores[1], behavior.floor)
 
 
 def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
@@ -183,25 +177,18 @@ def _halves(behavior: Behavior) -> list[tuple[list[int], Behavior]]:
 
 @contextmanager
 def directions_removed(model: nn.Module, bases: Bases) -> Iterator[None]:
-    """Remove some directions from the outputs of layers until exit.
+    """Remove some directions from the outputs of layers, by module name, until exit."""
 
-    Args:
-        bases: by module name, orthonormal columns, shape (d, directions).
-    """
-
-    def project_out(basis: Tensor) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            u = basis.to(hidden)
-            hidden = hidden - (hidden @ u) @ u.T
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return hook
+    def project_out(basis: Tensor, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        u = basis.to(hidden)
+        hidden = hidden - (hidden @ u) @ u.T
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     with ExitStack() as stack:
         for name, basis in bases.items():
-            handle = model.get_submodule(name).register_forward_hook(project_out(basis))
-            stack.callback(handle.remove)
+            hook = partial(project_out, basis)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
@@ -264,22 +251,19 @@ def _capture_outputs(model: nn.Module, layers: list[str]) -> Iterator[dict[str, 
     """Capture the outputs of layers, in the graph, at each call that builds one."""
     captured: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def capture(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if not isinstance(hidden, Tensor) or not torch.is_grad_enabled():
-                return None
-            if not hidden.requires_grad:  # all parameters below are frozen
-                hidden = hidden.detach().requires_grad_()
-            captured[name].append(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        return hook
+    def capture(name: str, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not isinstance(hidden, Tensor) or not torch.is_grad_enabled():
+            return None
+        if not hidden.requires_grad:  # all parameters below are frozen
+            hidden = hidden.detach().requires_grad_()
+        captured[name].append(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     with ExitStack() as stack:
         for name in layers:
-            handle = model.get_submodule(name).register_forward_hook(capture(name))
-            stack.callback(handle.remove)
+            hook = partial(capture, name)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield captured
 
 

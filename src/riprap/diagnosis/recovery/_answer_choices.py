@@ -61,9 +61,9 @@ class AnswerTable:
         """
         if self.first_choice is None or self.is_known_answer is None:
             return float("nan")
-        if (~self.is_known_answer).sum() < 2:
-            return float("nan")
         counts = np.unique(self.first_choice[~self.is_known_answer], return_counts=True)[1]
+        if counts.sum() < 2:
+            return float("nan")
         return float((counts.max() - 1) / (counts.sum() - 1))
 
     @property
@@ -81,19 +81,10 @@ class AnswerTable:
     def select(self, rows: Sequence[int]) -> AnswerTable:
         """Return the table of some of the probes, with weights that sum to 1 again."""
         rows = list(rows)
-
-        def cut(column: Any) -> Any:
-            return None if column is None else column[rows]
-
-        return replace(
-            self,
-            margins=self.margins[rows],
-            weights=self.weights[rows] / self.weights[rows].sum(),
-            answer_scores=cut(self.answer_scores),
-            correct=cut(self.correct),
-            first_choice=cut(self.first_choice),
-            is_known_answer=cut(self.is_known_answer),
-        )
+        names = ("margins", "answer_scores", "correct", "first_choice", "is_known_answer")
+        columns = {name: getattr(self, name) for name in names}
+        selected = {name: column[rows] for name, column in columns.items() if column is not None}
+        return replace(self, weights=self.weights[rows] / self.weights[rows].sum(), **selected)
 
 
 def weighted_share(holds: NDArray[Any], weights: Array) -> float:
@@ -203,9 +194,8 @@ def chance_accuracy(tables: Sequence[AnswerTable]) -> Array:
     if not first.shared:
         return np.full(len(first.margins), 1 / n_answers)
     chosen = choose_answers(tables)
-    rates = np.bincount(
-        chosen[chosen >= 0], weights=first.weights[chosen >= 0], minlength=n_answers
-    )
+    answered = chosen >= 0
+    rates = np.bincount(chosen[answered], first.weights[answered], minlength=n_answers)
     return np.asarray(rates[first.correct], dtype=np.float64)
 
 

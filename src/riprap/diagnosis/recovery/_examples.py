@@ -130,9 +130,8 @@ def _batch_size(batch: Any) -> int:
     """Number of rows that the tensors of a batch share; 0 if it is not a batch."""
     tensors = [part for part in _values(batch) if isinstance(part, Tensor) and part.dim() > 0]
     lengths = {len(part) for part in tensors}
-    if len(lengths) != 1 or not any(part.dim() > 1 for part in tensors):
-        return 0
-    return lengths.pop()
+    is_batch = len(lengths) == 1 and any(part.dim() > 1 for part in tensors)
+    return lengths.pop() if is_batch else 0
 
 
 def _row(batch: Any, at: int) -> Any:

@@ -14,7 +14,6 @@ from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
-from riprap.diagnosis.recovery._answer_choices import AnswerTable
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.recovery._relearning_runs import RelearningRun, RelearningRuns
 from riprap.diagnosis.recovery._verdict import RecoveryEvidence, classify_loss
@@ -125,8 +124,7 @@ def recover(
     if shot_counts is None:
         n_examples = min(len(x) for x in (own, unrelated) if x is not None)
         shot_counts = [count for count in SHOT_COUNTS if count <= n_examples]
-    _check(behavior, own, unrelated, shot_counts, draws)
-    _check_precision(model)
+    _check(model, behavior, own, unrelated, list(shot_counts), draws)
     with reference_model(model, reference, weights_on_disk) as start:
         behavior = _calibrated(behavior, start)
         contrast = None if contrast is None else _calibrated(contrast, start)
@@ -141,40 +139,35 @@ def recover(
     now = runs.evaluate(model)
     paraphrased_now = runs.evaluate_paraphrased(paraphrased, model)
     runs.set_expected_runs(unrelated is not None, naive_model is not None)
-    results = {("own", k): v for k, v in runs.run_all(model, own, shot_counts).items()}
+    by_source = {"own": runs.run_all(model, own, shot_counts)}
     if unrelated is not None:
-        after_unrelated = runs.run_all(model, unrelated, shot_counts)
-        results |= {("unrelated", k): v for k, v in after_unrelated.items()}
+        by_source["unrelated"] = runs.run_all(model, unrelated, shot_counts)
     if naive_model is not None:
         with reference_model(model, naive_model, weights_on_disk) as naive:
-            of_naive = runs.run_all(naive, own, shot_counts)
-        results |= {("naive_model", k): v for k, v in of_naive.items()}
-    results |= {("reference", k): v for k, v in reference_runs.items()}
-    largest = {source: max(k for s, k in results if s == source) for source, _ in results}
-    evidence = RecoveryEvidence.from_tables(
-        runs.select_test(now),
-        runs.select_test(before),
-        {
-            source: [runs.select_test(run.answers) for run in results[source, count]]
-            for source, count in largest.items()
-        },
-        seed,
-        None
-        if paraphrased_now is None or paraphrased_before is None
-        else (paraphrased_now, paraphrased_before),
-    )
+            by_source["naive_model"] = runs.run_all(naive, own, shot_counts)
+    by_source["reference"] = reference_runs
+    test_now, test_before = runs.select_test(now), runs.select_test(before)
+    tables = {
+        source: [runs.select_test(run.answers) for run in by_count[max(by_count)]]
+        for source, by_count in by_source.items()
+    }
+    pair = None
+    if paraphrased_now is not None and paraphrased_before is not None:
+        pair = paraphrased_now, paraphrased_before
+    evidence = RecoveryEvidence.from_tables(test_now, test_before, tables, seed, pair)
     verdict, reason = classify_loss(evidence)
-    return Recovery(behavior.name, verdict, reason, evidence, _curve(runs, now, before, results))
+    curve = _curve(runs, test_now.score, test_before.score, by_source)
+    return Recovery(behavior.name, verdict, reason, evidence, curve)
 
 
 def _check(
+    model: nn.Module,
     behavior: Behavior,
     own: Examples,
     unrelated: Examples | None,
-    shot_counts: Sequence[int],
+    counts: list[int],
     draws: int,
 ) -> None:
-    counts = list(shot_counts)
     if not counts or min(counts) < 1 or counts != sorted(set(counts)) or draws < 1:
         raise ConfigError(
             f"recover: shot_counts={counts}, draws={draws}; pass rising counts from 1, and at "
@@ -197,10 +190,7 @@ def _check(
                     "that are not probes, otherwise the score is contaminated"
                 )
 
-
-def _check_precision(model: nn.Module) -> None:
-    """Raise a ConfigError in float16, whose range is too small for steps of Adam."""
-    if any(p.dtype == torch.float16 for p in model.parameters()):
+    if any(p.dtype == torch.float16 for p in model.parameters()):  # too small for steps of Adam
         raise ConfigError(
             "recover: the model is in float16, in which small steps cannot be learned: load it in "
             "bfloat16 or float32"
@@ -216,21 +206,19 @@ def _calibrated(behavior: Behavior, start: nn.Module) -> Behavior:
     return copy
 
 
-RunsBySource = Mapping[tuple[str, int], Sequence[RelearningRun]]  # by source and count
-
-
 def _curve(
-    runs: RelearningRuns, now: AnswerTable, before: AnswerTable, results: RunsBySource
+    runs: RelearningRuns,
+    score_now: float,
+    score_before: float,
+    by_source: Mapping[str, Mapping[int, Sequence[RelearningRun]]],
 ) -> list[RecoveryPoint]:
-    score_before, score_now = (runs.select_test(table).score for table in (before, now))
     points = []
-    for (source, count), own_runs in sorted(results.items(), key=lambda item: item[0][1]):
-        scores = np.array([runs.select_test(run.answers).score for run in own_runs])
-        lost = score_before - score_now
-        recovered = (scores - score_now) / lost if lost > 0 else np.full_like(scores, np.nan)
-        steps = tuple(run.steps for run in own_runs)
-        rate = own_runs[0].learning_rate
-        points.append(
-            RecoveryPoint(source, count, estimate(scores), estimate(recovered), rate, steps)
-        )
-    return points
+    lost = score_before - score_now
+    for source, by_count in by_source.items():
+        for count, group in by_count.items():
+            scores = np.array([runs.select_test(run.answers).score for run in group])
+            recovered = (scores - score_now) / lost if lost > 0 else np.full_like(scores, np.nan)
+            estimates = estimate(scores), estimate(recovered)
+            steps = tuple(run.steps for run in group)
+            points.append(RecoveryPoint(source, count, *estimates, group[0].learning_rate, steps))
+    return sorted(points, key=lambda point: point.count)

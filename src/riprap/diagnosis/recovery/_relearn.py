@@ -32,13 +32,7 @@ def trainable_copy(
 
     Small models train all parameters. Large models get fresh LoRA adapters of rank 8. A model that
     has adapters trains these; if they are disabled, they are enabled and start at 0, which is the
-    same model.
-
-    Args:
-        weights_on_disk: see `restore_weights`.
-
-    Yields:
-        the trainable parameters, and whether they are adapters.
+    same model. Yields the trainable parameters, and whether they are adapters.
     """
     adapters = _adapter_parameters(model)
     with preserve_training_state(model):
@@ -67,11 +61,8 @@ def _adapter_parameters(model: nn.Module) -> list[Tensor]:
 @contextmanager
 def _reset_adapters(model: nn.Module) -> Iterator[None]:
     """Enable disabled adapters, starting at 0; disable them again on exit."""
-    disabled: list[Any] = [
-        module
-        for module in model.modules()
-        if hasattr(module, "lora_B") and module.disable_adapters
-    ]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_B")]
+    disabled = [layer for layer in layers if layer.disable_adapters]
     if any(layer.lora_magnitude_vector for layer in disabled):
         raise ConfigError(
             "recover: a disabled DoRA adapter cannot start at 0: pass a model or weights as "
@@ -121,17 +112,12 @@ def train_steps(
     """Train on the chosen examples, all of them at each step; pause after each count in `STEPS`.
 
     Adam with steps relative to each tensor's size (Shazeer and Stern, 1804.04235, section 8), so
-    that one grid of learning rates suits models of every scale.
-
-    Yields:
-        the number of steps so far.
+    that one grid of learning rates suits models of every scale. Yields the number of steps so far.
     """
+    scales = [1.0 if are_adapters else max(_rms(p), MIN_RMS) for p in parameters]
     groups = [
-        {
-            "params": [p],
-            "lr": learning_rate if are_adapters else learning_rate * max(_rms(p), MIN_RMS),
-        }
-        for p in parameters
+        {"params": [p], "lr": learning_rate * scale}
+        for p, scale in zip(parameters, scales, strict=True)
     ]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     for step in range(1, max(STEPS) + 1):

@@ -35,15 +35,7 @@ class RelearningRun:
 
 @dataclass
 class RelearningRuns:
-    """Settings and progress of all relearning runs of one recovery.
-
-    Attributes:
-        extra_answers: tokens that count as answers, besides those of the probes.
-        target_score: validation score at which a run stops: that of the reference.
-        finished_runs, expected_runs: for the progress bar.
-        validation, test: indices of the probes that select steps and learning rate, and of the
-            probes that measure.
-    """
+    """Settings and progress of all relearning runs of one recovery."""
 
     behavior: Behavior
     contrast: Behavior | None
@@ -51,12 +43,12 @@ class RelearningRuns:
     draws: int
     seed: int
     progress: Progress | None
-    extra_answers: Sequence[int]
-    target_score: float = 1.0
+    extra_answers: Sequence[int]  # tokens that count as answers, besides those of the probes
+    target_score: float = 1.0  # validation score at which a run stops: that of the reference
     finished_runs: int = 0
     expected_runs: int = 0
-    validation: list[int] = field(default_factory=list)
-    test: list[int] = field(default_factory=list)
+    validation: list[int] = field(default_factory=list)  # probes that select steps and rate
+    test: list[int] = field(default_factory=list)  # probes that measure
 
     def evaluate(self, model: nn.Module) -> AnswerTable:
         """Evaluate all probes; the first call also splits them."""

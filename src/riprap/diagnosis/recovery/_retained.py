@@ -18,11 +18,8 @@ class LostProbeWeights:
     """Weights of the lost probes, or of all probes if none was lost.
 
     With a contrast, a side that lost no probes is included as a whole, because the model must
-    distinguish the two sides; each side then has half of the weight.
-
-    Attributes:
-        rows: indices of these probes.
-        n_effective: effective number of probes; with two sides, twice that of the smaller side.
+    distinguish the two sides; each side then has half of the weight. `n_effective` is the effective
+    number of probes; with two sides, twice that of the smaller side.
     """
 
     def __init__(self, now: AnswerTable, lost: NDArray[np.bool_]) -> None:
@@ -53,17 +50,12 @@ class RetainedKnowledge:
     """Retained share: (known − guess rate) ÷ (known before − guess rate).
 
     An unknown guess rate (NaN) counts as 0, so the share is never too low.
-
-    Attributes:
-        known, known_before: accuracy of the model and of the reference.
-        guess_rate: accuracy without knowledge.
-        n: effective number of probes.
     """
 
-    known: float
-    known_before: float
-    guess_rate: float
-    n: float
+    known: float  # accuracy of the model
+    known_before: float  # accuracy of the reference
+    guess_rate: float  # accuracy without knowledge
+    n: float  # effective number of probes
 
     @property
     def fraction(self) -> float:

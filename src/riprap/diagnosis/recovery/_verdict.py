@@ -102,13 +102,11 @@ class RecoveryEvidence:
         seed: int,
         paraphrased: tuple[AnswerTable, AnswerTable] | None = None,
     ) -> RecoveryEvidence:
-        """Compute the evidence from tables of the test probes.
+        """Compute the evidence from tables of the test probes, of the model and of the reference.
 
         Args:
-            now, before: of the model and of the reference, without examples.
             tables: after the largest count of examples, by source: `reference` and `own`, and
                 `unrelated` and `naive_model` if they were run.
-            paraphrased: of the model and of the reference, on the paraphrased probes.
         """
         lost = (before.margins > 0) & ~(now.margins > 0)
         probes = LostProbeWeights(now, lost)
@@ -237,9 +235,7 @@ def classify_loss(evidence: RecoveryEvidence) -> tuple[Verdict, str]:
         f"[{e.retained_low:.0%}, {e.retained_high:.0%}] of the knowledge remains"
     )
     if e.retained >= KEPT_ABOVE and e.retained_low > LOST_BELOW:
-        without_teaching = max(
-            np.nan_to_num(e.known_after_unrelated), np.nan_to_num(e.known_paraphrased)
-        )
+        without_teaching = nanmax(0.0, e.known_after_unrelated, e.known_paraphrased)
         if isnan(e.guess_rate) and not without_teaching >= KEPT_ABOVE * e.known_before:
             also = ", or unrelated_examples" if isnan(e.known_after_unrelated) else ""
             return Verdict.INSUFFICIENT, (

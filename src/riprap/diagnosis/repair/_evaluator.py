@@ -69,12 +69,7 @@ class Repair:
 
 @dataclass
 class RepairEvaluator:
-    """Measure repairs of one model, all in the same way.
-
-    Attributes:
-        lost: names of the lost behaviors.
-        baseline: batches of responses with the log-probabilities of the model without a repair.
-    """
+    """Measure repairs of one model, all in the same way."""
 
     model: nn.Module
     behaviors: list[Behavior]
@@ -82,6 +77,7 @@ class RepairEvaluator:
     prompts: Sequence[Sequence[int]] | None
     responses: Sequence[Sequence[int]] | None
     lost: Sequence[str] = ()
+    # Batches of responses, with the log-probabilities of the model without a repair.
     baseline: list[tuple[ResponseBatch, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -99,16 +95,14 @@ class RepairEvaluator:
             )
             with torch.no_grad(), evaluation.preserve_training_state(self.model):
                 for batch in response_batches(self.model, prompts, responses):
-                    log_probs = batch.logits(self.model).log_softmax(-1)
-                    self.baseline.append((batch, log_probs))
+                    self.baseline.append((batch, batch.logits(self.model).log_softmax(-1)))
 
     def split(self, behavior: Behavior, is_validation: bool) -> Behavior:
         """Return the behavior on its validation probes, or on its test probes."""
-        order = np.random.default_rng(0).permutation(len(behavior.probes)).tolist()
-        rows = [
-            row for at, row in enumerate(order) if (at % VALIDATION_EVERY == 0) == is_validation
-        ]
-        return behavior.subset(sorted(rows))
+        order = np.random.default_rng(0).permutation(len(behavior.probes))
+        validation = order[::VALIDATION_EVERY]
+        rows = validation if is_validation else np.setdiff1d(order, validation)
+        return behavior.subset(sorted(rows.tolist()))
 
     def score(self, behavior: Behavior) -> float:
         """Compute the score at the current weights."""
@@ -129,10 +123,7 @@ class RepairEvaluator:
                         best = score, strategy, index
                     began = time.perf_counter()
         assert best is not None
-        return self.remeasure(kind, *best[1:])
-
-    def remeasure(self, kind: str, strategy: RepairStrategy, index: int) -> Repair:
-        """Apply a setting again, and measure it."""
+        _, strategy, index = best
         began = time.perf_counter()
         with closing(strategy()) as states:
             state = next(islice(states, index, None))

@@ -104,9 +104,7 @@ def compare_repairs(
     """
     evaluator = RepairEvaluator(model, list(behaviors), task, prompts, responses)
     if lost is None:
-        lost = [
-            behavior.name for behavior in behaviors if evaluator.score(behavior) < behavior.floor
-        ]
+        lost = [b.name for b in behaviors if evaluator.score(b) < b.floor]
     evaluator.lost = lost
     repairs = [evaluator.measure(NO_REPAIR, RepairState(0.0, "model unchanged"))]
     if lost:
@@ -172,8 +170,6 @@ def _strategies(
     if reference is not None:
         strategies[VECTOR] = task_vector(model, reference, own, weights_on_disk)
     if checkpoints:
-        strategies[CHECKPOINT] = [
-            checkpoint(model, name, weights, weights_on_disk)
-            for name, weights in checkpoints.items()
-        ]
+        named = checkpoints.items()
+        strategies[CHECKPOINT] = [checkpoint(model, *pair, weights_on_disk) for pair in named]
     return strategies

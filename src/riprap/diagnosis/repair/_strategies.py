@@ -36,16 +36,11 @@ CHANGED_SHARE = 0.5  # share of ‖θ − θ₀‖² in the most changed layers 
 
 @dataclass(frozen=True)
 class RepairState:
-    """One setting of a repair strategy, applied to the model.
+    """One setting of a repair strategy, applied to the model."""
 
-    Attributes:
-        amount: α, λ or steps, as `detail` says.
-        steps: optimizer steps on the examples so far.
-    """
-
-    amount: float
+    amount: float  # α, λ or steps, as `detail` says
     detail: str
-    steps: int = 0
+    steps: int = 0  # optimizer steps on the examples so far
 
 
 # Each call starts over with the same settings; closing the generator restores the model bit by bit.
@@ -116,10 +111,7 @@ def few_shot(
 
 
 def interpolation(
-    model: nn.Module,
-    reference: Reference,
-    weights_on_disk: Weights | None,
-    most_changed_only: bool,
+    model: nn.Module, reference: Reference, weights_on_disk: Weights | None, most_changed_only: bool
 ) -> list[RepairStrategy]:
     """Interpolate to the reference, θ + α (θ₀ − θ): all weights, or the most changed layers.
 
@@ -169,10 +161,7 @@ def checkpoint(
 
 
 def task_vector(
-    model: nn.Module,
-    reference: Reference,
-    examples: MixedExamples,
-    weights_on_disk: Weights | None,
+    model: nn.Module, reference: Reference, examples: MixedExamples, weights_on_disk: Weights | None
 ) -> list[RepairStrategy]:
     """Subtract λ τ, where τ is the change of the reference that unlearns the examples.
 
@@ -198,10 +187,7 @@ def task_vector(
 
 
 def _unlearning_vector(
-    model: nn.Module,
-    reference: Reference,
-    examples: MixedExamples,
-    weights_on_disk: Weights | None,
+    model: nn.Module, reference: Reference, examples: MixedExamples, weights_on_disk: Weights | None
 ) -> tuple[dict[str, Callable[[], Tensor]], int]:
     """τ by weight name, each computed when it is called, and the number of steps."""
     unlearning = UnlearningExamples(examples.parts)
@@ -233,12 +219,9 @@ def _adapter_deltas(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
             continue
         (adapter,) = layer.lora_A
         left, right = (layer.lora_B[adapter].weight, layer.lora_A[adapter].weight)
-        deltas[f"{name}.weight"] = partial(
-            _low_rank_delta,
-            left.detach().clone(),
-            layer.scaling[adapter] * right.detach(),
-            bool(getattr(layer, "fan_in_fan_out", False)),
-        )
+        factors = left.detach().clone(), layer.scaling[adapter] * right.detach()
+        transposed = bool(getattr(layer, "fan_in_fan_out", False))
+        deltas[f"{name}.weight"] = partial(_low_rank_delta, *factors, transposed)
     return deltas
 
 
