@@ -20,6 +20,7 @@ from riprap.report._charts import apply_style, save_figure
 SELECTED, REJECTED = "chosen", "not chosen"
 NORM_GROUPS = ("high", "moderate", "low")  # groups by gradient norm
 BINS_PER_DECADE = 10  # bars per power of ten
+LEGEND = alt.Legend(orient="bottom", columns=3)
 
 
 @dataclass
@@ -134,9 +135,8 @@ def audit_summary(audit: Audit) -> str:
         limit = audit.settings.get("max_length", "the maximum number of")
         text += f"; {audit.truncated:,} were longer than {limit} tokens and were truncated"
     if audit.rows > audit.usable:
-        text += (
-            f"; {audit.rows - audit.usable:,} have no response to learn from and cannot be chosen"
-        )
+        unusable = audit.rows - audit.usable
+        text += f"; {unusable:,} have no response to learn from and cannot be chosen"
     return text
 
 
@@ -166,23 +166,20 @@ def _norms(audit: Audit) -> alt.Chart:
         for order, (which, count) in enumerate(zip((REJECTED, SELECTED), counts, strict=True))
     ]
     frame = pd.DataFrame(bars, columns=["from", "to", "rows", "which", "order"])
-    return (
-        alt.Chart(frame)
-        .mark_bar()
-        .encode(
-            x=alt.X("from:Q", scale=alt.Scale(type="log"), title="norm (log scale)").bin("binned"),
-            x2="to:Q",
-            y=alt.Y("rows:Q", title="rows"),
-            order="order:Q",
-            color=alt.Color(
-                "which:N",
-                title=None,
-                scale=alt.Scale(domain=[SELECTED, REJECTED], range=[style.BLUE, "#c8d0d6"]),
-                legend=alt.Legend(orient="bottom", columns=3),
-            ),
-        )
-        .properties(width=300, height=220, title="Gradient norms of the rows")
-    )
+    colors = alt.Scale(domain=[SELECTED, REJECTED], range=[style.BLUE, "#c8d0d6"])
+    chart = alt.Chart(frame).mark_bar()
+    return chart.encode(
+        x=alt.X("from:Q", scale=alt.Scale(type="log"), title="norm (log scale)").bin("binned"),
+        x2="to:Q",
+        y=alt.Y("rows:Q", title="rows"),
+        order="order:Q",
+        color=alt.Color("which:N", title=None, scale=colors, legend=LEGEND),
+    ).properties(width=300, height=220, title="Gradient norms of the rows")
+
+
+def _group_axis(audit: Audit) -> alt.Y:
+    names = [group.name for group in audit.groups]
+    return alt.Y("group:N", sort=names, title=None).axis(minExtent=70)
 
 
 def _categories(audit: Audit) -> alt.Chart:
@@ -191,20 +188,12 @@ def _categories(audit: Audit) -> alt.Chart:
         for group in audit.groups
         for name in audit.categories
     )
-    return (
-        alt.Chart(frame)
-        .mark_bar()
-        .encode(
-            y=alt.Y("group:N", sort=[g.name for g in audit.groups], title=None).axis(minExtent=70),
-            x=alt.X("share:Q", title="share of rows", axis=alt.Axis(format="%")),
-            color=alt.Color(
-                "category:N",
-                scale=alt.Scale(scheme="tableau10"),
-                legend=alt.Legend(orient="bottom", columns=3),
-            ),
-        )
-        .properties(width=300, height=220, title="Categories of the groups")
-    )
+    chart = alt.Chart(frame).mark_bar()
+    return chart.encode(
+        y=_group_axis(audit),
+        x=alt.X("share:Q", title="share of rows", axis=alt.Axis(format="%")),
+        color=alt.Color("category:N", scale=alt.Scale(scheme="tableau10"), legend=LEGEND),
+    ).properties(width=300, height=220, title="Categories of the groups")
 
 
 def _harms(audit: Audit) -> alt.Chart:
@@ -213,20 +202,12 @@ def _harms(audit: Audit) -> alt.Chart:
         for group in audit.groups
         for name, value in group.harm.items()
     )
-    return (
-        alt.Chart(frame)
-        .mark_point(filled=True, size=80, opacity=0.9)
-        .encode(
-            y=alt.Y("group:N", sort=[g.name for g in audit.groups], title=None).axis(minExtent=70),
-            x=alt.X("harm:Q", title="mean predicted harm"),
-            color=alt.Color(
-                "behavior:N",
-                scale=alt.Scale(scheme="dark2"),
-                legend=alt.Legend(orient="bottom", columns=3),
-            ),
-        )
-        .properties(width=280, height=220, title="Predicted harm to behaviors")
-    )
+    chart = alt.Chart(frame).mark_point(filled=True, size=80, opacity=0.9)
+    return chart.encode(
+        y=_group_axis(audit),
+        x=alt.X("harm:Q", title="mean predicted harm"),
+        color=alt.Color("behavior:N", scale=alt.Scale(scheme="dark2"), legend=LEGEND),
+    ).properties(width=280, height=220, title="Predicted harm to behaviors")
 
 
 def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
@@ -239,14 +220,8 @@ def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
     try:
         save_figure(audit_figure(audit), image)
         png = base64.b64encode(image.read_bytes()).decode()
-        text = render_page(
-            "audit.html",
-            audit=audit,
-            summary=audit_summary(audit),
-            groups=group_rows(audit),
-            image=png,
-            number=format_number,
-        )
+        context = {"audit": audit, "summary": audit_summary(audit), "groups": group_rows(audit)}
+        text = render_page("audit.html", image=png, number=format_number, **context)
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write the audit to {folder}: {error}") from error

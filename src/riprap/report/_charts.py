@@ -85,12 +85,9 @@ def _behavior_title(run: Run, behavior: BehaviorInfo) -> alt.TitleParams:
 
 def alert_strip(run: Run, width: int = WIDTH) -> alt.LayerChart:
     """Strip of all alerts and breaks, on which a range of steps can be selected."""
-    domain = [0, plot_data.last_shown_step(run)]
-    scale = alt.Scale(domain=domain, nice=False)
+    scale = alt.Scale(domain=[0, plot_data.last_shown_step(run)], nice=False)
     x = alt.X("step:Q", scale=scale, axis=panels.labeled_steps(None))
-    tips = [
-        alt.Tooltip(f"{name}:N", title=name) for name in ("step", "behavior", "level", "message")
-    ]
+    tips = panels.tooltips(step="step", behavior="behavior", level="level", message="message")
     alerts = alt.Chart(panels.inline_data(plot_data.alert_rows(run.alerts)))
     alerts = alerts.mark_tick(thickness=2.5, height=18).encode(
         x=x, color=panels.color_from_data(), tooltip=tips

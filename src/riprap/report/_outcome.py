@@ -25,10 +25,8 @@ class BehaviorOutcome:
     """Outcome for one behavior.
 
     Attributes:
-        broke: first evaluated step with a score under the floor; None if the score never fell
-            under it.
+        broke: first evaluated step with a score under the floor; None if there is none.
         lead: break − first critical alert, in steps; positive is early, None without both.
-        sentences: description of what happened.
     """
 
     behavior: BehaviorInfo

@@ -44,9 +44,9 @@ def _base_axis(labels: bool = False) -> alt.Chart:
     return chart.encode(x=step_axis(axis=labeled_steps("optimizer step") if labels else bare))
 
 
-def _tooltip(field: str, title: str) -> alt.Tooltip:
-    """One line of a tooltip, shown without formatting."""
-    return alt.Tooltip(f"{field}:N", title=title)
+def tooltips(**titles: str) -> list[alt.Tooltip]:
+    """Lines of a tooltip: the title of each field, and its value without formatting."""
+    return [alt.Tooltip(f"{field}:N", title=title) for field, title in titles.items()]
 
 
 def _horizontal_rule(value: float, **mark: Any) -> alt.Chart:
@@ -56,7 +56,7 @@ def _horizontal_rule(value: float, **mark: Any) -> alt.Chart:
 def _hover_targets(values: list[plot_data.Row], tips: list[alt.Tooltip]) -> alt.Chart:
     """Invisible wide rules that show the tooltip of a probe evaluation."""
     mark = alt.Chart(inline_data(values)).mark_rule(opacity=INVISIBLE, strokeWidth=7, clip=True)
-    return mark.encode(x=step_axis(), tooltip=[_tooltip("step", "step"), *tips])
+    return mark.encode(x=step_axis(), tooltip=[*tooltips(step="step"), *tips])
 
 
 def _line_with_dots(chart: alt.Chart, count: int) -> alt.Chart:
@@ -83,7 +83,7 @@ def score_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
         floor,
         label.encode(x=alt.value("width"), y="value:Q", text="text:N"),
         line.encode(x=step_axis(), y=y),
-        _hover_targets(values, [_tooltip("text", "score")]),
+        _hover_targets(values, tooltips(text="score")),
         *event_marks(run, behavior, glyphs=True),
     ).properties(width=width, height=SCORE_HEIGHT)
 
@@ -97,13 +97,9 @@ def margin_panel(run: Run, behavior: BehaviorInfo, width: int, right: float) -> 
     band = base.mark_area(color=style.BAND, opacity=0.45, clip=True)
     low = base.mark_line(color=style.CONE, strokeWidth=1.2, strokeDash=[3, 2], clip=True)
     mean = _line_with_dots(base, len(values))
-    tips = [
-        _tooltip("mean", "mean margin"),
-        _tooltip("p10", "10 % of probes are below"),
-        _tooltip("p90", "10 % of probes are above"),
-        _tooltip("low", "threshold margin"),
-        _tooltip("forecast", "forecast break"),
-    ]
+    tips = tooltips(mean="mean margin", p10="10 % of probes are below")
+    tips += tooltips(p90="10 % of probes are above", low="threshold margin")
+    tips += tooltips(forecast="forecast break")
     layers = [
         _base_axis(),
         band.encode(x=step_axis(), y=alt.Y("p10:Q"), y2="p90:Q"),
@@ -119,11 +115,7 @@ def margin_panel(run: Run, behavior: BehaviorInfo, width: int, right: float) -> 
 
 def _forecasts(run: Run, behavior: BehaviorInfo, right: float) -> list[alt.Chart]:
     """Cones of the 80 % interval, and a thin line to each median forecast."""
-    tips = [
-        _tooltip("name", "cone"),
-        _tooltip("made", "forecast at step"),
-        _tooltip("forecast", "forecast break"),
-    ]
+    tips = tooltips(name="cone", made="forecast at step", forecast="forecast break")
     layers = []
     if cones := plot_data.cone_rows(run, behavior, right):
         cone = alt.Chart(inline_data(cones)).mark_area(color=style.CONE, opacity=0.25, clip=True)
@@ -143,12 +135,8 @@ def interference_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
     y = alt.Y("value:Q", title="change / step", axis=alt.Axis(tickCount=3))
     realized = alt.Chart(inline_data(plot_data.realized_rows(run, behavior)))
     realized = realized.mark_rule(color=style.INK, strokeWidth=1.4, clip=True)
-    predicted = [_tooltip("steps", "step"), _tooltip("text", "predicted change of the mean margin")]
-    actual = [
-        _tooltip("step", "from step"),
-        _tooltip("end", "to step"),
-        _tooltip("text", "realized change per step"),
-    ]
+    predicted = tooltips(steps="step", text="predicted change of the mean margin")
+    actual = tooltips(step="from step", end="to step", text="realized change per step")
     layers = [
         _base_axis(labels=True),
         bars.mark_bar(clip=True, strokeWidth=0.6).encode(
@@ -169,7 +157,8 @@ def interference_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
 
 def event_marks(run: Run, behavior: BehaviorInfo, glyphs: bool = False) -> list[alt.Chart]:
     """Rules at the first alert of each level and at the break; `glyphs` marks all alerts."""
-    tips = [_tooltip(name, name) for name in ("step", "level", "detector", "message", "forecast")]
+    fields = ("step", "level", "detector", "message", "forecast")
+    tips = tooltips(**{name: name for name in fields})
     layers = []
     for level, alert in run.first_alerts(behavior.name).items():
         rule = alt.Chart(inline_data(plot_data.alert_rows([alert]))).mark_rule(
@@ -186,11 +175,8 @@ def event_marks(run: Run, behavior: BehaviorInfo, glyphs: bool = False) -> list[
     if broke is not None:
         rule = alt.Chart(inline_data([{"step": broke, "text": "score under its floor"}]))
         rule = rule.mark_rule(color=style.BREAK, strokeWidth=2, clip=True)
-        layers.append(
-            rule.encode(
-                x=step_axis(), tooltip=[_tooltip("step", "broke"), _tooltip("text", "reason")]
-            )
-        )
+        tips = tooltips(step="broke", text="reason")
+        layers.append(rule.encode(x=step_axis(), tooltip=tips))
     return layers
 
 

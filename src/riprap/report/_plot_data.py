@@ -77,18 +77,12 @@ def segment_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
     """One row per finite median forecast: from the threshold margin to 0 at the forecast step."""
     rows = []
     for step in run.values(behavior.name, "forecast_median"):
-        apex, forecast = (
-            _positive_threshold_margin(run, behavior, step),
-            run.forecast_at(behavior.name, step),
-        )
+        apex = _positive_threshold_margin(run, behavior, step)
+        forecast = run.forecast_at(behavior.name, step)
         if apex is None or forecast is None or not math.isfinite(forecast.median):
             continue
-        ends = {
-            "step": step,
-            "end": round_for_plot(step + forecast.median),
-            "low": round_for_plot(apex),
-        }
-        rows.append(ends | {"forecast": format_forecast(forecast)})
+        ends = {"end": round_for_plot(step + forecast.median), "low": round_for_plot(apex)}
+        rows.append({"step": step} | ends | {"forecast": format_forecast(forecast)})
     return rows
 
 
@@ -151,17 +145,10 @@ def _bars_of_group(group: list[tuple[int, float]]) -> Iterable[Row]:
     values = [value for _, value in group]
     place = {"step": first - 1, "end": last}
     steps = str(first) if first == last else f"{first} to {last}"
-    for side, value in (("down", min(values)), ("up", max(values))):
-        if (value < 0) == (side == "down") and value != 0:
-            text = format_number(value)
-            yield (
-                place
-                | {"value": round_for_plot(value), "steps": steps}
-                | {
-                    "text": text,
-                    "color": style.DOWN if side == "down" else style.UP,
-                }
-            )
+    for color, value in ((style.DOWN, min(values)), (style.UP, max(values))):
+        if value != 0 and (value < 0) == (color == style.DOWN):
+            bar = {"value": round_for_plot(value), "steps": steps, "text": format_number(value)}
+            yield place | bar | {"color": color}
 
 
 def decimate(series: Series, limit: int) -> Series:
@@ -180,9 +167,8 @@ def decimate(series: Series, limit: int) -> Series:
 
 def realized_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
     """Realized change of the mean margin per step, between consecutive probe evaluations."""
-    margins = list(run.values(behavior.name, "margin").items())
     rows = []
-    for (before, old), (step, new) in pairwise(margins):
+    for (before, old), (step, new) in pairwise(run.values(behavior.name, "margin").items()):
         if step > before:
             slope = (new - old) / (step - before)
             text = format_number(slope)

@@ -97,10 +97,8 @@ def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
 
 def _alert(alert: Alert) -> dict[str, Any]:
     causes = [
-        f"{reading.signal} {format_number(reading.value)}"
-        if reading.value is not None
-        else f"{reading.signal} {reading.state}"
-        for reading in alert.readings
+        f"{r.signal} {r.state if r.value is None else format_number(r.value)}"
+        for r in alert.readings
     ]
     return {
         "step": alert.step,

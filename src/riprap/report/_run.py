@@ -22,12 +22,7 @@ Series = dict[int, float]  # a measured value by step
 
 @dataclass(frozen=True)
 class BehaviorInfo:
-    """A behavior as described in the record.
-
-    Attributes:
-        floor: score under which the behavior is broken.
-        unit: unit of the margins.
-    """
+    """A behavior as described in the record, with the unit of its margins."""
 
     name: str
     floor: float = DEFAULT_FLOOR

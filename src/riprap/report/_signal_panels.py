@@ -75,13 +75,9 @@ def signal_panels(run: Run) -> list[SignalPanel]:
         if name in REFERENCES:
             references[REFERENCES[name]] += [(panel, value) for value in series.values()]
         elif name not in IN_LANES:
+            place = {"panel": panel, "layer": layer or "–"}
             lines[name] += [
-                {
-                    "step": step,
-                    "value": plot_data.round_for_plot(value),
-                    "panel": panel,
-                    "layer": layer or "–",
-                }
+                {"step": step, "value": plot_data.round_for_plot(value)} | place
                 for step, value in plot_data.decimate(series, MAX_POINTS).items()
             ]
     return [
@@ -111,13 +107,11 @@ def _figure(values: list[plot_data.Row], references: list[plot_data.Row]) -> Any
     """One panel for each behavior (or pair of behaviors), one line for each layer."""
     x = panels.step_axis(axis=panels.labeled_steps(None))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=3))
-    tips = [alt.Tooltip(f"{name}:N", title=name) for name in ("panel", "layer", "step", "value")]
+    tips = panels.tooltips(panel="panel", layer="layer", step="step", value="value")
     line = alt.Chart().mark_line(strokeWidth=1.4, clip=True)
     point = alt.Chart().mark_circle(size=60, opacity=panels.INVISIBLE, clip=True)
-    layers = [
-        line.encode(x=x, y=y, color=_layer_color(values)),
-        point.encode(x=x, y=y, tooltip=tips),
-    ]
+    layers = [line.encode(x=x, y=y, color=_layer_color(values))]
+    layers.append(point.encode(x=x, y=y, tooltip=tips))
     if references:
         level = alt.Chart().mark_rule(color=style.MUTED, strokeDash=[4, 3])
         layers.append(level.encode(y="reference:Q"))

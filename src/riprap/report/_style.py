@@ -27,32 +27,17 @@ AXIS_WIDTH = 46  # width of every left axis, so that separate panels line up
 
 def vega_config() -> dict[str, Any]:
     """Vega-Lite configuration of every figure."""
+    muted = {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal"}
+    sizes = {"labelFontSize": 10, "titleFontSize": 10, "titleLimit": 120, "tickSize": 3}
+    lines = {"gridColor": GRID, "domainColor": "#c8d0d6", "tickColor": "#c8d0d6"}
+    title = {"anchor": "start", "color": INK, "fontSize": 14, "offset": 8, "limit": 840}
     return {
         "font": FONT,
         "background": "white",
         "view": {"stroke": None},
-        "axis": {
-            "labelColor": MUTED,
-            "titleColor": MUTED,
-            "titleFontWeight": "normal",
-            "labelFontSize": 10,
-            "titleFontSize": 10,
-            "titleLimit": 120,
-            "gridColor": GRID,
-            "domainColor": "#c8d0d6",
-            "tickColor": "#c8d0d6",
-            "tickSize": 3,
-        },
+        "axis": muted | sizes | lines,
         "axisY": {"minExtent": AXIS_WIDTH, "maxExtent": AXIS_WIDTH, "domain": False},
-        "title": {
-            "anchor": "start",
-            "color": INK,
-            "fontSize": 14,
-            "subtitleColor": MUTED,
-            "subtitleFontSize": 11,
-            "offset": 8,
-            "limit": 840,
-        },
+        "title": title | {"subtitleColor": MUTED, "subtitleFontSize": 11},
         "header": {"labelColor": INK, "labelFontSize": 11, "titleColor": MUTED},
-        "legend": {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal"},
+        "legend": muted,
     }

@@ -12,16 +12,8 @@ from riprap._formatting import format_number, format_score, format_steps
 from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
 
-_SHOWN_ELSEWHERE = {
-    "behaviors",
-    "protocol",
-    "protocol_hash",
-    "versions",
-    "seeds",
-    "started",
-    "ended",
-}
-_HIDDEN = {"format_version", "task"}  # the version of the file, and the title of the page
+_SHOWN_ELSEWHERE = {"behaviors", "protocol", "protocol_hash", "versions", "seeds", "task"}
+_HIDDEN = {"started", "ended", "format_version"}  # in the line of progress; version of the file
 
 
 @dataclass(frozen=True)
@@ -42,13 +34,10 @@ def missing_readings(run: Run) -> list[MissingReadings]:
     for reading in run.unmeasured:
         groups[str(reading.state), reading.behavior, reading.detail].append(reading)
     order = ["ERROR", "NOT_RUN", "INSUFFICIENT"]
+    ordered = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
     return [
-        MissingReadings(
-            state, behavior, _signals(readings), detail, len(readings), _step_range(readings)
-        )
-        for (state, behavior, detail), readings in sorted(
-            groups.items(), key=lambda group: order.index(group[0][0])
-        )
+        MissingReadings(state, behavior, _signals(group), detail, len(group), _step_range(group))
+        for (state, behavior, detail), group in ordered
     ]
 
 
@@ -72,9 +61,7 @@ def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
         values = list(run.values(behavior.name, signal).values())
         if values:
             parts.append(f"{name} {text(values[0])} → {text(values[-1])}")
-    probes = max(
-        (len(margins) for margins in run.margins.get(behavior.name, {}).values()), default=0
-    )
+    probes = max(map(len, run.margins.get(behavior.name, {}).values()), default=0)
     if probes:
         parts.append(f"{probes:,} probes")
     return " · ".join(parts)
@@ -83,14 +70,12 @@ def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
 def run_progress(run: Run) -> str:
     """Steps, probe evaluations, start and end of a run in one line."""
     evaluated = {step for info in run.behaviors for step in run.values(info.name, "score")}
-    times = "once" if len(evaluated) == 1 else f"{len(evaluated):,} times"
-    parts = [format_steps(run.last_step), f"probes evaluated {times}"]
+    count = "once" if len(evaluated) == 1 else f"{len(evaluated):,} times"
+    parts = [format_steps(run.last_step), f"probes evaluated {count}"]
     if run.is_running:
         parts.append("no end recorded: the run is still in progress, or was interrupted")
-    if run.meta.get("started"):
-        parts.append(f"started {_format_time(run.meta['started'])}")
-    if run.meta.get("ended"):
-        parts.append(f"ended {_format_time(run.meta['ended'])}")
+    times = {key: run.meta.get(key) for key in ("started", "ended")}
+    parts += [f"{key} {_format_time(value)}" for key, value in times.items() if value]
     return " · ".join(parts)
 
 
@@ -110,13 +95,14 @@ def policy_name_and_hash(run: Run) -> tuple[str, str]:
 
 def metadata_tables(run: Run) -> dict[str, dict[str, str]]:
     """Short metadata by heading: versions, seeds."""
-    tables = {}
-    for heading in ("versions", "seeds"):
-        value = run.meta.get(heading)
-        pairs = value.items() if isinstance(value, dict) else [("", value)]
-        if value:
-            tables[heading] = {str(key): str(item) for key, item in pairs}
-    return tables
+    tables = {heading: run.meta.get(heading) for heading in ("versions", "seeds")}
+    return {
+        heading: {str(key): str(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else {"": str(value)}
+        for heading, value in tables.items()
+        if value
+    }
 
 
 def metadata_documents(run: Run) -> dict[str, str]:
