@@ -77,20 +77,14 @@ def policy_calibrate(
     as_json: bool = AS_JSON,
 ) -> int:
     """Set tolerances and noise scales from null runs; exit code 2 if false alarms remain."""
-    from riprap.detectors import (
-        AlertPolicy,
-        calibrate,
-        false_alarms,
-        largest_decline,
-        null_histories,
-    )
+    from riprap import detectors
 
-    old = AlertPolicy.default() if policy is None else AlertPolicy.load(policy)
-    histories = null_histories(runs)
-    new = calibrate(old, histories, f"calibrated on {', '.join(map(str, runs))}")
+    old = detectors.AlertPolicy.default() if policy is None else detectors.AlertPolicy.load(policy)
+    histories = detectors.null_histories(runs)
+    new = detectors.calibrate(old, histories, f"calibrated on {', '.join(map(str, runs))}")
     new.save(out)
-    before, after = false_alarms(old, histories), false_alarms(new, histories)
-    declines = {history.behavior: round(largest_decline(history), 4) for history in histories}
+    before, after = detectors.false_alarms(old, histories), detectors.false_alarms(new, histories)
+    declines = {run.behavior: round(detectors.largest_decline(run), 4) for run in histories}
     lines = [f"{name}: largest decline {decline:.1%}" for name, decline in declines.items()]
     lines += [f"false alarms before: {len(before)}, after: {len(after)}", f"{out}: {new.hash}"]
     result = {"hash": new.hash, "declines": declines, "before": before, "after": after}

@@ -116,11 +116,8 @@ def doctor(as_json: bool = AS_JSON) -> int:
     from riprap.commands import examine
 
     result = examine()
-    lines = [
-        f"{name}: {value}"
-        for part in ("versions", "support")
-        for name, value in result[part].items()
-    ]
+    facts = result["versions"] | result["support"]
+    lines = [f"{name}: {value}" for name, value in facts.items()]
     lines += [
         f"{'ok  ' if check['passed'] else 'FAIL'} {check['name']}: {check['detail']}"
         for check in result["checks"]

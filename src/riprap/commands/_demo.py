@@ -21,13 +21,7 @@ STEPS = 200
 def run_demo(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
     """Pretrain the toy model unless it is cached, then monitor it while it learns multiplication.
 
-    Args:
-        seed: seed of the model and of the order of the data.
-        runs: folder in which the folder of the run is created.
-        quiet: write nothing to standard output.
-
-    Returns:
-        paths, breaks and alerts of the run, see `summarize_run`, and the new task's accuracy.
+    Return the summary of the run, whose folder is made in `runs`, and the new task's accuracy.
     """
     torch.set_num_threads(1)  # the model is too small for two cores
     console = Console(stderr=True) if quiet else Console()
@@ -41,9 +35,7 @@ def run_demo(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
     console.print("Now it is trained to multiply the same numbers.\n")
     run_dir = runs / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     metadata = {"task": "Toy model learning multiplication", "seed": seed}
-    monitor = Monitor(
-        [_renamed(behavior) for behavior in world.behaviors()], run_dir=run_dir, metadata=metadata
-    )
+    monitor = Monitor(list(map(_renamed, world.behaviors())), run_dir=run_dir, metadata=metadata)
     optimizer, batches = world.optimizer(model), world.batches("C", seed=seed)
     with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):
         for step in range(1, STEPS + 1):

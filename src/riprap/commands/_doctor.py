@@ -27,11 +27,7 @@ ROWS, WORDS, STEPS = 48, 12, 60
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one check.
-
-    Attributes:
-        detail: measured result; for a failed check, the cause and what to do.
-    """
+    """Result of one check; `detail` of a failed one is the cause, and what to do."""
 
     name: str
     passed: bool
@@ -49,30 +45,21 @@ def examine() -> dict[str, Any]:
 
 def support() -> dict[str, str]:
     """List devices, threads, extras and communication backends."""
-    accelerator = torch.accelerator.current_accelerator() if _has_accelerator() else None
-    backends = {
-        "gloo": dist.is_available() and dist.is_gloo_available(),
-        "nccl": dist.is_available() and dist.is_nccl_available(),
-    }
-    missing = {
-        extra: [module for module in modules if not is_installed(module)]
-        for extra, modules in EXTRAS.items()
-    }
-    complete = [f"riprap[{extra}]" for extra, modules in missing.items() if not modules]
-    incomplete = [
-        f"riprap[{extra}] ({', '.join(modules)})" for extra, modules in missing.items() if modules
-    ]
+    has_device = torch.accelerator.is_available()
+    backends = ("gloo", "nccl") if dist.is_available() else ()
+    complete, incomplete = [], []
+    for extra, modules in EXTRAS.items():
+        if missing := [module for module in modules if not is_installed(module)]:
+            incomplete.append(f"riprap[{extra}] ({', '.join(missing)})")
+        else:
+            complete.append(f"riprap[{extra}]")
     return {
-        "device": str(accelerator or "cpu"),
+        "device": str(torch.accelerator.current_accelerator() if has_device else "cpu"),
         "threads": str(torch.get_num_threads()),
         "extras installed": ", ".join(complete) or "none",
         "extras not installed": ", ".join(incomplete) or "none",
-        "several ranks": ", ".join(name for name, usable in backends.items() if usable) or "no",
+        "several ranks": ", ".join(filter(dist.is_backend_available, backends)) or "no",
     }
-
-
-def _has_accelerator() -> bool:
-    return hasattr(torch, "accelerator") and torch.accelerator.is_available()
 
 
 def self_test() -> list[Check]:
@@ -138,11 +125,9 @@ def _train_and_forget(
 
 
 def _check_alert(results: dict[str, Any]) -> str:
-    results["model"], results["optimizer"], monitor = _train_and_forget(
-        results["folder"], monitored=True
-    )
+    model, optimizer, monitor = _train_and_forget(results["folder"], monitored=True)
     assert monitor is not None
-    results["monitor"] = monitor
+    results |= {"model": model, "optimizer": optimizer, "monitor": monitor}
     broke = monitor.broken()["next word"]
     alerts = [a.step for a in monitor.alerts if a.level.rank >= Level.WARNING.rank]
     if broke is None or not alerts or min(alerts) >= broke:
@@ -164,10 +149,7 @@ def _check_record(results: dict[str, Any]) -> str:
 
 def _check_isolation(results: dict[str, Any]) -> str:
     model, optimizer, _ = _train_and_forget(None, monitored=False)
-    same = all(
-        torch.equal(plain, monitored)
-        for plain, monitored in zip(model.parameters(), results["model"].parameters(), strict=True)
-    )
+    same = all(map(torch.equal, model.parameters(), results["model"].parameters()))
     states = [list(o.state.values()) for o in (optimizer, results["optimizer"])]
     same = same and all(
         torch.equal(plain[key], monitored[key])

@@ -30,7 +30,7 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
         name,
         score(history.margins[-1]),
         float(history.margins[-1].mean()),
-        history.predicted.get(monitor.step),
+        history.interference.get(monitor.step),
         format_forecast(monitor.forecasts.get(name)),
         max(levels, key=lambda level: Level(level).rank, default=None),
         history.broken_at,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -47,11 +46,6 @@ class LiveTable:
 
     If the output is not a terminal, a plain line is printed about every tenth of the run, and
     whenever a behavior breaks or its alert level rises.
-
-    Args:
-        behaviors: names, in the order of the table.
-        total_steps: optimizer steps of the run.
-        console: output; standard output by default.
     """
 
     def __init__(
@@ -59,10 +53,8 @@ class LiveTable:
     ) -> None:
         self._console = Console() if console is None else console
         self._rows = {name: BehaviorRow(name) for name in behaviors}
-        self._step = 0
-        self._total = total_steps
-        self._drawn_at = float("-inf")
-        self._printed_step = float("-inf")
+        self._step, self._total = 0, total_steps
+        self._drawn_at = self._printed_step = float("-inf")
         self._progress = Progress(
             TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         )
@@ -75,12 +67,7 @@ class LiveTable:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.update(self._render(), refresh=True)
             self._live.stop()
@@ -116,8 +103,7 @@ class LiveTable:
         """Print one plain line with the state of all behaviors."""
         self._printed_step = self._step
         states = "; ".join(_plain_text(row) for row in self._rows.values())
-        line = f"step {self._step}/{self._total}: {states}"
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(f"step {self._step}/{self._total}: {states}"), soft_wrap=True)
 
 
 def _is_worse(old: BehaviorRow | None, new: BehaviorRow) -> bool:
@@ -131,14 +117,12 @@ def _is_worse(old: BehaviorRow | None, new: BehaviorRow) -> bool:
 def _cells(row: BehaviorRow) -> list[Text]:
     """Cells of a row, as `Text`: brackets in a name are not markup."""
     falling = row.interference is not None and row.interference < 0
+    change = "–" if row.interference is None else f"{row.interference:+.3f}"
     return [
         Text(shorten(row.behavior), style="bold"),
         Text("–" if row.score is None else f"{row.score:.2f}"),
         Text("–" if row.margin is None else f"{row.margin:.2f}"),
-        Text(
-            "–" if row.interference is None else f"{row.interference:+.3f}",
-            style="magenta" if falling else "",
-        ),
+        Text(change, style="magenta" if falling else ""),
         Text(row.forecast),
         Text("") if row.level is None else Text(str(row.level), style=STYLES[row.level]),
         Text("") if row.broken_at is None else Text(f"step {row.broken_at}", style="reverse"),

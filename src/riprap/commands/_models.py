@@ -16,20 +16,16 @@ SHOWN = 300  # characters of a name, or of another library's error, that a messa
 def load_model(name: str) -> tuple[Any, Any]:
     """Load model and tokenizer from a folder, a Hugging Face id, or `smollm2`, in float32.
 
-    Raises:
-        ConfigError: there is no such model, its weights are pickled, or some of them are missing.
+    Missing or pickled weights are a ConfigError.
     """
     require("hf", "transformers")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = _folder_or_hub_id(name)
     try:
+        options = {"dtype": "float32", "use_safetensors": True, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype="float32",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            source, trust_remote_code=False, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
@@ -51,13 +47,11 @@ def _folder_or_hub_id(name: str) -> str:
         folder = smollm2.ensure_converted() if name == "smollm2" else Path(name).expanduser()
         exists = folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such user, NUL
-        raise ConfigError(
-            f"model {name[:SHOWN]!r} cannot be loaded: it is not a valid path"
-        ) from error
+        message = f"model {name[:SHOWN]!r} cannot be loaded: it is not a valid path"
+        raise ConfigError(message) from error
     if not exists and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        hint = ""
-        if folder == smollm2.REFUSING:
-            hint = "; make it with `python -m experiments smollm2 --prepare`"
+        prepare = "; make it with `python -m experiments smollm2 --prepare`"
+        hint = prepare if folder == smollm2.REFUSING else ""
         raise ConfigError(f"model {name!r}: no such folder{hint}")
     if exists:
         _refuse_pickles(folder)

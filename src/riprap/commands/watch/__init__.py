@@ -6,7 +6,7 @@
 - `load_model`, `load_rows`, `keep_passing`, `lora_config`, `sft_config`, …: parts to reuse.
 """
 
-# ruff: noqa: E402
+# ruff: noqa: E402, F401
 from riprap._extras import EXTRAS, require
 
 require("hf", *EXTRAS["hf"])
@@ -26,25 +26,3 @@ from riprap.commands.watch._run import (
     run_watch,
     sft_config,
 )
-
-__all__ = [
-    "TRAINER_FOLDER",
-    "DataConfig",
-    "LiveTableCallback",
-    "LoraConfig",
-    "TrainingRun",
-    "WatchConfig",
-    "behavior_rows",
-    "build_behavior",
-    "estimate_cost",
-    "keep_passing",
-    "live_table",
-    "load_model",
-    "load_rows",
-    "lora_config",
-    "prepare",
-    "print_cost",
-    "run_watch",
-    "sft_config",
-    "summarize_run",
-]

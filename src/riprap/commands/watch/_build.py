@@ -16,22 +16,13 @@ from riprap.errors import ConfigError
 
 
 def load_policy(name: str) -> AlertPolicy:
-    """Load a shipped alert policy by name, or a policy from a YAML file.
-
-    Raises:
-        PolicyError: there is no such policy, or its hash does not verify.
-    """
-    if not name.endswith((".yaml", ".yml")):
-        return AlertPolicy.named(name)
-    return AlertPolicy.load(Path(name).expanduser())
+    """Load a shipped alert policy by name, or a policy from a YAML file."""
+    is_file = name.endswith((".yaml", ".yml"))
+    return AlertPolicy.load(Path(name).expanduser()) if is_file else AlertPolicy.named(name)
 
 
 def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
-    """Build the behaviors to monitor, and check their length against the model's context.
-
-    Raises:
-        ConfigError: a behavior has no probes, or a probe is longer than the context.
-    """
+    """Build the behaviors to monitor, and check their length against the model's context."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     behaviors = []
     for behavior_config in config.behaviors:
@@ -49,11 +40,7 @@ def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> li
 
 
 def build_behavior(config: BehaviorConfig, tokenizer: Any) -> Behavior:
-    """Build one behavior from its configuration.
-
-    Raises:
-        ConfigError: a key is missing, or has no effect on this kind of behavior.
-    """
+    """Build a behavior; a missing key, or one without effect on this kind, is a ConfigError."""
     if (config.probe_set is None) == (config.prompts is None):
         raise ConfigError("a behavior needs either `probe_set` or `prompts`, not both")
     if config.probe_set is not None:
@@ -64,22 +51,17 @@ def build_behavior(config: BehaviorConfig, tokenizer: Any) -> Behavior:
         )
     if config.name is None:
         raise ConfigError(f"the behavior with prompts {str(config.prompts)!r} needs a `name`")
+    prompts = _prompt_lines(config)
     return Behavior.response_prefix(
-        config.name,
-        tokenizer,
-        _prompt_lines(config),
-        config.prefixes,
-        config.avoid,
-        config.floor,
+        config.name, tokenizer, prompts, config.prefixes, config.avoid, config.floor
     )
 
 
 def _refuse_ignored_keys(config: BehaviorConfig, probe_set: str) -> None:
     ignored = [key for key in ("name", "avoid") if getattr(config, key)]
-    if config.prefixes is not None and not probe_sets.is_prefix_probe(
-        probe_sets.rows(probe_set)[0]
-    ):
-        ignored.append("prefixes")
+    if config.prefixes is not None:
+        first = probe_sets.rows(probe_set)[0]
+        ignored += [] if probe_sets.is_prefix_probe(first) else ["prefixes"]
     if ignored:
         raise ConfigError(
             f"behavior with probe_set {probe_set!r}: key {ignored[0]!r} has no effect; remove it"
@@ -100,11 +82,7 @@ def _prompt_lines(config: BehaviorConfig) -> list[str]:
 
 
 def keep_passing(behavior: Behavior, model: nn.Module) -> Behavior:
-    """Return the behavior on the probes whose margin is positive now.
-
-    Raises:
-        ConfigError: the model passes none of the probes.
-    """
+    """Return the behavior on the probes whose margin is positive now, at least one."""
     evaluation.calibrate(behavior, model)
     margins = evaluation.evaluate(behavior, model).margins
     passing = [index for index, margin in enumerate(margins) if margin > 0]

@@ -22,9 +22,7 @@ class LoraConfig(StrictModel):
 class TrainingConfig(StrictModel):
     """Arguments of TRL's SFTConfig; all others have TRL's defaults.
 
-    Attributes:
-        save_steps: steps between two checkpoints, from which a killed run can be resumed; None: no
-            checkpoints.
+    A killed run can be resumed from checkpoints, one every `save_steps`; None: no checkpoints.
     """
 
     renamed: ClassVar[dict[str, str]] = {
@@ -57,11 +55,7 @@ class BehaviorConfig(StrictModel):
         keep_passing: use only the probes that the model passes before training.
     """
 
-    renamed: ClassVar[dict[str, str]] = {
-        "pack": "probe_set",
-        "openers": "prefixes",
-        "n": "n_probes",
-    }
+    renamed: ClassVar = {"pack": "probe_set", "openers": "prefixes", "n": "n_probes"}
 
     probe_set: str | None = None
     name: str | None = None
@@ -105,11 +99,7 @@ class WatchConfig(StrictModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read and check a file; relative paths are relative to the working directory.
-
-        Raises:
-            ConfigError: the file cannot be read, is not YAML, or has an unknown key or a bad value.
-        """
+        """Read and check a file; relative paths are relative to the working directory."""
         config = cls.parse(read_yaml(path), str(path))
         try:
             run_dir = config.run_dir.expanduser()

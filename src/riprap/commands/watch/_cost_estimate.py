@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,13 @@ ROUNDS, MAX_SECONDS = 5, 60.0  # no further round starts after so many seconds
 MAX_RATIO = 1.10  # time with a monitor ÷ time without, above which there is advice
 LR_FACTOR = 1e-3  # measured steps must hardly change the model
 CADENCE_FACTORS = (1, 2, 5)  # multiples of the configured `probe_every`
-INTERVAL_FACTORS = (2, 3, 4, 5, 8, 10, 20, 50)
-LENGTH_FACTORS = (2, 3, 4, 5, 8, 10, 20, 50)
+ADVICE_FACTORS = (2, 3, 4, 5, 8, 10, 20, 50)  # multiples of `probe_every` or of the run's length
 
 
 def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
     """Measure the cost of the monitor, on 5 to 21 steps of the configured training.
 
     The model is trained in memory only, and nothing is left on disk.
-
-    Args:
-        quiet: draw the progress bar on standard error.
 
     Returns:
         `steps`, `probe_every`; `seconds` by part; `memory_megabytes`; `cadences`, each with its
@@ -100,12 +97,7 @@ def _batches(trainer: SFTTrainer) -> Iterator[tuple[list[Any], Any]]:
     """Yield the batches of each optimizer step with the number of their tokens, endlessly."""
     loader = trainer.get_train_dataloader()
     count = min(trainer.args.gradient_accumulation_steps, len(loader))
-
-    def endless() -> Iterator[Any]:
-        while True:
-            yield from loader
-
-    source = endless()
+    source = chain.from_iterable(repeat(loader))
     while True:
         yield trainer.get_batch_samples(source, count, trainer.args.device)
 
@@ -124,20 +116,15 @@ def _each_twice(items: Iterator[Any]) -> Iterator[Any]:
 
 def summarize_cost(cost: Cost, probe_every: int, steps: int) -> dict[str, Any]:
     """Compute the result of `estimate_cost` from the measured parts."""
+    parts = ("step", "hooks", "forward", "gradients", "start")
     return {
         "steps": steps,
         "probe_every": probe_every,
-        "seconds": {
-            name: getattr(cost, name) for name in ("step", "hooks", "forward", "gradients", "start")
-        },
+        "seconds": {name: getattr(cost, name) for name in parts},
         "memory_megabytes": cost.memory_bytes / 1e6,
         "cadences": [
-            {
-                "probe_every": interval,
-                "run": cost.run_ratio(interval, steps),
-                "calm": cost.calm_ratio(interval),
-            }
-            for interval in (probe_every * factor for factor in CADENCE_FACTORS)
+            {"probe_every": n, "run": cost.run_ratio(n, steps), "calm": cost.calm_ratio(n)}
+            for n in (probe_every * factor for factor in CADENCE_FACTORS)
         ],
         "ratio": cost.run_ratio(probe_every, steps),
         "advice": advice(cost, probe_every, steps),
@@ -150,12 +137,12 @@ def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
     if ratio <= MAX_RATIO:
         return None
     text = f"the run would take {ratio:.2f} times as long as without a monitor"
-    for interval in (probe_every * factor for factor in INTERVAL_FACTORS):
+    for interval in (probe_every * factor for factor in ADVICE_FACTORS):
         if cost.run_ratio(interval, steps) <= MAX_RATIO:
             return f"{text}; with `probe_every: {interval}` it stays within {MAX_RATIO:.2f}"
     share = _share_of_probes(cost, probe_every, steps)
     probes = "" if share is None else f"about {share:.0%} of the probes (`n_probes`)"
-    for longer in (steps * factor for factor in LENGTH_FACTORS):
+    for longer in (steps * factor for factor in ADVICE_FACTORS):
         if cost.run_ratio(probe_every, longer) <= MAX_RATIO:
             return (
                 f"{text}, because the evaluations at the start are a large part of so short a run; "
@@ -165,7 +152,7 @@ def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
     if probes:
         return f"{text}; with {probes} it stays within {MAX_RATIO:.2f}"
     return (
-        f"{text}, and the hooks alone add {cost.hooks / cost.step:.0%} to each step: monitor fewer "
+        f"{text}, and the hooks alone add {cost.hook_seconds / cost.step_seconds:.0%} to each step: monitor fewer "
         "behaviors, or take larger steps (`per_device_train_batch_size`, "
         "`gradient_accumulation_steps`)"
     )

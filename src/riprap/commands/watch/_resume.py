@@ -20,13 +20,9 @@ LENGTH_FREE_SCHEDULES = ("constant", "constant_with_warmup")  # independent of t
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint of the trainer that contains the state of the monitor.
+    """Checkpoint of the trainer that contains the state of the monitor."""
 
-    Attributes:
-        step: last optimizer step before the checkpoint.
-    """
-
-    step: int
+    step: int  # last optimizer step before the checkpoint
     folder: Path
 
 
@@ -48,11 +44,7 @@ def _complete_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def require_empty_run_dir(run_dir: Path) -> None:
-    """Check that a new run can be recorded in a folder; create nothing.
-
-    Raises:
-        RecordError: the folder already has a record, or none can be written there.
-    """
+    """Raise a RecordError unless a new run can be recorded in a folder; create nothing."""
     try:
         require_vacant(run_dir)
     except RecordError as error:
@@ -68,13 +60,8 @@ def require_empty_run_dir(run_dir: Path) -> None:
 def find_checkpoint(config: WatchConfig, rows: str) -> Path:
     """Return the folder of the checkpoint from which the configured run continues.
 
-    Args:
-        rows: fingerprint of the training rows.
-
-    Raises:
-        ConfigError: there is no run or no complete checkpoint, the run has another configuration
-            or other rows, or no steps are left.
-        RecordError: the record cannot be read.
+    A ConfigError is raised unless there is a complete checkpoint with steps left, and the run has
+    the same configuration and the same training rows (`rows` is their fingerprint).
     """
     if not (config.run_dir / FILE_NAME).is_file():
         raise ConfigError(

@@ -63,13 +63,10 @@ class TrainingRun:
 
 
 def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
-    """Build the model, the data and the monitor of a configuration.
+    """Build the model, the data and the monitor of a configuration; training does not start.
 
     Args:
         resume: continue the run in `config.run_dir` from its newest checkpoint.
-
-    Raises:
-        RiprapError: something in the configuration is wrong; training has not started.
     """
     if not resume:
         require_empty_run_dir(config.run_dir)
@@ -77,17 +74,14 @@ def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
     rows_hash = rows_fingerprint(data)
     checkpoint = find_checkpoint(config, rows_hash) if resume else None
     model, tokenizer = load_model(config.model)
+    metadata = {"task": config.title, "config": config.model_dump(mode="json"), "rows": rows_hash}
     monitor = Monitor(
         build_behaviors(config, model, tokenizer),
         policy=policy,
         probe_every=config.probe_every,
         run_dir=config.run_dir,
         feature_layer=config.feature_layer,
-        metadata={
-            "task": config.title,
-            "config": config.model_dump(mode="json"),
-            "rows": rows_hash,
-        },
+        metadata=metadata,
         resume=resume,
     )
     return TrainingRun(config, monitor, model, tokenizer, data, checkpoint)
@@ -95,33 +89,25 @@ def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
 
 def lora_config(config: WatchConfig) -> PeftLoraConfig | None:
     """Make the configuration of the LoRA adapter; None: train all parameters."""
-    if config.lora is None:
+    if (lora := config.lora) is None:
         return None
     return PeftLoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
 
 
 def sft_config(config: WatchConfig) -> SFTConfig:
     """Make TRL's arguments: loss on responses only, no trackers, checkpoints if configured."""
-    training = config.training
+    training = config.training.model_dump()
+    save_steps = training.pop("save_steps")
     return SFTConfig(
+        **training,
         output_dir=str(Path(config.run_dir) / TRAINER_FOLDER),
-        max_steps=training.max_steps,
-        per_device_train_batch_size=training.per_device_train_batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.lr_scheduler_type,
-        max_length=training.max_length,
-        seed=training.seed,
         completion_only_loss=True,
         bf16=False,
         gradient_checkpointing=False,
-        save_strategy="no" if training.save_steps is None else "steps",
-        save_steps=training.save_steps or training.max_steps,
+        save_strategy="no" if save_steps is None else "steps",
+        save_steps=save_steps or config.training.max_steps,
         save_total_limit=MAX_CHECKPOINTS,
         report_to="none",
         logging_steps=10,
@@ -151,17 +137,11 @@ class LiveTableCallback(TrainerCallback):
 
 
 def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Run a configuration under a live table, and write its report.
+    """Run a configuration under a live table, write its report, and return its summary.
 
     Args:
         quiet: draw the table on standard error.
         resume: continue the run in `config.run_dir` from its newest checkpoint.
-
-    Returns:
-        paths, breaks and alerts of the run, see `summarize_run`.
-
-    Raises:
-        RiprapError: something in the configuration, or in the run to resume, is wrong.
     """
     run = prepare(config, resume)
     run.train([LiveTableCallback(run.monitor, config.training.max_steps, quiet)])
