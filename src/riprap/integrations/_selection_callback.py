@@ -66,8 +66,6 @@ class SelectionCallback(TrainerCallback):
             self._batches_left -= steps
         self._attachment.accumulate = steps
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Detach the selector."""
         self.selector.end()

@@ -42,11 +42,7 @@ class MonitorCallback(TrainerCallback):
     """
 
     def __init__(
-        self,
-        monitor: Monitor,
-        guard: Guard | None = None,
-        *,
-        checkpoint: str | Path | None = None,
+        self, monitor: Monitor, guard: Guard | None = None, *, checkpoint: str | Path | None = None
     ) -> None:
         self.monitor, self.guard = monitor, guard
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -64,9 +60,7 @@ class MonitorCallback(TrainerCallback):
             )
         self.monitor.end()  # an interrupted training had no on_train_end
         if state.global_step > 0 and self.monitor.step == 0:
-            self._restore_state(
-                _checkpoint_folder(args, state) if self.checkpoint is None else self.checkpoint
-            )
+            self._restore_state(self.checkpoint or _checkpoint_folder(args, state))
         if self.guard is not None:
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
@@ -116,22 +110,15 @@ class MonitorCallback(TrainerCallback):
                 warnings.warn(f"riprap: {error}", stacklevel=2)
         self._saved_at = state.global_step
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Evaluate the probes a last time and remove the hooks."""
         self.monitor.end()
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Add the latest scores and margins to the logs and to the trainer's log history."""
-        if logs is not None:
+        if (logs := kwargs.get("logs")) is not None:
             logs.update(self.monitor.metrics())
             if state.log_history:  # the trainer copies the logs before it calls its callbacks
                 state.log_history[-1].update(self.monitor.metrics())

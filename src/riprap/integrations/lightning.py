@@ -35,8 +35,7 @@ class MonitorCallback(Callback):
     def __init__(
         self, monitor: Monitor, guard: Guard | None = None, *, submodule: str = ""
     ) -> None:
-        self.monitor, self.guard = monitor, guard
-        self.submodule = submodule
+        self.monitor, self.guard, self.submodule = monitor, guard, submodule
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the probes and hook the optimizer."""

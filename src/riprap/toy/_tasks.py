@@ -26,16 +26,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: Tensor) -> Examples:
+    def __getitem__(self, index: Tensor | slice) -> Examples:
         return Examples(self.input_ids[index], self.targets[index])
 
     @classmethod
     def join(cls, parts: list[Examples]) -> Examples:
         """Concatenate examples."""
-        return cls(
-            torch.cat([part.input_ids for part in parts]),
-            torch.cat([part.targets for part in parts]),
-        )
+        ids, targets = [part.input_ids for part in parts], [part.targets for part in parts]
+        return cls(torch.cat(ids), torch.cat(targets))
 
 
 @dataclass(frozen=True)

@@ -191,28 +191,27 @@ class ToyWorld:
         Args:
             max_inputs: largest number of inputs per behavior; A has 481.
         """
-        pools = []
-        for index, task in enumerate(self.old):
-            examples = self.tasks[task]
-            order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(index))
-            rest = examples[order[self.config.probes :][:max_inputs]]
-            pools.append(Behavior.next_token(task, rest.input_ids, rest.targets))
-        return pools
+        start = self.config.probes
+        rest = {task: part[start:][:max_inputs] for task, part in self._shuffled().items()}
+        return [Behavior.next_token(task, r.input_ids, r.targets) for task, r in rest.items()]
 
     def truth(self) -> dict[str, Examples]:
         """Return held-out inputs of the old tasks, none of them a probe."""
         return {task: rest for task, (_, rest) in self._splits().items()}
 
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
-        """Split each old task into probes and held-out inputs; independent of the seed of a run."""
-        splits = {}
+        """Split each old task into probes and held-out inputs."""
+        n, more = self.config.probes, self.config.held_out
+        return {task: (part[:n], part[n:][:more]) for task, part in self._shuffled().items()}
+
+    def _shuffled(self) -> dict[str, Examples]:
+        """Shuffle the inputs of each old task; the order does not depend on the seed of a run."""
+        shuffled = {}
         for index, task in enumerate(self.old):
-            examples = self.tasks[task]
             generator = torch.Generator().manual_seed(index)
-            order = torch.randperm(len(examples), generator=generator)
-            n, more = self.config.probes, self.config.held_out
-            splits[task] = examples[order[:n]], examples[order[n : n + more]]
-        return splits
+            order = torch.randperm(len(self.tasks[task]), generator=generator)
+            shuffled[task] = self.tasks[task][order]
+        return shuffled
 
 
 def _answer_logits(model: nn.Module, examples: Examples) -> Tensor:
