@@ -1,5 +1,6 @@
 """Signals of the activations at one layer; see `riprap.signals`."""
 
+# ruff: noqa: F401
 from riprap.signals.features._cka import CKA
 from riprap.signals.features._dictionary import TopKSAE
 from riprap.signals.features._directions import principal_directions
@@ -10,17 +11,3 @@ from riprap.signals.features._overlap import Overlap
 from riprap.signals.features._projection import Projection
 from riprap.signals.features._sae import SAEFeatures
 from riprap.signals.features._spectral_entropy import SpectralEntropy
-
-__all__ = [
-    "CKA",
-    "Drift",
-    "Energy",
-    "LinearProbe",
-    "Overlap",
-    "Projection",
-    "SAEFeatures",
-    "SpectralEntropy",
-    "TopKSAE",
-    "balanced_ridge",
-    "principal_directions",
-]
