@@ -27,4 +27,4 @@ class AGEM(GradientSurgery):
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Return the weights that remove the component of g against the mean."""
         n, mean, square = len(conflict.gram), conflict.products.mean(), conflict.gram.mean()
-        return 1.0, np.full(n, -mean / square / n if mean < 0 < square else 0.0)
+        return 1.0, np.zeros(n) if mean >= 0 or square <= 0 else np.full(n, -mean / square / n)
