@@ -39,12 +39,12 @@ HEAD = (
 
 def row(label: str, cost: Cost) -> str:
     """One line of the table; whole runs are at the default cadence, every 20."""
-    parts = [cost.hooks, cost.forward, cost.gradients, cost.start]
-    cells = [f"{part / cost.step:.3f}" for part in parts]
+    parts = [cost.hook_seconds, cost.forward_seconds, cost.refresh_seconds, cost.start_seconds]
+    cells = [f"{part / cost.step_seconds:.3f}" for part in parts]
     cells += [f"{cost.memory_bytes / 1e6:.1f}"]
     cells += [f"{cost.calm_ratio(every):.3f}" for every in CADENCES]
     cells += [f"{cost.run_ratio(20, steps):.3f}" for steps in RUNS]
-    return f"| {label} | {1e3 * cost.step:.1f} | " + " | ".join(cells) + " |"
+    return f"| {label} | {1e3 * cost.step_seconds:.1f} | " + " | ".join(cells) + " |"
 
 
 def cost_of(case: Case, count: int | None, probes: int | None, rounds: int) -> Cost:

@@ -93,6 +93,11 @@ class Forecast:
         """Return whether the whole interval is within the horizon."""
         return self.high <= self.horizon
 
+    @property
+    def is_broken(self) -> bool:
+        """True if the score is already under its floor."""
+        return self.high == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Alert:

@@ -19,7 +19,14 @@ from riprap.commands.watch import prepare
 from riprap.monitor import Cost, Monitor
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CHEAP = Cost(step=1.0, hooks=0.01, forward=0.1, gradients=0.3, start=0.5, memory_bytes=8_000_000)
+CHEAP = Cost(
+    step_seconds=1.0,
+    hook_seconds=0.01,
+    forward_seconds=0.1,
+    refresh_seconds=0.3,
+    start_seconds=0.5,
+    memory_bytes=8_000_000,
+)
 
 
 def watch(*arguments: Any) -> Any:
@@ -184,13 +191,27 @@ def test_no_advice_where_none_is_needed() -> None:
 
 def test_advice_is_true() -> None:
     """Each remedy that is named brings the run within the limit."""
-    often = Cost(step=1.0, hooks=0.01, forward=0.5, gradients=1.5, start=0.5, memory_bytes=0)
+    often = Cost(
+        step_seconds=1.0,
+        hook_seconds=0.01,
+        forward_seconds=0.5,
+        refresh_seconds=1.5,
+        start_seconds=0.5,
+        memory_bytes=0,
+    )
     said = cost_estimate.advice(often, probe_every=2, steps=500)
     assert said is not None
     rarer = int(said.split("`probe_every: ")[1].split("`")[0])
     assert often.run_ratio(rarer, 500) <= cost_estimate.MAX_RATIO < often.run_ratio(2, 500)
 
-    slow = Cost(step=1.0, hooks=0.0, forward=0.5, gradients=1.5, start=20.0, memory_bytes=0)
+    slow = Cost(
+        step_seconds=1.0,
+        hook_seconds=0.0,
+        forward_seconds=0.5,
+        refresh_seconds=1.5,
+        start_seconds=20.0,
+        memory_bytes=0,
+    )
     said = cost_estimate.advice(slow, probe_every=50, steps=60)
     assert said is not None
     longer = int(said.split("a run of ")[1].split(" steps")[0])
@@ -199,7 +220,14 @@ def test_advice_is_true() -> None:
     fewer = Cost(1.0, 0.0, 0.5 * share, 1.5 * share, 20 * share, 0)
     assert fewer.run_ratio(50, 60) == pytest.approx(cost_estimate.MAX_RATIO, abs=0.005)
 
-    hooks = Cost(step=1.0, hooks=0.3, forward=0.0, gradients=0.0, start=0.0, memory_bytes=0)
+    hooks = Cost(
+        step_seconds=1.0,
+        hook_seconds=0.3,
+        forward_seconds=0.0,
+        refresh_seconds=0.0,
+        start_seconds=0.0,
+        memory_bytes=0,
+    )
     said = cost_estimate.advice(hooks, probe_every=20, steps=500)
     assert said is not None
     assert "the hooks alone add 30% to each step" in said

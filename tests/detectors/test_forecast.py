@@ -90,7 +90,7 @@ def test_bounds_keep_their_order_and_stay_within_the_horizon() -> None:
 
 
 def test_a_trend_fades_as_its_persistence_says() -> None:
-    now = Trend(margin=4.0, change=-0.5, error=0.0, age=10)
+    now = Trend(margin=4.0, change=-0.5, standard_error=0.0, age=10)
     assert now.steps_to_zero(0, float("inf")) == pytest.approx(8)
     assert now.steps_to_zero(0, 1.0) == pytest.approx(-10 * np.log(1 - 0.8))  # 5 in all to lose
     assert now.steps_to_zero(0, 0.7) == float("inf")  # 3.5 in all: it levels off above 0
@@ -104,13 +104,13 @@ def test_the_change_now_is_that_of_a_weighted_line() -> None:
     weights = np.exp(-np.arange(11)[::-1] / 4)
     slope, intercept = np.polyfit(np.arange(11), changes, 1, w=np.sqrt(weights))
     assert found.change == pytest.approx(intercept + 10 * slope)
-    assert found.error == pytest.approx(0, abs=1e-9)
+    assert found.standard_error == pytest.approx(0, abs=1e-9)
     assert found.age == 10  # the first change is 0, so the highest value is last seen at step 1
 
 
 def test_interference_says_when_within_a_gap_and_the_margins_how_much() -> None:
     history = history_of([8.0, 4.0], steps=[0, 4])
-    history.predicted = {1: 0.0, 2: 0.0, 3: -1.0, 4: -1.0}
+    history.interference = {1: 0.0, 2: 0.0, 3: -1.0, 4: -1.0}
     values = np.array([8.0, 4.0])
     assert realized_changes(history, values).tolist() == [-1.0] * 4
     shaped = shaped_changes(history, values)
@@ -121,7 +121,7 @@ def test_interference_says_when_within_a_gap_and_the_margins_how_much() -> None:
 def test_slope_is_blind_to_interference() -> None:
     history = history_of([8.0, 7.0, 6.0, 3.0], steps=[0, 2, 4, 10])
     blind = SlopeDetector().forecast(history)
-    history.predicted = {step: -1.0 if step > 8 else 0.5 for step in range(1, 11)}
+    history.interference = {step: -1.0 if step > 8 else 0.5 for step in range(1, 11)}
     assert SlopeDetector().forecast(history) == blind
     assert FORECAST.forecast(history) != blind
 

@@ -61,7 +61,7 @@ def make_history() -> BehaviorHistory:
     history = BehaviorHistory("b", 0.9)
     for step, low in [(0, 3.0), (2, 2.0), (5, -1.0), (9, 1.0)]:
         history.add_margins(step, np.array([low] * 2 + [4.0] * 8))
-    history.predicted = {step: -0.1 * step for step in range(1, 11)}
+    history.interference = {step: -0.1 * step for step in range(1, 11)}
     history.signals = {"kl_start": [(0, 0.0), (2, 0.1), (5, 0.4), (9, 0.9)]}
     return history
 
@@ -81,9 +81,9 @@ def test_a_behavior_that_was_broken_from_the_start() -> None:
 
 
 def test_predicted_changes_count_from_the_last_evaluation() -> None:
-    assert make_history().predicted_since_last_probe() == pytest.approx(-1.0)
-    assert make_history().truncated(6).predicted_since_last_probe() == pytest.approx(-0.6)
-    assert make_history().truncated(5).predicted_since_last_probe() == 0
+    assert make_history().interference_since_last_probe() == pytest.approx(-1.0)
+    assert make_history().truncated(6).interference_since_last_probe() == pytest.approx(-0.6)
+    assert make_history().truncated(5).interference_since_last_probe() == 0
 
 
 @pytest.mark.parametrize("step", range(11))
@@ -93,7 +93,7 @@ def test_until_is_what_was_known_then(step: int) -> None:
     assert [m.tolist() for m in then.margins] == [
         m.tolist() for s, m in zip(whole.steps, whole.margins, strict=True) if s <= step
     ]
-    assert then.predicted == {s: r for s, r in whole.predicted.items() if s <= step}
+    assert then.interference == {s: r for s, r in whole.interference.items() if s <= step}
     assert then.signals == {"kl_start": [r for r in whole.signals["kl_start"] if r[0] <= step]}
     assert (then.behavior, then.floor) == (whole.behavior, whole.floor)
     assert then.broken_at == (5 if step >= 5 else None)
@@ -103,8 +103,8 @@ def test_until_does_not_share_what_it_cut() -> None:
     whole = make_history()
     then = whole.truncated(9)
     then.add_margins(10, np.ones(10))
-    then.predicted[10] = 7.0
+    then.interference[10] = 7.0
     then.signals["kl_start"].append((10, 1.0))
     assert whole.steps == [0, 2, 5, 9]
-    assert whole.predicted[10] == pytest.approx(-1.0)
+    assert whole.interference[10] == pytest.approx(-1.0)
     assert len(whole.signals["kl_start"]) == 4

@@ -233,12 +233,12 @@ def test_a_break_at_the_last_probe_evaluation_is_rolled_back() -> None:
     run = Run(guard, rate=RATE)
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=50)
     with run.monitor.watch(run.model, run.optimizer, guard=guard):
-        run.monitor._run.schedule.due = 99  # no visit before the end
+        run.monitor._run.schedule.next_step = 99  # no visit before the end
         for ids, targets in lessons(5):
             run.step(ids, targets)
-            run.monitor._run.schedule.due = 99
+            run.monitor._run.schedule.next_step = 99
             for track in run.monitor.behavior_histories.values():
-                track.predicted.clear()
+                track.interference.clear()
     assert [action.step for action in run.monitor.actions if action.applied] == [5]
     assert same(run.weights(), Run(None).weights())
 

@@ -76,7 +76,7 @@ def test_what_was_given_up_is_not_judged_and_alerts_can_be_raised_anew() -> None
     for track in monitor.behavior_histories.values():
         for action in seen.backs:
             undone = range(to_step(action) + 1, action.step)
-            assert not set(undone) & (set(track.steps) | set(track.predicted))
+            assert not set(undone) & (set(track.steps) | set(track.interference))
     critical = [
         a.step for a in monitor.alerts if (str(a.level), a.behavior) == ("critical", "first")
     ]

@@ -146,7 +146,7 @@ def test_interference_calls_for_an_evaluation_before_the_plan_does() -> None:
     planned = [step for step in evaluated if step < 91]
     assert 91 in evaluated
     assert planned[-1] + planned[-1] // 4 > 91  # it was not its turn
-    assert monitor.behavior_histories["dial"].predicted[91] == pytest.approx(-6.0)
+    assert monitor.behavior_histories["dial"].interference[91] == pytest.approx(-6.0)
 
 
 def test_small_steps_add_up_to_an_evaluation() -> None:

@@ -39,7 +39,7 @@ def test_a_gap_is_never_longer_than_asked_nor_than_a_quarter_of_the_way(
 ) -> None:
     for earlier, later in pairwise(evaluated_steps(every, steps)):
         assert 1 <= later - earlier <= every
-        assert later - earlier <= max(earlier // ProbeSchedule.growth, 1)
+        assert later - earlier <= max(earlier // ProbeSchedule.gap_divisor, 1)
 
 
 def test_while_calm_the_gap_grows_to_what_was_asked() -> None:
@@ -50,28 +50,28 @@ def test_while_calm_the_gap_grows_to_what_was_asked() -> None:
 
 @pytest.mark.parametrize("low", [1.0, 7.5, 16.0, 40.0])
 def test_several_evaluations_fit_in_before_the_earliest_break(low: float) -> None:
-    schedule = ProbeSchedule(every=50)
+    schedule = ProbeSchedule(probe_every=50)
     schedule.plan(400, [CALM, None, Forecast(low + 5, low, INF, 50)])
-    assert schedule.due - 400 == max(int(low) // ProbeSchedule.patience, 1)
+    assert schedule.next_step - 400 == max(int(low) // ProbeSchedule.evaluations_before_break, 1)
 
 
 def test_a_broken_behavior_does_not_hide_one_that_is_about_to_break() -> None:
-    schedule = ProbeSchedule(every=50)
+    schedule = ProbeSchedule(probe_every=50)
     schedule.plan(400, [Forecast(0, 0, 0, 50), Forecast(20, 16, 30, 50)])
-    assert schedule.due == 404
+    assert schedule.next_step == 404
     assert sum(refreshes(schedule, range(404, 416))) == 12 // ProbeSchedule.refresh_period
 
 
 def test_a_broken_behavior_alone_is_not_urgent() -> None:
-    schedule = ProbeSchedule(every=50)
+    schedule = ProbeSchedule(probe_every=50)
     schedule.plan(400, [Forecast(0, 0, 0, 50)])
-    assert schedule.due == 450
+    assert schedule.next_step == 450
 
 
 def history(low: float, *predicted: float) -> BehaviorHistory:
     made = BehaviorHistory("b", 0.9)
     made.add_margins(10, np.array([low] * 2 + [9.0] * 8))
-    made.predicted = {11 + i: value for i, value in enumerate(predicted)}
+    made.interference = {11 + i: value for i, value in enumerate(predicted)}
     return made
 
 
@@ -89,7 +89,7 @@ def history(low: float, *predicted: float) -> BehaviorHistory:
     ],
 )
 def test_interference_calls_for_an_evaluation_at_once(made: BehaviorHistory, urgent: bool) -> None:
-    schedule = ProbeSchedule(every=50, due=60)
+    schedule = ProbeSchedule(probe_every=50, next_step=60)
     assert schedule.is_due(12, [history(2.0), made]) is urgent
     assert schedule.is_due(60, [made])
 
@@ -99,14 +99,15 @@ def refreshes(schedule: ProbeSchedule, steps: range) -> list[bool]:
 
 
 def test_gradients_are_fresh_more_often_at_first() -> None:
-    schedule = ProbeSchedule(every=50)
+    schedule = ProbeSchedule(probe_every=50)
     dense = refreshes(schedule, range(1, ProbeSchedule.dense_steps))
     assert dense == [
         i % ProbeSchedule.refresh_period == ProbeSchedule.refresh_period - 1
         for i in range(len(dense))
     ]
     later = refreshes(
-        ProbeSchedule(every=50), range(ProbeSchedule.dense_steps, ProbeSchedule.dense_steps + 12)
+        ProbeSchedule(probe_every=50),
+        range(ProbeSchedule.dense_steps, ProbeSchedule.dense_steps + 12),
     )
     assert later == [
         i % ProbeSchedule.calm_refresh_period == ProbeSchedule.calm_refresh_period - 1
@@ -116,7 +117,7 @@ def test_gradients_are_fresh_more_often_at_first() -> None:
 
 
 def test_gradients_are_fresh_more_often_while_a_break_is_forecast() -> None:
-    schedule = ProbeSchedule(every=50)
+    schedule = ProbeSchedule(probe_every=50)
     schedule.plan(100, [Forecast(30, 20, INF, 50)])
     assert sum(refreshes(schedule, range(101, 113))) == 12 // ProbeSchedule.refresh_period
     schedule.plan(112, [CALM])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -56,21 +56,25 @@ class BettingTest(Sequential):
 
     def statistic(self, history: BehaviorHistory) -> np.ndarray:
         """Return log(wealth / critical value) after each probe evaluation; −inf at the start."""
-        numbers = np.arange(1, len(history.margins))
-        critical = np.log(numbers * (numbers + 1) * history.n_behaviors / self.alpha)
+        evaluations = np.arange(1, len(history.margins))
         wealth = log_wealth(self.declines(history), self.tolerated, self.clip)
-        return np.concatenate([[-np.inf], wealth[1:] - critical])
+        return np.concatenate(
+            [[-np.inf], wealth[1:] - self._log_critical_wealth(evaluations, history)]
+        )
 
     def latest(self, history: BehaviorHistory) -> float | None:
         """Return the last value of `statistic`, computed from the first and last margins only."""
-        ends = BehaviorHistory(
+        first_and_last = BehaviorHistory(
             history.behavior, history.floor, margins=[history.margins[0], history.margins[-1]]
         )
-        number = len(history.margins) - 1
-        if not number:
+        evaluation = len(history.margins) - 1
+        if not evaluation:
             return -np.inf
-        critical = np.log(number * (number + 1) * history.n_behaviors / self.alpha)
-        return float(log_wealth(self.declines(ends), self.tolerated, self.clip)[-1] - critical)
+        wealth = log_wealth(self.declines(first_and_last), self.tolerated, self.clip)
+        return float(wealth[-1] - self._log_critical_wealth(evaluation, history))
+
+    def _log_critical_wealth(self, evaluation: Any, history: BehaviorHistory) -> Any:
+        return np.log(evaluation * (evaluation + 1) * history.n_behaviors / self.alpha)
 
     def min_probes(self, n_behaviors: int) -> int:
         """Return the smallest number of probes whose collapse the first test can detect."""
@@ -80,12 +84,13 @@ class BettingTest(Sequential):
 
     def untestable_reason(self, history: BehaviorHistory) -> str:
         """See `Detector.untestable_reason`."""
-        least, n = self.min_probes(history.n_behaviors), len(history.margins[0])
-        if n >= least:
+        min_probes, n = self.min_probes(history.n_behaviors), len(history.margins[0])
+        if n >= min_probes:
             return ""
         return (
             f"behavior {history.behavior!r} has {n} probes, and the betting test at level "
-            f"{self.alpha:g} needs at least {least}: it can raise no {self.level} for this behavior"
+            f"{self.alpha:g} needs at least {min_probes}: it can raise no {self.level} "
+            "for this behavior"
         )
 
     def declines(self, history: BehaviorHistory) -> np.ndarray:
@@ -100,13 +105,13 @@ class BettingTest(Sequential):
 def log_wealth(declines: np.ndarray, tolerated: float, clip: float) -> np.ndarray:
     """Compute the log of the wealth after all probes, averaged over stakes; (evaluations,).
 
-    With u = (clipped decline − (tolerated − clip)) / 2·clip in [0, 1] the null hypothesis is that
-    the mean of u is at most ½. A stake λ < 2 multiplies the wealth by 1 + λ(u − ½) ≥ 0.
+    With u = `scaled` = (clipped decline − tolerated + clip) / 2·clip in [0, 1] the null hypothesis
+    is that the mean of u is at most ½. A stake λ < 2 multiplies the wealth by 1 + λ(u − ½) ≥ 0.
 
     Args:
         declines: shape (evaluations, n_probes).
     """
-    u = (np.clip(declines, tolerated - clip, tolerated + clip) - tolerated + clip) / (2 * clip)
-    grown = np.log1p(2 * STAKES[:, None, None] * (u - 0.5)).sum(-1)
-    top = grown.max(0)
-    return top + np.log(np.exp(grown - top).mean(0))
+    scaled = (np.clip(declines, tolerated - clip, tolerated + clip) - tolerated + clip) / (2 * clip)
+    log_growth = np.log1p(2 * STAKES[:, None, None] * (scaled - 0.5)).sum(-1)
+    largest = log_growth.max(0)
+    return largest + np.log(np.exp(log_growth - largest).mean(0))

@@ -33,9 +33,9 @@ def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
     histories = []
     for run in runs:
         with Reader(run) as reader:
-            facts, readings = reader.behaviors(), reader.readings()
-            for fact in facts:
-                name, floor = fact["name"], fact["floor"]
+            behaviors, readings = reader.behaviors(), reader.readings()
+            for behavior in behaviors:
+                name, floor = behavior["name"], behavior["floor"]
                 margins = reader.margins(name)
                 if 0 < len(margins) < MIN_EVALUATIONS:
                     raise PolicyError(
@@ -43,7 +43,7 @@ def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
                         f"needs at least {MIN_EVALUATIONS}: make the null run longer"
                     )
                 history = history_from_record(
-                    name, floor, margins, readings, n_behaviors=len(facts)
+                    name, floor, margins, readings, n_behaviors=len(behaviors)
                 )
                 if history.steps and history.healthy_at_start:
                     histories.append(history)
@@ -101,13 +101,11 @@ def _calibrate_detector(detector: Detector, histories: Sequence[BehaviorHistory]
 
 
 def false_alarms(policy: AlertPolicy, histories: Sequence[BehaviorHistory]) -> list[str]:
-    """Describe every warning and critical alert that the policy raises on null runs."""
+    """Describe the first warning or critical alert of each detector on each null history."""
     texts = []
     for detector in policy.detectors:
         for history in histories:
             alerts = reevaluate(detector, history)
-            loud = [alert for alert in alerts if alert.level.rank >= Level.WARNING.rank]
-            texts += [
-                f"{a.level} on {a.behavior} at step {a.step} ({a.detector})" for a in loud[:1]
-            ]
+            severe = [a for a in alerts if a.level.rank >= Level.WARNING.rank][:1]
+            texts += [f"{a.level} on {a.behavior} at step {a.step} ({a.detector})" for a in severe]
     return texts

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from riprap.detectors._base import Detector
 from riprap.detectors._history import BehaviorHistory, score, threshold_margin
-from riprap.detectors._trend import Z80, fit_trend, shaped_changes, threshold_margins
+from riprap.detectors._trend import Z80, fit_trend, shaped_changes, threshold_margin_series
 from riprap.types import Alert, Forecast, Level, Reading
 
 
@@ -46,9 +46,9 @@ class ForecastDetector(Detector):
     # Left out of a policy's hash where it is 0: the first frozen policies did not have it.
     declined: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
 
-    def changes(self, history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+    def changes(self, history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
         """Return the change of a threshold margin in each step, shape (steps,)."""
-        return shaped_changes(history, values)
+        return shaped_changes(history, threshold_margins)
 
     def forecast(self, history: BehaviorHistory) -> Forecast | None:
         """Forecast the number of steps until the threshold margin reaches 0."""
@@ -56,12 +56,11 @@ class ForecastDetector(Detector):
             return Forecast(0.0, 0.0, 0.0, self.horizon)
         if history.step < self.least_steps or len(history.steps) < 2:
             return None
-        values = threshold_margins(history)
-        now = fit_trend(
-            values, history.steps, self.changes(history, values), self.memory, self.doubt
-        )
+        margins = threshold_margin_series(history)
+        changes = self.changes(history, margins)
+        trend = fit_trend(margins, history.steps, changes, self.memory, self.doubt)
         late, median, early = (
-            self._within_horizon(now.steps_to_zero(z, persistence))
+            self._within_horizon(trend.steps_to_zero(z, persistence))
             for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)
         )
         return Forecast(median, early, late, self.horizon)
@@ -82,19 +81,17 @@ class ForecastDetector(Detector):
         level = None if forecast is None else self.alert_level(forecast, history)
         if forecast is None or level is None:
             return None
+        at = (history.step, history.behavior)
         readings = (
-            Reading.of(history.step, history.behavior, "margin_low", history.threshold_margin),
-            Reading.of(
-                history.step, history.behavior, "score", score(history.margins[-1]), "share"
-            ),
+            Reading.of(*at, "margin_low", history.threshold_margin),
+            Reading.of(*at, "score", score(history.margins[-1]), "share"),
         )
         text = describe(forecast, history)
         return Alert(history.step, history.behavior, level, self.kind, text, readings, forecast)
 
     def alert_level(self, forecast: Forecast, history: BehaviorHistory) -> Level | None:
         """Return the level of a forecast; None: no alert."""
-        broken = forecast.high == 0
-        if broken or (forecast.predicts_break and self._has_declined(history)):
+        if forecast.is_broken or (forecast.predicts_break and self._has_declined(history)):
             return Level.CRITICAL
         return Level.WATCH if forecast.low <= self.horizon else None
 
@@ -103,15 +100,15 @@ class ForecastDetector(Detector):
         at_start = threshold_margin(history.margins[0], history.floor)
         if history.threshold_margin > (1 - self.spent) * at_start:
             return False
-        start, now = history.margins[0].mean(), history.margins[-1].mean()
-        return self.declined == 0 or bool(now <= (1 - self.declined) * start)
+        start_mean, mean = history.margins[0].mean(), history.margins[-1].mean()
+        return self.declined == 0 or bool(mean <= (1 - self.declined) * start_mean)
 
 
 def describe(forecast: Forecast, history: BehaviorHistory) -> str:
     """Describe a forecast in one line."""
-    if forecast.high == 0:
-        now = score(history.margins[-1])
-        return f"broken: score {now:.2f} is under its floor {history.floor:.2f}"
+    if forecast.is_broken:
+        value = score(history.margins[-1])
+        return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
     if forecast.median == float("inf"):
         return f"may reach its floor in {forecast.low:.0f} steps or more"
     late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"

@@ -45,12 +45,11 @@ class BehaviorHistory:
 
     Attributes:
         steps, margins: step of each probe evaluation, from 0, and its margins, shape (n_probes,).
-        predicted: interference r_b by step, where it was measured.
+        interference: r_b by step, where it was measured.
         signals: other readings by signal name, as (step, value).
         last_probe_step: step of the last probe evaluation, also of one that gave no margins.
-        diverged_step: first evaluated step at which margins were not finite.
-        first_failure_step: first evaluated step at which the behavior was broken, if a rollback
-            has since undone later steps.
+        diverged_step: first evaluated step with margins that are not finite; None if there is none.
+        first_failure_step: `broken_at` before the last rollback, which removed later measurements.
         n_behaviors: number of behaviors in the run, over which error rates are split.
         threshold_margin_cache: threshold margins computed so far.
     """
@@ -59,7 +58,7 @@ class BehaviorHistory:
     floor: float
     steps: list[int] = field(default_factory=list)
     margins: list[np.ndarray] = field(default_factory=list)
-    predicted: dict[int, float] = field(default_factory=dict)
+    interference: dict[int, float] = field(default_factory=dict)
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     last_probe_step: int = 0
     diverged_step: int | None = None
@@ -90,7 +89,7 @@ class BehaviorHistory:
 
     @property
     def broken_at(self) -> int | None:
-        """First evaluated step with a score under the floor, or with margins not finite."""
+        """First step with a score under the floor or margins not finite, even if rolled back."""
         under = [
             step
             for step, margins in zip(self.steps, self.margins, strict=True)
@@ -99,11 +98,11 @@ class BehaviorHistory:
         known = [step for step in (self.diverged_step, self.first_failure_step) if step is not None]
         return min(under[:1] + known, default=None)
 
-    def predicted_since_last_probe(self) -> float:
+    def interference_since_last_probe(self) -> float:
         """Sum r_b over the steps after the last probe evaluation."""
-        last = next(reversed(self.predicted), 0)  # steps are in ascending order
+        last = next(reversed(self.interference), 0)  # steps are in ascending order
         since = range(self.last_probe_step + 1, last + 1)
-        return sum(self.predicted.get(step, 0.0) for step in since)
+        return sum(self.interference.get(step, 0.0) for step in since)
 
     def series(self, signal: str) -> list[tuple[int, float]]:
         """Return a signal at the probe evaluations, as (step, value).
@@ -134,7 +133,7 @@ class BehaviorHistory:
             self.floor,
             self.steps[:count],
             self.margins[:count],
-            {at: value for at, value in self.predicted.items() if at <= step},
+            {at: value for at, value in self.interference.items() if at <= step},
             {
                 name: [reading for reading in readings if reading[0] <= step]
                 for name, readings in self.signals.items()
@@ -151,7 +150,7 @@ class BehaviorHistory:
         return {
             "steps": list(self.steps),
             "margins": [torch.from_numpy(margins.copy()) for margins in self.margins],
-            "predicted": _pairs_to_tensor(list(self.predicted.items())),
+            "predicted": _pairs_to_tensor(list(self.interference.items())),
             "signals": {name: _pairs_to_tensor(series) for name, series in self.signals.items()},
             "last_probe_step": self.last_probe_step,
             "diverged_step": self.diverged_step,
@@ -188,7 +187,7 @@ class BehaviorHistory:
         self.steps = list(steps)
         self.margins = [part.numpy().copy() for part in margins]
         self.threshold_margin_cache = []
-        self.predicted = dict(_tensor_to_pairs(state["predicted"]))
+        self.interference = dict(_tensor_to_pairs(state["predicted"]))
         self.signals = {name: _tensor_to_pairs(pairs) for name, pairs in state["signals"].items()}
         self.last_probe_step, self.diverged_step = state["last_probe_step"], state["diverged_step"]
         self.first_failure_step = state["first_failure_step"]

@@ -32,7 +32,7 @@ def history_from_record(
         if reading.behavior != behavior or reading.value is None:
             continue
         if reading.signal == "interference":
-            history.predicted[reading.step] = reading.value
+            history.interference[reading.step] = reading.value
         else:
             history.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
     return history

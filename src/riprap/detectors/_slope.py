@@ -16,6 +16,6 @@ class SlopeDetector(ForecastDetector):
 
     kind: Literal["slope"] = "slope"  # type: ignore[assignment]
 
-    def changes(self, history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+    def changes(self, history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
         """Return the change of a threshold margin in each step, even between probe evaluations."""
-        return realized_changes(history, values)
+        return realized_changes(history, threshold_margins)

@@ -11,28 +11,28 @@ from riprap.detectors._history import BehaviorHistory, threshold_margin
 Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
 
 
-def threshold_margins(history: BehaviorHistory) -> np.ndarray:
+def threshold_margin_series(history: BehaviorHistory) -> np.ndarray:
     """Return the threshold margin at each probe evaluation; shape (evaluations,)."""
-    known = history.threshold_margin_cache  # of earlier evaluations
-    known += [threshold_margin(margins, history.floor) for margins in history.margins[len(known) :]]
-    return np.array(known)
+    cache = history.threshold_margin_cache  # of earlier evaluations
+    cache += [threshold_margin(margins, history.floor) for margins in history.margins[len(cache) :]]
+    return np.array(cache)
 
 
-def realized_changes(history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+def realized_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
     """Compute the change per step, spread evenly between evaluations; shape (steps,)."""
     gaps = np.diff(history.steps)
-    return np.repeat(np.diff(values) / np.maximum(gaps, 1), gaps)
+    return np.repeat(np.diff(threshold_margins) / np.maximum(gaps, 1), gaps)
 
 
-def shaped_changes(history: BehaviorHistory, values: np.ndarray) -> np.ndarray:
+def shaped_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
     """Compute `realized_changes`, but spread in the shape of the predicted changes r_b.
 
     The margins tell how much was lost between two probe evaluations, and interference when.
     """
-    changes = realized_changes(history, values)
-    predicted = np.array([history.predicted.get(s + 1, np.nan) for s in range(len(changes))])
+    changes = realized_changes(history, threshold_margins)
+    interference = np.array([history.interference.get(s + 1, np.nan) for s in range(len(changes))])
     for begin, end in zip(history.steps[:-1], history.steps[1:], strict=True):
-        shape = predicted[begin:end]
+        shape = interference[begin:end]
         if len(shape) > 1 and np.isfinite(shape).all():
             changes[begin:end] += shape - shape.mean()
     return changes
@@ -44,13 +44,13 @@ class Trend:
 
     Attributes:
         margin: current value.
-        change, error: recent change per step and its standard error.
+        change, standard_error: recent change per step and its standard error.
         age: number of steps since the margin was last at its maximum.
     """
 
     margin: float
     change: float
-    error: float
+    standard_error: float
     age: int
 
     def steps_to_zero(self, z: float, persistence: float) -> float:
@@ -61,21 +61,21 @@ class Trend:
             persistence: the trend fades with the time constant persistence × age, so that it is
                 extrapolated about as far as it has been observed. `inf`: it does not fade.
         """
-        change = self.change + z * self.error
+        change = self.change + z * self.standard_error
         if self.margin <= 0:
             return 0.0
         if change >= 0:
             return float("inf")
-        straight = self.margin / -change
-        span = persistence * max(self.age, 1)
-        if not np.isfinite(span):
-            return straight
-        used = straight / span
-        return float("inf") if used >= 1 else float(-span * np.log1p(-used))
+        linear_steps = self.margin / -change
+        time_constant = persistence * max(self.age, 1)
+        if not np.isfinite(time_constant):
+            return linear_steps
+        ratio = linear_steps / time_constant
+        return float("inf") if ratio >= 1 else float(-time_constant * np.log1p(-ratio))
 
 
 def fit_trend(
-    values: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
+    margins: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
 ) -> Trend:
     """Fit the trend after the last probe evaluation.
 
@@ -86,33 +86,34 @@ def fit_trend(
     change itself, because even a smooth trend may bend.
 
     Args:
-        values: threshold margin at each evaluation, shape (evaluations,), at least two.
+        margins: threshold margin at each evaluation, shape (evaluations,), at least two.
         changes: shape (steps,).
     """
     memory = max(memory, steps[-1] - steps[-2])
     ages = np.arange(len(changes))[::-1].astype(float)
     weights = np.exp(-ages / memory)
     weights /= weights.sum()
-    change, error = _fit_line_end(ages, changes, weights)
-    peak = steps[len(values) - 1 - int(np.argmax(values[::-1]))]
-    error = float(np.hypot(error, doubt * change))
-    return Trend(float(values[-1]), change, error, steps[-1] - peak)
+    change, fit_error = _fit_line_end(ages, changes, weights)
+    peak = steps[len(margins) - 1 - int(np.argmax(margins[::-1]))]
+    standard_error = float(np.hypot(fit_error, doubt * change))
+    return Trend(float(margins[-1]), change, standard_error, steps[-1] - peak)
 
 
 def _fit_line_end(
     ages: np.ndarray, changes: np.ndarray, weights: np.ndarray
 ) -> tuple[float, float]:
     """Fit a weighted line through `changes`; return its value at age 0 and the standard error."""
-    mean, middle = float(weights @ changes), float(weights @ ages)
-    spread = float(weights @ (ages - middle) ** 2)
-    if len(changes) < 3 or spread == 0:
+    mean, mean_age = float(weights @ changes), float(weights @ ages)
+    age_variance = float(weights @ (ages - mean_age) ** 2)
+    if len(changes) < 3 or age_variance == 0:
         return mean, abs(mean)
-    tilt = float(weights @ ((ages - middle) * changes)) / spread
-    residual = changes - (mean + tilt * (ages - middle))
+    slope = float(weights @ ((ages - mean_age) * changes)) / age_variance
+    residual = changes - (mean + slope * (ages - mean_age))
     variance = float(weights @ residual**2)
     if variance == 0:
-        return mean - tilt * middle, 0.0
+        return mean - slope * mean_age, 0.0
     lagged = float(weights[1:] @ (residual[1:] * residual[:-1])) / variance
     correlation = min(max(lagged, 0.0), 0.9)
-    effective = max(1.0, (1 - correlation) / (1 + correlation) / float((weights**2).sum()))
-    return mean - tilt * middle, float(np.sqrt(variance / effective * (1 + middle**2 / spread)))
+    effective_count = max(1.0, (1 - correlation) / (1 + correlation) / float((weights**2).sum()))
+    error = np.sqrt(variance / effective_count * (1 + mean_age**2 / age_variance))
+    return mean - slope * mean_age, float(error)

@@ -35,7 +35,7 @@ class AlertTracker:
         self.histories = {
             b.name: BehaviorHistory(b.name, b.floor, n_behaviors=n) for b in behaviors
         }
-        self._diverged: list[Alert] = []  # on margins that are not finite; for the next `update`
+        self._pending_alerts: list[Alert] = []  # on margins not finite; for the next `update`
         self._units = {b.name: b.margins.unit for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
@@ -50,17 +50,18 @@ class AlertTracker:
         n_not_finite = int((~np.isfinite(result.margins)).sum())
         if n_not_finite:
             text = f"{n_not_finite} of {len(result.margins)} margins are not finite"
-            missing = missing_margin(step, name, ReadingStatus.ERROR, text)
+            reading = missing_margin(step, name, ReadingStatus.ERROR, text)
             if history.diverged_step is None:
                 history.diverged_step = step
                 text = f"{text}: the model may have diverged"
-                self._diverged.append(Alert(step, name, Level.CRITICAL, "finite", text, (missing,)))
-            return [missing]
+                alert = Alert(step, name, Level.CRITICAL, "finite", text, (reading,))
+                self._pending_alerts.append(alert)
+            return [reading]
         history.add_margins(step, result.margins)
-        low, unit = threshold_margin(result.margins, history.floor), self._units[name]
+        threshold, unit = threshold_margin(result.margins, history.floor), self._units[name]
         return [
             Reading.of(step, name, "margin", float(result.margins.mean()), unit),
-            Reading.of(step, name, "margin_low", low, unit),
+            Reading.of(step, name, "margin_low", threshold, unit),
             Reading.of(step, name, "score", score(result.margins), "share"),
         ]
 
@@ -69,14 +70,13 @@ class AlertTracker:
         for reading in readings:
             history = self.histories.get(reading.behavior)
             if history is not None and reading.value is not None:
-                series = history.signals.setdefault(reading.signal, [])
-                series.append((reading.step, reading.value))
+                history.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
 
-    def add_predictions(self, readings: list[Reading]) -> None:
+    def add_interference(self, readings: list[Reading]) -> None:
         """Add a step's interference, and its other readings, to the histories."""
         for reading in readings:
             if reading.signal == "interference" and reading.value is not None:
-                self.histories[reading.behavior].predicted[reading.step] = reading.value
+                self.histories[reading.behavior].interference[reading.step] = reading.value
         self.add_readings([reading for reading in readings if reading.signal != "interference"])
 
     def update(self, step: int) -> tuple[list[Alert], list[Reading]]:
@@ -84,7 +84,7 @@ class AlertTracker:
 
         A behavior that was under its floor before training has nothing to lose and is left out.
         """
-        alerts, self._diverged = self._diverged, []
+        alerts, self._pending_alerts = self._pending_alerts, []
         readings: list[Reading] = []
         for name, history in self.histories.items():
             if not history.steps or history.step != step or not history.healthy_at_start:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,42 +21,42 @@ class Cost:
     """Seconds of a plain training step, and seconds that a monitor adds.
 
     Attributes:
-        step: a plain training step.
-        hooks: added to each step: norms, inner products, readings.
-        forward: a probe evaluation without gradients.
-        gradients: a probe evaluation with a gradient refresh.
-        start: the evaluation before the first step, with all that signals compute there.
+        step_seconds: a plain training step.
+        hook_seconds: added to each step: norms, inner products, readings.
+        forward_seconds: a probe evaluation without gradients.
+        refresh_seconds: a probe evaluation with a gradient refresh.
+        start_seconds: the evaluation before the first step, with all that signals compute there.
         memory_bytes: memory of the protected gradients and of the copied parameters.
     """
 
-    step: float
-    hooks: float
-    forward: float
-    gradients: float
-    start: float
+    step_seconds: float
+    hook_seconds: float
+    forward_seconds: float
+    refresh_seconds: float
+    start_seconds: float
     memory_bytes: int
 
-    def run_ratio(self, every: int, steps: int) -> float:
+    def run_ratio(self, probe_every: int, steps: int) -> float:
         """Return the time of a calm run with a monitor, relative to the run without one."""
-        evaluations, refreshes = calm_evaluations(every, steps)
-        added = self.start + steps * self.hooks
-        added += (evaluations - refreshes) * self.forward + refreshes * self.gradients
-        return 1 + added / (steps * self.step)
+        evaluations, refreshes = calm_evaluations(probe_every, steps)
+        added = self.start_seconds + steps * self.hook_seconds
+        added += (evaluations - refreshes) * self.forward_seconds + refreshes * self.refresh_seconds
+        return 1 + added / (steps * self.step_seconds)
 
-    def calm_ratio(self, every: int) -> float:
+    def calm_ratio(self, probe_every: int) -> float:
         """Return the same ratio once the gaps between evaluations are at their longest."""
         period = ProbeSchedule.calm_refresh_period
-        evaluations = (period - 1) * self.forward + self.gradients
-        return 1 + (self.hooks + evaluations / (period * every)) / self.step
+        evaluations = (period - 1) * self.forward_seconds + self.refresh_seconds
+        return 1 + (self.hook_seconds + evaluations / (period * probe_every)) / self.step_seconds
 
 
-def calm_evaluations(every: int, steps: int) -> tuple[int, int]:
+def calm_evaluations(probe_every: int, steps: int) -> tuple[int, int]:
     """Count the probe evaluations after the start of a calm run, and those with a refresh."""
-    schedule = ProbeSchedule(every)
+    schedule = ProbeSchedule(probe_every)
     schedule.plan(0, [])
     evaluations = refreshes = last = 0
     for step in range(1, steps + 1):
-        if step >= schedule.due:
+        if step >= schedule.next_step:
             evaluations, last = evaluations + 1, step
             refreshes += schedule.should_refresh_gradients(step)
             schedule.plan(step, [])
@@ -85,44 +86,41 @@ def measure_cost(
     """
     began = time.monotonic()
     take_step()
-
-    def timed(call: Callable[[], Any]) -> float:
-        return _timed(call, clock)
-
+    timed = partial(_timed, clock=clock)
     start = timed(lambda: monitor.begin(model, optimizer))
     session = monitor._session
     assert session is not None
-    run, probes = session.run, session.probes
-    parts: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "refresh")}
+    run, probe_runner = session.run, session.probe_runner
+    times: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "refresh")}
     try:
         for index in range(rounds):
-            run.schedule.due = run.step + 10  # no evaluation except those below
+            run.schedule.next_step = run.step + 10  # no evaluation except those below
             # The first step after an evaluation finds cold caches: each kind goes first in turn.
             first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
             for kind in (first, second, second, first):
                 if kind == "hooked":
-                    parts[kind].append(timed(take_step))
+                    times[kind].append(timed(take_step))
                 else:
                     with session.hooks.disabled():
-                        parts[kind].append(timed(take_step))
+                        times[kind].append(timed(take_step))
             run.step += 1
-            parts["forward"].append(timed(lambda: session.evaluate_probes(refresh=False)))
+            times["forward"].append(timed(lambda: session.evaluate_probes(refresh=False)))
             run.step += 1
-            parts["refresh"].append(timed(lambda: session.evaluate_probes(refresh=True)))
+            times["refresh"].append(timed(lambda: session.evaluate_probes(refresh=True)))
             progress()
             if time.monotonic() - began > max_seconds:
                 break
     finally:
         monitor.end()
-    medians = {name: statistics.median(seconds) for name, seconds in parts.items()}
-    copies = sum(parameter.nbytes for parameter in probes.parameters)
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    copied_bytes = sum(parameter.nbytes for parameter in probe_runner.parameters)
     return Cost(
-        step=medians["plain"],
-        hooks=max(medians["hooked"] - medians["plain"], 0.0),
-        forward=medians["forward"],
-        gradients=medians["refresh"],
-        start=start,
-        memory_bytes=probes.protected_gradients.nbytes + copies,
+        step_seconds=medians["plain"],
+        hook_seconds=max(medians["hooked"] - medians["plain"], 0.0),
+        forward_seconds=medians["forward"],
+        refresh_seconds=medians["refresh"],
+        start_seconds=start,
+        memory_bytes=probe_runner.protected_gradients.nbytes + copied_bytes,
     )
 
 

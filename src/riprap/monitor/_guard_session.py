@@ -22,30 +22,30 @@ class GuardSession:
 
     Args:
         guard: the guard.
-        probes, tracker, optimizer: what the guard's views show.
+        probe_runner, tracker, optimizer: what the guard's views show.
         add_actions: called with the guard's actions.
         on_restore: called with the step whose weights were restored.
         on_stop: called with the reason why training should stop.
 
     Attributes:
         step: optimizer steps taken.
-        probes_evaluated: whether the probes were evaluated since `after_step` last ran.
+        has_new_results: whether the probes were evaluated since `after_step` last ran.
     """
 
     def __init__(
         self,
         guard: Guard,
-        probes: ProbeRunner,
+        probe_runner: ProbeRunner,
         tracker: AlertTracker,
         optimizer: torch.optim.Optimizer,
         add_actions: Callable[[list[Action]], None],
         on_restore: Callable[[int], None],
         on_stop: Callable[[str], None],
     ) -> None:
-        self.guard, self._probes, self._tracker = guard, probes, tracker
+        self.guard, self._probe_runner, self._tracker = guard, probe_runner, tracker
         self._optimizer, self._add_actions = optimizer, add_actions
         self._on_restore, self._on_stop = on_restore, on_stop
-        self.step, self.probes_evaluated = 0, False
+        self.step, self.has_new_results = 0, False
 
     def start(self, step: int) -> None:
         """Start the guard after `step` optimizer steps.
@@ -57,48 +57,48 @@ class GuardSession:
         for leaf in self.guard.flatten():
             leaf.start(self._view(step))
 
-    def on_gradients(self, vector: Vector | None, scale: float) -> None:
+    def on_gradients(self, gradient: Vector | None, scale: float) -> None:
         """Run the guard before the optimizer's step.
 
         Args:
-            vector: the task gradient.
-            scale: factor of `.grad` against `vector`, for an optimizer that unscales by itself.
+            gradient: the task gradient.
+            scale: factor of `.grad` against `gradient`, for an optimizer that unscales by itself.
         """
         step = self.step + 1
-        if vector is None:
+        if gradient is None:
             reason = "no trained parameter has a gradient"
             names = [leaf.name for leaf in self.guard.flatten()]
             self._add_actions([Action(step, name, "gradients", False, reason) for name in names])
             return
-        outcome = run_hook(self.guard, "gradients", self._view(step, vector))
+        outcome = run_hook(self.guard, "gradients", self._view(step, gradient))
         if outcome.vector is not None:
-            write_gradient(self._probes.parameters, outcome.vector, scale)
+            write_gradient(self._probe_runner.parameters, outcome.vector, scale)
         self._record_outcome(outcome)
 
-    def on_update(self, vector: Vector, before: Vector) -> Vector:
+    def on_update(self, update: Vector, params_before: Vector) -> Vector:
         """Run the guard after the optimizer's step; return the resulting update."""
         self.step += 1
-        outcome = run_hook(self.guard, "update", self._view(self.step, vector, before))
+        outcome = run_hook(self.guard, "update", self._view(self.step, update, params_before))
         if outcome.vector is not None:
-            write_update(self._probes.parameters, before, outcome.vector, vector)
+            write_update(self._probe_runner.parameters, params_before, outcome.vector, update)
         self._record_outcome(outcome)
-        return vector if outcome.vector is None else outcome.vector
+        return update if outcome.vector is None else outcome.vector
 
     def on_probe_evaluation(self, alerts: Sequence[Alert]) -> None:
         """Pass new alerts to the guard; its hook runs in `after_step`."""
         for alert in alerts:
             self.guard.on_alert(alert)
-        self.probes_evaluated = True
+        self.has_new_results = True
 
     def after_step(self) -> None:
         """Run the guard between two steps, if the probes were evaluated."""
-        if not self.probes_evaluated:
+        if not self.has_new_results:
             return
         outcome = run_hook(self.guard, "visit", self._view(self.step))
         self._record_outcome(outcome)
         if outcome.restored_step is not None:
             self._on_restore(outcome.restored_step)
-        self.probes_evaluated = False  # the evaluation after a restore does not run the hook again
+        self.has_new_results = False  # the evaluation after a restore does not run the hook again
 
     def _record_outcome(self, outcome: GuardOutcome) -> None:
         self._add_actions(outcome.actions)
@@ -113,7 +113,7 @@ class GuardSession:
             for leaf in self.guard.active_guards(self._view(self.step + 1))
             if leaf.needs and leaf.refresh is not None
         ]
-        age = self.step - self._probes.protected_gradients.step
+        age = self.step - self._probe_runner.protected_gradients.step
         return bool(max_ages) and age >= min(max_ages)
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,10 +143,10 @@ class GuardSession:
     ) -> GuardView:
         return GuardView(
             step=step,
-            model=self._probes.model,
-            parameters=self._probes.parameters,
-            behaviors={behavior.name: behavior for behavior in self._probes.behaviors},
-            protected_gradients=self._probes.protected_gradients,
+            model=self._probe_runner.model,
+            parameters=self._probe_runner.parameters,
+            behaviors={behavior.name: behavior for behavior in self._probe_runner.behaviors},
+            protected_gradients=self._probe_runner.protected_gradients,
             optimizer=self._optimizer,
             histories=self._tracker.histories,
             forecasts=self._tracker.forecasts,

@@ -62,7 +62,7 @@ def trained_parameters(
         ConfigError: there are none, or the model is a DeepSpeed engine.
     """
     _refuse_deepspeed(model)
-    in_model = {
+    ids_in_model = {
         id(parameter)
         for name, parameter in model.named_parameters()
         if not modules or any(name == part or name.startswith(f"{part}.") for part in modules)
@@ -71,7 +71,7 @@ def trained_parameters(
         parameter
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if parameter.requires_grad and id(parameter) in in_model
+        if parameter.requires_grad and id(parameter) in ids_in_model
     ]
     if not trained and modules:
         raise ConfigError(
@@ -89,10 +89,10 @@ def trained_parameters(
 class StepIntervention(Protocol):
     """Interface of what may change a step; its failures stop training."""
 
-    def on_gradients(self, vector: Vector | None, scale: float) -> None:
-        """Run before the step; `scale` is the factor of `.grad` against `vector`."""
+    def on_gradients(self, gradient: Vector | None, scale: float) -> None:
+        """Run before the step; `scale` is the factor of `.grad` against `gradient`."""
 
-    def on_update(self, vector: Vector, before: Vector) -> Vector:
+    def on_update(self, update: Vector, params_before: Vector) -> Vector:
         """Run after the step; return the resulting update."""
 
     def after_step(self) -> None:
@@ -100,9 +100,9 @@ class StepIntervention(Protocol):
 
 
 class StepHooks:
-    """Hooks that call `before(gradient)` and `after(update)` around each step of an optimizer.
+    """Hooks that call `before_step(gradient)` and `after_step(update)` around optimizer steps.
 
-    If the step has a closure, `before` is called after the closure has computed the gradient.
+    If the step has a closure, `before_step` is called after the closure has computed the gradient.
     Costs one copy of the trained parameters. `gradient` is None if no parameter has one. Errors go
     to `on_error`, never into the training loop, except those of `intervention`.
     """
@@ -111,8 +111,8 @@ class StepHooks:
         self,
         optimizer: torch.optim.Optimizer,
         parameters: list[Tensor],
-        before: Callable[[Vector | None], None],
-        after: Callable[[Vector], None],
+        before_step: Callable[[Vector | None], None],
+        after_step: Callable[[Vector], None],
         on_error: Callable[[Exception], None],
         intervention: StepIntervention | None = None,
     ) -> None:
@@ -121,17 +121,17 @@ class StepHooks:
         self._params_before: Vector = []
         self._handles: list[RemovableHandle] = []
 
-        @_never_raise(on_error)
+        @_isolated(on_error)
         def read_gradient() -> None:
-            before(self._gradient())
+            before_step(self._gradient())
 
-        @_never_raise(on_error)
+        @_isolated(on_error)
         def save_parameters() -> None:
             copy_into(self._params_before, self.parameters)
 
-        @_never_raise(on_error)
+        @_isolated(on_error)
         def read_update(update: Vector | None = None) -> None:
-            after(subtract(self.parameters, self._params_before) if update is None else update)
+            after_step(subtract(self.parameters, self._params_before) if update is None else update)
 
         def on_gradient() -> None:
             read_gradient()
@@ -208,7 +208,7 @@ class StepHooks:
             handle.remove()
 
 
-def _never_raise(
+def _isolated(
     on_error: Callable[[Exception], None],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that sends exceptions to `on_error`, and disables gradients."""

@@ -29,7 +29,7 @@ from riprap.monitor._run_metadata import run_metadata
 from riprap.monitor._state import (
     FORMAT,
     check_state,
-    load_behaviors,
+    load_margin_states,
     load_signals,
     wrap_state_errors,
 )
@@ -138,16 +138,16 @@ class Monitor:
         needs_losses = any(signal.needs_loss_gradient for signal in self.signals)
         if guard is not None:
             needs_losses |= any("loss" in leaf.needs for leaf in guard.flatten())
-        probes = ProbeRunner(
+        probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
-        session = WatchSession(self._run, probes, optimizer, guard)
+        session = WatchSession(self._run, probe_runner, optimizer, guard)
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:
             self._start(session)
         else:
-            session.process_probe_results(probes.run(self.step, refresh=True))
+            session.process_probe_results(probe_runner.run(self.step, refresh=True))
         if session.guard is not None:
             session.guard.start(self.step)
             if self._resume_state is not None:
@@ -180,7 +180,7 @@ class Monitor:
             "position": self.record.position(),
             "schedule": run.schedule.state_dict(),
             "tracker": run.tracker.state_dict(),
-            "protected_gradients": session.probes.protected_gradients.state_dict(),
+            "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
             "behaviors": {b.name: b.margins.state_dict() for b in self.behaviors},
             "signals": {signal.name: signal.state_dict() for signal in self.signals},
             "guard": None if session.guard is None else session.guard.state_dict(),
@@ -199,7 +199,7 @@ class Monitor:
             raise ConfigError("this monitor has already been used: load a state into a new one")
         check_state(state, self._arguments())
         tracker = AlertTracker(self.behaviors, self.policy)
-        schedule = ProbeSchedule(self._run.schedule.every)
+        schedule = ProbeSchedule(self._run.schedule.probe_every)
         with wrap_state_errors("this monitor"):
             tracker.load_state_dict(state["tracker"])
             schedule.load_state_dict(state["schedule"])
@@ -211,7 +211,7 @@ class Monitor:
         return {
             "behaviors": {b.name: b.floor for b in self.behaviors},
             "policy": self.policy.hash or self.policy.content_hash(),
-            "probe_every": int(self._run.schedule.every),
+            "probe_every": int(self._run.schedule.probe_every),
             "signals": [signal.name for signal in self.signals],
             "gradient_storage": self._gradient_storage,
             "modules": list(self._modules),
@@ -295,7 +295,7 @@ class Monitor:
 
     def _start(self, session: WatchSession) -> None:
         """Evaluate the probes before the first step; refuse what cannot be monitored."""
-        view = session.probes.run_before_training()
+        view = session.probe_runner.run_before_training()
         for signal in self.signals:
             signal.start(view)
         self._write_metadata(session, {})
@@ -308,19 +308,19 @@ class Monitor:
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""
-        probes = session.probes
-        load_behaviors(probes, state["behaviors"])
-        load_signals(self.signals, state["signals"], probes.parameters)
+        probe_runner = session.probe_runner
+        load_margin_states(probe_runner, state["behaviors"])
+        load_signals(self.signals, state["signals"], probe_runner.parameters)
         with wrap_state_errors("the trained parameters"):
-            probes.protected_gradients = ProtectedGradients.from_state(
-                state["protected_gradients"], probes.parameters
+            probe_runner.protected_gradients = ProtectedGradients.from_state(
+                state["protected_gradients"], probe_runner.parameters
             )
         self._run.step = state["step"]
         self._write_metadata(session, state["position"])
 
     def _write_metadata(self, session: WatchSession, position: dict[str, int]) -> None:
-        facts = run_metadata(self.behaviors, self.policy, self._run.schedule.every)
-        facts |= {"notes": self._metadata, "layer": session.probes.layer}
+        facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
+        facts |= {"notes": self._metadata, "layer": session.probe_runner.layer}
         self._run.record.begin(self.step, position, facts)
 
 

@@ -19,11 +19,11 @@ class ProbeSchedule:
     evaluations do not refresh it.
 
     Attributes:
-        every: longest gap between two evaluations, in steps.
-        due: step of the next evaluation.
-        growth: the gap grows to 1/growth of the steps already taken; with 4, each of the first
-            eight steps is evaluated.
-        patience: number of evaluations before the earliest forecast failure.
+        probe_every: longest gap between two evaluations, in steps.
+        next_step: step of the next evaluation.
+        gap_divisor: the gap is the number of steps taken, divided by this; with 4, each of the
+            first eight steps is evaluated.
+        evaluations_before_break: number of evaluations before the earliest predicted break.
         dense_steps: early steps with frequent gradient refreshes, because most damage is early.
         refresh_period: evaluations per gradient refresh in early and in urgent phases.
         calm_refresh_period: evaluations per gradient refresh in calm phases.
@@ -31,10 +31,10 @@ class ProbeSchedule:
             evaluations.
     """
 
-    every: int
-    due: int = 0
-    growth: int = 4
-    patience: int = 4
+    probe_every: int
+    next_step: int = 0
+    gap_divisor: int = 4
+    evaluations_before_break: int = 4
     dense_steps: int = 8
     refresh_period: int = 2
     calm_refresh_period: int = 8
@@ -44,25 +44,25 @@ class ProbeSchedule:
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next evaluation after one at `step`, given the current forecasts."""
-        gap = min(max(step // self.growth, 1), self.every)
+        gap = min(max(step // self.gap_divisor, 1), self.probe_every)
         early_bounds = [f.low for f in forecasts if f is not None and f.low > 0]
         earliest = min(early_bounds, default=float("inf"))
         self._urgent = earliest < float("inf")
         if self._urgent:
-            gap = min(gap, max(int(earliest) // self.patience, 1))
-        self.due = step + gap
+            gap = min(gap, max(int(earliest) // self.evaluations_before_break, 1))
+        self.next_step = step + gap
 
     def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether to evaluate after this step: planned, or urgent by interference."""
-        return step >= self.due or any(map(self.is_urgent, histories))
+        return step >= self.next_step or any(map(self.is_urgent, histories))
 
     def is_urgent(self, history: BehaviorHistory) -> bool:
         """Return whether updates have used up too much of a behavior's threshold margin."""
-        predicted = history.predicted_since_last_probe()
-        if predicted >= 0 or not history.steps:
+        interference = history.interference_since_last_probe()
+        if interference >= 0 or not history.steps:
             return False
         margin = history.threshold_margin
-        return margin > 0 and predicted < -self.max_spent * margin
+        return margin > 0 and interference < -self.max_spent * margin
 
     def should_refresh_gradients(self, step: int) -> bool:
         """Return whether this evaluation refreshes gradients; call once per evaluation."""
@@ -75,7 +75,7 @@ class ProbeSchedule:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedule."""
         return {
-            "due": self.due,
+            "due": self.next_step,
             "evaluations_since_refresh": self._evaluations_since_refresh,
             "urgent": self._urgent,
         }
@@ -87,5 +87,5 @@ class ProbeSchedule:
             ValueError: the state is malformed.
         """
         check_fields(state, due=int, evaluations_since_refresh=int, urgent=bool)
-        self.due, self._urgent = state["due"], state["urgent"]
+        self.next_step, self._urgent = state["due"], state["urgent"]
         self._evaluations_since_refresh = state["evaluations_since_refresh"]

@@ -32,7 +32,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def run_metadata(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int) -> dict[str, Any]:
+def run_metadata(
+    behaviors: Sequence[Behavior], policy: AlertPolicy, probe_every: int
+) -> dict[str, Any]:
     """Return what a record tells about its run, without the user's own metadata."""
     return {
         "behaviors": [
@@ -40,7 +42,7 @@ def run_metadata(behaviors: Sequence[Behavior], policy: AlertPolicy, every: int)
         ],
         "protocol": policy.model_dump(mode="json"),
         "protocol_hash": policy.hash or policy.content_hash(),
-        "every": every,
+        "every": probe_every,
         "versions": versions(),
         "seeds": {"torch": torch.initial_seed()},
         "started": now(),

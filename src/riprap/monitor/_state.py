@@ -30,11 +30,11 @@ _PARTS = {
 }
 
 
-def check_state(state: Any, monitor: dict[str, Any]) -> None:
+def check_state(state: Any, expected: dict[str, Any]) -> None:
     """Check that a state has all parts, and is of a monitor with the same arguments.
 
     Args:
-        monitor: the arguments that must be equal, by name.
+        expected: the arguments that must be equal, by name.
 
     Raises:
         ConfigError: it is not a state, has another format, or is of another monitor.
@@ -48,23 +48,23 @@ def check_state(state: Any, monitor: dict[str, Any]) -> None:
                 f"{FORMAT}: start anew without it, with a new monitor"
             )
         check_fields(state, **_PARTS)
-        for name, own in monitor.items():
+        for name, own in expected.items():
             if name in state["monitor"] and state["monitor"][name] != own:
                 raise ConfigError(
                     f"the state is of a monitor with {name}={state['monitor'][name]!r}, and this "
                     f"one has {own!r}: create the monitor with the same arguments"
                 )
-        check_fields(state["monitor"], **{name: type(own) for name, own in monitor.items()})
+        check_fields(state["monitor"], **{name: type(own) for name, own in expected.items()})
         check_fields(state["position"], **dict.fromkeys(LOGS, int))
         if not all(0 <= count < 2**63 for count in (state["step"], *state["position"].values())):
             raise ValueError("a step or a position in the record is out of range")
-        check_fields(state["behaviors"], **dict.fromkeys(monitor["behaviors"], dict | None))
-        check_fields(state["signals"], **dict.fromkeys(monitor["signals"], dict))
+        check_fields(state["behaviors"], **dict.fromkeys(expected["behaviors"], dict | None))
+        check_fields(state["signals"], **dict.fromkeys(expected["signals"], dict))
 
 
-def load_behaviors(probes: ProbeRunner, states: dict[str, Any]) -> None:
+def load_margin_states(probe_runner: ProbeRunner, states: dict[str, Any]) -> None:
     """Restore what the behaviors' margins stored at calibration."""
-    for behavior in probes.behaviors:
+    for behavior in probe_runner.behaviors:
         state = states[behavior.name]
         if state is not None:
             with wrap_state_errors(f"behavior {behavior.name!r}"):
@@ -76,7 +76,7 @@ def load_behaviors(probes: ProbeRunner, states: dict[str, Any]) -> None:
             "riprap.behaviors.MarginFunction with a state_dict()",
             stacklevel=4,
         )
-        calibrate(behavior, probes.model)
+        calibrate(behavior, probe_runner.model)
 
 
 def load_signals(

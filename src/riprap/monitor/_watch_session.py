@@ -47,18 +47,18 @@ class WatchSession:
     def __init__(
         self,
         run: MonitoredRun,
-        probes: ProbeRunner,
+        probe_runner: ProbeRunner,
         optimizer: torch.optim.Optimizer,
         guard: Guard | None,
     ) -> None:
-        self.run, self.probes = run, probes
+        self.run, self.probe_runner = run, probe_runner
         self.guard: GuardSession | None = None
         if guard is not None:
             callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
-            self.guard = GuardSession(guard, probes, run.tracker, optimizer, *callbacks)
+            self.guard = GuardSession(guard, probe_runner, run.tracker, optimizer, *callbacks)
         self.hooks = StepHooks(
             optimizer,
-            probes.parameters,
+            probe_runner.parameters,
             self.before_step,
             self.after_step,
             self.record_failure,
@@ -67,7 +67,7 @@ class WatchSession:
 
     def before_step(self, gradient: Vector | None) -> None:
         """Read the task gradient of the coming step; None if there is none."""
-        view = StepView(self.run.step + 1, gradient, None, self.probes.protected_gradients)
+        view = StepView(self.run.step + 1, gradient, None, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_gradient", view)
         self.run.record.add_readings(readings)
         self.run.tracker.add_readings(readings)
@@ -76,15 +76,15 @@ class WatchSession:
         """Read the applied update, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
-        view = StepView(run.step, None, update, self.probes.protected_gradients)
+        view = StepView(run.step, None, update, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_update", view)
         run.record.add_readings(readings)
-        run.tracker.add_predictions(readings)
+        run.tracker.add_interference(readings)
         if run.schedule.is_due(run.step, run.tracker.histories.values()):
             refresh = run.schedule.should_refresh_gradients(run.step)
             self.evaluate_probes(refresh or self._guard_needs_gradients)
         if self._guard_needs_gradients:  # also of a guard that this evaluation has activated
-            self.probes.run(run.step, refresh=True)
+            self.probe_runner.run(run.step, refresh=True)
 
     @property
     def _guard_needs_gradients(self) -> bool:
@@ -137,14 +137,14 @@ class WatchSession:
 
     def evaluate_probes(self, refresh: bool) -> None:
         """Evaluate the probes, process the results, and inform the guard."""
-        alerts = self.process_probe_results(self.probes.run(self.run.step, refresh))
+        alerts = self.process_probe_results(self.probe_runner.run(self.run.step, refresh))
         if self.guard is not None:
             self.guard.on_probe_evaluation(alerts)
 
     def process_probe_results(self, view: ProbeView) -> list[Alert]:
         """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
         run = self.run
-        for name, text in self.probes.failures.items():
+        for name, text in self.probe_runner.failures.items():
             warnings.warn(f"riprap could not evaluate {name!r}: {text}", stacklevel=2)
             run.record.add_readings([missing_margin(run.step, name, ReadingStatus.ERROR, text)])
         readings: list[Reading] = []

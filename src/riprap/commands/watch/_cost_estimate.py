@@ -116,11 +116,17 @@ def _each_twice(items: Iterator[Any]) -> Iterator[Any]:
 
 def summarize_cost(cost: Cost, probe_every: int, steps: int) -> dict[str, Any]:
     """Compute the result of `estimate_cost` from the measured parts."""
-    parts = ("step", "hooks", "forward", "gradients", "start")
+    seconds = {
+        "step": cost.step_seconds,
+        "hooks": cost.hook_seconds,
+        "forward": cost.forward_seconds,
+        "gradients": cost.refresh_seconds,
+        "start": cost.start_seconds,
+    }
     return {
         "steps": steps,
         "probe_every": probe_every,
-        "seconds": {name: getattr(cost, name) for name in parts},
+        "seconds": seconds,
         "memory_megabytes": cost.memory_bytes / 1e6,
         "cadences": [
             {"probe_every": n, "run": cost.run_ratio(n, steps), "calm": cost.calm_ratio(n)}
@@ -151,8 +157,9 @@ def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
             )
     if probes:
         return f"{text}; with {probes} it stays within {MAX_RATIO:.2f}"
+    share_of_hooks = cost.hook_seconds / cost.step_seconds
     return (
-        f"{text}, and the hooks alone add {cost.hook_seconds / cost.step_seconds:.0%} to each step: monitor fewer "
+        f"{text}, and the hooks alone add {share_of_hooks:.0%} to each step: monitor fewer "
         "behaviors, or take larger steps (`per_device_train_batch_size`, "
         "`gradient_accumulation_steps`)"
     )
@@ -163,7 +170,7 @@ def _share_of_probes(cost: Cost, probe_every: int, steps: int) -> float | None:
 
     The time of a probe evaluation is assumed to be proportional to the number of probes.
     """
-    free_probes = replace(cost, start=0.0, forward=0.0, gradients=0.0)
+    free_probes = replace(cost, start_seconds=0.0, forward_seconds=0.0, refresh_seconds=0.0)
     hooks = free_probes.run_ratio(probe_every, steps)
     if hooks >= MAX_RATIO:
         return None
