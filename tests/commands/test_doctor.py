@@ -40,7 +40,7 @@ def test_a_monitor_that_changes_weights_is_detected(monkeypatch: pytest.MonkeyPa
     def meddle(self: WatchSession, update: list[torch.Tensor]) -> None:
         original(self, update)
         with torch.no_grad():
-            self.probes.parameters[0].add_(1e-6)
+            self.probe_runner.parameters[0].add_(1e-6)
 
     monkeypatch.setattr(WatchSession, "after_step", meddle)
     assert failed(doctor.self_test()) == {"training is unchanged, bit for bit"}
