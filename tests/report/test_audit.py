@@ -70,8 +70,8 @@ def test_shares_are_of_each_group() -> None:
 def test_what_could_not_be_used_is_said() -> None:
     said = audit_summary(made({}, {}))
     assert said == (
-        "6 rows; 4 chosen by moderate with ratio 0.5; 1 were longer than 96 tokens and were "
-        "truncated; 2 have no response to learn from and cannot be chosen"
+        "6 rows; 4 selected by moderate with ratio 0.5; 1 were longer than 96 tokens and were "
+        "truncated; 2 have no response to learn from and cannot be selected"
     )
 
 
@@ -79,7 +79,7 @@ def test_nothing_usable_is_still_a_page(tmp_path: Path) -> None:
     empty = made({}, {}, rows=0)
     empty.norms, empty.most_harmful = {}, []
     page, _ = write_audit(empty, tmp_path)
-    assert "0 chosen by moderate" in page.read_text()
+    assert "0 selected by moderate" in page.read_text()
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:

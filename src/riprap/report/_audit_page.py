@@ -17,7 +17,7 @@ from riprap.report import _style as style
 from riprap.report._bundle import render_page
 from riprap.report._charts import apply_style, save_figure
 
-SELECTED, REJECTED = "chosen", "not chosen"
+SELECTED, REJECTED = "chosen", "not chosen"  # stored names of the groups
 NORM_GROUPS = ("high", "moderate", "low")  # groups by gradient norm
 BINS_PER_DECADE = 10  # bars per power of ten
 LEGEND = alt.Legend(orient="bottom", columns=3)
@@ -76,8 +76,9 @@ class Audit:
         rows: number of rows.
         usable: number of rows with response tokens and finite scores.
         truncated: number of rows longer than the maximum length.
-        groups: all rows, chosen rows, other rows, and rows of high, moderate and low norm.
-        norms: tenth of a power of ten of the norm → usable rows (not chosen, chosen).
+        groups: all rows, selected rows ("chosen"), other rows ("not chosen"), and rows of high,
+            moderate and low norm.
+        norms: tenth of a power of ten of the norm → usable rows (not selected, selected).
         most_harmful: rows in falling order of predicted harm.
     """
 
@@ -128,15 +129,15 @@ def group_rows(audit: Audit, max_categories: int = 6) -> list[dict[str, str]]:
 
 
 def audit_summary(audit: Audit) -> str:
-    """Number of rows, chosen, truncated and unusable, as a sentence."""
-    text = f"{audit.rows:,} rows; {audit.group(SELECTED).rows:,} chosen by {audit.strategy} "
+    """Number of rows, selected, truncated and unusable, as a sentence."""
+    text = f"{audit.rows:,} rows; {audit.group(SELECTED).rows:,} selected by {audit.strategy} "
     text += f"with ratio {audit.ratio:g}"
     if audit.truncated:
         limit = audit.settings.get("max_length", "the maximum number of")
         text += f"; {audit.truncated:,} were longer than {limit} tokens and were truncated"
     if audit.rows > audit.usable:
         unusable = audit.rows - audit.usable
-        text += f"; {unusable:,} have no response to learn from and cannot be chosen"
+        text += f"; {unusable:,} have no response to learn from and cannot be selected"
     return text
 
 

@@ -67,7 +67,7 @@ def _categories(column: pa.ChunkedArray) -> tuple[list[str], Array]:
 
 
 def _norm_histogram(norms: Array, mask: Array, chosen: Array) -> dict[int, list[int]]:
-    """Count rows by bin of the norm: (not chosen, chosen)."""
+    """Count rows by bin of the norm: (not selected, selected)."""
     counted = mask & (norms > 0)
     bins = np.floor(np.log10(norms[counted]) * report.BINS_PER_DECADE).astype(int)
     values, index = np.unique(bins, return_inverse=True)

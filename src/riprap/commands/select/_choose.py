@@ -42,7 +42,7 @@ def harms(columns: Columns) -> dict[str, Array]:
 
 
 def choose(columns: Columns, strategy: str, ratio: float) -> Array:
-    """Return a mask of the chosen rows, shape (rows,); the ratio is that of the usable rows."""
+    """Return a mask of the selected rows, shape (rows,); the ratio is that of the usable rows."""
     n_rows = len(columns["tokens"])
     chosen, rows = np.zeros(n_rows, dtype=bool), np.flatnonzero(usable(columns))
     if not len(rows):

@@ -1,4 +1,4 @@
-"""`riprap select`: score every row, choose from the scores, write chosen rows and an audit."""
+"""`riprap select`: score every row; select rows by the scores; write them and an audit."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _write_rows(
     rows: Iterable[tuple[int, bool]],
     most_harmful: Sequence[HarmfulRow],
 ) -> None:
-    """Copy the chosen lines unchanged, and add shortened texts to the most harmful rows."""
+    """Copy the selected lines unchanged, and add shortened texts to the most harmful rows."""
     new_digest = hashlib.sha256()
     harmful = {row.row: row for row in most_harmful}
     partial = config.out / f"{CHOSEN}.partial"

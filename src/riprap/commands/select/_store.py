@@ -19,7 +19,7 @@ _REMOVE = "remove it and the parts after it, and their rows are scored again"
 
 
 class Store:
-    """Scores in a folder: `parts/` during scoring, `scores.parquet` once rows are chosen.
+    """Scores in a folder: `parts/` during scoring, `scores.parquet` once rows are selected.
 
     Args:
         settings: everything on which the scores depend; stored beside them.
