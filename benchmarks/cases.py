@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from experiments.worlds import ToyWorld
-from riprap.behaviors import Behavior
-from riprap.behaviors import probe_sets
+from riprap.behaviors import Behavior, probe_sets
 from riprap.commands.watch import keep_passing, load_model
 from riprap.integrations.smollm2 import REFUSING
 from riprap.toy import ToyConfig
 
-PACKS = {"refusal": 24, "over_refusal": 24, "arithmetic": 12, "general_knowledge": 12}
+PROBE_SETS = {"refusal": 24, "over_refusal": 24, "arithmetic": 12, "general_knowledge": 12}
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Case:
     def stepper(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any]
     ) -> Callable[[], None]:
-        """A function that takes one training step."""
+        """Return a function that takes one training step."""
 
         def step() -> None:
             self.loss(model, next(batches)).backward()
@@ -43,7 +42,7 @@ class Case:
 
 
 def toy(task: str = "null", **changes: Any) -> Case:
-    """The toy world; with `changes` to its configuration an untrained model of that size."""
+    """Return the toy world; with `changes` to its configuration, an untrained model."""
     world = ToyWorld(ToyConfig(**changes)) if changes else ToyWorld()
 
     def fresh(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Iterator[Any]]:
@@ -54,12 +53,12 @@ def toy(task: str = "null", **changes: Any) -> Case:
 
 
 def smollm2(
-    data: Path, chosen: Mapping[str, int] | None = None, rows: int = 16, width: int = 96
+    data: Path, n_probes: Mapping[str, int] | None = None, rows: int = 16, width: int = 96
 ) -> Case:
-    """SmolLM2, taught to refuse, with LoRA of rank 32 on all linear layers, on rows × width tokens.
+    """Return SmolLM2 trained to refuse, with LoRA of rank 32, on `rows` × `width` tokens a step.
 
     Args:
-        chosen: how many probes of which packs.
+        n_probes: probe set → number of probes.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -81,8 +80,8 @@ def smollm2(
         return model, torch.optim.AdamW(trained, lr=2e-4), batches()
 
     def behaviors(model: nn.Module) -> list[Behavior]:
-        wanted = (chosen or PACKS).items()
-        every = [probe_sets.load(k, tokenizer, n, prefixes=["Sorry"]) for k, n in wanted]
-        return [keep_passing(behavior, model) for behavior in every]
+        counts = (n_probes or PROBE_SETS).items()
+        behaviors = [probe_sets.load(k, tokenizer, n, prefixes=["Sorry"]) for k, n in counts]
+        return [keep_passing(behavior, model) for behavior in behaviors]
 
     return Case(fresh, lambda model, ids: model(input_ids=ids, labels=ids).loss, behaviors)

@@ -1,12 +1,13 @@
-"""What is lost by keeping protected gradients in fewer bits, or of some layers only.
+"""Error of storing protected gradients in fewer bits, or of some layers only.
 
     python benchmarks/gradient_storage.py toy [--seeds 3 --steps 40]
-    python benchmarks/gradient_storage.py smollm2 --data ../shared/data/gsm8k_train.jsonl [--steps 8]
+    python benchmarks/gradient_storage.py smollm2 --data ../shared/data/gsm8k_train.jsonl
 
-Before each of the first steps of a new task h_b is taken afresh and kept in every way; after it the
-predicted change ⟨h_b, Δθ⟩ of each is compared with the realised change of the mean margin, and with
-the prediction in float32. One row a behavior and way: correlation and slope (realised on
-predicted), largest error against float32 as a share of the largest prediction, bytes kept.
+Before each of the first steps of a new task, h_b is computed and stored in every form. After the
+step, the predicted change ⟨h_b, Δθ⟩ of each form is compared with the realized change of the mean
+margin, and with the prediction in float32. One row for each behavior and form: correlation and
+slope (realized on predicted), largest error against float32 as a share of the largest prediction,
+and bytes.
 """
 
 from __future__ import annotations
@@ -24,101 +25,105 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from experiments.harness.interference_claim import agreement
-from riprap import evaluation as probing
 from riprap.behaviors import Behavior
-from riprap.evaluation import layer_names
-from riprap.linalg import STORAGE_DTYPES, VectorStack, Vector, clone, subtract
+from riprap.evaluation import ProbeResult, evaluate_batch, group_by_forward_pass, layer_names
+from riprap.linalg import STORAGE_DTYPES, Vector, VectorStack, clone, subtract
 
 SEED = 1000  # exploratory: no study confirms anything on it
 
 
 @dataclass
-class Found:
-    """What was predicted and what came, step by step."""
+class Changes:
+    """Predicted and realized changes of the mean margin, step by step."""
 
     predicted: list[float] = field(default_factory=list)
-    realised: list[float] = field(default_factory=list)
+    realized: list[float] = field(default_factory=list)
     bytes: int = 0
 
 
-def ways(model: nn.Module, parameters: Sequence[Tensor]) -> dict[str, tuple[str, list[int]]]:
-    """How to keep a gradient: a precision, and of which parameters."""
-    every = list(range(len(parameters)))
-    found = {kept: (kept, every) for kept in STORAGE_DTYPES}
+def storage_forms(
+    model: nn.Module, parameters: Sequence[Tensor]
+) -> dict[str, tuple[str, list[int]]]:
+    """Return label → precision and indices of the stored parameters."""
+    indices = list(range(len(parameters)))
+    forms = {dtype: (dtype, indices) for dtype in STORAGE_DTYPES}
     layers = layer_names(model, list(parameters))
     stack = sorted({name for name in layers if name.rsplit(".", 1)[-1].isdigit()}, key=_number)
-    for label, chosen in (
+    for label, selected in (
         ("upper half of the layers", stack[len(stack) // 2 :]),
         ("lower half of the layers", stack[: len(stack) // 2]),
         ("one middle layer", stack[len(stack) // 2 :][:1]),
     ):
-        found[label] = ("float32", [i for i in every if layers[i] in chosen])
-    return found
+        forms[label] = ("float32", [i for i in indices if layers[i] in selected])
+    return forms
 
 
 def _number(name: str) -> int:
     return int(name.rsplit(".", 1)[-1])
 
 
-def compare(case: Case, steps: int, seed: int) -> dict[tuple[str, str], Found]:
-    """Predictions of every way over the first steps, by behavior and way."""
+def compare(case: Case, steps: int, seed: int) -> dict[tuple[str, str], Changes]:
+    """Compare predicted and realized changes over the first steps, by behavior and form."""
     model, optimizer, batches = case.fresh(seed)
     model.train()
     behaviors = case.behaviors(model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    kept = ways(model, parameters)
-    found: dict[tuple[str, str], Found] = defaultdict(Found)
-    looks = look(behaviors, model, parameters)
+    forms = storage_forms(model, parameters)
+    changes: dict[tuple[str, str], Changes] = defaultdict(Changes)
+    results = evaluate_probes(behaviors, model, parameters)
     for _ in track(range(steps), description="steps", transient=True):
-        gradients = {name: one.gradient for name, one in looks.items() if one.gradient is not None}
+        gradients = {
+            name: result.gradient for name, result in results.items() if result.gradient is not None
+        }
         before = clone(parameters)
         case.loss(model, next(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
         update = subtract(parameters, before)
-        after = look(behaviors, model, parameters)
-        for way, (precision, chosen) in kept.items():
-            stack = VectorStack({n: _of(g, chosen) for n, g in gradients.items()}, precision)
-            for name, value in stack.inner_products(_of(update, chosen)).items():
-                one = found[name, way]
-                one.predicted.append(value)
-                one.realised.append(float(after[name].margins.mean() - looks[name].margins.mean()))
-                one.bytes = stack.nbytes // len(gradients)
-        looks = after
-    return found
+        after = evaluate_probes(behaviors, model, parameters)
+        for form, (precision, selected) in forms.items():
+            stack = VectorStack({n: _of(g, selected) for n, g in gradients.items()}, precision)
+            for name, value in stack.inner_products(_of(update, selected)).items():
+                margins, new_margins = results[name].margins, after[name].margins
+                change = changes[name, form]
+                change.predicted.append(value)
+                change.realized.append(float(new_margins.mean() - margins.mean()))
+                change.bytes = stack.nbytes // len(gradients)
+        results = after
+    return changes
 
 
-def _of(vector: Vector, chosen: Sequence[int]) -> Vector:
-    return [vector[i] for i in chosen]
+def _of(vector: Vector, indices: Sequence[int]) -> Vector:
+    return [vector[i] for i in indices]
 
 
-def look(
+def evaluate_probes(
     behaviors: Sequence[Behavior], model: nn.Module, parameters: Sequence[Tensor]
-) -> dict[str, probing.ProbeResult]:
-    """Fresh margins and gradients."""
-    looks: dict[str, probing.ProbeResult] = {}
-    for group in probing.group_by_forward_pass(behaviors, model):
-        looks |= probing.evaluate_batch(group, model, parameters)
-    return looks
+) -> dict[str, ProbeResult]:
+    """Compute margins and gradients of all behaviors."""
+    results: dict[str, ProbeResult] = {}
+    for group in group_by_forward_pass(behaviors, model):
+        results |= evaluate_batch(group, model, parameters)
+    return results
 
 
-def table(runs: Sequence[dict[tuple[str, str], Found]]) -> str:
-    """Medians over runs, as Markdown."""
+def table(runs: Sequence[dict[tuple[str, str], Changes]]) -> str:
+    """Return medians over runs, as a Markdown table."""
     lines = [
-        "| behavior | kept | correlation | slope | error | bytes |",
+        "| behavior | storage | correlation | slope | error | bytes |",
         "|---|---|---|---|---|---|",
     ]
-    for name, way in runs[0]:
+    for name, form in runs[0]:
         rows = []
         for run in runs:
-            one, exact = run[name, way], np.array(run[name, "float32"].predicted)
-            predicted, realised = np.array(one.predicted), np.array(one.realised)
-            agreed = agreement(predicted, realised)
+            change, exact = run[name, form], np.array(run[name, "float32"].predicted)
+            predicted, realized = np.array(change.predicted), np.array(change.realized)
+            fit = agreement(predicted, realized)
             error = np.abs(predicted - exact).max() / np.abs(exact).max()
-            rows.append([agreed["correlation"], agreed["slope"], error, one.bytes])
+            rows.append([fit["correlation"], fit["slope"], error, change.bytes])
         correlation, slope, error, size = np.median(rows, axis=0)
         numbers = f"{correlation:.3f} | {slope:.2f} | {error:.1%} | {size:,.0f}"
-        lines.append(f"| {name} | {way} | {numbers} |")
+        lines.append(f"| {name} | {form} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -130,12 +135,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    small = asked.case == "toy"
-    case = toy(asked.task) if small else smollm2(asked.data, {"refusal": 24})
-    seeds = range(SEED, SEED + (asked.seeds or (3 if small else 1)))
-    print(table([compare(case, asked.steps or (40 if small else 8), seed) for seed in seeds]))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    small = args.case == "toy"
+    case = toy(args.task) if small else smollm2(args.data, {"refusal": 24})
+    seeds = range(SEED, SEED + (args.seeds or (3 if small else 1)))
+    print(table([compare(case, args.steps or (40 if small else 8), seed) for seed in seeds]))
 
 
 if __name__ == "__main__":
