@@ -1,1 +1,1 @@
-"""Are refusals special, or merely concentrated? Curvature, Jacobian and redundancy side by side."""
+"""Curvature, Jacobian ranks and redundancy of refusals, beside those of other behaviors."""

@@ -1,1 +1,1 @@
-"""Does training on the rows of moderate gradient keep an aligned model's behaviours?"""
+"""Row selection by gradient norm over four tasks in sequence, from an aligned model."""

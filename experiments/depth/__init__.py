@@ -1,1 +1,1 @@
-"""The depth study: does a more deeply installed behaviour leave more time to see it go?"""
+"""Detection window by depth of installation: time from the first warning to the break."""

@@ -1,1 +1,1 @@
-"""The detectors study: how often each cries wolf, and how late it is when the wolf comes."""
+"""False-alarm rates and detection delays of the detectors."""

@@ -1,1 +1,1 @@
-"""Features of a behaviour are held, and training goes on: does the erosion come round by others?"""
+"""Erosion of a behavior while its fastest-drifting features are frozen."""

@@ -1,1 +1,1 @@
-"""SmolLM2 on the erosion example: unguarded, replay alone, the best always-on guard, the Keeper."""
+"""Guards on SmolLM2: no guard, replay, constrained tokens and AutoGuard."""

@@ -1,1 +1,1 @@
-"""Verdicts of recovery on checkpoints of which it is known what they lost."""
+"""Verdicts of recovery on checkpoints whose loss is known."""

@@ -1,1 +1,1 @@
-"""SmolLM2 on mixed rows: which of them selectors take, and what that does to refusals."""
+"""Row selection on SmolLM2 from mixed data, and its effect on refusals."""

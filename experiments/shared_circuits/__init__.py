@@ -1,1 +1,1 @@
-"""The circuit study: does a new task wash a skill away by its words, or by what it computes?"""
+"""Harm to an old skill by a new task: shared tokens or shared computation."""

@@ -1,1 +1,1 @@
-"""SmolLM2 taught to refuse, fine-tuned twice under a monitor."""
+"""Two fine-tuning runs of SmolLM2, trained to refuse, under a monitor."""

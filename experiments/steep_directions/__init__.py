@@ -1,1 +1,1 @@
-"""The steep study: does a task act on a behaviour's steep directions where cosines are near 0?"""
+"""Share of a task gradient in a behavior's steep directions, where cosines are near 0."""

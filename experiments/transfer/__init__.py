@@ -1,1 +1,1 @@
-"""Do tools made for safety keep capabilities, and tools made against forgetting keep refusals?"""
+"""Guards from safety and from continual learning, on refusals and on capabilities."""
