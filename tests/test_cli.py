@@ -43,7 +43,7 @@ def test_every_command_has_json_output(command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["study", "toy"], "run `python -m experiments NAME` from a checkout"),
+        (["study", "toy"], "see `python -m experiments list` in a checkout"),
         (["protocol", "freeze", "a.yaml"], "`riprap protocol` is now `riprap policy`"),
         (["diagnose", "a", "b", "--never=c"], "option --never of `riprap diagnose` is now --naive"),
         (["diagnose", "a", "b", "--probes", "9"], "is now --n-probes"),

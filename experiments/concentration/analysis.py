@@ -70,9 +70,8 @@ def estimate_of(measure: ConcentrationMeasure, runs: Sequence[BehaviorMeasures])
     over_seeds = estimate(np.log2(values) if measure.log else values)
     if not measure.log:
         return over_seeds
-    return replace(
-        over_seeds, mean=2**over_seeds.mean, low=2**over_seeds.low, high=2**over_seeds.high
-    )
+    mean, low, high = (2**log for log in (over_seeds.mean, over_seeds.low, over_seeds.high))
+    return replace(over_seeds, mean=mean, low=low, high=high)
 
 
 def compare(

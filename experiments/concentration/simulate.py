@@ -110,12 +110,7 @@ class BehaviorMeasures:
 
 @cached("concentration/{model}-{seed}-{role}-{plan.terms:.8}.json")
 def simulate(model: str, seed: int, role: str, plan: Plan) -> BehaviorMeasures:
-    """Measure one role of one model.
-
-    Raises:
-        PreregistrationError: the plan was made for another world, or the model passes too few
-            probes.
-    """
+    """Measure one role of one model."""
     net, behavior_by = (_toy if model == TOY else _real)(seed, plan)
     other = plan.beside.get(role)
     contrast = None if other is None else behavior_by(other)

@@ -93,6 +93,7 @@ def _row(runs: Sequence[BehaviorMeasures], role: str, plan: Plan) -> dict[str, s
     entropy = analysis.ConcentrationMeasure("", -1, lambda m: m.entropy, lambda m: m.entropy.mean)
     trace = float(np.median([t for one in own for t in one.traces]))
     error = float(np.median([e for one in own for e in one.trace_errors]))
+    alone = [min(m.redundancy.directions_needed_alone, 2 * max(m.counts)) for m in own]
     return {
         "role": role,
         "behavior": own[0].behavior,
@@ -101,9 +102,7 @@ def _row(runs: Sequence[BehaviorMeasures], role: str, plan: Plan) -> dict[str, s
         "λ₁ ÷ trace": _ranged(bend, 3),
         "trace": f"{trace:.3g} ± {error:.1g}",
         "directions": _ranged(directions, 1),
-        "by its own score": _over_seeds(
-            [min(m.redundancy.directions_needed_alone, 2 * max(m.counts)) for m in own], 0
-        ),
+        "by its own score": _over_seeds(alone, 0),
     }
 
 
@@ -152,14 +151,13 @@ KINDS = ("steep", "unrelated", "random")
 
 def figure(runs: Sequence[BehaviorMeasures]) -> Any:
     """Plot the measures with their intervals, and the score by the directions ablated."""
-    models = list(dict.fromkeys(one.model for one in runs))
     rows = [
         alt.hconcat(
-            *[_measure(runs, measure, model) for measure in MEASURES],
-            _score_panel([one for one in runs if one.model == model], model),
+            *[_measure(own, measure, model) for measure in MEASURES],
+            _score_panel(own, model),
             spacing=24,
         )
-        for model in models
+        for model, own in by_model(runs).items()
     ]
     title = alt.TitleParams(
         "Is refusal concentrated? Three measures, and the score that ablation leaves",
@@ -170,9 +168,8 @@ def figure(runs: Sequence[BehaviorMeasures]) -> Any:
 
 
 def _measure(
-    runs: Sequence[BehaviorMeasures], measure: analysis.ConcentrationMeasure, model: str
+    own: Sequence[BehaviorMeasures], measure: analysis.ConcentrationMeasure, model: str
 ) -> Any:
-    own = [one for one in runs if one.model == model]
     estimates = {r: analysis.estimate_of(measure, [m for m in own if m.role == r]) for r in ROLES}
     frame = pd.DataFrame(
         {"role": role, "value": e.mean, "low": e.low, "high": e.high}
@@ -181,9 +178,8 @@ def _measure(
     way = "→ concentrated" if measure.sign > 0 else "← concentrated"
     if measure.log:
         ticks = [*own[0].counts, 2 * max(own[0].counts)]
-        scale = alt.Scale(
-            type="log", base=2, domain=[min(ticks) / 1.3, max(ticks) * 1.2], clamp=True
-        )
+        domain = [min(ticks) / 1.3, max(ticks) * 1.2]
+        scale = alt.Scale(type="log", base=2, domain=domain, clamp=True)
         axis = alt.Axis(values=ticks, format="d")
     else:
         scale, axis = alt.Scale(domain=[0, 1], clamp=True), alt.Axis(tickCount=5)
@@ -191,13 +187,11 @@ def _measure(
     y = alt.Y("role:N", sort=list(ROLES), title=None)
     color = alt.Color("role:N", scale=COLORS, sort=list(ROLES), title="behavior")
     base = alt.Chart(frame)
-    bars = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", scale=scale, axis=axis, title=way), x2="high:Q", y=y, color=color
-    )
+    low = alt.X("low:Q", scale=scale, axis=axis, title=way)
+    bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q", y=y, color=color)
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=color)
-    return alt.layer(bars, dots).properties(
-        width=170, height=130, title=f"{model}: {measure.title}"
-    )
+    title = f"{model}: {measure.title}"
+    return alt.layer(bars, dots).properties(width=170, height=130, title=title)
 
 
 def _score_panel(runs: Sequence[BehaviorMeasures], model: str) -> Any:
@@ -220,9 +214,8 @@ def _score_panel(runs: Sequence[BehaviorMeasures], model: str) -> Any:
     dots = base.mark_point(filled=True, size=18, opacity=1).encode(detail="kind:N")
     floor = alt.Chart(pd.DataFrame({"score": [runs[0].floor]}))
     rule = floor.mark_rule(strokeDash=[4, 3], color=style.MUTED).encode(y="score:Q")
-    return alt.layer(rule, lines, dots).properties(
-        width=250, height=130, title=f"{model}: score kept (grey: floor)"
-    )
+    title = f"{model}: score kept (grey: floor)"
+    return alt.layer(rule, lines, dots).properties(width=250, height=130, title=title)
 
 
 def _mean(runs: Sequence[BehaviorMeasures], role: str, kind: str) -> list[float]:

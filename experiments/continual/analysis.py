@@ -21,7 +21,7 @@ def attack_success(run: Run) -> list[float]:
 
 
 def kept(run: Run) -> float:
-    """Mean score over stages and behaviours."""
+    """Mean score over stages and behaviors."""
     return float(np.mean([list(scores.values()) for scores in run.scores[1:]]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
@@ -52,14 +53,11 @@ class Correlation:
 def correlations(rows: Sequence[Row]) -> list[Correlation]:
     """Correlate over all checkpoints of the given order, over ends of runs, and over methods."""
     rows = [row for row in rows if row.order == GIVEN]
-    cosines, success = [row.topk for row in rows], [row.success for row in rows]
+    both = [row.topk for row in rows], [row.success for row in rows]
     return [
-        _correlation("checkpoints", *map(_flat, (cosines, success))),
-        _correlation("ends of runs", *(_flat([a[:, -1] for a in x]) for x in (cosines, success))),
-        _correlation(
-            "methods at their ratios",
-            *(np.array([a.mean() for a in x]) for x in (cosines, success)),
-        ),
+        _correlation("checkpoints", *map(_flat, both)),
+        _correlation("ends of runs", *(_flat([a[:, -1] for a in x]) for x in both)),
+        _correlation("methods at their ratios", *(np.array([a.mean() for a in x]) for x in both)),
     ]
 
 
@@ -124,11 +122,10 @@ def _two(by: dict[str, np.ndarray], other: str) -> tuple[np.ndarray, np.ndarray]
 
 def _below(claim: str, own: np.ndarray, other: np.ndarray, source: str = "paper") -> Claim:
     """Return a claim that is met if attack success is lower in every seed."""
-    words = (
-        f"attack success {median_range(own, 2, 'mean')} against {median_range(other, 2, 'mean')}"
-    )
-    wins = f", lower in {int((own < other).sum())} of {len(own)} seeds"
-    return Claim(claim, source, words + wins, bool((own < other).all()))
+    one, two = (median_range(values, 2, "mean") for values in (own, other))
+    wins = f"lower in {int((own < other).sum())} of {len(own)} seeds"
+    words = f"attack success {one} against {two}, {wins}"
+    return Claim(claim, source, words, bool((own < other).all()))
 
 
 def _audited(claim: str, groups: Sequence[Group], what: str) -> Claim:
@@ -171,17 +168,12 @@ class Match:
 
 def matches(rows: Sequence[Row], plan: Plan) -> list[Match]:
     """Compare every pair of ratios; all runs have the same number of updates."""
-    own, other = (
-        [row for row in rows if row.order == GIVEN and row.method == method]
-        for method in (LEAST_HARM, MODERATE)
-    )
+    given = [row for row in rows if row.order == GIVEN]
+    own, other = ([r for r in given if r.method == name] for name in (LEAST_HARM, MODERATE))
     compared = []
-    for one in own:
-        for two in other:
-            gap = float(one.learned.mean() - two.learned.mean())
-            differences = {
-                name: one.scores[name].mean(1) - two.scores[name].mean(1) for name in one.scores
-            }
-            equal = abs(gap) <= plan.tolerance
-            compared.append(Match((one.value, two.value), gap, equal, differences))
+    for one, two in product(own, other):
+        gap = float(one.learned.mean() - two.learned.mean())
+        differences = {n: one.scores[n].mean(1) - two.scores[n].mean(1) for n in one.scores}
+        equal = abs(gap) <= plan.tolerance
+        compared.append(Match((one.value, two.value), gap, equal, differences))
     return compared

@@ -45,9 +45,7 @@ GUARDS: dict[str, GuardEntry] = {
     "kl": GuardEntry("strength", (0.3, 1.0, 3.0), lambda v, _: guards.KL(strength=v), keeps=True),
     "o_lora": GuardEntry("strength", (0.05, 0.5, 5.0), o_lora, informed=False),
     "ewc": GuardEntry("strength", (1e3, 1e5, 1e7), lambda v, _: guards.EWC(strength=v)),
-    "clip": GuardEntry(
-        "most", (0.1, 0.3, 1.0), lambda v, _: guards.Clip(max_norm=v), informed=False
-    ),
+    "clip": GuardEntry("most", (0.1, 0.3, 1.0), lambda v, _: guards.Clip(v), informed=False),
 }
 
 INFORMED = ("least_harm", "adaptive")  # strategies that get probes of the protected behaviors

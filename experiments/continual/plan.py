@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Self
 
 from pydantic import Field
@@ -73,9 +74,6 @@ class Plan(StudyPlan):
         for seed in self.confirmatory:
             every += [(method, self.value(method), GIVEN, seed) for method in METHODS]
             every += [(m, ratio, GIVEN, seed) for m in self.swept for ratio in self.ratios]
-            every += [
-                (method, self.value(method), order, seed)
-                for order in self.orders
-                for method in self.reordered
-            ]
+            cells = product(self.orders, self.reordered)
+            every += [(method, self.value(method), order, seed) for order, method in cells]
         return list(dict.fromkeys(every))

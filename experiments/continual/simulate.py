@@ -67,11 +67,7 @@ class Run:
 
 @cached("continual/{plan.world:.12}/{method}-{value:g}-{order}-{seed}.json")
 def simulate(method: str, value: float, order: str, seed: int, plan: Plan) -> Run:
-    """Train on the tasks of an order with one method, its knob or ratio at a value.
-
-    Raises:
-        PreregistrationError: the plan was made for another world.
-    """
+    """Train on the tasks of an order with one method, its knob or ratio at a value."""
     world = _world()
     require_world(plan.world, world.fingerprint)
     run = Run(method, value, order, seed, list(plan.orders[order]))
@@ -138,18 +134,13 @@ class _Sequence:
                 optimizer.zero_grad()
         run.seconds += time.process_time() - began - auditing
         run.updates += steps
-        self.earlier.append(
-            {n: p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
-        )
+        own = {n: p.detach().clone() for n, p in model.named_parameters() if "lora_A" in n}
+        self.earlier.append(own)
         self.model = model.merge_and_unload()
-        if row_selector is None:
-            return Rows.join(drawn)
-        return Rows.join(
-            [
-                rows[torch.tensor(one.rows)]
-                for rows, one in zip(drawn, row_selector.history, strict=True)
-            ]
-        )
+        if row_selector is not None:
+            pairs = zip(drawn, row_selector.history, strict=True)
+            drawn = [rows[torch.tensor(record.rows)] for rows, record in pairs]
+        return Rows.join(drawn)
 
     def _audit(self, model: nn.Module, task: str, step: int) -> float:
         """Audit the task's rows by gradient norm; return the processor time of it."""

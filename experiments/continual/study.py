@@ -46,14 +46,12 @@ def kind(method: str) -> str:
 
 def figure(main: Sequence[Row]) -> alt.HConcatChart:
     """Plot refusals against learning (seeds and their mean), and attack success by stage."""
-    chart: alt.HConcatChart = alt.hconcat(_front(main), _stages(main), spacing=36)
-    title = "What the harmless tasks left of refusal"
-    found: alt.HConcatChart = chart.properties(title=alt.TitleParams(title, fontSize=17, offset=14))
-    apply_style(found)
-    return found
+    chart = alt.hconcat(_front(main), _stages(main), spacing=36)
+    title = alt.TitleParams("What the harmless tasks left of refusal", fontSize=17, offset=14)
+    return apply_style(chart.properties(title=title))
 
 
-def _front(main: Sequence[Row]) -> alt.LayerChart:
+def _front(main: Sequence[Row]) -> Any:
     seeds = pd.DataFrame(
         [
             {"method": r.method, "kind": kind(r.method), "tasks": learned, "refused": 1 - success}
@@ -80,16 +78,12 @@ def _front(main: Sequence[Row]) -> alt.LayerChart:
     dots = alt.Chart(seeds).mark_circle(size=28, opacity=0.4).encode(x=x, y=y, color=COLOR)
     base = alt.Chart(means)
     large = base.mark_circle(size=150, opacity=1).encode(x=x, y=y, color=COLOR)
-    lines = base.mark_rule(opacity=0.5).encode(
-        x="left:Q", x2="tasks:Q", y="label:Q", y2="refused:Q"
-    )
-    names = base.mark_text(align="right", dx=-3, fontSize=11).encode(
-        x="left:Q", y="label:Q", text="method:N", color=COLOR
-    )
-    chart: alt.LayerChart = (dots + lines.encode(color=COLOR) + large + names).properties(
-        width=460, height=440, title="best is the upper right corner"
-    )
-    return chart
+    lines = base.mark_rule(opacity=0.5).encode(x2="tasks:Q", y2="refused:Q")
+    names = base.mark_text(align="right", dx=-3, fontSize=11).encode(text="method:N")
+    labels = [one.encode(x="left:Q", y="label:Q", color=COLOR) for one in (lines, names)]
+    title = "best is the upper right corner"
+    chart = alt.layer(dots, labels[0], large, labels[1])
+    return chart.properties(width=460, height=440, title=title)
 
 
 def spread_labels(x: Sequence[float], y: Sequence[float], gap: float = 0.045) -> list[float]:
@@ -108,7 +102,7 @@ def spread_labels(x: Sequence[float], y: Sequence[float], gap: float = 0.045) ->
     return [placed[at] for at in range(len(x))]
 
 
-def _stages(main: Sequence[Row]) -> alt.LayerChart:
+def _stages(main: Sequence[Row]) -> Any:
     frame = pd.DataFrame(
         [
             {"method": r.method, "at": at, "task": task, "success": float(success)}
@@ -121,22 +115,14 @@ def _stages(main: Sequence[Row]) -> alt.LayerChart:
         x=alt.X("task:N", sort=list(main[0].tasks), title="after", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("method:N", sort=order, title=None),
     )
-    boxes = base.mark_rect(stroke="white", strokeWidth=2).encode(
-        color=alt.Color(
-            "success:Q",
-            scale=alt.Scale(scheme="orangered", domain=[0, 1]),
-            title="attack success",
-            legend=None,
-        )
-    )
+    scale = alt.Scale(scheme="orangered", domain=[0, 1])
+    color = alt.Color("success:Q", scale=scale, title="attack success", legend=None)
+    boxes = base.mark_rect(stroke="white", strokeWidth=2).encode(color=color)
     shade = alt.condition("datum.success > 0.55", alt.value("white"), alt.value("#333"))
-    numbers = base.mark_text(fontSize=11).encode(
-        text=alt.Text("success:Q", format=".2f"), color=shade
-    )
-    chart: alt.LayerChart = (boxes + numbers).properties(
-        width=340, height=440, title="share of harmful requests answered, stage by stage"
-    )
-    return chart
+    text = alt.Text("success:Q", format=".2f")
+    numbers = base.mark_text(fontSize=11).encode(text=text, color=shade)
+    title = "share of harmful requests answered, stage by stage"
+    return alt.layer(boxes, numbers).properties(width=340, height=440, title=title)
 
 
 def search_jobs(session: Session[Plan]) -> list[Job]:

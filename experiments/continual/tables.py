@@ -38,19 +38,13 @@ def _interference(row: Row) -> list[dict[str, str]]:
     lines = []
     kept = {name: values.mean(0) for name, values in row.scores.items()}
     for at, task in enumerate(row.tasks):
-        changes = {
-            name: float(values[at] - (values[at - 1] if at else row.start[name]))
-            for name, values in kept.items()
-        }
+        changes = {n: own[at] - (own[at - 1] if at else row.start[n]) for n, own in kept.items()}
+        changes |= dict(zip(row.tasks, row.interference[at], strict=True))
         lines.append(
             {
                 "method": row.method if at == 0 else "",
                 "stage": task,
                 **{name: number(change, 2) for name, change in changes.items()},
-                **{
-                    name: number(change, 2)
-                    for name, change in zip(row.tasks, row.interference[at], strict=True)
-                },
                 "sum over tasks": number(row.interference[at].sum(), 2),
             }
         )
@@ -179,16 +173,12 @@ def _claim(one: Claim) -> dict[str, str]:
 
 
 def _kept(row: Row) -> dict[str, str]:
-    deviation = f"{number(row.success.mean(), 2)} ± {number(row.success.std(), 2)}"
     return {
         "method": row.method,
         "informed": "yes" if informed(row.method) else "",
-        "attack success": deviation,
+        "attack success": f"{number(row.success.mean(), 2)} ± {number(row.success.std(), 2)}",
         "by stage": ", ".join(number(x, 2) for x in row.success.mean(0)),
-        **{
-            name: median_range(row.scores[name].mean(1), 2, "mean")
-            for name in ("truth", "facts", "format")
-        },
+        **{name: median_range(row.scores[name].mean(1), 2, "mean") for name in _others(row)},
         "tasks": median_range(row.learned, 2, "mean"),
     }
 

@@ -25,9 +25,8 @@ class DepthWorld(ToyWorld):
 
     def __init__(self, degree: Degree) -> None:
         super().__init__()
-        self.config = dataclasses.replace(
-            self.config, start_steps=degree.steps, start_decay=degree.decay
-        )
+        steps, decay = degree.steps, degree.decay
+        self.config = dataclasses.replace(self.config, start_steps=steps, start_decay=decay)
         self.share = degree.share
 
     @cached_property
@@ -51,11 +50,7 @@ class DepthWorld(ToyWorld):
 
 @cached("depth/{degree.name}-{seed}/margins.npz", own_folder=True)
 def simulate(degree: Degree, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
-    """Run one degree from one seed; return B's margins at every step beside the run's record.
-
-    Raises:
-        PreregistrationError: the preregistration was made for another world.
-    """
+    """Run one degree from one seed; return B's margins at every step beside the run's record."""
     plan = Plan.of(preregistration)
     require_world(plan.world, ToyWorld().fingerprint)
     return train_monitored(

@@ -70,9 +70,8 @@ class DepthRun:
 
 def correlations(runs: Sequence[DepthRun]) -> list[dict[str, Any]]:
     """Return Spearman correlations of window and depth, over all runs and at fixed settings."""
-    by_steps = [
-        run for run in runs if (run.degree.decay, run.degree.share) == most_common_setting(runs)
-    ]
+    common = most_common_setting(runs)
+    by_steps = [run for run in runs if (run.degree.decay, run.degree.share) == common]
     return [
         _row("all runs", runs),
         _row("by steps of training alone", by_steps),
@@ -131,13 +130,12 @@ def conclusion(runs: Sequence[DepthRun]) -> str:
 def depth_figure(runs: Sequence[DepthRun]) -> alt.Chart:
     """Plot one point a run, deeper to the right."""
     common = most_common_setting(runs)
+    kinds = ("less of it, or more decay", "more steps")
     rows = [
         {
             "depth": run.depth,
             "window": run.window,
-            "installed": "more steps"
-            if (run.degree.decay, run.degree.share) == common
-            else "less of it, or more decay",
+            "installed": kinds[(run.degree.decay, run.degree.share) == common],
             "end": "broke" if run.broke is not None else "still standing at the end",
         }
         for run in runs
@@ -148,28 +146,22 @@ def depth_figure(runs: Sequence[DepthRun]) -> alt.Chart:
         scale=alt.Scale(type="log", reverse=True),
         axis=alt.Axis(format=".0e", values=[1, 0.1, 0.01, 0.001, 0.0001]),
     )
-    y = alt.Y(
-        "window:Q",
-        title="steps from first warning to break",
-        scale=alt.Scale(type="symlog", constant=10),
-    )
+    symlog = alt.Scale(type="symlog", constant=10)
+    y = alt.Y("window:Q", title="steps from first warning to break", scale=symlog)
+    color, shape = alt.Color("installed:N", title=None), alt.Shape("end:N", title=None)
     chart = alt.Chart(inline_data(rows)).mark_point(size=70, filled=True, opacity=0.8)
-    encoded = chart.encode(
-        x=x, y=y, color=alt.Color("installed:N", title=None), shape=alt.Shape("end:N", title=None)
-    )
+    encoded = chart.encode(x=x, y=y, color=color, shape=shape)
     title = "Does a deeper behavior leave more time?"
     return apply_style(encoded.properties(width=460, height=300, title=title))
 
 
 def collect(margins: list[dict[str, np.ndarray]], session: Session[Plan]) -> list[DepthRun]:
     """Return the runs with what their records say."""
-    pairs = session.plan.runs(session.exploratory)
-    return [
-        DepthRun.load(
-            *pair, simulate.path(*pair, session.preregistration).parent, arrays, session.plan
-        )
-        for pair, arrays in zip(pairs, margins, strict=True)
-    ]
+    plan, runs = session.plan, []
+    for pair, arrays in zip(plan.runs(session.exploratory), margins, strict=True):
+        folder = simulate.path(*pair, session.preregistration).parent
+        runs.append(DepthRun.load(*pair, folder, arrays, plan))
+    return runs
 
 
 def sections(runs: Sequence[DepthRun], _plan: Plan) -> dict[str, Any]:

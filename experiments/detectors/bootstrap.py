@@ -33,7 +33,7 @@ class Outcome:
         maxima: highest point on each null run, of any behavior, by kind of null run: "recorded",
             "leveled" and, for detectors that tolerate a decline, "least favorable"; each of
             shape (bootstraps,).
-        paths: by planted decline, of the behaviour it was planted in, shape (planted, visits).
+        paths: by planted decline, of the behavior it was planted in, shape (planted, visits).
         broke: by planted decline, step of each break; None without a break.
     """
 
@@ -86,12 +86,8 @@ def null_maxima(
         runs = [leveled(run) for run in runs]
     rng = np.random.default_rng([7, NULLS.index(kind)])
     drawn = (draw(runs, floor, plan, rng) for _ in range(plan.bootstraps))
-    return np.array(
-        [
-            max(path_of(detector, history).max() for history in one.histories.values())
-            for one in drawn
-        ]
-    )
+    every = (one.histories.values() for one in drawn)
+    return np.array([max(path_of(detector, one).max() for one in own) for own in every])
 
 
 def decline_paths(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import beta
@@ -85,11 +86,8 @@ def path_of(detector: Detector, history: BehaviorHistory) -> np.ndarray:
     """Return the number that is compared with the bound at each probe evaluation, or −inf."""
     if isinstance(detector, ForecastDetector):
         return _soonest(detector, history)
-    path = (
-        detector.statistic(history)
-        if isinstance(detector, Sequential)
-        else _beyond(detector, history)
-    )
+    read = detector.statistic if isinstance(detector, Sequential) else partial(_beyond, detector)
+    path = read(history)
     missing = len(history.steps) - len(path)
     return np.concatenate([np.full(missing, -np.inf), path])
 
@@ -126,9 +124,8 @@ def _beyond(detector: Detector, history: BehaviorHistory) -> np.ndarray:
     if detector.relative:
         values = values / values[0]
     values = values if detector.side == "above" else -values
-    windows = np.lib.stride_tricks.sliding_window_view(
-        np.concatenate([np.full(detector.consecutive - 1, -np.inf), values]), detector.consecutive
-    )
+    padded = np.concatenate([np.full(detector.consecutive - 1, -np.inf), values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, detector.consecutive)
     return windows.min(-1)
 
 

@@ -11,33 +11,17 @@ from experiments.detectors.plan import Plan
 from riprap.detectors import BehaviorHistory, score
 from riprap.monitor import ProbeSchedule
 
-Margins = Mapping[str, np.ndarray]  # by behaviour, shape (steps + 1, n_probes)
+Margins = Mapping[str, np.ndarray]  # by behavior, shape (steps + 1, n_probes)
 SMOOTH = 51  # steps over which the gain of a null run is averaged
 
 Shape = Callable[[np.ndarray, int], np.ndarray]  # (steps since the onset, span) -> share of depth
 
 
-def _sudden(since: np.ndarray, span: int) -> np.ndarray:
-    return (since >= 0).astype(float)
-
-
-def _linear(since: np.ndarray, span: int) -> np.ndarray:
-    return np.clip(since / span, 0, 1)
-
-
-def _exponential(since: np.ndarray, span: int) -> np.ndarray:
-    return -np.expm1(-np.maximum(since, 0) / span)
-
-
-def _oscillating(since: np.ndarray, span: int) -> np.ndarray:
-    return np.where(since >= 0, np.sin(np.pi * since / span) ** 2, 0.0)
-
-
 SHAPES: dict[str, Shape] = {
-    "sudden": _sudden,
-    "linear": _linear,
-    "exponential": _exponential,
-    "oscillating": _oscillating,
+    "sudden": lambda since, _: (since >= 0).astype(float),
+    "linear": lambda since, span: np.clip(since / span, 0, 1),
+    "exponential": lambda since, span: -np.expm1(-np.maximum(since, 0) / span),
+    "oscillating": lambda since, span: np.where(since >= 0, np.sin(np.pi * since / span) ** 2, 0.0),
 }
 
 

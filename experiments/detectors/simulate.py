@@ -26,11 +26,7 @@ class Run(RecordedRun):
 
 @cached("detectors/{condition}-{seed}/margins.npz", own_folder=True)
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
-    """Run one condition from one seed; return the margins at every step, beside the record.
-
-    Raises:
-        PreregistrationError: the preregistration was made for another world.
-    """
+    """Run one condition from one seed; return the margins at every step, beside the record."""
     plan, world = Plan.of(preregistration), ToyWorld()
     require_world(plan.world, world.fingerprint)
     return train_monitored(

@@ -29,13 +29,10 @@ def curves_figure(
 ) -> alt.VConcatChart:
     """Plot one panel a shape and depth, with one line a detector."""
     plan = Plan.of(preregistration)
-    strips = [
-        alt.hconcat(
-            *(_panel(outcomes, preregistration, shape, depth) for shape in SHAPES), spacing=24
-        )
-        for depth in DEPTHS
-        if depth in plan.sizes
-    ]
+    strips = []
+    for depth in [depth for depth in DEPTHS if depth in plan.sizes]:
+        panels = [_panel(outcomes, preregistration, shape, depth) for shape in SHAPES]
+        strips.append(alt.hconcat(*panels, spacing=24))
     header = alt.TitleParams(
         "How late a decline is seen, at each rate of false alarms",
         subtitle=[
@@ -62,9 +59,8 @@ def _panel(
     y = alt.Y("delay:Q", title="mean delay, steps", scale=alt.Scale(type="symlog", constant=10))
     color = alt.Color("detector:N", title=None, legend=alt.Legend(orient="bottom", columns=7))
     chart = alt.Chart(inline_data(rows)).mark_line(strokeWidth=1.6)
-    title = alt.TitleParams(
-        f"{shape}, depth {depth:g} of the start's margin", fontSize=11, color=style.INK
-    )
+    words = f"{shape}, depth {depth:g} of the start's margin"
+    title = alt.TitleParams(words, fontSize=11, color=style.INK)
     return chart.encode(x=x, y=y, color=color).properties(width=WIDTH, height=HEIGHT, title=title)
 
 

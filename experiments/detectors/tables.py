@@ -39,9 +39,11 @@ def bootstrap_rows(outcomes: Sequence[Outcome], preregistration: Preregistration
         bound, paths = bound_of(detector), list(np.concatenate(list(outcome.paths.values())))
         row: Row = {"detector": name_of(detector)}
         for kind in (RECORDED, LEVELED, EDGE):
-            row[kind] = _false(outcome, kind, bound)
+            maxima = outcome.maxima.get(kind)
+            row[kind] = None if maxima is None else proportion_of(list(maxima > bound))
         row["delay"] = float(delays(paths, steps, bound, plan.onset).mean())
-        row["found"] = proportion_of([first_above(p, steps, bound, plan.onset) for p in paths])
+        alarms = [first_above(path, steps, bound, plan.onset) for path in paths]
+        row["found"] = proportion_of([alarm is not None for alarm in alarms])
         for kind in (RECORDED, LEVELED):
             tuned = tuned_bound(outcome.maxima[kind], ALPHA)
             row[f"delay tuned {kind}"] = float(delays(paths, steps, tuned, plan.onset).mean())
@@ -51,14 +53,9 @@ def bootstrap_rows(outcomes: Sequence[Outcome], preregistration: Preregistration
     return rows
 
 
-def _false(outcome: Outcome, kind: str, bound: float) -> Proportion | None:
-    maxima = outcome.maxima.get(kind)
-    return None if maxima is None else Proportion(int((maxima > bound).sum()), len(maxima))
-
-
-def proportion_of(found: Sequence[object]) -> Proportion:
-    """Return the proportion of entries that are not None."""
-    return Proportion(sum(one is not None for one in found), len(found))
+def proportion_of(hits: Sequence[bool]) -> Proportion:
+    """Return the proportion of true entries."""
+    return Proportion(sum(map(bool, hits)), len(hits))
 
 
 def _leads(outcome: Outcome, steps: list[int], bound: float, onset: int) -> list[float]:
@@ -123,29 +120,27 @@ def recorded_rows(runs: Sequence[Run], preregistration: Preregistration) -> list
     """Return one row a detector and level: false alarms in null runs, leads under new tasks."""
     rows = []
     for detector, level in detectors_and_levels(preregistration):
-        nulls = [run for run in runs if run.condition == NULL]
         loud = [
-            any(run.first(detector, n, level) is not None for n in run.histories) for run in nulls
+            any(run.first(detector, name, level) is not None for name in run.histories)
+            for run in runs
+            if run.condition == NULL
         ]
-        leads, breaks, quiet, calm = [], 0, 0, 0
-        for run in runs:
-            if run.condition == NULL:
-                continue
-            for name in run.histories:
-                at, broke = run.first(detector, name, level), run.broke(name)
-                breaks += broke is not None
-                calm += broke is None
-                quiet += broke is None and at is None
-                if broke is not None and at is not None:
-                    leads.append(broke - at)
+        pairs = [
+            (run.first(detector, name, level), run.broke(name))
+            for run in runs
+            if run.condition != NULL
+            for name in run.histories
+        ]
+        breaks = sum(broke is not None for _, broke in pairs)
+        name = name_of(detector).split(",")[0]
         rows.append(
             {
-                "detector": f"{name_of(detector).split(',')[0]}, {level}",
-                "null": Proportion(sum(loud), len(loud)),
-                "leads": leads,
+                "detector": f"{name}, {level}" if isinstance(detector, ForecastDetector) else name,
+                "null": proportion_of(loud),
+                "leads": [b - at for at, b in pairs if at is not None and b is not None],
                 "breaks": breaks,
-                "quiet": quiet,
-                "calm": calm,
+                "quiet": pairs.count((None, None)),
+                "calm": len(pairs) - breaks,
             }
         )
     return rows
@@ -166,9 +161,7 @@ def recorded_table(rows: Sequence[Row]) -> str:
     """Return the rows of `recorded_rows` as Markdown."""
     shown = [
         {
-            "detector": row["detector"].replace(", watch", "")
-            if "forecast" not in row["detector"] and "slope" not in row["detector"]
-            else row["detector"],
+            "detector": row["detector"],
             "real null runs with an alarm": f"{row['null'].hits} of {row['null'].total}, "
             f"{percent(row['null'])}",
             "breaks announced ≥ 1 step before": count_of_total(
@@ -202,11 +195,8 @@ def lead_table(runs: Sequence[Run], preregistration: Preregistration) -> str:
             }
             for level, (detector, value) in levels.items():
                 first = [run.first(detector, name, value) for run in chosen]
-                leads = [
-                    b - a
-                    for a, b in zip(first, broke, strict=True)
-                    if a is not None and b is not None
-                ]
+                pairs = zip(first, broke, strict=True)
+                leads = [b - a for a, b in pairs if a is not None and b is not None]
                 row[f"lead of {level}"] = median_range(leads)
             rows.append(row)
     return markdown.table(rows)
@@ -216,7 +206,8 @@ def acceptance(
     bootstrapped: Sequence[Row], runs: Sequence[Run], preregistration: Preregistration
 ) -> list[dict[str, Any]]:
     """Return the acceptance criteria with their measurements."""
-    named = dict(zip([name_of(d) for d in on_margins(preregistration)], bootstrapped, strict=True))
+    detectors = on_margins(preregistration)
+    named = dict(zip(map(name_of, detectors), bootstrapped, strict=True))
     own = named[name_of(next(d for d in preregistration.detectors if isinstance(d, BettingTest)))]
     high = own[RECORDED].interval[1]
     nulls = [run for run in runs if run.condition == NULL]
@@ -226,11 +217,7 @@ def acceptance(
         for run in nulls
         if any(run.first(forecast, name, Level.CRITICAL) is not None for name in run.histories)
     ]
-    thresholds = {
-        name_of(d): named[name_of(d)]
-        for d in on_margins(preregistration)
-        if isinstance(d, Threshold)
-    }
+    thresholds = {name_of(d): named[name_of(d)] for d in detectors if isinstance(d, Threshold)}
     rows = [
         {
             "criterion": f"warning: upper end of the interval of ever false ≤ {ALPHA}",

@@ -43,22 +43,21 @@ def strayed(run: Run, plain: Run, step: int) -> float:
 
 def came_around(run: Run, plain: Run, plan: Plan) -> Measurement | None:
     """Return the first measurement after the window with a broken behavior and unmoved features."""
-    for measurement in run.marks:
-        late = measurement.step > plan.window
-        if (
-            late
-            and measurement.least < DEFAULT_FLOOR
-            and strayed(run, plain, measurement.step) <= plan.spared
-        ):
-            return measurement
-    return None
+    return next(
+        (
+            mark
+            for mark in run.marks
+            if mark.step > plan.window
+            and mark.least < DEFAULT_FLOOR
+            and strayed(run, plain, mark.step) <= plan.spared
+        ),
+        None,
+    )
 
 
 def first_broken(run: Run) -> Measurement | None:
     """Return the first measurement with a score below its floor."""
-    return next(
-        (measurement for measurement in run.marks if measurement.least < DEFAULT_FLOOR), None
-    )
+    return next((mark for mark in run.marks if mark.least < DEFAULT_FLOOR), None)
 
 
 def stopped(run: Run, plan: Plan) -> bool:
@@ -77,9 +76,8 @@ def restored(measurement: Measurement, behavior: str) -> dict[str, float]:
 
 def main_route(measurement: Measurement) -> str:
     """Return the route that restores most of the behavior with the lowest score."""
-    worst = min(
-        measurement.scores, key=lambda name: (measurement.scores[name], measurement.margins[name])
-    )
+    scores, margins = measurement.scores, measurement.margins
+    worst = min(scores, key=lambda name: (scores[name], margins[name]))
     shares = restored(measurement, worst)
     return max(shares, key=lambda route: shares[route]) if shares else ""
 
@@ -103,10 +101,6 @@ def _early(runs: Mapping[str, Run], plan: Plan) -> bool:
     return kept_early(runs[ALL], plan) >= plan.early > kept_early(runs[PLAIN], plan)
 
 
-def _round(runs: Mapping[str, Run], plan: Plan) -> bool:
-    return came_around(runs[ALL], runs[PLAIN], plan) is not None
-
-
 def _through(runs: Mapping[str, Run], plan: Plan) -> bool:
     measurement = came_around(runs[ALL], runs[PLAIN], plan)
     return measurement is not None and main_route(measurement) == "readout"
@@ -124,7 +118,7 @@ def _as_well(runs: Mapping[str, Run], plan: Plan) -> bool:
 Shows = Callable[[Mapping[str, Run], Plan], bool]
 CLAIMS: dict[str, tuple[Sequence[str], Shows]] = {
     "holds early": ((PLAIN, ALL), _early),
-    "comes round": ((PLAIN, ALL), _round),
+    "comes round": ((PLAIN, ALL), lambda r, plan: came_around(r[ALL], r[PLAIN], plan) is not None),
     "comes round by the readout": ((PLAIN, ALL), _through),
     "re-selection stops it": ((RESELECT,), lambda runs, plan: stopped(runs[RESELECT], plan)),
     "closing the readout stops it": ((CLOSED,), lambda runs, plan: stopped(runs[CLOSED], plan)),

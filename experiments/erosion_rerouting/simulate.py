@@ -157,11 +157,7 @@ class Run:
 
 @cached("erosion_rerouting/{preregistration.terms:.12}/{condition}-{task}-{seed}.json")
 def simulate(condition: str, task: str, seed: int, preregistration: Preregistration) -> Run:
-    """Train under one condition.
-
-    Raises:
-        PreregistrationError: the preregistration was made for another world.
-    """
+    """Train under one condition."""
     plan = Plan.of(preregistration)
     setting = Setting(task, seed, plan)
     world = setting.world
@@ -191,8 +187,8 @@ class Meter:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.seen = {behavior.name: behavior for behavior in setting.world.behaviors()}
-        self.first = {name: _mean(one, setting.start) for name, one in self.seen.items()}
-        self.unseen_first = {n: _mean(one, setting.start) for n, one in setting.unseen.items()}
+        self.first = {name: _margin(one, setting.start) for name, one in self.seen.items()}
+        self.unseen_first = {n: _margin(one, setting.start) for n, one in setting.unseen.items()}
 
     def measure(self, step: int, model: nn.Module, guard: Guard | None) -> Measurement:
         """Measure a model after a step."""
@@ -232,10 +228,6 @@ class Meter:
             moved[f"{layer[-1]} held"] = inside / size
             moved[f"{layer[-1]} rest"] = (float(away.square().sum()) - inside) / size
         return moved
-
-
-def _mean(behavior: Behavior, model: nn.Module) -> float:
-    return float(evaluate(behavior, model).margins.mean())
 
 
 def _answers(

@@ -89,8 +89,6 @@ GUARDS: dict[str, Make] = {
     ),
 }
 NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers")
-
-
 EXAMPLE = Path("examples/smollm2-affirmative.yaml")
 TAUGHT = 143  # rows of 175; the others tell how well the task was learned
 EVALUATE_EVERY = 6  # steps between two looks at what nobody sees
@@ -151,9 +149,8 @@ def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     steps = plan.steps
     config = WatchConfig.load(EXAMPLE)
     training = config.training.model_copy(update={"seed": seed, "max_steps": steps})
-    config = config.model_copy(
-        update={"training": training, "run_dir": RUNS / f"guards_smollm2/{name}-{seed}"}
-    )
+    folder = RUNS / f"guards_smollm2/{name}-{seed}"
+    config = config.model_copy(update={"training": training, "run_dir": folder})
     model, tokenizer = load_model(config.model)
     rows = load_rows(config.data)
     probes = ProbeSplit.load(model, tokenizer)

@@ -65,14 +65,13 @@ def _rows(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     for name in dict.fromkeys(run.guard for run in runs):
         own = [run for run in runs if run.guard == name]
         ends = {b: [run.scores[b][plan.steps] for run in own] for b in own[0].scores}
+        margins = [run.margins[plan.eroding][plan.steps] for run in own]
         losses = [lost(run, plain[run.seed], plan.eroding) for run in own]
         lines.append(
             {"guard": name}
             | {f"score {b}": median_range(scores, 2) for b, scores in ends.items()}
             | {
-                f"margin {plan.eroding}": median_range(
-                    [run.margins[plan.eroding][plan.steps] for run in own], 2
-                ),
+                f"margin {plan.eroding}": median_range(margins, 2),
                 "share of the loss": median_range(losses, 2),
                 "task loss": median_range([run.task for run in own], 3),
                 "above plain": median_range([100 * worse(r, plain[r.seed]) for r in own], 1) + " %",
@@ -107,8 +106,7 @@ def figure(runs: Sequence[Run], plan: Plan) -> alt.HConcatChart:
         ).properties(title=f"{name}, on unseen probes", width=330, height=260)
         for name in (plan.eroding, "over_refusal")
     ]
-    chart: alt.HConcatChart = alt.hconcat(*panels)
-    return chart
+    return alt.hconcat(*panels)
 
 
 STUDY = Study(

@@ -50,7 +50,6 @@ class InterferenceComparison:
         results = self._evaluate(self.parameters)
         gradients = {name: result.gradient for name, result in results.items() if result.gradient}
         self._past.append(VectorStack(gradients))
-        self._means.append({name: float(result.margins.mean()) for name, result in results.items()})
         self._before = clone(self.parameters)
 
     def after_step(self) -> None:
@@ -64,14 +63,9 @@ class InterferenceComparison:
         ]
         names = past[0]
         self._rows.append({n: [old.get(n, float("nan")) for old in past] for n in names})
-        if not self.is_active:
-            self._finish()
-
-    def _finish(self) -> None:
-        """Measure the margins after the last step, which its realized change needs."""
-        results = self._evaluate()
-        self._means.append({name: float(result.margins.mean()) for name, result in results.items()})
-        self._past.clear()
+        if not self.is_active:  # the realized change of the last step needs the margins after it
+            self._evaluate()
+            self._past.clear()
 
     def _evaluate(
         self, parameters: Sequence[Tensor] | None = None
@@ -79,6 +73,7 @@ class InterferenceComparison:
         results: dict[str, evaluation.ProbeResult] = {}
         for group in evaluation.group_by_forward_pass(self.behaviors, self.model):
             results |= evaluation.evaluate_batch(group, self.model, parameters)
+        self._means.append({name: float(result.margins.mean()) for name, result in results.items()})
         return results
 
     def arrays(self) -> dict[str, np.ndarray]:

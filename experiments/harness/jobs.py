@@ -110,11 +110,8 @@ def _on_ray(
             "ray is not installed; install it with `pip install 'riprap[ray]'`"
         ) from problem
     with tempfile.TemporaryDirectory() as folder:
-        for source in (
-            CHECKOUT / "experiments",
-            CHECKOUT / "examples",
-            Path(riprap.__file__).parent,
-        ):
+        own = [CHECKOUT / name for name in ("experiments", "examples")]
+        for source in (*own, Path(riprap.__file__).parent):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, Path(folder, source.name), ignore=ignored)
         settings: dict[str, Any] = {

@@ -160,29 +160,25 @@ def _singles(
     for key, words in SINGLE.items():
         rule = fitted(explored, key)
         right, read = right_by(rule, checkpoints, key)
-        says = (
-            "never measured"
-            if rule is None
-            else f"{rule[2][0]} ≤ {rule[0]:.2f} < {rule[2][1]} ≤ {rule[1]:.2f} < {rule[2][2]}"
-        )
+        says = "never measured"
+        if rule is not None:
+            says = f"{rule[2][0]} ≤ {rule[0]:.2f} < {rule[2][1]} ≤ {rule[1]:.2f} < {rule[2][2]}"
         rows.append({"number": words, "rule": says, "right": markdown.count_of_total(right, read)})
     right, given, *_ = accuracy(checkpoints)
-    whole = {
-        "number": "**the verdict**",
-        "rule": "all of it",
-        "right": markdown.count_of_total(right, given),
-    }
+    whole = {"number": "**the verdict**", "rule": "all of it"}
+    whole["right"] = markdown.count_of_total(right, given)
     return [whole, *sorted(rows, key=lambda row: -int(row["right"].split()[0]))]
 
 
 def _cases(checkpoints: Sequence[ClassifiedCheckpoint], plan: Plan) -> list[dict[str, str]]:
-    rows = []
+    rows, most = [], max(plan.counts)
     for case in CASES:
         own = [one for one in checkpoints if (one.world, one.case) == (case.world, case.name)]
         if not own:
             continue
-        most = max(plan.counts)
         said = pd.Series([one.verdict for one in own]).value_counts()
+        evidence = {k: median_range([one.evidence[k] for one in own], 2) for k in SINGLE}
+        curve = {k: median_range([one.curve[k] for one in own], 2) for k in own[0].curve}
         rows.append(
             {
                 "world": case.world,
@@ -191,16 +187,12 @@ def _cases(checkpoints: Sequence[ClassifiedCheckpoint], plan: Plan) -> list[dict
                 "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in said.items()),
                 "left": number(case.left, 2),
                 "found": median_range([one.knows for one in own], 2),
-                "score": median_range([one.evidence["score_now"] for one in own], 2),
-                "right form, lost probes": median_range(
-                    [one.evidence["kind_now"] for one in own], 2
-                ),
-                f"score, {most} own": median_range([one.curve[f"own {most}"] for one in own], 2),
-                f"score, {most} irrelevant": median_range(
-                    [one.curve[f"irrelevant {most}"] for one in own], 2
-                ),
-                "known, lost probes": median_range([one.evidence["retained"] for one in own], 2),
-                "unsaid, lost probes": median_range([one.evidence["unsaid"] for one in own], 2),
+                "score": evidence["score_now"],
+                "right form, lost probes": evidence["kind_now"],
+                f"score, {most} own": curve[f"own {most}"],
+                f"score, {most} irrelevant": curve[f"irrelevant {most}"],
+                "known, lost probes": evidence["retained"],
+                "unsaid, lost probes": evidence["unsaid"],
             }
         )
     return rows
@@ -224,20 +216,15 @@ def figure(checkpoints: Sequence[ClassifiedCheckpoint], plan: Plan) -> alt.TopLe
         .encode(**{axis: alt.datum(at)})
         for axis, at in (("x", plan.gone), ("x", plan.kept), ("y", plan.unsaid))
     ]
-    points = (
-        alt.Chart(frame)
-        .mark_point(filled=True, size=70, opacity=0.75)
-        .encode(
-            x=alt.X("knowledge left:Q", title="share of the knowledge left, lost probes").scale(
-                domain=[0, 1]
-            ),
-            y=alt.Y("not said:Q", title="known and not said, or of no right form").scale(
-                domain=[0, 1]
-            ),
-            color=alt.Color("truth:N", scale=alt.Scale(domain=list(GIVEN), scheme="tableau10")),
-            shape=alt.Shape("truth:N", scale=alt.Scale(domain=list(GIVEN))),
-            tooltip=["checkpoint", "knowledge left", "not said"],
-        )
+    whole, truths = alt.Scale(domain=[0, 1]), list(GIVEN)
+    left = "share of the knowledge left, lost probes"
+    points = alt.Chart(frame).mark_point(filled=True, size=70, opacity=0.75)
+    points = points.encode(
+        x=alt.X("knowledge left:Q", title=left, scale=whole),
+        y=alt.Y("not said:Q", title="known and not said, or of no right form", scale=whole),
+        color=alt.Color("truth:N", scale=alt.Scale(domain=truths, scheme="tableau10")),
+        shape=alt.Shape("truth:N", scale=alt.Scale(domain=truths)),
+        tooltip=["checkpoint", "knowledge left", "not said"],
     )
     title = "What was done to a checkpoint, and where it is found"
     return alt.layer(*lines, points).properties(width=420, height=320, title=title)

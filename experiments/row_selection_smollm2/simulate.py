@@ -98,8 +98,6 @@ def _objects(file: Path) -> list[dict]:
 FOLDER = RUNS / "row_selection_smollm2"
 PLAIN = "plain"
 PROBE_SET = "refusal"
-
-
 Evaluation = tuple[tuple[float, float], dict[str, float]]  # (mean margin, score), losses
 
 
@@ -159,7 +157,10 @@ def simulate(method: str, seed: int, steps: int, digest: str, plan: Plan, data: 
         model=model,
         args=sft_config(config),
         train_dataset=_dataset(taught, "taught"),
-        eval_dataset={name: _dataset(_of(held_out, name), name) for name in CATEGORIES},
+        eval_dataset={
+            name: _dataset([row for row in held_out if row["category"] == name], name)
+            for name in CATEGORIES
+        },
         processing_class=tokenizer,
         peft_config=lora_config(config),
         callbacks=callbacks,
@@ -225,10 +226,6 @@ def probes(model: nn.Module, tokenizer: Any, plan: Plan) -> tuple[Behavior, Beha
     order = np.random.default_rng(0).permutation(passing(full, model)).tolist()
     border = plan.protected
     return full.subset(order[:border]), full.subset(order[border : border + plan.unseen])
-
-
-def _of(rows: Mixed, category: str) -> Mixed:
-    return [row for row in rows if row["category"] == category]
 
 
 def _dataset(rows: Mixed, name: str) -> Any:

@@ -107,9 +107,7 @@ def _methods(runs: Sequence[Run]) -> list[dict[str, str]]:
                 f"loss {c}": median_range([r.losses[c][1] for r in own], 3, "mean")
                 for c in CATEGORIES
             }
-            | {
-                "time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2, "mean"),
-            }
+            | {"time": median_range([r.seconds / plain[r.seed].seconds for r in own], 2, "mean")}
         )
     return lines
 
@@ -134,44 +132,30 @@ def figure(runs: Sequence[Run], scores: Path) -> alt.HConcatChart:
     """Plot norm and harm of each row, and the ends of the runs."""
     frame = pd.read_parquet(scores)
     rows = frame.rename(columns={HARM: "harm"})[["norm", "harm", "category"]]
-    points = (
-        alt.Chart(rows)
-        .mark_point(filled=True, size=28, opacity=0.75)
-        .encode(
-            x=alt.X(
-                "norm:Q", title="norm of the gradient", scale=alt.Scale(type="log", nice=False)
-            ),
-            y=alt.Y("harm:Q", title="predicted harm"),
-            color=alt.Color("category:N", sort=list(CATEGORIES), legend=_below()),
-        )
-        .properties(title="Rows before training: norm and harm to refusal", width=360, height=260)
-    )
+    log = alt.Scale(type="log", nice=False)
+    points = alt.Chart(rows).mark_point(filled=True, size=28, opacity=0.75)
+    points = points.encode(
+        x=alt.X("norm:Q", title="norm of the gradient", scale=log),
+        y=alt.Y("harm:Q", title="predicted harm"),
+        color=alt.Color("category:N", sort=list(CATEGORIES), legend=_below()),
+    ).properties(title="Rows before training: norm and harm to refusal", width=360, height=260)
     zero = alt.Chart(pd.DataFrame({"y": [0.0]})).mark_rule(color=style.MUTED, strokeDash=[4, 3])
     ends = pd.DataFrame(
         {"method": run.method, "seed": str(run.seed), "task": run.task[1], "margin": run.margins[1]}
         for run in runs
     )
-    outcome = (
-        alt.Chart(ends)
-        .mark_point(filled=True, size=110, opacity=0.9)
-        .encode(
-            x=alt.X("task:Q", title="task loss, end", scale=alt.Scale(zero=False)),
-            y=alt.Y("margin:Q", title="refusal margin, end"),
-            color=alt.Color(
-                "method:N",
-                scale=alt.Scale(scheme="dark2"),
-                sort=list(dict.fromkeys(ends["method"])),
-                legend=_below(),
-            ),
-            shape=alt.Shape("seed:N", legend=_below()),
-        )
-        .properties(title="After equal updates, on unseen inputs", width=360, height=260)
-    )
+    methods = list(dict.fromkeys(ends["method"]))
+    outcome = alt.Chart(ends).mark_point(filled=True, size=110, opacity=0.9)
+    outcome = outcome.encode(
+        x=alt.X("task:Q", title="task loss, end", scale=alt.Scale(zero=False)),
+        y=alt.Y("margin:Q", title="refusal margin, end"),
+        color=alt.Color("method:N", scale=alt.Scale(scheme="dark2"), sort=methods, legend=_below()),
+        shape=alt.Shape("seed:N", legend=_below()),
+    ).properties(title="After equal updates, on unseen inputs", width=360, height=260)
     panels = [alt.layer(zero.encode(y="y:Q"), points), alt.layer(zero.encode(y="y:Q"), outcome)]
     chart = alt.hconcat(*panels, spacing=36).resolve_scale(color="independent", shape="independent")
     chart.config = style.vega_config()
-    found: alt.HConcatChart = chart
-    return found
+    return chart
 
 
 def _below() -> alt.Legend:

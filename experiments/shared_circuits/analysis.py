@@ -15,12 +15,7 @@ from experiments.shared_circuits.shared_units import RANDOM, SHARED, UNSHARED
 from experiments.shared_circuits.simulate import Run
 
 SAME, DISJOINT = "C", "C_disjoint"
-EARLY = {
-    "predicted": -1,
-    "cosine": -1,
-    "steep": 1,
-    "moved": 1,
-}  # sign: +1 if more of it means more harm
+EARLY = {"predicted": -1, "cosine": -1, "steep": 1, "moved": 1}  # +1: more of it, more harm
 SAME_WORDS = (SAME, "first", "lookup")
 OTHER_WORDS = (DISJOINT, tasks.APART, "first_disjoint", "lookup_disjoint")
 UNKNOWN = float("nan")

@@ -16,6 +16,7 @@ from experiments.shared_circuits.plan import Condition, Plan
 from experiments.steep_directions.simulate import steep_directions
 from experiments.worlds import ToyWorld
 from riprap import evaluation
+from riprap.behaviors import TokenBatch, last_logits
 from riprap.diagnosis import interpolate_, restore_weights
 from riprap.diagnosis.geometry import find_components, parameter_masks
 from riprap.linalg import VectorStack, clone, cosine, norm, subtract
@@ -55,11 +56,7 @@ class Run:
 
 @cached("shared_circuits/{condition.name}-{seed}-{preregistration.terms:.8}.json")
 def simulate(condition: Condition, seed: int, preregistration: Preregistration) -> Run:
-    """Train a start on a new task, and measure the old behaviors and the steps.
-
-    Raises:
-        PreregistrationError: the preregistration was made for other tasks.
-    """
+    """Train a start on a new task, and measure the old behaviors and the steps."""
     plan, world = Plan.of(preregistration), ToyWorld()
     require_world(plan.ground, tasks.tasks_fingerprint(world))
     model = world.start(seed)
@@ -145,7 +142,7 @@ class StepRecorder:
 
     @torch.no_grad()
     def _accuracy(self, examples: Examples, among: Tensor | None = None) -> float:
-        logits = last_logits(self.model, examples)
+        logits = last_logits(self.model, TokenBatch(examples.input_ids))[:, -1]
         best = logits.argmax(-1) if among is None else among[logits[:, among].argmax(-1)]
         return float((best == examples.targets).float().mean())
 
@@ -158,10 +155,8 @@ class StepRecorder:
         """Record the steep alignment of the gradient in `.grad`."""
         gradient = [p.grad for p in self.parameters if p.grad is not None]
         length = float(norm(gradient))
-        _append(
-            self.moves,
-            {f"steep/{n}": alignment(gradient, length, own) for n, own in self._steep.items()},
-        )
+        steep = {f"steep/{n}": alignment(gradient, length, s) for n, s in self._steep.items()}
+        _append(self.moves, steep)
 
     def after_step(self) -> None:
         """Record the update, after frozen entries were restored."""
@@ -177,12 +172,6 @@ class StepRecorder:
             row[f"predicted/{name}"] = stack.inner_products(update)[name]
             row[f"blocks/{name}"] = stack.inner_products(inside)[name]
         _append(self.moves, row)
-
-
-def last_logits(model: nn.Module, examples: Examples) -> Tensor:
-    """Return the logits after each prompt, shape (n, vocabulary)."""
-    logits: Tensor = model(examples.input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-    return logits
 
 
 def _append(columns: Columns, row: dict[str, float]) -> None:

@@ -20,12 +20,7 @@ from experiments.shared_circuits.shared_units import importances
 from experiments.shared_circuits.simulate import Run, simulate
 from riprap.report import apply_style, inline_data, style
 
-TITLES = {
-    "predicted": "predicted",
-    "cosine": "cosine",
-    "steep": "steep, gradient",
-    "moved": "steep, update",
-}
+TITLES = {"steep": "steep, gradient", "moved": "steep, update"}  # of signals with another title
 
 
 def verdicts(seeds: Sequence[Seed], plan: Plan) -> dict[str, str]:
@@ -103,7 +98,7 @@ def _signals(seeds: Sequence[Seed], condition: Condition, plan: Plan) -> dict[st
 
 def _orders(seeds: Sequence[Seed], signal: str) -> dict[str, str]:
     among = {"all": (), "A's numbers": analysis.SAME_WORDS, "other numbers": analysis.OTHER_WORDS}
-    return {"signal": TITLES[signal]} | {
+    return {"signal": TITLES.get(signal, signal)} | {
         name: median_range([seed.order(signal, tasks) for seed in seeds], 2)
         for name, tasks in among.items()
     }
@@ -140,18 +135,13 @@ def _harms(seeds: Sequence[Seed]) -> Any:
         for condition, run in seed.runs.items()
     ]
     x = alt.X("harm:Q", title="harm: mean share of A lost")
-    y = alt.Y(
-        "condition:N",
-        sort=conditions,
-        title=None,
-        axis=alt.Axis(labelLimit=220, minExtent=0, maxExtent=400, grid=True),
-    )
+    axis = alt.Axis(labelLimit=220, minExtent=0, maxExtent=400, grid=True)
+    y = alt.Y("condition:N", sort=conditions, title=None, axis=axis)
     base = alt.Chart(inline_data(rows)).encode(y=y)
     dots = base.mark_point(size=28, filled=True, opacity=0.6, color=style.BLUE).encode(x=x)
     middles = base.mark_tick(thickness=2, size=12, color=style.INK)
-    return alt.layer(dots, middles.encode(x=alt.X("median(harm):Q"))).properties(
-        width=300, height=18 * len(conditions)
-    )
+    layers = alt.layer(dots, middles.encode(x=alt.X("median(harm):Q")))
+    return layers.properties(width=300, height=18 * len(conditions))
 
 
 def _courses(seeds: Sequence[Seed]) -> Any:

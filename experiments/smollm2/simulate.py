@@ -57,11 +57,7 @@ class ComparisonCallback(TrainerCallback):
 
 @cached("smollm2-{name}/claim.npz", own_folder=True)
 def simulate(name: str) -> dict[str, np.ndarray]:
-    """Train as an example describes; return the arrays of `InterferenceComparison`.
-
-    Raises:
-        ConfigError: the example or one of its files is missing.
-    """
+    """Train as an example describes; return the arrays of `InterferenceComparison`."""
     example, steps = EXAMPLES[name]
     folder = simulate.path(name).parent
     run = prepare(WatchConfig.load(example).model_copy(update={"run_dir": folder}))

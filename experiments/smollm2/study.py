@@ -84,10 +84,9 @@ def _behaviors(folder: Path) -> list[dict[str, object]]:
         margins = reader.margins(name)
         first, last = next(iter(margins.values())), list(margins.values())[-1]
         broke = next((step for step, m in margins.items() if score(m) < floor), None)
+        own = [alert for alert in alerts if alert.behavior == name]
         alerted = {
-            level: next(
-                (a.step for a in alerts if a.behavior == name and a.level.rank >= level.rank), None
-            )
+            level: next((a.step for a in own if a.level.rank >= level.rank), None)
             for level in Level
         }
         critical = alerted[Level.CRITICAL]
@@ -140,20 +139,14 @@ def claim_figure(runs: Sequence[Run]) -> alt.HConcatChart:
     frame = pd.DataFrame(rows)
     low = float(frame[["predicted", "realized"]].min().min())
     high = float(frame[["predicted", "realized"]].max().max())
-    diagonal = (
-        alt.Chart(pd.DataFrame({"predicted": [low, high], "realized": [low, high]}))
-        .mark_line(color="#999", strokeDash=[4, 3])
-        .encode(x="predicted", y="realized")
-    )
-    points = (
-        alt.Chart(frame)
-        .mark_point(filled=True, size=45)
-        .encode(
-            x=alt.X("predicted", title="predicted ⟨h_b, Δθ⟩ (logits)"),
-            y=alt.Y("realized", title="realized change of the mean margin (logits)"),
-            color=alt.Color("behavior", scale=alt.Scale(scheme="tableau10")),
-            tooltip=["behavior", "step", "predicted", "realized"],
-        )
+    ends = alt.Chart(pd.DataFrame({"predicted": [low, high], "realized": [low, high]}))
+    diagonal = ends.mark_line(color="#999", strokeDash=[4, 3]).encode(x="predicted", y="realized")
+    points = alt.Chart(frame).mark_point(filled=True, size=45)
+    points = points.encode(
+        x=alt.X("predicted", title="predicted ⟨h_b, Δθ⟩ (logits)"),
+        y=alt.Y("realized", title="realized change of the mean margin (logits)"),
+        color=alt.Color("behavior", scale=alt.Scale(scheme="tableau10")),
+        tooltip=["behavior", "step", "predicted", "realized"],
     )
     panels = [
         alt.layer(diagonal, points.transform_filter(alt.datum.run == run.name)).properties(
@@ -161,8 +154,7 @@ def claim_figure(runs: Sequence[Run]) -> alt.HConcatChart:
         )
         for run in runs
     ]
-    chart: alt.HConcatChart = alt.hconcat(*panels)
-    return chart
+    return alt.hconcat(*panels)
 
 
 class Plan(StudyPlan):

@@ -187,9 +187,8 @@ def require_taught_model() -> None:
 def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> Path:
     """Teach the package's model to refuse, and save it merged in `folder`.
 
-    LoRA on all linear layers. Seeded: meant to give the same weights on the same machine
-    and thread count.
-    `progress` is called with (steps done, all steps).
+    LoRA on all linear layers. Seeded: meant to give the same weights on the same machine and
+    thread count. `progress` is called with (steps done, all steps).
 
     Raises:
         ConfigError: see `convert` and `teaching_rows`.
@@ -217,7 +216,9 @@ def _teach(
         wrapped = get_peft_model(model, adapter)
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate_factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * (1.0 - step / STEPS)
+    )
     wrapped.train()
     for step in range(STEPS):
         wrapped(**_batch(tokenizer, next(draws))).loss.backward()
@@ -259,10 +260,6 @@ def _question(tokenizer: Any, prompt: str) -> str:
     turn = [{"role": "user", "content": prompt}]
     text: str = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     return text
-
-
-def _rate_factor(step: int) -> float:
-    return min(1.0, (step + 1) / WARMUP_STEPS) * (1.0 - step / STEPS)
 
 
 def _batch(tokenizer: Any, rows: Sequence[TeachingRow]) -> dict[str, Tensor]:

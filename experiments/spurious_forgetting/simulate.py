@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -12,7 +11,7 @@ from experiments.harness.cache import cached
 from experiments.spurious_forgetting.plan import Plan
 from experiments.worlds import Biographies
 from experiments.worlds.biographies import trained, training
-from riprap.diagnosis import interpolate_, matching_names, named_weights, recover, restore_weights
+from riprap.diagnosis import interpolate_, named_weights, recover, restore_weights
 
 STORED_SOURCES = {"own": "own", "unrelated": "irrelevant", "reference": "reference"}
 TASKS = {"same format": "plain", "other format": "well"}  # how new people's questions are answered
@@ -117,37 +116,17 @@ def _recover(
     )
     half = len(world.people) // 2
     taught, other_half = world.asked(world.people[:half]), world.asked(world.people[half:])
-
-    def relearn() -> float:
-        trained(world, model, world.mixed([taught], [world.config.batch], seed), plan.relearned)
-        return world.right(model, other_half)
-
-    def restore(part: str) -> Callable[[], float]:
-        def act() -> float:
-            weights = named_weights(start)
-            names = matching_names(model, weights, lambda name: any(p in name for p in PARTS[part]))
-            interpolate_(model, weights, weights, 1.0, names)
-            return world.right(model, asked)
-
-        return act
-
-    before = world.right(model, other_half)
     asked = world.asked(world.people)
-    return Recovery(
-        step,
-        str(diagnosed.verdict),
-        diagnosed.evidence.score_now,
-        {
-            f"{STORED_SOURCES[point.source]} {point.count}": point.score.mean
-            for point in diagnosed.curve
-        },
-        before,
-        _on_a_copy(model, relearn),
-        {part: _on_a_copy(model, restore(part)) for part in PARTS},
-    )
-
-
-def _on_a_copy(model: nn.Module, act: Callable[[], float]) -> float:
-    """Return what `act` returns; the weights that it changes are restored."""
+    before = world.right(model, other_half)
     with restore_weights(model):
-        return act()
+        trained(world, model, world.mixed([taught], [world.config.batch], seed), plan.relearned)
+        after = world.right(model, other_half)
+    weights, parts = named_weights(start), {}
+    for part, inside in PARTS.items():
+        names = [n for n, _ in model.named_parameters() if any(one in n for one in inside)]
+        with restore_weights(model):
+            interpolate_(model, weights, weights, 1.0, names)
+            parts[part] = world.right(model, asked)
+    curve = {f"{STORED_SOURCES[p.source]} {p.count}": p.score.mean for p in diagnosed.curve}
+    now = diagnosed.evidence.score_now
+    return Recovery(step, str(diagnosed.verdict), now, curve, before, after, parts)

@@ -67,11 +67,8 @@ def verdict(claim: str, task: str, runs: Sequence[Run], plan: Plan) -> str:
     outcomes = [holds(claim, numbers(task, seed, runs, plan), plan) for seed in seeds]
     if all(outcomes):
         return "replicates"
-    return (
-        f"mixed ({sum(outcomes)} of {len(outcomes)} seeds)"
-        if any(outcomes)
-        else "does not replicate"
-    )
+    mixed = f"mixed ({sum(outcomes)} of {len(outcomes)} seeds)"
+    return mixed if any(outcomes) else "does not replicate"
 
 
 def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, str]]:
@@ -106,15 +103,11 @@ def _evaluations(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
     for task, frozen in dict.fromkeys((run.task, run.frozen) for run in runs):
         own = [run for run in runs if (run.task, run.frozen) == (task, frozen)]
         for what in ("asked", "stated", "new"):
-            rows.append(
-                {"task": task, "frozen": frozen, "share right": what}
-                | {
-                    str(step): number(
-                        pd.Series([getattr(run.along[at], what) for run in own]).median(), 2
-                    )
-                    for at, step in enumerate(plan.at)
-                }
-            )
+            row = {"task": task, "frozen": frozen, "share right": what}
+            for at, step in enumerate(plan.at):
+                shares = pd.Series([getattr(run.along[at], what) for run in own])
+                row[str(step)] = number(shares.median(), 2)
+            rows.append(row)
     return rows
 
 
@@ -150,6 +143,7 @@ def _by_task_and_step(runs: Sequence[Run], plan: Plan) -> Iterator[tuple[str, in
 
 def figure(runs: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
     """Plot right answers over steps, by task and by what is frozen."""
+    lines = {"asked": "old questions", "stated": "old statements", "new": "new questions"}
     frame = pd.DataFrame(
         {
             "task": run.task,
@@ -161,11 +155,7 @@ def figure(runs: Sequence[Run], plan: Plan) -> alt.TopLevelMixin:
         }
         for run in runs
         for one in run.along
-        for what, words in (
-            ("asked", "old questions"),
-            ("stated", "old statements"),
-            ("new", "new questions"),
-        )
+        for what, words in lines.items()
     )
     return (
         alt.Chart(frame)

@@ -24,11 +24,7 @@ COLUMNS = ("steep", *UNRELATED, "random", "cosine_loss", "cosine_margin")
 
 @cached("steep_directions/{condition}-{seed}.npz")
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
-    """Run one condition from one seed; return `COLUMNS` by behavior, (measurements, columns).
-
-    Raises:
-        PreregistrationError: the preregistration was made for another world.
-    """
+    """Run one condition from one seed; return `COLUMNS` by behavior, (measurements, columns)."""
     plan, world = Plan.of(preregistration), ToyWorld()
     require_world(plan.world, world.fingerprint)
     model = world.start(seed)

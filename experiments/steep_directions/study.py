@@ -13,7 +13,7 @@ from scipy.stats import t
 from experiments.harness import markdown
 from experiments.harness.study import Session, Study
 from experiments.steep_directions.plan import Plan
-from experiments.steep_directions.simulate import COLUMNS, simulate
+from experiments.steep_directions.simulate import COLUMNS, UNRELATED, simulate
 from experiments.worlds import ToyWorld
 from riprap.report import apply_style, inline_data
 
@@ -80,12 +80,11 @@ def claims(runs: Sequence[Run], plan: Plan, chance: float) -> dict[str, str]:
     above = [task for task in tasks if interval(own[task], chance)[1] > plan.clearly]
     kinds = ("targets", "pairs")
     specific = [task for task in tasks if all(interval(own[task], k)[1] > 1 for k in kinds)]
-    return {
-        "clearly above chance where the whole cosines are near 0": _conclusion(above, tasks),
-        "more than the alignment with margins that say nothing of the behavior": _conclusion(
-            specific, tasks
-        ),
+    supported = {
+        "clearly above chance where the whole cosines are near 0": above,
+        "more than the alignment with margins that say nothing of the behavior": specific,
     }
+    return {claim: _conclusion(where, tasks) for claim, where in supported.items()}
 
 
 def _conclusion(supported: Sequence[str], tasks: Sequence[str]) -> str:
@@ -168,12 +167,8 @@ def sections(results: Results, plan: Plan) -> dict[str, Any]:
 
 def _row(name: str, runs: Sequence[Run], chance: float) -> dict[str, str]:
     near = sum(int(run.near.sum()) for run in runs)
-    over: dict[str, str | float] = {
-        "of chance": chance,
-        "of targets": "targets",
-        "of pairs": "pairs",
-        "of inputs": "inputs",
-    }
+    over: dict[str, str | float] = {"of chance": chance}
+    over |= {f"of {kind}": kind for kind in UNRELATED}
     ratios = {title: _interval(interval(runs, other)) for title, other in over.items()}
     random = np.concatenate([run.column("random") for run in runs]) / chance
     return {

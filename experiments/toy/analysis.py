@@ -99,9 +99,8 @@ class Run(RecordedRun):
         """Read a run's record; `arrays` are what `simulate` returned."""
         histories, alerts, readings = read_record(folder)
         first = next(iter(histories))
-        refreshes = sum(
-            r.signal == "norm_margin_gradient" and r.behavior == first for r in readings
-        )
+        refresh = ("norm_margin_gradient", first)
+        refreshes = sum((r.signal, r.behavior) == refresh for r in readings)
         margins = {name: arrays[f"margins/{name}"] for name in histories}
         cost = len(histories[first].steps) + 2 * refreshes
         return cls(condition, seed, histories, alerts, margins, folder, arrays, cost)
@@ -126,9 +125,8 @@ def first_by_level(alerts: list[Alert]) -> Firsts:
 
 def forecast_alerts(run: Run, name: str) -> Firsts:
     """Return the first alerts of the run's own monitor."""
-    return first_by_level(
-        [a for a in run.alerts if a.behavior == name and a.detector == "forecast"]
-    )
+    own = (name, "forecast")
+    return first_by_level([a for a in run.alerts if (a.behavior, a.detector) == own])
 
 
 def trivial_alerts(run: Run, name: str, check: int) -> Firsts:

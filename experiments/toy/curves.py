@@ -26,32 +26,23 @@ def band(lines: Sequence[Points]) -> list[Row]:
     if not arrays:
         return []
     first, last = max(one[0][0] for one in arrays), min(one[0][-1] for one in arrays)
-    grid = [
-        s for s in range(int(first), int(last) + 1) if s <= FINE or s % COARSE == 0 or s == last
-    ]
-    values = np.array([np.interp(grid, steps, line) for steps, line in arrays])
+    steps = range(int(first), int(last) + 1)
+    grid = [s for s in steps if s <= FINE or s % COARSE == 0 or s == last]
+    values = np.array([np.interp(grid, *line) for line in arrays])
     rows = zip(grid, np.median(values, 0), values.min(0), values.max(0), strict=True)
+    names = ("middle", "low", "high")
     return [
-        {"step": step, "middle": _short(mid), "low": _short(low), "high": _short(high)}
-        for step, mid, low, high in rows
+        {"step": step} | {name: float(f"{v:.4g}") for name, v in zip(names, own, strict=True)}
+        for step, *own in rows
     ]
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 def steps_axis(last: int, labels: bool) -> alt.X:
     """Return an axis of steps that gives room to the first ones."""
     ticks = [tick for tick in TICKS if tick <= last]
-    axis = alt.Axis(
-        title="optimizer step (symlog)" if labels else None,
-        labels=labels,
-        ticks=labels,
-        values=ticks,
-        format=",d",
-        gridDash=[1, 3],
-    )
+    title = "optimizer step (symlog)" if labels else None
+    shown: dict[str, Any] = {"title": title, "labels": labels, "ticks": labels, "values": ticks}
+    axis = alt.Axis(**shown, format=",d", gridDash=[1, 3])
     scale = alt.Scale(type="symlog", constant=LINEAR_UNTIL, domain=[0, last], nice=False)
     return alt.X("step:Q", scale=scale, axis=axis)
 
@@ -97,11 +88,7 @@ def legend(names: Sequence[str], width: int = 420) -> Any:
 
 
 def grid(
-    rows: Mapping[str, Sequence[Any]],
-    title: str,
-    lines: Sequence[str],
-    gap: int,
-    top: Any = None,
+    rows: Mapping[str, Sequence[Any]], title: str, lines: Sequence[str], gap: int, top: Any = None
 ) -> alt.VConcatChart:
     """Arrange panels in rows, each row under its name, below a title and its subtitles.
 
@@ -109,11 +96,8 @@ def grid(
         gap: between panels of a row, in pixels; their axes lie in it.
     """
     strips = [
-        alt.hconcat(
-            *charts,
-            spacing=gap,
-            bounds="flush",
-            title=alt.TitleParams(name, fontSize=12, offset=4),
+        alt.hconcat(*charts, spacing=gap, bounds="flush").properties(
+            title=alt.TitleParams(name, fontSize=12, offset=4)
         )
         for name, charts in rows.items()
     ]

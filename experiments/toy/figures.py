@@ -136,7 +136,9 @@ def _claim_panel(compared: Sequence[Comparison], condition: str, left: bool, low
         for step, (x, y) in enumerate(zip(one.predicted[FRESH], one.realized, strict=True))
     ]
     points.sort(key=lambda point: point["phase"] == PHASES[0])  # the few early ones on top
-    ends = _ends([value for point in points for value in (point["x"], point["y"])])
+    values = [0.0, *(point[axis] for point in points for axis in "xy")]
+    room = 0.05 * (max(values) - min(values))
+    ends = [min(values) - room, max(values) + room]
     scale = alt.Scale(domain=ends, nice=False)
     across = alt.Axis(tickCount=4, title="predicted" if lowest else None)
     up = alt.Axis(tickCount=4, title="realized" if left else None)
@@ -152,21 +154,11 @@ def _claim_panel(compared: Sequence[Comparison], condition: str, left: bool, low
         equal.mark_line(color=style.MUTED, strokeWidth=0.8).encode(x=x, y=y),
         dots.encode(x=x, y=y, color=color),
     )
-    title = curves.named(condition, subtitle=_fit(compared))
-    return layers.properties(width=SQUARE, height=SQUARE, title=title)
-
-
-def _ends(values: Sequence[float]) -> list[float]:
-    """Return the least and largest value, 0 included, with a margin."""
-    low, high = min(*values, 0.0), max(*values, 0.0)
-    room = 0.05 * (high - low)
-    return [low - room, high + room]
-
-
-def _fit(compared: Sequence[Comparison]) -> str:
     predicted = np.concatenate([one.predicted[FRESH] for one in compared])
     fit = agreement(predicted, np.concatenate([one.realized for one in compared]))
-    return f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}"
+    words = f"r = {fit['correlation']:.2f}, slope {fit['slope']:.2f}"
+    title = curves.named(condition, subtitle=words)
+    return layers.properties(width=SQUARE, height=SQUARE, title=title)
 
 
 def staleness_figure(runs: Sequence[Run]) -> alt.VConcatChart:

@@ -13,7 +13,7 @@ from experiments.harness.preregistration import Preregistration
 from experiments.toy.analysis import Run, slope_alerts
 from experiments.toy.plan import Plan
 from riprap.detectors import ForecastDetector, SlopeDetector
-from riprap.types import Forecast, Level
+from riprap.types import Level
 
 
 def forecasts(runs: Sequence[Run], preregistration: Preregistration) -> pd.DataFrame:
@@ -34,21 +34,14 @@ def forecasts(runs: Sequence[Run], preregistration: Preregistration) -> pd.DataF
                 "slope": slope_alerts(run, name, slope, plan)[1],
             }
             for kind, by_step in by_detector.items():
-                rows += [
-                    (kind, run.condition, run.seed, name, step, *_numbers(forecast), broke)
-                    for step, forecast in by_step.items()
-                    if broke is None or step < broke
-                ]
+                for step, f in by_step.items():
+                    if broke is None or step < broke:
+                        steps = (np.nan,) * 3 if f is None else (f.low, f.median, f.high)
+                        rows.append((kind, run.condition, run.seed, name, step, *steps, broke))
     columns = ["detector", "condition", "seed", "behavior", "step", "low", "median", "high"]
     frame = pd.DataFrame(rows, columns=[*columns, "broke"])
     frame["remaining"] = pd.to_numeric(frame.pop("broke")) - frame.step
     return frame
-
-
-def _numbers(forecast: Forecast | None) -> tuple[float, float, float]:
-    if forecast is None:
-        return (float("nan"),) * 3
-    return forecast.low, forecast.median, forecast.high
 
 
 def measure(frame: pd.DataFrame, horizon: int) -> dict[str, float]:
@@ -119,16 +112,17 @@ def interference_gain(frame: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any
     pairs = paired(frame)
     broken = pairs[pairs.broke.notna()]
     rows = [_gain_row(broken, level) for level in (Level.WARNING, Level.CRITICAL)]
-    false = [int(pairs[f"false_alarm_{kind}"].sum()) for kind in ("forecast", "slope")]
-    costs = [frame[frame.detector == kind].cost.mean() for kind in ("forecast", "slope")]
+    kinds = ("forecast", "slope")
+    false = tuple(int(pairs[f"false_alarm_{kind}"].sum()) for kind in kinds)
+    costs = tuple(frame[frame.detector == kind].cost.mean() for kind in kinds)
     visits = np.mean([len(next(iter(run.histories.values())).steps) for run in runs])
     gain = float(gains(broken, Level.CRITICAL).median()) if len(broken) else float("nan")
     return {
         "gains": rows,
         "n_broken": len(broken),
         "n_pairs": len(pairs),
-        "false": tuple(false),
-        "costs": tuple(costs),
+        "false": false,
+        "costs": costs,
         "visits": visits,
         "refreshes": costs[0] - visits,
         "conclusion": conclusion(gain, false[0] - false[1]),

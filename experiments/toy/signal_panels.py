@@ -52,21 +52,14 @@ class Lane:
     title: str
 
 
+QUARTER = "mean of the last quarter of the steps so far"
 LANES = (
     Lane("drift_mean", by_step, "Feature: drift of the mean activation (share of its norm)"),
     Lane("projection_ratio", by_step, "Feature: projection on the behavior's direction (ratio)"),
     Lane("energy_ratio", by_step, "Feature: energy in the behavior's subspace of the start"),
     Lane("interference", summed, "Gradient: interference, summed over steps (logits)"),
-    Lane(
-        "cosine_margin",
-        smoothed,
-        "Gradient: cosine_margin, mean of the last quarter of the steps so far",
-    ),
-    Lane(
-        "cosine_loss",
-        smoothed,
-        "Gradient: cosine_loss, mean of the last quarter of the steps so far",
-    ),
+    Lane("cosine_margin", smoothed, f"Gradient: cosine_margin, {QUARTER}"),
+    Lane("cosine_loss", smoothed, f"Gradient: cosine_loss, {QUARTER}"),
 )
 OVERLAP_TITLE = "Feature: subspace overlap of A and B (dashed: chance)"
 FEATURES = 3  # lanes before the overlap
@@ -78,7 +71,8 @@ def signals_figure(runs: Sequence[Run]) -> alt.VConcatChart:
     by_title[OVERLAP_TITLE] = _overlap_bands(runs)
     by_title |= {lane.title: _lane_bands(runs, lane) for lane in LANES[FEATURES:]}
     read = {title: bands for title, bands in by_title.items() if any(bands.values())}
-    marks = {OVERLAP_TITLE: _chance(runs)}
+    chance = [value for run in runs for _, value in series(run).get(CHANCE, [])]
+    marks = {OVERLAP_TITLE: [float(np.mean(chance))] if chance else []}
     rows = {
         title: _row(runs, bands, title == list(read)[-1], marks.get(title, []))
         for title, bands in read.items()
@@ -114,11 +108,6 @@ def _overlap_bands(runs: Sequence[Run]) -> dict[str, Bands]:
     return {c: {"": curves.band(lines)} if lines else {} for c, lines in bands.items()}
 
 
-def _chance(runs: Sequence[Run]) -> list[float]:
-    values = [value for run in runs for _, value in series(run).get(CHANCE, [])]
-    return [float(np.mean(values))] if values else []
-
-
 def _row(
     runs: Sequence[Run], bands: dict[str, Bands], lowest: bool, marks: list[float]
 ) -> list[Any]:
@@ -132,9 +121,8 @@ def _row(
         own = [run for run in runs if run.condition == condition]
         axis = alt.Axis(tickCount=4, labels=column == 0, ticks=column == 0, title=None)
         y = alt.Y("low:Q", scale=scale, axis=axis)
-        charts.append(
-            _panel(own, own_bands, y, lowest, marks).properties(title=curves.named(condition))
-        )
+        panel = _panel(own, own_bands, y, lowest, marks)
+        charts.append(panel.properties(title=curves.named(condition)))
     return charts
 
 

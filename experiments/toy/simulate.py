@@ -70,11 +70,7 @@ class TruthTracker(MarginTracker):
 
 @cached("toy/{condition}-{seed}/truth.npz", own_folder=True)
 def simulate(condition: str, seed: int, preregistration: Preregistration) -> dict[str, np.ndarray]:
-    """Run one condition from one seed; return the arrays of `TruthTracker`, beside the record.
-
-    Raises:
-        PreregistrationError: the preregistration was made for another world.
-    """
+    """Run one condition from one seed; return the arrays of `TruthTracker`, beside the record."""
     plan, world = Plan.of(preregistration), ToyWorld()
     require_world(plan.world, world.fingerprint)
     held_out = [
@@ -89,12 +85,9 @@ def simulate(condition: str, seed: int, preregistration: Preregistration) -> dic
         preregistration,
         steps=plan.steps,
         every=plan.every,
-        signals=preregistered_signals(),
+        signals=[  # those of the preregistration; later ones would only slow the runs
+            *signals.default(),
+            *(signals.LossCosine(), signals.FisherCosine(), signals.SpectralEntropy()),
+        ],
         make_tracker=lambda model, probes: TruthTracker(model, probes, held_out, plan),
     )
-
-
-def preregistered_signals() -> list[signals.Signal]:
-    """Return the signals of the preregistration; later signals would only slow the runs."""
-    more = [signals.LossCosine(), signals.FisherCosine(), signals.SpectralEntropy()]
-    return [*signals.default(), *more]

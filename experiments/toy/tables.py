@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from typing import Any
@@ -27,7 +27,10 @@ def claim_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     for (condition, name), group in cells(runs).items():
         compared = [comparisons(run)[name] for run in group]
         each = [agreement(one.predicted[FRESH], one.realized) for one in compared]
-        right, visible = np.sum([_signs(one) for one in compared], axis=0)
+        steps = pooled(compared)
+        is_visible = np.abs(steps.realized) > VISIBLE
+        is_right = np.sign(steps.predicted[FRESH]) == np.sign(steps.realized)
+        signs = count_of_total(int((is_right & is_visible).sum()), int(is_visible.sum()))
         rows.append(
             {
                 "condition": condition,
@@ -35,19 +38,10 @@ def claim_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
                 "seeds": len(compared),
                 "correlation": median_range([one["correlation"] for one in each], 2, "mean"),
                 "slope": median_range([one["slope"] for one in each], 2, "mean"),
-                f"sign right where the change exceeds {VISIBLE}": count_of_total(
-                    int(right), int(visible)
-                ),
+                f"sign right where the change exceeds {VISIBLE}": signs,
             }
         )
     return rows
-
-
-def _signs(one: Comparison) -> tuple[int, int]:
-    """Count the steps with the right sign, and those with a visible change."""
-    is_visible = np.abs(one.realized) > VISIBLE
-    right = np.sign(one.predicted[FRESH]) == np.sign(one.realized)
-    return int((right & is_visible).sum()), int(is_visible.sum())
 
 
 def residual_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
@@ -62,25 +56,20 @@ def residual_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     return rows
 
 
-def _binned(one: Comparison) -> list[dict[str, object]]:
+def _binned(one: Comparison) -> Iterator[dict[str, object]]:
     size = np.abs(one.realized)
     missed = np.abs(one.predicted[FRESH] - one.realized)
-    rows: list[dict[str, object]] = []
+    relative = missed / np.maximum(size, 1e-9)
     for low, high in pairwise(BINS):
         inside = (size >= low) & (size < high)
         if inside.any():
-            rows.append(
-                {
-                    "realized change": f"{low:g} to {high:g}" if high < np.inf else f"≥ {low:g}",
-                    "steps": int(inside.sum()),
-                    "median residual": number(np.median(missed[inside]), 3),
-                    "90 % of residuals below": number(np.quantile(missed[inside], 0.9), 3),
-                    "median residual ÷ change": number(
-                        np.median(missed[inside] / np.maximum(size[inside], 1e-9)), 2
-                    ),
-                }
-            )
-    return rows
+            yield {
+                "realized change": f"{low:g} to {high:g}" if high < np.inf else f"≥ {low:g}",
+                "steps": int(inside.sum()),
+                "median residual": number(np.median(missed[inside]), 3),
+                "90 % of residuals below": number(np.quantile(missed[inside], 0.9), 3),
+                "median residual ÷ change": number(np.median(relative[inside]), 2),
+            }
 
 
 @dataclass(frozen=True)
@@ -126,18 +115,12 @@ def staleness_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for condition, name in cells(runs):
         own = [one for one in ages_compared if (one.condition, one.behavior) == (condition, name)]
-        texts = {
-            f"age {one.age}": f"{number(one.correlation, 2)} ({number(one.fresh, 2)})"
-            for one in own
-        }
-        oldest = {f"oldest with ≥ {USEFUL}": _oldest(own)}
-        rows.append({"condition": condition, "behavior": name, **texts, **oldest})
+        useful = list(takewhile(lambda one: one.correlation >= USEFUL, own))
+        row: dict[str, object] = {"condition": condition, "behavior": name}
+        for one in own:
+            row[f"age {one.age}"] = f"{number(one.correlation, 2)} ({number(one.fresh, 2)})"
+        rows.append(row | {f"oldest with ≥ {USEFUL}": str(useful[-1].age) if useful else "none"})
     return rows
-
-
-def _oldest(rows: Sequence[StaleAgreement]) -> str:
-    useful = list(takewhile(lambda one: one.correlation >= USEFUL, rows))
-    return str(useful[-1].age) if useful else "none"
 
 
 EARLY = (("A", "C"), ("A", "C_disjoint"), ("B", "C_context"))
@@ -214,6 +197,7 @@ def per_run(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
+    false = "yes" if row["false_alarm"] else "no"
     return {
         "condition": row["condition"],
         "behavior": row["behavior"],
@@ -224,14 +208,8 @@ def _run_row(row: Mapping[Hashable, Any]) -> dict[str, object]:
         "lead": number(row["lead"]),
         "half-life": number(row["half_life"]),
         "final margin": number(row["final_margin"], 2),
-        "false alarm": _false_alarm(row),
+        "false alarm": "run ended too soon to tell" if row["undecided"] else false,
     }
-
-
-def _false_alarm(row: Mapping[Hashable, Any]) -> str:
-    if row["undecided"]:
-        return "run ended too soon to tell"
-    return "yes" if row["false_alarm"] else "no"
 
 
 def by_detector(frame: pd.DataFrame) -> list[dict[str, object]]:
@@ -247,16 +225,12 @@ def by_detector(frame: pd.DataFrame) -> list[dict[str, object]]:
 
 
 def _detector_row(group: pd.DataFrame) -> dict[str, object]:
-    detector, condition, behavior = (
-        str(group[key].iloc[0]) for key in ("detector", "condition", "behavior")
-    )
+    keys = ("detector", "condition", "behavior")
     broken = group[group.broke.notna()]
     before = int((broken.lead >= 1).sum())
     warned = int(group.warning.notna().sum())
     return {
-        "detector": detector,
-        "condition": condition,
-        "behavior": behavior,
+        **{key: str(group[key].iloc[0]) for key in keys},
         "runs": len(group),
         "breaks": len(broken),
         "alerted before": before,
@@ -264,7 +238,7 @@ def _detector_row(group: pd.DataFrame) -> dict[str, object]:
         "lead, median [min, max]": median_range(broken.lead.to_numpy(dtype=float)),
         "false criticals": int(group.false_alarm.sum()),
         "undecided": int(group.undecided.sum()),
-        "null runs with a warning or above": warned if condition == NULL else NOTHING,
+        "null runs with a warning or above": warned if (group.condition == NULL).all() else NOTHING,
     }
 
 

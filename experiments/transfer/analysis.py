@@ -111,18 +111,14 @@ def transfer(rows: Sequence[Row], origins: dict[str, str]) -> list[Transfer]:
         pairs = []
         for guard in [g for g, o in origins.items() if o == origin]:
             own = [row.retained(plain[row.task]) for row in rows if row.guard == guard]
-            safe = [one[name] for one in own for name in SAFETY]
-            able = [value for one in own for name, value in one.items() if name not in SAFETY]
-            pairs.append((float(np.nanmean(safe)), float(np.nanmean(able))))
+            safety = [one[name] for one in own for name in SAFETY]
+            others = [value for one in own for name, value in one.items() if name not in SAFETY]
+            pairs.append((float(np.nanmean(safety)), float(np.nanmean(others))))
         values = np.array(pairs)
         drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
         differences = (values[drawn, 1] - values[drawn, 0]).mean(1)
         alone = len(values) == 1
         low, high = (np.nan, np.nan) if alone else np.quantile(differences, [0.025, 0.975])
-        safety, capability = values.mean(0)
-        results.append(
-            Transfer(
-                origin, len(values), float(safety), float(capability), (float(low), float(high))
-            )
-        )
+        safe, able = map(float, values.mean(0))
+        results.append(Transfer(origin, len(values), safe, able, (float(low), float(high))))
     return results

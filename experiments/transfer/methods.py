@@ -69,10 +69,8 @@ def frozen(value: float, world: FactsWorld) -> Guard:
 
 def lisa(value: float, world: FactsWorld) -> Guard:
     """Take `value` protected steps in every ten."""
-    protected = int(value)
-    return guards.Lisa(
-        old_batches(world), world.loss, task_steps=10 - protected, protected_steps=protected
-    )
+    old, own = old_batches(world), int(value)
+    return guards.Lisa(old, world.loss, task_steps=10 - own, protected_steps=own)
 
 
 GUARDS: dict[str, GuardEntry] = {

@@ -16,7 +16,6 @@ from experiments.transfer.plan import PLAIN, Plan
 from experiments.worlds import FactsWorld
 from riprap.detectors import score
 from riprap.evaluation import evaluate
-from riprap.guards import Guard
 from riprap.monitor import Monitor
 
 AUTO_GUARD = "keeper"
@@ -132,8 +131,7 @@ def front(task: str, seed: int, plan: Plan) -> list[Point]:
     unit, plain = _plain(world, task, seed, plan)
     points = [replace(plain, learned=plain.learned / plain.learned)]
     for name in plan.front.guards:
-        guard = GUARDS[name].make(plan.knobs[name], world)
-        points += _guarded(world, name, guard, task, seed, plan, unit, plain.learned)
+        points += _guarded(world, name, task, seed, plan, unit, plain.learned)
     return points
 
 
@@ -152,27 +150,20 @@ def _plain(world: FactsWorld, task: str, seed: int, plan: Plan) -> tuple[float, 
 
 
 def _guarded(
-    world: FactsWorld,
-    name: str,
-    guard: Guard,
-    task: str,
-    seed: int,
-    plan: Plan,
-    unit: float,
-    reached: float,
+    world: FactsWorld, name: str, task: str, seed: int, plan: Plan, unit: float, reached: float
 ) -> list[Point]:
     """Return a guard's points at each budget; its start and the monitor are timed as well."""
+    guard = GUARDS[name].make(plan.knobs[name], world)
     model = world.start(seed).train()
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     behaviors = world.behaviors()
     torch.manual_seed(seed)
     points: list[Point] = []
-    budgets = sorted(plan.front.budgets)
+    budgets, steps = sorted(plan.front.budgets), 0
     measuring = 0.0  # time of the experiment's own measurements
     began = time.process_time()
     monitor = Monitor(behaviors, probe_every=plan.every)
     monitor.begin(model, optimizer, guard)
-    steps = 0
     while len(points) < len(budgets):
         world.loss(model, next(batches)).backward()
         optimizer.step()

@@ -48,11 +48,7 @@ class Run:
 
 @cached("transfer/{plan.world:.12}/{name}-{value:g}-{task}-{seed}-{plan.steps}-{plan.every}.json")
 def simulate(name: str, value: float, task: str, seed: int, plan: Plan) -> Run:
-    """Train on one task under one guard, its main parameter at a value.
-
-    Raises:
-        PreregistrationError: the plan was made for another world.
-    """
+    """Train on one task under one guard, its main parameter at a value."""
     world = FactsWorld()
     require_world(plan.world, world.fingerprint)
     model = world.start(seed).train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import altair as alt
@@ -131,9 +132,8 @@ def front_sections(points: Sequence[Point], plan: Plan) -> dict[str, Any]:
                     }
                 )
         parts.append(f"## {task}\n\n{markdown.table(lines)}")
-    comparisons = [
-        compare(points, budget, task) for task in plan.tasks for budget in plan.front.budgets
-    ]
+    cells = product(plan.tasks, plan.front.budgets)
+    comparisons = [compare(points, budget, task) for task, budget in cells]
     return {
         "tasks": "\n\n".join(parts),
         "volumes": [_volume(one) for one in comparisons],
@@ -178,26 +178,20 @@ def heat_map(rows: Sequence[Row], origins: Mapping[str, str]) -> alt.HConcatChar
     frame = pd.DataFrame(cells)
     order = list(dict.fromkeys(frame.sort_values(["origin", "guard"]).guard))
     columns = [*rows[0].scores, LEARNED]
-    parts = [
-        _panel(frame[frame.task == task], task, order, columns) for task in frame.task.unique()
-    ]
-    chart: alt.HConcatChart = alt.hconcat(*parts)
-    return chart
+    tasks = frame.task.unique()
+    return alt.hconcat(*[_panel(frame[frame.task == t], t, order, columns) for t in tasks])
 
 
-def _panel(frame: pd.DataFrame, task: str, order: list[str], columns: list[str]) -> alt.LayerChart:
+def _panel(frame: pd.DataFrame, task: str, order: list[str], columns: list[str]) -> Any:
     base = alt.Chart(frame, title=f"after learning {task}").encode(
         x=alt.X("what:N", sort=columns, title=None, axis=alt.Axis(labelAngle=-30)),
         y=alt.Y("guard:N", sort=order, title=None),
     )
-    color = alt.Color(
-        "share:Q", scale=alt.Scale(scheme="redyellowgreen", domain=[0, 1]), title="score"
-    )
-    boxes = base.mark_rect().encode(color=color)
-    numbers = base.mark_text(fontSize=9, color="black").encode(
-        text=alt.Text("share:Q", format=".2f")
-    )
-    return (boxes + numbers).properties(width=220, height=16 * len(order))
+    scale = alt.Scale(scheme="redyellowgreen", domain=[0, 1])
+    boxes = base.mark_rect().encode(color=alt.Color("share:Q", scale=scale, title="score"))
+    numbers = base.mark_text(fontSize=9, color="black")
+    numbers = numbers.encode(text=alt.Text("share:Q", format=".2f"))
+    return alt.layer(boxes, numbers).properties(width=220, height=16 * len(order))
 
 
 def search_jobs(session: Session[Plan]) -> list[Job]:

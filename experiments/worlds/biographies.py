@@ -121,14 +121,11 @@ class Biographies:
     @staticmethod
     def mixed(parts: Sequence[Rows], sizes: Sequence[int], seed: int) -> Iterator[Rows]:
         """Yield endless batches: `sizes[i]` rows drawn with replacement from `parts[i]`."""
-        generator = torch.Generator().manual_seed(seed)
+        rng = torch.Generator().manual_seed(seed)
         while True:
-            yield Rows.join(
-                [
-                    part[torch.randint(len(part), (size,), generator=generator)]
-                    for part, size in zip(parts, sizes, strict=True)
-                ]
-            )
+            pairs = zip(parts, sizes, strict=True)
+            rows = [part[torch.randint(len(part), (n,), generator=rng)] for part, n in pairs]
+            yield Rows.join(rows)
 
     def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(7)

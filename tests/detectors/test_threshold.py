@@ -96,7 +96,7 @@ def test_the_alert_says_what_caused_it() -> None:
         (5, "kl_start", 0.4),
         (10, "kl_start", 0.52),
     ]
-    assert alert.message == "kl_start is 0.52, above 0.3 for 2 checks"
+    assert alert.message == "kl_start is 0.52, above 0.3 for 2 probe evaluations"
     assert alert.forecast is None
 
 

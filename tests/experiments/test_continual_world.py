@@ -11,7 +11,7 @@ import torch
 from experiments.worlds.continual import BEHAVIORS, CATEGORIES, FORMATS, TASKS, ContinualWorld
 from experiments.worlds.continual_model import adapted, exact
 from experiments.worlds.continual_rows import IGNORED, Rows
-from riprap.detectors._history import score
+from riprap.detectors import score
 from riprap.evaluation import evaluate
 from small_continual import CONFIG, SEED, small
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from experiments.worlds import ToyConfig, ToyWorld
-from riprap.toy._tasks import Examples, Vocabulary
+from riprap.toy import Examples, Vocabulary
 
 OLD = ["A", "B", "over_refusal"]
 NEW = ["C", "C_disjoint", "C_context"]

@@ -24,7 +24,7 @@ AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothi
 
 REPLACED_COMMANDS = {
     "protocol": "`riprap protocol` is now `riprap policy`",
-    "study": "the experiments moved: run `python -m experiments NAME` from a checkout",
+    "study": "the experiments moved: see `python -m experiments list` in a checkout",
 }
 RENAMED_OPTIONS = {  # command -> old option -> new option
     "diagnose": {
@@ -32,6 +32,7 @@ RENAMED_OPTIONS = {  # command -> old option -> new option
         "--openers": "--refusal-prefixes",
         "--probes": "--n-probes",
     },
+    "policy": {"--protocol": "--policy"},
     "select": {"--batch": "--batch-size", "--openers": "--refusal-prefixes"},
 }
 

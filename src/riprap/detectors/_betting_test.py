@@ -43,7 +43,7 @@ class BettingTest(Sequential):
     of: Literal["margin", "score"] = "margin"
     tolerated: float = Field(default=0.05, ge=0)
     clip: float = Field(default=0.1, gt=0)
-    description: ClassVar[str] = "decline established, log of the wealth over its critical value"
+    description: ClassVar[str] = "log of the wealth over its critical value"
 
     @property
     def alert_threshold(self) -> float:
@@ -53,6 +53,15 @@ class BettingTest(Sequential):
     def input_signal(self) -> str:
         """Return `of`."""
         return self.of
+
+    def message(self, history: BehaviorHistory, statistic: float) -> str:
+        """Return the text of the alert: the mean decline, and the level of the test."""
+        decline = float(self.declines(history)[-1].mean())
+        unit = "of the mean margin" if self.of == "margin" else "of the score"
+        return (
+            f"decline established at level {self.alpha:g}: {decline:.0%} {unit} is lost, more than "
+            f"the tolerated {self.tolerated:.0%}"
+        )
 
     def statistic(self, history: BehaviorHistory) -> np.ndarray:
         """Return log(wealth / critical value) after each probe evaluation; −inf at the start."""

@@ -110,9 +110,9 @@ def describe(forecast: Forecast, history: BehaviorHistory) -> str:
         value = score(history.margins[-1])
         return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
     if forecast.median == float("inf"):
-        return f"may reach its floor in {forecast.low:.0f} steps or more"
+        return f"score could fall under its floor in {forecast.low:.0f} steps or later"
     late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"
     return (
-        f"expected to reach its floor {history.floor:.2f} in {forecast.median:.0f} steps "
-        f"({forecast.low:.0f} to {late})"
+        f"score expected to fall under its floor {history.floor:.2f} in {forecast.median:.0f} "
+        f"steps ({forecast.low:.0f} to {late})"
     )

@@ -81,7 +81,13 @@ class AlertPolicy(StrictModel):
         Raises:
             PolicyError: not readable, malformed, or its hash does not verify.
         """
-        policy = cls.parse(read_yaml(path, cls.error), str(path), cls.error)
+        document = read_yaml(path, cls.error)
+        if isinstance(document, dict) and "study" in set(document) - set(cls.model_fields):
+            raise cls.error(
+                f"{path} is the preregistration of an experiment, not an alert policy: "
+                "see `python -m experiments list` in a checkout"
+            )
+        policy = cls.parse(document, str(path), cls.error)
         if policy.hash is not None:
             policy.verify()
         return policy

@@ -51,8 +51,12 @@ class Sequential(Detector):
         readings = (
             Reading.of(series[-1][0], history.behavior, self.input_signal(), series[-1][1]),
         )
-        text = f"{self.description}: {now:.3g} is above {self.alert_threshold:.3g}"
+        text = self.message(history, now)
         return Alert(history.step, history.behavior, self.level, self.kind, text, readings)
+
+    def message(self, history: BehaviorHistory, statistic: float) -> str:
+        """Return the text of the alert."""
+        return f"{self.description}: {statistic:.3g} is above {self.alert_threshold:.3g}"
 
 
 def current_series(history: BehaviorHistory, signal: str) -> np.ndarray:

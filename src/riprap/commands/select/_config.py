@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -27,6 +28,8 @@ class SelectConfig(StrictModel):
         max_length: tokens per row; longer rows are truncated, as in training.
         id, category: fields that identify a row and name its category.
     """
+
+    renamed: ClassVar[dict[str, str]] = {"openers": "refusal_prefixes", "batch": "batch_size"}
 
     data: DataConfig
     model: str

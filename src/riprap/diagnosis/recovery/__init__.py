@@ -1,7 +1,7 @@
 """Recovery: relearn a few examples on a copy, and classify the loss by what returns.
 
 - `recover` returns a `Recovery`: a verdict with its reason, its `RecoveryEvidence`, and a curve of
-  `RecoveryPoint`s.
+  `RecoveryPoint` objects.
 - `Examples`: examples in any form. `trainable_copy`, `train_steps`, `learning_rates`,
   `trains_adapters`: the relearning itself, which repairs use too.
 - `MIN_PROBES`, `MIN_SCORE_DROP`: fewest probes, and smallest drop, for a verdict; the other

@@ -16,7 +16,7 @@ from riprap.selection.strategies._base import (
 
 
 class Moderate(Strategy):
-    """Samples of C = {i : |L_i − mean| ≤ std} with G_i nearest to the median of C.
+    """Samples of C = ``{i : |L_i − mean| ≤ std}`` with G_i nearest to the median of C.
 
     Source: 2604.17215, algorithm 1; faithful, with exact norms over the trainable parameters.
 
