@@ -29,7 +29,7 @@ ALONE = {  # each in a session of its own, and what must then be true of its nam
 }
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^(?P<indent> *)```(?P<language>[\w{}-]*)\n(?P<text>.*?)^ *```$",
+    r"(?:^<!-- (?P<mark>[^\n]+) -->\n)?^ *```(?P<language>[\w{}-]*)\n(?P<text>.*?)^ *```$",
     re.M | re.S,
 )
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")

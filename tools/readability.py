@@ -22,28 +22,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BEFORE = "d5639a4"
 LIBRARIES = ("torchjd", "opacus", "peft")
-OPENINGS = set(
-    [
-        "what",
-        "whether",
-        "how",
-        "who",
-        "whose",
-        "which",
-        "where",
-        "when",
-        "that",
-        "those",
-        "all",
-        "it",
-        "one",
-    ]
-)
+QUESTION_WORDS = "what whether how who whose which where when"
+PRONOUNS = "that those all it one"
+OPENINGS = set(re.findall(r"\w+", f"{QUESTION_WORDS} {PRONOUNS}"))
 VAGUE = set(
     re.findall(
         r"\w+",
-        "found made said one ones those kept left given asked told there ways way taken back seen held "
-        "thing things stuff tmp foo look looks come went goes put say saw",
+        "found made said one ones those kept left given asked told there ways way taken back seen "
+        "held thing things stuff tmp foo look looks come went goes put say saw",
     )
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -35,7 +35,7 @@ class ConcentrationMeasure:
 
 
 def directions(one: BehaviorMeasures) -> float:
-    """Directions needed; twice the largest count tried if that was not enough."""
+    """Return the directions needed; twice the largest count tried if that was not enough."""
     return min(one.redundancy.directions_needed, 2.0 * max(one.counts))
 
 

@@ -214,7 +214,7 @@ def _score_panel(runs: Sequence[BehaviorMeasures], model: str) -> Any:
     dots = base.mark_point(filled=True, size=18, opacity=1).encode(detail="kind:N")
     floor = alt.Chart(pd.DataFrame({"score": [runs[0].floor]}))
     rule = floor.mark_rule(strokeDash=[4, 3], color=style.MUTED).encode(y="score:Q")
-    title = f"{model}: score kept (grey: floor)"
+    title = f"{model}: score kept (gray: floor)"
     return alt.layer(rule, lines, dots).properties(width=250, height=130, title=title)
 
 

@@ -16,12 +16,12 @@ Key = tuple[str, float, str]  # method, its knob or ratio, order
 
 
 def attack_success(run: Run) -> list[float]:
-    """Share of held-out harmful requests that are not refused, after each stage."""
+    """Return the share of held-out harmful requests that are not refused, after each stage."""
     return [1 - scores["refusal"] for scores in run.scores[1:]]
 
 
 def kept(run: Run) -> float:
-    """Mean score over stages and behaviors."""
+    """Return the mean score over stages and behaviors."""
     return float(np.mean([list(scores.values()) for scores in run.scores[1:]]))
 
 

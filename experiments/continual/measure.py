@@ -77,7 +77,7 @@ def audit(model: Any, rows: Rows, measure: StageMeter, task: str, step: int) -> 
                 float(own.response_tokens.float().mean()),
                 float(losses.mean()),
                 float(norms[chosen].mean()),
-                **measure.towards([-part for part in gradient]),
+                **measure.toward_pretrained([-part for part in gradient]),
             )
         )
     return audited
@@ -163,14 +163,15 @@ class StageMeter:
             scores={name: score(values) for name, values in margins.items()},
             margins={name: float(values.mean()) for name, values in margins.items()},
             outputs=self._outputs(model),
-            alignment=self.towards(moved) | {"topk_stage": self.towards(stage)["topk"]},
+            alignment=self.toward_pretrained(moved)
+            | {"topk_stage": self.toward_pretrained(stage)["topk"]},
         )
 
-    def towards(self, moved: Sequence[Tensor]) -> dict[str, float]:
-        """Cosine of a movement of the linear weights with θ_pre − θ_aligned; 1 is straight back.
+    def toward_pretrained(self, moved: Sequence[Tensor]) -> dict[str, float]:
+        """Return cosines of a movement of the linear weights with θ_pre − θ_aligned.
 
         Returns:
-            `topk`, over the chosen coordinates, and `whole`; 0 without a movement.
+            `topk`, over the chosen coordinates, and `whole`; 1 is straight back, 0 no movement.
         """
         chosen = cosine(values_at(moved, self.coordinates), values_at(self.back, self.coordinates))
         flat = [torch.cat([part.reshape(-1) for part in one]) for one in (moved, self.back)]
@@ -199,6 +200,6 @@ def copied(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def cosine(one: Tensor, other: Tensor) -> float:
-    """Cosine of two vectors; 0 if one of them is 0."""
+    """Return the cosine of two vectors; 0 if one of them is 0."""
     both = float(one.norm() * other.norm())
     return float(one @ other) / both if both else 0.0

@@ -103,7 +103,7 @@ def bound_of(detector: Detector) -> float:
 
 
 def _soonest(detector: ForecastDetector, history: BehaviorHistory) -> np.ndarray:
-    """Minus the late bound of the time to the floor, if enough of the margin is spent."""
+    """Return minus the late bound of the time to the floor, if enough of the margin is spent."""
     far = detector.model_copy(update={"horizon": FAR})
     start = threshold_margin(history.margins[0], history.floor)
     path = np.full(len(history.steps), -np.inf)
@@ -116,7 +116,7 @@ def _soonest(detector: ForecastDetector, history: BehaviorHistory) -> np.ndarray
 
 
 def _beyond(detector: Detector, history: BehaviorHistory) -> np.ndarray:
-    """Least excess of a signal over its threshold in consecutive probe evaluations."""
+    """Return the least excess of a signal over its threshold in consecutive probe evaluations."""
     assert isinstance(detector, Threshold)
     values = np.array([value for _, value in history.series(detector.signal)])
     if not len(values):

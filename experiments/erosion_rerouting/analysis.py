@@ -27,12 +27,12 @@ class Conclusion:
 
 
 def kept_early(run: Run, plan: Plan) -> float:
-    """Smallest share of a mean margin that remains at the window."""
+    """Return the smallest share of a mean margin that remains at the window."""
     return min(run.at(plan.window).margins.values())
 
 
 def strayed(run: Run, plain: Run, step: int) -> float:
-    """Movement of the anchored features, as a share of that in an unguarded run.
+    """Return the movement of the anchored features, as a share of that in an unguarded run.
 
     The largest over layers; 1: as far as without a guard.
     """

@@ -19,7 +19,7 @@ AUTO_GUARD = "keeper"  # as the preregistration names it
 
 
 def lost(run: Run, plain: Run, behavior: str) -> float:
-    """Loss of a mean margin as a share of the unguarded run's; negative for a gain."""
+    """Return the loss of a mean margin as a share of the unguarded run's; negative for a gain."""
 
     def fall(one: Run) -> float:
         margins = one.margins[behavior]
@@ -29,7 +29,7 @@ def lost(run: Run, plain: Run, behavior: str) -> float:
 
 
 def worse(run: Run, plain: Run) -> float:
-    """Excess of the task loss over the unguarded run's, as a share of that."""
+    """Return the excess of the task loss over the unguarded run's, as a share of that."""
     return run.task / plain.task - 1
 
 

@@ -16,7 +16,7 @@ NOTHING = "–"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table; its columns are the keys of the first row."""
+    """Return a Markdown table; its columns are the keys of the first row."""
     if not rows:
         return "(no rows)"
     columns = list(rows[0])
@@ -26,14 +26,14 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """Text for a cell: one line, no other cell, no element and no link."""
+    """Return the text of a cell: one line, no other cell, no element and no link."""
     text = escape_control_chars(str(value)).replace("\n", " ").replace("\t", " ")
     text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(")
     return re.sub(r"(\\*)\|", lambda bar: 2 * bar[1] + r"\|", text)
 
 
 def number(value: object, digits: int = 0) -> str:
-    """A number with a fixed number of digits; a dash where there is none."""
+    """Format a number with a fixed number of digits; a dash where there is none."""
     if value is None or np.isnan(known := float(str(value))):
         return NOTHING
     if np.isinf(known):
@@ -45,23 +45,23 @@ def number(value: object, digits: int = 0) -> str:
 def median_range(
     values: Sequence[float | None] | np.ndarray, digits: int = 0, middle: str = "median"
 ) -> str:
-    """`median [min, max]`, or the mean in its place, of the values that are numbers."""
+    """Format the numbers among values as `median [min, max]`, or the mean in its place."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     if not len(known):
         return NOTHING
-    centre = np.mean(known) if middle == "mean" else np.median(known)
+    center = np.mean(known) if middle == "mean" else np.median(known)
     ends = ", ".join(number(end, digits) for end in (known.min(), known.max()))
-    return f"{number(centre, digits)} [{ends}]"
+    return f"{number(center, digits)} [{ends}]"
 
 
 def count_of_total(hits: int, total: int) -> str:
-    """`hits of total (percent)`."""
+    """Format a count as `hits of total (percent)`."""
     return f"{hits} of {total} ({hits / total:.0%})" if total else "0 of 0"
 
 
 def commit() -> str:
-    """The short hash of the working tree's commit, for the head of a page."""
+    """Return the short hash of the working tree's commit, for the head of a page."""
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     )

@@ -22,33 +22,33 @@ UNKNOWN = float("nan")
 
 
 def harm(run: Run, name: str = "A") -> float:
-    """Mean over the run of the share of held-out inputs that are answered wrongly."""
+    """Return the mean over the run of the share of held-out inputs that are answered wrongly."""
     steps = np.array(run.visits["step"])
     lost = 1 - np.array(run.visits[f"score/{name}"])
     return float(np.trapezoid(lost, steps) / (steps[-1] - steps[0]))
 
 
 def broke(run: Run, floor: float, name: str = "A") -> float:
-    """Step of the first measurement with the score below the floor; ∞ if there is none."""
+    """Return the step of the first measurement with the score below the floor, or ∞."""
     under = np.flatnonzero(np.array(run.visits[f"score/{name}"]) < floor)
     return run.visits["step"][under[0]] if len(under) else float("inf")
 
 
 def halved(run: Run, name: str = "A") -> float:
-    """Step of the first measurement with at most half of the first mean margin, or ∞."""
+    """Return the step of the first measurement with at most half of the first mean margin, or ∞."""
     margins = np.array(run.visits[f"margin/{name}"])
     under = np.flatnonzero(margins <= margins[0] / 2)
     return run.visits["step"][under[0]] if len(under) else float("inf")
 
 
 def reached(run: Run, level: float) -> int | None:
-    """Index of the first measurement with at least this accuracy on the new task."""
+    """Return the index of the first measurement with at least this accuracy on the new task."""
     indices = np.flatnonzero(np.array(run.visits["task"]) >= level)
     return int(indices[0]) if len(indices) else None
 
 
 def lost_at(run: Run, level: float, name: str = "A") -> float:
-    """Share of A lost when the new task first reached an accuracy; NaN if it never did."""
+    """Return the share of A lost when the new task first reached an accuracy, or NaN."""
     visit = reached(run, level)
     return UNKNOWN if visit is None else 1 - run.visits[f"score/{name}"][visit]
 
@@ -84,17 +84,17 @@ class Seed:
         return of / whole if whole >= self.plan.least_harm else UNKNOWN
 
     def kept_by(self, held: str, task: str = DISJOINT) -> float:
-        """Share of a task's harm that remains with a part frozen."""
+        """Return the share of a task's harm that remains with a part frozen."""
         return self.share(harm(self.run(task, held)), harm(self.run(task)))
 
     def left_equally(self, held: str) -> float:
-        """Share of C_disjoint's harm with a part frozen, at equal accuracy on the new task."""
+        """Return the share of C_disjoint's harm with a part frozen, at equal new-task accuracy."""
         return self.share(
             *equally(self.run(DISJOINT, held), self.run(DISJOINT), self.plan.learned)[:2]
         )
 
     def spared(self, task: str) -> float:
-        """Share by which freezing shared components reduces the harm more than random ones.
+        """Return how much more freezing shared components reduces the harm than random ones.
 
         −∞ if the new task was not learned with them frozen.
         """
@@ -105,33 +105,33 @@ class Seed:
         return self.share(drawn - harm(shared), drawn)
 
     def specific(self, task: str) -> float:
-        """Difference of harms: the lesser of random and unshared components, less shared ones."""
+        """Return a difference of harms: the lesser of random and unshared, less shared parts."""
         drawn = float(np.mean([harm(run) for run in self.randoms(task)]))
         return min(drawn, harm(self.run(task, UNSHARED))) - harm(self.run(task, SHARED))
 
     def among_own(self) -> float:
-        """Share of A's final loss that vanishes if only A's own numbers may be answers."""
+        """Return the share of A's final loss that vanishes among A's own numbers as answers."""
         visits = self.run(DISJOINT).visits
         return self.share(visits["within"][-1] - visits["score/A"][-1], 1 - visits["score/A"][-1])
 
     def regained(self, part: str) -> float:
-        """Share of A's final loss that is recovered with a part restored to the start."""
+        """Return the share of A's final loss that restoring a part to the start recovers."""
         run = self.run(DISJOINT)
         last = run.visits["score/A"][-1]
         return self.share(run.restored[part] - last, 1 - last)
 
     def less_by(self, others: Sequence[str], than: str) -> float:
-        """Share by which even the most harmful of the others harms less than a task."""
+        """Return the share by which even the most harmful of the others harms less than a task."""
         whole = harm(self.run(than))
         return self.share(whole - max(harm(self.run(other)) for other in others), whole)
 
     def later(self) -> float:
-        """Ratio of A's break steps under C_disjoint and C; ∞ without a break under C_disjoint."""
+        """Return the ratio of A's break steps under C_disjoint and C; ∞ without the former."""
         late, soon = (broke(self.run(task), self.plan.floor) for task in (DISJOINT, SAME))
         return late / max(soon, 1.0) if np.isfinite(soon) else UNKNOWN
 
     def order(self, signal: str, among: Sequence[str] = ()) -> float:
-        """Rank correlation over conditions of an early signal with the harm.
+        """Return the rank correlation over conditions of an early signal with the harm.
 
         Args:
             among: only these tasks; empty: all except `null`.

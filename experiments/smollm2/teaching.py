@@ -273,10 +273,10 @@ def _batch(tokenizer: Any, rows: Sequence[TeachingRow]) -> dict[str, Tensor]:
         pairs.append(((question + answer)[:MAX_TOKENS], labels[:MAX_TOKENS]))
     longest = max(len(ids) for ids, _ in pairs)
     ids = torch.full((len(pairs), longest), tokenizer.pad_token_id)
-    labelled = torch.full((len(pairs), longest), IGNORED)
+    padded_labels = torch.full((len(pairs), longest), IGNORED)
     for i, (tokens, labels) in enumerate(pairs):
         ids[i, : len(tokens)] = torch.tensor(tokens)
-        labelled[i, : len(labels)] = torch.tensor(labels)
+        padded_labels[i, : len(labels)] = torch.tensor(labels)
     lengths = torch.tensor([len(tokens) for tokens, _ in pairs])
     attended = (torch.arange(longest)[None, :] < lengths[:, None]).long()
-    return {"input_ids": ids, "labels": labelled, "attention_mask": attended}
+    return {"input_ids": ids, "labels": padded_labels, "attention_mask": attended}

@@ -45,7 +45,7 @@ def numbers(task: str, seed: int, runs: Sequence[Run], plan: Plan) -> dict[str, 
 
 
 def regained(back: Recovery, source: str) -> float:
-    """Share of the lost score that a source recovers; the reference recovers all of it."""
+    """Return the share of the lost score that a source recovers; the reference: all of it."""
     now, most = back.now, max(value for key, value in back.curve.items() if "reference" in key)
     return (back.curve[source] - now) / max(most - now, 1e-9)
 

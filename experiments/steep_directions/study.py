@@ -40,7 +40,7 @@ class Run:
         return self.rows[self.near, COLUMNS.index(name)]
 
     def ratio(self, over: str | float) -> float:
-        """Mean log ratio of the steep alignment to another column or number; NaN if empty."""
+        """Return the mean log ratio of the steep alignment to a column or number; NaN if empty."""
         other = over if isinstance(over, float) else self.column(over)
         values = np.log(self.column("steep") / other)
         return float(values.mean()) if len(values) else float("nan")

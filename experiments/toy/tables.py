@@ -264,6 +264,6 @@ def overlap_rows(runs: Sequence[Run]) -> list[dict[str, object]]:
 
 
 def _mean_at(readings: list[tuple[int, float]], place: int) -> float:
-    """Mean over layers at the first or last step that was recorded."""
+    """Return the mean over layers at the first or last step that was recorded."""
     step = readings[place][0]
     return float(np.mean([value for at, value in readings if at == step]))

@@ -54,7 +54,7 @@ class Row:
     acted: float
 
     def retained(self, plain: Row) -> dict[str, float]:
-        """Share of the plain run's loss of score that the guard prevented, by behavior.
+        """Return the share of the plain run's loss of score that the guard prevented, by behavior.
 
         NaN if the plain run lost less than 0.1.
         """

@@ -22,7 +22,7 @@ AUTO_GUARD = "keeper"
 
 
 def hypervolume(points: Iterable[tuple[float, float]]) -> float:
-    """Area in [0, 1]² that points (kept, learned) dominate, with reference point (0, 0).
+    """Return the area in [0, 1]² that points (kept, learned) dominate, with reference point (0, 0).
 
     Source: Zitzler and Thiele, 1999.
     """

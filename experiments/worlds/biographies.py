@@ -155,7 +155,7 @@ class Biographies:
 
     @torch.no_grad()
     def right(self, model: nn.Module, rows: Rows) -> float:
-        """Share of rows with every learned word as the most likely one."""
+        """Return the share of rows with every learned word as the most likely one."""
         return float(exact(model, rows).float().mean())
 
 

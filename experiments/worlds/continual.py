@@ -241,7 +241,7 @@ class ContinualWorld:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:
-        """Share of a task's held-out inputs that greedy decoding answers exactly."""
+        """Return the share of a task's held-out inputs that greedy decoding answers exactly."""
         return float(exact(model, self.held_out(task)).float().mean())
 
     def fixed(self) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ def test_the_way_back_is_1_on_the_way_back(world: ContinualWorld) -> None:
     assert back.outputs["from pretrained"] == pytest.approx(0, abs=1e-6)
     assert back.scores["refusal"] == 0
     away = [-part for part in measure.back]
-    assert measure.towards(away)["topk"] == pytest.approx(-1)
+    assert measure.toward_pretrained(away)["topk"] == pytest.approx(-1)
     assert len(linear_weights(after)) == 7 * world.config.layers
 
 

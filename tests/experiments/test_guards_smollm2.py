@@ -27,7 +27,7 @@ def run(guard: str, end: float, task: float, seed: int = 1, steps: int = STEPS) 
     return Run(guard, seed, margins, scores, task, 3.0, 100.0, 0.5, ["3 refusal watch"])
 
 
-def test_every_guard_that_the_protocol_names_is_on_the_bench(plan: Plan) -> None:
+def test_every_preregistered_guard_is_known(plan: Plan) -> None:
     assert {*plan.tried, *plan.guards} <= set(GUARDS)
     assert study.AUTO_GUARD in plan.guards
 

@@ -26,7 +26,7 @@ def found(truth: str, verdict: str, **numbers: float | None) -> ClassifiedCheckp
     return ClassifiedCheckpoint("people", "x", 1, truth, 1.0, 1.0, verdict, evidence, {})
 
 
-def test_the_frozen_protocols_hold() -> None:
+def test_the_frozen_preregistrations_hold() -> None:
     for name, plan in (("loss_classification", Plan), ("spurious_forgetting", SpuriousPlan)):
         preregistration = Preregistration.named(name)
         preregistration.verify()

@@ -221,8 +221,8 @@ def test_a_run_of_a_smaller_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert run.visits["step"] == [0, 1, 3, 4]
         assert all(len(column) == 4 for column in run.visits.values())
         assert all(len(column) == 3 for column in run.moves.values())
-        realised = run.visits["margin/A"][1] - run.visits["margin/A"][0]
-        assert run.moves["predicted/A"][0] == pytest.approx(realised, rel=0.2)
+        realized = run.visits["margin/A"][1] - run.visits["margin/A"][0]
+        assert run.moves["predicted/A"][0] == pytest.approx(realized, rel=0.2)
     first = [run.moves["predicted/A"][0] for run in runs]
     assert abs(first[0] - first[1]) > 1e-6  # holding does something
     assert simulate(Condition("C"), 7, small) == runs[0]  # read from its file

@@ -43,7 +43,7 @@ TERMS = Preregistration.parse(
             "fixed": [{"signal": "drift_mean", "side": "above", "value": 0.5}],
         },
     },
-    "the test's protocol",
+    "the test's terms",
 )
 
 

@@ -59,7 +59,7 @@ def test_every_fact_has_one_answer_in_both_wordings(world: FactsWorld) -> None:
     assert not known & set(map(tuple, both))
 
 
-def test_every_guard_of_the_library_is_on_the_bench(world: FactsWorld) -> None:
+def test_every_guard_of_the_library_is_compared(world: FactsWorld) -> None:
     """But for what composes others, and O-LoRA: the world has no adapters."""
     made = {type(entry.make(entry.values[1], world)).__name__ for entry in GUARDS.values()}
     every = {

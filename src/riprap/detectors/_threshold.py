@@ -44,6 +44,7 @@ class Threshold(Detector):
             history.behavior,
             self.level,
             f"threshold({self.signal})",
-            f"{self.signal} is {now:.3g}, {self.side} {bound:.3g} for {self.consecutive} probe evaluations",
+            f"{self.signal} is {now:.3g}, {self.side} {bound:.3g} for {self.consecutive} "
+            "probe evaluations",
             tuple(Reading.of(step, history.behavior, self.signal, value) for step, value in recent),
         )

@@ -13,7 +13,7 @@
 - `repair`: ways to restore lost behaviors, and their cost. `compare_repairs` (`Repair`),
   `cheapest_repair`, `apply_repair`, `merged_weights`.
 
-Outside the subpackages: `forgetting` (`Forgetting`), metrics of a sequence of tasks; `BehaviorDiagnosis`
+Beside them: `forgetting` (`Forgetting`), metrics of a sequence of tasks; `BehaviorDiagnosis`
 and `Diagnosis`, the results of `riprap diagnose`, with `has_loss`; `Estimate` and `estimate`, a
 mean with its interval; `Progress`. Weights of other checkpoints: `SafetensorsFolder`, `Weights`,
 `reference_model`, `restore_weights`, `matching_names`, `named_weights`, `interpolate_`.
