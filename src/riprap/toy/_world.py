@@ -192,7 +192,7 @@ class ToyWorld:
             max_inputs: largest number of inputs per behavior; A has 481.
         """
         start = self.config.probes
-        rest = {task: part[start:][:max_inputs] for task, part in self._shuffled().items()}
+        rest = {t: self.tasks[t][order[start:][:max_inputs]] for t, order in self._orders().items()}
         return [Behavior.next_token(task, r.input_ids, r.targets) for task, r in rest.items()]
 
     def truth(self) -> dict[str, Examples]:
@@ -200,18 +200,21 @@ class ToyWorld:
         return {task: rest for task, (_, rest) in self._splits().items()}
 
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
-        """Split each old task into probes and held-out inputs."""
+        """Split each old task into probes and held-out inputs, as copies."""
         n, more = self.config.probes, self.config.held_out
-        return {task: (part[:n], part[n:][:more]) for task, part in self._shuffled().items()}
+        return {
+            task: (self.tasks[task][order[:n]], self.tasks[task][order[n : n + more]])
+            for task, order in self._orders().items()
+        }
 
-    def _shuffled(self) -> dict[str, Examples]:
+    def _orders(self) -> dict[str, Tensor]:
         """Shuffle the inputs of each old task; the order does not depend on the seed of a run."""
-        shuffled = {}
-        for index, task in enumerate(self.old):
-            generator = torch.Generator().manual_seed(index)
-            order = torch.randperm(len(self.tasks[task]), generator=generator)
-            shuffled[task] = self.tasks[task][order]
-        return shuffled
+        return {
+            task: torch.randperm(
+                len(self.tasks[task]), generator=torch.Generator().manual_seed(index)
+            )
+            for index, task in enumerate(self.old)
+        }
 
 
 def _answer_logits(model: nn.Module, examples: Examples) -> Tensor:
