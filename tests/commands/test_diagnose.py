@@ -20,6 +20,8 @@ from riprap.commands.diagnose._loading import load_pair
 from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 ASKED = [part for name in BEHAVIORS[:2] for part in ("--behaviors", name)]
 ASKED += ["--refusal-prefixes", "Sorry", "--n-probes", "12"]
 

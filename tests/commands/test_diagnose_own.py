@@ -20,6 +20,8 @@ from riprap.commands.watch._build import build_behavior
 from riprap.commands.watch._config import BehaviorConfig
 from riprap.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 KEYS, VALUES = 90, 6
 TOKENIZER = make_tokenizer()
 WORDS = sorted(word for word in TOKENIZER.get_vocab() if word[0].isalpha())

@@ -21,6 +21,8 @@ from riprap.diagnosis.basins._sweep import basin
 from riprap.errors import BehaviorError, ConfigError, RiprapError
 from tiny import make_llama
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.randint(3, 40, (6, 5), generator=torch.Generator().manual_seed(1))
 BEHAVIORS = [
     Behavior.next_token("words", IDS, [9, 11, 30, 12, 7, 8]),

@@ -245,6 +245,7 @@ def test_a_lock_that_is_none_is_not_written_to(what: str, tmp_path: Path) -> Non
     unchanged(tmp_path, before)
 
 
+@pytest.mark.slow
 def test_facts_of_any_shape_are_shown(tmp_path: Path) -> None:
     shapes = [None, 3, "x", [], [1], {}, {"a": [1]}, [None], True, 1e300, {"": ""}]
     for index, shape in enumerate(shapes):

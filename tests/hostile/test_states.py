@@ -95,6 +95,7 @@ def goes_on(monitor: Monitor, steps: int) -> None:
     assert monitor.step == steps + 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @given(PLACES, st.sampled_from(["lost", "extra", "wrong"]), st.sampled_from(WRONG))
 @settings(max_examples=100, deadline=None)

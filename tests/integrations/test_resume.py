@@ -20,6 +20,8 @@ from riprap.integrations.hf import MonitorCallback
 from riprap.integrations.lightning import MonitorCallback as LightningCallback
 from tiny import make_llama
 
+pytestmark = pytest.mark.slow
+
 STEPS, STOP = 12, 7
 ROWS = [{"input_ids": row, "labels": row} for row in resuming.ROWS[:64]]
 

@@ -14,6 +14,8 @@ import torch
 
 import resuming
 
+pytestmark = pytest.mark.slow
+
 KILLS = 100
 STEPS = 20
 

@@ -177,6 +177,7 @@ def test_mixed_precision(policy: AlertPolicy) -> None:
     compare(build, of_words(), policy, steps=15)
 
 
+@pytest.mark.slow
 def test_an_adapter(policy: AlertPolicy) -> None:
     compare(lambda: llama(adapted=True), of_words(), policy)
 
@@ -249,6 +250,7 @@ def with_sft_trainer(folder: Path, callbacks: list[Any]) -> SFTTrainer:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [with_trainer, with_sft_trainer])
 def test_trainers(build: Callable[..., Trainer], policy: AlertPolicy, tmp_path: Path) -> None:
     ends = []

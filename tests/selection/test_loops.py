@@ -48,6 +48,7 @@ def rows_of(given: dict, rows: list[int]) -> dict:
     return {key: value[rows] for key, value in given.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "llama"])
 def test_fifty_batches_are_chosen_as_one_backward_a_sample_would(name: str) -> None:
     model = training(name)
