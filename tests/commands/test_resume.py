@@ -22,7 +22,7 @@ from riprap.commands.watch import prepare
 from riprap.commands.watch._resume import newest_checkpoint
 from riprap.record import Reader, Writer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SAVING = {"save_steps": 3}
 STOP = 7
 

@@ -16,7 +16,7 @@ from distributed.ranks import IDS, POLICY, SECONDS, behaviors, spread
 from riprap import Monitor, guards
 from riprap.errors import ConfigError
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 MADE = {
     "gem": lambda: guards.GEM(refresh=2),

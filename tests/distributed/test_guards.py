@@ -9,7 +9,7 @@ import torch
 
 from distributed.guarded_training import EVERYWHERE, REPLICAS, on_ranks, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

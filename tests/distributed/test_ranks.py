@@ -12,7 +12,7 @@ import torch
 from distributed.ranks import on_ranks, train
 from riprap.record import Reader
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])

@@ -35,7 +35,7 @@ REFUSED: dict[str, set[str]] = {
 }
 SECONDS = 120 + 10 * len(GUARDS)
 each = pytest.mark.parametrize("name", GUARDS)
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def launch(work: Callable[..., None], *arguments: Any) -> None:

@@ -22,7 +22,7 @@ from riprap.monitor._alert_tracker import AlertTracker
 from riprap.record import Reader, load_state
 from riprap.types import Action
 
-pytestmark = pytest.mark.filterwarnings("ignore:riprap. guard rollback")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:riprap. guard rollback")]
 STEPS, SAVES, RATE = 20, 4, 0.3
 # At the call of that number the process dies; rollbacks are at steps 3, 4, 6 and 13.
 HARMED = {

@@ -23,6 +23,7 @@ from riprap.types import Action
 from tiny import make_llama, make_tokenizer
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:riprap. guard rollback"),
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
 ]

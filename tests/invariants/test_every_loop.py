@@ -33,7 +33,7 @@ from riprap import AlertPolicy
 from riprap.integrations.hf import MonitorCallback
 from tiny import make_llama
 
-pytestmark = pytest.mark.filterwarnings("ignore:behavior .* before training")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:behavior .* before training")]
 Built = tuple[nn.Module, Any, Callable[[], Tensor]]
 
 

@@ -10,6 +10,7 @@ import time
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 
 import resuming

@@ -15,7 +15,7 @@ from distributed.ranks import IDS, SECONDS, free_port, spread, weights
 from riprap.errors import ConfigError
 from riprap.selection import Selector
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def train(kind: str, strategy: str, accumulate: int) -> dict[str, Any]:
