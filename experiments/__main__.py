@@ -65,11 +65,11 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    for file in sorted(TERMS.glob("*.yaml")):
-        if options.name in (None, file.stem):
-            terms = Preregistration.named(file.stem)
-            terms.verify()
-            print(f"{file.stem}: verified {terms.hash}")
+    every = sorted(file.stem for file in TERMS.glob("*.yaml"))
+    for name in every if options.name is None else [options.name]:
+        terms = Preregistration.named(name)
+        terms.verify()
+        print(f"{name}: verified {terms.hash}")
     return 0
 
 

@@ -105,7 +105,7 @@ def test_pages_that_stand_alone_come_true(page: str) -> None:
     assert ALONE[page](names)
 
 
-def test_the_behaviours_of_the_tutorial_were_learned_and_break(session: dict[str, Any]) -> None:
+def test_the_behaviors_of_the_tutorial_were_learned_and_break(session: dict[str, Any]) -> None:
     assert (session["scores"].loc[0] == 1).all()
     broken = session["monitor"].broken()
     assert set(broken) == {"adding", "commuting"}

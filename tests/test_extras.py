@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from riprap._extras import EXTRAS, require
 from riprap.errors import ConfigError, MissingExtraError
 
+ROOT = Path(__file__).parents[1]
 MODULES = sorted({module for modules in EXTRAS.values() for module in modules} | {"markupsafe"})
 
 BLOCK = """
@@ -123,6 +126,14 @@ def test_the_doctor_needs_the_command_line_only() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "extras installed: riprap[cli]\n" in result.stdout
     assert "riprap[hf] (transformers, trl, peft, accelerate, datasets)" in result.stdout
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    distributions = {"vl-convert-python": "vl_convert", "sae-lens": "sae_lens"}
+    for extra, modules in EXTRAS.items():
+        names = [re.split(r"[<>=]", text)[0] for text in project["optional-dependencies"][extra]]
+        assert {distributions.get(name, name) for name in names} == set(modules), extra
 
 
 def test_require_names_the_module_and_its_extra() -> None:

@@ -17,7 +17,7 @@ MORE, LESS, UNTOLD = "more", "less", "not told apart"
 
 @dataclass(frozen=True)
 class ConcentrationMeasure:
-    """One of the three measures of concentration.
+    """A measure of concentration, of three.
 
     Attributes:
         title: name in tables.

@@ -18,7 +18,7 @@ Earlier = Sequence[dict[str, Tensor]]  # the A matrices of each earlier adapter,
 
 @dataclass(frozen=True)
 class GuardEntry:
-    """One guard.
+    """A guard that is compared, with the parameter that is searched.
 
     Attributes:
         knob: parameter that is searched; `values`: the three values that are tried.

@@ -1,4 +1,4 @@
-"""One run: four tasks in sequence under one method."""
+"""Run of the experiment: four tasks in sequence under one method."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from riprap._config import StrictModel
 
 
 class Degree(StrictModel):
-    """How B was installed, together with the other old tasks.
+    """Recipe by which B was trained, together with the other old tasks.
 
     Attributes:
         steps: of training.

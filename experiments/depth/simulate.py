@@ -1,4 +1,4 @@
-"""One run: B is installed to some degree, then a task in B's own context is learned."""
+"""Run of the experiment: train B to some degree, then learn a task in B's own context."""
 
 from __future__ import annotations
 

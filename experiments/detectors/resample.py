@@ -39,7 +39,7 @@ class PlantedDecline:
 
 @dataclass
 class ResampledRun:
-    """One resampled run.
+    """A resampled run.
 
     Attributes:
         histories: those of a monitor that uses only forward passes.

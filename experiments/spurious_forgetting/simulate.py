@@ -48,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was recovered at a step.
+    """Recovery at a step.
 
     Attributes:
         now: score before any recovery, on probes that chose nothing.

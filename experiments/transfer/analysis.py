@@ -89,7 +89,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """How well the guards of one field keep behaviors, over guards, tasks and seeds.
+    """Share of behaviors that the guards of one field keep, over guards, tasks and seeds.
 
     Attributes:
         safety, capability: mean prevented share of the loss, of safety behaviors and of others.

@@ -18,7 +18,7 @@ Make = Callable[[float, FactsWorld], Guard]
 
 @dataclass(frozen=True)
 class GuardEntry:
-    """One guard.
+    """A guard that is compared, with the parameter that is searched.
 
     Attributes:
         knob: parameter that is searched; `values`: the three values that are tried.

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from experiments.worlds import biographies_rows as source
 from experiments.worlds.biographies_rows import Fact
-from experiments.worlds.continual_model import exact, fit, untrained
+from experiments.worlds.continual_model import exact, fit_rows, untrained
 from experiments.worlds.continual_rows import Rows
 from riprap.behaviors import Behavior
 from riprap.toy import CACHE, Examples, Progress, fingerprint, train_or_load
@@ -110,9 +110,9 @@ class Biographies:
             read, asked = self.statements(facts), self.asked(facts)
             half = c.start_batch // 2
             first = self.mixed([read], [c.start_batch], seed)
-            fit(model, first, c.pretraining_steps, c.pretraining_rate, progress)
+            fit_rows(model, first, c.pretraining_steps, c.pretraining_rate, progress)
             both = self.mixed([read, asked], [half, half], seed + 1)
-            fit(model, both, c.alignment_steps, c.alignment_rate, progress)
+            fit_rows(model, both, c.alignment_steps, c.alignment_rate, progress)
 
         model = self.untrained(seed)
         train_or_load(model, name, seed, cache, train)

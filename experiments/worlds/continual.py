@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from experiments.worlds import continual_rows as source
-from experiments.worlds.continual_model import exact, fit, untrained
+from experiments.worlds.continual_model import exact, fit_rows, untrained
 from experiments.worlds.continual_rows import Pair, Rows, Words
 from riprap.behaviors import Behavior
 from riprap.toy import CACHE, Examples, Progress, fingerprint, train_or_load
@@ -195,7 +195,7 @@ class ContinualWorld:
 
         def train(model: nn.Module) -> None:
             data = self._mixed(self._pretraining, seed)
-            fit(model, data, c.pretraining_steps, c.pretraining_rate, progress)
+            fit_rows(model, data, c.pretraining_steps, c.pretraining_rate, progress)
 
         model = untrained(self.config, len(self.words), seed)
         train_or_load(model, f"{self.fingerprint[:14]}before", seed, cache, train)
@@ -210,7 +210,7 @@ class ContinualWorld:
         def train(model: nn.Module) -> None:
             model.load_state_dict(self.pretrained(seed, cache, progress).state_dict())
             data = self._mixed(self._alignment, seed)
-            fit(model, data, c.alignment_steps, c.alignment_rate, progress)
+            fit_rows(model, data, c.alignment_steps, c.alignment_rate, progress)
 
         model = untrained(self.config, len(self.words), seed)
         train_or_load(model, self.fingerprint, seed, cache, train)

@@ -7,53 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from experiments.worlds.continual_rows import IGNORED, WIDTH, Rows
-from riprap.toy import Progress
+from riprap.toy import Progress, fit, random_llama
 
 
 def untrained(config: Any, vocabulary_size: int, seed: int) -> LlamaForCausalLM:
-    """Return a model with random weights.
-
-    Args:
-        config: has the sizes `hidden`, `feed_forward`, `layers`, `heads` and `initial_range`.
-    """
-    settings = LlamaConfig(
-        vocab_size=vocabulary_size,
-        hidden_size=config.hidden,
-        intermediate_size=config.feed_forward,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        max_position_embeddings=WIDTH + 2,
-        tie_word_embeddings=False,
-        use_cache=False,
-        initializer_range=config.initial_range,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(settings).float()
+    """Return a model with random weights; see `riprap.toy.random_llama`."""
+    return random_llama(config, vocabulary_size, WIDTH + 2, seed)
 
 
-def fit(
+def fit_rows(
     model: nn.Module, data: Iterator[Rows], steps: int, rate: float, progress: Progress | None
 ) -> None:
-    """Train all parameters in place; the rate warms up and then falls to a fiftieth."""
+    """Train all parameters in place; see `riprap.toy.fit`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.02, 1 - k / steps)
-    )
-    for step in range(steps):
-        model(**next(data).batch).loss.backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if progress is not None:
-            progress(step + 1, steps)
+    fit(optimizer, lambda: model(**next(data).batch).loss, steps, progress)
 
 
 def adapted(model: nn.Module, rank: int, scale: float, seed: int) -> Any:

@@ -1,10 +1,11 @@
-"""Helpers for several ranks: rank, wrapped and sharded models, common decisions."""
+"""Helpers for several ranks: rank, wrapped and sharded models and optimizers, common decisions."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from riprap.errors import BehaviorError
 from riprap.linalg import is_sharded, to_local
+
+MAX_WRAPPERS = 5  # more than occur around an optimizer
 
 
 def rank() -> int:
@@ -26,6 +29,26 @@ def rank() -> int:
 def unwrap_model(model: nn.Module) -> nn.Module:
     """Return the model inside DDP: a pass through the wrapper would prepare a reduction."""
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """Return the torch optimizer inside wrappers such as Accelerate's; else `optimizer` itself."""
+    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def find_deepspeed(wrapper: Any) -> Any:
+    """Return DeepSpeed's engine or optimizer, also inside wrappers; None if there is none.
+
+    The engine steps a flat copy of the parameters itself. A hook on the torch optimizer inside it,
+    or on the one around it (Accelerate's wrapper), is never called, or sees no change.
+    """
+    for _ in range(MAX_WRAPPERS):
+        if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(wrapper).__mro__):
+            return wrapper
+        wrapper = getattr(wrapper, "optimizer", None)
+    return None
 
 
 def has_sharded_parameters(model: nn.Module) -> bool:

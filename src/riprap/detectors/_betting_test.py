@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -43,7 +43,6 @@ class BettingTest(Sequential):
     of: Literal["margin", "score"] = "margin"
     tolerated: float = Field(default=0.05, ge=0)
     clip: float = Field(default=0.1, gt=0)
-    description: ClassVar[str] = "log of the wealth over its critical value"
 
     @property
     def alert_threshold(self) -> float:

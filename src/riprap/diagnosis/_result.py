@@ -43,7 +43,7 @@ class BehaviorDiagnosis:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the score is under its floor."""
+        """True if the score is under its floor."""
         return self.probes > 0 and self.score_now < self.floor
 
 

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from riprap._distributed import find_deepspeed, unwrap_optimizer
 from riprap.errors import ConfigError
 from riprap.linalg import Vector, clone, copy_into, subtract
 
-MAX_WRAPPERS = 5  # more than occur around an optimizer
 
-
-def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+def require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """Return the optimizer inside wrappers such as Accelerate's.
 
     Raises:
         ConfigError: it is not a `torch.optim.Optimizer`, or it is DeepSpeed's.
     """
     _refuse_deepspeed(optimizer)
-    while isinstance(getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = optimizer.optimizer
+    optimizer = unwrap_optimizer(optimizer)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
             f"cannot watch a {type(optimizer).__name__}: give the torch.optim.Optimizer whose "
@@ -33,21 +31,14 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _refuse_deepspeed(thing: Any) -> None:
-    """Refuse a DeepSpeed engine or optimizer, also inside wrappers.
-
-    The engine steps a flat copy of the parameters itself. A hook on the torch optimizer inside it,
-    or on the one around it (Accelerate's wrapper), is never called, or sees no change.
-    """
-    for _ in range(MAX_WRAPPERS):
-        if any(kind.__module__.startswith("deepspeed.runtime") for kind in type(thing).__mro__):
-            raise ConfigError(
-                f"cannot watch a {type(thing).__name__}: DeepSpeed steps inside its own engine, "
-                "where no hook is called; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
-                "read margins between steps with riprap.evaluation.evaluate(behavior, "
-                "engine.module)"
-            )
-        thing = getattr(thing, "optimizer", None)
+def _refuse_deepspeed(wrapper: Any) -> None:
+    engine = find_deepspeed(wrapper)
+    if engine is not None:
+        raise ConfigError(
+            f"cannot watch a {type(engine).__name__}: DeepSpeed steps inside its own engine, "
+            "where no hook is called; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
+            "read margins between steps with riprap.evaluation.evaluate(behavior, engine.module)"
+        )
 
 
 def trained_parameters(

@@ -21,7 +21,7 @@ from riprap.evaluation import ProtectedGradients, find_layer
 from riprap.guards import Guard
 from riprap.linalg import STORAGE_DTYPES
 from riprap.monitor._alert_tracker import AlertTracker
-from riprap.monitor._hooks import trained_parameters, unwrap_optimizer
+from riprap.monitor._hooks import require_optimizer, trained_parameters
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -132,7 +132,7 @@ class Monitor:
         """Start to watch, until `end`: `watch` as a pair of calls, for callbacks."""
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
-        model, optimizer = unwrap_model(model), unwrap_optimizer(optimizer)
+        model, optimizer = unwrap_model(model), require_optimizer(optimizer)
         parameters = trained_parameters(model, optimizer, self._modules)
         layer = find_layer(model, self._feature_layer)
         needs_losses = any(signal.needs_loss_gradient for signal in self.signals)

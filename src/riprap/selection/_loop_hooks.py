@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from riprap._distributed import unwrap_model
+from riprap._distributed import find_deepspeed, unwrap_model, unwrap_optimizer
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
@@ -46,18 +46,14 @@ class RowSelector(Protocol):
     def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array: ...
 
 
-def unwrap_optimizer(optimizer: Any) -> Optimizer:
+def _require_optimizer(optimizer: Any) -> Optimizer:
     """Return the torch optimizer inside wrappers such as Accelerate's; refuse DeepSpeed's."""
-    inner = optimizer
-    while inner is not None:
-        if any(cls.__module__.startswith("deepspeed.runtime") for cls in type(inner).__mro__):
-            raise ConfigError(
-                "row selection does not support DeepSpeed, whose engine steps a copy of the "
-                "parameters within backward(): train with DDP"
-            )
-        inner = getattr(inner, "optimizer", None)
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
+    if find_deepspeed(optimizer) is not None:
+        raise ConfigError(
+            "row selection does not support DeepSpeed, whose engine steps a copy of the "
+            "parameters within backward(): train with DDP"
+        )
+    optimizer = unwrap_optimizer(optimizer)
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
             f"row selection does not support a {type(optimizer).__name__} as optimizer: give the "
@@ -82,7 +78,7 @@ class LoopAttachment:
         losses: RowLossFn | None,
     ) -> None:
         self.selector, self.accumulate = selector, accumulate
-        self.model, self.optimizer = unwrap_model(model), unwrap_optimizer(optimizer)
+        self.model, self.optimizer = unwrap_model(model), _require_optimizer(optimizer)
         refuse_wrapped(self.model)
         self._losses = losses
         needs = selector.strategy.all_needs | set(selector.directions)

@@ -3,11 +3,20 @@
 - `ToyWorld`, `ToyConfig`: tasks, pretrained model, optimizer, batches and behaviors.
 - `PRETRAINED_TASKS`, `DISPLAY_NAMES`: ids of the tasks, and their readable names.
 - `Examples`, `Vocabulary`: prompts with answers, and the tokens that they consist of.
-- `batches`, `train_or_load`, `fingerprint`, `CACHE`, `Progress`: parts for other worlds.
+- `random_llama`, `batches`, `fit`, `train_or_load`, `fingerprint`, `CACHE`, `Progress`: parts for
+  other worlds.
 """
 
 from riprap.toy._tasks import Examples, Vocabulary
-from riprap.toy._training import CACHE, Progress, batches, fingerprint, train_or_load
+from riprap.toy._training import (
+    CACHE,
+    Progress,
+    batches,
+    fingerprint,
+    fit,
+    random_llama,
+    train_or_load,
+)
 from riprap.toy._world import DISPLAY_NAMES, PRETRAINED_TASKS, ToyConfig, ToyWorld
 
 __all__ = [
@@ -21,5 +30,7 @@ __all__ = [
     "Vocabulary",
     "batches",
     "fingerprint",
+    "fit",
+    "random_llama",
     "train_or_load",
 ]

@@ -1,4 +1,4 @@
-"""Batches of a world, and pretrained models that are cached as safetensors."""
+"""Small models and batches of a world: construction, pretraining, cache as safetensors."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from riprap._extras import require
 from riprap.toy._tasks import Examples
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 CACHE = Path("~/.cache/riprap/worlds")
 Progress = Callable[[int, int], None]  # (steps done, total steps)
@@ -39,6 +43,61 @@ def fingerprint(config: Any, tasks: Mapping[str, Examples]) -> str:
         digest.update(name.encode())
         digest.update(examples.input_ids.numpy().tobytes() + examples.targets.numpy().tobytes())
     return digest.hexdigest()
+
+
+def random_llama(config: Any, vocabulary_size: int, positions: int, seed: int) -> LlamaForCausalLM:
+    """Make a small `LlamaForCausalLM` with random weights.
+
+    Args:
+        config: has the sizes `hidden`, `feed_forward`, `layers`, `heads` and `initial_range`.
+        positions: longest sequence, in tokens.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    require("hf", "transformers")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = LlamaConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=config.hidden,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=positions,
+        tie_word_embeddings=False,
+        use_cache=False,
+        initializer_range=config.initial_range,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(settings).float()
+
+
+def fit(
+    optimizer: torch.optim.Optimizer,
+    next_loss: Callable[[], Tensor],
+    steps: int,
+    progress: Progress | None,
+) -> None:
+    """Take steps on the losses that `next_loss` returns, one per batch.
+
+    The learning rate warms up for 50 steps and then falls to a fiftieth.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.02, 1 - k / steps)
+    )
+    for step in range(steps):
+        next_loss().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if progress is not None:
+            progress(step + 1, steps)
 
 
 def train_or_load(

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap._extras import require
 from riprap.behaviors import Behavior
 from riprap.toy import _tasks as tasks
 from riprap.toy._tasks import Examples, Vocabulary
-from riprap.toy._training import CACHE, Progress, batches, fingerprint, train_or_load
+from riprap.toy._training import (
+    CACHE,
+    Progress,
+    batches,
+    fingerprint,
+    fit,
+    random_llama,
+    train_or_load,
+)
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -98,28 +105,7 @@ class ToyWorld:
 
     def untrained(self, seed: int) -> LlamaForCausalLM:
         """Make the model with random weights."""
-        require("hf", "transformers")
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        c = self.config
-        settings = LlamaConfig(
-            vocab_size=len(c.vocabulary),
-            hidden_size=c.hidden,
-            intermediate_size=c.feed_forward,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            num_key_value_heads=c.heads,
-            max_position_embeddings=16,
-            tie_word_embeddings=False,
-            use_cache=False,
-            initializer_range=c.initial_range,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(settings).float()
+        return random_llama(self.config, len(self.config.vocabulary), 16, seed)
 
     def start(
         self, seed: int, cache: Path = CACHE, progress: Progress | None = None
@@ -131,17 +117,8 @@ class ToyWorld:
             optimizer = torch.optim.AdamW(
                 model.parameters(), lr=c.start_rate, weight_decay=c.start_decay
             )
-            schedule = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda k: min(1.0, (k + 1) / 50) * max(0.02, 1 - k / c.start_steps)
-            )
             data = self.batches("null", seed, c.start_batch)
-            for step in range(c.start_steps):
-                self.loss(model, next(data)).backward()
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                if progress is not None:
-                    progress(step + 1, c.start_steps)
+            fit(optimizer, lambda: self.loss(model, next(data)), c.start_steps, progress)
 
         model = self.untrained(seed)
         train_or_load(model, self.fingerprint, seed, cache, train)

@@ -54,7 +54,7 @@ class AnswerTable:
 
     @property
     def modal_off_format_rate(self) -> float:
-        """How often the first choices that are not answers are their most frequent token.
+        """Rate at which first choices that are not answers are their most frequent token.
 
         Given one choice of that token, the share of the *other* off-format choices that equal it;
         NaN for fewer than two off-format choices.

@@ -180,7 +180,7 @@ class RecoveryEvidence:
 
     @property
     def is_format_change(self) -> bool:
-        """Whether off-format first choices are another form, and not other answers.
+        """True if off-format first choices are another form, and not other answers.
 
         Answers that are right for no probe are diverse, and examples do not remove them. Another
         form usually begins with one token, or disappears after the examples.
@@ -191,7 +191,7 @@ class RecoveryEvidence:
 
     @property
     def collapsed_to_one_answer(self) -> bool:
-        """Whether almost all probes get the same answer, and did not before."""
+        """True if almost all probes get the same answer, and did not before."""
         increase = self.modal_answer_now - self.modal_answer_before
         return self.modal_answer_now >= ONE_ANSWER_SHARE and increase >= UNSAID_SHARE
 
