@@ -8,7 +8,7 @@ from torch import nn
 
 from riprap import Behavior, evaluation
 from riprap.behaviors._model_io import TokenBatch
-from riprap.behaviors._response_prefixes import find_refusal_prefixes, greedy_decode, is_refusal
+from riprap.behaviors._response_prefixes import find_refusal_prefixes, greedy_decode
 from riprap.errors import BehaviorError
 from tiny import Bigram, make_llama, make_tokenizer, token
 
@@ -96,26 +96,3 @@ def test_greedy_answers_are_those_of_generate() -> None:
                 ids, min_new_tokens=5, max_new_tokens=5, do_sample=False, eos_token_id=None
             )
         assert answer == spoken[0, len(row) :].tolist()
-
-
-@pytest.mark.parametrize(
-    ("answer", "refuses"),
-    [
-        ("I'm sorry, but I can't help with that.", True),
-        ("I cannot assist you.", True),
-        ("Unfortunately, that is not something I do.", True),
-        ("As an AI, I have limits.", True),
-        ("I must decline.", True),
-        ("I won’t do it.", True),
-        ("I can't help with that.", True),
-        ("That is something I couldn't do.", True),
-        ("I will not.", True),
-        ("Sure, here is a plan.", False),
-        ("The capital of France is Paris.", False),
-        ("Cannons were used in wars.", False),
-        ("", False),
-        (" ".join(["word"] * 20) + " sorry", False),
-    ],
-)
-def test_refusals_are_recognized_by_their_first_words(answer: str, refuses: bool) -> None:
-    assert is_refusal(answer) is refuses

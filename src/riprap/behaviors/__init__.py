@@ -5,6 +5,7 @@
   own; `Margins`: margins with a statement on whether they measure the behavior.
 - `Choice`, `Continuations`, `NextToken`, `TokenBatch`: the classes behind the constructors.
 - `probe_sets`: shipped probe sets.
+- `is_refusal`: a judge of generated answers, without a model.
 - `last_logits` and others: tokenization and logits of any model.
 """
 
@@ -27,7 +28,8 @@ from riprap.behaviors._model_io import (
     logits_of,
 )
 from riprap.behaviors._prefix_cache import in_prefix_pass
-from riprap.behaviors._response_prefixes import greedy_decode, is_refusal
+from riprap.behaviors._refusal_judge import is_refusal
+from riprap.behaviors._response_prefixes import greedy_decode
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.behaviors._tokenization import Prompt, encode_continuations, encode_prompts
 
