@@ -115,10 +115,10 @@ def test_states_that_do_not_fit_are_refused(
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="not a monitor's state"):
         other.load_state_dict({"model": 1})
-    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 2"):
+    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 3"):
         other.load_state_dict(state | {"format": 9})
-    with pytest.raises(ConfigError, match="format 1, and this Riprap reads format 2: start anew"):
-        other.load_state_dict({"format": 1, "step": 4})
+    with pytest.raises(ConfigError, match="format 2, and this Riprap reads format 3: start anew"):
+        other.load_state_dict({"format": 2, "step": 4})
     with pytest.raises(ConfigError, match="not watching"):
         other.state_dict()
 
@@ -148,6 +148,34 @@ def test_a_record_of_another_run_is_not_gone_on_with(
     with pytest.raises(ConfigError, match="of a run with other protocol_hash"):
         monitor.begin(learned, torch.optim.SGD(learned.parameters(), lr=1e-2))
     assert len(Reader(tmp_path / "first").readings()) == before
+
+
+def test_a_state_of_another_run_does_not_hide_the_readings_of_a_record(
+    learned: nn.Module, memory: Behavior, tmp_path: Path
+) -> None:
+    """Two runs with equal arguments, and the checkpoint of one in the folder of the other."""
+    state = state_of(learned, memory, tmp_path)
+    monitor = small(learned, memory, tmp_path / "other")
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+    with monitor.watch(learned, optimizer):
+        train(learned, optimizer, task(9))
+    before = Reader(tmp_path / "other").readings()
+    again = small(learned, memory, tmp_path / "other", resume=True)
+    again.load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"of another run than the record .*other"):
+        again.begin(learned, optimizer)
+    assert Reader(tmp_path / "other").readings() == before
+    anew = small(learned, memory, tmp_path / "new", resume=True)  # an empty record hides nothing
+    anew.load_state_dict(state)
+    with anew.watch(learned, optimizer):
+        train(learned, optimizer, task(2))
+    assert Reader(tmp_path / "new").meta()["continues"] == Reader(tmp_path / "first").meta()["id"]
+    own = small(learned, memory, tmp_path / "first", resume=True)
+    own.load_state_dict(state)
+    with own.watch(learned, optimizer):
+        train(learned, optimizer, task(2))
+    steps = [r.step for r in Reader(tmp_path / "first").readings() if r.signal == "norm_gradient"]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_refused_beginning_leaves_the_run_free(

@@ -175,6 +175,7 @@ class Monitor:
             raise ConfigError("the monitor is not watching: save its state during a watch")
         return {
             "format": FORMAT,
+            "run": run.record.run_id(),
             "monitor": self._arguments(),
             "step": self.step,
             "position": self.record.position(),
@@ -316,12 +317,14 @@ class Monitor:
                 state["protected_gradients"], probe_runner.parameters
             )
         self._run.step = state["step"]
-        self._write_metadata(session, state["position"])
+        self._write_metadata(session, state["position"], state["run"])
 
-    def _write_metadata(self, session: WatchSession, position: dict[str, int]) -> None:
+    def _write_metadata(
+        self, session: WatchSession, position: dict[str, int], state_id: str | None = None
+    ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
         facts |= {"notes": self._metadata, "layer": session.probe_runner.layer}
-        self._run.record.begin(self.step, position, facts)
+        self._run.record.begin(self.step, position, facts, state_id)
 
 
 def _check_arguments(behaviors: Sequence[Behavior], probe_every: Any, storage: str) -> None:

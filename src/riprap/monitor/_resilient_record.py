@@ -58,11 +58,22 @@ class ResilientRecord:
         self.writer.add_event(step, "ended", ended=now())
         self._write(self.writer.release)
 
-    def begin(self, step: int, position: dict[str, int], metadata: dict[str, Any]) -> None:
+    def run_id(self) -> str | None:
+        """Return the id of the record's run; None before it begins."""
+        return self.writer.read_meta().get("id")
+
+    def begin(
+        self,
+        step: int,
+        position: dict[str, int],
+        metadata: dict[str, Any],
+        state_id: str | None = None,
+    ) -> None:
         """Write the run's metadata; if the record already has them, continue it instead.
 
         Args:
             step, position: where to continue; see `Writer.position`.
+            state_id: id of the run of the state that is resumed from; None: there is no state.
 
         Raises:
             ConfigError: the record is of another run.
@@ -70,7 +81,8 @@ class ResilientRecord:
         """
         known = self.writer.read_meta()
         if "behaviors" not in known:
-            self.writer.write_meta(**metadata)
+            origin = {} if state_id is None else {"continues": state_id}
+            self.writer.write_meta(**metadata, **origin)
             return
         for key in ("behaviors", "protocol_hash"):
             if known[key] != metadata[key]:
@@ -78,6 +90,13 @@ class ResilientRecord:
                     f"the record {self.writer.path} is of a run with other {key}: give another "
                     "run_dir, or create the monitor with the same arguments"
                 )
+        if state_id not in (None, known.get("id")):
+            raise ConfigError(
+                f"the monitor's state is of another run than the record {self.writer.path}: resume "
+                "from a checkpoint of this record's run, or give another run_dir"
+            )
+        if "id" not in known:
+            self.writer.write_meta(id=metadata["id"])
         self.writer.resume_from(step, position, versions=metadata["versions"], at=now())
 
     def _write(self, write: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import uuid
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -37,6 +38,7 @@ def run_metadata(
 ) -> dict[str, Any]:
     """Return what a record tells about its run, without the user's own metadata."""
     return {
+        "id": uuid.uuid4().hex,
         "behaviors": [
             {"name": b.name, "floor": b.floor, "contrast": b.contrast} for b in behaviors
         ],

@@ -15,9 +15,10 @@ from riprap.monitor._probe_runner import ProbeRunner
 from riprap.record import LOGS, check_fields
 from riprap.signals import Signal
 
-FORMAT = 2
+FORMAT = 3  # format 2 did not name its run
 _PARTS = {
     "format": int,
+    "run": str,
     "monitor": dict,
     "step": int,
     "position": dict,

@@ -16,6 +16,7 @@ from riprap.monitor._hooks import StepHooks
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
+from riprap.record import clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import Alert, Reading, ReadingStatus
 
@@ -95,7 +96,7 @@ class WatchSession:
         readings: list[Reading] = []
         for signal in self.run.signals:
             try:
-                readings += getattr(signal, hook)(view)
+                readings += clean_readings(getattr(signal, hook)(view), view.step)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
                 self.run.record.add_failure(view.step, signal.name, error)
         return readings

@@ -5,6 +5,7 @@ death of the writer.
 
 - `Writer`, `Reader`: append to a record, read it.
 - `to_dataframe`: readings as a pandas DataFrame.
+- `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
 
@@ -13,6 +14,7 @@ from riprap.record._reader import DEFAULT_FLOOR, Reader
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
+    clean_readings,
     forecast_from_json,
     forecast_to_json,
     to_dataframe,
@@ -29,6 +31,7 @@ __all__ = [
     "alert_from_row",
     "alert_to_row",
     "check_fields",
+    "clean_readings",
     "forecast_from_json",
     "forecast_to_json",
     "load_state",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from riprap._extras import require
-from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap._text import shorten
+from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 READING_COLUMNS = "step, behavior, signal, value, unit, state, layer, detail"
 ALERT_COLUMNS = "step, behavior, level, detector, message, readings, forecast"
 ACTION_COLUMNS = "step, guard, moment, applied, detail, facts"
+_ERROR = ReadingStatus.ERROR
 _NAMED = (int, str, str)
 _READING_TYPES = (*_NAMED, float | None, str, str, str, str)
 _ALERT_TYPES = (*_NAMED, str, str, str, str | None)
@@ -41,14 +44,62 @@ def to_dataframe(readings: Iterable[Reading]) -> pd.DataFrame:
 
 
 def reading_to_row(reading: Reading) -> tuple[Any, ...]:
-    """Return a reading in the order of `READING_COLUMNS`.
+    """Return a reading in the order of `READING_COLUMNS`, as plain Python values.
 
-    Numbers become Python numbers: SQLite refuses numpy's, and only at the commit.
+    Numbers of numpy become Python's, because SQLite refuses them. A text that is None becomes
+    empty, and unpaired surrogates are escaped.
+
+    Raises:
+        ArithmeticError, AttributeError, TypeError, ValueError: the record could not hold the
+            reading, or not read it back.
     """
     value = None if reading.value is None else float(reading.value)
-    named = (int(reading.step), reading.behavior, reading.signal, value)
-    detail = _escape_surrogates(reading.detail)
-    return (*named, reading.unit, str(reading.state), reading.layer, detail)
+    names = (_text(reading, "behavior"), _text(reading, "signal"))
+    rest = [_text(reading, name) for name in ("unit", "state", "layer", "detail")]
+    row = (_integer(reading.step), *names, value, *rest)
+    reading_from_row(row)
+    return row
+
+
+def clean_readings(readings: Iterable[Any], step: int = 0) -> list[Reading]:
+    """Return readings that the record can hold: `ERROR` with the reason in place of a bad one.
+
+    Args:
+        step: step of an `ERROR` reading whose own step is unusable.
+    """
+    return [_clean_reading(reading, step) for reading in readings]
+
+
+def _clean_reading(reading: Any, step: int) -> Reading:
+    try:
+        return reading_from_row(reading_to_row(reading))
+    except Exception as error:  # noqa: BLE001 a signal may yield anything, and never ends the record
+        return error_reading(reading, step, error)
+
+
+def error_reading(source: Any, step: int, error: Exception) -> Reading:
+    """Return the `ERROR` reading in place of a reading, alert or action that cannot be written."""
+    names = [getattr(source, name, None) for name in ("behavior", "signal")]
+    behavior, signal = (shorten(name) if isinstance(name, str) else None for name in names)
+    with suppress(Exception):
+        step = _integer(source.step)
+    what = f"malformed {type(source).__name__}: {type(error).__name__}: {error}"
+    detail = shorten(what, max_length=500)
+    return Reading(step, behavior or RUN, signal or "record", None, "", _ERROR, detail=detail)
+
+
+def _text(source: Any, name: str) -> str:
+    value = getattr(source, name)
+    if not isinstance(value, str | None):
+        raise TypeError(f"its {name} is {type(value).__name__}, not text")
+    return _escape_surrogates(str(value or ""))
+
+
+def _integer(value: Any) -> int:
+    number = int(value)
+    if number != value or not -(2**63) <= number < 2**63:
+        raise ValueError("its step is not a whole number of 64 bits")
+    return number
 
 
 def reading_from_row(row: tuple[Any, ...]) -> Reading:
@@ -68,12 +119,18 @@ def _escape_surrogates(text: str) -> str:
 
 
 def alert_to_row(alert: Alert) -> tuple[Any, ...]:
-    """Return an alert in the order of `ALERT_COLUMNS`, its readings and forecast as JSON."""
-    readings = json.dumps([asdict(reading) for reading in alert.readings])
+    """Return an alert in the order of `ALERT_COLUMNS`, its readings and forecast as JSON.
+
+    Raises:
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError: the record could not
+            hold the alert, or not read it back.
+    """
+    readings = json.dumps([asdict(reading) for reading in clean_readings(alert.readings)])
     forecast = None if alert.forecast is None else forecast_to_json(alert.forecast)
-    message = _escape_surrogates(alert.message)
-    named = (int(alert.step), alert.behavior, str(alert.level), alert.detector, message)
-    return (*named, readings, forecast)
+    texts = [_text(alert, name) for name in ("behavior", "level", "detector", "message")]
+    row = (_integer(alert.step), *texts, readings, forecast)
+    alert_from_row(row)
+    return row
 
 
 def alert_from_row(row: tuple[Any, ...]) -> Alert:
@@ -100,10 +157,23 @@ def _check_types(row: tuple[Any, ...], types: tuple[Any, ...]) -> None:
 
 
 def action_to_row(action: Action) -> tuple[Any, ...]:
-    """Return an action in the order of `ACTION_COLUMNS`, its numbers as JSON."""
+    """Return an action in the order of `ACTION_COLUMNS`, its numbers as JSON.
+
+    Raises:
+        ArithmeticError, AttributeError, TypeError, ValueError: the record could not hold the
+            action, or not read it back.
+    """
     facts = {"before": action.before, "after": action.after, "seconds": action.seconds}
-    named = (int(action.step), action.guard, action.moment, int(action.applied))
-    return (*named, _escape_surrogates(action.detail), json.dumps(facts))
+    names = (_text(action, "guard"), _text(action, "moment"))
+    detail = _text(action, "detail")
+    row = (_integer(action.step), *names, int(action.applied), detail, _plain_json(facts))
+    action_from_row(row)
+    return row
+
+
+def _plain_json(facts: Any) -> str:
+    """Return facts as JSON; numbers of numpy and torch become Python's."""
+    return json.dumps(facts, default=lambda value: value.item())
 
 
 def action_from_row(row: tuple[Any, ...]) -> Action:

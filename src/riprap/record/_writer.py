@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from riprap.record._rows import (
     READING_COLUMNS,
     action_to_row,
     alert_to_row,
+    clean_readings,
+    error_reading,
     reading_to_row,
 )
 from riprap.types import Action, Alert, Reading
@@ -28,6 +30,12 @@ from riprap.types import Action, Alert, Reading
 FLUSH_SECONDS = 0.5
 BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
 MAX_WAIT_SECONDS = 60.0  # between attempts, while the disk is full or the file locked
+
+_INSERT_READING = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
+_ROW_ERRORS = (  # errors of one row; all others are errors of the file or the disk
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
+    *(OverflowError, TypeError, ValueError),
+)
 
 
 class Writer:
@@ -49,6 +57,7 @@ class Writer:
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._flushed = time.monotonic()
         self._wait = FLUSH_SECONDS
+        self._step = 0  # of the latest row
         self._lock: sqlite3.Connection | None = None
         try:
             if self.path is not None:
@@ -96,14 +105,19 @@ class Writer:
 
     def add_event(self, step: int, kind: str, /, **facts: Any) -> None:
         """Append an event of the whole run, such as its end."""
-        text = json.dumps(facts, default=str)
         statement = "INSERT INTO events (step, kind, facts) VALUES (?,?,?)"
-        self._pending.append((statement, (int(step), kind, text)))
+        try:
+            row = (int(step), kind, json.dumps(facts, default=str))
+        except (RecursionError, TypeError, ValueError) as error:
+            self._add_error(kind, error)
+        else:
+            self._pending.append((statement, row))
 
     def add_readings(self, readings: Iterable[Reading]) -> None:
-        """Append readings."""
-        statement = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
-        self._pending += [(statement, reading_to_row(reading)) for reading in readings]
+        """Append readings; what is not a reading becomes an `ERROR` reading with the reason."""
+        rows = [reading_to_row(reading) for reading in clean_readings(readings, self._step)]
+        self._pending += [(_INSERT_READING, row) for row in rows]
+        self._step = rows[-1][0] if rows else self._step
         if time.monotonic() - self._flushed > self._wait:
             self.flush()
 
@@ -114,15 +128,25 @@ class Writer:
         self._pending.append((statement, (int(step), behavior, blob)))
 
     def add_alert(self, alert: Alert) -> None:
-        """Append an alert and commit immediately."""
+        """Append an alert and commit immediately; a malformed one becomes an `ERROR` reading."""
         statement = f"INSERT INTO alerts ({ALERT_COLUMNS}) VALUES (?,?,?,?,?,?,?)"
-        self._pending.append((statement, alert_to_row(alert)))
+        self._add(statement, alert_to_row, alert)
         self.flush()
 
     def add_action(self, action: Action) -> None:
-        """Append an action that a guard took, or would have taken."""
+        """Append a guard's action; a malformed one becomes an `ERROR` reading."""
         statement = f"INSERT INTO actions ({ACTION_COLUMNS}) VALUES (?,?,?,?,?,?)"
-        self._pending.append((statement, action_to_row(action)))
+        self._add(statement, action_to_row, action)
+
+    def _add(self, statement: str, to_row: Callable[[Any], tuple[Any, ...]], item: Any) -> None:
+        try:
+            self._pending.append((statement, to_row(item)))
+        except Exception as error:  # noqa: BLE001 a detector or a guard may yield anything
+            self._add_error(item, error)
+
+    def _add_error(self, item: Any, error: Exception) -> None:
+        row = reading_to_row(error_reading(item, self._step, error))
+        self._pending.append((_INSERT_READING, row))
 
     @property
     def has_backlog(self) -> bool:
@@ -165,14 +189,24 @@ class Writer:
             self._acquire_lock()
             self.connection.execute("BEGIN IMMEDIATE")
             for statement, row in self._pending:
-                self.connection.execute(statement, row)
+                self._insert(statement, row)
             self.connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
-            raise RecordError(f"cannot write to the record {self.path}: {error}") from error
+            if isinstance(error, sqlite3.Error):
+                raise RecordError(f"cannot write to the record {self.path}: {error}") from error
+            raise
         self._pending.clear()
         self._wait = FLUSH_SECONDS
+
+    def _insert(self, statement: str, row: tuple[Any, ...]) -> None:
+        """Insert a row; if SQLite refuses this row, insert an `ERROR` reading in its place."""
+        try:
+            self.connection.execute(statement, row)
+        except _ROW_ERRORS as error:
+            reading = error_reading(row, self._step, error)
+            self.connection.execute(_INSERT_READING, reading_to_row(reading))
 
     def _acquire_lock(self) -> None:
         """Lock the lock file. The system releases it when the process dies, however it dies."""
