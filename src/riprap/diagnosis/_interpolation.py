@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from riprap.diagnosis._weight_sources import (
@@ -21,7 +20,7 @@ from riprap.diagnosis._weight_sources import (
 )
 from riprap.errors import ConfigError
 from riprap.evaluation import layer_names
-from riprap.linalg import upcast
+from riprap.linalg import norm, upcast
 
 
 class WeightPath(Protocol):
@@ -158,4 +157,4 @@ def names_by_layer(model: nn.Module, names: Sequence[str]) -> dict[str, list[str
 
 def squared_norm(tensor: Tensor) -> float:
     """Compute ‖tensor‖²."""
-    return float(torch.linalg.vector_norm(tensor)) ** 2
+    return float(norm([tensor])) ** 2

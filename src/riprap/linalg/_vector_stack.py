@@ -14,6 +14,10 @@ from riprap.linalg._param_vectors import (
     all_reduce_sums,
     device_mesh,
     norm,
+    row_products,
+    split_blocks,
+    sum_in_float64,
+    sum_squares,
     to_local,
     upcast,
 )
@@ -68,7 +72,9 @@ class FlatVector:
     def norm(self) -> float:
         """Compute the Euclidean norm, over all ranks."""
         device = self.parts[0].device
-        squares = [torch.linalg.vector_norm(part).square().to(device) for part in self.parts]
+        squares = [
+            sum_squares(torch._foreach_norm(split_blocks(part))).to(device) for part in self.parts
+        ]
         return float(all_reduce_sums(zip(self._meshes, squares, strict=True)).sqrt())
 
 
@@ -117,7 +123,7 @@ class VectorStack:
             flat = FlatVector(flat.vector, self.chunks)
         device = self._rows[0][0].device
         chunks = zip(map(dequantize, self._rows, self._sizes), flat.parts, strict=True)
-        products = [torch.mv(rows, part.to(rows.dtype)).to(device) for rows, part in chunks]
+        products = [row_products(rows, part.to(rows.dtype)).to(device) for rows, part in chunks]
         sums = all_reduce_sums(zip(self._meshes, products, strict=True))
         return dict(zip(self.names, sums.tolist(), strict=True))
 
@@ -126,7 +132,10 @@ class VectorStack:
         if self._gram is None:
             device = self._rows[0][0].device
             chunks = map(dequantize, self._rows, self._sizes)
-            products = [(rows @ rows.T).to(device) for rows in chunks]
+            products = [
+                sum_in_float64([own @ own.T for own in split_blocks(rows)]).to(device)
+                for rows in chunks
+            ]
             self._gram = all_reduce_sums(zip(self._meshes, products, strict=True))
         return self._gram
 

@@ -16,7 +16,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from riprap.linalg import upcast
+from riprap.linalg import row_squares, upcast
 
 MAX_CHUNK_ELEMENTS = 2**25  # of per-sample gradients that are computed together for their norms
 
@@ -56,7 +56,7 @@ class OuterProductGrad:
             return inner_product(self, self)
         chunk = max(1, MAX_CHUNK_ELEMENTS // (outputs * inputs))
         parts = zip(self.backprops.split(chunk), self.activations.split(chunk), strict=True)
-        return torch.cat([_squared_norms(torch.bmm(g.transpose(1, 2), a)) for g, a in parts])
+        return torch.cat([row_squares(torch.bmm(g.transpose(1, 2), a)) for g, a in parts])
 
 
 @dataclass
@@ -98,7 +98,7 @@ class DenseGrad:
 
     def squared_norm(self) -> Tensor:
         """Compute squared norms, shape (batch,)."""
-        return _squared_norms(self.values)
+        return row_squares(self.values)
 
 
 GradFactor = OuterProductGrad | EmbeddingGrad | DenseGrad
@@ -131,7 +131,3 @@ def inner_product(a: GradFactor, b: GradFactor) -> Tensor:
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:
     return upcast(torch.bmm(a, b.transpose(1, 2).to(a.dtype)))
-
-
-def _squared_norms(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(upcast(values).flatten(1), dim=1).square()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.errors import ConfigError
-from riprap.linalg import Vector, upcast
+from riprap.linalg import Vector, row_squares
 from riprap.selection._grad_factors import GradFactor, OuterProductGrad, squared_norm
 from riprap.selection._grad_samplers import GradSampler, first_input, supported_layers
 
@@ -126,8 +126,7 @@ class GradSampleAccumulator:
             self.squared_norms = self.squared_norms + squared_norm(factors)
         self.deferred.clear()
         for values in self.grad_samples.values():
-            norms = torch.linalg.vector_norm(upcast(values).flatten(1), dim=1)
-            self.squared_norms = self.squared_norms + norms.square()
+            self.squared_norms = self.squared_norms + row_squares(values)
 
 
 class PerSampleGradHooks:

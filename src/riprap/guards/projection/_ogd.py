@@ -12,7 +12,7 @@ from torch import Tensor
 from riprap import evaluation
 from riprap._distributed import has_sharded_parameters
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
-from riprap.linalg import FlatVector, Vector, make_chunks
+from riprap.linalg import FlatVector, Vector, make_chunks, row_products
 
 MIN_NEW_PART = 1e-4  # minimum share of a gradient outside the span that makes it a new direction
 
@@ -115,7 +115,9 @@ def orthonormal_basis(vectors: Iterable[Vector], like: Sequence[Tensor]) -> list
 def _basis_products(basis: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
     """Return ⟨u_i, vector⟩, shape (k,), on the first chunk's device."""
     device = basis[0].device
-    products = [torch.mv(rows, part).to(device) for rows, part in zip(basis, parts, strict=True)]
+    products = [
+        row_products(rows, part).to(device) for rows, part in zip(basis, parts, strict=True)
+    ]
     return torch.stack(products).sum(0)
 
 
@@ -124,6 +126,6 @@ def _subtract_span(
 ) -> list[Tensor]:
     """Return the chunks minus Σ products_i u_i, as new tensors."""
     return [
-        torch.addmv(part, rows.T, products.to(rows.device), alpha=-1)
+        torch.addmv(part, rows.T, products.to(rows), alpha=-1)
         for rows, part in zip(basis, parts, strict=True)
     ]
