@@ -34,7 +34,7 @@ def written_out(
 @given(st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([(0.5, 1e-3), (0.0, 0.3)]))
 def test_the_problem_of_the_paper(seed: int, n: int, options: tuple[float, float]) -> None:
     gradient, protected = vectors(seed, n)
-    guard = guards.GEM(strength=options[0], ridge=options[1], normalize=False)
+    guard = guards.GEM(strength=options[0], ridge=options[1], of="loss", normalize=False)
     expected = written_out(gradient, protected, *options)
     np.testing.assert_allclose(operated(guard, gradient, protected), expected, atol=1e-5)
 
@@ -44,10 +44,12 @@ def test_scaled_it_is_the_same_problem_in_units_of_the_step(seed: int, n: int) -
     gradient, protected = vectors(seed, n)
     size = np.linalg.norm(gradient)
     alike = protected / np.linalg.norm(protected, axis=1, keepdims=True) * size
-    expected = written_out(gradient, alike, 0.5, 1e-3 * size**2)
-    for unit in (1.0, 1e4):
-        found = operated(guards.GEM(), gradient, unit * protected)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+    for strength in (0.0, 0.5):
+        expected = written_out(gradient, alike, strength, 1e-3 * size**2)
+        expected *= min(size / np.linalg.norm(expected), 1.0)  # at most as long as the step
+        for unit in (1.0, 1e4):
+            found = operated(guards.GEM(strength=strength), gradient, unit * protected)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))
@@ -77,9 +79,13 @@ def test_without_strength_no_conflict_remains_and_the_norm_does_not_grow(seed: i
 
 def test_what_the_ridge_leaves_and_the_strength_adds() -> None:
     gradient, protected = np.array([-1.0, 1.0]), np.array([[1.0, 0.0]])
-    ridged = operated(guards.GEM(strength=0.0, ridge=0.25, normalize=False), gradient, protected)
+    ridged = operated(
+        guards.GEM(strength=0.0, ridge=0.25, of="loss", normalize=False), gradient, protected
+    )
     assert ridged @ protected[0] == pytest.approx(-0.25 / 1.25)
-    strong = operated(guards.GEM(strength=3.0, ridge=0.0, normalize=False), gradient, protected)
+    strong = operated(
+        guards.GEM(strength=3.0, ridge=0.0, of="loss", normalize=False), gradient, protected
+    )
     assert strong.tolist() == pytest.approx([2.0, 1.0])
 
 

@@ -19,11 +19,13 @@ from riprap.guards.projection._gradient_surgery import ConflictStats, GradientSu
 SURGERIES: dict[str, Callable[..., GradientSurgery]] = {
     "agem": guards.AGEM,
     "gem": partial(guards.GEM, ridge=0.0),  # a ridge leaves a part; see test_gem.py
-    "gem_without_strength": partial(guards.GEM, strength=0.0, ridge=0.0),
+    "gem_with_strength": partial(guards.GEM, strength=0.5, ridge=0.0),
     "pcgrad": guards.PCGrad,
     "upgrad": guards.UPGrad,
     "update_projection": guards.UpdateProjection,
 }
+NO_CONFLICT = "nothing to do: the step goes against no protected behavior"
+ALL_INTACT = "nothing to do: no protected margin is below its start"
 each = pytest.mark.parametrize("surgery", SURGERIES.values(), ids=SURGERIES.keys())
 OF_GRADIENTS = {name: made for name, made in SURGERIES.items() if not made().acts_on_update}
 
@@ -71,7 +73,7 @@ def test_agreement_passes_bit_for_bit(surgery: Callable[..., GradientSurgery]) -
     plain = Run(None).go([(OLD, ANSWERS)] * 3)
     guarded = Run(surgery(of="loss", refresh=1)).go([(OLD, ANSWERS)] * 3)
     assert all(map(torch.equal, plain.weights(), guarded.weights()))
-    assert {action.detail for action in guarded.monitor.actions} == {"no conflict"}
+    assert {action.detail for action in guarded.monitor.actions} <= {NO_CONFLICT, ALL_INTACT}
 
 
 @pytest.mark.parametrize("surgery", OF_GRADIENTS.values(), ids=OF_GRADIENTS.keys())

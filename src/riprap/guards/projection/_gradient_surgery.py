@@ -5,7 +5,8 @@ Each method decides on small arrays (the Gramian); this module applies the decis
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import FlatVector, VectorStack
 
 CONFLICT_TOLERANCE = 1e-7  # products below this share of both norms count as 0
+REFRESH, PAPER_REFRESH = 20, 1  # default maximum age of the protected gradients, in steps
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class ConflictStats:
         products: np.ndarray = scale * self.products + self.gram @ weights
         return products
 
+    def length_after(self, scale: float, weights: np.ndarray) -> float:
+        """Return ‖scale·g + Σ w_b p_b‖."""
+        along = scale * (scale * self.squared_norm + 2 * float(weights @ self.products))
+        return max(along + float(weights @ self.gram @ weights), 0.0) ** 0.5
+
     @property
     def length_ratios(self) -> np.ndarray:
         """Ratios ‖g‖/‖p_b‖, shape (n,); 0 where p_b is 0."""
@@ -68,20 +75,32 @@ class GradientSurgery(BehaviorGuard):
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
         of: "margin": p_b = −h_b, which stays large while the behavior is intact; "loss":
             p_b = g_b, as in the papers, which is nearly 0 then.
-        refresh: maximum age of the protected gradients, in steps.
+        refresh: maximum age of the protected gradients, in steps; None: 20, and 1 with the rules of
+            the papers, for which an old g_b does harm.
 
     Raises:
         ConfigError: `of` is neither; in `start`, a behavior has no protected gradient.
     """
 
     of: str = "margin"
-    refresh: int | None = field(default=20, kw_only=True)
 
     acts_on_update: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.of not in ("margin", "loss"):
             raise self._error(f"of={self.of!r}; choose 'margin' or 'loss'")
+        if self.refresh is None:
+            self.refresh = PAPER_REFRESH if self.paper_rules else REFRESH
+
+    @property
+    def paper_rules(self) -> bool:
+        """Whether the papers' rules apply without limits; see `NormalizedSurgery`."""
+        return False
+
+    @property
+    def pulls(self) -> bool:
+        """Whether the p_b are added to the step, not only subtracted from it."""
+        return False
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -120,7 +139,11 @@ class GradientSurgery(BehaviorGuard):
         stack = self._protected_vectors(view)
         present = [name for name in self.names if name in stack.names]
         if not present:
-            return Proposal(detail="no protected gradient could be computed")
+            return Proposal(detail="nothing was done: no protected gradient could be computed")
+        if self.pulls and not self.paper_rules:
+            present = [name for name in present if _is_below_start(view, name)]
+            if not present:
+                return Proposal(detail="nothing to do: no protected margin is below its start")
         # p_b is −h_b or g_b; the update points against the gradient.
         sign = direction * (-1.0 if self.of == "margin" else 1.0)
         step = FlatVector(view.vector, stack.chunks)
@@ -131,19 +154,45 @@ class GradientSurgery(BehaviorGuard):
         conflict = ConflictStats(products, gram, step.norm() ** 2, view.step)
         before = dict(zip(present, products.tolist(), strict=True))
         if not np.isfinite(products).all():
-            return Proposal(detail="the step or a protected gradient is not finite", before=before)
+            detail = "nothing was done: the step or a protected gradient is not finite"
+            return Proposal(detail=detail, before=before)
         if not conflict.conflicting.any():
-            return Proposal(detail="no conflict", before=before, after=before)
+            detail = "nothing to do: the step goes against no protected behavior"
+            return Proposal(detail=detail, before=before, after=before)
         names = [name for name, bad in zip(present, conflict.conflicting, strict=True) if bad]
-        detail = f"conflict with {', '.join(names)}"
         scale, weights = self.decide(conflict)
         if scale == 1.0 and not weights.any():
-            return Proposal(detail=f"{detail}, step unchanged", before=before, after=before)
+            detail = f"nothing was done: the step goes against {' and '.join(names)}, not the mean"
+            return Proposal(detail=detail, before=before, after=before)
         base = view.vector if scale == 1.0 else [scale * part for part in view.vector]
         signed = dict(zip(present, (sign * weights).tolist(), strict=True))
         vector = stack.add_combination(base, signed)
         after = dict(zip(present, conflict.products_after(scale, weights).tolist(), strict=True))
+        detail = _removal("gradient" if direction > 0 else "update", names, before, after)
         return Proposal(vector, detail, before, after)
+
+
+def _is_below_start(view: GuardView, name: str) -> bool:
+    """Return whether a behavior's mean margin, as predicted for now, is below its first value.
+
+    The probes are always the same, so the difference is no sampling error. A margin has no maximum:
+    a guard that pulls at one that is intact raises it without end, and the logits with it.
+    """
+    history = view.histories.get(name)
+    if history is None or not history.steps:
+        return True
+    now = float(history.margins[-1].mean()) + history.interference_since_last_probe()
+    return now < float(history.margins[0].mean())
+
+
+def _removal(
+    what: str, names: Sequence[str], before: Mapping[str, float], after: Mapping[str, float]
+) -> str:
+    """Say how much of a step's components against some behaviors was removed."""
+    shares = {name: 1 - min(after[name], 0.0) / before[name] for name in names}
+    parts = [f"{max(share, 0.0):.0%} of that against {name}" for name, share in shares.items()]
+    parts[0] = parts[0].replace("of that", f"of the {what}'s component", 1)
+    return "removed " + " and ".join(parts)
 
 
 @dataclass
@@ -153,6 +202,10 @@ class NormalizedSurgery(GradientSurgery):
     A margin's gradient has another scale than a task loss, and a trainer clips the task gradient
     only, before the hook. So each p_b is first rescaled to the length of g.
 
+    A margin has no maximum, and neither has a p_b that is rescaled. So the result is at most as
+    long as g, and a guard that `pulls` leaves out the behaviors whose mean margin is not below its
+    start. `of="loss", normalize=False` gives the rules of the papers, without these limits.
+
     Args:
         normalize: rescale each p_b; False uses the p_b unchanged, as the papers do with loss
             gradients.
@@ -160,14 +213,27 @@ class NormalizedSurgery(GradientSurgery):
 
     normalize: bool = True
 
+    @property
+    def paper_rules(self) -> bool:
+        """Whether the papers' rules apply without limits: of losses, not rescaled."""
+        return self.of == "loss" and not self.normalize
+
+    @property
+    def may_increase_norm(self) -> bool:  # type: ignore[override]
+        """Whether the result may be longer than g: only with the papers' rules."""
+        return self.paper_rules
+
     def combine(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Decide as in `decide`, on vectors that are already rescaled if `normalize` is set."""
         raise NotImplementedError
 
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Decide on rescaled p_b, and return the weights of the original ones."""
-        if not self.normalize:
-            return self.combine(conflict)
-        ratios = conflict.length_ratios
+        ratios = conflict.length_ratios if self.normalize else np.ones(len(conflict.products))
         scale, weights = self.combine(conflict.rescaled(ratios))
-        return scale, weights * ratios
+        weights = weights * ratios
+        if self.paper_rules:
+            return scale, weights
+        length, limit = conflict.length_after(scale, weights), conflict.squared_norm**0.5
+        factor = limit / length if length > limit else 1.0
+        return scale * factor, weights * factor

@@ -18,17 +18,22 @@ from riprap.guards.projection._gradient_surgery import ConflictStats, Normalized
 class TorchJDWeighting(NormalizedSurgery):
     """Base of guards that treat g and the p_b as gradients of separate tasks if some ⟨g, p_b⟩ < 0.
 
-    Without a conflict the step is unchanged; the papers would still add the p_b.
+    Without a conflict the step is unchanged; the papers would still add the p_b. The
+    p_b are those of the behaviors whose mean margin is below its start, and the result is at most
+    as long as g, unless `of="loss", normalize=False` asks for the papers' rules.
 
     Raises:
         MissingExtraError: torchjd is not installed.
     """
 
-    may_increase_norm: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require("torchjd", "torchjd")
+
+    @property
+    def pulls(self) -> bool:
+        """True: the p_b are added to the step."""
+        return True
 
     def weights(self, gramian: Tensor, step: int) -> Tensor:
         """Return the weights of the rows [g; p_1 … p_n], shape (n + 1,).
