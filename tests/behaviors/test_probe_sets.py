@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -12,15 +13,11 @@ from riprap import evaluation, probe_sets
 from riprap.errors import BehaviorError
 from tiny import make_llama
 
-MIN_PROBES = {
-    "refusal": 100,
-    "over_refusal": 100,
-    "arithmetic": 60,
-    "general_knowledge": 60,
-    "instruction_format": 60,
-}
-every = pytest.mark.parametrize("name", MIN_PROBES)
-choices = pytest.mark.parametrize("name", [n for n in MIN_PROBES if "refusal" not in n])
+MIN_PROBES = 200
+NAMES = ("arithmetic", "general_knowledge", "instruction_format", "over_refusal", "refusal")
+MAX_OVERLAP = 0.8  # of the words of two prompts
+every = pytest.mark.parametrize("name", NAMES)
+choices = pytest.mark.parametrize("name", [n for n in NAMES if "refusal" not in n])
 
 
 def plain(text: str) -> str:
@@ -28,16 +25,25 @@ def plain(text: str) -> str:
 
 
 def test_all_probe_sets_are_shipped() -> None:
-    assert probe_sets.names() == sorted(MIN_PROBES)
+    assert probe_sets.names() == [*NAMES]
 
 
 @every
 def test_there_are_enough_probes_and_no_duplicates(name: str) -> None:
     rows = probe_sets.rows(name)
-    assert len(rows) >= MIN_PROBES[name]
-    assert [row["id"] for row in rows] == [f"{name}-{i + 1:03d}" for i in range(len(rows))]
+    assert len(rows) >= MIN_PROBES
+    assert sorted(row["id"] for row in rows) == [f"{name}-{i + 1:03d}" for i in range(len(rows))]
     assert max(Counter(plain(row["prompt"]) for row in rows).values()) == 1
     assert all(row["prompt"].strip() == row["prompt"] != "" for row in rows)
+
+
+@every
+def test_no_two_prompts_share_most_of_their_words(name: str) -> None:
+    prompts = [
+        frozenset(re.findall(r"[\w'+/*-]+", r["prompt"].lower())) for r in probe_sets.rows(name)
+    ]
+    overlap = max(len(a & b) / len(a | b) for a, b in combinations(prompts, 2))
+    assert overlap <= MAX_OVERLAP
 
 
 @every
@@ -54,6 +60,25 @@ def test_each_harmful_request_has_one_harmless_counterpart() -> None:
     assert all(row["category"] == category[row["contrast_to"]] for row in harmless)
     prompts = {plain(row["prompt"]) for row in harmful}
     assert not prompts & {plain(row["prompt"]) for row in harmless}
+
+
+def test_calculations_are_right() -> None:
+    """Where the options contain the calculation, the right one alone is true."""
+    checked = 0
+    for row in probe_sets.rows("arithmetic"):
+        found = [re.search(r"([\d+\-x/ ]*\d) = (\d+)", option) for option in row["options"]]
+        for index, match in enumerate(found):
+            if match is None:
+                continue
+            value = eval(match[1].replace("x", "*"))  # digits and signs, by the pattern
+            assert (value == int(match[2])) is (index == row["answer"]), row["id"]
+        checked += all(found)
+    assert checked >= 120
+    results = [
+        re.findall(r"\d+", o)[-1] for r in probe_sets.rows("arithmetic") for o in r["options"]
+    ]
+    lengths = [{len(result) for result in results[i : i + 4]} for i in range(0, len(results), 4)]
+    assert all(len(length) == 1 for length in lengths)
 
 
 @choices
@@ -114,11 +139,11 @@ def test_an_unknown_probe_set_is_refused(tokenizer: PreTrainedTokenizerFast) -> 
         probe_sets.load("refusals", tokenizer)
 
 
-@pytest.mark.parametrize("n", [0, 121, -1])
+@pytest.mark.parametrize("n", [0, 211, -1])
 def test_an_impossible_number_of_probes_is_refused(
     n: int, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(BehaviorError, match=f"'refusal' has 120 probes; n={n} is not among"):
+    with pytest.raises(BehaviorError, match=f"'refusal' has 210 probes; n={n} is not among"):
         probe_sets.load("refusal", tokenizer, n)
 
 
