@@ -1,7 +1,8 @@
 """Probe sets written for this project: one JSONL file each, with a datasheet beside it.
 
-`load` makes a behavior of a shipped probe set, or of your own JSONL file with such rows; `names`
-lists the shipped ones; `rows` and `evenly_spaced` return rows as dictionaries.
+`load` makes a behavior of a shipped probe set, of a public one (`public_names`) that lies in a file
+or on the Hugging Face hub, or of your own JSONL file with such rows; `names` lists the shipped
+ones; `rows` and `evenly_spaced` return rows as dictionaries.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from riprap.behaviors._behavior import Behavior
 from riprap.behaviors._tokenization import encode_continuations, encode_prompts
 from riprap.behaviors.probe_sets import _custom as custom
+from riprap.behaviors.probe_sets._public import PUBLIC, read_public
 from riprap.errors import BehaviorError
 
 # Common refusal prefixes of instruct models. For a model with other habits, give its own, or
@@ -28,13 +30,24 @@ REFUSAL_PREFIXES = (
     "As an AI",
     "I am unable",
 )
-CONTRASTS = {"refusal": "over_refusal", "over_refusal": "refusal"}
+CONTRASTS = {
+    "refusal": "over_refusal",
+    "over_refusal": "refusal",
+    "xstest_unsafe": "xstest_safe",
+    "xstest_safe": "xstest_unsafe",
+}
+AVOIDING = ("over_refusal", "xstest_safe")  # a probe passes while it is not refused
 
 
 def names() -> list[str]:
     """Return the names of the shipped probe sets."""
     files = resources.files(__name__).iterdir()
     return sorted(behavior_name(file.name) for file in files if is_file(file.name))
+
+
+def public_names() -> list[str]:
+    """Return the names of the public probe sets that `load` reads from a file or from the hub."""
+    return sorted(PUBLIC)
 
 
 def is_file(name: str) -> bool:
@@ -57,18 +70,28 @@ def is_multiple_choice(row: dict[str, Any]) -> bool:
     return custom.row_format(row) == custom.CHOICE
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    """Return the rows of a shipped probe set, or of a JSONL file.
+def rows(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a shipped or public probe set, or of a JSONL file.
+
+    Args:
+        path: see `load`.
 
     Raises:
         BehaviorError: no probe set has that name, or the file does not contain rows of one format.
     """
+    if name in PUBLIC:
+        return read_public(name, path)
+    if path is not None:
+        raise BehaviorError(
+            f"`path` is for {', '.join(public_names())}; to read your own file, give it as the "
+            f"name, in place of {name!r}"
+        )
     if is_file(name):
         return custom.read_rows(name)
     if name not in names():
         raise BehaviorError(
-            f"there is no probe set {name!r}; choose one of {', '.join(names())}, or a "
-            f"{custom.SUFFIX} file"
+            f"there is no probe set {name!r}; choose one of {', '.join(names())}, of the public "
+            f"{', '.join(public_names())}, or a {custom.SUFFIX} file"
         )
     text = (resources.files(__name__) / f"{name}.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -79,24 +102,28 @@ def load(
     tokenizer: Any,
     n: int | None = None,
     prefixes: Sequence[str | int] = REFUSAL_PREFIXES,
+    path: str | Path | None = None,
     **options: Any,
 ) -> Behavior:
-    """Load a shipped probe set, or a JSONL file, as a behavior.
+    """Load a shipped or public probe set, or a JSONL file, as a behavior.
 
     Args:
-        name: refusal, over_refusal, arithmetic, general_knowledge or instruction_format; or a
-            JSONL file. Its rows have prompt, options and answer (the index of the right option):
-            a multiple choice; prompt and completion: the first token of the completion; or only a
-            prompt: how the response starts.
+        name: refusal, over_refusal, arithmetic, general_knowledge or instruction_format, which are
+            shipped; xstest_unsafe, xstest_safe or strongreject, which are public; or a JSONL file.
+            Its rows have prompt, options and answer (the index of the right option): a multiple
+            choice; prompt and completion: the first token of the completion; or only a prompt: how
+            the response starts.
         n: number of probes, evenly spaced over the rows (which are ordered by category); None:
             all.
         prefixes: how the model's refusals start.
+        path: for a public set its file (.jsonl or .csv), or a Hugging Face dataset id. None: the
+            file in the folder that the variable RIPRAP_DATA names, or in ../shared/data.
         options: floor and other arguments of `Behavior`'s constructors.
 
     Raises:
         BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
-    chosen, own_name = evenly_spaced(name, n), behavior_name(name)
+    chosen, own_name = evenly_spaced(name, n, path), behavior_name(name)
     prompts = [row["prompt"] for row in chosen]
     if is_multiple_choice(chosen[0]):
         right = [row["answer"] for row in chosen]
@@ -109,17 +136,19 @@ def load(
         return Behavior.next_token(own_name, encoded, [row[0] for row in ids], **options)
     options.setdefault("contrast", CONTRASTS.get(own_name))
     return Behavior.response_prefix(
-        own_name, tokenizer, prompts, prefixes, avoid=own_name == "over_refusal", **options
+        own_name, tokenizer, prompts, prefixes, avoid=own_name in AVOIDING, **options
     )
 
 
-def evenly_spaced(name: str, n: int | None = None) -> list[dict[str, Any]]:
+def evenly_spaced(
+    name: str, n: int | None = None, path: str | Path | None = None
+) -> list[dict[str, Any]]:
     """Return `n` evenly spaced rows, and so some of each category; None: all rows.
 
     Raises:
         BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
-    every = rows(name)
+    every = rows(name, path)
     if n is None:
         return every
     if not 1 <= n <= len(every):
