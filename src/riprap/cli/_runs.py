@@ -55,8 +55,10 @@ def watch(
 @app.command()
 @command
 def select(
-    data: Path = typer.Argument(
-        ..., help="JSON Lines, JSON, CSV or Parquet file, or a Hugging Face dataset id."
+    data: str = typer.Argument(
+        ...,
+        help="JSON Lines, JSON, CSV, TSV or Parquet file, folder of datasets.save_to_disk, or a "
+        "Hugging Face dataset id.",
     ),
     model: str = typer.Option(..., help="Folder, Hugging Face id, or smollm2."),
     out: Path = typer.Option(..., help="Folder of scores, selected rows and audit."),
@@ -68,8 +70,13 @@ def select(
     refusal_prefixes: list[str] = typer.Option(
         [], help="First words of the model's refusals; repeatable."
     ),
-    prompt: str = typer.Option("prompt", help="Field of the prompt; a dot enters nested fields."),
-    response: str = typer.Option("response", help="Field of the response."),
+    messages: str | None = typer.Option(None, help="Field with the turns of a conversation."),
+    prompt: str | None = typer.Option(
+        None, help="Field of the prompt; a dot enters nested fields. Fields are else recognized."
+    ),
+    response: str | None = typer.Option(None, help="Field of the response."),
+    split: str | None = typer.Option(None, help="Split of a data set with several."),
+    system: str | None = typer.Option(None, help="System prompt of rows that have none."),
     id: str | None = typer.Option(None, help="Field that identifies a row."),
     category: str | None = typer.Option(None, help="Field with the category of a row."),
     lora_rank: int = typer.Option(
@@ -86,7 +93,8 @@ def select(
     settings |= {"behaviors": behaviors, "refusal_prefixes": refusal_prefixes}
     settings |= {"model": model, "lora_rank": lora_rank, "out": out}
     settings |= {"batch_size": batch_size, "max_length": max_length}
-    settings["data"] = {"path": str(data), "prompt": prompt, "response": response}
+    fields = {"messages": messages, "prompt": prompt, "response": response}
+    settings["data"] = {"path": data, "split": split, "system": system} | fields
     result = select_rows(SelectConfig.parse(settings, "riprap select"), quiet=as_json)
     lines = [f"{name}: {file}" for name, file in result["files"].items()]
     print_result(result, as_json, lines)

@@ -1,66 +1,99 @@
-"""Rows of a data set: one loader for `riprap watch` and `riprap select`."""
+"""Rows of a data set: one loader for `riprap watch`, `riprap select` and `riprap diagnose`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from pydantic import Field
 
 from riprap._config import StrictModel
+from riprap.commands._conversations import Fields, Row, as_text, look_up, read_row, recognize
+from riprap.commands._files import DECODER, Source
 from riprap.commands._models import SHOWN
 from riprap.errors import ConfigError
 
-_FORMATS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = [
+    "DataConfig",
+    "DataSummary",
+    "Row",
+    "RowReader",
+    "load_rows",
+    "read_rows",
+    "rows_fingerprint",
+]
 
 
 class DataConfig(StrictModel):
-    """Rows to train on: a file (JSON Lines, JSON, CSV, Parquet) or a Hugging Face dataset id.
+    """Rows to train on, and the names of their fields; fields that are not named are recognized.
 
     Attributes:
-        prompt, response: names of the fields; a dot enters nested fields (`instances.0.output`).
+        path: a file (JSON Lines, JSON, CSV, TSV, Parquet), a folder that `datasets.save_to_disk`
+            wrote, or a Hugging Face dataset id.
+        name, split: configuration and split of a dataset id; the split of a folder with several.
+        messages: field with a list of turns, as OpenAI's `messages` or ShareGPT's `conversations`.
+        prompt, response: fields with texts; a dot enters nested fields (`instances.0.output`).
+        context: field with a text that is put after the prompt, as Alpaca's `input`.
+        system: system prompt of rows that have none.
+        chat_template_kwargs: arguments of the chat template, such as `enable_thinking: false`.
         response_prefix: text put before each response.
         limit: use the first rows only.
     """
 
     path: str
-    split: str = "train"
-    prompt: str = "prompt"
-    response: str = "response"
+    name: str | None = None
+    split: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    context: str | None = None
+    response: str | None = None
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     response_prefix: str = ""
     limit: int | None = Field(default=None, ge=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a data set."""
-
-    number: int  # line in a JSON Lines file, or position in another data set, from 1
-    prompt: str
-    response: str
-    id: str | None = None
-    category: str | None = None
-
-
 @dataclass(frozen=True)
 class DataSummary:
-    """Number of rows of a data set, and their hash."""
+    """What a data set contains.
+
+    Attributes:
+        rows: number of rows.
+        digest: hash of the rows.
+        kind: what the rows are, in words.
+        notes: number of rows by what is unusual about them.
+        unused: fields of the first row that are not read.
+    """
 
     rows: int
     digest: str
+    kind: str = ""
+    notes: Counter[str] = field(default_factory=Counter)
+    unused: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the summary as sentences without a stop, one per line."""
+        noted = [f"{count:,} of {self.rows:,} rows {note}" for note, count in self.notes.items()]
+        unread = ", ".join(self.unused)[:SHOWN]
+        return [
+            f"{self.rows:,} rows, read as {self.kind}",
+            *noted,
+            *([f"fields that are not read: {unread}"] if unread else []),
+        ]
 
 
 class RowReader:
     """Reader of the rows of a data set, in their order and one at a time.
 
-    A JSON Lines file is read line by line; `datasets` reads every other format.
+    The fields are recognized by the first row; every other row must have them.
 
     Args:
         id, category: fields that identify a row and name its category.
@@ -69,36 +102,34 @@ class RowReader:
     def __init__(
         self, data: DataConfig, id: str | None = None, category: str | None = None
     ) -> None:
+        if data.messages is not None and (data.prompt or data.response):
+            raise ConfigError("`messages` has turns with their roles: remove `prompt`, `response`")
         self.data, self._id, self._category = data, id, category
-        self._name, self._unit = f"data {data.path[:SHOWN]!r}", "line"
+        self.source = Source(data)
+        self._fields: Fields | None = None
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Return the rows as JSON, with their numbers; lines of JSON Lines are unchanged."""
-        return islice(self._all_lines(), self.data.limit)
+        return islice(self.source.lines(), self.data.limit)
 
     def parse(self, number: int, line: bytes) -> Row:
         """Parse a row; raise a ConfigError if it does not have the fields as text."""
-        where = f"{self._unit} {number} of {self._name}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{where} is not JSON: {str(error)[:SHOWN]}") from error
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise ConfigError(f"{where} is {kind}; an object with fields is needed")
-        prompt = _field_text(record, self.data.prompt, where)
-        response = self.data.response_prefix + _field_text(record, self.data.response, where)
+        where = f"{self.source.unit} {number} of {self.source.name}"
+        record = _decode_line(line, where)
+        if self._fields is None:
+            self._fields = recognize(record, self.data, where)
+        row = read_row(number, record, self._fields, self.data, where)
         row_id, category = (
-            None if field is None else _field_text(record, field, where)
-            for field in (self._id, self._category)
+            None if name is None else as_text(look_up(record, name, where), name, where)
+            for name in (self._id, self._category)
         )
         try:
-            "".join((prompt, response, row_id or "", category or "")).encode()
+            json.dumps((row.turns, row_id, category), ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise ConfigError(
                 f"{where} contains half of a surrogate pair, which is not a character"
             ) from error
-        return Row(number, prompt, response, row_id, category)
+        return replace(row, id=row_id, category=category)
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         """Return the rows after the first `start`, read one at a time."""
@@ -109,72 +140,67 @@ class RowReader:
         """Read and check every row.
 
         Raises:
-            ConfigError: the data set cannot be read, has no rows, or has a row that is wrong.
+            ConfigError: the data set cannot be read, has no rows, has a row that is wrong, or no
+                row has anything to learn.
         """
-        digest, count = hashlib.sha256(), 0
+        digest, notes, count, learned = hashlib.sha256(), Counter[str](), 0, False
         for number, line in self.lines():
             digest.update(line)
-            self.parse(number, line)
+            row = self.parse(number, line)
+            notes.update(row.notes)
+            learned = learned or any(row.learned)
             count += 1
+        return self._summary(count, digest.hexdigest()[:16], notes, learned)
+
+    def _summary(self, count: int, digest: str, notes: Counter[str], learned: bool) -> DataSummary:
         if count == 0:
-            raise ConfigError(f"{self._name} has no rows")
-        return DataSummary(count, digest.hexdigest()[:16])
+            raise ConfigError(f"{self.source.name} has no rows")
+        if not learned:
+            raise ConfigError(
+                f"{self.source.name} has nothing to learn: none of its {count:,} rows has a turn "
+                "of the assistant that counts"
+            )
+        assert self._fields is not None
+        return DataSummary(count, digest, self._fields.kind, notes, self._fields.unused)
 
-    def _all_lines(self) -> Iterator[tuple[int, bytes]]:
-        try:
-            file = Path(self.data.path).expanduser()
-            if file.suffix == ".jsonl" or (file.suffix not in _FORMATS and file.is_file()):
-                with file.open("rb") as lines:
-                    for number, line in enumerate(lines, 1):
-                        if line.strip():
-                            yield number, line
-                return
-        except (OSError, RuntimeError, ValueError) as error:  # no such user; NUL in the path
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ConfigError(f"{self._name} cannot be read: {str(reason)[:SHOWN]}") from error
-        self._unit = "row"
-        for number, record in enumerate(self._dataset, 1):
-            yield number, json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n"
-
-    @cached_property
-    def _dataset(self) -> datasets.Dataset:
-        try:
-            file = Path(self.data.path).expanduser()
-            file_format = _FORMATS.get(file.suffix)
-            if file_format is None:
-                return datasets.load_dataset(self.data.path, split=self.data.split)
-            if file.is_file():
-                return datasets.load_dataset(file_format, data_files=str(file), split="train")
-        except Exception as error:
-            cause = error.__cause__ or error  # of "an error occurred while generating the dataset"
-            first = (str(cause).strip().splitlines() or ["it is empty"])[0][:SHOWN]
-            raise ConfigError(f"{self._name} cannot be loaded: {first}") from error
-        raise ConfigError(f"{self._name}: no such file")
+    def load(self) -> tuple[list[Row], DataSummary]:
+        """Read all rows that have something to learn; see `check`."""
+        rows = [*self.rows()]
+        notes = Counter(note for row in rows for note in row.notes)
+        taught = [row for row in rows if any(row.learned)]
+        return taught, self._summary(len(rows), rows_fingerprint(rows), notes, bool(taught))
 
 
-def _field_text(record: dict[str, Any], field: str, where: str) -> str:
-    value: Any = record
-    for part in field.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            known = ", ".join(record)[:SHOWN]
-            raise ConfigError(f"{where} has no field {field[:SHOWN]!r}; it has {known}") from error
-    if not isinstance(value, str | int | float):  # "None" would be learned as a word
-        kind = type(value).__name__
-        raise ConfigError(f"{where}: field {field[:SHOWN]!r} is {kind}; give a text")
-    return str(value)
+def _decode_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = DECODER.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where} is not UTF-8: save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is not JSON: {str(error)[:SHOWN]}") from error
+    if not isinstance(record, dict):
+        kind = type(record).__name__.removeprefix("Written").lower()
+        raise ConfigError(f"{where} is {kind}; an object with fields is needed")
+    return record
+
+
+def read_rows(data: DataConfig) -> tuple[list[Row], DataSummary]:
+    """Read all rows that have something to learn, and a summary of the data set."""
+    return RowReader(data).load()
 
 
 def load_rows(data: DataConfig) -> datasets.Dataset:
-    """Load rows as TRL's conversational prompt and completion; see `RowReader.check`."""
-    rows = [*RowReader(data).rows()]
-    if not rows:
-        raise ConfigError(f"data {data.path[:SHOWN]!r} has no rows")
+    """Load rows as TRL's conversational prompt and completion; see `RowReader.check`.
+
+    The completion begins with the first turn that is learned.
+    """
+    import datasets
+
+    rows, _ = read_rows(data)
     turns = [
         {
-            "prompt": [{"role": "user", "content": row.prompt}],
-            "completion": [{"role": "assistant", "content": row.response}],
+            "prompt": list(row.turns[: row.first_learned]),
+            "completion": list(row.turns[row.first_learned :]),
         }
         for row in rows
     ]
@@ -185,5 +211,6 @@ def rows_fingerprint(rows: Iterable[Any]) -> str:
     """Hash rows in their order, so that a resumed run recognizes its data."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
+        value = (row.turns, row.learned, row.tools) if isinstance(row, Row) else row
+        digest.update(json.dumps(value, sort_keys=True).encode())
     return digest.hexdigest()[:16]

@@ -10,9 +10,10 @@ import numpy as np
 from torch import nn
 
 from riprap import evaluation
-from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets
+from riprap.behaviors import Behavior, Prompt, encode_continuations, encode_prompts, probe_sets
+from riprap.commands._data import read_rows
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
-from riprap.commands.watch import WatchConfig, load_rows
+from riprap.commands.watch import WatchConfig
 from riprap.diagnosis.evidence import Rows, greedy_responses
 from riprap.diagnosis.recovery import MIN_PROBES
 from riprap.errors import ConfigError
@@ -112,9 +113,13 @@ def load_task(run: Path | None, tokenizer: Any) -> Task:
         prompts = encode_prompts(tokenizer, rows)
         return Task(prompts, None, None, None, "answers to harmless requests")
     data = watch_config_of(run).data
-    texts = ((row["prompt"][0], row["completion"][0]) for row in load_rows(data))
-    pairs = [(prompt["content"], completion["content"]) for prompt, completion in texts]
-    short = [pair for pair in pairs if sum(map(len, pair)) <= MAX_TASK_CHARS and pair[1].strip()]
+    answered = (row for row in read_rows(data)[0] if row.first_learned)
+    pairs: list[tuple[Prompt, str]] = [
+        (list(row.turns[: row.first_learned]), row.response)
+        for row in answered
+        if sum(len(turn["content"]) for turn in row.turns) <= MAX_TASK_CHARS
+    ]
+    short = [pair for pair in pairs if pair[1].strip()]
     if len(short) < TASK_ROWS + N_EXAMPLES:
         raise ConfigError(
             f"data {data.path!r} of the run in {run} has {len(short)} rows of at most "

@@ -94,9 +94,9 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
 def _settings(config: SelectConfig, summary: DataSummary, model: str) -> dict[str, Any]:
     """Return the settings on which the scores depend; the choice of rows is not among them."""
     data = {"data": summary.digest, "weights": model}
-    data |= {"prompt": config.data.prompt, "response": config.data.response}
-    if config.data.response_prefix:
-        data["response_prefix"] = config.data.response_prefix
+    data |= config.data.model_dump(
+        exclude={"path", "name", "split", "limit"}, exclude_defaults=True
+    )
     exclude = {"data", "model", "out", "strategy", "ratio"}
     settings: dict[str, Any] = data | config.model_dump(mode="json", exclude=exclude)
     custom = [name for name in config.behaviors if probe_sets.is_file(name)]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from riprap.behaviors import probe_sets
 from riprap.commands._data import Row, RowReader
+from riprap.commands._encoding import Encoder
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._store import Store
-from riprap.commands.select._tokens import Encoder
 from riprap.commands.watch import LoraConfig, WatchConfig, keep_passing, lora_config
 from riprap.errors import ConfigError
 from riprap.evaluation import evaluate
@@ -60,7 +60,7 @@ class Scorer:
     """
 
     def __init__(self, config: SelectConfig, model: Any, tokenizer: Any) -> None:
-        self.encoder = Encoder(tokenizer, config.max_length)
+        self.encoder = Encoder(tokenizer, config.max_length, config.data.chat_template_kwargs)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(self._device)
         self.names = config.behaviors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from peft import LoraConfig as PeftLoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from riprap.commands._data import load_rows, rows_fingerprint
+from riprap.commands._data import read_rows
+from riprap.commands._encoding import encode_rows
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import load_model
 from riprap.commands.watch._build import build_behaviors, load_policy
@@ -31,6 +32,8 @@ class TrainingRun:
         model: base model, before TRL adds the adapter.
         checkpoint: folder of the checkpoint to resume from; None: train from the start.
         eval_rows: rows for the trainer's `evaluate`; None: no evaluation.
+        notes: what the data contain, and what is left out, in words.
+        shown: the first row as stretches of text, and whether they are learned.
     """
 
     config: WatchConfig
@@ -40,6 +43,8 @@ class TrainingRun:
     rows: Any
     checkpoint: Path | None = None
     eval_rows: Any = None
+    notes: list[str] = field(default_factory=list)
+    shown: list[tuple[str, bool]] = field(default_factory=list)
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
         """Fine-tune under the monitor; `callbacks` are called after the monitor's callback."""
@@ -70,11 +75,14 @@ def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
     """
     if not resume:
         require_empty_run_dir(config.run_dir)
-    policy, data = load_policy(config.policy), load_rows(config.data)
-    rows_hash = rows_fingerprint(data)
-    checkpoint = find_checkpoint(config, rows_hash) if resume else None
+    policy, (rows, summary) = load_policy(config.policy), read_rows(config.data)
+    checkpoint = find_checkpoint(config, summary.digest) if resume else None
     model, tokenizer = load_model(config.model)
-    metadata = {"task": config.title, "config": config.model_dump(mode="json"), "rows": rows_hash}
+    kwargs = config.data.chat_template_kwargs
+    encoded = encode_rows(rows, tokenizer, config.training.max_length, kwargs)
+    notes = [*summary.lines(), *encoded.lines()]
+    metadata = {"task": config.title, "config": config.model_dump(mode="json")}
+    metadata |= {"rows": summary.digest, "data": notes}
     monitor = Monitor(
         build_behaviors(config, model, tokenizer),
         policy=policy,
@@ -84,7 +92,9 @@ def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
         metadata=metadata,
         resume=resume,
     )
-    return TrainingRun(config, monitor, model, tokenizer, data, checkpoint)
+    run = TrainingRun(config, monitor, model, tokenizer, encoded.dataset(), checkpoint)
+    run.notes, run.shown = notes, encoded.shown
+    return run
 
 
 def lora_config(config: WatchConfig) -> PeftLoraConfig | None:
