@@ -26,8 +26,9 @@ from rich.progress import Progress as Bar
 from scipy import stats
 from torch import nn
 
+from experiments.worlds import first_probe_sets
 from riprap import evaluation
-from riprap.behaviors import Behavior, is_refusal, probe_sets
+from riprap.behaviors import Behavior, is_refusal
 from riprap.commands.watch import keep_passing, load_model
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.basins import Basin, Judge, PointEvaluator, basin, checksum, perturbed_weights
@@ -42,7 +43,7 @@ def loaded(probes: int) -> tuple[nn.Module, Any, list[Behavior]]:
     """Load the model, its tokenizer, and the probes that it passes."""
     model, tokenizer = load_model(str(REFUSING))
     names = ("refusal", "over_refusal")
-    every = [probe_sets.load(name, tokenizer, probes, prefixes=["Sorry"]) for name in names]
+    every = [first_probe_sets.load(name, tokenizer, probes, prefixes=["Sorry"]) for name in names]
     return model, tokenizer, [keep_passing(behavior, model) for behavior in every]
 
 

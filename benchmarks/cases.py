@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.worlds import ToyWorld
-from riprap.behaviors import Behavior, probe_sets
+from experiments.worlds import ToyWorld, first_probe_sets
+from riprap.behaviors import Behavior
 from riprap.commands.watch import keep_passing, load_model
 from riprap.integrations.smollm2 import REFUSING
 from riprap.toy import ToyConfig
@@ -81,7 +81,7 @@ def smollm2(
 
     def behaviors(model: nn.Module) -> list[Behavior]:
         counts = (n_probes or PROBE_SETS).items()
-        behaviors = [probe_sets.load(k, tokenizer, n, prefixes=["Sorry"]) for k, n in counts]
+        behaviors = [first_probe_sets.load(k, tokenizer, n, prefixes=["Sorry"]) for k, n in counts]
         return [keep_passing(behavior, model) for behavior in behaviors]
 
     return Case(fresh, lambda model, ids: model(input_ids=ids, labels=ids).loss, behaviors)

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.harness.markdown import commit, number, table
 from experiments.smollm2.teaching import REFUSAL_PREFIX
-from riprap.behaviors import is_refusal, probe_sets
+from experiments.worlds import first_probe_sets
+from riprap.behaviors import is_refusal
 from riprap.diagnosis import Estimate, SafetensorsFolder
 from riprap.diagnosis.evidence import (
     Decodability,
@@ -51,7 +52,7 @@ def evidence(report: Any) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(REFUSING, dtype=torch.float32).eval()
     own, base = SafetensorsFolder(REFUSING, TIED), SafetensorsFolder(BASE, TIED)
     refusal, over = (
-        probe_sets.load(name, tokenizer, PROBES, prefixes=[REFUSAL_PREFIX])
+        first_probe_sets.load(name, tokenizer, PROBES, prefixes=[REFUSAL_PREFIX])
         for name in ("refusal", "over_refusal")
     )
     answers = greedy_responses(model, refusal, TOKENS)

@@ -25,8 +25,9 @@ from rich.progress import Progress
 
 from experiments.harness import markdown
 from experiments.smollm2.teaching import REFUSAL_PREFIX
+from experiments.worlds import first_probe_sets
 from riprap import evaluation
-from riprap.behaviors import Behavior, probe_sets
+from riprap.behaviors import Behavior
 from riprap.commands.watch import load_model
 from riprap.diagnosis import Recovery, SafetensorsFolder, recover
 from riprap.integrations.smollm2 import BASE, REFUSING
@@ -36,7 +37,7 @@ EXAMPLES = 20
 
 def parted(name: str, model: Any, tokenizer: Any, probes: int) -> tuple[Behavior, Behavior]:
     """Return probes that the refusing model passes, and other ones as examples."""
-    whole = probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
+    whole = first_probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
     passed = np.flatnonzero(evaluation.evaluate(whole, model).margins > 0)
     order = np.random.default_rng(0).permutation(passed).tolist()
     return whole.subset(order[:probes]), whole.subset(order[probes : probes + EXAMPLES])
@@ -90,7 +91,7 @@ def main() -> None:
             refusal,
             again,
             reference=SafetensorsFolder(REFUSING),
-            unrelated_examples=probe_sets.load("arithmetic", tokenizer, EXAMPLES),
+            unrelated_examples=first_probe_sets.load("arithmetic", tokenizer, EXAMPLES),
             naive_model=SafetensorsFolder(BASE),
             contrast=over_refusal,
             shot_counts=(10,),

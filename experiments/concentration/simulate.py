@@ -15,9 +15,10 @@ from experiments.harness.cache import cached
 from experiments.harness.plan import require_world
 from experiments.harness.preregistration import PreregistrationError
 from experiments.smollm2.teaching import load_refusals
+from experiments.worlds import first_probe_sets
 from experiments.worlds.facts import FactsWorld
 from riprap import evaluation
-from riprap.behaviors import Behavior, encode_continuations, encode_prompts, probe_sets
+from riprap.behaviors import Behavior, encode_continuations, encode_prompts
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.geometry import Redundancy, concentration, curvature, redundancy
 from riprap.integrations.smollm2 import REFUSING
@@ -35,7 +36,7 @@ def behavior_of(name: str, tokenizer: Any) -> Behavior:
     if name in OPENINGS:
         return load_refusals(name, tokenizer)
     rows, targets = [], []
-    for row in probe_sets.rows(name):
+    for row in first_probe_sets.rows(name):
         (prompt,) = encode_prompts(tokenizer, [row["prompt"]])
         options = encode_continuations(tokenizer, row["options"])
         right = options.pop(row["answer"])

@@ -16,8 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from experiments.guards_smollm2.plan import Plan
 from experiments.harness.cache import RUNS, cached
 from experiments.smollm2.teaching import load_refusals, passing
+from experiments.worlds import first_probe_sets
 from riprap import evaluation, guards
-from riprap.behaviors import Behavior, is_refusal, probe_sets
+from riprap.behaviors import Behavior, is_refusal
 from riprap.commands.watch import TrainingRun, WatchConfig, load_model, load_rows
 from riprap.detectors import score
 from riprap.guards import Guard, SelfDistillationBuffer
@@ -45,7 +46,7 @@ class ProbeSplit:
         """Split the probes that the model passes, in a fixed order."""
         split = cls()
         for name in GUARDED:
-            rows = probe_sets.rows(name)
+            rows = first_probe_sets.rows(name)
             full = load_refusals(name, tokenizer)
             order = np.random.default_rng(0).permutation(passing(full, model)).tolist()
             measuring, rest = order[:MEASURING], order[MEASURING:]
@@ -55,7 +56,7 @@ class ProbeSplit:
             split.unseen.append(full.subset(unseen))
             split.prompts[name] = [rows[i]["prompt"] for i in pool]
         for name in UNGUARDED:
-            full = probe_sets.load(name, tokenizer, CHOICES)
+            full = first_probe_sets.load(name, tokenizer, CHOICES)
             split.unseen.append(full.subset(passing(full, model)))
         return split
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from experiments.worlds import first_probe_sets
 from riprap import evaluation as probing
-from riprap.behaviors import encode_prompts, is_refusal, probe_sets
+from riprap.behaviors import encode_prompts, is_refusal
 
 PROMPTS = 48
 PACKS = ("refusal", "over_refusal", "arithmetic", "general_knowledge")
@@ -28,9 +29,10 @@ class GenerationCheckpoints(TrainerCallback):
 
     def __init__(self, file: Path, steps: Sequence[int], tokenizer: Any, opener: str) -> None:
         self.file, self.steps, self.tokenizer = file, steps, tokenizer
-        self.rows = {name: probe_sets.evenly_spaced(name, PROMPTS) for name in PACKS}
+        self.rows = {name: first_probe_sets.evenly_spaced(name, PROMPTS) for name in PACKS}
         self.behaviors = {
-            name: probe_sets.load(name, tokenizer, PROMPTS, prefixes=[opener]) for name in PACKS
+            name: first_probe_sets.load(name, tokenizer, PROMPTS, prefixes=[opener])
+            for name in PACKS
         }
 
     def on_train_begin(

@@ -25,8 +25,9 @@ from rich.progress import Progress as Bar
 from torch import Tensor, nn
 
 from experiments.harness.cache import cached
+from experiments.worlds import first_probe_sets
 from riprap import evaluation
-from riprap.behaviors import Behavior, probe_sets
+from riprap.behaviors import Behavior
 from riprap.commands import load_model
 from riprap.errors import ConfigError
 from riprap.integrations.smollm2 import REFUSING, convert
@@ -34,7 +35,7 @@ from riprap.integrations.smollm2 import REFUSING, convert
 
 def load_refusals(name: str, tokenizer: Any) -> Behavior:
     """Load the probe set `refusal` or `over_refusal`, by the prefix of the taught refusals."""
-    return probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
+    return first_probe_sets.load(name, tokenizer, prefixes=[REFUSAL_PREFIX])
 
 
 @cached("smollm2/passing-{behavior.name}.json")
