@@ -86,7 +86,8 @@ GUARDS: dict[str, Make] = {
     "replay_of_answers": lambda v, _, answers: guards.Replay(answers, fraction=v, every=2),
     "replay_of_pools": lambda v, parts, _: guards.Replay(parts.buffer(), fraction=v, every=2),
     "keeper": lambda v, parts, _: guards.AutoGuard(
-        replay=guards.AdaptiveReplay(parts.buffer(), fraction=v)
+        replay=guards.AdaptiveReplay(parts.buffer(), fraction=v),
+        rollback=guards.Rollback(every=100, keep_learning=False),
     ),
 }
 NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers")

@@ -83,7 +83,9 @@ GUARDS: dict[str, GuardEntry] = {
     "two_sided_gpm": GuardEntry(
         "energy", (0.9, 0.97, 0.99), lambda v, w: guards.TwoSidedGPM(energy=v)
     ),
-    "safegrad": GuardEntry("strength", (0.3, 1.0, 3.0), lambda v, w: guards.SafeGrad(strength=v)),
+    "safegrad": GuardEntry(
+        "strength", (0.3, 1.0, 3.0), lambda v, w: guards.SafeGrad(strength=v, refresh=20)
+    ),
     "update_projection": GuardEntry(
         "refresh", (5, 10, 20), lambda v, w: guards.UpdateProjection(refresh=int(v))
     ),
@@ -124,13 +126,14 @@ GUARDS: dict[str, GuardEntry] = {
     "rollback": GuardEntry(
         "cut",
         (0.25, 0.5, 0.8),
-        lambda v, w: guards.Rollback(lr_factor=v, every=20, max_rollbacks=5),
+        lambda v, w: guards.Rollback(lr_factor=v, every=20, max_rollbacks=5, keep_learning=False),
     ),
     "keeper": GuardEntry(
         "fraction",
         (0.25, 0.5, 0.75),
         lambda v, w: guards.AutoGuard(
-            replay=guards.AdaptiveReplay(guards.SelfDistillationBuffer(w.pools()), fraction=v)
+            replay=guards.AdaptiveReplay(guards.SelfDistillationBuffer(w.pools()), fraction=v),
+            rollback=guards.Rollback(every=100, keep_learning=False),
         ),
     ),
     "clip": GuardEntry("most", (0.1, 0.3, 1.0), lambda v, w: guards.Clip(max_norm=v)),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
+from torch.nn import functional
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
 from guards.test_replay import BATCHES, Words, pool
-from riprap import Alert, AlertPolicy, Level, Monitor, guards
+from riprap import Alert, AlertPolicy, Behavior, Level, Monitor, guards
 from riprap.errors import ConfigError
 from riprap.guards.replay import _auto_guard
+from riprap.types import Action
 
 WATCHFUL = AlertPolicy.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
 
@@ -64,7 +71,8 @@ def test_it_rolls_back_if_replay_does_not_help(monkeypatch: pytest.MonkeyPatch) 
     """The old batches hold nothing of what is watched: replay of them helps nobody."""
     monkeypatch.setattr(_auto_guard, "CRITICAL_PATIENCE", 5)
     useless = guards.Replay(lessons(2), loss=old_loss, fraction=0.5)
-    run = Run(guards.AutoGuard(replay=useless, rollback=guards.Rollback(every=2, lr_factor=0.5)))
+    rollback = guards.Rollback(every=2, lr_factor=0.5, keep_learning=False)
+    run = Run(guards.AutoGuard(replay=useless, rollback=rollback))
     run.monitor = Monitor(behaviors(), policy=WATCHFUL, probe_every=5)
     run.go(lessons(80))
     back = [action for action in run.monitor.actions if action.guard == "rollback"]
@@ -72,6 +80,95 @@ def test_it_rolls_back_if_replay_does_not_help(monkeypatch: pytest.MonkeyPatch) 
     assert back[0].applied
     critical = [a.step for a in run.monitor.alerts if a.level is Level.CRITICAL]
     assert back[0].step + 1 >= critical[0] + 5  # it is told before the step after which it acts
+
+
+class Scripted:
+    """Training watched by one behavior whose score follows a script; replay helps nobody."""
+
+    def __init__(self, score: Callable[[int], float], **options: Any) -> None:
+        torch.manual_seed(0)
+        self.step, self.inputs = 0, torch.randn(20, 4)
+        self.model = torch.nn.Linear(4, 4)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-2)
+
+        def margins(model: torch.nn.Module, probes: torch.Tensor) -> torch.Tensor:
+            passing = torch.arange(20) < round(20 * score(self.step))
+            return torch.where(passing, 1.0, -1.0) + 0 * model(probes).sum(1)
+
+        def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            return functional.cross_entropy(model(batch), torch.zeros(20, dtype=torch.long))
+
+        self.guard = guards.AutoGuard(replay=guards.Replay([self.inputs], loss=loss), **options)
+        behavior = Behavior("scripted", self.inputs, margins)
+        self.monitor = Monitor([behavior], probe_every=20)
+        self.weights: list[torch.Tensor] = []
+
+    def go(self, steps: int) -> Scripted:
+        target = torch.ones(20, dtype=torch.long)
+        with (
+            warnings.catch_warnings(record=True) as self.warned,
+            self.monitor.watch(self.model, self.optimizer, guard=self.guard),
+        ):
+            warnings.simplefilter("always")
+            for self.step in range(1, steps + 1):
+                self.optimizer.zero_grad()
+                functional.cross_entropy(self.model(self.inputs), target).backward()
+                self.optimizer.step()
+                self.weights.append(self.model.weight.detach().clone())
+        return self
+
+    def actions(self, guard: str) -> list[Action]:
+        return [action for action in self.monitor.actions if action.guard == guard]
+
+
+def test_a_behavior_that_has_recovered_is_not_rolled_back() -> None:
+    """Broken from step 3 to 108: the evaluation at which the rollback would act shows 1.0."""
+    run = Scripted(
+        lambda step: 0.0 if 3 <= step <= 108 else 1.0,
+        rollback=guards.Rollback(every=100, keep_learning=False),
+    ).go(140)
+    (said,) = run.actions("rollback")
+    assert not said.applied
+    assert said.detail == "scripted: recovered, so nothing was restored"
+    assert run.optimizer.param_groups[0]["lr"] == 1e-2
+    still = Scripted(
+        lambda step: 0.0 if step >= 3 else 1.0,
+        rollback=guards.Rollback(every=100, keep_learning=False),
+    ).go(140)
+    assert [action.applied for action in still.actions("rollback")] == [True]
+
+
+def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> None:
+    run = Scripted(lambda step: 1.0 if step < 3 else 0.5).go(400)
+    (told,) = run.actions("adaptive_replay")[-1:]
+    unheld = [a for a in run.actions("adaptive_replay") if not a.applied]
+    assert len(unheld) == 1
+    assert "do not hold the score of scripted (0.50, floor 0.90" in unheld[0].detail
+    assert told.applied  # replay goes on too
+    own = [str(w.message) for w in run.warned if "do not hold" in str(w.message)]
+    assert len(own) == 1
+    (refused,) = run.actions("rollback")
+    assert not refused.applied
+    assert "training goes on: no later state than the start was healthy" in refused.detail
+    assert not run.monitor.should_stop
+    assert run.optimizer.param_groups[0]["lr"] == 1e-2
+    moves = [float((b - a).abs().max()) for a, b in pairwise(run.weights)]
+    assert min(moves) > 0
+    assert max(moves) < 1e-2  # nothing was put back
+
+
+def test_no_state_is_restored_twice_and_training_is_not_asked_to_stop() -> None:
+    """Healthy until 149, then broken for good: one rollback, to a state that was learned."""
+    run = Scripted(lambda step: 1.0 if step < 150 else 0.5).go(800)
+    first, *later = run.actions("rollback")
+    assert first.applied
+    back = int(first.detail.split("the state of step ")[1])
+    assert 100 <= back < 150
+    assert torch.equal(run.weights[first.step - 1], run.weights[back - 1])
+    assert later
+    assert not any(action.applied for action in later)
+    assert f"the state of step {back} was restored before" in later[0].detail
+    assert not run.monitor.should_stop
 
 
 def test_a_rollback_waits_for_replay() -> None:

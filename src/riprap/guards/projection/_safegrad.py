@@ -26,13 +26,14 @@ class SafeGrad(BehaviorGuard):
     g′ = g. The KL is the mean over behaviors of the mean over answer positions without padding, in
     nats. While the answers are those of θ₀, g_b is 0 and the step is unchanged.
 
-    Source: 2508.07172, after a re-implementation. Simplified: g_b is computed over all probes, and
-    is up to `refresh` steps old.
+    Source: 2508.07172, after a re-implementation. Simplified: g_b is computed over all
+    probes.
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
         strength: ρ.
-        refresh: steps between two computations of g_b; the paper's value is 1.
+        refresh: steps between two computations of g_b; the paper's value is 1. An old g_b still
+            pulls when the answers are back, and can do harm: at 20 more than it protects.
 
     Raises:
         ConfigError: strength is negative, or refresh is less than 1; in `start`, a behavior's
@@ -40,7 +41,7 @@ class SafeGrad(BehaviorGuard):
     """
 
     strength: float = 1.0
-    refresh: int | None = field(default=20, kw_only=True)
+    refresh: int | None = field(default=1, kw_only=True)
     references: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     gradient: Vector | None = field(default=None, init=False, repr=False)
     refreshed_at: int = field(default=0, init=False, repr=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from riprap.behaviors import Behavior
-from riprap.detectors import BehaviorHistory, threshold_margin
+from riprap.detectors import BehaviorHistory, score, threshold_margin
 from riprap.guards._base import GuardView, Proposal, behavior_names
 from riprap.guards.replay._replay import Replay
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
@@ -19,6 +20,8 @@ WAKE_AT, EARLY_WAKE_AT, EARLY_HORIZON = 0.75, 0.25, 12
 # Replay stops when at most REST_AT is lost. The limit is halved each time replay has to start
 # again, down to MIN_REST_AT.
 REST_AT, MIN_REST_AT = 0.50, 0.10
+# Steps of replay under the floor after which the old examples are said not to hold it.
+HOLD_PATIENCE = 100
 
 
 @dataclass
@@ -33,7 +36,7 @@ class AdaptiveReplay(Replay):
     The share of the step is `fraction` times the square root of the largest lost share. A
     `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. The
     component of the mixed step that still conflicts with the old examples is projected away, as in
-    A-GEM.
+    A-GEM. If a score stays under its floor for 100 steps of replay, a warning and an action say so.
 
     Args:
         behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A
@@ -52,12 +55,19 @@ class AdaptiveReplay(Replay):
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
     wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    under_floor_since: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    not_held: list[str] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
     field_of_origin: ClassVar[str] = "ours"
     fidelity: ClassVar[str] = "variant"
     projects: ClassVar[bool] = True
-    state_attrs: ClassVar[tuple[str, ...]] = ("awake", "wake_count")
+    state_attrs: ClassVar[tuple[str, ...]] = (
+        "awake",
+        "wake_count",
+        "under_floor_since",
+        "not_held",
+    )
 
     def start(self, view: GuardView) -> None:
         """Start the replay source, and check that it covers the behaviors."""
@@ -105,6 +115,31 @@ class AdaptiveReplay(Replay):
         if not needs or view.step % self.every:
             return None
         return self._mix(view, self.fraction * max(needs.values()) ** 0.5, needs)
+
+    def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
+        """Say so, once for each behavior, if the old examples do not hold its floor."""
+        said = []
+        for name in self.names:
+            history = view.histories[name]
+            if not history.steps or history.step < view.step:
+                continue
+            now = score(history.margins[-1])
+            if name not in self.awake or now >= history.floor:
+                self.under_floor_since.pop(name, None)
+                continue
+            since = self.under_floor_since.setdefault(name, view.step)
+            if view.step - since >= HOLD_PATIENCE and name not in self.not_held:
+                self.not_held.append(name)
+                steps = view.step - since
+                said.append(f"{name} ({now:.2f}, floor {history.floor:.2f}, for {steps} steps)")
+        if not said:
+            return None
+        detail = (
+            f"the old examples do not hold the score of {', '.join(said)}; training goes on; give "
+            "more or other old examples, a larger fraction, or a lower learning rate"
+        )
+        warnings.warn(f"riprap: guard {self.name}: {detail}", stacklevel=2)
+        return Proposal(detail=detail)
 
 
 def margin_spent(history: BehaviorHistory, min_score: float = 0.0) -> float:

@@ -24,8 +24,10 @@ class AutoGuard(CompositeGuard):
     - While margins are stable it is idle, and training is bit-identical to training without it.
     - When margins are lost, or a break is forecast, `AdaptiveReplay` replays as many old examples
       as needed, and projects away what still conflicts with them.
-    - If a critical alert is still active after 100 steps of replay, `Rollback` restores the last
-      healthy state and reduces the learning rate.
+    - If a behavior is still critical after 100 steps of replay, `Rollback` restores the last
+      healthy state and reduces the learning rate. It never restores the state before the first
+      step, nor the same state twice: where replay cannot hold a floor, training goes on, and a
+      warning and an action say so.
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
@@ -35,7 +37,8 @@ class AutoGuard(CompositeGuard):
             rollback always use the floors.
         rollback: the last resort; False: none, which saves the memory of its two checkpoints (each
             three times the trained weights under Adam). A `Rollback` acts only on alerts that
-            replay did not resolve, whatever its own level.
+            replay did not resolve, whatever its own level. `Rollback(keep_learning=False)` protects
+            the behaviors at any price: it may undo all that was learned.
 
     Raises:
         ConfigError: `min_score` is not in (0, 1], or `behaviors` or `min_score` is given together
@@ -72,6 +75,8 @@ class AutoGuard(CompositeGuard):
         if rollback is True:
             rollback = Rollback(behaviors, every=CRITICAL_PATIENCE)
         self.rollback = rollback or None
+        if self.rollback is not None and self.rollback.keep_learning is None:
+            self.rollback.keep_learning = True
         self._set_parts(self.replay, *filter(None, [self.rollback]), shadow=shadow)
         self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
 

@@ -22,7 +22,8 @@ class Rollback(BehaviorGuard):
     A checkpoint is taken after a probe evaluation that showed a healthy state: all protected scores
     are at or above their floors, and no alert of `level` is active. It contains the optimizer's
     parameters and state, running statistics, scheduler, scaler and random generators. The data
-    belong to the loop and are not rewound.
+    belong to the loop and are not rewound. An alert is acted on only if it still holds: a behavior
+    that has recovered by then is not rolled back.
 
     Source: ours, after the practice for loss spikes (restart from an earlier checkpoint and skip
     the data that led to the spike: PaLM, 2204.02311, 5.1), triggered by a behavior instead of the
@@ -40,6 +41,9 @@ class Rollback(BehaviorGuard):
         lr_factor: factor of the learning rate at each rollback, permanently.
         max_rollbacks: number of rollbacks after which training continues. At the next alert the
             state is restored once more, and training is asked to stop (`Monitor.should_stop`).
+        keep_learning: never restore the state before the first step, nor the same state twice, and
+            never ask training to stop: where that would be needed, record why nothing was done, and
+            let training go on. None: True inside an `AutoGuard`, otherwise False.
         lr_scheduler, grad_scaler: of the training loop; the integrations pass those of the trainer.
         restore_rng: restore the random generators too. Use False for a loop that draws its batches
             from them, because it would draw the same data again.
@@ -55,6 +59,7 @@ class Rollback(BehaviorGuard):
     level: str = "critical"
     lr_factor: float = 0.5
     max_rollbacks: int = 3
+    keep_learning: bool | None = None
     lr_scheduler: Any = field(default=None, repr=False)
     grad_scaler: Any = field(default=None, repr=False)
     restore_rng: bool = True
@@ -63,6 +68,7 @@ class Rollback(BehaviorGuard):
     gave_up_at: int | None = field(default=None, init=False, repr=False)
     last_checkpoint_step: int = field(default=0, init=False, repr=False)
     rollbacks_before: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    restored_steps: list[int] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "rollback"
     source: ClassVar[str] = "ours, after 2204.02311"
@@ -73,6 +79,7 @@ class Rollback(BehaviorGuard):
         "gave_up_at",
         "last_checkpoint_step",
         "rollbacks_before",
+        "restored_steps",
     )
 
     def __post_init__(self) -> None:
@@ -118,7 +125,8 @@ class Rollback(BehaviorGuard):
         self._ring = CheckpointRing(self.max_checkpoints, folder, device)
         self.alerted, self.rollback_count, self.gave_up_at = [], 0, None
         self.last_checkpoint_step, self.rollbacks_before = view.step, {}
-        if view.step == 0:
+        self.restored_steps = []
+        if view.step == 0 and not self.keep_learning:
             self._save_checkpoint(0)
 
     def on_alert(self, alert: Alert) -> None:
@@ -128,17 +136,32 @@ class Rollback(BehaviorGuard):
             self.alerted.append(alert.behavior)
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Roll back after an alert, or take a checkpoint if one is due and all is healthy."""
-        if self.alerted:
-            names, self.alerted = ", ".join(self.alerted), []
-            return self._roll_back(view, names)
-        due = not self._ring.steps or view.step - self.last_checkpoint_step >= self.every
+        """Roll back if an alert holds, or take a checkpoint if one is due and all is healthy."""
+        alerted, self.alerted = self.alerted, []
+        holding = [name for name in alerted if self._holds(view, name)]
+        if holding:
+            return self._roll_back(view, ", ".join(holding))
+        # A behavior that could not be measured now is judged at the next evaluation.
+        self.alerted = [name for name in alerted if view.histories[name].step < view.step]
+        missing = not self._ring.steps and not self.keep_learning
+        due = missing or view.step - self.last_checkpoint_step >= self.every
         if due and self._all_healthy(view):
             try:
                 self._save_checkpoint(view.step)
             except RecordError as error:
                 return Proposal(detail=f"no checkpoint: {error}")
+        recovered = [name for name in alerted if name not in self.alerted]
+        if recovered:
+            return Proposal(detail=f"{', '.join(recovered)}: recovered, so nothing was restored")
         return None
+
+    def _holds(self, view: GuardView, name: str) -> bool:
+        """Return whether a behavior that had an alert is still in danger in this evaluation."""
+        history, level = view.histories[name], view.active_levels.get(name)
+        if history.step < view.step:  # not measured: its margins were not finite, or it failed
+            return history.diverged_step is not None
+        alerted = level is not None and level.rank >= Level(self.level).rank
+        return alerted or not score(history.margins[-1]) >= history.floor
 
     def _all_healthy(self, view: GuardView) -> bool:
         for name in self.names:
@@ -159,9 +182,20 @@ class Rollback(BehaviorGuard):
         if self.gave_up_at is not None:
             return Proposal(detail=f"{names}: training was asked to stop at step {self.gave_up_at}")
         step, checkpoint, lost = self._newest_readable()
+        last = self.rollback_count >= self.max_rollbacks
+        if self.keep_learning:
+            reason = ""
+            if checkpoint is None:
+                reason = f"no later state than the start was healthy{lost}"
+            elif step in self.restored_steps:
+                reason = f"the state of step {step} was restored before, and did not last"
+            elif last:
+                reason = f"there were {self.rollback_count} rollbacks already"
+            if reason:
+                detail = f"{names}: nothing was restored, and training goes on: {reason}"
+                return Proposal(detail=detail)
         if checkpoint is None:
             return Proposal(detail=f"{names}: no healthy checkpoint to restore{lost}")
-        last = self.rollback_count >= self.max_rollbacks
         factor = self.lr_factor ** (self.rollback_count + 1 - self.rollbacks_before[step])
         detail = f"{names}: rollback from step {view.step} to the state of step {step}{lost}"
         if last:
@@ -172,6 +206,7 @@ class Rollback(BehaviorGuard):
             self._training.scale_lr(factor)
             self.rollback_count, self.last_checkpoint_step = self.rollback_count + 1, view.step
             self.gave_up_at = view.step if last else None
+            self.restored_steps.append(step)
 
         before = self._training.learning_rates()
         after = self._training.learning_rates(checkpoint, factor)
