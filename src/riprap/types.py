@@ -135,3 +135,7 @@ class Action:
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        unchanged = "" if self.applied else " (training unchanged)"
+        return f"step {self.step}, {self.guard}: {self.detail or 'no reason given'}{unchanged}"

@@ -75,7 +75,7 @@ def test_dependent_gradients_are_one_direction() -> None:
 def test_directions_are_shared_out() -> None:
     run = Run(guards.OGD(directions=7)).go(lessons(1))
     assert run.guard.basis[0].shape[0] == 6  # type: ignore[union-attr]
-    assert run.monitor.actions[0].detail == "orthogonal to 6 stored directions"
+    assert run.monitor.actions[0].detail.endswith("its part along 6 protected directions")
 
 
 def test_what_cannot_be_stored_is_refused_before_the_first_step() -> None:

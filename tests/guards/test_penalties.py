@@ -196,7 +196,7 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
             run.step(ids, targets)
             assert all(bool(p.grad.isfinite().all()) for p in run.model.parameters())  # type: ignore[union-attr]
     assert [action.applied for action in run.monitor.actions] == [True, True, False]
-    assert run.monitor.actions[2].detail == "the penalty is not finite: nothing added"
+    assert run.monitor.actions[2].detail == "nothing was done: the penalty is not finite"
 
 
 @pytest.mark.parametrize(

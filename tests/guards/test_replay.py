@@ -194,8 +194,9 @@ def test_it_sleeps_while_all_is_calm() -> None:
 def test_it_wakes_when_a_margin_is_spent_and_keeps_more() -> None:
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss, every=1)
     run = Run(guard).go(lessons(40))
-    details = [action.detail.removesuffix(", projected") for action in run.monitor.actions]
-    shares = [float(detail.split()[-1]) for detail in details]
+    details = [action.detail for action in run.monitor.actions if action.applied]
+    assert all("% of the step comes from old examples" in detail for detail in details)
+    shares = [float(detail.split("%")[0]) / 100 for detail in details]
     assert run.monitor.actions[0].step > 1
     assert all(0 < share <= 0.5 for share in shares)
     assert len(set(shares)) > 3

@@ -87,7 +87,7 @@ def test_at_the_start_the_step_passes_bit_for_bit() -> None:
     assert all(map(torch.equal, plain.weights(), guarded.weights()))
     (action,) = guarded.monitor.actions
     assert (action.applied, action.before["kl"]) == (False, 0.0)
-    assert action.detail == "the answers are those of θ₀"
+    assert action.detail == "nothing to do: the answers are still the initial ones"
 
 
 def adapted() -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -161,7 +161,9 @@ def test_a_gradient_that_is_not_finite_is_not_clipped() -> None:
         old_loss(run.model, (OLD, ANSWERS)).backward()
         run.model.head.bias.grad[0] = float("inf")  # type: ignore[union-attr,index]
         run.optimizer.step()
-    assert [action.detail for action in run.monitor.actions] == ["the gradient is not finite"]
+    assert [action.detail for action in run.monitor.actions] == [
+        "nothing was done: the gradient is not finite"
+    ]
 
 
 def test_ema_draws_back_to_the_average() -> None:

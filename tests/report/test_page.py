@@ -14,7 +14,7 @@ from riprap.errors import RecordError
 from riprap.record import Writer
 from riprap.report import write_report
 from riprap.report._bundle import json_for_script
-from riprap.types import Alert, Level, Reading
+from riprap.types import Action, Alert, Level, Reading
 
 EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
 
@@ -183,3 +183,17 @@ def test_no_record_no_page(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no record at"):
         write_report(tmp_path, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_it_says_what_the_guard_did(page: Page, tmp_path: Path) -> None:
+    assert "What the guard did" not in page.text
+    scene = typical(tmp_path / "run")
+    done = "removed 42% of the gradient's component against refusal"
+    for step in (3, 4):
+        scene.writer.add_action(Action(step, "gem", "gradients", True, done))
+    scene.writer.add_action(Action(9, "rollback", "visit", False, EVIL))
+    scene.writer.close()
+    own = page_of(tmp_path / "run", tmp_path)
+    assert f"gem changed 2 steps (the last, step 4: {done})." in own.text
+    assert "rollback did nothing after step 9" in own.text
+    assert "img" not in own.tags

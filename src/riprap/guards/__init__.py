@@ -13,11 +13,13 @@ it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass
 - Composition: `Chain`, `OnAlert`, `Scheduled`.
 
 `run_hook`, `write_gradient` and `write_update` run a guard; the monitor calls them.
+`describe_actions` says in one sentence for each guard what it did.
 """
 
 from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
 from riprap.guards._composition import Chain, OnAlert, Scheduled
 from riprap.guards._runner import GuardOutcome, run_hook, write_gradient, write_update
+from riprap.guards._summary import describe_actions
 from riprap.guards.projection import (
     AGEM,
     GEM,
@@ -86,6 +88,7 @@ __all__ = [
     "TwoSidedGPM",
     "UPGrad",
     "UpdateProjection",
+    "describe_actions",
     "run_hook",
     "self_generated_examples",
     "write_gradient",

@@ -7,6 +7,7 @@ from typing import Any
 
 from riprap._formatting import format_forecast, format_number
 from riprap.errors import ConfigError
+from riprap.guards import describe_actions
 from riprap.record import Writer
 from riprap.report import _charts as charts
 from riprap.report import _plot_data as plot_data
@@ -71,6 +72,7 @@ def _context(run: Run) -> dict[str, Any]:
         "behaviors": behaviors,
         "alert_strip": strip,
         "alerts": [_alert(alert) for alert in sorted(run.alerts, key=lambda alert: alert.step)],
+        "actions": describe_actions(run.actions),
         "signals": signals,
         "missing": summary.missing_readings(run),
         "policy": summary.policy_name_and_hash(run),

@@ -12,7 +12,7 @@ import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Writer
-from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
@@ -37,6 +37,7 @@ class Run:
         margins: behavior → step → margins of all probes, shape (n_probes,).
         series: (behavior, signal, layer) → measured values by step.
         unmeasured: readings that are not MEASURED.
+        actions: actions of the guard.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Run:
     series: dict[tuple[str, str, str], Series] = field(default_factory=dict)
     unmeasured: list[Reading] = field(default_factory=list)
     last_step: int = 0
+    actions: list[Action] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -112,6 +114,7 @@ def load_run(source: str | Path | Writer) -> Run:
     """
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
+        actions = reader.actions()
         behaviors = _behaviors(reader.behaviors(), readings)
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
     raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
@@ -132,6 +135,10 @@ def load_run(source: str | Path | Writer) -> Run:
         },
         unmeasured=[_escape_texts(r) for r in readings if r.state is not ReadingStatus.MEASURED],
         last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
+        actions=[
+            replace(a, guard=shorten(a.guard), detail=escape_control_chars(a.detail))
+            for a in actions
+        ],
     )
 
 

@@ -88,8 +88,10 @@ class GPM(BehaviorGuard):
             for parts in (view.vector, vector)
         )
         full = sum(basis.shape[1] == basis.shape[0] for basis in self.input_bases.values())
-        stopped = f", {full} of them have no free direction" if full else ""
-        detail = f"{len(self.input_bases)} weights projected{stopped}"
+        stopped = f"; {full} of them have no free direction and do not learn" if full else ""
+        share = 1 - after["norm"] / before["norm"] if before["norm"] > 0 else 0.0
+        where = f"{len(self.input_bases)} weights, along protected inputs{stopped}"
+        detail = f"removed {share:.0%} of the gradient's length in {where}"
         return Proposal(vector, detail, before, after)
 
     def _moments(self, behavior: Behavior, model: nn.Module) -> LayerMoments:

@@ -82,7 +82,9 @@ class OGD(BehaviorGuard):
             pieces = zip(part.split([old.numel() for old in like]), like, strict=True)
             vector += [piece.view(old.shape).to(old.dtype) for piece, old in pieces]
         before = {"norm": step.norm(), "along": float(torch.linalg.vector_norm(products))}
-        detail = f"orthogonal to {len(products)} stored directions"
+        share = before["along"] / before["norm"] if before["norm"] > 0 else 0.0
+        what = f"its part along {len(products)} protected directions"
+        detail = f"removed {share:.0%} of the gradient's length: {what}"
         return Proposal(vector, detail, before, {"along": 0.0})
 
 

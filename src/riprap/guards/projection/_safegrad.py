@@ -81,16 +81,22 @@ class SafeGrad(BehaviorGuard):
             self.gradient = [part.to(own.device) for part, own in pairs]
         square = 0.0 if self.gradient is None else float(norm(self.gradient)) ** 2
         if self.gradient is None or square == 0:
-            return Proposal(detail="the answers are those of θ₀", before=before)
+            return Proposal(
+                detail="nothing to do: the answers are still the initial ones", before=before
+            )
         # g_b first: it is still sharded if an earlier guard in a chain returned local parts.
         product = float(dot(self.gradient, view.vector))
         before["product"] = product
         if not torch.isfinite(torch.tensor([product, square])).all():
-            return Proposal(detail="the step or the KL's gradient is not finite", before=before)
+            detail = "nothing was done: the step or the KL's gradient is not finite"
+            return Proposal(detail=detail, before=before)
         factor = self.strength - min(product, 0.0) / square
-        detail = "conflict with the answers of θ₀" if product < 0 else "no conflict"
         if factor == 0:
+            detail = "nothing to do: the step does not go against the initial answers"
             return Proposal(detail=detail, before=before, after={"product": product})
+        removed = ["removed the gradient's component against the initial answers"] * (product < 0)
+        pulled = ["added a pull toward the initial answers"] * (self.strength > 0)
+        detail = " and ".join(removed + pulled)
         vector = add(view.vector, self.gradient, factor)
         return Proposal(vector, detail, before, {"product": product + factor * square})
 

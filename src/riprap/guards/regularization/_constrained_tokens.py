@@ -51,6 +51,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
     references: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "constrained_tokens"
+    goal: ClassVar[str] = "the protected responses"
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2406.05946"
     fidelity: ClassVar[str] = "variant"

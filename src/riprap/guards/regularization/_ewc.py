@@ -39,6 +39,7 @@ class EWC(Penalty, BehaviorGuard):
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ewc"
+    goal: ClassVar[str] = "the initial weights that matter to the behaviors"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1612.00796"
     fidelity: ClassVar[str] = "simplified"

@@ -82,6 +82,7 @@ class FeatureAnchor(Penalty, BehaviorGuard):
     signs: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     name: ClassVar[str] = "feature_anchor"
+    goal: ClassVar[str] = "the initial activations"
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2602.00767"
     fidelity: ClassVar[str] = "variant"

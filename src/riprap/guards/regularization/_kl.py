@@ -51,6 +51,7 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
     references: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "kl"
+    goal: ClassVar[str] = "the initial answers"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1606.09282"
     fidelity: ClassVar[str] = "variant"

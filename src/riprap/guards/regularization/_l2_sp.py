@@ -25,6 +25,7 @@ class L2SP(Penalty):
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1802.01483"
     fidelity: ClassVar[str] = "faithful"
+    goal: ClassVar[str] = "the initial weights"
     state_attrs: ClassVar[tuple[str, ...]] = ("anchor",)
 
     def start(self, view: GuardView) -> None:

@@ -36,6 +36,7 @@ class MAS(Penalty, BehaviorGuard):
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "mas"
+    goal: ClassVar[str] = "the initial weights that matter to the answers"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1711.09601"
     fidelity: ClassVar[str] = "simplified"

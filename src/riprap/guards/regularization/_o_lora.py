@@ -41,6 +41,7 @@ class OLoRA(Penalty):
     pairs: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "o_lora"
+    goal: ClassVar[str] = "directions that earlier adapters do not use"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2310.14152"
     fidelity: ClassVar[str] = "faithful"

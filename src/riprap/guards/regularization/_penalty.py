@@ -31,6 +31,7 @@ class Penalty(Guard):
     strength: float = 1.0
 
     may_increase_norm: ClassVar[bool] = True
+    goal: ClassVar[str] = "the minimum of the penalty"  # for the text of actions
 
     def __post_init__(self) -> None:
         if not self.strength > 0:
@@ -44,14 +45,15 @@ class Penalty(Guard):
         """Add the penalty's gradient."""
         value, gradient = self.penalty(view)
         if gradient is None:
-            return Proposal(detail="no penalty", before={"penalty": value})
+            return Proposal(detail="nothing to do: the penalty is 0", before={"penalty": value})
         size = float(norm(view.vector))
         vector = as_sharded(add(view.vector, gradient, self.strength), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         if not math.isfinite(value + after["norm"]):
             cause = "penalty" if math.isfinite(size) else "gradient"
-            return Proposal(detail=f"the {cause} is not finite: nothing added", before=before)
-        return Proposal(vector, f"penalty {self.strength * value:.3g}", before, after)
+            return Proposal(detail=f"nothing was done: the {cause} is not finite", before=before)
+        detail = f"added a pull toward {self.goal} (penalty {self.strength * value:.3g})"
+        return Proposal(vector, detail, before, after)
 
 
 def quadratic_penalty(

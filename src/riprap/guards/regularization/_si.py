@@ -45,6 +45,7 @@ class SI(Penalty, BehaviorGuard):
     task_gradient: Vector | None = field(default=None, init=False, repr=False)
 
     name: ClassVar[str] = "si"
+    goal: ClassVar[str] = "the initial weights, where their change did harm"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
     fidelity: ClassVar[str] = "variant"

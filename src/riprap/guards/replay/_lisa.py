@@ -74,10 +74,15 @@ class Lisa(BatchGuard):
             loss, gradient = self.cycler.gradient(view.model, view.parameters)
             before["protected_loss"] = loss
             if not bool(torch.isfinite(norm(gradient))):
-                return Proposal(detail="the protected gradient is not finite", before=before)
+                detail = "nothing was done: the protected gradient is not finite"
+                return Proposal(detail=detail, before=before)
         shift = subtract(view.parameters, self.anchor)
         vector = as_sharded(add(gradient, shift, self.rho), view.parameters)
         after = {"norm": float(norm(vector)), "drift": float(norm(shift))}
         if not protecting and (self.rho == 0 or after["drift"] == 0):
-            return Proposal(detail="task step, nothing to add", before=before, after=after)
-        return Proposal(vector, "protected step" if protecting else "task step", before, after)
+            detail = "nothing to do: a task step at the start of its phase"
+            return Proposal(detail=detail, before=before, after=after)
+        detail = "a task step, with a pull toward the start of its phase"
+        if protecting:
+            detail = "a protected step: learned from a protected batch instead of the task's"
+        return Proposal(vector, detail, before, after)

@@ -77,7 +77,9 @@ class Replay(Guard):
         else:
             loss, replay = self.examples.gradient(view.model, view.parameters)
         if replay is None:
-            return Proposal(detail="the loss on old examples depends on no trained parameter")
+            return Proposal(
+                detail="nothing was done: the loss on old examples depends on no trained parameter"
+            )
         product = float(inner_products(view.vector, [replay])[0])
         square = float(norm(replay)) ** 2
         mixed = (1 - fraction) * product + fraction * square
@@ -87,10 +89,11 @@ class Replay(Guard):
         vector = add(task, replay, fraction + lift)
         before = {"loss": loss, "product": product, "norm": float(norm(view.vector))}
         if not math.isfinite(product + square):
-            detail = "the step or the gradient on old examples is not finite"
+            detail = "nothing was done: the step or the gradient on old examples is not finite"
             return Proposal(detail=detail, before=before)
         after = {"product": mixed + lift * square, "norm": float(norm(vector))}
-        detail = f"replay share {fraction:.2g}" + (", projected" if lift else "")
+        detail = f"{fraction:.0%} of the step comes from old examples"
+        detail += "; removed what went against them" if lift else ""
         return Proposal(vector, detail, before, after)
 
     def state_dict(self) -> dict[str, Any]:

@@ -44,9 +44,14 @@ class Clip(Guard):
         size = float(norm(view.vector))
         before = {"norm": size}
         if not math.isfinite(size):
-            return Proposal(detail="the gradient is not finite", before=before)
+            return Proposal(detail="nothing was done: the gradient is not finite", before=before)
         if size <= self.max_norm:
-            return Proposal(detail="within the limit", before=before, after=before)
+            return Proposal(
+                detail="nothing to do: the gradient is not longer than the limit",
+                before=before,
+                after=before,
+            )
         parts = [to_local(part) for part in view.vector]
         vector = list(torch._foreach_mul(parts, self.max_norm / size))
-        return Proposal(vector, f"clipped from {size:.3g}", before, {"norm": self.max_norm})
+        detail = f"shortened the gradient from {size:.3g} to {self.max_norm:.3g}"
+        return Proposal(vector, detail, before, {"norm": self.max_norm})

@@ -69,7 +69,7 @@ class EMA(Guard):
         update = subtract(self.average, upcast_vector(view.before))
         before = {"norm": float(norm(view.vector))}
         after = {"norm": float(norm(as_sharded(update, view.parameters)))}
-        return Proposal(update, "reset to the average", before, after)
+        return Proposal(update, "reset the weights to their running average", before, after)
 
     @torch.no_grad()
     def copy_to(self, parameters: Sequence[Tensor]) -> None:

@@ -90,7 +90,8 @@ class Freeze(Guard):
             torch.full_like(part, zero) if at in self.frozen_indices else part
             for at, part in enumerate(view.vector)
         ]
-        return Proposal(vector, f"{len(frozen)} parameters frozen", {"norm": size}, {"norm": 0.0})
+        detail = f"kept {len(frozen)} of {len(view.vector)} parameters unchanged"
+        return Proposal(vector, detail, {"norm": size}, {"norm": 0.0})
 
     def _find_modules(self, model: nn.Module) -> list[nn.Module]:
         try:

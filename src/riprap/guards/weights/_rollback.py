@@ -149,7 +149,7 @@ class Rollback(BehaviorGuard):
             try:
                 self._save_checkpoint(view.step)
             except RecordError as error:
-                return Proposal(detail=f"no checkpoint: {error}")
+                return Proposal(detail=f"no checkpoint was taken: {error}")
         recovered = [name for name in alerted if name not in self.alerted]
         if recovered:
             return Proposal(detail=f"{', '.join(recovered)}: recovered, so nothing was restored")
@@ -197,7 +197,7 @@ class Rollback(BehaviorGuard):
         if checkpoint is None:
             return Proposal(detail=f"{names}: no healthy checkpoint to restore{lost}")
         factor = self.lr_factor ** (self.rollback_count + 1 - self.rollbacks_before[step])
-        detail = f"{names}: rollback from step {view.step} to the state of step {step}{lost}"
+        detail = f"{names}: rolled back from step {view.step} to the state of step {step}{lost}"
         if last:
             detail += f"; after {self.rollback_count} earlier rollbacks training should stop"
 
