@@ -142,7 +142,7 @@ def test_harm_is_what_the_optimizers_next_step_does() -> None:
         parameter.grad = torch.randn_like(parameter)
         optimizer.step()
     direction, grad = torch.randn_like(parameter), 1e-3 * torch.randn_like(parameter)
-    pull = apply_preconditioner([direction], [parameter], optimizer)[0]
+    pull = apply_preconditioner([direction], [parameter], [optimizer])[0]
     before = parameter.detach().clone()
     parameter.grad = grad.clone()
     optimizer.step()

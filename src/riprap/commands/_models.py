@@ -10,6 +10,9 @@ from riprap.errors import ConfigError
 from riprap.integrations import smollm2
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code when it is loaded
+# Beside the weights in a trainer's checkpoint.
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth")
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 SHOWN = 300  # characters of a name, or of another library's error, that a message repeats
 
 
@@ -61,7 +64,8 @@ def _folder_or_hub_id(name: str) -> str:
 def _refuse_pickles(folder: Path) -> None:
     """Name the pickle if all weights are pickled; transformers would only report a missing file."""
     pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
-    if pickles and not any(folder.glob("*.safetensors")):
+    pickles = [name for name in pickles if name not in _NO_WEIGHTS]
+    if pickles and not any((folder / file).is_file() for file in _SAFETENSORS):
         raise ConfigError(
             f"model {str(folder)!r} cannot be loaded: its weights are in {pickles[0]!r}, a pickle, "
             "which can run any code when it is loaded; if you trust the file, save the weights as "

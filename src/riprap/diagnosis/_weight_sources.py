@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +23,17 @@ class SafetensorsFolder(Weights):
     """Weights of a saved model; each tensor is read from its file on access.
 
     Args:
-        folder: contains `model.safetensors`, or several `*.safetensors` files.
+        folder: contains `model.safetensors`, or `model.safetensors.index.json` with its shards;
+            other files in it are not read.
         stored_names: for names that are not in the files: the name under which they are stored.
 
     Raises:
-        ConfigError: the folder contains no such file.
+        ConfigError: the folder contains no such file, or lacks a shard.
     """
 
     def __init__(self, folder: str | Path, stored_names: Mapping[str, str] | None = None) -> None:
         self.folder, self.stored_names = Path(folder), dict(stored_names or {})
-        files = sorted(self.folder.glob("*.safetensors"))
-        if not files:
-            raise ConfigError(f"{folder} contains no .safetensors file: is it a saved model?")
+        files = weight_files(self.folder)
         self._files = [safe_open(file, framework="pt") for file in files]  # type: ignore[no-untyped-call]
         self._file_of = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
 
@@ -47,6 +47,27 @@ class SafetensorsFolder(Weights):
 
     def __len__(self) -> int:
         return len(self._file_of) + len(self.stored_names)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files with the weights of a saved model, as transformers chooses them."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        beside = sorted(file.name for file in folder.glob("*.safetensors"))
+        found = f" ({', '.join(beside[:3])} is not read)" if beside else ""
+        raise ConfigError(
+            f"{folder} contains neither {whole.name} nor {index.name}{found}: is it a saved model?"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{index} cannot be read: {error!r}") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"{folder} lacks {missing[0]!r}, which {index.name} names")
+    return [folder / name for name in names]
 
 
 def all_names(_name: str) -> bool:

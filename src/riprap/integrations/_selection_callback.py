@@ -26,6 +26,10 @@ class SelectionCallback(TrainerCallback):
         self._attachment: LoopAttachment | None = None
         self._batches_left: int | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which is attached to nothing."""
+        return self.__dict__ | {"_attachment": None}
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

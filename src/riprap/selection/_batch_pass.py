@@ -16,6 +16,7 @@ from riprap.linalg import upcast
 from riprap.selection._batches import ForwardArgs, count_rows, select_rows
 from riprap.selection._grad_hooks import GradSampleAccumulator, make_graph_root
 from riprap.selection._proxy_score import error_norms
+from riprap.selection._row_check import project_outputs
 from riprap.selection._row_losses import (
     IGNORE_INDEX,
     RowLosses,
@@ -232,6 +233,15 @@ class BatchPass:
                 scores.harm = {name: -directional[name] for name in behaviors}
                 scores.directional = {n: v for n, v in directional.items() if n not in behaviors}
         return scores
+
+    def run_rows(self, rows: list[int]) -> Tensor:
+        """Run some rows, and return a projection of each row's outputs; see `RowChecker`."""
+        call = select_rows(self.call, rows, self.n_rows)
+        args, named = call if self._fused else without_labels(call)
+        # The cache of the first pass holds casts of weights without requires_grad.
+        with torch.autocast(*self._autocast_options, cache_enabled=False):
+            output = self.model(*args, **named)
+        return project_outputs(output, rows)
 
     def rerun_rows(
         self, rows: list[int], weights: Tensor, parameters: list[Tensor]

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from riprap.errors import ConfigError
 
 PACKED_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_idx")
+SHARED_KEYS = ("cache_position",)  # arguments that all rows share, whatever their length is
 ForwardArgs = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a forward pass
 
 
@@ -35,10 +36,20 @@ def count_rows(call: ForwardArgs) -> int:
             f"the batch is packed ({signs[0]}): several samples share a row, and the selector "
             "selects rows; turn packing and padding-free batches off"
         )
-    main = named.get("input_ids", named.get("inputs_embeds"))
+    return len(_main_tensor(call))
+
+
+def layer_dims(call: ForwardArgs) -> int:
+    """Return the dimensions of the output of a layer that keeps those of the batch."""
+    main = _main_tensor(call)
+    return main.dim() if main.is_floating_point() else main.dim() + 1  # embedded
+
+
+def _main_tensor(call: ForwardArgs) -> Tensor:
+    main = call[1].get("input_ids", call[1].get("inputs_embeds"))
     for value in (main, *tree_flatten(call)[0]):
         if isinstance(value, Tensor) and value.dim() > 0:
-            return len(value)
+            return value
     raise ConfigError("the batch has no tensor with rows: give tensors of shape (rows, ...)")
 
 
@@ -75,8 +86,13 @@ def select_rows(call: ForwardArgs, rows: Sequence[int], n_rows: int) -> ForwardA
 
     if len(rows) == n_rows:
         return call
-    selected: ForwardArgs = tree_map(select, call)
-    return selected
+    args, named = call
+    selected = {k: v if k in SHARED_KEYS else tree_map(select, v) for k, v in named.items()}
+    positions = named.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() != 2:  # of time, height, width; or shared
+        at = torch.as_tensor(rows, device=positions.device)
+        selected["position_ids"] = positions[:, at] if positions.dim() == 3 else positions
+    return tree_map(select, args), selected
 
 
 def refuse_wrapped(model: nn.Module) -> None:

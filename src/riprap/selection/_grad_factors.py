@@ -10,7 +10,7 @@ weight used twice, a head tied to the embedding) have cross terms, by the same f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -102,6 +102,17 @@ class DenseGrad:
 
 
 GradFactor = OuterProductGrad | EmbeddingGrad | DenseGrad
+
+
+def select_samples(factor: GradFactor, rows: list[int]) -> GradFactor:
+    """Return the factor of some samples."""
+    if isinstance(factor, OuterProductGrad):
+        return replace(
+            factor, backprops=factor.backprops[rows], activations=factor.activations[rows]
+        )
+    if isinstance(factor, EmbeddingGrad):
+        return replace(factor, backprops=factor.backprops[rows], ids=factor.ids[rows])
+    return DenseGrad(factor.values[rows])
 
 
 def squared_norm(factors: Sequence[GradFactor]) -> Tensor:

@@ -23,6 +23,10 @@ from riprap.errors import ConfigError
 from riprap.linalg import Vector, row_squares
 from riprap.selection._grad_factors import GradFactor, OuterProductGrad, squared_norm
 from riprap.selection._grad_samplers import GradSampler, first_input, supported_layers
+from riprap.selection._optimizers import LiveHook, refuse_steps_in_backward
+
+# A layer's name, the dimensions of its output, and if an inner one has as many rows as the batch.
+LayerCall = tuple[str, int, bool]
 
 
 class _SaveForBackward(torch.autograd.Function):
@@ -73,6 +77,7 @@ class GradSampleAccumulator:
         in_forward: the forward pass is running. A layer that checkpointing runs again in the
             backward pass is not another use of its weight.
         buffer_pool: buffers of earlier passes, by parameter.
+        layer_calls: what is known of the shapes on which layers ran; see `RowChecker`.
     """
 
     rows: int
@@ -87,6 +92,7 @@ class GradSampleAccumulator:
     in_forward: bool = True
     buffer_pool: dict[int, list[Tensor]] = field(default_factory=dict)
     pooled: set[int] = field(default_factory=set)  # parameters with a buffer of the pool
+    layer_calls: set[LayerCall] = field(default_factory=set)
 
     def add(self, param_index: int, factor: GradFactor) -> None:
         """Add one factor of a parameter's per-sample gradients."""
@@ -136,6 +142,7 @@ class PerSampleGradHooks:
         names: names of the trainable parameters, in the order of every vector.
         parameters: the trainable parameters.
         accumulator: accumulator of the running pass; None: layers run unchanged.
+        layers: the hooked layers; `layer_names`: the name of every module.
         disabled: ignore gradients that autograd brings to the parameters.
 
     Raises:
@@ -146,6 +153,7 @@ class PerSampleGradHooks:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not trained:
             raise ConfigError("the model has no trainable parameter, so rows cannot be selected")
+        refuse_steps_in_backward(trained)
         self.names = list(trained)
         self.parameters: list[Tensor] = list(trained.values())
         self._param_index = {id(p): index for index, p in enumerate(self.parameters)}
@@ -158,11 +166,12 @@ class PerSampleGradHooks:
         layers = supported_layers(model, trained)
         owners = [index for layer in layers for index in self._trained_params(layer).values()]
         self.shared_params = frozenset(index for index in owners if owners.count(index) > 1)
-        self._layer_names = {module: name for name, module in model.named_modules()}
+        self.layer_names = {module: name for name, module in model.named_modules()}
+        self.layers = list(layers)
         for layer, sampler in layers.items():
             self._add_hooks(layer, sampler)
         for name, parameter in trained.items():
-            hook = partial(self._on_unhooked_grad, name)
+            hook = LiveHook(partial(self._on_unhooked_grad, name))
             self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def start_pass(
@@ -198,7 +207,7 @@ class PerSampleGradHooks:
         }
 
     def _add_hooks(self, layer: nn.Module, sampler: GradSampler) -> None:
-        params = self._trained_params(layer)
+        params, name = self._trained_params(layer), self.layer_names[layer]
         hidden_by_call: list[dict[str, int]] = []  # parameters hidden from autograd
         self._hidden_by_call.append(hidden_by_call)
 
@@ -234,6 +243,8 @@ class PerSampleGradHooks:
             set_requires_grad(live, True)
             if output is None or accumulator is None:  # the layer failed
                 return None
+            has_inner_rows = accumulator.rows in output.shape[1:-1]
+            accumulator.layer_calls.add((name, output.dim(), has_inner_rows))
             leaf = _dummy_leaf(output)
             with torch.no_grad():
                 saved = sampler.save(module, (args, named), output)
@@ -255,24 +266,27 @@ class PerSampleGradHooks:
             with torch.no_grad():
                 saved = self._saved_input(layer, accumulator.rows, node, grad)
                 factors = sampler.factors(layer, saved, grad)
-                for name, index in live.items():
-                    accumulator.add(index, factors[name])
+                for own, index in live.items():
+                    accumulator.add(index, factors[own])
 
         self._handles += [
-            layer.register_forward_pre_hook(before_forward, with_kwargs=True),
-            layer.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
+            layer.register_forward_pre_hook(LiveHook(before_forward), with_kwargs=True),
+            layer.register_forward_hook(
+                LiveHook(after_forward), with_kwargs=True, always_call=True
+            ),
         ]
 
     def _saved_input(self, layer: nn.Module, rows: int, node: list[Any], grad: Tensor) -> Tensor:
-        name = self._layer_names[layer]
+        name = self.layer_names[layer]
         if not node:
             raise ConfigError(
                 f"backward ran twice through {name}: run backward once on each graph, without "
                 "retain_graph"
             )
-        if len(grad) != rows:
+        if grad.dim() < 2 or len(grad) != rows:
+            n_rows = len(grad) if grad.dim() > 1 else 1
             raise ConfigError(
-                f"{name} was given {len(grad)} rows of a batch of {rows}, so its rows cannot be "
+                f"{name} was given {n_rows} rows of a batch of {rows}, so its rows cannot be "
                 "assigned to samples (a mixture of experts routes tokens): freeze its parameters"
             )
         saved: Tensor = node.pop().saved_tensors[0]

@@ -57,7 +57,7 @@ def _linear(
 
 
 def _embedding(module: nn.Embedding, saved: Tensor, grad: Tensor) -> dict[str, GradFactor]:
-    backprops, ids = _flatten_positions(grad), saved.flatten(1)
+    backprops, ids = _flatten_positions(grad), saved.reshape(len(saved), -1)
     if module.padding_idx is not None:
         backprops = backprops * (ids != module.padding_idx)[..., None]
     return {"weight": EmbeddingGrad(backprops, ids, module.num_embeddings)}
@@ -169,6 +169,8 @@ def supported_layers(
         if not own:
             continue
         sampler = sampler_for(module)
+        if isinstance(module, nn.Linear) and not {*own} <= {"weight", "bias"}:
+            sampler = None  # weight_norm and spectral_norm compute the weight from others
         if sampler is None:
             raise ConfigError(
                 f"per-sample gradients of {f'{name}.{own[0]}'.lstrip('.')} are not supported: it "

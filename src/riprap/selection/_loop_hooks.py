@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from riprap._distributed import find_deepspeed, unwrap_model, unwrap_optimizer
+from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
 from riprap.selection._batch_pass import BatchPass, detach_outputs
-from riprap.selection._batches import pop_row_ids, refuse_wrapped
+from riprap.selection._batches import layer_dims, pop_row_ids, refuse_wrapped
 from riprap.selection._ddp import RankSamples, all_gather_samples, all_reduce_mean
 from riprap.selection._grad_hooks import PerSampleGradHooks
+from riprap.selection._optimizers import LiveHook, require_optimizers
 from riprap.selection._pairwise import pairwise_products
 from riprap.selection._protected_directions import ProtectedDirections, apply_preconditioner
+from riprap.selection._row_check import RowChecker
 from riprap.selection._row_losses import RowLossFn
 from riprap.selection._scores import Array, Scores
 from riprap.selection.strategies import Strategy
@@ -46,22 +48,6 @@ class RowSelector(Protocol):
     def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array: ...
 
 
-def _require_optimizer(optimizer: Any) -> Optimizer:
-    """Return the torch optimizer inside wrappers such as Accelerate's; refuse DeepSpeed's."""
-    if find_deepspeed(optimizer) is not None:
-        raise ConfigError(
-            "row selection does not support DeepSpeed, whose engine steps a copy of the "
-            "parameters within backward(): train with DDP"
-        )
-    optimizer = unwrap_optimizer(optimizer)
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"row selection does not support a {type(optimizer).__name__} as optimizer: give the "
-            "torch.optim.Optimizer whose step() trains the model"
-        )
-    return optimizer
-
-
 class LoopAttachment:
     """Hooks on a model and its optimizer; see `Selector.attach`.
 
@@ -78,27 +64,31 @@ class LoopAttachment:
         losses: RowLossFn | None,
     ) -> None:
         self.selector, self.accumulate = selector, accumulate
-        self.model, self.optimizer = unwrap_model(model), _require_optimizer(optimizer)
+        self.model, self.optimizers = unwrap_model(model), require_optimizers(optimizer)
         refuse_wrapped(self.model)
         self._losses = losses
         needs = selector.strategy.all_needs | set(selector.directions)
         self._needs_backward, self._needs_gram = bool(needs & _NEEDS_BACKWARD), "gram" in needs
         self._needs_proxy = "proxy" in needs
         self.grad_hooks = PerSampleGradHooks(self.model)
+        self._row_checker = RowChecker(self.model, self.grad_hooks)
         self._directions = self._make_directions(needs_gradients="harm" in needs)
         self._pass: BatchPass | None = None
         self._passes_in_backward: list[BatchPass] = []
         self._finished_passes: list[BatchPass] = []
-        self._n_backward, self._grad_written, self._disabled = 0, False, False
+        self._n_backward, self._disabled = 0, False
+        self._unstepped: set[int] = set()  # optimizers that have not stepped on the gradient
+        self._step_counted = True
         self._ddp: DistributedDataParallel | None = None
         self._direction_names: list[str] = []
         before, after = self.model.register_forward_pre_hook, self.model.register_forward_hook
         self._handles = [
-            before(self._before_forward, with_kwargs=True, prepend=True),
-            after(self._after_forward, with_kwargs=True, always_call=True),
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
+            before(LiveHook(self._before_forward), with_kwargs=True, prepend=True),
+            after(LiveHook(self._after_forward), with_kwargs=True, always_call=True),
         ]
+        for one in self.optimizers:
+            self._handles.append(one.register_step_pre_hook(self._before_step))
+            self._handles.append(one.register_step_post_hook(self._after_step))
 
     def _make_directions(self, needs_gradients: bool) -> ProtectedDirections | None:
         protected = (self.selector.behaviors, self.selector.directions)
@@ -131,8 +121,10 @@ class LoopAttachment:
     # The pass
 
     def _before_forward(self, model: nn.Module, args: Any, named: dict[str, Any]) -> Any:
+        if self._disabled:
+            return None
         self._recover()
-        if self._disabled or not model.training or not torch.is_grad_enabled():
+        if not model.training or not torch.is_grad_enabled():
             return None
         self._passes_in_backward = []
         self._disable_ddp_sync()
@@ -143,7 +135,7 @@ class LoopAttachment:
         batch_pass.row_ids = list(range(n_rows)) if ids is None else ids
         if self._needs_backward:
             directions = self._directions
-            vectors = {} if directions is None else directions.preconditioned(self.optimizer)
+            vectors = {} if directions is None else directions.preconditioned(self.optimizers)
             self._direction_names = list(vectors)
             size = sum(p.numel() * p.element_size() for p in self.grad_hooks.parameters)
             dense = self._needs_gram or size * n_rows * self.accumulate <= MAX_DENSE_BYTES
@@ -180,6 +172,8 @@ class LoopAttachment:
             engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
             engine.queue_callback(self._on_backward_end)
         self._passes_in_backward.append(batch_pass)
+        # Checkpointing runs layers of this pass again, whatever pass ran last.
+        self.grad_hooks.accumulator = batch_pass.accumulator
 
     @torch.no_grad()
     def _on_backward_end(self) -> None:
@@ -187,16 +181,31 @@ class LoopAttachment:
         self.grad_hooks.accumulator = None
         for batch_pass in passes:
             batch_pass.finish()
+            self._check_rows(batch_pass)
         self._finished_passes += passes
         self._n_backward += 1
         if self._n_backward >= self.accumulate:
             self._select_and_write()
 
+    def _check_rows(self, batch_pass: BatchPass) -> None:
+        """Refuse a model whose layers do not run on the rows of the batch."""
+        accumulator, rows = batch_pass.accumulator, batch_pass.weights.nonzero()[:, 0].tolist()
+        if accumulator is None or not rows:
+            return
+        if self._row_checker.is_due(accumulator, layer_dims(batch_pass.call)):
+            self._disabled = True
+            try:
+                rows = sorted({rows[0], rows[-1]})
+                self._row_checker.check(accumulator, rows, batch_pass.run_rows, True)
+            finally:
+                self._disabled = False
+
     # The selection
 
     def _select_and_write(self) -> None:
         passes, self._finished_passes = self._finished_passes, []
-        self._n_backward, self._grad_written = 0, True
+        self._n_backward, self._step_counted = 0, False
+        self._unstepped = {id(optimizer) for optimizer in self.optimizers}
         samples, own_range = all_gather_samples(self._own_samples(passes), self._ddp)
         weights = samples.weights
         if (weights < 0).any() and (weights > 0).any():
@@ -217,7 +226,7 @@ class LoopAttachment:
         names = self._direction_names
         behaviors = [b.name for b in self.selector.behaviors if b.name in names]
         scores = Scores.concatenate([one.scores(names, behaviors) for one in passes])
-        scores.lr = float(self.optimizer.param_groups[0]["lr"])
+        scores.lr = float(self.optimizers[0].param_groups[0]["lr"])
         scores.margin_spent = None if self._directions is None else self._directions.margin_spent
         if self._needs_gram:
             self._add_pairwise_products(passes, scores)
@@ -236,7 +245,7 @@ class LoopAttachment:
             )
         parameters = self.grad_hooks.parameters
         ones = [torch.ones_like(parameter) for parameter in parameters]
-        scales = apply_preconditioner(ones, parameters, self.optimizer)
+        scales = apply_preconditioner(ones, parameters, self.optimizers)
         products = pairwise_products(passes, parameters, scales)
         scores.gram, scores.update_gram, scores.directional["batch"] = products
 
@@ -293,20 +302,27 @@ class LoopAttachment:
 
     # The step
 
-    def _before_step(self, _optimizer: Optimizer, args: Any, named: dict[str, Any]) -> None:
+    def _before_step(self, optimizer: Optimizer, args: Any, named: dict[str, Any]) -> None:
         if len(args) > 1 or named.get("closure") is not None:
             return  # the closure runs the passes
         if self._n_backward:
             with torch.no_grad():
                 self._select_and_write()
-        if not self._grad_written:
+        self._require_gradient(optimizer)
+
+    def _require_gradient(self, optimizer: Optimizer) -> None:
+        if id(optimizer) not in self._unstepped:
             raise ConfigError(
                 "the optimizer steps without a backward pass of the model in training mode since "
                 "its last step: call model.train(), and attach the model that is trained"
             )
 
-    def _after_step(self, *_: Any) -> None:
-        self._grad_written = False
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._require_gradient(optimizer)  # that of the closure, if there is one
+        self._unstepped.discard(id(optimizer))
+        if self._step_counted:
+            return
+        self._step_counted = True
         self.selector.step += 1
         if self._directions is not None and self.selector.step % self.selector.probe_every == 0:
             self._directions.refresh()

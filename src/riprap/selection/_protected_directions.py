@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -69,11 +70,11 @@ class ProtectedDirections:
         if spent:
             self.margin_spent = float(np.clip(max(spent), 0, 1))
 
-    def preconditioned(self, optimizer: Optimizer) -> dict[str, Vector]:
+    def preconditioned(self, optimizers: Sequence[Optimizer]) -> dict[str, Vector]:
         """Return, by name, the vector whose inner product with ∇L_i is ⟨direction, Δθ_i⟩."""
         directions = self.gradients | self.user_directions
         return {
-            name: apply_preconditioner(vector, self._parameters, optimizer)
+            name: apply_preconditioner(vector, self._parameters, optimizers)
             for name, vector in directions.items()
         }
 
@@ -91,17 +92,22 @@ def _check_and_normalize(name: str, vector: Vector, parameters: list[Tensor]) ->
 
 
 def apply_preconditioner(
-    vector: Vector, parameters: list[Tensor], optimizer: Optimizer
+    vector: Vector, parameters: list[Tensor], optimizers: Sequence[Optimizer]
 ) -> list[Tensor]:
     """Compute −lr · P · vector; P is Adam's preconditioner if Adam has a state, else the identity.
 
     P = diag 1 / (√(v / (1 − β₂ᵗ)) + ε) of the steps taken so far.
     """
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    groups: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {
+        id(p): (group, optimizer.state.get(p, {}))
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     preconditioned = []
     for part, parameter in zip(vector, parameters, strict=True):
-        group, state = groups.get(id(parameter)), optimizer.state.get(parameter, {})
-        if group is None:  # not trained by this optimizer
+        group, state = groups.get(id(parameter), ({}, {}))
+        if not group:  # not trained by these optimizers
             preconditioned.append(part.new_zeros(part.shape))
             continue
         scaled = upcast(part) * -float(group["lr"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +16,17 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.evaluation import evaluate, preserve_training_state
 from riprap.linalg import Vector
-from riprap.selection._batches import count_rows, forward_args, refuse_wrapped
+from riprap.selection._batches import (
+    ForwardArgs,
+    count_rows,
+    forward_args,
+    layer_dims,
+    refuse_wrapped,
+    select_rows,
+)
 from riprap.selection._grad_hooks import GradSampleAccumulator, PerSampleGradHooks
 from riprap.selection._proxy_score import error_norms
+from riprap.selection._row_check import CheckedCalls, RowChecker
 from riprap.selection._row_losses import (
     named_arguments,
     refuse_unshifted,
@@ -25,6 +36,7 @@ from riprap.selection._row_losses import (
 from riprap.selection._scores import Scores
 
 BatchLossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> (rows,)
+_checked_calls: MutableMapping[nn.Module, CheckedCalls] = WeakKeyDictionary()
 
 
 def gradient_norms(model: nn.Module, batch: Any, loss: BatchLossFn | None = None) -> Tensor:
@@ -75,7 +87,8 @@ def compute_grad_samples(
     """Compute each sample's loss and the results of its gradient; see `gradient_norms`."""
     model = unwrap_model(model)
     refuse_wrapped(model)
-    rows = count_rows(forward_args(batch))
+    call = forward_args(batch)
+    rows = count_rows(call)
     with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
         hooks = PerSampleGradHooks(model)
         try:
@@ -89,17 +102,45 @@ def compute_grad_samples(
             accumulator.in_forward = False
             values.sum().backward()  # type: ignore[no-untyped-call]
             accumulator.finish()
+            checker = RowChecker(model, hooks, _checked_calls.setdefault(model, CheckedCalls()))
+            if checker.is_due(accumulator, layer_dims(call)):
+                run = partial(_losses_of_rows, model, batch, loss, rows)
+                checker.check(accumulator, [0, rows - 1], run)
         finally:
             hooks.remove()
     return values.detach(), accumulator
+
+
+def _losses_of_rows(
+    model: nn.Module, batch: Any, loss: BatchLossFn | None, n_rows: int, rows: list[int]
+) -> Tensor:
+    """Compute the losses of some rows of a batch, shape (rows,)."""
+    whole: ForwardArgs = ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+    args, named = select_rows(whole, rows, n_rows)
+    part = args[0] if args else named
+    return _model_row_losses(model, part) if loss is None else loss(model, part)
 
 
 def _model_row_losses(model: nn.Module, batch: Any) -> Tensor:
     """Compute each sample's mean loss over its own response tokens, shape (rows,)."""
     refuse_unshifted(model)
     call = forward_args(batch)
+    _require_callable(model, call)
     args, named = without_labels(call)
     return row_losses(model(*args, **named), named_arguments(model, call)).values
+
+
+def _require_callable(model: nn.Module, call: ForwardArgs) -> None:
+    args, named = without_labels(call)
+    try:
+        inspect.signature(model.forward).bind(*args, **named)
+    except TypeError as error:
+        given = f"{len(args)} tensors" if args else ", ".join(named)
+        raise ConfigError(
+            f"the batch ({given}) does not fit {type(model).__name__}.forward ({error}): give a "
+            "mapping of the model's arguments with `labels`, or loss=, a function (model, batch) "
+            "-> each row's loss"
+        ) from error
 
 
 def score(
@@ -135,6 +176,7 @@ def score(
             )
         vectors[behavior.name] = [-part for part in gradient]
     call = forward_args(batch)
+    _require_callable(model, call)
     inputs = named_arguments(model, call)
     with torch.no_grad(), preserve_training_state(model):
         args, named = without_labels(call)

@@ -94,6 +94,10 @@ class Selector:
         self._rng = np.random.default_rng(seed)
         self._attachment: LoopAttachment | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of a copy, which is attached to nothing."""
+        return self.__dict__ | {"_attachment": None}
+
     def choose(self, scores: Scores) -> Array:
         """Return the sorted indices of the samples that the strategy selects.
 
@@ -165,6 +169,7 @@ class Selector:
         """Make each step of `optimizer` inside the context learn from the selected rows only.
 
         Args:
+            optimizer: an optimizer, or a list of optimizers that step one after another.
             accumulate: backward passes before each step. Rows are selected over all of them, at
                 the last one.
             losses: (output, inputs by name) -> each row's own loss, shape (rows,), if the model
@@ -172,8 +177,9 @@ class Selector:
 
         Raises:
             ConfigError: a trainable parameter, which is named, lies in an unsupported layer, the
-                model is compiled or sharded, or behaviors or directions that the strategy needs
-                are missing.
+                model is compiled or sharded, the optimizer steps inside backward(), or behaviors
+                or directions that the strategy needs are missing. At the first pass: a layer does
+                not run on the rows of the batch, or rows are mixed.
         """
         attachment = self.begin(model, optimizer, accumulate, losses)
         try:

@@ -21,12 +21,21 @@ from riprap.integrations import smollm2
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Settings of an adapter that must have one of these values; `MergedLoraWeights` reads no others.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
+    # Other initializations (PiSSA, OLoRA, CorDA, LoftQ) changed the base weights, and the folder
+    # does not hold the changed ones.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
     "use_dora": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
 }
+
+
+_MERGE = (
+    "pass the folder of the merged model (in the session that trained it, or after "
+    "PeftModel.from_pretrained: model.merge_and_unload().save_pretrained(folder))"
+)
 
 
 class MergedLoraWeights(Weights):
@@ -37,6 +46,8 @@ class MergedLoraWeights(Weights):
         try:
             settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             _require_plain_lora(adapter, settings)
+            if not (adapter / ADAPTER).is_file():
+                raise FileNotFoundError(f"it contains no {ADAPTER}; save it as safetensors")
             self._file = safe_open(adapter / ADAPTER, framework="pt")  # type: ignore[no-untyped-call]
         except (OSError, ValueError, SafetensorError) as error:
             raise ConfigError(f"adapter {str(adapter)!r} cannot be read: {error}") from error
@@ -54,7 +65,7 @@ class MergedLoraWeights(Weights):
         if unknown or missing:
             raise ConfigError(
                 f"adapter {str(adapter)!r}: {(unknown or missing)[0]!r} is not a LoRA of a weight "
-                "of the base model; pass the folder of the merged model"
+                f"of the base model: {_MERGE}"
             )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -84,15 +95,21 @@ def _require_plain_lora(adapter: Path, settings: dict[str, Any]) -> None:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise ConfigError(
-            f"adapter {str(adapter)!r} is of type {kind!r}; only LoRA is supported: pass the "
-            "folder of the merged model"
+            f"adapter {str(adapter)!r} is of type {kind!r}, and only LoRA is supported: {_MERGE}"
         )
     for key, values in _SUPPORTED.items():
-        if settings.get(key) not in values:
-            raise ConfigError(
-                f"adapter {str(adapter)!r} has {key}: {settings[key]!r}, which is not supported: "
-                "pass the folder of the merged model"
+        value = settings.get(key)
+        if (value.lower() if isinstance(value, str) else value) not in values:
+            changed = "; this initialization changes the base weights" * (
+                key == "init_lora_weights"
             )
+            raise ConfigError(
+                f"adapter {str(adapter)!r} has {key}: {settings[key]!r}, which is not supported"
+                f"{changed}: {_MERGE}"
+            )
+    missing = [key for key in ("r", "lora_alpha") if not isinstance(settings.get(key), int | float)]
+    if missing:
+        raise ConfigError(f"adapter {str(adapter)!r}: {ADAPTER_CONFIG} has no {missing[0]!r}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,8 @@ class ModelPair:
 def load_pair(base: str, tuned: str) -> ModelPair:
     """Load the tuned model once, and open the weights of both; they must differ in weights only."""
     base_folder, tuned_folder = find_folder(base), find_folder(tuned)
+    for folder in (base_folder, tuned_folder):
+        _refuse_quantized(folder)
     if (tuned_folder / ADAPTER_CONFIG).is_file():
         model, tokenizer = load_model(str(base_folder))
         base_weights = open_weights(base_folder, model)
@@ -156,6 +175,20 @@ def find_folder(name: str) -> Path:
             "model?"
         )
     return folder
+
+
+def _refuse_quantized(folder: Path) -> None:
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        quantized = settings.get("quantization_config")
+    except (OSError, ValueError, AttributeError):
+        return  # an adapter; or `load_model` says what is wrong
+    if quantized:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else ""
+        raise ConfigError(
+            f"the weights in {str(folder)!r} are quantized ({method}), and diagnose compares and "
+            "mixes weights: pass the model that was quantized, or save model.dequantize()"
+        )
 
 
 def open_weights(folder: Path, model: Any) -> SafetensorsFolder:
