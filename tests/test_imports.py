@@ -11,7 +11,17 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "riprap"
 FACE = "riprap"  # the package's own __init__, which stands on top of all rooms
 FLOORS = [
-    {"types", "errors", "_text", "_formatting", "_config", "_extras", "linalg", "_distributed"},
+    {
+        "types",
+        "errors",
+        "_text",
+        "_formatting",
+        "_warnings",
+        "_config",
+        "_extras",
+        "linalg",
+        "_distributed",
+    },
     {"behaviors", "record"},
     {"evaluation"},
     {"signals", "selection", "detectors"},

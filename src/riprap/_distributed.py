@@ -20,10 +20,12 @@ MAX_WRAPPERS = 5  # more than occur around an optimizer
 
 
 def rank() -> int:
-    """Return the rank in the process group; without a group, that of the launcher (`torchrun`)."""
+    """Return the rank in the process group; before there is one, that of a launcher of several."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
-    return int(os.environ.get("RANK", "0"))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return int(os.environ.get("RANK", "0"))
+    return 0  # a RANK without other ranks is left over from somewhere else
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -72,6 +72,13 @@ class Reading:
         detail = f"value is {value}"
         return cls(step, behavior, signal, None, unit, ReadingStatus.ERROR, layer, detail)
 
+    def __str__(self) -> str:
+        """Step, behavior, signal and value, or the status with its reason."""
+        name = " ".join(part for part in (self.behavior, self.signal, self.layer) if part)
+        value = str(self.state) if self.value is None else f"{self.value:.4g} {self.unit}".rstrip()
+        reason = f" ({self.detail})" if self.detail else ""
+        return f"step {self.step}, {name}: {value}{reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -99,9 +106,12 @@ class Forecast:
         return self.high == 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Alert:
-    """A detector's conclusion about one behavior at one step, with the readings that caused it."""
+    """A detector's conclusion about one behavior at one step, with the readings that caused it.
+
+    The behavior is `RUN` ("") if the alert concerns the run as a whole.
+    """
 
     step: int
     behavior: str
@@ -110,6 +120,14 @@ class Alert:
     message: str
     readings: tuple[Reading, ...] = ()
     forecast: Forecast | None = None
+
+    def __str__(self) -> str:
+        """Step, level, behavior and message in one line."""
+        return f"step {self.step}, {self.level}: {self.behavior or 'training'}: {self.message}"
+
+    def __repr__(self) -> str:
+        """Return the line of `str`, and the detector."""
+        return f"<Alert {self.detector}: {self}>"
 
 
 @dataclass(frozen=True, slots=True)

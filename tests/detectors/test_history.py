@@ -77,7 +77,7 @@ def test_a_behavior_that_was_broken_from_the_start() -> None:
     history = BehaviorHistory("b", 0.9)
     history.add_margins(0, np.array([-1.0, 1.0]))
     assert not history.healthy_at_start
-    assert history.broken_at == 0
+    assert history.broken_at is None  # it had nothing to lose
 
 
 def test_predicted_changes_count_from_the_last_evaluation() -> None:

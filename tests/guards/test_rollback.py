@@ -258,7 +258,7 @@ def test_a_behavior_that_was_unhealthy_from_the_start_is_ignored() -> None:
 
     ill = Behavior("ill", behaviors()[0].probes, never)
     run = Run(guards.Rollback(every=3), rate=RATE)
-    with pytest.warns(UserWarning, match="'ill' scores 0.00 before training"):
+    with pytest.warns(UserWarning, match="'ill' starts below its floor: 0.00 < 0.90"):
         run.monitor = Monitor([*behaviors(), ill], policy=run.monitor.policy, probe_every=5)
         run.go(lessons(6))
     assert any(action.applied for action in run.monitor.actions)

@@ -131,10 +131,11 @@ def test_each_behavior_has_alerts_of_its_own() -> None:
 def test_what_was_broken_before_training_is_said_once_and_never_alerted() -> None:
     both = [reading("lost", -5.0), reading("kept")]
     monitor = watching(below(1.0, Level.CRITICAL), behaviors=both)
-    with pytest.warns(UserWarning, match=r"'lost' scores 0\.00 before training.*0\.90.*no alert"):
+    with pytest.warns(UserWarning, match=r"'lost' starts below its floor: 0\.00 < 0\.90.*no alert"):
         turn(monitor, [3, 2, 0.5])
     assert [a.behavior for a in monitor.alerts] == ["kept"]
-    assert monitor.broken() == {"lost": 0, "kept": None}
+    assert monitor.broken() == {"lost": None, "kept": None}
+    assert monitor.below_floor() == {"lost": 0.0}
 
 
 def test_interference_calls_for_an_evaluation_before_the_plan_does() -> None:

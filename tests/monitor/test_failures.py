@@ -198,9 +198,11 @@ def test_an_insufficient_margin_is_no_number(
         return Margins(memory.margins(model, probes), "the gate is shut")
 
     monitor = Monitor([Behavior("gated", memory.probes, gated)], policy=policy)
-    end_of(learned, monitor, 3)
-    end_of(learned, monitor, 3)
+    end_of(learned, monitor, 6)
     assert monitor.step == 6
+    assert [(a.detector, a.step, a.behavior) for a in monitor.alerts] == [
+        ("unmeasured", 1, "gated")
+    ]
     own = monitor.history().query("signal == 'margin'")
     assert set(own.state) == {str(ReadingStatus.INSUFFICIENT)}
     assert set(own.detail) == {"the gate is shut"}

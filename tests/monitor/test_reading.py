@@ -81,7 +81,8 @@ def test_nothing_is_broken_where_nothing_is_learned(
     with monitor.watch(learned, optimizer):
         train(learned, optimizer, task(30))
     assert monitor.broken() == {"memory": None}
-    assert monitor.alerts == []
+    assert [alert.detector for alert in monitor.alerts] == ["not_training"]
+    assert "learning rate is 0" in monitor.alerts[0].message
     assert monitor.metrics()["riprap/memory/score"] == 1
 
 

@@ -89,7 +89,12 @@ class BehaviorHistory:
 
     @property
     def broken_at(self) -> int | None:
-        """First step with a score under the floor or margins not finite, even if rolled back."""
+        """First step with a score under the floor or margins not finite, even if rolled back.
+
+        None if the behavior started under its floor: it had nothing to lose.
+        """
+        if self.steps and not self.healthy_at_start:
+            return None
         under = [
             step
             for step, margins in zip(self.steps, self.margins, strict=True)

@@ -37,7 +37,8 @@ class ProbeResult:
         margins: shape (n_probes,), float64, on the CPU.
         insufficient: why the margins do not measure the behavior; empty where they do.
         gradient: h_b = ∇ mean margin, one tensor for each trainable parameter; None where it was
-            not requested or the margin is detached from the graph.
+            not requested, the margin is detached from the graph, or the backward pass failed.
+        gradient_error: why the backward pass failed; empty where it did not.
         activations: layer name -> residual stream at the last position, shape (rows, d); a row is
             a probe, or a probe's option.
         logits: shape (rows, vocabulary) at the last position; None where the model's own output
@@ -47,6 +48,7 @@ class ProbeResult:
     margins: np.ndarray
     insufficient: str = ""
     gradient: Vector | None = None
+    gradient_error: str = ""
     activations: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
 
@@ -169,7 +171,7 @@ def evaluate_batch(
     ):
         with raise_on_all_ranks(model):
             margins = _batch_margins(behaviors, model)
-        gradients = _gradients([m.values for m in margins], parameters)
+        gradients, gradient_error = _gradients([m.values for m in margins], parameters)
     sizes = [len(b.probes) for b in behaviors] if len(behaviors) > 1 else None
     logits = last_rows(outputs, None if sizes is None else sum(sizes))
     n_rows = None if logits is None else len(logits)
@@ -182,6 +184,7 @@ def evaluate_batch(
             margins=margins[i].values.detach().double().cpu().numpy(),
             insufficient=margins[i].insufficient,
             gradient=gradients[i],
+            gradient_error=gradient_error,
             activations={name: parts[i] for name, parts in features.items() if parts},
             logits=own_logits[i] if own_logits else None,
         )
@@ -211,16 +214,25 @@ def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Marg
     ]
 
 
-def _gradients(margins: list[Tensor], parameters: Sequence[Tensor] | None) -> list[Vector | None]:
+def _gradients(
+    margins: list[Tensor], parameters: Sequence[Tensor] | None
+) -> tuple[list[Vector | None], str]:
+    """Return the gradients, or None for each and the reason why the backward pass failed."""
     if parameters is None:
-        return [None] * len(margins)
+        return [None] * len(margins), ""
     last = len(margins) - 1
-    return [
-        gradient_of(values.mean(), parameters, keep_graph=i < last)
-        if values.requires_grad
-        else None
-        for i, values in enumerate(margins)
-    ]
+    try:
+        gradients = [
+            gradient_of(values.mean(), parameters, keep_graph=i < last)
+            if values.requires_grad
+            else None
+            for i, values in enumerate(margins)
+        ]
+    except RuntimeError as error:
+        if any(is_sharded(parameter) for parameter in parameters):
+            raise  # the other ranks would wait
+        return [None] * len(margins), f"{type(error).__name__}: {error}"
+    return gradients, ""
 
 
 def _split(rows: Tensor | None, sizes: list[int] | None) -> list[Tensor]:

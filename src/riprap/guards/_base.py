@@ -99,6 +99,7 @@ class Guard:
             (differs in a choice that matters).
         needs: the protected gradients that the guard reads: "margin" (h_b), "loss" (g_b).
         may_increase_norm: whether the result may be longer than the vector that came in.
+        per_parameter: whether the guard stores something for each trained parameter in `start`.
         state_attrs: names of the attributes that a resumed run needs.
     """
 
@@ -111,6 +112,7 @@ class Guard:
     fidelity: ClassVar[str] = "variant"
     needs: ClassVar[frozenset[str]] = frozenset()
     may_increase_norm: ClassVar[bool] = False
+    per_parameter: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, view: GuardView) -> None:
@@ -119,6 +121,22 @@ class Guard:
         Raises:
             ConfigError: the guard cannot work with this model, these behaviors or this optimizer.
         """
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Take up parameters that join training with the coming step.
+
+        Args:
+            joined: their positions in `view.parameters`, ascending; the others keep their order.
+
+        Raises:
+            ConfigError: the guard stores something for each parameter, and cannot extend it.
+        """
+        if self.per_parameter:
+            raise self._error(
+                f"{len(joined)} tensors joined training after step {view.step}, and the guard "
+                "protects only those from the start: let all of them require gradients, in the "
+                "optimizer, before the watch begins, or begin a new watch when they join"
+            )
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Propose another gradient in place of `view.vector`."""

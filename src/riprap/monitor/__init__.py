@@ -2,13 +2,15 @@
 
 - `Monitor`: the entry point; `Monitor.watch` opens a watch.
 - `ProbeSchedule`: steps at which the probes are evaluated.
+- `keep_passing`: a behavior on the probes that a model passes.
 - `measure_cost`, `Cost`: cost of a monitor on a given model.
 - `versions`: versions of the packages that affect a run's numbers.
 """
 
 from riprap.monitor._cost import Cost, measure_cost
+from riprap.monitor._keep_passing import keep_passing
 from riprap.monitor._monitor import Monitor
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._run_metadata import versions
 
-__all__ = ["Cost", "Monitor", "ProbeSchedule", "measure_cost", "versions"]
+__all__ = ["Cost", "Monitor", "ProbeSchedule", "keep_passing", "measure_cost", "versions"]

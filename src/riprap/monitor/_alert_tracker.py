@@ -19,6 +19,8 @@ from riprap.record import (
 )
 from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
+MAX_UNMEASURED = 2  # evaluations in a row without margins, before an alert
+
 
 class AlertTracker:
     """Histories of all behaviors, and the alerts that a policy's detectors raise on them.
@@ -40,13 +42,17 @@ class AlertTracker:
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
         self._active_ranks: dict[tuple[str, str], int] = {}  # by detector's index and behavior
+        self._unmeasured = dict.fromkeys(self.histories, 0)  # evaluations in a row
+        self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
+        self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
 
     def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
         """Add the result of a behavior's probes; return readings of margin and score."""
         history = self.histories[name]
         history.last_probe_step = step
         if result.insufficient:
-            return [missing_margin(step, name, ReadingStatus.INSUFFICIENT, result.insufficient)]
+            reading = missing_margin(step, name, ReadingStatus.INSUFFICIENT, result.insufficient)
+            return [self.add_unmeasured(reading)]
         n_not_finite = int((~np.isfinite(result.margins)).sum())
         if n_not_finite:
             text = f"{n_not_finite} of {len(result.margins)} margins are not finite"
@@ -56,7 +62,9 @@ class AlertTracker:
                 text = f"{text}: the model may have diverged"
                 alert = Alert(step, name, Level.CRITICAL, "finite", text, (reading,))
                 self._pending_alerts.append(alert)
-            return [reading]
+            return [self.add_unmeasured(reading)]
+        self._unmeasured[name] = 0
+        self._active_own.discard(("unmeasured", name))
         history.add_margins(step, result.margins)
         threshold, unit = threshold_margin(result.margins, history.floor), self._units[name]
         return [
@@ -64,6 +72,34 @@ class AlertTracker:
             Reading.of(step, name, "margin_low", threshold, unit),
             Reading.of(step, name, "score", score(result.margins), "share"),
         ]
+
+    def add_unmeasured(self, reading: Reading) -> Reading:
+        """Count an evaluation in which a behavior gave no margins; return its reading."""
+        name = reading.behavior
+        self._unmeasured[name] += 1
+        if self._unmeasured[name] >= MAX_UNMEASURED:
+            count = self._unmeasured[name]
+            text = f"not measured at {count} probe evaluations in a row: {reading.detail}"
+            alert = Alert(reading.step, name, Level.WARNING, "unmeasured", text, (reading,))
+            self._pending_alerts += self.own_alert(alert)
+        return reading
+
+    def own_alert(self, alert: Alert, active: bool = True) -> list[Alert]:
+        """Return an alert of the monitor itself in a list, unless it stands already.
+
+        Args:
+            active: whether the reason for it holds now.
+        """
+        key = (alert.detector, alert.behavior)
+        if not active or key in self._active_own:
+            self._active_own -= set() if active else {key}
+            return []
+        self._active_own.add(key)
+        return [alert]
+
+    def is_measured(self, name: str) -> bool:
+        """Return whether the last probe evaluation gave margins of this behavior."""
+        return bool(self.histories[name].steps) and not self._unmeasured[name]
 
     def add_readings(self, readings: list[Reading]) -> None:
         """Add other readings to the histories of their behaviors."""
@@ -125,11 +161,14 @@ class AlertTracker:
         return [reason for reason in reasons if reason]
 
     def metrics(self) -> dict[str, float]:
-        """Return the latest score and mean margin of each behavior, for loggers."""
+        """Return the latest score and mean margin of each behavior, for loggers.
+
+        A behavior that the last evaluation could not measure is left out.
+        """
         return {
             f"riprap/{name}/{part}": value
             for name, history in self.histories.items()
-            if history.steps
+            if self.is_measured(name)
             for part, value in (
                 ("score", score(history.margins[-1])),
                 ("margin", float(history.margins[-1].mean())),
@@ -156,15 +195,29 @@ class AlertTracker:
             },
             "alerts": [list(alert_to_row(alert)) for alert in self.alerts],
             "active": [[*key, rank] for key, rank in self._active_ranks.items()],
+            "active_own": sorted([*key] for key in self._active_own),
+            "unmeasured": dict(self._unmeasured),
+            "kept": {name: list(indices) for name, indices in self.kept.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; the session restores `check`.
 
         Raises:
             AttributeError, LookupError, TypeError, ValueError: the state is malformed.
         """
-        check_fields(state, histories=dict, forecasts=dict, alerts=list, active=list)
+        check_fields(
+            state,
+            histories=dict,
+            forecasts=dict,
+            alerts=list,
+            active=list,
+            active_own=list,
+            unmeasured=dict,
+            kept=dict,
+            check=dict,
+        )
+        check_fields(state["unmeasured"], **dict.fromkeys(self.histories, int))
         check_fields(state["histories"], **dict.fromkeys(self.histories, dict))
         for name, history in self.histories.items():
             history.load_state_dict(state["histories"][name])
@@ -173,6 +226,9 @@ class AlertTracker:
             for name, text in state["forecasts"].items()
         }
         self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
+        self._unmeasured = dict(state["unmeasured"])
+        self._active_own = {(detector, name) for detector, name in state["active_own"]}
+        self.kept = {name: list(indices) for name, indices in state["kept"].items()}
         self._active_ranks = {}
         for index, name, rank in state["active"]:
             if name not in self.histories or rank not in range(len(Level) + 1):

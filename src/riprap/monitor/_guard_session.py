@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from riprap.errors import ConfigError
 from riprap.guards import Guard, GuardOutcome, GuardView, run_hook, write_gradient, write_update
@@ -56,6 +57,18 @@ class GuardSession:
         self.step = step
         for leaf in self.guard.flatten():
             leaf.start(self._view(step))
+
+    def extend(self, joined: Sequence[Tensor]) -> None:
+        """Let the guard take up parameters that have joined training.
+
+        Raises:
+            ConfigError: the guard cannot.
+        """
+        new = {id(parameter) for parameter in joined}
+        parameters = self._probe_runner.parameters
+        indices = [index for index, own in enumerate(parameters) if id(own) in new]
+        for leaf in self.guard.flatten():
+            leaf.extend(self._view(self.step), indices)
 
     def on_gradients(self, gradient: Vector | None, scale: float) -> None:
         """Run the guard before the optimizer's step.

@@ -5,76 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from riprap._distributed import find_deepspeed, unwrap_optimizer
-from riprap.errors import ConfigError
 from riprap.linalg import Vector, clone, copy_into, subtract
-
-
-def require_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the optimizer inside wrappers such as Accelerate's.
-
-    Raises:
-        ConfigError: it is not a `torch.optim.Optimizer`, or it is DeepSpeed's.
-    """
-    _refuse_deepspeed(optimizer)
-    optimizer = unwrap_optimizer(optimizer)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(
-            f"cannot watch a {type(optimizer).__name__}: give the torch.optim.Optimizer whose "
-            "step() trains the model"
-        )
-    return optimizer
-
-
-def _refuse_deepspeed(wrapper: Any) -> None:
-    engine = find_deepspeed(wrapper)
-    if engine is not None:
-        raise ConfigError(
-            f"cannot watch a {type(engine).__name__}: DeepSpeed steps inside its own engine, "
-            "where no hook is called; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
-            "read margins between steps with riprap.evaluation.evaluate(behavior, engine.module)"
-        )
-
-
-def trained_parameters(
-    model: nn.Module, optimizer: torch.optim.Optimizer, modules: Sequence[str] = ()
-) -> list[Tensor]:
-    """Return the model's parameters that the optimizer trains, in the optimizer's order.
-
-    Args:
-        modules: names of modules, to return only their parameters. Empty: all.
-
-    Raises:
-        ConfigError: there are none, or the model is a DeepSpeed engine.
-    """
-    _refuse_deepspeed(model)
-    ids_in_model = {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if not modules or any(name == part or name.startswith(f"{part}.") for part in modules)
-    }
-    trained = [
-        parameter
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad and id(parameter) in ids_in_model
-    ]
-    if not trained and modules:
-        raise ConfigError(
-            f"nothing to watch in modules {', '.join(modules)}: they hold no trained parameter; "
-            "give names from model.named_modules()"
-        )
-    if not trained:
-        raise ConfigError(
-            "nothing to watch: the optimizer holds no trainable parameter of this model "
-            "(is the model frozen, or does the optimizer belong to another model?)"
-        )
-    return trained
+from riprap.monitor._optimizers import parameters_of
 
 
 class StepIntervention(Protocol):
@@ -90,80 +29,88 @@ class StepIntervention(Protocol):
         """Run after the monitor has read the step."""
 
 
-class StepHooks:
-    """Hooks that call `before_step(gradient)` and `after_step(update)` around optimizer steps.
+class StepObserver(Protocol):
+    """Interface of what reads a step; its failures go to `on_error`, except those of `prepare`."""
 
-    If the step has a closure, `before_step` is called after the closure has computed the gradient.
-    Costs one copy of the trained parameters. `gradient` is None if no parameter has one. Errors go
-    to `on_error`, never into the training loop, except those of `intervention`.
+    def prepare(self) -> None:
+        """Run first, before anything is read; it may call `StepHooks.set_parameters`."""
+
+    def before_step(self, gradient: Vector | None) -> None:
+        """Read the gradient; None if no parameter has one."""
+
+    def after_step(self, update: Vector) -> None:
+        """Read the applied update."""
+
+    def finish(self) -> None:
+        """Run last, after the intervention."""
+
+    def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note that another optimizer stepped a watched parameter."""
+
+    def record_failure(self, error: Exception) -> None:
+        """Record that one of the above failed."""
+
+
+class StepHooks:
+    """Hooks that call an observer, and an intervention, around the steps of optimizers.
+
+    A step is one step of *all* optimizers: `before_step` is called when each of them is about to
+    step or has stepped, with the gradient that each one used; `after_step` after the last of them.
+    An optimizer that steps again before the others did ends the step.
+
+    If a step has a closure, its gradient is read after the closure has computed it. Costs one copy
+    of the trained parameters.
     """
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         parameters: list[Tensor],
-        before_step: Callable[[Vector | None], None],
-        after_step: Callable[[Vector], None],
-        on_error: Callable[[Exception], None],
+        observer: StepObserver,
         intervention: StepIntervention | None = None,
     ) -> None:
-        self.optimizer = optimizer
+        self.optimizers = list(optimizers)
+        self._observer, self._intervention = observer, intervention
+        self._handles: list[RemovableHandle] = []
+        self._open: set[int] = set()  # optimizers whose gradient was read in this step, by id
+        self._stepped: set[int] = set()  # those that have stepped
+        self._delivered = False
+        self._foreign: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers looked at before
         self.parameters = parameters
         self._params_before: Vector = []
-        self._handles: list[RemovableHandle] = []
-
-        @_isolated(on_error)
-        def read_gradient() -> None:
-            before_step(self._gradient())
-
-        @_isolated(on_error)
-        def save_parameters() -> None:
-            copy_into(self._params_before, self.parameters)
-
-        @_isolated(on_error)
-        def read_update(update: Vector | None = None) -> None:
-            after_step(subtract(self.parameters, self._params_before) if update is None else update)
-
-        def on_gradient() -> None:
-            read_gradient()
-            if intervention is not None:
-                with torch.no_grad():
-                    intervention.on_gradients(self._gradient(), self._scale)
-
-        def pre_step(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-            save_parameters()
-            positional = len(args) > 1  # the first is the optimizer itself
-            closure = args[1] if positional else kwargs.get("closure")
-            if closure is None:
-                on_gradient()
-                return None
-            # The closure computes the gradient; before it, `.grad` is that of the last step.
-            wrapped = _call_after_first(closure, on_gradient)
-            if positional:
-                return (args[0], wrapped, *args[2:]), kwargs
-            return args, kwargs | {"closure": wrapped}
-
-        @torch.no_grad()
-        def post_step(*_: Any) -> None:
-            if intervention is None:
-                read_update()
-            else:
-                update = subtract(self.parameters, self._params_before)
-                read_update(intervention.on_update(update, self._params_before))
-                intervention.after_step()
-
-        self._pre_step, self._post_step = pre_step, post_step
+        self._gradients: list[Tensor | None] = []
 
     def attach(self) -> None:
         """Register the hooks."""
-        self._params_before = clone(self.parameters)
+        self.set_parameters(self.parameters)
         self._register()
+
+    def set_parameters(self, parameters: list[Tensor]) -> None:
+        """Read these parameters from now on."""
+        self.parameters = parameters
+        self._params_before = clone(parameters)
+        self._gradients = [None] * len(parameters)
+        index = {id(parameter): i for i, parameter in enumerate(parameters)}
+        self._own = {
+            id(one): [index[id(p)] for p in parameters_of(one) if id(p) in index]
+            for one in self.optimizers
+        }
+
+    def resized(self) -> list[Tensor]:
+        """Return the parameters whose shape has changed since they were set."""
+        pairs = zip(self.parameters, self._params_before, strict=True)
+        return [parameter for parameter, before in pairs if parameter.shape != before.shape]
 
     def _register(self) -> None:
         self._handles = [
-            self.optimizer.register_step_pre_hook(self._pre_step),
-            self.optimizer.register_step_post_hook(self._post_step),
+            handle
+            for one in self.optimizers
+            for handle in (
+                one.register_step_pre_hook(self._pre_step),
+                one.register_step_post_hook(self._post_step),
+            )
         ]
+        self._handles.append(register_optimizer_step_post_hook(self._any_post_step))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -174,47 +121,118 @@ class StepHooks:
         finally:
             self._register()
 
-    @property
-    def _scale(self) -> float:
-        scale = getattr(self.optimizer, "grad_scale", None)  # a fused optimizer unscales in step()
-        return 1.0 if scale is None else float(scale)
-
-    def _gradient(self) -> Vector | None:
-        grads = [parameter.grad for parameter in self.parameters]
-        if all(grad is None for grad in grads):
-            return None
-        factor = 1.0 / self._scale
-        return [
-            torch.zeros_like(parameter)
-            if grad is None
-            else grad
-            if factor == 1.0
-            else grad * factor
-            for parameter, grad in zip(self.parameters, grads, strict=True)
-        ]
-
     def remove(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
+
+    def end(self) -> None:
+        """Remove the hooks, and read a step that not all optimizers have taken."""
+        self.remove()
+        if self._stepped:
+            self._end_step()
+
+    def _pre_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        if id(optimizer) in self._stepped:
+            self._end_step()
+        if not self._stepped:
+            self._begin_step()
+        positional = len(args) > 1  # the first is the optimizer itself
+        closure = args[1] if positional else kwargs.get("closure")
+        if closure is None:
+            self._on_gradient(optimizer)
+            return None
+        # The closure computes the gradient; before it, `.grad` is that of the last step.
+        wrapped = _call_after_first(closure, lambda: self._on_gradient(optimizer))
+        if positional:
+            return (args[0], wrapped, *args[2:]), kwargs
+        return args, kwargs | {"closure": wrapped}
+
+    @torch.no_grad()
+    def _post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self.optimizers):
+            self._end_step()
+
+    def _any_post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Tell of another optimizer that steps a watched parameter, once."""
+        if id(optimizer) in self._own or self._open - self._stepped or optimizer in self._foreign:
+            return  # watched, or inside a step that is watched, or known
+        self._foreign.add(optimizer)
+        if any(id(part) in self._own for part in vars(optimizer).values()):
+            return  # a wrapper around a watched optimizer
+        watched = {id(parameter) for parameter in self.parameters}
+        if any(id(parameter) in watched for parameter in parameters_of(optimizer)):
+            self._isolated(self._observer.on_foreign_step, optimizer)
+
+    def _begin_step(self) -> None:
+        self._observer.prepare()
+        self._isolated(copy_into, self._params_before, self.parameters)
+        self._open, self._delivered = set(), False
+        self._gradients = [None] * len(self.parameters)
+
+    def _on_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the optimizer's gradient; deliver all of them when the last one is there."""
+        self._isolated(self._keep_gradient, optimizer)
+        self._open.add(id(optimizer))
+        if len(self._open) == len(self.optimizers):
+            self._deliver()
+
+    def _keep_gradient(self, optimizer: torch.optim.Optimizer) -> None:
+        factor = 1.0 / _scale(optimizer)
+        for index in self._own[id(optimizer)]:
+            grad = self.parameters[index].grad
+            self._gradients[index] = grad if grad is None or factor == 1.0 else grad * factor
+
+    def _deliver(self) -> None:
+        self._delivered = True
+        self._isolated(self._observer.before_step, self._gradient())
+        if self._intervention is not None:
+            with torch.no_grad():
+                self._intervention.on_gradients(self._gradient(), _scale(self.optimizers[0]))
+        self._gradients = [None] * len(self.parameters)
+
+    @torch.no_grad()
+    def _end_step(self) -> None:
+        if not self._delivered:
+            self._deliver()
+        self._open, self._stepped = set(), set()
+        if self._intervention is None:
+            self._isolated(self._read_update)
+        else:
+            update = subtract(self.parameters, self._params_before)
+            update = self._intervention.on_update(update, self._params_before)
+            self._isolated(self._observer.after_step, update)
+            self._intervention.after_step()
+        self._isolated(self._observer.finish)
+
+    def _read_update(self) -> None:
+        self._observer.after_step(subtract(self.parameters, self._params_before))
+
+    def _gradient(self) -> Vector | None:
+        if all(grad is None for grad in self._gradients):
+            return None
+        return [
+            torch.zeros_like(parameter) if grad is None else grad
+            for parameter, grad in zip(self.parameters, self._gradients, strict=True)
+        ]
+
+    def _isolated(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Call without gradients; an exception goes to the observer, never into training."""
+        try:
+            with torch.no_grad():
+                call(*arguments)
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self._observer.record_failure(error)
 
 
-def _isolated(
-    on_error: Callable[[Exception], None],
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that sends exceptions to `on_error`, and disables gradients."""
-
-    def decorate(hook: Callable[..., None]) -> Callable[..., None]:
-        def run(*arguments: Any) -> None:
-            try:
-                with torch.no_grad():
-                    hook(*arguments)
-            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                on_error(error)
-
-        return run
-
-    return decorate
+def _scale(optimizer: torch.optim.Optimizer) -> float:
+    """Return the factor of `.grad` against the gradient: a fused optimizer unscales in step()."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
 
 
 def _call_after_first(

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import unicodedata
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from riprap._distributed import rank, unwrap_model
-from riprap._text import shorten
+from riprap._formatting import format_score
+from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy, BehaviorHistory, score
 from riprap.errors import ConfigError
 from riprap.evaluation import ProtectedGradients, find_layer
 from riprap.guards import Guard
-from riprap.linalg import STORAGE_DTYPES
 from riprap.monitor._alert_tracker import AlertTracker
-from riprap.monitor._hooks import require_optimizer, trained_parameters
+from riprap.monitor._announce import Announcer
+from riprap.monitor._arguments import check_arguments, check_guard, check_options
+from riprap.monitor._keep_passing import passing_probes
+from riprap.monitor._optimizers import require_optimizers, trained_parameters
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -33,10 +33,12 @@ from riprap.monitor._state import (
     load_signals,
     wrap_state_errors,
 )
+from riprap.monitor._summary import summarize
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
+from riprap.monitor._watched_model import WatchedModel
 from riprap.record import Reader, Writer, to_dataframe
 from riprap.signals import Signal, default
-from riprap.types import RUN, Action, Alert, Forecast, Reading, ReadingStatus
+from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +54,8 @@ class Monitor:
         policy: detectors with their thresholds; None: `AlertPolicy.default()`.
         probe_every: the longest gap between two probe evaluations, in optimizer steps. Evaluations
             are denser at the start, and immediate if interference has used up too much margin.
-        run_dir: folder of the run's record, which must not hold a record yet; None keeps the record
-            in memory.
+        run_dir: folder of the run's record, which must not hold a record of a run with steps yet;
+            `{time}` in it becomes the present time. None keeps the record in memory.
         signals: signals to read; None: `signals.default()`.
         feature_layer: name of the module whose output is read as features; None: the middle layer
             of the model's layer stack.
@@ -64,10 +66,14 @@ class Monitor:
             "bfloat16" or "int8"; each behavior costs a copy of the trained parameters.
         modules: names of modules: gradients and updates are read in their parameters only. Empty:
             in all trained parameters. Effects of other parameters show at probe evaluations only.
+        on_alert: called with each alert that raises the level of a behavior; if it raises an
+            exception, that is recorded, and training goes on.
+        stop_on: alert level, such as "critical", from which on `should_stop` is True.
+        keep_passing: reduce each behavior, at the start, to the probes that the model passes.
 
     Raises:
-        ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, or an
-            unknown `gradient_storage`.
+        ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an
+            unknown `gradient_storage` or `stop_on`, or an argument of a wrong type.
         RecordError: the run's record cannot be created, or it already exists.
         PolicyError: the policy is frozen and does not verify.
     """
@@ -84,8 +90,13 @@ class Monitor:
         resume: bool = False,
         gradient_storage: str = "float32",
         modules: Sequence[str] = (),
+        *,
+        on_alert: Callable[[Alert], object] | None = None,
+        stop_on: Level | str | None = None,
+        keep_passing: bool = False,
     ) -> None:
-        _check_arguments(behaviors, probe_every, gradient_storage)
+        check_arguments(behaviors, probe_every, gradient_storage)
+        check_options(policy, signals, stop_on, on_alert, modules)
         self.behaviors = list(behaviors)
         self.policy = AlertPolicy.default() if policy is None else policy
         if self.policy.hash is not None:
@@ -94,13 +105,18 @@ class Monitor:
         self._feature_layer, self._metadata = feature_layer, metadata or {}
         self._gradient_storage, self._modules = gradient_storage, tuple(modules)
         self.record = Writer(run_dir if rank() == 0 else None, resume)  # only rank 0 writes a file
+        record = ResilientRecord(self.record)
         self._run = MonitoredRun(
             self.signals,
             AlertTracker(self.behaviors, self.policy),
             ProbeSchedule(probe_every),
-            ResilientRecord(self.record),
+            record,
+            Announcer(on_alert, record.add_failure, quiet=rank() != 0),
+            None if stop_on is None else Level(stop_on),
         )
+        self._keep_passing = keep_passing
         self._started = False
+        self._watched_model: WatchedModel | None = None  # of the last watch
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
         self._session: WatchSession | None = None  # of the open watch
 
@@ -132,28 +148,55 @@ class Monitor:
         """Start to watch, until `end`: `watch` as a pair of calls, for callbacks."""
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
-        model, optimizer = unwrap_model(model), require_optimizer(optimizer)
-        parameters = trained_parameters(model, optimizer, self._modules)
+        model, optimizers = unwrap_model(model), require_optimizers(optimizer)
+        check_guard(guard, len(optimizers))
+        parameters = trained_parameters(model, optimizers, self._modules)
+        if self._watched_model is not None:
+            self._watched_model.require_continued(model)
         layer = find_layer(model, self._feature_layer)
         needs_losses = any(signal.needs_loss_gradient for signal in self.signals)
         if guard is not None:
             needs_losses |= any("loss" in leaf.needs for leaf in guard.flatten())
+        self._reduce_behaviors(model)
         probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
-        session = WatchSession(self._run, probe_runner, optimizer, guard)
+        session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:
             self._start(session)
         else:
+            self._note_changed_weights()
             session.process_probe_results(probe_runner.run(self.step, refresh=True))
         if session.guard is not None:
             session.guard.start(self.step)
             if self._resume_state is not None:
                 session.guard.load_state_dict(self._resume_state["guard"])
-        session.hooks.attach()
+        session.attach()
+        if self._watched_model is None:
+            self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session
+
+    def _reduce_behaviors(self, model: nn.Module) -> None:
+        """Reduce the behaviors to the probes that the model passes, once."""
+        if not self._keep_passing or self._started:
+            return
+        kept = self._run.tracker.kept  # of a resumed run
+        if self._resume_state is None:
+            for behavior in self.behaviors:
+                kept[behavior.name], count = passing_probes(behavior, model)
+                facts = {"behavior": behavior.name, "kept": len(kept[behavior.name]), "of": count}
+                self._run.record.add_event(0, "keep_passing", facts)
+        with wrap_state_errors("these behaviors"):
+            self.behaviors = [behavior.subset(kept[behavior.name]) for behavior in self.behaviors]
+
+    def _note_changed_weights(self) -> None:
+        assert self._watched_model is not None
+        if self._watched_model.has_changed():
+            text = "the weights changed between two watches: that change was not watched"
+            self._run.record.add_event(self.step, "weights_replaced", {"text": text})
+            warn(text, stacklevel=4)
 
     def end(self) -> None:
         """Stop watching after a last probe evaluation, on which a guard may still act."""
@@ -161,6 +204,19 @@ class Monitor:
             return
         session, self._session = self._session, None
         session.end()
+        if self._watched_model is not None:
+            self._watched_model.note_end(
+                session.probe_runner.model, session.probe_runner.parameters
+            )
+
+    def evaluate_last_step(self) -> None:
+        """Evaluate the probes now, unless they were evaluated after the last step.
+
+        `end` does it too. Call it before that if other weights are loaded in between, such as those
+        of the best checkpoint.
+        """
+        if self._session is not None:
+            self._session.evaluate_last_step_safely()
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs after this step, as plain values and tensors.
@@ -180,7 +236,7 @@ class Monitor:
             "step": self.step,
             "position": self.record.position(),
             "schedule": run.schedule.state_dict(),
-            "tracker": run.tracker.state_dict(),
+            "tracker": run.tracker.state_dict() | {"check": session.check.state_dict()},
             "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
             "behaviors": {b.name: b.margins.state_dict() for b in self.behaviors},
             "signals": {signal.name: signal.state_dict() for signal in self.signals},
@@ -225,12 +281,12 @@ class Monitor:
 
     @property
     def should_stop(self) -> bool:
-        """True if the guard wants training to stop; a custom loop checks it after each step."""
+        """True if the guard or `stop_on` wants training to stop; a loop of yours checks it."""
         return self._run.stop_reason is not None
 
     @property
     def stop_reason(self) -> str | None:
-        """Reason why the guard wants training to stop; None: it does not."""
+        """Reason why training should stop; None: it should not."""
         return self._run.stop_reason
 
     @property
@@ -267,12 +323,48 @@ class Monitor:
         return to_dataframe(Reader(self.record).readings())
 
     def broken(self) -> dict[str, int | None]:
-        """Return the first evaluated step with a score under the floor, by behavior, or None."""
+        """Return the first evaluated step with a score under the floor, by behavior, or None.
+
+        None also for a behavior that started under its floor; see `below_floor`.
+        """
         return {name: history.broken_at for name, history in self.behavior_histories.items()}
 
+    def below_floor(self) -> dict[str, float]:
+        """Return the score at the start of the behaviors that started under their floors."""
+        return {
+            name: score(history.margins[0])
+            for name, history in self.behavior_histories.items()
+            if history.steps and not history.healthy_at_start
+        }
+
     def metrics(self) -> dict[str, float]:
-        """Return the latest score and mean margin of each behavior, for loggers."""
+        """Return the latest score and mean margin of each behavior, for loggers.
+
+        A behavior that the last evaluation could not measure is left out.
+        """
         return self._run.tracker.metrics()
+
+    def summary(self) -> str:
+        """Return a few plain sentences about the run so far."""
+        run, tracker = self._run, self._run.tracker
+        return summarize(
+            run.step,
+            tracker.histories,
+            {name: tracker.is_measured(name) for name in tracker.histories},
+            tracker.alerts,
+            self.actions,
+            run.final,
+            run.notes,
+            run.stop_reason,
+        )
+
+    def __repr__(self) -> str:
+        """Return the behaviors with their scores, and the number of steps and alerts."""
+        scores = [
+            f"{name} {score(history.margins[-1]):.2f}" if history.steps else name
+            for name, history in self.behavior_histories.items()
+        ]
+        return f"<Monitor: {', '.join(scores)}; step {self.step}, {len(self.alerts)} alerts>"
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""
@@ -296,16 +388,18 @@ class Monitor:
 
     def _start(self, session: WatchSession) -> None:
         """Evaluate the probes before the first step; refuse what cannot be monitored."""
-        view = session.probe_runner.run_before_training()
-        for signal in self.signals:
-            signal.start(view)
+        with self._run.announcer.progress(len(self.behaviors)) as done:
+            view = session.probe_runner.run_before_training()
+            for signal in self.signals:
+                signal.start(view)
+            done(sum(len(result.margins) for result in view.results.values()))
         self._write_metadata(session, {})
         session.process_probe_results(view)
         for history in self.behavior_histories.values():
             if history.steps and not history.healthy_at_start:
-                warnings.warn(_below_floor_warning(history), stacklevel=5)
+                warn(_below_floor_warning(history), stacklevel=5)
         for text in self._run.tracker.untestable_reasons():
-            warnings.warn(f"riprap: {text}", stacklevel=5)
+            warn(text, stacklevel=5)
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""
@@ -316,7 +410,9 @@ class Monitor:
             probe_runner.protected_gradients = ProtectedGradients.from_state(
                 state["protected_gradients"], probe_runner.parameters
             )
-        self._run.step = state["step"]
+        with wrap_state_errors("the trained parameters"):
+            session.check.load_state_dict(state["tracker"]["check"])
+        self._run.step = session.first_step = state["step"]
         self._write_metadata(session, state["position"], state["run"])
 
     def _write_metadata(
@@ -327,26 +423,10 @@ class Monitor:
         self._run.record.begin(self.step, position, facts, state_id)
 
 
-def _check_arguments(behaviors: Sequence[Behavior], probe_every: Any, storage: str) -> None:
-    if isinstance(behaviors, Behavior) or not all(isinstance(b, Behavior) for b in behaviors):
-        raise ConfigError("nothing to monitor: give a list of behaviors")
-    if not behaviors:
-        raise ConfigError("nothing to monitor: give at least one behavior")
-    # As displayed: names that differ only in Unicode normalization look the same.
-    names = [shorten(unicodedata.normalize("NFC", behavior.name)) for behavior in behaviors]
-    duplicates = {name for name in names if names.count(name) > 1}
-    if duplicates:
-        raise ConfigError(f"two behaviors are called {duplicates.pop()!r}: names must be unique")
-    if not isinstance(probe_every, Integral) or probe_every < 1:
-        raise ConfigError(f"probe_every={probe_every}: give at least 1 step")
-    if storage not in STORAGE_DTYPES:
-        choices = ", ".join(STORAGE_DTYPES)
-        raise ConfigError(f"gradient_storage={storage!r}: choose one of {choices}")
-
-
 def _below_floor_warning(history: BehaviorHistory) -> str:
+    start = format_score(score(history.margins[0]), history.floor)
     return (
-        f"behavior {history.behavior!r} scores {score(history.margins[0]):.2f} before training, "
-        f"under its floor {history.floor:.2f}: no alert will be raised on it; lower the floor, or "
-        "use only probes that the model passes"
+        f"behavior {history.behavior!r} starts below its floor: {start} < {history.floor:.2f}, "
+        "before training; it is not watched for a break, and no alert will be raised on it; use "
+        "keep_passing=True to watch the probes that the model passes, or lower the floor"
     )

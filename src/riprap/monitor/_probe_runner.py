@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class ProbeRunner:
         gradient_storage: see `riprap.linalg.VectorStack`.
         protected_gradients: gradients of the last refresh.
         failures: reason why a behavior failed at the last evaluation, by name.
+        gradient_failures: reason why a behavior has no protected gradient since the last refresh,
+            although it had one before, by name.
     """
 
     behaviors: Sequence[Behavior]
@@ -43,6 +46,7 @@ class ProbeRunner:
     gradient_storage: str = "float32"
     protected_gradients: ProtectedGradients = field(default_factory=ProtectedGradients)
     failures: dict[str, str] = field(default_factory=dict)
+    gradient_failures: dict[str, str] = field(default_factory=dict)
 
     def run_before_training(self) -> ProbeView:
         """Calibrate and evaluate the behaviors one by one; a failure is the user's to see.
@@ -64,17 +68,33 @@ class ProbeRunner:
         return self._view(0, results, refresh=True)
 
     def run(self, step: int, refresh: bool) -> ProbeView:
-        """Evaluate the probes; with `refresh` also refresh the protected gradients."""
+        """Evaluate the probes; with `refresh` also refresh the protected gradients.
+
+        A gradient that fails leaves the margins: these are then read by a forward pass.
+        """
         self.failures = {}
+        if refresh:
+            self.gradient_failures = {}
         results: dict[str, ProbeResult] = {}
-        parameters = self.parameters if refresh else None
         for group in group_by_forward_pass(self.behaviors, self.model):
             try:
-                results |= evaluate_batch(group, self.model, parameters, self._layers)
+                results |= self._evaluate(group, refresh)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                text = escape_control_chars(f"{type(error).__name__}: {error}")
-                self.failures |= {behavior.name: text for behavior in group}
+                self.failures |= {behavior.name: _error_text(error) for behavior in group}
         return self._view(step, results, refresh)
+
+    def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
+        if not refresh:
+            return evaluate_batch(group, self.model, None, self._layers)
+        try:
+            with _all_require_grad(self.parameters):
+                results = evaluate_batch(group, self.model, self.parameters, self._layers)
+        except RuntimeError as error:  # torch's: out of memory, an operation without a gradient
+            results = evaluate_batch(group, self.model, None, self._layers)
+            return {
+                name: replace(r, gradient_error=_error_text(error)) for name, r in results.items()
+            }
+        return results
 
     @property
     def _layers(self) -> list[str]:
@@ -93,10 +113,39 @@ class ProbeRunner:
         self, step: int, results: dict[str, ProbeResult], evaluated: list[Behavior]
     ) -> None:
         losses = {}
+        had_one = self.protected_gradients.margin_gradients.names
+        for name, result in results.items():
+            if result.gradient_error:
+                self.gradient_failures[name] = escape_control_chars(result.gradient_error)
+            elif result.gradient is None and name in had_one:
+                reason = "its margin no longer depends on a trained parameter"
+                self.gradient_failures[name] = reason
         for behavior in evaluated if self.needs_loss_gradients else []:
-            gradient = loss_gradient(behavior, self.model, self.parameters)
+            try:
+                with _all_require_grad(self.parameters):
+                    gradient = loss_gradient(behavior, self.model, self.parameters)
+            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+                self.gradient_failures.setdefault(behavior.name, _error_text(error))
+                continue
             if gradient is not None:
                 losses[behavior.name] = gradient
         self.protected_gradients = ProtectedGradients.from_results(
             step, results, losses, self.gradient_storage
         )
+
+
+@contextmanager
+def _all_require_grad(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let parameters that training has frozen require gradients inside: they may come back."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _error_text(error: Exception) -> str:
+    return escape_control_chars(f"{type(error).__name__}: {error}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from riprap._text import escape_control_chars
+from riprap._warnings import warn
 from riprap.errors import ConfigError, RecordError
 from riprap.monitor._run_metadata import now
 from riprap.record import Writer
@@ -33,8 +33,8 @@ class ResilientRecord:
     def add_failure(self, step: int, observer: str, error: Exception) -> None:
         """Append an `ERROR` reading, and warn: an observer failed, and training goes on."""
         text = escape_control_chars(f"{type(error).__name__}: {error}")
-        warnings.warn(f"riprap: {observer} failed at step {step}: {text}", stacklevel=3)
         self.add_readings([Reading(step, RUN, observer, state=ReadingStatus.ERROR, detail=text)])
+        warn(f"{observer} failed at step {step}: {text}", stacklevel=3)
 
     def add_margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
         """Append the margins of all probes of a behavior, shape (n_probes,)."""
@@ -104,8 +104,8 @@ class ResilientRecord:
             write()
         except RecordError as error:
             if not self._has_backlog:  # one warning until writing succeeds again
-                text = f"riprap: {error}; training goes on, and the rows are written later"
-                warnings.warn(text, stacklevel=4)
+                self._has_backlog = True
+                warn(f"{error}; training goes on, and the rows are written later", stacklevel=4)
             self._has_backlog = True
         else:
             self._has_backlog = self._has_backlog and self.writer.has_backlog

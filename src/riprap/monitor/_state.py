@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
+from riprap._warnings import warn
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate
 from riprap.monitor._probe_runner import ProbeRunner
@@ -71,8 +71,8 @@ def load_margin_states(probe_runner: ProbeRunner, states: dict[str, Any]) -> Non
             with wrap_state_errors(f"behavior {behavior.name!r}"):
                 behavior.margins.load_state_dict(state)
             continue
-        warnings.warn(
-            f"riprap: what the margins of behavior {behavior.name!r} stored at calibration cannot "
+        warn(
+            f"what the margins of behavior {behavior.name!r} stored at calibration cannot "
             "be restored, so they are calibrated on the current model: derive them from "
             "riprap.behaviors.MarginFunction with a state_dict()",
             stacklevel=4,

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
+from riprap._distributed import all_ranks, has_sharded_parameters
+from riprap._warnings import warn
+from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.linalg import Vector
+from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
+from riprap.monitor._announce import OWN_DETECTORS, Announcer
+from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
+from riprap.monitor._optimizers import parameters_of, trained_parameters
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
+from riprap.monitor._training_check import TrainingCheck
+from riprap.monitor._weight_sample import WeightSample, swaps_weights
 from riprap.record import clean_readings
 from riprap.signals import ProbeView, Signal, StepView
-from riprap.types import Alert, Reading, ReadingStatus
+from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
 
 @dataclass
@@ -26,16 +34,23 @@ class MonitoredRun:
     """Parts of a monitor that outlive a single watch.
 
     Attributes:
+        stop_level: the mildest alert level at which training should stop; None: at none.
         step: optimizer steps seen so far.
-        stop_reason: reason why the guard wants training to stop; None: it does not.
+        stop_reason: reason why training should stop; None: it should not.
+        notes: facts about the run as a whole that the summary tells.
+        final: readings of weights that were exchanged after the last step.
     """
 
     signals: Sequence[Signal]
     tracker: AlertTracker
     schedule: ProbeSchedule
     record: ResilientRecord
+    announcer: Announcer
+    stop_level: Level | None = None
     step: int = 0
     stop_reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+    final: Sequence[Reading] = ()
 
 
 class WatchSession:
@@ -49,25 +64,62 @@ class WatchSession:
         self,
         run: MonitoredRun,
         probe_runner: ProbeRunner,
-        optimizer: torch.optim.Optimizer,
+        optimizers: list[torch.optim.Optimizer],
         guard: Guard | None,
+        modules: Sequence[str] = (),
     ) -> None:
-        self.run, self.probe_runner = run, probe_runner
+        self.run, self.probe_runner, self._modules = run, probe_runner, modules
         self.guard: GuardSession | None = None
         if guard is not None:
             callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
-            self.guard = GuardSession(guard, probe_runner, run.tracker, optimizer, *callbacks)
-        self.hooks = StepHooks(
-            optimizer,
-            probe_runner.parameters,
-            self.before_step,
-            self.after_step,
-            self.record_failure,
-            self.guard,
-        )
+            self.guard = GuardSession(guard, probe_runner, run.tracker, optimizers[0], *callbacks)
+        self.hooks = StepHooks(optimizers, probe_runner.parameters, self, self.guard)
+        self.check = TrainingCheck(probe_runner.model, probe_runner.parameters, optimizers)
+        self._swaps_weights = any(map(swaps_weights, optimizers))
+        self._ignored: set[int] = set()  # parameters that are not watched, by id
+        self._frozen: set[int] = set()  # watched parameters that training has frozen, by id
+        self._told_frozen = self._refresh_due = False
+        self._unwatched = ""  # how the weights changed outside of steps, since the last evaluation
+        self._changed_before_step = False
+        self.first_step = run.step
+        self._gradient_failures: dict[str, str] = {}
+
+    def attach(self) -> None:
+        """Register the hooks, and note the weights as they are now."""
+        self.sample = WeightSample(self.probe_runner.parameters, self._swaps_weights)
+        self.hooks.attach()
+
+    def prepare(self) -> None:
+        """Before a step: find out if the weights or the trained parameters have changed.
+
+        Raises:
+            ConfigError: the guard cannot take up parameters that have joined training.
+        """
+        joined: list[Tensor] = []
+        resized: list[Tensor] = []
+        try:
+            with torch.no_grad():
+                self._changed_before_step = self.sample.has_changed()
+            if self._changed_before_step:
+                step = self.run.step
+                self._note_unwatched(f"between step {step} and step {step + 1}")
+            joined, resized = self._find_joined(), self.hooks.resized()
+            if joined or resized:
+                self._take_up(joined, resized)
+            self._note_frozen()
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.record_failure(error)
+        if self.guard is not None and resized:
+            raise ConfigError(
+                f"guard {self.guard.guard.name}: {len(resized)} tensors changed their shape after "
+                f"step {self.run.step}: resize the model before the watch begins"
+            )
+        if self.guard is not None and joined:
+            self.guard.extend(joined)
 
     def before_step(self, gradient: Vector | None) -> None:
         """Read the task gradient of the coming step; None if there is none."""
+        self.check.note_gradient()
         view = StepView(self.run.step + 1, gradient, None, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_gradient", view)
         self.run.record.add_readings(readings)
@@ -77,15 +129,126 @@ class WatchSession:
         """Read the applied update, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
+        self.check.note_update(update)
         view = StepView(run.step, None, update, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_update", view)
+        if self._changed_before_step:
+            readings = [_unknown_interference(reading) for reading in readings]
         run.record.add_readings(readings)
         run.tracker.add_interference(readings)
         if run.schedule.is_due(run.step, run.tracker.histories.values()):
-            refresh = run.schedule.should_refresh_gradients(run.step)
+            refresh = run.schedule.should_refresh_gradients(run.step) or self._refresh_due
+            self._refresh_due = False
             self.evaluate_probes(refresh or self._guard_needs_gradients)
         if self._guard_needs_gradients:  # also of a guard that this evaluation has activated
             self.probe_runner.run(run.step, refresh=True)
+
+    def finish(self) -> None:
+        """After a step and what the guard did: note the weights."""
+        self.sample.take()
+
+    def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Say at once that another optimizer steps the watched parameters."""
+        name = type(optimizer).__name__
+        self._note_unwatched(
+            f"after step {self.run.step}, by another optimizer ({name}): give monitor.watch the "
+            "optimizer that steps, or a list of all of them"
+        )
+        self._raise_own("unwatched_change", self._unwatched)
+
+    def _note_unwatched(self, how: str) -> None:
+        if not self._unwatched:
+            self._unwatched = f"the weights changed outside of the watched steps, {how}"
+
+    def _raise_own(self, detector: str, text: str) -> None:
+        """Raise an alert of the monitor about the run, unless it stands, or end it without text."""
+        run = self.run
+        signal = {"not_training": "tensors_moved"}.get(detector, detector)
+        reading = Reading(run.step, RUN, signal, state=ReadingStatus.ERROR, detail=text)
+        alert = Alert(run.step, RUN, Level.WARNING, detector, text, (reading,))
+        new = run.tracker.own_alert(alert, active=bool(text))
+        if new and detector == "unwatched_change":
+            run.record.add_readings([reading])
+            warn(text, stacklevel=3)
+        run.tracker.alerts += new
+        self._publish(new)
+
+    def _publish(self, alerts: Sequence[Alert]) -> None:
+        """Record new alerts, tell of them, and ask training to stop if they are serious enough."""
+        run = self.run
+        for alert in alerts:
+            run.record.add_alert(alert)
+        for alert in run.announcer.tell(list(alerts)):
+            serious = run.stop_level is not None and alert.level.rank >= run.stop_level.rank
+            if serious and run.stop_reason is None:
+                run.stop_reason = f"stop_on={str(run.stop_level)!r}: {alert}"
+
+    def _find_joined(self) -> list[Tensor]:
+        """Return trained parameters that were not watched so far."""
+        watched = {id(parameter) for parameter in self.probe_runner.parameters}
+        unknown = {
+            id(parameter)
+            for optimizer in self.hooks.optimizers
+            for parameter in parameters_of(optimizer)
+            if parameter.requires_grad and id(parameter) not in watched
+        } - self._ignored
+        if not unknown:
+            return []
+        model, modules = self.probe_runner.model, self._modules
+        try:
+            trained = trained_parameters(model, self.hooks.optimizers, modules)
+        except ConfigError:
+            trained = []
+        joined = [parameter for parameter in trained if id(parameter) in unknown]
+        self._ignored |= unknown - {id(parameter) for parameter in joined}
+        return joined
+
+    def _note_frozen(self) -> None:
+        """Tell of parameters that were frozen; they stay, because they may come back."""
+        parameters = self.probe_runner.parameters
+        frozen = {id(parameter) for parameter in parameters if not parameter.requires_grad}
+        if frozen == self._frozen:
+            return
+        left, self._frozen, step = len(frozen - self._frozen), frozen, self.run.step
+        facts = {"frozen": len(frozen), "trained": len(parameters) - len(frozen)}
+        self.run.record.add_event(step, "trained_parameters", facts)
+        self._refresh_due = True
+        if left and not self._told_frozen:
+            self._told_frozen = True
+            text = f"{left} tensors left training before step {step + 1}; their updates are 0"
+            warn(text, stacklevel=3)
+
+    def _take_up(self, joined: list[Tensor], resized: list[Tensor]) -> None:
+        """Watch parameters that have joined training or changed their shape.
+
+        Those that left it stay in the list: their updates are 0, and they may come back.
+        """
+        run, runner = self.run, self.probe_runner
+        chosen = {id(parameter) for parameter in (*runner.parameters, *joined)}
+        held = [p for one in self.hooks.optimizers for p in parameters_of(one)]
+        parameters = [parameter for parameter in held if id(parameter) in chosen]
+        known = {id(parameter) for parameter in parameters}
+        parameters += [p for p in runner.parameters if id(p) not in known]
+        runner.parameters = parameters
+        self.hooks.set_parameters(parameters)
+        self.check.set_parameters(runner.model, parameters)
+        self.sample = WeightSample(parameters, self._swaps_weights)
+        view = runner.run(run.step, refresh=True)
+        self._record_failures()
+        for signal in run.signals:
+            if signal.per_parameter:
+                try:
+                    signal.start(view)
+                except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+                    run.record.add_failure(run.step, signal.name, error)
+        facts = {"joined": len(joined), "resized": len(resized), "trained": len(parameters)}
+        run.record.add_event(run.step, "trained_parameters", facts)
+        for own, what in ((joined, "joined training"), (resized, "changed their shape")):
+            if own:
+                text = (
+                    f"{len(own)} tensors {what} before step {run.step + 1}; they are watched from "
+                )
+                warn(text + "that step on", stacklevel=3)
 
     @property
     def _guard_needs_gradients(self) -> bool:
@@ -105,13 +268,30 @@ class WatchSession:
         """Record that the monitor itself failed; training goes on."""
         self.run.record.add_failure(self.run.step, "monitor", error)
 
+    def evaluate_last_step(self) -> None:
+        """Evaluate the probes, unless they were evaluated after the last step."""
+        histories = self.run.tracker.histories.values()
+        if any(history.steps and history.step < self.run.step for history in histories):
+            self.evaluate_probes(refresh=False)
+
+    def evaluate_last_step_safely(self) -> None:
+        """Do the same between two steps of training, without failing."""
+        try:
+            if not self.sample.has_changed():
+                self.evaluate_last_step()
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.record_failure(error)
+
     def end(self) -> None:
         """Remove the hooks, evaluate the probes a last time, and end the record."""
-        self.hooks.remove()
+        self.hooks.end()
         try:
-            histories = self.run.tracker.histories.values()
-            if any(history.steps and history.step < self.run.step for history in histories):
-                self.evaluate_probes(refresh=False)
+            if self._weights_were_replaced():
+                self._read_replaced_weights()
+            else:
+                self.evaluate_last_step()
+            if self.run.step == self.first_step:
+                self._say_that_no_step_was_seen()
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
         try:
@@ -120,6 +300,50 @@ class WatchSession:
         finally:
             self.run.record.end(self.run.step)
 
+    def _weights_were_replaced(self) -> bool:
+        changed, model = self.sample.has_changed(), self.probe_runner.model
+        if has_sharded_parameters(model):  # all ranks must take the same way
+            device = to_local(self.probe_runner.parameters[0]).device
+            changed = not all_ranks(not changed, device)
+        return changed
+
+    def _read_replaced_weights(self) -> None:
+        """Read weights that are not those after the last step, under names of their own."""
+        run = self.run
+        if run.step == self.first_step:
+            self._note_unwatched("though no step was seen")
+            self._raise_own("unwatched_change", self._unwatched)
+            text = f"weights as they were at the end; {self._unwatched}"
+        else:
+            text = (
+                f"the weights were changed after step {run.step}, outside of the watched steps "
+                "(another checkpoint, averaged weights, or steps that were not watched): the last "
+                "readings, final_margin and final_score, are of the changed weights"
+            )
+            warn(text, stacklevel=3)
+        run.record.add_event(run.step, "weights_replaced", {"text": text})
+        for name, history in run.tracker.histories.items():
+            if history.steps and history.step < run.step:
+                reason = f"not read after step {run.step}: {text}"
+                reading = missing_margin(run.step, name, ReadingStatus.NOT_RUN, reason)
+                run.record.add_readings([reading])
+        view = self.probe_runner.run(run.step, refresh=False)
+        self._record_failures()
+        run.final = final_readings(run.step, view.results, text)
+        run.record.add_readings(run.final)
+
+    def _say_that_no_step_was_seen(self) -> None:
+        names = ", ".join(type(one).__name__ for one in self.hooks.optimizers)
+        text = (
+            f"no step of the watched optimizer ({names}) was seen: nothing between the first and "
+            "the last evaluation was watched; give monitor.watch the optimizer whose step() is "
+            "called"
+        )
+        reading = Reading(self.run.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
+        self.run.record.add_readings([reading])
+        self.run.notes.append(text)
+        warn(text, stacklevel=3)
+
     def on_restore(self, step: int) -> None:
         """Start afresh after the weights of an earlier step were restored.
 
@@ -127,6 +351,7 @@ class WatchSession:
         """
         try:
             self.run.tracker.rewind(step)
+            self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
@@ -134,32 +359,65 @@ class WatchSession:
     def on_stop(self, reason: str) -> None:
         """Note that the guard wants training to stop."""
         self.run.stop_reason = reason
-        warnings.warn(f"riprap: {reason}", stacklevel=2)
+        warn(reason)
 
     def evaluate_probes(self, refresh: bool) -> None:
         """Evaluate the probes, process the results, and inform the guard."""
         alerts = self.process_probe_results(self.probe_runner.run(self.run.step, refresh))
         if self.guard is not None:
-            self.guard.on_probe_evaluation(alerts)
+            self.guard.on_probe_evaluation(
+                [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
+            )
 
     def process_probe_results(self, view: ProbeView) -> list[Alert]:
         """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
         run = self.run
-        for name, text in self.probe_runner.failures.items():
-            warnings.warn(f"riprap could not evaluate {name!r}: {text}", stacklevel=2)
-            run.record.add_readings([missing_margin(run.step, name, ReadingStatus.ERROR, text)])
+        self._record_failures()
         readings: list[Reading] = []
+        for name, text in self.probe_runner.failures.items():
+            reading = missing_margin(run.step, name, ReadingStatus.ERROR, text)
+            run.tracker.add_unmeasured(reading)
         for name, result in view.results.items():
             readings += run.tracker.add_probe_result(run.step, name, result)
         for name, history in run.tracker.histories.items():
             if history.steps and history.step == run.step:
                 run.record.add_margins(run.step, name, history.margins[-1])
         from_signals = self._collect_readings("on_probe_evaluation", view)
-        run.record.add_readings([*readings, *from_signals])
+        counts = self.check.evaluate(run.step)
+        run.record.add_readings([*readings, *from_signals, *counts])
         run.tracker.add_readings(from_signals)
         alerts, forecasts = run.tracker.update(run.step)
         run.record.add_readings(forecasts)
-        for alert in alerts:
-            run.record.add_alert(alert)
+        self._publish(alerts)
+        if counts:
+            self._raise_own("not_training", self.check.problem)
+            self._raise_own("unwatched_change", self._unwatched)
+            self._unwatched = ""
         run.schedule.plan(run.step, run.tracker.forecasts.values())
         return alerts
+
+    def _record_failures(self) -> None:
+        """Record what could not be evaluated; then warn."""
+        run, runner = self.run, self.probe_runner
+        lost = {name: t for name, t in runner.gradient_failures.items() if name in runner.failures}
+        for name, text in runner.failures.items():
+            run.record.add_readings([missing_margin(run.step, name, ReadingStatus.ERROR, text)])
+            warn(f"could not evaluate {name!r}: {text}", stacklevel=3)
+        for name, text in runner.gradient_failures.items():
+            if name in lost:
+                continue
+            reading = Reading(
+                run.step, name, "interference", state=ReadingStatus.ERROR, detail=text
+            )
+            run.record.add_readings([reading])
+            if self._gradient_failures.get(name) != text:
+                warn(f"no protected gradient of {name!r}, margins only: {text}", stacklevel=3)
+        self._gradient_failures = dict(runner.gradient_failures)
+
+
+def _unknown_interference(reading: Reading) -> Reading:
+    """Return the reading without its number if the update is not all that changed the weights."""
+    if reading.signal != "interference" or reading.value is None:
+        return reading
+    text = "the weights also changed outside of this step"
+    return replace(reading, value=None, state=ReadingStatus.ERROR, detail=text)

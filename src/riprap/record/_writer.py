@@ -44,16 +44,18 @@ class Writer:
     It holds a lock against other writers from its first commit until `release` or `close`.
 
     Args:
-        folder: the run's folder, created if missing; None keeps the record in memory.
-        resume: continue the record that the folder may already hold.
+        folder: the run's folder, created if missing; `{time}` in it becomes the present time, as
+            in 20260131-235959. None keeps the record in memory.
+        resume: continue the record that the folder may already hold. Without it, a record of a
+            run without any step is replaced.
 
     Raises:
-        RecordError: the folder already holds a record with content and `resume` is False, the
-            record has another version, or it cannot be written.
+        RecordError: the folder already holds a record of a run with steps and `resume` is False,
+            the record has another version, or it cannot be written.
     """
 
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
-        self.path = None if folder is None else Path(folder) / FILE_NAME
+        self.path = None if folder is None else expand_time(folder) / FILE_NAME
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._flushed = time.monotonic()
         self._wait = FLUSH_SECONDS
@@ -62,7 +64,8 @@ class Writer:
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                _check_existing(self.path, resume)
+                if _check_existing(self.path, resume):
+                    _remove(self.path)
             self.connection = sqlite3.connect(
                 self.path or ":memory:",
                 isolation_level=None,
@@ -238,6 +241,31 @@ class Writer:
         self.connection.close()
 
 
+def expand_time(folder: str | Path) -> Path:
+    """Return a folder with the present time in place of `{time}`; a new one each second."""
+    return Path(str(folder).replace("{time}", time.strftime("%Y%m%d-%H%M%S")))
+
+
+def _remove(path: Path) -> None:
+    """Remove a record without any step, unless another monitor holds it.
+
+    Raises:
+        RecordError: another monitor is writing it.
+    """
+    with closing(
+        sqlite3.connect(path.with_name(LOCK_NAME), isolation_level=None, timeout=0)
+    ) as own:
+        try:
+            own.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise RecordError(
+                f"another monitor is writing the record {path}: wait for it to end, or give "
+                "another run_dir"
+            ) from error
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
 def require_vacant(folder: str | Path) -> None:
     """Check that a new record can be created in a folder; create nothing.
 
@@ -254,27 +282,33 @@ def require_vacant(folder: str | Path) -> None:
         raise RecordError(f"cannot write a record at {path}: {parent} is not a writable folder")
 
 
-def _check_existing(path: Path, resume: bool) -> None:
-    """Check that an existing record may be continued."""
+def _check_existing(path: Path, resume: bool) -> bool:
+    """Check that an existing record may be continued, or replaced; return True for the latter."""
     if path.is_symlink():
         raise RecordError(f"{path} is a link to another file: give another run_dir")
     if not path.exists():
-        return
+        return False
+    # Not as immutable: what a killed process wrote may still be in the log beside the file.
     with closing(sqlite3.connect(sqlite_uri(path, brief=True), uri=True)) as file:
         if not file.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-            return  # the process that created it died before it wrote the tables
+            return False  # the process that created it died before it wrote the tables
         facts = file.execute("SELECT key, value FROM meta").fetchall()
-        rows = [file.execute(f"SELECT 1 FROM {log} LIMIT 1").fetchone() for log in LOGS]
-    known = {key: json.loads(value) for key, value in facts}
-    if known == {"format_version": VERSION} and not any(rows):
-        return  # still empty: the run was refused before its first step
+        known = {key: json.loads(value) for key, value in facts}
+        has_steps = known.get("format_version") != VERSION or any(
+            file.execute(f"SELECT 1 FROM {log} WHERE step > 0 LIMIT 1").fetchone()
+            for log in (*LOGS, "events")
+        )
+    if not resume and not has_steps:
+        return len(known) > 1  # of a run that ended before its first step
     if not resume:
         raise RecordError(
             f"{path} already holds a record, and a record is never overwritten: give another "
-            "run_dir, or continue this run with Monitor(..., resume=True)"
+            "run_dir, or continue this run with Monitor(..., resume=True) and a checkpoint; "
+            "run_dir='runs/first-{time}' is a new folder each time"
         )
     if known.get("format_version") != VERSION:
         raise RecordError(
             f"{path} has record format {known.get('format_version')}; this Riprap continues only "
             f"format {VERSION}: give another run_dir"
         )
+    return False

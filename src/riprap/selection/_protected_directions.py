@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate, evaluate
@@ -59,11 +59,10 @@ class ProtectedDirections:
                 self.gradients[behavior.name] = result.gradient
             mean = float(np.mean(result.margins))
             if behavior.name not in self.start_margins and mean <= 0:
-                warnings.warn(
-                    f"riprap: behavior {behavior.name!r} has a mean margin of {mean:.3g} at the "
+                warn(
+                    f"behavior {behavior.name!r} has a mean margin of {mean:.3g} at the "
                     "start: it is already lost and cannot be protected, and adaptive selects its "
                     "minimum",
-                    stacklevel=2,
                 )
             start = self.start_margins.setdefault(behavior.name, mean)
             spent.append(1 - mean / start if start > 0 else 1.0)

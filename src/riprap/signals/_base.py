@@ -93,11 +93,14 @@ class Signal:
     Attributes:
         name: name in states and failures.
         needs_loss_gradient: whether the signal reads `ProtectedGradients.loss_gradients`.
+        per_parameter: whether the signal stores something for each trained parameter, so that it
+            starts anew when parameters join training.
         state_attrs: names of the attributes that a resumed run needs.
     """
 
     name: ClassVar[str]
     needs_loss_gradient: ClassVar[bool] = False
+    per_parameter: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
 
     def start(self, view: ProbeView) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from riprap import evaluation
 from riprap.behaviors import Behavior, probe_sets
 from riprap.commands._models import SHOWN
 from riprap.commands.watch._config import BehaviorConfig, WatchConfig
 from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
+from riprap.monitor import keep_passing
 
 
 def load_policy(name: str) -> AlertPolicy:
@@ -79,16 +79,3 @@ def _prompt_lines(config: BehaviorConfig) -> list[str]:
     if not lines:
         raise ConfigError(f"behavior {config.name!r} has no probes: {config.prompts} is empty")
     return lines[: config.n_probes]
-
-
-def keep_passing(behavior: Behavior, model: nn.Module) -> Behavior:
-    """Return the behavior on the probes whose margin is positive now, at least one."""
-    evaluation.calibrate(behavior, model)
-    margins = evaluation.evaluate(behavior, model).margins
-    passing = [index for index, margin in enumerate(margins) if margin > 0]
-    if not passing:
-        raise ConfigError(
-            f"behavior {behavior.name!r}: the model passes none of its probes before training, "
-            "so there is nothing to lose"
-        )
-    return behavior.subset(passing)

@@ -50,6 +50,7 @@ class GPM(BehaviorGuard):
     layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "gpm"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2103.09762"
     fidelity: ClassVar[str] = "simplified"

@@ -40,6 +40,7 @@ class OGD(BehaviorGuard):
     basis: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ogd"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1910.07104"
     fidelity: ClassVar[str] = "simplified"

@@ -48,6 +48,7 @@ class SafeGrad(BehaviorGuard):
     kl: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "safegrad"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2508.07172"
     fidelity: ClassVar[str] = "simplified"

@@ -40,6 +40,7 @@ class EWC(Penalty, BehaviorGuard):
 
     name: ClassVar[str] = "ewc"
     goal: ClassVar[str] = "the initial weights that matter to the behaviors"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1612.00796"
     fidelity: ClassVar[str] = "simplified"

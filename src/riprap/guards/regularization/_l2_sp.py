@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -31,6 +32,11 @@ class L2SP(Penalty):
     def start(self, view: GuardView) -> None:
         """Store θ₀."""
         self.anchor = clone(view.parameters)
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Store θ₀ of the parameters that join: their values until now."""
+        for index in joined:
+            self.anchor.insert(index, view.parameters[index].detach().clone())
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½‖θ − θ₀‖² and θ − θ₀."""

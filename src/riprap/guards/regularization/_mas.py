@@ -37,6 +37,7 @@ class MAS(Penalty, BehaviorGuard):
 
     name: ClassVar[str] = "mas"
     goal: ClassVar[str] = "the initial weights that matter to the answers"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1711.09601"
     fidelity: ClassVar[str] = "simplified"

@@ -42,6 +42,7 @@ class OLoRA(Penalty):
 
     name: ClassVar[str] = "o_lora"
     goal: ClassVar[str] = "directions that earlier adapters do not use"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2310.14152"
     fidelity: ClassVar[str] = "faithful"

@@ -46,6 +46,7 @@ class SI(Penalty, BehaviorGuard):
 
     name: ClassVar[str] = "si"
     goal: ClassVar[str] = "the initial weights, where their change did harm"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
     fidelity: ClassVar[str] = "variant"

@@ -45,6 +45,7 @@ class Lisa(BatchGuard):
     protecting: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "lisa"
+    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2405.18641"
     fidelity: ClassVar[str] = "simplified"

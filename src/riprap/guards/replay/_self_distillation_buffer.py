@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from riprap._warnings import warn
 from riprap.behaviors import Behavior, LastLogitsMargin, TokenBatch, last_logits
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
@@ -68,11 +68,10 @@ class SelfDistillationBuffer:
             if rows is not None:
                 check_disjoint(name, rows, view.behaviors[name])
             else:
-                warnings.warn(
-                    f"riprap: cannot check whether the replay buffer of {name!r} contains "
+                warn(
+                    f"cannot check whether the replay buffer of {name!r} contains "
                     "monitored probes; use probes of a ProbeSet with rows(), or make sure that it "
                     "contains none",
-                    stacklevel=2,
                 )
             behavior.margins.calibrate(view.model, behavior.probes)
         with torch.no_grad(), preserve_training_state(view.model):

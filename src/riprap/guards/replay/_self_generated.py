@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from riprap._warnings import warn
 from riprap.behaviors import Behavior, Prompt, encode_prompts
 from riprap.errors import ConfigError
 from riprap.evaluation import generate
@@ -79,10 +79,8 @@ def self_generated_examples(
         )
     rejected = len(encoded) - len(accepted)
     if rejected:
-        warnings.warn(
-            f"riprap: {rejected} of the model's {len(encoded)} answers were rejected and are not "
-            "used",
-            stacklevel=2,
+        warn(
+            f"{rejected} of the model's {len(encoded)} answers were rejected and are not used",
         )
     pad = tokenizer.pad_token_id or 0
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from riprap._distributed import all_ranks
+from riprap._warnings import warn
 from riprap.errors import RecordError
 from riprap.guards.weights._training_snapshot import Checkpoint
 from riprap.record import load_state, save_state
@@ -111,8 +111,7 @@ class CheckpointRing:
             if all_ranks(present, self._device):
                 yield step
             else:
-                warnings.warn(
-                    f"riprap: guard rollback: the checkpoint of step {step} is not in "
+                warn(
+                    f"guard rollback: the checkpoint of step {step} is not in "
                     f"{self.folder or 'the state'}; a rollback to it is not possible",
-                    stacklevel=2,
                 )

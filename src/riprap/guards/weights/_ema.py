@@ -58,6 +58,11 @@ class EMA(Guard):
         """Start the average at θ₀."""
         self.average = [part.clone() for part in upcast_vector(view.parameters)]
 
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Start the average of the parameters that join at their present values."""
+        for index in joined:
+            self.average.insert(index, upcast_vector([view.parameters[index]])[0].clone())
+
     def on_update(self, view: GuardView) -> Proposal | None:
         """Update the average; every `every` steps, propose the update that leads to it."""
         # Not the parameters themselves: an earlier guard in a chain may have changed the update.

@@ -72,6 +72,10 @@ class Freeze(Guard):
                 "modules; freeze some of them, not all"
             )
 
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Find the indices of the frozen parameters anew."""
+        self.start(view)
+
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Set the gradient of the frozen parameters to 0."""
         return self._clear_frozen(view, 0.0)

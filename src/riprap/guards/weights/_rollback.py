@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -120,6 +121,7 @@ class Rollback(BehaviorGuard):
         self._training = TrainingSnapshot(
             view.model, view.optimizer, lr_scheduler, grad_scaler, self.restore_rng
         )
+        self._held = len(self._training.parameters)
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         device = to_local(view.parameters[0]).device
         self._ring = CheckpointRing(self.max_checkpoints, folder, device)
@@ -128,6 +130,15 @@ class Rollback(BehaviorGuard):
         self.restored_steps = []
         if view.step == 0 and not self.keep_learning:
             self._save_checkpoint(0)
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Go on if the checkpoints hold the parameters that join; see `Guard.extend`."""
+        if self._held != len(self._training.parameters):
+            raise self._error(
+                "parameters were added to the optimizer, and earlier checkpoints do not hold them: "
+                "give all parameters to the optimizer before the watch begins, and freeze those "
+                "that join later with requires_grad_(False)"
+            )
 
     def on_alert(self, alert: Alert) -> None:
         """Store the alerted behavior for the hook that follows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from riprap._extras import require
+from riprap._warnings import warn
 from riprap.errors import ConfigError
 from riprap.record import check_fields
 from riprap.signals._base import NO_LAYER, ProbeView, Signal, no_rows_reason, not_run
@@ -104,7 +104,7 @@ class SAEFeatures(Signal):
         used = torch.cat(list(self.start_active.values()))
         self.start_alive = used.any(0)
         if _is_dense(active := float(used.sum(1).double().mean()), used.shape[1]):
-            warnings.warn(f"riprap: {_dense_warning(active, used.shape[1])}", stacklevel=2)
+            warn(_dense_warning(active, used.shape[1]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the dictionaries trained here, and the active sets of θ₀."""

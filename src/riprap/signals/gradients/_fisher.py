@@ -27,6 +27,7 @@ class FisherCosine(Signal):
     """
 
     name = "cosine_fisher"
+    per_parameter = True
     needs_loss_gradient = True
     state_attrs = ("fishers",)
 

@@ -23,6 +23,7 @@ class LayerInterference(Signal):
     """
 
     name = "interference_layer"
+    per_parameter = True
     state_attrs = ("layers", "sums")
 
     def __init__(self) -> None:

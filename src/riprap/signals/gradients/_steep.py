@@ -81,6 +81,7 @@ class SteepAlignment(Signal):
     """
 
     name = "steep_alignment"
+    per_parameter = True
 
     def __init__(self, k: int = K, max_probes: int = MAX_PROBES) -> None:
         self.k = k

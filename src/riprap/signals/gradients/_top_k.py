@@ -61,6 +61,7 @@ class TopKCosine(Signal):
     """
 
     name = "cosine_topk"
+    per_parameter = True
     needs_loss_gradient = True
 
     def __init__(self, before: Mapping[str, Tensor] | None = None, k: int = K) -> None:

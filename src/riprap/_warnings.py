@@ -1,0 +1,20 @@
+"""Warnings that never end a training, also under `python -W error`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+LOGGER = logging.getLogger("riprap")
+
+
+def warn(text: str, stacklevel: int = 2) -> None:
+    """Warn with "riprap: " and `text`; a warning that is turned into an error is logged instead.
+
+    Args:
+        stacklevel: as in `warnings.warn`, counted from the caller of `warn`.
+    """
+    try:
+        warnings.warn(f"riprap: {text}", stacklevel=stacklevel + 1)
+    except Warning:  # `-W error`: an observer must not end what it observes
+        LOGGER.warning("riprap: %s", text)

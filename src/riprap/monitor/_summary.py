@@ -1,0 +1,117 @@
+"""A run in a few plain sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from riprap._formatting import format_score, format_steps
+from riprap._text import shorten
+from riprap.detectors import BehaviorHistory, score
+from riprap.types import RUN, Action, Alert, Level, Reading
+
+
+def summarize(
+    step: int,
+    histories: Mapping[str, BehaviorHistory],
+    measured: Mapping[str, bool],
+    alerts: Sequence[Alert],
+    actions: Sequence[Action],
+    final: Sequence[Reading],
+    notes: Sequence[str],
+    stop_reason: str | None,
+) -> str:
+    """Return one line for the run, one for each behavior, and one for each fact besides.
+
+    Args:
+        measured: whether the last evaluation measured a behavior, by name.
+        final: readings of weights that were exchanged after the last step.
+        notes: facts about the run as a whole.
+    """
+    evaluations = len({at for history in histories.values() for at in history.steps})
+    plural = "" if evaluations == 1 else "s"
+    lines = [f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
+    lines += [
+        _behavior_line(history, measured[name], [a for a in alerts if a.behavior == name], final)
+        for name, history in histories.items()
+    ]
+    lines += _checkpoint_line(histories)
+    about_run = {alert.message: alert for alert in alerts if alert.behavior == RUN}
+    lines += [f"Training: {alert.message} (step {alert.step})." for alert in about_run.values()]
+    lines += [f"Training: {note}." for note in notes]
+    lines += [
+        f"{text[0].upper()}{text[1:]}."
+        for text in dict.fromkeys(r.detail for r in final if r.signal == "final_score")
+    ]
+    lines += _guard_lines(actions)
+    if stop_reason is not None:
+        lines.append(f"Training was asked to stop: {stop_reason}.")
+    return "\n".join(lines)
+
+
+def _behavior_line(
+    history: BehaviorHistory, measured: bool, alerts: Sequence[Alert], final: Sequence[Reading]
+) -> str:
+    name, floor = shorten(history.behavior), history.floor
+    if not history.steps:
+        return f"{name}: never measured.{_alert_text(alerts)}"
+    start, now = (format_score(score(history.margins[at]), floor) for at in (0, -1))
+    text = f"{name}: score {start} → {now} (floor {floor:g})"
+    if not measured:
+        text += f", not measured since step {history.step}"
+    at_end = [r.value for r in final if r.behavior == history.behavior and r.value is not None]
+    if at_end and (share := _final_score(history.behavior, final)) is not None:
+        text += f", {format_score(share, floor)} with the weights at the end"
+    broke = history.broken_at
+    if not history.healthy_at_start:
+        text += (
+            f"; it starts below its floor: {start} < {floor:.2f}, and is not watched for a break; "
+            "use keep_passing=True to watch the probes that the model passes"
+        )
+    elif broke is not None:
+        text += f"; broke at step {broke}"
+        if score(history.margins[-1]) >= floor:
+            text += " and is above its floor again"
+    return text + "." + _alert_text(alerts)
+
+
+def _final_score(name: str, final: Sequence[Reading]) -> float | None:
+    found = [r.value for r in final if r.behavior == name and r.signal == "final_score"]
+    return found[0] if found else None
+
+
+def _alert_text(alerts: Sequence[Alert]) -> str:
+    """Name the first alert of each level, and every alert that a measurement is missing."""
+    first: dict[Level, int] = {}
+    for alert in alerts:
+        if alert.detector != "unmeasured":
+            first.setdefault(alert.level, alert.step)
+    parts = [f"{level} at step {first[level]}" for level in Level if level in first]
+    text = f" Alerts: {', '.join(parts)}." if parts else ""
+    missing = [alert for alert in alerts if alert.detector == "unmeasured"]
+    if missing:
+        text += f" From step {missing[-1].step}: {missing[-1].message}."
+    return text
+
+
+def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
+    """Name the last evaluated step at which no behavior had broken."""
+    watched = [h for h in histories.values() if h.steps and h.healthy_at_start]
+    breaks = [history.broken_at for history in watched if history.broken_at is not None]
+    if not breaks:
+        return []
+    healthy = [at for history in watched for at in history.steps if at < min(breaks)]
+    if not healthy:
+        return []
+    return [
+        f"Before step {min(breaks)} no behavior was broken; the last evaluation there was at step "
+        f"{max(healthy)}: a checkpoint of that step or earlier keeps all of them."
+    ]
+
+
+def _guard_lines(actions: Sequence[Action]) -> list[str]:
+    total = Counter(action.guard for action in actions)
+    applied = Counter(action.guard for action in actions if action.applied)
+    return [
+        f"Guard {name}: {count} actions, {applied[name]} applied." for name, count in total.items()
+    ]

@@ -1,0 +1,83 @@
+"""The model of the last watch: a monitor follows one model, not one after another."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from riprap.errors import ConfigError
+from riprap.linalg import to_local
+from riprap.monitor._weight_sample import elements
+
+_ADVICE = "create a new Monitor for each model, such as one for each fold, trial or run of a cell"
+
+
+class WatchedModel:
+    """Some elements of the trained parameters, at the start of the first watch and at each end.
+
+    Keeps no reference to the model.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        self._at_start = _sample(model, parameters)
+        self._at_end = self._at_start
+        self.note_end(model, parameters)
+
+    def note_end(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        """Store the weights at the end of a watch."""
+        self._parameters = [weakref.ref(parameter) for parameter in parameters]
+        self._at_end = _sample(model, parameters)
+
+    def has_changed(self) -> bool:
+        """Return whether the parameters have changed since `note_end`, for the same model."""
+        live = [own() for own in self._parameters]
+        copies = list(self._at_end.values())
+        return any(
+            parameter is not None and not torch.equal(elements(to_local(parameter)), copy)
+            for parameter, copy in zip(live, copies, strict=True)
+        )
+
+    def require_continued(self, model: nn.Module) -> None:
+        """Check that a model is the one of the last watch, or one with the same weights.
+
+        Raises:
+            ConfigError: it is another one, or the same one set back to the start.
+        """
+        own = {id(parameter) for parameter in model.parameters()}
+        live = [parameter for ref in self._parameters if (parameter := ref()) is not None]
+        same = any(id(parameter) in own for parameter in live)
+        now = _named_elements(model, self._at_end)
+        if not same and not _equal(now, self._at_end):
+            raise ConfigError(
+                "this monitor has watched another model, and its readings are of that one: "
+                f"{_ADVICE}"
+            )
+        trained = not _equal(self._at_start, self._at_end)
+        if same and trained and _equal(_named_elements(model, self._at_start), self._at_start):
+            raise ConfigError(
+                "the model is back at the weights with which this monitor began, and its readings "
+                f"are of the training since then: {_ADVICE}"
+            )
+
+
+def _sample(model: nn.Module, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names.get(id(p), f"tensor {i}"): elements(to_local(p)).clone()
+        for i, p in enumerate(parameters)
+    }
+
+
+def _named_elements(model: nn.Module, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    parameters = dict(model.named_parameters())
+    return {name: elements(to_local(parameters[name])) for name in like if name in parameters}
+
+
+def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        part.shape == right[name].shape and torch.equal(part.cpu(), right[name].cpu())
+        for name, part in left.items()
+    )
