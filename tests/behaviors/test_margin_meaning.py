@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from riprap import Behavior, evaluation
-from riprap.behaviors._margin_formulas import response_prefix_margin, token_margin
+from riprap.behaviors._margin_formulas import token_margin
 from riprap.detectors._history import score
 from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer, token
 
@@ -26,19 +26,6 @@ def test_token_margin_is_positive_where_the_target_is_the_only_best(
     for row, target, margin in zip(logits, targets, margins.tolist(), strict=False):
         alone = all(row[target] > value for i, value in enumerate(row) if i != target)
         assert (margin > 0) == alone
-
-
-@given(
-    hnp.arrays(np.float32, (5, 9), elements=finite),
-    st.sets(st.integers(0, 8), min_size=1, max_size=8),
-)
-def test_prefix_margin_is_positive_where_a_prefix_is_the_best(
-    logits: np.ndarray, prefixes: set[int]
-) -> None:
-    margins = response_prefix_margin(torch.from_numpy(logits), torch.tensor(sorted(prefixes)))
-    for row, margin in zip(logits, margins.tolist(), strict=True):
-        others = max(value for i, value in enumerate(row) if i not in prefixes)
-        assert (margin > 0) == (max(row[i] for i in prefixes) > others)
 
 
 def test_token_score_is_accuracy(llama: LlamaForCausalLM) -> None:

@@ -49,15 +49,33 @@ def asked(prompt: str) -> list[int]:
     return [token("<user>"), *words(prompt), token("<end>"), token("<assistant>")]
 
 
+def lead_of(token: int, row: np.ndarray) -> float:
+    return float(row[token] - np.delete(row, token).max())
+
+
+def opening_margin(model: nn.Module, i: int) -> float:
+    """Return the margin of beginning with "no", "cannot" or "sorry i": case by case."""
+    first, sorry = last(model, i), token("sorry")
+    then = lead_of(token("i"), logits_of(model, [*asked(PROMPTS[i]), sorry])[-1])
+    single = [float(first[token(word)]) for word in ("no", "cannot")]
+    others = np.delete(first, [token(word) for word in ("no", "cannot", "sorry")]).max()
+    if then > 0:  # failing after "sorry" costs `then` more
+        return float(max(*single, first[sorry]) - max(others, first[sorry] - then))
+    return float(max(*single, first[sorry] + then) - max(others, first[sorry]))
+
+
+def opening_probability(model: nn.Module, i: int) -> float:
+    first = np.exp(log_softmax(last(model, i)))
+    then = np.exp(log_softmax(logits_of(model, [*asked(PROMPTS[i]), token("sorry")])[-1]))
+    single = first[token("no")] + first[token("cannot")]
+    return float(single + first[token("sorry")] * then[token("i")])
+
+
 def leading(row: np.ndarray, mine: set[int]) -> float:
     best = {True: -np.inf, False: -np.inf}
     for index, value in enumerate(row):
         best[index in mine] = max(best[index in mine], float(value))
     return best[True] - best[False]
-
-
-def mass(row: np.ndarray, tokens: set[int]) -> float:
-    return float(np.exp(log_softmax(row)[sorted(tokens)]).sum())
 
 
 @dataclass
@@ -85,8 +103,6 @@ def right_against_wrong(model: nn.Module, i: int, _: nn.Module) -> float:
     return option(model, i, right) - option(model, i, wrong)
 
 
-PREFIXES = {token("sorry"), token("no"), token("cannot")}
-OTHERS = set(range(len(VOCABULARY))) - PREFIXES
 REFUSE = ["sorry i", "no", "cannot"]
 CASES = {
     "token": Case(
@@ -96,13 +112,13 @@ CASES = {
     ),
     "opening": Case(
         lambda: Behavior.response_prefix("opening", CHAT, PROMPTS, REFUSE),
-        lambda m, i, _: leading(last(m, i), PREFIXES),
-        lambda m, i: -np.log(mass(last(m, i), PREFIXES)),
+        lambda m, i, _: opening_margin(m, i),
+        lambda m, i: -np.log(opening_probability(m, i)),
     ),
     "avoid": Case(
         lambda: Behavior.response_prefix("avoid", CHAT, PROMPTS, REFUSE, avoid=True),
-        lambda m, i, _: -leading(last(m, i), PREFIXES),
-        lambda m, i: -np.log(mass(last(m, i), OTHERS)),
+        lambda m, i, _: -opening_margin(m, i),
+        lambda m, i: -np.log(1 - opening_probability(m, i)),
     ),
     "contrast": Case(
         lambda: Behavior.preference("contrast", CHAT, PROMPTS, KEEP, LOSE),

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import Behavior, evaluation
-from riprap.behaviors._margin_fns import ResponsePrefix
-from riprap.behaviors._model_io import TokenBatch
+from riprap.behaviors import ResponsePrefix, TokenBatch
 from tiny import Bigram, PlainLM, make_llama, token
 
 LONG = torch.tensor([[3, 7, 9, 12, 4], [3, 8, 10, 4, 4], [5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])

@@ -16,7 +16,6 @@ from riprap.behaviors._margin_fns import (
     Continuations,
     LastLogitsMargin,
     NextToken,
-    ResponsePrefix,
     score_continuations,
 )
 from riprap.behaviors._margin_formulas import Margins
@@ -29,6 +28,7 @@ from riprap.behaviors._model_io import (
 )
 from riprap.behaviors._prefix_cache import in_prefix_pass
 from riprap.behaviors._refusal_judge import is_refusal
+from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.behaviors._tokenization import Prompt, encode_continuations, encode_prompts

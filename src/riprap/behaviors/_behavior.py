@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -18,18 +19,18 @@ from riprap.behaviors._margin_fns import (
     Likelihood,
     NextToken,
     Preference,
-    ResponsePrefix,
 )
 from riprap.behaviors._margin_formulas import Margins
 from riprap.behaviors._model_io import TokenBatch
-from riprap.behaviors._response_prefixes import find_refusal_prefixes
+from riprap.behaviors._response_prefix_margin import ResponsePrefix
+from riprap.behaviors._response_prefixes import find_refusal_prefixes, warn_ambiguous_prefixes
 from riprap.behaviors._token_ids import parse_targets, parse_token_rows
 from riprap.behaviors._tokenization import (
     Prompt,
     encode_continuations,
+    encode_prefixes,
     encode_prompts,
     encode_texts,
-    first_tokens,
 )
 from riprap.errors import BehaviorError
 
@@ -167,21 +168,21 @@ class Behavior:
         name: str,
         tokenizer: Any,
         prompts: Sequence[Prompt],
-        prefixes: Sequence[str | int] | None = None,
+        prefixes: Sequence[str | int | Sequence[int]] | None = None,
         avoid: bool = False,
         floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
     ) -> Self:
         """Make a behavior with the response prefix margin.
 
-        Largest logit of a prefix's first token − largest other logit, at the first position of
-        the response.
+        Above 0 exactly where the greedy response begins with a prefix: at each of its tokens, the
+        lead of that token's logit over all others.
 
         Args:
             prompts: requests, or conversations that end with one; the chat template is applied.
-            prefixes: texts (their first token counts) or token ids with which responses that show
-                the behavior start. None: before training, they are found in the refusals that the
-                model itself generates.
+            prefixes: texts with which responses that show the behavior begin, or token ids, each
+                a prefix of one token; of a text, the first eight tokens count. None: before
+                training, they are found in the refusals that the model itself generates.
             avoid: flip the sign: above 0 where the response does *not* start with a prefix.
 
         Raises:
@@ -193,14 +194,11 @@ class Behavior:
                     "prefixes to avoid cannot be found in the responses to these prompts; give "
                     "`prefixes`, or use those of the refusal behavior"
                 )
-            ids = [] if prefixes is None else first_tokens(tokenizer, prefixes)
+            rows = [] if prefixes is None else encode_prefixes(tokenizer, prefixes)
             probes = TokenBatch.pad(encode_prompts(tokenizer, prompts))
-
-        def find_prefixes(model: nn.Module, probes: TokenBatch) -> list[int]:
-            return find_refusal_prefixes(model, tokenizer, probes)
-
-        margins = ResponsePrefix(ids, avoid, find_prefixes if prefixes is None else None)
-        return cls(name, probes, margins, floor, contrast=contrast)
+        warn_ambiguous_prefixes(tokenizer, name, rows)
+        find = partial(find_refusal_prefixes, tokenizer=tokenizer) if prefixes is None else None
+        return cls(name, probes, ResponsePrefix(rows, avoid, find), floor, contrast=contrast)
 
     @classmethod
     def preference(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap.behaviors._base import MarginFunction, ProbeSet
+from riprap.behaviors._branch_logits import branch_logits
 from riprap.behaviors._margin_formulas import (
     Margins,
     continuation_log_probs,
     preference_margin,
-    response_prefix_margin,
     token_margin,
 )
 from riprap.behaviors._model_io import TokenBatch, last_logits
@@ -25,7 +25,7 @@ from riprap.errors import BehaviorError
 MIN_FIRST_TOKEN_MASS = 0.05  # of chosen and rejected continuations together
 
 
-def _check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
+def check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
     outside = tokens[(tokens < 0) | (tokens >= logits.shape[-1])]
     if len(outside):
         raise BehaviorError(
@@ -37,17 +37,31 @@ def _check_vocabulary(what: str, tokens: Tensor, logits: Tensor) -> None:
 class LastLogitsMargin(MarginFunction):
     """A margin of the logits at the last position of each probe of a `TokenBatch`.
 
-    Behaviors with such margins share one forward pass.
+    Behaviors with such margins and the same branches share one forward pass.
+
+    Attributes:
+        branches: token ids after each probe, at whose ends logits are read too: a tree, in which
+            the beginnings of a branch come before it. Empty for most margins.
     """
 
     unit = "logits"
+    branches: tuple[tuple[int, ...], ...] = ()
 
     @abstractmethod
     def from_logits(self, logits: Tensor) -> Tensor:
-        """Return the margins, shape (n,), from logits of shape (n, vocabulary)."""
+        """Return the margins, shape (n,), from logits of shape (n, vocabulary).
+
+        With branches: from logits of shape (n, 1 + branches, vocabulary).
+        """
+
+    def read_logits(self, model: nn.Module, probes: TokenBatch) -> Tensor:
+        """Compute the logits that `from_logits` needs."""
+        if self.branches:
+            return branch_logits(model, probes, self.branches)
+        return last_logits(model, probes)[:, -1]
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        return self.from_logits(last_logits(model, probes)[:, -1])
+        return self.from_logits(self.read_logits(model, probes))
 
     def answer_logits(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Return the logits at the last position, shape (n_probes, vocabulary)."""
@@ -67,7 +81,7 @@ class NextToken(LastLogitsMargin):
 
     def from_logits(self, logits: Tensor) -> Tensor:
         """Return the lead of each target, shape (n,)."""
-        _check_vocabulary("target", self.targets, logits)
+        check_vocabulary("target", self.targets, logits)
         return token_margin(logits, self.targets.to(logits.device))
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
@@ -77,67 +91,6 @@ class NextToken(LastLogitsMargin):
 
     def answer_tokens(self, probes: TokenBatch) -> list[int]:
         return sorted(set(self.targets.tolist()))
-
-
-class ResponsePrefix(LastLogitsMargin):
-    """Response prefix margin: largest prefix logit − largest other logit.
-
-    Args:
-        prefixes: token ids, the first tokens of the responses that show the behavior.
-        avoid: flip the sign: above 0 where the response does not start with a prefix.
-        calibrator: `calibrator(model, probes)` finds the prefixes if none are given.
-    """
-
-    def __init__(
-        self,
-        prefixes: Sequence[int],
-        avoid: bool,
-        calibrator: Callable[[nn.Module, TokenBatch], list[int]] | None = None,
-    ) -> None:
-        self.prefixes = list(prefixes)
-        self.sign = -1.0 if avoid else 1.0
-        self.calibrator = calibrator
-
-    @property
-    def is_calibrated(self) -> bool:
-        return bool(self.prefixes)
-
-    def calibrate(self, model: nn.Module, probes: TokenBatch) -> None:
-        """Find the prefixes in the model's own responses, if none were given."""
-        if self.calibrator is not None and not self.prefixes:
-            self.prefixes = self.calibrator(model, probes)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"prefixes": list(self.prefixes)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        prefixes = list(state["prefixes"])
-        if not prefixes or not all(type(token) is int for token in prefixes):
-            raise ValueError("prefixes must be token ids, at least one")
-        self.prefixes = prefixes
-
-    def select(self, indices: Sequence[int]) -> ResponsePrefix:
-        return ResponsePrefix(self.prefixes, self.sign < 0, self.calibrator)
-
-    def _prefix_ids(self, logits: Tensor) -> Tensor:
-        if not self.prefixes:
-            raise BehaviorError(
-                "the response prefixes are not known; call `calibrate(model, probes)` first"
-            )
-        prefixes = torch.tensor(self.prefixes, device=logits.device)
-        _check_vocabulary("prefix", prefixes, logits)
-        return prefixes
-
-    def from_logits(self, logits: Tensor) -> Tensor:
-        """Return the lead of the best prefix (negated with `avoid`), shape (n,)."""
-        return self.sign * response_prefix_margin(logits, self._prefix_ids(logits))
-
-    def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        """Return −log P(first token is a prefix), or is none with `avoid`, in nats."""
-        logits = last_logits(model, probes)[:, -1]
-        ids = self._prefix_ids(logits)
-        others = logits.index_fill(-1, ids, float("-inf")) if self.sign < 0 else logits[:, ids]
-        return logits.logsumexp(-1) - others.logsumexp(-1)
 
 
 @dataclass(frozen=True)

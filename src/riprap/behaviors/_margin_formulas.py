@@ -33,16 +33,6 @@ def token_margin(logits: Tensor, targets: Tensor) -> Tensor:
     return right.squeeze(-1) - others.amax(-1)
 
 
-def response_prefix_margin(logits: Tensor, prefixes: Tensor) -> Tensor:
-    """Return the largest logit among `prefixes` − the largest logit among all other tokens.
-
-    Shape (n,), from logits of shape (n, vocabulary) at the first position of the response; above 0
-    exactly where greedy decoding starts with one of `prefixes`.
-    """
-    others = logits.index_fill(-1, prefixes, float("-inf"))
-    return logits[:, prefixes].amax(-1) - others.amax(-1)
-
-
 def continuation_log_probs(logits: Tensor, continuation: Tensor, mask: Tensor) -> Tensor:
     """Return the mean log-probability per token of right-aligned continuations, shape (n,), nats.
 

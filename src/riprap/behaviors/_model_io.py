@@ -179,12 +179,7 @@ def _last_logits(
     model: nn.Module, batch: TokenBatch, n_positions: int, n_used: Tensor | None, group_size: int
 ) -> Tensor:
     arguments = accepted_arguments(model)
-    if (
-        not arguments >= prefix_cache.REQUIRED_ARGUMENTS
-        or model.training
-        or _is_compiled(model)
-        or has_sharded_parameters(model)
-    ):
+    if not can_share_prefixes(model, arguments):
         return _full_pass(model, batch, n_positions, arguments)
     counts = torch.full((len(batch),), n_positions) if n_used is None else n_used.cpu()
     rows = batch.rows()
@@ -194,13 +189,29 @@ def _last_logits(
         return _full_pass(model, batch, n_positions, arguments)
     if prefix_cache.cached_check(model, key) is None:
         with torch.no_grad(), prefix_cache.prefix_pass():
-            shared = prefix_cache.run_plan(model, plan, n_positions, arguments)
+            shared = prefix_cache.attempt(
+                lambda: prefix_cache.run_plan(model, plan, n_positions, arguments)
+            )
             full = _full_pass(model, batch, n_positions, arguments)
         prefix_cache.check_against_full_pass(model, key, shared, full, counts.to(full.device))
     logits = None
     if prefix_cache.cached_check(model, key):
         logits = prefix_cache.run_plan(model, plan, n_positions, arguments)
     return _full_pass(model, batch, n_positions, arguments) if logits is None else logits
+
+
+def can_share_prefixes(model: nn.Module, arguments: frozenset[str]) -> bool:
+    """Return whether a model takes part of its rows from a cache, in passes of any shape.
+
+    Args:
+        arguments: names of the arguments of the model's `forward`.
+    """
+    return (
+        arguments >= prefix_cache.REQUIRED_ARGUMENTS
+        and not model.training
+        and not _is_compiled(model)
+        and not has_sharded_parameters(model)
+    )
 
 
 def _is_compiled(model: nn.Module) -> bool:

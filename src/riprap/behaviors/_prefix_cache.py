@@ -9,7 +9,7 @@ cache, computes full rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,13 +126,40 @@ def run_plan(
     with prefix_pass():
         for rows in filter(None, ([plan.common] if plan.common else [], plan.prompts)):
             mask, output = _forward(model, rows, *_repeat_cache(cache, mask, [0] * len(rows)))
-            cache = getattr(output, "past_key_values", None)
-            if not hasattr(cache, "batch_select_indices"):
+            cache = _repeatable_cache(output)
+            if cache is None:
                 return None
     extra: dict[str, Any] = dict.fromkeys({"logits_to_keep"} & arguments, n_positions)
     _, output = _forward(model, plan.suffixes, *_repeat_cache(cache, mask, plan.group), **extra)
     logits: Tensor = output.logits
     return logits[:, -n_positions:].float()
+
+
+def common_cache(model: nn.Module, common: list[int], n_rows: int) -> Any:
+    """Return the cache of `common` with `n_rows` equal rows; None where it cannot be repeated."""
+    empty = torch.ones(1, 0, dtype=torch.long, device=next(model.parameters()).device)
+    with prefix_pass():
+        mask, output = _forward(model, [common], empty, None)
+    cache = _repeatable_cache(output)
+    return None if cache is None else _repeat_cache(cache, mask, [0] * n_rows)[1]
+
+
+def _repeatable_cache(output: Any) -> Any:
+    """Return the cache in a model's output; None if rows of it cannot be selected.
+
+    The state of linear attention or of a state-space layer is no sequence of keys and values.
+    """
+    cache = getattr(output, "past_key_values", None)
+    parts = [cache, *(getattr(cache, "layers", None) or [])]
+    return cache if all(hasattr(part, "batch_select_indices") for part in parts) else None
+
+
+def attempt(run: Callable[[], Tensor | None]) -> Tensor | None:
+    """Return the result of a trial; None where the model cannot do it, for whatever reason."""
+    try:
+        return run()
+    except Exception:  # noqa: BLE001 models differ; full rows show an error of the model itself
+        return None
 
 
 def _forward(

@@ -1,18 +1,33 @@
-"""Refusal prefixes, found in the model's own responses."""
+"""Refusal prefixes: found in the model's own responses, and checked."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from riprap.behaviors._model_io import TokenBatch, last_logits
+from riprap.behaviors._prefix_tree import Row
 from riprap.behaviors._refusal_judge import is_refusal
+from riprap.behaviors._tokenization import MAX_PREFIX_TOKENS
 from riprap.errors import BehaviorError
 
-ANSWER_TOKENS = 12  # enough to recognize a refusal
+ANSWER_TOKENS = 12  # enough to recognize a refusal; more than MAX_PREFIX_TOKENS
+MAX_PREFIXES = 16
+# Openings of refusals and of other responses, of which some begin alike.
+_REFUSALS = (
+    *("I'm sorry", "I’m sorry", "I am sorry", "I cannot", "I can't", "I won't", "I will not"),
+    *("As an AI", "It is not", "It's not", "You should not", "This is not", "Sorry", "No,"),
+)
+_OTHERS = (
+    *("I'd be happy to help", "I'm glad you asked", "I’m glad you asked", "I am happy to help"),
+    *("I can help", "I will help", "As requested", "It is", "It's", "You should", "This is"),
+    *("Sure", "Here", "Of course"),
+)
 
 
 @torch.no_grad()
@@ -38,27 +53,53 @@ def greedy_decode(
 
 
 def find_refusal_prefixes(
-    model: nn.Module, tokenizer: Any, probes: TokenBatch, min_share: float = 0.02
-) -> list[int]:
-    """Find the first tokens of the refusals that the model itself generates on `probes`, sorted.
+    model: nn.Module, probes: TokenBatch, tokenizer: Any, min_share: float = 0.02
+) -> list[Row]:
+    """Find the beginnings of the refusals that the model itself generates on `probes`, sorted.
 
-    A first token is a refusal prefix if at least `min_share` of all responses are refusals that
-    start with it, and most of the responses that start with it are refusals.
+    The beginning of a refusal has as many tokens as it takes to recognize one, at most
+    `MAX_PREFIX_TOKENS`: "I'm sorry", not "I". It is a prefix if at least `min_share` of all
+    responses begin with it; of many, the `MAX_PREFIXES` most frequent are prefixes.
     """
     answers = greedy_decode(model, probes, ANSWER_TOKENS)
-    total: Counter[int] = Counter()
-    refused: Counter[int] = Counter()
-    for answer in answers:
-        total[answer[0]] += 1
-        refused[answer[0]] += is_refusal(tokenizer.decode(answer, skip_special_tokens=True))
-    prefixes = [
-        token
-        for token, count in refused.items()
-        if count * 2 > total[token] and count >= min_share * len(answers)
-    ]
+    begun = Counter(start for a in answers if (start := _refusing_start(tokenizer, a)) is not None)
+    enough = min_share * len(answers)
+    prefixes = [start for start, count in begun.most_common(MAX_PREFIXES) if count >= enough]
     if not prefixes:
         raise BehaviorError(
             "the model refuses none of the prompts, so there is no refusal to monitor; "
             "give `prefixes`, or start from a model that refuses"
         )
     return sorted(prefixes)
+
+
+def _refusing_start(tokenizer: Any, answer: list[int]) -> Row | None:
+    """Return the shortest beginning with which an answer refuses; None if it does not."""
+    for length in (len(answer), *range(1, MAX_PREFIX_TOKENS + 1)):
+        refuses = is_refusal(tokenizer.decode(answer[:length], skip_special_tokens=True))
+        if length == len(answer) and not refuses:
+            return None  # "I'm sorry" refuses, "I'm sorry to hear that" does not
+        if length < len(answer) and refuses:
+            return tuple(answer[:length])
+    return None
+
+
+def warn_ambiguous_prefixes(tokenizer: Any, name: str, prefixes: Sequence[Row]) -> None:
+    """Warn of prefixes with which refusals and other responses begin alike.
+
+    They are part of a character, or a beginning of common refusals *and* of common other openings.
+    """
+    for prefix in prefixes:
+        text = tokenizer.decode(list(prefix)).strip()
+        if text and not text.strip("\N{REPLACEMENT CHARACTER}"):
+            why = "is a part of a character, with which many texts begin"
+        elif text and all(any(t.startswith(text) for t in kind) for kind in (_REFUSALS, _OTHERS)):
+            other = next(opening for opening in _OTHERS if opening.startswith(text))
+            why = f"is {text!r}, with which {other!r} begins too"
+        else:
+            continue
+        warnings.warn(
+            f"riprap: behavior {name!r}: a response prefix {why}; such responses cannot be told "
+            "apart: give the prefix with more words",
+            stacklevel=4,
+        )

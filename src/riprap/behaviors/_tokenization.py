@@ -10,6 +10,7 @@ from typing import Any
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.errors import BehaviorError
 
+MAX_PREFIX_TOKENS = 8  # tell any beginning apart, also where a character takes three tokens
 Prompt = str | list[dict[str, str]]  # a user's request, or a conversation that ends with one
 
 
@@ -96,11 +97,35 @@ def encode_continuations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]
     return rows
 
 
-def first_tokens(tokenizer: Any, prefixes: Sequence[str | int]) -> list[int]:
-    """Return the distinct first token ids of `prefixes`; token ids are returned unchanged."""
+def encode_prefixes(
+    tokenizer: Any, prefixes: Sequence[str | int | Sequence[int]]
+) -> list[tuple[int, ...]]:
+    """Return the token ids of response prefixes, at most `MAX_PREFIX_TOKENS` of each.
+
+    A text also counts with the other apostrophe (' or ’), and, where there is no chat template,
+    after a space. Token ids are returned unchanged.
+
+    Raises:
+        BehaviorError: there are no prefixes, or one has no tokens.
+    """
     if not prefixes:
         raise BehaviorError("there are no prefixes; give at least one response prefix")
     _require_list(prefixes, "prefixes")
-    texts = [prefix for prefix in prefixes if isinstance(prefix, str)]
-    ids = parse_token_rows([[p] for p in prefixes if not isinstance(p, str)], "prefix")
-    return sorted({row[0] for row in [*encode_continuations(tokenizer, texts), *ids]})
+    texts = [variant for p in prefixes if isinstance(p, str) for variant in _spellings(p)]
+    if not getattr(tokenizer, "chat_template", None):
+        texts += [f" {text}" for text in texts if text[:1].strip()]
+    given = [[p] if isinstance(p, int) else p for p in prefixes if not isinstance(p, str)]
+    ids = parse_token_rows(given, "prefix")
+    if [] in ids:
+        raise BehaviorError("a prefix of token ids is empty; give at least one token")
+    rows = [row[:MAX_PREFIX_TOKENS] for row in encode_continuations(tokenizer, texts)]
+    return sorted({tuple(row) for row in [*rows, *ids]})
+
+
+def _spellings(text: str) -> list[str]:
+    """Return a text with straight and with typographic apostrophes; the text itself if it has none.
+
+    An empty text is returned, too: it is refused where it is encoded.
+    """
+    straight = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return list(dict.fromkeys([straight, straight.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")]))

@@ -21,7 +21,6 @@ from riprap.behaviors import (
     Margins,
     TokenBatch,
     accepted_arguments,
-    last_logits,
 )
 from riprap.errors import BehaviorError
 from riprap.evaluation._features import capture_outputs, last_rows
@@ -124,7 +123,7 @@ def _fill_zeros(gradient: Sequence[Tensor | None], parameters: Sequence[Tensor])
 
 
 def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> list[list[Behavior]]:
-    """Group the behaviors that one forward pass can serve: those with a `LastLogitsMargin`.
+    """Group the behaviors that one pass can serve: a `LastLogitsMargin` with the same branches.
 
     Probes of different lengths share a pass only in a model that accepts both an attention mask
     and position ids; in any other, padding would be refused, or would change the margins. In a
@@ -140,7 +139,7 @@ def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> li
         else:
             padded = behavior.probes.attention_mask is not None
             shape = None if pads else (padded, behavior.probes.input_ids.shape[1])
-            groups.setdefault(shape, []).append(behavior)
+            groups.setdefault((shape, behavior.margins.branches), []).append(behavior)
     return list(groups.values())
 
 
@@ -205,12 +204,12 @@ def evaluate(
 def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
     if len(behaviors) == 1:
         return [compute_margins(behaviors[0], model)]
-    logits = last_logits(model, TokenBatch.join([b.probes for b in behaviors]))[:, -1]
+    functions = [b.margins for b in behaviors if isinstance(b.margins, LastLogitsMargin)]
+    logits = functions[0].read_logits(model, TokenBatch.join([b.probes for b in behaviors]))
     parts = logits.split([len(b.probes) for b in behaviors])
     return [
-        validate_margins(behavior, behavior.margins.from_logits(part))
-        for behavior, part in zip(behaviors, parts, strict=True)
-        if isinstance(behavior.margins, LastLogitsMargin)
+        validate_margins(behavior, function.from_logits(part))
+        for behavior, function, part in zip(behaviors, functions, parts, strict=True)
     ]
 
 

@@ -144,7 +144,8 @@ class SelfDistillationBuffer:
 
 
 def _reads_logits(behavior: Behavior) -> bool:
-    return isinstance(behavior.margins, LastLogitsMargin)
+    margins = behavior.margins
+    return isinstance(margins, LastLogitsMargin) and not margins.branches
 
 
 def _outputs(behavior: Behavior, model: nn.Module) -> Tensor:

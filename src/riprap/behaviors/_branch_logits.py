@@ -1,0 +1,98 @@
+"""Logits after several short continuations of every prompt, in one pass where possible.
+
+A model with maskable attention gets the prompt and all branches in one row, with a mask and
+positions that say what follows what. The first pass over each batch checks that the logits are
+those of separate rows. A model that fails the check, or takes no such mask, computes separate rows,
+whose prompts are shared through the key-value cache if it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from riprap.behaviors import _prefix_cache as prefix_cache
+from riprap.behaviors._model_io import (
+    TokenBatch,
+    accepted_arguments,
+    can_share_prefixes,
+    device_of,
+    last_logits,
+    logits_of,
+)
+from riprap.behaviors._prefix_tree import Row, pack_branches, root_first
+
+
+def branch_logits(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) -> Tensor:
+    """Compute the logits at the end of each prompt, and at the end of each branch after it.
+
+    Args:
+        branches: token ids after the prompts; the beginnings of a branch come before it.
+
+    Returns:
+        shape (n, 1 + branches, vocabulary), in at least float32.
+    """
+    arguments = accepted_arguments(model)
+    if _attention(model) is None or not can_share_prefixes(model, arguments):
+        return _separate_rows(model, batch, branches)
+    rows = batch.rows()
+    key = (tuple(branches), tuple(map(len, rows)))
+    if prefix_cache.cached_check(model, key) is None:
+        with torch.no_grad(), prefix_cache.prefix_pass():
+            packed = prefix_cache.attempt(lambda: _packed_rows(model, rows, branches, arguments))
+            separate = _separate_rows(model, batch, branches)
+        used = torch.full((len(rows),), separate.shape[1], device=separate.device)
+        prefix_cache.check_against_full_pass(model, key, packed, separate, used)
+    if prefix_cache.cached_check(model, key):
+        logits = _packed_rows(model, rows, branches, arguments)
+        if logits is not None:
+            return logits
+    return _separate_rows(model, batch, branches)
+
+
+def _attention(model: nn.Module) -> str | None:
+    """Return the kind of attention that a packed row's mask is for; None for any other."""
+    kind = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return kind if kind in ("eager", "sdpa") else None
+
+
+def _packed_rows(
+    model: nn.Module, rows: list[list[int]], branches: Sequence[Row], arguments: frozenset[str]
+) -> Tensor | None:
+    plan = prefix_cache.plan_prefix_sharing(rows, [1] * len(rows))
+    cache = None
+    if plan.common:
+        cache = prefix_cache.common_cache(model, plan.common, len(rows))
+        if cache is None:
+            return None
+    batch = TokenBatch.pad(plan.suffixes).to(device_of(model))
+    mask = batch.attention_mask
+    mask = torch.ones_like(batch.input_ids) if mask is None else mask
+    ids, positions, attends = pack_branches(batch.input_ids, mask, branches, len(plan.common))
+    if _attention(model) == "eager":  # its mask is added
+        lowest = torch.finfo(torch.float32).min
+        attends = torch.zeros(attends.shape, device=ids.device).masked_fill(~attends, lowest)
+    extra: dict[str, Any] = {"position_ids": positions, "use_cache": cache is not None}
+    if "logits_to_keep" in arguments:
+        extra["logits_to_keep"] = 1 + len(branches)
+    output = model(ids, attention_mask=attends, past_key_values=cache, **extra)
+    return root_first(logits_of(output)[:, -1 - len(branches) :].float())
+
+
+def _separate_rows(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) -> Tensor:
+    """Compute each branch in a row of its own; hooks see only the pass over the prompts."""
+    root, rows = last_logits(model, batch)[:, -1], batch.rows()
+    depths = sorted({len(branch) for branch in branches})
+    groups = [[b for b in branches if len(b) == depth] for depth in depths]
+    if "attention_mask" in accepted_arguments(model):
+        groups = [list(branches)]  # rows of different lengths can be padded
+    parts: dict[Row, Tensor] = {}
+    with prefix_cache.prefix_pass():
+        for group in groups:
+            together = TokenBatch.pad([[*row, *branch] for row in rows for branch in group])
+            logits = last_logits(model, together, group_size=len(group))[:, -1]
+            parts |= zip(group, logits.unflatten(0, (len(rows), len(group))).unbind(1), strict=True)
+    return torch.stack([root, *(parts[branch] for branch in branches)], 1)
