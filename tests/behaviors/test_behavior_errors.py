@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from riprap import Behavior, evaluation
 from riprap.behaviors import NextToken
 from riprap.errors import BehaviorError
-from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_tokenizer
+from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer
 
 CHAT = make_tokenizer()
 TURNS = [{"role": "user", "content": "a cake"}]
@@ -157,11 +157,6 @@ UNREADABLE: dict[str, tuple[Callable[[], nn.Module], Callable[[], Behavior], str
         Bigram,
         lambda: Behavior.next_token("b", [[1], [2]], [1, 999]),
         "target token 999 is outside",
-    ),
-    "no attention mask": (
-        PlainLM,
-        lambda: Behavior.next_token("b", [[1, 2], [2]], [1, 2]),
-        "different lengths.*no `attention_mask`.*equal length",
     ),
     "no logits": (
         Mute,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from riprap import Behavior, Margins, evaluation
-from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer, token
+from tiny import PROMPTS, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer, token
 
 CHAT = make_tokenizer()
 ROWS, TARGETS = [[3, 7, 9, 12], [8, 10], [5, 6, 7, 8, 9]], [9, 11, 30]

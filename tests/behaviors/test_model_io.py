@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from riprap import Behavior, evaluation
-from riprap.behaviors._model_io import TokenBatch, accepted_arguments, last_logits
+from riprap.behaviors import TokenBatch, accepted_arguments, last_logits
 from tiny import Bigram, make_llama
 
 ROWS = [[3, 7, 9, 12], [8, 10], [5, 6, 7, 8, 9]]

@@ -11,6 +11,7 @@
 
 from riprap.behaviors._base import MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._behavior import DEFAULT_FLOOR, Behavior
+from riprap.behaviors._last_logits import last_logits
 from riprap.behaviors._margin_fns import (
     Choice,
     Continuations,
@@ -23,10 +24,9 @@ from riprap.behaviors._model_io import (
     TokenBatch,
     accepted_arguments,
     device_of,
-    last_logits,
     logits_of,
 )
-from riprap.behaviors._prefix_cache import in_prefix_pass
+from riprap.behaviors._pass_state import end_aligned, in_prefix_pass, token_mask
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
@@ -51,6 +51,7 @@ __all__ = [
     "device_of",
     "encode_continuations",
     "encode_prompts",
+    "end_aligned",
     "greedy_decode",
     "in_prefix_pass",
     "is_refusal",
@@ -58,4 +59,5 @@ __all__ = [
     "logits_of",
     "parse_token_rows",
     "score_continuations",
+    "token_mask",
 ]

@@ -15,14 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import _prefix_cache as prefix_cache
-from riprap.behaviors._model_io import (
-    TokenBatch,
-    accepted_arguments,
-    can_share_prefixes,
-    device_of,
-    last_logits,
-    logits_of,
-)
+from riprap.behaviors._last_logits import can_share_prefixes, last_logits
+from riprap.behaviors._model_io import TokenBatch, accepted_arguments, device_of, logits_of
+from riprap.behaviors._pass_state import masked_tokens, prefix_pass
 from riprap.behaviors._prefix_tree import Row, pack_branches, root_first
 
 
@@ -41,7 +36,7 @@ def branch_logits(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) 
     rows = batch.rows()
     key = (tuple(branches), tuple(map(len, rows)))
     if prefix_cache.cached_check(model, key) is None:
-        with torch.no_grad(), prefix_cache.prefix_pass():
+        with torch.no_grad(), prefix_pass():
             packed = prefix_cache.attempt(lambda: _packed_rows(model, rows, branches, arguments))
             separate = _separate_rows(model, batch, branches)
         used = torch.full((len(rows),), separate.shape[1], device=separate.device)
@@ -78,7 +73,9 @@ def _packed_rows(
     extra: dict[str, Any] = {"position_ids": positions, "use_cache": cache is not None}
     if "logits_to_keep" in arguments:
         extra["logits_to_keep"] = 1 + len(branches)
-    output = model(ids, attention_mask=attends, past_key_values=cache, **extra)
+    all_real = mask.new_ones(len(rows), len(branches))
+    with masked_tokens(torch.cat([mask[:, :-1], all_real, mask[:, -1:]], 1)):
+        output = model(ids, attention_mask=attends, past_key_values=cache, **extra)
     return root_first(logits_of(output)[:, -1 - len(branches) :].float())
 
 
@@ -90,7 +87,7 @@ def _separate_rows(model: nn.Module, batch: TokenBatch, branches: Sequence[Row])
     if "attention_mask" in accepted_arguments(model):
         groups = [list(branches)]  # rows of different lengths can be padded
     parts: dict[Row, Tensor] = {}
-    with prefix_cache.prefix_pass():
+    with prefix_pass():
         for group in groups:
             together = TokenBatch.pad([[*row, *branch] for row in rows for branch in group])
             logits = last_logits(model, together, group_size=len(group))[:, -1]

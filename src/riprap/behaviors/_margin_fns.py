@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from riprap.behaviors._base import MarginFunction, ProbeSet
 from riprap.behaviors._branch_logits import branch_logits
+from riprap.behaviors._last_logits import last_logits
 from riprap.behaviors._margin_formulas import (
     Margins,
     continuation_log_probs,
     preference_margin,
     token_margin,
 )
-from riprap.behaviors._model_io import TokenBatch, last_logits
+from riprap.behaviors._model_io import TokenBatch
 from riprap.errors import BehaviorError
 
 MIN_FIRST_TOKEN_MASS = 0.05  # of chosen and rejected continuations together

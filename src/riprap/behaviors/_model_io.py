@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import has_sharded_parameters
-from riprap.behaviors import _prefix_cache as prefix_cache
 from riprap.behaviors._base import ProbeSet
-from riprap.behaviors._token_ids import explain_index_errors
 from riprap.errors import BehaviorError
 
 
@@ -149,103 +146,9 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def last_logits(
-    model: nn.Module,
-    batch: TokenBatch,
-    n_positions: int = 1,
-    n_used: Tensor | None = None,
-    group_size: int = 1,
-) -> Tensor:
-    """Compute the logits at the last `n_positions` positions of each sequence.
-
-    Args:
-        n_used: how many of a sequence's last positions the caller reads, shape (n,), at most
-            `n_positions`; the logits at the others are undefined. None: all of them.
-        group_size: how many neighboring sequences share a prompt.
-
-    Returns:
-        shape (n, n_positions, vocabulary), in at least float32. Output of shape (n, vocabulary)
-        is taken as the last position.
-
-    Raises:
-        BehaviorError: the probes have different lengths and the model takes no `attention_mask`,
-            or the logits have another shape.
-    """
-    with explain_index_errors(batch.input_ids):
-        return _last_logits(model, batch, n_positions, n_used, group_size)
-
-
-def _last_logits(
-    model: nn.Module, batch: TokenBatch, n_positions: int, n_used: Tensor | None, group_size: int
-) -> Tensor:
-    arguments = accepted_arguments(model)
-    if not can_share_prefixes(model, arguments):
-        return _full_pass(model, batch, n_positions, arguments)
-    counts = torch.full((len(batch),), n_positions) if n_used is None else n_used.cpu()
-    rows = batch.rows()
-    plan = prefix_cache.plan_prefix_sharing(rows, counts.tolist(), group_size)
-    key = (len(plan.common), tuple(map(len, rows)), n_positions, group_size)
-    if not prefix_cache.saves_compute(plan, rows):
-        return _full_pass(model, batch, n_positions, arguments)
-    if prefix_cache.cached_check(model, key) is None:
-        with torch.no_grad(), prefix_cache.prefix_pass():
-            shared = prefix_cache.attempt(
-                lambda: prefix_cache.run_plan(model, plan, n_positions, arguments)
-            )
-            full = _full_pass(model, batch, n_positions, arguments)
-        prefix_cache.check_against_full_pass(model, key, shared, full, counts.to(full.device))
-    logits = None
-    if prefix_cache.cached_check(model, key):
-        logits = prefix_cache.run_plan(model, plan, n_positions, arguments)
-    return _full_pass(model, batch, n_positions, arguments) if logits is None else logits
-
-
-def can_share_prefixes(model: nn.Module, arguments: frozenset[str]) -> bool:
-    """Return whether a model takes part of its rows from a cache, in passes of any shape.
-
-    Args:
-        arguments: names of the arguments of the model's `forward`.
-    """
-    return (
-        arguments >= prefix_cache.REQUIRED_ARGUMENTS
-        and not model.training
-        and not _is_compiled(model)
-        and not has_sharded_parameters(model)
-    )
-
-
-def _is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: nn.Module) -> bool:
     """Return whether a pass of another shape would recompile the model."""
     return any(
         hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
         for module in (model, *_wrapped_models(model))
     )
-
-
-def _full_pass(
-    model: nn.Module, batch: TokenBatch, n_positions: int, arguments: frozenset[str]
-) -> Tensor:
-    batch = batch.to(device_of(model))
-    extra: dict[str, Any] = {}
-    if batch.attention_mask is not None:
-        if "attention_mask" not in arguments:
-            raise BehaviorError(
-                "the probes have different lengths and the model's forward takes no "
-                "`attention_mask`; give probes of equal length, or write a custom margin"
-            )
-        extra["attention_mask"] = batch.attention_mask
-        if "position_ids" in arguments:
-            extra["position_ids"] = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0)
-    if "use_cache" in arguments:
-        extra["use_cache"] = False
-    if "logits_to_keep" in arguments:
-        extra["logits_to_keep"] = n_positions
-    logits = logits_of(model(batch.input_ids, **extra))
-    if logits.dim() == 2 and n_positions == 1:
-        logits = logits.unsqueeze(1)
-    if logits.dim() != 3 or len(logits) != len(batch) or logits.shape[1] < n_positions:
-        raise BehaviorError(
-            f"the model returned logits of shape {tuple(logits.shape)} for {len(batch)} probes; "
-            f"expected (n, T, vocabulary) with T >= {n_positions}"
-        )
-    return logits[:, -n_positions:].float()

@@ -9,8 +9,7 @@ cache, computes full rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,29 +17,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from riprap.behaviors._pass_state import prefix_pass
+
 MIN_SHARED_TOKENS = 8  # a shorter common prefix is not worth a pass
 REQUIRED_ARGUMENTS = frozenset({"attention_mask", "position_ids", "past_key_values", "use_cache"})
 
-# A plain global: compiled models trace the hooks that read it, and a context variable would break
-# their graphs at each layer.
-_IN_PREFIX_PASS = False
 _CHECKED_PLANS: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
-
-
-def in_prefix_pass() -> bool:
-    """Return whether the current pass is one whose outputs hooks must ignore."""
-    return _IN_PREFIX_PASS
-
-
-@contextmanager
-def prefix_pass() -> Iterator[None]:
-    """Mark passes over shared prefixes, and passes that are only compared."""
-    global _IN_PREFIX_PASS
-    before, _IN_PREFIX_PASS = _IN_PREFIX_PASS, True
-    try:
-        yield
-    finally:
-        _IN_PREFIX_PASS = before
 
 
 @dataclass(frozen=True)
@@ -196,10 +178,14 @@ def check_against_full_pass(
         shared, full: logits of the plan and of full rows, shape (rows, positions, vocabulary).
         n_used: shape (rows,), how many of the last positions are compared.
     """
-    agrees = False
-    if shared is not None and shared.shape == full.shape:
-        compared = torch.arange(full.shape[1], 0, -1, device=full.device) <= n_used[:, None]
-        error = (shared - full)[compared].abs().max()
-        precise = next(model.parameters()).dtype == torch.float32
-        agrees = bool(error <= (1e-3 if precise else 5e-2) * full[compared].abs().max())
+    compared = torch.arange(full.shape[1], 0, -1, device=full.device) <= n_used[:, None]
+    same = shared is not None and shared.shape == full.shape
+    agrees = same and shared is not None and logits_agree(model, shared[compared], full[compared])
     _CHECKED_PLANS.setdefault(model, {})[key] = agrees
+
+
+def logits_agree(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
+    """Return whether two computations of the same logits differ by rounding only."""
+    precise = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    error = (found - expected).abs().max()
+    return bool(error <= (1e-3 if precise else 5e-2) * expected.abs().max())

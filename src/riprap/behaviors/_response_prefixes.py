@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from riprap.behaviors._model_io import TokenBatch, last_logits
+from riprap.behaviors._last_logits import last_logits
+from riprap.behaviors._model_io import TokenBatch
 from riprap.behaviors._prefix_tree import Row
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._tokenization import MAX_PREFIX_TOKENS

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap.behaviors import Behavior, in_prefix_pass, logits_of
+from riprap.behaviors import Behavior, end_aligned, in_prefix_pass, logits_of
 from riprap.errors import BehaviorError
 
 
@@ -45,7 +45,7 @@ def _captured_logits(behavior: Behavior, model: nn.Module) -> list[Tensor]:
         with suppress(BehaviorError):  # the caller refuses a model without logits
             logits = logits_of(output)
             if logits.dim() in (2, 3) and not in_prefix_pass():
-                last = logits[:, -1] if logits.dim() == 3 else logits
+                last = end_aligned(logits)[:, -1] if logits.dim() == 3 else logits
                 captured.append(last.float() if last.dtype.itemsize < 4 else last)
 
     handle = model.register_forward_hook(capture)

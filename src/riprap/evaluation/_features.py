@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap.behaviors import in_prefix_pass, logits_of
+from riprap.behaviors import end_aligned, in_prefix_pass, logits_of
 from riprap.errors import BehaviorError
 
 
@@ -80,7 +80,8 @@ def last_position(output: Any) -> Tensor | None:
     tensor = output[0] if isinstance(output, tuple) and output else output
     if not isinstance(tensor, Tensor) or tensor.dim() not in (2, 3):
         return None
-    return (tensor[:, -1] if tensor.dim() == 3 else tensor).detach().float().clone()
+    last = end_aligned(tensor)[:, -1] if tensor.dim() == 3 else tensor
+    return last.detach().float().clone()
 
 
 def last_rows(parts: list[Tensor], expected: int | None) -> Tensor | None:

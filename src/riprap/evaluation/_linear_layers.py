@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._distributed import raise_on_all_ranks
-from riprap.behaviors import Behavior
+from riprap.behaviors import Behavior, token_mask
 from riprap.errors import BehaviorError
 from riprap.evaluation._isolation import preserve_training_state
 from riprap.evaluation._probe_pass import compute_margins
@@ -124,6 +124,7 @@ class _ActivationRecorder:
     def on_model(self, module: nn.Module, arguments: Any, named: Any) -> None:
         bound = inspect.signature(module.forward).bind(*arguments, **named).arguments
         mask = bound.get("attention_mask", named.get("attention_mask"))
+        mask = token_mask() if isinstance(mask, Tensor) and mask.dim() == 4 else mask
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def on_layer(self, at: int, _module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._distributed import raise_on_all_ranks
-from riprap.behaviors import Behavior, in_prefix_pass, logits_of
+from riprap.behaviors import Behavior, end_aligned, in_prefix_pass, logits_of
 from riprap.errors import ConfigError
 from riprap.evaluation import compute_margins
 from riprap.linalg import upcast
@@ -43,12 +43,12 @@ def run_probes(guard: str, behavior: Behavior, model: nn.Module, layer: str = ""
 
     def record_logits(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if not in_prefix_pass():
-            outputs.logits.append(logits_of(output))
+            outputs.logits.append(end_aligned(logits_of(output)))
 
     def record_layer_output(_module: nn.Module, _inputs: Any, output: Any) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         if isinstance(tensor, Tensor) and tensor.dim() in (2, 3) and not in_prefix_pass():
-            outputs.layer_outputs.append(tensor)
+            outputs.layer_outputs.append(end_aligned(tensor))
 
     handles = [model.register_forward_hook(record_logits)]
     if layer:

@@ -1,0 +1,73 @@
+"""What hooks need to know of the current pass over probes: which of its tokens are whose last.
+
+Plain globals: compiled models trace the hooks that read them, and a context variable would break
+their graphs at each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_IN_PREFIX_PASS = False
+_RIGHT_PADDING: Tensor | None = None
+_TOKEN_MASK: Tensor | None = None
+
+
+def in_prefix_pass() -> bool:
+    """Return whether the current pass is one whose outputs hooks must ignore."""
+    return _IN_PREFIX_PASS
+
+
+@contextmanager
+def prefix_pass() -> Iterator[None]:
+    """Mark passes over shared prefixes, and passes that are only compared."""
+    global _IN_PREFIX_PASS
+    before, _IN_PREFIX_PASS = _IN_PREFIX_PASS, True
+    try:
+        yield
+    finally:
+        _IN_PREFIX_PASS = before
+
+
+@contextmanager
+def right_padded(padding: Tensor) -> Iterator[None]:
+    """Mark a pass over rows that end with `padding` tokens each, shape (n,)."""
+    global _RIGHT_PADDING
+    before, _RIGHT_PADDING = _RIGHT_PADDING, padding
+    try:
+        yield
+    finally:
+        _RIGHT_PADDING = before
+
+
+@contextmanager
+def masked_tokens(mask: Tensor) -> Iterator[None]:
+    """Mark a pass whose attention mask does not show which tokens are padding; shape (n, T)."""
+    global _TOKEN_MASK
+    before, _TOKEN_MASK = _TOKEN_MASK, mask
+    try:
+        yield
+    finally:
+        _TOKEN_MASK = before
+
+
+def token_mask() -> Tensor | None:
+    """Return which tokens of the current pass are no padding, shape (n, T); None if not marked."""
+    return _TOKEN_MASK
+
+
+def end_aligned(output: Tensor) -> Tensor:
+    """Return a module's output with the last token of each probe at position −1.
+
+    Outputs of shape (rows, d) and those of passes without right padding are returned unchanged.
+    """
+    padding = _RIGHT_PADDING
+    if padding is None or output.dim() != 3 or len(output) != len(padding):
+        return output
+    positions = torch.arange(output.shape[1], device=output.device)
+    index = (positions - padding.to(output.device)[:, None]) % output.shape[1]
+    return output.gather(1, index[..., None].expand_as(output))
