@@ -1,4 +1,4 @@
-"""Probes of different lengths are padded as the model wants: each margin is that of a probe alone."""
+"""Probes of other lengths do not change a margin: padding is on the side that the model wants."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from riprap import Behavior, Monitor
 from riprap.errors import BehaviorError, ConfigError
-from tiny import PROMPTS, VOCABULARY, Bigram, make_gpt2, make_llama, make_tokenizer
+from tiny import PROMPTS, VOCABULARY, Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer
 
 CHAT, PLAIN = make_tokenizer(), make_tokenizer(chat=False)
 SIZE = len(VOCABULARY)
@@ -171,10 +171,10 @@ ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
     "chosen": (lambda: Behavior.preference("b", CHAT, ["a"], "no", ["a"]), "must be a list"),
     "number": (
         lambda: Behavior.response_prefix("b", CHAT, [3], ["no"]),
-        "prompt 0 cannot be encoded",
+        "prompt 0 is of type int; give a text or a conversation",
     ),
     "bytes": (lambda: Behavior.response_prefix("b", CHAT, ["a", b"x"], ["no"]), "prompt 1"),
-    "nothing": (lambda: Behavior.response_prefix("b", CHAT, [None], ["no"]), "prompt 0 is empty"),
+    "nothing": (lambda: Behavior.response_prefix("b", CHAT, [None], ["no"]), "prompt 0 is None"),
     "turns": (lambda: Behavior.response_prefix("b", CHAT, [[{"a": "b"}]], ["no"]), "prompt 0"),
     "turns of text": (lambda: Behavior.response_prefix("b", CHAT, [["how"]], ["no"]), "prompt 0"),
     "no content": (lambda: Behavior.response_prefix("b", CHAT, [[*TURNS, {}]], ["no"]), "prompt 0"),
@@ -189,8 +189,39 @@ ODD: dict[str, tuple[Callable[[], Behavior], str]] = {
     "half a pair": (lambda: Behavior.response_prefix("b", CHAT, ["\ud800"], ["no"]), "prompt 0"),
     "no tokenizer": (
         lambda: Behavior.response_prefix("b", None, ["how"], ["no"]),
-        "cannot be encoded",
+        "the tokenizer is None; give the model's tokenizer",
     ),
+    "name of a tokenizer": (
+        lambda: Behavior.response_prefix("b", "gpt2", ["how"], ["no"]),
+        "the tokenizer is the text 'gpt2'",
+    ),
+    "model as tokenizer": (
+        lambda: Behavior.response_prefix("b", PlainLM(), ["how"], ["no"]),
+        "the tokenizer is a model \\(PlainLM\\)",
+    ),
+    "object as tokenizer": (
+        lambda: Behavior.multiple_choice("b", 3, ["a"], [["a", "no"]], [0]),
+        "the tokenizer is a int, which cannot be called",
+    ),
+    "no prompts": (lambda: Behavior.preference("b", CHAT, [], ["a"], ["no"]), "no prompts"),
+    "prompts are none": (
+        lambda: Behavior.likelihood("b", CHAT, texts=None),  # type: ignore[arg-type]
+        "texts must be a list, got NoneType",
+    ),
+    "a turn": (lambda: Behavior.response_prefix("b", CHAT, TURNS, ["no"]), "is a turn of a conv"),
+    "mapping": (
+        lambda: Behavior.response_prefix("b", CHAT, {"a": 1}, ["no"]),  # type: ignore[arg-type]
+        "prompts must be a list, got dict",
+    ),
+    "option": (
+        lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", 4]], [0]),  # type: ignore[list-item]
+        "option 1 of prompt 0 is of type int",
+    ),
+    "options": (
+        lambda: Behavior.multiple_choice("b", CHAT, ["a"], ["ab"], [0]),
+        "options of prompt 0 must be a list of texts",
+    ),
+    "text": (lambda: Behavior.likelihood("b", CHAT, texts=["no", 3]), "text 1 is of type int"),
     "answer": (
         lambda: Behavior.multiple_choice("b", CHAT, ["a"], [["a", "no"]], [0.5]),
         "right answer 0.5",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -32,6 +32,7 @@ from riprap.behaviors._tokenization import (
     encode_prompts,
     encode_texts,
 )
+from riprap.behaviors._user_input import parse_list, parse_texts, prompt_text
 from riprap.errors import BehaviorError
 
 DEFAULT_FLOOR = 0.90
@@ -51,6 +52,11 @@ class Behavior:
         contrast: name of the monitored behavior whose probes are the opposite side of this one's
             direction in activation space (refusal ↔ over_refusal).
         calibrate: for a plain function: `calibrate(model, probes)`, called once before training.
+
+    Attributes:
+        texts: the probes' prompts as text, of a conversation its last turn; None for a behavior
+            that was made without a tokenizer.
+        tokenizer: the tokenizer that the probes were made with, or None.
 
     Raises:
         BehaviorError: the name is empty or too long, the floor is outside (0, 1], or `margins` is
@@ -90,6 +96,19 @@ class Behavior:
             )
         self.name, self.probes, self.margins = name, probes, margins
         self.floor, self.contrast = floor, contrast
+        self.texts: list[str] | None = None
+        self.tokenizer: Any = None
+
+    def __len__(self) -> int:
+        return len(self.probes)
+
+    def __bool__(self) -> bool:
+        return True  # probes of your own may have no length
+
+    def __repr__(self) -> str:
+        probes = f"{len(self)} probes" if hasattr(self.probes, "__len__") else "probes"
+        kind = type(self.margins).__name__
+        return f"Behavior({self.name!r}, {probes}, {kind}, floor={self.floor})"
 
     @property
     def losses(self) -> LossFunction | None:
@@ -113,7 +132,14 @@ class Behavior:
                 "Behavior or of a class derived from riprap.behaviors.ProbeSet"
             )
         probes, margins = self.probes.select(chosen), self.margins.select(chosen)
-        return Behavior(self.name, probes, margins, self.floor, contrast=self.contrast)
+        part = Behavior(self.name, probes, margins, self.floor, contrast=self.contrast)
+        texts = None if self.texts is None else [self.texts[index] for index in chosen]
+        return part._with_texts(texts, self.tokenizer)
+
+    def _with_texts(self, prompts: Sequence[Prompt] | None, tokenizer: Any) -> Self:
+        self.texts = None if prompts is None else [prompt_text(prompt) for prompt in prompts]
+        self.tokenizer = tokenizer
+        return self
 
     def split(self, n: int, seed: int = 0) -> tuple[Behavior, Behavior]:
         """Split the probes at random: some measure the behavior, the others may be replayed.
@@ -172,6 +198,8 @@ class Behavior:
         avoid: bool = False,
         floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a behavior with the response prefix margin.
 
@@ -184,6 +212,9 @@ class Behavior:
                 a prefix of one token; of a text, the first eight tokens count. None: before
                 training, they are found in the refusals that the model itself generates.
             avoid: flip the sign: above 0 where the response does *not* start with a prefix.
+            system: system message of the prompts that have none.
+            chat_template_kwargs: variables of the chat template, such as `enable_thinking`; by
+                default thinking is off, and probes stand where the answer begins.
 
         Raises:
             BehaviorError: there are no prompts or prefixes, or `avoid` without prefixes.
@@ -195,10 +226,13 @@ class Behavior:
                     "`prefixes`, or use those of the refusal behavior"
                 )
             rows = [] if prefixes is None else encode_prefixes(tokenizer, prefixes)
-            probes = TokenBatch.pad(encode_prompts(tokenizer, prompts))
+            probes = TokenBatch.pad(
+                encode_prompts(tokenizer, prompts, system, chat_template_kwargs)
+            )
         warn_ambiguous_prefixes(tokenizer, name, rows)
         find = partial(find_refusal_prefixes, tokenizer=tokenizer) if prefixes is None else None
-        return cls(name, probes, ResponsePrefix(rows, avoid, find), floor, contrast=contrast)
+        behavior = cls(name, probes, ResponsePrefix(rows, avoid, find), floor, contrast=contrast)
+        return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
     def preference(
@@ -210,6 +244,8 @@ class Behavior:
         rejected: Sequence[str],
         floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a behavior with the preference margin: best `chosen` − best `rejected` response.
 
@@ -218,19 +254,23 @@ class Behavior:
 
         Args:
             chosen, rejected: responses, the same ones for all prompts.
+            system, chat_template_kwargs: as in `response_prefix`.
 
         Raises:
             BehaviorError: there are no prompts, or no chosen or rejected responses.
         """
         with _prefix_errors(name):
+            chosen = parse_texts(chosen, "chosen", "chosen response")
+            rejected = parse_texts(rejected, "rejected", "rejected response")
             if not chosen or not rejected:
                 raise BehaviorError("`chosen` and `rejected` need at least one response each")
             options = encode_continuations(tokenizer, chosen)
             options += encode_continuations(tokenizer, rejected)
-            rows = encode_prompts(tokenizer, prompts)
+            rows = encode_prompts(tokenizer, prompts, system, chat_template_kwargs)
         correct = torch.tensor([[True] * len(chosen) + [False] * len(rejected)] * len(rows))
         probes = Continuations.build(rows, [options] * len(rows), correct)
-        return cls(name, probes, Preference(), floor, contrast=contrast)
+        behavior = cls(name, probes, Preference(), floor, contrast=contrast)
+        return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
     def multiple_choice(
@@ -242,6 +282,8 @@ class Behavior:
         right: Sequence[int],
         floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a behavior with the choice margin: right option − best wrong one.
 
@@ -250,12 +292,18 @@ class Behavior:
         Args:
             options: the options of each prompt, the same number for all, at least two.
             right: the index of each prompt's right option.
+            system, chat_template_kwargs: as in `response_prefix`.
 
         Raises:
             BehaviorError: the numbers of prompts, options and indices do not fit together.
         """
         with _prefix_errors(name):
-            rows = encode_prompts(tokenizer, prompts)
+            rows = encode_prompts(tokenizer, prompts, system, chat_template_kwargs)
+            options = [
+                parse_texts(own, f"options of prompt {i}", "option", f" of prompt {i}")
+                for i, own in enumerate(parse_list(options, "options"))
+            ]
+            right = parse_list(right, "right")
             counts = {len(own) for own in options}
             if len(options) != len(prompts) or len(right) != len(prompts):
                 raise BehaviorError(
@@ -274,7 +322,8 @@ class Behavior:
         correct = torch.zeros(len(prompts), n_options, dtype=torch.bool)
         correct[torch.arange(len(prompts)), torch.tensor(right)] = True
         probes = Continuations.build(rows, continuations, correct)
-        return cls(name, probes, Choice(), floor, contrast=contrast)
+        behavior = cls(name, probes, Choice(), floor, contrast=contrast)
+        return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
     def likelihood(
@@ -287,6 +336,8 @@ class Behavior:
         tolerance: float = 0.5,
         floor: float = DEFAULT_FLOOR,
         contrast: str | None = None,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Make a behavior with the likelihood margin: tolerance − increase of the text's loss.
 
@@ -297,6 +348,7 @@ class Behavior:
             prompts: for each text the prompt that it answers; None: a text stands alone, and its
                 first token is not predicted.
             tolerance: the largest acceptable increase, nats per token.
+            system, chat_template_kwargs: as in `response_prefix`; with prompts.
 
         Raises:
             BehaviorError: the numbers of texts and prompts differ, or the tolerance is not
@@ -305,7 +357,12 @@ class Behavior:
         with _prefix_errors(name):
             if not 0 < tolerance < float("inf"):
                 raise BehaviorError(f"tolerance {tolerance} must be positive and finite")
+            texts = parse_texts(texts, "texts", "text")
             if prompts is None:
+                if system is not None or chat_template_kwargs:
+                    raise BehaviorError(
+                        "`system` and `chat_template_kwargs` have no effect without prompts"
+                    )
                 encoded = encode_texts(tokenizer, texts)
                 rows, continuations = [r[:1] for r in encoded], [[r[1:]] for r in encoded]
             else:
@@ -313,11 +370,12 @@ class Behavior:
                     raise BehaviorError(
                         f"{len(prompts)} prompts and {len(texts)} texts; give the same number"
                     )
-                rows = encode_prompts(tokenizer, prompts)
+                rows = encode_prompts(tokenizer, prompts, system, chat_template_kwargs)
                 continuations = [[row] for row in encode_continuations(tokenizer, texts)]
         correct = torch.ones(len(rows), 1, dtype=torch.bool)
         probes = Continuations.build(rows, continuations, correct)
-        return cls(name, probes, Likelihood(tolerance), floor, contrast=contrast)
+        behavior = cls(name, probes, Likelihood(tolerance), floor, contrast=contrast)
+        return behavior._with_texts(texts if prompts is None else prompts, tokenizer)
 
 
 @contextmanager

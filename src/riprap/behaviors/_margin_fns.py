@@ -94,7 +94,7 @@ class NextToken(LastLogitsMargin):
         return sorted(set(self.targets.tolist()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Continuations(ProbeSet):
     """Prompts, each with its possible continuations, teacher-forced.
 
@@ -109,6 +109,10 @@ class Continuations(ProbeSet):
     continuation: Tensor
     mask: Tensor
     is_correct: Tensor
+
+    def __repr__(self) -> str:
+        n_options, length = self.is_correct.shape[1], self.max_length
+        return f"Continuations({len(self)} probes, {n_options} options, up to {length} tokens)"
 
     @classmethod
     def build(

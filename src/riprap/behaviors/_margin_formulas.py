@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Margins:
     """Margins with a statement on whether they measure the behavior.
 
@@ -21,6 +21,10 @@ class Margins:
 
     values: Tensor
     insufficient: str = ""
+
+    def __repr__(self) -> str:
+        why = f", insufficient={self.insufficient!r}" if self.insufficient else ""
+        return f"Margins(shape {tuple(getattr(self.values, 'shape', ()))}{why})"
 
 
 def token_margin(logits: Tensor, targets: Tensor) -> Tensor:

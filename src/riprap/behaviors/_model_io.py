@@ -14,7 +14,7 @@ from riprap.behaviors._base import ProbeSet
 from riprap.errors import BehaviorError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenBatch(ProbeSet):
     """Token sequences, left-padded: position −1 is the last token of each.
 
@@ -25,6 +25,9 @@ class TokenBatch(ProbeSet):
 
     input_ids: Tensor
     attention_mask: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"TokenBatch({len(self)} rows of up to {self.max_length} tokens)"
 
     @classmethod
     def pad(cls, rows: list[list[int]], pad_id: int = 0) -> TokenBatch:

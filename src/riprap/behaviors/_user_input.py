@@ -39,12 +39,12 @@ def parse_list(values: Any, what: str) -> list[Any]:
     return list(values)
 
 
-def parse_texts(texts: Any, what: str, one: str) -> list[str]:
+def parse_texts(texts: Any, what: str, one: str, of: str = "") -> list[str]:
     """Return texts as a list; refuse what is no list, or has an item that is no text."""
     parsed = parse_list(texts, what)
     for index, text in enumerate(parsed):
         if not isinstance(text, str):
-            raise BehaviorError(f"{one} {index} is {_describe(text)}; give a text")
+            raise BehaviorError(f"{one} {index}{of} is {_describe(text)}; give a text")
     return parsed
 
 

@@ -8,7 +8,7 @@ ones; `rows` and `evenly_spaced` return rows as dictionaries.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,8 @@ def load(
     n: int | None = None,
     prefixes: Sequence[str | int] = REFUSAL_PREFIXES,
     path: str | Path | None = None,
+    system: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Behavior:
     """Load a shipped or public probe set, or a JSONL file, as a behavior.
@@ -118,6 +120,7 @@ def load(
         prefixes: how the model's refusals start.
         path: for a public set its file (.jsonl or .csv), or a Hugging Face dataset id. None: the
             file in the folder that the variable RIPRAP_DATA names, or in ../shared/data.
+        system, chat_template_kwargs: as in `Behavior.response_prefix`.
         options: floor and other arguments of `Behavior`'s constructors.
 
     Raises:
@@ -125,18 +128,27 @@ def load(
     """
     chosen, own_name = evenly_spaced(name, n, path), behavior_name(name)
     prompts = [row["prompt"] for row in chosen]
+    chat: dict[str, Any] = {"system": system, "chat_template_kwargs": chat_template_kwargs}
     if is_multiple_choice(chosen[0]):
         right = [row["answer"] for row in chosen]
         return Behavior.multiple_choice(
-            own_name, tokenizer, prompts, [row["options"] for row in chosen], right, **options
+            own_name,
+            tokenizer,
+            prompts,
+            [row["options"] for row in chosen],
+            right,
+            **chat,
+            **options,
         )
     if not is_prefix_probe(chosen[0]):
         ids = encode_continuations(tokenizer, [row["completion"] for row in chosen])
-        encoded = encode_prompts(tokenizer, prompts)
-        return Behavior.next_token(own_name, encoded, [row[0] for row in ids], **options)
+        encoded = encode_prompts(tokenizer, prompts, **chat)
+        behavior = Behavior.next_token(own_name, encoded, [row[0] for row in ids], **options)
+        behavior.texts, behavior.tokenizer = prompts, tokenizer
+        return behavior
     options.setdefault("contrast", CONTRASTS.get(own_name))
     return Behavior.response_prefix(
-        own_name, tokenizer, prompts, prefixes, avoid=own_name in AVOIDING, **options
+        own_name, tokenizer, prompts, prefixes, own_name in AVOIDING, **chat, **options
     )
 
 
