@@ -131,6 +131,22 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokenProbe:
+    """A probe that passed at the start and fails now.
+
+    Attributes:
+        index: number of the probe in its behavior, from 0.
+        text: its prompt, shortened; None if the behavior has no texts.
+        now, before: the first tokens of the model's greedy answers; None if not generated.
+    """
+
+    index: int
+    text: str | None = None
+    now: str | None = None
+    before: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Action:
     """A guard's action at one step, or the reason why it did nothing.
 

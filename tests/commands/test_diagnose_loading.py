@@ -133,7 +133,7 @@ REFUSED = {
     "saved module": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "ranks": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     "alphas": ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"),
-    "embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
+    "embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "not a LoRA of a weight"),
     "tokens": ({"trainable_token_indices": [4, 5]}, "not a LoRA of a weight"),
     "layers twice": ({"layer_replication": [[0, 2], [0, 2]]}, "not a LoRA of a weight"),
     "ia3": (

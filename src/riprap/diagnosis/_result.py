@@ -9,6 +9,7 @@ from typing import Any
 from riprap.diagnosis.evidence import Decodability, Divergence, PathProfile, PrefixForcing
 from riprap.diagnosis.recovery import MIN_SCORE_DROP, Recovery
 from riprap.diagnosis.repair import Repair
+from riprap.types import BrokenProbe
 
 
 def has_loss(score_before: float, score_now: float, floor: float) -> bool:
@@ -26,6 +27,7 @@ class BehaviorDiagnosis:
         margin_before, margin_now: their mean margins.
         missing: by kind of evidence (recovery, naive model, prefix forcing, linear decodability,
             linear path), or `probes`: the reason why it was not run.
+        broken: probes that the tuned model fails, with the first tokens of both models' answers.
     """
 
     name: str
@@ -40,6 +42,7 @@ class BehaviorDiagnosis:
     decodability: Decodability | None = None
     linear_path: PathProfile | None = None
     missing: dict[str, str] = field(default_factory=dict)
+    broken: list[BrokenProbe] = field(default_factory=list)
 
     @property
     def is_broken(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from riprap._text import shorten
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy
 
@@ -39,9 +40,7 @@ def run_metadata(
     """Return what a record tells about its run, without the user's own metadata."""
     return {
         "id": uuid.uuid4().hex,
-        "behaviors": [
-            {"name": b.name, "floor": b.floor, "contrast": b.contrast} for b in behaviors
-        ],
+        "behaviors": [_behavior_facts(behavior) for behavior in behaviors],
         "protocol": policy.model_dump(mode="json"),
         "protocol_hash": policy.hash or policy.content_hash(),
         "every": probe_every,
@@ -49,3 +48,11 @@ def run_metadata(
         "seeds": {"torch": torch.initial_seed()},
         "started": now(),
     }
+
+
+def _behavior_facts(behavior: Behavior) -> dict[str, Any]:
+    facts = {"name": behavior.name, "floor": behavior.floor, "contrast": behavior.contrast}
+    texts = getattr(behavior, "texts", None)
+    if texts:
+        facts["texts"] = [shorten(str(text)) for text in texts]
+    return facts

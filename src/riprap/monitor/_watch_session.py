@@ -15,6 +15,7 @@ from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
 from riprap.monitor._announce import OWN_DETECTORS, Announcer
+from riprap.monitor._broken_answers import broken_answers
 from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
@@ -24,7 +25,7 @@ from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
-from riprap.record import clean_readings
+from riprap.record import BROKEN_ANSWERS, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
@@ -297,8 +298,21 @@ class WatchSession:
         try:
             if self.guard is not None:
                 self.guard.after_step()
+            self.record_broken_answers()
         finally:
             self.run.record.end(self.run.step)
+
+    def record_broken_answers(self) -> None:
+        """Record what the model says now on probes that broke; not with other weights than these."""
+        try:
+            if self.sample.has_changed():
+                return
+            answers = broken_answers(self.run.tracker, self.probe_runner)
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.record_failure(error)
+            return
+        if answers:
+            self.run.record.add_event(self.run.step, BROKEN_ANSWERS, {"answers": answers})
 
     def _weights_were_replaced(self) -> bool:
         changed, model = self.sample.has_changed(), self.probe_runner.model

@@ -10,7 +10,7 @@ death of the writer.
 """
 
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
-from riprap.record._reader import DEFAULT_FLOOR, Reader
+from riprap.record._reader import BROKEN_ANSWERS, DEFAULT_FLOOR, Reader
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
@@ -23,6 +23,7 @@ from riprap.record._state import check_fields, load_state, save_state
 from riprap.record._writer import Writer, require_vacant
 
 __all__ = [
+    "BROKEN_ANSWERS",
     "DEFAULT_FLOOR",
     "FILE_NAME",
     "LOGS",

@@ -22,7 +22,7 @@ from riprap.record._rows import (
     reading_from_row,
 )
 from riprap.record._writer import Writer
-from riprap.types import Action, Alert, Reading
+from riprap.types import Action, Alert, BrokenProbe, Reading
 
 # A run that was resumed from a checkpoint took some steps twice; the second time counts.
 _NOT_SUPERSEDED = (
@@ -30,6 +30,7 @@ _NOT_SUPERSEDED = (
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
 
+BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
 DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 
 
@@ -143,6 +144,28 @@ class Reader:
         rows = self._select("step, margins", "margins", "behavior = ?", behavior)
         with self._wrap_damage():
             return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
+
+    def broken_probes(self) -> dict[str, list[BrokenProbe]]:
+        """Return, by behavior, the probes that passed at the start and fail at the end.
+
+        The record has the model's answers to the first few of them, from the end of the run.
+        """
+        answers: dict[str, dict[str, str]] = {}
+        for event in self.events():
+            if event["kind"] == BROKEN_ANSWERS:
+                answers = event["facts"].get("answers") or {}
+        broken = {}
+        for own in self.behaviors():
+            margins = list(self.margins(own["name"]).values())
+            if not margins or len(margins[0]) != len(margins[-1]):
+                continue
+            texts, said = own.get("texts") or [], answers.get(own["name"]) or {}
+            indices = np.flatnonzero((margins[0] > 0) & ~(margins[-1] > 0)).tolist()
+            broken[own["name"]] = [
+                BrokenProbe(at, texts[at] if at < len(texts) else None, said.get(str(at)))
+                for at in indices
+            ]
+        return {name: probes for name, probes in broken.items() if probes}
 
     def alerts(self) -> list[Alert]:
         """Return all alerts, in the order in which they were raised."""

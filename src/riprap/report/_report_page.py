@@ -19,6 +19,8 @@ from riprap.report._run import BehaviorInfo, Run, load_run
 from riprap.report._signal_panels import signal_panels
 from riprap.types import Alert
 
+MAX_BROKEN = 12  # broken probes of a behavior that the page shows
+
 
 def write_report(run: str | Path | Writer, path: str | Path) -> Path:
     """Write the report of a run, finished or in progress, as one self-contained HTML file.
@@ -70,6 +72,10 @@ def _context(run: Run) -> dict[str, Any]:
         "run": run,
         "progress": summary.run_progress(run),
         "behaviors": behaviors,
+        "broken": [
+            (info.name, run.broken[info.name]) for info in run.behaviors if info.name in run.broken
+        ],
+        "max_broken": MAX_BROKEN,
         "alert_strip": strip,
         "alerts": [_alert(alert) for alert in sorted(run.alerts, key=lambda alert: alert.step)],
         "actions": describe_actions(run.actions),

@@ -12,7 +12,7 @@ import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Writer
-from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading, ReadingStatus
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
@@ -38,6 +38,7 @@ class Run:
         series: (behavior, signal, layer) → measured values by step.
         unmeasured: readings that are not MEASURED.
         actions: actions of the guard.
+        broken: behavior → probes that passed at the start and fail now.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Run:
     unmeasured: list[Reading] = field(default_factory=list)
     last_step: int = 0
     actions: list[Action] = field(default_factory=list)
+    broken: dict[str, list[BrokenProbe]] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -114,7 +116,7 @@ def load_run(source: str | Path | Writer) -> Run:
     """
     with Reader(source) as reader:
         meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
-        actions = reader.actions()
+        actions, broken = reader.actions(), reader.broken_probes()
         behaviors = _behaviors(reader.behaviors(), readings)
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
     raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
@@ -139,7 +141,13 @@ def load_run(source: str | Path | Writer) -> Run:
             replace(a, guard=shorten(a.guard), detail=escape_control_chars(a.detail))
             for a in actions
         ],
+        broken={shorten(name): [*map(_escape_probe, own)] for name, own in broken.items()},
     )
+
+
+def _escape_probe(probe: BrokenProbe) -> BrokenProbe:
+    text, now = (None if t is None else shorten(str(t)) for t in (probe.text, probe.now))
+    return BrokenProbe(probe.index, text, now)
 
 
 def _escape_texts(item: Any) -> Any:

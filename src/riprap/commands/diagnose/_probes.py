@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from riprap import evaluation
+from riprap._text import shorten
 from riprap.behaviors import Behavior, Prompt, encode_continuations, encode_prompts, probe_sets
 from riprap.commands._data import read_rows
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
@@ -36,6 +37,7 @@ class BehaviorProbes:
     answers: Rows = field(default_factory=list)
     margins_before: np.ndarray = field(default_factory=lambda: np.zeros(0))
     why_unmeasured: str = ""
+    texts: list[str] = field(default_factory=list)  # prompts of the probes
 
 
 def select_probes(
@@ -68,7 +70,14 @@ def select_probes(
         right = encode_continuations(tokenizer, [_right_answer(texts[at]) for at in measured])
         answers = [row[:MAX_ANSWER_TOKENS] for row in right]
         examples = _right_answer_texts(behavior_name, tokenizer, [texts[at] for at in learned])
-    return BehaviorProbes(behavior_name, probes, examples, answers, margins_before)
+    prompts = [shorten(prompt_text(texts[at]["prompt"])) for at in measured]
+    return BehaviorProbes(behavior_name, probes, examples, answers, margins_before, texts=prompts)
+
+
+def prompt_text(prompt: Any) -> str:
+    """Return the text of a prompt; the last turn's of a conversation."""
+    is_turns = isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict)
+    return str(prompt[-1].get("content", "") if is_turns else prompt)
 
 
 def _right_answer(row: dict[str, Any]) -> str:

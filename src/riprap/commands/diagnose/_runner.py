@@ -8,18 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 
 from riprap import diagnosis, evaluation
+from riprap._text import shorten
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
 from riprap.commands.diagnose._loading import ModelPair
-from riprap.commands.diagnose._probes import BehaviorProbes, Task, select_probes
+from riprap.commands.diagnose._probes import (
+    MAX_ANSWER_TOKENS,
+    BehaviorProbes,
+    Task,
+    select_probes,
+)
 from riprap.diagnosis import BehaviorDiagnosis, Divergence, Repair, Weights, has_loss
-from riprap.diagnosis.evidence import prompt_rows
+from riprap.diagnosis.evidence import greedy_responses, prompt_rows
+from riprap.types import BrokenProbe
 
 DRAWS = 2  # of examples, for recovery
 POINTS = 6  # on the linear path
 PROMPTS = 8  # for the divergence
+MAX_BROKEN = 4  # probes that are shown with the answers of both models
 
 
 @dataclass
@@ -78,6 +87,7 @@ class DiagnosisRunner:
             return BehaviorDiagnosis(name, 0.9, missing={"probes": selected.why_unmeasured})
         margins = evaluation.evaluate(probes, self.pair.model).margins
         before, now = (float((m > 0).mean()) for m in (selected.margins_before, margins))
+        lost = has_loss(before, now, probes.floor)
         kinds = ("recovery", "prefix forcing", "linear decodability", "linear path")
         why = "the score did not drop, so there is no loss to explain"
         return BehaviorDiagnosis(
@@ -88,8 +98,28 @@ class DiagnosisRunner:
             now,
             float(selected.margins_before.mean()),
             float(margins.mean()),
-            missing={} if has_loss(before, now, probes.floor) else dict.fromkeys(kinds, why),
+            missing={} if lost else dict.fromkeys(kinds, why),
+            broken=self.broken_probes(selected, margins) if lost else [],
         )
+
+    def broken_probes(self, selected: BehaviorProbes, margins: np.ndarray) -> list[BrokenProbe]:
+        """Return some of the probes that the tuned model fails, with the answers of both models."""
+        assert selected.probes is not None
+        failing = np.flatnonzero(~(margins > 0)).tolist()[:MAX_BROKEN]
+        rows = selected.probes.token_rows()
+        if not failing or rows is None:
+            return []
+        prompts = [rows[at] for at in failing]
+        answers = greedy_responses(self.pair.model, prompts, MAX_ANSWER_TOKENS)
+        return [
+            BrokenProbe(at, selected.texts[at], self._decode(now), self._decode(before))
+            for at, now, before in zip(
+                failing, answers, [selected.answers[at] for at in failing], strict=True
+            )
+        ]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return shorten(self.pair.tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
     def explain_loss(self, name: str) -> None:
         """Run recovery, prefix forcing and linear decodability on one lost behavior."""
