@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_alerts import Dial, below, reading, turn
 from torch import Tensor, nn
 
+from dial import Dial, below, reading, turn
 from loops import flat, task, train
 from riprap import AlertPolicy, Behavior, Margins, Monitor, Reading, guards
 from riprap.detectors import Threshold
