@@ -199,10 +199,10 @@ def test_two_monitors_do_not_write_one_record(
     two = small(learned, memory, tmp_path)
     with one.watch(learned, optimizer):
         train(learned, optimizer, task(2))
-        with pytest.raises(RecordError, match="another monitor is writing the record"):
+        with pytest.raises(RecordError, match="an earlier monitor of this process still writes"):
             two.begin(learned, optimizer)
         late = small(learned, memory, tmp_path, resume=True)
-        with pytest.raises(RecordError, match="another monitor is writing the record"):
+        with pytest.raises(RecordError, match="an earlier monitor of this process still writes"):
             late.begin(learned, optimizer)
         train(learned, optimizer, task(2))
     history = one.history()

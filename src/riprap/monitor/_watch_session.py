@@ -303,7 +303,7 @@ class WatchSession:
             self.run.record.end(self.run.step)
 
     def record_broken_answers(self) -> None:
-        """Record what the model says now on probes that broke; not with other weights than these."""
+        """Record what the model says now on probes that broke, unless its weights were replaced."""
         try:
             if self.sample.has_changed():
                 return

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -36,6 +37,9 @@ _ROW_ERRORS = (  # errors of one row; all others are errors of the file or the d
     *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError),
     *(OverflowError, TypeError, ValueError),
 )
+
+
+_HOLDERS: WeakValueDictionary[Path, Writer] = WeakValueDictionary()  # of locks in this process
 
 
 class Writer:
@@ -222,11 +226,9 @@ class Writer:
             lock.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
             lock.close()
-            raise RecordError(
-                f"another monitor is writing the record {self.path}: wait for it to end, or give "
-                "another run_dir"
-            ) from error
+            raise RecordError(_locked(self.path)) from error
         self._lock = lock
+        _HOLDERS[self.path.resolve()] = self
 
     def release(self) -> None:
         """Commit, and release the record to other writers."""
@@ -234,6 +236,8 @@ class Writer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+            if self.path is not None:
+                _HOLDERS.pop(self.path.resolve(), None)
 
     def close(self) -> None:
         """Commit and close the file."""
@@ -244,6 +248,18 @@ class Writer:
 def expand_time(folder: str | Path) -> Path:
     """Return a folder with the present time in place of `{time}`; a new one each second."""
     return Path(str(folder).replace("{time}", time.strftime("%Y%m%d-%H%M%S")))
+
+
+def _locked(path: Path) -> str:
+    """Return the text for a record that is locked, with advice that fits."""
+    if path.resolve() in _HOLDERS:
+        return (
+            f"an earlier monitor of this process still writes the record {path}, because its watch "
+            "never ended: call end() on that monitor, or give another run_dir"
+        )
+    return (
+        f"another monitor is writing the record {path}: wait for it to end, or give another run_dir"
+    )
 
 
 def _remove(path: Path) -> None:
@@ -258,10 +274,7 @@ def _remove(path: Path) -> None:
         try:
             own.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
-            raise RecordError(
-                f"another monitor is writing the record {path}: wait for it to end, or give "
-                "another run_dir"
-            ) from error
+            raise RecordError(_locked(path)) from error
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 
