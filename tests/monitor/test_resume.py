@@ -53,6 +53,7 @@ def test_an_interrupted_run_ends_with_the_readings_of_an_unbroken_one(
         kinds = [(event["kind"], event["step"]) for event in reader.events()]
         assert reader.meta()["ended"]
     # An exception closes the context, which records it; then the run continues from a checkpoint.
+    kinds = [(kind, step) for kind, step in kinds if kind in ("ended", "resumed")]
     assert kinds == [("ended", 12), ("resumed", 12), ("ended", 20), ("resumed", 20), ("ended", 30)]
 
 

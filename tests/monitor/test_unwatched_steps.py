@@ -313,6 +313,22 @@ def test_a_step_of_two_optimizers_is_one_step(
     assert unwatched(monitor) == []
 
 
+def test_only_one_of_two_optimizers_is_watched(
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
+) -> None:
+    first, second = pair(learned)
+    with (
+        pytest.warns(UserWarning, match=r"another optimizer \(AdamW\) trains 2 tensors"),
+        pair_watched(learned, memory, policy, first) as monitor,
+    ):
+        for batch in task(4):
+            loss_of(learned, batch).backward()
+            first.step()
+            second.step()
+    assert unwatched(monitor) == [1]
+    assert monitor.step == 4
+
+
 def test_an_optimizer_that_steps_twice_ends_the_step(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:

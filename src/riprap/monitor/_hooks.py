@@ -45,7 +45,7 @@ class StepObserver(Protocol):
         """Run last, after the intervention."""
 
     def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Note that another optimizer stepped a watched parameter."""
+        """Note that an optimizer stepped that is not watched; called once for each of them."""
 
     def record_failure(self, error: Exception) -> None:
         """Record that one of the above failed."""
@@ -158,15 +158,13 @@ class StepHooks:
             self._end_step()
 
     def _any_post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Tell of another optimizer that steps a watched parameter, once."""
+        """Tell of another optimizer, once."""
         if id(optimizer) in self._own or self._open - self._stepped or optimizer in self._foreign:
             return  # watched, or inside a step that is watched, or known
         self._foreign.add(optimizer)
         if any(id(part) in self._own for part in vars(optimizer).values()):
             return  # a wrapper around a watched optimizer
-        watched = {id(parameter) for parameter in self.parameters}
-        if any(id(parameter) in watched for parameter in parameters_of(optimizer)):
-            self._isolated(self._observer.on_foreign_step, optimizer)
+        self._isolated(self._observer.on_foreign_step, optimizer)
 
     def _begin_step(self) -> None:
         self._observer.prepare()

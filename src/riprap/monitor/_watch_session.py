@@ -149,13 +149,20 @@ class WatchSession:
         self.sample.take()
 
     def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Say at once that another optimizer steps the watched parameters."""
-        name = type(optimizer).__name__
-        self._note_unwatched(
-            f"after step {self.run.step}, by another optimizer ({name}): give monitor.watch the "
-            "optimizer that steps, or a list of all of them"
-        )
-        self._raise_own("unwatched_change", self._unwatched)
+        """Say at once that another optimizer steps parameters of this model."""
+        name, step = type(optimizer).__name__, self.run.step
+        stepped = {id(parameter) for parameter in parameters_of(optimizer)}
+        advice = "give monitor.watch a list of all optimizers that step"
+        if any(id(parameter) in stepped for parameter in self.probe_runner.parameters):
+            self._note_unwatched(f"after step {step}, by another optimizer ({name}): {advice}")
+            self._raise_own("unwatched_change", self._unwatched)
+            return
+        count = sum(id(parameter) in stepped for parameter in self.probe_runner.model.parameters())
+        if count and not self._modules:
+            text = (
+                f"another optimizer ({name}) trains {count} tensors that are not watched: {advice}"
+            )
+            self._raise_own("unwatched_change", text)
 
     def _note_unwatched(self, how: str) -> None:
         if not self._unwatched:
