@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -48,7 +49,6 @@ class SafeGrad(BehaviorGuard):
     kl: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "safegrad"
-    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2508.07172"
     fidelity: ClassVar[str] = "simplified"
@@ -70,6 +70,10 @@ class SafeGrad(BehaviorGuard):
         except BehaviorError as error:
             raise self._error(str(error)) from error
         self.gradient, self.kl = None, 0.0
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Compute g_b anew before the coming step, over the parameters that join too."""
+        self.gradient = None
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Project the gradient if it conflicts, and add ρ g_b."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,7 +47,6 @@ class SI(Penalty, BehaviorGuard):
 
     name: ClassVar[str] = "si"
     goal: ClassVar[str] = "the initial weights, where their change did harm"
-    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1703.04200"
     fidelity: ClassVar[str] = "variant"
@@ -80,6 +80,14 @@ class SI(Penalty, BehaviorGuard):
         self.anchor = clone(view.parameters)
         self.path_integral = [torch.zeros_like(part) for part in upcast_vector(view.parameters)]
         self.consolidated_importance = [torch.zeros_like(part) for part in self.path_integral]
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Start the path of the parameters that join at their present values."""
+        for index in joined:
+            part = upcast_vector([view.parameters[index]])[0]
+            self.anchor.insert(index, view.parameters[index].detach().clone())
+            self.path_integral.insert(index, torch.zeros_like(part))
+            self.consolidated_importance.insert(index, torch.zeros_like(part))
 
     def consolidate(self) -> None:
         """Request a consolidation before the next step, of this run or of the guard's next run."""

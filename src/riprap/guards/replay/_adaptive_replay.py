@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory, score, threshold_margin
 from riprap.guards._base import GuardView, Proposal, behavior_names
@@ -138,7 +138,7 @@ class AdaptiveReplay(Replay):
             f"the old examples do not hold the score of {', '.join(said)}; training goes on; give "
             "more or other old examples, a larger fraction, or a lower learning rate"
         )
-        warnings.warn(f"riprap: guard {self.name}: {detail}", stacklevel=2)
+        warn(f"guard {self.name}: {detail}")
         return Proposal(detail=detail)
 
 

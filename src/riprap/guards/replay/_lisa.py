@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -45,7 +46,6 @@ class Lisa(BatchGuard):
     protecting: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "lisa"
-    per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2405.18641"
     fidelity: ClassVar[str] = "simplified"
@@ -64,6 +64,11 @@ class Lisa(BatchGuard):
         """Check the protected loss, and store θ₀ as the start of the first phase."""
         self.cycler.check(view.model, view.parameters)
         self.anchor = clone(view.parameters)
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Start the phase of the parameters that join at their present values."""
+        for index in joined:
+            self.anchor.insert(index, view.parameters[index].detach().clone())
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Use the protected gradient in a protected phase, and add the proximal term."""

@@ -133,6 +133,8 @@ class Rollback(BehaviorGuard):
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:
         """Go on if the checkpoints hold the parameters that join; see `Guard.extend`."""
+        if not self._ring.steps:
+            self._held = len(self._training.parameters)
         if self._held != len(self._training.parameters):
             raise self._error(
                 "parameters were added to the optimizer, and earlier checkpoints do not hold them: "
