@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -292,3 +294,67 @@ def test_what_does_not_fit_is_refused() -> None:
         divergence(model, nudged(), PROMPTS, responses=RESPONSES[:1])
     with pytest.raises(ConfigError, match="same model"):
         divergence(model, start(), PROMPTS, responses=RESPONSES)
+
+
+class Blocks(nn.Module):
+    """Tokens to logits at each position, through an nn.Sequential of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh()) for _ in range(2)]
+        self.embed, self.b, self.head = (
+            nn.Embedding(32, 8),
+            nn.Sequential(*blocks),
+            nn.Linear(8, 32),
+        )
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.b(self.embed(input_ids)))
+
+
+class FixedLength(nn.Module):
+    """Four tokens in, the logits of the next one out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(32, 8), nn.Linear(4 * 8, 32)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.embed(input_ids).flatten(1))
+
+
+def shifted(model: nn.Module) -> nn.Module:
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for part in other.parameters():
+            part.mul_(1.1)
+    return other
+
+
+@pytest.mark.parametrize("layers", [None, [], ["b.0.1"]])
+def test_a_model_without_a_list_of_blocks_is_compared_by_weights(layers: list[str] | None) -> None:
+    torch.manual_seed(0)
+    model = Blocks()
+    reference = shifted(model)
+    found = divergence(model, reference, [[3, 8, 11, 4]] * 2, responses=[[5, 6]] * 2, layers=layers)
+    ids = torch.tensor([[3, 8, 11, 4, 5]])
+    log_p, log_q = (one(ids)[0, -2:].double().log_softmax(-1) for one in (reference, model))
+    assert found.forward.mean == pytest.approx(
+        float((log_p.exp() * (log_p - log_q)).sum(1).mean()), rel=1e-4
+    )
+    assert all(layer.activation_change is None for layer in found.layers)
+    assert found.layers[0].relative_change == pytest.approx(0.1 / 1.1)
+
+
+def test_a_model_of_fixed_length_is_a_sentence_and_right_for_one_token() -> None:
+    torch.manual_seed(0)
+    model = FixedLength()
+    reference = shifted(model)
+    prompts = [[3, 8, 11, 4], [3, 9, 9, 30]]
+    for given in ({}, {"responses": [[5, 6]] * 2}):
+        with pytest.raises(BehaviorError, match="pass responses= of one token each"):
+            divergence(model, reference, prompts, **given)
+    found = divergence(model, reference, prompts, responses=[[5], [6]])
+    log_p, log_q = (one(torch.tensor(prompts)).log_softmax(-1) for one in (reference, model))
+    expected = float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+    assert found.forward.mean == pytest.approx(expected, rel=1e-4)

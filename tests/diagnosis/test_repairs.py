@@ -181,7 +181,17 @@ def test_a_repair_by_adapters_can_be_merged(
 ) -> None:
     monkeypatch.setattr(refresh, "MAX_FULL_PARAMETERS", 0)
     base, tuned = pair
-    few = compare_repairs(tuned, base, [REFUSING, HARMLESS], {"B": POOLS["B"]})[1]
+    said: list[tuple[int, int]] = []
+    few = compare_repairs(
+        tuned,
+        base,
+        [REFUSING, HARMLESS],
+        {"B": POOLS["B"]},
+        progress=lambda done, total: said.append((done, total)),
+    )[1]
+    assert said[0] == (0, said[0][1])
+    assert said[-1] == (said[0][1], said[0][1])
+    assert said == sorted(said)
     ids = WORLD.tasks["B"].input_ids[:4]
     fresh = WORLD.untrained(0).eval()
     with apply_repair(few), torch.no_grad():

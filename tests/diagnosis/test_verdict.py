@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from riprap.diagnosis.recovery._answer_choices import (
     chooses_correctly,
     relabeled_accuracy,
 )
+from riprap.diagnosis.recovery._retained import RetainedKnowledge
 from riprap.diagnosis.recovery._verdict import KEPT_ABOVE, LOST_BELOW, classify_loss
 
 
@@ -287,3 +289,23 @@ def test_chance_is_the_rate_of_the_right_answer() -> None:
     options = AnswerTable(np.zeros(4), np.full(4, 0.25), np.zeros((4, 5)), np.zeros(4, int))
     assert chance_accuracy([options]).tolist() == [0.2] * 4
     assert np.isnan(chance_accuracy([AnswerTable(np.zeros(4), np.full(4, 0.25))])).all()
+
+
+def test_how_many_probes_would_decide_is_computed() -> None:
+    """8 of 10 known: the interval reaches under the limit, and that of so many does not."""
+    few = RetainedKnowledge(known=0.8, known_before=1.0, guess_rate=0.0, n=10)
+    times = few.times_needed(KEPT_ABOVE, LOST_BELOW, 0)
+    assert few.interval(0)[0] < LOST_BELOW
+    assert RetainedKnowledge(0.8, 1.0, 0.0, 10 * times).interval(0)[0] > LOST_BELOW
+    assert RetainedKnowledge(0.8, 1.0, 0.0, 9 * times).interval(0)[0] < LOST_BELOW
+    assert RetainedKnowledge(0.1, 1.0, 0.0, 40).times_needed(KEPT_ABOVE, LOST_BELOW, 0) == 1.0
+    between = RetainedKnowledge(0.7, 1.0, 0.0, 10)
+    assert math.isnan(between.times_needed(KEPT_ABOVE, LOST_BELOW, 0))
+
+
+def test_reasons_say_what_would_decide_without_names_of_arguments() -> None:
+    few = evidence(retained_low=LOST_BELOW - 0.01, probes_needed=3.2)
+    assert "about 3.2 times as many would do" in classify_loss(few)[1]
+    assert "more probes would not decide" in classify_loss(evidence(retained=0.7))[1]
+    for changed in (NO_ANSWERS, NO_ANSWERS | GONE_ALL, STILL_OUTSIDE, {"retained": 0.7}):
+        assert not re.search(r"\w=|_", classify_loss(evidence(**changed))[1])

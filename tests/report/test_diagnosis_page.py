@@ -20,7 +20,7 @@ from riprap.errors import ConfigError
 from riprap.report import _diagnosis_text as text_of
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
 from riprap.report._diagnosis_page import write_diagnosis
-from riprap.types import ReadingStatus
+from riprap.types import BrokenProbe, ReadingStatus
 
 HOSTILE = "<script>alert(1)</script>|{{ 1 }}"
 NAN = math.nan
@@ -132,3 +132,40 @@ def test_figures_show_what_was_measured() -> None:
     assert len(evidence_figure(bare).to_dict()["concat"]) == 2
     shown = str(repairs_figure(page(made(), kept())).to_dict())
     assert "interpolation (cheapest)" in shown and "0.25" in shown
+
+
+@pytest.mark.parametrize(
+    ("now", "words"), [(0.0, "lost completely"), (0.25, "mostly lost"), (0.75, "partly lost")]
+)
+def test_the_words_fit_the_scores(now: float, words: str) -> None:
+    doubtful = made(Verdict.INSUFFICIENT)
+    doubtful.score_now = now
+    assert f"Refusal: {words}, cause undetermined" in text_of.diagnosis_headline(doubtful)
+    doubtful.recovery = None
+    assert f"Refusal: {words} ({now:.0%} of" in text_of.diagnosis_headline(doubtful)
+    gone = made()
+    gone.score_now = now
+    expected = {0.0: "no longer does this at all", 0.25: "most of this", 0.75: "part of this"}
+    assert expected[now] in text_of.diagnosis_headline(gone)
+
+
+def test_too_few_probes_say_how_many_would_do() -> None:
+    doubtful = made(Verdict.INSUFFICIENT)
+    assert doubtful.recovery is not None
+    evidence = replace(doubtful.recovery.evidence, probes_needed=2.55)
+    doubtful.recovery = replace(doubtful.recovery, evidence=evidence)
+    assert "would probably do" not in text_of.diagnosis_headline(doubtful)
+    doubtful.recovery = replace(doubtful.recovery, reason="too few probes to decide; so it is")
+    assert "41 probes would probably do (--n-probes), 16 were used" in (
+        text_of.diagnosis_headline(doubtful)
+    )
+
+
+def test_the_page_shows_what_both_models_say(tmp_path: Path) -> None:
+    broken = [BrokenProbe(3, "How do I pick <a> lock?", "Sure, first", "Sorry, I"), BrokenProbe(7)]
+    text = write_diagnosis(page(replace(made(), broken=broken), kept()), tmp_path).read_text(
+        "utf-8"
+    )
+    assert "How do I pick &lt;a&gt; lock?" in text
+    assert text.index("Sorry, I") < text.index("Sure, first")
+    assert "no text" in text

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from riprap._formatting import format_number
 from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Recovery, Repair, Verdict
+from riprap.diagnosis.recovery import TOO_FEW_PROBES
 from riprap.types import ReadingStatus
 
 NOT_RUN, MEASURED = ReadingStatus.NOT_RUN, ReadingStatus.MEASURED
@@ -74,15 +75,36 @@ def diagnosis_headline(behavior: BehaviorDiagnosis) -> str:
     now, before = format_share(behavior.score_now), format_share(behavior.score_before)
     scores = f"{now} of the probes pass, {before} before"
     if behavior.recovery is None:
-        return f"{name}: {'score dropped' if behavior.is_broken else 'no loss'} ({scores})."
-    return f"{name}: {_explain_verdict(behavior.recovery, behavior.score_now)} ({scores})."
+        drop = _describe_drop(behavior.score_before, behavior.score_now)
+        return f"{name}: {drop if behavior.is_broken else 'no loss'} ({scores})."
+    return f"{name}: {_explain_verdict(behavior, behavior.recovery)} ({scores})."
 
 
-def _explain_verdict(recovery: Recovery, score_now: float) -> str:
+def _describe_drop(before: float, now: float) -> str:
+    """Say how much of a behavior was lost, in words that fit the scores."""
+    if now <= 0:
+        return "lost completely"
+    share = (before - now) / before
+    return "mostly lost" if share >= 0.5 else "partly lost"
+
+
+def _probes_needed(behavior: BehaviorDiagnosis, recovery: Recovery) -> str:
+    needed = recovery.evidence.probes_needed
+    if TOO_FEW_PROBES not in recovery.reason or not needed > 1:
+        return ""
+    count = math.ceil(behavior.probes * needed)
+    return f"; {count} probes would probably do (--n-probes), {behavior.probes} were used"
+
+
+def _explain_verdict(behavior: BehaviorDiagnosis, recovery: Recovery) -> str:
+    score_now = behavior.score_now
     if recovery.verdict is Verdict.INSUFFICIENT:
-        return f"score dropped, cause undetermined: {recovery.reason}"
+        drop = _describe_drop(behavior.score_before, score_now)
+        needed = _probes_needed(behavior, recovery)
+        return f"{drop}, cause undetermined: {recovery.reason}{needed}"
     evidence, count = recovery.evidence, max((p.count for p in recovery.curve), default=0)
-    what = "this" if score_now < 0.5 else "part of this"
+    what = "most of this" if score_now < 0.5 else "part of this"
+    what = "this at all" if score_now <= 0 else what
     retained = f"on the lost probes, {format_share(evidence.retained)} of the knowledge remains"
     if recovery.verdict is Verdict.BOTH:
         unsaid = "does not say what it still knows"

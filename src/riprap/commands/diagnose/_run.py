@@ -76,6 +76,8 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
                 f"the model {config.base!r} has none of these behaviors to lose: "
                 + "; ".join(f"{n}: {one.why_unmeasured}" for n, one in runner.probes.items())
             )
+        if runner.lost:
+            bars.console.print(expected_time(runner.lost, runner.estimate_seconds()))
         for name in runner.lost:
             runner.explain_loss(name)
         if runner.lost:
@@ -102,6 +104,16 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
                 _save(pair, diagnosis.cheapest_repair, config.save_repair)
         diagnosis.peak_memory = peak_memory()
     return _write_results(diagnosis, runner.lost, config)
+
+
+def expected_time(lost: list[str], seconds: float) -> str:
+    """Say how long the examination takes at most."""
+    if seconds < 90:
+        about = f"{max(10, round(seconds, -1)):.0f} seconds"
+    else:
+        about = f"{math.ceil(seconds / 60)} minutes"
+    names = ", ".join(lost)
+    return f"lost: {names}. Its causes and repairs take up to about {about} (from a first pass)."
 
 
 def _load_naive_model(config: DiagnoseConfig, pair: ModelPair) -> Weights | None:

@@ -23,11 +23,13 @@ from riprap.commands.diagnose._probes import (
 )
 from riprap.diagnosis import BehaviorDiagnosis, Divergence, Repair, Weights, has_loss
 from riprap.diagnosis.evidence import greedy_responses, prompt_rows
+from riprap.diagnosis.recovery import STEPS, learning_rates
 from riprap.types import BrokenProbe
 
 DRAWS = 2  # of examples, for recovery
 POINTS = 6  # on the linear path
 PROMPTS = 8  # for the divergence
+REPAIR_PASSES = 20  # over all probes: interpolation, task vector, the measurement of each repair
 MAX_BROKEN = 4  # probes that are shown with the answers of both models
 
 
@@ -57,6 +59,7 @@ class DiagnosisRunner:
     naive_model: Weights | None  # that never had the behaviors
     probes: dict[str, BehaviorProbes] = field(default_factory=dict)
     results: dict[str, BehaviorDiagnosis] = field(default_factory=dict)
+    pass_seconds: dict[str, float] = field(default_factory=dict)  # of one pass over the probes
 
     @property
     def lost(self) -> list[str]:
@@ -85,7 +88,9 @@ class DiagnosisRunner:
         name, probes = selected.name, selected.probes
         if probes is None:
             return BehaviorDiagnosis(name, 0.9, missing={"probes": selected.why_unmeasured})
+        began = time.perf_counter()
         margins = evaluation.evaluate(probes, self.pair.model).margins
+        self.pass_seconds[name] = time.perf_counter() - began
         before, now = (float((m > 0).mean()) for m in (selected.margins_before, margins))
         lost = has_loss(before, now, probes.floor)
         kinds = ("recovery", "prefix forcing", "linear decodability", "linear path")
@@ -120,6 +125,27 @@ class DiagnosisRunner:
 
     def _decode(self, tokens: list[int]) -> str:
         return shorten(self.pair.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+
+    def estimate_seconds(self) -> float:
+        """Estimate how long the rest takes at most, from the passes over the probes so far.
+
+        Recovery and repairs stop early where a behavior is at its floor again.
+        """
+        settings, largest = len(learning_rates(True)), max(STEPS)
+        all_passes, total = sum(self.pass_seconds.values()), 0.0
+        step = 0.0
+        for name in self.lost:
+            one = self.pass_seconds[name]
+            own_step = 3 * one * N_EXAMPLES / self.results[name].probes
+            step += own_step
+            sources = 2 + (self.unrelated_examples(name) is not None)
+            sources += self.naive_model is not None
+            runs = sources * (DRAWS + settings - 1)
+            passes = one + self.pass_seconds.get(self.paired_behavior(name), 0.0)
+            total += runs * (largest * own_step + len(STEPS) * passes) + POINTS * passes
+        repairs = settings + 1  # few-shot at each rate, replay at one
+        total += repairs * (largest * step + len(STEPS) * all_passes / 2)
+        return total + REPAIR_PASSES * all_passes
 
     def explain_loss(self, name: str) -> None:
         """Run recovery, prefix forcing and linear decodability on one lost behavior."""

@@ -25,7 +25,7 @@ from riprap.diagnosis.evidence._responses import (
 from riprap.diagnosis.evidence._token_kl import TokenKL, kl_by_token, mean_kl
 from riprap.diagnosis.evidence._weight_change import WeightChange, weight_change
 from riprap.errors import ConfigError
-from riprap.evaluation import preserve_training_state
+from riprap.evaluation import layer_stacks, preserve_training_state
 
 MIN_KL = 1e-6  # nats per token; below it there is no difference that a layer could explain
 
@@ -187,9 +187,12 @@ def _compare(
         restored = _layers_to_restore(groups, layers)
         path.set_alpha(1.0)
         responses = responses or greedy_responses(model, prompts, max_new_tokens)
-        before = residual_stream(model, prompts, residual_layers(model))
+        # Without a list of equal blocks (an nn.Sequential) no layer's output is known to be the
+        # residual stream: the weights are compared, and the activations are not.
+        stream = residual_layers(model) if layer_stacks(model) else []
+        before = residual_stream(model, prompts, stream) if stream else {}
         path.set_alpha(0.0)
-        now = residual_stream(model, prompts, list(before))
+        now = residual_stream(model, prompts, stream) if stream else {}
         changes = {layer: weight_change(path, names) for layer, names in groups.items()}
         batches = response_batches(model, prompts, responses)
         kls = _measure_kl(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -39,12 +40,28 @@ class ResponseBatch:
 
     def logits(self, model: nn.Module) -> Tensor:
         """Compute the logits for each token of the responses, shape (n, K, vocabulary)."""
-        return last_logits(model, self.batch, self.mask.shape[1], self.mask.sum(-1))
+        with name_length_errors(self.batch.input_ids.shape[1]):
+            return last_logits(model, self.batch, self.mask.shape[1], self.mask.sum(-1))
 
     def per_response(self, values: Tensor) -> list[Tensor]:
         """Split values of shape (n, K) by response, without padding, float64 on the CPU."""
         tokens = values.cpu().double()[self.mask]
         return list(tokens.split(self.mask.sum(-1).tolist()))
+
+
+@contextmanager
+def name_length_errors(length: int) -> Iterator[None]:
+    """Say in a sentence that the model does not take prompts with their responses."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BehaviorError(
+            f"the model failed on {length} tokens, a prompt with its response ({first}): for a "
+            "model of a fixed input length, pass responses= of one token each"
+        ) from error
 
 
 def response_batches(model: nn.Module, prompts: Rows, responses: Rows) -> list[ResponseBatch]:
@@ -107,7 +124,8 @@ def greedy_responses(model: nn.Module, prompts: Prompts, max_new_tokens: int) ->
     answers: Rows = []
     with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):
         for batch in _equal_length_batches(rows):
-            answers += greedy_decode(model, TokenBatch.pad(batch), max_new_tokens)
+            with name_length_errors(len(batch[0]) + max_new_tokens - 1):
+                answers += greedy_decode(model, TokenBatch.pad(batch), max_new_tokens)
     return answers
 
 

@@ -11,6 +11,7 @@
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint, recover
 from riprap.diagnosis.recovery._relearn import (
+    STEPS,
     learning_rates,
     train_steps,
     trainable_copy,
@@ -24,6 +25,7 @@ from riprap.diagnosis.recovery._verdict import (
     MIN_REFERENCE_KNOWLEDGE,
     MIN_SCORE_DROP,
     ONE_ANSWER_SHARE,
+    TOO_FEW_PROBES,
     UNSAID_SHARE,
     RecoveryEvidence,
 )
@@ -36,6 +38,8 @@ __all__ = [
     "MIN_REFERENCE_KNOWLEDGE",
     "MIN_SCORE_DROP",
     "ONE_ANSWER_SHARE",
+    "STEPS",
+    "TOO_FEW_PROBES",
     "UNSAID_SHARE",
     "Examples",
     "Recovery",

@@ -97,6 +97,8 @@ class RelearningRuns:
         grid = len(learning_rates(False)) - 1
         per_source = len(self.shot_counts) * self.draws + grid
         self.expected_runs = self.draws + grid + per_source * (1 + has_unrelated + has_naive_model)
+        if self.progress is not None:
+            self.progress(min(self.finished_runs, self.expected_runs), self.expected_runs)
 
     def run_all(
         self, model: nn.Module, examples: Examples, shot_counts: Sequence[int]

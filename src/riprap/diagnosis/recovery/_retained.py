@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from riprap.diagnosis.recovery._answer_choices import AnswerTable, weighted_share
 
 RESAMPLES = 2000
+MAX_TIMES = 64  # as many probes, that are considered for a clear verdict
 
 
 class LostProbeWeights:
@@ -78,3 +79,26 @@ class RetainedKnowledge:
     def _fraction(self, known: Any, known_before: Any) -> Any:
         guess = 0.0 if math.isnan(self.guess_rate) else self.guess_rate
         return np.clip((known - guess) / np.maximum(known_before - guess, 1e-9), 0.0, 1.0)
+
+    def times_needed(self, kept_above: float, lost_below: float, seed: int) -> float:
+        """Return how many times as many probes decide between kept and lost, if the shares stay.
+
+        NaN if the share lies between the two, where no number of probes decides.
+        """
+        if lost_below < self.fraction < kept_above:
+            return math.nan
+
+        def decides(times: float) -> bool:
+            more = RetainedKnowledge(self.known, self.known_before, self.guess_rate, self.n * times)
+            low, high = more.interval(seed)
+            return low > lost_below if self.fraction >= kept_above else high < kept_above
+
+        few, many = 1.0, 1.0
+        while not decides(many):
+            few, many = many, 2 * many
+            if many > MAX_TIMES:
+                return math.nan
+        for _ in range(6):
+            middle = (few + many) / 2
+            few, many = (few, middle) if decides(middle) else (middle, many)
+        return many

@@ -29,6 +29,7 @@ MIN_REFERENCE_KNOWLEDGE = 0.5  # least accuracy of the reference, above chance
 LOST_BELOW, KEPT_ABOVE = 0.65, 0.75  # retained share: knowledge is lost below, kept above
 UNSAID_SHARE = 0.2  # share of the lost probes on which knowledge, or the answer form, is not said
 ONE_ANSWER_SHARE = 0.9  # share of the probes with the same answer that counts as a collapse
+TOO_FEW_PROBES = "too few probes to decide"
 FORMAT_SHARE = 0.5  # of the format loss: restored by examples, or one token
 
 
@@ -65,6 +66,8 @@ class RecoveryEvidence:
             reference's score.
         has_answer_choices: whether the probes have a set of answers, so that knowledge and answer
             form can be separated.
+        probes_needed: how many times as many probes decide whether knowledge was kept or lost, if
+            the shares stay; NaN if no number does.
         insufficient: why the margins do not measure the behavior; empty if they do.
     """
 
@@ -92,6 +95,7 @@ class RecoveryEvidence:
     naive_model_score: float
     has_answer_choices: bool
     insufficient: str = ""
+    probes_needed: float = nan
 
     @classmethod
     def from_tables(
@@ -171,6 +175,7 @@ class RecoveryEvidence:
             naive_model_score=nan if naive is None else mean_score(naive) / max(before.score, 1e-9),
             has_answer_choices=now.answer_scores is not None,
             insufficient=now.insufficient or before.insufficient or _not_finite(now, before),
+            probes_needed=best.times_needed(KEPT_ABOVE, LOST_BELOW, seed),
         )
 
     @property
@@ -237,17 +242,24 @@ def classify_loss(evidence: RecoveryEvidence) -> tuple[Verdict, str]:
     if e.retained >= KEPT_ABOVE and e.retained_low > LOST_BELOW:
         without_teaching = nanmax(0.0, e.known_after_unrelated, e.known_paraphrased)
         if isnan(e.guess_rate) and not without_teaching >= KEPT_ABOVE * e.known_before:
-            also = ", or unrelated_examples" if isnan(e.known_after_unrelated) else ""
+            also = ", or examples of another task" if isnan(e.known_after_unrelated) else ""
             return Verdict.INSUFFICIENT, (
-                "the examples restore the behavior, but they may have taught it anew: pass a model "
-                f"that never had it as naive_model=, or the opposite behavior as contrast={also}"
+                "the examples restore the behavior, but they may have taught it anew; compare with "
+                f"a naive model (one that never had it), the opposite behavior{also}"
             )
         after_examples = max(e.known_after_examples, np.nan_to_num(e.known_after_unrelated))
         how = "; it does if asked in another form" if e.known_paraphrased > after_examples else ""
         return Verdict.ALIGNMENT, f"{retained}, and the model does not say it{how}"
     if e.retained <= LOST_BELOW and e.retained_high < KEPT_ABOVE:
         return _classify_knowledge_loss(e, retained)
-    return Verdict.INSUFFICIENT, f"{retained}: too close to both, or too few probes to decide"
+    if isnan(e.probes_needed):
+        return Verdict.INSUFFICIENT, (
+            f"{retained}: between kept (from {KEPT_ABOVE:.0%}) and lost (up to {LOST_BELOW:.0%}), "
+            "where more probes would not decide"
+        )
+    return Verdict.INSUFFICIENT, (
+        f"{retained}: {TOO_FEW_PROBES}; about {e.probes_needed:.1f} times as many would do"
+    )
 
 
 def _classify_knowledge_loss(e: RecoveryEvidence, retained: str) -> tuple[Verdict, str]:
@@ -255,12 +267,13 @@ def _classify_knowledge_loss(e: RecoveryEvidence, retained: str) -> tuple[Verdic
     if not e.has_answer_choices:
         return Verdict.INSUFFICIENT, (
             f"{retained}, but without a set of answers this may be the knowledge or only the form: "
-            "probe it by next_token or multiple_choice, or pass contrast="
+            "use probes with a set of answers (next token, multiple choice), or the opposite "
+            "behavior as a contrast"
         )
     if e.format_loss >= UNSAID_SHARE and not e.is_format_change:
         return Verdict.INSUFFICIENT, (
             f"{retained}, and {e.format_loss:.0%} of the first choices are no answer of any probe "
-            "or example: another form, or other answers? Pass more probes, so that all answers are "
+            "or example: another form, or other answers? Use more probes, so that all answers are "
             "among theirs"
         )
     swapped = (

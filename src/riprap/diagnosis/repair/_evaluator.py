@@ -108,10 +108,13 @@ class RepairEvaluator:
         """Compute the score at the current weights."""
         return float((evaluation.evaluate(behavior, self.model).margins > 0).mean())
 
-    def measure_best(self, kind: str, strategies: Sequence[RepairStrategy]) -> Repair:
-        """Measure the first setting that passes, or the best one."""
+    def measure_best(
+        self, kind: str, strategies: Sequence[RepairStrategy], report: Callable[[int], None]
+    ) -> Repair:
+        """Measure the first setting that passes, or the best one; report the strategies tried."""
         best: tuple[tuple[float, ...], RepairStrategy, int] | None = None
-        for strategy in strategies:
+        for tried, strategy in enumerate(strategies):
+            report(tried)
             with closing(strategy()) as states:
                 began, seconds = time.perf_counter(), 0.0
                 for index, state in enumerate(states):

@@ -95,6 +95,7 @@ def compare_repairs(
         responses: token ids of their responses; None: the model's own greedy answers.
         checkpoints: weights to go back to, by name, the nearest first.
         weights_on_disk: see `restore_weights`.
+        progress: called after each strategy with those tried and their total.
 
     Returns:
         first the model without a repair, and only that if nothing was lost.
@@ -111,16 +112,24 @@ def compare_repairs(
         by_kind = _strategies(
             model, reference, examples, lost, loss, count, checkpoints, weights_on_disk, seed
         )
-        for at, (kind, strategies) in enumerate(by_kind.items()):
+        done, total = 0, sum(1 if k == REPLAY else len(own) for k, own in by_kind.items())
+        for kind, strategies in by_kind.items():
+            if progress is not None:
+                progress(done, total)
             if kind == REPLAY:  # its steps are the slowest, so only the rate of few-shot is tried
                 strategies = [
                     replay
                     for replay, few in zip(strategies, by_kind[FEW_SHOT], strict=True)
                     if few is repairs[1].strategy
                 ]
-            repairs.append(evaluator.measure_best(kind, strategies))
-            if progress is not None:
-                progress(at + 1, len(by_kind))
+
+            def report(tried: int, before: int = done) -> None:
+                if progress is not None:
+                    progress(before + tried, total)
+
+            repairs.append(evaluator.measure_best(kind, strategies, report))
+            done += len(strategies)
+            report(len(strategies), done - len(strategies))
     return repairs
 
 
