@@ -54,8 +54,11 @@ def find_deepspeed(wrapper: Any) -> Any:
 
 
 def has_sharded_parameters(model: nn.Module) -> bool:
-    """Return whether parameters are sharded, so that every pass needs all ranks."""
-    return any(is_sharded(parameter) for parameter in model.parameters())
+    """Return whether parameters are sharded, so that every pass needs all ranks.
+
+    Those of DeepSpeed's ZeRO stage 3 have a `ds_id`.
+    """
+    return any(is_sharded(p) or hasattr(p, "ds_id") for p in model.parameters())
 
 
 @contextmanager

@@ -1,14 +1,15 @@
-"""DeepSpeed takes steps that no hook sees: it is refused by name, not monitored in silence."""
+"""DeepSpeed takes steps that no hook sees: only margins are read, and it is said. Stand-ins."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Monitor, evaluation
+from riprap import Behavior, Monitor, evaluation, guards
 from riprap.errors import ConfigError
 
 
@@ -18,6 +19,11 @@ class ZeroOptimizer:
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.optimizer = inner
         self.param_groups = inner.param_groups
+        self.overflow = False
+
+    def step(self) -> None:
+        if not self.overflow:
+            self.optimizer.step()
 
 
 class Engine(nn.Module):
@@ -52,33 +58,77 @@ Engine.__module__ = "deepspeed.runtime.engine"
 CPUAdam.__module__ = "deepspeed.ops.adam.cpu_adam"
 
 
-@pytest.mark.parametrize("what", ["zero", "engine", "wrapper", "model"])
-def test_what_deepspeed_steps_is_refused_by_name(
-    learned: nn.Module, memory: Behavior, what: str
-) -> None:
-    inner = torch.optim.Adam(learned.parameters())
-    zero = ZeroOptimizer(inner)
+def watched(learned: nn.Module, what: str) -> tuple[nn.Module, Any, ZeroOptimizer]:
+    """What a user may give to `watch`, and the optimizer that steps."""
+    zero = ZeroOptimizer(torch.optim.Adam(learned.parameters(), lr=1e-2))
+    engine = Engine(learned, zero)
     model, optimizer = {
         "zero": (learned, zero),
-        "engine": (learned, Engine(learned, zero)),
+        "engine": (learned, engine),
         "wrapper": (learned, Wrapper(zero)),
-        "model": (Engine(learned, inner), inner),
+        "model": (engine, zero),
+        "both": (engine, engine),
     }[what]
+    return model, optimizer, zero
+
+
+WAYS = ["zero", "engine", "wrapper", "model", "both"]
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_margins_are_read_after_each_step(
+    learned: nn.Module, memory: Behavior, what: str
+) -> None:
+    model, optimizer, zero = watched(learned, what)
+    monitor = Monitor([memory], probe_every=1)
+    with monitor.watch(model, optimizer):
+        for _ in range(3):
+            learned(torch.ones(2, 8)).sum().backward()
+            zero.step()
+        zero.overflow = True
+        zero.step()
+    history = monitor.history()
+    assert monitor.behavior_histories["memory"].steps == [0, 1, 2, 3]
+    np.testing.assert_array_equal(
+        monitor.behavior_histories["memory"].margins[-1],
+        evaluation.evaluate(memory, learned).margins,
+    )
+    skipped = history[(history.signal == "step") & (history.state == "NOT_RUN")]
+    assert list(skipped.step) == [3] and "overflow" in skipped.detail.iloc[0]
+    interference = history[history.signal == "interference"]
+    assert set(interference.state) == {"NOT_RUN"}
+    assert interference.detail.str.contains("forward passes").any()
+    assert "forward passes" in monitor.summary()
+    assert "step" not in vars(zero)
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_guards_are_refused(learned: nn.Module, memory: Behavior, what: str) -> None:
+    model, optimizer, zero = watched(learned, what)
     monitor = Monitor([memory])
-    with pytest.raises(ConfigError, match=r"cannot watch a .*DeepSpeed.*DDP or FSDP2") as raised:
-        monitor.begin(model, optimizer)
-    assert "riprap.evaluation.evaluate(behavior, engine.module)" in str(raised.value)
-    assert not inner._optimizer_step_pre_hooks
-    monitor.begin(learned, inner)  # and the monitor can still be used
+    with pytest.raises(ConfigError, match="guard agem: DeepSpeed steps inside its own engine"):
+        monitor.begin(model, optimizer, guards.AGEM())
+    assert "step" not in vars(zero)
+    monitor.begin(model, optimizer)  # and the monitor can still be used
     monitor.end()
 
 
-def test_what_the_refusal_advises_works(learned: nn.Module, memory: Behavior) -> None:
-    engine = Engine(learned, ZeroOptimizer(torch.optim.Adam(learned.parameters())))
-    before = {name: part.clone() for name, part in engine.state_dict().items()}
-    result = evaluation.evaluate(memory, engine.module)
-    assert (result.margins > 0).all()
-    assert all(torch.equal(part, before[name]) for name, part in engine.state_dict().items())
+def test_a_failing_probe_does_not_end_training(learned: nn.Module, memory: Behavior) -> None:
+    _, _, zero = watched(learned, "zero")
+    calls = []
+
+    def margins(model: nn.Module, probes: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("broken")
+        return memory.margins(model, probes)
+
+    monitor = Monitor([Behavior("memory", memory.probes, margins)], probe_every=1)
+    with pytest.warns(UserWarning, match="broken"), monitor.watch(learned, zero):
+        learned(torch.ones(2, 8)).sum().backward()
+        zero.step()
+    history = monitor.history()
+    assert monitor.step == 1 and "ERROR" in set(history.state)
 
 
 def test_a_torch_optimizer_of_deepspeed_is_monitored(learned: nn.Module, memory: Behavior) -> None:

@@ -20,6 +20,7 @@ from riprap.guards import Guard
 from riprap.monitor._alert_tracker import AlertTracker
 from riprap.monitor._announce import Announcer
 from riprap.monitor._arguments import check_arguments, check_guard, check_options
+from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, trained_parameters
 from riprap.monitor._probe_runner import ProbeRunner
@@ -148,9 +149,14 @@ class Monitor:
         """Start to watch, until `end`: `watch` as a pair of calls, for callbacks."""
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
-        model, optimizers = unwrap_model(model), require_optimizers(optimizer)
-        check_guard(guard, len(optimizers))
-        parameters = trained_parameters(model, optimizers, self._modules)
+        engine = find_engine(model, optimizer)
+        if engine is None:
+            model, optimizers = unwrap_model(model), require_optimizers(optimizer)
+            check_guard(guard, len(optimizers))
+            parameters = trained_parameters(model, optimizers, self._modules)
+        else:
+            refuse_guard(guard)
+            model, optimizers, parameters = engine_module(model), [], []
         if self._watched_model is not None:
             self._watched_model.require_continued(model)
         layer = find_layer(model, self._feature_layer)
@@ -161,7 +167,11 @@ class Monitor:
         probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
-        session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
+        if engine is None:
+            session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
+        else:
+            probe_runner.reads_gradients = False
+            session = EngineSession(self._run, probe_runner, engine)
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:

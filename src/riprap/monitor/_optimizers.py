@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from riprap._distributed import MAX_WRAPPERS, find_deepspeed
+from riprap._distributed import MAX_WRAPPERS
 from riprap.errors import ConfigError
 
 # Their step() does nothing: the weights change inside backward().
@@ -22,8 +22,7 @@ def require_optimizers(given: Any) -> list[torch.optim.Optimizer]:
         given: an optimizer, or a list or tuple of optimizers.
 
     Raises:
-        ConfigError: one is not a `torch.optim.Optimizer`, is DeepSpeed's, or steps in backward();
-            or two of them train the same parameter.
+        ConfigError: one is not a `torch.optim.Optimizer`, or steps in backward(); or two of them train the same parameter.
     """
     several = list(given) if isinstance(given, list | tuple) else [given]
     if not several:
@@ -46,7 +45,6 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _require_optimizer(given: Any) -> torch.optim.Optimizer:
-    refuse_deepspeed(given)
     _refuse_layer_wise(given)
     optimizer = _inner_optimizer(given)
     if isinstance(given, nn.Module):
@@ -90,17 +88,6 @@ def _inner_optimizer(given: Any) -> Any:
     return given
 
 
-def refuse_deepspeed(wrapper: Any) -> None:
-    """Raise a `ConfigError` for DeepSpeed's engine and optimizers."""
-    engine = find_deepspeed(wrapper)
-    if engine is not None:
-        raise ConfigError(
-            f"cannot watch a {type(engine).__name__}: DeepSpeed steps inside its own engine, "
-            "where no hook is called; train with DDP or FSDP2, or, under ZeRO stages 1 and 2, "
-            "read margins between steps with riprap.evaluation.evaluate(behavior, engine.module)"
-        )
-
-
 def _refuse_layer_wise(given: Any) -> None:
     for _ in range(MAX_WRAPPERS):
         if any(kind.__name__ in _LAYER_WISE for kind in type(given).__mro__):
@@ -121,9 +108,8 @@ def trained_parameters(
         modules: names of modules, to return only their parameters. Empty: all.
 
     Raises:
-        ConfigError: there are none, or the model is a DeepSpeed engine.
+        ConfigError: there are none.
     """
-    refuse_deepspeed(model)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"cannot watch a {type(model).__name__}: give the torch.nn.Module that is trained, as "

@@ -34,6 +34,7 @@ class ProbeRunner:
         gradient_storage: see `riprap.linalg.VectorStack`.
         protected_gradients: gradients of the last refresh.
         failures: reason why a behavior failed at the last evaluation, by name.
+        reads_gradients: whether gradients can be read at all.
         gradient_failures: reason why a behavior has no protected gradient since the last refresh,
             although it had one before, by name.
     """
@@ -45,6 +46,7 @@ class ProbeRunner:
     needs_loss_gradients: bool
     gradient_storage: str = "float32"
     protected_gradients: ProtectedGradients = field(default_factory=ProtectedGradients)
+    reads_gradients: bool = True
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
 
@@ -57,7 +59,8 @@ class ProbeRunner:
         results = {}
         for behavior in self.behaviors:
             calibrate(behavior, self.model)
-            result = evaluate(behavior, self.model, self.parameters, self._layers)
+            parameters = self.parameters if self.reads_gradients else None
+            result = evaluate(behavior, self.model, parameters, self._layers)
             not_finite = np.flatnonzero(~np.isfinite(result.margins))
             if len(not_finite):
                 raise BehaviorError(
@@ -65,7 +68,7 @@ class ProbeRunner:
                     f"{result.margins[not_finite[0]]} before training; margins must be finite"
                 )
             results[behavior.name] = result
-        return self._view(0, results, refresh=True)
+        return self._view(0, results, refresh=self.reads_gradients)
 
     def run(self, step: int, refresh: bool) -> ProbeView:
         """Evaluate the probes; with `refresh` also refresh the protected gradients.
@@ -73,6 +76,7 @@ class ProbeRunner:
         A gradient that fails leaves the margins: these are then read by a forward pass.
         """
         self.failures = {}
+        refresh = refresh and self.reads_gradients
         if refresh:
             self.gradient_failures = {}
         results: dict[str, ProbeResult] = {}
