@@ -76,9 +76,7 @@ WAYS = ["zero", "engine", "wrapper", "model", "both"]
 
 
 @pytest.mark.parametrize("what", WAYS)
-def test_margins_are_read_after_each_step(
-    learned: nn.Module, memory: Behavior, what: str
-) -> None:
+def test_margins_are_read_after_each_step(learned: nn.Module, memory: Behavior, what: str) -> None:
     model, optimizer, zero = watched(learned, what)
     monitor = Monitor([memory], probe_every=1)
     with monitor.watch(model, optimizer):

@@ -22,7 +22,8 @@ def require_optimizers(given: Any) -> list[torch.optim.Optimizer]:
         given: an optimizer, or a list or tuple of optimizers.
 
     Raises:
-        ConfigError: one is not a `torch.optim.Optimizer`, or steps in backward(); or two of them train the same parameter.
+        ConfigError: one is not a `torch.optim.Optimizer`, or steps in backward(); or two of
+            them train the same parameter.
     """
     several = list(given) if isinstance(given, list | tuple) else [given]
     if not several:
