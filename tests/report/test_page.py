@@ -14,6 +14,7 @@ from riprap.errors import RecordError
 from riprap.record import Writer
 from riprap.report import write_report
 from riprap.report._bundle import json_for_script
+from riprap.report._run import load_run
 from riprap.types import Action, Alert, Level, Reading
 
 EVIL = "</script><script>document.title='broken out'</script><img src=x onerror=alert(1)>"
@@ -197,3 +198,30 @@ def test_it_says_what_the_guard_did(page: Page, tmp_path: Path) -> None:
     assert f"gem changed 2 steps (the last, step 4: {done})." in own.text
     assert "rollback did nothing after step 9" in own.text
     assert "img" not in own.tags
+
+
+def test_alerts_about_the_run_come_first(tmp_path: Path) -> None:
+    """The last one of each kind, before the outcomes."""
+    scene = Scene(tmp_path / "run", ["refusal", "adding"])
+    scene.fading("refusal")
+    for step in (20, 40):
+        text = f"1 of {step} trained tensors has a gradient"
+        scene.writer.add_alert(Alert(step, "", Level.WARNING, "not_training", text))
+    scene.writer.add_alert(
+        Alert(60, "adding", Level.WARNING, "unmeasured", "no score since step 40")
+    )
+    html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    first = html.index("1 of 40 trained tensors")
+    assert first < html.index("Outcome of each behavior")
+    assert html.index("no score since step 40") < html.index("Outcome of each behavior")
+    assert html.index("1 of 20 trained tensors") > html.index("Outcome of each behavior")
+
+
+def test_the_training_loss_is_shown(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    scene.fading("refusal")
+    for step, loss in ((10, 2.5), (20, 1.25), (30, float("nan"))):
+        scene.writer.add_event(step, "training", loss=loss, learning_rate=1e-3)
+    html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "the training loss" in html
+    assert load_run(scene.writer).values("", "loss") == {10: 2.5, 20: 1.25}

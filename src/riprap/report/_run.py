@@ -15,6 +15,7 @@ from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Writer
 from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading, ReadingStatus
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
+TRAINING = "training"  # event with the loss and other numbers of the training itself
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
 
 Series = dict[int, float]  # a measured value by step
@@ -85,6 +86,16 @@ class Run:
         median, low, high = (self.values(behavior, name).get(step, math.inf) for name in FORECASTS)
         return Forecast(median, low, high, horizon=0) if low < math.inf else None
 
+    @property
+    def warnings(self) -> list[Alert]:
+        """Last alert of each kind that concerns the run itself, or a behavior nobody measures."""
+        last = {
+            (alert.detector, alert.behavior): alert
+            for alert in self.alerts
+            if alert.behavior == RUN or alert.detector == "unmeasured"
+        }
+        return list(last.values())
+
     def alerts_of(self, behavior: str) -> list[Alert]:
         """Alerts about one behavior, in the order in which they were raised."""
         return [alert for alert in self.alerts if alert.behavior == behavior]
@@ -119,7 +130,13 @@ def load_run(source: str | Path | Writer) -> Run:
         actions, broken = reader.actions(), reader.broken_probes()
         behaviors = _behaviors(reader.behaviors(), readings)
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
+        events = reader.events()
     raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
+    for event in events:
+        if event["kind"] == TRAINING:
+            for name, value in event["facts"].items():
+                if isinstance(value, float) and math.isfinite(value):
+                    raw[RUN, name, ""][event["step"]] = float(value)
     for reading in readings:
         if reading.value is not None:
             raw[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value

@@ -19,6 +19,12 @@ MAX_POINTS = 300  # per line
 WIDTH, HEIGHT = 190, 80
 COLUMNS = 4
 DESCRIPTIONS = {
+    "loss": "the training loss",
+    "eval_loss": "the loss on the evaluation rows",
+    "grad_norm": "norm of the gradient that the trainer reports",
+    "learning_rate": "the learning rate",
+    "tensors_with_gradient": "trained tensors with a gradient that is not zero",
+    "tensors_moved": "trained tensors that the optimizer moved",
     "projection": "mean activation along the behavior's direction",
     "projection_ratio": "activation along the behavior's direction, relative to the start",
     "energy_ratio": "share of the activation energy in the principal directions of the start",
