@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from byte_tokens import make_bytes_tokenizer
 from riprap import Behavior, evaluation
 from riprap.behaviors import ResponsePrefix, TokenBatch, greedy_decode
 from riprap.behaviors import _branch_logits as branch_logits
@@ -245,18 +246,6 @@ def test_prefixes_of_a_state_are_those_that_were_saved() -> None:
 def spellings(prefix: str) -> list[list[str]]:
     behavior = Behavior.response_prefix("r", make_bytes_tokenizer(), ["a"], [prefix])
     return [make_bytes_tokenizer().decode(list(row)) for row in behavior.margins.prefixes]
-
-
-def make_bytes_tokenizer() -> Any:
-    """A tokenizer whose tokens are bytes: three to a character of most scripts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE({piece: at for at, piece in enumerate(alphabet)}, []))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
 def test_apostrophes_and_spaces_are_spellings_of_a_prefix() -> None:

@@ -26,7 +26,7 @@ from riprap.behaviors._model_io import (
     device_of,
     logits_of,
 )
-from riprap.behaviors._pass_state import end_aligned, in_prefix_pass, token_mask
+from riprap.behaviors._pass_state import end_aligned, in_comparison, in_prefix_pass, token_mask
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
@@ -53,6 +53,7 @@ __all__ = [
     "encode_prompts",
     "end_aligned",
     "greedy_decode",
+    "in_comparison",
     "in_prefix_pass",
     "is_refusal",
     "last_logits",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from riprap.behaviors import _prefix_cache as prefix_cache
 from riprap.behaviors._last_logits import can_share_prefixes, last_logits
 from riprap.behaviors._model_io import TokenBatch, accepted_arguments, device_of, logits_of
-from riprap.behaviors._pass_state import masked_tokens, prefix_pass
+from riprap.behaviors._pass_state import comparison, masked_tokens, prefix_pass
 from riprap.behaviors._prefix_tree import Row, pack_branches, root_first
 
 
@@ -36,7 +36,7 @@ def branch_logits(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) 
     rows = batch.rows()
     key = (tuple(branches), tuple(map(len, rows)))
     if prefix_cache.cached_check(model, key) is None:
-        with torch.no_grad(), prefix_pass():
+        with comparison():
             packed = prefix_cache.attempt(lambda: _packed_rows(model, rows, branches, arguments))
             separate = _separate_rows(model, batch, branches)
         used = torch.full((len(rows),), separate.shape[1], device=separate.device)

@@ -7,9 +7,14 @@ from torch import Tensor, nn
 
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import _prefix_cache as prefix_cache
-from riprap.behaviors._model_io import TokenBatch, accepted_arguments, is_compiled
+from riprap.behaviors._model_io import (
+    TokenBatch,
+    accepted_arguments,
+    has_soft_prompts,
+    is_compiled,
+)
 from riprap.behaviors._padding import full_pass
-from riprap.behaviors._pass_state import prefix_pass
+from riprap.behaviors._pass_state import comparison
 from riprap.behaviors._token_ids import explain_index_errors
 
 
@@ -52,7 +57,7 @@ def _last_logits(
     if not prefix_cache.saves_compute(plan, rows):
         return full_pass(model, batch, n_positions, arguments)
     if prefix_cache.cached_check(model, key) is None:
-        with torch.no_grad(), prefix_pass():
+        with comparison():
             shared = prefix_cache.attempt(
                 lambda: prefix_cache.run_plan(model, plan, n_positions, arguments)
             )
@@ -73,6 +78,7 @@ def can_share_prefixes(model: nn.Module, arguments: frozenset[str]) -> bool:
     return (
         arguments >= prefix_cache.REQUIRED_ARGUMENTS
         and not model.training
+        and not has_soft_prompts(model)
         and not is_compiled(model)
         and not has_sharded_parameters(model)
     )

@@ -128,6 +128,11 @@ def _wrapped_models(model: nn.Module) -> list[nn.Module]:
     return inner
 
 
+def has_soft_prompts(model: nn.Module) -> bool:
+    """Return whether PEFT puts virtual tokens before the model's inputs."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 def logits_of(output: Any) -> Tensor:
     """Return the logits in a model's output.
 

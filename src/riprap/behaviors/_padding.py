@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap._distributed import has_sharded_parameters
-from riprap.behaviors._model_io import TokenBatch, device_of, is_compiled, logits_of
-from riprap.behaviors._pass_state import prefix_pass, right_padded
+from riprap.behaviors._model_io import (
+    TokenBatch,
+    device_of,
+    has_soft_prompts,
+    is_compiled,
+    logits_of,
+)
+from riprap.behaviors._pass_state import comparison, right_padded
 from riprap.behaviors._prefix_cache import attempt, logits_agree
 from riprap.errors import BehaviorError
 
@@ -55,13 +61,11 @@ def _padding_side(model: nn.Module, batch: TokenBatch, arguments: frozenset[str]
     if key in known:
         return known[key]
     alone, padded = TokenBatch.pad([short]), TokenBatch.pad([long, short]).to(device_of(model))
-    with torch.no_grad(), prefix_pass():
+    with comparison():
         expected = attempt(lambda: full_pass(model, alone, 1, arguments))
         if expected is None:
             return LEFT  # the pass itself shows what is wrong
-        generates = getattr(model, "can_generate", None)
-        causal = generates() if callable(generates) else True
-        for side in (LEFT, RIGHT) if causal else (RIGHT, LEFT):
+        for side in (LEFT, RIGHT) if _prefers_left(model) else (RIGHT, LEFT):
             found = attempt(partial(_pass, model, padded, 1, arguments, side))
             if found is not None and logits_agree(model, found[1:], expected):
                 break
@@ -70,6 +74,12 @@ def _padding_side(model: nn.Module, batch: TokenBatch, arguments: frozenset[str]
     if float(expected.amax() - expected.amin()) > 1e-6:  # equal logits show nothing
         known[key] = side
     return side
+
+
+def _prefers_left(model: nn.Module) -> bool:
+    """Return whether a model generates text, without soft prompts (which take no positions)."""
+    generates = getattr(model, "can_generate", None)
+    return (generates() if callable(generates) else True) and not has_soft_prompts(model)
 
 
 def _pass(

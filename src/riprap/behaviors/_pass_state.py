@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _IN_PREFIX_PASS = False
+_IN_COMPARISON = False
 _RIGHT_PADDING: Tensor | None = None
 _TOKEN_MASK: Tensor | None = None
 
@@ -22,15 +23,32 @@ def in_prefix_pass() -> bool:
     return _IN_PREFIX_PASS
 
 
+def in_comparison() -> bool:
+    """Return whether the current pass is only compared with another one."""
+    return _IN_COMPARISON
+
+
 @contextmanager
 def prefix_pass() -> Iterator[None]:
-    """Mark passes over shared prefixes, and passes that are only compared."""
+    """Mark passes over shared prefixes, whose last positions are not those of probes."""
     global _IN_PREFIX_PASS
     before, _IN_PREFIX_PASS = _IN_PREFIX_PASS, True
     try:
         yield
     finally:
         _IN_PREFIX_PASS = before
+
+
+@contextmanager
+def comparison() -> Iterator[None]:
+    """Mark passes that are only compared, and build no graph."""
+    global _IN_COMPARISON
+    before, _IN_COMPARISON = _IN_COMPARISON, True
+    try:
+        with torch.no_grad(), prefix_pass():
+            yield
+    finally:
+        _IN_COMPARISON = before
 
 
 @contextmanager

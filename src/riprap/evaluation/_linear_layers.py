@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._distributed import raise_on_all_ranks
-from riprap.behaviors import Behavior, token_mask
+from riprap.behaviors import Behavior, in_comparison, token_mask
 from riprap.errors import BehaviorError
 from riprap.evaluation._isolation import preserve_training_state
 from riprap.evaluation._probe_pass import compute_margins
@@ -128,6 +128,8 @@ class _ActivationRecorder:
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def on_layer(self, at: int, _module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if in_comparison():
+            return
         _add(self.moments.inputs, at, self._unpadded(inputs[0].detach()))
         if self._errors and output.requires_grad:
             self._outputs.append((at, output))
