@@ -96,6 +96,10 @@ class StepHooks:
             for one in self.optimizers
         }
 
+    def held(self) -> list[tuple[int, bool]]:
+        """Return id and `requires_grad` of all parameters that the optimizers hold."""
+        return [(id(p), p.requires_grad) for one in self.optimizers for p in parameters_of(one)]
+
     def resized(self) -> list[Tensor]:
         """Return the parameters whose shape has changed since they were set."""
         pairs = zip(self.parameters, self._params_before, strict=True)

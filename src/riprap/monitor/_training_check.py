@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from riprap.linalg import Vector, is_sharded, to_local
+from riprap.monitor._weight_sample import elements
 from riprap.record import check_fields
 from riprap.types import RUN, Reading
 
@@ -232,12 +233,18 @@ def _not_zero(parts: Sequence[tuple[int, Tensor]]) -> set[int]:
         own = own.coalesce().values() if own.is_sparse else own
         if own.numel():
             local.append((index, own))
-    if not local:
+    # Some elements decide nearly always; all of them are read only where these are 0.
+    found = _nonzero_indices([(index, elements(own)) for index, own in local])
+    return found | _nonzero_indices([(i, own) for i, own in local if i not in found])
+
+
+def _nonzero_indices(parts: Sequence[tuple[int, Tensor]]) -> set[int]:
+    if not parts:
         return set()
     # The largest element, not the sum of squares, which underflows.
-    largest = torch._foreach_norm([own for _, own in local], ord=float("inf"))
+    largest = torch._foreach_norm([own for _, own in parts], ord=float("inf"))
     values = torch.stack([value.to(largest[0].device) for value in largest]).tolist()
-    return {index for (index, _), value in zip(local, values, strict=True) if value != 0}
+    return {index for (index, _), value in zip(parts, values, strict=True) if value != 0}
 
 
 def _block(name: str) -> str:

@@ -77,6 +77,7 @@ class WatchSession:
         self.hooks = StepHooks(optimizers, probe_runner.parameters, self, self.guard)
         self.check = TrainingCheck(probe_runner.model, probe_runner.parameters, optimizers)
         self._swaps_weights = any(map(swaps_weights, optimizers))
+        self._held: list[tuple[int, bool]] = []  # see `StepHooks.held`
         self._ignored: set[int] = set()  # parameters that are not watched, by id
         self._frozen: set[int] = set()  # watched parameters that training has frozen, by id
         self._told_frozen = self._refresh_due = False
@@ -104,10 +105,15 @@ class WatchSession:
             if self._changed_before_step:
                 step = self.run.step
                 self._note_unwatched(f"between step {step} and step {step + 1}")
-            joined, resized = self._find_joined(), self.hooks.resized()
+            resized, held = self.hooks.resized(), self.hooks.held()
+            set_changed = held != self._held
+            if set_changed:
+                joined = self._find_joined()
             if joined or resized:
                 self._take_up(joined, resized)
-            self._note_frozen()
+            if set_changed:
+                self._note_frozen()
+            self._held = held
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
         if self.guard is not None and resized:

@@ -47,12 +47,14 @@ class WeightSample:
         self._refresh_views()
         if [copy.shape for copy in self._copies] != [view.shape for view in self._views]:
             return True
-        if not self._views:
+        on_cpu = all(view.device.type == "cpu" for view in self._views)
+        if on_cpu and all(map(torch.equal, self._views, self._copies)):
             return False
         changes = torch._foreach_norm(
             torch._foreach_sub(self._views, self._copies), ord=float("inf")
         )
-        if not any(torch.stack([part.cpu() for part in changes]).tolist()):
+        device = changes[0].device
+        if not any(torch.stack([part.to(device) for part in changes]).tolist()):
             return False
         sizes = torch._foreach_norm(self._copies, ord=float("inf"))
         return any(
@@ -80,9 +82,11 @@ def elements(part: Tensor) -> Tensor:
     part = part.detach()
     if part.is_complex():
         part = torch.view_as_real(part)
-    order = sorted(range(part.dim()), key=part.stride, reverse=True)
-    in_storage = part.permute(order)
-    flat = in_storage.view(-1) if in_storage.is_contiguous() else part.reshape(-1)
+    if not part.is_contiguous():
+        part = part.permute(sorted(range(part.dim()), key=part.stride, reverse=True))
+    flat = part.reshape(-1)  # a view, unless the elements overlap or have gaps
+    if len(flat) <= MAX_ELEMENTS:
+        return flat
     return flat[:: max(len(flat) // MAX_ELEMENTS, 1)][:MAX_ELEMENTS]
 
 
