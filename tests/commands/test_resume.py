@@ -179,7 +179,7 @@ def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"probe_every": 4}, "with probe_every: 3, and the configuration now has 4"),
-        ({"lora": None}, 'lora: {"rank": 2, "alpha": 4}, and the configuration now has null'),
+        ({"lora": None}, 'lora: {"rank": 2, "alpha": 4, "dropout": 0.0,'),
         ({"training": {"learning_rate": 1e-3}}, "training.learning_rate: 0.005"),
         ({"training": {"seed": 1}}, "training.seed: 0, and the configuration now has 1"),
         ({"training": {"save_steps": 2}}, "training.save_steps: 3"),

@@ -119,11 +119,23 @@ def report(
 
 @app.command()
 @command
-def doctor(as_json: bool = AS_JSON) -> int:
-    """Show versions and supported features, and run a self-test. Exit code 2 if a check fails."""
+def doctor(
+    subject: str | None = typer.Argument(
+        None, metavar="[MODEL|CONFIG]", help="Say what a model, or a configuration, would train."
+    ),
+    as_json: bool = AS_JSON,
+) -> int:
+    """Show versions and supported features, and run a self-test; or say what would train.
+
+    Exit code 2 if a check fails.
+    """
     from riprap.commands import examine
 
-    result = examine()
+    result = examine(subject)
+    if subject is not None:
+        lines = result.pop("lines")
+        print_result(result, as_json, lines)
+        return 0
     facts = result["versions"] | result["support"]
     lines = [f"{name}: {value}" for name, value in facts.items()]
     lines += [
@@ -141,5 +153,7 @@ def _finish_watch(outcome: dict[str, Any], as_json: bool) -> int:
         lines.append(f"record: {outcome['run']} (for the report: pip install 'riprap[report]')")
     else:
         lines.append(f"report: {outcome['report']}")
+    if "model" in outcome:
+        lines.append(f"trained model: {outcome['model']}")
     print_result(outcome, as_json, lines)
     return FINDING if broken else 0

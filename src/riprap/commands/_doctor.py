@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap._extras import EXTRAS, is_installed
+from riprap._extras import EXTRAS, is_installed, require
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy
 from riprap.monitor import Monitor, versions
@@ -34,8 +34,23 @@ class Check:
     detail: str
 
 
-def examine() -> dict[str, Any]:
-    """Collect versions and supported features, and run the self-test."""
+def examine(subject: str | None = None) -> dict[str, Any]:
+    """Collect versions and supported features, and run the self-test.
+
+    Args:
+        subject: a model, or a configuration of `riprap watch` (`.yaml`): say what it would train,
+            instead.
+    """
+    if subject is not None:
+        require("hf", *EXTRAS["hf"])
+        from riprap.commands._trained_parts import examine_config, examine_model
+
+        is_config = subject.endswith((".yaml", ".yml"))
+        found = examine_config(Path(subject)) if is_config else examine_model(subject)
+        return {
+            "trains": [asdict(parts) for parts in found],
+            "lines": [line for parts in found for line in parts.lines()],
+        }
     return {
         "versions": versions(),
         "support": support(),

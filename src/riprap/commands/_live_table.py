@@ -60,6 +60,16 @@ class LiveTable:
         )
         self._bar = self._progress.add_task("", total=total_steps)
         self._live: Live | None = None
+        self._note = ""
+
+    def set_total(self, steps: int) -> None:
+        """Set the number of steps of the run."""
+        self._total = steps
+        self._progress.update(self._bar, total=steps)
+
+    def note(self, text: str) -> None:
+        """Show a short text beside the step, such as the training loss."""
+        self._note = text or self._note
 
     def __enter__(self) -> LiveTable:
         if self._console.is_terminal:
@@ -97,13 +107,14 @@ class LiveTable:
             table.add_column(heading, min_width=width)
         for row in self._rows.values():
             table.add_row(*_cells(row))
-        return Group(table, self._progress.get_renderable())
+        return Group(table, Text(self._note, style="dim"), self._progress.get_renderable())
 
     def _print_line(self) -> None:
         """Print one plain line with the state of all behaviors."""
         self._printed_step = self._step
         states = "; ".join(_plain_text(row) for row in self._rows.values())
-        self._console.print(Text(f"step {self._step}/{self._total}: {states}"), soft_wrap=True)
+        place = f"step {self._step}/{self._total}" + (f", {self._note}" if self._note else "")
+        self._console.print(Text(f"{place}: {states}"), soft_wrap=True)
 
 
 def _is_worse(old: BehaviorRow | None, new: BehaviorRow) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from riprap._extras import require
+from riprap._extras import is_installed, require
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2
+
+if TYPE_CHECKING:
+    from riprap.commands.watch._training import QuantizationConfig
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code when it is loaded
 # Beside the weights in a trainer's checkpoint.
@@ -16,17 +19,25 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "adapter_mo
 SHOWN = 300  # characters of a name, or of another library's error, that a message repeats
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+def load_model(name: str, quantization: QuantizationConfig | None = None) -> tuple[Any, Any]:
     """Load model and tokenizer from a folder, a Hugging Face id, or `smollm2`, in float32.
 
     Missing or pickled weights are a ConfigError.
+
+    Args:
+        quantization: weights in 4 or 8 bits.
     """
     require("hf", "transformers")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if quantization is not None and not is_installed("bitsandbytes"):
+        raise ConfigError("quantization needs bitsandbytes: run pip install bitsandbytes")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    source = _folder_or_hub_id(name)
+    source = locate_model(name)
     try:
-        options = {"dtype": "float32", "use_safetensors": True, "output_loading_info": True}
+        options: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
+        options |= {"output_loading_info": True}
+        if quantization is not None:
+            options["quantization_config"] = BitsAndBytesConfig(**quantization.model_dump())
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, **options
         )
@@ -44,7 +55,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _folder_or_hub_id(name: str) -> str:
+def locate_model(name: str) -> str:
     """Return the folder with this name; without such a folder, the name as a Hugging Face id."""
     try:
         folder = smollm2.ensure_converted() if name == "smollm2" else Path(name).expanduser()

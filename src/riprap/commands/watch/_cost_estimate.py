@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from riprap.commands.watch._config import WatchConfig
 from riprap.commands.watch._resume import require_empty_run_dir
-from riprap.commands.watch._run import prepare
+from riprap.commands.watch._run import planned_steps, prepare
 from riprap.monitor import Cost, measure_cost
 
 ROUNDS, MAX_SECONDS = 5, 60.0  # no further round starts after so many seconds
@@ -50,7 +50,9 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         bar = progress.add_task("loading", total=None)
         run = prepare(_with_tiny_lr(config, Path(folder) / "run"))
         try:
-            model, optimizer, take_step = make_step_fn(run.make_trainer())
+            trainer = run.make_trainer()
+            steps = planned_steps(trainer)
+            model, optimizer, take_step = make_step_fn(trainer)
             progress.update(bar, description="measuring", total=ROUNDS)
             advance = partial(progress.advance, bar)
             cost = measure_cost(
@@ -58,7 +60,8 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
             )
         finally:
             run.monitor.record.close()
-    return summarize_cost(cost, config.probe_every, config.training.max_steps)
+    data = {"notes": run.notes, "row": run.shown}
+    return summarize_cost(cost, config.probe_every, steps) | {"data": data}
 
 
 def _with_tiny_lr(config: WatchConfig, folder: Path) -> WatchConfig:
@@ -73,7 +76,7 @@ def _with_tiny_lr(config: WatchConfig, folder: Path) -> WatchConfig:
 
 def make_step_fn(trainer: SFTTrainer) -> tuple[Any, Any, Callable[[], None]]:
     """Return the trainer's model, its optimizer, and a function that takes one training step."""
-    trainer.create_optimizer_and_scheduler(num_training_steps=trainer.args.max_steps)
+    trainer.create_optimizer_and_scheduler(num_training_steps=planned_steps(trainer))
     model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.optimizer, scheduler = optimizer, trainer.lr_scheduler
     assert scheduler is not None

@@ -23,6 +23,7 @@ class Checkpoint:
     """Checkpoint of the trainer that contains the state of the monitor."""
 
     step: int  # last optimizer step before the checkpoint
+    total: int  # optimizer steps of the run when it was saved
     folder: Path
 
 
@@ -39,7 +40,7 @@ def _complete_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        return Checkpoint(int(state["global_step"]), folder)
+        return Checkpoint(int(state["global_step"]), int(state["max_steps"]), folder)
     return None
 
 
@@ -87,11 +88,12 @@ def find_checkpoint(config: WatchConfig, rows: str) -> Path:
             f"the run in {config.run_dir} has no complete checkpoint to resume from: set "
             "training.save_steps, and start again with another run_dir"
         )
-    if checkpoint.step >= config.training.max_steps:
+    total = config.training.max_steps or checkpoint.total
+    if checkpoint.step >= total:
         raise ConfigError(
             f"no steps are left: the checkpoint {checkpoint.folder} is of step {checkpoint.step}, "
-            f"and training.max_steps is {config.training.max_steps}; `riprap report "
-            f"{config.run_dir}` writes the report of the run"
+            f"and training ends at step {total}; `riprap report {config.run_dir}` writes the "
+            "report of the run"
         )
     return checkpoint.folder
 
@@ -105,7 +107,7 @@ def _require_same_config(recorded: WatchConfig, current: WatchConfig) -> None:
     ):
         if key == "run_dir":
             continue
-        if key != "training.max_steps":
+        if key != "training.max_steps" or before is None or after is None:
             raise ConfigError(
                 f"{run} {key}: {_as_json(old)}, and the configuration now has {_as_json(new)}: "
                 "restore the old value, or use another run_dir"

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
-from transformers import PrinterCallback, TrainerCallback
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from riprap.commands._data import read_rows
-from riprap.commands._encoding import encode_rows
+from riprap._formatting import format_number
+from riprap.commands._data import DataConfig, Row, read_rows
+from riprap.commands._encoding import EncodedRows, encode_rows, print_row
 from riprap.commands._live import behavior_rows, live_table, summarize_run
-from riprap.commands._models import load_model
-from riprap.commands.watch._build import build_behaviors, load_policy
-from riprap.commands.watch._config import WatchConfig
+from riprap.commands._models import SHOWN, load_model
+from riprap.commands.watch._build import build_behaviors, check_behaviors, load_policy
+from riprap.commands.watch._config import LoraConfig, WatchConfig
+from riprap.commands.watch._interventions import (
+    build_guard,
+    build_selector,
+    check_guard,
+    check_selector,
+)
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
-from riprap.integrations.hf import MonitorCallback
+from riprap.errors import ConfigError
+from riprap.guards import Guard
+from riprap.integrations.hf import MonitorCallback, SelectionCallback
 from riprap.monitor import Monitor
+from riprap.selection import Selector
 
+Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
+MODEL_FOLDER = "model"  # inside the folder of the run: the trained adapter or model
+LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate")
+SHOWN_LOGS = ("loss", "eval_loss")
 MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
 
@@ -30,8 +50,10 @@ class TrainingRun:
 
     Attributes:
         model: base model, before TRL adds the adapter.
+        rows: rows to train on, with `input_ids` and `labels`, or in a form that TRL tokenizes.
         checkpoint: folder of the checkpoint to resume from; None: train from the start.
         eval_rows: rows for the trainer's `evaluate`; None: no evaluation.
+        guard, selector: interventions; None: training is only watched.
         notes: what the data contain, and what is left out, in words.
         shown: the first row as stretches of text, and whether they are learned.
     """
@@ -43,103 +65,196 @@ class TrainingRun:
     rows: Any
     checkpoint: Path | None = None
     eval_rows: Any = None
+    guard: Guard | None = None
+    selector: Selector | None = None
     notes: list[str] = field(default_factory=list)
     shown: list[tuple[str, bool]] = field(default_factory=list)
 
-    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
         """Fine-tune under the monitor; `callbacks` are called after the monitor's callback."""
-        monitor_callback = MonitorCallback(self.monitor, checkpoint=self.checkpoint)
-        trainer = self.make_trainer([monitor_callback, *callbacks])
+        own: list[TrainerCallback] = [
+            MonitorCallback(self.monitor, self.guard, checkpoint=self.checkpoint)
+        ]
+        if self.selector is not None:
+            own.append(SelectionCallback(self.selector))
+        trainer = self.make_trainer([*own, *callbacks])
         trainer.train(None if self.checkpoint is None else str(self.checkpoint))
+        return trainer
 
     def make_trainer(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
         """Make TRL's trainer as configured, with the adapter and with additional callbacks."""
-        trainer = SFTTrainer(
-            model=self.model,
-            args=sft_config(self.config),
-            train_dataset=self.rows,
-            eval_dataset=self.eval_rows,
-            processing_class=self.tokenizer,
-            peft_config=lora_config(self.config),
-            callbacks=list(callbacks),
-        )
+        try:
+            trainer = SFTTrainer(
+                model=self.model,
+                args=sft_config(self.config),
+                train_dataset=self.rows,
+                eval_dataset=self.eval_rows,
+                processing_class=self.tokenizer,
+                peft_config=lora_config(self.config.lora),
+                callbacks=list(callbacks),
+            )
+        except (TypeError, ValueError, ImportError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+            raise ConfigError(f"TRL refuses this training: {first}") from error
         trainer.remove_callback(PrinterCallback)
         return trainer
 
 
-def prepare(config: WatchConfig, resume: bool = False) -> TrainingRun:
+def prepare(
+    config: WatchConfig, resume: bool = False, progress: Stage = lambda stage, done, total: None
+) -> TrainingRun:
     """Build the model, the data and the monitor of a configuration; training does not start.
+
+    Names, files and rows are checked before the model is loaded.
 
     Args:
         resume: continue the run in `config.run_dir` from its newest checkpoint.
+        progress: called with the name of the stage, and how much of it is done.
     """
     if not resume:
         require_empty_run_dir(config.run_dir)
-    policy, (rows, summary) = load_policy(config.policy), read_rows(config.data)
+    policy, names = load_policy(config.policy), check_behaviors(config)
+    if config.guard is not None:
+        check_guard(config.guard, names)
+    if config.selector is not None:
+        check_selector(config.selector, names)
+    sft_config(config), lora_config(config.lora)
+    progress("reading rows", 0, 0)
+    rows, summary = read_rows(config.data)
+    eval_rows, _ = read_rows(config.eval_data) if config.eval_data is not None else ([], None)
     checkpoint = find_checkpoint(config, summary.digest) if resume else None
-    model, tokenizer = load_model(config.model)
-    kwargs = config.data.chat_template_kwargs
-    encoded = encode_rows(rows, tokenizer, config.training.max_length, kwargs)
+    if config.quantization is not None and config.eval_data is not None and on_cpu():
+        raise ConfigError(
+            "on a CPU an evaluation ends the training of weights in 4 or 8 bits (a fault of "
+            "bitsandbytes): remove `eval_data`"
+        )
+    progress("loading the model", 0, 0)
+    model, tokenizer = load_model(config.model, config.quantization)
+    encoded = _encode(config, config.data, rows, tokenizer, progress)
     notes = [*summary.lines(), *encoded.lines()]
+    progress("evaluating probes", 0, 0)
+    protection = build_guard(config, build_behaviors(config, model, tokenizer))
     metadata = {"task": config.title, "config": config.model_dump(mode="json")}
     metadata |= {"rows": summary.digest, "data": notes}
+    options: dict[str, Any] = {} if config.stop_on is None else {"stop_on": config.stop_on}
     monitor = Monitor(
-        build_behaviors(config, model, tokenizer),
+        protection.behaviors,
         policy=policy,
         probe_every=config.probe_every,
         run_dir=config.run_dir,
         feature_layer=config.feature_layer,
         metadata=metadata,
         resume=resume,
+        **options,
     )
     run = TrainingRun(config, monitor, model, tokenizer, encoded.dataset(), checkpoint)
-    run.notes, run.shown = notes, encoded.shown
+    run.notes, run.shown, run.guard = notes, encoded.shown, protection.guard
+    if config.eval_data is not None:
+        encoded = _encode(config, config.eval_data, eval_rows, tokenizer, progress)
+        run.eval_rows = encoded.dataset()
+    run.selector = build_selector(
+        config, protection.behaviors, lambda **record: monitor.log_event("selection", **record)
+    )
     return run
 
 
-def lora_config(config: WatchConfig) -> PeftLoraConfig | None:
+def _encode(
+    config: WatchConfig, data: DataConfig, rows: Sequence[Row], tokenizer: Any, progress: Stage
+) -> EncodedRows:
+    return encode_rows(
+        rows,
+        tokenizer,
+        None if config.training.passed_on().get("packing") else config.training.max_length,
+        data.chat_template_kwargs,
+        lambda done, total: progress("tokenizing rows", done, total),
+    )
+
+
+def lora_config(lora: LoraConfig | None) -> PeftLoraConfig | None:
     """Make the configuration of the LoRA adapter; None: train all parameters."""
-    if (lora := config.lora) is None:
+    if lora is None:
         return None
+    modules = lora.target_modules
     return PeftLoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+        **lora.passed_on(),
     )
 
 
 def sft_config(config: WatchConfig) -> SFTConfig:
-    """Make TRL's arguments: loss on responses only, no trackers, checkpoints if configured."""
-    training = config.training.model_dump()
-    save_steps = training.pop("save_steps")
-    return SFTConfig(
-        **training,
-        output_dir=str(Path(config.run_dir) / TRAINER_FOLDER),
-        completion_only_loss=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no" if save_steps is None else "steps",
-        save_steps=save_steps or config.training.max_steps,
-        save_total_limit=MAX_CHECKPOINTS,
-        report_to="none",
-        logging_steps=10,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
-    )
+    """Make TRL's arguments: the keys of the configuration, and what Riprap sets."""
+    training = config.training
+    own = {name: getattr(training, name) for name in type(training).model_fields}
+    arguments = {name: value for name, value in own.items() if value is not None}
+    arguments["max_length"] = training.max_length  # None: rows are not cut
+    defaults = {
+        "report_to": "none",
+        "save_strategy": "no" if training.save_steps is None else "steps",
+        "save_total_limit": MAX_CHECKPOINTS,
+        "use_cpu": on_cpu(),  # or else bf16 is refused on a CPU
+        "eval_strategy": "no" if config.eval_data is None else "epoch",
+    }
+    arguments = {**defaults, **arguments, **training.passed_on()}
+    try:
+        with warnings.catch_warnings():  # TRL uses the name that transformers calls deprecated
+            warnings.filterwarnings("ignore", "`gradient_checkpointing`", FutureWarning)
+            return SFTConfig(
+                **arguments,
+                output_dir=str(Path(config.run_dir) / TRAINER_FOLDER),
+                completion_only_loss=True,
+                disable_tqdm=True,
+            )
+    except (TypeError, ValueError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+        raise ConfigError(f"training: {first}") from error
+
+
+def on_cpu() -> bool:
+    """Return whether this machine has no accelerator."""
+    return not torch.accelerator.is_available()
+
+
+def planned_steps(trainer: SFTTrainer) -> int:
+    """Return the number of optimizer steps that the trainer will take."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batches = len(trainer.get_train_dataloader())
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * per_epoch)
 
 
 class LiveTableCallback(TrainerCallback):
-    """Show the live table during training."""
+    """Show the live table during training, and write the training loss to the record."""
 
-    def __init__(self, monitor: Monitor, steps: int, quiet: bool = False) -> None:
+    def __init__(self, monitor: Monitor, steps: int = 0, quiet: bool = False) -> None:
         self.monitor = monitor
         self.table = live_table(monitor, steps, quiet)
+        self._latest: dict[str, float] = {}
 
-    def on_train_begin(self, *arguments: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Open the table."""
+        self.table.set_total(state.max_steps)
         self.table.__enter__()
 
     def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
         """Update the table."""
         self.table.update(self.monitor.step, behavior_rows(self.monitor))
+
+    def on_log(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Show and record what the trainer logs: the loss, its gradient norm, the rate."""
+        logs = kwargs.get("logs") or {}
+        found = {name: float(logs[name]) for name in LOGGED if name in logs}
+        if found:
+            self.monitor.log_event("training", **found)
+            self._latest |= found
+            latest = {name: self._latest[name] for name in SHOWN_LOGS if name in self._latest}
+            texts = [f"{name} {format_number(value)}" for name, value in latest.items()]
+            self.table.note(", ".join(texts))
 
     def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
         """Close the table; its last state stays visible."""
@@ -147,12 +262,32 @@ class LiveTableCallback(TrainerCallback):
 
 
 def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Run a configuration under a live table, write its report, and return its summary.
+    """Run a configuration under a live table; save the model, and return the run's summary.
 
     Args:
         quiet: draw the table on standard error.
         resume: continue the run in `config.run_dir` from its newest checkpoint.
     """
-    run = prepare(config, resume)
-    run.train([LiveTableCallback(run.monitor, config.training.max_steps, quiet)])
-    return summarize_run(run.monitor, config.run_dir)
+    console = Console(file=sys.stderr) if quiet else Console()
+    with Progress(*Progress.get_default_columns()[:2], console=console, transient=True) as bars:
+        bar = bars.add_task("")
+        run = prepare(
+            config,
+            resume,
+            lambda stage, done, total: bars.update(
+                bar, description=stage, completed=done, total=total or None
+            ),
+        )
+    print_data(run, console)
+    trainer = run.train([LiveTableCallback(run.monitor, quiet=quiet)])
+    folder = Path(config.run_dir) / MODEL_FOLDER
+    trainer.save_model(str(folder))
+    return summarize_run(run.monitor, config.run_dir) | {"model": str(folder)}
+
+
+def print_data(run: TrainingRun, console: Console) -> None:
+    """Print what the data are, what is left out, and one row with its loss mask."""
+    console.print(f"data {run.config.data.path}:", markup=False, soft_wrap=True)
+    for note in run.notes:
+        console.print(f"- {note}", markup=False, soft_wrap=True)
+    print_row(run.shown, console)
