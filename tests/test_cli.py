@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from riprap import __version__
+from riprap.cli import _common as common
+from riprap.cli import _runs as runs
 from riprap.cli._app import app
 
 COMMANDS = ("demo", "watch", "select", "diagnose", "report", "policy", "doctor")
@@ -78,3 +80,25 @@ def test_help_imports_nothing_heavy() -> None:
     modules = set(json.loads(result.stdout.splitlines()[-1]))
     assert not modules & {"torch", "numpy", "transformers", "pandas", "altair", "pydantic"}
     assert time.monotonic() - started < 10
+
+
+def test_help_lists_the_values() -> None:
+    from riprap.behaviors import probe_sets
+    from riprap.commands.select import STRATEGIES
+
+    assert tuple(STRATEGIES) == common.STRATEGIES
+    assert probe_sets.names() == common.PROBE_SETS.split(", ")
+    for command in ("select", "diagnose"):
+        result = CliRunner().invoke(app, [command, "--help"], terminal_width=300)
+        assert all(name in result.output for name in probe_sets.names()), command
+    result = CliRunner().invoke(app, ["select", "--help"], terminal_width=300)
+    assert all(name in result.output for name in STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"), [({"a": None}, 0), ({"a": 30}, 2)], ids=["below its floor", "broke"]
+)
+def test_only_a_break_is_a_finding(broken: dict[str, int | None], code: int) -> None:
+    """A behavior that starts under its floor did not break."""
+    outcome = {"broken": broken, "below_floor": {"a": 0.5}, "summary": "a.", "report": None}
+    assert runs._finish_watch(outcome | {"run": "r"}, as_json=False) == code

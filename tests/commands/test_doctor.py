@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from typer.testing import CliRunner
 
+from launching import write_config
 from riprap.cli._app import app
 from riprap.commands import _doctor as doctor
 from riprap.monitor import Monitor
@@ -59,3 +62,41 @@ def test_the_generator_of_the_caller_is_unchanged() -> None:
     before = torch.get_rng_state()
     doctor.self_test()
     assert torch.equal(before, torch.get_rng_state())
+
+
+def lines(*arguments: str) -> list[str]:
+    result = CliRunner().invoke(app, ["doctor", *arguments])
+    assert result.exit_code == 0, result.output
+    return [line for line in result.stdout.splitlines() if "tensors" in line]
+
+
+def test_it_names_what_a_model_would_train(tmp_path: Path) -> None:
+    file = write_config(tmp_path)  # a LoRA adapter of rank 2
+    full, *parts = lines(str(tmp_path / "model"))
+    assert full.startswith("full fine-tuning (`lora: null`): trains 30 of 30 tensors, 8,144")
+    assert "  embedding: 1 of 1 tensors, 752 parameters" in parts
+    assert "  block 0 … block 2: 9 of 9 tensors each, 2,208 parameters each" in parts
+    assert "  head: 0 of 1 tensors, frozen" in parts  # of the default LoRA adapter
+    adapter, *parts = lines(str(file))
+    assert adapter == "LoRA as configured: trains 42 of 72 tensors, 1,488 parameters"
+    only = write_config(tmp_path, lora={"rank": 2, "target_modules": ["q_proj"]})
+    assert "trains 6 of 36 tensors" in lines(str(only))[0]
+
+
+def test_it_names_experts_and_what_is_tied(tmp_path: Path) -> None:
+    shape = {"vocab_size": 64, "hidden_size": 32, "moe_intermediate_size": 16, "head_dim": 16}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes = Qwen3MoeConfig(**shape, num_experts=4, tie_word_embeddings=True)
+    Qwen3MoeForCausalLM(sizes).save_pretrained(tmp_path)
+    full = lines(str(tmp_path))
+    assert "  embedding (tied to the head): 1 of 1 tensors, 2,048 parameters" in full
+    assert any(
+        line.startswith("  block 0, experts … block 1, experts: 2 of 2 tensors each")
+        for line in full
+    )
+
+
+def test_a_model_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "no such folder" in result.stderr

@@ -82,7 +82,7 @@ def test_a_wrong_key_is_one_sentence(
         ({"guard": {"name": "Lisa"}}, "there is no guard 'Lisa' for a configuration"),
         ({"selector": {"strategy": "moderat"}}, "did you mean 'moderate'?"),
         ({"selector": {"strategy": "taylor"}}, "needs directions"),
-        ({"training": {"lr_scheduler_type": "cosin"}}, "training: 'cosin' is not a valid"),
+        ({"training": {"lr_scheduler_type": "cosin"}}, "training: cosin is not a valid"),
     ],
 )
 def test_a_wrong_name_is_refused_before_the_model_is_loaded(

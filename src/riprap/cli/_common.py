@@ -21,6 +21,9 @@ FINDING = 2
 _USAGE = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 _USAGE.exit_code = 1  # type: ignore[attr-defined]
 AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
+# Named here because `--help` imports nothing heavy; tests/test_cli.py compares them.
+PROBE_SETS = "arithmetic, general_knowledge, instruction_format, over_refusal, refusal"
+STRATEGIES = ("random", "low", "moderate", "moderate_by_loss", "high", "proxy", "least_harm")
 
 REPLACED_COMMANDS = {
     "protocol": "`riprap protocol` is now `riprap policy`",

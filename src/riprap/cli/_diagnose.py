@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from riprap.cli._common import AS_JSON, FINDING, command, print_result
+from riprap.cli._common import AS_JSON, FINDING, PROBE_SETS, command, print_result
 
 app = typer.Typer()
 
@@ -18,7 +18,7 @@ def diagnose(
     tuned: str = typer.Argument(..., help="Fine-tuned model, or folder of a LoRA adapter of BASE."),
     out: Path = typer.Option(Path("diagnosis"), help="Folder of the report."),
     behaviors: list[str] = typer.Option(
-        [], help="Shipped probe set, or .jsonl file with your own probes; repeatable."
+        [], help=f"{PROBE_SETS}; or .jsonl file with your own probes; repeatable."
     ),
     refusal_prefixes: list[str] = typer.Option(
         [], help="First words of the refusals of BASE; repeatable."

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from riprap.cli._common import AS_JSON, FINDING, command, print_result
+from riprap.cli._common import AS_JSON, FINDING, PROBE_SETS, STRATEGIES, command, print_result
 from riprap.errors import ConfigError
 
 app = typer.Typer()
@@ -62,10 +62,10 @@ def select(
     ),
     model: str = typer.Option(..., help="Folder, Hugging Face id, or smollm2."),
     out: Path = typer.Option(..., help="Folder of scores, selected rows and audit."),
-    strategy: str = typer.Option("moderate", help="Strategy that selects the rows."),
+    strategy: str = typer.Option("moderate", help=f"Strategy: {', '.join(STRATEGIES)}."),
     ratio: float = typer.Option(0.2, help="Share of the rows to select."),
     behaviors: list[str] = typer.Option(
-        [], help="Shipped probe set, or .jsonl file with your own probes; repeatable."
+        [], help=f"{PROBE_SETS}; or .jsonl file with your own probes; repeatable."
     ),
     refusal_prefixes: list[str] = typer.Option(
         [], help="First words of the model's refusals; repeatable."
@@ -147,8 +147,7 @@ def doctor(
 
 
 def _finish_watch(outcome: dict[str, Any], as_json: bool) -> int:
-    broken = {name: step for name, step in outcome["broken"].items() if step is not None}
-    lines = [f"{name} broke: score under its floor at step {step}" for name, step in broken.items()]
+    lines = outcome["summary"].splitlines()
     if outcome["report"] is None:
         lines.append(f"record: {outcome['run']} (for the report: pip install 'riprap[report]')")
     else:
@@ -156,4 +155,4 @@ def _finish_watch(outcome: dict[str, Any], as_json: bool) -> int:
     if "model" in outcome:
         lines.append(f"trained model: {outcome['model']}")
     print_result(outcome, as_json, lines)
-    return FINDING if broken else 0
+    return FINDING if any(step is not None for step in outcome["broken"].values()) else 0

@@ -58,6 +58,8 @@ def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
         "report": report,
         "steps": monitor.step,
         "broken": monitor.broken(),
+        "below_floor": monitor.below_floor(),
+        "summary": monitor.summary(),
         "alerts": [
             {
                 "step": alert.step,

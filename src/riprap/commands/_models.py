@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from riprap._extras import is_installed, require
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2
-
-if TYPE_CHECKING:
-    from riprap.commands.watch._training import QuantizationConfig
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")  # a pickle can run code when it is loaded
 # Beside the weights in a trainer's checkpoint.
@@ -19,13 +16,13 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "adapter_mo
 SHOWN = 300  # characters of a name, or of another library's error, that a message repeats
 
 
-def load_model(name: str, quantization: QuantizationConfig | None = None) -> tuple[Any, Any]:
+def load_model(name: str, quantization: dict[str, Any] | None = None) -> tuple[Any, Any]:
     """Load model and tokenizer from a folder, a Hugging Face id, or `smollm2`, in float32.
 
     Missing or pickled weights are a ConfigError.
 
     Args:
-        quantization: weights in 4 or 8 bits.
+        quantization: arguments of transformers' BitsAndBytesConfig: weights in 4 or 8 bits.
     """
     require("hf", "transformers")
     if quantization is not None and not is_installed("bitsandbytes"):
@@ -37,7 +34,7 @@ def load_model(name: str, quantization: QuantizationConfig | None = None) -> tup
         options: dict[str, Any] = {"dtype": "float32", "use_safetensors": True}
         options |= {"output_loading_info": True}
         if quantization is not None:
-            options["quantization_config"] = BitsAndBytesConfig(**quantization.model_dump())
+            options["quantization_config"] = BitsAndBytesConfig(**quantization)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, **options
         )

@@ -129,7 +129,8 @@ def prepare(
             "bitsandbytes): remove `eval_data`"
         )
     progress("loading the model", 0, 0)
-    model, tokenizer = load_model(config.model, config.quantization)
+    quantization = None if config.quantization is None else config.quantization.model_dump()
+    model, tokenizer = load_model(config.model, quantization)
     encoded = _encode(config, config.data, rows, tokenizer, progress)
     notes = [*summary.lines(), *encoded.lines()]
     progress("evaluating probes", 0, 0)
