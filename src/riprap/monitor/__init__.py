@@ -4,13 +4,24 @@
 - `ProbeSchedule`: steps at which the probes are evaluated.
 - `keep_passing`: a behavior on the probes that a model passes.
 - `measure_cost`, `Cost`: cost of a monitor on a given model.
+- `say`, `beside_progress_bars`: words to the user during training.
 - `versions`: versions of the packages that affect a run's numbers.
 """
 
+from riprap.monitor._announce import beside_progress_bars, say
 from riprap.monitor._cost import Cost, measure_cost
 from riprap.monitor._keep_passing import keep_passing
 from riprap.monitor._monitor import Monitor
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._run_metadata import versions
 
-__all__ = ["Cost", "Monitor", "ProbeSchedule", "keep_passing", "measure_cost", "versions"]
+__all__ = [
+    "Cost",
+    "Monitor",
+    "ProbeSchedule",
+    "beside_progress_bars",
+    "keep_passing",
+    "measure_cost",
+    "say",
+    "versions",
+]

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from riprap._extras import is_installed
 from riprap._text import escape_control_chars
@@ -92,8 +92,18 @@ def say(text: str, level: Level | None = None) -> None:
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text(line, style=_STYLES.get(level, "") if level else ""))
+        with beside_progress_bars():
+            Console(stderr=True).print(Text(line, style=_STYLES.get(level, "") if level else ""))
     elif level is None:
         LOGGER.info(line)
     else:
         LOGGER.warning(line)
+
+
+def beside_progress_bars() -> AbstractContextManager[object]:
+    """Take the bars of tqdm away while the body writes to the terminal."""
+    if "tqdm" not in sys.modules:
+        return nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet, finalize
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class StepHooks:
                 one.register_step_post_hook(self._post_step),
             )
         ]
-        self._handles.append(register_optimizer_step_post_hook(self._any_post_step))
+        self._handles.append(_register_for_all(self._any_post_step))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -252,3 +252,20 @@ def _call_after_first(
         return value
 
     return wrapped
+
+
+def _register_for_all(method: Callable[..., None]) -> RemovableHandle:
+    """Call a method after the step of any optimizer, for as long as its owner lives.
+
+    A training that raises an exception removes no hooks. Without the weak reference, the watch and
+    the lock of its record would last as long as the process.
+    """
+    weak = WeakMethod(method)
+
+    def hook(*arguments: Any) -> None:
+        if (live := weak()) is not None:
+            live(*arguments)
+
+    handle = register_optimizer_step_post_hook(hook)
+    finalize(method.__self__, handle.remove).atexit = False  # type: ignore[attr-defined]
+    return handle

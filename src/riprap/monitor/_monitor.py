@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,7 @@ class Monitor:
         stop_on: Level | str | None = None,
         keep_passing: bool = False,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name != "self"}
         check_arguments(behaviors, probe_every, gradient_storage)
         check_options(policy, signals, stop_on, on_alert, modules)
         self.behaviors = list(behaviors)
@@ -115,11 +117,24 @@ class Monitor:
             Announcer(on_alert, record.add_failure, quiet=rank() != 0),
             None if stop_on is None else Level(stop_on),
         )
-        self._keep_passing = keep_passing
+        self._given, self._keep_passing = given, keep_passing
         self._started = False
         self._watched_model: WatchedModel | None = None  # of the last watch
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
         self._session: WatchSession | None = None  # of the open watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: a copy does not watch, because the hooks are this monitor's."""
+        return self.__dict__ | {"_session": None}
+
+    def renew(self, run_dir: str | Path | None = None) -> Monitor:
+        """Return an unused monitor with the same arguments, to watch another model.
+
+        Args:
+            run_dir: folder of its record; None keeps the record in memory.
+        """
+        signals = copy.deepcopy(self._given["signals"])
+        return Monitor(**self._given | {"run_dir": run_dir, "resume": False, "signals": signals})
 
     @contextmanager
     def watch(

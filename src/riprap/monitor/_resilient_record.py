@@ -84,6 +84,8 @@ class ResilientRecord:
             origin = {} if state_id is None else {"continues": state_id}
             self.writer.write_meta(**metadata, **origin)
             return
+        if not self.writer.resume:  # another monitor has written it since this one was created
+            self.writer.refuse_to_continue()
         for key in ("behaviors", "protocol_hash"):
             if known[key] != metadata[key]:
                 raise ConfigError(

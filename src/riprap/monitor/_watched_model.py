@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,13 @@ class WatchedModel:
         self._at_end = self._at_start
         self.note_end(model, parameters)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: it refers to no parameter of this process."""
+        return self.__dict__ | {"_parameters": [_gone] * len(self._parameters)}
+
     def note_end(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         """Store the weights at the end of a watch."""
-        self._parameters = [weakref.ref(parameter) for parameter in parameters]
+        self._parameters: list[Callable[[], Tensor | None]] = list(map(weakref.ref, parameters))
         self._at_end = _sample(model, parameters)
 
     def has_changed(self) -> bool:
@@ -61,6 +66,10 @@ class WatchedModel:
                 "the model is back at the weights with which this monitor began, and its readings "
                 f"are of the training since then: {_ADVICE}"
             )
+
+
+def _gone() -> None:
+    """Stand for a reference whose parameter does not exist in this process."""
 
 
 def _sample(model: nn.Module, parameters: Sequence[Tensor]) -> dict[str, Tensor]:

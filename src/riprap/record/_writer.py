@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sqlite3
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -60,6 +61,7 @@ class Writer:
 
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
         self.path = None if folder is None else expand_time(folder) / FILE_NAME
+        self.resume = resume
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._flushed = time.monotonic()
         self._wait = FLUSH_SECONDS
@@ -70,18 +72,38 @@ class Writer:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 if _check_existing(self.path, resume):
                     _remove(self.path)
-            self.connection = sqlite3.connect(
-                self.path or ":memory:",
-                isolation_level=None,
-                check_same_thread=False,
-                timeout=BUSY_SECONDS,
-            )
-            self._create()
+            self._open()
         except (OSError, sqlite3.Error, RecursionError, TypeError, ValueError) as error:
             # Beside errors of the disk: NUL in the path, and facts that are not JSON.
             raise RecordError(f"cannot write a record at {self.path}: {error}") from error
 
-    def _create(self) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: the file's path, or the content of a record in memory."""
+        with suppress(RecordError):
+            self.flush()
+        content = self.connection.serialize() if self.path is None else None
+        return {"path": self.path, "resume": self.resume, "step": self._step, "content": content}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self.resume, self._step = state["path"], state["resume"], state["step"]
+        self._pending, self._lock = [], None
+        self._flushed, self._wait = time.monotonic(), FLUSH_SECONDS
+        try:
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open(state["content"])
+        except (OSError, sqlite3.Error) as error:
+            raise RecordError(f"cannot write a record at {self.path}: {error}") from error
+
+    def _open(self, content: bytes | None = None) -> None:
+        self.connection = sqlite3.connect(
+            self.path or ":memory:",
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_SECONDS,
+        )
+        if content:
+            self.connection.deserialize(content)
         self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.execute("PRAGMA synchronous=NORMAL")
         if not self.connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
@@ -219,16 +241,24 @@ class Writer:
         """Lock the lock file. The system releases it when the process dies, however it dies."""
         if self.path is None or self._lock is not None:
             return
-        lock = sqlite3.connect(
-            self.path.with_name(LOCK_NAME), isolation_level=None, check_same_thread=False, timeout=0
-        )
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            lock.close()
-            raise RecordError(_locked(self.path)) from error
-        self._lock = lock
+        file = self.path.with_name(LOCK_NAME)
+        self._lock = _lock(file)
+        if self._lock is None:  # by a monitor of an interrupted training that nobody refers to?
+            gc.collect()
+            self._lock = _lock(file)
+        if self._lock is None:
+            raise RecordError(_locked(self.path))
         _HOLDERS[self.path.resolve()] = self
+
+    def refuse_to_continue(self) -> NoReturn:
+        """Say that the record belongs to another run, or that another monitor is writing it.
+
+        Raises:
+            RecordError: always.
+        """
+        self._acquire_lock()
+        self.release()
+        raise _occupied(self.path)
 
     def release(self) -> None:
         """Commit, and release the record to other writers."""
@@ -243,6 +273,17 @@ class Writer:
         """Commit and close the file."""
         self.release()
         self.connection.close()
+
+
+def _lock(file: Path) -> sqlite3.Connection | None:
+    """Lock a lock file until the connection is closed; None: it is locked already."""
+    lock = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=0)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        lock.close()
+        return None
+    return lock
 
 
 def expand_time(folder: str | Path) -> Path:
@@ -295,6 +336,15 @@ def require_vacant(folder: str | Path) -> None:
         raise RecordError(f"cannot write a record at {path}: {parent} is not a writable folder")
 
 
+def _occupied(path: Path | None) -> RecordError:
+    """Return the error of a record that belongs to another run."""
+    return RecordError(
+        f"{path} already holds a record, and a record is never overwritten: give another "
+        "run_dir, or continue this run with Monitor(..., resume=True) and a checkpoint; "
+        "run_dir='runs/first-{time}' is a new folder each time"
+    )
+
+
 def _check_existing(path: Path, resume: bool) -> bool:
     """Check that an existing record may be continued, or replaced; return True for the latter."""
     if path.is_symlink():
@@ -314,11 +364,7 @@ def _check_existing(path: Path, resume: bool) -> bool:
     if not resume and not has_steps:
         return len(known) > 1  # of a run that ended before its first step
     if not resume:
-        raise RecordError(
-            f"{path} already holds a record, and a record is never overwritten: give another "
-            "run_dir, or continue this run with Monitor(..., resume=True) and a checkpoint; "
-            "run_dir='runs/first-{time}' is a new folder each time"
-        )
+        raise _occupied(path)
     if known.get("format_version") != VERSION:
         raise RecordError(
             f"{path} has record format {known.get('format_version')}; this Riprap continues only "
