@@ -55,16 +55,6 @@ def trainer(model: Any, folder: Path, callbacks: list[Any], **options: Any) -> T
     )
 
 
-class Listener(TrainerCallback):
-    """Logs that a later tracker callback receives."""
-
-    def __init__(self) -> None:
-        self.logs: list[dict[str, Any]] = []
-
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
-        self.logs.append(dict(logs or {}))
-
-
 def test_steps_are_the_optimizers(policy: AlertPolicy, tmp_path: Path) -> None:
     model, monitor = watching(policy)
     trainer(model, tmp_path, [MonitorCallback(monitor)], gradient_accumulation_steps=2).train()
@@ -73,22 +63,6 @@ def test_steps_are_the_optimizers(policy: AlertPolicy, tmp_path: Path) -> None:
     assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4, 5, 6]
     assert history[history.signal == "margin"].step.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert "ERROR" not in set(history.state)
-
-
-def test_the_latest_numbers_are_added_to_the_logs(policy: AlertPolicy, tmp_path: Path) -> None:
-    model, monitor = watching(policy)
-    listener = Listener()
-    made = trainer(model, tmp_path, [MonitorCallback(monitor), listener])
-    made.train()
-    margins = monitor.history().query("signal == 'margin'").set_index("step").value
-    for logs, step in zip(listener.logs, (3, 6), strict=False):
-        assert "loss" in logs
-        assert logs["riprap/words/margin"] == pytest.approx(margins[step])
-        assert 0 <= logs["riprap/words/score"] <= 1
-    kept = [entry for entry in made.state.log_history if "loss" in entry]
-    assert [entry["riprap/words/margin"] for entry in kept] == pytest.approx(
-        [margins[3], margins[6]]
-    )
 
 
 def test_training_can_continue_and_so_does_the_count(policy: AlertPolicy, tmp_path: Path) -> None:

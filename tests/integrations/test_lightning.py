@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import random
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from invariants.test_no_trace import IDS, assert_read, monitor_of, of_words, same, state
-from riprap import AlertPolicy
+from riprap import AlertPolicy, Behavior, Monitor
 from riprap.errors import ConfigError
 from tiny import make_llama
 
@@ -33,15 +34,23 @@ class Words(lightning.LightningModule):
     def __init__(self, optimizers: int = 1) -> None:
         super().__init__()
         self.model = make_llama(attention_dropout=0.2).train()
-        self.automatic_optimization = optimizers == 1
+        self.automatic_optimization = optimizers <= 1
         self.count = optimizers
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        return self.model(batch[0], labels=batch[0]).loss
+        loss: Tensor = self.model(batch[0], labels=batch[0]).loss
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.step()
+                optimizer.zero_grad()
+        return loss
 
     def configure_optimizers(self) -> Any:
-        made = [torch.optim.AdamW(self.parameters(), lr=1e-2) for _ in range(self.count)]
-        return made if self.count > 1 else made[0]
+        parameters = list(self.parameters())
+        parts = [parameters[index :: self.count] for index in range(self.count)]
+        made = [torch.optim.AdamW(part, lr=1e-2) for part in parts]
+        return made if self.count != 1 else made[0]
 
 
 def trained(folder: Path, callbacks: list[Any], optimizers: int = 1) -> tuple[Any, Any]:
@@ -82,18 +91,44 @@ def test_no_trace(policy: AlertPolicy, tmp_path: Path) -> None:
 
 
 def test_the_numbers_reach_the_logger(policy: AlertPolicy, tmp_path: Path) -> None:
-    trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy), submodule="model")])
-    logged = "".join(file.read_text() for file in tmp_path.rglob("metrics.csv"))
-    assert "riprap/words/score" in logged
+    """Each evaluation once, at its step, whatever the trainer's own interval."""
+    monitor = monitor_of(of_words(), policy)
+    trained(tmp_path, [MonitorCallback(monitor, submodule="model")])
+    (file,) = tmp_path.rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(file.open()) if row.get("riprap/words/margin")]
+    margins = monitor.history().query("signal == 'margin' and behavior == 'words'")
+    assert [int(row["step"]) for row in rows] == margins.step.tolist()
+    assert [float(row["riprap/words/margin"]) for row in rows] == pytest.approx(margins.value)
 
 
-def test_several_optimizers_are_refused(policy: AlertPolicy, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2 optimizers"):
-        trained(
-            tmp_path,
-            [MonitorCallback(monitor_of(of_words(), policy), submodule="model")],
-            optimizers=2,
-        )
+def test_the_monitor_stops_training_and_says_how_it_ended(
+    policy: AlertPolicy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    behaviors = [Behavior.next_token("words", IDS[:12, :5], made_targets())]
+    policy = AlertPolicy.default()
+    monitor = Monitor(behaviors, policy, run_dir=tmp_path / "run", stop_on="critical")
+    _, trainer = trained(tmp_path, [MonitorCallback(monitor, submodule="model")])
+    assert monitor.should_stop
+    assert monitor.step == trainer.global_step < 12
+    assert f"{monitor.step} step" in caplog.text
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def made_targets() -> Tensor:
+    with torch.no_grad():
+        return make_llama().eval()(IDS[:12, :5]).logits[:, -1].argmax(-1)
+
+
+def test_several_optimizers_are_watched(policy: AlertPolicy, tmp_path: Path) -> None:
+    monitor = monitor_of(of_words(), policy)
+    trained(tmp_path, [MonitorCallback(monitor, submodule="model")], optimizers=2)
+    assert monitor.step == 6  # of 12 steps of two optimizers
+    assert "ERROR" not in set(monitor.history().state)
+
+
+def test_a_module_without_an_optimizer_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no optimizer"):
+        trained(tmp_path, [MonitorCallback(monitor_of(of_words(), policy))], optimizers=0)
 
 
 def test_an_unknown_submodule_is_refused(policy: AlertPolicy, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from riprap.errors import ConfigError
+from riprap.integrations._ending import Usage, describe
 from riprap.selection import LoopAttachment, RowLossFn, Selector
 
 
@@ -19,21 +20,38 @@ class SelectionCallback(TrainerCallback):
     Args:
         losses: (output, inputs by name) -> each row's own loss, for a trainer whose loss is neither
             the model's own nor SFTTrainer's.
+
+    Raises:
+        ConfigError: `selector` or `losses` is something else; at the start of training: rows of
+            this model or trainer cannot be selected.
     """
 
     def __init__(self, selector: Selector, losses: RowLossFn | None = None) -> None:
+        if not isinstance(selector, Selector):
+            raise ConfigError(
+                f"SelectionCallback needs a Selector, and got {describe(selector)}: give "
+                "SelectionCallback(Selector(strategy='moderate'))"
+            )
+        if losses is not None and not callable(losses):
+            raise ConfigError(
+                f"SelectionCallback got {describe(losses)} as losses: give a function of (output, "
+                "inputs by name) that returns each row's own loss"
+            )
         self.selector, self._losses = selector, losses
         self._attachment: LoopAttachment | None = None
         self._batches_left: int | None = None
+        self._usage = Usage(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy, which is attached to nothing."""
+        """Return the state of a copy, which is attached to nothing and begins in its place."""
+        self._usage.began = True
         return self.__dict__ | {"_attachment": None}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach the selector."""
+        self._usage.began = True
         model, optimizer = kwargs.get("model"), kwargs.get("optimizer")
         if model is None or optimizer is None:
             raise ConfigError(

@@ -3,7 +3,6 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,16 @@ from riprap._extras import require
 require("hf", "transformers")
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from riprap._distributed import has_sharded_parameters, rank
+from riprap._warnings import warn
 from riprap.errors import ConfigError, RecordError
 from riprap.guards import Guard
+from riprap.integrations._ending import Usage, check_monitor, say_the_end, warn_without_steps
+from riprap.integrations._numbers import NewNumbers
 from riprap.integrations._selection_callback import SelectionCallback
-from riprap.monitor import Monitor
+from riprap.integrations._trainer import TrackerLink, checkpoint_folder, resumed_checkpoint
+from riprap.monitor import Monitor, say
 from riprap.record import load_state, save_state
 
 __all__ = ["MonitorCallback", "SelectionCallback"]
@@ -27,26 +29,47 @@ __all__ = ["MonitorCallback", "SelectionCallback"]
 class MonitorCallback(TrainerCallback):
     """`Trainer(..., callbacks=[MonitorCallback(monitor)])`.
 
-    Steps are optimizer steps, also with gradient accumulation. The latest score and margin of each
-    behavior are added to the trainer's logs, as `riprap/<behavior>/score` and so on.
+    Steps are optimizer steps, also with gradient accumulation. After each probe evaluation, score
+    and margin of each behavior go to all trackers of the trainer (`report_to`, and callbacks of
+    your own) and to the trainer's log history, as `riprap/<behavior>/score` and so on. What
+    `train()` and `evaluate()` return is left as it is.
 
     The monitor's state is saved in the trainer's checkpoints. After
     `trainer.train(resume_from_checkpoint=...)` monitoring continues as if training had not been
     interrupted; create the monitor with `resume=True` for that.
 
+    In a hyperparameter search each trial has a monitor of its own (`callback.monitor` is that of
+    the latest), with its record in `run_dir/<trial>`.
+
+    At the end, the summary of the run is printed in a terminal, or logged, and the report is
+    written into `run_dir` if the extra `report` is installed.
+
     Args:
         guard: intervention that protects behaviors; see `Monitor.watch`. A `Rollback` gets the
             trainer's scheduler and gradient scaler.
-        checkpoint: folder with the monitor's state; None: the checkpoint of the step at which the
-            trainer resumes, in its output folder.
+        checkpoint: folder with the monitor's state; None: the checkpoint from which the trainer
+            resumes.
+
+    Raises:
+        ConfigError: `monitor` or `guard` is something else; at the start of training: there is
+            nothing to monitor, or the checkpoint's state does not belong to the monitor's record.
     """
 
     def __init__(
         self, monitor: Monitor, guard: Guard | None = None, *, checkpoint: str | Path | None = None
     ) -> None:
+        check_monitor(monitor, guard, "MonitorCallback")
         self.monitor, self.guard = monitor, guard
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._saved_at = -1
+        self.trackers, self._numbers = TrackerLink(), NewNumbers()
+        self._usage = Usage(self)
+        self._alerts_sent = 0
+        self._given_monitor = monitor
+        self._began_at = (0, 0)  # the trainer's step and the monitor's, when training began
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._usage.began = True  # the copy begins in its place
+        return self.__dict__.copy()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,76 +79,116 @@ class MonitorCallback(TrainerCallback):
         if model is None or optimizer is None:
             raise ConfigError(
                 "training started without a model or an optimizer, so there is nothing to "
-                "monitor: pass MonitorCallback to a transformers Trainer"
+                "monitor: pass MonitorCallback to a transformers Trainer, and let a Trainer of "
+                "your own create its optimizer before its callbacks' on_train_begin"
             )
+        self._usage.began = True
         self.monitor.end()  # an interrupted training had no on_train_end
+        if state.is_hyper_param_search:
+            self.monitor = self._monitor_of_trial(args, state)
         if state.global_step > 0 and self.monitor.step == 0:
-            self._restore_state(self.checkpoint or _checkpoint_folder(args, state))
+            self._restore_state(self.checkpoint or resumed_checkpoint(args, state))
         if self.guard is not None:
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
+        self._alerts_sent = len(self.monitor.alerts)
         self.monitor.begin(model, optimizer, self.guard)
+        self._began_at = (state.global_step, self.monitor.step)
+
+    def _monitor_of_trial(self, args: TrainingArguments, state: TrainerState) -> Monitor:
+        """Return a monitor for this trial of a search: each trial trains a model of its own."""
+        given = self._given_monitor.record.path
+        trial = checkpoint_folder(args, state).parent.name
+        run_dir = None if given is None else given.parent / trial
+        say(f"{trial} has a monitor and a record of its own: {run_dir or 'in memory'}")
+        return self._given_monitor.renew(run_dir)
 
     def _restore_state(self, folder: Path) -> None:
         shared, per_rank = folder / _state_file(False), folder / _state_file(True)
-        if not shared.is_file() and not per_rank.is_file():
-            warnings.warn(
-                f"riprap: there is no monitor state in {folder}: losses before this step are "
-                "unknown, and monitoring starts here; give the folder with the state as "
-                "MonitorCallback(monitor, checkpoint=...)",
-                stacklevel=2,
-            )
+        if shared.is_file() or per_rank.is_file():
+            self.monitor.load_state_dict(load_state(shared if shared.is_file() else per_rank))
             return
-        self.monitor.load_state_dict(load_state(shared if shared.is_file() else per_rank))
+        text = f"there is no monitor state in {folder}"
+        advice = "give a folder with the state as MonitorCallback(monitor, checkpoint=...)"
+        if self.monitor.record.read_meta().get("behaviors"):
+            raise ConfigError(
+                f"{text}, and without it this run would hide the readings of the record "
+                f"{self.monitor.record.path}: resume from a checkpoint that has "
+                f"riprap.safetensors, {advice}, or give another run_dir"
+            )
+        warn(
+            f"{text}: losses before this step are unknown, and monitoring starts here; {advice}",
+            stacklevel=3,
+        )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Send the numbers of the evaluation before the first step: all trackers are open now."""
+        if state.global_step == self._began_at[0]:
+            self._send(args, state, control, **kwargs)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record a skipped step, stop if the guard asks for it, save the monitor's state.
-
-        The state is saved before the trainer's checkpoint: if the process dies in between, no
-        checkpoint lacks the state.
-        """
+        """Send new numbers, record a skipped step, stop if the monitor asks for it."""
         if self.monitor.should_stop:
             control.should_training_stop = True
         if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
             self.monitor.record_skipped_step("the gradient scaler found an overflow")
-        if control.should_save:
-            self._save_state(args, state, kwargs["model"])
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Save the monitor's state if another callback requested the checkpoint."""
-        if self._saved_at != state.global_step:
-            self._save_state(args, state, kwargs["model"])
-
-    def _save_state(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        per_rank = has_sharded_parameters(model)  # each rank has a shard of the gradients
-        if rank() == 0 or per_rank:
-            try:
-                file = _checkpoint_folder(args, state) / _state_file(per_rank)
-                save_state(file, self.monitor.state_dict())
-            except RecordError as error:  # a failing monitor must not stop training
-                warnings.warn(f"riprap: {error}", stacklevel=2)
-        self._saved_at = state.global_step
-
-    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
-        """Evaluate the probes a last time and remove the hooks."""
-        self.monitor.end()
+        self._send(args, state, control, **kwargs)
+        if control.should_log:
+            self.trackers.show(self.monitor.metrics(), args, state, control, **kwargs)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add the latest scores and margins to the logs and to the trainer's log history."""
-        if (logs := kwargs.get("logs")) is not None:
-            logs.update(self.monitor.metrics())
-            if state.log_history:  # the trainer copies the logs before it calls its callbacks
-                state.log_history[-1].update(self.monitor.metrics())
+        """Evaluate the probes after the last step, before the trainer loads other weights."""
+        kwargs.pop("logs", None)  # another callback may have changed them
+        if state.log_history and "train_runtime" in state.log_history[-1]:
+            self.monitor.evaluate_last_step()
+            self._send(args, state, control, before_last=True, **kwargs)
 
+    def _send(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if numbers := self._numbers.of(self.monitor):
+            self.trackers.send(numbers, args, state, control, **kwargs)
+        for alert in self.monitor.alerts[self._alerts_sent :]:
+            self.trackers.send_alert(alert)
+        self._alerts_sent = len(self.monitor.alerts)
 
-def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save the monitor's state in the checkpoint that the trainer has just written."""
+        model = kwargs["model"]
+        per_rank = has_sharded_parameters(model)  # each rank has a shard of the gradients
+        if not self.monitor.watching or not (rank() == 0 or per_rank):
+            return
+        folder = checkpoint_folder(args, state)
+        if rank() == 0 and not folder.is_dir():
+            warn(
+                f"the trainer wrote no checkpoint {folder}, so the monitor's state of this step is "
+                "not saved",
+                stacklevel=3,
+            )
+            return
+        try:
+            save_state(folder / _state_file(per_rank), self.monitor.state_dict())
+        except RecordError as error:  # a failing monitor must not stop training
+            warn(str(error), stacklevel=3)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the hooks, say the summary, and write the report."""
+        watching = self.monitor.watching
+        self.monitor.end()
+        if watching:
+            trainer_step, own_step = self._began_at
+            warn_without_steps(self.monitor, own_step, state.global_step - trainer_step)
+            say_the_end(self.monitor)
 
 
 def _state_file(per_rank: bool) -> str:

@@ -10,16 +10,21 @@ from riprap._extras import require
 require("lightning", "lightning")
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from riprap.errors import ConfigError
 from riprap.guards import Guard
+from riprap.integrations._ending import Usage, check_monitor, describe, say_the_end
+from riprap.integrations._numbers import NewNumbers
 from riprap.monitor import Monitor
 
 
 class MonitorCallback(Callback):
     """`Trainer(..., callbacks=[MonitorCallback(monitor, submodule="model")])`.
 
-    The latest scores and margins are sent to the trainer's loggers, under `riprap/`.
+    After each probe evaluation, score and margin of each behavior are sent to the trainer's
+    loggers, under `riprap/`. At the end, the summary of the run is printed in a terminal, or
+    logged, and the report is written into `run_dir` if the extra `report` is installed.
 
     Args:
         guard: intervention that protects behaviors; see `Monitor.watch`. A `Rollback` gets the
@@ -28,46 +33,80 @@ class MonitorCallback(Callback):
             inside the `LightningModule`; empty: the module itself.
 
     Raises:
-        ConfigError: at the start of training, if the module has no optimizer or several, or no
-            such submodule.
+        ConfigError: an argument is something else; at the start of training: the module has no
+            optimizer, or no such submodule.
     """
 
     def __init__(
         self, monitor: Monitor, guard: Guard | None = None, *, submodule: str = ""
     ) -> None:
+        check_monitor(monitor, guard, "MonitorCallback")
+        if not isinstance(submodule, str):
+            raise ConfigError(
+                f"MonitorCallback got {describe(submodule)} as submodule: give the name of a "
+                "submodule of your LightningModule, such as submodule='model'"
+            )
         self.monitor, self.guard, self.submodule = monitor, guard, submodule
+        self._numbers, self._usage = NewNumbers(), Usage(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._usage.began = True  # the copy begins in its place
+        return self.__dict__.copy()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the probes and hook the optimizer."""
-        if len(trainer.optimizers) != 1:
+        """Evaluate the probes and hook the optimizers."""
+        self._usage.began = True
+        model = self._model(pl_module)
+        if not trainer.optimizers:
             raise ConfigError(
-                f"the module has {len(trainer.optimizers)} optimizers, and a monitor can follow "
-                "only one: call monitor.begin(model, optimizer) yourself, with that optimizer"
+                "the module has no optimizer, so there is nothing to monitor: return one from "
+                "configure_optimizers"
             )
-        try:
-            model = pl_module.get_submodule(self.submodule)
-        except AttributeError as error:
-            known = ", ".join(name for name, _ in pl_module.named_children())
-            raise ConfigError(
-                f"the module has no submodule {self.submodule!r}; it has {known}"
-            ) from error
         self.monitor.end()  # an interrupted training had no on_train_end
         if self.guard is not None:
             schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self.guard.attach_trainer_state(schedules[0] if schedules else None, scaler)
-        self.monitor.begin(model, trainer.optimizers[0], self.guard)
+        one, *others = trainer.optimizers
+        self.monitor.begin(model, [one, *others] if others else one, self.guard)
+        self._log(trainer)
+
+    def _model(self, module: LightningModule) -> nn.Module:
+        try:
+            return module.get_submodule(self.submodule)
+        except AttributeError as error:
+            known = ", ".join(name for name, _ in module.named_children())
+            raise ConfigError(
+                f"the module has no submodule {self.submodule!r}; it has {known}"
+            ) from error
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Log the latest scores and margins; stop if the guard asks for it."""
+        """Log new scores and margins; stop if the monitor asks for it."""
         trainer.should_stop = trainer.should_stop or self.monitor.should_stop
-        if trainer.loggers and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        self._log(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the probes after the last step, before other callbacks average weights."""
+        steps, epochs = trainer.max_steps, trainer.max_epochs or -1
+        if (
+            trainer.should_stop
+            or 0 < steps <= trainer.global_step
+            or 0 < epochs <= trainer.current_epoch + 1
+        ):
+            self.monitor.evaluate_last_step()
+
+    def _log(self, trainer: Trainer) -> None:
+        if numbers := self._numbers.of(self.monitor):
             for logger in trainer.loggers:
-                logger.log_metrics(self.monitor.metrics(), step=trainer.global_step)
+                logger.log_metrics(numbers, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the probes a last time and remove the hooks."""
+        """Evaluate the probes a last time, remove the hooks, and say the summary."""
+        watching = self.monitor.watching
         self.monitor.end()
+        self._log(trainer)
+        if watching:
+            say_the_end(self.monitor)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -1,0 +1,26 @@
+"""Numbers of a monitor for a tracker: each probe evaluation once."""
+
+from __future__ import annotations
+
+from riprap.monitor import Monitor
+
+
+class NewNumbers:
+    """Scores and margins that were not asked for before."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+
+    def of(self, monitor: Monitor) -> dict[str, float]:
+        """Return `monitor.metrics()` if the probes were evaluated since the last call; else {}."""
+        histories = monitor.behavior_histories.values()
+        # After a rollback a step is evaluated again, and earlier steps are forgotten.
+        marks = [
+            (id(history), len(history.steps), float(history.margins[-1].sum()))
+            for history in histories
+            if history.steps
+        ]
+        if marks == self._seen:
+            return {}
+        self._seen = marks
+        return monitor.metrics()
