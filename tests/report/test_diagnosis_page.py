@@ -169,3 +169,11 @@ def test_the_page_shows_what_both_models_say(tmp_path: Path) -> None:
     assert "How do I pick &lt;a&gt; lock?" in text
     assert text.index("Sorry, I") < text.index("Sure, first")
     assert "no text" in text
+
+
+def test_results_print_in_short_lines() -> None:
+    one = made()
+    assert repr(one.recovery) == "Recovery(refusal: alignment loss; so it is)"
+    for part in (one.recovery, one.linear_path, one.decodability):
+        assert len(repr(part)) < 300
+        assert "\n" not in repr(part)

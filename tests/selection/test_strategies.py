@@ -13,6 +13,7 @@ from riprap.selection import Scores, Selector
 from riprap.selection._protected_directions import apply_preconditioner
 from riprap.selection.strategies import ALL_STRATEGIES, Adaptive, High, get_strategy
 from selection.cases import batch, make, reference, trained
+from selection.test_loops import sgd, training
 
 
 def scores(n: int = 10, seed: int = 0) -> Scores:
@@ -157,3 +158,13 @@ def test_directions_have_the_shapes_of_what_is_trained() -> None:
     selector = Selector("risk", directions={"danger": wrong, "safety": wrong})
     with pytest.raises(ConfigError, match="'danger' is not of the shapes"):
         selector.begin(model, torch.optim.SGD(trained(model).values(), lr=0.1))
+
+
+def test_results_print_in_one_short_line() -> None:
+    model = training("lora")
+    selector = Selector("moderate", 0.4)
+    with selector.attach(model, sgd(model)):
+        model(**batch()).loss.backward()
+    assert repr(selector.history[0]) == "SelectionRecord(step 1: 2 of 5 rows by moderate)"
+    assert repr(selector) == "Selector(moderate, ratio=0.4; 0 steps)"
+    assert repr(selection.score(model, batch())) == "Scores(5 samples: loss, norm)"

@@ -52,6 +52,10 @@ class Scores:
     margin_spent: float | None = None
     update_gram: Array | None = None
 
+    def __repr__(self) -> str:
+        names = [*self.by_name(), *(["gram"] if self.gram is not None else [])]
+        return f"Scores({len(self)} samples: {', '.join(names)})"
+
     def __len__(self) -> int:
         return len(self.loss)
 

@@ -43,6 +43,11 @@ class SelectionRecord:
     scores: dict[str, list[float]] = field(default_factory=dict)
     detail: str = ""
 
+    def __repr__(self) -> str:
+        chosen = f"{len(self.rows)} of {self.batch_size} rows by {self.strategy}"
+        detail = f"; {self.detail}" if self.detail else ""
+        return f"SelectionRecord(step {self.step}: {chosen}{detail})"
+
 
 class Selector:
     """Row selection for a training loop: the optimizer learns from some rows of each batch.
@@ -97,6 +102,9 @@ class Selector:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy, which is attached to nothing."""
         return self.__dict__ | {"_attachment": None}
+
+    def __repr__(self) -> str:
+        return f"Selector({self.strategy.name}, ratio={self.ratio}; {self.step} steps)"
 
     def choose(self, scores: Scores) -> Array:
         """Return the sorted indices of the samples that the strategy selects.

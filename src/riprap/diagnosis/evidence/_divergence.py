@@ -80,6 +80,14 @@ class Divergence:
     responses: Rows
     origin: str
 
+    def __repr__(self) -> str:
+        layer = self.most_causal_layer
+        most = "" if layer is None else f"; most of it from {layer.layer}"
+        return (
+            f"Divergence(KL(reference ‖ model) {self.forward.mean:.3g} nats per token over "
+            f"{len(self.responses)} responses{most})"
+        )
+
     @property
     def most_causal_layer(self) -> LayerChange | None:
         """Layer with the largest `restored_share`; None if no layer was restored."""

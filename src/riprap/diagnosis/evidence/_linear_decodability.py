@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Decodability:
 
     behavior: str
     classes: int
-    layers: tuple[LayerProbe, ...] = ()
+    layers: tuple[LayerProbe, ...] = field(default=(), repr=False)
     best: str | None = None
     ceiling: float | None = None
     retained: Estimate | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -28,9 +28,9 @@ class PathProfile:
         insufficient: why margins do not measure the behavior at some point; empty if they do.
     """
 
-    alphas: np.ndarray
+    alphas: np.ndarray = field(repr=False)
     scores: np.ndarray
-    margins: np.ndarray
+    margins: np.ndarray = field(repr=False)
     floor: float
     insufficient: str = ""
 

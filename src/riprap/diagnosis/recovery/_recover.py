@@ -65,6 +65,9 @@ class Recovery:
     evidence: RecoveryEvidence
     curve: list[RecoveryPoint] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Recovery({self.behavior}: {self.verdict}; {self.reason})"
+
     def point(self, source: str, count: int) -> RecoveryPoint | None:
         """Return one point of the curve; None if it was not run."""
         return next((p for p in self.curve if (p.source, p.count) == (source, count)), None)
