@@ -210,6 +210,12 @@ def test_a_shadow_applies_to_all_parts(make) -> None:  # type: ignore[no-untyped
     assert all(map(torch.equal, run.weights(), plain.weights()))
 
 
+@pytest.mark.parametrize("replay", [None, [(OLD, ANSWERS)], guards.AGEM])
+def test_without_old_examples_it_is_refused(replay: Any) -> None:
+    with pytest.raises(ConfigError, match="it needs old examples to replay; give replay=Self"):
+        guards.AutoGuard(replay=replay)
+
+
 def test_an_impossible_min_score_is_refused() -> None:
     with pytest.raises(ConfigError, match="a score must lie in"):
         auto_guard(min_score=1.5)

@@ -31,8 +31,9 @@ class AutoGuard(CompositeGuard):
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
-        replay: source of old examples: a `SelfDistillationBuffer`, or a `Replay` of old batches,
-            whose fraction is then the maximum share. An `AdaptiveReplay` is used unchanged.
+        replay: required: source of old examples: a `SelfDistillationBuffer`, or a `Replay` of old
+            batches, whose fraction is then the maximum share. An `AdaptiveReplay` is used
+            unchanged.
         min_score: the score that replay preserves; None: the behaviors' floors. Alerts and the
             rollback always use the floors.
         rollback: the last resort; False: none, which saves the memory of its two checkpoints (each
@@ -41,8 +42,9 @@ class AutoGuard(CompositeGuard):
             the behaviors at any price: it may undo all that was learned.
 
     Raises:
-        ConfigError: `min_score` is not in (0, 1], or `behaviors` or `min_score` is given together
-            with an `AdaptiveReplay`, which has its own.
+        ConfigError: `replay` is missing or of another type, `min_score` is not in (0, 1], or
+            `behaviors` or `min_score` is given together with an `AdaptiveReplay`, which has its
+            own.
     """
 
     name: ClassVar[str] = "keeper"
@@ -52,11 +54,17 @@ class AutoGuard(CompositeGuard):
         self,
         behaviors: Sequence[Behavior | str] | None = None,
         *,
-        replay: SelfDistillationBuffer | Replay,
+        replay: SelfDistillationBuffer | Replay | None = None,
         min_score: float | None = None,
         rollback: Rollback | bool = True,
         shadow: bool = False,
     ) -> None:
+        if not isinstance(replay, SelfDistillationBuffer | Replay):
+            raise ConfigError(
+                f"AutoGuard(replay={type(replay).__name__}): it needs old examples to replay; give "
+                "replay=SelfDistillationBuffer([behavior]) with other probes than the monitored "
+                "ones (Behavior.split), or replay=Replay(batches)"
+            )
         if min_score is not None and not 0 < min_score <= 1:
             raise ConfigError(f"AutoGuard(min_score={min_score}): a score must lie in (0, 1]")
         options: dict[str, Any] = {"behaviors": behaviors, "min_score": min_score or 0.0}
