@@ -166,6 +166,15 @@ def test_the_side_is_not_kept_while_logits_show_nothing() -> None:
     assert evaluation.evaluate(behavior, model).margins == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_model_without_parameters_reads_probes_of_different_lengths() -> None:
+    class Fixed(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return nn.functional.one_hot(ids + 1, 47).float()
+
+    behavior = Behavior.next_token("b", [[1, 2], [4]], [3, 6])
+    assert evaluation.evaluate(behavior, Fixed().eval()).margins.tolist() == [1.0, -1.0]
+
+
 HYBRID: dict[str, dict[str, Any]] = {
     "Jamba": {"mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1,
               "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2,
