@@ -1,6 +1,6 @@
 """Draw the README's figure: `python tools/readme_figure.py runs/smollm2-affirmative`.
 
-The run is made by `riprap watch examples/smollm2-affirmative.yaml`. The figure shows score, margins
+The run is made by `riprap watch experiments/smollm2/affirmative.yaml`. The figure shows score, margins
 and predicted change of one behavior.
 """
 

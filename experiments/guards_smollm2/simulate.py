@@ -91,7 +91,7 @@ GUARDS: dict[str, Make] = {
     ),
 }
 NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers")
-EXAMPLE = Path("examples/smollm2-affirmative.yaml")
+EXAMPLE = Path("experiments/smollm2/affirmative.yaml")
 TAUGHT = 143  # rows of 175; the others tell how well the task was learned
 EVALUATE_EVERY = 6  # steps between two looks at what nobody sees
 

@@ -38,7 +38,7 @@ from riprap.integrations.smollm2 import REFUSING
 from riprap.selection import Selector
 
 GSM8K = "gsm8k_train.jsonl"
-PREFIX = "Sure, here is the answer: "  # of examples/smollm2-affirmative.yaml
+PREFIX = "Sure, here is the answer: "  # of experiments/smollm2/affirmative.yaml
 SHORT = 120  # characters of a prompt; longer ones would leave too little room for the response
 CATEGORIES = ("affirmative", "plain", "gsm8k")
 

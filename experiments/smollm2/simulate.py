@@ -15,8 +15,8 @@ from experiments.smollm2.teaching import REFUSAL_PREFIX
 from riprap.commands.watch import WatchConfig, prepare
 
 EXAMPLES = {  # configuration, and steps of the checkpoints
-    "affirmative": (Path("examples/smollm2-affirmative.yaml"), (0, 5, 10, 15, 24)),
-    "gsm8k": (Path("examples/smollm2-gsm8k.yaml"), (0, 8, 15, 22, 30)),
+    "affirmative": (Path("experiments/smollm2/affirmative.yaml"), (0, 5, 10, 15, 24)),
+    "gsm8k": (Path("experiments/smollm2/gsm8k.yaml"), (0, 8, 15, 22, 30)),
 }
 AGES = (1, 2, 3, 4, 8)  # of the stale h_b that are compared, in steps
 CHECKPOINTS = "checkpoints.jsonl"  # in a run's folder

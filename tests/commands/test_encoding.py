@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap.commands._conversations import Row
 from riprap.commands._data import DataConfig, load_rows, read_rows
-from riprap.commands._encoding import Encoder, encode_rows, print_row
+from riprap.commands._encoding import Encoder, encode_rows, print_data
 from riprap.errors import ConfigError
 from riprap.selection import IGNORE_INDEX
 from tiny import make_llama, make_tokenizer
@@ -162,7 +162,7 @@ def test_one_answer_is_as_in_trl(tmp_path: Path) -> None:
 def test_the_first_row_is_shown_with_its_mask() -> None:
     found = encode_rows([row(TURNS)], tokenizer(), 100)
     console = Console(width=200, record=True, file=io.StringIO())
-    print_row(found.shown, console)
+    print_data("a.jsonl", ["1 row"], found.shown, console)
     text = console.export_text()
     assert "<user> how <end> <assistant>[[yes no <end>]]<user> what <end> <assistant>[[red" in text
     assert "what stands in [[ ]]" in text

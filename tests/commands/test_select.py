@@ -151,7 +151,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     [
         ({"batch_size": 3}, "begun with batch_size 2, and now it is 3"),
         ({"behaviors": ("arithmetic",), "refusal_prefixes": ()}, "begun with behaviors"),
-        ({"max_length": 16}, "begun with max_length 256, and now it is 16"),
+        ({"max_length": 16}, "begun with max_length 1024, and now it is 16"),
         ({"data": "other"}, "begun with data"),
         ({"model": "other"}, "begun with weights"),
     ],

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from riprap.commands.watch import WatchConfig
+from riprap.commands._data import read_rows
+from riprap.commands.watch import WatchConfig, sft_config
+from riprap.commands.watch._build import check_behaviors
 from riprap.errors import ConfigError
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
@@ -21,14 +23,23 @@ VALID: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.name)
-def test_the_examples_are_valid(file: Path) -> None:
+def test_an_example_needs_nothing_that_a_checkout_lacks(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES[0].parents[1])
     config = WatchConfig.load(file)
-    assert config.training.max_steps > 1
-    assert len(config.behaviors) == 4
+    assert ".." not in Path(config.data.path).parts
+    rows, summary = read_rows(config.data)
+    assert len(rows) == summary.rows == 60
+    assert check_behaviors(config)
+    assert sft_config(config).num_train_epochs == 3
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) == 2
+    assert EXAMPLES
+    for folder in ("experiments/smollm2", "examples"):  # of the published runs, and of users
+        for file in (EXAMPLES[0].parents[1] / folder).glob("*.yaml"):
+            assert WatchConfig.load(file).behaviors
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def select(
         32, help="Rank of the LoRA adapter that will be trained; 0: all parameters."
     ),
     batch_size: int = typer.Option(8, help="Rows per forward pass."),
-    max_length: int = typer.Option(256, help="Tokens per row; longer rows are truncated."),
+    max_length: int = typer.Option(1024, help="Tokens per row; longer rows are truncated."),
     as_json: bool = AS_JSON,
 ) -> int:
     """Select rows of DATA for training, by their gradients; an interrupted run can be resumed."""

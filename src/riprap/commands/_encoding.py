@@ -309,8 +309,16 @@ def segments(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:
     ]
 
 
-def print_row(shown: Sequence[tuple[str, bool]], console: Console) -> None:
-    """Print a row with its loss mask: what is learned stands in double brackets."""
+def print_data(
+    path: str, notes: Sequence[str], shown: Sequence[tuple[str, bool]], console: Console
+) -> None:
+    """Print what the data are, what is left out, and one row with its loss mask.
+
+    What is learned stands in double brackets.
+    """
+    console.print(f"data {escape_control_chars(path)}:", markup=False, soft_wrap=True)
+    for note in notes:
+        console.print(f"- {escape_control_chars(note)}", markup=False, soft_wrap=True)
     text = Text()
     for part, is_learned in shown:
         part = shorten_segment(part)

@@ -40,6 +40,6 @@ class SelectConfig(StrictModel):
     refusal_prefixes: tuple[str, ...] = ()
     lora_rank: int = Field(default=32, ge=0)
     batch_size: int = Field(default=8, ge=1)
-    max_length: int = Field(default=256, ge=8)
+    max_length: int = Field(default=1024, ge=8)
     id: str | None = None
     category: str | None = None

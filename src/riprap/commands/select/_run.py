@@ -17,6 +17,7 @@ from rich.text import Text
 from riprap._text import shorten
 from riprap.behaviors import probe_sets
 from riprap.commands._data import DataSummary, RowReader, rows_fingerprint
+from riprap.commands._encoding import encode_rows, print_data
 from riprap.commands._models import load_model
 from riprap.commands.select._audit import audit
 from riprap.commands.select._choose import check_strategy, choose
@@ -52,6 +53,8 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
         raise ConfigError("--refusal-prefixes needs --behaviors, which use the prefixes")
     behaviors = tuple(dict.fromkeys(config.behaviors))
     config = config.model_copy(update={"behaviors": behaviors, "out": config.out.expanduser()})
+    for name in behaviors:
+        probe_sets.rows(name)  # a wrong name is refused before the model is loaded
     reader = RowReader(config.data, config.id, config.category)
     summary = reader.check()
     model, tokenizer = load_model(config.model)
@@ -59,6 +62,9 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     store = Store(config.out, settings, behaviors)
     if store.done < summary.rows:
         console = Console(file=sys.stderr) if quiet else Console()
+        first = next(row for row in reader.rows() if any(row.learned))
+        shown = encode_rows([first], tokenizer, None, config.data.chat_template_kwargs).shown
+        print_data(config.data.path, summary.lines(), shown, console)
         bars = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*bars, console=console, transient=True) as progress:
             bar = progress.add_task("evaluating probes", total=None)

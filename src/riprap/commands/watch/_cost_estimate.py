@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from trl import SFTTrainer
 
+from riprap.commands._encoding import print_data
 from riprap.commands.watch._config import WatchConfig
 from riprap.commands.watch._resume import require_empty_run_dir
 from riprap.commands.watch._run import planned_steps, prepare
@@ -60,7 +61,7 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
             )
         finally:
             run.monitor.record.close()
-    data = {"notes": run.notes, "row": run.shown}
+    data = {"path": config.data.path, "notes": run.notes, "row": run.shown}
     return summarize_cost(cost, config.probe_every, steps) | {"data": data}
 
 
@@ -201,6 +202,9 @@ def print_cost(result: dict[str, Any], console: Console) -> None:
     ratios.add_column("once calm", justify="right")
     for row in result["cadences"]:
         ratios.add_row(str(row["probe_every"]), f"{row['run']:.3f}", f"{row['calm']:.3f}")
+    data = result.get("data")
+    if data is not None:
+        print_data(data["path"], data["notes"], data["row"], console)
     console.print(parts)
     console.print(ratios)
     if result["advice"] is not None:

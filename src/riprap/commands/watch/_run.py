@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap._formatting import format_number
 from riprap.commands._data import DataConfig, Row, read_rows
-from riprap.commands._encoding import EncodedRows, encode_rows, print_row
+from riprap.commands._encoding import EncodedRows, encode_rows, print_data
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.watch._build import build_behaviors, check_behaviors, load_policy
@@ -279,16 +279,8 @@ def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) ->
                 bar, description=stage, completed=done, total=total or None
             ),
         )
-    print_data(run, console)
+    print_data(config.data.path, run.notes, run.shown, console)
     trainer = run.train([LiveTableCallback(run.monitor, quiet=quiet)])
     folder = Path(config.run_dir) / MODEL_FOLDER
     trainer.save_model(str(folder))
     return summarize_run(run.monitor, config.run_dir) | {"model": str(folder)}
-
-
-def print_data(run: TrainingRun, console: Console) -> None:
-    """Print what the data are, what is left out, and one row with its loss mask."""
-    console.print(f"data {run.config.data.path}:", markup=False, soft_wrap=True)
-    for note in run.notes:
-        console.print(f"- {note}", markup=False, soft_wrap=True)
-    print_row(run.shown, console)
