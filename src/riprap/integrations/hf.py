@@ -132,6 +132,8 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Send new numbers, record a skipped step, stop if the monitor asks for it."""
+        if 0 < state.max_steps <= state.global_step:  # before an evaluation swaps the weights
+            self.monitor.evaluate_last_step()
         if self.monitor.should_stop:
             control.should_training_stop = True
         if getattr(kwargs.get("optimizer"), "step_was_skipped", False):
