@@ -54,7 +54,7 @@ def test_what_training_breaks_does_not_come_into_the_cost(
 ) -> None:
     """Otherwise a near break would cause additional probe evaluations."""
     rows = {"path": str(tmp_path / "rows.jsonl"), "response_prefix": "sorry "}
-    breaking = config(tmp_path, training={"learning_rate": 0.3}, data=rows)
+    breaking = config(tmp_path, training={"learning_rate": 0.03}, data=rows)
     monitors: list[Monitor] = []
     measured = cost_estimate.measure_cost
 

@@ -41,6 +41,17 @@ def test_the_sum_is_the_one_made_by_hand() -> None:
     assert cost.calm_ratio(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
 
 
+def test_steps_without_hooks_are_no_change_from_outside(
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy
+) -> None:
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-3)
+    monitor = Monitor([memory], policy=policy)
+    measure_cost(monitor, learned, optimizer, lambda: train(learned, optimizer, task(1)), rounds=3)
+    history = monitor.history()
+    assert set(history[history.signal == "interference"].state) == {"MEASURED"}
+    assert [alert.detector for alert in monitor.alerts] == []
+
+
 def test_parts_are_measured_apart(memory: Behavior, policy: AlertPolicy) -> None:
     """A slow margin shows in the evaluations and not in the steps, and gradients cost more."""
     torch.manual_seed(0)

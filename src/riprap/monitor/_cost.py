@@ -103,6 +103,7 @@ def measure_cost(
                 else:
                     with session.hooks.disabled():
                         times[kind].append(timed(take_step))
+                    session.sample.take()  # else the plain steps count as changes from outside
             run.step += 1
             times["forward"].append(timed(lambda: session.evaluate_probes(refresh=False)))
             run.step += 1
