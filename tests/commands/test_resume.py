@@ -164,7 +164,7 @@ def test_a_run_that_is_still_going_is_left_alone(tmp_path: Path) -> None:
     alive.add_event(6, "busy")
     alive.flush()
     before = tree(tmp_path / "run" / "trainer")
-    assert "another monitor is writing" in error(watch(file, "--resume"))
+    assert "still writes the record" in error(watch(file, "--resume"))
     assert tree(tmp_path / "run" / "trainer") == before
     alive.close()
 
