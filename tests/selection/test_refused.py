@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -147,6 +148,29 @@ def test_lora_of_an_embedding_is_refused_by_name() -> None:
     model = lora(make_llama, ["embed_tokens"])
     with pytest.raises(ConfigError, match="lora_embedding_A"):
         Selector().begin(model, sgd(model))
+
+
+@pytest.mark.parametrize("made", ["prompt", "p-tuning", "cpt", "prefix"])
+def test_virtual_tokens_of_all_rows_are_refused(made: str) -> None:
+    """PEFT computes them once for a batch; those of prefix tuning belong to a row each."""
+    kind: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    kinds = {
+        "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=4, **kind),
+        "p-tuning": lambda: peft.PromptEncoderConfig(
+            num_virtual_tokens=4, encoder_hidden_size=8, **kind
+        ),
+        "cpt": lambda: peft.CPTConfig(
+            cpt_token_ids=[4, 5], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], **kind
+        ),
+        "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=4, **kind),
+    }
+    model = peft.get_peft_model(make_llama(), kinds[made]())
+    ids = torch.randint(3, 20, (4, 6))
+    if made == "prefix":
+        assert len(selection.gradient_norms(model, {"input_ids": ids, "labels": ids})) == 4
+        return
+    with pytest.raises(ConfigError, match="virtual tokens are computed once for all rows"):
+        Selector("moderate", 0.5).attach(model, sgd(model)).__enter__()
 
 
 def test_a_penalty_on_weights_is_refused_not_lost() -> None:

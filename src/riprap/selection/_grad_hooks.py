@@ -28,6 +28,9 @@ from riprap.selection._optimizers import LiveHook, refuse_steps_in_backward
 # A layer's name, the dimensions of its output, and if an inner one has as many rows as the batch.
 LayerCall = tuple[str, int, bool]
 
+# PEFT's methods whose prompt encoder runs on one row, whatever the batch.
+SHARED_PROMPTS = {"PROMPT_TUNING", "P_TUNING", "CPT"}
+
 
 class _SaveForBackward(torch.autograd.Function):
     """Node that saves a tensor and takes no part in a backward pass."""
@@ -154,6 +157,7 @@ class PerSampleGradHooks:
         if not trained:
             raise ConfigError("the model has no trainable parameter, so rows cannot be selected")
         refuse_steps_in_backward(trained)
+        _refuse_shared_prompts(model, trained)
         self.names = list(trained)
         self.parameters: list[Tensor] = list(trained.values())
         self._param_index = {id(p): index for index, p in enumerate(self.parameters)}
@@ -301,3 +305,17 @@ class PerSampleGradHooks:
             "a penalty, or in a pass that is not the model's own in training mode), which cannot "
             "be split by sample: freeze it, or train without the selector"
         )
+
+
+def _refuse_shared_prompts(model: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Refuse PEFT's virtual tokens that are computed once and copied to every row of a batch."""
+    if not any("prompt_encoder." in name for name in trained):
+        return
+    for module in model.modules():
+        kind = getattr(getattr(module, "active_peft_config", None), "peft_type", None)
+        if kind in SHARED_PROMPTS:
+            raise ConfigError(
+                f"rows cannot be selected under PEFT's {kind.value}: its virtual tokens are "
+                "computed once for all rows of a batch, so no row has a gradient of its own: "
+                "train an adapter such as LoRA, or train without the selector"
+            )
