@@ -179,22 +179,6 @@ def test_hooks_of_training_are_not_called() -> None:
     assert {"accumulated", "gradient"} <= set(fired)
 
 
-def test_autocast_is_off_inside_and_on_outside() -> None:
-    model, inside = prepared(), []
-
-    def margins(model: nn.Module, inputs: Tensor) -> Tensor:
-        inside.append(torch.is_autocast_enabled("cpu"))
-        return model(inputs)[:, 0]
-
-    plain = evaluation.evaluate(Behavior("plain", INPUTS, margins), model)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = evaluation.evaluate(Behavior("mixed", INPUTS, margins), model)
-        assert torch.is_autocast_enabled("cpu")
-        assert model.classifier(INPUTS).dtype == torch.bfloat16
-    assert inside == [False, False]
-    assert np.array_equal(plain.margins, mixed.margins)
-
-
 def test_a_pass_runs_in_evaluation_mode() -> None:
     model = Classifier().train()
     model(torch.randn(64, 8))  # statistics that differ from those of the probes

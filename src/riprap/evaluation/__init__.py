@@ -4,7 +4,8 @@
 - `compute_margins`, `loss_gradient`, `margin_gradients`, `fisher_diagonal`, `layer_moments`,
   `answer_logits`: single quantities for signals, guards and diagnoses.
 - `ProtectedGradients`: gradients of all behaviors, shared by monitor, signals and guard.
-- `preserve_training_state`: the context in which all of them run.
+- `preserve_training_state`: the context in which all of them run; `set_evaluation_mode`,
+  `refuse_writes`, `refuse_packed` and `TrainingAutocast`: parts of it.
 - `find_layer`, `layer_names`, `capture_outputs`: layers and their outputs.
 - `model_loss`, `loss_and_gradient`, `generate`: losses and answers on other inputs than probes.
 """
@@ -19,9 +20,15 @@ from riprap.evaluation._features import (
     layer_stacks,
 )
 from riprap.evaluation._generation import generate
-from riprap.evaluation._isolation import preserve_training_state
+from riprap.evaluation._isolation import (
+    preserve_training_state,
+    refuse_packed,
+    set_evaluation_mode,
+)
 from riprap.evaluation._linear_layers import LayerMoments, LinearLayer, layer_moments, linear_layers
+from riprap.evaluation._module_state import refuse_writes
 from riprap.evaluation._per_probe import fisher_diagonal, margin_gradients
+from riprap.evaluation._precision import Autocast, TrainingAutocast
 from riprap.evaluation._probe_pass import (
     ProbeResult,
     calibrate,
@@ -37,11 +44,13 @@ from riprap.evaluation._probe_pass import (
 from riprap.evaluation._protected_gradients import ProtectedGradients
 
 __all__ = [
+    "Autocast",
     "LayerMoments",
     "LinearLayer",
     "Loss",
     "ProbeResult",
     "ProtectedGradients",
+    "TrainingAutocast",
     "answer_logits",
     "calibrate",
     "capture_outputs",
@@ -63,6 +72,9 @@ __all__ = [
     "margin_gradients",
     "model_loss",
     "preserve_training_state",
+    "refuse_packed",
+    "refuse_writes",
+    "set_evaluation_mode",
     "to_device",
     "validate_margins",
 ]

@@ -32,7 +32,8 @@ def generate(
     pad = tokenizer.pad_token_id or 0
     ends = _end_tokens(model, tokenizer)
     answers: list[list[int]] = []
-    with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
+    isolation = preserve_training_state(model, float32_logits=False)  # answers as users see them
+    with torch.inference_mode(False), torch.no_grad(), isolation:
         for at in range(0, len(prompts), BATCH_SIZE):
             batch = TokenBatch.pad(list(prompts[at : at + BATCH_SIZE]), pad)
             ids = batch.input_ids.to(device_of(model))

@@ -1,7 +1,7 @@
 """Forward and backward passes over probes, inside `preserve_training_state`.
 
 Gradients are computed by `torch.autograd.grad`, which accumulates nothing and calls no
-post-accumulate hook.
+post-accumulate hook. A pass runs a second time if the first one taught something about the model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ from riprap.behaviors import (
 )
 from riprap.errors import BehaviorError
 from riprap.evaluation._features import capture_outputs, last_rows
-from riprap.evaluation._isolation import preserve_training_state
-from riprap.linalg import Vector, is_sharded
+from riprap.evaluation._isolation import repeat_if_learned
+from riprap.evaluation._precision import Autocast
+from riprap.linalg import Vector, densify, is_sharded
+
+MAX_DIFFERENCE = 0.05  # of the largest margin, between evaluation and training mode of a module
 
 
 @dataclass
@@ -88,16 +91,17 @@ def gradient_of(
 ) -> Vector | None:
     """Compute ∇ value in `parameters`, with zeros for parameters that it does not depend on.
 
-    None if it depends on none of them. Call it inside `preserve_training_state`.
+    Zero too for parameters that require no gradient now. None if it depends on none of them. Sparse
+    gradients are returned dense. Call it inside `preserve_training_state`.
     """
-    if not value.requires_grad:
+    required = [parameter for parameter in parameters if parameter.requires_grad]
+    if not value.requires_grad or not required:
         return None
     if any(is_sharded(parameter) for parameter in parameters):
         return _gradient_via_grad(value, parameters)
-    return _fill_zeros(
-        torch.autograd.grad(value, list(parameters), allow_unused=True, retain_graph=keep_graph),
-        parameters,
-    )
+    found = torch.autograd.grad(value, required, allow_unused=True, retain_graph=keep_graph)
+    by_id = {id(parameter): part for parameter, part in zip(required, found, strict=True)}
+    return _fill_zeros([by_id.get(id(parameter)) for parameter in parameters], parameters)
 
 
 def _gradient_via_grad(value: Tensor, parameters: Sequence[Tensor]) -> Vector | None:
@@ -117,7 +121,7 @@ def _fill_zeros(gradient: Sequence[Tensor | None], parameters: Sequence[Tensor])
     if all(part is None for part in gradient):
         return None
     return [
-        torch.zeros_like(parameter) if part is None else part.detach()
+        torch.zeros_like(parameter) if part is None else densify(part.detach())
         for parameter, part in zip(parameters, gradient, strict=True)
     ]
 
@@ -148,6 +152,7 @@ def evaluate_batch(
     model: nn.Module,
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
+    autocast: Autocast | None = None,
 ) -> dict[str, ProbeResult]:
     """Run one forward pass over the probes of several behaviors, and a backward pass for each.
 
@@ -155,19 +160,38 @@ def evaluate_batch(
         behaviors: one behavior, or one of the lists of `group_by_forward_pass`.
         parameters: compute h_b in these; None: forward pass only.
         layers: names of modules whose output at the last position is captured.
+        autocast: see `preserve_training_state`.
 
     Returns:
         results by behavior name.
 
     Raises:
-        BehaviorError: margins of a wrong shape.
+        BehaviorError: margins of a wrong shape, or a model that cannot be evaluated in this state.
     """
-    with (
-        torch.inference_mode(False),
-        torch.set_grad_enabled(parameters is not None),
-        preserve_training_state(model),
-        capture_outputs(model, layers) as (activations, outputs),
-    ):
+
+    def run() -> dict[str, ProbeResult]:
+        return _evaluate_once(behaviors, model, parameters, layers)
+
+    with torch.inference_mode(False), torch.set_grad_enabled(parameters is not None):
+        return repeat_if_learned(model, run, autocast, _results_agree)
+
+
+def _results_agree(one: dict[str, ProbeResult], two: dict[str, ProbeResult]) -> bool:
+    """Return whether the margins are equal, up to what half precision rounds."""
+    return all(
+        np.abs(result.margins - two[name].margins).max()
+        <= MAX_DIFFERENCE * np.abs(result.margins).max()
+        for name, result in one.items()
+    )
+
+
+def _evaluate_once(
+    behaviors: Sequence[Behavior],
+    model: nn.Module,
+    parameters: Sequence[Tensor] | None,
+    layers: Sequence[str],
+) -> dict[str, ProbeResult]:
+    with capture_outputs(model, layers) as (activations, outputs):
         with raise_on_all_ranks(model):
             margins = _batch_margins(behaviors, model)
         gradients, gradient_error = _gradients([m.values for m in margins], parameters)
@@ -196,9 +220,10 @@ def evaluate(
     model: nn.Module,
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
+    autocast: Autocast | None = None,
 ) -> ProbeResult:
     """Run one pass over one behavior's probes; see `evaluate_batch`."""
-    return evaluate_batch([behavior], model, parameters, layers)[behavior.name]
+    return evaluate_batch([behavior], model, parameters, layers, autocast)[behavior.name]
 
 
 def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
@@ -246,10 +271,10 @@ def loss_gradient(
     """Compute g_b = ∇ mean protected loss; None for a behavior without losses."""
     if behavior.losses is None:
         return None
-    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-        with raise_on_all_ranks(model):
-            loss = behavior.losses(model, behavior.probes).mean()
-        return gradient_of(loss, parameters)
+    losses = behavior.losses
+    return loss_and_gradient(
+        lambda model, probes: losses(model, probes).mean(), model, behavior.probes, parameters
+    )[1]
 
 
 def loss_and_gradient(
@@ -266,13 +291,17 @@ def loss_and_gradient(
     Returns:
         (the loss, its gradient); the gradient is None where it depends on none of `parameters`.
     """
-    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
+
+    def run() -> tuple[float, Vector | None]:
         with raise_on_all_ranks(model):
             value = loss(model, batch)
         return float(value.detach()), gradient_of(value, parameters)
 
+    with torch.inference_mode(False), torch.enable_grad():
+        return repeat_if_learned(model, run)
+
 
 def calibrate(behavior: Behavior, model: nn.Module) -> None:
     """Let a behavior store what later margins are compared with, from the model as it is now."""
-    with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):
-        behavior.margins.calibrate(model, behavior.probes)
+    with torch.inference_mode(False), torch.no_grad():
+        repeat_if_learned(model, lambda: behavior.margins.calibrate(model, behavior.probes))

@@ -85,7 +85,10 @@ def write_gradient(parameters: Sequence[Tensor], vector: Vector, scale: float = 
     for parameter, part in zip(parameters, vector, strict=True):
         new = to_local(part)
         new = new if scale == 1.0 else new * scale
-        if parameter.grad is not None:
+        if parameter.grad is not None and parameter.grad.layout == torch.sparse_coo:
+            # Optimizers such as SparseAdam take sparse gradients only.
+            parameter.grad = new.to_sparse(parameter.grad.sparse_dim())
+        elif parameter.grad is not None:
             to_local(parameter.grad).copy_(new)
         elif bool(new.any()):
             parameter.grad = torch.zeros_like(parameter)

@@ -30,6 +30,11 @@ def to_local(part: Tensor) -> Tensor:
     return part.to_local() if isinstance(part, DTensor) else part
 
 
+def densify(part: Tensor) -> Tensor:
+    """Return a sparse gradient, as of `nn.Embedding(sparse=True)`, dense; any other unchanged."""
+    return part if part.layout == torch.strided else part.to_dense()
+
+
 def is_sharded(part: Tensor) -> bool:
     """Return whether each rank has only a part of the tensor, as under FSDP2."""
     return isinstance(part, DTensor) and any(p.is_shard() for p in part.placements)

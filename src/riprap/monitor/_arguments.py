@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
+
 from riprap._text import shorten
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy
@@ -117,3 +119,17 @@ def _shown(thing: Any) -> str:
 
 def _name_of(name: str) -> str:
     return name if name.isidentifier() else "behavior"
+
+
+def check_autocast(autocast: Any) -> None:
+    """Check the autocast state of the probes.
+
+    Raises:
+        ConfigError: it is no state.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    if autocast is not None and not isinstance(autocast, bool) and autocast not in halves:
+        raise ConfigError(
+            f"autocast={_shown(autocast)}: give torch.bfloat16, torch.float16, False for none, or "
+            "None for the state in which the model is trained"
+        )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from riprap.linalg import Vector, clone, copy_into, subtract
+from riprap.linalg import Vector, clone, copy_into, densify, subtract
 from riprap.monitor._optimizers import parameters_of
 
 
@@ -106,15 +106,16 @@ class StepHooks:
         return [parameter for parameter, before in pairs if parameter.shape != before.shape]
 
     def _register(self) -> None:
+        # A compiled `optimizer.step` would trace the hooks, and lose what they read.
+        before, after, foreign = map(
+            torch.compiler.disable, (self._pre_step, self._post_step, self._any_post_step)
+        )
         self._handles = [
             handle
             for one in self.optimizers
-            for handle in (
-                one.register_step_pre_hook(self._pre_step),
-                one.register_step_post_hook(self._post_step),
-            )
+            for handle in (one.register_step_pre_hook(before), one.register_step_post_hook(after))
         ]
-        self._handles.append(_register_for_all(self._any_post_step))
+        self._handles.append(_register_for_all(foreign))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -187,6 +188,7 @@ class StepHooks:
         factor = 1.0 / _scale(optimizer)
         for index in self._own[id(optimizer)]:
             grad = self.parameters[index].grad
+            grad = None if grad is None else densify(grad)
             self._gradients[index] = grad if grad is None or factor == 1.0 else grad * factor
 
     def _deliver(self) -> None:

@@ -16,11 +16,22 @@ from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy, BehaviorHistory, score
 from riprap.errors import ConfigError
-from riprap.evaluation import ProtectedGradients, find_layer
+from riprap.evaluation import (
+    Autocast,
+    ProtectedGradients,
+    TrainingAutocast,
+    find_layer,
+    refuse_packed,
+)
 from riprap.guards import Guard
 from riprap.monitor._alert_tracker import AlertTracker
 from riprap.monitor._announce import Announcer
-from riprap.monitor._arguments import check_arguments, check_guard, check_options
+from riprap.monitor._arguments import (
+    check_arguments,
+    check_autocast,
+    check_guard,
+    check_options,
+)
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, trained_parameters
@@ -68,6 +79,8 @@ class Monitor:
             "bfloat16" or "int8"; each behavior costs a copy of the trained parameters.
         modules: names of modules: gradients and updates are read in their parameters only. Empty:
             in all trained parameters. Effects of other parameters show at probe evaluations only.
+        autocast: None: probes are evaluated in training's own autocast state; False: without
+            autocast; a dtype: under autocast with it. Logits are in float32 in any case.
         on_alert: called with each alert that raises the level of a behavior; if it raises an
             exception, that is recorded, and training goes on.
         stop_on: alert level, such as "critical", from which on `should_stop` is True.
@@ -93,6 +106,7 @@ class Monitor:
         gradient_storage: str = "float32",
         modules: Sequence[str] = (),
         *,
+        autocast: Autocast | None = None,
         on_alert: Callable[[Alert], object] | None = None,
         stop_on: Level | str | None = None,
         keep_passing: bool = False,
@@ -100,6 +114,7 @@ class Monitor:
         given = {name: value for name, value in locals().items() if name != "self"}
         check_arguments(behaviors, probe_every, gradient_storage)
         check_options(policy, signals, stop_on, on_alert, modules)
+        check_autocast(autocast)
         self.behaviors = list(behaviors)
         self.policy = AlertPolicy.default() if policy is None else policy
         if self.policy.hash is not None:
@@ -117,7 +132,7 @@ class Monitor:
             Announcer(on_alert, record.add_failure, quiet=rank() != 0),
             None if stop_on is None else Level(stop_on),
         )
-        self._given, self._keep_passing = given, keep_passing
+        self._given, self._keep_passing, self._autocast = given, keep_passing, autocast
         self._started = False
         self._watched_model: WatchedModel | None = None  # of the last watch
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
@@ -169,6 +184,7 @@ class Monitor:
             model, optimizers = unwrap_model(model), require_optimizers(optimizer)
             check_guard(guard, len(optimizers))
             parameters = trained_parameters(model, optimizers, self._modules)
+            refuse_packed(model)
         else:
             refuse_guard(guard)
             model, optimizers, parameters = engine_module(model), [], []
@@ -182,6 +198,7 @@ class Monitor:
         probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
+        probe_runner.autocast = TrainingAutocast(model, self._autocast)
         if engine is None:
             session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
         else:

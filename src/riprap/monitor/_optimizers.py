@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from riprap._distributed import MAX_WRAPPERS
 from riprap.errors import ConfigError
@@ -109,7 +110,7 @@ def trained_parameters(
         modules: names of modules, to return only their parameters. Empty: all.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or one is complex or without shape.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -137,4 +138,22 @@ def trained_parameters(
             "nothing to watch: the optimizer holds no trainable parameter of this model "
             "(is the model frozen, or does the optimizer belong to another model?)"
         )
+    _refuse_kinds(model, trained)
     return trained
+
+
+def _refuse_kinds(model: nn.Module, trained: Sequence[Tensor]) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in trained:
+        name = names[id(parameter)]
+        if is_lazy(parameter):
+            raise ConfigError(
+                f"cannot watch the parameter {name!r}: it has no shape yet; run the model once "
+                "before watching it"
+            )
+        if parameter.is_complex():
+            raise ConfigError(
+                f"cannot watch the parameter {name!r}: it contains complex numbers; freeze it, "
+                "store real and imaginary parts as real numbers, or name other modules, "
+                "Monitor(..., modules=[...])"
+            )

@@ -15,11 +15,13 @@ from riprap.errors import BehaviorError
 from riprap.evaluation import (
     ProbeResult,
     ProtectedGradients,
+    TrainingAutocast,
     calibrate,
     evaluate,
     evaluate_batch,
     group_by_forward_pass,
     loss_gradient,
+    refuse_writes,
 )
 from riprap.signals import ProbeView
 
@@ -33,6 +35,7 @@ class ProbeRunner:
         needs_loss_gradients: refresh g_b as well as h_b.
         gradient_storage: see `riprap.linalg.VectorStack`.
         protected_gradients: gradients of the last refresh.
+        autocast: training's autocast state, in which all passes run; None: not looked at.
         failures: reason why a behavior failed at the last evaluation, by name.
         reads_gradients: whether gradients can be read at all.
         gradient_failures: reason why a behavior has no protected gradient since the last refresh,
@@ -47,6 +50,7 @@ class ProbeRunner:
     gradient_storage: str = "float32"
     protected_gradients: ProtectedGradients = field(default_factory=ProtectedGradients)
     reads_gradients: bool = True
+    autocast: TrainingAutocast | None = None
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
 
@@ -56,19 +60,21 @@ class ProbeRunner:
         Raises:
             BehaviorError: margins of a wrong shape, or not finite.
         """
-        results = {}
-        for behavior in self.behaviors:
-            calibrate(behavior, self.model)
-            parameters = self.parameters if self.reads_gradients else None
-            result = evaluate(behavior, self.model, parameters, self._layers)
-            not_finite = np.flatnonzero(~np.isfinite(result.margins))
-            if len(not_finite):
-                raise BehaviorError(
-                    f"behavior {behavior.name!r}: the margin of probe {not_finite[0]} is "
-                    f"{result.margins[not_finite[0]]} before training; margins must be finite"
-                )
-            results[behavior.name] = result
+        with refuse_writes(self.model):
+            results = {behavior.name: self._evaluate_first(behavior) for behavior in self.behaviors}
         return self._view(0, results, refresh=self.reads_gradients)
+
+    def _evaluate_first(self, behavior: Behavior) -> ProbeResult:
+        calibrate(behavior, self.model)
+        parameters = self.parameters if self.reads_gradients else None
+        result = evaluate(behavior, self.model, parameters, self._layers)
+        not_finite = np.flatnonzero(~np.isfinite(result.margins))
+        if len(not_finite):
+            raise BehaviorError(
+                f"behavior {behavior.name!r}: the margin of probe {not_finite[0]} is "
+                f"{result.margins[not_finite[0]]} before training; margins must be finite"
+            )
+        return result
 
     def run(self, step: int, refresh: bool) -> ProbeView:
         """Evaluate the probes; with `refresh` also refresh the protected gradients.

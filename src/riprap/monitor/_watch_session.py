@@ -90,6 +90,8 @@ class WatchSession:
         """Register the hooks, and note the weights as they are now."""
         self.sample = WeightSample(self.probe_runner.parameters, self._swaps_weights)
         self.hooks.attach()
+        if self.probe_runner.autocast is not None:
+            self.probe_runner.autocast.attach()
 
     def prepare(self) -> None:
         """Before a step: find out if the weights or the trained parameters have changed.
@@ -136,6 +138,9 @@ class WatchSession:
         """Read the applied update, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
+        if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
+            run.record.add_event(run.step, "autocast", {"text": text})
+            warn(text, stacklevel=3)
         self.check.note_update(update)
         view = StepView(run.step, None, update, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_update", view)
@@ -299,6 +304,8 @@ class WatchSession:
     def end(self) -> None:
         """Remove the hooks, evaluate the probes a last time, and end the record."""
         self.hooks.end()
+        if self.probe_runner.autocast is not None:
+            self.probe_runner.autocast.detach()
         try:
             if self._weights_were_replaced():
                 self._read_replaced_weights()

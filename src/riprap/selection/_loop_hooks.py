@@ -87,8 +87,12 @@ class LoopAttachment:
             after(LiveHook(self._after_forward), with_kwargs=True, always_call=True),
         ]
         for one in self.optimizers:
-            self._handles.append(one.register_step_pre_hook(self._before_step))
-            self._handles.append(one.register_step_post_hook(self._after_step))
+            self._handles.append(
+                one.register_step_pre_hook(torch.compiler.disable(self._before_step))
+            )
+            self._handles.append(
+                one.register_step_post_hook(torch.compiler.disable(self._after_step))
+            )
 
     def _make_directions(self, needs_gradients: bool) -> ProtectedDirections | None:
         protected = (self.selector.behaviors, self.selector.directions)

@@ -110,7 +110,7 @@ class RowChecker:
         self.hooks.accumulator, disabled = None, self.hooks.disabled
         self.hooks.disabled = True
         try:
-            with torch.enable_grad(), preserve_training_state(self.model):
+            with torch.enable_grad(), preserve_training_state(self.model, float32_logits=False):
                 with _training_without_dropout(modes) if in_training_mode else _unchanged():
                     found = self._compare(accumulator.rows, rows, run, in_training_mode)
                 if not found:

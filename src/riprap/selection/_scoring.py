@@ -89,7 +89,8 @@ def compute_grad_samples(
     refuse_wrapped(model)
     call = forward_args(batch)
     rows = count_rows(call)
-    with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
+    isolation = preserve_training_state(model, float32_logits=False)  # the gradients of training
+    with torch.inference_mode(False), torch.enable_grad(), isolation:
         hooks = PerSampleGradHooks(model)
         try:
             accumulator = hooks.start_pass(rows, dense, directions)
@@ -178,7 +179,7 @@ def score(
     call = forward_args(batch)
     _require_callable(model, call)
     inputs = named_arguments(model, call)
-    with torch.no_grad(), preserve_training_state(model):
+    with torch.no_grad(), preserve_training_state(model, float32_logits=False):
         args, named = without_labels(call)
         output = model(*args, **named)
         rows = row_losses(output, inputs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from riprap.commands._models import SHOWN, load_model
 from riprap.diagnosis import SafetensorsFolder, Weights, interpolate_, matching_names
 from riprap.errors import ConfigError
+from riprap.evaluation import set_evaluation_mode
 from riprap.integrations import smollm2
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -148,7 +149,8 @@ def load_pair(base: str, tuned: str) -> ModelPair:
             "tuning first, and the one after it second"
         )
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return ModelPair(model.to(device or "cpu").eval(), tokenizer, base_weights, tuned_weights)
+    set_evaluation_mode(model.to(device or "cpu"))
+    return ModelPair(model, tokenizer, base_weights, tuned_weights)
 
 
 def find_folder(name: str) -> Path:

@@ -13,7 +13,7 @@ from riprap._extras import require
 from riprap.diagnosis._weight_sources import Weights, restore_weights
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.errors import ConfigError
-from riprap.evaluation import preserve_training_state
+from riprap.evaluation import preserve_training_state, set_evaluation_mode
 
 MAX_FULL_PARAMETERS = 20_000_000  # a larger model learns through adapters
 LORA_RANK = 8
@@ -94,8 +94,7 @@ def _fresh_adapters(model: nn.Module) -> Iterator[list[Tensor]]:
     torch.manual_seed(0)  # adapters start at random; `preserve_training_state` restores generators
     wrapped: Any = get_peft_model(model, config)  # type: ignore[arg-type]
     try:
-        for module in wrapped.modules():
-            module.training = False
+        set_evaluation_mode(wrapped)
         yield [p for name, p in wrapped.named_parameters() if "lora_" in name]
     finally:
         wrapped.unload()
