@@ -107,7 +107,7 @@ class Setup:
         quiet = copy.deepcopy(model).eval()
         with torch.no_grad():
             targets = quiet(ids.to(self.device))[:, -1].argmax(-1).cpu()
-        return Behavior.next_token("own", input_ids=ids, targets=targets)
+        return Behavior.next_token("own", input_ids=ids, targets=targets, floor=0.01)
 
 
 def check_no_trace(setup: Setup, steps: int = 12) -> dict[str, Any]:
@@ -152,18 +152,16 @@ def check_readings(setup: Setup, steps: int = 5) -> dict[str, Any]:
     optimizer, batches, behavior = setup.optimizer(model), setup.batches(), setup.behavior(model)
     monitor = Monitor([behavior], probe_every=1)
     expected, margin_errors = [], []
-    with monitor.watch(model, optimizer):
-        for _ in range(steps):
+    for _ in range(steps):
+        with monitor.watch(model, optimizer):  # refreshes the gradient
             margins, gradient = margins64(model, behavior)
             read = monitor.behavior_histories["own"].margins[-1]
             margin_errors.append(np.abs(read - margins.numpy()).max() / margins.abs().max().item())
             before = [p.detach().double().cpu() for p in model.parameters()]
             setup.step(model, optimizer, next(batches))
-            moves = [
-                p.detach().double().cpu() - b
-                for p, b in zip(model.parameters(), before, strict=True)
-            ]
-            expected.append(sum(float((g * m).sum()) for g, m in zip(gradient, moves, strict=True)))
+            after = [p.detach().double().cpu() for p in model.parameters()]
+        moves = [new - old for new, old in zip(after, before, strict=True)]
+        expected.append(sum(float((g * m).sum()) for g, m in zip(gradient, moves, strict=True)))
     history = monitor.history()
     read = history[history.signal == "interference"].value.to_numpy()
     error = float(np.abs(read - expected).max() / np.abs(expected).max())

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from riprap.errors import BehaviorError
+from riprap.linalg import to_local
 
 _BLOCK_WORDS = 2**13  # words of 8 bytes that share a check sum
 _COPIED_WORDS = 2**14  # up to this size a tensor is copied, not summed
@@ -250,9 +251,11 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 def plain_tensors(tensor: Tensor) -> list[Tensor]:
     """Return the strided tensors that hold a tensor's data; none on the meta device."""
+    tensor = to_local(tensor)
     if is_wrapped(tensor):
         names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        return [part for name in names for part in plain_tensors(getattr(tensor, name))]
+        inner = [getattr(tensor, name) for name in names]
+        return [part for one in inner if isinstance(one, Tensor) for part in plain_tensors(one)]
     is_plain = tensor.layout == torch.strided and not tensor.is_meta
     return [tensor] if is_plain and _has_storage(tensor) else []
 
@@ -281,7 +284,7 @@ def refuse_writes(model: nn.Module) -> Iterator[None]:
 
 def _check_sums(tensor: Tensor) -> list[Tensor]:
     sums = []
-    for part in plain_tensors(tensor.detach()):
+    for part in plain_tensors(to_local(tensor).detach()):
         words = _words(part.untyped_storage(), _span(part))
         if len(words) <= _COPIED_WORDS:
             sums.append(words.clone())
