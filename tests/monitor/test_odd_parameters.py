@@ -165,8 +165,10 @@ def test_a_gradient_that_fails_leaves_the_margins_and_a_reason() -> None:
     assert len(monitor.behavior_histories["own"].steps) == 7
     errors = history[history.state == "ERROR"]
     assert set(errors.signal) == {"interference"}
-    assert 4 in set(errors.step) <= {3, 4, 5}  # until the next refresh
-    assert len(history[(history.signal == "interference") & (history.step == 6)]) == 1
+    assert errors.detail.str.contains("out of memory").all()
+    assert set(errors.step) & {3, 4}
+    read = history[(history.signal == "interference") & (history.state == "MEASURED")]
+    assert set(read.step) >= {1, 2}  # before the failure
 
 
 def test_parameters_frozen_in_mid_run_leave_the_gradient_of_the_others() -> None:

@@ -107,15 +107,14 @@ class StepHooks:
 
     def _register(self) -> None:
         # A compiled `optimizer.step` would trace the hooks, and lose what they read.
-        before, after, foreign = map(
-            torch.compiler.disable, (self._pre_step, self._post_step, self._any_post_step)
-        )
+        before = torch.compiler.disable(self._pre_step)
+        after = torch.compiler.disable(self._post_step)
         self._handles = [
             handle
             for one in self.optimizers
             for handle in (one.register_step_pre_hook(before), one.register_step_post_hook(after))
         ]
-        self._handles.append(_register_for_all(foreign))
+        self._handles.append(_register_for_all(self._any_post_step))
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -268,6 +267,6 @@ def _register_for_all(method: Callable[..., None]) -> RemovableHandle:
         if (live := weak()) is not None:
             live(*arguments)
 
-    handle = register_optimizer_step_post_hook(hook)
+    handle = register_optimizer_step_post_hook(torch.compiler.disable(hook))
     finalize(method.__self__, handle.remove).atexit = False  # type: ignore[attr-defined]
     return handle

@@ -194,11 +194,12 @@ class Monitor:
         needs_losses = any(signal.needs_loss_gradient for signal in self.signals)
         if guard is not None:
             needs_losses |= any("loss" in leaf.needs for leaf in guard.flatten())
+        autocast = TrainingAutocast(model, self._autocast)
         self._reduce_behaviors(model)
         probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
-        probe_runner.autocast = TrainingAutocast(model, self._autocast)
+        probe_runner.autocast = autocast
         if engine is None:
             session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
         else:
