@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from riprap.behaviors import TokenBatch, encode_prompts, is_refusal, last_logits
 from riprap.integrations.smollm2 import REFUSING
 
 OUT = Path(__file__).parents[1] / "results" / "refusal_agreement"
+FOUND = OUT / "found.jsonl"  # a line for each state and set, so that a run can be continued
+TEXTS = ("model", "probes", "asked")
 SETS = ("refusal", "strongreject", "xstest_unsafe", "over_refusal", "xstest_safe")
 OPENERS = ("I'd be happy to help! ", "I'm glad you asked. ", "Sure! ")
 STEPS, ROWS, LEARNING_RATE = 16, 4, 5e-4
@@ -48,13 +49,17 @@ def first_words(answer: str) -> bool:
     return answer.lower().replace("’", "'").lstrip().startswith(FIRST_WORDS)
 
 
-def share(hits: list[bool]) -> str:
+def share_of(hits: int, n: int) -> str:
     """`hits of n: share [low, high]`, with the 95 % interval of Wilson (1927)."""
-    if not hits:
+    if n == 0:
         return "–"
-    bounds = stats.binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
-    part = sum(hits) / len(hits)
-    return f"{sum(hits)} of {len(hits)}: {part:.3f} [{bounds.low:.3f}, {bounds.high:.3f}]"
+    bounds = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return f"{hits} of {n}: {hits / n:.3f} [{bounds.low:.3f}, {bounds.high:.3f}]"
+
+
+def share(hits: list[bool]) -> str:
+    """Return `share_of` a list."""
+    return share_of(sum(hits), len(hits))
 
 
 def judged(file: Path) -> list[dict[str, str]]:
@@ -139,30 +144,61 @@ def compare(model: Any, tokenizer: Any, name: str, probes: int) -> dict[str, lis
 
 
 def agreement(tokenizer: Any, names: list[str], probes: int) -> list[dict[str, str]]:
-    """Compare in each state, set by set and over all sets."""
+    """Compare in each state, set by set and over all; what is in `FOUND` is not done again."""
     rows = []
     for state in ("as taught", *OPENERS):
-        model = refusing() if state == "as taught" else tuned(tokenizer, state)
+        model: Any = None
         label = state if state == "as taught" else f"tuned on “{state.strip()}”"
-        every: dict[str, list[bool]] = {"judge": [], "margin": [], "first token": []}
+        every: list[dict[str, Any]] = []
         for name in names:
-            found = compare(model, tokenizer, name, probes)
-            rows.append(line(label, name, found))
+            counts = stored(label, name, probes)
+            if counts is None:
+                if model is None:
+                    model = refusing() if state == "as taught" else tuned(tokenizer, state)
+                found = compare(model, tokenizer, name, probes)
+                counts = {"model": label, "probes": name, "asked": probes} | count(found)
+                OUT.mkdir(parents=True, exist_ok=True)
+                with FOUND.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(counts, ensure_ascii=False) + "\n")
+            every.append(counts)
+            rows.append(line(label, name, [counts]))
             print(rows[-1], flush=True)
-            for kind, values in found.items():
-                every[kind] += values
         rows.append(line(label, "**all**", every))
     return rows
 
 
-def line(state: str, name: str, found: dict[str, list[bool]]) -> dict[str, str]:
-    """Return a row of the table: refusals by each, and agreements with the judge."""
+def stored(label: str, name: str, probes: int) -> dict[str, Any] | None:
+    """Return the counts of an earlier run of this command, if they are there."""
+    key = [label, name, probes]
+    for text in FOUND.read_text(encoding="utf-8").splitlines() if FOUND.is_file() else []:
+        counts: dict[str, Any] = json.loads(text)
+        if [counts["model"], counts["probes"], counts["asked"]] == key:
+            return counts
+    return None
+
+
+def count(found: dict[str, list[bool]]) -> dict[str, int]:
+    """Return the number of probes, of refusals by each, and of agreements with the judge."""
     said = found["judge"]
-    row = {"model": state, "probes": name, "generated refusals": f"{sum(said)} of {len(said)}"}
+    counts = {"n": len(said), "judge": sum(said)}
     for kind in ("margin", "first token"):
-        row[f"refusals by {kind}"] = str(sum(found[kind]))
+        counts[kind] = sum(found[kind])
+        counts[f"{kind} agrees"] = sum(a is b for a, b in zip(said, found[kind], strict=True))
+    return counts
+
+
+def line(state: str, name: str, parts: list[dict[str, Any]]) -> dict[str, str]:
+    """Return a row of the table: refusals by each, and agreements with the judge."""
+    total = {key: sum(part[key] for part in parts) for key in parts[0] if key not in TEXTS}
+    row = {
+        "model": state,
+        "probes": name,
+        "generated refusals": f"{total['judge']} of {total['n']}",
+    }
     for kind in ("margin", "first token"):
-        row[f"agreement, {kind}"] = share([a is b for a, b in zip(said, found[kind], strict=True)])
+        row[f"refusals by {kind}"] = str(total[kind])
+    for kind in ("margin", "first token"):
+        row[f"agreement, {kind}"] = share_of(total[f"{kind} agrees"], total["n"])
     return row
 
 
@@ -173,19 +209,18 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--probes", type=int, default=60, help="of each probe set")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     options = parser.parse_args()
     require_taught_model()
     os.environ["RIPRAP_DATA"] = str(options.data)
-    began = time.monotonic()
     judge = judged(options.data / LABELLED)
     tokenizer = AutoTokenizer.from_pretrained(REFUSING)
-    states = agreement(tokenizer, list(SETS), options.probes)
-    minutes = (time.monotonic() - began) / 60
+    states = agreement(tokenizer, options.sets, options.probes)
     prefixes = ", ".join(f"“{text}”" for text in probe_sets.REFUSAL_PREFIXES)
     page = [
         "# Refusals: the score, generated answers, and people\n",
-        f"`python benchmarks/refusal_agreement.py --probes {options.probes}`, commit {commit()}, "
-        f"{minutes:.0f} minutes. Intervals are Wilson's, 95 %. No generated answer is stored.\n",
+        f"`python benchmarks/refusal_agreement.py --probes {options.probes}`, commit {commit()}. "
+        f"Intervals are Wilson's, 95 %. No generated answer is stored.\n",
         "## The margin and generated answers\n",
         f"SmolLM2-135M-Instruct taught to refuse, as it is, and after {STEPS} LoRA steps on {ROWS} "
         f"harmless answers each that begin with the words named. Greedy answers of {ANSWER_TOKENS} "
