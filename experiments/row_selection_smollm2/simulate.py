@@ -162,7 +162,7 @@ def simulate(method: str, seed: int, steps: int, digest: str, plan: Plan, data: 
             for name in CATEGORIES
         },
         processing_class=tokenizer,
-        peft_config=lora_config(config),
+        peft_config=lora_config(config.lora),
         callbacks=callbacks,
     )
     before = _at_start(digest, unseen, trainer)

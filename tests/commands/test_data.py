@@ -199,16 +199,6 @@ def test_what_is_unusual_is_counted(tmp_path: Path) -> None:
             {},
             "a part of type 'image_url'; only texts are trained",
         ),
-        (
-            {"messages": [{"role": "system", "content": "s"}, *MESSAGES]},
-            {"prompt": "messages.1.content", "response": "messages.1.content"},
-            "'messages.1.content' is of a turn of the role 'user', not 'assistant'",
-        ),
-        (
-            {"messages": [{"role": "system", "content": "s"}, *MESSAGES]},
-            {"prompt": "messages.0.content", "response": "messages.2.content"},
-            "'messages.0.content' is of a turn of the role 'system', not 'user'",
-        ),
         ({"a": "x"}, {"messages": "b"}, "has no field 'b'; it has a"),
         ({"messages": MESSAGES}, {"messages": "messages", "prompt": "a"}, "remove `prompt`"),
     ],
@@ -220,6 +210,23 @@ def test_what_cannot_be_meant_is_refused(
         one(tmp_path, record, **keys)
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_turns_of_another_role_are_said(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "s"}, *MESSAGES]
+    written(tmp_path, "rows.jsonl", [{"messages": turns}])
+    data = DataConfig(
+        path=str(tmp_path / "rows.jsonl"),
+        prompt="messages.0.content",
+        response="messages.1.content",
+    )
+    reader = RowReader(data)
+    notes = list(reader.check().notes)
+    assert notes[0].startswith(
+        "with a turn of the role 'system' as the prompt (messages.0.content)"
+    )
+    assert notes[1].startswith("with a turn of the role 'user' learned as the answer")
+    assert [(row.prompt, row.response) for row in reader.rows()] == [("s", turns[1]["content"])]
 
 
 TEXTS = ["00501", "18.50", "None", "NA", "null", "2024-05-01", "1e5", "7", "True", "+49", " x "]

@@ -163,10 +163,12 @@ def read_row(
     if fields.messages is not None:
         messages = _items(look_up(record, fields.messages, where), where, fields.messages)
         turns, weights = _turns(messages, where)
+        foreign: tuple[str, ...] = ()
     else:
         turns, weights = _pair(record, fields, where)
+        foreign = _foreign_roles(record, fields, where)
     turns, weights = _with_system(record, turns, weights, data, where)
-    notes = _notes(turns, weights, fields.messages is not None)
+    notes = foreign + _notes(turns, weights, fields.messages is not None)
     while turns and turns[-1]["role"] != "assistant":
         turns, weights = turns[:-1], weights[:-1]
     learned = tuple(
@@ -189,8 +191,6 @@ def _pair(
 ) -> tuple[list[Turn], list[bool | None]]:
     assert fields.prompt is not None and fields.response is not None
     prompt, response = (look_up(record, name, where) for name in (fields.prompt, fields.response))
-    _require_role(record, fields.prompt, "user", where)
-    _require_role(record, fields.response, "assistant", where)
     if isinstance(prompt, list) and isinstance(response, list):  # TRL's conversational form
         before, _ = _turns(prompt, where)
         after, weights = _turns(response, where)
@@ -210,16 +210,20 @@ def _pair(
     return turns, [None] * len(turns)
 
 
-def _require_role(record: dict[str, Any], field: str, wanted: str, where: str) -> None:
-    """Refuse a path into a list of turns that leads to a turn of somebody else."""
-    parent = field.rpartition(".")[0]
-    turn = look_up(record, parent, where) if parent and field not in record else None
-    role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-    if isinstance(role, str) and ROLES.get(role, role) != wanted:
-        raise ConfigError(
-            f"{where}: {field!r} is of a turn of the role {role!r}, not {wanted!r}; remove "
-            "`prompt` and `response`, and all turns of the assistant are learned"
-        )
+def _foreign_roles(record: dict[str, Any], fields: Fields, where: str) -> tuple[str, ...]:
+    """Return notes on paths into a list of turns that lead to a turn of another role."""
+    notes = []
+    for name, wanted, use in (
+        (fields.prompt, "user", "as the prompt"),
+        (fields.response, "assistant", "learned as the answer"),
+    ):
+        parent = "" if name is None or name in record else name.rpartition(".")[0]
+        turn = look_up(record, parent, where) if parent else None
+        role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
+        if isinstance(role, str) and ROLES.get(role, role) != wanted:
+            advice = "remove `prompt` and `response` to learn all turns of the assistant"
+            notes.append(f"with a turn of the role {role!r} {use} ({name}): {advice}")
+    return tuple(notes)
 
 
 def _turns(messages: list[Any], where: str) -> tuple[list[Turn], list[bool | None]]:
