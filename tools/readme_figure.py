@@ -1,7 +1,7 @@
 """Draw the README's figure: `python tools/readme_figure.py runs/smollm2-affirmative`.
 
-The run is made by `riprap watch experiments/smollm2/affirmative.yaml`. The figure shows score,
-margins and predicted change of one behavior.
+The run is made by `python -m experiments smollm2`. The figure shows score, margins and predicted
+change of one behavior.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from experiments.harness.cache import cached
 from experiments.harness.interference_claim import InterferenceComparison
 from experiments.smollm2.checkpoints import GenerationCheckpoints
 from experiments.smollm2.teaching import REFUSAL_PREFIX
+from experiments.worlds.first_probe_sets import write
 from riprap.commands.watch import WatchConfig, prepare
 
 EXAMPLES = {  # configuration, and steps of the checkpoints
@@ -60,7 +61,14 @@ def simulate(name: str) -> dict[str, np.ndarray]:
     """Train as an example describes; return the arrays of `InterferenceComparison`."""
     example, steps = EXAMPLES[name]
     folder = simulate.path(name).parent
-    run = prepare(WatchConfig.load(example).model_copy(update={"run_dir": folder}))
+    config = WatchConfig.load(example)
+    behaviors = tuple(
+        own.model_copy(
+            update={"probe_set": str(write(str(own.probe_set), folder.parent / "probe_sets"))}
+        )
+        for own in config.behaviors
+    )
+    run = prepare(config.model_copy(update={"run_dir": folder, "behaviors": behaviors}))
     comparison = ComparisonCallback(run.monitor)
     checkpoints = GenerationCheckpoints(folder / CHECKPOINTS, steps, run.tokenizer, REFUSAL_PREFIX)
     run.train([checkpoints, comparison])

@@ -6,6 +6,8 @@ beginning, and the results stay those of the same probes.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from riprap.behaviors import Behavior, probe_sets
@@ -40,3 +42,12 @@ def load(name: str, tokenizer: Any, n: int | None = None, **options: Any) -> Beh
     """Load a probe set as a behavior, with `n` evenly spaced rows among the first ones."""
     whole = probe_sets.load(name, tokenizer, **options)
     return whole.subset(evenly_spaced_indices(name, n))
+
+
+def write(name: str, folder: Path) -> Path:
+    """Write the first rows as a file of the probe set's name, for a configuration."""
+    file = folder / f"{name}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows(name)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
