@@ -192,6 +192,13 @@ def test_a_layer_that_repacks_its_weight_stays_in_training_mode() -> None:
         assert [module.training for module in model] == [False, True, False]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_layer_that_repacks_is_evaluated_under_w_error(caplog: pytest.LogCaptureFixture) -> None:
+    found = evaluation.evaluate(Behavior("b", X, margins), adapted())
+    np.testing.assert_allclose(found.margins, margins(adapted(), X).detach().numpy(), rtol=1e-5)
+    assert "replaces its parameters" in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:riprap. 1 .Repacking. replaces")
 def test_a_layer_that_repacks_and_computes_something_else_in_training_mode_is_refused() -> None:
     model = adapted(bias_in_training=9.0)

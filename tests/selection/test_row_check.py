@@ -233,13 +233,14 @@ def test_an_expert_is_checked_again_though_its_first_rows_were_right() -> None:
             model(**given)["loss"].backward()
 
 
-def test_a_row_that_cannot_be_run_alone_is_said() -> None:
-    class Paired(Labelled):
-        def forward(self, input_ids: Tensor, **named: Any) -> Any:
-            if len(input_ids) % 2:
-                raise RuntimeError("rows come in pairs")
-            return super().forward(input_ids, **named)
+class Paired(Labelled):
+    def forward(self, input_ids: Tensor, **named: Any) -> Any:
+        if len(input_ids) % 2:
+            raise RuntimeError("rows come in pairs")
+        return super().forward(input_ids, **named)
 
+
+def test_a_row_that_cannot_be_run_alone_is_said() -> None:
     model = Paired(nn.Linear(WIDTH, WIDTH)).train()
     with (
         Selector("moderate", 0.5).attach(model, sgd(model)),
@@ -288,3 +289,14 @@ def test_outputs_that_are_mixed_without_a_gradient_are_seen() -> None:
     model = Shifted(nn.Linear(WIDTH, WIDTH))
     with pytest.raises(ConfigError, match="the output of row 0 in the batch"):
         selection.gradient_norms(model, batch())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_that_cannot_be_run_alone_does_not_end_training_under_w_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = Paired(nn.Linear(WIDTH, WIDTH)).train()
+    with Selector("moderate", 0.5).attach(model, sgd(model)):
+        model(**batch(4))["loss"].backward()
+    assert all(p.grad is not None for p in trained(model).values())
+    assert "rows come in pairs" in caplog.text

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from riprap._warnings import warn
 from riprap.errors import BehaviorError
 
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables of templates
@@ -109,8 +109,8 @@ class ChatTemplate:
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(
-                f"riprap: the chat template lets the model think first; {what}, so that probes "
+            warn(
+                f"the chat template lets the model think first; {what}, so that probes "
                 "stand where the answer begins",
                 stacklevel=2,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from riprap._warnings import warn
 from riprap.behaviors._last_logits import last_logits
 from riprap.behaviors._model_io import TokenBatch
 from riprap.behaviors._prefix_tree import Row
@@ -99,8 +99,8 @@ def warn_ambiguous_prefixes(tokenizer: Any, name: str, prefixes: Sequence[Row]) 
             why = f"is {text!r}, with which {other!r} begins too"
         else:
             continue
-        warnings.warn(
-            f"riprap: behavior {name!r}: a response prefix {why}; such responses cannot be told "
+        warn(
+            f"behavior {name!r}: a response prefix {why}; such responses cannot be told "
             "apart: give the prefix with more words",
             stacklevel=4,
         )

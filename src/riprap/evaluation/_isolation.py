@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from riprap._distributed import reshard
+from riprap._warnings import warn
 from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation._module_state import ModelState
 from riprap.evaluation._precision import Autocast, Precision, adopt_autocast, in_pass
@@ -124,8 +124,8 @@ def _keep_in_training(model: nn.Module, moved: list[nn.Module]) -> bool:
         return False
     name = next(name for name, module in model.named_modules() if module in new)
     _KEPT_IN_TRAINING.update(new)
-    warnings.warn(
-        f"riprap: {name or 'the model'} ({type(model.get_submodule(name)).__name__}) replaces its "
+    warn(
+        f"{name or 'the model'} ({type(model.get_submodule(name)).__name__}) replaces its "
         "parameters in evaluation mode; they were put back, and it stays in training mode while "
         "probes are evaluated",
         stacklevel=2,

@@ -9,7 +9,6 @@ given, and the gradients. This is done once for each kind of shape, not at each 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from riprap._warnings import warn
 from riprap.errors import ConfigError
 from riprap.evaluation import preserve_training_state
 from riprap.linalg import upcast
@@ -118,8 +118,8 @@ class RowChecker:
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001 the check is not the training
-            warnings.warn(
-                "riprap: single rows of this batch could not be run, so it was not checked that "
+            warn(
+                "single rows of this batch could not be run, so it was not checked that "
                 f"every layer's rows are those of the batch: {type(error).__name__}: {error}",
                 stacklevel=2,
             )
