@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from riprap.cli._app import app
 from riprap.commands._data import read_rows
 from riprap.commands.watch import WatchConfig, sft_config
 from riprap.commands.watch._build import check_behaviors
@@ -71,3 +75,26 @@ def test_an_old_key_is_refused_with_the_new_one(section: str, old: str, new: str
     with pytest.raises(ConfigError) as error:
         WatchConfig.parse(document, "x.yaml")
     assert str(error.value) == f"x.yaml: key '{place}' is now '{new}'"
+
+
+def written(folder: Path, run_dir: str) -> Path:
+    file = folder / "watch.yaml"
+    file.write_text(json.dumps(VALID | {"run_dir": run_dir}))
+    return file
+
+
+def test_the_time_in_the_name_of_the_folder_is_set_once(tmp_path: Path) -> None:
+    """Record, trainer, model and report lie in one folder, because all read this name."""
+    config = WatchConfig.load(written(tmp_path, "runs/x-{time}"))
+    assert re.fullmatch(r"x-\d{8}-\d{6}", config.run_dir.name)
+    assert Path(sft_config(config).output_dir or "").parent == config.run_dir
+
+
+def test_resuming_needs_the_name_of_the_folder(tmp_path: Path) -> None:
+    file = written(tmp_path, "runs/x-{time}")
+    result = CliRunner().invoke(app, ["watch", str(file), "--resume"])
+    assert result.exit_code == 1
+    said = result.stderr[result.stderr.index("error: ") :]
+    assert "is a new folder each time, and holds no run to resume: give the folder" in said
+    assert "runs/x-20260131-235959" in said
+    assert WatchConfig.load(written(tmp_path, "runs/x"), resume=True).run_dir == Path("runs/x")

@@ -66,3 +66,9 @@ def test_time_in_the_name_of_a_folder(tmp_path: Path) -> None:
     writer.close()
     (folder,) = tmp_path.iterdir()
     assert re.fullmatch(r"first-\d{8}-\d{6}", folder.name)
+
+
+def test_a_new_folder_holds_no_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"first-\{time\}' is a new folder each time.*give the"):
+        Writer(tmp_path / "first-{time}", resume=True)
+    assert list(tmp_path.iterdir()) == []

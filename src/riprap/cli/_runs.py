@@ -39,9 +39,9 @@ def watch(
     """Fine-tune a model as CONFIG describes, under a monitor. Exit code 2 if a behavior broke."""
     from riprap.commands.watch import WatchConfig, estimate_cost, print_cost, run_watch
 
-    settings = WatchConfig.load(config)
     if dry_run and resume:
         raise ConfigError("--dry-run measures a run from its start: remove --resume")
+    settings = WatchConfig.load(config, resume)
     if not dry_run:
         return _finish_watch(run_watch(settings, quiet=as_json, resume=resume), as_json)
     cost = estimate_cost(settings, quiet=as_json)

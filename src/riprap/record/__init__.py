@@ -6,6 +6,7 @@ death of the writer.
 - `Writer`, `Reader`: append to a record, read it.
 - `to_dataframe`: readings as a pandas DataFrame.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
+- `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
 
@@ -20,7 +21,7 @@ from riprap.record._rows import (
     to_dataframe,
 )
 from riprap.record._state import check_fields, load_state, save_state
-from riprap.record._writer import Writer, require_vacant
+from riprap.record._writer import Writer, expand_time, require_vacant
 
 __all__ = [
     "BROKEN_ANSWERS",
@@ -33,6 +34,7 @@ __all__ = [
     "alert_to_row",
     "check_fields",
     "clean_readings",
+    "expand_time",
     "forecast_from_json",
     "forecast_to_json",
     "load_state",

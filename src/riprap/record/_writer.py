@@ -32,6 +32,7 @@ from riprap.types import Action, Alert, Reading
 FLUSH_SECONDS = 0.5
 BUSY_SECONDS = 0.2  # how long to wait for another process's lock on the file
 MAX_WAIT_SECONDS = 60.0  # between attempts, while the disk is full or the file locked
+EXAMPLE_TIME = "20260131-235959"
 
 _INSERT_READING = f"INSERT INTO readings ({READING_COLUMNS}) VALUES (?,?,?,?,?,?,?,?)"
 _ROW_ERRORS = (  # errors of one row; all others are errors of the file or the disk
@@ -56,11 +57,12 @@ class Writer:
 
     Raises:
         RecordError: the folder already holds a record of a run with steps and `resume` is False,
-            the record has another version, or it cannot be written.
+            the record has another version, it cannot be written, or `resume` is True and the
+            folder has `{time}` in its name.
     """
 
     def __init__(self, folder: str | Path | None = None, resume: bool = False) -> None:
-        self.path = None if folder is None else expand_time(folder) / FILE_NAME
+        self.path = None if folder is None else expand_time(folder, resume) / FILE_NAME
         self.resume = resume
         self._pending: list[tuple[str, tuple[Any, ...]]] = []
         self._flushed = time.monotonic()
@@ -286,8 +288,17 @@ def _lock(file: Path) -> sqlite3.Connection | None:
     return lock
 
 
-def expand_time(folder: str | Path) -> Path:
-    """Return a folder with the present time in place of `{time}`; a new one each second."""
+def expand_time(folder: str | Path, resume: bool = False) -> Path:
+    """Return a folder with the present time in place of `{time}`; a new one each second.
+
+    Raises:
+        RecordError: a run is to be resumed, and a new folder holds none.
+    """
+    if resume and "{time}" in str(folder):
+        raise RecordError(
+            f"run_dir {str(folder)!r} is a new folder each time, and holds no run to resume: give "
+            f"the folder of the run, such as {str(folder).replace('{time}', EXAMPLE_TIME)!r}"
+        )
     return Path(str(folder).replace("{time}", time.strftime("%Y%m%d-%H%M%S")))
 
 

@@ -15,7 +15,8 @@ from riprap.commands.watch._training import (
     QuantizationConfig,
     TrainingConfig,
 )
-from riprap.errors import ConfigError, RiprapError
+from riprap.errors import ConfigError, RecordError, RiprapError
+from riprap.record import expand_time
 
 
 class BehaviorConfig(StrictModel):
@@ -82,7 +83,7 @@ class WatchConfig(StrictModel):
         policy: name of a shipped alert policy, or a YAML file.
         probe_every: longest interval between two probe evaluations, in steps.
         feature_layer: module whose output is used as features; None: the middle block.
-        run_dir: folder of the record and the report.
+        run_dir: folder of the record and the report; `{time}` becomes the present time.
     """
 
     renamed: ClassVar[dict[str, str]] = {
@@ -126,13 +127,18 @@ class WatchConfig(StrictModel):
             raise error(f"{where}: {problem}") from problem
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read and check a file; relative paths are relative to the working directory."""
+    def load(cls, path: str | Path, resume: bool = False) -> Self:
+        """Read and check a file; relative paths are relative to the working directory.
+
+        `{time}` in `run_dir` becomes the present time; with `resume` it is refused.
+        """
         config = cls.parse(read_yaml(path), str(path))
         try:
-            run_dir = config.run_dir.expanduser()
+            run_dir = expand_time(config.run_dir.expanduser(), resume)
         except RuntimeError as error:
             raise ConfigError(
                 f"{path}: run_dir {str(config.run_dir)!r} has no home folder: {error}"
             ) from error
+        except RecordError as error:
+            raise ConfigError(f"{path}: {error}") from error
         return config.model_copy(update={"run_dir": run_dir})
