@@ -215,3 +215,26 @@ def test_an_evaluation_of_quantized_weights_on_a_cpu_is_refused(tmp_path: Path) 
     )
     with pytest.raises(ConfigError, match="remove `eval_data`"):
         prepare(made)
+
+
+@pytest.mark.slow
+def test_a_run_says_its_summary_and_writes_its_report_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+
+    def write(record: Any, page: Path) -> Path:
+        written.append(Path(page))
+        return Path(page)
+
+    monkeypatch.setattr("riprap.report.write_report", write)
+    file = write_config(
+        tmp_path, run_dir=str(tmp_path / "x-{time}"), training={"max_steps": 2, "save_steps": 1}
+    )
+    result = CliRunner().invoke(app, ["watch", str(file)])
+    assert result.exit_code in (0, 2), result.output
+    assert result.output.count("steps watched") == 1
+    assert not [text for text in caplog.messages if "steps watched" in text]
+    (folder,) = tmp_path.glob("x-*")
+    assert written == [folder / "report.html"]
+    assert {"record.sqlite", "model", "trainer"} <= {path.name for path in folder.iterdir()}

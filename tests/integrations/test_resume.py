@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import resuming
 from riprap import Monitor
+from riprap.errors import ConfigError
 from riprap.integrations.hf import MonitorCallback
 from riprap.integrations.lightning import MonitorCallback as LightningCallback
 from tiny import make_llama
@@ -162,3 +163,26 @@ def resuming_events(folder: Path) -> list[dict[str, Any]]:
 
     with Reader(folder / "broken" / "run") as reader:
         return reader.events()
+
+
+def test_a_monitor_that_is_ahead_of_the_trainer_is_refused(tmp_path: Path) -> None:
+    """The interrupted training and the next one are in the same process."""
+    monitor = resuming.monitor(tmp_path / "run")
+    with pytest.raises(StoppedError):
+        trainer(tmp_path, monitor, Plug()).train()
+    with pytest.raises(ConfigError, match=r"after step 5.*already seen 7 steps.*new Monitor"):
+        trainer(tmp_path, monitor).train(resume_from_checkpoint=True)
+    again = resuming.monitor(tmp_path / "run", resume=True)  # as the sentence asks for
+    trainer(tmp_path, again).train(resume_from_checkpoint=True)
+    assert again.step == STEPS
+
+
+def test_a_monitor_continues_a_training_that_ended(tmp_path: Path) -> None:
+    monitor = resuming.monitor(tmp_path / "run")
+    made = trainer(tmp_path, monitor, max_steps=5)
+    made.train()
+    made.args.max_steps = 8
+    made.train(resume_from_checkpoint=True)
+    assert monitor.step == 8
+    made.train()
+    assert monitor.step == 16

@@ -88,6 +88,13 @@ class MonitorCallback(TrainerCallback):
             self.monitor = self._monitor_of_trial(args, state)
         if state.global_step > 0 and self.monitor.step == 0:
             self._restore_state(self.checkpoint or resumed_checkpoint(args, state))
+        elif state.global_step not in (0, self.monitor.step):
+            raise ConfigError(
+                f"the trainer continues after step {state.global_step}, and this monitor has "
+                f"already seen {self.monitor.step} steps, so its readings are of other weights: "
+                "create a new Monitor with the same arguments and resume=True, and a new trainer "
+                "with it"
+            )
         if self.guard is not None:
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
@@ -190,7 +197,11 @@ class MonitorCallback(TrainerCallback):
         if watching:
             trainer_step, own_step = self._began_at
             warn_without_steps(self.monitor, own_step, state.global_step - trainer_step)
-            say_the_end(self.monitor)
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """Say the summary and write the report; commands do both themselves."""
+        say_the_end(self.monitor)
 
 
 def _state_file(per_rank: bool) -> str:

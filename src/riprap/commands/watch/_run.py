@@ -44,6 +44,13 @@ SHOWN_LOGS = ("loss", "eval_loss")
 MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
 
+class _MonitorCallback(MonitorCallback):
+    """Callback that leaves summary and report to `summarize_run`."""
+
+    def _conclude(self) -> None:
+        pass
+
+
 @dataclass
 class TrainingRun:
     """A configured run that is ready to train.
@@ -73,7 +80,7 @@ class TrainingRun:
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> SFTTrainer:
         """Fine-tune under the monitor; `callbacks` are called after the monitor's callback."""
         own: list[TrainerCallback] = [
-            MonitorCallback(self.monitor, self.guard, checkpoint=self.checkpoint)
+            _MonitorCallback(self.monitor, self.guard, checkpoint=self.checkpoint)
         ]
         if self.selector is not None:
             own.append(SelectionCallback(self.selector))
