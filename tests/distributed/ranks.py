@@ -88,6 +88,33 @@ def train(
     return out
 
 
+def train_with_a_change_on_one_rank() -> dict[str, Any]:
+    """Train a sharded model; rank 1 changes its part of the weights between steps, twice."""
+    model, optimizer = spread("fsdp")
+    calm = AlertPolicy.parse({"name": "c", "detectors": [THRESHOLD | {"side": "below"}]}, "here")
+    monitor = Monitor(behaviors()[:1], policy=calm, probe_every=3, stop_on="warning")
+    out: dict[str, Any] = {"stops": []}
+
+    def change() -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.to_local().add_(1e-3 * dist.get_rank())
+
+    with monitor.watch(model, optimizer):
+        for step, batch in enumerate(IDS[:9], 1):
+            optimizer.zero_grad()
+            model(batch, labels=batch).loss.backward()
+            optimizer.step()
+            out["stops"].append(monitor.should_stop)
+            if step == 4:
+                change()
+        (history,) = monitor.behavior_histories.values()
+        change()
+        monitor.evaluate_last_step()
+        out |= {"evaluated": history.step, "reason": monitor.stop_reason}
+    return out
+
+
 def weights(model: Any) -> list[torch.Tensor]:
     return [own(p) for p in model.parameters()]
 
@@ -104,8 +131,11 @@ def _rank(
     dist.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
-    out = {"plain": train(kind, None, watched=False)}
-    out["watched"] = train(kind, Path(folder) / "run", watched=True, broken_rank=broken_rank)
+    if kind == "change on one rank":
+        out = train_with_a_change_on_one_rank()
+    else:
+        out = {"plain": train(kind, None, watched=False)}
+        out["watched"] = train(kind, Path(folder) / "run", watched=True, broken_rank=broken_rank)
     with (Path(folder) / f"{rank}.pickle").open("wb") as file:
         pickle.dump(out, file)
     dist.barrier()

@@ -94,3 +94,14 @@ def test_probes_that_fail_on_one_rank_stop_nobody(kind: str, tmp_path: Path) -> 
     # Sharded ranks give a behavior up together; replicas go on without each other.
     assert states(outs[0], "custom") == ({"ERROR"} if kind == "fsdp" else {"MEASURED"})
     assert states(outs[0], "words") == states(outs[1], "words") == {"MEASURED"}
+
+
+def test_a_change_on_one_rank_is_answered_by_all(tmp_path: Path) -> None:
+    """Ranks of a sharded model pass together: all stop, and none evaluates alone."""
+    first, second = on_ranks("change on one rank", tmp_path)
+    assert first["stops"] == second["stops"]
+    assert first["stops"][:4] == [False] * 4
+    assert first["stops"][-1]
+    assert "another rank" in first["reason"]
+    assert "between step 4 and step 5" in second["reason"]
+    assert first["evaluated"] == second["evaluated"] == 8  # step 9 is not

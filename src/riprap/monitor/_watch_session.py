@@ -296,7 +296,7 @@ class WatchSession:
     def evaluate_last_step_safely(self) -> None:
         """Do the same between two steps of training, without failing."""
         try:
-            if not self.sample.has_changed():
+            if not self._weights_were_replaced():
                 self.evaluate_last_step()
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
@@ -397,11 +397,27 @@ class WatchSession:
 
     def evaluate_probes(self, refresh: bool) -> None:
         """Evaluate the probes, process the results, and inform the guard."""
-        alerts = self.process_probe_results(self.probe_runner.run(self.run.step, refresh))
-        if self.guard is not None:
-            self.guard.on_probe_evaluation(
-                [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
-            )
+        try:
+            alerts = self.process_probe_results(self.probe_runner.run(self.run.step, refresh))
+            if self.guard is not None:
+                self.guard.on_probe_evaluation(
+                    [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
+                )
+        finally:
+            self._agree_to_stop()
+
+    def _agree_to_stop(self) -> None:
+        """Ask all ranks of a sharded model to stop if one of them is to: none can go on alone.
+
+        An alert may be raised on one rank only, by its part of the weights. Replicas (DDP) have all
+        of the weights, and need no common word.
+        """
+        run, model = self.run, self.probe_runner.model
+        if run.stop_level is None or not has_sharded_parameters(model):
+            return
+        device = next(to_local(parameter).device for parameter in model.parameters())
+        if not all_ranks(run.stop_reason is None, device) and run.stop_reason is None:
+            run.stop_reason = f"stop_on={str(run.stop_level)!r}: an alert on another rank"
 
     def process_probe_results(self, view: ProbeView) -> list[Alert]:
         """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
