@@ -105,12 +105,14 @@ def test_the_summary_of_a_run_that_broke() -> None:
     ]
 
 
-def test_the_summary_counts_what_a_guard_did(learned: nn.Module, memory: Behavior) -> None:
+def test_the_summary_says_what_a_guard_did(learned: nn.Module, memory: Behavior) -> None:
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     monitor = Monitor([memory])
     with monitor.watch(learned, optimizer, guards.L2SP(0.1)):
         train(learned, optimizer, task(4))
-    assert "Guard l2_sp: 4 actions, 4 applied." in monitor.summary()
+    (sentence,) = guards.describe_actions(monitor.actions)
+    assert sentence.startswith("l2_sp changed 4 steps")
+    assert f"Guard {sentence}" in monitor.summary().split("\n")
 
 
 def test_what_starts_below_its_floor_is_not_broken() -> None:

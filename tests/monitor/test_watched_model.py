@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loops import task, train
 from riprap import AlertPolicy, Behavior, Monitor
 from riprap.errors import ConfigError
+from riprap.monitor._watched_model import WatchedModel
 from riprap.record import Reader
 
 
@@ -98,3 +99,15 @@ def test_a_watch_that_was_refused_leaves_the_monitor_free(
     with monitor.watch(model, optimizer := sgd(model)):
         train(model, optimizer, task(1))
     assert monitor.step == 1
+
+
+def test_weights_are_compared_where_they_can_be(
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may have moved to another device; torch compares tensors on one device only."""
+    model = WatchedModel(learned, [*learned.parameters()])
+    moved: list[Tensor] = []
+    to_cpu = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda part: (moved.append(part), to_cpu(part))[1])
+    assert not model.has_changed()
+    assert len(moved) == 2 * len([*learned.parameters()])

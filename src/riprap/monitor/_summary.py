@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from riprap._formatting import format_score, format_steps
 from riprap._text import shorten
 from riprap.detectors import BehaviorHistory, score
+from riprap.guards import describe_actions
 from riprap.types import RUN, Action, Alert, Level, Reading
 
 
@@ -43,7 +43,7 @@ def summarize(
         f"{text[0].upper()}{text[1:]}."
         for text in dict.fromkeys(r.detail for r in final if r.signal == "final_score")
     ]
-    lines += _guard_lines(actions)
+    lines += [f"Guard {sentence}" for sentence in describe_actions(actions)]
     if stop_reason is not None:
         lines.append(f"Training was asked to stop: {stop_reason}.")
     return "\n".join(lines)
@@ -106,12 +106,4 @@ def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
     return [
         f"Before step {min(breaks)} no behavior was broken; the last evaluation there was at step "
         f"{max(healthy)}: a checkpoint of that step or earlier keeps all of them."
-    ]
-
-
-def _guard_lines(actions: Sequence[Action]) -> list[str]:
-    total = Counter(action.guard for action in actions)
-    applied = Counter(action.guard for action in actions if action.applied)
-    return [
-        f"Guard {name}: {count} actions, {applied[name]} applied." for name, count in total.items()
     ]

@@ -41,7 +41,8 @@ class WatchedModel:
         live = [own() for own in self._parameters]
         copies = list(self._at_end.values())
         return any(
-            parameter is not None and not torch.equal(elements(to_local(parameter)), copy)
+            parameter is not None
+            and not torch.equal(elements(to_local(parameter)).cpu(), copy.cpu())
             for parameter, copy in zip(live, copies, strict=True)
         )
 
