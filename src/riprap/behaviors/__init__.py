@@ -26,7 +26,13 @@ from riprap.behaviors._model_io import (
     device_of,
     logits_of,
 )
-from riprap.behaviors._pass_state import end_aligned, in_comparison, in_prefix_pass, token_mask
+from riprap.behaviors._pass_state import (
+    end_aligned,
+    in_comparison,
+    in_prefix_pass,
+    inner_autocast,
+    token_mask,
+)
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
@@ -55,6 +61,7 @@ __all__ = [
     "greedy_decode",
     "in_comparison",
     "in_prefix_pass",
+    "inner_autocast",
     "is_refusal",
     "last_logits",
     "logits_of",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from riprap.behaviors import _prefix_cache as prefix_cache
 from riprap.behaviors._last_logits import can_share_prefixes, last_logits
 from riprap.behaviors._model_io import TokenBatch, accepted_arguments, device_of, logits_of
-from riprap.behaviors._pass_state import comparison, masked_tokens, prefix_pass
+from riprap.behaviors._pass_state import masked_tokens, prefix_pass
 from riprap.behaviors._prefix_tree import Row, pack_branches, root_first
 
 
@@ -35,17 +35,16 @@ def branch_logits(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) 
         return _separate_rows(model, batch, branches)
     rows = batch.rows()
     key = (tuple(branches), tuple(map(len, rows)))
-    if prefix_cache.cached_check(model, key) is None:
-        with comparison():
-            packed = prefix_cache.attempt(lambda: _packed_rows(model, rows, branches, arguments))
-            separate = _separate_rows(model, batch, branches)
-        used = torch.full((len(rows),), separate.shape[1], device=separate.device)
-        prefix_cache.check_against_full_pass(model, key, packed, separate, used)
-    if prefix_cache.cached_check(model, key):
-        logits = _packed_rows(model, rows, branches, arguments)
-        if logits is not None:
-            return logits
-    return _separate_rows(model, batch, branches)
+
+    def packed() -> Tensor | None:
+        return _packed_rows(model, rows, branches, arguments)
+
+    def separate() -> Tensor:
+        return _separate_rows(model, batch, branches)
+
+    used = torch.full((len(rows),), 1 + len(branches))
+    logits = packed() if prefix_cache.plan_agrees(model, key, packed, separate, used) else None
+    return separate() if logits is None else logits
 
 
 def _attention(model: nn.Module) -> str | None:

@@ -14,7 +14,6 @@ from riprap.behaviors._model_io import (
     is_compiled,
 )
 from riprap.behaviors._padding import full_pass
-from riprap.behaviors._pass_state import comparison
 from riprap.behaviors._token_ids import explain_index_errors
 
 
@@ -56,17 +55,15 @@ def _last_logits(
     key = (len(plan.common), tuple(map(len, rows)), n_positions, group_size)
     if not prefix_cache.saves_compute(plan, rows):
         return full_pass(model, batch, n_positions, arguments)
-    if prefix_cache.cached_check(model, key) is None:
-        with comparison():
-            shared = prefix_cache.attempt(
-                lambda: prefix_cache.run_plan(model, plan, n_positions, arguments)
-            )
-            full = full_pass(model, batch, n_positions, arguments)
-        prefix_cache.check_against_full_pass(model, key, shared, full, counts.to(full.device))
-    logits = None
-    if prefix_cache.cached_check(model, key):
-        logits = prefix_cache.run_plan(model, plan, n_positions, arguments)
-    return full_pass(model, batch, n_positions, arguments) if logits is None else logits
+
+    def shared() -> Tensor | None:
+        return prefix_cache.run_plan(model, plan, n_positions, arguments)
+
+    def full() -> Tensor:
+        return full_pass(model, batch, n_positions, arguments)
+
+    logits = shared() if prefix_cache.plan_agrees(model, key, shared, full, counts) else None
+    return full() if logits is None else logits
 
 
 def can_share_prefixes(model: nn.Module, arguments: frozenset[str]) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap._distributed import has_sharded_parameters
+from riprap.behaviors._agreement import attempt, precision_of, results_agree
 from riprap.behaviors._model_io import (
     TokenBatch,
     device_of,
@@ -26,11 +27,10 @@ from riprap.behaviors._model_io import (
     logits_of,
 )
 from riprap.behaviors._pass_state import comparison, right_padded
-from riprap.behaviors._prefix_cache import attempt, logits_agree
 from riprap.errors import BehaviorError
 
 LEFT, RIGHT, NONE = "left", "right", "none"
-_SIDES: WeakKeyDictionary[nn.Module, dict[tuple[int, int], str]] = WeakKeyDictionary()
+_SIDES: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
 
 
 def full_pass(
@@ -57,23 +57,29 @@ def _padding_side(model: nn.Module, batch: TokenBatch, arguments: frozenset[str]
     rows = batch.rows()
     short, long = min(rows, key=len), max(rows, key=len)
     known = _SIDES.setdefault(model, {})
-    key = len(short), len(long)
+    key = len(short), len(long), precision_of(model)
     if key in known:
         return known[key]
-    alone, padded = TokenBatch.pad([short]), TokenBatch.pad([long, short]).to(device_of(model))
+    one, padded = TokenBatch.pad([short]), TokenBatch.pad([long, short]).to(device_of(model))
+    alone = partial(full_pass, model, one, 1, arguments)
     with comparison():
-        expected = attempt(lambda: full_pass(model, alone, 1, arguments))
-        if expected is None:
-            return LEFT  # the pass itself shows what is wrong
-        for side in (LEFT, RIGHT) if _prefers_left(model) else (RIGHT, LEFT):
-            found = attempt(partial(_pass, model, padded, 1, arguments, side))
-            if found is not None and logits_agree(model, found[1:], expected):
-                break
-        else:
-            side = NONE
+        expected = attempt(alone)
+    if expected is None:
+        return LEFT  # the pass itself shows what is wrong
+    for side in (LEFT, RIGHT) if _prefers_left(model) else (RIGHT, LEFT):
+        if results_agree(model, partial(_second_row, model, padded, arguments, side), alone):
+            break
+    else:
+        side = NONE
     if float(expected.amax() - expected.amin()) > 1e-6:  # equal logits show nothing
         known[key] = side
     return side
+
+
+def _second_row(
+    model: nn.Module, batch: TokenBatch, arguments: frozenset[str], side: str
+) -> Tensor:
+    return _pass(model, batch, 1, arguments, side)[1:]
 
 
 def _prefers_left(model: nn.Module) -> bool:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+AutocastState: TypeAlias = bool | torch.dtype
 
 _IN_PREFIX_PASS = False
 _IN_COMPARISON = False
 _RIGHT_PADDING: Tensor | None = None
 _TOKEN_MASK: Tensor | None = None
+_INNER_AUTOCAST: AutocastState | None = None
 
 
 def in_prefix_pass() -> bool:
@@ -76,6 +80,26 @@ def masked_tokens(mask: Tensor) -> Iterator[None]:
 def token_mask() -> Tensor | None:
     """Return which tokens of the current pass are no padding, shape (n, T); None if not marked."""
     return _TOKEN_MASK
+
+
+@contextmanager
+def inner_autocast(state: AutocastState) -> Iterator[None]:
+    """Mark passes whose autocast state is set inside of the model, where callers do not see it."""
+    global _INNER_AUTOCAST
+    before, _INNER_AUTOCAST = _INNER_AUTOCAST, state
+    try:
+        yield
+    finally:
+        _INNER_AUTOCAST = before
+
+
+def pass_autocast(device_type: str) -> AutocastState:
+    """Return the autocast state of the current pass: its dtype, or False."""
+    if _INNER_AUTOCAST is not None:
+        return _INNER_AUTOCAST
+    available = torch.amp.is_autocast_available(device_type)
+    enabled = available and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else False
 
 
 def end_aligned(output: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from riprap.behaviors._agreement import precision_of, results_agree
 from riprap.behaviors._pass_state import prefix_pass
 
 MIN_SHARED_TOKENS = 8  # a shorter common prefix is not worth a pass
@@ -136,14 +137,6 @@ def _repeatable_cache(output: Any) -> Any:
     return cache if all(hasattr(part, "batch_select_indices") for part in parts) else None
 
 
-def attempt(run: Callable[[], Tensor | None]) -> Tensor | None:
-    """Return the result of a trial; None where the model cannot do it, for whatever reason."""
-    try:
-        return run()
-    except Exception:  # noqa: BLE001 models differ; full rows show an error of the model itself
-        return None
-
-
 def _forward(
     model: nn.Module, rows: list[list[int]], mask: Tensor, cache: Any, **extra: Any
 ) -> tuple[Tensor, Any]:
@@ -164,29 +157,23 @@ def _repeat_cache(cache: Any, mask: Tensor, group: list[int]) -> tuple[Tensor, A
     return mask[indices], cache
 
 
-def cached_check(model: nn.Module, key: Any) -> bool | None:
-    """Return whether a plan gives the logits of a full pass; None before it was checked."""
-    return _CHECKED_PLANS.get(model, {}).get(key)
-
-
-def check_against_full_pass(
-    model: nn.Module, key: Any, shared: Tensor | None, full: Tensor, n_used: Tensor
-) -> None:
-    """Store whether a plan gives the logits of a full pass.
+def plan_agrees(
+    model: nn.Module,
+    key: Any,
+    shared: Callable[[], Tensor | None],
+    full: Callable[[], Tensor],
+    n_used: Tensor,
+) -> bool:
+    """Return whether a plan gives the logits of a full pass, checked once in each precision.
 
     Args:
-        shared, full: logits of the plan and of full rows, shape (rows, positions, vocabulary).
+        key: stands for the plan.
+        shared, full: compute the logits of the plan and of full rows, shape (rows, positions,
+            vocabulary).
         n_used: shape (rows,), how many of the last positions are compared.
     """
-    compared = torch.arange(full.shape[1], 0, -1, device=full.device) <= n_used[:, None]
-    same = shared is not None and shared.shape == full.shape
-    agrees = same and shared is not None and logits_agree(model, shared[compared], full[compared])
-    _CHECKED_PLANS.setdefault(model, {})[key] = agrees
-
-
-def logits_agree(model: nn.Module, found: Tensor, expected: Tensor) -> bool:
-    """Return whether two computations of the same logits differ by rounding only."""
-    first = next(model.parameters(), found)
-    precise = first.dtype in (torch.float32, torch.float64)
-    error = (found - expected).abs().max()
-    return bool(error <= (1e-3 if precise else 5e-2) * expected.abs().max())
+    known = _CHECKED_PLANS.setdefault(model, {})
+    key = (key, precision_of(model))
+    if key not in known:
+        known[key] = results_agree(model, shared, full, n_used)
+    return known[key]

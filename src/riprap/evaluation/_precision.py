@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from riprap.behaviors import device_of, logits_of
+from riprap.behaviors import device_of, inner_autocast, logits_of
 from riprap.errors import BehaviorError
 
 Autocast = torch.dtype | bool  # False: off; True: on, with the device's default dtype
@@ -250,11 +250,13 @@ class Precision:
                 stack.enter_context(self._float32_output(bool(wrapped)))
             yield
 
-    def _unwrapped(self, module: Any) -> AbstractContextManager[None]:
+    @contextmanager
+    def _unwrapped(self, module: Any) -> Iterator[None]:
         """Replace Accelerate's autocast inside of `forward`, which would use the cache."""
         own = _find_autocast(module.forward)
         if own is None:
-            return nullcontext()
+            yield
+            return
         state: Autocast = own.fast_dtype if own._enabled else False
         state = self._state if self._explicit else state
         original = module._original_forward
@@ -266,7 +268,8 @@ class Precision:
             with _autocast(self._kind, state):
                 return convert_to_fp32(original(*arguments, **named))
 
-        return _replaced_forward(module, forward)
+        with inner_autocast(state), _replaced_forward(module, forward):
+            yield
 
     @contextmanager
     def _float32_output(self, wrapped: bool) -> Iterator[None]:

@@ -137,10 +137,11 @@ class Monitor:
         self._watched_model: WatchedModel | None = None  # of the last watch
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
         self._session: WatchSession | None = None  # of the open watch
+        self._training_autocast: TrainingAutocast | None = None  # of the open watch
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: a copy does not watch, because the hooks are this monitor's."""
-        return self.__dict__ | {"_session": None}
+        return self.__dict__ | {"_session": None, "_training_autocast": None}
 
     def renew(self, run_dir: str | Path | None = None) -> Monitor:
         """Return an unused monitor with the same arguments, to watch another model.
@@ -179,6 +180,13 @@ class Monitor:
         """Start to watch, until `end`: `watch` as a pair of calls, for callbacks."""
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
+        try:
+            self._begin(model, optimizer, guard)
+        except BaseException:
+            self._close_autocast()
+            raise
+
+    def _begin(self, model: nn.Module, optimizer: Any, guard: Guard | None) -> None:
         engine = find_engine(model, optimizer)
         if engine is None:
             model, optimizers = unwrap_model(model), require_optimizers(optimizer)
@@ -194,12 +202,12 @@ class Monitor:
         needs_losses = any(signal.needs_loss_gradient for signal in self.signals)
         if guard is not None:
             needs_losses |= any("loss" in leaf.needs for leaf in guard.flatten())
-        autocast = TrainingAutocast(model, self._autocast)
+        self._training_autocast = TrainingAutocast(model, self._autocast)
         self._reduce_behaviors(model)
         probe_runner = ProbeRunner(
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
-        probe_runner.autocast = autocast
+        probe_runner.autocast = self._training_autocast
         if engine is None:
             session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
         else:
@@ -221,6 +229,12 @@ class Monitor:
             self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session
 
+    def _close_autocast(self) -> None:
+        """Let the autocast state that the user gave end with the watch."""
+        if self._training_autocast is not None:
+            self._training_autocast.close()
+        self._training_autocast = None
+
     def _reduce_behaviors(self, model: nn.Module) -> None:
         """Reduce the behaviors to the probes that the model passes, once."""
         if not self._keep_passing or self._started:
@@ -239,14 +253,17 @@ class Monitor:
         if self._watched_model.has_changed():
             text = "the weights changed between two watches: that change was not watched"
             self._run.record.add_event(self.step, "weights_replaced", {"text": text})
-            warn(text, stacklevel=4)
+            warn(text, stacklevel=5)
 
     def end(self) -> None:
         """Stop watching after a last probe evaluation, on which a guard may still act."""
         if self._session is None:
             return
         session, self._session = self._session, None
-        session.end()
+        try:
+            session.end()
+        finally:
+            self._close_autocast()
         if self._watched_model is not None:
             self._watched_model.note_end(
                 session.probe_runner.model, session.probe_runner.parameters
@@ -440,9 +457,9 @@ class Monitor:
         session.process_probe_results(view)
         for history in self.behavior_histories.values():
             if history.steps and not history.healthy_at_start:
-                warn(_below_floor_warning(history), stacklevel=5)
+                warn(_below_floor_warning(history), stacklevel=6)
         for text in self._run.tracker.untestable_reasons():
-            warn(text, stacklevel=5)
+            warn(text, stacklevel=6)
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""
