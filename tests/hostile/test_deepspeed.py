@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,20 @@ def test_guards_are_refused(learned: nn.Module, memory: Behavior, what: str) -> 
     assert "step" not in vars(zero)
     monitor.begin(model, optimizer)  # and the monitor can still be used
     monitor.end()
+
+
+def test_a_watch_of_an_engine_is_resumed(learned: nn.Module, memory: Behavior) -> None:
+    _, _, zero = watched(learned, "zero")
+    first = Monitor([memory], probe_every=1)
+    with first.watch(learned, zero):
+        learned(torch.ones(2, 8)).sum().backward()
+        zero.step()
+        state = copy.deepcopy(first.state_dict())
+    second = Monitor([memory], probe_every=1)
+    second.load_state_dict(state)
+    with second.watch(learned, zero):
+        zero.step()
+    assert second.behavior_histories["memory"].steps == [0, 1, 2]
 
 
 def test_a_failing_probe_does_not_end_training(learned: nn.Module, memory: Behavior) -> None:

@@ -44,6 +44,8 @@ from riprap.monitor._state import (
     check_state,
     load_margin_states,
     load_signals,
+    named_parameters,
+    parameter_names,
     wrap_state_errors,
 )
 from riprap.monitor._summary import summarize
@@ -184,6 +186,8 @@ class Monitor:
             self._begin(model, optimizer, guard)
         except BaseException:
             self._close_autocast()
+            if not self._started and self._resume_state is None:
+                self._forget_start()
             raise
 
     def _begin(self, model: nn.Module, optimizer: Any, guard: Guard | None) -> None:
@@ -196,6 +200,8 @@ class Monitor:
         else:
             refuse_guard(guard)
             model, optimizers, parameters = engine_module(model), [], []
+        if self._resume_state is not None:
+            parameters = named_parameters(model, self._resume_state["parameters"])
         if self._watched_model is not None:
             self._watched_model.require_continued(model)
         layer = find_layer(model, self._feature_layer)
@@ -234,6 +240,12 @@ class Monitor:
         if self._training_autocast is not None:
             self._training_autocast.close()
         self._training_autocast = None
+
+    def _forget_start(self) -> None:
+        """After a refused start: be as new, so that a corrected start can follow."""
+        self.behaviors = list(self._given["behaviors"])
+        self._run.tracker = AlertTracker(self.behaviors, self.policy)
+        self._run.schedule = ProbeSchedule(self._run.schedule.probe_every)
 
     def _reduce_behaviors(self, model: nn.Module) -> None:
         """Reduce the behaviors to the probes that the model passes, once."""
@@ -295,6 +307,9 @@ class Monitor:
             "monitor": self._arguments(),
             "step": self.step,
             "position": self.record.position(),
+            "parameters": parameter_names(
+                session.probe_runner.model, session.probe_runner.parameters
+            ),
             "schedule": run.schedule.state_dict(),
             "tracker": run.tracker.state_dict() | {"check": session.check.state_dict()},
             "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
@@ -332,6 +347,7 @@ class Monitor:
             "signals": [signal.name for signal in self.signals],
             "gradient_storage": self._gradient_storage,
             "modules": list(self._modules),
+            "keep_passing": self._keep_passing,
         }
 
     @property
@@ -465,7 +481,7 @@ class Monitor:
         """Restore what needs the model; evaluate no probes."""
         probe_runner = session.probe_runner
         load_margin_states(probe_runner, state["behaviors"])
-        load_signals(self.signals, state["signals"], probe_runner.parameters)
+        load_signals(self.signals, state["signals"], probe_runner)
         with wrap_state_errors("the trained parameters"):
             probe_runner.protected_gradients = ProtectedGradients.from_state(
                 state["protected_gradients"], probe_runner.parameters

@@ -24,6 +24,7 @@ class ResilientRecord:
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
+        self._written_id: str | None = None  # of the run whose metadata were written here
         self._has_backlog = False  # writing failed, and the user was warned
 
     def add_readings(self, readings: Iterable[Reading]) -> None:
@@ -83,6 +84,10 @@ class ResilientRecord:
         if "behaviors" not in known:
             origin = {} if state_id is None else {"continues": state_id}
             self.writer.write_meta(**metadata, **origin)
+            self._written_id = metadata["id"]
+            return
+        if known.get("id") == self._written_id and step == 0:  # of a start that was refused
+            self.writer.resume_from(step, position, versions=metadata["versions"], at=now())
             return
         if not self.writer.resume:  # another monitor has written it since this one was created
             self.writer.refuse_to_continue()

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from riprap._warnings import warn
+from riprap.behaviors import device_of
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate
 from riprap.monitor._probe_runner import ProbeRunner
@@ -22,6 +23,7 @@ _PARTS = {
     "monitor": dict,
     "step": int,
     "position": dict,
+    "parameters": list,
     "schedule": dict,
     "tracker": dict,
     "protected_gradients": dict,
@@ -80,14 +82,39 @@ def load_margin_states(probe_runner: ProbeRunner, states: dict[str, Any]) -> Non
         calibrate(behavior, probe_runner.model)
 
 
+def parameter_names(model: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
+    """Return the parameters' names in the model, in the order of every vector of the state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for parameter in parameters if id(parameter) in names]
+
+
+def named_parameters(model: nn.Module, names: Sequence[str]) -> list[Tensor]:
+    """Return the parameters of these names, in their order, whatever an optimizer's order is now.
+
+    Parameters that were watched and are frozen now are among them; those that are trained now and
+    were not are taken up before their first step.
+
+    Raises:
+        ConfigError: the model has no parameter of a name.
+    """
+    own = dict(model.named_parameters())
+    missing = [name for name in names if name not in own]
+    if missing:
+        raise ConfigError(
+            f"the monitor's state is of a model with a parameter {missing[0]!r}, which this model "
+            "does not have: resume with the model, adapter and wrappers of the saved run"
+        )
+    return [own[name] for name in names]
+
+
 def load_signals(
-    signals: Sequence[Signal], states: dict[str, Any], parameters: list[Tensor]
+    signals: Sequence[Signal], states: dict[str, Any], probe_runner: ProbeRunner
 ) -> None:
     """Restore the signals' states, on the model's device."""
+    device = device_of(probe_runner.model)
     for signal in signals:
         with wrap_state_errors(f"signal {signal.name!r}"):
-            state = _to_device(states[signal.name], parameters[0].device)
-            signal.load_state_dict(state, parameters)
+            signal.load_state_dict(_to_device(states[signal.name], device), probe_runner.parameters)
 
 
 @contextmanager
