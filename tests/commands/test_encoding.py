@@ -16,10 +16,16 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap.commands._conversations import Row
 from riprap.commands._data import DataConfig, load_rows, read_rows
-from riprap.commands._encoding import Encoder, encode_rows, print_data
+from riprap.commands._encoding import (
+    EncodedRow,
+    Encoder,
+    encode_rows,
+    print_data,
+    require_rows_of_tokens,
+)
 from riprap.errors import ConfigError
 from riprap.selection import IGNORE_INDEX
-from tiny import make_llama, make_tokenizer
+from tiny import VOCABULARY, make_llama, make_tokenizer
 
 PLAIN = make_tokenizer().chat_template
 MARKED = (
@@ -194,3 +200,10 @@ def test_a_template_that_forgets_is_masked_by_that_of_trl() -> None:
 def test_without_a_chat_template_it_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="no chat template"):
         Encoder(make_tokenizer(chat=False))
+
+
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    rows = [EncodedRow([1, 2, len(VOCABULARY)], [-100, 2, len(VOCABULARY)], False)]
+    require_rows_of_tokens([EncodedRow([1, 2], [-100, 2], False)], make_llama())
+    with pytest.raises(ConfigError, match=f"the token {len(VOCABULARY)}, .* has {len(VOCABULARY)}"):
+        require_rows_of_tokens(rows, make_llama())

@@ -285,6 +285,21 @@ def encode_rows(
     return found
 
 
+def require_rows_of_tokens(rows: Sequence[EncodedRow], model: Any) -> None:
+    """Check that the model has a row of its embedding for each token.
+
+    Raises:
+        ConfigError: the tokenizer has tokens that the model does not have.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max((token for row in rows for token in row.ids), default=0)
+    if largest >= known:
+        raise ConfigError(
+            f"a row has the token {largest}, and the model's embedding has {known} rows: use the "
+            "model's own tokenizer, or save the model after resize_token_embeddings"
+        )
+
+
 def _missing_turns(row: Row, text: str) -> list[str]:
     """Name the roles whose texts the chat template left out.
 

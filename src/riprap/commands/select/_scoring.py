@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from riprap.behaviors import probe_sets
 from riprap.commands._data import Row, RowReader
-from riprap.commands._encoding import Encoder
+from riprap.commands._encoding import Encoder, require_rows_of_tokens
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._store import Store
@@ -81,6 +81,7 @@ class Scorer:
     def score(self, rows: Sequence[Row]) -> Columns:
         """Compute the columns of the store for a batch of rows."""
         encoded = [self.encoder.encode(row) for row in rows]
+        require_rows_of_tokens(encoded, self.model)
         batch = {k: v.to(self._device) for k, v in self.encoder.batch(encoded).items()}
         proxies: list[Tensor] = []
 

@@ -19,7 +19,12 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap._formatting import format_number
 from riprap.commands._data import DataConfig, Row, read_rows
-from riprap.commands._encoding import EncodedRows, encode_rows, print_data
+from riprap.commands._encoding import (
+    EncodedRows,
+    encode_rows,
+    print_data,
+    require_rows_of_tokens,
+)
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.watch._build import build_behaviors, check_behaviors, load_policy
@@ -139,6 +144,7 @@ def prepare(
     quantization = None if config.quantization is None else config.quantization.model_dump()
     model, tokenizer = load_model(config.model, quantization)
     encoded = _encode(config, config.data, rows, tokenizer, progress)
+    require_rows_of_tokens(encoded.rows, model)
     notes = [*summary.lines(), *encoded.lines()]
     progress("evaluating probes", 0, 0)
     protection = build_guard(config, build_behaviors(config, model, tokenizer))
@@ -159,6 +165,7 @@ def prepare(
     run.notes, run.shown, run.guard = notes, encoded.shown, protection.guard
     if config.eval_data is not None:
         encoded = _encode(config, config.eval_data, eval_rows, tokenizer, progress)
+        require_rows_of_tokens(encoded.rows, model)
         run.eval_rows = encoded.dataset()
     run.selector = build_selector(
         config, protection.behaviors, lambda **record: monitor.log_event("selection", **record)
