@@ -86,7 +86,10 @@ class Announcer:
 
 
 def say(text: str, level: Level | None = None) -> None:
-    """Print one line in a terminal with rich, or log it: at WARNING with a level, else at INFO."""
+    """Print one line in a terminal with rich, or log it: at WARNING with a level, else at INFO.
+
+    A line at INFO that no logger would show goes to standard error.
+    """
     line = escape_control_chars(f"riprap: {text}").replace("\n", " ")
     if sys.stderr is not None and sys.stderr.isatty() and is_installed("rich"):
         from rich.console import Console
@@ -94,8 +97,10 @@ def say(text: str, level: Level | None = None) -> None:
 
         with beside_progress_bars():
             Console(stderr=True).print(Text(line, style=_STYLES.get(level, "") if level else ""))
-    elif level is None:
+    elif level is None and LOGGER.isEnabledFor(logging.INFO):
         LOGGER.info(line)
+    elif level is None:
+        print(line, file=sys.stderr)
     else:
         LOGGER.warning(line)
 
