@@ -409,3 +409,26 @@ def test_a_last_step_that_was_not_read_has_no_number(
     margins = monitor.history().query("signal == 'margin'")
     assert (margins.step.iloc[-1], margins.state.iloc[-1]) == (19, "NOT_RUN")
     assert monitor.behavior_histories["memory"].steps[-1] < 19
+
+
+def test_a_head_that_was_replaced_after_the_optimizer_was_made_is_said(
+    learned: nn.Module, memory: Behavior
+) -> None:
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
+    head = nn.Linear(16, 4)
+    head.load_state_dict(learned[2].state_dict())
+    learned[2] = head
+    monitor = Monitor([memory])
+    with pytest.warns(UserWarning, match=r"2 trainable tensors .* \(2\.weight, 2\.bias\)"):
+        monitor.begin(learned, optimizer)
+    monitor.end()
+    assert "make the optimizer after the last change" in monitor.summary()
+
+
+def test_an_optimizer_of_a_part_is_not_stale(learned: nn.Module, memory: Behavior) -> None:
+    own = nn.Parameter(torch.zeros(3))  # a loss with a parameter of its own
+    optimizer = torch.optim.SGD([*learned.parameters(), own], lr=0.1)
+    monitor = Monitor([memory])
+    with monitor.watch(learned, optimizer):
+        pass
+    assert "in no optimizer" not in monitor.summary()

@@ -30,6 +30,7 @@ def passing_probes(behavior: Behavior, model: nn.Module) -> tuple[list[int], int
     if not passing:
         raise ConfigError(
             f"behavior {behavior.name!r}: the model passes none of its probes before training, "
-            "so there is nothing to lose"
+            "so there is nothing to lose; leave this behavior out, or, if it is one of response "
+            "prefixes, give those with which this model answers"
         )
     return passing, len(margins)

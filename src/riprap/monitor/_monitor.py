@@ -34,7 +34,7 @@ from riprap.monitor._arguments import (
 )
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
-from riprap.monitor._optimizers import require_optimizers, trained_parameters
+from riprap.monitor._optimizers import require_optimizers, stale_optimizer, trained_parameters
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -471,6 +471,11 @@ class Monitor:
             done(sum(len(result.margins) for result in view.results.values()))
         self._write_metadata(session, {})
         session.process_probe_results(view)
+        stale = stale_optimizer(session.probe_runner.model, session.hooks.optimizers)
+        if stale:
+            self._run.record.add_event(0, "stale_optimizer", {"text": stale})
+            self._run.notes.append(stale)
+            warn(stale, stacklevel=6)
         for history in self.behavior_histories.values():
             if history.steps and not history.healthy_at_start:
                 warn(_below_floor_warning(history), stacklevel=6)
@@ -500,9 +505,15 @@ class Monitor:
 
 
 def _below_floor_warning(history: BehaviorHistory) -> str:
-    start = format_score(score(history.margins[0]), history.floor)
+    first = score(history.margins[0])
+    start = format_score(first, history.floor)
+    advice = (
+        "use keep_passing=True to watch the probes that the model passes, or lower the floor"
+        if first
+        else "the model passes none of its probes: leave it out, or give other probes or prefixes"
+    )
     return (
         f"behavior {history.behavior!r} starts below its floor: {start} < {history.floor:.2f}, "
-        "before training; it is not watched for a break, and no alert will be raised on it; use "
-        "keep_passing=True to watch the probes that the model passes, or lower the floor"
+        "before training; it is not watched for a break, and no alert will be raised on it; "
+        f"{advice}"
     )

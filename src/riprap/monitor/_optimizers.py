@@ -157,3 +157,25 @@ def _refuse_kinds(model: nn.Module, trained: Sequence[Tensor]) -> None:
                 "store real and imaginary parts as real numbers, or name other modules, "
                 "Monitor(..., modules=[...])"
             )
+
+
+def stale_optimizer(model: nn.Module, optimizers: Sequence[Any]) -> str:
+    """Return what is wrong if parts of the model were replaced after the optimizers were made.
+
+    Then the optimizers hold tensors that are no longer in the model, and the model has trainable
+    tensors that no optimizer holds. Empty where only one of the two is true: some losses have
+    parameters of their own, and some parts are trained elsewhere.
+    """
+    torch_optimizers = [one for one in optimizers if isinstance(one, torch.optim.Optimizer)]
+    held = {id(p): p for one in torch_optimizers for p in parameters_of(one) if p.requires_grad}
+    own = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    foreign = [key for key in held if key not in own]
+    left_out = [name for key, name in own.items() if key not in held]
+    if not foreign or not left_out:
+        return ""
+    return (
+        f"{len(foreign)} tensors of the optimizer are not in the model, and {len(left_out)} "
+        f"trainable tensors of the model are in no optimizer ({', '.join(left_out[:3])}"
+        f"{', …' if len(left_out) > 3 else ''}): these will not move; make the optimizer after the "
+        "last change of the model"
+    )
