@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainingArguments
@@ -48,7 +49,9 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 def accelerated() -> tuple[Any, Any]:
     model = make_llama().train()
     bare = copy.deepcopy(model)
+    AcceleratorState._reset_state(reset_partial_state=True)  # that of an earlier test
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
     return prepared, bare
 
 

@@ -58,6 +58,12 @@ class EngineHooks:
     ) -> None:
         inner = getattr(engine, "optimizer", None)
         self._optimizer = engine if inner is None or not isinstance(engine, nn.Module) else inner
+        if not callable(getattr(self._optimizer, "step", None)):
+            raise ConfigError(
+                f"cannot watch a {type(engine).__name__}: DeepSpeed steps inside its own engine, "
+                "and no step() is found there; give the engine or the optimizer that "
+                "deepspeed.initialize returned"
+            )
         self.optimizers = [self._optimizer]
         self._after_step, self._on_skip = after_step, on_skip
 
