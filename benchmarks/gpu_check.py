@@ -301,9 +301,12 @@ def main() -> None:
         )
         print(f"{'ok' if found['ok'] else 'FAILED':7} {title:30} {numbers}", flush=True)
     results["seconds"] = time.perf_counter() - began
-    print(json.dumps(results))
+    print(json.dumps(results, default=lambda number: number.item()))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(
+            json.dumps(results, indent=1, default=lambda number: number.item()) + "\n",
+            encoding="utf-8",
+        )
     sys.exit(0 if all(results[title]["ok"] for title in checks) else 1)
 
 
