@@ -16,6 +16,7 @@ from riprap.record import check_fields
 from riprap.types import RUN, Reading
 
 MAX_NAMED = 4  # blocks that a text names
+MIN_STEPS = 6  # without a gradient, in a row; rare experts and heads of several tasks have fewer
 MANY_BLOCKS = 0.25  # share of the blocks without any gradient at which training does not train
 
 
@@ -23,10 +24,11 @@ class TrainingCheck:
     """Counts trained tensors with a non-zero gradient, and those that move, between evaluations.
 
     The rule, on two probe evaluations in a row with steps before each: training does not train if
-    no trained tensor moved; or if the tensors without a gradient (None, or exactly 0) at *both*
-    are half of all or more, make up a quarter of all blocks and at least two, or are all tensors
-    of a kind (equal names but for numbers) in at least two blocks. A missing gradient counts from
-    the evaluation on before which something had moved: while LoRA's B is 0, A's gradient is 0.
+    no trained tensor moved; or if the tensors without a gradient (None, or exactly 0) at *both*,
+    and for `MIN_STEPS` steps or more, are half of all or more, make up a quarter of all blocks
+    and at least two, or are all tensors of a kind (equal names but for numbers) in at least two
+    blocks. A missing gradient counts from the evaluation on before which something had moved:
+    while LoRA's B is 0, A's gradient is 0.
 
     Costs no copy: a tensor is looked at until its gradient, or its update, was once not 0 since
     the last evaluation.
@@ -41,6 +43,7 @@ class TrainingCheck:
         self._optimizers = optimizers
         self._has_moved = self._stuck = False
         self._dead_before: set[str] | None = None
+        self._dead_steps: dict[str, int] = {}  # without a gradient in a row, by name
         self.problem = ""
         self._steps = 0
         self.set_parameters(model, parameters)
@@ -111,8 +114,12 @@ class TrainingCheck:
         stuck, n = n_still == len(required), len(required)
         stuck_twice = stuck and self._stuck
         twice = dead & self._dead_before if self._dead_before is not None else set()
+        twice = {name for name in twice if self._dead_steps.get(name, 0) + self._steps >= MIN_STEPS}
         self._stuck = stuck
         self._dead_before = dead if self._has_moved else None
+        self._dead_steps = {
+            name: self._dead_steps.get(name, 0) + self._steps for name in dead if self._has_moved
+        }
         if stuck_twice:
             rates = [group.get("lr", 1) for one in self._optimizers for group in one.param_groups]
             why = "although gradients arrive"
@@ -195,6 +202,7 @@ class TrainingCheck:
             "has_moved": self._has_moved,
             "stuck": self._stuck,
             "dead_before": None if self._dead_before is None else sorted(self._dead_before),
+            "dead_steps": dict(self._dead_steps),
             "problem": self.problem,
         }
 
@@ -213,6 +221,7 @@ class TrainingCheck:
             has_moved=bool,
             stuck=bool,
             dead_before=list | None,
+            dead_steps=dict,
             problem=str,
         )
         self._steps, self.problem = state["steps"], state["problem"]
@@ -220,6 +229,7 @@ class TrainingCheck:
         self._required = self._indices(state["required"])
         self._with_gradient = self._indices(state["with_gradient"])
         self._moved = self._indices(state["moved"])
+        self._dead_steps = dict(state["dead_steps"])
         dead = state["dead_before"]
         self._dead_before = None if dead is None else set(dead)
 
