@@ -150,8 +150,10 @@ def agreement(tokenizer: Any, names: list[str], probes: int) -> list[dict[str, s
         model: Any = None
         label = state if state == "as taught" else f"tuned on “{state.strip()}”"
         every: list[dict[str, Any]] = []
-        for name in names:
+        for name in SETS:
             counts = stored(label, name, probes)
+            if counts is None and name not in names:
+                continue
             if counts is None:
                 if model is None:
                     model = refusing() if state == "as taught" else tuned(tokenizer, state)
@@ -209,7 +211,9 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--probes", type=int, default=60, help="of each probe set")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument(
+        "--sets", nargs="+", choices=SETS, default=list(SETS), help="sets to measure now"
+    )
     options = parser.parse_args()
     require_taught_model()
     os.environ["RIPRAP_DATA"] = str(options.data)
