@@ -29,10 +29,11 @@ from torch import nn
 from experiments.worlds import first_probe_sets
 from riprap import evaluation
 from riprap.behaviors import Behavior, is_refusal
-from riprap.commands.watch import keep_passing, load_model
+from riprap.commands.watch import load_model
 from riprap.diagnosis import Estimate
 from riprap.diagnosis.basins import Basin, Judge, PointEvaluator, basin, checksum, perturbed_weights
 from riprap.integrations.smollm2 import REFUSING
+from riprap.monitor import keep_passing
 from riprap.report import basin_figure, save_figure
 
 SEED = 0  # of the directions

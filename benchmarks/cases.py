@@ -13,8 +13,9 @@ from torch import nn
 
 from experiments.worlds import ToyWorld, first_probe_sets
 from riprap.behaviors import Behavior
-from riprap.commands.watch import keep_passing, load_model
+from riprap.commands.watch import load_model
 from riprap.integrations.smollm2 import REFUSING
+from riprap.monitor import keep_passing
 from riprap.toy import ToyConfig
 
 PROBE_SETS = {"refusal": 24, "over_refusal": 24, "arithmetic": 12, "general_knowledge": 12}

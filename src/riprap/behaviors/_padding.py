@@ -1,4 +1,4 @@
-"""Whole rows in one pass, padded as the model wants it.
+"""Passes over whole rows, padded as the model wants it.
 
 Causal models with positions of their own get padding on the left, as in generation; encoders,
 classifiers, soft prompts and recurrent models want it on the right. The first pass over probes of

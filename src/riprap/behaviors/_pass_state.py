@@ -1,4 +1,4 @@
-"""What hooks need to know of the current pass over probes: which of its tokens are whose last.
+"""State of the current pass over probes, for hooks: which of its tokens are whose last.
 
 Plain globals: compiled models trace the hooks that read them, and a context variable would break
 their graphs at each layer.

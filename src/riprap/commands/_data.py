@@ -63,7 +63,7 @@ class DataConfig(StrictModel):
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a data set contains.
+    """Contents of a data set.
 
     Attributes:
         rows: number of rows.

@@ -1,4 +1,4 @@
-"""What a training would train: tensors by part of a model, without loading its weights."""
+"""Tensors that a training would train, by part of a model, without loading its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TrainedParts:
-    """What one kind of training trains, by part.
+    """Tensors that one kind of training trains, by part.
 
     Attributes:
         kind: the training, in words.

@@ -35,7 +35,7 @@ _REPACKING_KINDS = (("bitsandbytes.nn.modules", "Linear4bit"),)
 
 
 class ProbePass:
-    """What a pass has taught about a model: afterwards it must be repeated.
+    """Findings of a pass about a model, after which the pass must be repeated.
 
     Attributes:
         found_output_layer: the pass found the layer that it should have computed in float32.

@@ -31,7 +31,7 @@ _N_PASSES = 0  # passes over probes that are running; a plain global, see `_pref
 
 @dataclass
 class _Known:
-    """What is known about a model.
+    """Knowledge about a model.
 
     Attributes:
         given: the state that the user gave.

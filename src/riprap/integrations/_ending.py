@@ -1,4 +1,4 @@
-"""What callbacks share: checks of their arguments, a word at the end, callbacks never used."""
+"""Shared parts of callbacks: checks of their arguments, a word at the end, callbacks never used."""
 
 from __future__ import annotations
 

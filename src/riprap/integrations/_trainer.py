@@ -1,4 +1,4 @@
-"""What a callback needs of transformers' Trainer, which passes itself to no callback."""
+"""Access to transformers' Trainer, which passes itself to no callback."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ same shapes, right after the step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -91,22 +91,14 @@ class EngineHooks:
 
     end = remove
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Restore `step` in a `with` block."""
-        self.remove()
-        try:
-            yield
-        finally:
-            self.attach()
-
 
 class EngineSession(WatchSession):
     """Session of a watch of a DeepSpeed engine, without a guard."""
 
     def __init__(self, run: MonitoredRun, probe_runner: ProbeRunner, engine: Any) -> None:
         super().__init__(run, probe_runner, [], None)
-        self.hooks = EngineHooks(engine, self.after_unread_step, self.on_skip)  # type: ignore[assignment]
+        skipped = partial(run.note_skipped_step, "the engine found an overflow")
+        self.hooks = EngineHooks(engine, self.after_unread_step, skipped)  # type: ignore[assignment]
 
     def attach(self) -> None:
         """Wrap the engine's step, and record what cannot be read."""
@@ -126,12 +118,6 @@ class EngineSession(WatchSession):
                 self.evaluate_probes(refresh=False)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
-
-    def on_skip(self) -> None:
-        """Record a step that the engine skipped."""
-        text = f"no step after step {self.run.step}: the engine found an overflow"
-        reading = Reading(self.run.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
-        self.run.record.add_readings([reading])
 
     def _weights_were_replaced(self) -> bool:
         return False  # a rank has a part of the weights, which are not sampled

@@ -53,7 +53,7 @@ from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
 from riprap.record import Reader, Writer, to_dataframe
 from riprap.signals import Signal, default
-from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import Action, Alert, Forecast, Level
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -444,9 +444,7 @@ class Monitor:
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""
-        text = f"no step after step {self.step}: {reason}"
-        reading = Reading(self.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
-        self._run.record.add_readings([reading])
+        self._run.note_skipped_step(reason)
 
     def log_event(self, kind: str, /, **facts: Any) -> None:
         """Add an event at this step to the record.

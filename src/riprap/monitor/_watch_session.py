@@ -53,6 +53,12 @@ class MonitoredRun:
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
 
+    def note_skipped_step(self, reason: str) -> None:
+        """Record that an optimizer's step was skipped."""
+        text = f"no step after step {self.step}: {reason}"
+        reading = Reading(self.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
+        self.record.add_readings([reading])
+
 
 class WatchSession:
     """Parts of a monitor that live during one watch: probe runner, guard and hooks.

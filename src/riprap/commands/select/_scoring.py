@@ -18,9 +18,10 @@ from riprap.commands._encoding import Encoder, require_rows_of_tokens
 from riprap.commands.select._choose import HARM
 from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._store import Store
-from riprap.commands.watch import LoraConfig, keep_passing, lora_config
+from riprap.commands.watch import LoraConfig, lora_config
 from riprap.errors import ConfigError
 from riprap.evaluation import evaluate
+from riprap.monitor import keep_passing
 from riprap.selection import (
     IGNORE_INDEX,
     compute_grad_samples,
