@@ -1,4 +1,4 @@
-"""Escape control and bidirectional characters in untrusted text."""
+"""Texts from elsewhere: escaped, shortened, reduced to their first line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def shorten(text: str, max_length: int = MAX_NAME_LENGTH) -> str:
     """Escape `text` and shorten it to one line of at most `max_length` characters."""
     line = escape_control_chars(text[: max_length + 1]).replace("\n", "\\n").replace("\t", "\\t")
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
+
+
+def first_line(text: object, otherwise: str) -> str:
+    """Return the first line of a text that is not blank; `otherwise` for a blank text."""
+    lines = str(text).strip().splitlines()
+    return lines[0] if lines else otherwise
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's type and message, escaped."""
+    return escape_control_chars(f"{type(error).__name__}: {error}")
 
 
 def escape_nested(value: Any) -> Any:

@@ -96,7 +96,7 @@ def test_a_failing_answer_ends_nothing(tmp_path: Path, monkeypatch: Any) -> None
         raise RuntimeError("no generation today")
 
     torch.manual_seed(0)
-    monkeypatch.setattr(_broken_answers, "greedy_responses", fail)
+    monkeypatch.setattr("riprap.diagnosis.evidence.greedy_responses", fail)
     watched(tmp_path)
     with Reader(tmp_path) as reader:
         assert reader.broken_probes()["asking"][0].text is not None

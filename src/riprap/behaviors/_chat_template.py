@@ -72,7 +72,11 @@ class ChatTemplate:
         closing = self._closing(turns, text)
         if closing:
             return without_end(self.tokenizer, _tokens(self.tokenizer, text + closing), text + "\n")
-        if self.arguments != self.given and text != self._render(turns, self.given):
+        if (
+            not self._warned
+            and self.arguments != self.given
+            and text != self._render(turns, self.given)
+        ):
             off = ", ".join(f"{s}=False" for s in self.arguments if s not in self.given)
             self._warn(f"probes are made with {off}")
         ids = self.tokenizer.apply_chat_template(

@@ -76,13 +76,14 @@ def find_refusal_prefixes(
 
 def _refusing_start(tokenizer: Any, answer: list[int]) -> Row | None:
     """Return the shortest beginning with which an answer refuses; None if it does not."""
-    for length in (len(answer), *range(1, MAX_PREFIX_TOKENS + 1)):
-        refuses = is_refusal(tokenizer.decode(answer[:length], skip_special_tokens=True))
-        if length == len(answer) and not refuses:
-            return None  # "I'm sorry" refuses, "I'm sorry to hear that" does not
-        if length < len(answer) and refuses:
-            return tuple(answer[:length])
-    return None
+
+    def refuses(length: int) -> bool:
+        return is_refusal(tokenizer.decode(answer[:length], skip_special_tokens=True))
+
+    if not refuses(len(answer)):
+        return None  # "I'm sorry" refuses, "I'm sorry to hear that" does not
+    shorter = range(1, min(MAX_PREFIX_TOKENS, len(answer) - 1) + 1)
+    return next((tuple(answer[:length]) for length in shorter if refuses(length)), None)
 
 
 def warn_ambiguous_prefixes(tokenizer: Any, name: str, prefixes: Sequence[Row]) -> None:

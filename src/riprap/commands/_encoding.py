@@ -20,7 +20,7 @@ from torch import Tensor
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.data_utils import common_prefix_length
 
-from riprap._text import escape_control_chars
+from riprap._text import escape_control_chars, first_line
 from riprap.commands._conversations import Row, Turn
 from riprap.commands._models import SHOWN
 from riprap.errors import ConfigError
@@ -96,7 +96,7 @@ class Encoder:
                 "template by {% generation %}, or give rows with one answer"
             ) from error
         except TEMPLATE_ERRORS as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+            why = first_line(error, type(error).__name__)[:SHOWN]
             raise ConfigError(f"row {row.number} cannot be encoded: {why}") from error
         labels = [token if yes else IGNORE_INDEX for token, yes in zip(ids, learned, strict=True)]
         n = len(ids) if self._max_length is None else self._max_length
@@ -155,7 +155,7 @@ class Encoder:
     def _by_prefixes(
         self, turns: list[Turn], learned: Sequence[bool], options: dict[str, Any]
     ) -> tuple[list[int], list[bool]]:
-        ids, mask = self._ids(turns, options), []
+        ids = self._ids(turns, options)
         mask = [False] * len(ids)
         for at, is_learned in enumerate(learned):
             if is_learned:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from riprap._text import first_line
 from riprap.commands._models import SHOWN
 from riprap.errors import ConfigError
 
@@ -102,7 +103,7 @@ class Source:
 
     def _unreadable(self, error: Exception) -> ConfigError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        first = (str(reason).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+        first = first_line(reason, type(error).__name__)[:SHOWN]
         return ConfigError(f"{self.name} cannot be read: {first}")
 
     def _file(self, path: Path) -> Iterator[tuple[int, bytes]]:
@@ -248,7 +249,7 @@ class Source:
             found = datasets.load_dataset(self.data.path, self.data.name, split=split)
         except Exception as error:
             cause = error.__cause__ or error  # of "an error occurred while generating the dataset"
-            first = (str(cause).strip().splitlines() or ["it is empty"])[0][:SHOWN]
+            first = first_line(cause, "it is empty")[:SHOWN]
             raise ConfigError(
                 f"{self.name} is neither a file nor a data set that can be loaded: {first}"
             ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from riprap._extras import is_installed, require
+from riprap._text import first_line
 from riprap.errors import ConfigError
 from riprap.integrations import smollm2
 
@@ -40,7 +41,7 @@ def load_model(name: str, quantization: dict[str, Any] | None = None) -> tuple[A
         )
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+        first = first_line(error, type(error).__name__)[:SHOWN]
         raise ConfigError(f"model {name[:SHOWN]!r} cannot be loaded: {first}") from error
     model, info = loaded
     missing = sorted(info["missing_keys"])

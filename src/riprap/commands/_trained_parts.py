@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from riprap._text import first_line
 from riprap.commands._models import SHOWN, locate_model
 from riprap.errors import ConfigError
 
@@ -184,5 +185,5 @@ def _named(name: str, load: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+        first = first_line(error, type(error).__name__)[:SHOWN]
         raise ConfigError(f"model {name[:SHOWN]!r} cannot be examined: {first}") from error

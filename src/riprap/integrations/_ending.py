@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from riprap._text import escape_control_chars
 from riprap._warnings import LOGGER, warn
 from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.monitor import Monitor, beside_progress_bars
+from riprap.monitor import Monitor, beside_progress_bars, in_terminal
 
 
 def check_monitor(monitor: Any, guard: Any, callback: str) -> None:
@@ -52,7 +51,7 @@ def say_the_end(monitor: Monitor) -> None:
         lines += [f"Record: {monitor.record.path}", _report_line(monitor, monitor.record.path)]
     text = escape_control_chars("\n".join(lines))
     with beside_progress_bars():
-        if sys.stderr is not None and sys.stderr.isatty() and is_installed("rich"):
+        if in_terminal():
             from rich.console import Console
             from rich.panel import Panel
             from rich.text import Text

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from riprap._text import escape_control_chars
+from riprap._text import error_text
 from riprap._warnings import warn
 from riprap.types import Alert, Level
 
@@ -129,7 +129,7 @@ class TrackerLink:
             callback.on_log(args, state, control, **kwargs | {"logs": dict(logs)})
         except Exception as error:  # noqa: BLE001 the user's callback may expect the trainer's logs
             self._failed.add(id(callback))
-            text = escape_control_chars(f"{type(error).__name__}: {error}")
+            text = error_text(error)
             warn(
                 f"{type(callback).__name__} gets no numbers of the monitor, because its on_log "
                 f"failed on them ({text})"

@@ -4,11 +4,11 @@
 - `ProbeSchedule`: steps at which the probes are evaluated.
 - `keep_passing`: a behavior on the probes that a model passes.
 - `measure_cost`, `Cost`: cost of a monitor on a given model.
-- `say`, `beside_progress_bars`: words to the user during training.
+- `say`, `in_terminal`, `beside_progress_bars`: words to the user during training.
 - `versions`: versions of the packages that affect a run's numbers.
 """
 
-from riprap.monitor._announce import beside_progress_bars, say
+from riprap.monitor._announce import beside_progress_bars, in_terminal, say
 from riprap.monitor._cost import Cost, measure_cost
 from riprap.monitor._keep_passing import keep_passing
 from riprap.monitor._monitor import Monitor
@@ -20,6 +20,7 @@ __all__ = [
     "Monitor",
     "ProbeSchedule",
     "beside_progress_bars",
+    "in_terminal",
     "keep_passing",
     "measure_cost",
     "say",

@@ -91,8 +91,10 @@ class AlertTracker:
             active: whether the reason for it holds now.
         """
         key = (alert.detector, alert.behavior)
-        if not active or key in self._active_own:
-            self._active_own -= set() if active else {key}
+        if not active:
+            self._active_own.discard(key)
+            return []
+        if key in self._active_own:
             return []
         self._active_own.add(key)
         return [alert]

@@ -92,7 +92,7 @@ def say(text: str, level: Level | None = None) -> None:
     A line at INFO that no logger would show goes to standard error.
     """
     line = escape_control_chars(f"riprap: {text}").replace("\n", " ")
-    if sys.stderr is not None and sys.stderr.isatty() and is_installed("rich"):
+    if in_terminal():
         from rich.console import Console
         from rich.text import Text
 
@@ -104,6 +104,11 @@ def say(text: str, level: Level | None = None) -> None:
         print(line, file=sys.stderr)
     else:
         LOGGER.warning(line)
+
+
+def in_terminal() -> bool:
+    """Return whether what is said goes to a terminal, by rich."""
+    return sys.stderr is not None and sys.stderr.isatty() and is_installed("rich")
 
 
 def beside_progress_bars() -> AbstractContextManager[object]:

@@ -7,7 +7,6 @@ import numpy as np
 from riprap._distributed import has_sharded_parameters, rank
 from riprap._text import shorten
 from riprap.behaviors import Behavior
-from riprap.diagnosis.evidence import greedy_responses
 from riprap.monitor._alert_tracker import AlertTracker
 from riprap.monitor._probe_runner import ProbeRunner
 
@@ -36,9 +35,11 @@ def broken_answers(tracker: AlertTracker, probe_runner: ProbeRunner) -> dict[str
 
 
 def _answers(probe_runner: ProbeRunner, behavior: Behavior, indices: list[int]) -> list[str]:
-    tokenizer, rows = getattr(behavior, "tokenizer", None), behavior.token_rows()
+    tokenizer, rows = behavior.tokenizer, behavior.token_rows()
     if tokenizer is None or rows is None:
         return []
+    from riprap.diagnosis.evidence import greedy_responses  # loads scipy.stats
+
     prompts = [rows[index] for index in indices]
     found = greedy_responses(probe_runner.model, prompts, MAX_TOKENS)
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in found]

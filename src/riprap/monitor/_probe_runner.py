@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, nn
 
-from riprap._text import escape_control_chars
+from riprap._text import error_text, escape_control_chars
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 from riprap.evaluation import (
@@ -90,7 +90,7 @@ class ProbeRunner:
             try:
                 results |= self._evaluate(group, refresh)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self.failures |= {behavior.name: _error_text(error) for behavior in group}
+                self.failures |= {behavior.name: error_text(error) for behavior in group}
         return self._view(step, results, refresh)
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
@@ -102,7 +102,7 @@ class ProbeRunner:
         except RuntimeError as error:  # torch's: out of memory, an operation without a gradient
             results = evaluate_batch(group, self.model, None, self._layers)
             return {
-                name: replace(r, gradient_error=_error_text(error)) for name, r in results.items()
+                name: replace(r, gradient_error=error_text(error)) for name, r in results.items()
             }
         return results
 
@@ -135,7 +135,7 @@ class ProbeRunner:
                 with _all_require_grad(self.parameters):
                     gradient = loss_gradient(behavior, self.model, self.parameters)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self.gradient_failures.setdefault(behavior.name, _error_text(error))
+                self.gradient_failures.setdefault(behavior.name, error_text(error))
                 continue
             if gradient is not None:
                 losses[behavior.name] = gradient
@@ -155,7 +155,3 @@ def _all_require_grad(parameters: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-def _error_text(error: Exception) -> str:
-    return escape_control_chars(f"{type(error).__name__}: {error}")

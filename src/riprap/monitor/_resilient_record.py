@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from riprap._text import escape_control_chars
+from riprap._text import error_text
 from riprap._warnings import warn
 from riprap.errors import ConfigError, RecordError
 from riprap.monitor._run_metadata import now
@@ -33,7 +33,7 @@ class ResilientRecord:
 
     def add_failure(self, step: int, observer: str, error: Exception) -> None:
         """Append an `ERROR` reading, and warn: an observer failed, and training goes on."""
-        text = escape_control_chars(f"{type(error).__name__}: {error}")
+        text = error_text(error)
         self.add_readings([Reading(step, RUN, observer, state=ReadingStatus.ERROR, detail=text)])
         warn(f"{observer} failed at step {step}: {text}", stacklevel=3)
 

@@ -59,8 +59,7 @@ def _behavior_line(
     text = f"{name}: score {start} → {now} (floor {floor:g})"
     if not measured:
         text += f", not measured since step {history.step}"
-    at_end = [r.value for r in final if r.behavior == history.behavior and r.value is not None]
-    if at_end and (share := _final_score(history.behavior, final)) is not None:
+    if (share := _final_score(history.behavior, final)) is not None:
         text += f", {format_score(share, floor)} with the weights at the end"
     broke = history.broken_at
     if not history.healthy_at_start:

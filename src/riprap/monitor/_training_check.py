@@ -46,16 +46,17 @@ class TrainingCheck:
         self._dead_steps: dict[str, int] = {}  # without a gradient in a row, by name
         self.problem = ""
         self._steps = 0
+        self.names: list[str] = []
+        self._required, self._with_gradient, self._moved = set[int](), set[int](), set[int]()
         self.set_parameters(model, parameters)
 
     def set_parameters(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         """Check these parameters from now on; counts so far are kept by name."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._model = model
-        earlier = getattr(self, "names", [])
         kept = [
-            {earlier[index] for index in getattr(self, part, ())}
-            for part in ("_required", "_with_gradient", "_moved")
+            {self.names[index] for index in own}
+            for own in (self._required, self._with_gradient, self._moved)
         ]
         self.parameters = list(parameters)
         self.names = [names.get(id(p), f"tensor {i}") for i, p in enumerate(self.parameters)]
@@ -113,13 +114,11 @@ class TrainingCheck:
     def _find_problem(self, dead: set[str], required: list[int], n_still: int) -> str:
         stuck, n = n_still == len(required), len(required)
         stuck_twice = stuck and self._stuck
-        twice = dead & self._dead_before if self._dead_before is not None else set()
-        twice = {name for name in twice if self._dead_steps.get(name, 0) + self._steps >= MIN_STEPS}
+        steps = {name: self._dead_steps.get(name, 0) + self._steps for name in dead}
+        twice = {name for name in dead & (self._dead_before or set()) if steps[name] >= MIN_STEPS}
         self._stuck = stuck
         self._dead_before = dead if self._has_moved else None
-        self._dead_steps = {
-            name: self._dead_steps.get(name, 0) + self._steps for name in dead if self._has_moved
-        }
+        self._dead_steps = steps if self._has_moved else {}
         if stuck_twice:
             rates = [group.get("lr", 1) for one in self._optimizers for group in one.param_groups]
             why = "although gradients arrive"

@@ -23,9 +23,8 @@ class WatchedModel:
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        self._at_start = _sample(model, parameters)
-        self._at_end = self._at_start
         self.note_end(model, parameters)
+        self._at_start = self._at_end
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: it refers to no parameter of this process."""

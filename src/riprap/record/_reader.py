@@ -108,7 +108,8 @@ class Reader:
 
     def meta(self) -> dict[str, Any]:
         """Return the facts about the run; `ended` only if the run was not continued since."""
-        facts, events = self._rows("SELECT key, value FROM meta"), self.events()
+        facts = self._rows("SELECT key, value FROM meta")
+        events = self._events("ORDER BY id DESC LIMIT 1")
         with self._wrap_damage():
             known = {str(key): json.loads(value) for key, value in facts}
             ended = events and events[-1]["kind"] == "ended"
@@ -127,9 +128,12 @@ class Reader:
 
     def events(self) -> list[dict[str, Any]]:
         """Return the run's events, each with step, kind (such as `ended`, `resumed`) and facts."""
+        return self._events("ORDER BY id")
+
+    def _events(self, which: str) -> list[dict[str, Any]]:
         if self._version == "1":
             return []
-        rows = self._rows("SELECT step, kind, facts FROM events ORDER BY id")
+        rows = self._rows(f"SELECT step, kind, facts FROM events {which}")
         with self._wrap_damage():
             return [{"step": s, "kind": k, "facts": json.loads(facts)} for s, k, facts in rows]
 

@@ -23,7 +23,6 @@ from riprap.record._rows import (
     READING_COLUMNS,
     action_to_row,
     alert_to_row,
-    clean_readings,
     error_reading,
     reading_to_row,
 )
@@ -146,9 +145,10 @@ class Writer:
 
     def add_readings(self, readings: Iterable[Reading]) -> None:
         """Append readings; what is not a reading becomes an `ERROR` reading with the reason."""
-        rows = [reading_to_row(reading) for reading in clean_readings(readings, self._step)]
-        self._pending += [(_INSERT_READING, row) for row in rows]
-        self._step = rows[-1][0] if rows else self._step
+        items = list(readings)
+        for reading in items:
+            self._add(_INSERT_READING, reading_to_row, reading)
+        self._step = self._pending[-1][1][0] if items else self._step
         if time.monotonic() - self._flushed > self._wait:
             self.flush()
 
@@ -320,13 +320,10 @@ def _remove(path: Path) -> None:
     Raises:
         RecordError: another monitor is writing it.
     """
-    with closing(
-        sqlite3.connect(path.with_name(LOCK_NAME), isolation_level=None, timeout=0)
-    ) as own:
-        try:
-            own.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise RecordError(_locked(path)) from error
+    lock = _lock(path.with_name(LOCK_NAME))
+    if lock is None:
+        raise RecordError(_locked(path))
+    with closing(lock):
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ given, and the gradients. This is done once for each kind of shape, not at each 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -111,7 +111,7 @@ class RowChecker:
         self.hooks.disabled = True
         try:
             with torch.enable_grad(), preserve_training_state(self.model, float32_logits=False):
-                with _training_without_dropout(modes) if in_training_mode else _unchanged():
+                with _training_without_dropout(modes) if in_training_mode else nullcontext():
                     found = self._compare(accumulator.rows, rows, run, in_training_mode)
                 if not found:
                     self._compare(accumulator.rows, rows, run, False)
@@ -289,8 +289,3 @@ def _training_without_dropout(modes: list[tuple[nn.Module, bool]]) -> Iterator[N
             setattr(module, name, value)
         for module, _ in modes:
             module.training = False
-
-
-@contextmanager
-def _unchanged() -> Iterator[None]:
-    yield

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from riprap._text import first_line
 from riprap.commands._models import SHOWN, load_model
 from riprap.diagnosis import SafetensorsFolder, Weights, interpolate_, matching_names
 from riprap.errors import ConfigError
@@ -168,7 +169,7 @@ def find_folder(name: str) -> Path:
             patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
             return Path(snapshot_download(name, allow_patterns=patterns))
         except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+            first = first_line(error, type(error).__name__)[:SHOWN]
             why = f"model {shown!r} is neither a folder nor on the hub: {first}"
             raise ConfigError(why) from error
     if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG)):

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from riprap._formatting import format_number
+from riprap._text import first_line
 from riprap.commands._data import DataConfig, Row, read_rows
 from riprap.commands._encoding import (
     EncodedRows,
@@ -106,7 +107,7 @@ class TrainingRun:
                 callbacks=list(callbacks),
             )
         except (TypeError, ValueError, ImportError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+            first = first_line(error, type(error).__name__)[:SHOWN]
             raise ConfigError(f"TRL refuses this training: {first}") from error
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -224,7 +225,7 @@ def sft_config(config: WatchConfig) -> SFTConfig:
                 disable_tqdm=True,
             )
     except (TypeError, ValueError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:SHOWN]
+        first = first_line(error, type(error).__name__)[:SHOWN]
         raise ConfigError(f"training: {first}") from error
 
 
@@ -246,9 +247,9 @@ def planned_steps(trainer: SFTTrainer) -> int:
 class LiveTableCallback(TrainerCallback):
     """Show the live table during training, and write the training loss to the record."""
 
-    def __init__(self, monitor: Monitor, steps: int = 0, quiet: bool = False) -> None:
+    def __init__(self, monitor: Monitor, quiet: bool = False) -> None:
         self.monitor = monitor
-        self.table = live_table(monitor, steps, quiet)
+        self.table = live_table(monitor, 0, quiet)
         self._latest: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap import evaluation
+from riprap._text import first_line
 from riprap.behaviors import Behavior, TokenBatch, greedy_decode, last_logits, parse_token_rows
 from riprap.errors import BehaviorError
 
@@ -57,7 +58,7 @@ def name_length_errors(length: int) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error, type(error).__name__)
         raise BehaviorError(
             f"the model failed on {length} tokens, a prompt with its response ({first}): for a "
             "model of a fixed input length, pass responses= of one token each"

@@ -177,13 +177,10 @@ class Rollback(BehaviorGuard):
         return alerted or not score(history.margins[-1]) >= history.floor
 
     def _all_healthy(self, view: GuardView) -> bool:
-        for name in self.names:
-            history, level = view.histories[name], view.active_levels.get(name)
-            measured = history.step == view.step  # in this probe evaluation
-            alerted = level is not None and level.rank >= Level(self.level).rank
-            if not measured or alerted or not score(history.margins[-1]) >= history.floor:
-                return False
-        return True
+        return all(
+            view.histories[name].step == view.step and not self._holds(view, name)
+            for name in self.names
+        )
 
     def _save_checkpoint(self, step: int) -> None:
         self._ring.add(step, self._training.capture())
