@@ -100,6 +100,8 @@ class Guard:
         needs: the protected gradients that the guard reads: "margin" (h_b), "loss" (g_b).
         may_increase_norm: whether the result may be longer than the vector that came in.
         per_parameter: whether the guard stores something for each trained parameter in `start`.
+        reads_interference: whether interference must be read after each step for this guard. Else
+            the guard finds what the monitor reads anyway. May change between two steps.
         state_attrs: names of the attributes that a resumed run needs.
     """
 
@@ -113,7 +115,21 @@ class Guard:
     needs: ClassVar[frozenset[str]] = frozenset()
     may_increase_norm: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
+    reads_interference: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the guard reads the gradient before each step: it overrides `on_gradients`."""
+        return _is_overridden(self.on_gradients, Guard.on_gradients)
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether the guard reads the update after each step: it overrides `on_update`.
+
+        An update takes a copy of the trained parameters before the step.
+        """
+        return _is_overridden(self.on_update, Guard.on_update)
 
     def start(self, view: GuardView) -> None:
         """Check the setup and record the reference that later steps are compared with.
@@ -196,6 +212,10 @@ class BehaviorGuard(Guard):
         """Return the protected behaviors, and store their names; see `behavior_names`."""
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         return [view.behaviors[name] for name in self.names]
+
+
+def _is_overridden(method: Callable[..., Any], default: Callable[..., Any]) -> bool:
+    return getattr(method, "__func__", method) is not default
 
 
 def behavior_names(

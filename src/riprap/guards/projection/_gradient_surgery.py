@@ -107,6 +107,21 @@ class GradientSurgery(BehaviorGuard):
         """Protected gradients that the guard reads."""
         return frozenset([self.of])
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether the guard changes the gradient."""
+        return not self.acts_on_update
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether the guard changes the update."""
+        return self.acts_on_update
+
+    @property
+    def reads_interference(self) -> bool:  # type: ignore[override]
+        """Whether the guard leaves out behaviors that are not below their start."""
+        return self.pulls and not self.paper_rules
+
     def decide(self, conflict: ConflictStats) -> tuple[float, np.ndarray]:
         """Return (scale, weights w of shape (n,)); called only if there is a conflict."""
         raise NotImplementedError

@@ -69,6 +69,11 @@ class AdaptiveReplay(Replay):
         "not_held",
     )
 
+    @property
+    def reads_interference(self) -> bool:  # type: ignore[override]
+        """Whether a behavior is being replayed; the share follows the interference then."""
+        return bool(self.awake)
+
     def start(self, view: GuardView) -> None:
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
