@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
     history = monitor.behavior_histories[name]
     if not history.steps:
         return BehaviorRow(name)
+    interference = history.interference.get(monitor.step, math.nan)
     levels = [alert.level for alert in monitor.alerts if alert.behavior == name]
     return BehaviorRow(
         name,
         score(history.margins[-1]),
         float(history.margins[-1].mean()),
-        history.interference.get(monitor.step),
+        None if math.isnan(interference) else interference,
         format_forecast(monitor.forecasts.get(name)),
         max(levels, key=lambda level: Level(level).rank, default=None),
         history.broken_at,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +47,8 @@ class BehaviorHistory:
 
     Attributes:
         steps, margins: step of each probe evaluation, from 0, and its margins, shape (n_probes,).
-        interference: r_b by step, where it was measured.
+        interference: r_b by step, in ascending order. An entry covers the steps since the entry
+            before, or since the last probe evaluation before it; NaN: it could not be measured.
         signals: other readings by signal name, as (step, value).
         last_probe_step: step of the last probe evaluation, also of one that gave no margins.
         diverged_step: first evaluated step with margins that are not finite; None if there is none.
@@ -103,11 +106,23 @@ class BehaviorHistory:
         known = [step for step in (self.diverged_step, self.first_failure_step) if step is not None]
         return min(under[:1] + known, default=None)
 
+    def add_interference(self, step: int, value: float | None) -> None:
+        """Add r_b of the steps that end with `step`; None: it could not be measured.
+
+        An entry that exists is kept, if there is no number to replace it.
+        """
+        if value is not None:
+            self.interference[step] = value
+        else:
+            self.interference.setdefault(step, math.nan)
+
     def interference_since_last_probe(self) -> float:
-        """Sum r_b over the steps after the last probe evaluation."""
-        last = next(reversed(self.interference), 0)  # steps are in ascending order
-        since = range(self.last_probe_step + 1, last + 1)
-        return sum(self.interference.get(step, 0.0) for step in since)
+        """Sum r_b over the steps after the last probe evaluation, where it was measured."""
+        since = itertools.takewhile(
+            lambda step: step > self.last_probe_step, reversed(self.interference)
+        )
+        values = [self.interference[step] for step in since]
+        return float(sum([value for value in reversed(values) if not math.isnan(value)]))
 
     def series(self, signal: str) -> list[tuple[int, float]]:
         """Return a signal at the probe evaluations, as (step, value).
@@ -187,7 +202,9 @@ class BehaviorHistory:
         series = [state["predicted"], *state["signals"].values()]
         if any(part.ndim != 2 or part.shape[1] != 2 for part in series):
             raise ValueError("the readings of a signal need shape (n, 2): step and value")
-        if not all(bool(part.isfinite().all()) for part in (*margins, *series)):
+        if bool(state["predicted"].isinf().any()) or bool(state["predicted"][:, 0].isnan().any()):
+            raise ValueError("interference must be a number or NaN, at a step")
+        if not all(bool(part.isfinite().all()) for part in (*margins, *series[1:])):
             raise ValueError("a number is not finite")
         self.steps = list(steps)
         self.margins = [part.numpy().copy() for part in margins]

@@ -29,11 +29,11 @@ def history_from_record(
     for step, values in margins.items():
         history.add_margins(step, values)
     for reading in readings:
-        if reading.behavior != behavior or reading.value is None:
+        if reading.behavior != behavior:
             continue
         if reading.signal == "interference":
-            history.interference[reading.step] = reading.value
-        else:
+            history.add_interference(reading.step, reading.value)
+        elif reading.value is not None:
             history.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
     return history
 

@@ -30,12 +30,33 @@ def shaped_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> n
     The margins tell how much was lost between two probe evaluations, and interference when.
     """
     changes = realized_changes(history, threshold_margins)
-    interference = np.array([history.interference.get(s + 1, np.nan) for s in range(len(changes))])
+    first = history.steps[0]
+    interference = interference_per_step(history)
     for begin, end in zip(history.steps[:-1], history.steps[1:], strict=True):
-        shape = interference[begin:end]
+        shape = interference[begin - first : end - first]
         if len(shape) > 1 and np.isfinite(shape).all():
-            changes[begin:end] += shape - shape.mean()
+            changes[begin - first : end - first] += shape - shape.mean()
     return changes
+
+
+def interference_per_step(history: BehaviorHistory) -> np.ndarray:
+    """Spread each entry of interference evenly over its steps; shape (steps,), NaN: unknown.
+
+    An entry covers the steps since the entry before, or since the last probe evaluation before it:
+    there, updates are counted anew.
+    """
+    first, last = history.steps[0], history.steps[-1]
+    steps = np.arange(first + 1, last + 1)
+    ends = np.array([step for step in steps.tolist() if step in history.interference], dtype=int)
+    if not len(ends):
+        return np.full(len(steps), np.nan)
+    values = np.array([history.interference[step] for step in ends.tolist()])
+    evaluated = np.array(history.steps)
+    evaluation = evaluated[np.searchsorted(evaluated, ends) - 1]  # the last one before each entry
+    begins = np.maximum(evaluation, np.concatenate([[first], ends[:-1]]))
+    rates = values / (ends - begins)
+    entry = np.minimum(np.searchsorted(ends, steps), len(ends) - 1)  # the one that covers a step
+    return np.where((begins[entry] < steps) & (steps <= ends[entry]), rates[entry], np.nan)
 
 
 @dataclass(frozen=True)

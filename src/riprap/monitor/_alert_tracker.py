@@ -113,8 +113,8 @@ class AlertTracker:
     def add_interference(self, readings: list[Reading]) -> None:
         """Add a step's interference, and its other readings, to the histories."""
         for reading in readings:
-            if reading.signal == "interference" and reading.value is not None:
-                self.histories[reading.behavior].interference[reading.step] = reading.value
+            if reading.signal == "interference" and reading.behavior in self.histories:
+                self.histories[reading.behavior].add_interference(reading.step, reading.value)
         self.add_readings([reading for reading in readings if reading.signal != "interference"])
 
     def update(self, step: int) -> tuple[list[Alert], list[Reading]]:
