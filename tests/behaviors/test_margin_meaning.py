@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from riprap import Behavior, evaluation
 from riprap.behaviors._margin_formulas import token_margin
-from riprap.detectors._history import score
+from riprap.detectors import score
 from tiny import PROMPTS, VOCABULARY, Bigram, make_tokenizer, token
 
 finite = st.floats(-30, 30, width=32)

@@ -97,10 +97,9 @@ def test_a_trend_fades_as_its_persistence_says() -> None:
 
 
 def test_the_change_now_is_that_of_a_weighted_line() -> None:
-    steps = list(range(12))
     changes = np.array([-0.02 * k for k in range(11)])
     values = np.concatenate([[5.0], 5 + np.cumsum(changes)])
-    found = fit_trend(values, steps, changes, memory=4.0, doubt=0.0)
+    found = fit_trend(history_of(list(values)), changes, memory=4.0, doubt=0.0)
     weights = np.exp(-np.arange(11)[::-1] / 4)
     slope, intercept = np.polyfit(np.arange(11), changes, 1, w=np.sqrt(weights))
     assert found.change == pytest.approx(intercept + 10 * slope)

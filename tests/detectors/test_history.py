@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riprap.detectors import BehaviorHistory
-from riprap.detectors._history import score, threshold_margin
+from riprap.detectors import BehaviorHistory, score, threshold_margin
 
 # A few sizes only, so that 0 and ties are common.
 margin_lists = st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.5, 2.0]), min_size=1, max_size=60)

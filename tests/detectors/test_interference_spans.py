@@ -51,7 +51,14 @@ def test_with_an_entry_per_step_every_bit_is_as_before(seed: int) -> None:
 
 def test_an_entry_is_spread_over_the_steps_since_the_one_before() -> None:
     history = history_of([9.0, 5.0], [0, 6], s2=-1.0, s6=-6.0)
-    assert interference_per_step(history).tolist() == [-0.5, -0.5, -1.5, -1.5, -1.5, -1.5]
+    assert interference_per_step(history, history.steps).tolist() == [
+        -0.5,
+        -0.5,
+        -1.5,
+        -1.5,
+        -1.5,
+        -1.5,
+    ]
     shaped = shaped_changes(history, np.array([9.0, 5.0]))
     assert shaped.sum() == pytest.approx(-4)
     assert shaped[2] - shaped[1] == pytest.approx(-1)
@@ -60,7 +67,7 @@ def test_an_entry_is_spread_over_the_steps_since_the_one_before() -> None:
 def test_an_evaluation_begins_a_new_span() -> None:
     history = history_of([9.0, 8.0, 7.0], [0, 4, 8], s2=-2.0, s6=-1.0, s8=-4.0)
     expected = [-1.0, -1.0, math.nan, math.nan, -0.5, -0.5, -2.0, -2.0]
-    np.testing.assert_equal(interference_per_step(history), expected)
+    np.testing.assert_equal(interference_per_step(history, history.steps), expected)
     margins = np.array([9.0, 8.0, 7.0])
     even, shaped = realized_changes(history, margins), shaped_changes(history, margins)
     assert shaped[:4].tolist() == even[:4].tolist()  # not measured up to the evaluation
@@ -75,7 +82,7 @@ def test_one_entry_per_evaluation_says_nothing_of_the_shape() -> None:
 
 def test_a_first_evaluation_after_step_0_shifts_nothing() -> None:
     history = history_of([9.0, 5.0], [3, 7], s2=9.0, s5=0.0, s7=-2.0)
-    assert interference_per_step(history).tolist() == [0.0, 0.0, -1.0, -1.0]
+    assert interference_per_step(history, history.steps).tolist() == [0.0, 0.0, -1.0, -1.0]
     assert shaped_changes(history, np.array([9.0, 5.0])).tolist() == [-0.5, -0.5, -1.5, -1.5]
 
 

@@ -12,9 +12,10 @@ from riprap.detectors._base import Detector
 from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._calibrate import calibrate, false_alarms, largest_decline, null_histories
 from riprap.detectors._cumulative import CUSUM, PageHinkley
+from riprap.detectors._derived import score, threshold_margin
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
-from riprap.detectors._history import BehaviorHistory, score, threshold_margin
+from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
 from riprap.detectors._reevaluate import history_from_record, reevaluate
 from riprap.detectors._sequential import Sequential

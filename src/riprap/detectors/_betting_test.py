@@ -55,7 +55,7 @@ class BettingTest(Sequential):
 
     def message(self, history: BehaviorHistory, statistic: float) -> str:
         """Return the text of the alert: the mean decline, and the level of the test."""
-        decline = float(self.declines(history)[-1].mean())
+        decline = float(self.declines(_first_and_last(history))[-1].mean())
         unit = "of the mean margin" if self.of == "margin" else "of the score"
         return (
             f"decline established at level {self.alpha:g}: {decline:.0%} {unit} is lost, more than "
@@ -72,13 +72,10 @@ class BettingTest(Sequential):
 
     def latest(self, history: BehaviorHistory) -> float | None:
         """Return the last value of `statistic`, computed from the first and last margins only."""
-        first_and_last = BehaviorHistory(
-            history.behavior, history.floor, margins=[history.margins[0], history.margins[-1]]
-        )
         evaluation = len(history.margins) - 1
         if not evaluation:
             return -np.inf
-        wealth = log_wealth(self.declines(first_and_last), self.tolerated, self.clip)
+        wealth = log_wealth(self.declines(_first_and_last(history)), self.tolerated, self.clip)
         return float(wealth[-1] - self._log_critical_wealth(evaluation, history))
 
     def _log_critical_wealth(self, evaluation: Any, history: BehaviorHistory) -> Any:
@@ -108,6 +105,12 @@ class BettingTest(Sequential):
             return (margins[0] > 0).astype(float) - (margins > 0)
         scale = margins[0].mean()
         return (margins[0] - margins) / scale if scale > 0 else np.zeros_like(margins)
+
+
+def _first_and_last(history: BehaviorHistory) -> BehaviorHistory:
+    """Return the history as if its first and last evaluation were the only ones."""
+    margins = [history.margins[0], history.margins[-1]]
+    return BehaviorHistory(history.behavior, history.floor, margins=margins)
 
 
 def log_wealth(declines: np.ndarray, tolerated: float, clip: float) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from riprap.detectors._history import BehaviorHistory
-from riprap.detectors._sequential import Sequential, current_series
+from riprap.detectors._sequential import Sequential, current_readings, current_series
 
 
 class Deviation(Sequential):
@@ -45,9 +45,19 @@ class Deviation(Sequential):
         values = current_series(history, self.signal)
         if len(values) <= self.first:
             return np.zeros(0)
-        baseline = values[: self.first]
-        sign = -1.0 if self.side == "below" else 1.0
-        spread = max(float(baseline.std(ddof=1)), np.finfo(float).tiny)
-        z = sign * (values - baseline.mean()) / spread
+        z = self._z(values[: self.first], values)
         z[: self.first] = -np.inf
         return z
+
+    def latest(self, history: BehaviorHistory) -> float | None:
+        """Return the last value of `statistic`, computed from the first values and the last."""
+        readings = current_readings(history, self.signal)
+        if len(readings) <= self.first:
+            return None
+        first = np.array([value for _, value in readings[: self.first]])
+        return float(self._z(first, np.array([readings[-1][1]]))[0])
+
+    def _z(self, first: np.ndarray, values: np.ndarray) -> np.ndarray:
+        sign = -1.0 if self.side == "below" else 1.0
+        spread = max(float(first.std(ddof=1)), np.finfo(float).tiny)
+        return sign * (values - first.mean()) / spread

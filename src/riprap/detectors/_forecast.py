@@ -8,8 +8,15 @@ import numpy as np
 from pydantic import Field
 
 from riprap.detectors._base import Detector
-from riprap.detectors._history import BehaviorHistory, score, threshold_margin
-from riprap.detectors._trend import Z80, fit_trend, shaped_changes, threshold_margin_series
+from riprap.detectors._derived import score, threshold_margin
+from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._trend import (
+    Z80,
+    fading_memory,
+    fit_trend,
+    recent_threshold_margins,
+    shaped_changes,
+)
 from riprap.types import Alert, Forecast, Level, Reading
 
 
@@ -47,7 +54,11 @@ class ForecastDetector(Detector):
     declined: float = Field(default=0.0, ge=0, exclude_if=lambda value: value == 0)
 
     def changes(self, history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
-        """Return the change of a threshold margin in each step, shape (steps,)."""
+        """Return the change in each step between the latest evaluations, shape (steps,).
+
+        Args:
+            threshold_margins: of these evaluations.
+        """
         return shaped_changes(history, threshold_margins)
 
     def forecast(self, history: BehaviorHistory) -> Forecast | None:
@@ -56,9 +67,9 @@ class ForecastDetector(Detector):
             return Forecast(0.0, 0.0, 0.0, self.horizon)
         if history.step < self.least_steps or len(history.steps) < 2:
             return None
-        margins = threshold_margin_series(history)
-        changes = self.changes(history, margins)
-        trend = fit_trend(margins, history.steps, changes, self.memory, self.doubt)
+        memory = fading_memory(history, self.memory)
+        changes = self.changes(history, recent_threshold_margins(history, memory))
+        trend = fit_trend(history, changes, memory, self.doubt)
         late, median, early = (
             self._within_horizon(trend.steps_to_zero(z, persistence))
             for z, persistence in zip((Z80, 0.0, -Z80), self.persistence, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,33 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from riprap.detectors._derived import FROM_MARGINS, Derived, score
 from riprap.record import check_fields
-
-
-def threshold_rank(n: int, floor: float) -> int:
-    """Return the rank of the threshold margin among n margins in ascending order, from 0.
-
-    The score falls under the floor once more than (1 − floor)·n of the margins are at or below 0.
-    """
-    return min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
-
-
-def threshold_margin(margins: np.ndarray, floor: float) -> float:
-    """Compute the threshold margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
-
-    Its sign decides whether the score is under the floor.
-
-    Args:
-        margins: shape (n,).
-        floor: a score in (0, 1].
-    """
-    rank = threshold_rank(len(margins), floor)
-    return float(np.partition(margins, rank)[rank])
-
-
-def score(margins: np.ndarray) -> float:
-    """Compute the share of margins above 0."""
-    return float((margins > 0).mean())
 
 
 @dataclass
@@ -54,7 +29,6 @@ class BehaviorHistory:
         diverged_step: first evaluated step with margins that are not finite; None if there is none.
         first_failure_step: `broken_at` before the last rollback, which removed later measurements.
         n_behaviors: number of behaviors in the run, over which error rates are split.
-        threshold_margin_cache: threshold margins computed so far.
     """
 
     behavior: str
@@ -67,7 +41,7 @@ class BehaviorHistory:
     diverged_step: int | None = None
     first_failure_step: int | None = None
     n_behaviors: int = 1
-    threshold_margin_cache: list[float] = field(default_factory=list, repr=False, compare=False)
+    _derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
     def add_margins(self, step: int, margins: np.ndarray) -> None:
         """Append the margins of a probe evaluation."""
@@ -83,7 +57,20 @@ class BehaviorHistory:
     @property
     def threshold_margin(self) -> float:
         """Threshold margin at the last probe evaluation."""
-        return threshold_margin(self.margins[-1], self.floor)
+        return self.series("margin_low")[-1][1]
+
+    @property
+    def steps_since_peak(self) -> int:
+        """Number of steps since the threshold margin was last at its maximum."""
+        return self.step - self.derived.peaks[-1][0]
+
+    @property
+    def derived(self) -> Derived:
+        """Numbers that follow from the evaluations so far."""
+        if len(self._derived.peaks) > len(self.margins):  # evaluations were taken away
+            self._derived = Derived()
+        self._derived.add_margins(self.steps, self.margins, self.floor)
+        return self._derived
 
     @property
     def healthy_at_start(self) -> bool:
@@ -98,13 +85,8 @@ class BehaviorHistory:
         """
         if self.steps and not self.healthy_at_start:
             return None
-        under = [
-            step
-            for step, margins in zip(self.steps, self.margins, strict=True)
-            if score(margins) < self.floor
-        ]
-        known = [step for step in (self.diverged_step, self.first_failure_step) if step is not None]
-        return min(under[:1] + known, default=None)
+        known = (self.derived.first_under, self.diverged_step, self.first_failure_step)
+        return min((step for step in known if step is not None), default=None)
 
     def add_interference(self, step: int, value: float | None) -> None:
         """Add r_b of the steps that end with `step`; None: it could not be measured.
@@ -124,22 +106,15 @@ class BehaviorHistory:
         values = [self.interference[step] for step in since]
         return float(sum([value for value in reversed(values) if not math.isnan(value)]))
 
-    def series(self, signal: str) -> list[tuple[int, float]]:
+    def series(self, signal: str) -> Sequence[tuple[int, float]]:
         """Return a signal at the probe evaluations, as (step, value).
 
         Args:
             signal: name of a reading; "score", "margin" and "margin_low" always exist.
         """
-        from_margins: dict[str, Callable[[np.ndarray], float]] = {
-            "score": score,
-            "margin": lambda margins: float(np.mean(margins)),
-            "margin_low": lambda margins: threshold_margin(margins, self.floor),
-        }
-        if signal in from_margins:
-            compute = from_margins[signal]
-            return [(s, compute(m)) for s, m in zip(self.steps, self.margins, strict=True)]
-        evaluated = set(self.steps)  # of per-step signals too: the same live as from a record
-        return [(s, value) for s, value in self.signals.get(signal, []) if s in evaluated]
+        if signal in FROM_MARGINS:
+            return self.derived.series[signal]
+        return self.derived.add_readings(signal, self.signals.get(signal, []))
 
     def truncated(self, step: int) -> BehaviorHistory:
         """Return the history as it was right after `step`."""
@@ -148,7 +123,7 @@ class BehaviorHistory:
         def until(event: int | None) -> int | None:
             return None if event is None or event > step else event
 
-        return BehaviorHistory(
+        earlier = BehaviorHistory(
             self.behavior,
             self.floor,
             self.steps[:count],
@@ -162,8 +137,9 @@ class BehaviorHistory:
             diverged_step=until(self.diverged_step),
             first_failure_step=until(self.first_failure_step),
             n_behaviors=self.n_behaviors,
-            threshold_margin_cache=self.threshold_margin_cache[:count],
         )
+        earlier._derived = self._derived.truncated(count)
+        return earlier
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as plain values and tensors."""
@@ -208,7 +184,7 @@ class BehaviorHistory:
             raise ValueError("a number is not finite")
         self.steps = list(steps)
         self.margins = [part.numpy().copy() for part in margins]
-        self.threshold_margin_cache = []
+        self._derived = Derived()
         self.interference = dict(_tensor_to_pairs(state["predicted"]))
         self.signals = {name: _tensor_to_pairs(pairs) for name, pairs in state["signals"].items()}
         self.last_probe_step, self.diverged_step = state["last_probe_step"], state["diverged_step"]

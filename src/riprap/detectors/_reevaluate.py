@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -40,5 +41,30 @@ def history_from_record(
 
 def reevaluate(detector: Detector, history: BehaviorHistory) -> list[Alert]:
     """Return the alert after each probe evaluation, where there was one."""
-    alerts = [detector.check(history.truncated(step)) for step in history.steps]
+    alerts = [detector.check(known) for known in as_it_grew(history)]
     return [alert for alert in alerts if alert is not None]
+
+
+def as_it_grew(history: BehaviorHistory) -> Iterator[BehaviorHistory]:
+    """Yield what was known after each probe evaluation: one history, which grows.
+
+    Equal to `history.truncated` at each step, in time that is linear in the length of the run.
+    """
+    known = BehaviorHistory(history.behavior, history.floor, n_behaviors=history.n_behaviors)
+    interference = deque(sorted(history.interference.items()))
+    readings = {name: deque(sorted(all_of, key=_step)) for name, all_of in history.signals.items()}
+    for step, margins in zip(history.steps, history.margins, strict=True):
+        while interference and interference[0][0] <= step:
+            known.add_interference(*interference.popleft())
+        for name, waiting in readings.items():
+            while waiting and waiting[0][0] <= step:
+                known.signals.setdefault(name, []).append(waiting.popleft())
+        known.add_margins(step, margins)
+        for event in ("diverged_step", "first_failure_step"):
+            at = getattr(history, event)
+            setattr(known, event, at if at is not None and at <= step else None)
+        yield known
+
+
+def _step(reading: tuple[int, float]) -> int:
+    return reading[0]

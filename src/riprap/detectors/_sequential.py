@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -34,7 +35,10 @@ class Sequential(Detector):
         raise NotImplementedError
 
     def latest(self, history: BehaviorHistory) -> float | None:
-        """Return the statistic after the last probe evaluation; None if it is empty."""
+        """Return the statistic after the last probe evaluation; None if it is empty.
+
+        Subclasses compute it without the whole series.
+        """
         values = self.statistic(history)
         return float(values[-1]) if len(values) else None
 
@@ -61,7 +65,10 @@ class Sequential(Detector):
 
 def current_series(history: BehaviorHistory, signal: str) -> np.ndarray:
     """Return a signal's values at the probe evaluations; empty if the last one has no value."""
+    return np.array([value for _, value in current_readings(history, signal)])
+
+
+def current_readings(history: BehaviorHistory, signal: str) -> Sequence[tuple[int, float]]:
+    """Return a signal's readings at the probe evaluations; none if the last one has no reading."""
     series = history.series(signal)
-    if not series or series[-1][0] != history.step:
-        return np.zeros(0)
-    return np.array([value for _, value in series])
+    return series if series and series[-1][0] == history.step else ()

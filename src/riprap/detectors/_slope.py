@@ -17,5 +17,5 @@ class SlopeDetector(ForecastDetector):
     kind: Literal["slope"] = "slope"  # type: ignore[assignment]
 
     def changes(self, history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
-        """Return the change of a threshold margin in each step, even between probe evaluations."""
+        """Return the change in each step, the same for all steps between two evaluations."""
         return realized_changes(history, threshold_margins)

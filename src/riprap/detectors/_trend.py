@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from riprap.detectors._history import BehaviorHistory, threshold_margin
+from riprap.detectors._history import BehaviorHistory
 
 Z80 = 1.2816  # standard normal quantile that bounds an 80 % interval
+REACH = 60  # memories after which a change has no weight: exp(−60) = 9e-27
 
 
-def threshold_margin_series(history: BehaviorHistory) -> np.ndarray:
-    """Return the threshold margin at each probe evaluation; shape (evaluations,)."""
-    cache = history.threshold_margin_cache  # of earlier evaluations
-    cache += [threshold_margin(margins, history.floor) for margins in history.margins[len(cache) :]]
-    return np.array(cache)
+def fading_memory(history: BehaviorHistory, memory: float) -> float:
+    """Return the time constant of the weights: `memory` steps, or the last gap if it is longer."""
+    return max(memory, history.steps[-1] - history.steps[-2])
+
+
+def recent_threshold_margins(history: BehaviorHistory, memory: float) -> np.ndarray:
+    """Return the threshold margins of the evaluations that have weight in a trend; (recent,).
+
+    Earlier ones change nothing: a change that is older than 60 time constants would have to be
+    millions of times larger than the recent ones to move the ninth digit of a forecast.
+
+    Args:
+        memory: time constant of the weights, in steps.
+    """
+    begin = bisect_right(history.steps, history.step - REACH * memory) - 1
+    return np.array([low for _, low in history.series("margin_low")[max(begin, 0) :]])
 
 
 def realized_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> np.ndarray:
-    """Compute the change per step, spread evenly between evaluations; shape (steps,)."""
-    gaps = np.diff(history.steps)
+    """Compute the change per step, spread evenly between evaluations; shape (steps,).
+
+    Args:
+        threshold_margins: of the latest evaluations, at least one.
+    """
+    gaps = np.diff(history.steps[-len(threshold_margins) :])
     return np.repeat(np.diff(threshold_margins) / np.maximum(gaps, 1), gaps)
 
 
@@ -30,29 +48,32 @@ def shaped_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> n
     The margins tell how much was lost between two probe evaluations, and interference when.
     """
     changes = realized_changes(history, threshold_margins)
-    first = history.steps[0]
-    interference = interference_per_step(history)
-    for begin, end in zip(history.steps[:-1], history.steps[1:], strict=True):
-        shape = interference[begin - first : end - first]
+    evaluated = history.steps[-len(threshold_margins) :]
+    interference = interference_per_step(history, evaluated)
+    for begin, end in pairwise(evaluated):
+        part = slice(begin - evaluated[0], end - evaluated[0])
+        shape = interference[part]
         if len(shape) > 1 and np.isfinite(shape).all():
-            changes[begin - first : end - first] += shape - shape.mean()
+            changes[part] += shape - shape.mean()
     return changes
 
 
-def interference_per_step(history: BehaviorHistory) -> np.ndarray:
+def interference_per_step(history: BehaviorHistory, evaluated: list[int]) -> np.ndarray:
     """Spread each entry of interference evenly over its steps; shape (steps,), NaN: unknown.
 
     An entry covers the steps since the entry before, or since the last probe evaluation before it:
     there, updates are counted anew.
+
+    Args:
+        evaluated: steps of the latest evaluations; the result begins after the first of them.
     """
-    first, last = history.steps[0], history.steps[-1]
+    first, last = evaluated[0], evaluated[-1]
     steps = np.arange(first + 1, last + 1)
     ends = np.array([step for step in steps.tolist() if step in history.interference], dtype=int)
     if not len(ends):
         return np.full(len(steps), np.nan)
     values = np.array([history.interference[step] for step in ends.tolist()])
-    evaluated = np.array(history.steps)
-    evaluation = evaluated[np.searchsorted(evaluated, ends) - 1]  # the last one before each entry
+    evaluation = np.array(evaluated)[np.searchsorted(evaluated, ends) - 1]  # before each entry
     begins = np.maximum(evaluation, np.concatenate([[first], ends[:-1]]))
     rates = values / (ends - begins)
     entry = np.minimum(np.searchsorted(ends, steps), len(ends) - 1)  # the one that covers a step
@@ -95,29 +116,24 @@ class Trend:
         return float("inf") if ratio >= 1 else float(-time_constant * np.log1p(-ratio))
 
 
-def fit_trend(
-    margins: np.ndarray, steps: list[int], changes: np.ndarray, memory: float, doubt: float
-) -> Trend:
+def fit_trend(history: BehaviorHistory, changes: np.ndarray, memory: float, doubt: float) -> Trend:
     """Fit the trend after the last probe evaluation.
 
     The current change is the end of a line through the recent changes, so that accelerating and
     decelerating falls are recognized: weighted least squares, with weights that fade over `memory`
-    steps, or over the last gap between evaluations if it was longer. The error combines the scatter
-    about the line, where similar neighboring steps count as one observation, and `doubt` times the
-    change itself, because even a smooth trend may bend.
+    steps. The error combines the scatter about the line, where similar neighboring steps count as
+    one observation, and `doubt` times the change itself, because even a smooth trend may bend.
 
     Args:
-        margins: threshold margin at each evaluation, shape (evaluations,), at least two.
-        changes: shape (steps,).
+        changes: of the latest steps, shape (steps,).
+        memory: time constant of the weights, in steps.
     """
-    memory = max(memory, steps[-1] - steps[-2])
     ages = np.arange(len(changes))[::-1].astype(float)
     weights = np.exp(-ages / memory)
     weights /= weights.sum()
     change, fit_error = _fit_line_end(ages, changes, weights)
-    peak = steps[len(margins) - 1 - int(np.argmax(margins[::-1]))]
     standard_error = float(np.hypot(fit_error, doubt * change))
-    return Trend(float(margins[-1]), change, standard_error, steps[-1] - peak)
+    return Trend(history.threshold_margin, change, standard_error, history.steps_since_peak)
 
 
 def _fit_line_end(

@@ -1,0 +1,101 @@
+"""Numbers that follow from a history's margins and readings, each computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+FROM_MARGINS = ("score", "margin", "margin_low")  # the signals that every history has
+
+Series = list[tuple[int, float]]  # (step, value)
+
+
+def threshold_rank(n: int, floor: float) -> int:
+    """Return the rank of the threshold margin among n margins in ascending order, from 0.
+
+    The score falls under the floor once more than (1 − floor)·n of the margins are at or below 0.
+    """
+    return min(int(np.floor((1 - floor) * n + 1e-9)), n - 1)
+
+
+def threshold_margin(margins: np.ndarray, floor: float) -> float:
+    """Compute the threshold margin: the (⌊(1 − floor)·n⌋ + 1)-th smallest.
+
+    Its sign decides whether the score is under the floor.
+
+    Args:
+        margins: shape (n,).
+        floor: a score in (0, 1].
+    """
+    rank = threshold_rank(len(margins), floor)
+    return float(np.partition(margins, rank)[rank])
+
+
+def score(margins: np.ndarray) -> float:
+    """Compute the share of margins above 0."""
+    return float((margins > 0).mean())
+
+
+@dataclass
+class Derived:
+    """Numbers that follow from a history; they grow with it, so that no step reads all of it.
+
+    Attributes:
+        series: (step, value) at the probe evaluations, by signal.
+        peaks: largest threshold margin so far, and the last step at which it was reached; one for
+            each evaluation.
+        first_under: first step with a score under the floor.
+        sums: running sums of detectors over the evaluations so far, under keys of their own.
+    """
+
+    series: dict[str, Series] = field(default_factory=lambda: {name: [] for name in FROM_MARGINS})
+    peaks: Series = field(default_factory=list)
+    first_under: int | None = None
+    sums: dict[Any, Any] = field(default_factory=dict)
+    _evaluated: set[int] = field(default_factory=set)
+    _n_taken: dict[str, int] = field(default_factory=dict)  # readings, by signal
+    _later: dict[str, Series] = field(default_factory=dict)  # those after the last evaluation
+
+    def add_margins(self, steps: list[int], margins: list[np.ndarray], floor: float) -> None:
+        """Add the evaluations that are new, given all of them."""
+        for at in range(len(self.peaks), len(margins)):
+            step, low = steps[at], threshold_margin(margins[at], floor)
+            values = (score(margins[at]), float(np.mean(margins[at])), low)
+            for name, value in zip(FROM_MARGINS, values, strict=True):
+                self.series[name].append((step, value))
+            is_peak = not self.peaks or low >= self.peaks[-1][1]
+            self.peaks.append((step, low) if is_peak else self.peaks[-1])
+            if values[0] < floor and self.first_under is None:
+                self.first_under = step
+            self._evaluated.add(step)
+
+    def add_readings(self, signal: str, readings: Series) -> Series:
+        """Add the readings of a signal that are new, given all of them; return its series.
+
+        Readings between evaluations are left out, also those of per-step signals: so the series is
+        the same live and from a record.
+        """
+        taken = self._n_taken.get(signal, 0)
+        if not taken or taken > len(readings):
+            self.series[signal], self._later[signal], taken = [], [], 0
+            self.sums.clear()
+        last = self.series["score"][-1][0] if self.peaks else -1
+        later: Series = []
+        for step, value in [*self._later[signal], *readings[taken:]]:
+            if step in self._evaluated:
+                self.series[signal].append((step, value))
+            elif step > last:
+                later.append((step, value))
+        self._n_taken[signal], self._later[signal] = len(readings), later
+        return self.series[signal]
+
+    def truncated(self, count: int) -> Derived:
+        """Return what follows from the first `count` evaluations."""
+        kept = Derived({name: self.series[name][:count] for name in FROM_MARGINS})
+        kept.peaks = self.peaks[:count]
+        kept._evaluated = {step for step, _ in kept.series["score"]}
+        if self.first_under in kept._evaluated:
+            kept.first_under = self.first_under
+        return kept
