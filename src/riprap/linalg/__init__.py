@@ -1,12 +1,14 @@
 """Vectors in parameter space, also for parameters sharded over ranks (FSDP2's DTensors).
 
 - `Vector`: a list of tensors, one for each parameter; `dot`, `norm`, `add`, … work on it.
+  `Differences`: the difference of two, computed tensor by tensor.
 - `VectorStack`: several vectors, with the inner products with all of them in one pass;
   `FlatVector`: a vector prepared for several such passes.
 - `upcast`, `to_local`, `as_sharded`: precision and shards of single tensors and vectors.
 """
 
 from riprap.linalg._param_vectors import (
+    Differences,
     Vector,
     add,
     as_sharded,
@@ -30,6 +32,7 @@ from riprap.linalg._vector_stack import STORAGE_DTYPES, FlatVector, VectorStack,
 
 __all__ = [
     "STORAGE_DTYPES",
+    "Differences",
     "FlatVector",
     "Vector",
     "VectorStack",

@@ -10,6 +10,7 @@ only small vectors of sums are communicated. Gradients are never gathered.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import overload
 
 import torch
 import torch.distributed as dist
@@ -157,6 +158,31 @@ def copy_into(target: Sequence[Tensor], source: Sequence[Tensor]) -> None:
 def subtract(left: Sequence[Tensor], right: Sequence[Tensor]) -> Vector:
     """Compute left − right, as new tensors."""
     return list(torch._foreach_sub([part.detach() for part in left], list(right)))
+
+
+class Differences(Sequence[Tensor]):
+    """The vector now − before, of which a tensor is computed when it is read.
+
+    Args:
+        now, before: one tensor for each parameter; they must not change while it is read.
+    """
+
+    def __init__(self, now: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        self.now, self.before = now, before
+
+    def __len__(self) -> int:
+        return len(self.now)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Vector: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Vector:
+        if isinstance(index, slice):
+            return subtract(self.now[index], self.before[index])
+        return self.now[index].detach() - self.before[index]
 
 
 def add(vector: Sequence[Tensor], other: Sequence[Tensor], factor: float = 1.0) -> Vector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from riprap.linalg._param_vectors import (
+    Differences,
     Vector,
     all_reduce_sums,
     device_mesh,
@@ -58,6 +59,9 @@ def _flatten(parts: Sequence[Tensor]) -> Tensor:
 class FlatVector:
     """A vector in flat chunks, for use with several stacks.
 
+    The chunks of `Differences` are computed each time they are read, so that one chunk exists at a
+    time; those of other vectors are kept.
+
     Args:
         vector: one tensor for each parameter; of sharded tensors this rank's shards are used.
         chunks: slices of the parameters; empty: those of `make_chunks`.
@@ -65,16 +69,25 @@ class FlatVector:
 
     def __init__(self, vector: Sequence[Tensor], chunks: Sequence[slice] = ()) -> None:
         self.vector = vector
-        self.chunks = list(chunks) or make_chunks(vector)
-        self.parts = [_flatten(vector[chunk]) for chunk in self.chunks]
-        self._meshes = [device_mesh(vector[chunk.start]) for chunk in self.chunks]
+        like = vector.now if isinstance(vector, Differences) else vector
+        self.chunks = list(chunks) or make_chunks(like)
+        self._kept = None if isinstance(vector, Differences) else list(self._flat_chunks())
+        self._meshes = [device_mesh(like[chunk.start]) for chunk in self.chunks]
+
+    def _flat_chunks(self) -> Iterator[Tensor]:
+        return (_flatten(self.vector[chunk]) for chunk in self.chunks)
+
+    @property
+    def parts(self) -> Iterable[Tensor]:
+        """The flat chunks, shape (elements,) each."""
+        return self._flat_chunks() if self._kept is None else self._kept
 
     def norm(self) -> float:
         """Compute the Euclidean norm, over all ranks."""
-        device = self.parts[0].device
-        squares = [
-            sum_squares(torch._foreach_norm(split_blocks(part))).to(device) for part in self.parts
-        ]
+        squares: list[Tensor] = []
+        for part in self.parts:
+            own = sum_squares(torch._foreach_norm(split_blocks(part)))
+            squares.append(own.to(squares[0].device) if squares else own)
         return float(all_reduce_sums(zip(self._meshes, squares, strict=True)).sqrt())
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from riprap.linalg import Vector, clone, copy_into, densify, subtract
+from riprap.linalg import Differences, Vector, clone, copy_into, densify
+from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._optimizers import parameters_of
 
 
@@ -22,24 +23,42 @@ class StepIntervention(Protocol):
     def on_gradients(self, gradient: Vector | None, scale: float) -> None:
         """Run before the step; `scale` is the factor of `.grad` against `gradient`."""
 
-    def on_update(self, update: Vector, params_before: Vector) -> Vector:
-        """Run after the step; return the resulting update."""
+    @property
+    def reads_updates(self) -> bool:
+        """True if `on_update` reads the update of each step."""
+
+    def on_update(self, update: Vector | None, params_before: Vector) -> None:
+        """Run after the step, which it may change; None: `reads_updates` was False."""
 
     def after_step(self) -> None:
         """Run after the monitor has read the step."""
 
 
 class StepObserver(Protocol):
-    """Interface of what reads a step; its failures go to `on_error`, except those of `prepare`."""
+    """Interface of what reads steps; its failures are recorded, except those of `prepare`.
+
+    Attributes:
+        meter: measures the time of what the hooks do.
+    """
+
+    meter: CostMeter
+
+    @property
+    def reads_gradients(self) -> bool:
+        """True if `before_step` reads the gradient of each step."""
+
+    @property
+    def reads_each_step(self) -> bool:
+        """True if `after_step` reads the update of each step by itself."""
 
     def prepare(self) -> None:
         """Run first, before anything is read; it may call `StepHooks.set_parameters`."""
 
     def before_step(self, gradient: Vector | None) -> None:
-        """Read the gradient; None if no parameter has one."""
+        """Read the gradient; None if no parameter has one, or `reads_gradients` is False."""
 
-    def after_step(self, update: Vector) -> None:
-        """Read the applied update."""
+    def after_step(self) -> None:
+        """Note the step; read `StepHooks.update`, now and then or after each step."""
 
     def finish(self) -> None:
         """Run last, after the intervention."""
@@ -58,8 +77,9 @@ class StepHooks:
     step or has stepped, with the gradient that each one used; `after_step` after the last of them.
     An optimizer that steps again before the others did ends the step.
 
-    If a step has a closure, its gradient is read after the closure has computed it. Costs one copy
-    of the trained parameters.
+    If a step has a closure, its gradient is read after the closure has computed it. Costs the memory
+    of one copy of the trained parameters; it is written when an update is read, or before each step
+    if somebody reads the update of each step by itself.
     """
 
     def __init__(
@@ -105,6 +125,16 @@ class StepHooks:
         pairs = zip(self.parameters, self._params_before, strict=True)
         return [parameter for parameter, before in pairs if parameter.shape != before.shape]
 
+    @property
+    def update(self) -> Differences:
+        """The update since the last `mark_as_read`, or of this step where each one is read."""
+        return Differences(self.parameters, self._params_before)
+
+    @torch.no_grad()
+    def mark_as_read(self) -> None:
+        """Let `update` begin at the parameters as they are now."""
+        copy_into(self._params_before, self.parameters)
+
     def _register(self) -> None:
         # A compiled `optimizer.step` would trace the hooks, and lose what they read.
         before = torch.compiler.disable(self._pre_step)
@@ -140,6 +170,12 @@ class StepHooks:
     def _pre_step(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, Any] | None:
+        with self._observer.meter.measure("hooks"):
+            return self._before(optimizer, args, kwargs)
+
+    def _before(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
         if id(optimizer) in self._stepped:
             self._end_step()
         if not self._stepped:
@@ -157,9 +193,10 @@ class StepHooks:
 
     @torch.no_grad()
     def _post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._stepped.add(id(optimizer))
-        if len(self._stepped) == len(self.optimizers):
-            self._end_step()
+        with self._observer.meter.measure("hooks"):
+            self._stepped.add(id(optimizer))
+            if len(self._stepped) == len(self.optimizers):
+                self._end_step()
 
     def _any_post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Tell of another optimizer, once."""
@@ -170,15 +207,21 @@ class StepHooks:
             return  # a wrapper around a watched optimizer
         self._isolated(self._observer.on_foreign_step, optimizer)
 
+    @property
+    def _guard_reads_updates(self) -> bool:
+        return self._intervention is not None and self._intervention.reads_updates
+
     def _begin_step(self) -> None:
         self._observer.prepare()
-        self._isolated(copy_into, self._params_before, self.parameters)
+        if self._observer.reads_each_step or self._guard_reads_updates:
+            self._isolated(self.mark_as_read)
         self._open, self._delivered = set(), False
         self._gradients = [None] * len(self.parameters)
 
     def _on_gradient(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the optimizer's gradient; deliver all of them when the last one is there."""
-        self._isolated(self._keep_gradient, optimizer)
+        if self._observer.reads_gradients or self._intervention is not None:
+            self._isolated(self._keep_gradient, optimizer)
         self._open.add(id(optimizer))
         if len(self._open) == len(self.optimizers):
             self._deliver()
@@ -192,9 +235,10 @@ class StepHooks:
 
     def _deliver(self) -> None:
         self._delivered = True
-        self._isolated(self._observer.before_step, self._gradient())
+        gradient = self._gradient() if self._observer.reads_gradients else None
+        self._isolated(self._observer.before_step, gradient)
         if self._intervention is not None:
-            with torch.no_grad():
+            with torch.no_grad(), self._observer.meter.measure("guard"):
                 self._intervention.on_gradients(self._gradient(), _scale(self.optimizers[0]))
         self._gradients = [None] * len(self.parameters)
 
@@ -203,17 +247,16 @@ class StepHooks:
         if not self._delivered:
             self._deliver()
         self._open, self._stepped = set(), set()
-        if self._intervention is None:
-            self._isolated(self._read_update)
-        else:
-            update = subtract(self.parameters, self._params_before)
-            update = self._intervention.on_update(update, self._params_before)
-            self._isolated(self._observer.after_step, update)
-            self._intervention.after_step()
+        guard = self._intervention
+        if guard is not None:
+            with self._observer.meter.measure("guard"):
+                update = list(self.update) if guard.reads_updates else None
+                guard.on_update(update, self._params_before)
+        self._isolated(self._observer.after_step)
+        if guard is not None:
+            with self._observer.meter.measure("guard"):
+                guard.after_step()
         self._isolated(self._observer.finish)
-
-    def _read_update(self) -> None:
-        self._observer.after_step(subtract(self.parameters, self._params_before))
 
     def _gradient(self) -> Vector | None:
         if all(grad is None for grad in self._gradients):

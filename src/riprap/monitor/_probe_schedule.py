@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from riprap.detectors import BehaviorHistory
+from riprap.monitor._budget import MAX_PARTS, Budget
 from riprap.record import check_fields
 from riprap.types import Forecast
 
@@ -18,9 +22,16 @@ class ProbeSchedule:
     A gradient costs twice a forward pass and is stale within a few steps. So in calm phases most
     evaluations do not refresh it.
 
+    With a budget, evaluations come no earlier than without one, and as late as it takes to pay for
+    them. While calm they evaluate a part of the probes, if the budget cannot pay for all.
+
     Attributes:
-        probe_every: longest gap between two evaluations, in steps.
+        probe_every: longest gap between two evaluations, in steps, as far as the budget reaches.
+        budget: prices and what is affordable; None: every evaluation is.
         next_step: step of the next evaluation.
+        n_parts: the next evaluation evaluates one of so many parts of the probes, if it is not
+            urgent.
+        read_every: gap between two readings of the interference, in steps.
         gap_divisor: the gap is the number of steps taken, divided by this; with 4, each of the
             first eight steps is evaluated.
         evaluations_before_break: number of evaluations before the earliest predicted break.
@@ -29,18 +40,27 @@ class ProbeSchedule:
         calm_refresh_period: evaluations per gradient refresh in calm phases.
         max_spent: fraction of the threshold margin that interference may use up between two
             evaluations.
+        max_stretch: longest gap with a budget, as a multiple of `probe_every`.
+        cut_urgency: how often the budget could not pay for an urgent evaluation.
     """
 
     probe_every: int
+    budget: Budget | None = None
     next_step: int = 0
+    n_parts: int = 1
+    read_every: int = 4
     gap_divisor: int = 4
     evaluations_before_break: int = 4
     dense_steps: int = 8
     refresh_period: int = 2
     calm_refresh_period: int = 8
     max_spent: float = 0.5
+    max_stretch: int = 10
+    cut_urgency: int = 0
     _evaluations_since_refresh: int = 0
     _urgent: bool = False
+    _next_urgent_step: int = 0  # from which on the budget can pay for an urgent evaluation
+    _refresh_affordable: bool = True
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next evaluation after one at `step`, given the current forecasts."""
@@ -50,11 +70,42 @@ class ProbeSchedule:
         self._urgent = earliest < float("inf")
         if self._urgent:
             gap = min(gap, max(int(earliest) // self.evaluations_before_break, 1))
-        self.next_step = step + gap
+        self.next_step, self.n_parts = step + gap, 1
+        self._next_urgent_step, self._refresh_affordable = step, True
+        self.read_every = type(self).read_every
+        if self.budget is not None and self.budget.meter.steps:
+            self._pay(self.budget, step, gap)
+
+    def _pay(self, budget: Budget, step: int, gap: int) -> None:
+        """Delay the next evaluation until it is affordable, and choose its size."""
+        longest = self.max_stretch * self.probe_every
+        self.read_every = max(self.read_every, budget.reading_gap())
+        wait = budget.steps_until(budget.forward_price(), urgent=True)
+        self._next_urgent_step = step + min(wait, longest)
+        if self._urgent and wait <= gap:
+            wait = budget.steps_until(budget.refresh_price(), urgent=True)
+            self._refresh_affordable = wait <= gap
+            return
+        self.cut_urgency += self._urgent
+        self._urgent = False
+        saved = budget.refresh_price() * self._progress_to_refresh(step)
+        if self._refresh_is_next(step):
+            wait = budget.steps_until(budget.refresh_price(), urgent=False)
+        else:
+            for self.n_parts in (1, 2, MAX_PARTS):
+                price = budget.forward_price(self.n_parts) + saved
+                wait = budget.steps_until(price, urgent=False)
+                if wait <= gap:
+                    break
+        self.next_step = step + min(max(wait, gap), longest)
 
     def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether to evaluate after this step: planned, or urgent by interference."""
-        return step >= self.next_step or any(map(self.is_urgent, histories))
+        return step >= self.next_step or self.is_urgent_now(step, histories)
+
+    def is_urgent_now(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
+        """Return whether interference asks for an evaluation, and the budget can pay for it."""
+        return step >= self._next_urgent_step and any(map(self.is_urgent, histories))
 
     def is_urgent(self, history: BehaviorHistory) -> bool:
         """Return whether updates have used up too much of a behavior's threshold margin."""
@@ -66,18 +117,46 @@ class ProbeSchedule:
 
     def should_refresh_gradients(self, step: int) -> bool:
         """Return whether this evaluation refreshes gradients; call once per evaluation."""
-        frequent = step < self.dense_steps or self._urgent
-        period = self.refresh_period if frequent else self.calm_refresh_period
-        refresh = self._evaluations_since_refresh + 1 >= period
+        refresh = self._refresh_is_next(step) and self._refresh_affordable
         self._evaluations_since_refresh = 0 if refresh else self._evaluations_since_refresh + 1
         return refresh
+
+    def _refresh_is_next(self, step: int) -> bool:
+        return self._evaluations_since_refresh + 1 >= self._period(step)
+
+    def _progress_to_refresh(self, step: int) -> float:
+        return min((self._evaluations_since_refresh + 1) / self._period(step), 1.0)
+
+    def _period(self, step: int) -> int:
+        if self.budget is not None:
+            return self.refresh_period if self._urgent else self.calm_refresh_period
+        frequent = step < self.dense_steps or self._urgent
+        return self.refresh_period if frequent else self.calm_refresh_period
+
+    def agree(self, device: torch.device) -> None:
+        """Take over the plan of the first rank: ranks that evaluate together must plan alike."""
+        names = ("next_step", "n_parts", "read_every", "_next_urgent_step")
+        own = [int(getattr(self, name)) for name in names]
+        own += [int(self._urgent), int(self._refresh_affordable)]
+        plan = torch.tensor(own, device=device)
+        dist.broadcast(plan, src=0)
+        *numbers, urgent, affordable = plan.tolist()
+        for name, number in zip(names, numbers, strict=True):
+            setattr(self, name, number)
+        self._urgent, self._refresh_affordable = bool(urgent), bool(affordable)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedule."""
         return {
             "due": self.next_step,
+            "n_parts": self.n_parts,
+            "read_every": self.read_every,
             "evaluations_since_refresh": self._evaluations_since_refresh,
             "urgent": self._urgent,
+            "next_urgent_step": self._next_urgent_step,
+            "refresh_affordable": self._refresh_affordable,
+            "cut_urgency": self.cut_urgency,
+            "budget": None if self.budget is None else self.budget.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -86,6 +165,23 @@ class ProbeSchedule:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, due=int, evaluations_since_refresh=int, urgent=bool)
+        check_fields(
+            state,
+            due=int,
+            n_parts=int,
+            read_every=int,
+            evaluations_since_refresh=int,
+            urgent=bool,
+            next_urgent_step=int,
+            refresh_affordable=bool,
+            cut_urgency=int,
+            budget=dict | None,
+        )
         self.next_step, self._urgent = state["due"], state["urgent"]
+        self.n_parts, self.read_every = state["n_parts"], state["read_every"]
         self._evaluations_since_refresh = state["evaluations_since_refresh"]
+        self._next_urgent_step = state["next_urgent_step"]
+        self._refresh_affordable = state["refresh_affordable"]
+        self.cut_urgency = state["cut_urgency"]
+        if self.budget is not None and state["budget"] is not None:
+            self.budget.load_state_dict(state["budget"])

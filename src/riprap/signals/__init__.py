@@ -1,6 +1,6 @@
 """Signals: each reads features, gradients or outputs, yields readings, and changes nothing.
 
-- `default`, `everything`: lists of signals for `Monitor(signals=...)`.
+- `default`, `per_step`, `everything`: lists of signals for `Monitor(signals=...)`.
 - Gradients: `Interference`, `MarginCosine`, `LossCosine`, `FisherCosine`, `TopKCosine`, `Norms`,
   `SteepAlignment`, `LayerInterference`.
 - Features: `Projection`, `Energy`, `Drift`, `Overlap`, `SpectralEntropy`, `CKA`, `LinearProbe`,
@@ -54,17 +54,31 @@ __all__ = [
     "TopKCosine",
     "default",
     "everything",
+    "per_step",
 ]
 
 
 def default() -> list[Signal]:
-    """Return the signals that need no pass of their own, except the depth ‖g_b‖ at the start."""
-    features: list[Signal] = [Projection(), Energy(), Drift(), Overlap()]
-    return [Interference(), MarginCosine(), Norms(), *features, KLToStart()]
+    """Return the signals that need no pass of their own, and no work at each step."""
+    return [Interference(), *_features(), KLToStart()]
+
+
+def per_step() -> list[Signal]:
+    """Return `default()` with interference, cosines and norms at every step.
+
+    Costs products with the gradient and the update at each step, and at the start a pass for the
+    depth ‖g_b‖.
+    """
+    gradients: list[Signal] = [Interference(every_step=True), MarginCosine(), Norms()]
+    return [*gradients, *_features(), KLToStart()]
 
 
 def everything() -> list[Signal]:
     """Return all signals without required arguments; loss gradients cost a second pass."""
     features: list[Signal] = [SpectralEntropy(), CKA(), LinearProbe(), SAEFeatures()]
     gradients = [LossCosine(), FisherCosine(), SteepAlignment(), LayerInterference()]
-    return [*default(), *gradients, *features]
+    return [*per_step(), *gradients, *features]
+
+
+def _features() -> list[Signal]:
+    return [Projection(), Energy(), Drift(), Overlap()]

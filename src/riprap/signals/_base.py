@@ -28,19 +28,20 @@ NO_LAYER = (
 
 @dataclass
 class StepView:
-    """Quantities to read around one optimizer step.
+    """Quantities to read around optimizer steps.
 
     Attributes:
         step: number of the step, from 1.
         gradient: task gradient g before the step, as the optimizer is about to use it; None if no
-            trainable parameter has a gradient.
-        update: Δθ that was applied; None before the step.
+            trainable parameter has a gradient, or no signal reads it.
+        update: Δθ that was applied since the last update that signals read, which may be several
+            steps ago; None before the step.
         protected_gradients: gradients of the last gradient refresh.
     """
 
     step: int
     gradient: Vector | None
-    update: Vector | None
+    update: Sequence[Tensor] | None
     protected_gradients: ProtectedGradients
 
     @cached_property
@@ -86,12 +87,15 @@ class ProbeView:
 class Signal:
     """Signal that reads the model, yields readings, and changes nothing.
 
-    Each method is optional: `start` is called once before training, `on_gradient` before each
-    optimizer step, `on_update` after it, and `on_probe_evaluation` at each probe evaluation,
+    Each method is optional: `start` is called once before training; `on_gradient` before each
+    optimizer step; `on_update` before each probe evaluation and every few steps between them, with
+    the update since it was last called; `on_probe_evaluation` at each evaluation of all probes,
     including the one before training.
 
     Attributes:
         name: name in states and failures.
+        every_step: whether `on_update` is called after each step, for all signals of the monitor.
+            Costs a copy of the trained parameters at each step, and the signals' own products.
         needs_loss_gradient: whether the signal reads `ProtectedGradients.loss_gradients`.
         per_parameter: whether the signal stores something for each trained parameter, so that it
             starts anew when parameters join training.
@@ -99,9 +103,15 @@ class Signal:
     """
 
     name: ClassVar[str]
+    every_step: bool = False
     needs_loss_gradient: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def reads_gradients(self) -> bool:
+        """True if the signal reads the task gradient of each step."""
+        return type(self).on_gradient is not Signal.on_gradient
 
     def start(self, view: ProbeView) -> None:
         """Store what later readings are compared with."""
@@ -111,7 +121,7 @@ class Signal:
         return []
 
     def on_update(self, view: StepView) -> list[Reading]:
-        """Return readings of the applied update."""
+        """Return readings of the applied update, of one or several steps."""
         return []
 
     def on_probe_evaluation(self, view: ProbeView) -> list[Reading]:

@@ -1,4 +1,4 @@
-"""Interference: the predicted change of a behavior's mean margin by an update."""
+"""Interference: the predicted change of a behavior's mean margin by the updates that were applied."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from riprap.types import Reading
 
 
 class Interference(Signal):
-    """Interference r_b = ⟨h_b, Δθ⟩, in units of the margin, at every step (ours).
+    """Interference ⟨h_b, θ_t − θ_s⟩, in units of the margin (ours); s is the reading before.
 
-    h_b is that of the last gradient refresh: the older it is, the less accurate the reading.
+    The sum of ⟨h_b, Δθ⟩ over the steps since the reading before, for the price of one product. h_b
+    is that of the last gradient refresh: the older it is, the less accurate the reading.
+
+    Args:
+        every_step: read each step by itself; see `Signal`.
     """
 
     name = "interference"
+
+    def __init__(self, every_step: bool = False) -> None:
+        self.every_step = every_step
 
     def on_update(self, view: StepView) -> list[Reading]:
         """Return one reading for each behavior with a differentiable margin."""

@@ -13,13 +13,13 @@ from riprap.types import Reading
 
 
 class LayerInterference(Signal):
-    """Parts of Σ ⟨h_b, Δθ⟩ over the steps since the last probe evaluation, by layer (ours).
+    """Parts of Σ ⟨h_b, Δθ⟩ over the steps since the last reading, by layer (ours).
 
-    One reading per layer and behavior at each probe evaluation. `Reading.layer` is the name of an
-    element of the layer stack ("model.layers.3") or of a module outside of it ("lm_head"); the unit
-    is that of the margin. The readings of all layers add up to the sum of `interference` over these
-    steps. Each step costs one product per parameter and behavior; `interference` alone needs a few
-    products in all.
+    One reading per layer and behavior at each evaluation of all probes. `Reading.layer` is the name
+    of an element of the layer stack ("model.layers.3") or of a module outside of it ("lm_head");
+    the unit is that of the margin. The readings of all layers add up to the sum of `interference`
+    over these steps. Costs one product per parameter and behavior where `interference` needs a few
+    in all.
     """
 
     name = "interference_layer"
@@ -38,7 +38,7 @@ class LayerInterference(Signal):
         self.layers = dict(parts)
 
     def on_update(self, view: StepView) -> list[Reading]:
-        """Add the step to the sums; return no readings."""
+        """Add the update to the sums; return no readings."""
         stack = view.protected_gradients.margin_gradients
         if view.update is None or not stack.names:
             return []

@@ -21,6 +21,7 @@ class Norms(Signal):
     """
 
     name = "norms"
+    every_step = True
 
     def on_gradient(self, view: StepView) -> list[Reading]:
         """Return ‖g‖ as the optimizer is about to use it, after clipping and unscaling."""
