@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,17 @@ class BehaviorHistory:
         self.last_probe_step = step
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
+
+    def extended(self, step: int, margins: np.ndarray) -> BehaviorHistory:
+        """Return a copy with one more probe evaluation; this history stays as it is."""
+        copy = replace(
+            self,
+            steps=list(self.steps),
+            margins=list(self.margins),
+            threshold_margin_cache=list(self.threshold_margin_cache),
+        )
+        copy.add_margins(step, margins)
+        return copy
 
     @property
     def step(self) -> int:

@@ -135,6 +135,27 @@ class AlertTracker:
         self.alerts += alerts
         return alerts, readings
 
+    def latest_margins(self) -> dict[str, np.ndarray]:
+        """Return the latest margins of all probes, by behavior; without those never measured."""
+        return {name: h.margins[-1] for name, h in self.histories.items() if h.steps}
+
+    def would_alert(self, step: int, name: str, result: ProbeResult) -> bool:
+        """Return whether a result would raise an alert, or break the behavior; changes nothing."""
+        history = self.histories[name]
+        if result.insufficient or not np.isfinite(result.margins).all():
+            return True
+        if not history.healthy_at_start:
+            return False
+        was_broken = score(history.margins[-1]) < history.floor
+        if score(result.margins) < history.floor and not was_broken:
+            return True
+        preview = history.extended(step, result.margins)
+        return any(
+            alert is not None and alert.level.rank > self._active_ranks.get((str(index), name), 0)
+            for index, detector in enumerate(self.policy.detectors)
+            for alert, _ in [detector.evaluate(preview)]
+        )
+
     @property
     def active_levels(self) -> dict[str, Level]:
         """The most serious active level, by behavior; behaviors without one are left out."""

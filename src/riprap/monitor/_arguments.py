@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -132,4 +132,18 @@ def check_autocast(autocast: Any) -> None:
         raise ConfigError(
             f"autocast={_shown(autocast)}: give torch.bfloat16, torch.float16, False for none, or "
             "None for the state in which the model is trained"
+        )
+
+
+def check_budget(budget: Any) -> None:
+    """Check the share of the training time that a monitor may take.
+
+    Raises:
+        ConfigError: it is no share.
+    """
+    is_number = isinstance(budget, Real) and not isinstance(budget, bool)
+    if budget is not None and not (is_number and 0 < budget <= 1):
+        raise ConfigError(
+            f"budget={_shown(budget)}: give a share of the training time, such as 0.03 for 3 %, or "
+            "None for no limit"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from riprap.monitor._cost_meter import CostMeter
 from riprap.record import check_fields
 
+DEFAULT_BUDGET = 0.03
 CALM_SHARE = 0.5  # of the budget, that calm phases use; the rest is for urgent ones
 EARLY_EVALUATIONS = 2  # of all probes, that are paid for in advance: most damage is early
 URGENT_EVALUATIONS = 8  # of all probes, that urgency may spend beyond the budget
@@ -65,6 +66,11 @@ class Budget:
         rate = self._rate(urgent)
         advance = self.meter.seconds["start"] + in_advance * self.forward_price()
         return advance + rate * self.meter.training_seconds
+
+    def advance_share(self) -> float:
+        """Return what calm phases may spend in advance, as a share of the training time so far."""
+        advance = self.allowance(urgent=False) / (self.meter.training_seconds or 1.0)
+        return advance - self._rate(urgent=False)
 
     def _rate(self, urgent: bool) -> float:
         return self.share if urgent else CALM_SHARE * self.share

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from riprap._distributed import find_deepspeed
@@ -114,10 +115,19 @@ class EngineSession(WatchSession):
         run = self.run
         try:
             run.step += 1
+            with run.meter.measure("hooks"):
+                run.meter.count_step()
             if run.schedule.is_due(run.step, run.tracker.histories.values()):
-                self.evaluate_probes(refresh=False)
+                self.evaluate_probes(refresh=False, n_parts=run.schedule.n_parts)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
+
+    def read_update(self) -> None:
+        """Do nothing: the update cannot be read."""
+
+    @property
+    def _ranks_evaluate_together(self) -> bool:
+        return dist.is_initialized()
 
     def _weights_were_replaced(self) -> bool:
         return False  # a rank has a part of the weights, which are not sampled

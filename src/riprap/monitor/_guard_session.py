@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,14 +88,28 @@ class GuardSession:
             write_gradient(self._probe_runner.parameters, outcome.vector, scale)
         self._record_outcome(outcome)
 
-    def on_update(self, update: Vector, params_before: Vector) -> Vector:
-        """Run the guard after the optimizer's step; return the resulting update."""
+    @property
+    def reads_updates(self) -> bool:
+        """True if a guard that is active at the next step reads its update."""
+        return any(leaf.reads_updates for leaf in self._active_guards())
+
+    @property
+    def reads_interference(self) -> bool:
+        """True if a guard that is active at the next step needs the interference of each step."""
+        return any(leaf.reads_interference for leaf in self._active_guards())
+
+    def _active_guards(self) -> Iterator[Guard]:
+        return self.guard.active_guards(self._view(self.step + 1))
+
+    def on_update(self, update: Vector | None, params_before: Vector) -> None:
+        """Run the guard after the optimizer's step; None: no active guard reads updates."""
         self.step += 1
+        if update is None:
+            return
         outcome = run_hook(self.guard, "update", self._view(self.step, update, params_before))
         if outcome.vector is not None:
             write_update(self._probe_runner.parameters, params_before, outcome.vector, update)
         self._record_outcome(outcome)
-        return update if outcome.vector is None else outcome.vector
 
     def on_probe_evaluation(self, alerts: Sequence[Alert]) -> None:
         """Pass new alerts to the guard; its hook runs in `after_step`."""
@@ -123,7 +137,7 @@ class GuardSession:
         """True if the protected gradients are too old for the guards active at the next step."""
         max_ages = [
             leaf.refresh
-            for leaf in self.guard.active_guards(self._view(self.step + 1))
+            for leaf in self._active_guards()
             if leaf.needs and leaf.refresh is not None
         ]
         age = self.step - self._probe_runner.protected_gradients.step

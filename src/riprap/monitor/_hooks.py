@@ -25,7 +25,7 @@ class StepIntervention(Protocol):
 
     @property
     def reads_updates(self) -> bool:
-        """True if `on_update` reads the update of each step."""
+        """True if `on_update` reads the update of the coming step."""
 
     def on_update(self, update: Vector | None, params_before: Vector) -> None:
         """Run after the step, which it may change; None: `reads_updates` was False."""
@@ -94,7 +94,7 @@ class StepHooks:
         self._handles: list[RemovableHandle] = []
         self._open: set[int] = set()  # optimizers whose gradient was read in this step, by id
         self._stepped: set[int] = set()  # those that have stepped
-        self._delivered = False
+        self._delivered = self._guard_reads = False
         self._foreign: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers looked at before
         self.parameters = parameters
         self._params_before: Vector = []
@@ -207,13 +207,11 @@ class StepHooks:
             return  # a wrapper around a watched optimizer
         self._isolated(self._observer.on_foreign_step, optimizer)
 
-    @property
-    def _guard_reads_updates(self) -> bool:
-        return self._intervention is not None and self._intervention.reads_updates
-
     def _begin_step(self) -> None:
         self._observer.prepare()
-        if self._observer.reads_each_step or self._guard_reads_updates:
+        guard = self._intervention
+        self._guard_reads = guard is not None and guard.reads_updates
+        if self._observer.reads_each_step or self._guard_reads:
             self._isolated(self.mark_as_read)
         self._open, self._delivered = set(), False
         self._gradients = [None] * len(self.parameters)
@@ -250,7 +248,7 @@ class StepHooks:
         guard = self._intervention
         if guard is not None:
             with self._observer.meter.measure("guard"):
-                update = list(self.update) if guard.reads_updates else None
+                update = list(self.update) if self._guard_reads else None
                 guard.on_update(update, self._params_before)
         self._isolated(self._observer.after_step)
         if guard is not None:

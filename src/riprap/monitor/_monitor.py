@@ -29,9 +29,12 @@ from riprap.monitor._announce import Announcer
 from riprap.monitor._arguments import (
     check_arguments,
     check_autocast,
+    check_budget,
     check_guard,
     check_options,
 )
+from riprap.monitor._budget import DEFAULT_BUDGET, Budget
+from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, stale_optimizer, trained_parameters
@@ -48,7 +51,7 @@ from riprap.monitor._state import (
     parameter_names,
     wrap_state_errors,
 )
-from riprap.monitor._summary import summarize
+from riprap.monitor._summary import cost_text, summarize
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
 from riprap.record import Reader, Writer, to_dataframe
@@ -69,6 +72,7 @@ class Monitor:
         policy: detectors with their thresholds; None: `AlertPolicy.default()`.
         probe_every: the longest gap between two probe evaluations, in optimizer steps. Evaluations
             are denser at the start, and immediate if interference has used up too much margin.
+            The budget may make the gaps longer, up to 10 times.
         run_dir: folder of the run's record, which must not hold a record of a run with steps yet;
             `{time}` in it becomes the present time. None keeps the record in memory.
         signals: signals to read; None: `signals.default()`.
@@ -87,10 +91,16 @@ class Monitor:
             exception, that is recorded, and training goes on.
         stop_on: alert level, such as "critical", from which on `should_stop` is True.
         keep_passing: reduce each behavior, at the start, to the probes that the model passes.
+        budget: time that the monitor may take, as a share of the time of training. To keep to it,
+            probe evaluations come later, and evaluate a part of the probes in turn. Beyond it are
+            the first evaluation, two more at the start, and eight more while a forecast or the
+            interference says that a behavior is about to break. None: no limit, and steps of
+            evaluations that do not depend on the speed of the machine.
 
     Raises:
         ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an
-            unknown `gradient_storage` or `stop_on`, or an argument of a wrong type.
+            unknown `gradient_storage` or `stop_on`, a budget outside (0, 1], or an argument of a
+            wrong type.
         RecordError: the run's record cannot be created, or it already exists.
         PolicyError: the policy is frozen and does not verify.
     """
@@ -112,11 +122,13 @@ class Monitor:
         on_alert: Callable[[Alert], object] | None = None,
         stop_on: Level | str | None = None,
         keep_passing: bool = False,
+        budget: float | None = DEFAULT_BUDGET,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         check_arguments(behaviors, probe_every, gradient_storage)
         check_options(policy, signals, stop_on, on_alert, modules)
         check_autocast(autocast)
+        check_budget(budget)
         self.behaviors = list(behaviors)
         self.policy = AlertPolicy.default() if policy is None else policy
         if self.policy.hash is not None:
@@ -129,11 +141,13 @@ class Monitor:
         self._run = MonitoredRun(
             self.signals,
             AlertTracker(self.behaviors, self.policy),
-            ProbeSchedule(probe_every),
+            self._new_schedule(probe_every, budget, meter := CostMeter()),
             record,
             Announcer(on_alert, record.add_failure, quiet=rank() != 0),
+            meter,
             None if stop_on is None else Level(stop_on),
         )
+        self._budget = budget
         self._given, self._keep_passing, self._autocast = given, keep_passing, autocast
         self._started = False
         self._watched_model: WatchedModel | None = None  # of the last watch
@@ -225,7 +239,8 @@ class Monitor:
             self._start(session)
         else:
             self._note_changed_weights()
-            session.process_probe_results(probe_runner.run(self.step, refresh=True))
+            with self._run.meter.measure("refreshes"):
+                session.process_probe_results(probe_runner.run(self.step, refresh=True))
         if session.guard is not None:
             session.guard.start(self.step)
             if self._resume_state is not None:
@@ -245,7 +260,16 @@ class Monitor:
         """After a refused start: be as new, so that a corrected start can follow."""
         self.behaviors = list(self._given["behaviors"])
         self._run.tracker = AlertTracker(self.behaviors, self.policy)
-        self._run.schedule = ProbeSchedule(self._run.schedule.probe_every)
+        self._renew_schedule()
+
+    def _renew_schedule(self) -> None:
+        run = self._run
+        run.meter = CostMeter()
+        run.schedule = self._new_schedule(run.schedule.probe_every, self._budget, run.meter)
+
+    @staticmethod
+    def _new_schedule(probe_every: int, budget: float | None, meter: CostMeter) -> ProbeSchedule:
+        return ProbeSchedule(probe_every, None if budget is None else Budget(budget, meter))
 
     def _reduce_behaviors(self, model: nn.Module) -> None:
         """Reduce the behaviors to the probes that the model passes, once."""
@@ -301,6 +325,7 @@ class Monitor:
         session, run = self._session, self._run
         if session is None:
             raise ConfigError("the monitor is not watching: save its state during a watch")
+        session.read_update()
         return {
             "format": FORMAT,
             "run": run.record.run_id(),
@@ -311,6 +336,7 @@ class Monitor:
                 session.probe_runner.model, session.probe_runner.parameters
             ),
             "schedule": run.schedule.state_dict(),
+            "rotation": session.probe_runner.rotation.state_dict(),
             "tracker": run.tracker.state_dict() | {"check": session.check.state_dict()},
             "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
             "behaviors": {b.name: b.margins.state_dict() for b in self.behaviors},
@@ -331,11 +357,11 @@ class Monitor:
             raise ConfigError("this monitor has already been used: load a state into a new one")
         check_state(state, self._arguments())
         tracker = AlertTracker(self.behaviors, self.policy)
-        schedule = ProbeSchedule(self._run.schedule.probe_every)
         with wrap_state_errors("this monitor"):
             tracker.load_state_dict(state["tracker"])
-            schedule.load_state_dict(state["schedule"])
-        self._run.tracker, self._run.schedule = tracker, schedule
+            self._renew_schedule()
+            self._run.schedule.load_state_dict(state["schedule"])
+        self._run.tracker = tracker
         self._resume_state = state
 
     def _arguments(self) -> dict[str, Any]:
@@ -348,6 +374,7 @@ class Monitor:
             "gradient_storage": self._gradient_storage,
             "modules": list(self._modules),
             "keep_passing": self._keep_passing,
+            "budget": self._budget,
         }
 
     @property
@@ -432,6 +459,7 @@ class Monitor:
             run.final,
             run.notes,
             run.stop_reason,
+            cost_text(run.meter, run.schedule),
         )
 
     def __repr__(self) -> str:
@@ -462,7 +490,11 @@ class Monitor:
 
     def _start(self, session: WatchSession) -> None:
         """Evaluate the probes before the first step; refuse what cannot be monitored."""
-        with self._run.announcer.progress(len(self.behaviors)) as done:
+        n_behaviors = len(self.behaviors)
+        with (
+            self._run.announcer.progress(n_behaviors) as done,
+            self._run.meter.measure("start"),
+        ):
             view = session.probe_runner.run_before_training()
             for signal in self.signals:
                 signal.start(view)
@@ -489,6 +521,8 @@ class Monitor:
             probe_runner.protected_gradients = ProtectedGradients.from_state(
                 state["protected_gradients"], probe_runner.parameters
             )
+        with wrap_state_errors("the probes"):
+            probe_runner.rotation.load_state_dict(state["rotation"])
         with wrap_state_errors("the trained parameters"):
             session.check.load_state_dict(state["tracker"]["check"])
         self._run.step = session.first_step = state["step"]
@@ -498,7 +532,7 @@ class Monitor:
         self, session: WatchSession, position: dict[str, int], state_id: str | None = None
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
-        facts |= {"notes": self._metadata, "layer": session.probe_runner.layer}
+        facts |= {"budget": self._budget, "notes": self._metadata, "layer": session.probe_runner.layer}
         self._run.record.begin(self.step, position, facts, state_id)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +23,7 @@ from riprap.evaluation import (
     loss_gradient,
     refuse_writes,
 )
+from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.signals import ProbeView
 
 
@@ -40,6 +41,7 @@ class ProbeRunner:
         reads_gradients: whether gradients can be read at all.
         gradient_failures: reason why a behavior has no protected gradient since the last refresh,
             although it had one before, by name.
+        rotation: the step at which each probe was evaluated last.
     """
 
     behaviors: Sequence[Behavior]
@@ -53,6 +55,7 @@ class ProbeRunner:
     autocast: TrainingAutocast | None = None
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
+    rotation: ProbeRotation = field(default_factory=ProbeRotation)
 
     def run_before_training(self) -> ProbeView:
         """Calibrate and evaluate the behaviors one by one; a failure is the user's to see.
@@ -62,6 +65,7 @@ class ProbeRunner:
         """
         with refuse_writes(self.model):
             results = {behavior.name: self._evaluate_first(behavior) for behavior in self.behaviors}
+        self._note_all(0, results)
         return self._view(0, results, refresh=self.reads_gradients)
 
     def _evaluate_first(self, behavior: Behavior) -> ProbeResult:
@@ -91,7 +95,56 @@ class ProbeRunner:
                 results |= self._evaluate(group, refresh)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
                 self.failures |= {behavior.name: error_text(error) for behavior in group}
+        self._note_all(step, results)
         return self._view(step, results, refresh)
+
+    def _note_all(self, step: int, results: Mapping[str, ProbeResult]) -> None:
+        for name, result in results.items():
+            self.rotation.note(step, name, len(result.margins))
+
+    def run_part(
+        self, step: int, n_parts: int, latest: Mapping[str, np.ndarray]
+    ) -> dict[str, ProbeResult]:
+        """Evaluate the probes that are due next; return margins of all probes.
+
+        Args:
+            n_parts: number of evaluations that together evaluate all probes.
+            latest: the margins of all probes so far, by behavior.
+        """
+        chosen = self.rotation.next_parts(self.behaviors, n_parts)
+        return self._run_chosen(step, chosen, latest)
+
+    def run_rest(
+        self, step: int, names: Iterable[str], latest: Mapping[str, np.ndarray]
+    ) -> dict[str, ProbeResult]:
+        """Evaluate the probes of some behaviors that `run_part` left out at this step."""
+        rest = {name: self.rotation.rest(step, name) for name in names}
+        chosen = {name: indices for name, indices in rest.items() if len(indices)}
+        return self._run_chosen(step, chosen, latest)
+
+    def _run_chosen(
+        self, step: int, chosen: Mapping[str, np.ndarray], latest: Mapping[str, np.ndarray]
+    ) -> dict[str, ProbeResult]:
+        self.failures = {}
+        own = [behavior for behavior in self.behaviors if behavior.name in chosen]
+        results: dict[str, ProbeResult] = {}
+        parts = [self.rotation.part(one, chosen[one.name]) for one in own]
+        for group in group_by_forward_pass(parts, self.model):
+            try:
+                results |= evaluate_batch(group, self.model)
+            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+                self.failures |= {behavior.name: error_text(error) for behavior in group}
+        merged = {}
+        for name, result in results.items():
+            margins = latest[name].copy()
+            margins[chosen[name]] = result.margins
+            merged[name] = ProbeResult(margins, result.insufficient)
+            self.rotation.note(step, name, len(margins), chosen[name])
+        return merged
+
+    def part_view(self, step: int, results: Mapping[str, ProbeResult]) -> ProbeView:
+        """Return the view of an evaluation of a part of the probes."""
+        return self._view(step, dict(results), refresh=False)
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
         if not refresh:

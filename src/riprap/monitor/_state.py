@@ -16,7 +16,7 @@ from riprap.monitor._probe_runner import ProbeRunner
 from riprap.record import LOGS, check_fields
 from riprap.signals import Signal
 
-FORMAT = 3  # format 2 did not name its run
+FORMAT = 4  # format 3 had no budget, and its interference was that of single steps
 _PARTS = {
     "format": int,
     "run": str,
@@ -25,6 +25,7 @@ _PARTS = {
     "position": dict,
     "parameters": list,
     "schedule": dict,
+    "rotation": dict,
     "tracker": dict,
     "protected_gradients": dict,
     "behaviors": dict,

@@ -8,6 +8,8 @@ from riprap._formatting import format_score, format_steps
 from riprap._text import shorten
 from riprap.detectors import BehaviorHistory, score
 from riprap.guards import describe_actions
+from riprap.monitor._cost_meter import CostMeter
+from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.types import RUN, Action, Alert, Level, Reading
 
 
@@ -20,6 +22,7 @@ def summarize(
     final: Sequence[Reading],
     notes: Sequence[str],
     stop_reason: str | None,
+    cost: str = "",
 ) -> str:
     """Return one line for the run, one for each behavior, and one for each fact besides.
 
@@ -27,6 +30,7 @@ def summarize(
         measured: whether the last evaluation measured a behavior, by name.
         final: readings of weights that were exchanged after the last step.
         notes: facts about the run as a whole.
+        cost: what the monitor cost, in one sentence.
     """
     evaluations = len({at for history in histories.values() for at in history.steps})
     plural = "" if evaluations == 1 else "s"
@@ -46,6 +50,7 @@ def summarize(
     lines += [f"Guard {sentence}" for sentence in describe_actions(actions)]
     if stop_reason is not None:
         lines.append(f"Training was asked to stop: {stop_reason}.")
+    lines += [cost] if cost else []
     return "\n".join(lines)
 
 
@@ -106,3 +111,28 @@ def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
         f"Before step {min(breaks)} no behavior was broken; the last evaluation there was at step "
         f"{max(healthy)}: a checkpoint of that step or earlier keeps all of them."
     ]
+
+
+def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
+    """Return what the monitor took of the training time, by part, and why it was above its budget."""
+    if not meter.steps or not meter.training_seconds:
+        return ""
+    names = {"start": "the first evaluation", "evaluations": "other evaluations"}
+    names |= {"refreshes": "gradients", "interference": "interference", "hooks": "hooks"}
+    shares = {name: meter.seconds[part] / meter.training_seconds for part, name in names.items()}
+    largest = sorted(shares, key=lambda name: -shares[name])[:3]
+    parts = ", ".join(f"{name} {_percent(shares[name])}" for name in largest if shares[name] > 0)
+    text = f"The monitor took {_percent(meter.share)} of the training time ({parts})"
+    budget = schedule.budget
+    if budget is None:
+        return f"{text}, without a budget."
+    text += f"; its budget is {_percent(budget.share)}"
+    if meter.share > budget.share:
+        text += f", and the advance at the start was {_percent(budget.advance_share())}"
+    if schedule.cut_urgency:
+        text += f"; {schedule.cut_urgency} times it could not pay for an urgent evaluation"
+    return f"{text}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"

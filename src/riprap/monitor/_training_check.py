@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from riprap.linalg import Vector, is_sharded, to_local
+from riprap.linalg import is_sharded, to_local
 from riprap.monitor._weight_sample import elements
 from riprap.record import check_fields
 from riprap.types import RUN, Reading
@@ -30,7 +30,7 @@ class TrainingCheck:
     blocks. A missing gradient counts from the evaluation on before which something had moved:
     while LoRA's B is 0, A's gradient is 0.
 
-    Costs no copy: a tensor is looked at until its gradient, or its update, was once not 0 since
+    Costs no copy: a tensor is looked at until its gradient, or its movement, was once not 0 since
     the last evaluation.
     """
 
@@ -73,12 +73,30 @@ class TrainingCheck:
         grads = [(i, self.parameters[i].grad) for i in unseen]
         self._with_gradient |= _not_zero([(i, grad) for i, grad in grads if grad is not None])
 
-    def note_update(self, update: Vector) -> None:
-        """Look at the applied update after a step."""
+    def note_step(self) -> None:
+        """Count a step."""
         self._steps += 1
+
+    @torch.no_grad()
+    def note_movement(self, before: Sequence[Tensor]) -> None:
+        """Compare the tensors with what they were at an earlier step since the last evaluation."""
+        pairs = {
+            i: (to_local(now).detach(), to_local(old))
+            for i, (now, old) in enumerate(zip(self.parameters, before, strict=True))
+            if i not in self._moved
+        }
+        pairs = {i: pair for i, pair in pairs.items() if pair[0].numel()}
+        # Some elements decide nearly always; all of them are compared only where these are equal.
         self._moved |= _not_zero(
-            [(i, part) for i, part in enumerate(update) if i not in self._moved]
+            [
+                (i, elements(now) - elements(old))
+                for i, (now, old) in pairs.items()
+                if now.stride() == old.stride()
+            ]
         )
+        for i, (now, old) in pairs.items():
+            if i not in self._moved:
+                self._moved |= _not_zero([(i, now - old)])
 
     def evaluate(self, step: int) -> list[Reading]:
         """Return the counts since the last evaluation, and update `problem`; start to count anew.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from riprap._distributed import all_ranks, has_sharded_parameters
 from riprap._warnings import warn
 from riprap.errors import ConfigError
+from riprap.evaluation import ProbeResult
 from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
 from riprap.monitor._announce import OWN_DETECTORS, Announcer
 from riprap.monitor._broken_answers import broken_answers
+from riprap.monitor._cost_meter import OWN_PARTS, CostMeter
 from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
@@ -35,6 +38,7 @@ class MonitoredRun:
     """Parts of a monitor that outlive a single watch.
 
     Attributes:
+        meter: time that the monitor takes beside training.
         stop_level: the mildest alert level at which training should stop; None: at none.
         step: optimizer steps seen so far.
         stop_reason: reason why training should stop; None: it should not.
@@ -47,11 +51,21 @@ class MonitoredRun:
     schedule: ProbeSchedule
     record: ResilientRecord
     announcer: Announcer
+    meter: CostMeter = field(default_factory=CostMeter)
     stop_level: Level | None = None
     step: int = 0
     stop_reason: str | None = None
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
+
+    @contextmanager
+    def noted_price(self, part: str, n_parts: int) -> Iterator[None]:
+        """Note what the evaluation in the body costs, for the schedule."""
+        before = self.meter.seconds[part]
+        yield
+        if self.schedule.budget is not None:
+            seconds = self.meter.seconds[part] - before
+            self.schedule.budget.note_evaluation(seconds, n_parts, part == "refreshes")
 
     def note_skipped_step(self, reason: str) -> None:
         """Record that an optimizer's step was skipped."""
@@ -88,8 +102,11 @@ class WatchSession:
         self._frozen: set[int] = set()  # watched parameters that training has frozen, by id
         self._told_frozen = self._refresh_due = False
         self._unwatched = ""  # how the weights changed outside of steps, since the last evaluation
-        self._changed_before_step = False
-        self.first_step = run.step
+        self._changed_since_read = False  # the weights, outside of steps
+        self._last_read = self.first_step = run.step
+        self._reads_each_step = any(signal.every_step for signal in run.signals)
+        self.reads_gradients = any(signal.reads_gradients for signal in run.signals)
+        self.meter = run.meter
         self._gradient_failures: dict[str, str] = {}
 
     def attach(self) -> None:
@@ -109,10 +126,12 @@ class WatchSession:
         resized: list[Tensor] = []
         try:
             with torch.no_grad():
-                self._changed_before_step = self.sample.has_changed()
-            if self._changed_before_step:
+                changed = self.sample.has_changed()
+            if changed:
                 step = self.run.step
                 self._note_unwatched(f"between step {step} and step {step + 1}")
+                self.hooks.mark_as_read()
+                self._changed_since_read = True
             resized, held = self.hooks.resized(), self.hooks.held()
             set_changed = held != self._held
             if set_changed:
@@ -135,31 +154,64 @@ class WatchSession:
     def before_step(self, gradient: Vector | None) -> None:
         """Read the task gradient of the coming step; None if there is none."""
         self.check.note_gradient()
+        if not self.reads_gradients:
+            return
         view = StepView(self.run.step + 1, gradient, None, self.probe_runner.protected_gradients)
         readings = self._collect_readings("on_gradient", view)
         self.run.record.add_readings(readings)
         self.run.tracker.add_readings(readings)
 
-    def after_step(self, update: Vector) -> None:
-        """Read the applied update, and evaluate the probes if they are due."""
+    @property
+    def reads_each_step(self) -> bool:
+        """True if a signal, or an active guard, reads the update of each step by itself."""
+        guard = self.guard
+        return self._reads_each_step or (guard is not None and guard.reads_interference)
+
+    def after_step(self) -> None:
+        """Count the step, read the update now and then, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
+        run.meter.count_step()
         if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
             run.record.add_event(run.step, "autocast", {"text": text})
             warn(text, stacklevel=3)
-        self.check.note_update(update)
-        view = StepView(run.step, None, update, self.probe_runner.protected_gradients)
-        readings = self._collect_readings("on_update", view)
-        if self._changed_before_step:
+        self.check.note_step()
+        if self.reads_each_step or run.step - self._last_read >= run.schedule.read_every:
+            self.read_update()
+        self._evaluate_if_due()
+        if self._guard_needs_gradients:  # also of a guard that this evaluation has activated
+            with run.meter.measure("guard"):
+                self.read_update()
+                self.probe_runner.run(run.step, refresh=True)
+
+    def _evaluate_if_due(self) -> None:
+        run = self.run
+        read = self._last_read == run.step  # else the interference is that of the last step
+        histories = list(run.tracker.histories.values()) if read else []
+        if not run.schedule.is_due(run.step, histories):
+            return
+        refresh = run.schedule.should_refresh_gradients(run.step) or self._refresh_due
+        self._refresh_due = False
+        urgent = run.schedule.is_urgent_now(run.step, histories)
+        n_parts = 1 if urgent else run.schedule.n_parts
+        self.evaluate_probes(refresh or self._guard_needs_gradients, n_parts)
+
+    def read_update(self) -> None:
+        """Read the update since the last one that was read, unless there was no step."""
+        run = self.run
+        if self._last_read == run.step:
+            return
+        with run.meter.measure("interference"):
+            update = self.hooks.update
+            self.check.note_movement(update.before)
+            view = StepView(run.step, None, update, self.probe_runner.protected_gradients)
+            readings = self._collect_readings("on_update", view)
+            self.hooks.mark_as_read()
+        if self._changed_since_read:
             readings = [_unknown_interference(reading) for reading in readings]
+        self._last_read, self._changed_since_read = run.step, False
         run.record.add_readings(readings)
         run.tracker.add_interference(readings)
-        if run.schedule.is_due(run.step, run.tracker.histories.values()):
-            refresh = run.schedule.should_refresh_gradients(run.step) or self._refresh_due
-            self._refresh_due = False
-            self.evaluate_probes(refresh or self._guard_needs_gradients)
-        if self._guard_needs_gradients:  # also of a guard that this evaluation has activated
-            self.probe_runner.run(run.step, refresh=True)
 
     def finish(self) -> None:
         """After a step and what the guard did: note the weights."""
@@ -249,6 +301,9 @@ class WatchSession:
         Those that left it stay in the list: their updates are 0, and they may come back.
         """
         run, runner = self.run, self.probe_runner
+        if not resized:
+            self.read_update()
+        self._last_read = run.step
         chosen = {id(parameter) for parameter in (*runner.parameters, *joined)}
         held = [p for one in self.hooks.optimizers for p in parameters_of(one)]
         parameters = [parameter for parameter in held if id(parameter) in chosen]
@@ -294,10 +349,15 @@ class WatchSession:
         self.run.record.add_failure(self.run.step, "monitor", error)
 
     def evaluate_last_step(self) -> None:
-        """Evaluate the probes, unless they were evaluated after the last step."""
+        """Evaluate all probes, unless they were evaluated after the last step."""
         histories = self.run.tracker.histories.values()
         if any(history.steps and history.step < self.run.step for history in histories):
             self.evaluate_probes(refresh=False)
+        elif self.probe_runner.rotation.is_partial(self.run.step):
+            with self.run.meter.measure("evaluations"):
+                latest = self.run.tracker.latest_margins()
+                known = {name: ProbeResult(margins) for name, margins in latest.items()}
+                self.process_probe_results(self._complete(known, list(known)))
 
     def evaluate_last_step_safely(self) -> None:
         """Do the same between two steps of training, without failing."""
@@ -326,7 +386,21 @@ class WatchSession:
                 self.guard.after_step()
             self.record_broken_answers()
         finally:
+            self._record_cost()
             self.run.record.end(self.run.step)
+
+    def _record_cost(self) -> None:
+        run, budget = self.run, self.run.schedule.budget
+        run.meter.pause()
+        facts = {
+            "budget": None if budget is None else budget.share,
+            "share": run.meter.share,
+            "training_seconds": run.meter.training_seconds,
+            "seconds": {part: run.meter.seconds[part] for part in OWN_PARTS},
+            "counts": {part: run.meter.counts[part] for part in OWN_PARTS},
+            "cut_urgency": run.schedule.cut_urgency,
+        }
+        run.record.add_event(run.step, "cost", facts)
 
     def record_broken_answers(self) -> None:
         """Record what the model says now on probes that broke, unless its weights were replaced."""
@@ -390,6 +464,8 @@ class WatchSession:
         Later measurements no longer apply, and the protected gradients are of other weights.
         """
         try:
+            self.hooks.mark_as_read()
+            self._last_read = self.run.step
             self.run.tracker.rewind(step)
             self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
@@ -401,16 +477,44 @@ class WatchSession:
         self.run.stop_reason = reason
         warn(reason)
 
-    def evaluate_probes(self, refresh: bool) -> None:
-        """Evaluate the probes, process the results, and inform the guard."""
+    def evaluate_probes(self, refresh: bool, n_parts: int = 1) -> None:
+        """Evaluate the probes, process the results, and inform the guard.
+
+        Args:
+            n_parts: evaluate only one of so many parts of the probes. A behavior about which an
+                alert would be raised is evaluated in full.
+        """
+        run, part = self.run, "refreshes" if refresh else "evaluations"
         try:
-            alerts = self.process_probe_results(self.probe_runner.run(self.run.step, refresh))
+            self.read_update()
+            with run.noted_price(part, n_parts), run.meter.measure(part):
+                view = self._run_probes(refresh, n_parts)
+            with run.meter.measure(part):
+                alerts = self.process_probe_results(view)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
                     [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
                 )
         finally:
             self._agree_to_stop()
+
+    def _run_probes(self, refresh: bool, n_parts: int) -> ProbeView:
+        run, runner = self.run, self.probe_runner
+        if refresh or n_parts == 1:
+            return runner.run(run.step, refresh)
+        results = runner.run_part(run.step, n_parts, run.tracker.latest_margins())
+        doubtful = [name for name, r in results.items() if run.tracker.would_alert(run.step, name, r)]
+        return self._complete(results, doubtful)
+
+    def _complete(self, results: dict[str, ProbeResult], names: Sequence[str]) -> ProbeView:
+        """Evaluate the other probes of some behaviors."""
+        run, runner = self.run, self.probe_runner
+        if names:
+            latest = {name: result.margins for name, result in results.items()}
+            failures = dict(runner.failures)
+            results = results | runner.run_rest(run.step, names, latest)
+            runner.failures |= failures
+        return runner.part_view(run.step, results)
 
     def _agree_to_stop(self) -> None:
         """Ask all ranks of a sharded model to stop if one of them is to: none can go on alone.
@@ -438,7 +542,9 @@ class WatchSession:
         for name, history in run.tracker.histories.items():
             if history.steps and history.step == run.step:
                 run.record.add_margins(run.step, name, history.margins[-1])
-        from_signals = self._collect_readings("on_probe_evaluation", view)
+        from_signals: list[Reading] = []
+        if not self.probe_runner.rotation.is_partial(run.step):
+            from_signals = self._collect_readings("on_probe_evaluation", view)
         counts = self.check.evaluate(run.step)
         run.record.add_readings([*readings, *from_signals, *counts])
         run.tracker.add_readings(from_signals)
@@ -450,7 +556,13 @@ class WatchSession:
             self._raise_own("unwatched_change", self._unwatched)
             self._unwatched = ""
         run.schedule.plan(run.step, run.tracker.forecasts.values())
+        if run.schedule.budget is not None and self._ranks_evaluate_together:
+            run.schedule.agree(next(to_local(p).device for p in self.probe_runner.model.parameters()))
         return alerts
+
+    @property
+    def _ranks_evaluate_together(self) -> bool:
+        return has_sharded_parameters(self.probe_runner.model)
 
     def _record_failures(self) -> None:
         """Record what could not be evaluated; then warn."""

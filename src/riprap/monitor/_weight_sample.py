@@ -28,38 +28,39 @@ class WeightSample:
         self._parameters = list(parameters)
         self._swaps_weights = swaps_weights
         self._pointers: list[int] = []
-        self._views: list[Tensor] = []
-        self._copies: list[Tensor] = []
+        self._groups: list[list[Tensor]] = []  # views, by device and type
+        self._copies: list[Tensor] = []  # of each group, concatenated
         self.take()
 
     @torch.no_grad()
     def take(self) -> None:
         """Store the elements as they are now."""
-        self._refresh_views()
-        if [copy.shape for copy in self._copies] != [view.shape for view in self._views]:
-            self._copies = [view.clone() for view in self._views]
-        elif self._views:
-            torch._foreach_copy_(self._copies, self._views)
+        if self._refresh_views():
+            self._copies = [torch.cat(views) for views in self._groups]
+            return
+        for views, copy in zip(self._groups, self._copies, strict=True):
+            torch.cat(views, out=copy)
 
     @torch.no_grad()
     def has_changed(self) -> bool:
         """Return whether an element differs from the stored one by more than rounding."""
-        self._refresh_views()
-        if [copy.shape for copy in self._copies] != [view.shape for view in self._views]:
+        lengths = [list(map(len, views)) for views in self._groups]
+        if self._refresh_views() and lengths != [list(map(len, views)) for views in self._groups]:
             return True
-        on_cpu = all(view.device.type == "cpu" for view in self._views)
-        if on_cpu and all(map(torch.equal, self._views, self._copies)):
+        groups = zip(self._groups, self._copies, strict=True)
+        return any(self._differs(views, copy) for views, copy in groups)
+
+    def _differs(self, views: list[Tensor], copy: Tensor) -> bool:
+        now = torch.cat(views)
+        if torch.equal(now, copy):
             return False
-        changes = torch._foreach_norm(
-            torch._foreach_sub(self._views, self._copies), ord=float("inf")
-        )
-        device = changes[0].device
-        if not any(torch.stack([part.to(device) for part in changes]).tolist()):
-            return False
-        sizes = torch._foreach_norm(self._copies, ord=float("inf"))
+        sizes = [len(view) for view in views]
+        pairs = list(zip(now.split(sizes), copy.split(sizes), strict=True))
+        changes = torch.stack([(new - old).abs().amax() for new, old in pairs]).tolist()
+        largest = torch.stack([old.abs().amax() for _, old in pairs]).tolist()
+        tolerance = self._tolerance(copy.dtype)
         return any(
-            float(change) > self._tolerance(copy.dtype) * float(size)
-            for change, size, copy in zip(changes, sizes, self._copies, strict=True)
+            not change <= tolerance * size for change, size in zip(changes, largest, strict=True)
         )
 
     def _tolerance(self, dtype: torch.dtype) -> float:
@@ -68,13 +69,19 @@ class WeightSample:
             return MODE_ROUNDING * epsilon
         return ROUNDING * epsilon if epsilon < 1e-6 else 0.0
 
-    def _refresh_views(self) -> None:
-        """Find the elements anew where a parameter's storage was replaced."""
+    def _refresh_views(self) -> bool:
+        """Find the elements anew if a parameter's storage was replaced; return whether it was."""
         parts = [to_local(parameter) for parameter in self._parameters]
-        parts = [part for part in parts if part.numel()]
         pointers = [part.data_ptr() for part in parts]
-        if pointers != self._pointers:
-            self._pointers, self._views = pointers, [elements(part) for part in parts]
+        if pointers == self._pointers:
+            return False
+        groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for part in parts:
+            if part.numel():
+                view = elements(part)
+                groups.setdefault((view.device, view.dtype), []).append(view)
+        self._pointers, self._groups = pointers, list(groups.values())
+        return True
 
 
 def elements(part: Tensor) -> Tensor:
