@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from riprap import AlertPolicy, Behavior
+from riprap import AlertPolicy, Behavior, Monitor
 from riprap.behaviors._margin_formulas import token_margin
 from riprap.detectors import ForecastDetector
 from tiny import make_llama, make_tokenizer
@@ -31,6 +31,12 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate at steps that do not depend on the machine; tests of the budget give one."""
+    monkeypatch.setitem(Monitor.__init__.__kwdefaults__, "budget", None)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@
 """
 
 from riprap.monitor._announce import beside_progress_bars, in_terminal, say
+from riprap.monitor._budget import DEFAULT_BUDGET
 from riprap.monitor._cost import Cost, measure_cost
 from riprap.monitor._keep_passing import keep_passing
 from riprap.monitor._monitor import Monitor
@@ -16,6 +17,7 @@ from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._run_metadata import versions
 
 __all__ = [
+    "DEFAULT_BUDGET",
     "Cost",
     "Monitor",
     "ProbeSchedule",

@@ -22,10 +22,10 @@ FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward p
 class Budget:
     """Prices of probe evaluations, and what of them is affordable.
 
-    Spent is all that the monitor took, its start included. Up to now it may spend, in calm phases,
-    the price of the start and of `EARLY_EVALUATIONS`, and `CALM_SHARE` of the budget; in urgent
-    phases the whole budget and `URGENT_EVALUATIONS` besides. The evaluation at the end is
-    reserved.
+    Passes over probes and products with gradients are paid for; the hooks at each step, which take
+    less than a millisecond, are not. In calm phases the monitor may have spent, up to now, the
+    price of the start and of `EARLY_EVALUATIONS`, and `CALM_SHARE` of the budget; in urgent phases
+    the whole budget and `URGENT_EVALUATIONS` besides. The evaluation at the end is reserved.
 
     Attributes:
         share: time of the monitor, as a share of the time of training.
@@ -77,7 +77,8 @@ class Budget:
 
     def steps_until(self, seconds: float, urgent: bool) -> int:
         """Return the number of steps after which `seconds` more are affordable; 0: now."""
-        needed = self.meter.own_seconds + seconds + self.forward_price()  # the last one: the end
+        spent = self.meter.own_seconds - self.meter.seconds["hooks"]
+        needed = spent + seconds + self.forward_price()  # the last one: the end
         missing = needed - self.allowance(urgent)
         if missing <= 0:
             return 0

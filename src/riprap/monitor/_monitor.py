@@ -72,7 +72,7 @@ class Monitor:
         policy: detectors with their thresholds; None: `AlertPolicy.default()`.
         probe_every: the longest gap between two probe evaluations, in optimizer steps. Evaluations
             are denser at the start, and immediate if interference has used up too much margin.
-            The budget may make the gaps longer, up to 10 times.
+            The budget may make the gaps longer, up to 5 times.
         run_dir: folder of the run's record, which must not hold a record of a run with steps yet;
             `{time}` in it becomes the present time. None keeps the record in memory.
         signals: signals to read; None: `signals.default()`.
@@ -532,7 +532,11 @@ class Monitor:
         self, session: WatchSession, position: dict[str, int], state_id: str | None = None
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
-        facts |= {"budget": self._budget, "notes": self._metadata, "layer": session.probe_runner.layer}
+        facts |= {
+            "budget": self._budget,
+            "notes": self._metadata,
+            "layer": session.probe_runner.layer,
+        }
         self._run.record.begin(self.step, position, facts, state_id)
 
 

@@ -55,7 +55,7 @@ class ProbeSchedule:
     refresh_period: int = 2
     calm_refresh_period: int = 8
     max_spent: float = 0.5
-    max_stretch: int = 10
+    max_stretch: int = 5
     cut_urgency: int = 0
     _evaluations_since_refresh: int = 0
     _urgent: bool = False

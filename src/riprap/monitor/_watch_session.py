@@ -130,9 +130,10 @@ class WatchSession:
             if changed:
                 step = self.run.step
                 self._note_unwatched(f"between step {step} and step {step + 1}")
-                self.hooks.mark_as_read()
                 self._changed_since_read = True
             resized, held = self.hooks.resized(), self.hooks.held()
+            if changed and not resized:
+                self.hooks.mark_as_read()
             set_changed = held != self._held
             if set_changed:
                 joined = self._find_joined()
@@ -503,7 +504,9 @@ class WatchSession:
         if refresh or n_parts == 1:
             return runner.run(run.step, refresh)
         results = runner.run_part(run.step, n_parts, run.tracker.latest_margins())
-        doubtful = [name for name, r in results.items() if run.tracker.would_alert(run.step, name, r)]
+        doubtful = [
+            name for name, r in results.items() if run.tracker.would_alert(run.step, name, r)
+        ]
         return self._complete(results, doubtful)
 
     def _complete(self, results: dict[str, ProbeResult], names: Sequence[str]) -> ProbeView:
@@ -557,7 +560,9 @@ class WatchSession:
             self._unwatched = ""
         run.schedule.plan(run.step, run.tracker.forecasts.values())
         if run.schedule.budget is not None and self._ranks_evaluate_together:
-            run.schedule.agree(next(to_local(p).device for p in self.probe_runner.model.parameters()))
+            run.schedule.agree(
+                next(to_local(p).device for p in self.probe_runner.model.parameters())
+            )
         return alerts
 
     @property

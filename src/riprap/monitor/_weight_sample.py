@@ -9,13 +9,14 @@ from torch import Tensor
 
 from riprap.linalg import to_local
 
-MAX_ELEMENTS = 1024  # of a parameter; an optimizer's step moves nearly all of its elements
+N_RUNS, RUN_LENGTH = 16, 64  # elements of a parameter; an optimizer's step moves nearly all
+MAX_ELEMENTS = N_RUNS * RUN_LENGTH
 ROUNDING = 4  # in float32; (θ + e) − e and the averages of schedule-free optimizers round
 MODE_ROUNDING = 16  # of an optimizer that swaps two sets of weights, in any precision
 
 
 class WeightSample:
-    """Copies of up to `MAX_ELEMENTS` evenly spaced elements of each parameter.
+    """Copies of up to `MAX_ELEMENTS` elements of each parameter; see `elements`.
 
     Costs a read of these elements, and no copy of the parameters.
 
@@ -28,7 +29,7 @@ class WeightSample:
         self._parameters = list(parameters)
         self._swaps_weights = swaps_weights
         self._pointers: list[int] = []
-        self._groups: list[list[Tensor]] = []  # views, by device and type
+        self._groups: list[list[Tensor]] = []  # views, by device, type and shape
         self._copies: list[Tensor] = []  # of each group, concatenated
         self.take()
 
@@ -75,17 +76,20 @@ class WeightSample:
         pointers = [part.data_ptr() for part in parts]
         if pointers == self._pointers:
             return False
-        groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        groups: dict[tuple[torch.device, torch.dtype, int], list[Tensor]] = {}
         for part in parts:
             if part.numel():
                 view = elements(part)
-                groups.setdefault((view.device, view.dtype), []).append(view)
+                groups.setdefault((view.device, view.dtype, view.dim()), []).append(view)
         self._pointers, self._groups = pointers, list(groups.values())
         return True
 
 
 def elements(part: Tensor) -> Tensor:
-    """Return up to `MAX_ELEMENTS` evenly spaced elements as a view, in the storage's order."""
+    """Return up to `MAX_ELEMENTS` elements as a view: all, or evenly spaced runs, one a row.
+
+    Runs, because single elements would each cost a read of memory. In the storage's order.
+    """
     part = part.detach()
     if part.is_complex():
         part = torch.view_as_real(part)
@@ -94,7 +98,8 @@ def elements(part: Tensor) -> Tensor:
     flat = part.reshape(-1)  # a view, unless the elements overlap or have gaps
     if len(flat) <= MAX_ELEMENTS:
         return flat
-    return flat[:: max(len(flat) // MAX_ELEMENTS, 1)][:MAX_ELEMENTS]
+    gap = (len(flat) - RUN_LENGTH) // (N_RUNS - 1)
+    return flat.as_strided((N_RUNS, RUN_LENGTH), (gap, 1))
 
 
 def swaps_weights(optimizer: torch.optim.Optimizer) -> bool:

@@ -16,6 +16,7 @@ from riprap.commands.watch._training import (
     TrainingConfig,
 )
 from riprap.errors import ConfigError, RecordError, RiprapError
+from riprap.monitor import DEFAULT_BUDGET
 from riprap.record import expand_time
 
 
@@ -82,6 +83,8 @@ class WatchConfig(StrictModel):
         stop_on: level of an alert at which training stops; None: it does not.
         policy: name of a shipped alert policy, or a YAML file.
         probe_every: longest interval between two probe evaluations, in steps.
+        budget: time that the monitor may take, as a share of the time of training; `null`: no
+            limit. See `Monitor`.
         feature_layer: module whose output is used as features; None: the middle block.
         run_dir: folder of the record and the report; `{time}` becomes the present time.
     """
@@ -105,6 +108,7 @@ class WatchConfig(StrictModel):
     behaviors: tuple[BehaviorConfig, ...] = Field(min_length=1)
     policy: str = "default"
     probe_every: int = Field(default=20, ge=1)
+    budget: float | None = Field(default=DEFAULT_BUDGET, gt=0, le=1)
     feature_layer: str | None = None
     stop_on: Literal["watch", "warning", "critical"] | None = None
     run_dir: Path

@@ -152,6 +152,8 @@ def prepare(
     metadata = {"task": config.title, "config": config.model_dump(mode="json")}
     metadata |= {"rows": summary.digest, "data": notes}
     options: dict[str, Any] = {} if config.stop_on is None else {"stop_on": config.stop_on}
+    if "budget" in config.model_fields_set:
+        options["budget"] = config.budget
     monitor = Monitor(
         protection.behaviors,
         policy=policy,

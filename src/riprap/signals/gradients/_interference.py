@@ -1,4 +1,4 @@
-"""Interference: the predicted change of a behavior's mean margin by the updates that were applied."""
+"""Interference: the predicted change of a behavior's mean margin by the applied updates."""
 
 from __future__ import annotations
 

@@ -42,10 +42,11 @@ class LayerInterference(Signal):
         stack = view.protected_gradients.margin_gradients
         if view.update is None or not stack.names:
             return []
-        vectors = [stack.vector(name, view.update) for name in stack.names]
+        update = list(view.update)
+        vectors = [stack.vector(name, update) for name in stack.names]
         for layer, indices in self.layers.items():
             own = [[vector[i] for i in indices] for vector in vectors]
-            products = inner_products(_select_parts(view.update, indices), own).tolist()
+            products = inner_products(_select_parts(update, indices), own).tolist()
             for name, value in zip(stack.names, products, strict=True):
                 sums = self.sums.setdefault(name, dict.fromkeys(self.layers, 0.0))
                 sums[layer] += value
