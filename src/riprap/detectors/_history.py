@@ -44,19 +44,18 @@ class BehaviorHistory:
     _derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
     def add_margins(self, step: int, margins: np.ndarray) -> None:
-        """Append the margins of a probe evaluation."""
+        """Append the margins of a probe evaluation; those of the same step are replaced."""
+        if self.steps[-1:] == [step]:
+            self._derived = self.derived.truncated(len(self.steps) - 1)
+            del self.steps[-1], self.margins[-1]
         self.last_probe_step = step
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
     def extended(self, step: int, margins: np.ndarray) -> BehaviorHistory:
         """Return a copy with one more probe evaluation; this history stays as it is."""
-        copy = replace(
-            self,
-            steps=list(self.steps),
-            margins=list(self.margins),
-            threshold_margin_cache=list(self.threshold_margin_cache),
-        )
+        copy = replace(self, steps=list(self.steps), margins=list(self.margins))
+        copy._derived = self.derived.truncated(len(self.steps))
         copy.add_margins(step, margins)
         return copy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,15 +77,18 @@ class FlatVector:
     def _flat_chunks(self) -> Iterator[Tensor]:
         return (_flatten(self.vector[chunk]) for chunk in self.chunks)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._flat_chunks() if self._kept is None else iter(self._kept)
+
     @property
-    def parts(self) -> Iterable[Tensor]:
-        """The flat chunks, shape (elements,) each."""
-        return self._flat_chunks() if self._kept is None else self._kept
+    def parts(self) -> list[Tensor]:
+        """All flat chunks, shape (elements,) each."""
+        return list(self)
 
     def norm(self) -> float:
         """Compute the Euclidean norm, over all ranks."""
         squares: list[Tensor] = []
-        for part in self.parts:
+        for part in self:
             own = sum_squares(torch._foreach_norm(split_blocks(part)))
             squares.append(own.to(squares[0].device) if squares else own)
         return float(all_reduce_sums(zip(self._meshes, squares, strict=True)).sqrt())
@@ -135,7 +138,7 @@ class VectorStack:
         if flat.chunks != self.chunks:
             flat = FlatVector(flat.vector, self.chunks)
         device = self._rows[0][0].device
-        chunks = zip(map(dequantize, self._rows, self._sizes), flat.parts, strict=True)
+        chunks = zip(map(dequantize, self._rows, self._sizes), flat, strict=True)
         products = [row_products(rows, part.to(rows.dtype)).to(device) for rows, part in chunks]
         sums = all_reduce_sums(zip(self._meshes, products, strict=True))
         return dict(zip(self.names, sums.tolist(), strict=True))

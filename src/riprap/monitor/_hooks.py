@@ -77,9 +77,9 @@ class StepHooks:
     step or has stepped, with the gradient that each one used; `after_step` after the last of them.
     An optimizer that steps again before the others did ends the step.
 
-    If a step has a closure, its gradient is read after the closure has computed it. Costs the memory
-    of one copy of the trained parameters; it is written when an update is read, or before each step
-    if somebody reads the update of each step by itself.
+    If a step has a closure, its gradient is read after the closure has computed it. Costs the
+    memory of one copy of the trained parameters; it is written when an update is read, or before
+    each step if somebody reads the update of each step by itself.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
 
 
 def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
-    """Return what the monitor took of the training time, by part, and why it was above its budget."""
+    """Return what the monitor took of the training time, by part, beside its budget."""
     if not meter.steps or not meter.training_seconds:
         return ""
     names = {"start": "the first evaluation", "evaluations": "other evaluations"}
