@@ -13,7 +13,7 @@ import pytest
 
 from report.synthetic import Scene, typical
 from riprap.errors import ConfigError
-from riprap.record import Writer
+from riprap.record import Series, Writer
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report import run_figure, save_figure
@@ -175,7 +175,7 @@ def test_room_is_left_for_a_standing_forecast_only() -> None:
 
 
 def test_bars_stand_on_their_steps_and_say_their_direction() -> None:
-    bars = plot_data.bar_rows({1: -0.5, 2: 0.25, 3: 0.0})
+    bars = plot_data.bar_rows(Series([(1, -0.5), (2, 0.25), (3, 0.0)]))
     shown = [(bar["step"], bar["end"], bar["value"], bar["color"]) for bar in bars]
     assert shown == [(0, 1, -0.5, style.DOWN), (1, 2, 0.25, style.UP)]
 
@@ -183,7 +183,7 @@ def test_bars_stand_on_their_steps_and_say_their_direction() -> None:
 def test_late_bars_of_a_long_run_span_the_extremes() -> None:
     random = np.random.default_rng(0)
     interference = {step: float(random.normal()) for step in range(1, 10_001)}
-    bars = plot_data.bar_rows(interference)
+    bars = plot_data.bar_rows(Series(interference.items()))
     assert len(bars) < 2 * (plot_data.EXACT_STEPS + plot_data.BINS)
     assert min(bar["value"] for bar in bars) == plot_data.round_for_plot(min(interference.values()))
     assert max(bar["value"] for bar in bars) == plot_data.round_for_plot(max(interference.values()))
@@ -202,12 +202,14 @@ def test_the_realized_change_is_a_slope_between_visits() -> None:
 
 
 def test_a_thinned_line_keeps_its_extremes_and_its_order() -> None:
-    series = {step: math.sin(step) for step in range(1000)} | {500: 9.0, 700: -9.0}
-    thin = plot_data.decimate(series, 100)
-    assert len(thin) <= 101
+    values = {step: math.sin(step) for step in range(1000)} | {500: 9.0, 700: -9.0}
+    series = Series(values.items())
+    thin = plot_data.thin(series, 100)
+    assert len(thin) <= 102
+    assert {0, 999} < set(thin)
     assert (thin[500], thin[700]) == (9.0, -9.0)
     assert list(thin) == sorted(thin)
-    assert plot_data.decimate(series, 5000) == series
+    assert plot_data.thin(series, 5000) == series
 
 
 def test_signal_panels_show_the_other_signals(run: Run) -> None:

@@ -4,6 +4,7 @@ A single SQLite file in WAL mode. One process writes and any number read. Commit
 death of the writer.
 
 - `Writer`, `Reader`: append to a record, read it.
+- `Series`: values by step, as `Reader.series` returns them.
 - `to_dataframe`: readings as a pandas DataFrame.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
@@ -20,6 +21,7 @@ from riprap.record._rows import (
     forecast_to_json,
     to_dataframe,
 )
+from riprap.record._series import Series
 from riprap.record._state import check_fields, load_state, save_state
 from riprap.record._writer import Writer, expand_time, require_vacant
 
@@ -29,6 +31,7 @@ __all__ = [
     "FILE_NAME",
     "LOGS",
     "Reader",
+    "Series",
     "Writer",
     "alert_from_row",
     "alert_to_row",

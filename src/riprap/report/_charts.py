@@ -21,9 +21,11 @@ WIDTH = 860
 LEGEND = (
     "blue: score, mean margin; band: 10 % to 90 % of the probes; dashed: threshold margin; "
     "cones: its forecast (80 %)",
-    "bars: predicted change of the mean margin, dark lines: realized; vertical: first alerts "
-    "(yellow watch, orange warning, red critical), black: break",
+    "bars: predicted change of the mean margin per step since the reading before, dark lines: "
+    "realized",
+    "vertical: first alerts (yellow watch, orange warning, red critical), black: break",
 )
+THINNED = "long run: each stretch of steps is drawn by its smallest and its largest value"
 
 
 def behavior_figure(run: Run, behavior: BehaviorInfo, width: int = WIDTH) -> alt.VConcatChart:
@@ -49,7 +51,8 @@ def run_figure(source: Run | str | Path | Writer, width: int = WIDTH) -> alt.VCo
     run = source if isinstance(source, Run) else load_run(source)
     if not run.behaviors:
         return add_step_range(alt.vconcat(_empty_chart(width)), run)
-    title = alt.TitleParams(shorten(run.title), subtitle=list(LEGEND), fontSize=17)
+    lines = [*LEGEND, THINNED] if plot_data.is_thinned(run) else [*LEGEND]
+    title = alt.TitleParams(shorten(run.title), subtitle=lines, fontSize=17)
     charts = [
         behavior_figure(run, behavior, width).properties(title=_behavior_title(run, behavior))
         for behavior in run.behaviors

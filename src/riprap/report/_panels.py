@@ -130,12 +130,14 @@ def _forecasts(run: Run, behavior: BehaviorInfo, right: float) -> list[alt.Chart
 
 
 def interference_panel(run: Run, behavior: BehaviorInfo, width: int) -> Any:
-    """Predicted and realized change of the mean margin per step."""
-    bars = alt.Chart(inline_data(plot_data.bar_rows(run.values(behavior.name, "interference"))))
+    """Predicted and realized change of the mean margin per step, since the reading before."""
+    interference = run.values(behavior.name, "interference")
+    rows = plot_data.bar_rows(interference, run.values(behavior.name, "margin"))
+    bars = alt.Chart(inline_data(rows))
     y = alt.Y("value:Q", title="change / step", axis=alt.Axis(tickCount=3))
     realized = alt.Chart(inline_data(plot_data.realized_rows(run, behavior)))
     realized = realized.mark_rule(color=style.INK, strokeWidth=1.4, clip=True)
-    predicted = tooltips(steps="step", text="predicted change of the mean margin")
+    predicted = tooltips(steps="step", text="predicted change per step")
     actual = tooltips(step="from step", end="to step", text="realized change per step")
     layers = [
         _base_axis(labels=True),

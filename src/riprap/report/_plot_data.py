@@ -11,8 +11,9 @@ import numpy as np
 
 from riprap._formatting import format_forecast, format_number, format_score
 from riprap._text import shorten
+from riprap.record import Series
 from riprap.report import _style as style
-from riprap.report._run import BehaviorInfo, Run, Series
+from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Alert, Forecast
 
 Row = dict[str, Any]
@@ -20,6 +21,7 @@ Row = dict[str, Any]
 LOW, HIGH = 0.10, 0.90  # quantiles of the probe margins at the edges of the band
 EXACT_STEPS = 300  # bars drawn one by one: most damage happens early
 BINS = 900  # number of bars for the later steps
+MAX_POINTS = 1000  # per line of a behavior's panels
 
 
 def round_for_plot(value: float) -> float:
@@ -40,12 +42,42 @@ def last_shown_step(run: Run) -> float:
     return min(max([last, *ends]), 1.25 * last + 1) if ends else last
 
 
+def extremes(values: np.ndarray, limit: int) -> list[int]:
+    """Return the places of about `limit` values, in order; of all, if there are no more.
+
+    The places are those of the first and the last value, and of the smallest and the largest one
+    of each stretch, so that no spike is lost.
+    """
+    size = math.ceil(2 * len(values) / limit)
+    if size <= 2:
+        return list(range(len(values)))
+    places = {0, len(values) - 1}
+    for start in range(0, len(values), size):
+        stretch = values[start : start + size]
+        places |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
+    return sorted(places)
+
+
+def thin(series: Series, limit: int) -> Series:
+    """Reduce a series to its extremes; see `extremes`."""
+    return series.take(extremes(series.value_array, limit))
+
+
+def is_thinned(run: Run) -> bool:
+    """Return whether the panels of a behavior leave out readings."""
+    return any(
+        len(extremes(series.value_array, MAX_POINTS)) < len(series)
+        for (_, signal, _), series in run.series.items()
+        if signal in ("score", "margin", "margin_low", "interference")
+    )
+
+
 def score_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
     """One row per probe evaluation: the score."""
-    scores = run.values(behavior.name, "score")
+    scores = thin(run.values(behavior.name, "score"), MAX_POINTS)
     return [
         {"step": step, "score": round_for_plot(score), "text": format_score(score, behavior.floor)}
-        for step, score in scores.items()
+        for step, score in scores.pairs()
     ]
 
 
@@ -53,8 +85,12 @@ def margin_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
     """One row per probe evaluation: mean margin, quantiles, threshold margin, forecast."""
     low = run.values(behavior.name, "margin_low")
     probes = run.margins.get(behavior.name, {})
+    means = run.values(behavior.name, "margin")
+    shown = {*thin(means, MAX_POINTS), *thin(low, MAX_POINTS)}
     rows = []
-    for step, mean in run.values(behavior.name, "margin").items():
+    for step, mean in means.pairs():
+        if step not in shown:
+            continue
         row: Row = {"step": step, "mean": round_for_plot(mean)}
         margins = probes.get(step)
         if margins is not None and len(margins) and np.isfinite(margins).all():
@@ -76,7 +112,7 @@ def _positive_threshold_margin(run: Run, behavior: BehaviorInfo, step: int) -> f
 def segment_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
     """One row per finite median forecast: from the threshold margin to 0 at the forecast step."""
     rows = []
-    for step in run.values(behavior.name, "forecast_median"):
+    for step in thin(run.values(behavior.name, "forecast_median"), MAX_POINTS):
         apex = _positive_threshold_margin(run, behavior, step)
         forecast = run.forecast_at(behavior.name, step)
         if apex is None or forecast is None or not math.isfinite(forecast.median):
@@ -125,54 +161,57 @@ def _cone_corners(step: int, apex: float, forecast: Forecast, right: float) -> l
     ]
 
 
-def bar_rows(interference: Series) -> list[Row]:
-    """Bars of the predicted change, each from step − 1 to step.
+def bar_rows(interference: Series, evaluated: Iterable[int] = ()) -> list[Row]:
+    """Bars of the predicted change per step, over the steps that each reading covers.
 
-    In a long run, late steps share bars that span the smallest and the largest value.
+    A reading covers the steps since the reading before, or since the probe evaluation before it. In
+    a long run, late steps share bars that span the smallest and the largest value.
     """
-    exact = {step: r for step, r in interference.items() if step <= EXACT_STEPS}
-    late = {step: r for step, r in interference.items() if step > EXACT_STEPS}
-    size = max(1, math.ceil((max(late) - EXACT_STEPS) / BINS)) if late else 1
-    bins: dict[int, list[tuple[int, float]]] = {}
-    for step, value in late.items():
-        bins.setdefault((step - EXACT_STEPS - 1) // size, []).append((step, value))
-    groups = [[item] for item in exact.items()] + list(bins.values())
-    return [bar for group in groups for bar in _bars_of_group(group)]
+    if not interference:
+        return []
+    ends, evaluations = interference.step_array, np.array([-1, *evaluated])
+    begins = evaluations[np.searchsorted(evaluations, ends) - 1]  # the last evaluation before
+    begins[1:] = np.maximum(begins[1:], ends[:-1])
+    begins = np.where(begins < 0, ends - 1, begins)
+    rates = interference.value_array / (ends - begins)
+    n_exact = int(np.searchsorted(ends, EXACT_STEPS, side="right"))
+    size = max(1, math.ceil((int(ends[-1]) - EXACT_STEPS) / BINS))
+    bins = (ends[n_exact:] - EXACT_STEPS - 1) // size
+    starts = n_exact + np.flatnonzero(np.diff(bins, prepend=-1))
+    edges = [*range(n_exact), *starts.tolist(), len(ends)]
+    return [
+        bar
+        for first, end in pairwise(edges)
+        for bar in _bars(int(begins[first]), int(ends[end - 1]), rates[first:end])
+    ]
 
 
-def _bars_of_group(group: list[tuple[int, float]]) -> Iterable[Row]:
-    first, last = group[0][0], group[-1][0]
-    values = [value for _, value in group]
-    place = {"step": first - 1, "end": last}
-    steps = str(first) if first == last else f"{first} to {last}"
-    for color, value in ((style.DOWN, min(values)), (style.UP, max(values))):
+def _bars(begin: int, end: int, rates: np.ndarray) -> Iterable[Row]:
+    steps = str(end) if end == begin + 1 else f"{begin + 1} to {end}"
+    for color, value in ((style.DOWN, float(rates.min())), (style.UP, float(rates.max()))):
         if value != 0 and (value < 0) == (color == style.DOWN):
             bar = {"value": round_for_plot(value), "steps": steps, "text": format_number(value)}
-            yield place | bar | {"color": color}
-
-
-def decimate(series: Series, limit: int) -> Series:
-    """Reduce a series to about `limit` points: the minimum and the maximum of each stretch."""
-    size = math.ceil(2 * len(series) / limit)
-    if size <= 2:
-        return series
-    items = list(series.items())
-    reduced: Series = {}
-    for start in range(0, len(items), size):
-        stretch = items[start : start + size]
-        ends = {min(stretch, key=lambda item: item[1]), max(stretch, key=lambda item: item[1])}
-        reduced |= dict(sorted(ends))
-    return reduced
+            yield {"step": begin, "end": end} | bar | {"color": color}
 
 
 def realized_rows(run: Run, behavior: BehaviorInfo) -> list[Row]:
-    """Realized change of the mean margin per step, between consecutive probe evaluations."""
+    """Realized change of the mean margin per step, between consecutive probe evaluations.
+
+    In a long run, neighbors share two lines: the smallest and the largest value.
+    """
+    margins = run.values(behavior.name, "margin")
+    if len(margins) < 2:
+        return []
+    steps = margins.step_array
+    slopes = np.diff(margins.value_array) / np.diff(steps)
+    size = math.ceil(2 * len(slopes) / MAX_POINTS)
+    starts = range(0, len(slopes), size if size > 2 else 1)
     rows = []
-    for (before, old), (step, new) in pairwise(run.values(behavior.name, "margin").items()):
-        if step > before:
-            slope = (new - old) / (step - before)
-            text = format_number(slope)
-            rows.append({"step": before, "end": step, "value": round_for_plot(slope), "text": text})
+    for first, end in pairwise([*starts, len(slopes)]):
+        group = slopes[first:end]
+        for slope in dict.fromkeys((float(group.min()), float(group.max()))):
+            place = {"step": int(steps[first]), "end": int(steps[end])}
+            rows.append(place | {"value": round_for_plot(slope), "text": format_number(slope)})
     return rows
 
 

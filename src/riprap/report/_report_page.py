@@ -16,7 +16,7 @@ from riprap.report import _summary as summary
 from riprap.report._bundle import asset, json_for_script, render_page, vega_bundle
 from riprap.report._outcome import assess, headline
 from riprap.report._run import BehaviorInfo, Run, load_run
-from riprap.report._signal_panels import signal_panels
+from riprap.report._signal_panels import is_thinned, signal_panels
 from riprap.types import Alert
 
 MAX_BROKEN = 12  # broken probes of a behavior that the page shows
@@ -71,6 +71,8 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "progress": summary.run_progress(run),
+        "cost": summary.cost_line(run),
+        "thinned": {"panels": plot_data.is_thinned(run), "signals": is_thinned(run)},
         "behaviors": behaviors,
         "broken": [
             (info.name, run.broken[info.name]) for info in run.behaviors if info.name in run.broken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
-from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Writer
-from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading, ReadingStatus
+from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Series, Writer
+from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
 TRAINING = "training"  # event with the loss and other numbers of the training itself
+COST = "cost"  # event with what the monitor itself cost
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
-
-Series = dict[int, float]  # a measured value by step
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,10 @@ class Run:
     Attributes:
         margins: behavior → step → margins of all probes, shape (n_probes,).
         series: (behavior, signal, layer) → measured values by step.
-        unmeasured: readings that are not MEASURED.
+        missing: readings that are not MEASURED: the first of each kind, count, last step.
         actions: actions of the guard.
         broken: behavior → probes that passed at the start and fail now.
+        cost: what the monitor cost, as its last event of this kind says; empty if there is none.
     """
 
     name: str
@@ -48,10 +47,11 @@ class Run:
     alerts: list[Alert]
     margins: dict[str, dict[int, np.ndarray]]
     series: dict[tuple[str, str, str], Series] = field(default_factory=dict)
-    unmeasured: list[Reading] = field(default_factory=list)
+    missing: list[tuple[Reading, int, int]] = field(default_factory=list)
     last_step: int = 0
     actions: list[Action] = field(default_factory=list)
     broken: dict[str, list[BrokenProbe]] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -72,11 +72,11 @@ class Run:
     @property
     def has_readings(self) -> bool:
         """True if the record has readings or alerts."""
-        return bool(self.series or self.unmeasured or self.alerts)
+        return bool(self.series or self.missing or self.alerts)
 
     def values(self, behavior: str, signal: str) -> Series:
         """Measured values by step, of a signal without layers."""
-        return self.series.get((behavior, signal, ""), {})
+        return self.series.get((behavior, signal, ""), Series())
 
     def forecast_at(self, behavior: str, step: int) -> Forecast | None:
         """Forecast of the probe evaluation at `step`; None if no break is forecast.
@@ -112,7 +112,7 @@ class Run:
         scores = self.values(behavior.name, "score")
         if self.below_floor_at_start(behavior):
             return None
-        return next((step for step, score in scores.items() if score < behavior.floor), None)
+        return next((step for step, score in scores.pairs() if score < behavior.floor), None)
 
     def below_floor_at_start(self, behavior: BehaviorInfo) -> bool:
         """True if the first score was already under the floor: there was nothing to lose."""
@@ -126,20 +126,18 @@ def load_run(source: str | Path | Writer) -> Run:
         RecordError: there is no readable record at `source`.
     """
     with Reader(source) as reader:
-        meta, readings, alerts = reader.meta(), reader.readings(), reader.alerts()
+        meta, alerts, events = reader.meta(), reader.alerts(), reader.events()
+        read, missing = reader.series(), reader.missing()
         actions, broken = reader.actions(), reader.broken_probes()
-        behaviors = _behaviors(reader.behaviors(), readings)
+        behaviors = _behaviors(reader.behaviors(), reader.units("margin"))
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
-        events = reader.events()
-    raw: dict[tuple[str, str, str], Series] = defaultdict(dict)
+    last_steps = [max(series, default=0) for series in read.values()]
+    last_steps += [last for _, _, last in missing] + [alert.step for alert in alerts]
     for event in events:
         if event["kind"] == TRAINING:
             for name, value in event["facts"].items():
                 if isinstance(value, float) and math.isfinite(value):
-                    raw[RUN, name, ""][event["step"]] = float(value)
-    for reading in readings:
-        if reading.value is not None:
-            raw[reading.behavior, reading.signal, reading.layer][reading.step] = reading.value
+                    read.setdefault((RUN, name, ""), Series()).add(event["step"], value)
     return Run(
         name=shorten(_run_name(source)),
         meta=escape_nested(meta),
@@ -150,15 +148,16 @@ def load_run(source: str | Path | Writer) -> Run:
         margins=margins,
         series={
             (shorten(behavior), shorten(signal, MAX_SIGNAL_LENGTH), shorten(layer)): series
-            for (behavior, signal, layer), series in raw.items()
+            for (behavior, signal, layer), series in read.items()
         },
-        unmeasured=[_escape_texts(r) for r in readings if r.state is not ReadingStatus.MEASURED],
-        last_step=max([r.step for r in readings] + [a.step for a in alerts], default=0),
+        missing=[(_escape_texts(reading), n, last) for reading, n, last in missing],
+        last_step=max(last_steps, default=0),
         actions=[
             replace(a, guard=shorten(a.guard), detail=escape_control_chars(a.detail))
             for a in actions
         ],
         broken={shorten(name): [*map(_escape_probe, own)] for name, own in broken.items()},
+        cost=next((event["facts"] for event in reversed(events) if event["kind"] == COST), {}),
     )
 
 
@@ -177,12 +176,11 @@ def _escape_texts(item: Any) -> Any:
     return replace(item, **texts, readings=tuple(map(_escape_texts, item.readings)))
 
 
-def _behaviors(known: list[dict[str, Any]], readings: list[Reading]) -> list[BehaviorInfo]:
+def _behaviors(known: list[dict[str, Any]], units: dict[str, str]) -> list[BehaviorInfo]:
     """Behaviors that the record lists; without a list, those with margins."""
-    margins = {r.behavior: r.unit for r in readings if r.signal == "margin"}
-    named = known or [{"name": name, "floor": DEFAULT_FLOOR} for name in margins if name != RUN]
+    named = known or [{"name": name, "floor": DEFAULT_FLOOR} for name in units if name != RUN]
     return [
-        BehaviorInfo(facts["name"], float(facts["floor"]), margins.get(facts["name"], ""))
+        BehaviorInfo(facts["name"], float(facts["floor"]), units.get(facts["name"], ""))
         for facts in named
     ]
 

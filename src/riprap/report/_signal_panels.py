@@ -79,12 +79,13 @@ def signal_panels(run: Run) -> list[SignalPanel]:
         name, _, pair = signal.partition(":")
         panel = pair or ("the run" if behavior == RUN else behavior)
         if name in REFERENCES:
-            references[REFERENCES[name]] += [(panel, value) for value in series.values()]
+            levels = plot_data.thin(series, MAX_POINTS)
+            references[REFERENCES[name]] += [(panel, value) for _, value in levels.pairs()]
         elif name not in IN_LANES:
             place = {"panel": panel, "layer": layer or "–"}
             lines[name] += [
                 {"step": step, "value": plot_data.round_for_plot(value)} | place
-                for step, value in plot_data.decimate(series, MAX_POINTS).items()
+                for step, value in plot_data.thin(series, MAX_POINTS).pairs()
             ]
     return [
         SignalPanel(
@@ -95,6 +96,12 @@ def signal_panels(run: Run) -> list[SignalPanel]:
         )
         for name, values in lines.items()
     ]
+
+
+def is_thinned(run: Run) -> bool:
+    """Return whether these figures leave out readings."""
+    own = (s for (_, signal, _), s in run.series.items() if signal not in IN_LANES)
+    return any(len(plot_data.thin(series, MAX_POINTS)) < len(series) for series in own)
 
 
 def _reference_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,14 +31,23 @@ class MissingReadings:
 
 def missing_readings(run: Run) -> list[MissingReadings]:
     """Group the readings that are not MEASURED by status, behavior and reason."""
-    groups: dict[tuple[str, str, str], list[Reading]] = defaultdict(list)
-    for reading in run.unmeasured:
-        groups[str(reading.state), reading.behavior, reading.detail].append(reading)
+    groups: dict[tuple[str, str, str], list[tuple[Reading, int, int]]] = defaultdict(list)
+    for reading, count, last in run.missing:
+        group = groups[str(reading.state), reading.behavior, reading.detail]
+        group.append((reading, count, last))
     order = ["ERROR", "NOT_RUN", "INSUFFICIENT"]
-    ordered = sorted(groups.items(), key=lambda group: order.index(group[0][0]))
     return [
-        MissingReadings(state, behavior, _signals(group), detail, len(group), _step_range(group))
-        for (state, behavior, detail), group in ordered
+        MissingReadings(
+            state,
+            behavior,
+            _signals([reading for reading, _, _ in group]),
+            detail,
+            sum(count for _, count, _ in group),
+            _step_range(group[0][0].step, max(last for _, _, last in group)),
+        )
+        for (state, behavior, detail), group in sorted(
+            groups.items(), key=lambda item: order.index(item[0][0])
+        )
     ]
 
 
@@ -46,8 +56,7 @@ def _signals(readings: list[Reading]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _step_range(readings: list[Reading]) -> str:
-    first, last = readings[0].step, max(reading.step for reading in readings)
+def _step_range(first: int, last: int) -> str:
     return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
 
 
@@ -77,6 +86,30 @@ def run_progress(run: Run) -> str:
     times = {key: run.meta.get(key) for key in ("started", "ended")}
     parts += [f"{key} {_format_time(value)}" for key, value in times.items() if value]
     return " · ".join(parts)
+
+
+def cost_line(run: Run) -> str:
+    """Share of the training time that the monitor took, planned and real; empty if not recorded."""
+    share, planned = _number(run.cost.get("share")), _number(run.cost.get("planned_share"))
+    if share is None:
+        return ""
+    text = f"the monitor took {share:.1%} of the training time"
+    if planned is not None:
+        text += f" (planned: {planned:.1%})"
+    parts = run.cost.get("seconds")
+    if isinstance(parts, dict):
+        known = {str(part): _number(seconds) for part, seconds in parts.items()}
+        texts = [f"{part} {seconds:,.1f} s" for part, seconds in known.items() if seconds]
+        text += f": {', '.join(texts)}" if texts else ""
+    counts = {name: _number(run.cost.get(name)) for name in ("evaluations", "refreshes")}
+    named = [f"{count:,.0f} {name}" for name, count in counts.items() if count is not None]
+    return " · ".join([text, *named])
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number of the record; None if it is something else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def _format_time(value: Any) -> str:
