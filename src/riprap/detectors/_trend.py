@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,11 +51,11 @@ def shaped_changes(history: BehaviorHistory, threshold_margins: np.ndarray) -> n
     changes = realized_changes(history, threshold_margins)
     evaluated = history.steps[-len(threshold_margins) :]
     interference = interference_per_step(history, evaluated)
-    for begin, end in pairwise(evaluated):
-        part = slice(begin - evaluated[0], end - evaluated[0])
-        shape = interference[part]
-        if len(shape) > 1 and np.isfinite(shape).all():
-            changes[part] += shape - shape.mean()
+    unknown = np.concatenate([[0], np.cumsum(np.isnan(interference))]).tolist()
+    for begin, end in pairwise(step - evaluated[0] for step in evaluated):
+        if end - begin > 1 and unknown[begin] == unknown[end]:
+            shape = interference[begin:end]
+            changes[begin:end] += shape - shape.sum() / len(shape)
     return changes
 
 
@@ -69,10 +70,11 @@ def interference_per_step(history: BehaviorHistory, evaluated: list[int]) -> np.
     """
     first, last = evaluated[0], evaluated[-1]
     steps = np.arange(first + 1, last + 1)
-    ends = np.array([step for step in steps.tolist() if step in history.interference], dtype=int)
+    entry_at = history.interference.get
+    entries = np.array([entry_at(step, math.inf) for step in range(first + 1, last + 1)])
+    ends, values = steps[~np.isinf(entries)], entries[~np.isinf(entries)]
     if not len(ends):
         return np.full(len(steps), np.nan)
-    values = np.array([history.interference[step] for step in ends.tolist()])
     evaluation = np.array(evaluated)[np.searchsorted(evaluated, ends) - 1]  # before each entry
     begins = np.maximum(evaluation, np.concatenate([[first], ends[:-1]]))
     rates = values / (ends - begins)
