@@ -1,9 +1,10 @@
 """Time, memory and points of the report of a long run, and the cost of writing its record.
 
-    python benchmarks/report_cost.py [--steps 100000] [--out FOLDER]
+    python benchmarks/report_cost.py [--steps 100000] [--per-step] [--out FOLDER]
 
 The record is written by the `Writer` with the readings of a run: four behaviors of 24 probes,
-interference at every step, an evaluation every 20 steps. The report is made in a process of its
+interference at every step, an evaluation every 20 steps; `--per-step` adds the cosines and norms of
+`signals.per_step()`. The report is made in a process of its
 own. Its memory is the peak of the resident set (VmHWM) above the set after the import of
 `riprap.report`; seconds are processor time.
 """
@@ -47,11 +48,12 @@ def main() -> None:
     """Write the record, make the report, and print what both cost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--per-step", action="store_true", help="cosines and norms as well")
     parser.add_argument("--out", type=Path, help="folder for the record and the page")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as own:
         folder = options.out or Path(own)
-        rows, seconds = write_record(folder / "run", options.steps)
+        rows, seconds = write_record(folder / "run", options.steps, options.per_step)
         size = (folder / "run" / "record.sqlite").stat().st_size
         print(
             f"record: {options.steps:,} steps, {rows:,} rows; {1e6 * seconds / rows:.1f} µs a row, "
@@ -69,7 +71,7 @@ def main() -> None:
         )
 
 
-def write_record(folder: Path, steps: int) -> tuple[int, float]:
+def write_record(folder: Path, steps: int, per_step: bool = False) -> tuple[int, float]:
     """Write the record of a run; return its rows, and the seconds spent in the `Writer`."""
     random = np.random.default_rng(0)
     writer = Writer(folder)
@@ -90,6 +92,11 @@ def write_record(folder: Path, steps: int) -> tuple[int, float]:
                 change = mean_margin(name, step, steps) - mean_margin(name, step - 1, steps)
                 value = change + random.normal(0, 0.01)
                 readings.append(Reading.of(step, name, "interference", value, "margin"))
+                if per_step:
+                    cosine = float(random.normal(0, 0.1))
+                    readings.append(Reading.of(step, name, "cosine_margin", cosine))
+            for norm in ("norm_gradient", "norm_update") if per_step else ():
+                readings.append(Reading.of(step, "", norm, abs(float(random.normal(1, 0.1)))))
         margins = {}
         if step % EVERY == 0 or step < EVERY:
             for name in BEHAVIORS:
