@@ -173,15 +173,17 @@ def run_with_cost(**facts: Any) -> Run:
 
 def test_the_cost_of_the_monitor_is_one_line() -> None:
     run = run_with_cost(
-        planned_share=0.03,
+        budget=0.03,
         share=0.0284,
-        seconds={"evaluations": 12.34, "refreshes": 8.0, "hooks": 0.0},
-        evaluations=1200,
-        refreshes=14,
+        training_seconds=700.0,
+        seconds={"evaluations": 12.34, "refreshes": 8.0, "hooks": 0.0, "start": 0.021},
+        counts={"evaluations": 1200, "refreshes": 14, "hooks": 5000},
+        cut_urgency=2,
     )
     assert cost_line(run) == (
-        "the monitor took 2.8% of the training time (planned: 3.0%): evaluations 12.3 s, "
-        "refreshes 8.0 s · 1,200 evaluations · 14 refreshes"
+        "the monitor took 2.8% of the training time (budget: 3.0%): evaluations 12.3 s, "
+        "refreshes 8.00 s, start 0.0210 s · 1,200 evaluations · 14 refreshes · 2 times the budget "
+        "could not pay for an urgent evaluation"
     )
 
 
@@ -193,7 +195,7 @@ def test_the_cost_of_the_monitor_is_one_line() -> None:
         ({"share": True}, ""),
         ({"share": 0.02}, "the monitor took 2.0% of the training time"),
         (
-            {"share": 0.02, "planned_share": None, "seconds": ["a"], "evaluations": {}},
+            {"share": 0.02, "budget": None, "seconds": ["a"], "counts": {"evaluations": "x"}},
             "the monitor took 2.0% of the training time",
         ),
     ],
@@ -205,9 +207,9 @@ def test_a_cost_that_is_not_recorded_is_not_shown(facts: dict[str, Any], expecte
 def test_the_page_shows_the_cost_if_it_is_recorded(tmp_path: Path) -> None:
     writer = long_run(20)
     write_report(writer, tmp_path / "old.html")
-    writer.add_event(20, "cost", share=0.021, planned_share=0.03)
+    writer.add_event(20, "cost", share=0.021, budget=0.03)
     write_report(writer, tmp_path / "new.html")
-    line = "the monitor took 2.1% of the training time (planned: 3.0%)"
+    line = "the monitor took 2.1% of the training time (budget: 3.0%)"
     assert line in text_of(tmp_path / "new.html")
     assert "the monitor took" not in text_of(tmp_path / "old.html")
 

@@ -89,21 +89,30 @@ def run_progress(run: Run) -> str:
 
 
 def cost_line(run: Run) -> str:
-    """Share of the training time that the monitor took, planned and real; empty if not recorded."""
-    share, planned = _number(run.cost.get("share")), _number(run.cost.get("planned_share"))
+    """Time of the monitor as a share of that of training, in one line; empty if not recorded."""
+    share, budget = _number(run.cost.get("share")), _number(run.cost.get("budget"))
     if share is None:
         return ""
     text = f"the monitor took {share:.1%} of the training time"
-    if planned is not None:
-        text += f" (planned: {planned:.1%})"
-    parts = run.cost.get("seconds")
-    if isinstance(parts, dict):
-        known = {str(part): _number(seconds) for part, seconds in parts.items()}
-        texts = [f"{part} {seconds:,.1f} s" for part, seconds in known.items() if seconds]
-        text += f": {', '.join(texts)}" if texts else ""
-    counts = {name: _number(run.cost.get(name)) for name in ("evaluations", "refreshes")}
-    named = [f"{count:,.0f} {name}" for name, count in counts.items() if count is not None]
-    return " · ".join([text, *named])
+    text += "" if budget is None else f" (budget: {budget:.1%})"
+    parts = [
+        f"{part} {format_number(seconds)} s"
+        for part, value in _facts(run.cost.get("seconds"))
+        if (seconds := _number(value))
+    ]
+    text += f": {', '.join(parts)}" if parts else ""
+    counts = [
+        f"{number:,.0f} {part}"
+        for part, value in _facts(run.cost.get("counts"))
+        if (number := _number(value)) and part in ("evaluations", "refreshes")
+    ]
+    cut = _number(run.cost.get("cut_urgency"))
+    counts += [f"{cut:,.0f} times the budget could not pay for an urgent evaluation"] if cut else []
+    return " · ".join([text, *counts])
+
+
+def _facts(value: Any) -> list[tuple[str, Any]]:
+    return [(str(key), item) for key, item in value.items()] if isinstance(value, dict) else []
 
 
 def _number(value: Any) -> float | None:
