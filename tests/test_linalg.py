@@ -176,7 +176,7 @@ def test_a_stack_is_a_copy() -> None:
 
 
 def test_chunks_join_neighbors_and_keep_large_parts_single(monkeypatch) -> None:
-    monkeypatch.setattr(stacks, "CHUNK_ELEMENTS", 10)
+    monkeypatch.setattr(stacks, "CPU_CHUNK_ELEMENTS", 10)
     parts = [torch.zeros(n) for n in (4, 5, 3, 50, 2)]
     found = [[part.numel() for part in parts[chunk]] for chunk in stacks.make_chunks(parts)]
     assert found == [[4, 5], [3], [50], [2]]
@@ -192,7 +192,7 @@ def test_a_stack_is_the_same_however_it_is_chunked(monkeypatch) -> None:
         [torch.randn(shape, generator=generator) for shape in shapes] for _ in range(3)
     )
     whole = stacks.VectorStack({"one": one, "two": two})
-    monkeypatch.setattr(stacks, "CHUNK_ELEMENTS", 8)
+    monkeypatch.setattr(stacks, "CPU_CHUNK_ELEMENTS", 8)
     small = stacks.VectorStack({"one": one, "two": two})
     assert small.inner_products(update) == pytest.approx(whole.inner_products(update), rel=1e-5)
     for stack in (whole, small):

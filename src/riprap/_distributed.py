@@ -99,10 +99,15 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def min_over_ranks(value: float, device: torch.device) -> float:
+    """Return the smallest value of all ranks; all of them must call this."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return value
+    smallest = torch.tensor(float(value), device=device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return float(smallest)
+
+
 def all_ranks(holds: bool, device: torch.device) -> bool:
     """Return whether a condition holds on all ranks; all of them must call this."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return holds
-    flag = torch.tensor(float(holds), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag.item())
+    return bool(min_over_ranks(holds, device))

@@ -3,10 +3,11 @@
 - `Behavior`, with a constructor for each kind of margin; `DEFAULT_FLOOR`.
 - `MarginFunction`, `LastLogitsMargin` and `ProbeSet`: base classes for margins and probes of your
   own; `Margins`: margins with a statement on whether they measure the behavior.
-- `Choice`, `Continuations`, `NextToken`, `TokenBatch`: the classes behind the constructors.
+- `Choice`, `Continuations`, `Likelihood`, `NextToken`, `TokenBatch`: the classes behind the
+  constructors.
 - `probe_sets`: shipped probe sets.
 - `is_refusal`: a judge of generated answers, without a model.
-- `last_logits` and others: tokenization and logits of any model.
+- `last_logits` and others: tokenization, numbers of tokens and logits of any model.
 """
 
 from riprap.behaviors._base import MarginFunction, PlainMargin, ProbeSet
@@ -16,6 +17,7 @@ from riprap.behaviors._margin_fns import (
     Choice,
     Continuations,
     LastLogitsMargin,
+    Likelihood,
     NextToken,
     score_continuations,
 )
@@ -36,6 +38,7 @@ from riprap.behaviors._pass_state import (
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
+from riprap.behaviors._token_counts import count_tokens
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.behaviors._tokenization import Prompt, encode_continuations, encode_prompts
 
@@ -45,6 +48,7 @@ __all__ = [
     "Choice",
     "Continuations",
     "LastLogitsMargin",
+    "Likelihood",
     "MarginFunction",
     "Margins",
     "NextToken",
@@ -54,6 +58,7 @@ __all__ = [
     "ResponsePrefix",
     "TokenBatch",
     "accepted_arguments",
+    "count_tokens",
     "device_of",
     "encode_continuations",
     "encode_prompts",

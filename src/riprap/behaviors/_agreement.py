@@ -6,7 +6,7 @@ with weights in float32, is compared without autocast too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,25 @@ from torch.nn.modules.module import register_module_forward_hook
 from riprap.behaviors._model_io import device_of
 from riprap.behaviors._pass_state import comparison, pass_autocast
 
+N_COMPARED = 4  # probes that stand for all probes of a pass
 FULL = (torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 TOLERANCE, TOLERANCE_HALF = 1e-3, 5e-2  # of the largest logit
+
+
+def length_class(length: int) -> int:
+    """Return a class of lengths: up to the next power of two, where windows of attention end."""
+    return (length - 1).bit_length()
+
+
+def few(lengths: Sequence[int]) -> list[int]:
+    """Choose the indices of a few probes that stand for all: the longest, the shortest, others."""
+    n = len(lengths)
+    if n <= N_COMPARED:
+        return list(range(n))
+    ends = {lengths.index(max(lengths)), lengths.index(min(lengths))}
+    others = [index * n // N_COMPARED for index in range(N_COMPARED)]
+    return sorted([*ends, *[at for at in others if at not in ends][: N_COMPARED - len(ends)]])
 
 
 def attempt(run: Callable[[], Tensor | None]) -> Tensor | None:

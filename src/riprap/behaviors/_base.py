@@ -39,6 +39,10 @@ class ProbeSet(ABC):
         """
         return None
 
+    def sequences(self) -> list[list[int]] | None:
+        """Return the token ids of all rows that a pass computes, equally many for each probe."""
+        return self.rows()
+
 
 class MarginFunction(ABC):
     """Base class of margins, with their losses, calibration and state.
@@ -52,11 +56,15 @@ class MarginFunction(ABC):
             None for a margin without losses.
         targets: the correct next token of each probe, shape (n_probes,); None where the margin is
             not defined by one token.
+        separable: whether each margin and loss depends on its own probe only, so that `select` and
+            a part of the probes give the same ones. Large probe sets are then evaluated in parts
+            that fit into memory. Not inherited: each class states it for itself.
     """
 
     unit: str = "margin"
     losses: LossFunction | None = None
     targets: Tensor | None = None
+    separable: bool = False
 
     @abstractmethod
     def __call__(self, model: nn.Module, probes: Any) -> Tensor | Margins:
@@ -73,6 +81,14 @@ class MarginFunction(ABC):
     def select(self, indices: Sequence[int]) -> MarginFunction:
         """Return the margin function for the probes at `indices`."""
         return self
+
+    def insufficiency(self, evidence: Tensor) -> str:
+        """Return why margins with this evidence do not measure the behavior; "" where they do.
+
+        Args:
+            evidence: `Margins.evidence` of all probes.
+        """
+        return ""
 
     def answer_logits(self, model: nn.Module, probes: Any) -> Tensor | None:
         """Return the logits that the answers are read from, shape (positions, vocabulary).

@@ -1,9 +1,9 @@
 """Logits after several short continuations of every prompt, in one pass where possible.
 
 A model with maskable attention gets the prompt and all branches in one row, with a mask and
-positions that say what follows what. The first pass over each batch checks that the logits are
-those of separate rows. A model that fails the check, or takes no such mask, computes separate rows,
-whose prompts are shared through the key-value cache if it has one.
+positions that say what follows what. The first pass of each kind checks on a few probes that the
+logits are those of separate rows. A model that fails the check, or takes no such mask, computes
+separate rows, whose prompts are shared through the key-value cache if it has one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors import _prefix_cache as prefix_cache
+from riprap.behaviors._agreement import few, length_class
 from riprap.behaviors._last_logits import can_share_prefixes, last_logits
 from riprap.behaviors._model_io import TokenBatch, accepted_arguments, device_of, logits_of
 from riprap.behaviors._pass_state import masked_tokens, prefix_pass
@@ -34,17 +35,21 @@ def branch_logits(model: nn.Module, batch: TokenBatch, branches: Sequence[Row]) 
     if _attention(model) is None or not can_share_prefixes(model, arguments):
         return _separate_rows(model, batch, branches)
     rows = batch.rows()
-    key = (tuple(branches), tuple(map(len, rows)))
+    plan = prefix_cache.plan_prefix_sharing(rows, [1] * len(rows))
+    lengths = list(map(len, rows))
+    key = (tuple(branches), plan.kind, length_class(max(lengths)))
+    compared = few(lengths)
 
     def packed() -> Tensor | None:
-        return _packed_rows(model, rows, branches, arguments)
+        return _packed_rows(model, plan.select(compared), branches, arguments)
 
     def separate() -> Tensor:
-        return _separate_rows(model, batch, branches)
+        return _separate_rows(model, batch.select(compared), branches)
 
-    used = torch.full((len(rows),), 1 + len(branches))
-    logits = packed() if prefix_cache.plan_agrees(model, key, packed, separate, used) else None
-    return separate() if logits is None else logits
+    used, logits = torch.full((len(compared),), 1 + len(branches)), None
+    if prefix_cache.plan_agrees(model, key, packed, separate, used):
+        logits = _packed_rows(model, plan, branches, arguments)
+    return _separate_rows(model, batch, branches) if logits is None else logits
 
 
 def _attention(model: nn.Module) -> str | None:
@@ -54,12 +59,14 @@ def _attention(model: nn.Module) -> str | None:
 
 
 def _packed_rows(
-    model: nn.Module, rows: list[list[int]], branches: Sequence[Row], arguments: frozenset[str]
+    model: nn.Module,
+    plan: prefix_cache.PrefixPlan,
+    branches: Sequence[Row],
+    arguments: frozenset[str],
 ) -> Tensor | None:
-    plan = prefix_cache.plan_prefix_sharing(rows, [1] * len(rows))
-    cache = None
+    cache, n_rows = None, len(plan.suffixes)
     if plan.common:
-        cache = prefix_cache.common_cache(model, plan.common, len(rows))
+        cache = prefix_cache.common_cache(model, plan.common, n_rows)
         if cache is None:
             return None
     batch = TokenBatch.pad(plan.suffixes).to(device_of(model))
@@ -72,7 +79,7 @@ def _packed_rows(
     extra: dict[str, Any] = {"position_ids": positions, "use_cache": cache is not None}
     if "logits_to_keep" in arguments:
         extra["logits_to_keep"] = 1 + len(branches)
-    all_real = mask.new_ones(len(rows), len(branches))
+    all_real = mask.new_ones(n_rows, len(branches))
     with masked_tokens(torch.cat([mask[:, :-1], all_real, mask[:, -1:]], 1)):
         output = model(ids, attention_mask=attends, past_key_values=cache, **extra)
     return root_first(logits_of(output)[:, -1 - len(branches) :].float())

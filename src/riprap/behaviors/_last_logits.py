@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import _prefix_cache as prefix_cache
+from riprap.behaviors._agreement import few, length_class
 from riprap.behaviors._model_io import (
     TokenBatch,
     accepted_arguments,
@@ -52,18 +53,26 @@ def _last_logits(
     counts = torch.full((len(batch),), n_positions) if n_used is None else n_used.cpu()
     rows = batch.rows()
     plan = prefix_cache.plan_prefix_sharing(rows, counts.tolist(), group_size)
-    key = (len(plan.common), tuple(map(len, rows)), n_positions, group_size)
     if not prefix_cache.saves_compute(plan, rows):
         return full_pass(model, batch, n_positions, arguments)
+    lengths = list(map(len, rows))
+    key = (plan.kind, n_positions > 1, length_class(max(lengths)))
+    compared = [
+        row
+        for first in few(lengths[::group_size])
+        for row in range(first * group_size, min((first + 1) * group_size, len(rows)))
+    ]
 
     def shared() -> Tensor | None:
-        return prefix_cache.run_plan(model, plan, n_positions, arguments)
+        return prefix_cache.run_plan(model, plan.select(compared), n_positions, arguments)
 
     def full() -> Tensor:
-        return full_pass(model, batch, n_positions, arguments)
+        return full_pass(model, batch.select(compared), n_positions, arguments)
 
-    logits = shared() if prefix_cache.plan_agrees(model, key, shared, full, counts) else None
-    return full() if logits is None else logits
+    logits = None
+    if prefix_cache.plan_agrees(model, key, shared, full, counts[compared]):
+        logits = prefix_cache.run_plan(model, plan, n_positions, arguments)
+    return full_pass(model, batch, n_positions, arguments) if logits is None else logits
 
 
 def can_share_prefixes(model: nn.Module, arguments: frozenset[str]) -> bool:

@@ -72,6 +72,7 @@ class LastLogitsMargin(MarginFunction):
 class NextToken(LastLogitsMargin):
     """Token margin: logit of the target − largest other logit, at the last position."""
 
+    separable = True
     targets: Tensor
 
     def __init__(self, targets: Tensor) -> None:
@@ -142,6 +143,10 @@ class Continuations(ProbeSet):
         lengths = self.mask.sum(-1)[::n_options].tolist()
         return [row[: len(row) - length] for row, length in zip(rows, lengths, strict=True)]
 
+    def sequences(self) -> list[list[int]]:
+        """Return the token ids of each prompt + continuation, probe by probe."""
+        return self.batch.rows()
+
     def first_tokens(self) -> Tensor:
         """Return the first token of each continuation, shape (rows,)."""
         first = (self.continuation.shape[1] - self.mask.sum(-1)).long()[:, None]
@@ -207,21 +212,29 @@ class Preference(ContinuationMargin):
     `INSUFFICIENT` where all of them together are improbable as first tokens.
     """
 
+    separable = True
+
     def __call__(self, model: nn.Module, probes: Continuations) -> Margins:
         """Return the lead of the chosen continuations, nats per token."""
         means, first_log_probs, _ = score_continuations(model, probes)
         first = probes.first_tokens().view(probes.is_correct.shape)
-        mass = sum(
-            float(log_probs[_index_of_each(tokens)].exp().sum())
-            for tokens, log_probs in zip(first, first_log_probs, strict=True)
-        ) / len(probes)
+        mass = torch.stack(
+            [
+                log_probs[_index_of_each(tokens)].exp().sum()
+                for tokens, log_probs in zip(first, first_log_probs, strict=True)
+            ]
+        )
         values = preference_margin(means, probes.is_correct.to(means.device))
+        return Margins(values, self.insufficiency(mass), mass)
+
+    def insufficiency(self, evidence: Tensor) -> str:
+        """Return "" if the first tokens have enough probability, on average over the probes."""
+        mass = sum(evidence.tolist()) / len(evidence)
         if mass >= MIN_FIRST_TOKEN_MASS:
-            return Margins(values)
-        return Margins(
-            values,
+            return ""
+        return (
             f"chosen and rejected continuations hold {mass:.1%} of the first token's probability; "
-            f"at least {MIN_FIRST_TOKEN_MASS:.0%} is needed",
+            f"at least {MIN_FIRST_TOKEN_MASS:.0%} is needed"
         )
 
     def losses(self, model: nn.Module, probes: Continuations) -> Tensor:
@@ -239,6 +252,8 @@ def _index_of_each(tokens: Tensor) -> list[int]:
 class Choice(ContinuationMargin):
     """Choice margin: log-prob per token of the correct option − that of the best other one."""
 
+    separable = True
+
     def __call__(self, model: nn.Module, probes: Continuations) -> Tensor:
         """Return the lead of the correct option, nats per token."""
         means = score_continuations(model, probes)[0]
@@ -252,6 +267,8 @@ class Choice(ContinuationMargin):
 
 class Likelihood(ContinuationMargin):
     """Likelihood margin: tolerance − (loss now − loss before training), nats per token."""
+
+    separable = True
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance

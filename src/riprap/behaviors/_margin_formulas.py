@@ -17,10 +17,13 @@ class Margins:
     Attributes:
         values: shape (n_probes,), attached to the graph.
         insufficient: why the values do not measure the behavior; empty where they do.
+        evidence: numbers that `insufficient` depends on, one for each probe; None if there are
+            none. See `MarginFunction.insufficiency`.
     """
 
     values: Tensor
     insufficient: str = ""
+    evidence: Tensor | None = None
 
     def __repr__(self) -> str:
         why = f", insufficient={self.insufficient!r}" if self.insufficient else ""

@@ -91,6 +91,10 @@ class TokenBatch(ProbeSet):
         lengths = self.attention_mask.sum(1).tolist()
         return [row[len(row) - length :] for row, length in zip(ids, lengths, strict=True)]
 
+    def sequences(self) -> list[list[int]]:
+        """Return the rows: one for each probe."""
+        return self.rows()
+
     def to(self, device: torch.device) -> TokenBatch:
         """Return the batch on `device`."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)

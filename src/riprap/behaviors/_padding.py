@@ -2,8 +2,8 @@
 
 Causal models with positions of their own get padding on the left, as in generation; encoders,
 classifiers, soft prompts and recurrent models want it on the right. The first pass over probes of
-some lengths compares a short probe in a padded batch with the same probe alone. Where neither side
-agrees, probes of different lengths are read one after the other.
+similar lengths compares a short probe in a padded batch with the same probe alone. Where neither
+side agrees, probes of different lengths are read one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap._distributed import has_sharded_parameters
-from riprap.behaviors._agreement import attempt, precision_of, results_agree
+from riprap.behaviors._agreement import attempt, length_class, precision_of, results_agree
 from riprap.behaviors._model_io import (
     TokenBatch,
     device_of,
@@ -57,7 +57,7 @@ def _padding_side(model: nn.Module, batch: TokenBatch, arguments: frozenset[str]
     rows = batch.rows()
     short, long = min(rows, key=len), max(rows, key=len)
     known = _SIDES.setdefault(model, {})
-    key = len(short), len(long), precision_of(model)
+    key = length_class(len(short)), length_class(len(long)), precision_of(model)
     if key in known:
         return known[key]
     one, padded = TokenBatch.pad([short]), TokenBatch.pad([long, short]).to(device_of(model))

@@ -2,9 +2,9 @@
 
 A chat template puts the same tokens before every probe, and multiple-choice probes combine one
 prompt with all of its options. The common prefix is computed once, then each prompt once, then the
-tokens that differ between rows. The logits agree with those of a full pass to within rounding;
-the first pass over each batch of probes checks it. A model that fails the check, or has no such
-cache, computes full rows.
+tokens that differ between rows. The logits agree with those of a full pass to within rounding. The
+first pass of each kind checks it on a few probes: with or without a common prefix, with options or
+without, of similar lengths. A model that fails the check, or has no such cache, computes full rows.
 """
 
 from __future__ import annotations
@@ -48,6 +48,22 @@ class PrefixPlan:
         padded = [len(part) * max(map(len, part)) for part in (self.prompts, self.suffixes) if part]
         return len(self.common) + sum(padded)
 
+    @property
+    def kind(self) -> tuple[bool, bool, bool]:
+        """What the plan asks of the model: common tokens, prompts of groups, padded suffixes."""
+        return bool(self.common), bool(self.prompts), len(set(map(len, self.suffixes))) > 1
+
+    def select(self, rows: Sequence[int]) -> PrefixPlan:
+        """Return the plan for some of the rows."""
+        suffixes = [self.suffixes[row] for row in rows]
+        if not self.prompts:
+            return PrefixPlan(self.common, [], suffixes, [0] * len(rows))
+        groups = sorted({self.group[row] for row in rows})
+        prompts = [self.prompts[group] for group in groups]
+        return PrefixPlan(
+            self.common, prompts, suffixes, [groups.index(self.group[row]) for row in rows]
+        )
+
 
 def plan_prefix_sharing(
     rows: Sequence[Sequence[int]], n_used: Sequence[int], group_size: int = 1
@@ -61,14 +77,14 @@ def plan_prefix_sharing(
         group_size: how many neighboring rows share a prompt.
     """
     limits = [len(row) - count for row, count in zip(rows, n_used, strict=True)]
-    first = _common_prefix_length(rows, limits)
+    first = common_prefix_length(rows, limits)
     first = first if first >= MIN_SHARED_TOKENS else 0
     common = list(rows[0][:first])
     if group_size == 1:
         return PrefixPlan(common, [], [list(row[first:]) for row in rows], [0] * len(rows))
     step = max(group_size, 1)
     groups = [range(at, min(at + group_size, len(rows))) for at in range(0, len(rows), step)]
-    ends = [_common_prefix_length([rows[i] for i in g], [limits[i] for i in g]) for g in groups]
+    ends = [common_prefix_length([rows[i] for i in g], [limits[i] for i in g]) for g in groups]
     prompts = [list(rows[g[0]][first:end]) for g, end in zip(groups, ends, strict=True)]
     suffixes = [list(rows[i][end:]) for g, end in zip(groups, ends, strict=True) for i in g]
     if not any(prompts):  # all prompts end with the common prefix, as that of a single probe does
@@ -77,12 +93,12 @@ def plan_prefix_sharing(
     return PrefixPlan(common, prompts, suffixes, group)
 
 
-def _common_prefix_length(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
+def common_prefix_length(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
     """Return how many tokens all rows start with in common, at most `min(limits)`."""
-    for at in range(max(min(limits), 0)):
-        if any(row[at] != rows[0][at] for row in rows):
-            return at
-    return max(min(limits), 0)
+    first, last = min(rows, key=list), max(rows, key=list)  # the others lie between, in this order
+    end = max(min(limits), 0)
+    pairs = zip(range(end), first, last, strict=False)
+    return next((at for at, one, other in pairs if one != other), end)
 
 
 def saves_compute(plan: PrefixPlan, rows: Sequence[Sequence[int]]) -> bool:
@@ -164,12 +180,12 @@ def plan_agrees(
     full: Callable[[], Tensor],
     n_used: Tensor,
 ) -> bool:
-    """Return whether a plan gives the logits of a full pass, checked once in each precision.
+    """Return whether plans of a kind give the logits of full rows, checked once in each precision.
 
     Args:
-        key: stands for the plan.
-        shared, full: compute the logits of the plan and of full rows, shape (rows, positions,
-            vocabulary).
+        key: stands for the kind.
+        shared, full: compute the logits of a few rows by such a plan and as full rows, shape
+            (rows, positions, vocabulary).
         n_used: shape (rows,), how many of the last positions are compared.
     """
     known = _CHECKED_PLANS.setdefault(model, {})

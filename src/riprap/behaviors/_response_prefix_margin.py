@@ -27,6 +27,8 @@ class ResponsePrefix(LastLogitsMargin):
         calibrator: `calibrator(model, probes)` finds the prefixes if none are given.
     """
 
+    separable = True
+
     def __init__(
         self,
         prefixes: Sequence[int | Sequence[int]],

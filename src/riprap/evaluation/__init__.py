@@ -20,6 +20,7 @@ from riprap.evaluation._features import (
     layer_stacks,
 )
 from riprap.evaluation._generation import generate
+from riprap.evaluation._gradients import gradient_of
 from riprap.evaluation._isolation import (
     preserve_training_state,
     refuse_packed,
@@ -35,7 +36,6 @@ from riprap.evaluation._probe_pass import (
     compute_margins,
     evaluate,
     evaluate_batch,
-    gradient_of,
     group_by_forward_pass,
     loss_and_gradient,
     loss_gradient,

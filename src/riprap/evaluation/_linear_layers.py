@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior, in_comparison, token_mask
 from riprap.errors import BehaviorError
+from riprap.evaluation._chunks import Chunk, run_in_chunks
 from riprap.evaluation._isolation import preserve_training_state
 from riprap.evaluation._probe_pass import compute_margins
 
@@ -73,7 +74,7 @@ def linear_layers(model: nn.Module, parameters: Sequence[Tensor]) -> dict[int, L
 def layer_moments(
     behavior: Behavior, model: nn.Module, layers: Mapping[int, LinearLayer], errors: bool = False
 ) -> LayerMoments:
-    """Compute moments in one pass over a behavior's probes.
+    """Compute moments in a pass over a behavior's probes.
 
     Padding is left out where the model gets an `attention_mask` of shape (rows, positions). A
     layer that no probe uses is missing from the result. Moments are on the layers' devices, in at
@@ -85,31 +86,46 @@ def layer_moments(
     Raises:
         BehaviorError: `errors` is set and the margin is detached from the graph.
     """
-    recorder = _ActivationRecorder(errors)
+    total = LayerMoments()
+
+    def run(chunk: Chunk) -> None:
+        moments = _chunk_moments(chunk.parts[0].behavior(), model, layers, errors)
+        for own, new in ((total.inputs, moments.inputs), (total.errors, moments.errors)):
+            for at, moment in new.items():
+                own[at] = own[at] + moment if at in own else moment
+
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(errors),
         preserve_training_state(model),
     ):
-        handles = [model.register_forward_pre_hook(recorder.on_model, with_kwargs=True)]
-        handles += [
-            module.register_forward_hook(partial(recorder.on_layer, at))
-            for at, layer in layers.items()
-            for module in layer.modules
-        ]
-        try:
-            with raise_on_all_ranks(model):
-                margins = compute_margins(behavior, model).values
-        finally:
-            for handle in handles:
-                handle.remove()
-        if errors:
-            if not margins.requires_grad:
-                raise BehaviorError(
-                    f"behavior {behavior.name!r}: its margins are detached from the graph, so "
-                    "there is no output gradient; give it a margin attached to the graph"
-                )
-            recorder.backward_errors(margins.sum())
+        run_in_chunks([behavior], model, errors, run)
+    return total
+
+
+def _chunk_moments(
+    behavior: Behavior, model: nn.Module, layers: Mapping[int, LinearLayer], errors: bool
+) -> LayerMoments:
+    recorder = _ActivationRecorder(errors)
+    handles = [model.register_forward_pre_hook(recorder.on_model, with_kwargs=True)]
+    handles += [
+        module.register_forward_hook(partial(recorder.on_layer, at))
+        for at, layer in layers.items()
+        for module in layer.modules
+    ]
+    try:
+        with raise_on_all_ranks(model):
+            margins = compute_margins(behavior, model).values
+    finally:
+        for handle in handles:
+            handle.remove()
+    if errors:
+        if not margins.requires_grad:
+            raise BehaviorError(
+                f"behavior {behavior.name!r}: its margins are detached from the graph, so "
+                "there is no output gradient; give it a margin attached to the graph"
+            )
+        recorder.backward_errors(margins.sum())
     return recorder.moments
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
+from riprap.evaluation._chunks import Part, can_be_cut
+from riprap.evaluation._gradients import gradient_of
 from riprap.evaluation._isolation import preserve_training_state
-from riprap.evaluation._probe_pass import compute_margins, gradient_of
+from riprap.evaluation._probe_pass import compute_margins
 from riprap.linalg import Vector, upcast_vector
 
 
@@ -34,20 +36,16 @@ def fisher_diagonal(
         return None
     _require_unsharded(model, "the Fisher diagonal")
     with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-        if of == "loss" and behavior.losses is not None:
-            losses = behavior.losses(model, behavior.probes)
-        else:
-            losses = compute_margins(behavior, model).values
-        if not losses.requires_grad:
-            return None
         # In half precision the sum would stop growing after some hundreds of probes.
         total = [torch.zeros_like(part) for part in upcast_vector(parameters)]
-        for loss in losses:
-            single = gradient_of(loss, parameters, keep_graph=True)
+        count = 0
+        for single in _gradients(behavior, model, parameters, of):
             if single is None:
                 return None
             single = upcast_vector(single)
-            torch._foreach_addcmul_(total, single, single, value=1 / len(losses))
+            torch._foreach_addcmul_(total, single, single)
+            count += 1
+        torch._foreach_div_(total, count)
         return total
 
 
@@ -70,13 +68,42 @@ def margin_gradients(
     """
     _require_unsharded(model, "the margins' Jacobian")
     with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-        margins = compute_margins(behavior, model).values
-        if not margins.requires_grad:
-            return None
-        chosen = np.linspace(0, len(margins) - 1, min(len(margins), max_probes)).round().astype(int)
-        gradients = [gradient_of(margins[i], parameters, keep_graph=True) for i in chosen.tolist()]
+        gradients = list(_gradients(behavior, model, parameters, "margin", max_probes))
     rows = [row for row in gradients if row is not None]
     return rows if len(rows) == len(gradients) else None
+
+
+def _gradients(
+    behavior: Behavior,
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    of: str,
+    max_probes: int | None = None,
+) -> Iterator[Vector | None]:
+    """Yield the gradients of single probes: from passes of their own, where probes can be cut.
+
+    A backward pass then goes through one probe, not through all of them.
+    """
+    if can_be_cut(behavior):
+        for index in _spaced(len(behavior.probes), max_probes):
+            part = Part(behavior, (index,)).behavior()
+            yield gradient_of(_values(part, model, of)[0], parameters)
+        return
+    values = _values(behavior, model, of)
+    for index in _spaced(len(values), max_probes):
+        yield gradient_of(values[index], parameters, keep_graph=True)
+
+
+def _values(behavior: Behavior, model: nn.Module, of: str) -> Tensor:
+    if of == "loss" and behavior.losses is not None:
+        return behavior.losses(model, behavior.probes)
+    return compute_margins(behavior, model).values
+
+
+def _spaced(count: int, max_probes: int | None) -> list[int]:
+    """Return evenly spaced indices."""
+    chosen = count if max_probes is None else min(count, max_probes)
+    return [int(index) for index in np.linspace(0, count - 1, chosen).round()]
 
 
 def _require_unsharded(model: nn.Module, what: str) -> None:

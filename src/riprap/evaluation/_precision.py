@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from riprap.behaviors import device_of, inner_autocast, logits_of
 from riprap.errors import BehaviorError
+from riprap.evaluation._token_budget import note_training_tokens, tokens_in
 
 Autocast = torch.dtype | bool  # False: off; True: on, with the device's default dtype
 _HALF = (torch.float16, torch.bfloat16)
@@ -67,7 +68,7 @@ def in_pass() -> Iterator[None]:
 
 
 class AutocastHook:
-    """Forward pre-hook that stores the autocast state of training's passes.
+    """Forward pre-hook that stores the autocast state and the largest batch of training's passes.
 
     Can be copied and pickled with the model that it is registered on.
     """
@@ -75,15 +76,19 @@ class AutocastHook:
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type
         self.seen: Autocast | None = None
+        self.tokens = 0
 
-    def __call__(self, module: nn.Module, _arguments: Any = None) -> None:
+    def __call__(self, module: nn.Module, arguments: Any, named: dict[str, Any]) -> None:
         if _N_PASSES == 0 and module.training and torch.is_grad_enabled():
             enabled = torch.is_autocast_enabled(self.device_type)
             self.seen = torch.get_autocast_dtype(self.device_type) if enabled else False
+            self.tokens = max(self.tokens, tokens_in(arguments, named))
 
 
 class TrainingAutocast:
     """The autocast state of one model's training, for all passes over probes in this model.
+
+    It also notes the number of tokens of training's batches, see `token_budget`.
 
     Args:
         autocast: None: that of training's own passes, seen by a hook until the first step; before
@@ -94,6 +99,7 @@ class TrainingAutocast:
         self.model = model
         self._handles: list[RemovableHandle] = []
         self._compiled: Any = None
+        self._hook: AutocastHook | None = None
         self._inner: AutocastHook | None = None
         self._at_start: Autocast = False
         _known(model).given = autocast
@@ -101,12 +107,12 @@ class TrainingAutocast:
     def attach(self) -> None:
         """Begin to look at training's passes."""
         known = _known(self.model)
-        if known.given is not None:
-            return
         self._at_start = autocast_state(self.model)
-        if known.hook is not None and known.hook.seen is not None:  # of an earlier watch
-            known.assumed = known.hook.seen
-        hook = known.hook = AutocastHook(device_of(self.model).type)
+        hook = self._hook = AutocastHook(device_of(self.model).type)
+        if known.given is None:
+            if known.hook is not None and known.hook.seen is not None:  # of an earlier watch
+                known.assumed = known.hook.seen
+            known.hook = hook
         has_compiled = any(
             m._compiled_call_impl is not None or "_orig_mod" in m._modules
             for m in self.model.modules()
@@ -115,10 +121,14 @@ class TrainingAutocast:
             self._compiled = self.model._compiled_call_impl
             self.model._compiled_call_impl = _call_after(hook, self.model, self._compiled)
         else:
-            self._handles = [self.model.register_forward_pre_hook(hook)]
+            self._handles = [self.model.register_forward_pre_hook(hook, with_kwargs=True)]
+        if known.given is not None:
+            return
         inner = [] if has_compiled else _owners(self.model)
         self._inner = AutocastHook(hook.device_type)
-        self._handles += [module.register_forward_pre_hook(self._inner) for module in inner]
+        self._handles += [
+            module.register_forward_pre_hook(self._inner, with_kwargs=True) for module in inner
+        ]
 
     def settle(self) -> str:
         """Stop to look, after the first step.
@@ -130,6 +140,8 @@ class TrainingAutocast:
         if not self._handles and self._compiled is None:
             return ""
         self.detach()
+        if self._hook is not None:
+            note_training_tokens(self.model, self._hook.tokens)
         if known.hook is not None and self._inner is not None and known.hook.seen is None:
             known.hook.seen = self._inner.seen  # training calls parts of the model
         state = autocast_state(self.model)
@@ -171,7 +183,7 @@ def _owners(model: nn.Module) -> list[nn.Module]:
 
 def _call_after(hook: AutocastHook, model: nn.Module, call: Callable[..., Any]) -> Any:
     def compiled(*arguments: Any, **named: Any) -> Any:
-        hook(model)
+        hook(model, arguments, named)
         return call(*arguments, **named)
 
     return compiled

@@ -1,7 +1,6 @@
 """Forward and backward passes over probes, inside `preserve_training_state`.
 
-Gradients are computed by `torch.autograd.grad`, which accumulates nothing and calls no
-post-accumulate hook. A pass runs a second time if the first one taught something about the model.
+A pass runs a second time if the first one taught something about the model.
 """
 
 from __future__ import annotations
@@ -18,15 +17,19 @@ from riprap._distributed import has_sharded_parameters, raise_on_all_ranks
 from riprap.behaviors import (
     Behavior,
     LastLogitsMargin,
+    Likelihood,
     Margins,
     TokenBatch,
     accepted_arguments,
 )
 from riprap.errors import BehaviorError
+from riprap.evaluation._chunks import Chunk, can_be_halved, run_in_chunks
 from riprap.evaluation._features import capture_outputs, last_rows
+from riprap.evaluation._gradients import GradientSum, gradient_of
 from riprap.evaluation._isolation import repeat_if_learned
 from riprap.evaluation._precision import Autocast
-from riprap.linalg import Vector, densify, is_sharded
+from riprap.evaluation._token_budget import is_out_of_memory
+from riprap.linalg import Vector, is_sharded
 
 MAX_DIFFERENCE = 0.05  # of the largest margin, between evaluation and training mode of a module
 
@@ -86,52 +89,12 @@ def validate_margins(behavior: Behavior, result: Tensor | Margins) -> Margins:
     return margins
 
 
-def gradient_of(
-    value: Tensor, parameters: Sequence[Tensor], keep_graph: bool = False
-) -> Vector | None:
-    """Compute ∇ value in `parameters`, with zeros for parameters that it does not depend on.
-
-    Zero too for parameters that require no gradient now. None if it depends on none of them. Sparse
-    gradients are returned dense. Call it inside `preserve_training_state`.
-    """
-    required = [parameter for parameter in parameters if parameter.requires_grad]
-    if not value.requires_grad or not required:
-        return None
-    if any(is_sharded(parameter) for parameter in parameters):
-        return _gradient_via_grad(value, parameters)
-    found = torch.autograd.grad(value, required, allow_unused=True, retain_graph=keep_graph)
-    by_id = {id(parameter): part for parameter, part in zip(required, found, strict=True)}
-    return _fill_zeros([by_id.get(id(parameter)) for parameter in parameters], parameters)
-
-
-def _gradient_via_grad(value: Tensor, parameters: Sequence[Tensor]) -> Vector | None:
-    """Compute `gradient_of` through `.grad`: autograd returns None for parameters sharded by FSDP2.
-
-    `preserve_training_state` has saved training's own `.grad`. Every rank has the same probes, so
-    FSDP2's mean over ranks is the gradient itself.
-    """
-    value.backward()  # type: ignore[no-untyped-call]
-    gradient = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    return _fill_zeros(gradient, parameters)
-
-
-def _fill_zeros(gradient: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Vector | None:
-    if all(part is None for part in gradient):
-        return None
-    return [
-        torch.zeros_like(parameter) if part is None else densify(part.detach())
-        for parameter, part in zip(parameters, gradient, strict=True)
-    ]
-
-
 def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> list[list[Behavior]]:
     """Group the behaviors that one pass can serve: a `LastLogitsMargin` with the same branches.
 
     Probes of different lengths share a pass only in a model that accepts both an attention mask
     and position ids; in any other, padding would be refused, or would change the margins. In a
-    model sharded over ranks no pass is shared: a graph can be used for one backward pass only.
+    model sharded over ranks no pass is shared.
     """
     if has_sharded_parameters(model):
         return [[behavior] for behavior in behaviors]
@@ -154,7 +117,10 @@ def evaluate_batch(
     layers: Sequence[str] = (),
     autocast: Autocast | None = None,
 ) -> dict[str, ProbeResult]:
-    """Run one forward pass over the probes of several behaviors, and a backward pass for each.
+    """Evaluate the probes of several behaviors, in chunks of as many tokens as training's batches.
+
+    A forward pass serves all behaviors. With gradients every behavior has passes of its own: so
+    each backward pass goes through the rows of one behavior only.
 
     Args:
         behaviors: one behavior, or one of the lists of `group_by_forward_pass`.
@@ -170,10 +136,25 @@ def evaluate_batch(
     """
 
     def run() -> dict[str, ProbeResult]:
-        return _evaluate_once(behaviors, model, parameters, layers)
+        together = [behaviors] if parameters is None else [[behavior] for behavior in behaviors]
+        collected = {behavior.name: _Collected() for behavior in behaviors}
+        for group in together:
+            _evaluate_in_chunks(group, model, parameters, layers, collected)
+        return {b.name: collected[b.name].result(b) for b in behaviors}
 
     with torch.inference_mode(False), torch.set_grad_enabled(parameters is not None):
         return repeat_if_learned(model, run, autocast, _results_agree)
+
+
+def evaluate(
+    behavior: Behavior,
+    model: nn.Module,
+    parameters: Sequence[Tensor] | None = None,
+    layers: Sequence[str] = (),
+    autocast: Autocast | None = None,
+) -> ProbeResult:
+    """Evaluate one behavior's probes; see `evaluate_batch`."""
+    return evaluate_batch([behavior], model, parameters, layers, autocast)[behavior.name]
 
 
 def _results_agree(one: dict[str, ProbeResult], two: dict[str, ProbeResult]) -> bool:
@@ -185,45 +166,125 @@ def _results_agree(one: dict[str, ProbeResult], two: dict[str, ProbeResult]) -> 
     )
 
 
-def _evaluate_once(
+@dataclass
+class _PartResult:
+    """Result of a pass over a part of the probes."""
+
+    indices: tuple[int, ...] | None
+    margins: Margins
+    activations: dict[str, Tensor]
+    logits: Tensor | None
+
+
+@dataclass
+class _Collected:
+    """Results of the chunks of one behavior, and the sum of their gradients."""
+
+    parts: list[_PartResult] = field(default_factory=list)
+    gradient: GradientSum = field(default_factory=GradientSum)
+    gradient_error: str = ""
+
+    def result(self, behavior: Behavior) -> ProbeResult:
+        """Combine the parts, in the order of the probes."""
+        values = self.in_order([part.margins.values.double().cpu() for part in self.parts])
+        assert values is not None
+        insufficient = next((p.margins.insufficient for p in self.parts), "")
+        evidence = self.in_order([part.margins.evidence for part in self.parts])
+        if evidence is not None and len(self.parts) > 1:
+            insufficient = behavior.margins.insufficiency(evidence)
+        features = {
+            name: self.in_order([part.activations.get(name) for part in self.parts])
+            for name in self.parts[0].activations
+        }
+        return ProbeResult(
+            margins=values.numpy(),
+            insufficient=insufficient,
+            gradient=None if self.gradient_error else self.gradient.result(),
+            gradient_error=self.gradient_error,
+            activations={name: rows for name, rows in features.items() if rows is not None},
+            logits=self.in_order([part.logits for part in self.parts]),
+        )
+
+    def in_order(self, tensors: list[Tensor | None]) -> Tensor | None:
+        """Concatenate rows of the parts; None if a part has none, or not equally many a probe."""
+        found = [tensor for tensor in tensors if tensor is not None]
+        if len(found) < len(tensors) or len({part.shape[1:] for part in found}) > 1:
+            return None
+        if len(found) == 1 and self.parts[0].indices is None:
+            return found[0]
+        indices = torch.tensor([i for part in self.parts for i in part.indices or ()])
+        rows = torch.cat(found)
+        per_probe, rest = divmod(len(rows), len(indices))
+        if rest or any(
+            len(one) != per_probe * len(part.indices or ())
+            for one, part in zip(found, self.parts, strict=True)
+        ):
+            return None
+        order = indices.argsort().to(rows.device)
+        return rows.unflatten(0, (len(indices), per_probe))[order].flatten(0, 1)
+
+
+def _evaluate_in_chunks(
     behaviors: Sequence[Behavior],
     model: nn.Module,
     parameters: Sequence[Tensor] | None,
     layers: Sequence[str],
-) -> dict[str, ProbeResult]:
-    with capture_outputs(model, layers) as (activations, outputs):
-        with raise_on_all_ranks(model):
-            margins = _batch_margins(behaviors, model)
-        gradients, gradient_error = _gradients([m.values for m in margins], parameters)
-    sizes = [len(b.probes) for b in behaviors] if len(behaviors) > 1 else None
-    logits = last_rows(outputs, None if sizes is None else sum(sizes))
-    n_rows = None if logits is None else len(logits)
-    features = {
-        name: _split(last_rows(parts, n_rows), sizes) for name, parts in activations.items()
-    }
-    own_logits = _split(logits, sizes)
-    return {
-        behavior.name: ProbeResult(
-            margins=margins[i].values.detach().double().cpu().numpy(),
-            insufficient=margins[i].insufficient,
-            gradient=gradients[i],
-            gradient_error=gradient_error,
-            activations={name: parts[i] for name, parts in features.items() if parts},
-            logits=own_logits[i] if own_logits else None,
-        )
-        for i, behavior in enumerate(behaviors)
-    }
+    collected: dict[str, _Collected],
+) -> None:
+    def run(chunk: Chunk) -> None:
+        parts = [part.behavior() for part in chunk.parts]
+        with (
+            capture_outputs(model, layers) as (activations, outputs),
+            raise_on_all_ranks(model),
+        ):
+            margins = _batch_margins(parts, model)
+        if parameters is not None:
+            own = collected[behaviors[0].name]
+            _add_gradient(own, chunk, margins[0].values, parameters, can_be_halved(chunk, model))
+        sizes = [len(b.probes) for b in parts] if len(parts) > 1 else None
+        logits = last_rows(outputs, None if sizes is None else sum(sizes))
+        n_rows = None if logits is None else len(logits)
+        features = {
+            name: _split(last_rows(rows, n_rows), sizes) for name, rows in activations.items()
+        }
+        own_logits = _split(logits, sizes)
+        for i, part in enumerate(chunk.parts):
+            found = Margins(
+                margins[i].values.detach(), margins[i].insufficient, margins[i].evidence
+            )
+            own_features = {name: rows[i] for name, rows in features.items() if rows}
+            own_part = own_logits[i] if own_logits else None
+            collected[part.whole.name].parts.append(
+                _PartResult(part.indices, found, own_features, own_part)
+            )
+
+    run_in_chunks(behaviors, model, parameters is not None, run)
 
 
-def evaluate(
-    behavior: Behavior,
-    model: nn.Module,
-    parameters: Sequence[Tensor] | None = None,
-    layers: Sequence[str] = (),
-    autocast: Autocast | None = None,
-) -> ProbeResult:
-    """Run one pass over one behavior's probes; see `evaluate_batch`."""
-    return evaluate_batch([behavior], model, parameters, layers, autocast)[behavior.name]
+def _add_gradient(
+    own: _Collected,
+    chunk: Chunk,
+    margins: Tensor,
+    parameters: Sequence[Tensor],
+    can_be_halved: bool,
+) -> None:
+    """Add a chunk's share of the gradient of the mean margin, or store why there is none."""
+    if own.gradient_error or not margins.requires_grad:
+        return
+    try:
+        own.gradient.add(gradient_of(_share_of_mean(chunk, margins), parameters))
+    except RuntimeError as error:
+        if any(is_sharded(parameter) for parameter in parameters):
+            raise  # the other ranks would wait
+        if is_out_of_memory(error) and can_be_halved:
+            raise
+        own.gradient_error = f"{type(error).__name__}: {error}"
+
+
+def _share_of_mean(chunk: Chunk, values: Tensor) -> Tensor:
+    """Return what a chunk's values add to the mean over all probes of its behavior."""
+    part = chunk.parts[0]
+    return values.mean() if part.indices is None else values.sum() / len(part.whole.probes)
 
 
 def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Margins]:
@@ -238,31 +299,16 @@ def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Marg
     ]
 
 
-def _gradients(
-    margins: list[Tensor], parameters: Sequence[Tensor] | None
-) -> tuple[list[Vector | None], str]:
-    """Return the gradients, or None for each and the reason why the backward pass failed."""
-    if parameters is None:
-        return [None] * len(margins), ""
-    last = len(margins) - 1
-    try:
-        gradients = [
-            gradient_of(values.mean(), parameters, keep_graph=i < last)
-            if values.requires_grad
-            else None
-            for i, values in enumerate(margins)
-        ]
-    except RuntimeError as error:
-        if any(is_sharded(parameter) for parameter in parameters):
-            raise  # the other ranks would wait
-        return [None] * len(margins), f"{type(error).__name__}: {error}"
-    return gradients, ""
-
-
 def _split(rows: Tensor | None, sizes: list[int] | None) -> list[Tensor]:
     if rows is None:
         return []
     return [rows] if sizes is None else list(rows.split(sizes))
+
+
+def _chunk_losses(chunk: Chunk, model: nn.Module) -> Tensor:
+    part = chunk.parts[0].behavior()
+    assert part.losses is not None
+    return part.losses(model, part.probes)
 
 
 def loss_gradient(
@@ -271,10 +317,20 @@ def loss_gradient(
     """Compute g_b = ∇ mean protected loss; None for a behavior without losses."""
     if behavior.losses is None:
         return None
-    losses = behavior.losses
-    return loss_and_gradient(
-        lambda model, probes: losses(model, probes).mean(), model, behavior.probes, parameters
-    )[1]
+
+    def run() -> Vector | None:
+        total = GradientSum()
+
+        def run_chunk(chunk: Chunk) -> None:
+            with raise_on_all_ranks(model):
+                value = _share_of_mean(chunk, _chunk_losses(chunk, model))
+            total.add(gradient_of(value, parameters))
+
+        run_in_chunks([behavior], model, True, run_chunk)
+        return total.result()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        return repeat_if_learned(model, run)
 
 
 def loss_and_gradient(
@@ -303,5 +359,27 @@ def loss_and_gradient(
 
 def calibrate(behavior: Behavior, model: nn.Module) -> None:
     """Let a behavior store what later margins are compared with, from the model as it is now."""
+    margins = behavior.margins
+
+    def run() -> None:
+        if type(margins) is Likelihood:
+            margins.reference = _losses(behavior, model)
+        else:
+            margins.calibrate(model, behavior.probes)
+
     with torch.inference_mode(False), torch.no_grad():
-        repeat_if_learned(model, lambda: behavior.margins.calibrate(model, behavior.probes))
+        repeat_if_learned(model, run)
+
+
+def _losses(behavior: Behavior, model: nn.Module) -> Tensor:
+    """Compute the loss of each probe, in chunks and without a graph."""
+    collected = _Collected()
+
+    def run(chunk: Chunk) -> None:
+        losses = _chunk_losses(chunk, model)
+        collected.parts.append(_PartResult(chunk.parts[0].indices, Margins(losses), {}, None))
+
+    run_in_chunks([behavior], model, False, run)
+    values = collected.in_order([part.margins.values for part in collected.parts])
+    assert values is not None
+    return values

@@ -35,7 +35,7 @@ class ProtectedGradients:
         loss_gradients: dict[str, Vector] | None = None,
         storage: str = "float32",
     ) -> Self:
-        """Stack the gradients of an evaluation's results.
+        """Stack the gradients of an evaluation's results, which have none afterwards.
 
         Args:
             results: by behavior; those without a gradient are left out.
@@ -43,7 +43,12 @@ class ProtectedGradients:
             storage: see `riprap.linalg.VectorStack`.
         """
         margins = {name: r.gradient for name, r in results.items() if r.gradient is not None}
-        return cls(step, VectorStack(margins, storage), VectorStack(loss_gradients or {}, storage))
+        for result in results.values():
+            result.gradient = None
+        stacks = [
+            VectorStack(own, storage, consume=True) for own in (margins, loss_gradients or {})
+        ]
+        return cls(step, *stacks)
 
     @property
     def nbytes(self) -> int:

@@ -23,7 +23,8 @@ from riprap.linalg._param_vectors import (
     upcast,
 )
 
-CHUNK_ELEMENTS = 2**22  # elements concatenated at a time
+CHUNK_ELEMENTS = 2**22  # elements concatenated at a time: few kernels on an accelerator
+CPU_CHUNK_ELEMENTS = 2**18  # which fit into the cache
 STORAGE_DTYPES = ("float32", "bfloat16", "int8")
 BLOCK_SIZE = 256  # elements that share a scale in 8 bits
 
@@ -31,14 +32,15 @@ BLOCK_SIZE = 256  # elements that share a scale in 8 bits
 def make_chunks(like: Sequence[Tensor]) -> list[slice]:
     """Group neighboring parameters into chunks that are concatenated: few kernels, little memory.
 
-    The parameters of a chunk share device, dtype and mesh and have at most `CHUNK_ELEMENTS`
-    elements together; a larger parameter is a chunk of its own, and is never copied.
+    The parameters of a chunk share device, dtype and mesh and have a limited number of elements
+    together; a larger parameter is a chunk of its own, and is never copied.
     """
     chunks: list[slice] = []
     begin, elements = 0, 0
     for index, part in enumerate(like):
         same = index > begin and _placement(part) == _placement(like[begin])
-        if index > begin and (not same or elements + part.numel() > CHUNK_ELEMENTS):
+        limit = CPU_CHUNK_ELEMENTS if part.device.type == "cpu" else CHUNK_ELEMENTS
+        if index > begin and (not same or elements + part.numel() > limit):
             chunks.append(slice(begin, index))
             begin, elements = index, 0
         elements += part.numel()
@@ -54,6 +56,17 @@ def _flatten(parts: Sequence[Tensor]) -> Tensor:
     if len(parts) == 1:
         return upcast(to_local(parts[0])).reshape(-1)
     return upcast(torch.cat([to_local(part).reshape(-1) for part in parts]))
+
+
+def _stack(vectors: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Concatenate the parts of each vector, shape (vectors, elements), in at least float32."""
+    first = upcast(to_local(vectors[0][0]))
+    sizes = [to_local(part).numel() for part in vectors[0]]
+    rows = first.new_empty(len(vectors), sum(sizes))
+    for row, parts in zip(rows, vectors, strict=True):
+        for own, part in zip(row.split(sizes), parts, strict=True):
+            own.copy_(to_local(part).reshape(-1))
+    return rows
 
 
 class FlatVector:
@@ -102,23 +115,27 @@ class VectorStack:
             parameters' devices.
         storage: "float32" (exact), "bfloat16" (half of the memory), or "int8" (a quarter: blocks
             of 256 share a scale, as in 8-bit optimizers, Dettmers et al., 2110.02861, but linear).
+        consume: empty the vectors while they are copied, so that there are never two copies.
 
     Raises:
         ValueError: `storage` is not one of these.
     """
 
-    def __init__(self, vectors: dict[str, Vector], storage: str = "float32") -> None:
+    def __init__(
+        self, vectors: dict[str, Vector], storage: str = "float32", consume: bool = False
+    ) -> None:
         if storage not in STORAGE_DTYPES:
             raise ValueError(f"storage={storage!r}; choose one of {', '.join(STORAGE_DTYPES)}")
         self.names = list(vectors)
         self._gram: Tensor | None = None
+        self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
         parts = list(vectors.values())
         self._build_layout(parts[0] if parts else [])
-        self._rows = [
-            quantize(torch.stack([_flatten(vector[chunk]) for vector in parts]), storage)
-            for chunk in self.chunks
-        ]
-        self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
+        self._rows: list[list[Tensor]] = []
+        for chunk in reversed(self.chunks):
+            self._rows.insert(0, quantize(_stack([vector[chunk] for vector in parts]), storage))
+            for vector in parts if consume else []:
+                del vector[chunk]
 
     def _build_layout(self, like: Sequence[Tensor]) -> None:
         self.chunks = make_chunks(like)
