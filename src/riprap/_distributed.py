@@ -58,6 +58,8 @@ def has_sharded_parameters(model: nn.Module) -> bool:
 
     Those of DeepSpeed's ZeRO stage 3 have a `ds_id`.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
     return any(is_sharded(p) or hasattr(p, "ds_id") for p in model.parameters())
 
 

@@ -234,3 +234,89 @@ def test_a_parameter_that_is_replaced_is_put_back() -> None:
     with pytest.warns(UserWarning, match="replaces its parameters"):
         evaluation.evaluate(Behavior("b", X, replacing), model)
     assert model[0].weight is weight
+
+
+class Large(nn.Module):
+    """A model with buffers of a size that is not copied at every pass."""
+
+    def __init__(self, change: Callable[[nn.Module], Any] = lambda _: None) -> None:
+        super().__init__()
+        self.linear, self.change = nn.Linear(8, 2), change
+        self.register_buffer("table", torch.arange(100_000.0))
+        self.register_buffer("packed", torch.arange(400_000, dtype=torch.int32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.change(self)
+        return self.linear(inputs)
+
+
+def copied_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the parts of tensors that are copied from now on."""
+    sizes: list[int] = []
+    original = module_state._Part.__init__
+
+    def note(part: Any, tensor: Tensor) -> None:
+        sizes.append(tensor.nbytes)
+        original(part, tensor)
+
+    monkeypatch.setattr(module_state._Part, "__init__", note)
+    return sizes
+
+
+def test_large_buffers_are_copied_once_and_those_of_quantized_weights_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, sizes = Large(), copied_bytes(monkeypatch)
+    evaluation.evaluate(Behavior("b", X, margins), model)
+    assert sizes == [400_000]
+    for _ in range(3):
+        evaluation.evaluate(Behavior("b", X, margins), model)
+    assert sizes == [400_000]
+
+
+def test_a_large_buffer_to_which_passes_write_is_always_put_back() -> None:
+    model = Large(lambda m: m.table.mul_(2))
+    for _ in range(3):
+        evaluation.evaluate(Behavior("b", X, margins), model)
+        assert torch.equal(model.table, torch.arange(100_000.0))
+
+
+@pytest.mark.parametrize(("name", "late"), [("table", True), ("packed", False), ("packed", True)])
+@pytest.mark.parametrize("write", [lambda b: b.add_(1), lambda b: b.data.add_(1)])
+def test_a_write_to_a_large_buffer_that_is_not_copied_is_refused(
+    name: str, late: bool, write: Callable[[Tensor], Any]
+) -> None:
+    model = Large()
+    if late:
+        evaluation.evaluate(Behavior("b", X, margins), model)
+    model.change = lambda m: write(getattr(m, name))
+    with pytest.raises(BehaviorError, match=rf"buffer '{name}' \(RuntimeError: it was written to"):
+        evaluation.evaluate(Behavior("b", X, margins), model)
+    assert model.training
+
+
+def test_one_element_of_a_large_buffer_is_seen_before_training() -> None:
+    """A sample would not show it; the monitor's first evaluation compares everything."""
+    model = Large()
+
+    def writing(model: Any, inputs: Tensor) -> Tensor:
+        model.table.data[4321] = -1.0
+        return model(inputs)[:, 0]
+
+    behaviors = [Behavior("a", X, margins, floor=0.01), Behavior("b", X, writing, floor=0.01)]
+    monitor = Monitor(behaviors)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(BehaviorError, match="wrote to the buffer 'table'"):
+        monitor.begin(model, optimizer)
+
+
+def test_a_large_buffer_that_is_replaced_or_freed_is_seen() -> None:
+    model = Large()
+    evaluation.evaluate(Behavior("b", X, margins), model)
+    buffer = model.table
+    model.change = lambda m: setattr(m, "table", torch.zeros(3))
+    evaluation.evaluate(Behavior("b", X, margins), model)
+    assert model.table is buffer and torch.equal(buffer, torch.arange(100_000.0))
+    model.change = lambda m: m.table.untyped_storage().resize_(0)
+    with pytest.raises(BehaviorError, match="buffer 'table'"):
+        evaluation.evaluate(Behavior("b", X, margins), model)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from riprap.behaviors._base import ProbeSet
 from riprap.errors import BehaviorError
+
+_ARGUMENT_NAMES: WeakKeyDictionary[FunctionType, frozenset[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,8 +114,17 @@ def accepted_arguments(model: nn.Module) -> frozenset[str]:
     """Return the names of the arguments of the model's `forward` and of those it wraps."""
     names: set[str] = set()
     for module in (model, *_wrapped_models(model)):
-        names.update(inspect.signature(module.forward).parameters)
+        names.update(_argument_names(module.forward))
     return frozenset(names)
+
+
+def _argument_names(forward: Any) -> frozenset[str]:
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, FunctionType):
+        return frozenset(inspect.signature(forward).parameters)
+    if function not in _ARGUMENT_NAMES:
+        _ARGUMENT_NAMES[function] = frozenset(inspect.signature(function).parameters)
+    return _ARGUMENT_NAMES[function]
 
 
 def _wrapped_models(model: nn.Module) -> list[nn.Module]:

@@ -104,7 +104,6 @@ def capture_outputs(
     """Collect the last-position outputs of `layers` and of the model while the context is open."""
     activations: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     outputs: list[Tensor] = []
-    modules = dict(model.named_modules())
 
     def store(rows: Tensor | None, where: list[Tensor]) -> None:
         if rows is not None and not in_prefix_pass():
@@ -117,7 +116,7 @@ def capture_outputs(
         with suppress(BehaviorError):  # without logits: signals that need them are NOT_RUN
             store(last_position(logits_of(output)), outputs)
 
-    handles = [modules[name].register_forward_hook(layer_hook(name)) for name in layers]
+    handles = [model.get_submodule(name).register_forward_hook(layer_hook(name)) for name in layers]
     handles.append(model.register_forward_hook(model_hook))
     try:
         yield activations, outputs

@@ -8,6 +8,7 @@ also disables gradient checkpointing. Compiled modules run eagerly: a pass compi
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -78,8 +79,14 @@ def stays_in_training(module: nn.Module) -> bool:
     """Return whether a module repacks its parameters in evaluation mode."""
     if module in _KEPT_IN_TRAINING:
         return True
-    kinds = {(kind.__module__, kind.__name__) for kind in type(module).__mro__}
-    return any(kind in kinds for kind in _REPACKING_KINDS)
+    kind: Any = type(module)
+    return _repacks(kind)
+
+
+@functools.cache
+def _repacks(kind: type) -> bool:
+    names = {(base.__module__, base.__name__) for base in kind.__mro__}
+    return not names.isdisjoint(_REPACKING_KINDS)
 
 
 @contextmanager
@@ -108,9 +115,9 @@ def preserve_training_state(
             found.found_output_layer = precision.learned
         finally:
             reshard(model)
-            found.moved, failures = state.restore()
             for module, training in modes:
                 module.training = training
+            found.moved, failures = state.restore()
     if failures:
         raise BehaviorError(
             f"a pass over probes changed {'; '.join(failures)}, which could not be put back"

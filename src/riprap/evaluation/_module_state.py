@@ -1,27 +1,34 @@
 """Snapshots of a model's parameters, buffers and attributes, put back after a pass over probes.
 
 Contents of buffers are copied, as bytes of their storage, so that views, expanded and quantized
-tensors are like any other. Contents of parameters are not copied: a pass may give a parameter
-another storage, as modules do that repack their weight, and the old one is put back; what a pass
-writes into the storage of a parameter stays (see `refuse_writes`).
+tensors are like any other. A large buffer that the first pass left alone is not copied again: a
+sample shows whether a later pass writes to it, which is refused. Large buffers of integers, in
+which quantized models keep their weights, are never copied. Contents of parameters are not copied:
+a pass may give a parameter another storage, as modules do that repack their weight, and the old one
+is put back; what a pass writes into the storage of a parameter stays (see `refuse_writes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.weak import WeakIdKeyDictionary
 
 from riprap.errors import BehaviorError
 from riprap.linalg import to_local
 
 _BLOCK_WORDS = 2**13  # words of 8 bytes that share a check sum
 _COPIED_WORDS = 2**14  # up to this size a tensor is copied, not summed
+_SAMPLED_WORDS = 2**8  # of a large buffer that no pass writes to
+_ALWAYS_COPIED_BYTES = 2**17  # up to this size a buffer is copied at every pass
+_COPIED_INTEGER_BYTES = 2**20  # up to this size a buffer of integers is copied at its first pass
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -41,7 +48,7 @@ class ModelState:
         }
         self._parameters = [(module, name, _Storage(p)) for module, name, p in owned.values()]
         buffers = {id(b): (name, b) for name, b in model.named_buffers()}
-        self._buffers = [(name, _Content(buffer)) for name, buffer in buffers.values()]
+        self._buffers = [(name, _content(buffer)) for name, buffer in buffers.values()]
 
     def restore(self) -> tuple[list[nn.Module], list[str]]:
         """Put everything back, each part by itself.
@@ -72,6 +79,9 @@ class ModelState:
         moved: list[nn.Module],
         failures: list[str],
     ) -> None:
+        tables_now = [getattr(module, name) for name in _TABLES]
+        if all(map(_unchanged, [vars(module), *tables_now], [attributes, *tables])):
+            return
         kind = type(module).__name__
         with _collected(failures, f"the attributes of a {kind}"):
             if not type(module).__module__.startswith("torch.distributed.fsdp"):
@@ -98,6 +108,12 @@ def _restore_dict(own: Any, saved: dict[str, Any]) -> bool:
     own.clear()
     own.update(saved)
     return True
+
+
+def _unchanged(own: Any, saved: dict[str, Any]) -> bool:
+    """Return whether a dictionary holds the same objects in the same order; fast."""
+    same = len(own) == len(saved) and all(map(is_, own.values(), saved.values()))
+    return same and list(own) == list(saved)
 
 
 def _has_storage(tensor: Tensor) -> bool:
@@ -148,6 +164,67 @@ def _same_place(one: Tensor, two: Tensor) -> bool:
     return one.stride() == two.stride() and one.data_ptr() == two.data_ptr()
 
 
+_WRITTEN = WeakIdKeyDictionary()  # large buffer -> whether its first pass wrote to it
+
+
+def _content(buffer: Tensor) -> _Content | _LargeContent:
+    """Note the content of a buffer, as far as it must be known to put it back."""
+    parts = plain_tensors(buffer)
+    n_bytes = sum(_span(part)[1] for part in parts)
+    if n_bytes <= _ALWAYS_COPIED_BYTES or _WRITTEN.get(buffer) is True or is_wrapped(buffer):
+        return _Content(buffer)
+    return _LargeContent(buffer, parts[0], n_bytes)
+
+
+class _LargeContent:
+    """What shows whether a pass writes to a large buffer, and on the first pass its content."""
+
+    def __init__(self, buffer: Tensor, part: Tensor, n_bytes: int) -> None:
+        self._buffer, self._version, self._place = buffer, buffer._version, buffer.data
+        self._storage = part.untyped_storage()
+        self._storage_bytes = self._storage.nbytes()
+        self._words = _words(self._storage, _span(part))
+        self._copy: _Content | None = None
+        self._sums: list[Tensor] = []
+        if buffer not in _WRITTEN:
+            if buffer.is_floating_point() or n_bytes <= _COPIED_INTEGER_BYTES:
+                self._copy = _Content(buffer)
+            else:
+                self._sums = _check_sums(buffer)
+        self._sample = _sample(self._words)
+
+    def restore(self) -> None:
+        """Put the buffer back if its content was copied.
+
+        Raises:
+            RuntimeError: a pass has written to it, and its content was not copied.
+        """
+        buffer = self._buffer
+        touched = buffer._version != self._version
+        if self._copy is not None:
+            _WRITTEN[buffer] = self._copy.restore() or touched
+            return
+        if not _same_place(buffer, self._place):
+            buffer.data = self._place
+        same = self._storage.nbytes() >= self._storage_bytes
+        same = same and torch.equal(_sample(self._words), self._sample)
+        if same and self._sums:
+            same = all(map(torch.equal, _check_sums(buffer), self._sums))
+        elif touched:
+            same = False
+        if not same:
+            raise RuntimeError(
+                "it was written to; large buffers are not copied if they hold integers, or if the "
+                "first pass left them alone"
+            )
+        if not touched:
+            _WRITTEN[buffer] = False
+
+
+def _sample(words: Tensor) -> Tensor:
+    return words[:: max(1, len(words) // _SAMPLED_WORDS)].clone()
+
+
 class _Content:
     """Content of a buffer, and where it lies."""
 
@@ -159,8 +236,8 @@ class _Content:
         if not self._parts and not buffer.is_meta and self._data is not None:
             self._sparse = self._data.clone()
 
-    def restore(self) -> None:
-        """Put storage, shape and content back, where they changed.
+    def restore(self) -> bool:
+        """Put storage, shape and content back, where they changed; return whether they did.
 
         Raises:
             RuntimeError: the layout of the buffer does not allow it.
@@ -168,19 +245,19 @@ class _Content:
         buffer, kept = self._buffer, self._sparse
         if kept is not None:  # a write may change the parts of a sparse tensor, or replace them
             if buffer._version == self._version and _equal(buffer, kept):
-                return
+                return False
             buffer.data = kept
             if not _equal(buffer, kept):  # ignored by some layouts
                 buffer.copy_(kept)
             if not _equal(buffer, kept):
                 raise RuntimeError(f"a tensor of layout {buffer.layout} cannot be written")
-            return
+            return True
         for part in self._parts:
             part.resize()
-        if self._data is not None and not _same_place(buffer, self._data):
+        moved = self._data is not None and not _same_place(buffer, self._data)
+        if moved and self._data is not None:
             buffer.data = self._data
-        for part in self._parts:
-            part.restore()
+        return any([moved, *[part.restore() for part in self._parts]])
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:
@@ -224,12 +301,14 @@ class _Part:
         if self._storage.nbytes() < self._storage_bytes:
             self._storage.resize_(self._storage_bytes)
 
-    def restore(self) -> None:
-        """Put the bytes back."""
+    def restore(self) -> bool:
+        """Put the bytes back; return whether there were others."""
         now = _words(self._storage, self._span)
         # Compared by value: writes through `.data` do not change a tensor's version.
-        if not torch.equal(now, self._saved):
-            now.copy_(self._saved)
+        if torch.equal(now, self._saved):
+            return False
+        now.copy_(self._saved)
+        return True
 
 
 def _words(storage: torch.UntypedStorage, span: tuple[int, int]) -> Tensor:
@@ -264,22 +343,31 @@ def plain_tensors(tensor: Tensor) -> list[Tensor]:
 def refuse_writes(model: nn.Module) -> Iterator[None]:
     """Refuse passes that write into parameters, which nothing could put back.
 
-    Compares check sums, so that no copy of the parameters is needed.
+    Also into large buffers, after a first pass that left them alone. Compares check sums, so that
+    no copy is needed.
 
     Raises:
-        BehaviorError: a parameter has another content on exit.
+        BehaviorError: a parameter or large buffer has another content on exit.
     """
-    before = {name: _check_sums(parameter) for name, parameter in model.named_parameters()}
+    before = {name: _check_sums(tensor) for name, tensor in _not_copied(model)}
     yield
-    for name, parameter in model.named_parameters():
-        now = _check_sums(parameter)
+    for name, tensor in _not_copied(model):
+        now = _check_sums(tensor)
         old = before.get(name, now)
         if len(old) != len(now) or not all(map(torch.equal, old, now)):
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             raise BehaviorError(
-                f"a pass over probes wrote to the parameter {name!r}, so training would not be "
+                f"a pass over probes wrote to the {kind} {name!r}, so training would not be "
                 "the same with a monitor: neither a margin function nor the model's forward in "
                 "evaluation mode may write to parameters"
             )
+
+
+def _not_copied(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    for name, buffer in model.named_buffers():
+        if sum(_span(part)[1] for part in plain_tensors(buffer)) > _ALWAYS_COPIED_BYTES:
+            yield name, buffer
 
 
 def _check_sums(tensor: Tensor) -> list[Tensor]:
