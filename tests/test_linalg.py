@@ -212,3 +212,23 @@ def test_a_stack_computes_its_gramian_and_adds_its_vectors() -> None:
     joined = torch.cat([part.flatten() for part in found]).numpy()
     np.testing.assert_allclose(joined, flat[2] - 2 * flat[1] + 0.5 * flat[0], rtol=1e-5)
     assert [part.shape for part in found] == [part.shape for part in base]
+
+
+@pytest.mark.parametrize("storage", stacks.STORAGE_DTYPES)
+def test_a_stack_that_grows_equals_one_that_is_built_at_once(storage: str) -> None:
+    vectors = {name: [torch.randn(40, 30), torch.randn(700)] for name in "abc"}
+    whole = stacks.VectorStack(vectors, storage)
+    grown = stacks.VectorStack({}, storage, capacity=4)
+    for name, vector in vectors.items():
+        grown.add(name, vector)
+    probe = [torch.randn(40, 30), torch.randn(700)]
+    assert grown.inner_products(probe) == whole.inner_products(probe)
+    assert torch.equal(grown.gram(), whole.gram())
+    assert (grown.names, grown.norms, grown.nbytes) == (whole.names, whole.norms, whole.nbytes)
+    for part in (p for parts in grown.state_dict()["rows"] for p in parts):
+        assert part.untyped_storage().nbytes() == part.nbytes  # nothing reserved is saved
+    grown.add("d", probe)
+    assert grown.names == ["a", "b", "c", "d"]
+    for name in "ad":
+        with pytest.raises(ValueError, match="no place"):
+            grown.add(name, probe)

@@ -35,7 +35,7 @@ class ProtectedGradients:
         loss_gradients: dict[str, Vector] | None = None,
         storage: str = "float32",
     ) -> Self:
-        """Stack the gradients of an evaluation's results, which have none afterwards.
+        """Stack the gradients of an evaluation's results.
 
         Args:
             results: by behavior; those without a gradient are left out.
@@ -43,12 +43,19 @@ class ProtectedGradients:
             storage: see `riprap.linalg.VectorStack`.
         """
         margins = {name: r.gradient for name, r in results.items() if r.gradient is not None}
-        for result in results.values():
-            result.gradient = None
-        stacks = [
-            VectorStack(own, storage, consume=True) for own in (margins, loss_gradients or {})
-        ]
-        return cls(step, *stacks)
+        return cls(step, VectorStack(margins, storage), VectorStack(loss_gradients or {}, storage))
+
+    @classmethod
+    def reserve(cls, step: int, n_behaviors: int, storage: str = "float32") -> Self:
+        """Return gradients of no behavior yet, with room for so many; see `take`."""
+        return cls(step, *(VectorStack({}, storage, n_behaviors) for _ in range(2)))
+
+    def take(self, results: Mapping[str, ProbeResult]) -> None:
+        """Move the gradients of results into the stack, so that there are no two copies of all."""
+        for name, result in results.items():
+            if result.gradient is not None:
+                self.margin_gradients.add(name, result.gradient)
+                result.gradient = None
 
     @property
     def nbytes(self) -> int:

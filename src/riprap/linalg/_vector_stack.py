@@ -58,17 +58,6 @@ def _flatten(parts: Sequence[Tensor]) -> Tensor:
     return upcast(torch.cat([to_local(part).reshape(-1) for part in parts]))
 
 
-def _stack(vectors: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Concatenate the parts of each vector, shape (vectors, elements), in at least float32."""
-    first = upcast(to_local(vectors[0][0]))
-    sizes = [to_local(part).numel() for part in vectors[0]]
-    rows = first.new_empty(len(vectors), sum(sizes))
-    for row, parts in zip(rows, vectors, strict=True):
-        for own, part in zip(row.split(sizes), parts, strict=True):
-            own.copy_(to_local(part).reshape(-1))
-    return rows
-
-
 class FlatVector:
     """A vector in flat chunks, for use with several stacks.
 
@@ -115,27 +104,47 @@ class VectorStack:
             parameters' devices.
         storage: "float32" (exact), "bfloat16" (half of the memory), or "int8" (a quarter: blocks
             of 256 share a scale, as in 8-bit optimizers, Dettmers et al., 2110.02861, but linear).
-        consume: empty the vectors while they are copied, so that there are never two copies.
+        capacity: number of vectors for which memory is reserved; `add` takes up to so many.
 
     Raises:
         ValueError: `storage` is not one of these.
     """
 
     def __init__(
-        self, vectors: dict[str, Vector], storage: str = "float32", consume: bool = False
+        self, vectors: dict[str, Vector], storage: str = "float32", capacity: int = 0
     ) -> None:
         if storage not in STORAGE_DTYPES:
             raise ValueError(f"storage={storage!r}; choose one of {', '.join(STORAGE_DTYPES)}")
-        self.names = list(vectors)
+        self.names: list[str] = []
+        self.norms: dict[str, float] = {}
+        self._storage, self._capacity = storage, max(capacity, len(vectors))
         self._gram: Tensor | None = None
-        self.norms = {name: float(norm(vector)) for name, vector in vectors.items()}
-        parts = list(vectors.values())
-        self._build_layout(parts[0] if parts else [])
-        self._rows: list[list[Tensor]] = []
-        for chunk in reversed(self.chunks):
-            self._rows.insert(0, quantize(_stack([vector[chunk] for vector in parts]), storage))
-            for vector in parts if consume else []:
-                del vector[chunk]
+        self._reserved: list[list[Tensor]] = []  # shape (capacity, …) of each chunk
+        self._rows: list[list[Tensor]] = []  # the rows of them that are in use
+        self._build_layout([])
+        for name, vector in vectors.items():
+            self.add(name, vector)
+
+    def add(self, name: str, vector: Vector) -> None:
+        """Add a copy of a vector over the same parameters.
+
+        Raises:
+            ValueError: the stack is full, or has a vector of this name.
+        """
+        n = len(self.names)
+        if n == self._capacity or name in self.names:
+            raise ValueError(f"no place for {name!r} in a stack of {', '.join(self.names)}")
+        if n == 0:
+            self._build_layout(vector)
+        for at, chunk in enumerate(self.chunks):
+            own = quantize(_flatten(vector[chunk])[None], self._storage)
+            if n == 0:
+                self._reserved.append([p.new_empty(self._capacity, *p.shape[1:]) for p in own])
+            for reserved, part in zip(self._reserved[at], own, strict=True):
+                reserved[n : n + 1] = part
+        self.names.append(name)
+        self.norms[name], self._gram = float(norm(vector)), None
+        self._rows = [[part[: n + 1] for part in parts] for parts in self._reserved]
 
     def _build_layout(self, like: Sequence[Tensor]) -> None:
         self.chunks = make_chunks(like)
@@ -202,7 +211,10 @@ class VectorStack:
 
     def state_dict(self) -> dict[str, Any]:
         """Return names, norms and rows; this rank's rows where parameters are sharded."""
-        return {"names": self.names, "norms": self.norms, "rows": self._rows}
+        rows = self._rows
+        if len(self.names) < self._capacity:  # a view would be saved with what is reserved
+            rows = [[part.clone() for part in parts] for parts in rows]
+        return {"names": self.names, "norms": self.norms, "rows": rows}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], like: Sequence[Tensor]) -> VectorStack:

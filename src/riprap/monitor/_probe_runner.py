@@ -56,6 +56,7 @@ class ProbeRunner:
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
     rotation: ProbeRotation = field(default_factory=ProbeRotation)
+    _had_gradient: set[str] = field(default_factory=set)
 
     def run_before_training(self) -> ProbeView:
         """Calibrate and evaluate the behaviors one by one; a failure is the user's to see.
@@ -63,10 +64,15 @@ class ProbeRunner:
         Raises:
             BehaviorError: margins of a wrong shape, or not finite.
         """
+        self._begin_refresh(0)
+        results: dict[str, ProbeResult] = {}
         with refuse_writes(self.model):
-            results = {behavior.name: self._evaluate_first(behavior) for behavior in self.behaviors}
+            for behavior in self.behaviors:
+                result = results[behavior.name] = self._evaluate_first(behavior)
+                if self.reads_gradients:
+                    self._store_gradients(behavior, result)
         self._note_all(0, results)
-        return self._view(0, results, refresh=self.reads_gradients)
+        return self._view(0, results)
 
     def _evaluate_first(self, behavior: Behavior) -> ProbeResult:
         calibrate(behavior, self.model)
@@ -88,15 +94,20 @@ class ProbeRunner:
         self.failures = {}
         refresh = refresh and self.reads_gradients
         if refresh:
-            self.gradient_failures = {}
+            self._begin_refresh(step)
         results: dict[str, ProbeResult] = {}
-        for group in group_by_forward_pass(self.behaviors, self.model):
+        groups = group_by_forward_pass(self.behaviors, self.model)
+        for group in [[behavior] for behavior in self.behaviors] if refresh else groups:
             try:
-                results |= self._evaluate(group, refresh)
+                own = self._evaluate(group, refresh)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
                 self.failures |= {behavior.name: error_text(error) for behavior in group}
+                continue
+            results |= own
+            if refresh:
+                self._store_gradients(group[0], own[group[0].name])
         self._note_all(step, results)
-        return self._view(step, results, refresh)
+        return self._view(step, results)
 
     def _note_all(self, step: int, results: Mapping[str, ProbeResult]) -> None:
         for name, result in results.items():
@@ -144,7 +155,7 @@ class ProbeRunner:
 
     def part_view(self, step: int, results: Mapping[str, ProbeResult]) -> ProbeView:
         """Return the view of an evaluation of a part of the probes."""
-        return self._view(step, dict(results), refresh=False)
+        return self._view(step, dict(results))
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
         if not refresh:
@@ -163,38 +174,39 @@ class ProbeRunner:
     def _layers(self) -> list[str]:
         return [] if self.layer is None else [self.layer]
 
-    def _view(self, step: int, results: dict[str, ProbeResult], refresh: bool) -> ProbeView:
+    def _view(self, step: int, results: dict[str, ProbeResult]) -> ProbeView:
         evaluated = [behavior for behavior in self.behaviors if behavior.name in results]
-        if refresh:
-            self._store_gradients(step, results, evaluated)
         gradients = self.protected_gradients
         return ProbeView(
             step, evaluated, results, gradients, self.layer, self.model, self.parameters
         )
 
-    def _store_gradients(
-        self, step: int, results: dict[str, ProbeResult], evaluated: list[Behavior]
-    ) -> None:
-        losses = {}
-        had_one = self.protected_gradients.margin_gradients.names
-        for name, result in results.items():
-            if result.gradient_error:
-                self.gradient_failures[name] = escape_control_chars(result.gradient_error)
-            elif result.gradient is None and name in had_one:
-                reason = "its margin no longer depends on a trained parameter"
-                self.gradient_failures[name] = reason
-        for behavior in evaluated if self.needs_loss_gradients else []:
-            try:
-                with _all_require_grad(self.parameters):
-                    gradient = loss_gradient(behavior, self.model, self.parameters)
-            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self.gradient_failures.setdefault(behavior.name, error_text(error))
-                continue
-            if gradient is not None:
-                losses[behavior.name] = gradient
-        self.protected_gradients = ProtectedGradients.from_results(
-            step, results, losses, self.gradient_storage
+    def _begin_refresh(self, step: int) -> None:
+        """Free the gradients of the last refresh: one set at a time is in memory."""
+        self.gradient_failures = {}
+        self._had_gradient = set(self.protected_gradients.margin_gradients.names)
+        self.protected_gradients = ProtectedGradients.reserve(
+            step, len(self.behaviors), self.gradient_storage
         )
+
+    def _store_gradients(self, behavior: Behavior, result: ProbeResult) -> None:
+        name, gradients = behavior.name, self.protected_gradients
+        if result.gradient_error:
+            self.gradient_failures[name] = escape_control_chars(result.gradient_error)
+        elif result.gradient is None and name in self._had_gradient:
+            reason = "its margin no longer depends on a trained parameter"
+            self.gradient_failures[name] = reason
+        gradients.take({name: result})
+        if not self.needs_loss_gradients:
+            return
+        try:
+            with _all_require_grad(self.parameters):
+                gradient = loss_gradient(behavior, self.model, self.parameters)
+        except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
+            self.gradient_failures.setdefault(name, error_text(error))
+            return
+        if gradient is not None:
+            gradients.loss_gradients.add(name, gradient)
 
 
 @contextmanager
