@@ -99,3 +99,20 @@ def test_activations_without_a_row_for_each_probe_are_left_out() -> None:
     )
     assert result.activations == {}
     assert result.logits is not None
+
+
+def test_probes_that_begin_alike_share_a_pass_of_their_own() -> None:
+    """Mixed with others they would have no common beginning, and compute it for each row."""
+    start = list(range(10, 22))
+    chat = [Behavior.next_token(name, [[*start, i, i + 1] for i in range(4)], LONG[0, :4].tolist())
+            for name in ("one", "two")]  # fmt: skip
+    model = make_llama()
+    groups = evaluation.group_by_forward_pass([chat[0], watched()[0], chat[1]], model)
+    assert [[b.name for b in group] for group in groups] == [["one", "two"], ["short"]]
+    evaluation.evaluate_batch(groups[0], model)
+    tokens: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, args, named: tokens.append((*args, *named.values())[0].numel()), with_kwargs=True
+    )
+    evaluation.evaluate_batch(groups[0], model)
+    assert sum(tokens) == 12 + 8 * 2

@@ -38,7 +38,7 @@ from riprap.behaviors._pass_state import (
 from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import greedy_decode
-from riprap.behaviors._token_counts import count_tokens
+from riprap.behaviors._token_counts import count_tokens, shared_start
 from riprap.behaviors._token_ids import parse_token_rows
 from riprap.behaviors._tokenization import Prompt, encode_continuations, encode_prompts
 
@@ -72,5 +72,6 @@ __all__ = [
     "logits_of",
     "parse_token_rows",
     "score_continuations",
+    "shared_start",
     "token_mask",
 ]

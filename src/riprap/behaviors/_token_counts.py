@@ -58,6 +58,13 @@ def _measure(probes: ProbeSet) -> ProbeLengths:
     return ProbeLengths(probes, lengths, n_rows, tuple(rows[0][:n_common]))
 
 
+def shared_start(behavior: Behavior) -> tuple[int, ...]:
+    """Return the first tokens with which all probes begin; empty if these are too few to share."""
+    own = probe_lengths(behavior)
+    common = () if own is None else own.common
+    return common[:MIN_SHARED_TOKENS] if len(common) >= MIN_SHARED_TOKENS else ()
+
+
 def count_tokens(
     behaviors: Sequence[Behavior], model: nn.Module
 ) -> tuple[int, list[tuple[int, list[int]]]]:

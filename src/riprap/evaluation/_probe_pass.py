@@ -21,6 +21,7 @@ from riprap.behaviors import (
     Margins,
     TokenBatch,
     accepted_arguments,
+    shared_start,
 )
 from riprap.errors import BehaviorError
 from riprap.evaluation._chunks import Chunk, can_be_halved, run_in_chunks
@@ -93,12 +94,14 @@ def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> li
     """Group the behaviors that one pass can serve: a `LastLogitsMargin` with the same branches.
 
     Probes of different lengths share a pass only in a model that accepts both an attention mask
-    and position ids; in any other, padding would be refused, or would change the margins. In a
-    model sharded over ranks no pass is shared.
+    and position ids; in any other, padding would be refused, or would change the margins. Probes
+    that begin alike are not mixed with others where a cache can hold their beginning. In a model
+    sharded over ranks no pass is shared.
     """
     if has_sharded_parameters(model):
         return [[behavior] for behavior in behaviors]
-    pads = {"attention_mask", "position_ids"} <= accepted_arguments(model)
+    accepted = accepted_arguments(model)
+    pads = {"attention_mask", "position_ids"} <= accepted
     groups: dict[Any, list[Behavior]] = {}
     for behavior in behaviors:
         if not isinstance(behavior.margins, LastLogitsMargin):
@@ -106,7 +109,8 @@ def group_by_forward_pass(behaviors: Sequence[Behavior], model: nn.Module) -> li
         else:
             padded = behavior.probes.attention_mask is not None
             shape = None if pads else (padded, behavior.probes.input_ids.shape[1])
-            groups.setdefault((shape, behavior.margins.branches), []).append(behavior)
+            start = shared_start(behavior) if "past_key_values" in accepted else ()
+            groups.setdefault((shape, start, behavior.margins.branches), []).append(behavior)
     return list(groups.values())
 
 
