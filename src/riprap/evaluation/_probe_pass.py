@@ -192,7 +192,8 @@ class _Collected:
         """Combine the parts, in the order of the probes."""
         values = self.in_order([part.margins.values.double().cpu() for part in self.parts])
         assert values is not None
-        insufficient = next((p.margins.insufficient for p in self.parts), "")
+        reasons = [part.margins.insufficient for part in self.parts]
+        insufficient = next(filter(None, reasons), "")
         evidence = self.in_order([part.margins.evidence for part in self.parts])
         if evidence is not None and len(self.parts) > 1:
             insufficient = behavior.margins.insufficiency(evidence)
