@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,20 @@ class BehaviorHistory:
         self.steps.append(step)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
-    def extended(self, step: int, margins: np.ndarray) -> BehaviorHistory:
-        """Return a copy with one more probe evaluation; this history stays as it is."""
-        copy = replace(self, steps=list(self.steps), margins=list(self.margins))
-        copy._derived = self.derived.truncated(len(self.steps))
-        copy.add_margins(step, margins)
-        return copy
+    @contextmanager
+    def extended(self, step: int, margins: np.ndarray) -> Iterator[BehaviorHistory]:
+        """Add a probe evaluation for the length of a `with` block, in constant time."""
+        derived, last_probe_step = self.derived, self.last_probe_step
+        replaced = self.margins[-1:] if self.steps[-1:] == [step] else []
+        with derived.kept():
+            self.add_margins(step, margins)
+            try:
+                yield self
+            finally:
+                self.margins[-1:] = replaced
+                if not replaced:
+                    del self.steps[-1]
+                self._derived, self.last_probe_step = derived, last_probe_step
 
     @property
     def step(self) -> int:

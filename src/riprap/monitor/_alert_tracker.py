@@ -149,12 +149,13 @@ class AlertTracker:
         was_broken = score(history.margins[-1]) < history.floor
         if score(result.margins) < history.floor and not was_broken:
             return True
-        preview = history.extended(step, result.margins)
-        return any(
-            alert is not None and alert.level.rank > self._active_ranks.get((str(index), name), 0)
-            for index, detector in enumerate(self.policy.detectors)
-            for alert, _ in [detector.evaluate(preview)]
-        )
+        with history.extended(step, result.margins) as preview:
+            return any(
+                alert is not None
+                and alert.level.rank > self._active_ranks.get((str(index), name), 0)
+                for index, detector in enumerate(self.policy.detectors)
+                for alert, _ in [detector.evaluate(preview)]
+            )
 
     @property
     def active_levels(self) -> dict[str, Level]:
