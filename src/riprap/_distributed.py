@@ -53,6 +53,12 @@ def find_deepspeed(wrapper: Any) -> Any:
     return None
 
 
+def is_replica(model: nn.Module) -> bool:
+    """Return whether this rank is one of several that each have all weights, as under DDP."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return several and not has_sharded_parameters(model)
+
+
 def has_sharded_parameters(model: nn.Module) -> bool:
     """Return whether parameters are sharded, so that every pass needs all ranks.
 

@@ -35,7 +35,9 @@ def run_demo(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
     console.print("Now it is trained to multiply the same numbers.\n")
     run_dir = runs / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     metadata = {"task": "Toy model learning multiplication", "seed": seed}
-    monitor = Monitor(list(map(_renamed, world.behaviors())), run_dir=run_dir, metadata=metadata)
+    behaviors = list(map(_renamed, world.behaviors()))
+    # Without a budget: the same readings on each machine.
+    monitor = Monitor(behaviors, run_dir=run_dir, metadata=metadata, budget=None)
     optimizer, batches = world.optimizer(model), world.batches("C", seed=seed)
     with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):
         for step in range(1, STEPS + 1):

@@ -26,13 +26,13 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
     history = monitor.behavior_histories[name]
     if not history.steps:
         return BehaviorRow(name)
-    interference = history.interference.get(monitor.step, math.nan)
+    change = history.latest_interference_per_step()
     levels = [alert.level for alert in monitor.alerts if alert.behavior == name]
     return BehaviorRow(
         name,
         score(history.margins[-1]),
         float(history.margins[-1].mean()),
-        None if math.isnan(interference) else interference,
+        None if math.isnan(change) else change,
         format_forecast(monitor.forecasts.get(name)),
         max(levels, key=lambda level: Level(level).rank, default=None),
         history.broken_at,

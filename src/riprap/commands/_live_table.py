@@ -26,7 +26,7 @@ class BehaviorRow:
     """One line of the table; None stands for an unknown value.
 
     Attributes:
-        interference: predicted change of the mean margin by the last step.
+        interference: predicted change of the mean margin per step, at the last reading.
         forecast: steps until the score reaches its floor, as text.
         level: highest level of an alert so far.
         broken_at: first evaluated step with a score under the floor.

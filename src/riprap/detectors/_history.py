@@ -125,6 +125,15 @@ class BehaviorHistory:
         values = [self.interference[step] for step in since]
         return float(sum([value for value in reversed(values) if not math.isnan(value)]))
 
+    def latest_interference_per_step(self) -> float:
+        """Return the last entry of r_b, divided by the steps it covers; NaN if it is unknown."""
+        entries = itertools.islice(reversed(self.interference), 2)
+        last, before = next(entries, 0), next(entries, 0)
+        if not last:
+            return math.nan
+        evaluated = next((step for step in reversed(self.steps) if step < last), 0)
+        return self.interference[last] / (last - max(before, evaluated))
+
     def series(self, signal: str) -> Sequence[tuple[int, float]]:
         """Return a signal at the probe evaluations, as (step, value).
 

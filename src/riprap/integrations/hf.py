@@ -175,6 +175,7 @@ class MonitorCallback(TrainerCallback):
         per_rank = has_sharded_parameters(model)  # each rank has a shard of the gradients
         if not self.monitor.watching or not (rank() == 0 or per_rank):
             return
+        own = self.monitor.state_dict()  # which ranks with shards make together
         folder = checkpoint_folder(args, state)
         if rank() == 0 and not folder.is_dir():
             warn(
@@ -184,7 +185,7 @@ class MonitorCallback(TrainerCallback):
             )
             return
         try:
-            save_state(folder / _state_file(per_rank), self.monitor.state_dict())
+            save_state(folder / _state_file(per_rank), own)
         except RecordError as error:  # a failing monitor must not stop training
             warn(str(error), stacklevel=3)
 

@@ -144,7 +144,7 @@ class AlertTracker:
         history = self.histories[name]
         if result.insufficient or not np.isfinite(result.margins).all():
             return True
-        if not history.healthy_at_start:
+        if not history.steps or not history.healthy_at_start:
             return False
         was_broken = score(history.margins[-1]) < history.floor
         if score(result.margins) < history.floor and not was_broken:

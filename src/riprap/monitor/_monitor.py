@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from riprap._distributed import rank, unwrap_model
+from riprap._distributed import is_replica, rank, unwrap_model
 from riprap._formatting import format_score
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
@@ -61,6 +61,11 @@ from riprap.types import Action, Alert, Forecast, Level
 if TYPE_CHECKING:
     import pandas as pd
 
+NO_BUDGET = (
+    "Each of several ranks has all of the weights and a clock of its own: without a budget, all "
+    "evaluate the probes at the same steps."
+)
+
 
 class Monitor:
     """Monitor of behaviors while a model is trained; it raises alerts before they break.
@@ -95,7 +100,7 @@ class Monitor:
             probe evaluations come later, and evaluate a part of the probes in turn. Beyond it are
             the first evaluation, two more at the start, and eight more while a forecast or the
             interference says that a behavior is about to break. None: no limit, and steps of
-            evaluations that do not depend on the speed of the machine.
+            evaluations that do not depend on the speed of the machine; always so under DDP.
 
     Raises:
         ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an
@@ -229,6 +234,7 @@ class Monitor:
         )
         probe_runner.autocast = self._training_autocast
         if engine is None:
+            self._drop_budget_of_replica(model)
             session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
         else:
             probe_runner.reads_gradients = False
@@ -270,6 +276,16 @@ class Monitor:
     @staticmethod
     def _new_schedule(probe_every: int, budget: float | None, meter: CostMeter) -> ProbeSchedule:
         return ProbeSchedule(probe_every, None if budget is None else Budget(budget, meter))
+
+    def _drop_budget_of_replica(self, model: nn.Module) -> None:
+        """Let ranks that evaluate each by itself do so at equal steps: their clocks differ.
+
+        Else a guard would act on one rank only, and each rank would wait for the others' passes.
+        """
+        run = self._run
+        if run.schedule.budget is not None and is_replica(model):
+            run.schedule.budget = None
+            run.notes.append(NO_BUDGET)
 
     def _reduce_behaviors(self, model: nn.Module) -> None:
         """Reduce the behaviors to the probes that the model passes, once."""
@@ -325,12 +341,13 @@ class Monitor:
         session, run = self._session, self._run
         if session is None:
             raise ConfigError("the monitor is not watching: save its state during a watch")
-        session.read_update()
+        update_is_read = session.read_before_save()
         return {
             "format": FORMAT,
             "run": run.record.run_id(),
             "monitor": self._arguments(),
             "step": self.step,
+            "update_is_read": update_is_read,
             "position": self.record.position(),
             "parameters": parameter_names(
                 session.probe_runner.model, session.probe_runner.parameters
@@ -525,7 +542,7 @@ class Monitor:
             probe_runner.rotation.load_state_dict(state["rotation"])
         with wrap_state_errors("the trained parameters"):
             session.check.load_state_dict(state["tracker"]["check"])
-        self._run.step = session.first_step = state["step"]
+        session.begin_after(state["step"], state["update_is_read"])
         self._write_metadata(session, state["position"], state["run"])
 
     def _write_metadata(

@@ -22,6 +22,7 @@ _PARTS = {
     "run": str,
     "monitor": dict,
     "step": int,
+    "update_is_read": bool,
     "position": dict,
     "parameters": list,
     "schedule": dict,

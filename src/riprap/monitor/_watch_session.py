@@ -166,7 +166,9 @@ class WatchSession:
     def reads_each_step(self) -> bool:
         """True if a signal, or an active guard, reads the update of each step by itself."""
         guard = self.guard
-        return self._reads_each_step or (guard is not None and guard.reads_interference)
+        return self._reads_each_step or (
+            guard is not None and (guard.reads_interference or guard.reads_updates)
+        )
 
     def after_step(self) -> None:
         """Count the step, read the update now and then, and evaluate the probes if they are due."""
@@ -213,6 +215,20 @@ class WatchSession:
         self._last_read, self._changed_since_read = run.step, False
         run.record.add_readings(readings)
         run.tracker.add_interference(readings)
+
+    def read_before_save(self) -> bool:
+        """Read the update of the last steps; return False if other weights are loaded now."""
+        if self._last_read == self.run.step:
+            return True
+        if self._weights_were_replaced():
+            return False
+        self.read_update()
+        return True
+
+    def begin_after(self, step: int, update_is_read: bool) -> None:
+        """Continue a run after this step; what was not read of its update never will be."""
+        self.run.step = self.first_step = self._last_read = step
+        self._changed_since_read = not update_is_read
 
     def finish(self) -> None:
         """After a step and what the guard did: note the weights."""
