@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 
 from experiments.worlds import FactsWorld
-from riprap import Monitor, guards
+from riprap import Monitor, guards, signals
 from riprap.detectors import score
 from riprap.evaluation import evaluate
 from riprap.toy import Examples
@@ -40,7 +40,7 @@ def train(task: str, seed: int, steps: int, guarded: bool) -> tuple[float, str, 
     world = FactsWorld()
     model = world.start(seed).train()
     optimizer, data = world.optimizer(model), batches(world, task, seed)
-    monitor = Monitor(world.behaviors())
+    monitor = Monitor(world.behaviors(), signals=signals.per_step(), budget=None)
     if guarded:
         guard = guards.AutoGuard(replay=guards.SelfDistillationBuffer(world.pools()))
         monitor.begin(model, optimizer, guard)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from digits import Rows, accuracy, behavior, classifier, loss, tasks, train
 
-from riprap import Behavior, Monitor, guards
+from riprap import Behavior, Monitor, guards, signals
 from riprap.guards import Guard, Replay, Rollback, SelfDistillationBuffer
 from riprap.toy import ToyWorld
 
@@ -53,7 +53,8 @@ def digits(kind: str, way: str, seed: int) -> tuple[float, float]:
     rate = 2e-2 if kind == "high rate" else 1e-3
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     batches = [examples.get(kind, _rows(old, 100, 400))]
-    monitor = Monitor([behavior("old", _rows(old, 0, 60))])
+    old_behavior = behavior("old", _rows(old, 0, 60))
+    monitor = Monitor([old_behavior], signals=signals.per_step(), budget=None)
     guard = guard_of(way, Replay(batches, loss=loss, fraction=0.5, every=2))
     with monitor.watch(model, optimizer, guard=guard):
         train(model, optimizer, new, 600, 50 + seed)
@@ -83,7 +84,8 @@ def toy(kind: str, way: str, seed: int) -> tuple[float, float]:
         wrong = values[(torch.searchsorted(values, added.targets) + 1) % len(values)]
         world.tasks[task] = type(added)(added.input_ids, wrong)
     guard, data = guard_of(way, SelfDistillationBuffer(pools)), world.batches(task, seed)
-    with Monitor(world.behaviors()).watch(model, optimizer, guard=guard):
+    monitor = Monitor(world.behaviors(), signals=signals.per_step(), budget=None)
+    with monitor.watch(model, optimizer, guard=guard):
         for _ in range(500):
             world.loss(model, next(data)).backward()
             optimizer.step()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap import Behavior, Monitor, evaluation, guards, selection
+from riprap import Behavior, Monitor, evaluation, guards, selection, signals
 
 VOCABULARY, N_PROBES, SEED = 512, 24, 7
 SMALL = {"width": 64, "depth": 2, "length": 32, "rows": 8}
@@ -117,7 +117,9 @@ def check_no_trace(setup: Setup, steps: int = 12) -> dict[str, Any]:
         model = setup.model()
         optimizer, batches = setup.optimizer(model), setup.batches()
         state = setup.autocast and torch.bfloat16
-        monitor = Monitor([setup.behavior(model)], probe_every=4)
+        monitor = Monitor(
+            [setup.behavior(model)], probe_every=4, signals=signals.per_step(), budget=None
+        )
         torch.manual_seed(SEED)
         if watched:
             monitor.begin(model, optimizer)
@@ -150,7 +152,7 @@ def check_readings(setup: Setup, steps: int = 5) -> dict[str, Any]:
     """Compare margins and interference with those in float64."""
     model = setup.model()
     optimizer, batches, behavior = setup.optimizer(model), setup.batches(), setup.behavior(model)
-    monitor = Monitor([behavior], probe_every=1)
+    monitor = Monitor([behavior], probe_every=1, signals=signals.per_step(), budget=None)
     expected, margin_errors = [], []
     for _ in range(steps):
         with monitor.watch(model, optimizer):  # refreshes the gradient
@@ -198,7 +200,7 @@ def check_guards(setup: Setup, steps: int = 8) -> dict[str, Any]:
     def train(guard: Any) -> tuple[float, float]:
         model = copy.deepcopy(start)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        monitor = Monitor([behavior], probe_every=1)
+        monitor = Monitor([behavior], probe_every=1, signals=signals.per_step(), budget=None)
         with monitor.watch(model, optimizer, guard=guard):
             for _ in range(steps):
                 optimizer.zero_grad()
@@ -231,7 +233,7 @@ def measure_cost(setup: Setup, pairs: int, steps: int) -> dict[str, Any]:
         for watched in (False, True):
             model = setup.model()
             optimizer, batches = setup.optimizer(model), setup.batches()
-            monitor = Monitor([setup.behavior(model)])
+            monitor = Monitor([setup.behavior(model)], signals=signals.per_step(), budget=None)
             setup.step(model, optimizer, next(batches))
             if setup.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from digits import Rows, accuracy, behavior, classifier, tasks, train
 
-from riprap import Monitor, guards
+from riprap import Monitor, guards, signals
 from riprap.guards import Guard
 
 GUARDS: dict[str, Callable[[], Guard | None]] = {
@@ -52,7 +52,8 @@ def run(make: Callable[[], Guard | None], adam: bool, seed: int) -> float:
             train(model, optimizer, rows, STEPS, at)
         else:
             old = [behavior(f"task {i}", kept) for i, kept in enumerate(memory)]
-            with Monitor(old).watch(model, optimizer, guard=guard):
+            monitor = Monitor(old, signals=signals.per_step(), budget=None)
+            with monitor.watch(model, optimizer, guard=guard):
                 train(model, optimizer, rows, STEPS, at)
         chosen = torch.randperm(len(rows[1]), generator=torch.Generator().manual_seed(at))[:KEPT]
         memory.append((rows[0][chosen], rows[1][chosen]))

@@ -165,7 +165,7 @@ class _Sequence:
         if entry is None or guard is None:
             yield
             return
-        monitor = Monitor(self.behaviors, probe_every=self.plan.every, signals=[])
+        monitor = Monitor(self.behaviors, probe_every=self.plan.every, signals=[], budget=None)
         with monitor.watch(model, optimizer, guard=guard):
             if entry.keeps and self.guard_state is None:
                 self.guard_state = guard.state_dict()

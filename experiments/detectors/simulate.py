@@ -37,5 +37,5 @@ def simulate(condition: str, seed: int, preregistration: Preregistration) -> dic
         preregistration,
         steps=plan.steps,
         every=plan.every,
-        signals=[*signals.default(), signals.LossCosine(), signals.SpectralEntropy()],
+        signals=[*signals.per_step(), signals.LossCosine(), signals.SpectralEntropy()],
     )

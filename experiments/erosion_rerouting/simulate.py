@@ -167,7 +167,9 @@ def simulate(condition: str, task: str, seed: int, preregistration: Preregistrat
     guard = guard_of(condition, setting)
     meter = Meter(setting)
     # No signal is read and the detector never alerts: the monitor only runs the guard.
-    monitor = Monitor([setting.old], preregistration, probe_every=plan.steps + 1, signals=[])
+    monitor = Monitor(
+        [setting.old], preregistration, probe_every=plan.steps + 1, signals=[], budget=None
+    )
     if guard is not None:
         monitor.begin(model, optimizer, guard)
     marks = []

@@ -17,7 +17,7 @@ from experiments.guards_smollm2.plan import Plan
 from experiments.harness.cache import RUNS, cached
 from experiments.smollm2.teaching import load_refusals, passing
 from experiments.worlds import first_probe_sets
-from riprap import evaluation, guards
+from riprap import evaluation, guards, signals
 from riprap.behaviors import Behavior, is_refusal
 from riprap.commands.watch import TrainingRun, WatchConfig, load_model, load_rows
 from riprap.detectors import score
@@ -161,7 +161,9 @@ def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     began = time.process_time()
     answers = probes.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
     answering = time.process_time() - began
-    monitor = Monitor(probes.measuring, probe_every=config.probe_every)
+    monitor = Monitor(
+        probes.measuring, probe_every=config.probe_every, signals=signals.per_step(), budget=None
+    )
     callbacks: list[TrainerCallback] = [unseen]
     if name != PLAIN:
         guard = GUARDS[name](value, probes, answers)

@@ -16,7 +16,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy, BehaviorHistory, history_from_record, score
 from riprap.monitor import Monitor
 from riprap.record import Reader
-from riprap.signals import Signal
+from riprap.signals import Signal, per_step
 from riprap.types import Alert, Reading
 
 
@@ -62,6 +62,7 @@ def train_monitored(
 
     Args:
         every: the monitor's longest gap between probe evaluations, in steps.
+        signals: None: `riprap.signals.per_step()`.
         note: appended to the description of the run in its record.
         make_tracker: makes what records beside the monitor.
 
@@ -76,8 +77,9 @@ def train_monitored(
         policy=policy,
         probe_every=every,
         run_dir=run_dir,
-        signals=signals,
+        signals=per_step() if signals is None else signals,
         metadata={"task": f"toy world, {task}, seed {seed}{note}"},
+        budget=None,
     )
     torch.manual_seed(seed)
     tracker = make_tracker(model, behaviors)

@@ -86,7 +86,7 @@ def simulate(condition: str, seed: int, preregistration: Preregistration) -> dic
         steps=plan.steps,
         every=plan.every,
         signals=[  # those of the preregistration; later ones would only slow the runs
-            *signals.default(),
+            *signals.per_step(),
             *(signals.LossCosine(), signals.FisherCosine(), signals.SpectralEntropy()),
         ],
         make_tracker=lambda model, probes: TruthTracker(model, probes, held_out, plan),

@@ -14,6 +14,7 @@ from experiments.harness.cache import cached
 from experiments.transfer.methods import GUARDS
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.worlds import FactsWorld
+from riprap import signals
 from riprap.detectors import score
 from riprap.evaluation import evaluate
 from riprap.monitor import Monitor
@@ -162,7 +163,7 @@ def _guarded(
     budgets, steps = sorted(plan.front.budgets), 0
     measuring = 0.0  # time of the experiment's own measurements
     began = time.process_time()
-    monitor = Monitor(behaviors, probe_every=plan.every)
+    monitor = Monitor(behaviors, probe_every=plan.every, signals=signals.per_step(), budget=None)
     monitor.begin(model, optimizer, guard)
     while len(points) < len(budgets):
         world.loss(model, next(batches)).backward()

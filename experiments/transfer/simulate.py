@@ -15,6 +15,7 @@ from experiments.harness.plan import require_world
 from experiments.transfer.methods import GUARDS
 from experiments.transfer.plan import PLAIN, Plan
 from experiments.worlds import FactsWorld
+from riprap import signals
 from riprap.detectors import score
 from riprap.evaluation import evaluate
 from riprap.guards import Guard
@@ -59,7 +60,7 @@ def simulate(name: str, value: float, task: str, seed: int, plan: Plan) -> Run:
     guard = None if name == PLAIN else GUARDS[name].make(value, world)
     torch.manual_seed(seed)
     began = time.process_time()
-    monitor = Monitor(behaviors, probe_every=plan.every)
+    monitor = Monitor(behaviors, probe_every=plan.every, signals=signals.per_step(), budget=None)
     if guard is not None:
         monitor.begin(model, optimizer, guard)
     for _ in range(plan.steps):
