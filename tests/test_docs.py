@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from riprap import AlertPolicy, Level
+from riprap import AlertPolicy, Level, Monitor
 from riprap.commands.watch import WatchConfig
 from riprap.diagnosis import Verdict
 
@@ -83,6 +84,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "docs"}
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
         patch.chdir(folder)
+        patch.setitem(Monitor.__init__.__kwdefaults__, "budget", None)
         for page in IN_ORDER:
             write_files(ROOT / "docs" / page, folder)
             run = [b for b in blocks(ROOT / "docs" / page, "python") if b.mark == "runs"]
@@ -129,15 +131,16 @@ def test_the_tutorials_warning_comes_before_the_break(
 
 def test_what_the_tutorial_says_of_its_readings(session: dict[str, Any]) -> None:
     history, missing = session["history"], session["missing"]
-    assert session["predicted"].step.tolist() == list(range(1, 121))
+    predicted = session["predicted"].step.tolist()
+    assert max(after - before for before, after in pairwise([0, *predicted, 121])) <= 4
     assert (session["predicted"].state == "MEASURED").all()
     visited = session["scores"].index.tolist()
+    assert set(visited) <= {0, *predicted}
     assert visited[:9] == list(range(9))
     assert len(visited) < 121
     assert set(zip(missing.behavior, missing.signal, strict=True)) == {
         ("adding", "projection"),
         ("commuting", "projection"),
-        ("commuting", "depth"),
     }
     assert not (history.state == "ERROR").any()
 
