@@ -40,8 +40,8 @@ def test_a_monitor_without_alerts_is_detected(monkeypatch: pytest.MonkeyPatch) -
 def test_a_monitor_that_changes_weights_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     original = WatchSession.after_step
 
-    def meddle(self: WatchSession, update: list[torch.Tensor]) -> None:
-        original(self, update)
+    def meddle(self: WatchSession) -> None:
+        original(self)
         with torch.no_grad():
             self.probe_runner.parameters[0].add_(1e-6)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from guards.cases import Run, behaviors, lessons
-from riprap import AlertPolicy, Behavior, Monitor, guards
+from guards.cases import Run, behaviors, lessons, monitor_of
+from riprap import AlertPolicy, Behavior, Monitor, guards, signals
 from riprap.errors import ConfigError
 from riprap.types import Action
 
@@ -116,8 +116,9 @@ def test_what_was_broken_is_healthy_in_the_end() -> None:
 
 def test_a_rollback_is_no_update_and_refreshes_the_gradients() -> None:
     """The first steps after it are predicted as well as before: r_b tells the change of a step."""
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1)).go(12)
-    at = seen.backs[0].step
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1))
+    seen.run.monitor = monitor_of(signals=signals.per_step())
+    at = seen.go(12).backs[0].step
     history = seen.run.monitor.history()
     margins = history[(history.signal == "margin") & (history.behavior == "first")]
     assert margins.step.tolist().count(at) == 2  # before going back, and after
@@ -233,12 +234,10 @@ def test_a_break_at_the_last_probe_evaluation_is_rolled_back() -> None:
     run = Run(guard, rate=RATE)
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=50)
     with run.monitor.watch(run.model, run.optimizer, guard=guard):
-        run.monitor._run.schedule.next_step = 99  # no visit before the end
+        schedule = run.monitor._run.schedule
+        schedule.next_step = schedule.read_every = 99  # no visit before the end
         for ids, targets in lessons(5):
             run.step(ids, targets)
-            run.monitor._run.schedule.next_step = 99
-            for track in run.monitor.behavior_histories.values():
-                track.interference.clear()
     assert [action.step for action in run.monitor.actions if action.applied] == [5]
     assert same(run.weights(), Run(None).weights())
 

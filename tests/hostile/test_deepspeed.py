@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from riprap import Behavior, Monitor, evaluation, guards
+from riprap import Behavior, Monitor, evaluation, guards, signals
 from riprap.errors import ConfigError
 
 
@@ -146,7 +146,7 @@ def test_a_failing_probe_does_not_end_training(learned: nn.Module, memory: Behav
 
 def test_a_torch_optimizer_of_deepspeed_is_monitored(learned: nn.Module, memory: Behavior) -> None:
     optimizer = CPUAdam(learned.parameters(), lr=1e-2)
-    monitor = Monitor([memory])
+    monitor = Monitor([memory], signals=signals.per_step())
     with monitor.watch(learned, optimizer):
         learned(torch.ones(2, 8)).sum().backward()
         optimizer.step()

@@ -185,7 +185,7 @@ def test_the_error_names_what_is_wrong(
 
 
 def test_a_state_of_the_first_format_is_refused() -> None:
-    refuse(taken()[0] | {"format": 1}, "format 1, and this Riprap reads format 3: start anew")
+    refuse(taken()[0] | {"format": 1}, "format 1, and this Riprap reads format 4: start anew")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap import Behavior, Monitor
+from riprap import Behavior, Monitor, signals
 from tiny import PlainLM
 
 IDS = torch.randint(3, 41, (24, 9), generator=torch.Generator().manual_seed(2))
@@ -51,7 +51,7 @@ def run(kind: str, watched: bool) -> tuple[list[Tensor], int, int, Monitor | Non
         model.blocks[1] = torch.compile(model.blocks[1], backend=backend)
     elif kind == "optimizer":
         step = torch.compile(optimizer.step, backend=backend)
-    monitor = Monitor([words()], probe_every=2) if watched else None
+    monitor = Monitor([words()], probe_every=2, signals=signals.per_step()) if watched else None
     if monitor is not None:
         monitor.begin(called, optimizer)
     for i in range(12):

@@ -19,6 +19,8 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.integrations.hf import MonitorCallback
+from riprap.monitor._probe_runner import ProbeRunner
+from riprap.monitor._probe_schedule import ProbeSchedule
 from tiny import PROMPTS, Classifier, make_llama, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -39,8 +41,9 @@ def of_words() -> list[Behavior]:
     ]
 
 
-def monitor_of(behaviors: list[Behavior], policy: AlertPolicy) -> Monitor:
-    return Monitor(behaviors, policy=policy, probe_every=10, signals=signals.everything())
+def monitor_of(behaviors: list[Behavior], policy: AlertPolicy, **options: Any) -> Monitor:
+    settings = {"probe_every": 10, "signals": signals.everything()} | options
+    return Monitor(behaviors, policy=policy, **settings)
 
 
 def state(model: nn.Module, optimizer: Any) -> list[Any]:
@@ -100,6 +103,7 @@ def compare(
     policy: AlertPolicy,
     steps: int = 100,
     parts: int = 1,
+    **options: Any,
 ) -> None:
     ends = []
     for watched in (False, True):
@@ -108,7 +112,7 @@ def compare(
         torch.manual_seed(5)
         model, optimizer, loss = build()
         if watched:
-            monitor = monitor_of(behaviors, policy)
+            monitor = monitor_of(behaviors, policy, **options)
             with monitor.watch(model, optimizer):
                 loop(model, optimizer, loss, steps, parts)
             assert_read(monitor, steps)
@@ -158,6 +162,38 @@ def test_dropout_and_batch_statistics(kind: str, memory: Behavior, policy: Alert
 
 def test_a_language_model(policy: AlertPolicy) -> None:
     compare(llama, of_words(), policy)
+
+
+@pytest.mark.parametrize("read", [signals.default, signals.per_step])
+def test_however_often_updates_are_read(
+    read: Callable[[], list[signals.Signal]], policy: AlertPolicy
+) -> None:
+    compare(llama, of_words(), policy, steps=40, signals=read())
+
+
+def test_a_budget(policy: AlertPolicy) -> None:
+    compare(llama, of_words(), policy, steps=40, budget=0.03)
+
+
+def test_parts_of_the_probes_in_turn(policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, partial = ProbeSchedule.plan, []
+
+    def plan_a_part(schedule: ProbeSchedule, *arguments: Any) -> None:
+        plan(schedule, *arguments)
+        schedule.n_parts = 2
+
+    part = ProbeRunner.run_part
+
+    def noted(runner: ProbeRunner, *arguments: Any) -> Any:
+        found = part(runner, *arguments)
+        steps = runner.rotation.last_steps.values()
+        partial.append(any((own < arguments[0]).any() for own in steps))
+        return found
+
+    monkeypatch.setattr(ProbeSchedule, "plan", plan_a_part)
+    monkeypatch.setattr(ProbeRunner, "run_part", noted)
+    compare(llama, of_words(), policy, steps=40)
+    assert sum(partial) >= 4
 
 
 def test_accumulated_gradients(policy: AlertPolicy) -> None:

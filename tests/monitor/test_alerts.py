@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from dial import below, reading, turn
-from riprap import AlertPolicy, Behavior, Monitor
+from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.detectors import BettingTest, Detector
 from riprap.types import Alert, Forecast, Level, ReadingStatus
 
@@ -106,16 +106,21 @@ def test_what_was_broken_before_training_is_said_once_and_never_alerted() -> Non
     assert monitor.below_floor() == {"lost": 0.0}
 
 
-def test_interference_calls_for_an_evaluation_before_the_plan_does() -> None:
-    """Long calm steps, gaps grown long; then one large step is evaluated immediately."""
+@pytest.mark.parametrize(("read", "latest"), [(signals.per_step, 91), (signals.default, 94)])
+def test_interference_calls_for_an_evaluation_before_the_plan_does(
+    read: Callable[[], list[signals.Signal]], latest: int
+) -> None:
+    """Long calm steps, gaps grown long; one large step is evaluated when it has been read."""
     policy = AlertPolicy(name="test", detectors=[below(0.0, Level.CRITICAL)])
-    monitor = Monitor([reading()], policy=policy, probe_every=40)
+    monitor = Monitor([reading()], policy=policy, probe_every=40, signals=read())
     turn(monitor, [10.0] * 91 + [4.0] + [4.0] * 5)
     evaluated = monitor.behavior_histories["dial"].steps
     planned = [step for step in evaluated if step < 91]
-    assert 91 in evaluated
-    assert planned[-1] + planned[-1] // 4 > 91  # it was not its turn
-    assert monitor.behavior_histories["dial"].interference[91] == pytest.approx(-6.0)
+    soon = [step for step in evaluated if 91 <= step <= latest]
+    assert len(soon) == 1
+    assert planned[-1] + planned[-1] // 4 > latest  # it was not its turn
+    interference = monitor.behavior_histories["dial"].interference
+    assert interference[soon[0]] == pytest.approx(-6.0)
 
 
 def test_small_steps_add_up_to_an_evaluation() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -95,7 +96,8 @@ def test_the_summary_of_a_run_that_broke() -> None:
     both = [reading("low", -1.0), reading("high", 1.0)]
     monitor = Monitor(both, policy=policy, probe_every=1)
     turn(monitor, [3, 1.8, 1.5, 0.9, 0.8, 1.2])
-    assert monitor.summary().split("\n") == [
+    *lines, cost = monitor.summary().split("\n")
+    assert lines == [
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
         "Alerts: warning at step 1.",
@@ -103,6 +105,9 @@ def test_the_summary_of_a_run_that_broke() -> None:
         "Before step 3 no behavior was broken; the last evaluation there was at step 2: a "
         "checkpoint of that step or earlier keeps all of them.",
     ]
+    assert re.fullmatch(
+        r"The monitor took [\d.e+]+ % of the training time \(.*\), without a budget\.", cost
+    )
 
 
 def test_the_summary_says_what_a_guard_did(learned: nn.Module, memory: Behavior) -> None:

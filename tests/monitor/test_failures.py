@@ -122,9 +122,9 @@ def test_a_signal_that_fails_spares_the_others_and_the_alerts(
 ) -> None:
     detectors = [Threshold(signal="score", side="below", value=0.9)]
     policy = AlertPolicy(name="test", detectors=detectors)
-    whole = Monitor([memory], policy=policy)
+    whole = Monitor([memory], policy=policy, signals=signals.per_step())
     expected = end_of(learned, whole)
-    monitor = Monitor([memory], policy=policy, signals=[Broken(moment), *signals.default()])
+    monitor = Monitor([memory], policy=policy, signals=[Broken(moment), *signals.per_step()])
     with pytest.warns(UserWarning, match="broken failed at step .*no such probe"):
         found = end_of(learned, monitor)
     assert np.array_equal(found, expected)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loops import flat, mean_margin_gradient, task, train
-from riprap import AlertPolicy, Behavior, Monitor
+from riprap import AlertPolicy, Behavior, Monitor, signals
 from tiny import make_llama
 
 
@@ -40,7 +40,7 @@ def test_four_small_batches_read_as_one_large_one(
 def test_a_second_watch_goes_on_with_the_count(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], policy=policy, probe_every=4)
+    monitor = Monitor([memory], policy=policy, probe_every=4, signals=signals.per_step())
     first = torch.optim.SGD(learned.parameters(), lr=1e-2)
     with monitor.watch(learned, first):
         train(learned, first, task(6))
@@ -96,7 +96,7 @@ def test_frozen_parameters_and_those_of_others_are_left_out(
     stranger = nn.Parameter(torch.ones(3))
     groups = [{"params": list(learned.parameters())}, {"params": [stranger], "lr": 1.0}]
     optimizer = torch.optim.SGD(groups, lr=1e-2)
-    monitor = Monitor([memory], policy=policy)
+    monitor = Monitor([memory], policy=policy, signals=signals.per_step())
     with monitor.watch(learned, optimizer):
         for inputs, labels in task(2):
             optimizer.zero_grad()
@@ -141,7 +141,7 @@ def test_the_gradient_of_a_closure_is_read_after_it_was_made(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy, by_name: bool
 ) -> None:
     """Lightning trains like this: before the closure there is only the last step's gradient."""
-    monitor = Monitor([memory], policy=policy)
+    monitor = Monitor([memory], policy=policy, signals=signals.per_step())
     optimizer = torch.optim.SGD(learned.parameters(), lr=0.1)
     expected = []
 
@@ -172,7 +172,7 @@ def test_a_step_that_the_scaler_skips_is_no_step(
 
     A fused optimizer unscales within its step, and takes one that changes nothing.
     """
-    monitor = Monitor([memory], policy=policy)
+    monitor = Monitor([memory], policy=policy, signals=signals.per_step())
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     true_norms = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap import Behavior, Monitor, guards
+from riprap import Behavior, Monitor, guards, signals
 from riprap.errors import ConfigError
 
 IDS = torch.randint(0, 20, (32, 4), generator=torch.Generator().manual_seed(0))
@@ -57,7 +57,7 @@ def test_sparse_gradients_are_read_and_training_is_the_same(
 ) -> None:
     plain, model, dense = Net(bag=bag), Net(bag=bag), Net(bag=bag, sparse=False)
     train(plain, make(plain))
-    monitor = Monitor([own(model)], probe_every=1)
+    monitor = Monitor([own(model)], probe_every=1, signals=signals.per_step())
     optimizer = make(model)
     with monitor.watch(model, optimizer):
         train(model, optimizer)

@@ -20,7 +20,7 @@ from tiny import PlainLM
 def test_steps_are_counted_and_read(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy
 ) -> None:
-    monitor = Monitor([memory], policy=policy, probe_every=5)
+    monitor = Monitor([memory], policy=policy, probe_every=5, signals=signals.per_step())
     optimizer = torch.optim.AdamW(learned.parameters(), lr=1e-3)
     with monitor.watch(learned, optimizer) as watching:
         assert watching is monitor

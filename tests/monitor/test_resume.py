@@ -117,10 +117,10 @@ def test_states_that_do_not_fit_are_refused(
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="not a monitor's state"):
         other.load_state_dict({"model": 1})
-    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 3"):
+    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 4"):
         other.load_state_dict(state | {"format": 9})
-    with pytest.raises(ConfigError, match="format 2, and this Riprap reads format 3: start anew"):
-        other.load_state_dict({"format": 2, "step": 4})
+    with pytest.raises(ConfigError, match="format 3, and this Riprap reads format 4: start anew"):
+        other.load_state_dict({"format": 3, "step": 4})
     with pytest.raises(ConfigError, match="not watching"):
         other.state_dict()
 
@@ -176,7 +176,7 @@ def test_a_state_of_another_run_does_not_hide_the_readings_of_a_record(
     own.load_state_dict(state)
     with own.watch(learned, optimizer):
         train(learned, optimizer, task(2))
-    steps = [r.step for r in Reader(tmp_path / "first").readings() if r.signal == "norm_gradient"]
+    steps = [r.step for r in Reader(tmp_path / "first").readings() if r.signal == "interference"]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
@@ -208,7 +208,7 @@ def test_two_monitors_do_not_write_one_record(
             late.begin(learned, optimizer)
         train(learned, optimizer, task(2))
     history = one.history()
-    assert history[history.signal == "norm_gradient"].step.tolist() == [1, 2, 3, 4]
+    assert history[history.signal == "interference"].step.tolist() == [1, 2, 3, 4]
     with late.watch(learned, optimizer):  # once it has ended, another may continue
         pass
 

@@ -32,7 +32,7 @@ def test_what_joins_is_watched_from_its_first_step(
         optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     else:
         optimizer = torch.optim.SGD(learned[2].parameters(), lr=1e-2)
-    monitor = Monitor([memory], policy=policy, probe_every=every)
+    monitor = Monitor([memory], policy=policy, probe_every=every, signals=signals.per_step())
     with (
         pytest.warns(UserWarning, match="2 tensors joined training before step 13"),
         monitor.watch(learned, optimizer),
@@ -75,7 +75,7 @@ def test_layers_that_take_turns(learned: nn.Module, memory: Behavior, policy: Al
     """As LISA: what comes back was never forgotten."""
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
     learned[0].requires_grad_(False)
-    monitor = Monitor([memory], policy=policy, probe_every=1)
+    monitor = Monitor([memory], policy=policy, probe_every=1, signals=signals.per_step())
     expected = {}
     with pytest.warns(UserWarning, match="2 tensors joined"), monitor.watch(learned, optimizer):
         for step, batch in enumerate(task(12), 1):
@@ -101,7 +101,7 @@ def test_signals_that_store_something_for_each_parameter_start_anew(
 ) -> None:
     learned[0].requires_grad_(False)
     optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
-    own = [*signals.default(), signals.LayerInterference(), signals.FisherCosine()]
+    own = [*signals.per_step(), signals.LayerInterference(), signals.FisherCosine()]
     own.append(signals.SteepAlignment(k=2))
     monitor = Monitor([memory], policy=policy, probe_every=1, signals=own)
     with pytest.warns(UserWarning, match="joined training"), monitor.watch(learned, optimizer):
