@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory, score, threshold_margin
@@ -74,6 +76,10 @@ class AdaptiveReplay(Replay):
         """Whether a behavior is being replayed; the share follows the interference then."""
         return bool(self.awake)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._known: dict[str, tuple[np.ndarray, np.ndarray, tuple[float, float] | None]] = {}
+
     def start(self, view: GuardView) -> None:
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
@@ -93,10 +99,9 @@ class AdaptiveReplay(Replay):
         """
         needs = {}
         for name in self.names:
-            history = view.histories[name]
-            if not history.steps or not history.healthy_at_start:
+            lost, forecast = self._margin_spent(view.histories[name]), view.forecasts.get(name)
+            if lost is None:
                 continue
-            lost, forecast = margin_spent(history, self.min_score), view.forecasts.get(name)
             early = forecast is not None and (
                 forecast.predicts_break
                 or (lost >= EARLY_WAKE_AT and forecast.median <= EARLY_HORIZON)
@@ -109,6 +114,17 @@ class AdaptiveReplay(Replay):
             if name in self.awake:
                 needs[name] = min(max(lost, MIN_REST_AT), 1.0)
         return needs
+
+    def _margin_spent(self, history: BehaviorHistory) -> float | None:
+        """Return `margin_spent`; what it takes of the margins is computed once an evaluation."""
+        if not history.steps:
+            return None
+        first, last = history.margins[0], history.margins[-1]
+        known = self._known.get(history.behavior)
+        if known is None or known[0] is not first or known[1] is not last:
+            ends = initial_and_current(history, self.min_score)
+            known = self._known[history.behavior] = (first, last, ends)
+        return None if known[2] is None else margin_spent(history, *known[2])
 
     def _rest_at(self, name: str) -> float:
         """Return the lost share of margin at which replay of a behavior stops."""
@@ -147,14 +163,30 @@ class AdaptiveReplay(Replay):
         return Proposal(detail=detail)
 
 
-def margin_spent(history: BehaviorHistory, min_score: float = 0.0) -> float:
+def initial_and_current(
+    history: BehaviorHistory, min_score: float = 0.0
+) -> tuple[float, float] | None:
+    """Return the first and the last threshold margin; None if the behavior has nothing to lose.
+
+    Args:
+        min_score: the score that defines the threshold margin, if it is above the floor and the
+            behavior had it before training.
+    """
+    if not history.healthy_at_start:
+        return None
+    for least in (max(history.floor, min_score), history.floor):
+        start, now = (threshold_margin(history.margins[i], least) for i in (0, -1))
+        if start > 0:
+            break
+    return start, now
+
+
+def margin_spent(history: BehaviorHistory, start: float, now: float) -> float:
     """Return the share of the initial threshold margin that is lost; may be below 0 or above 1.
 
     Args:
-        min_score: the score that defines the threshold margin, if it is above the floor.
+        start, now: the first and the last threshold margin.
     """
-    floor = max(history.floor, min_score)
-    start, now = (threshold_margin(history.margins[i], floor) for i in (0, -1))
-    if start <= 0:  # the initial score was already below `floor`
-        return margin_spent(history) if min_score > history.floor else 0.0
+    if start <= 0:
+        return 0.0
     return 1 - (now + min(history.interference_since_last_probe(), 0.0)) / start
