@@ -96,6 +96,7 @@ def main() -> None:
             contrast=over_refusal,
             shot_counts=(10,),
             draws=asked.draws,
+            full=True,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     evidence = found.evidence

@@ -215,7 +215,7 @@ def diagnose(base: Path, tuned: Path, never: Path, out: Path) -> Path:
 
     options = ["--behaviors", "refusal", "--behaviors", "over_refusal"]
     options += ["--refusal-prefixes", "Sorry", "--n-probes", "12"]
-    options += ["--naive-model", str(never), "--out", str(out), "--json"]
+    options += ["--naive-model", str(never), "--out", str(out), "--repairs", "--json"]
     ran = CliRunner().invoke(app, ["diagnose", str(base), str(tuned), *options])
     if ran.exit_code not in (0, 2):
         raise RuntimeError(f"riprap diagnose: {ran.output}") from ran.exception
@@ -958,6 +958,7 @@ def _recover(_home: Path) -> dict[str, Any]:
             loss=parts.loss,
             reference=parts.Lookup(),
             naive_model=parts.lose(parts.Lookup(), True, 1.0),
+            full=True,
         )
         found[name] = {
             "verdict": str(result.verdict),

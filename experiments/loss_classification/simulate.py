@@ -71,6 +71,7 @@ def _diagnose(case: Case, seed: int, checkpoint: Checkpoint, plan: Plan) -> Clas
         "reference": checkpoint.reference,
         "unrelated_examples": checkpoint.irrelevant,
         "draws": plan.draws,
+        "full": True,
     }
     recovery = recover(
         checkpoint.model, checkpoint.behavior, checkpoint.examples, shot_counts=plan.counts, **given

@@ -113,6 +113,7 @@ def _recover(
         unrelated_examples=world.irrelevant(),
         shot_counts=plan.counts,
         draws=plan.draws,
+        full=True,
     )
     half = len(world.people) // 2
     taught, other_half = world.asked(world.people[:half]), world.asked(world.people[half:])

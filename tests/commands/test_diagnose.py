@@ -52,7 +52,8 @@ def result(folders: Path) -> dict[str, Any]:
     """Result for the adapter, with a naive model and a saved repair."""
     ran = run(
         *(folders / "base", folders / "adapter", *ASKED, "--out", folders / "out"),
-        *("--naive-model", folders / "never", "--save-repair", folders / "repaired", "--json"),
+        *("--naive-model", folders / "never", "--repairs", "--save-repair", folders / "repaired"),
+        *("--full", "--json"),
     )
     assert ran.exit_code == 2, ran.output  # a finding: the refusal is under its floor
     found: dict[str, Any] = json.loads(ran.stdout)
@@ -109,6 +110,29 @@ def test_an_adapter_is_read_as_peft_reads_it(folders: Path) -> None:
             assert torch.equal(pair.base[name], SafetensorsFolder(folders / "base")[name])
 
 
+def test_repairs_and_the_curve_are_tried_on_demand(folders: Path, tmp_path: Path) -> None:
+    """By default the verdict alone; what was not run is named everywhere."""
+    ran = run(folders / "base", folders / "adapter", *ASKED, "--out", tmp_path / "out")
+    assert ran.exit_code == 2, ran.output
+    assert "not run: --repairs" in ran.output and "cheapest" not in ran.output
+    assert "refusal: recovery" in ran.output and "at most" in ran.output  # the estimate
+    data = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    assert data["repairs"] == [] and data["no_repairs"] == "not run: --repairs"
+    refusal = data["behaviors"][0]
+    assert {point["count"] for point in refusal["recovery"]["curve"]} == {10}
+    assert all("--full" in refusal["missing"][part] for part in ("curve", "linear path"))
+    assert all(layer["restored_share"] is None for layer in data["divergence"]["layers"])
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "not run: --repairs" in text and "not run: --full" in text
+    assert text.index("Refusal: ") < text.index("What to do about it") < text.index("the evidence")
+
+
+def test_full_adds_the_curve(result: dict[str, Any]) -> None:
+    refusal = json.loads(Path(result["data"]).read_text())["behaviors"][0]
+    own = {p["count"] for p in refusal["recovery"]["curve"] if p["source"] == "own"}
+    assert own == {1, 2, 5, 10} and "curve" not in refusal["missing"]
+
+
 def test_nothing_lost_is_no_finding(folders: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(folders / "base")
@@ -158,11 +182,13 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
             "refusal",
         ),
         "n_probes": (base, tuned, "--n-probes", "3"),
-        "already exists": (base, tuned, "--save-repair", empty),
+        "already exists": (base, tuned, "--repairs", "--save-repair", empty),
+        "add --repairs to --save-repair": (base, tuned, "--save-repair", empty),
+        "add --repairs to --run": (base, tuned, "--run", empty),
         "--out": (base, tuned, "--out", base / "config.json"),
         "'use_dora'": (base, changed(folders / "adapter", tmp_path / "dora", use_dora=True)),
         "only LoRA": (base, changed(folders / "adapter", tmp_path / "ia3", peft_type="IA3")),
-        "no record": (base, tuned, "--run", empty),
+        "no record": (base, tuned, "--repairs", "--run", empty),
         "none of these behaviors": (
             *(base, tuned, "--behaviors", "refusal", "--refusal-prefixes", "Sure"),
         ),

@@ -29,6 +29,7 @@ def test_its_other_checkpoints_are_tried(folder: Path) -> None:
     pair = load_pair(str(folder / "model"), str(last))
     (last.parent / "checkpoint-odd").mkdir(exist_ok=True)
     given = {"base": str(folder / "model"), "tuned": str(last), "out": folder / "out", "run": run}
+    given |= {"repairs": True}
     (name,) = found = _checkpoints(DiagnoseConfig.parse(given, "test"), pair)
     assert name == "checkpoint-6"
     names = matching_names(pair.model, found[name])

@@ -184,8 +184,8 @@ def test_a_likelihood_begins_at_the_reference() -> None:
 
 
 def test_only_known_answers_return() -> None:
-    whole = recovered(lost_form(Lookup())).point("own", 10)
-    half = recovered(lost_form(lost_knowledge(Lookup(), 0.5))).point("own", 10)
+    whole = recovered(lost_form(Lookup()), full=True).point("own", 10)
+    half = recovered(lost_form(lost_knowledge(Lookup(), 0.5)), full=True).point("own", 10)
     assert whole is not None and half is not None
     assert whole.score.mean > 0.8 and whole.recovered.mean > 0.8
     assert half.score.mean == pytest.approx(whole.score.mean / 2, abs=0.15)

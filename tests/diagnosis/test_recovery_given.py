@@ -48,7 +48,7 @@ def test_custom_margins_may_use_several_tensors() -> None:
 
 def test_few_examples_are_learned_as_far_as_they_go() -> None:
     found = diagnosis.recover(
-        lost_form(Lookup()), behavior(), examples()[:6], loss=loss, reference=Lookup()
+        lost_form(Lookup()), behavior(), examples()[:6], loss=loss, reference=Lookup(), full=True
     )
     assert {point.count for point in found.curve if point.source == "own"} == {1, 2, 5}
 
@@ -149,8 +149,9 @@ def test_large_models_learn_through_adapters_that_leave_no_trace(
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"shot_counts": (1, 50)}, "30 examples"),
-        ({"shot_counts": (2, 1)}, "rising counts"),
+        ({"shot_counts": (1, 50), "full": True}, "30 examples"),
+        ({"shot_counts": (2, 1), "full": True}, "rising counts"),
+        ({"shot_counts": (1, 2)}, r"\[1, 2\] is a curve, which only full=True measures"),
         ({"draws": 0}, "at least one draw"),
         ({"unrelated_examples": examples()[:3], "shot_counts": (10,)}, "3 unrelated examples"),
         ({"reference": None}, "no reference was given"),

@@ -29,13 +29,21 @@ def diagnose(
     naive_model: str | None = typer.Option(
         None, help="Control: a model that never had the behaviors."
     ),
-    run: Path | None = typer.Option(
-        None, help="Folder of the run that trained TUNED; its checkpoints and data are used."
+    full: bool = typer.Option(
+        False,
+        "--full",
+        help="All of recovery (counts, draws, rates), and the linear path.",
     ),
-    save_repair: Path | None = typer.Option(None, help="Folder for the cheapest repaired model."),
+    repairs: bool = typer.Option(False, "--repairs", help="Try repairs of what was lost."),
+    run: Path | None = typer.Option(
+        None, help="With --repairs: run that trained TUNED; its checkpoints and data are used."
+    ),
+    save_repair: Path | None = typer.Option(
+        None, help="With --repairs: folder for the cheapest one."
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Compare TUNED with BASE: behaviors that were lost, and the repair that restores them.
+    """Compare TUNED with BASE: behaviors that were lost, why, and what restores them.
 
     Exit code 2 if a behavior is under its floor.
     """
@@ -44,11 +52,14 @@ def diagnose(
 
     settings = {"base": base, "tuned": tuned, "out": out}
     settings |= {"refusal_prefixes": refusal_prefixes, "n_probes": n_probes}
-    settings |= {"naive_model": naive_model, "run": run, "save_repair": save_repair}
+    settings |= {"naive_model": naive_model, "full": full, "repairs": repairs}
+    settings |= {"run": run, "save_repair": save_repair}
     settings |= {"behaviors": behaviors} if behaviors else {}
     result = run_diagnosis(DiagnoseConfig.parse(settings, "riprap diagnose"), quiet=as_json)
     lines = [behavior["summary"] for behavior in result["behaviors"].values()]
-    if result["lost"]:
+    if result["repairs"]:
+        lines.append(f"repairs: {result['repairs']}")
+    elif result["lost"]:
         repair = result["cheapest"] or "none of the repairs that were tried"
         lines.append(f"cheapest repair that brings all behaviors to their floors: {repair}")
     if result["saved"]:

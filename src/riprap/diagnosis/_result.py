@@ -55,11 +55,12 @@ class Diagnosis:
     """Comparison of a tuned model with its base.
 
     Attributes:
-        repairs: the first is the model without a repair; empty if nothing was lost.
+        repairs: the first is the model without a repair; empty if none were tried.
         cheapest_repair: the cheapest one that brings all behaviors to their floors.
         cost_measure: short description of the data on which the cost of repairs is measured.
         seconds: by stage.
         peak_memory: formatted, with its unit.
+        no_repairs: why no repair was tried, although something was lost; empty if some were.
     """
 
     base: str
@@ -72,6 +73,7 @@ class Diagnosis:
     settings: dict[str, Any]
     seconds: dict[str, float]
     peak_memory: str
+    no_repairs: str = ""
 
     @property
     def floors(self) -> dict[str, float]:

@@ -123,7 +123,7 @@ def _explain_verdict(behavior: BehaviorDiagnosis, recovery: Recovery) -> str:
 
 def evidence(behavior: BehaviorDiagnosis) -> list[EvidenceLine]:
     """Return all pieces of evidence, each with its status."""
-    kinds = (_recovery, _naive_model, _prefix_forcing, _decodability, _linear_path)
+    kinds = (_recovery, _curve, _naive_model, _prefix_forcing, _decodability, _linear_path)
     return [describe(behavior) for describe in kinds]
 
 
@@ -140,6 +140,20 @@ def _recovery(behavior: BehaviorDiagnosis) -> EvidenceLine:
     status = INSUFFICIENT if recovery.verdict is Verdict.INSUFFICIENT else MEASURED
     text = f"{', '.join(parts)} of the lost score; {recovery.reason}."
     return EvidenceLine("recovery", status, text)
+
+
+def _curve(behavior: BehaviorDiagnosis) -> EvidenceLine:
+    recovery = behavior.recovery
+    why = behavior.missing.get("curve", behavior.missing.get("recovery", ""))
+    if recovery is None or why:
+        return EvidenceLine("recovery by count", NOT_RUN, why)
+    parts = [
+        f"{point.count}: {format_interval(point.recovered)}"
+        for point in recovery.curve
+        if point.source == "own"
+    ]
+    text = f"share of the lost score that returns after so many examples: {', '.join(parts)}."
+    return EvidenceLine("recovery by count", MEASURED, text)
 
 
 def _naive_model(behavior: BehaviorDiagnosis) -> EvidenceLine:
@@ -203,6 +217,8 @@ def _linear_path(behavior: BehaviorDiagnosis) -> EvidenceLine:
 
 def repair_summary(diagnosis: Diagnosis) -> str:
     """Return the recommended repair in one sentence."""
+    if diagnosis.no_repairs:
+        return f"Repairs: {diagnosis.no_repairs}."
     if not diagnosis.repairs:
         return "No behavior was lost; no repair needed."
     if diagnosis.cheapest_repair is None:

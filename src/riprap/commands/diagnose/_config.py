@@ -29,9 +29,12 @@ class DiagnoseConfig(StrictModel):
             options is evaluated.
         naive_model: folder or hub id of a model of the same architecture that never had the
             behaviors: it shows what the examples alone teach.
-        run: folder of the `riprap watch` run that made `tuned`. Its checkpoints are tried as
-            repairs, and its data measure what a repair costs.
-        save_repair: folder for the cheapest repaired model.
+        full: measure all of recovery (the curve over example counts, every draw, every learning
+            rate), the linear path, and the divergence with layers restored one by one.
+        repairs: try repairs of what was lost.
+        run: with `repairs`: folder of the `riprap watch` run that made `tuned`. Its checkpoints
+            are tried as repairs, and its data measure what a repair costs.
+        save_repair: with `repairs`: folder for the cheapest repaired model.
     """
 
     renamed: ClassVar[dict[str, str]] = {
@@ -47,6 +50,8 @@ class DiagnoseConfig(StrictModel):
     refusal_prefixes: tuple[str, ...] = ()
     n_probes: int = Field(default=16, ge=2 * MIN_PROBES)
     naive_model: str | None = None
+    full: bool = False
+    repairs: bool = False
     run: Path | None = None
     save_repair: Path | None = None
 
@@ -64,4 +69,8 @@ class DiagnoseConfig(StrictModel):
         duplicate = next((name for name in names if names.count(name) > 1), None)
         if duplicate is not None:
             raise ValueError(f"two behaviors are named {duplicate!r}: drop one, or rename its file")
+        for name, value in (("run", self.run), ("save_repair", self.save_repair)):
+            if value is not None and not self.repairs:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{name} has no effect without repairs: add --repairs to {option}")
         return self

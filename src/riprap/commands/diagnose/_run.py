@@ -1,4 +1,4 @@
-"""`riprap diagnose`: examine a tuned model, try repairs on a copy, write the page."""
+"""`riprap diagnose`: examine a tuned model, try repairs on a copy if asked, write the page."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ from riprap.errors import ConfigError
 from riprap.report import describe_repair, diagnosis_headline, write_diagnosis
 
 DATA_FILE = "diagnosis.json"
+NO_REPAIRS = "not run: --repairs"
 
 
 def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
-    """Measure which behaviors a tuned model lost, why, and which repair restores them.
+    """Measure which behaviors a tuned model lost, why, and (on demand) what restores them.
 
     Only one model is in memory; the weights of the other are read from its files.
 
@@ -54,7 +55,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
 
     Returns:
         `report`, `data` (files), `behaviors` by name, `lost`, `broken`, `cheapest`, `saved`,
-        `peak`, `seconds`.
+        `repairs` (why none was tried; empty otherwise), `peak`, `seconds`.
 
     Raises:
         RiprapError: the models, the run or the settings cannot be used.
@@ -67,7 +68,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
         with timer.stage("loading"):
             pair = load_pair(config.base, config.tuned)
             naive_model = _load_naive_model(config, pair)
-            task = load_task(config.run, pair.tokenizer)
+            task = load_task(config.run, pair.tokenizer) if config.repairs else None
             checkpoints = _checkpoints(config, pair)
         runner = DiagnosisRunner(config, pair, timer, naive_model)
         runner.measure_scores()
@@ -77,13 +78,15 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
                 + "; ".join(f"{n}: {one.why_unmeasured}" for n, one in runner.probes.items())
             )
         if runner.lost:
-            bars.console.print(expected_time(runner.lost, runner.estimate_seconds()))
+            with timer.stage("estimate") as report:
+                parts = runner.estimate_seconds(report)
+            bars.console.print(expected_time(runner.lost, parts))
         for name in runner.lost:
             runner.explain_loss(name)
-        if runner.lost:
+        if runner.lost and config.full:
             runner.run_linear_path()
         divergence = runner.run_divergence()
-        repairs = runner.run_repairs(task, checkpoints) if runner.lost else []
+        repairs = runner.run_repairs(task, checkpoints) if runner.lost and task else []
         settings = config.model_dump(mode="json")
         diagnosis = Diagnosis(
             config.base,
@@ -92,10 +95,11 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
             divergence,
             repairs,
             cheapest_repair=None,
-            cost_measure=task.origin,
+            cost_measure="" if task is None else task.origin,
             settings={name: v for name, v in settings.items() if v not in (None, [], ())},
             seconds=timer.seconds,
             peak_memory="",
+            no_repairs=NO_REPAIRS if runner.lost and not config.repairs else "",
         )
         if repairs:
             diagnosis.cheapest_repair = cheapest_repair(repairs, diagnosis.floors)
@@ -106,14 +110,24 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
     return _write_results(diagnosis, runner.lost, config)
 
 
-def expected_time(lost: list[str], seconds: float) -> str:
-    """Say how long the examination takes at most."""
-    if seconds < 90:
-        about = f"{max(10, round(seconds, -1)):.0f} seconds"
-    else:
-        about = f"{math.ceil(seconds / 60)} minutes"
+def expected_time(lost: list[str], parts: dict[str, tuple[float, float]]) -> str:
+    """Say how long each part takes, and at most."""
     names = ", ".join(lost)
-    return f"lost: {names}. Its causes and repairs take up to about {about} (from a first pass)."
+    spans = [f"{part} {_span(*seconds)}" for part, seconds in parts.items()]
+    low, high = (sum(seconds[end] for seconds in parts.values()) for end in (0, 1))
+    return f"lost: {names}. Estimate: {_span(low, high)} ({'; '.join(spans)})."
+
+
+def _span(expected: float, most: float) -> str:
+    """Format a duration, with its upper bound if that differs."""
+    texts = [_duration(expected), _duration(most)]
+    return texts[0] if texts[0] == texts[1] else f"{texts[0]}, at most {texts[1]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds)):.0f} s"
+    return f"{math.ceil(seconds / 60)} min"
 
 
 def _load_naive_model(config: DiagnoseConfig, pair: ModelPair) -> Weights | None:
@@ -192,6 +206,7 @@ def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig
         "lost": lost,
         "broken": [one.name for one in diagnosis.behaviors if one.is_broken],
         "cheapest": None if cheapest is None else describe_repair(cheapest),
+        "repairs": diagnosis.no_repairs,
         "saved": str(config.save_repair) if config.save_repair and is_saved else None,
         "peak": diagnosis.peak_memory,
         "seconds": diagnosis.seconds,

@@ -23,11 +23,21 @@ from riprap.commands.diagnose._probes import (
 )
 from riprap.diagnosis import BehaviorDiagnosis, Divergence, Repair, Weights, has_loss
 from riprap.diagnosis.evidence import greedy_responses, prompt_rows
-from riprap.diagnosis.recovery import STEPS, learning_rates
+from riprap.diagnosis.recovery import (
+    SHOT_COUNTS,
+    STEPS,
+    Examples,
+    learning_rates,
+    train_steps,
+    trainable_copy,
+)
 from riprap.types import BrokenProbe
 
 DRAWS = 2  # of examples, for recovery
 POINTS = 6  # on the linear path
+EXPECTED_STEPS = 16  # of one source, without --full
+RUN_PASSES = 2.3  # over the probes in one relearning run: five looks at a third, then the rest
+OTHER_PASSES = 6  # prefix forcing and linear decodability
 PROMPTS = 8  # for the divergence
 REPAIR_PASSES = 20  # over all probes: interpolation, task vector, the measurement of each repair
 MAX_BROKEN = 4  # probes that are shown with the answers of both models
@@ -59,7 +69,7 @@ class DiagnosisRunner:
     naive_model: Weights | None  # that never had the behaviors
     probes: dict[str, BehaviorProbes] = field(default_factory=dict)
     results: dict[str, BehaviorDiagnosis] = field(default_factory=dict)
-    pass_seconds: dict[str, float] = field(default_factory=dict)  # of one pass over the probes
+    passes: dict[str, float] = field(default_factory=dict)  # seconds of one over the probes
 
     @property
     def lost(self) -> list[str]:
@@ -90,7 +100,7 @@ class DiagnosisRunner:
             return BehaviorDiagnosis(name, 0.9, missing={"probes": selected.why_unmeasured})
         began = time.perf_counter()
         margins = evaluation.evaluate(probes, self.pair.model).margins
-        self.pass_seconds[name] = time.perf_counter() - began
+        self.passes[name] = time.perf_counter() - began
         before, now = (float((m > 0).mean()) for m in (selected.margins_before, margins))
         lost = has_loss(before, now, probes.floor)
         kinds = ("recovery", "prefix forcing", "linear decodability", "linear path")
@@ -126,26 +136,51 @@ class DiagnosisRunner:
     def _decode(self, tokens: list[int]) -> str:
         return shorten(self.pair.tokenizer.decode(tokens, skip_special_tokens=True).strip())
 
-    def estimate_seconds(self) -> float:
-        """Estimate how long the rest takes at most, from the passes over the probes so far.
+    def estimate_seconds(self, report: diagnosis.Progress) -> dict[str, tuple[float, float]]:
+        """Estimate how long each part takes: (expected, at most), in seconds.
 
-        Recovery and repairs stop early where a behavior is at its floor again.
+        From the passes over the probes so far, and from one relearning step that is measured here;
+        steps of other examples are scaled by their tokens.
         """
-        settings, largest = len(learning_rates(True)), max(STEPS)
-        all_passes, total = sum(self.pass_seconds.values()), 0.0
-        step = 0.0
+        report(0, 1)
+        token_seconds = self._time_step(self.lost[0]) / self._tokens(self.lost[0])
+        report(1, 1)
+        rates, most, all_passes = len(learning_rates(True)), max(STEPS), sum(self.passes.values())
+        counts = len(SHOT_COUNTS) if self.config.full else 1
+        parts: dict[str, tuple[float, float]] = {}
+        checks = 0.0
         for name in self.lost:
-            one = self.pass_seconds[name]
-            own_step = 3 * one * N_EXAMPLES / self.results[name].probes
-            step += own_step
-            sources = 2 + (self.unrelated_examples(name) is not None)
-            sources += self.naive_model is not None
-            runs = sources * (DRAWS + settings - 1)
-            passes = one + self.pass_seconds.get(self.paired_behavior(name), 0.0)
-            total += runs * (largest * own_step + len(STEPS) * passes) + POINTS * passes
-        repairs = settings + 1  # few-shot at each rate, replay at one
-        total += repairs * (largest * step + len(STEPS) * all_passes / 2)
-        return total + REPAIR_PASSES * all_passes
+            passes = self.passes[name] + self.passes.get(self.paired_behavior(name), 0.0)
+            own = token_seconds * self._tokens(name)
+            unrelated = token_seconds * self._tokens(self.unrelated_behavior(name))
+            naive = own if self.naive_model is not None else 0.0
+            runs = rates + (counts - 1) * DRAWS
+            longest = runs * (most * (2 * own + unrelated + naive) + 4 * RUN_PASSES * passes)
+            expected = EXPECTED_STEPS * (own + unrelated + naive) + 3 * RUN_PASSES * passes
+            parts[f"{name}: recovery"] = (longest if self.config.full else expected), longest
+            checks += (OTHER_PASSES + POINTS * self.config.full) * passes
+        parts["other evidence"] = checks, checks
+        if self.config.repairs:
+            step = token_seconds * sum(map(self._tokens, self.probes))
+            trained = (rates + 1) * (most * step + len(STEPS) * all_passes / 2)
+            repairs = REPAIR_PASSES * all_passes
+            parts["repairs"] = repairs + trained / 2, repairs + trained
+        return parts
+
+    def _time_step(self, name: str) -> float:
+        """Measure one step on a lost behavior's examples, in seconds."""
+        examples, model = Examples(self.probes[name].examples), self.pair.model
+        with trainable_copy(model, self.pair.tuned) as (parameters, adapters):
+            rate, chosen = learning_rates(adapters)[0], range(N_EXAMPLES)
+            began = time.perf_counter()
+            next(train_steps(model, parameters, adapters, examples, chosen, rate))
+            return time.perf_counter() - began
+
+    def _tokens(self, name: str) -> int:
+        """Number of tokens in a behavior's examples; 0 for an unknown name."""
+        examples = self.probes[name].examples if name in self.probes else None
+        rows = None if examples is None else examples.token_rows()
+        return sum(map(len, rows or ()))
 
     def explain_loss(self, name: str) -> None:
         """Run recovery, prefix forcing and linear decodability on one lost behavior."""
@@ -162,11 +197,15 @@ class DiagnosisRunner:
                 unrelated_examples=self.unrelated_examples(name),
                 naive_model=self.naive_model,
                 contrast=contrast,
-                shot_counts=(N_EXAMPLES,),
+                shot_counts=None if self.config.full else (N_EXAMPLES,),
                 draws=DRAWS,
+                full=self.config.full,
                 progress=report,
                 **sources,
             )
+        if not self.config.full:
+            result.missing["curve"] = f"one count of examples, {N_EXAMPLES}; not run: --full"
+            result.missing["linear path"] = "not run: --full"
         if self.naive_model is None:
             result.missing["naive model"] = (
                 "no --naive-model was given: recovery is compared with the chance level"
@@ -189,14 +228,19 @@ class DiagnosisRunner:
         probes = self.probes[name].probes
         return "" if probes is None else probes.contrast or ""
 
-    def unrelated_examples(self, name: str) -> Any:
-        """Return examples of another behavior that is not the contrast of this one."""
+    def unrelated_behavior(self, name: str) -> str:
+        """Return another behavior with examples that is not the contrast of this one, or ""."""
         others = (
-            selected.examples
+            other
             for other, selected in self.probes.items()
             if other not in (name, self.paired_behavior(name)) and selected.examples is not None
         )
-        return next(others, None)
+        return next(others, "")
+
+    def unrelated_examples(self, name: str) -> Any:
+        """Return the examples of the unrelated behavior; None if there is none."""
+        other = self.unrelated_behavior(name)
+        return self.probes[other].examples if other else None
 
     def run_linear_path(self) -> None:
         """Measure the lost behaviors and their contrasts on the linear path to the base."""
@@ -227,7 +271,7 @@ class DiagnosisRunner:
                     self.pair.base,
                     prompt_rows(selected.probes)[:PROMPTS],
                     responses=selected.answers[:PROMPTS],
-                    layers=None if self.lost else (),
+                    layers=None if self.lost and self.config.full else (),
                     weights_on_disk=self.pair.tuned,
                     progress=report,
                 )

@@ -9,7 +9,7 @@
 """
 
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint, recover
+from riprap.diagnosis.recovery._recover import SHOT_COUNTS, Recovery, RecoveryPoint, recover
 from riprap.diagnosis.recovery._relearn import (
     STEPS,
     learning_rates,
@@ -38,6 +38,7 @@ __all__ = [
     "MIN_REFERENCE_KNOWLEDGE",
     "MIN_SCORE_DROP",
     "ONE_ANSWER_SHARE",
+    "SHOT_COUNTS",
     "STEPS",
     "TOO_FEW_PROBES",
     "UNSAID_SHARE",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from riprap import evaluation
-from riprap.behaviors import Behavior, Choice, last_logits, score_continuations
+from riprap.behaviors import (
+    Behavior,
+    Choice,
+    LastLogitsMargin,
+    Margins,
+    last_logits,
+    score_continuations,
+)
+from riprap.evaluation import ProbeResult
 
 Array = NDArray[np.float64]
 TIE_TOLERANCE = 1e-4  # logits or nats; a smaller lead may be a rounding error
@@ -96,7 +104,7 @@ def evaluate_answers(
     behavior: Behavior,
     model: nn.Module,
     contrast: Behavior | None = None,
-    extra_answers: Sequence[int] = (),
+    answers: Collection[int] | None = None,
 ) -> AnswerTable:
     """Evaluate the probes in one pass that leaves training untouched.
 
@@ -104,55 +112,101 @@ def evaluate_answers(
     requests scores the same answer as the negative margin of over-refusal on harmless ones.
 
     Args:
-        extra_answers: tokens that count as answers, besides those that are right for some probe.
+        answers: tokens that count as answers; None: those of `possible_answers`.
     """
-    result = evaluation.evaluate(behavior, model)
-    margins, why = result.margins, result.insufficient
     if contrast is not None:
-        other = evaluation.evaluate(contrast, model)
-        others, why = other.margins, why or other.insufficient
-        both = np.concatenate([margins, others])
-        sides = np.repeat([0, 1], [len(margins), len(others)])
-        weights = 0.5 / np.bincount(sides)[sides]
-        first_side = np.where(sides == 0, both, -both)
-        scores = np.stack([first_side, -first_side], 1) / 2
-        return AnswerTable(
-            both, weights, scores, sides, shared=True, insufficient=why, two_sided=True
-        )
-    equal = np.full(len(margins), 1 / len(margins))
+        return _two_sided(*evaluate_sides([behavior, contrast], model))
     margin_fn, probes = behavior.margins, behavior.probes
-    with torch.inference_mode(False), torch.no_grad(), evaluation.preserve_training_state(model):
-        if margin_fn.targets is not None:
-            logits = last_logits(model, probes)[:, -1]
-            targets = margin_fn.targets.to(logits.device)
-            if len(targets.unique()) == 1:  # there is nothing to choose
-                return AnswerTable(margins, equal)
-            extra = [token for token in extra_answers if 0 <= token < logits.shape[-1]]
-            allowed = torch.cat([targets, targets.new_tensor(extra)]).unique()
-            correct, first = torch.searchsorted(allowed, targets), logits.argmax(-1)
-            return AnswerTable(
-                margins,
-                equal,
-                logits.log_softmax(-1)[:, allowed].double().cpu().numpy(),
-                correct.cpu().numpy(),
-                shared=True,
-                first_choice=first.cpu().numpy(),
-                is_known_answer=torch.isin(first, allowed).cpu().numpy(),
-            )
-        if isinstance(margin_fn, Choice):
-            option_scores, _, first_tokens = score_continuations(model, probes)
-            first = first_tokens.cpu()
-            option_tokens = {*probes.first_tokens().tolist(), *extra_answers}
-            return AnswerTable(
-                margins,
-                equal,
-                option_scores.double().cpu().numpy(),
-                probes.is_correct.long().argmax(-1).cpu().numpy(),
-                first_choice=first.numpy(),
-                is_known_answer=np.array([token in option_tokens for token in first.tolist()]),
-                insufficient=why,
-            )
-    return AnswerTable(margins, equal, insufficient=why)
+    answers = possible_answers(behavior) if answers is None else answers
+    if not answers:
+        result = evaluation.evaluate(behavior, model)
+        return AnswerTable(result.margins, _equal(result), insufficient=result.insufficient)
+    is_choice = isinstance(margin_fn, Choice)
+    read = _read_options if is_choice else _read_tokens
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def margins(model: nn.Module, probes: Any) -> Tensor | Margins:
+        values, scores, correct, first = read(behavior, model, sorted(answers))
+        seen[:] = [(scores.detach().cpu(), correct.cpu(), first.cpu())]
+        return values
+
+    result = evaluation.evaluate(Behavior(behavior.name, probes, margins), model)
+    scores, correct, first = seen[0]
+    return AnswerTable(
+        result.margins,
+        _equal(result),
+        scores.double().numpy(),
+        correct.numpy(),
+        shared=not is_choice,
+        first_choice=first.numpy(),
+        is_known_answer=np.isin(first.numpy(), sorted(answers)),
+        insufficient=result.insufficient,
+    )
+
+
+# Margins, scores of the answers, index of the correct one, and the model's own first choice.
+_Read = tuple[Tensor | Margins, Tensor, Tensor, Tensor]
+
+
+def _read_tokens(behavior: Behavior, model: nn.Module, answers: list[int]) -> _Read:
+    """Read the answers of a margin with targets from the logits at the last position."""
+    margin_fn = behavior.margins
+    assert margin_fn.targets is not None
+    logits = last_logits(model, behavior.probes)[:, -1]
+    if isinstance(margin_fn, LastLogitsMargin) and not margin_fn.branches:
+        values: Tensor | Margins = margin_fn.from_logits(logits)
+    else:
+        values = margin_fn(model, behavior.probes)
+    targets = margin_fn.targets.to(logits.device)
+    allowed = targets.new_tensor([token for token in answers if 0 <= token < logits.shape[-1]])
+    scores = logits.log_softmax(-1)[:, allowed]
+    return values, scores, torch.searchsorted(allowed, targets), logits.argmax(-1)
+
+
+def _read_options(behavior: Behavior, model: nn.Module, _answers: list[int]) -> _Read:
+    """Read the options of a choice, each with its own score."""
+    scores, _, first = score_continuations(model, behavior.probes)
+    correct = behavior.probes.is_correct.to(scores.device)
+    best, best_other = (
+        scores.masked_fill(~options, float("-inf")).amax(-1) for options in (correct, ~correct)
+    )
+    return best - best_other, scores, correct.long().argmax(-1), first
+
+
+def evaluate_sides(behaviors: Sequence[Behavior], model: nn.Module) -> list[ProbeResult]:
+    """Evaluate a behavior and its contrast, in one pass where one can serve both."""
+    if len({behavior.name for behavior in behaviors}) < len(behaviors):
+        return [evaluation.evaluate(behavior, model) for behavior in behaviors]
+    found: dict[str, ProbeResult] = {}
+    for group in evaluation.group_by_forward_pass(behaviors, model):
+        found |= evaluation.evaluate_batch(group, model)
+    return [found[behavior.name] for behavior in behaviors]
+
+
+def possible_answers(behavior: Behavior, extra: Sequence[int] = ()) -> frozenset[int]:
+    """Return the first tokens that count as answers: right ones, options, and `extra` ones.
+
+    Empty where there is nothing to choose: a single right answer, or margins without answers.
+    """
+    margin_fn = behavior.margins
+    if isinstance(margin_fn, Choice):
+        return frozenset([*behavior.probes.first_tokens().tolist(), *extra])
+    targets = [] if margin_fn.targets is None else margin_fn.targets.tolist()
+    return frozenset([*targets, *extra]) if len(set(targets)) > 1 else frozenset()
+
+
+def _equal(result: ProbeResult) -> Array:
+    return np.full(len(result.margins), 1 / len(result.margins))
+
+
+def _two_sided(first: ProbeResult, second: ProbeResult) -> AnswerTable:
+    both = np.concatenate([first.margins, second.margins])
+    sides = np.repeat([0, 1], [len(first.margins), len(second.margins)])
+    weights = 0.5 / np.bincount(sides)[sides]
+    leads = np.where(sides == 0, both, -both)
+    scores = np.stack([leads, -leads], 1) / 2
+    why = first.insufficient or second.insufficient
+    return AnswerTable(both, weights, scores, sides, True, insufficient=why, two_sided=True)
 
 
 def choose_answers(tables: Sequence[AnswerTable]) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from riprap.errors import ConfigError
 from riprap.evaluation import Loss, model_loss, to_device
 
 IGNORE_INDEX = -100  # label of a token without loss
+MIN_SAVING = 0.2  # share of the padded tokens that a second pass saves
 
 
 class Examples:
@@ -29,6 +30,8 @@ class Examples:
     Raises:
         ConfigError: there are no examples, or the behavior has no losses.
     """
+
+    behavior: Behavior | None = None
 
     def __init__(self, data: Any, loss: Loss | None = None) -> None:
         self._loss = loss or model_loss
@@ -79,8 +82,29 @@ class Examples:
         return torch.stack(losses).mean()
 
     def backward(self, model: nn.Module, chosen: Sequence[int]) -> None:
-        """Add the gradient of the loss to `.grad` of the trainable parameters."""
-        self.loss(model, chosen).backward()
+        """Add the gradient of the loss to `.grad` of the trainable parameters.
+
+        A behavior's examples of very different lengths take two passes, with less padding.
+        """
+        rows = None if self.behavior is None else self.behavior.token_rows()
+        lengths = [1 if rows is None else len(rows[self.rows[at]]) for at in chosen]
+        for group in group_by_length(lengths):
+            part = self.loss(model, [chosen[at] for at in group])
+            (part * (len(group) / len(chosen))).backward()
+
+
+def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Group rows so that they are padded less: all in one group, or short and long ones in two."""
+    order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+    padded = len(order) * max(lengths)
+    sizes = {
+        cut: cut * lengths[order[cut - 1]] + (len(order) - cut) * max(lengths)
+        for cut in range(1, len(order))
+    }
+    cut = min(sizes, key=lambda cut: sizes[cut], default=0)
+    if not cut or sizes[cut] > (1 - MIN_SAVING) * padded:
+        return [list(range(len(lengths)))]
+    return [sorted(order[:cut]), sorted(order[cut:])]
 
 
 def _first_labels(example: Any) -> list[int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,26 @@ from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
+from riprap.diagnosis.recovery._answer_choices import possible_answers
 from riprap.diagnosis.recovery._examples import Examples
-from riprap.diagnosis.recovery._relearning_runs import RelearningRun, RelearningRuns
-from riprap.diagnosis.recovery._verdict import RecoveryEvidence, classify_loss
+from riprap.diagnosis.recovery._relearn import learning_rates, trains_adapters
+from riprap.diagnosis.recovery._relearning_runs import (
+    RelearningRun,
+    RelearningRuns,
+    Source,
+    most_steps,
+)
+from riprap.diagnosis.recovery._verdict import (
+    RecoveryEvidence,
+    classify_loss,
+    settled_verdict,
+    why_no_loss,
+)
 from riprap.errors import ConfigError
 from riprap.evaluation import Loss
 
 SHOT_COUNTS = (1, 2, 5, 10)
+SOURCES = ("own", "unrelated", "naive_model", "reference")  # in the order of the curve
 DRAWS = 3
 
 
@@ -56,7 +70,7 @@ class Recovery:
         verdict: whether the knowledge was lost, or the disposition to use it.
         reason: for the verdict, in one sentence.
         evidence: the numbers behind it.
-        curve: scores after relearning, by source and count.
+        curve: scores after relearning, by source and count, as far as they were run.
     """
 
     behavior: str
@@ -86,16 +100,30 @@ def recover(
     paraphrased: Behavior | None = None,
     shot_counts: Sequence[int] | None = None,
     draws: int = DRAWS,
+    full: bool = False,
     seed: int = 0,
     weights_on_disk: Weights | None = None,
     progress: Progress | None = None,
 ) -> Recovery:
     """Relearn a few examples on a copy, and decide whether knowledge or disposition was lost.
 
-    The copy learns `shot_counts` examples, all of them at each step. Steps and learning rate come
+    The copy learns a number of examples, all of them at each step. Steps and learning rate come
     from a small fixed grid; every third probe selects them, the others measure. Small models train
     all weights of the copy, large ones LoRA adapters. After 2501.13453 (spurious forgetting); the
     rule for the verdict is ours.
+
+    By default only the verdict is sought, and the search ends as soon as it is settled:
+
+    - Nothing is learned if there is no loss to explain.
+    - Draws of examples are added, up to `draws`, until the verdict is the same everywhere in the
+      95 % interval of the retained knowledge. All draws together then give another verdict only if
+      they move the share out of this interval: in 5 % of the cases at each stop, as long as draws
+      differ no more than samples of probes do.
+    - Unrelated examples are not learned if the verdict is settled as alignment loss before: they
+      can only show more knowledge.
+    - Learning rates are stopped early, and unlikely ones are not tried; see `_relearning_runs`.
+
+    The rule for the verdict, with its thresholds and interval, is the same with `full`.
 
     Args:
         model: the model with the loss; restored bit by bit afterwards.
@@ -114,53 +142,106 @@ def recover(
         paraphrased: the same probes in another form, in the same order: what the model answers
             right there, it knows.
         shot_counts: numbers of examples, in rising order; None: 1, 2, 5 and 10, as far as there
-            are examples.
-        draws: number of draws of examples for each count.
+            are examples. The largest decides; the others, a curve, need `full`.
+        draws: number of draws of examples for each count; at most, without `full`.
+        full: run every count, draw, source and learning rate.
         weights_on_disk: copy of the model's own weights; see `restore_weights`.
 
     Raises:
-        ConfigError: too few examples or probes, an example that is a probe, or no reference.
+        ConfigError: too few examples or probes, an example that is a probe, no reference, or
+            several counts without `full`.
         BehaviorError: margins of a wrong shape.
     """
     own = Examples(examples, loss)
     unrelated = None if unrelated_examples is None else Examples(unrelated_examples, loss)
-    if shot_counts is None:
-        n_examples = min(len(x) for x in (own, unrelated) if x is not None)
-        shot_counts = [count for count in SHOT_COUNTS if count <= n_examples]
-    _check(model, behavior, own, unrelated, list(shot_counts), draws)
-    with reference_model(model, reference, weights_on_disk) as start:
+    counts = _shot_counts(shot_counts, own, unrelated, full)
+    _check(model, behavior, own, unrelated, counts, draws)
+
+    def at_reference() -> AbstractContextManager[nn.Module]:
+        return reference_model(model, reference, weights_on_disk)
+
+    sources = [Source("reference", own, at_reference)]
+    if naive_model is not None:
+        sources.append(
+            Source("naive_model", own, lambda: reference_model(model, naive_model, weights_on_disk))
+        )
+    sources.append(Source("own", own, lambda: nullcontext(model)))
+    if unrelated is not None:
+        sources.append(Source("unrelated", unrelated, lambda: nullcontext(model)))
+    with at_reference() as start:
         behavior = _calibrated(behavior, start)
         contrast = None if contrast is None else _calibrated(contrast, start)
         paraphrased = None if paraphrased is None else _calibrated(paraphrased, start)
-        runs = RelearningRuns(
-            behavior, contrast, tuple(shot_counts), draws, seed, progress, own.answer_tokens()
-        )
+        answers = possible_answers(behavior, own.answer_tokens())
+        runs = RelearningRuns(behavior, contrast, seed, full, answers, progress)
         before = runs.evaluate(start)
+        runs.start_from(before)
         paraphrased_before = runs.evaluate_paraphrased(paraphrased, start)
-        runs.target_score = before.select(runs.validation).score
-        reference_runs = runs.run_all(start, own, [max(shot_counts)])
+        rates = len(learning_rates(trains_adapters(start)))
     now = runs.evaluate(model)
     paraphrased_now = runs.evaluate_paraphrased(paraphrased, model)
-    runs.set_expected_runs(unrelated is not None, naive_model is not None)
-    by_source = {"own": runs.run_all(model, own, shot_counts)}
-    if unrelated is not None:
-        by_source["unrelated"] = runs.run_all(model, unrelated, shot_counts)
-    if naive_model is not None:
-        with reference_model(model, naive_model, weights_on_disk) as naive:
-            by_source["naive_model"] = runs.run_all(naive, own, shot_counts)
-    by_source["reference"] = reference_runs
-    test_now, test_before = runs.select_test(now), runs.select_test(before)
-    tables = {
-        source: [runs.select_test(run.answers) for run in by_count[max(by_count)]]
-        for source, by_count in by_source.items()
-    }
     pair = None
     if paraphrased_now is not None and paraphrased_before is not None:
         pair = paraphrased_now, paraphrased_before
-    evidence = RecoveryEvidence.from_tables(test_now, test_before, tables, seed, pair)
-    verdict, reason = classify_loss(evidence)
-    curve = _curve(runs, test_now.score, test_before.score, by_source)
-    return Recovery(behavior.name, verdict, reason, evidence, curve)
+    runs.max_steps = most_steps(sources, counts, draws, rates)
+
+    def evidence() -> RecoveryEvidence:
+        tables = {
+            source: [run.answers for run in by_count[max(counts)]]
+            for source, by_count in runs.runs.items()
+        }
+        return RecoveryEvidence.from_tables(
+            runs.select_test(now), runs.select_test(before), tables, seed, pair
+        )
+
+    if full:
+        for source in sources:
+            for count in reversed(counts):
+                for draw in range(source.n_draws(count, draws)):
+                    runs.learn(source, count, draw)
+        found = evidence()
+    else:
+        found = _gather_evidence(runs, sources, counts[-1], draws, evidence)
+    runs.finish()
+    verdict, reason = classify_loss(found)
+    curve = _curve(found, runs.runs)
+    return Recovery(behavior.name, verdict, reason, found, curve)
+
+
+def _gather_evidence(
+    runs: RelearningRuns,
+    sources: Sequence[Source],
+    count: int,
+    draws: int,
+    evidence: Callable[[], RecoveryEvidence],
+) -> RecoveryEvidence:
+    """Run draw by draw until the verdict is settled; see `recover` for the rule."""
+    if why_no_loss(evidence()):
+        return evidence()
+    for draw in range(draws):
+        for source in sources:
+            if source.name == "unrelated" and settled_verdict(evidence()) is Verdict.ALIGNMENT:
+                break  # unrelated examples can only show more knowledge
+            if draw < source.n_draws(count, draws):
+                runs.learn(source, count, draw)
+        if settled_verdict(evidence()) is not None:
+            break
+    return evidence()
+
+
+def _shot_counts(
+    given: Sequence[int] | None, own: Examples, unrelated: Examples | None, full: bool
+) -> list[int]:
+    if given is None:
+        n_examples = min(len(x) for x in (own, unrelated) if x is not None)
+        counts = [count for count in SHOT_COUNTS if count <= n_examples]
+        return counts if full else counts[-1:]
+    if len(given) > 1 and not full:
+        raise ConfigError(
+            f"recover: shot_counts={list(given)} is a curve, which only full=True measures: pass "
+            "full=True, or one count"
+        )
+    return list(given)
 
 
 def _check(
@@ -210,17 +291,16 @@ def _calibrated(behavior: Behavior, start: nn.Module) -> Behavior:
 
 
 def _curve(
-    runs: RelearningRuns,
-    score_now: float,
-    score_before: float,
-    by_source: Mapping[str, Mapping[int, Sequence[RelearningRun]]],
+    evidence: RecoveryEvidence, runs: Mapping[str, Mapping[int, Sequence[RelearningRun]]]
 ) -> list[RecoveryPoint]:
     points = []
-    lost = score_before - score_now
-    for source, by_count in by_source.items():
-        for count, group in by_count.items():
-            scores = np.array([runs.select_test(run.answers).score for run in group])
-            recovered = (scores - score_now) / lost if lost > 0 else np.full_like(scores, np.nan)
+    lost = evidence.score_before - evidence.score_now
+    for source in sorted(runs, key=SOURCES.index):
+        for count, group in runs[source].items():
+            scores = np.array([run.answers.score for run in group])
+            recovered = np.full_like(scores, np.nan)
+            if lost > 0:
+                recovered = (scores - evidence.score_now) / lost
             estimates = estimate(scores), estimate(recovered)
             steps = tuple(run.steps for run in group)
             points.append(RecoveryPoint(source, count, *estimates, group[0].learning_rate, steps))

@@ -10,7 +10,7 @@ says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan, nan
 
 import numpy as np
@@ -50,7 +50,8 @@ class RecoveryEvidence:
             `AnswerTable.modal_off_format_rate`.
         modal_answer_before, modal_answer_now: share of all test probes with the most frequent
             answer.
-        known_before: accuracy of the reference, after the same examples.
+        known_before: accuracy of the reference, after the same examples (if nothing was relearned:
+            without).
         known_now: accuracy of the model without examples.
         known_after_examples, known_after_unrelated: accuracy of the model after its own examples,
             and after unrelated ones.
@@ -109,12 +110,12 @@ class RecoveryEvidence:
         """Compute the evidence from tables of the test probes, of the model and of the reference.
 
         Args:
-            tables: after the largest count of examples, by source: `reference` and `own`, and
-                `unrelated` and `naive_model` if they were run.
+            tables: after the largest count of examples, by source: `reference`, `own`,
+                `unrelated` and `naive_model`, as far as they were run.
         """
         lost = (before.margins > 0) & ~(now.margins > 0)
         probes = LostProbeWeights(now, lost)
-        known_before = probes.share(chooses_correctly(tables["reference"]))
+        known_before = probes.share(chooses_correctly(tables.get("reference", [before])))
         naive = tables.get("naive_model")
         naive_accuracy = nan if naive is None else probes.share(chooses_correctly(naive))
 
@@ -140,8 +141,11 @@ class RecoveryEvidence:
         )
         drop = before.score - now.score
 
+        def known(source: str) -> float:
+            return by_source[source].known if source in tables else nan
+
         def mean_score(after: Sequence[AnswerTable]) -> float:
-            return float(np.mean([table.score for table in after]))
+            return _mean([table.score for table in after])
 
         def recovered(source: str) -> float:
             if source not in tables or drop <= 0:
@@ -149,21 +153,21 @@ class RecoveryEvidence:
             return (mean_score(tables[source]) - now.score) / drop
 
         lost_now = now.select(probes.rows)
-        in_format_after = [t.select(probes.rows).in_format_rate for t in tables["own"]]
+        own = [table.select(probes.rows) for table in tables.get("own", ())]
         return cls(
             score_before=before.score,
             score_now=now.score,
             n_lost=int(lost.sum()),
             in_format_before=before.select(probes.rows).in_format_rate,
             in_format_now=lost_now.in_format_rate,
-            in_format_after_examples=float(np.mean(in_format_after)),
+            in_format_after_examples=_mean([table.in_format_rate for table in own]),
             modal_off_format_rate=lost_now.modal_off_format_rate,
             modal_answer_before=before.modal_answer_rate,
             modal_answer_now=now.modal_answer_rate,
             known_before=known_before,
             known_now=by_source["now"].known,
-            known_after_examples=by_source["own"].known,
-            known_after_unrelated=by_source["unrelated"].known if "unrelated" in tables else nan,
+            known_after_examples=known("own"),
+            known_after_unrelated=known("unrelated"),
             known_paraphrased=known_paraphrased,
             guess_rate=best.guess_rate,
             retained=best.fraction,
@@ -220,6 +224,10 @@ class RecoveryEvidence:
         off_format = self.format_loss if self.is_format_change else 0.0
         collapsed = self.modal_answer_now if self.collapsed_to_one_answer else 0.0
         return max(self.still_known, off_format, collapsed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else nan
 
 
 def _not_finite(now: AnswerTable, before: AnswerTable) -> str:
@@ -291,8 +299,22 @@ def _classify_knowledge_loss(e: RecoveryEvidence, retained: str) -> tuple[Verdic
     return Verdict.KNOWLEDGE, f"{retained}, and the model says what it knows{swapped}"
 
 
-def _why_insufficient(e: RecoveryEvidence) -> str:
-    """Reason why no other verdict is possible; empty if one is."""
+def settled_verdict(evidence: RecoveryEvidence) -> Verdict | None:
+    """Return the verdict if it is the same everywhere in the interval of `retained`; else None.
+
+    Another draw then changes it only if it moves the retained share out of the 95 % interval. The
+    verdict changes at three shares at most, so both ends and the middle tell.
+    """
+    e = evidence
+    shares = (e.retained_low, e.retained, e.retained_high)
+    verdicts = {
+        classify_loss(replace(e, retained=s, retained_low=s, retained_high=s))[0] for s in shares
+    }
+    return classify_loss(e)[0] if len(verdicts) == 1 else None
+
+
+def why_no_loss(e: RecoveryEvidence) -> str:
+    """Return why there is no loss to explain, which needs no relearning; empty if there is one."""
     if e.insufficient:
         return e.insufficient
     if e.score_before < MIN_SCORE_DROP:
@@ -302,6 +324,13 @@ def _why_insufficient(e: RecoveryEvidence) -> str:
         )
     if e.score_before - e.score_now < MIN_SCORE_DROP:
         return f"no loss to explain: the score is {e.score_now:.2f} and was {e.score_before:.2f}"
+    return ""
+
+
+def _why_insufficient(e: RecoveryEvidence) -> str:
+    """Reason why no other verdict is possible; empty if one is."""
+    if why := why_no_loss(e):
+        return why
     if e.known_before - e.guess_floor <= MIN_REFERENCE_KNOWLEDGE * (1 - e.guess_floor):
         return (
             f"the reference answers {e.known_before:.0%} of the lost probes correctly, and "
