@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from guards.test_rollback import same
 from riprap import guards
 from riprap.errors import RiprapError
 from riprap.guards.weights._checkpoint_ring import CheckpointRing
+from riprap.guards.weights._training_snapshot import TrainingSnapshot
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
@@ -61,3 +63,27 @@ def test_files_that_a_state_names_stay_until_the_next_state(tmp_path: Path) -> N
     ring.state_dict()
     ring.add(5, {})
     assert there() == {4, 5}
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 2), (2, 2), (3, 3)])
+def test_a_new_checkpoint_takes_the_place_of_the_oldest(
+    size: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints are large; the only one stays until its successor is complete."""
+    guard = guards.Rollback(every=1, max_checkpoints=size)
+    held: list[int] = []
+    capture = TrainingSnapshot.capture
+
+    def counted(training: TrainingSnapshot) -> dict[str, Any]:
+        made = capture(training)
+        held.append(1 + len(guard._ring.state_dict()["checkpoints"]))
+        return made
+
+    monkeypatch.setattr(TrainingSnapshot, "capture", counted)
+    run = Run(guard, rate=1e-4)
+    with run.monitor.watch(run.model, run.optimizer, guard=guard):
+        for ids, targets in lessons(6):
+            run.step(ids, targets)
+        assert len(guard._ring.steps) == size
+    assert len(held) > size
+    assert max(held) == most

@@ -47,6 +47,15 @@ class CheckpointRing:
         self.steps = [*(stored for stored in self.steps if stored != step), step][-self.size :]
         self._prune()
 
+    def make_room(self) -> None:
+        """Remove the oldest checkpoint from memory if the next one takes its place.
+
+        Else one more than `size` would be held while it is captured. The only one is kept.
+        """
+        if self.folder is None and len(self.steps) == self.size > 1:
+            self.steps = self.steps[1:]
+            self._prune()
+
     def read(self, step: int) -> Checkpoint:
         """Return the checkpoint of a step; raise a RecordError if a rank cannot read its file."""
         if self.folder is None:

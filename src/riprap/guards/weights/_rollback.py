@@ -183,6 +183,7 @@ class Rollback(BehaviorGuard):
         )
 
     def _save_checkpoint(self, step: int) -> None:
+        self._ring.make_room()
         self._ring.add(step, self._training.capture())
         counts = self.rollbacks_before | {step: self.rollback_count}
         self.rollbacks_before = {stored: counts[stored] for stored in self._ring.steps}
