@@ -16,6 +16,7 @@ import contextlib
 import csv
 import io
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,9 +57,9 @@ def points() -> dict[str, Case]:
         "Llama, 0.4 M": replace(FEW, hidden=96, feed_forward=192),
         "Llama, 3 M": FEW,
         "Llama, 12 M": replace(FEW, hidden=512, feed_forward=1024),
-        "Llama, 135 M": LARGE,
+        "Llama, 176 M": LARGE,
         "LoRA, 6 M": replace(FEW, layers=8, rank=8, width=96),
-        "LoRA, 135 M": replace(LARGE, rank=32, n_behaviors=3),
+        "LoRA, 176 M": replace(LARGE, rank=32, n_behaviors=3),
     }
     for count in (6, 24, 48, 96):
         sizes[f"probes, {count}"] = replace(FEW, probes=count)
@@ -286,21 +287,27 @@ def _by_panel(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(str(title), own) for title, own in table.groupby("panel", sort=False)]
 
 
+def _ticks(low: float, high: float, steps: Sequence[int]) -> list[float]:
+    found = [step * 10.0**power for power in range(-2, 10) for step in steps]
+    return [value for value in found if low <= value <= high]
+
+
 def _panel(own: pd.DataFrame, x_title: str, y_title: str) -> alt.LayerChart:
     """One panel, with logarithmic axes."""
-    low, high = own["size"].min(), own["size"].max()
-    few = x_title == "behaviors"
+    low, high = own["size"].min() / 1.3, own["size"].max() * 1.3
+    ticks = [1, 2, 3, 5, 8] if x_title == "behaviors" else _ticks(low, high, (1, 3))
     x = alt.X(
         "size:Q",
         title=x_title,
-        scale=alt.Scale(type="log", domain=[low / 1.3, high * 1.3], nice=False),
-        axis=alt.Axis(values=[1, 2, 3, 5, 8] if few else alt.Undefined, format="~s", grid=False),
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(values=ticks, format="~s", grid=False, titleLimit=330),
     )
-    decades = alt.Axis(values=[10.0**n for n in range(-2, 7)], format="~s")
     both = own[["measured", "model"]].to_numpy()
-    domain = [max(both[both > 0].min(), 0.1) / 1.5, both.max() * 1.5]
-    scale = alt.Scale(type="log", domain=domain, nice=False, clamp=True)
-    color = alt.Color("part:N", title=None, sort=[*ORDER, "memory"])
+    low, high = max(both[both > 0].min(), 0.1) / 1.5, both.max() * 1.5
+    scale = alt.Scale(type="log", domain=[low, high], nice=False, clamp=True)
+    decades = alt.Axis(values=_ticks(low, high, (1,)), format="~s", titleLimit=300)
+    legend = alt.Legend(symbolOpacity=1)
+    color = alt.Color("part:N", title=None, sort=[*ORDER, "memory"], legend=legend)
     base = alt.Chart(own).encode(x=x, color=color)
     line = base.mark_line(opacity=0.6).encode(
         y=alt.Y("model:Q", title=y_title, scale=scale, axis=decades),
@@ -335,7 +342,7 @@ def main() -> None:
         if asked.only and not any(name.startswith(start) for start in asked.only):
             continue
         console.print(name, highlight=False)
-        large = "135 M" in name
+        large = "176 M" in name
         times, rounds = (1, 1) if large else (asked.times, asked.rounds)
         measured[name] = measure_point(name, case, times, rounds)
         write(list(measured.values()))

@@ -20,16 +20,16 @@ Points are measured, lines are the fitted cost model. All points are in [growth.
 """
 RUN = 1000  # steps
 PAPER_NOTE = """
-These figures are **computed, not measured**. Assumptions: every pass, of training and of the
-monitor, runs at the same share of the machine's peak, so that a probe token costs a third of a
-training token forward (a half with adapters) and as much as one with a gradient; evaluation takes
-no more rows at once than a training step, so that its activations fit into the memory of training
-(parts of the probes are such chunks); a call of a kernel takes 10 µs and one hook at a tensor two
-of them; a product of an update with a protected gradient reads both at {bandwidth:.0f} GB/s.
-Protected gradients are stored in float32. Under FSDP2 each rank keeps its share of them, and each
-evaluation gathers the weights as a training step's forward pass does, which is hidden or not as
-there; every rank evaluates the same probes, so that only their gradients, not their passes, are
-shared: one evaluation costs probe tokens ÷ training tokens *of one rank*.
+These figures are **computed, not measured**: the terms are those of the cost model, their
+coefficients are assumed, since those above are of this processor. Assumptions: every pass, of
+training and of the monitor, runs at the same share of the accelerator's peak, so that a probe token
+costs a third of a training token forward (a half with adapters), and as much as one with a
+gradient. An evaluation takes no more tokens at once than a training step, and fits where training
+fits. A call of a kernel takes 10 µs; a hook makes two for each tensor, and a reading one for each
+tensor and behavior. A reading moves each protected gradient and the parameters once, at
+{bandwidth:.0f} GB/s. Protected gradients are stored in float32. Under FSDP2 each rank keeps its
+share of them, and an evaluation gathers the weights as a training step does. Every rank evaluates
+all probes, so that an evaluation costs probe tokens ÷ training tokens *of one rank*.
 """
 
 
@@ -70,7 +70,8 @@ def _held_out(model: CostModel, point: Point) -> str:
     lines = ["| figure | measured | computed | error | at most 15 % |", "|---|---|---|---|---|"]
     for figure in TERMS:
         lines.append(_compared(figure, getattr(point, figure), getattr(found, figure)))
-    lines.append(_compared(f"run of {RUN} steps, ratio", run_ratio(point), run_ratio(found), 3))
+    whole = f"added to a run of {RUN} steps, share"
+    lines.append(_compared(whole, run_ratio(point) - 1, run_ratio(found) - 1))
     text = f"`{HELD_OUT}` was named before the fit, which uses all other points.\n\n"
     return text + "\n".join(lines) + "\n"
 
