@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from loops import task, train
-from riprap import AlertPolicy, Behavior, Monitor
-from riprap.monitor._cost import Cost, calm_evaluations, measure_cost
+from riprap import AlertPolicy, Behavior, Monitor, signals
+from riprap.monitor._cost import Cost, measure_cost
 
 
 @pytest.mark.parametrize("every", [1, 5, 20, 100])
@@ -16,14 +16,15 @@ from riprap.monitor._cost import Cost, calm_evaluations, measure_cost
 def test_evaluations_are_those_of_a_monitor_on_a_calm_run(
     learned: nn.Module, memory: Behavior, policy: AlertPolicy, every: int, steps: int
 ) -> None:
-    monitor = Monitor([memory], policy=policy, probe_every=every)
+    monitor = Monitor([memory], policy=policy, probe_every=every, signals=signals.per_step())
     still = torch.optim.SGD(learned.parameters(), lr=0.0)
     with monitor.watch(learned, still):
         train(learned, still, task(1) * steps)
     history = monitor.history()
     fresh = set(history[history.signal == "norm_margin_gradient"].step) - {0}
     evaluated = set(monitor.behavior_histories["memory"].steps) - {0}
-    assert calm_evaluations(every, steps) == (len(evaluated), len(fresh))
+    planned = Cost(1.0, 0.0, 0.1, 0.3, 0.5, 0).plan(every, steps)
+    assert (planned.evaluations, planned.refreshes) == (len(evaluated), len(fresh))
 
 
 def test_the_sum_is_the_one_made_by_hand() -> None:
@@ -36,7 +37,8 @@ def test_the_sum_is_the_one_made_by_hand() -> None:
         memory_bytes=0,
     )
     # every=1, 4 steps: 4 evaluations; the second and the fourth refresh gradients
-    assert calm_evaluations(1, 4) == (4, 2)
+    planned = cost.plan(1, 4)
+    assert (planned.evaluations, planned.refreshes, planned.parts) == (4, 2, 0)
     assert cost.run_ratio(1, 4) == pytest.approx(1 + (5 + 0.4 + 2 * 1 + 2 * 3) / 8)
     assert cost.calm_ratio(20) == pytest.approx(1 + (0.1 + (7 * 1 + 3) / (8 * 20)) / 2)
 

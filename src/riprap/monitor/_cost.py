@@ -12,8 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from riprap.monitor._budget import MAX_PARTS, Budget
+from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._monitor import Monitor
 from riprap.monitor._probe_schedule import ProbeSchedule
+
+KINDS = ("plain", "hooked", "forward", "refresh", "part", "reading")
+CALM_CYCLES = 20  # longest gaps after which a run is taken to be calm
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,13 @@ class Cost:
 
     Attributes:
         step_seconds: a plain training step.
-        hook_seconds: added to each step: norms, inner products, readings.
-        forward_seconds: a probe evaluation without gradients.
+        hook_seconds: added to each step.
+        forward_seconds: an evaluation of all probes without gradients.
         refresh_seconds: a probe evaluation with a gradient refresh.
         start_seconds: the evaluation before the first step, with all that signals compute there.
         memory_bytes: memory of the protected gradients and of the copied parameters.
+        part_seconds: an evaluation of the smallest part of the probes; None: in proportion.
+        reading_seconds: a reading of the interference, between evaluations.
     """
 
     step_seconds: float
@@ -35,32 +42,96 @@ class Cost:
     refresh_seconds: float
     start_seconds: float
     memory_bytes: int
+    part_seconds: float | None = None
+    reading_seconds: float = 0.0
 
-    def run_ratio(self, probe_every: int, steps: int) -> float:
+    def run_ratio(self, probe_every: int, steps: int, budget: float | None = None) -> float:
         """Return the time of a calm run with a monitor, relative to the run without one."""
-        evaluations, refreshes = calm_evaluations(probe_every, steps)
-        added = self.start_seconds + steps * self.hook_seconds
-        added += (evaluations - refreshes) * self.forward_seconds + refreshes * self.refresh_seconds
-        return 1 + added / (steps * self.step_seconds)
+        return 1 + self.plan(probe_every, steps, budget).seconds / (steps * self.step_seconds)
 
-    def calm_ratio(self, probe_every: int) -> float:
+    def calm_ratio(self, probe_every: int, budget: float | None = None) -> float:
         """Return the same ratio once the gaps between evaluations are at their longest."""
-        period = ProbeSchedule.calm_refresh_period
-        evaluations = (period - 1) * self.forward_seconds + self.refresh_seconds
-        return 1 + (self.hook_seconds + evaluations / (period * probe_every)) / self.step_seconds
+        if budget is None:
+            period = ProbeSchedule.calm_refresh_period
+            evaluations = (period - 1) * self.forward_seconds + self.refresh_seconds
+            added = self.hook_seconds + self.reading_seconds / ProbeSchedule.read_every
+            return 1 + (added + evaluations / (period * probe_every)) / self.step_seconds
+        steps = CALM_CYCLES * ProbeSchedule.max_stretch * probe_every
+        early, late = (self.plan(probe_every, n, budget).seconds for n in (steps, 2 * steps))
+        return 1 + (late - early) / (steps * self.step_seconds)
 
-
-def calm_evaluations(probe_every: int, steps: int) -> tuple[int, int]:
-    """Count the probe evaluations after the start of a calm run, and those with a refresh."""
-    schedule = ProbeSchedule(probe_every)
-    schedule.plan(0, [])
-    evaluations = refreshes = last = 0
-    for step in range(1, steps + 1):
-        if step >= schedule.next_step:
-            evaluations, last = evaluations + 1, step
-            refreshes += schedule.should_refresh_gradients(step)
+    def plan(self, probe_every: int, steps: int, budget: float | None = None) -> PlannedRun:
+        """Plan a calm run as a monitor would that finds these prices."""
+        clock = _Clock()
+        meter = CostMeter(clock)
+        paid = None if budget is None else Budget(budget, meter)
+        schedule = ProbeSchedule(probe_every, paid)
+        evaluations = parts = refreshes = last_whole = last_read = 0
+        clock.spend(meter, "start", self.start_seconds)
+        schedule.plan(0, [])
+        for step in range(1, steps + 1):
+            clock.now += self.step_seconds
+            clock.spend(meter, "hooks", self.hook_seconds)
+            meter.count_step()
+            is_due = step >= schedule.next_step
+            if is_due or step - last_read >= schedule.read_every:
+                last_read = step
+                clock.spend(meter, "interference", self.reading_seconds)
+            if not is_due:
+                continue
+            refresh, n_parts = schedule.should_refresh_gradients(step), schedule.n_parts
+            price = self.refresh_seconds if refresh else self._forward_price(n_parts)
+            clock.spend(meter, "refreshes" if refresh else "evaluations", price)
+            if paid is not None:
+                paid.note_evaluation(price, n_parts, refresh)
+            evaluations, refreshes = evaluations + 1, refreshes + refresh
+            if refresh or n_parts == 1:
+                last_whole = step
+            else:
+                parts += 1
             schedule.plan(step, [])
-    return evaluations + (last < steps), refreshes  # one more at the end of a watch
+        if last_whole < steps:  # one more at the end of a watch
+            clock.spend(meter, "evaluations", self.forward_seconds)
+            evaluations += 1
+        return PlannedRun(meter.own_seconds, evaluations, parts, refreshes)
+
+    def _forward_price(self, n_parts: int) -> float:
+        if n_parts == 1 or self.part_seconds is None:
+            return self.forward_seconds / n_parts
+        # A constant for each pass, and a price for each probe.
+        each = (self.forward_seconds - self.part_seconds) / (1 - 1 / MAX_PARTS)
+        return self.forward_seconds - each * (1 - 1 / n_parts)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """Plan of a calm run.
+
+    Attributes:
+        seconds: all that the monitor takes.
+        evaluations: probe evaluations after the start.
+        parts: those of them that evaluate a part of the probes.
+        refreshes: those of them that refresh the gradients.
+    """
+
+    seconds: float
+    evaluations: int
+    parts: int
+    refreshes: int
+
+
+class _Clock:
+    """A clock that goes forward as it is told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, meter: CostMeter, part: str, seconds: float) -> None:
+        with meter.measure(part):
+            self.now += seconds
 
 
 def measure_cost(
@@ -91,10 +162,11 @@ def measure_cost(
     session = monitor._session
     assert session is not None
     run, probe_runner = session.run, session.probe_runner
-    times: dict[str, list[float]] = {name: [] for name in ("plain", "hooked", "forward", "refresh")}
+    times: dict[str, list[float]] = {name: [] for name in KINDS}
     try:
         for index in range(rounds):
             run.schedule.next_step = run.step + 10  # no evaluation except those below
+            run.schedule.read_every = 10
             # The first step after an evaluation finds cold caches: each kind goes first in turn.
             first, second = ("plain", "hooked") if index % 2 else ("hooked", "plain")
             for kind in (first, second, second, first):
@@ -104,6 +176,11 @@ def measure_cost(
                     with session.hooks.disabled():
                         times[kind].append(timed(take_step))
                     session.sample.take()  # else the plain steps count as changes from outside
+                    session.hooks.mark_as_read()
+            times["reading"].append(timed(session.read_update))
+            run.step += 1
+            part = partial(session.evaluate_probes, refresh=False, n_parts=MAX_PARTS)
+            times["part"].append(timed(part))
             run.step += 1
             times["forward"].append(timed(lambda: session.evaluate_probes(refresh=False)))
             run.step += 1
@@ -122,6 +199,8 @@ def measure_cost(
         refresh_seconds=medians["refresh"],
         start_seconds=start,
         memory_bytes=probe_runner.protected_gradients.nbytes + copied_bytes,
+        part_seconds=min(medians["part"], medians["forward"]),
+        reading_seconds=medians["reading"],
     )
 
 

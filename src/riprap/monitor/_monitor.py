@@ -152,7 +152,7 @@ class Monitor:
             meter,
             None if stop_on is None else Level(stop_on),
         )
-        self._budget = budget
+        self.budget = budget
         self._given, self._keep_passing, self._autocast = given, keep_passing, autocast
         self._started = False
         self._watched_model: WatchedModel | None = None  # of the last watch
@@ -271,7 +271,7 @@ class Monitor:
     def _renew_schedule(self) -> None:
         run = self._run
         run.meter = CostMeter()
-        run.schedule = self._new_schedule(run.schedule.probe_every, self._budget, run.meter)
+        run.schedule = self._new_schedule(run.schedule.probe_every, self.budget, run.meter)
 
     @staticmethod
     def _new_schedule(probe_every: int, budget: float | None, meter: CostMeter) -> ProbeSchedule:
@@ -391,7 +391,7 @@ class Monitor:
             "gradient_storage": self._gradient_storage,
             "modules": list(self._modules),
             "keep_passing": self._keep_passing,
-            "budget": self._budget,
+            "budget": self.budget,
         }
 
     @property
@@ -550,7 +550,7 @@ class Monitor:
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
         facts |= {
-            "budget": self._budget,
+            "budget": self.budget,
             "notes": self._metadata,
             "layer": session.probe_runner.layer,
         }

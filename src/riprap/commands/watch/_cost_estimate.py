@@ -37,7 +37,9 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
     Returns:
         `steps`, `probe_every`; `seconds` by part; `memory_megabytes`; `cadences`, each with its
         `probe_every`, and the ratio of time with a monitor to time without over the whole `run`
-        and once `calm`; `ratio`, that of the configured run; `advice`, a sentence or None.
+        and once `calm`; `ratio`, that of the configured run; `budget`, and the `evaluations` that
+        it pays for, `parts` of the probes and gradient `refreshes` among them; `advice`, a sentence
+        or None.
 
     Raises:
         RiprapError: the run itself would be refused for the same reason.
@@ -62,7 +64,8 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         finally:
             run.monitor.record.close()
     data = {"path": config.data.path, "notes": run.notes, "row": run.shown}
-    return summarize_cost(cost, config.probe_every, steps) | {"data": data}
+    budget = run.monitor.budget
+    return summarize_cost(cost, config.probe_every, steps, budget) | {"data": data}
 
 
 def _with_tiny_lr(config: WatchConfig, folder: Path) -> WatchConfig:
@@ -118,11 +121,16 @@ def _each_twice(items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def summarize_cost(cost: Cost, probe_every: int, steps: int) -> dict[str, Any]:
+def summarize_cost(
+    cost: Cost, probe_every: int, steps: int, budget: float | None = None
+) -> dict[str, Any]:
     """Compute the result of `estimate_cost` from the measured parts."""
+    planned = cost.plan(probe_every, steps, budget)
     seconds = {
         "step": cost.step_seconds,
         "hooks": cost.hook_seconds,
+        "reading": cost.reading_seconds,
+        "part": cost.part_seconds,
         "forward": cost.forward_seconds,
         "gradients": cost.refresh_seconds,
         "start": cost.start_seconds,
@@ -133,27 +141,35 @@ def summarize_cost(cost: Cost, probe_every: int, steps: int) -> dict[str, Any]:
         "seconds": seconds,
         "memory_megabytes": cost.memory_bytes / 1e6,
         "cadences": [
-            {"probe_every": n, "run": cost.run_ratio(n, steps), "calm": cost.calm_ratio(n)}
+            {
+                "probe_every": n,
+                "run": cost.run_ratio(n, steps, budget),
+                "calm": cost.calm_ratio(n, budget),
+            }
             for n in (probe_every * factor for factor in CADENCE_FACTORS)
         ],
-        "ratio": cost.run_ratio(probe_every, steps),
-        "advice": advice(cost, probe_every, steps),
+        "ratio": cost.run_ratio(probe_every, steps, budget),
+        "budget": budget,
+        "evaluations": planned.evaluations,
+        "parts": planned.parts,
+        "refreshes": planned.refreshes,
+        "advice": advice(cost, probe_every, steps, budget),
     }
 
 
-def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
+def advice(cost: Cost, probe_every: int, steps: int, budget: float | None = None) -> str | None:
     """Suggest how to reduce the ratio to `MAX_RATIO`; None if it is not above that."""
-    ratio = cost.run_ratio(probe_every, steps)
+    ratio = cost.run_ratio(probe_every, steps, budget)
     if ratio <= MAX_RATIO:
         return None
     text = f"the run would take {ratio:.2f} times as long as without a monitor"
     for interval in (probe_every * factor for factor in ADVICE_FACTORS):
-        if cost.run_ratio(interval, steps) <= MAX_RATIO:
+        if cost.run_ratio(interval, steps, budget) <= MAX_RATIO:
             return f"{text}; with `probe_every: {interval}` it stays within {MAX_RATIO:.2f}"
-    share = _share_of_probes(cost, probe_every, steps)
+    share = _share_of_probes(cost, probe_every, steps, budget)
     probes = "" if share is None else f"about {share:.0%} of the probes (`n_probes`)"
     for longer in (steps * factor for factor in ADVICE_FACTORS):
-        if cost.run_ratio(probe_every, longer) <= MAX_RATIO:
+        if cost.run_ratio(probe_every, longer, budget) <= MAX_RATIO:
             return (
                 f"{text}, because the evaluations at the start are a large part of so short a run; "
                 f"a run of {longer} steps stays within {MAX_RATIO:.2f}"
@@ -169,17 +185,31 @@ def advice(cost: Cost, probe_every: int, steps: int) -> str | None:
     )
 
 
-def _share_of_probes(cost: Cost, probe_every: int, steps: int) -> float | None:
+def _share_of_probes(
+    cost: Cost, probe_every: int, steps: int, budget: float | None
+) -> float | None:
     """Share of the probes with which the run stays within `MAX_RATIO`; None: no share suffices.
 
     The time of a probe evaluation is assumed to be proportional to the number of probes.
     """
     free_probes = replace(cost, start_seconds=0.0, forward_seconds=0.0, refresh_seconds=0.0)
-    hooks = free_probes.run_ratio(probe_every, steps)
+    hooks = free_probes.run_ratio(probe_every, steps, budget)
     if hooks >= MAX_RATIO:
         return None
-    share = (MAX_RATIO - hooks) / (cost.run_ratio(probe_every, steps) - hooks)
+    share = (MAX_RATIO - hooks) / (cost.run_ratio(probe_every, steps, budget) - hooks)
     return share if share >= 0.01 else None
+
+
+def planned_text(result: dict[str, Any]) -> str:
+    """Return what the monitor of the configured run will do, and what that costs."""
+    budget = result["budget"]
+    limit = "no budget" if budget is None else f"a budget of {budget:.1%}"
+    whole = result["evaluations"] - result["parts"] - result["refreshes"]
+    return (
+        f"Planned with {limit}: {result['ratio'] - 1:.1%} of the training time for the first "
+        f"evaluation, {whole} of all probes, {result['parts']} of parts of them, and "
+        f"{result['refreshes']} with gradients; more if a behavior is about to break."
+    )
 
 
 def print_cost(result: dict[str, Any], console: Console) -> None:
@@ -187,14 +217,17 @@ def print_cost(result: dict[str, Any], console: Console) -> None:
     meaning = {
         "step": "training step without a monitor",
         "hooks": "added to each step",
-        "forward": "probe evaluation, forward only",
-        "gradients": "probe evaluation with gradients",
+        "reading": "reading of the interference",
+        "part": "evaluation of a quarter of the probes",
+        "forward": "evaluation of all probes",
+        "gradients": "evaluation with gradients",
         "start": "evaluation before the first step",
     }
     parts = Table("part", title="Cost of the monitor", title_justify="left")
     parts.add_column("seconds", justify="right")
     for name, seconds in result["seconds"].items():
-        parts.add_row(meaning[name], f"{seconds:.4f}")
+        if seconds is not None:
+            parts.add_row(meaning[name], f"{seconds:.4f}")
     parts.add_section()
     parts.add_row("stored gradients and parameters, MB", f"{result['memory_megabytes']:.1f}")
     ratios = Table("probe_every", title="Time with a monitor ÷ time without", title_justify="left")
@@ -207,5 +240,6 @@ def print_cost(result: dict[str, Any], console: Console) -> None:
         print_data(data["path"], data["notes"], data["row"], console)
     console.print(parts)
     console.print(ratios)
+    console.print(planned_text(result), soft_wrap=True)
     if result["advice"] is not None:
         console.print(result["advice"][0].upper() + result["advice"][1:] + ".", soft_wrap=True)
