@@ -57,6 +57,7 @@ def train_monitored(
     note: str = "",
     signals: Sequence[Signal] | None = None,
     make_tracker: Callable[[nn.Module, list[Behavior]], MarginTracker] = MarginTracker,
+    on_monitor: Callable[[Monitor], object] = lambda _monitor: None,
 ) -> dict[str, np.ndarray]:
     """Train a start of the world on a new task under a monitor that records into `run_dir`.
 
@@ -65,6 +66,7 @@ def train_monitored(
         signals: None: `riprap.signals.per_step()`.
         note: appended to the description of the run in its record.
         make_tracker: makes what records beside the monitor.
+        on_monitor: called with the monitor before training.
 
     Returns:
         the arrays of the tracker.
@@ -81,6 +83,7 @@ def train_monitored(
         metadata={"task": f"toy world, {task}, seed {seed}{note}"},
         budget=None,
     )
+    on_monitor(monitor)
     torch.manual_seed(seed)
     tracker = make_tracker(model, behaviors)
     with monitor.watch(model, optimizer):

@@ -11,7 +11,7 @@ from riprap.record import check_fields
 
 DEFAULT_BUDGET = 0.03
 CALM_SHARE = 0.5  # of the budget, that calm phases use; the rest is for urgent ones
-EARLY_EVALUATIONS = 2  # of all probes, that are paid for in advance: most damage is early
+EARLY_EVALUATIONS = 3  # of all probes, that are paid for in advance: most damage is early
 URGENT_EVALUATIONS = 8  # of all probes, that urgency may spend beyond the budget
 MAX_PARTS = 4  # probe evaluations that together evaluate all probes
 READING_SHARE = 0.1  # of the budget, for readings of the interference between evaluations
@@ -24,8 +24,8 @@ class Budget:
 
     Passes over probes and products with gradients are paid for; the hooks at each step, which take
     less than a millisecond, are not. In calm phases the monitor may have spent, up to now, the
-    price of the start and of `EARLY_EVALUATIONS`, and `CALM_SHARE` of the budget; in urgent phases
-    the whole budget and `URGENT_EVALUATIONS` besides. The evaluation at the end is reserved.
+    price of the start, of the evaluation at the end and of `EARLY_EVALUATIONS`, and `CALM_SHARE` of
+    the budget; in urgent phases the whole budget and `URGENT_EVALUATIONS` besides.
 
     Attributes:
         share: time of the monitor, as a share of the time of training.
@@ -62,7 +62,7 @@ class Budget:
 
     def allowance(self, urgent: bool) -> float:
         """Return the seconds that the monitor may have spent by now."""
-        in_advance = EARLY_EVALUATIONS + (URGENT_EVALUATIONS if urgent else 0)
+        in_advance = 1 + EARLY_EVALUATIONS + (URGENT_EVALUATIONS if urgent else 0)
         rate = self._rate(urgent)
         advance = self.meter.seconds["start"] + in_advance * self.forward_price()
         return advance + rate * self.meter.training_seconds
@@ -78,7 +78,7 @@ class Budget:
     def steps_until(self, seconds: float, urgent: bool) -> int:
         """Return the number of steps after which `seconds` more are affordable; 0: now."""
         spent = self.meter.own_seconds - self.meter.seconds["hooks"]
-        needed = spent + seconds + self.forward_price()  # the last one: the end
+        needed = spent + seconds + self.forward_price()  # the last one is reserved for the end
         missing = needed - self.allowance(urgent)
         if missing <= 0:
             return 0

@@ -34,6 +34,7 @@ class ProbeSchedule:
         read_every: gap between two readings of the interference, in steps.
         gap_divisor: the gap is the number of steps taken, divided by this; with 4, each of the
             first eight steps is evaluated.
+        budget_gap_divisor: the same with a budget.
         evaluations_before_break: number of evaluations before the earliest predicted break.
         dense_steps: early steps with frequent gradient refreshes, because most damage is early.
         refresh_period: evaluations per gradient refresh in early and in urgent phases.
@@ -50,6 +51,7 @@ class ProbeSchedule:
     n_parts: int = 1
     read_every: int = 4
     gap_divisor: int = 4
+    budget_gap_divisor: int = 2
     evaluations_before_break: int = 4
     dense_steps: int = 8
     refresh_period: int = 2
@@ -64,7 +66,8 @@ class ProbeSchedule:
 
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next evaluation after one at `step`, given the current forecasts."""
-        gap = min(max(step // self.gap_divisor, 1), self.probe_every)
+        divisor = self.gap_divisor if self.budget is None else self.budget_gap_divisor
+        gap = min(max(step // divisor, 1), self.probe_every)
         early_bounds = [f.low for f in forecasts if f is not None and f.low > 0]
         earliest = min(early_bounds, default=float("inf"))
         self._urgent = earliest < float("inf")
@@ -73,7 +76,7 @@ class ProbeSchedule:
         self.next_step, self.n_parts = step + gap, 1
         self._next_urgent_step, self._refresh_affordable = step, True
         self.read_every = type(self).read_every
-        if self.budget is not None and self.budget.meter.steps:
+        if self.budget is not None:
             self._pay(self.budget, step, gap)
 
     def _pay(self, budget: Budget, step: int, gap: int) -> None:
