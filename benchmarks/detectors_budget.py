@@ -53,7 +53,9 @@ class TokenClock:
         return self.now
 
 
-def run(world: ToyWorld, mode: str, task: str, seed: int, plan: Plan, policy: Any) -> dict[str, Any]:
+def run(
+    world: ToyWorld, mode: str, task: str, seed: int, plan: Plan, policy: Any
+) -> dict[str, Any]:
     """Train one run under one monitor; return its alerts, its breaks and what it cost."""
     if mode == "before":
         listed = [*signals.per_step(), signals.LossCosine(), signals.SpectralEntropy()]
@@ -112,8 +114,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     runs = sorted({(r["task"], r["seed"]) for r in rows})
     both = [run for run in runs if all((mode, *run) in by_run for mode in MODES)]
     lines = [
-        "| level | monitor | null runs with an alert | breaks announced ≥ 1 step before | lead, median "
-        "[least, most] | paired difference of leads, median [least, most] |",
+        "| level | monitor | null runs with an alert | breaks announced ≥ 1 step before "
+        "| lead, median [least, most] | paired difference of leads, median [least, most] |",
         "|---|---|---|---|---|---|",
     ]
     for level in LEVELS:
@@ -130,7 +132,11 @@ def table(rows: list[dict[str, Any]]) -> str:
                     if task != NULL and at is not None and name in first:
                         leads[mode][task, seed, name] = at - first[name]
             breaks += sum(at is not None for at in broke.values()) if task != NULL else 0
-        pairs = [leads["budget"][key] - lead for key, lead in leads["before"].items() if key in leads["budget"]]
+        pairs = [
+            leads["budget"][key] - lead
+            for key, lead in leads["before"].items()
+            if key in leads["budget"]
+        ]
         for mode in MODES:
             own = list(leads[mode].values())
             announced = sum(lead >= 1 for lead in own)
@@ -140,11 +146,14 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{_spread(own)} | {paired} |"
             )
     shares = [r["share"] for r in rows if r["mode"] == "budget"]
-    counts = {m: np.mean([np.mean(list(r["evaluations"].values())) for r in rows if r["mode"] == m]) for m in MODES}
+    counts = {
+        m: np.mean([np.mean(list(r["evaluations"].values())) for r in rows if r["mode"] == m])
+        for m in MODES
+    }
     lines.append("")
     lines.append(
-        f"Cost with the budget, in passes over tokens: {_spread(shares, 3)} of training. Evaluations a "
-        f"run: {counts['before']:.0f} before, {counts['budget']:.0f} with the budget."
+        f"Cost with the budget, in passes over tokens: {_spread(shares, 3)} of training. "
+        f"Evaluations of all probes, a run: {counts['before']:.0f} before, {counts['budget']:.0f} with the budget."
     )
     return "\n".join(lines)
 
@@ -168,7 +177,11 @@ def main() -> None:
     if args.seeds == "exploratory":
         jobs = [(task, seed) for seed in (1000, 1001) for task in (*plan.conditions, NULL)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = (
+        [json.loads(line) for line in args.out.read_text().splitlines()]
+        if args.out.exists()
+        else []
+    )
     done = {(row["mode"], row["task"], row["seed"]) for row in rows}
     for task, seed in [] if args.table else jobs:
         for mode in MODES:

@@ -10,6 +10,7 @@ import numpy as np
 from riprap.behaviors import Behavior
 from riprap.detectors import AlertPolicy, BehaviorHistory, score, threshold_margin
 from riprap.evaluation import ProbeResult
+from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.record import (
     alert_from_row,
     alert_to_row,
@@ -44,6 +45,7 @@ class AlertTracker:
         self._active_ranks: dict[tuple[str, str], int] = {}  # by detector's index and behavior
         self._unmeasured = dict.fromkeys(self.histories, 0)  # evaluations in a row
         self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
+        self.latest: dict[str, np.ndarray] = {}  # margins of all probes, some of them older
         self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
 
     def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
@@ -66,7 +68,12 @@ class AlertTracker:
         self._unmeasured[name] = 0
         self._active_own.discard(("unmeasured", name))
         history.add_margins(step, result.margins)
-        threshold, unit = threshold_margin(result.margins, history.floor), self._units[name]
+        self.latest[name] = result.margins
+        return self._margin_readings(step, name, result)
+
+    def _margin_readings(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
+        threshold = threshold_margin(result.margins, self.histories[name].floor)
+        unit = self._units[name]
         return [
             Reading.of(step, name, "margin", float(result.margins.mean()), unit),
             Reading.of(step, name, "margin_low", threshold, unit),
@@ -135,9 +142,19 @@ class AlertTracker:
         self.alerts += alerts
         return alerts, readings
 
-    def latest_margins(self) -> dict[str, np.ndarray]:
-        """Return the latest margins of all probes, by behavior; without those never measured."""
-        return {name: h.margins[-1] for name, h in self.histories.items() if h.steps}
+    def part_readings(self, step: int, rotation: ProbeRotation) -> list[Reading]:
+        """Return margin and score of behaviors of which only some probes were evaluated now."""
+        readings = []
+        for name, result in rotation.results.items():
+            n_new, n = rotation.n_new(step, name), len(result.margins)
+            if not 0 < n_new < n or result.insufficient or not np.isfinite(result.margins).all():
+                continue
+            detail = f"{n_new} of {n} probes evaluated now, the others before"
+            self.latest[name] = result.margins
+            readings += [
+                replace(r, detail=detail) for r in self._margin_readings(step, name, result)
+            ]
+        return readings
 
     def would_alert(self, step: int, name: str, result: ProbeResult) -> bool:
         """Return whether a result would raise an alert, or break the behavior; changes nothing."""
@@ -174,6 +191,7 @@ class AlertTracker:
             earlier = history.truncated(step)
             self.histories[name] = replace(earlier, first_failure_step=history.broken_at)
         self.forecasts.clear()
+        self.latest.clear()
         self._active_ranks.clear()
 
     def untestable_reasons(self) -> list[str]:
@@ -193,10 +211,8 @@ class AlertTracker:
             f"riprap/{name}/{part}": value
             for name, history in self.histories.items()
             if self.is_measured(name)
-            for part, value in (
-                ("score", score(history.margins[-1])),
-                ("margin", float(history.margins[-1].mean())),
-            )
+            for margins in [self.latest.get(name, history.margins[-1])]
+            for part, value in (("score", score(margins)), ("margin", float(margins.mean())))
         }
 
     def _newly_raised(self, name: str, current: list[Alert | None]) -> list[Alert]:

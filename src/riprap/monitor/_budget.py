@@ -10,10 +10,11 @@ from riprap.monitor._cost_meter import CostMeter
 from riprap.record import check_fields
 
 DEFAULT_BUDGET = 0.03
-CALM_SHARE = 0.5  # of the budget, that calm phases use; the rest is for urgent ones
-EARLY_EVALUATIONS = 3  # of all probes, that are paid for in advance: most damage is early
-URGENT_EVALUATIONS = 8  # of all probes, that urgency may spend beyond the budget
 MAX_PARTS = 4  # probe evaluations that together evaluate all probes
+# What each purse earns of the budget, and what it has in advance, in evaluations of all probes.
+# Early evaluations are paid in advance, because most damage is early; so is the one at the end.
+EARNINGS = {"calm": 0.3, "refresh": 0.2, "urgent": 0.5}
+ADVANCES = {"calm": 4, "refresh": 0, "urgent": 8}
 READING_SHARE = 0.1  # of the budget, for readings of the interference between evaluations
 FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward pass and checks
 
@@ -22,10 +23,10 @@ FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward p
 class Budget:
     """Prices of probe evaluations, and what of them is affordable.
 
-    Passes over probes and products with gradients are paid for; the hooks at each step, which take
-    less than a millisecond, are not. In calm phases the monitor may have spent, up to now, the
-    price of the start, of the evaluation at the end and of `EARLY_EVALUATIONS`, and `CALM_SHARE` of
-    the budget; in urgent phases the whole budget and `URGENT_EVALUATIONS` besides.
+    The start and the hooks at each step, which take less than a millisecond, are not paid for. All
+    else is paid from three purses: "calm", for evaluations and readings of the interference;
+    "refresh", for gradient refreshes; "urgent", for evaluations of behaviors that may break soon.
+    Each purse has an advance, and earns a share of the budget while training goes on.
 
     Attributes:
         share: time of the monitor, as a share of the time of training.
@@ -33,18 +34,26 @@ class Budget:
         forward: seconds of an evaluation of all probes, and of each part of them, by the number of
             parts.
         refresh: seconds of a gradient refresh; None before the first.
+        spent: seconds that were paid from each purse.
     """
 
     share: float
     meter: CostMeter = field(default_factory=CostMeter)
     forward: dict[int, float] = field(default_factory=dict)
     refresh: float | None = None
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(EARNINGS, 0.0))
 
-    def note_evaluation(self, seconds: float, n_parts: int, refresh: bool) -> None:
-        """Note the price of an evaluation of one of `n_parts` parts of the probes."""
-        if refresh:
+    def pay(self, seconds: float, purse: str, n_parts: int | None = 1) -> None:
+        """Pay for an evaluation, and note its price.
+
+        Args:
+            n_parts: one of so many parts of the probes was evaluated; None: it has no price of its
+                own.
+        """
+        self.spent[purse] += seconds
+        if purse == "refresh":
             self.refresh = seconds
-        else:
+        elif n_parts is not None:
             self.forward[n_parts] = seconds
 
     def forward_price(self, n_parts: int = 1) -> float:
@@ -60,30 +69,30 @@ class Budget:
         """Return the seconds of a gradient refresh."""
         return self.meter.seconds["start"] if self.refresh is None else self.refresh
 
-    def allowance(self, urgent: bool) -> float:
-        """Return the seconds that the monitor may have spent by now."""
-        in_advance = 1 + EARLY_EVALUATIONS + (URGENT_EVALUATIONS if urgent else 0)
-        rate = self._rate(urgent)
-        advance = self.meter.seconds["start"] + in_advance * self.forward_price()
-        return advance + rate * self.meter.training_seconds
+    def advance(self, purse: str) -> float:
+        """Return the seconds that a purse has before training."""
+        return ADVANCES[purse] * self.forward_price()
 
-    def advance_share(self) -> float:
-        """Return what calm phases may spend in advance, as a share of the training time so far."""
-        advance = self.allowance(urgent=False) / (self.meter.training_seconds or 1.0)
-        return advance - self._rate(urgent=False)
-
-    def _rate(self, urgent: bool) -> float:
-        return self.share if urgent else CALM_SHARE * self.share
-
-    def steps_until(self, seconds: float, urgent: bool) -> int:
-        """Return the number of steps after which `seconds` more are affordable; 0: now."""
-        spent = self.meter.own_seconds - self.meter.seconds["hooks"]
-        needed = spent + seconds + self.forward_price()  # the last one is reserved for the end
-        missing = needed - self.allowance(urgent)
+    def steps_until(self, seconds: float, purse: str) -> int:
+        """Return the number of steps after which a purse can pay `seconds`; 0: now."""
+        meter = self.meter
+        needed = self.spent[purse] + seconds
+        if purse == "calm":
+            needed += meter.seconds["interference"] + self.forward_price()  # the one at the end
+        rate = self.share * EARNINGS[purse]
+        missing = needed - self.advance(purse) - rate * meter.training_seconds
         if missing <= 0:
             return 0
-        earned = self._rate(urgent) * self.meter.step_seconds
+        earned = rate * meter.step_seconds
         return math.ceil(min(missing / earned, 1e9)) if earned else 0
+
+    def affordable_parts(self, steps: int) -> int:
+        """Return in how many parts to evaluate the probes, if one is due each so many steps."""
+        earned = self.share * EARNINGS["calm"] * steps * self.meter.step_seconds
+        for n_parts in (1, 2):
+            if self.forward_price(n_parts) <= earned:
+                return n_parts
+        return MAX_PARTS
 
     def reading_gap(self) -> int:
         """Return the gap between readings of the interference that keeps to their share."""
@@ -99,6 +108,7 @@ class Budget:
             "meter": self.meter.state_dict(),
             "forward": {str(count): seconds for count, seconds in self.forward.items()},
             "refresh": self.refresh,
+            "spent": dict(self.spent),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -107,7 +117,8 @@ class Budget:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, meter=dict, forward=dict, refresh=float | None)
+        check_fields(state, meter=dict, forward=dict, refresh=float | None, spent=dict)
+        check_fields(state["spent"], **dict.fromkeys(EARNINGS, float))
         self.meter.load_state_dict(state["meter"])
         self.forward = {int(count): seconds for count, seconds in state["forward"].items()}
-        self.refresh = state["refresh"]
+        self.refresh, self.spent = state["refresh"], dict(state["spent"])

@@ -83,7 +83,7 @@ class Cost:
             price = self.refresh_seconds if refresh else self._forward_price(n_parts)
             clock.spend(meter, "refreshes" if refresh else "evaluations", price)
             if paid is not None:
-                paid.note_evaluation(price, n_parts, refresh)
+                paid.pay(price, "refresh" if refresh else "calm", n_parts)
             evaluations, refreshes = evaluations + 1, refreshes + refresh
             if refresh or n_parts == 1:
                 last_whole = step

@@ -8,34 +8,51 @@ from typing import Any
 import numpy as np
 
 from riprap.behaviors import Behavior, PlainMargin, ProbeSet
+from riprap.evaluation import ProbeResult
 from riprap.record import check_fields
 
 MIN_PROBES = 4  # of a behavior, in a part
 
 
 class ProbeRotation:
-    """The step at which each probe was evaluated last, and the parts that are due next.
+    """The latest margin of each probe, when it was evaluated, and the parts that are due next.
 
     A behavior whose probes cannot be selected, or whose margins are a plain function, is evaluated
     as a whole, once in so many evaluations.
 
     Attributes:
+        results: latest margins of all probes, by behavior; of different steps, it may be.
         last_steps: step of the last evaluation of each probe, shape (n_probes,), by behavior.
     """
 
     def __init__(self) -> None:
+        self.results: dict[str, ProbeResult] = {}
         self.last_steps: dict[str, np.ndarray] = {}
         self._waiting: dict[str, int] = {}  # evaluations that left a behavior out, in a row
         self._parts: dict[str, dict[tuple[int, ...], Behavior]] = {}
 
-    def note(self, step: int, name: str, n_probes: int, indices: np.ndarray | None = None) -> None:
-        """Note that probes were evaluated; None: all of them."""
-        known = self.last_steps.get(name)
-        if indices is None or known is None or len(known) != n_probes:
-            self.last_steps[name] = np.full(n_probes, step)
+    def note(
+        self, step: int, name: str, result: ProbeResult, indices: np.ndarray | None = None
+    ) -> ProbeResult:
+        """Note the result of some probes, or of all; return the latest margins of all."""
+        margins, known = result.margins, self.results.get(name)
+        if indices is None or known is None:
+            self.last_steps[name] = np.full(len(margins), step)
         else:
-            known[indices] = step
+            margins = known.margins.copy()
+            margins[indices] = result.margins
+            self.last_steps[name][indices] = step
         self._waiting[name] = 0
+        self.results[name] = ProbeResult(margins, result.insufficient)
+        return self.results[name]
+
+    def whole_results(self, step: int) -> dict[str, ProbeResult]:
+        """Return the results of the behaviors of which all probes were evaluated at a step."""
+        return {
+            name: self.results[name]
+            for name, steps in self.last_steps.items()
+            if (steps == step).all()
+        }
 
     def next_parts(self, behaviors: Sequence[Behavior], n_parts: int) -> dict[str, np.ndarray]:
         """Return the indices of the probes to evaluate now, by behavior."""
@@ -60,10 +77,9 @@ class ProbeRotation:
         """Return the indices of the probes that were not evaluated at this step."""
         return np.flatnonzero(self.last_steps[name] != step)
 
-    def is_partial(self, step: int) -> bool:
-        """Return whether some of the probes were evaluated at this step, and others before."""
-        at = [steps == step for steps in self.last_steps.values()]
-        return any(own.any() for own in at) and not all(own.all() for own in at)
+    def n_new(self, step: int, name: str) -> int:
+        """Return how many probes of a behavior were evaluated at a step."""
+        return int((self.last_steps[name] == step).sum()) if name in self.last_steps else 0
 
     def part(self, behavior: Behavior, indices: np.ndarray) -> Behavior:
         """Return the behavior on some of its probes; the same object each time."""
@@ -78,7 +94,8 @@ class ProbeRotation:
     def state_dict(self) -> dict[str, Any]:
         """Return the steps of the last evaluations, as plain values."""
         steps = {name: own.tolist() for name, own in self.last_steps.items()}
-        return {"last_steps": steps, "waiting": dict(self._waiting)}
+        margins = {name: own.margins.tolist() for name, own in self.results.items()}
+        return {"last_steps": steps, "margins": margins, "waiting": dict(self._waiting)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -86,7 +103,11 @@ class ProbeRotation:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, last_steps=dict, waiting=dict)
+        check_fields(state, last_steps=dict, margins=dict, waiting=dict)
+        self.results = {
+            name: ProbeResult(np.array(margins, dtype=np.float64))
+            for name, margins in state["margins"].items()
+        }
         self.last_steps = {
             name: np.array(steps, dtype=np.int64) for name, steps in state["last_steps"].items()
         }

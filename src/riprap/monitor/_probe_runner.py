@@ -111,51 +111,42 @@ class ProbeRunner:
 
     def _note_all(self, step: int, results: Mapping[str, ProbeResult]) -> None:
         for name, result in results.items():
-            self.rotation.note(step, name, len(result.margins))
+            self.rotation.note(step, name, result)
 
-    def run_part(
-        self, step: int, n_parts: int, latest: Mapping[str, np.ndarray]
-    ) -> dict[str, ProbeResult]:
-        """Evaluate the probes that are due next; return margins of all probes.
+    def run_part(self, step: int, n_parts: int) -> dict[str, ProbeResult]:
+        """Evaluate the probes that are due next; return the latest margins of all probes.
 
         Args:
             n_parts: number of evaluations that together evaluate all probes.
-            latest: the margins of all probes so far, by behavior.
         """
-        chosen = self.rotation.next_parts(self.behaviors, n_parts)
-        return self._run_chosen(step, chosen, latest)
+        return self._run_chosen(step, self.rotation.next_parts(self.behaviors, n_parts))
 
-    def run_rest(
-        self, step: int, names: Iterable[str], latest: Mapping[str, np.ndarray]
-    ) -> dict[str, ProbeResult]:
+    def run_rest(self, step: int, names: Iterable[str]) -> None:
         """Evaluate the probes of some behaviors that `run_part` left out at this step."""
         rest = {name: self.rotation.rest(step, name) for name in names}
-        chosen = {name: indices for name, indices in rest.items() if len(indices)}
-        return self._run_chosen(step, chosen, latest)
+        self._run_chosen(step, {name: own for name, own in rest.items() if len(own)})
 
-    def _run_chosen(
-        self, step: int, chosen: Mapping[str, np.ndarray], latest: Mapping[str, np.ndarray]
-    ) -> dict[str, ProbeResult]:
+    def _run_chosen(self, step: int, chosen: Mapping[str, np.ndarray]) -> dict[str, ProbeResult]:
         self.failures = {}
-        own = [behavior for behavior in self.behaviors if behavior.name in chosen]
+        parts = [
+            self.rotation.part(behavior, chosen[behavior.name])
+            for behavior in self.behaviors
+            if behavior.name in chosen
+        ]
         results: dict[str, ProbeResult] = {}
-        parts = [self.rotation.part(one, chosen[one.name]) for one in own]
         for group in group_by_forward_pass(parts, self.model):
             try:
                 results |= evaluate_batch(group, self.model)
             except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
                 self.failures |= {behavior.name: error_text(error) for behavior in group}
-        merged = {}
-        for name, result in results.items():
-            margins = latest[name].copy()
-            margins[chosen[name]] = result.margins
-            merged[name] = ProbeResult(margins, result.insufficient)
-            self.rotation.note(step, name, len(margins), chosen[name])
-        return merged
+        return {
+            name: self.rotation.note(step, name, result, chosen[name])
+            for name, result in results.items()
+        }
 
-    def part_view(self, step: int, results: Mapping[str, ProbeResult]) -> ProbeView:
-        """Return the view of an evaluation of a part of the probes."""
-        return self._view(step, dict(results))
+    def part_view(self, step: int) -> ProbeView:
+        """Return the view of an evaluation of a part of the probes: of behaviors without others."""
+        return self._view(step, self.rotation.whole_results(step))
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
         if not refresh:

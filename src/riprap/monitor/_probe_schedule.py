@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from riprap.detectors import BehaviorHistory
-from riprap.monitor._budget import MAX_PARTS, Budget
+from riprap.monitor._budget import Budget
 from riprap.record import check_fields
 from riprap.types import Forecast
 
@@ -23,14 +23,14 @@ class ProbeSchedule:
     evaluations do not refresh it.
 
     With a budget, evaluations come no earlier than without one, and as late as it takes to pay for
-    them. While calm they evaluate a part of the probes, if the budget cannot pay for all.
+    them. They evaluate a part of the probes, if the budget cannot pay for all, and all probes of a
+    behavior that is about to break. Gradients are refreshed as in calm phases, or later.
 
     Attributes:
         probe_every: longest gap between two evaluations, in steps, as far as the budget reaches.
         budget: prices and what is affordable; None: every evaluation is.
         next_step: step of the next evaluation.
-        n_parts: the next evaluation evaluates one of so many parts of the probes, if it is not
-            urgent.
+        n_parts: the next evaluation evaluates one of so many parts of the probes.
         read_every: gap between two readings of the interference, in steps.
         gap_divisor: the gap is the number of steps taken, divided by this; with 4, each of the
             first eight steps is evaluated.
@@ -68,39 +68,31 @@ class ProbeSchedule:
         """Plan the next evaluation after one at `step`, given the current forecasts."""
         divisor = self.gap_divisor if self.budget is None else self.budget_gap_divisor
         gap = min(max(step // divisor, 1), self.probe_every)
-        early_bounds = [f.low for f in forecasts if f is not None and f.low > 0]
-        earliest = min(early_bounds, default=float("inf"))
-        self._urgent = earliest < float("inf")
-        if self._urgent:
-            gap = min(gap, max(int(earliest) // self.evaluations_before_break, 1))
-        self.next_step, self.n_parts = step + gap, 1
-        self._next_urgent_step, self._refresh_affordable = step, True
-        self.read_every = type(self).read_every
+        bounds = [f.low for f in forecasts if f is not None and _is_near(f)]
+        urgent_gap = max(int(min(bounds, default=gap)) // self.evaluations_before_break, 1)
+        self._urgent = bool(bounds)
+        self.n_parts, self.read_every = 1, type(self).read_every
+        self._next_urgent_step = step
         if self.budget is not None:
-            self._pay(self.budget, step, gap)
+            gap = self._affordable_gap(self.budget, step, gap, min(gap, urgent_gap))
+        elif self._urgent:
+            gap = min(gap, urgent_gap)
+        self.next_step = step + gap
 
-    def _pay(self, budget: Budget, step: int, gap: int) -> None:
-        """Delay the next evaluation until it is affordable, and choose its size."""
+    def _affordable_gap(self, budget: Budget, step: int, gap: int, urgent_gap: int) -> int:
+        """Choose the size of the next evaluation, and delay it until it can be paid for."""
         longest = self.max_stretch * self.probe_every
         self.read_every = max(self.read_every, budget.reading_gap())
-        wait = budget.steps_until(budget.forward_price(), urgent=True)
+        self.n_parts = budget.affordable_parts(self.probe_every)
+        wait = budget.steps_until(budget.forward_price(), "urgent")
         self._next_urgent_step = step + min(wait, longest)
-        if self._urgent and wait <= gap:
-            wait = budget.steps_until(budget.refresh_price(), urgent=True)
-            self._refresh_affordable = wait <= gap
-            return
+        self._refresh_affordable = budget.steps_until(budget.refresh_price(), "refresh") == 0
+        if self._urgent and wait <= urgent_gap:
+            return urgent_gap
         self.cut_urgency += self._urgent
         self._urgent = False
-        saved = budget.refresh_price() * self._progress_to_refresh(step)
-        if self._refresh_is_next(step):
-            wait = budget.steps_until(budget.refresh_price(), urgent=False)
-        else:
-            for self.n_parts in (1, 2, MAX_PARTS):
-                price = budget.forward_price(self.n_parts) + saved
-                wait = budget.steps_until(price, urgent=False)
-                if wait <= gap:
-                    break
-        self.next_step = step + min(max(wait, gap), longest)
+        wait = budget.steps_until(budget.forward_price(self.n_parts), "calm")
+        return min(max(wait, gap), longest)
 
     def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether to evaluate after this step: planned, or urgent by interference."""
@@ -109,6 +101,20 @@ class ProbeSchedule:
     def is_urgent_now(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether interference asks for an evaluation, and the budget can pay for it."""
         return step >= self._next_urgent_step and any(map(self.is_urgent, histories))
+
+    def urgent_behaviors(
+        self,
+        step: int,
+        histories: Iterable[BehaviorHistory],
+        forecasts: Mapping[str, Forecast | None],
+    ) -> list[str]:
+        """Return the behaviors for which the evaluation after this step is urgent."""
+        names = [history.behavior for history in histories if self.is_urgent(history)]
+        if step < self._next_urgent_step:
+            names = []
+        if self._urgent:
+            names += [name for name, own in forecasts.items() if _is_near(own)]
+        return list(dict.fromkeys(names))
 
     def is_urgent(self, history: BehaviorHistory) -> bool:
         """Return whether updates have used up too much of a behavior's threshold margin."""
@@ -120,21 +126,12 @@ class ProbeSchedule:
 
     def should_refresh_gradients(self, step: int) -> bool:
         """Return whether this evaluation refreshes gradients; call once per evaluation."""
-        refresh = self._refresh_is_next(step) and self._refresh_affordable
+        period = self.calm_refresh_period
+        if self.budget is None and (step < self.dense_steps or self._urgent):
+            period = self.refresh_period
+        refresh = self._evaluations_since_refresh + 1 >= period and self._refresh_affordable
         self._evaluations_since_refresh = 0 if refresh else self._evaluations_since_refresh + 1
         return refresh
-
-    def _refresh_is_next(self, step: int) -> bool:
-        return self._evaluations_since_refresh + 1 >= self._period(step)
-
-    def _progress_to_refresh(self, step: int) -> float:
-        return min((self._evaluations_since_refresh + 1) / self._period(step), 1.0)
-
-    def _period(self, step: int) -> int:
-        if self.budget is not None:
-            return self.refresh_period if self._urgent else self.calm_refresh_period
-        frequent = step < self.dense_steps or self._urgent
-        return self.refresh_period if frequent else self.calm_refresh_period
 
     def agree(self, device: torch.device) -> None:
         """Take over the plan of the first rank: ranks that evaluate together must plan alike."""
@@ -188,3 +185,8 @@ class ProbeSchedule:
         self.cut_urgency = state["cut_urgency"]
         if self.budget is not None and state["budget"] is not None:
             self.budget.load_state_dict(state["budget"])
+
+
+def _is_near(forecast: Forecast | None) -> bool:
+    """Return whether a behavior may break soon; one that is broken cannot."""
+    return forecast is not None and 0 < forecast.low < float("inf")

@@ -128,7 +128,10 @@ def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
         return f"{text}, without a budget."
     text += f"; its budget is {_percent(budget.share)}"
     if meter.share > budget.share:
-        text += f", and the advance at the start was {_percent(budget.advance_share())}"
+        names = {"calm": "early evaluations", "urgent": "urgent ones"}
+        shares = {name: budget.advance(purse) for purse, name in names.items()}
+        extra = [f"{name} {_percent(own / meter.training_seconds)}" for name, own in shares.items()]
+        text += f", and besides the start, in advance, for {' and '.join(extra)}"
     if schedule.cut_urgency:
         text += f"; {schedule.cut_urgency} times it could not pay for an urgent evaluation"
     return f"{text}."

@@ -12,7 +12,6 @@ from torch import Tensor
 from riprap._distributed import all_ranks, has_sharded_parameters
 from riprap._warnings import warn
 from riprap.errors import ConfigError
-from riprap.evaluation import ProbeResult
 from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
@@ -59,13 +58,13 @@ class MonitoredRun:
     final: Sequence[Reading] = ()
 
     @contextmanager
-    def noted_price(self, part: str, n_parts: int) -> Iterator[None]:
-        """Note what the evaluation in the body costs, for the schedule."""
+    def paid(self, part: str, purse: str, n_parts: int | None = 1) -> Iterator[None]:
+        """Measure an evaluation in the body, and pay for it; see `Budget.pay`."""
         before = self.meter.seconds[part]
-        yield
+        with self.meter.measure(part):
+            yield
         if self.schedule.budget is not None:
-            seconds = self.meter.seconds[part] - before
-            self.schedule.budget.note_evaluation(seconds, n_parts, part == "refreshes")
+            self.schedule.budget.pay(self.meter.seconds[part] - before, purse, n_parts)
 
     def note_skipped_step(self, reason: str) -> None:
         """Record that an optimizer's step was skipped."""
@@ -188,16 +187,15 @@ class WatchSession:
                 self.probe_runner.run(run.step, refresh=True)
 
     def _evaluate_if_due(self) -> None:
-        run = self.run
+        run, schedule = self.run, self.run.schedule
         read = self._last_read == run.step  # else the interference is that of the last step
         histories = list(run.tracker.histories.values()) if read else []
-        if not run.schedule.is_due(run.step, histories):
+        if not schedule.is_due(run.step, histories):
             return
-        refresh = run.schedule.should_refresh_gradients(run.step) or self._refresh_due
+        refresh = schedule.should_refresh_gradients(run.step) or self._refresh_due
         self._refresh_due = False
-        urgent = run.schedule.is_urgent_now(run.step, histories)
-        n_parts = 1 if urgent else run.schedule.n_parts
-        self.evaluate_probes(refresh or self._guard_needs_gradients, n_parts)
+        urgent = schedule.urgent_behaviors(run.step, histories, run.tracker.forecasts)
+        self.evaluate_probes(refresh or self._guard_needs_gradients, schedule.n_parts, urgent)
 
     def read_update(self) -> None:
         """Read the update since the last one that was read, unless there was no step."""
@@ -370,11 +368,6 @@ class WatchSession:
         histories = self.run.tracker.histories.values()
         if any(history.steps and history.step < self.run.step for history in histories):
             self.evaluate_probes(refresh=False)
-        elif self.probe_runner.rotation.is_partial(self.run.step):
-            with self.run.meter.measure("evaluations"):
-                latest = self.run.tracker.latest_margins()
-                known = {name: ProbeResult(margins) for name, margins in latest.items()}
-                self.process_probe_results(self._complete(known, list(known)))
 
     def evaluate_last_step_safely(self) -> None:
         """Do the same between two steps of training, without failing."""
@@ -494,20 +487,26 @@ class WatchSession:
         self.run.stop_reason = reason
         warn(reason)
 
-    def evaluate_probes(self, refresh: bool, n_parts: int = 1) -> None:
+    def evaluate_probes(self, refresh: bool, n_parts: int = 1, urgent: Sequence[str] = ()) -> None:
         """Evaluate the probes, process the results, and inform the guard.
 
         Args:
-            n_parts: evaluate only one of so many parts of the probes. A behavior about which an
-                alert would be raised is evaluated in full.
+            n_parts: evaluate only one of so many parts of the probes.
+            urgent: behaviors that are evaluated in full nevertheless, as are those about which an
+                alert would be raised.
         """
         run, part = self.run, "refreshes" if refresh else "evaluations"
+        purse = "refresh" if refresh else "urgent" if urgent else "calm"
         try:
             self.read_update()
-            with run.noted_price(part, n_parts), run.meter.measure(part):
-                view = self._run_probes(refresh, n_parts)
+            is_part = n_parts > 1 and not refresh
+            if not is_part:
+                with run.paid(part, purse):
+                    view = self.probe_runner.run(run.step, refresh)
+            else:
+                view = self._evaluate_part(purse, n_parts, urgent)
             with run.meter.measure(part):
-                alerts = self.process_probe_results(view)
+                alerts = self.process_probe_results(view, is_part)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
                     [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
@@ -515,25 +514,25 @@ class WatchSession:
         finally:
             self._agree_to_stop()
 
-    def _run_probes(self, refresh: bool, n_parts: int) -> ProbeView:
-        run, runner = self.run, self.probe_runner
-        if refresh or n_parts == 1:
-            return runner.run(run.step, refresh)
-        results = runner.run_part(run.step, n_parts, run.tracker.latest_margins())
+    def _evaluate_part(self, purse: str, n_parts: int, urgent: Sequence[str]) -> ProbeView:
+        run, tracker = self.run, self.run.tracker
+        with run.paid("evaluations", purse, n_parts):
+            results = self.probe_runner.run_part(run.step, n_parts)
         doubtful = [
-            name for name, r in results.items() if run.tracker.would_alert(run.step, name, r)
+            name
+            for name, result in results.items()
+            if name in urgent or tracker.would_alert(run.step, name, result)
         ]
-        return self._complete(results, doubtful)
+        with run.paid("evaluations", "urgent", None):
+            return self._complete(doubtful)
 
-    def _complete(self, results: dict[str, ProbeResult], names: Sequence[str]) -> ProbeView:
-        """Evaluate the other probes of some behaviors."""
+    def _complete(self, names: Sequence[str]) -> ProbeView:
+        """Evaluate the other probes of some behaviors; return the view of all of theirs."""
         run, runner = self.run, self.probe_runner
-        if names:
-            latest = {name: result.margins for name, result in results.items()}
-            failures = dict(runner.failures)
-            results = results | runner.run_rest(run.step, names, latest)
-            runner.failures |= failures
-        return runner.part_view(run.step, results)
+        failures = dict(runner.failures)
+        runner.run_rest(run.step, names)
+        runner.failures |= failures
+        return runner.part_view(run.step)
 
     def _agree_to_stop(self) -> None:
         """Ask all ranks of a sharded model to stop if one of them is to: none can go on alone.
@@ -548,8 +547,12 @@ class WatchSession:
         if not all_ranks(run.stop_reason is None, device) and run.stop_reason is None:
             run.stop_reason = f"stop_on={str(run.stop_level)!r}: an alert on another rank"
 
-    def process_probe_results(self, view: ProbeView) -> list[Alert]:
-        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
+    def process_probe_results(self, view: ProbeView, is_part: bool = False) -> list[Alert]:
+        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts.
+
+        Args:
+            is_part: some probes were not evaluated; what signals read at evaluations is not there.
+        """
         run = self.run
         self._record_failures()
         readings: list[Reading] = []
@@ -558,11 +561,12 @@ class WatchSession:
             run.tracker.add_unmeasured(reading)
         for name, result in view.results.items():
             readings += run.tracker.add_probe_result(run.step, name, result)
+        readings += run.tracker.part_readings(run.step, self.probe_runner.rotation)
         for name, history in run.tracker.histories.items():
             if history.steps and history.step == run.step:
                 run.record.add_margins(run.step, name, history.margins[-1])
         from_signals: list[Reading] = []
-        if not self.probe_runner.rotation.is_partial(run.step):
+        if not is_part:
             from_signals = self._collect_readings("on_probe_evaluation", view)
         counts = self.check.evaluate(run.step)
         run.record.add_readings([*readings, *from_signals, *counts])
