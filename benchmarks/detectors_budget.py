@@ -4,8 +4,8 @@
     python benchmarks/detectors_budget.py --seeds exploratory --out /tmp/found.jsonl
 
 The runs of the experiment `detectors`: the same world, policy, tasks and seeds. Each is trained
-twice, bit for bit alike: under the monitor of that experiment (no budget, every signal at every
-step) and under the default one. So that results do not depend on the machine, the budget's clock
+twice, bit for bit alike: under the monitor of that experiment (no budget, interference at every
+step; what the policy does not read is left out) and under the default one. So that results do not depend on the machine, the budget's clock
 counts the tokens that pass through the model, three times where a gradient is computed.
 
 "No worse" is declared so, for `warning` and for `critical`: no more null runs with an alert; no
@@ -58,7 +58,6 @@ def run(
 ) -> dict[str, Any]:
     """Train one run under one monitor; return its alerts, its breaks and what it cost."""
     if mode == "before":
-        listed = [*signals.per_step(), signals.LossCosine(), signals.SpectralEntropy()]
         with tempfile.TemporaryDirectory() as folder:
             made: list[Monitor] = []
             margins = train_monitored(
@@ -69,7 +68,7 @@ def run(
                 policy,
                 steps=plan.steps,
                 every=plan.every,
-                signals=listed,
+                signals=[signals.Interference(every_step=True)],
                 on_monitor=made.append,
             )
         monitor = made[0]
@@ -79,7 +78,7 @@ def run(
     model = world.start(seed)
     optimizer, batches = world.optimizer(model), world.batches(task, seed=seed)
     monitor = Monitor(world.behaviors(), policy=policy, probe_every=plan.every)
-    monitor._run.meter.clock = TokenClock(model)
+    monitor.use_clock(TokenClock(model))
     torch.manual_seed(seed)
     with monitor.watch(model, optimizer):
         for _ in range(plan.steps):

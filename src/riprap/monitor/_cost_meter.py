@@ -44,8 +44,12 @@ class CostMeter:
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
 
     @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Add the time of a `with` block to a part; an inner block is not counted in the outer."""
+    def measure(self, part: str, new: bool = True) -> Iterator[None]:
+        """Add the time of a `with` block to a part; an inner block is not counted in the outer.
+
+        Args:
+            new: whether `counts` goes up.
+        """
         if part in PASSES:
             _synchronize()
         self._charge()
@@ -57,7 +61,7 @@ class CostMeter:
                 _synchronize()
             self._charge()
             self._open.pop()
-            self.counts[part] = self.counts.get(part, 0) + 1
+            self.counts[part] = self.counts.get(part, 0) + new
 
     def _charge(self) -> None:
         """Add the time since the last call to what ran in it."""

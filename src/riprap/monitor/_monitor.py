@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -153,6 +154,7 @@ class Monitor:
             None if stop_on is None else Level(stop_on),
         )
         self.budget = budget
+        self._clock: Callable[[], float] = time.perf_counter
         self._given, self._keep_passing, self._autocast = given, keep_passing, autocast
         self._started = False
         self._watched_model: WatchedModel | None = None  # of the last watch
@@ -270,7 +272,7 @@ class Monitor:
 
     def _renew_schedule(self) -> None:
         run = self._run
-        run.meter = CostMeter()
+        run.meter = CostMeter(self._clock)
         run.schedule = self._new_schedule(run.schedule.probe_every, self.budget, run.meter)
 
     @staticmethod
@@ -490,6 +492,15 @@ class Monitor:
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""
         self._run.note_skipped_step(reason)
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Let the budget count by another clock than that of the machine; call it before `watch`.
+
+        Args:
+            clock: returns the time. A clock that counts tokens in passes makes the steps of
+                evaluations independent of the machine's speed.
+        """
+        self._clock = self._run.meter.clock = clock
 
     def log_event(self, kind: str, /, **facts: Any) -> None:
         """Add an event at this step to the record.

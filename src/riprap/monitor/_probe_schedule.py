@@ -83,7 +83,7 @@ class ProbeSchedule:
         """Choose the size of the next evaluation, and delay it until it can be paid for."""
         longest = self.max_stretch * self.probe_every
         self.read_every = max(self.read_every, budget.reading_gap())
-        self.n_parts = budget.affordable_parts(self.probe_every)
+        self.n_parts = budget.affordable_parts(gap)
         wait = budget.steps_until(budget.forward_price(), "urgent")
         self._next_urgent_step = step + min(wait, longest)
         self._refresh_affordable = budget.steps_until(budget.refresh_price(), "refresh") == 0

@@ -61,7 +61,7 @@ class MonitoredRun:
     def paid(self, part: str, purse: str, n_parts: int | None = 1) -> Iterator[None]:
         """Measure an evaluation in the body, and pay for it; see `Budget.pay`."""
         before = self.meter.seconds[part]
-        with self.meter.measure(part):
+        with self.meter.measure(part, new=n_parts is not None):
             yield
         if self.schedule.budget is not None:
             self.schedule.budget.pay(self.meter.seconds[part] - before, purse, n_parts)
@@ -505,7 +505,7 @@ class WatchSession:
                     view = self.probe_runner.run(run.step, refresh)
             else:
                 view = self._evaluate_part(purse, n_parts, urgent)
-            with run.meter.measure(part):
+            with run.meter.measure(part, new=False):
                 alerts = self.process_probe_results(view, is_part)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
