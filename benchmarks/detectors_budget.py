@@ -5,8 +5,9 @@
 
 The runs of the experiment `detectors`: the same world, policy, tasks and seeds. Each is trained
 twice, bit for bit alike: under the monitor of that experiment (no budget, interference at every
-step; what the policy does not read is left out) and under the default one. So that results do not depend on the machine, the budget's clock
-counts the tokens that pass through the model, three times where a gradient is computed.
+step; what the policy does not read is left out) and under the default one. So that results do not
+depend on the machine, the budget's clock counts the tokens that pass through the model, three times
+where a gradient is computed.
 
 "No worse" is declared so, for `warning` and for `critical`: no more null runs with an alert; no
 fewer breaks announced at least one step before; and a median difference of paired leads of at least
@@ -152,7 +153,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     lines.append(
         f"Cost with the budget, in passes over tokens: {_spread(shares, 3)} of training. "
-        f"Evaluations of all probes, a run: {counts['before']:.0f} before, {counts['budget']:.0f} with the budget."
+        f"Evaluations of all probes, a run: {counts['before']:.0f} before, "
+        f"{counts['budget']:.0f} with the budget."
     )
     return "\n".join(lines)
 
