@@ -1,44 +1,74 @@
-"""Cost of selection, as ratios to a plain step in the same process.
+"""Cost and memory of selection, as ratios to a plain step in the same process.
 
-    python benchmarks/selection_cost.py smollm2 --rounds 5 --memory --spearman 10
-    python benchmarks/selection_cost.py full --rounds 3
-    python benchmarks/selection_cost.py small --memory
+    python benchmarks/selection_cost.py smollm2 --rounds 5 --memory --errors
+    python benchmarks/selection_cost.py full --rounds 3 --memory
+    python benchmarks/selection_cost.py small --rows 16 --width 96 --memory --errors
     python benchmarks/selection_cost.py growth --rounds 3
 
 One thread. Times are processor seconds, on which other jobs have less influence: those of the
-program only, and with the system's part, which varies by half on a busy machine. Every method is
-timed in interleaved rounds, each beside a plain step of its own; the table shows medians of the
-ratios. A step is forward, backward and the optimizer's step; "norms alone" trains nothing. Peak
-memory is that of a few steps in a separate process, above the memory of model and optimizer (Linux
-only). `small` is a Llama of 1.8 M parameters; `growth` plots its ratios by size of the batch.
+program only, and with the system's part, which varies by half on a busy machine. Every method
+trains a twin of the model, which shares the frozen weights, and is timed in interleaved rounds,
+each beside a plain step of its own; the table shows medians of the ratios and their range. A step
+is forward, backward and the optimizer's step; "norms alone" trains nothing. The first step of a
+selector, which checks the rows, is timed apart.
+
+Peak memory is that of three steps in a separate process, the first one with its row check, above
+the memory of model and optimizer: of the process (Linux only), and of torch's tensors, by torch's
+profiler. Errors are those of the norms, relative, against one backward pass per row in float64.
+
+`small` is a Llama of 1.8 M parameters; `growth` plots its ratios by size of the batch. dattri-llm
+and Opacus are optional: `pip install --no-deps dattri-llm==0.1.0 opacus`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
 import re
 import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import selection_growth
 import torch
 from rich.progress import track
+from selection_methods import METHODS, Step, missing_package, trained
 from torch import Tensor
 
 from riprap.commands.watch import load_model
-from riprap.selection import Selector, gradient_norms
 
 SEED = 1000
 DATA = Path("../shared/data/gsm8k_train.jsonl")
-RATIO = 0.2
-Step = Callable[[Any, Any, Any], Any]
+FULL = ("moderate (exact)", "proxy", "norms alone", "dattri-llm")
 Seconds = tuple[float, float]  # of the processor: in the program, and with the system's part
+
+
+@dataclass
+class Row:
+    """One line of the table; ratios are to a plain step.
+
+    Attributes:
+        ratios: processor time of each round, of the program only, and with the system's part.
+        first: the same of the first step after attaching, with its row check.
+        memory: peak memory of the process, and of torch's tensors.
+        error: largest relative error of a norm.
+        skipped: reason why the method did not run.
+    """
+
+    method: str
+    ratios: list[Seconds] = field(default_factory=list)
+    first: float = math.nan
+    memory: tuple[float, float] = (math.nan, math.nan)
+    error: float = math.nan
+    skipped: str = ""
 
 
 def smollm2(adapters: bool) -> Any:
@@ -73,135 +103,97 @@ def batches(data: Path, rows: int, width: int) -> list[dict[str, Tensor]]:
     return [{key: value[at : at + rows] for key, value in every.items()} for at in starts]
 
 
-def plain_step(model: Any, optimizer: Any, batch: Any) -> None:
-    model(**batch).loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+def optimizer_of(model: Any) -> Any:
+    """Return an optimizer of the trainable parameters."""
+    return torch.optim.AdamW(trained(model), lr=1e-5)
 
 
-def timed(step: Step) -> Step:
-    """Return a step that returns its seconds."""
-
-    def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
-        begun = resource.getrusage(resource.RUSAGE_SELF)  # os.times() counts hundredths
-        step(model, optimizer, batch)
-        ended = resource.getrusage(resource.RUSAGE_SELF)
-        user = ended.ru_utime - begun.ru_utime
-        return user, user + ended.ru_stime - begun.ru_stime
-
-    return run
+def twin_of(model: Any) -> Any:
+    """Copy a model; the frozen weights are shared."""
+    frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, frozen)
 
 
-def selected_step(strategy: str) -> Step:
-    """Return the second step of an attached selector; the first one fills its buffers."""
-
-    def run(model: Any, optimizer: Any, batch: Any) -> Seconds:
-        with Selector(strategy, RATIO).attach(model, optimizer):
-            plain_step(model, optimizer, batch)
-            return timed(plain_step)(model, optimizer, batch)
-
-    return run
+def seconds(step: Step, batch: Any) -> Seconds:
+    """Run a step and return its processor seconds."""
+    begun = resource.getrusage(resource.RUSAGE_SELF)  # os.times() counts hundredths
+    step(batch)
+    ended = resource.getrusage(resource.RUSAGE_SELF)
+    user = ended.ru_utime - begun.ru_utime
+    return user, user + ended.ru_stime - begun.ru_stime
 
 
-def sequential(model: Any, optimizer: Any, batch: Any) -> None:
-    """Run one backward pass per sample, and sum the gradients of the selected samples."""
-    own = [p for p in model.parameters() if p.requires_grad]
-    grads, norms = [], []
-    for row in range(len(batch["input_ids"])):
-        sample = {key: value[row : row + 1] for key, value in batch.items()}
-        model(**sample).loss.backward()
-        grads.append([p.grad for p in own])
-        norms.append(torch.stack(torch._foreach_norm(grads[-1])).norm())
-        for p in own:
-            p.grad = None
-    order = torch.stack(norms).sub(torch.stack(norms).median()).abs().argsort()
-    chosen = [grads[row] for row in order[: int(RATIO * len(grads))].tolist()]
-    for p, *parts in zip(own, *chosen, strict=True):
-        p.grad = torch.stack(parts).mean(0)
-    optimizer.step()
-    optimizer.zero_grad()
+def time_methods(model: Any, given: list[Any], names: Sequence[str], rounds: int) -> list[Row]:
+    """Time the methods, each beside a plain step; those whose package is missing are skipped."""
+    found = []
+    with ExitStack() as stack:
 
+        def begin(name: str) -> Step:
+            own = twin_of(model)
+            return stack.enter_context(METHODS[name](own, optimizer_of(own)))
 
-def opacus_norms(model: Any, _optimizer: Any, batch: Any) -> None:
-    """Compute norms of per-sample gradients with Opacus."""
-    from opacus import GradSampleModule
-
-    own = [p for p in model.parameters() if p.requires_grad]
-    wrapped = GradSampleModule(model, strict=False)
-    wrapped(**batch).loss.backward()
-    torch.stack([p.grad_sample.flatten(1).norm(dim=1) for p in own]).norm(dim=0)
-    wrapped.to_standard_module()
-    for p in own:
-        p.grad = p.grad_sample = None
-
-
-def func_norms(model: Any, _optimizer: Any, batch: Any) -> None:
-    """Compute norms of per-sample gradients with torch.func and vmap."""
-    from torch.func import functional_call, grad, vmap
-
-    own = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    def loss(parameters: Any, ids: Tensor, labels: Tensor) -> Tensor:
-        given = {"input_ids": ids[None], "labels": labels[None]}
-        return functional_call(model, parameters, (), given).loss
-
-    found = vmap(grad(loss), (None, 0, 0), randomness="same")(
-        own, batch["input_ids"], batch["labels"]
-    )
-    torch.stack([part.flatten(1).norm(dim=1) for part in found.values()]).norm(dim=0)
-
-
-def norms_alone(model: Any, _optimizer: Any, batch: Any) -> None:
-    gradient_norms(model, batch)
-
-
-METHODS: dict[str, Step] = {
-    "plain": timed(plain_step),
-    "moderate (exact)": selected_step("moderate"),
-    "proxy": selected_step("proxy"),
-    "random": selected_step("random"),
-    "norms alone": timed(norms_alone),
-    "one backward per sample": timed(sequential),
-    "Opacus, norms alone": timed(opacus_norms),
-    "torch.func, norms alone": timed(func_norms),
-}
-FULL = ("moderate (exact)", "proxy", "norms alone")
+        plain = begin("plain")
+        seconds(plain, given[0])
+        steps: dict[str, Step] = {}
+        for name in names:
+            package = missing_package(name)
+            found.append(Row(name, skipped=f"{package} is not installed" if package else ""))
+            if not package:
+                steps[name] = begin(name)
+                first = seconds(steps[name], given[0])
+                found[-1].first = first[0] / max(seconds(plain, given[0])[0], 1e-9)
+        for turn in track(range(rounds), description="rounds", transient=True):
+            batch = given[(turn + 1) % len(given)]
+            for row in found:
+                if row.skipped:
+                    continue
+                pair = [steps[row.method], plain]
+                times = [seconds(step, batch) for step in (pair if turn % 2 else pair[::-1])]
+                own, base = times if turn % 2 else times[::-1]
+                row.ratios.append((own[0] / max(base[0], 1e-9), own[1] / max(base[1], 1e-9)))
+    return found
 
 
 def ratios(model: Any, given: list[Any], names: list[str], rounds: int) -> dict[str, list[Seconds]]:
     """Return, for each method, its seconds divided by those of the plain step beside it."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    plain_step(model, optimizer, given[0])
-    found: dict[str, list[Seconds]] = {name: [] for name in names}
-    for turn in track(range(rounds), description="rounds", transient=True):
-        for name in names:
-            batch = given[turn % len(given)]
-            own = METHODS[name](model, optimizer, batch)
-            plain = METHODS["plain"](model, optimizer, batch)
-            found[name].append((own[0] / max(plain[0], 1e-9), own[1] / max(plain[1], 1e-9)))
-    return found
+    return {row.method: row.ratios for row in time_methods(model, given, names, rounds)}
 
 
-def peak(asked: argparse.Namespace, method: str) -> float:
-    """Measure the bytes of one step above those of the model, in a separate process."""
+def peak(asked: argparse.Namespace, method: str) -> tuple[float, float]:
+    """Measure peak bytes above those of the model, of process and tensors, in a new process."""
     command = [sys.executable, __file__, asked.case, "--peak", method, "--rows", str(asked.rows)]
     command += ["--width", str(asked.width), "--data", str(asked.data)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.strip().splitlines()[-1])
+    process, tensors = json.loads(done.stdout.strip().splitlines()[-1])
+    return process, tensors
 
 
 def print_peak(model: Any, batch: Any, method: str) -> None:
-    """Measure after a first step has created the optimizer's state."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    """Measure after a first small step has created the optimizer's state."""
+    optimizer = optimizer_of(model)
     small = {key: value[:1, :8] for key, value in batch.items()}
-    plain_step(model, optimizer, small)
+    with METHODS["plain"](model, optimizer) as step:
+        step(small)
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak, from here
-    for _ in range(2):
-        METHODS[method](model, optimizer, batch)
-    print(status("VmHWM") - before)
+    with METHODS[method](model, optimizer) as step:
+        for _ in range(3):
+            step(batch)
+        process = status("VmHWM") - before
+        print(json.dumps([process, tensor_peak(step, batch)]))
+
+
+def tensor_peak(step: Step, batch: Any) -> int:
+    """Measure the most bytes that torch has allocated during a step, above those before it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        step(batch)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        highest = max(highest, total)
+    return highest
 
 
 def status(name: str) -> int:
@@ -210,6 +202,35 @@ def status(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB", text, re.M)
     assert found is not None
     return 1024 * int(found[1])
+
+
+def reference_norms(model: Any, batch: Any) -> Tensor:
+    """Compute the norms by one backward pass per row, in float64."""
+    own = copy.deepcopy(model).double()
+    norms = []
+    for row in range(len(batch["input_ids"])):
+        own(**{key: value[row : row + 1] for key, value in batch.items()}).loss.backward()
+        norms.append(torch.stack([p.grad.norm() for p in trained(own)]).norm())
+        own.zero_grad()
+    return torch.stack(norms)
+
+
+def add_errors(rows: list[Row], model: Any, batch: Any) -> None:
+    """Compare each method's norms with the reference, all at the same weights."""
+    with torch.no_grad():  # a new adapter's B is 0, and so is every gradient of A
+        for parameter in trained(model):
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    expected = reference_norms(model, batch)
+    for row in rows:
+        if row.skipped:
+            continue
+        own = twin_of(model)
+        with METHODS[row.method](own, optimizer_of(own)) as step:
+            norms = step(batch)
+        if norms is not None:
+            known = norms.isfinite()  # `moderate` leaves out rows that it cannot select
+            errors = (norms.double() - expected).abs() / expected
+            row.error = float(errors[known].max())
 
 
 def spearman(model: Any, given: list[Any]) -> list[float]:
@@ -222,7 +243,47 @@ def spearman(model: Any, given: list[Any]) -> list[float]:
     return [float(spearmanr(one.norm, one.proxy).statistic) for one in exact]
 
 
-def main() -> None:
+def table(rows: list[Row]) -> str:
+    """Return the rows as a table in Markdown."""
+    titles = ["method", "÷ plain", "with system", "first step", "memory", "tensors", "error"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for row in rows:
+        user, whole = zip(*row.ratios, strict=True) if row.ratios else ((), ())
+        span = f"{statistics.median(user):.3f} ({min(user):.3f} to {max(user):.3f})" if user else ""
+        system = f"{statistics.median(whole):.3f}" if whole else ""
+        others = ["" if math.isnan(n) else f"{n:.2f}" for n in (row.first, *row.memory)]
+        error = "" if math.isnan(row.error) else f"{row.error:.0e}"
+        cells = [row.method, row.skipped or span, system, *others, error]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def load(asked: argparse.Namespace) -> tuple[Any, list[dict[str, Tensor]]]:
+    """Return the case's model and batches."""
+    if asked.case == "small":
+        return selection_growth.small(), selection_growth.random_batches(asked.rows, asked.width)
+    given = batches(asked.data, asked.rows, asked.width)
+    return smollm2(asked.case != "full"), given
+
+
+def measure(asked: argparse.Namespace) -> list[Row]:
+    """Measure the methods of one case."""
+    model, given = load(asked)
+    default = [n for n in METHODS if n != "plain" and (asked.case != "full" or n in FULL)]
+    rows = time_methods(model, given, asked.methods or default, asked.rounds)
+    if asked.memory:
+        base = peak(asked, "plain")
+        for row in rows:
+            if not row.skipped:
+                own = peak(asked, row.method)
+                row.memory = (own[0] / base[0], own[1] / base[1])
+    if asked.errors:
+        add_errors(rows, model, given[0])
+    return rows
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; `parse(["smollm2"])` has the defaults."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=["smollm2", "full", "small", "growth"])
     parser.add_argument("--data", type=Path, default=DATA)
@@ -231,43 +292,28 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--methods", nargs="*", default=None)
     parser.add_argument("--memory", action="store_true", help="peak memory too")
+    parser.add_argument("--errors", action="store_true", help="errors of the norms too")
     parser.add_argument("--spearman", type=int, default=0, help="of the proxy, on so many batches")
     parser.add_argument("--peak", default=None, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Print what the command line asks for."""
+    asked = parse()
     torch.set_num_threads(1)
     if asked.case == "growth":
         selection_growth.report(
             ratios, asked.methods or ["moderate (exact)", "proxy"], asked.rounds
         )
         return
-    if asked.case == "small":
-        given = selection_growth.random_batches(asked.rows, asked.width)
-        model = selection_growth.small()
-    else:
-        given = batches(asked.data, asked.rows, asked.width)
-        model = smollm2(asked.case != "full")
     if asked.peak:
+        model, given = load(asked)
         print_peak(model, given[0], asked.peak)
         return
-    names = asked.methods or [
-        n for n in METHODS if n != "plain" and (asked.case != "full" or n in FULL)
-    ]
-    found = ratios(model, given, names, asked.rounds)
-    print(
-        "| method | ÷ plain, program | ÷ plain, with system | all rounds, program |",
-        "|---" * 4 + "|",
-        sep="\n",
-    )
-    for name in names:
-        user, whole = zip(*found[name], strict=True)
-        every = ", ".join(f"{value:.3f}" for value in user)
-        cells = f"{statistics.median(user):.3f} | {statistics.median(whole):.3f}"
-        print(f"| {name} | {cells} | {every} |", flush=True)
-    if asked.memory:
-        base = peak(asked, "plain")
-        for name in names:
-            print(f"peak memory of {name} ÷ plain: {peak(asked, name) / base:.3f}", flush=True)
+    print(table(measure(asked)), flush=True)
     if asked.spearman:
+        model, given = load(asked)
         ranks = [f"{value:.3f}" for value in spearman(model, given[: asked.spearman])]
         print("Spearman of the proxy with the exact norm:", ", ".join(ranks))
 

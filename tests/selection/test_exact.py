@@ -24,7 +24,7 @@ def test_norms_products_and_gradients_are_exact(name: str) -> None:
     products = selection.gradient_products(model, given, directions)
     scale = expected.norm(dim=1) * flat.norm(dim=1)[:, None]
     assert ((products - flat @ expected.T).abs() / scale).max() < 1e-10
-    catch = compute_grad_samples(model, given, dense=True)[1]
+    catch = compute_grad_samples(model, given, keep=True)[1]
     places = range(len(directions[0]))
-    dense = torch.cat([catch.grad_samples[place].flatten(1) for place in places], 1)
+    dense = torch.cat([catch.grad_samples(place).flatten(1) for place in places], 1)
     assert ((dense - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-10

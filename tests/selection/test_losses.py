@@ -30,7 +30,7 @@ class Bare(nn.Module):
 def test_a_loss_outside_of_the_model(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_KEPT_BYTES", room)
     torch.manual_seed(0)
     model, made = Bare().double(), torch.Generator().manual_seed(1)
     inputs = torch.randn(10, 6, generator=made, dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_a_second_loss_beside_the_models_own_is_refused(
     strategy: str, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be lost, or count for rows that were not taken."""
-    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_DENSE_BYTES", room)
+    monkeypatch.setattr("riprap.selection._loop_hooks.MAX_KEPT_BYTES", room)
     model = training("lora")
     with (
         Selector(strategy, 0.4).attach(model, sgd(model)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
@@ -15,6 +16,7 @@ from riprap.errors import ConfigError
 from riprap.linalg import upcast
 from riprap.selection._batches import ForwardArgs, count_rows, select_rows
 from riprap.selection._grad_hooks import GradSampleAccumulator, make_graph_root
+from riprap.selection._partial_backward import Candidates
 from riprap.selection._proxy_score import error_norms
 from riprap.selection._row_check import project_outputs
 from riprap.selection._row_losses import (
@@ -28,7 +30,7 @@ from riprap.selection._row_losses import (
     row_losses,
     without_labels,
 )
-from riprap.selection._scores import Scores
+from riprap.selection._scores import Array, Scores
 
 NOT_A_WEIGHTED_MEAN = (
     "the training loss is not a weighted mean of the rows' own losses (label smoothing, an "
@@ -57,6 +59,7 @@ class BatchPass:
         call: the arguments of the forward pass.
         row_ids: name of each row.
         accumulator: per-sample gradients; None if no backward pass runs over the whole batch.
+        wanted: rows whose gradients are computed; None: all rows.
         weights: w_i, so that w_i ∇L_i is the row's part of the loop's gradient, shape (rows,).
     """
 
@@ -66,6 +69,7 @@ class BatchPass:
     needs_proxy: bool
     row_ids: list[Any]
     accumulator: GradSampleAccumulator | None = None
+    wanted: Candidates | None = None
     weights: Tensor = field(init=False)
     _row_losses: RowLosses = field(init=False)
     _proxy: Tensor | None = None
@@ -76,6 +80,8 @@ class BatchPass:
     _detached_inputs: list[Tensor] = field(default_factory=list)
     _input_grads: dict[int, Tensor] = field(default_factory=dict)
     _other_loss_seen: bool = False
+    _measured: Array | None = None
+    _starts_at_loss: bool = False
     _grads_at_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +112,22 @@ class BatchPass:
                 f"({self.n_rows},) is needed"
             )
 
+    @property
+    def trains_on_own_loss(self) -> bool:
+        """Whether the backward pass has begun at the model's own loss."""
+        return self._starts_at_loss
+
+    def loss_scores(self) -> Scores:
+        """Return the scores that are known before the backward pass."""
+        losses = self._row_losses
+        return Scores(_to_numpy(losses.values), _to_numpy(losses.n_tokens))
+
+    def leave_out_all_but(self, rows: Array) -> None:
+        """Compute the gradients of these rows only."""
+        if self.wanted is not None and len(rows) < self.n_rows:
+            self.wanted.set_rows(rows.tolist())
+            self._measured = rows
+
     def register_hooks(self, on_backward_start: Callable[[BatchPass], None]) -> None:
         """Hook every output from which the loop may compute its loss.
 
@@ -123,6 +145,7 @@ class BatchPass:
 
     def _on_loss_grad(self, on_start: Callable[[BatchPass], None], grad: Tensor) -> None:
         if self._loss_grad is None:
+            self._starts_at_loss = True
             on_start(self)
             self._loss_grad = grad.detach()
         else:
@@ -232,6 +255,12 @@ class BatchPass:
                 directional = {name: _to_numpy(values) for name, values in pairs}
                 scores.harm = {name: -directional[name] for name in behaviors}
                 scores.directional = {n: v for n, v in directional.items() if n not in behaviors}
+        if self._measured is not None:
+            scores.measured = self._measured
+            others = np.setdiff1d(np.arange(self.n_rows), self._measured)
+            for values in (scores.norm, *scores.harm.values(), *scores.directional.values()):
+                if values is not None:
+                    values[others] = np.nan
         return scores
 
     def run_rows(self, rows: list[int]) -> Tensor:

@@ -45,6 +45,15 @@ def layer_dims(call: ForwardArgs) -> int:
     return main.dim() if main.is_floating_point() else main.dim() + 1  # embedded
 
 
+def token_shape(call: ForwardArgs) -> tuple[int, int] | None:
+    """Return (rows, positions) of a batch of tokens; None if a layer's input cannot tell them."""
+    main = _main_tensor(call)
+    n_dims = 3 if main.is_floating_point() else 2
+    if main.dim() != n_dims or main.shape[0] == main.shape[1]:
+        return None
+    return main.shape[0], main.shape[1]
+
+
 def _main_tensor(call: ForwardArgs) -> Tensor:
     main = call[1].get("input_ids", call[1].get("inputs_embeds"))
     for value in (main, *tree_flatten(call)[0]):

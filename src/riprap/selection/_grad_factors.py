@@ -5,6 +5,9 @@ backprops (gradients in the layer's output). Its norm needs no weight-sized tens
 ‖·‖² = Σ_{t,t'} (a_it·a_it')(g_it·g_it') (the "ghost norm"; Goodfellow, 1510.01799; Li et al.,
 2110.05679). The cheaper of the two ways is taken, by shape. Several factors of one parameter (a
 weight used twice, a head tied to the embedding) have cross terms, by the same formula.
+
+The gradient of some samples together is one matrix product over the positions of these samples. So
+a factor can be kept as it is, or as dense gradients, whichever is smaller.
 """
 
 from __future__ import annotations
@@ -36,11 +39,24 @@ class OuterProductGrad:
             return self.activations, self.backprops
         return self.backprops, self.activations
 
-    def materialize(self, out: Tensor | None = None) -> Tensor:
-        """Compute the gradients, shape (batch, *weight), in `out` if it has their dtype."""
+    @property
+    def row_elements(self) -> tuple[int, int]:
+        """Elements of a sample's factor, and of its dense gradient."""
+        length, outputs = self.backprops.shape[1:]
+        inputs = self.activations.shape[2]
+        return length * (outputs + inputs), outputs * inputs
+
+    def materialize(self) -> Tensor:
+        """Compute the gradients, shape (batch, *weight)."""
         first, second = self.by_weight_dims
-        out = out if out is not None and out.dtype == first.dtype else None
-        return torch.bmm(first.transpose(1, 2), second, out=out)
+        return torch.bmm(first.transpose(1, 2), second)
+
+    def sum(self, rows: list[int]) -> Tensor:
+        """Compute the sum of some samples' gradients, of the weight's shape."""
+        first, second = self.by_weight_dims
+        if len(rows) < len(first):
+            first, second = first[rows], second[rows]
+        return first.flatten(0, 1).T @ second.flatten(0, 1)
 
     def dot(self, direction: Tensor) -> Tensor:
         """Compute dot products with a weight-shaped direction, shape (batch,)."""
@@ -50,11 +66,10 @@ class OuterProductGrad:
 
     def squared_norm(self) -> Tensor:
         """Compute squared norms, shape (batch,)."""
-        length, outputs = self.backprops.shape[1:]
-        inputs = self.activations.shape[2]
-        if length * (outputs + inputs) < outputs * inputs:
+        in_factor, in_gradient = self.row_elements
+        if in_factor < in_gradient:
             return inner_product(self, self)
-        chunk = max(1, MAX_CHUNK_ELEMENTS // (outputs * inputs))
+        chunk = max(1, MAX_CHUNK_ELEMENTS // in_gradient)
         parts = zip(self.backprops.split(chunk), self.activations.split(chunk), strict=True)
         return torch.cat([row_squares(torch.bmm(g.transpose(1, 2), a)) for g, a in parts])
 
@@ -72,6 +87,17 @@ class EmbeddingGrad:
         batch, _, width = self.backprops.shape
         table = self.backprops.new_zeros(batch, self.n_embeddings, width)
         return table.scatter_add_(1, self.ids[..., None].expand_as(self.backprops), self.backprops)
+
+    @property
+    def row_elements(self) -> tuple[int, int]:
+        """Elements of a sample's factor, and of its dense gradient."""
+        _, length, width = self.backprops.shape
+        return length * (width + 1), self.n_embeddings * width
+
+    def sum(self, rows: list[int]) -> Tensor:
+        """Compute the sum of some samples' gradients, of the weight's shape."""
+        ids, grads = self.ids[rows].flatten(), self.backprops[rows].flatten(0, 1)
+        return grads.new_zeros(self.n_embeddings, grads.shape[1]).index_add_(0, ids, grads)
 
     def dot(self, direction: Tensor) -> Tensor:
         """Compute dot products with a direction of the weight's shape, shape (batch,)."""
@@ -92,6 +118,10 @@ class DenseGrad:
         """Return the gradients."""
         return self.values
 
+    def sum(self, rows: list[int]) -> Tensor:
+        """Compute the sum of some samples' gradients, of the parameter's shape."""
+        return (self.values[rows] if len(rows) < len(self.values) else self.values).sum(0)
+
     def dot(self, direction: Tensor) -> Tensor:
         """Compute dot products with a direction, shape (batch,)."""
         return (upcast(self.values) * direction).flatten(1).sum(1)
@@ -102,6 +132,24 @@ class DenseGrad:
 
 
 GradFactor = OuterProductGrad | EmbeddingGrad | DenseGrad
+
+
+def smaller_form(factor: GradFactor) -> GradFactor:
+    """Return the factor, or dense gradients if these are smaller."""
+    if isinstance(factor, DenseGrad):
+        return factor
+    in_factor, in_gradient = factor.row_elements
+    return factor if in_factor < in_gradient else DenseGrad(factor.materialize())
+
+
+def add_factor(factors: list[GradFactor], factor: GradFactor) -> None:
+    """Add one more factor of a parameter; dense gradients become one."""
+    if isinstance(factor, DenseGrad):
+        for index, other in enumerate(factors):
+            if isinstance(other, DenseGrad):
+                factors[index] = DenseGrad(other.values + factor.values)
+                return
+    factors.append(factor)
 
 
 def select_samples(factor: GradFactor, rows: list[int]) -> GradFactor:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from riprap.errors import ConfigError
-from riprap.linalg import Vector, row_squares
-from riprap.selection._grad_factors import GradFactor, OuterProductGrad, squared_norm
+from riprap.linalg import Vector
+from riprap.selection._grad_factors import GradFactor, add_factor, smaller_form, squared_norm
 from riprap.selection._grad_samplers import GradSampler, first_input, supported_layers
 from riprap.selection._optimizers import LiveHook, refuse_steps_in_backward
 
@@ -67,75 +67,81 @@ def make_graph_root(tensor: Tensor) -> Tensor:
 
 @dataclass
 class GradSampleAccumulator:
-    """Per-sample results of one forward and backward pass, by index of the parameter.
+    """Per-sample gradients of one forward and backward pass, by index of the parameter.
 
     Attributes:
         rows: number of samples in the batch.
-        dense: store the per-sample gradients; otherwise only their norms and dot products.
+        keep: keep the gradients for `take_sum`, each layer's in its smaller form; otherwise only
+            their norms and dot products.
+        keep_recomputed: keep them also if the layers' inputs do not live until the backward pass
+            anyway (gradient checkpointing, offloading), so that keeping them needs more memory.
         shared_params: indices of parameters that several layers hold.
         directions: vectors whose dot product with each per-sample gradient is computed.
-        grad_samples: per-sample gradients, shape (rows, *parameter), if `dense`.
+        factors: gradients by parameter: all if `keep`; until `finish`, those with cross terms.
+        reached: indices of the parameters that received a gradient.
         squared_norms: squared norms so far, shape (rows,).
         dot_products: dot products so far, shape (directions, rows).
         in_forward: the forward pass is running. A layer that checkpointing runs again in the
             backward pass is not another use of its weight.
-        buffer_pool: buffers of earlier passes, by parameter.
         layer_calls: what is known of the shapes on which layers ran; see `RowChecker`.
     """
 
     rows: int
-    dense: bool
+    keep: bool
     shared_params: frozenset[int]
     directions: list[Vector] = field(default_factory=list)
-    grad_samples: dict[int, Tensor] = field(default_factory=dict)
+    keep_recomputed: bool = True
+    factors: dict[int, list[GradFactor]] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
     squared_norms: Tensor | float = 0.0
     dot_products: Tensor | float = 0.0
-    deferred: dict[int, list[GradFactor]] = field(default_factory=dict)  # of several uses
     n_uses: dict[int, int] = field(default_factory=dict)  # in the forward pass
     in_forward: bool = True
-    buffer_pool: dict[int, list[Tensor]] = field(default_factory=dict)
-    pooled: set[int] = field(default_factory=set)  # parameters with a buffer of the pool
     layer_calls: set[LayerCall] = field(default_factory=set)
+    _normed: set[int] = field(default_factory=set)  # parameters whose norms are known
 
     def add(self, param_index: int, factor: GradFactor) -> None:
         """Add one factor of a parameter's per-sample gradients."""
+        self.reached.add(param_index)
         if self.directions:
             dots = [factor.dot(direction[param_index]) for direction in self.directions]
             self.dot_products = self.dot_products + torch.stack(dots).detach()
-        if self.dense:
-            existing = self.grad_samples.get(param_index)
-            if existing is not None:
-                existing.add_(factor.materialize())
-            elif isinstance(factor, OuterProductGrad):
-                self.grad_samples[param_index] = factor.materialize(self._buffer(param_index))
-                self.pooled.add(param_index)
-            else:
-                self.grad_samples[param_index] = factor.materialize()
-        elif self.n_uses.get(param_index) == 1 and param_index not in self.shared_params:
+        if self.keep:
+            factor = smaller_form(factor)
+        # Reentrant checkpointing hides how often the weight is used: `finish` adds its norms.
+        if self.n_uses.get(param_index) == 1 and param_index not in self.shared_params:
             self.squared_norms = self.squared_norms + factor.squared_norm()
-        else:  # also if reentrant checkpointing hides how often the weight is used
-            self.deferred.setdefault(param_index, []).append(factor)
+            self._normed.add(param_index)
+            if not self.keep:
+                return
+        add_factor(self.factors.setdefault(param_index, []), factor)
 
-    def _buffer(self, param_index: int) -> Tensor | None:
-        """Return a buffer of an earlier pass; allocating at each step costs a few percent."""
-        buffers = self.buffer_pool.get(param_index, [])
-        return buffers.pop() if buffers and len(buffers[-1]) == self.rows else None
+    def note_recomputed(self) -> None:
+        """Keep norms only, if the layers' inputs are held for the gradients alone."""
+        if self.keep and not self.keep_recomputed:
+            self.keep = False
+            self._drop_normed()
 
-    def release_buffers(self) -> None:
-        """Return the memory of the per-sample gradients to the pool, for the next pass."""
-        for param_index in self.pooled & set(self.grad_samples):
-            buffers = self.buffer_pool.setdefault(param_index, [])
-            values = self.grad_samples[param_index]
-            buffers[:] = [buffer for buffer in buffers if len(buffer) == self.rows] + [values]
-        self.grad_samples, self.pooled = {}, set()
+    def _drop_normed(self) -> None:
+        self.factors = {i: own for i, own in self.factors.items() if i not in self._normed}
 
     def finish(self) -> None:
         """Add the norms that need all factors of a parameter, after the backward pass."""
-        for factors in self.deferred.values():
-            self.squared_norms = self.squared_norms + squared_norm(factors)
-        self.deferred.clear()
-        for values in self.grad_samples.values():
-            self.squared_norms = self.squared_norms + row_squares(values)
+        for index, factors in self.factors.items():
+            if index not in self._normed:
+                self.squared_norms = self.squared_norms + squared_norm(factors)
+        if not self.keep:
+            self.factors.clear()
+
+    def grad_samples(self, param_index: int) -> Tensor | None:
+        """Return the per-sample gradients, shape (rows, *parameter); None if there are none."""
+        parts = [factor.materialize() for factor in self.factors.get(param_index, [])]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def take_sum(self, param_index: int, rows: list[int]) -> Tensor | None:
+        """Return the sum of some rows' gradients and free the parameter's; None: there are none."""
+        parts = [factor.sum(rows) for factor in self.factors.pop(param_index, [])]
+        return sum(parts[1:], parts[0]) if parts else None
 
 
 class PerSampleGradHooks:
@@ -166,7 +172,6 @@ class PerSampleGradHooks:
         self._hidden: set[int] = set()
         self._hidden_by_call: list[list[dict[str, int]]] = []  # one list a layer
         self._handles: list[Any] = []
-        self._buffer_pool: dict[int, list[Tensor]] = {}
         layers = supported_layers(model, trained)
         owners = [index for layer in layers for index in self._trained_params(layer).values()]
         self.shared_params = frozenset(index for index in owners if owners.count(index) > 1)
@@ -179,11 +184,15 @@ class PerSampleGradHooks:
             self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
 
     def start_pass(
-        self, rows: int, dense: bool, directions: list[Vector] | None = None
+        self,
+        rows: int,
+        keep: bool,
+        directions: list[Vector] | None = None,
+        keep_recomputed: bool = True,
     ) -> GradSampleAccumulator:
-        """Begin a pass over `rows` samples."""
+        """Begin a pass over `rows` samples; see `GradSampleAccumulator`."""
         self.accumulator = GradSampleAccumulator(
-            rows, dense, self.shared_params, directions or [], buffer_pool=self._buffer_pool
+            rows, keep, self.shared_params, directions or [], keep_recomputed
         )
         return self.accumulator
 
@@ -199,7 +208,6 @@ class PerSampleGradHooks:
     def remove(self) -> None:
         """Remove every hook."""
         self.recover()
-        self._buffer_pool.clear()
         for handle in self._handles:
             handle.remove()
 
@@ -258,6 +266,8 @@ class PerSampleGradHooks:
             if accumulator.in_forward:
                 for index in live.values():
                     accumulator.n_uses[index] = accumulator.n_uses.get(index, 0) + 1
+            else:
+                accumulator.note_recomputed()
             output.register_hook(partial(on_backward, live, accumulator, [node]))
             return output
 

@@ -8,6 +8,7 @@ clipping, a monitor or a guard reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,18 +21,21 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
 from riprap.selection._batch_pass import BatchPass, detach_outputs
-from riprap.selection._batches import layer_dims, pop_row_ids, refuse_wrapped
+from riprap.selection._batches import layer_dims, pop_row_ids, refuse_wrapped, token_shape
 from riprap.selection._ddp import RankSamples, all_gather_samples, all_reduce_mean
 from riprap.selection._grad_hooks import PerSampleGradHooks
 from riprap.selection._optimizers import LiveHook, require_optimizers
 from riprap.selection._pairwise import pairwise_products
+from riprap.selection._partial_backward import Candidates, PartialBackward
 from riprap.selection._protected_directions import ProtectedDirections, apply_preconditioner
 from riprap.selection._row_check import RowChecker
 from riprap.selection._row_losses import RowLossFn
 from riprap.selection._scores import Array, Scores
 from riprap.selection.strategies import Strategy
 
-MAX_DENSE_BYTES = 2**31  # of per-sample gradients; above it, the selected rows run a second time
+# Of per-sample gradients. Above it, they are kept only if the layers' inputs live until the
+# backward pass anyway, and only those of one pass; otherwise the selected rows run a second time.
+MAX_KEPT_BYTES = 2**31
 _NEEDS_BACKWARD = {"norm", "gram", "harm", "danger", "safety", "validation"}
 
 
@@ -44,6 +48,8 @@ class RowSelector(Protocol):
     probe_every: int
     row_id: str | None
     step: int
+
+    def candidates(self, scores: Scores) -> Array: ...
 
     def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array: ...
 
@@ -72,6 +78,8 @@ class LoopAttachment:
         self._needs_proxy = "proxy" in needs
         self.grad_hooks = PerSampleGradHooks(self.model)
         self._row_checker = RowChecker(self.model, self.grad_hooks)
+        self._partial = PartialBackward(self.model) if self._may_leave_out() else None
+        self._n_forward = 0  # passes since the last backward pass
         self._directions = self._make_directions(needs_gradients="harm" in needs)
         self._pass: BatchPass | None = None
         self._passes_in_backward: list[BatchPass] = []
@@ -94,6 +102,10 @@ class LoopAttachment:
                 one.register_step_post_hook(torch.compiler.disable(self._after_step))
             )
 
+    def _may_leave_out(self) -> bool:
+        """Return whether rows that cannot be selected may be known before the backward pass."""
+        return self._needs_backward and not self._needs_gram and self.accumulate == 1
+
     def _make_directions(self, needs_gradients: bool) -> ProtectedDirections | None:
         protected = (self.selector.behaviors, self.selector.directions)
         if not any(protected):
@@ -103,12 +115,16 @@ class LoopAttachment:
             return ProtectedDirections(*protected, self.model, parameters, needs_gradients)
         except Exception:
             self.grad_hooks.remove()
+            if self._partial is not None:
+                self._partial.remove()
             raise
 
     def remove(self) -> None:
         """Remove every hook; the model and the optimizer are as before."""
         self._recover()
         self.grad_hooks.remove()
+        if self._partial is not None:
+            self._partial.remove()
         for handle in self._handles:
             handle.remove()
         if self._ddp is not None:
@@ -121,6 +137,8 @@ class LoopAttachment:
             torch.set_grad_enabled(True)
         self._pass = None
         self.grad_hooks.recover()
+        if self._partial is not None:
+            self._partial.recover()
 
     # The pass
 
@@ -142,8 +160,14 @@ class LoopAttachment:
             vectors = {} if directions is None else directions.preconditioned(self.optimizers)
             self._direction_names = list(vectors)
             size = sum(p.numel() * p.element_size() for p in self.grad_hooks.parameters)
-            dense = self._needs_gram or size * n_rows * self.accumulate <= MAX_DENSE_BYTES
-            batch_pass.accumulator = self.grad_hooks.start_pass(n_rows, dense, [*vectors.values()])
+            fits = self._needs_gram or size * n_rows * self.accumulate <= MAX_KEPT_BYTES
+            batch_pass.accumulator = self.grad_hooks.start_pass(
+                n_rows, fits or self.accumulate == 1, [*vectors.values()], keep_recomputed=fits
+            )
+        if self._partial is not None and self._ddp is None:
+            shape = token_shape(batch_pass.call)
+            batch_pass.wanted = self._partial.wanted = shape and Candidates(shape)
+        self._n_forward += 1
         self._pass = batch_pass
         if batch_pass.accumulator is None:
             torch.set_grad_enabled(False)  # until `_after_forward`
@@ -153,6 +177,8 @@ class LoopAttachment:
         batch_pass, self._pass = self._pass, None
         if batch_pass is None:
             return None
+        if self._partial is not None:
+            self._partial.wanted = None
         if batch_pass.accumulator is None:
             torch.set_grad_enabled(True)
             output = detach_outputs(output)
@@ -178,18 +204,31 @@ class LoopAttachment:
         self._passes_in_backward.append(batch_pass)
         # Checkpointing runs layers of this pass again, whatever pass ran last.
         self.grad_hooks.accumulator = batch_pass.accumulator
+        if self._partial is not None:
+            self._partial.wanted = batch_pass.wanted
+            if batch_pass.trains_on_own_loss and self._n_forward == 1:
+                scores = batch_pass.loss_scores()
+                scores.margin_spent = (
+                    None if self._directions is None else self._directions.margin_spent
+                )
+                batch_pass.leave_out_all_but(self.selector.candidates(scores))
 
     @torch.no_grad()
     def _on_backward_end(self) -> None:
         passes, self._passes_in_backward = self._passes_in_backward, []
         self.grad_hooks.accumulator = None
+        self._n_forward = 0
+        if self._partial is not None:
+            self._partial.wanted = None
         for batch_pass in passes:
             batch_pass.finish()
-            self._check_rows(batch_pass)
         self._finished_passes += passes
         self._n_backward += 1
         if self._n_backward >= self.accumulate:
-            self._select_and_write()
+            self._select_and_write(unchecked=passes)
+        else:
+            for batch_pass in passes:
+                self._check_rows(batch_pass)
 
     def _check_rows(self, batch_pass: BatchPass) -> None:
         """Refuse a model whose layers do not run on the rows of the batch."""
@@ -206,7 +245,7 @@ class LoopAttachment:
 
     # The selection
 
-    def _select_and_write(self) -> None:
+    def _select_and_write(self, unchecked: Sequence[BatchPass] = ()) -> None:
         passes, self._finished_passes = self._finished_passes, []
         self._n_backward, self._step_counted = 0, False
         self._unstepped = {id(optimizer) for optimizer in self.optimizers}
@@ -221,10 +260,13 @@ class LoopAttachment:
         all_selected = len(selected) == len(samples.ids)
         factor = 1.0 if all_selected else weights.sum() / weights[selected].sum()
         rows = [i - own_range.start for i in sorted(set(selected.tolist()) & set(own_range))]
-        self._write_grad(passes, rows, float(factor), samples.param_indices)
+        total = self._selected_sums(passes, rows, float(factor))
         for batch_pass in passes:
             if batch_pass.accumulator is not None:
-                batch_pass.accumulator.release_buffers()
+                batch_pass.accumulator.factors.clear()
+        for batch_pass in unchecked:  # a check needs the memory of a step
+            self._check_rows(batch_pass)
+        self._write_grad(total, samples.param_indices)
 
     def _own_samples(self, passes: list[BatchPass]) -> RankSamples:
         names = self._direction_names
@@ -235,7 +277,7 @@ class LoopAttachment:
         if self._needs_gram:
             self._add_pairwise_products(passes, scores)
         weights = torch.cat([batch_pass.weights.double().cpu() for batch_pass in passes])
-        reached = {i for one in passes if one.accumulator for i in one.accumulator.grad_samples}
+        reached = {i for one in passes if one.accumulator for i in one.accumulator.reached}
         ids = [row_id for batch_pass in passes for row_id in batch_pass.row_ids]
         if self.selector.row_id is None:
             ids = list(range(len(weights)))
@@ -253,14 +295,10 @@ class LoopAttachment:
         products = pairwise_products(passes, parameters, scales)
         scores.gram, scores.update_gram, scores.directional["batch"] = products
 
-    def _write_grad(
-        self, passes: list[BatchPass], rows: list[int], factor: float, reached: list[int]
-    ) -> None:
-        """Write the gradient of this rank's selected rows, over all passes, to `.grad`.
-
-        `reached` are the indices of the parameters that received gradients on any rank; it is
-        empty if the selected rows run a second time.
-        """
+    def _selected_sums(
+        self, passes: list[BatchPass], rows: list[int], factor: float
+    ) -> list[Tensor | None]:
+        """Sum the gradients of this rank's selected rows over all passes; average over ranks."""
         parameters = self.grad_hooks.parameters
         total: list[Tensor | None] = [None] * len(parameters)
         start = 0
@@ -277,7 +315,17 @@ class LoopAttachment:
             reduced = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
             all_reduce_mean(reduced, self._ddp)
             total = [*reduced]
-        for index, (parameter, grad) in enumerate(zip(parameters, total, strict=True)):
+        return total
+
+    def _write_grad(self, total: list[Tensor | None], reached: list[int]) -> None:
+        """Write a gradient to `.grad`.
+
+        `reached` are the indices of the parameters that received gradients on any rank; it is
+        empty if no backward pass ran over all rows.
+        """
+        for index, (parameter, grad) in enumerate(
+            zip(self.grad_hooks.parameters, total, strict=True)
+        ):
             if grad is None and index in reached:  # only by rows that were not selected
                 grad = torch.zeros_like(parameter)
             # A guard may have frozen the parameter since.
@@ -288,7 +336,7 @@ class LoopAttachment:
         self, batch_pass: BatchPass, rows: list[int], factor: float
     ) -> list[Tensor | None]:
         parameters = self.grad_hooks.parameters
-        if batch_pass.accumulator is None or not batch_pass.accumulator.dense:
+        if batch_pass.accumulator is None or not batch_pass.accumulator.keep:
             self._disabled = self.grad_hooks.disabled = True
             try:
                 return batch_pass.rerun_rows(rows, batch_pass.weights[rows] * factor, parameters)
@@ -296,12 +344,8 @@ class LoopAttachment:
                 self._disabled = self.grad_hooks.disabled = False
         gradients: list[Tensor | None] = []
         for index, parameter in enumerate(parameters):
-            samples = batch_pass.accumulator.grad_samples.get(index)
-            if samples is not None and len(rows) < batch_pass.n_rows:
-                samples = samples[rows]
-            gradients.append(
-                None if samples is None else samples.sum(0).mul_(factor).to(parameter.dtype)
-            )
+            total = batch_pass.accumulator.take_sum(index, rows)
+            gradients.append(None if total is None else total.mul_(factor).to(parameter.dtype))
         return gradients
 
     # The step

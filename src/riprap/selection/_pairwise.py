@@ -27,13 +27,13 @@ def pairwise_products(
     n = len(weights)
     products = torch.zeros(3, n, n, dtype=torch.float64)
     for index, (parameter, scale) in enumerate(zip(parameters, scales, strict=True)):
-        samples = [one.accumulator.grad_samples if one.accumulator else {} for one in passes]
-        if not any(index in part for part in samples):
+        samples = [
+            one.accumulator.grad_samples(index) if one.accumulator else None for one in passes
+        ]
+        if all(part is None for part in samples):
             continue
         flat = [
-            part[index].flatten(1)
-            if index in part
-            else parameter.new_zeros(one.n_rows, parameter.numel())
+            parameter.new_zeros(one.n_rows, parameter.numel()) if part is None else part.flatten(1)
             for one, part in zip(passes, samples, strict=True)
         ]
         grads = torch.cat(flat)

@@ -24,7 +24,7 @@ from riprap._warnings import warn
 from riprap.errors import ConfigError
 from riprap.evaluation import preserve_training_state
 from riprap.linalg import upcast
-from riprap.selection._grad_factors import GradFactor, select_samples
+from riprap.selection._grad_factors import DenseGrad, GradFactor, add_factor, select_samples
 from riprap.selection._grad_hooks import GradSampleAccumulator, LayerCall, PerSampleGradHooks
 from riprap.selection._grad_samplers import first_input
 from riprap.selection._row_losses import output_field
@@ -52,9 +52,8 @@ class _CheckedRows(GradSampleAccumulator):
     checked: Sequence[int] = ()
 
     def add(self, param_index: int, factor: GradFactor) -> None:
-        part = select_samples(factor, [*self.checked]).materialize()
-        earlier = self.grad_samples.get(param_index)
-        self.grad_samples[param_index] = part if earlier is None else earlier + part
+        part = DenseGrad(select_samples(factor, [*self.checked]).materialize())
+        add_factor(self.factors.setdefault(param_index, []), part)
 
 
 @dataclass
@@ -156,7 +155,7 @@ class RowChecker:
         tolerance = self._tolerance(values)
         scale = float(upcast(values.detach()).square().mean().sqrt())
         for at, row in enumerate(rows):
-            own = {i: part[at] for i, part in caught.grad_samples.items()}
+            own = {i: part.materialize()[at] for i, [part] in caught.factors.items()}
             what, size = "the output", max(abs(numbers[at]), scale, 1e-30)
             error = abs(float(values[row].detach()) - numbers[at]) / size
             if error <= tolerance:

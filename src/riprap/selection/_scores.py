@@ -39,6 +39,7 @@ class Scores:
         lr: the optimizer's learning rate.
         margin_spent: fraction of its margin that the worst behavior has lost, in [0, 1].
         update_gram: ⟨Δθ_i, Δθ_j⟩, shape (n, n).
+        measured: indices of the samples whose gradients were computed; None: all.
     """
 
     loss: Array
@@ -51,6 +52,7 @@ class Scores:
     lr: float = 1.0
     margin_spent: float | None = None
     update_gram: Array | None = None
+    measured: Array | None = None
 
     def __repr__(self) -> str:
         names = [*self.by_name(), *(["gram"] if self.gram is not None else [])]
@@ -130,7 +132,8 @@ class Scores:
         return {name: values for name, values in named.items() if values is not None}
 
     def all_finite(self) -> bool:
-        """Return whether every score of the usable samples is finite."""
-        usable = self.select(self.usable())
+        """Return whether every score of the usable and measured samples is finite."""
+        rows = self.usable()
+        usable = self.select(rows if self.measured is None else np.intersect1d(rows, self.measured))
         arrays = [*usable.by_name().values(), usable.gram, usable.update_gram]
         return all(bool(np.isfinite(values).all()) for values in arrays if values is not None)

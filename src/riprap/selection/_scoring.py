@@ -81,7 +81,7 @@ def compute_grad_samples(
     model: nn.Module,
     batch: Any,
     loss: BatchLossFn | None = None,
-    dense: bool = False,
+    keep: bool = False,
     directions: list[Vector] | None = None,
 ) -> tuple[Tensor, GradSampleAccumulator]:
     """Compute each sample's loss and the results of its gradient; see `gradient_norms`."""
@@ -93,7 +93,7 @@ def compute_grad_samples(
     with torch.inference_mode(False), torch.enable_grad(), isolation:
         hooks = PerSampleGradHooks(model)
         try:
-            accumulator = hooks.start_pass(rows, dense, directions)
+            accumulator = hooks.start_pass(rows, keep, directions)
             values = _model_row_losses(model, batch) if loss is None else loss(model, batch)
             if values.shape != (rows,):
                 raise ConfigError(
@@ -196,6 +196,7 @@ def score(
     scores.harm = {name: -values for name, values in directional.items() if name in names}
     scores.directional = {n: values for n, values in directional.items() if n not in names}
     if "gram" in needs:
-        flat = torch.cat([part.flatten(1) for part in result.grad_samples.values()], 1).double()
+        parts = [result.grad_samples(index) for index in sorted(result.factors)]
+        flat = torch.cat([part.flatten(1) for part in parts if part is not None], 1).double()
         scores.gram = (flat @ flat.T).cpu().numpy()
     return scores

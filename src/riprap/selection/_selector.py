@@ -20,6 +20,7 @@ from riprap.selection._loop_hooks import LoopAttachment
 from riprap.selection._row_losses import RowLossFn
 from riprap.selection._scores import Array, Scores
 from riprap.selection.strategies import Strategy, get_strategy
+from riprap.selection.strategies._base import own_candidates
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,21 @@ class Selector:
         if len(usable) == 0:
             return usable
         usable_scores = scores.select(usable)
-        ratio = self.strategy.effective_ratio(usable_scores, self.ratio)
-        count = max(1, int(ratio * len(usable) + 1e-9))
+        count = self._count(usable_scores)
         if count >= len(usable):
             return np.arange(len(scores))
         return np.sort(usable[self.strategy.choose(usable_scores, count, self._rng)])
+
+    def candidates(self, scores: Scores) -> Array:
+        """Return the indices of the samples of which `choose` reads more than losses and tokens."""
+        usable = scores.usable()
+        if np.isfinite(scores.loss).all() and self._count(scores.select(usable)) < len(usable):
+            return usable[own_candidates(self.strategy, scores.select(usable))]
+        return np.arange(len(scores))
+
+    def _count(self, usable_scores: Scores) -> int:
+        ratio = self.strategy.effective_ratio(usable_scores, self.ratio)
+        return max(1, int(ratio * len(usable_scores) + 1e-9))
 
     def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array:
         """Choose and append to `history`; choose all rows if a score is not finite."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from riprap.errors import ConfigError
 from riprap.selection._scores import Array, Scores
-from riprap.selection.strategies._base import Strategy
+from riprap.selection.strategies._base import Strategy, own_candidates
 from riprap.selection.strategies._moderate import Moderate
 
 
@@ -41,6 +41,10 @@ class Adaptive(Strategy):
             raise ConfigError("adaptive needs behaviors: give Selector(behaviors=[...])")
         spent = min(max(scores.margin_spent, 0.0), 1.0)
         return ratio - (ratio - min(self.min_ratio, ratio)) * spent
+
+    def candidates(self, scores: Scores) -> Array:
+        """See `Strategy.candidates`."""
+        return own_candidates(self.inner, scores)
 
     def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""

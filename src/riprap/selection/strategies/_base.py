@@ -18,7 +18,8 @@ class Strategy(ABC):
     """Rule that chooses samples by their scores.
 
     A subclass must define `name` and `choose`. It should define `needs`, `source` and `fidelity`.
-    It may override `all_needs` (a strategy that contains another) and `effective_ratio`.
+    It may override `all_needs` (a strategy that contains another), `effective_ratio`, and, beside
+    `choose`, `candidates`.
 
     Attributes:
         name: the strategy's name, as in `Selector(strategy=...)`.
@@ -42,9 +43,27 @@ class Strategy(ABC):
         """Return the fraction of the samples to select, where the user asked for `ratio`."""
         return ratio
 
+    def candidates(self, scores: Scores) -> Array:
+        """Return the indices of the samples whose scores `choose` reads, by their losses alone.
+
+        The gradients of the others are not computed, and their scores are NaN.
+        """
+        return np.arange(len(scores))
+
     @abstractmethod
     def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """Return the indices of at most `count` samples, in any order."""
+
+
+def own_candidates(strategy: Strategy, scores: Scores) -> Array:
+    """Return the strategy's candidates; all samples if a subclass has another `choose` only."""
+
+    def owner(name: str) -> type:
+        return next(cls for cls in type(strategy).__mro__ if name in vars(cls))
+
+    if owner("choose") is not owner("candidates"):
+        return np.arange(len(scores))
+    return strategy.candidates(scores)
 
 
 def within_one_std(scores: Scores) -> Array:

@@ -19,6 +19,10 @@ class LeastHarm(Strategy):
     name = "least_harm"
     needs = frozenset({"harm"})
 
+    def candidates(self, scores: Scores) -> Array:
+        """See `Strategy.candidates`."""
+        return within_one_std(scores)
+
     def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
         candidates = within_one_std(scores)

@@ -29,6 +29,10 @@ class Moderate(Strategy):
     source, fidelity = MODERATE_SOURCE, "faithful"
     score_name: ClassVar[str] = "norm"
 
+    def candidates(self, scores: Scores) -> Array:
+        """See `Strategy.candidates`."""
+        return within_one_std(scores)
+
     def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> Array:
         """See `Strategy.choose`."""
         candidates = within_one_std(scores)
