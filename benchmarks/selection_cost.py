@@ -12,7 +12,7 @@ each beside a plain step of its own; the table shows medians of the ratios and t
 is forward, backward and the optimizer's step; "norms alone" trains nothing. The first step of a
 selector, which checks the rows, is timed apart.
 
-Peak memory is that of three steps in a separate process, the first one with its row check, above
+Peak memory is that of two steps in a separate process, the first one with its row check, above
 the memory of model and optimizer: of the process (Linux only), and of torch's tensors, by torch's
 profiler. Errors are those of the norms, relative, against one backward pass per row in float64.
 
@@ -177,7 +177,7 @@ def print_peak(model: Any, batch: Any, method: str) -> None:
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak, from here
     with METHODS[method](model, optimizer) as step:
-        for _ in range(3):
+        for _ in range(2):
             step(batch)
         process = status("VmHWM") - before
         print(json.dumps([process, tensor_peak(step, batch)]))
