@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -73,3 +74,24 @@ def test_selected_rows_run_again_only_to_save_memory(
     assert len(count) == passes
     if parts == 1:
         assert close(got, plain(model, rows_of(given, rows)))
+
+
+def test_the_logits_are_freed_before_the_layers_run_backward() -> None:
+    """They are the largest tensor of a small model, and a plain step frees them too."""
+    model, given = training("lora"), batch()
+    seen: list[bool] = []
+    layer = next(m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer")
+
+    def note_backward(_: Any, __: Any, out: Any) -> None:
+        if out.requires_grad:
+            out.register_hook(lambda _: seen.append(logits() is None))
+
+    with Selector("moderate", 0.4).attach(model, sgd(model)):
+        handle = layer.register_forward_hook(note_backward)
+        output = model(**given)
+        logits, loss = weakref.ref(output.logits), output.loss
+        del output
+        loss.backward()
+        handle.remove()
+    assert seen
+    assert all(seen)

@@ -77,7 +77,7 @@ class BatchPass:
     _fused: bool = False
     _loss: Tensor | None = None
     _loss_grad: Tensor | None = None
-    _detached_inputs: list[Tensor] = field(default_factory=list)
+    _in_half_precision: bool = False
     _input_grads: dict[int, Tensor] = field(default_factory=dict)
     _other_loss_seen: bool = False
     _measured: Array | None = None
@@ -141,11 +141,12 @@ class BatchPass:
         for index, value in enumerate(inputs):
             options = (index, on_backward_start, value is logits)
             value.register_hook(partial(self._on_input_grad, *options))
-        self._detached_inputs = [value.detach() for value in inputs]
+        self._in_half_precision = any(value.dtype.itemsize < 4 for value in inputs)
 
     def _on_loss_grad(self, on_start: Callable[[BatchPass], None], grad: Tensor) -> None:
         if self._loss_grad is None:
             self._starts_at_loss = True
+            self._output = None  # logits are large, and only losses of the loop need them
             on_start(self)
             self._loss_grad = grad.detach()
         else:
@@ -178,7 +179,7 @@ class BatchPass:
         self.weights = self._weights_from_loss() if own_loss else self._weights_from_outputs()
         if self.accumulator is not None:
             self.accumulator.finish()
-        self._output, self._detached_inputs, self._input_grads = None, [], {}
+        self._output, self._input_grads = None, {}
 
     def _weights_from_loss(self) -> Tensor:
         """Compute the weights from the gradient in the model's own loss, Σ n_i L_i / N."""
@@ -208,8 +209,7 @@ class BatchPass:
         return bool(((grads.double() - expected).abs() <= tolerance).all())
 
     def _tolerance(self, in_half_precision: float = 1e-2) -> float:
-        half = self._autocast or any(t.dtype.itemsize < 4 for t in self._detached_inputs)
-        return in_half_precision if half else 1e-4
+        return in_half_precision if self._autocast or self._in_half_precision else 1e-4
 
     def _weights_from_outputs(self) -> Tensor:
         """Compute the weights from the outputs' gradients: the loop's loss over each row's L_i."""

@@ -19,8 +19,7 @@ from riprap.linalg import Vector
 from riprap.selection._loop_hooks import LoopAttachment
 from riprap.selection._row_losses import RowLossFn
 from riprap.selection._scores import Array, Scores
-from riprap.selection.strategies import Strategy, get_strategy
-from riprap.selection.strategies._base import own_candidates
+from riprap.selection.strategies import Strategy, get_strategy, own_candidates
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from riprap.errors import ConfigError
 from riprap.selection.strategies._adaptive import Adaptive
-from riprap.selection.strategies._base import Strategy
+from riprap.selection.strategies._base import Strategy, own_candidates
 from riprap.selection.strategies._high import High
 from riprap.selection.strategies._least_harm import LeastHarm
 from riprap.selection.strategies._low import Low
@@ -46,4 +46,5 @@ __all__ = [
     "Strategy",
     "Taylor",
     "get_strategy",
+    "own_candidates",
 ]
