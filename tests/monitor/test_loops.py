@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,43 @@ def test_the_gradient_of_a_closure_is_read_after_it_was_made(
     norms = monitor.history().query("signal == 'norm_gradient'")
     assert norms.step.tolist() == [1, 2, 3, 4]
     assert norms.value.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_what_signals_take_is_no_training(
+    learned: nn.Module, memory: Behavior, policy: AlertPolicy, closure: bool
+) -> None:
+    """Time passes in the signal only: a second at each gradient."""
+    seconds = [0.0]
+
+    class Slow(signals.Signal):
+        name = "slow"
+
+        def on_gradient(self, view: signals.StepView) -> list[Any]:
+            seconds[0] += 1
+            return []
+
+    monitor = Monitor([memory], policy=policy, signals=[Slow()])
+    monitor._run.meter.clock = lambda: seconds[0]
+    optimizer = torch.optim.SGD(learned.parameters(), lr=1e-2)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        inputs, labels = task(1)[0]
+        found = functional.cross_entropy(learned(inputs), labels)
+        found.backward()
+        return found
+
+    with monitor.watch(learned, optimizer):
+        for _ in range(5):
+            if closure:
+                optimizer.step(loss)
+            else:
+                loss()
+                optimizer.step()
+    assert seconds[0] == 5
+    assert monitor._run.meter.training_seconds == 0
+    assert monitor._run.meter.seconds["hooks"] == 5
 
 
 @pytest.mark.parametrize("fused", [False, True])

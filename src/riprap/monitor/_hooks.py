@@ -186,7 +186,7 @@ class StepHooks:
             self._on_gradient(optimizer)
             return None
         # The closure computes the gradient; before it, `.grad` is that of the last step.
-        wrapped = _call_after_first(closure, lambda: self._on_gradient(optimizer))
+        wrapped = _call_after_first(closure, lambda: self._on_closure(optimizer))
         if positional:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, kwargs | {"closure": wrapped}
@@ -215,6 +215,10 @@ class StepHooks:
             self._isolated(self.mark_as_read)
         self._open, self._delivered = set(), False
         self._gradients = [None] * len(self.parameters)
+
+    def _on_closure(self, optimizer: torch.optim.Optimizer) -> None:
+        with self._observer.meter.measure("hooks"):
+            self._on_gradient(optimizer)
 
     def _on_gradient(self, optimizer: torch.optim.Optimizer) -> None:
         """Keep the optimizer's gradient; deliver all of them when the last one is there."""
