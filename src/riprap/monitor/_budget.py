@@ -15,6 +15,7 @@ MAX_PARTS = 4  # probe evaluations that together evaluate all probes
 # Early evaluations are paid in advance, because most damage is early; so is the one at the end.
 EARNINGS = {"calm": 0.3, "refresh": 0.2, "urgent": 0.5}
 ADVANCES = {"calm": 4, "refresh": 0, "urgent": 8}
+ADVANCE_SECONDS = 0.25  # of each purse that has an advance: runs of seconds are watched as well
 READING_SHARE = 0.1  # of the budget, for readings of the interference between evaluations
 FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward pass and checks
 
@@ -71,7 +72,8 @@ class Budget:
 
     def advance(self, purse: str) -> float:
         """Return the seconds that a purse has before training."""
-        return ADVANCES[purse] * self.forward_price()
+        evaluations = ADVANCES[purse]
+        return max(evaluations * self.forward_price(), ADVANCE_SECONDS if evaluations else 0.0)
 
     def steps_until(self, seconds: float, purse: str) -> int:
         """Return the number of steps after which a purse can pay `seconds`; 0: now."""

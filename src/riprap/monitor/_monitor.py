@@ -528,7 +528,8 @@ class Monitor:
                 signal.start(view)
             done(sum(len(result.margins) for result in view.results.values()))
         self._write_metadata(session, {})
-        session.process_probe_results(view)
+        with self._run.meter.measure("start", new=False):
+            session.process_probe_results(view)
         stale = stale_optimizer(session.probe_runner.model, session.hooks.optimizers)
         if stale:
             self._run.record.add_event(0, "stale_optimizer", {"text": stale})

@@ -133,7 +133,9 @@ def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
         extra = [f"{name} {_percent(own / meter.training_seconds)}" for name, own in shares.items()]
         text += f", and besides the start, in advance, for {' and '.join(extra)}"
     if schedule.cut_urgency:
-        text += f"; {schedule.cut_urgency} times it could not pay for an urgent evaluation"
+        count = schedule.cut_urgency
+        times = "once" if count == 1 else f"{count} times"
+        text += f"; {times} it could not pay for an urgent evaluation"
     return f"{text}."
 
 

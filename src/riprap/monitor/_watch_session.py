@@ -328,7 +328,8 @@ class WatchSession:
         self.hooks.set_parameters(parameters)
         self.check.set_parameters(runner.model, parameters)
         self.sample = WeightSample(parameters, self._swaps_weights)
-        view = runner.run(run.step, refresh=True)
+        with run.meter.measure("refreshes"):
+            view = runner.run(run.step, refresh=True)
         self._record_failures()
         for signal in run.signals:
             if signal.per_parameter:
@@ -417,7 +418,8 @@ class WatchSession:
         try:
             if self.sample.has_changed():
                 return
-            answers = broken_answers(self.run.tracker, self.probe_runner)
+            with self.run.meter.measure("evaluations", new=False):
+                answers = broken_answers(self.run.tracker, self.probe_runner)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
             return
@@ -451,7 +453,8 @@ class WatchSession:
                 reason = f"not read after step {run.step}: {text}"
                 reading = missing_margin(run.step, name, ReadingStatus.NOT_RUN, reason)
                 run.record.add_readings([reading])
-        view = self.probe_runner.run(run.step, refresh=False)
+        with run.meter.measure("evaluations"):
+            view = self.probe_runner.run(run.step, refresh=False)
         self._record_failures()
         run.final = final_readings(run.step, view.results, text)
         run.record.add_readings(run.final)
