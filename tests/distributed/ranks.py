@@ -96,7 +96,7 @@ def train_with_a_change_on_one_rank() -> dict[str, Any]:
     """Train a sharded model; rank 1 changes its part of the weights between steps, twice."""
     model, optimizer = spread("fsdp")
     calm = AlertPolicy.parse({"name": "c", "detectors": [THRESHOLD | {"side": "below"}]}, "here")
-    monitor = Monitor(behaviors()[:1], policy=calm, probe_every=3, stop_on="warning")
+    monitor = Monitor(behaviors()[:1], policy=calm, probe_every=3, stop_on="warning", budget=None)
     out: dict[str, Any] = {"stops": []}
 
     def change() -> None:
