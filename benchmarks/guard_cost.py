@@ -213,7 +213,13 @@ def rows(asked: Asked) -> Iterator[Row]:
         makers = {n: make for n, make in all_guards(setting).items() if n in wanted}
         asked.progress(f"guards on the {label}: memory")  # first, while this process is small
         memory = _memory(setting.case, lambda: None)
-        extra = {n: (_memory(setting.case, make) - memory) / 1e6 for n, make in makers.items()}
+        extra = {}
+        for name, make in list(makers.items()):
+            try:
+                extra[name] = (_memory(setting.case, make) - memory) / 1e6
+            except RuntimeError as error:
+                asked.progress(f"{name} on the {label} is left out: {error}")
+                del makers[name]
         asked.progress(f"guards on the {label}: start")
         with quiet:
             plain, watched = Run(setting.case, False, None), Run(setting.case, True, None)

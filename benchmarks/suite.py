@@ -118,15 +118,18 @@ def peak_above_start(call: Callable[[], object]) -> int:
             before = peak_bytes()
             call()
             os.write(write, json.dumps(peak_bytes() - before).encode())
+        except Exception as error:  # noqa: BLE001 told by the parent
+            os.write(write, json.dumps(f"{type(error).__name__}: {error}").encode())
         finally:
             os._exit(0)
     os.close(write)
     with os.fdopen(read) as stream:
         text = stream.read()
     os.waitpid(child, 0)
-    if not text:
-        raise RuntimeError("the forked process failed")
-    return int(json.loads(text))
+    found = json.loads(text or '"the forked process ended"')
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return int(found)
 
 
 def processor_seconds(call: Callable[[], object]) -> float:
