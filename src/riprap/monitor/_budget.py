@@ -13,10 +13,10 @@ DEFAULT_BUDGET = 0.03
 MAX_PARTS = 4  # probe evaluations that together evaluate all probes
 # What each purse earns of the budget, and what it has in advance, in evaluations of all probes.
 # Early evaluations are paid in advance, because most damage is early; so is the one at the end.
-EARNINGS = {"calm": 0.3, "refresh": 0.2, "urgent": 0.5}
-ADVANCES = {"calm": 4, "refresh": 0, "urgent": 8}
-ADVANCE_SECONDS = 0.25  # of each purse that has an advance: runs of seconds are watched as well
-READING_SHARE = 0.1  # of the budget, for readings of the interference between evaluations
+EARNINGS = {"calm": 0.25, "refresh": 0.15, "urgent": 0.5}
+ADVANCES = {"calm": 2.5, "refresh": 0.0, "urgent": 8.0}
+ADVANCE_SECONDS = 0.25  # at least, of a purse with an advance: runs of seconds are watched too
+READING_SHARE = 0.1  # of the budget, for readings of the interference
 FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward pass and checks
 
 
@@ -24,10 +24,10 @@ FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward p
 class Budget:
     """Prices of probe evaluations, and what of them is affordable.
 
-    The start and the hooks at each step, which take less than a millisecond, are not paid for. All
-    else is paid from three purses: "calm", for evaluations and readings of the interference;
-    "refresh", for gradient refreshes; "urgent", for evaluations of behaviors that may break soon.
-    Each purse has an advance, and earns a share of the budget while training goes on.
+    The start and the hooks at each step, which take less than a millisecond, are not paid for.
+    Evaluations are paid from three purses: "calm"; "refresh", for gradient refreshes; "urgent", for
+    behaviors that may break soon. Each purse earns a share of the budget while training goes on,
+    and some have an advance. Readings of the interference have a share of their own.
 
     Attributes:
         share: time of the monitor, as a share of the time of training.
@@ -80,7 +80,7 @@ class Budget:
         meter = self.meter
         needed = self.spent[purse] + seconds
         if purse == "calm":
-            needed += meter.seconds["interference"] + self.forward_price()  # the one at the end
+            needed += self.forward_price()  # the one at the end
         rate = self.share * EARNINGS[purse]
         missing = needed - self.advance(purse) - rate * meter.training_seconds
         if missing <= 0:

@@ -99,8 +99,8 @@ class Monitor:
         keep_passing: reduce each behavior, at the start, to the probes that the model passes.
         budget: time that the monitor may take, as a share of the time of training. To keep to it,
             probe evaluations come later, and evaluate a part of the probes in turn. Beyond it are
-            the first evaluation, two more at the start, and eight more while a forecast or the
-            interference says that a behavior is about to break. None: no limit, and steps of
+            the first evaluation, one and a half more at the start, and eight more while a forecast
+            or the interference says that a behavior is about to break. None: no limit, and steps of
             evaluations that do not depend on the speed of the machine; always so under DDP.
 
     Raises:
