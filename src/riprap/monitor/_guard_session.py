@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class GuardSession:
         self._optimizer, self._add_actions = optimizer, add_actions
         self._on_restore, self._on_stop = on_restore, on_stop
         self.step, self.has_new_results = 0, False
+        self._active: list[Guard] | None = None  # at the next step; None: to be asked
 
     def start(self, step: int) -> None:
         """Start the guard after `step` optimizer steps.
@@ -91,19 +92,23 @@ class GuardSession:
     @property
     def reads_updates(self) -> bool:
         """True if a guard that is active at the next step reads its update."""
-        return any(leaf.reads_updates for leaf in self._active_guards())
+        return any(leaf.reads_updates for leaf in self._active_guards)
 
     @property
     def reads_interference(self) -> bool:
         """True if a guard that is active at the next step needs the interference of each step."""
-        return any(leaf.reads_interference for leaf in self._active_guards())
+        return any(leaf.reads_interference for leaf in self._active_guards)
 
-    def _active_guards(self) -> Iterator[Guard]:
-        return self.guard.active_guards(self._view(self.step + 1))
+    @property
+    def _active_guards(self) -> list[Guard]:
+        """The simple guards that are active at the next step, as long as nothing new is known."""
+        if self._active is None:
+            self._active = list(self.guard.active_guards(self._view(self.step + 1)))
+        return self._active
 
     def on_update(self, update: Vector | None, params_before: Vector) -> None:
         """Run the guard after the optimizer's step; None: no active guard reads updates."""
-        self.step += 1
+        self.step, self._active = self.step + 1, None
         if update is None:
             return
         outcome = run_hook(self.guard, "update", self._view(self.step, update, params_before))
@@ -115,7 +120,7 @@ class GuardSession:
         """Pass new alerts to the guard; its hook runs in `after_step`."""
         for alert in alerts:
             self.guard.on_alert(alert)
-        self.has_new_results = True
+        self.has_new_results, self._active = True, None
 
     def after_step(self) -> None:
         """Run the guard between two steps, if the probes were evaluated."""
@@ -125,6 +130,7 @@ class GuardSession:
         self._record_outcome(outcome)
         if outcome.restored_step is not None:
             self._on_restore(outcome.restored_step)
+        self._active = None
         self.has_new_results = False  # the evaluation after a restore does not run the hook again
 
     def _record_outcome(self, outcome: GuardOutcome) -> None:
@@ -137,7 +143,7 @@ class GuardSession:
         """True if the protected gradients are too old for the guards active at the next step."""
         max_ages = [
             leaf.refresh
-            for leaf in self._active_guards()
+            for leaf in self._active_guards
             if leaf.needs and leaf.refresh is not None
         ]
         age = self.step - self._probe_runner.protected_gradients.step
@@ -164,6 +170,7 @@ class GuardSession:
             )
         with wrap_state_errors(f"guard {name!r}"):
             self.guard.load_state_dict(state["state"])
+        self._active = None
 
     def _view(
         self, step: int, vector: Vector | None = None, before: Vector | None = None

@@ -14,7 +14,7 @@ from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 from riprap.evaluation import LayerMoments, LinearLayer
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
-from riprap.linalg import as_sharded, is_sharded, norm, to_local, upcast
+from riprap.linalg import as_sharded, is_sharded, norm, to_float64, to_local, upcast
 
 
 @dataclass
@@ -177,7 +177,8 @@ def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
     whole = moment.trace()
     outside = moment - basis @ (basis.T @ moment)
     outside = outside - (outside @ basis) @ basis.T
-    values, axes = torch.linalg.eigh(outside)
+    # In float64: in float32 LAPACK may fail to converge where eigenvalues repeat.
+    values, axes = (part.to(outside.dtype) for part in torch.linalg.eigh(to_float64(outside)))
     values, axes = values.flip(0).clamp_min(0), axes.flip(1)
     missing = float(energy * whole - (whole - outside.trace()))
     if not missing > 1e-6 * float(whole):
