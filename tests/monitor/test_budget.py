@@ -14,7 +14,7 @@ from torch import nn
 
 from riprap import AlertPolicy, Behavior, Monitor, evaluation, signals
 from riprap.errors import ConfigError
-from riprap.monitor._budget import ADVANCES, EARNINGS, MAX_PARTS
+from riprap.monitor._budget import ADVANCE_SECONDS, ADVANCES, MAX_PARTS, RATES
 from riprap.monitor._cost import Cost
 from riprap.monitor._probe_rotation import MIN_PROBES
 from riprap.monitor._probe_schedule import ProbeSchedule
@@ -151,7 +151,7 @@ def test_urgency_is_bounded() -> None:
     budget = monitor._run.schedule.budget
     assert budget is not None
     assert budget.spent["urgent"] > 0
-    earned = EARNINGS["urgent"] * BUDGET * budget.meter.training_seconds
+    earned = RATES["urgent"] * BUDGET * budget.meter.training_seconds
     limit = (ADVANCES["urgent"] + 2) * budget.forward_price() + earned
     assert budget.spent["urgent"] <= limit
 
@@ -196,8 +196,8 @@ def test_a_planned_run_never_costs_more_than_it_may(
     price = refresh * forward
     cost = Cost(step, 0.0, forward, price, price, 0)
     planned = cost.plan(every, steps, budget)
-    limit = price + ADVANCES["calm"] * forward
-    limit += (EARNINGS["calm"] + EARNINGS["refresh"]) * budget * steps * step
+    limit = price + max(ADVANCES["calm"] * forward, ADVANCE_SECONDS)
+    limit += (RATES["calm"] + RATES["refresh"]) * budget * steps * step
     # At the latest every `max_stretch` · `every` steps a part of the probes is evaluated anyway.
     limit += forward / MAX_PARTS * (steps / (ProbeSchedule.max_stretch * every) + 1)
     assert planned.seconds <= limit + 1e-9

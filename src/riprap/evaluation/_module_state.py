@@ -213,6 +213,7 @@ class _LargeContent:
         elif touched:
             same = False
         if not same:
+            _WRITTEN[buffer] = True  # from now on it is copied
             raise RuntimeError(
                 "it was written to; large buffers are not copied if they hold integers, or if the "
                 "first pass left them alone"

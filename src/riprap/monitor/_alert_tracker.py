@@ -156,6 +156,15 @@ class AlertTracker:
             ]
         return readings
 
+    def aged_forecasts(self, step: int) -> list[Forecast]:
+        """Return the forecasts as counted from `step`: some are of an earlier evaluation."""
+        aged = []
+        for name, forecast in self.forecasts.items():
+            if forecast is not None and forecast.low > 0:
+                low = max(forecast.low - (step - self.histories[name].step), 1.0)
+                aged.append(replace(forecast, low=low))
+        return aged
+
     def would_alert(self, step: int, name: str, result: ProbeResult) -> bool:
         """Return whether a result would raise an alert, or break the behavior; changes nothing."""
         history = self.histories[name]

@@ -11,12 +11,13 @@ from riprap.record import check_fields
 
 DEFAULT_BUDGET = 0.03
 MAX_PARTS = 4  # probe evaluations that together evaluate all probes
-# What each purse earns of the budget, and what it has in advance, in evaluations of all probes.
-# Early evaluations are paid in advance, because most damage is early; so is the one at the end.
-EARNINGS = {"calm": 0.25, "refresh": 0.15, "urgent": 0.5}
+# What each allowance grows by, as a share of the budget, and what it has in advance, in evaluations
+# of all probes: early evaluations, because most damage is early, and the one at the end.
+RATES = {"calm": 0.25, "refresh": 0.15, "urgent": 0.5}
 ADVANCES = {"calm": 2.5, "refresh": 0.0, "urgent": 8.0}
-ADVANCE_SECONDS = 0.25  # at least, of a purse with an advance: runs of seconds are watched too
+ADVANCE_SECONDS = 0.25  # at least, of an allowance with an advance, so that short runs are watched
 READING_SHARE = 0.1  # of the budget, for readings of the interference
+NEVER = 10**9
 FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward pass and checks
 
 
@@ -24,10 +25,10 @@ FIRST_GUESS = 1 / 3  # of the start's price: a forward pass, beside a backward p
 class Budget:
     """Prices of probe evaluations, and what of them is affordable.
 
-    The start and the hooks at each step, which take less than a millisecond, are not paid for.
-    Evaluations are paid from three purses: "calm"; "refresh", for gradient refreshes; "urgent", for
-    behaviors that may break soon. Each purse earns a share of the budget while training goes on,
-    and some have an advance. Readings of the interference have a share of their own.
+    Three allowances grow while training goes on, each by a share of the budget: "calm", for most
+    evaluations; "refresh", for gradient refreshes; "urgent", for behaviors that may break soon. Two
+    have an advance. Readings of the interference have a share of their own. The start, and the
+    hooks at each step, which take less than a millisecond, are in no allowance.
 
     Attributes:
         share: time of the monitor, as a share of the time of training.
@@ -35,26 +36,28 @@ class Budget:
         forward: seconds of an evaluation of all probes, and of each part of them, by the number of
             parts.
         refresh: seconds of a gradient refresh; None before the first.
-        spent: seconds that were paid from each purse.
+        spent: seconds that were paid from each allowance.
     """
 
     share: float
     meter: CostMeter = field(default_factory=CostMeter)
     forward: dict[int, float] = field(default_factory=dict)
     refresh: float | None = None
-    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(EARNINGS, 0.0))
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RATES, 0.0))
 
-    def pay(self, seconds: float, purse: str, n_parts: int | None = 1) -> None:
-        """Pay for an evaluation, and note its price.
+    def pay(self, seconds: float, allowance: str, n_parts: int | None = 1) -> None:
+        """Take the seconds of an evaluation from an allowance, and note its price.
 
         Args:
             n_parts: one of so many parts of the probes was evaluated; None: it has no price of its
                 own.
         """
-        self.spent[purse] += seconds
-        if purse == "refresh":
+        self.spent[allowance] += seconds
+        if n_parts is None:
+            return
+        if allowance == "refresh":
             self.refresh = seconds
-        elif n_parts is not None:
+        else:
             self.forward[n_parts] = seconds
 
     def forward_price(self, n_parts: int = 1) -> float:
@@ -70,27 +73,27 @@ class Budget:
         """Return the seconds of a gradient refresh."""
         return self.meter.seconds["start"] if self.refresh is None else self.refresh
 
-    def advance(self, purse: str) -> float:
-        """Return the seconds that a purse has before training."""
-        evaluations = ADVANCES[purse]
+    def advance(self, allowance: str) -> float:
+        """Return the seconds that an allowance has before training."""
+        evaluations = ADVANCES[allowance]
         return max(evaluations * self.forward_price(), ADVANCE_SECONDS if evaluations else 0.0)
 
-    def steps_until(self, seconds: float, purse: str) -> int:
-        """Return the number of steps after which a purse can pay `seconds`; 0: now."""
+    def steps_until(self, seconds: float, allowance: str) -> int:
+        """Return the number of steps after which `seconds` are within an allowance; 0: now."""
         meter = self.meter
-        needed = self.spent[purse] + seconds
-        if purse == "calm":
+        needed = self.spent[allowance] + seconds
+        if allowance == "calm":
             needed += self.forward_price()  # the one at the end
-        rate = self.share * EARNINGS[purse]
-        missing = needed - self.advance(purse) - rate * meter.training_seconds
+        rate = self.share * RATES[allowance]
+        missing = needed - self.advance(allowance) - rate * meter.training_seconds
         if missing <= 0:
             return 0
         earned = rate * meter.step_seconds
-        return math.ceil(min(missing / earned, 1e9)) if earned else 0
+        return math.ceil(min(missing / earned, NEVER)) if earned else NEVER
 
     def affordable_parts(self, steps: int) -> int:
-        """Return in how many parts to evaluate the probes, if one is due each so many steps."""
-        earned = self.share * EARNINGS["calm"] * steps * self.meter.step_seconds
+        """Return the number of parts to cut the probes into, to evaluate one each `steps` steps."""
+        earned = self.share * RATES["calm"] * steps * self.meter.step_seconds
         for n_parts in (1, 2):
             if self.forward_price(n_parts) <= earned:
                 return n_parts
@@ -107,7 +110,6 @@ class Budget:
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured."""
         return {
-            "meter": self.meter.state_dict(),
             "forward": {str(count): seconds for count, seconds in self.forward.items()},
             "refresh": self.refresh,
             "spent": dict(self.spent),
@@ -119,8 +121,7 @@ class Budget:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, meter=dict, forward=dict, refresh=float | None, spent=dict)
-        check_fields(state["spent"], **dict.fromkeys(EARNINGS, float))
-        self.meter.load_state_dict(state["meter"])
+        check_fields(state, forward=dict, refresh=float | None, spent=dict)
+        check_fields(state["spent"], **dict.fromkeys(RATES, float))
         self.forward = {int(count): seconds for count, seconds in state["forward"].items()}
         self.refresh, self.spent = state["refresh"], dict(state["spent"])

@@ -16,7 +16,7 @@ from riprap.record import check_fields
 
 RECENT_STEPS = 32  # whose median is the duration of a step
 OWN_PARTS = ("start", "hooks", "interference", "evaluations", "refreshes")  # of the monitor
-PASSES = frozenset(("start", "evaluations", "refreshes", "guard"))  # they wait for the device
+PASSES = frozenset(("start", "interference", "evaluations", "refreshes"))  # they wait for it
 
 
 @dataclass
@@ -74,6 +74,18 @@ class CostMeter:
         else:
             self._training += elapsed
             self._in_step += elapsed
+
+    def wait(self) -> None:
+        """Wait for an accelerator, before something is read from it: that is training's time."""
+        if not torch.accelerator.is_available():
+            return
+        self._charge()
+        _synchronize()
+        now = self.clock()
+        if self._since is not None:
+            self._training += now - self._since
+            self._in_step += now - self._since
+        self._since = now
 
     def count_step(self) -> None:
         """Note that a step of training has ended."""

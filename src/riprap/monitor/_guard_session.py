@@ -95,6 +95,12 @@ class GuardSession:
         return any(leaf.reads_updates for leaf in self._active_guards)
 
     @property
+    def reads_evaluations(self) -> bool:
+        """True if a guard acts on probe evaluations: those must be of all probes."""
+        default = Guard.on_probe_evaluation
+        return any(type(leaf).on_probe_evaluation is not default for leaf in self.guard.flatten())
+
+    @property
     def reads_interference(self) -> bool:
         """True if a guard that is active at the next step needs the interference of each step."""
         return any(leaf.reads_interference for leaf in self._active_guards)
@@ -142,9 +148,7 @@ class GuardSession:
     def needs_fresh_gradients(self) -> bool:
         """True if the protected gradients are too old for the guards active at the next step."""
         max_ages = [
-            leaf.refresh
-            for leaf in self._active_guards
-            if leaf.needs and leaf.refresh is not None
+            leaf.refresh for leaf in self._active_guards if leaf.needs and leaf.refresh is not None
         ]
         age = self.step - self._probe_runner.protected_gradients.step
         return bool(max_ages) and age >= min(max_ages)

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NO_BUDGET = (
-    "Each of several ranks has all of the weights and a clock of its own: without a budget, all "
-    "evaluate the probes at the same steps."
+    "each of several ranks has all of the weights and a clock of its own, so the monitor has no "
+    "budget: all ranks evaluate the probes at the same steps"
 )
 
 
@@ -99,9 +99,10 @@ class Monitor:
         keep_passing: reduce each behavior, at the start, to the probes that the model passes.
         budget: time that the monitor may take, as a share of the time of training. To keep to it,
             probe evaluations come later, and evaluate a part of the probes in turn. Beyond it are
-            the first evaluation, one and a half more at the start, and eight more while a forecast
-            or the interference says that a behavior is about to break. None: no limit, and steps of
-            evaluations that do not depend on the speed of the machine; always so under DDP.
+            the first evaluation, two and a half more in advance (the last one among them), eight
+            more while a behavior is about to break, and a part of the probes each 5 · `probe_every`
+            steps in any case. None: no limit, and steps of evaluations that do not depend on the
+            speed of the machine; always so under DDP.
 
     Raises:
         ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an
@@ -173,7 +174,9 @@ class Monitor:
             run_dir: folder of its record; None keeps the record in memory.
         """
         signals = copy.deepcopy(self._given["signals"])
-        return Monitor(**self._given | {"run_dir": run_dir, "resume": False, "signals": signals})
+        new = Monitor(**self._given | {"run_dir": run_dir, "resume": False, "signals": signals})
+        new.use_clock(self._clock)
+        return new
 
     @contextmanager
     def watch(
@@ -356,6 +359,7 @@ class Monitor:
             ),
             "schedule": run.schedule.state_dict(),
             "rotation": session.probe_runner.rotation.state_dict(),
+            "meter": run.meter.state_dict(),
             "tracker": run.tracker.state_dict() | {"check": session.check.state_dict()},
             "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
             "behaviors": {b.name: b.margins.state_dict() for b in self.behaviors},
@@ -380,6 +384,7 @@ class Monitor:
             tracker.load_state_dict(state["tracker"])
             self._renew_schedule()
             self._run.schedule.load_state_dict(state["schedule"])
+            self._run.meter.load_state_dict(state["meter"])
         self._run.tracker = tracker
         self._resume_state = state
 
@@ -500,6 +505,8 @@ class Monitor:
             clock: returns the time. A clock that counts tokens in passes makes the steps of
                 evaluations independent of the machine's speed.
         """
+        if self._started or self._session is not None:
+            raise ConfigError("this monitor has already been used: give the clock to a new one")
         self._clock = self._run.meter.clock = clock
 
     def log_event(self, kind: str, /, **facts: Any) -> None:
@@ -552,6 +559,10 @@ class Monitor:
             )
         with wrap_state_errors("the probes"):
             probe_runner.rotation.load_state_dict(state["rotation"])
+            latest = {
+                name: result.margins for name, result in probe_runner.rotation.results.items()
+            }
+            self._run.tracker.latest = latest
         with wrap_state_errors("the trained parameters"):
             session.check.load_state_dict(state["tracker"]["check"])
         session.begin_after(state["step"], state["update_is_read"])
@@ -561,8 +572,9 @@ class Monitor:
         self, session: WatchSession, position: dict[str, int], state_id: str | None = None
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
+        budget = self._run.schedule.budget
         facts |= {
-            "budget": self.budget,
+            "budget": None if budget is None else budget.share,
             "notes": self._metadata,
             "layer": session.probe_runner.layer,
         }

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from riprap.behaviors import Behavior, PlainMargin, ProbeSet
-from riprap.evaluation import ProbeResult
+from riprap.behaviors import Behavior, MarginFunction
+from riprap.evaluation import ProbeResult, can_be_cut
 from riprap.record import check_fields
 
 MIN_PROBES = 4  # of a behavior, in a part
+MAX_KEPT = 32  # parts of a behavior that are kept, to be evaluated again
 
 
 class ProbeRotation:
     """The latest margin of each probe, when it was evaluated, and the parts that are due next.
 
-    A behavior whose probes cannot be selected, or whose margins are a plain function, is evaluated
-    as a whole, once in so many evaluations.
+    A behavior that is not divisible is evaluated as a whole, once in so many evaluations.
 
     Attributes:
         results: latest margins of all probes, by behavior; of different steps, it may be.
@@ -87,6 +87,8 @@ class ProbeRotation:
             return behavior
         parts = self._parts.setdefault(behavior.name, {})
         key = tuple(indices.tolist())
+        if len(parts) > MAX_KEPT:
+            parts.clear()
         if key not in parts:
             parts[key] = behavior.subset(key)
         return parts[key]
@@ -115,5 +117,9 @@ class ProbeRotation:
 
 
 def is_divisible(behavior: Behavior) -> bool:
-    """Return whether some of a behavior's probes can be evaluated without the others."""
-    return isinstance(behavior.probes, ProbeSet) and not isinstance(behavior.margins, PlainMargin)
+    """Return whether some of a behavior's probes can be evaluated without the others.
+
+    Not where the margins say from all probes together whether they measure the behavior.
+    """
+    kind = type(behavior.margins)
+    return can_be_cut(behavior) and kind.insufficiency is MarginFunction.insufficiency

@@ -42,6 +42,7 @@ class ProbeSchedule:
         max_spent: fraction of the threshold margin that interference may use up between two
             evaluations.
         max_stretch: longest gap with a budget, as a multiple of `probe_every`.
+        in_parts: whether an evaluation may evaluate a part of the probes.
         cut_urgency: how often the budget could not pay for an urgent evaluation.
     """
 
@@ -58,6 +59,7 @@ class ProbeSchedule:
     calm_refresh_period: int = 8
     max_spent: float = 0.5
     max_stretch: int = 5
+    in_parts: bool = True
     cut_urgency: int = 0
     _evaluations_since_refresh: int = 0
     _urgent: bool = False
@@ -82,8 +84,9 @@ class ProbeSchedule:
     def _affordable_gap(self, budget: Budget, step: int, gap: int, urgent_gap: int) -> int:
         """Choose the size of the next evaluation, and delay it until it can be paid for."""
         longest = self.max_stretch * self.probe_every
-        self.read_every = max(self.read_every, budget.reading_gap())
-        self.n_parts = budget.affordable_parts(gap)
+        if not self._urgent:
+            self.read_every = min(max(self.read_every, budget.reading_gap()), self.probe_every)
+        self.n_parts = budget.affordable_parts(gap) if self.in_parts else 1
         wait = budget.steps_until(budget.forward_price(), "urgent")
         self._next_urgent_step = step + min(wait, longest)
         self._refresh_affordable = budget.steps_until(budget.refresh_price(), "refresh") == 0
@@ -93,6 +96,10 @@ class ProbeSchedule:
         self._urgent = False
         wait = budget.steps_until(budget.forward_price(self.n_parts), "calm")
         return min(max(wait, gap), longest)
+
+    def postpone(self, step: int) -> None:
+        """Plan the next evaluation after one at `step` that failed."""
+        self.next_step = step + self.probe_every
 
     def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether to evaluate after this step: planned, or urgent by interference."""

@@ -27,6 +27,7 @@ _PARTS = {
     "parameters": list,
     "schedule": dict,
     "rotation": dict,
+    "meter": dict,
     "tracker": dict,
     "protected_gradients": dict,
     "behaviors": dict,

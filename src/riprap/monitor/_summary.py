@@ -129,7 +129,7 @@ def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
     text += f"; its budget is {_percent(budget.share)}"
     if meter.share > budget.share:
         names = {"calm": "early evaluations", "urgent": "urgent ones"}
-        shares = {name: budget.advance(purse) for purse, name in names.items()}
+        shares = {name: budget.advance(allowance) for allowance, name in names.items()}
         extra = [f"{name} {_percent(own / meter.training_seconds)}" for name, own in shares.items()]
         text += f", and besides the start, in advance, for {' and '.join(extra)}"
     if schedule.cut_urgency:

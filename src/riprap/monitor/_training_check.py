@@ -66,6 +66,12 @@ class TrainingCheck:
         own = set(names)
         return {index for index, name in enumerate(self.names) if name in own}
 
+    @property
+    def is_unseen(self) -> bool:
+        """True if a tensor had no gradient yet since the last evaluation, or may require one."""
+        n = len(self.parameters)
+        return len(self._with_gradient) < n or len(self._required) < n
+
     def note_gradient(self) -> None:
         """Look at `.grad` before a step."""
         self._required.update(i for i, p in enumerate(self.parameters) if p.requires_grad)

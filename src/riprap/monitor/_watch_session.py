@@ -22,6 +22,7 @@ from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
 from riprap.monitor._optimizers import parameters_of, trained_parameters
+from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -58,13 +59,15 @@ class MonitoredRun:
     final: Sequence[Reading] = ()
 
     @contextmanager
-    def paid(self, part: str, purse: str, n_parts: int | None = 1) -> Iterator[None]:
+    def paid(self, part: str, allowance: str, n_parts: int | None = 1) -> Iterator[None]:
         """Measure an evaluation in the body, and pay for it; see `Budget.pay`."""
         before = self.meter.seconds[part]
-        with self.meter.measure(part, new=n_parts is not None):
-            yield
-        if self.schedule.budget is not None:
-            self.schedule.budget.pay(self.meter.seconds[part] - before, purse, n_parts)
+        try:
+            with self.meter.measure(part, new=n_parts is not None):
+                yield
+        finally:
+            if self.schedule.budget is not None:
+                self.schedule.budget.pay(self.meter.seconds[part] - before, allowance, n_parts)
 
     def note_skipped_step(self, reason: str) -> None:
         """Record that an optimizer's step was skipped."""
@@ -93,6 +96,7 @@ class WatchSession:
         if guard is not None:
             callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
             self.guard = GuardSession(guard, probe_runner, run.tracker, optimizers[0], *callbacks)
+            run.schedule.in_parts = not self.guard.reads_evaluations
         self.hooks = StepHooks(optimizers, probe_runner.parameters, self, self.guard)
         self.check = TrainingCheck(probe_runner.model, probe_runner.parameters, optimizers)
         self._swaps_weights = any(map(swaps_weights, optimizers))
@@ -125,7 +129,7 @@ class WatchSession:
         resized: list[Tensor] = []
         try:
             with torch.no_grad():
-                changed = self.sample.has_changed()
+                changed = self.sample.has_changed(late=True)
             if changed:
                 step = self.run.step
                 self._note_unwatched(f"between step {step} and step {step + 1}")
@@ -153,7 +157,9 @@ class WatchSession:
 
     def before_step(self, gradient: Vector | None) -> None:
         """Read the task gradient of the coming step; None if there is none."""
-        self.check.note_gradient()
+        if self.check.is_unseen:
+            self.meter.wait()
+            self.check.note_gradient()
         if not self.reads_gradients:
             return
         view = StepView(self.run.step + 1, gradient, None, self.probe_runner.protected_gradients)
@@ -195,7 +201,11 @@ class WatchSession:
         refresh = schedule.should_refresh_gradients(run.step) or self._refresh_due
         self._refresh_due = False
         urgent = schedule.urgent_behaviors(run.step, histories, run.tracker.forecasts)
-        self.evaluate_probes(refresh or self._guard_needs_gradients, schedule.n_parts, urgent)
+        try:
+            self.evaluate_probes(refresh or self._guard_needs_gradients, schedule.n_parts, urgent)
+        except Exception:
+            schedule.postpone(run.step)
+            raise
 
     def read_update(self) -> None:
         """Read the update since the last one that was read, unless there was no step."""
@@ -318,6 +328,8 @@ class WatchSession:
         run, runner = self.run, self.probe_runner
         if not resized:
             self.read_update()
+        else:
+            self._changed_since_read = self._last_read < run.step
         self._last_read = run.step
         chosen = {id(parameter) for parameter in (*runner.parameters, *joined)}
         held = [p for one in self.hooks.optimizers for p in parameters_of(one)]
@@ -394,7 +406,8 @@ class WatchSession:
             self.record_failure(error)
         try:
             if self.guard is not None:
-                self.guard.after_step()
+                with self.run.meter.measure("guard"):
+                    self.guard.after_step()
             self.record_broken_answers()
         finally:
             self._record_cost()
@@ -479,6 +492,7 @@ class WatchSession:
         try:
             self.hooks.mark_as_read()
             self._last_read = self.run.step
+            self.probe_runner.rotation = ProbeRotation()
             self.run.tracker.rewind(step)
             self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
@@ -499,16 +513,16 @@ class WatchSession:
                 alert would be raised.
         """
         run, part = self.run, "refreshes" if refresh else "evaluations"
-        purse = "refresh" if refresh else "urgent" if urgent else "calm"
+        allowance = "refresh" if refresh else "urgent" if urgent else "calm"
         try:
             self.read_update()
             is_part = n_parts > 1 and not refresh
             if not is_part:
-                with run.paid(part, purse):
+                with run.paid(part, allowance):
                     view = self.probe_runner.run(run.step, refresh)
             else:
-                view = self._evaluate_part(purse, n_parts, urgent)
-            with run.meter.measure(part, new=False):
+                view = self._evaluate_part(allowance, n_parts, urgent)
+            with run.paid(part, allowance, None):
                 alerts = self.process_probe_results(view, is_part)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
@@ -517,9 +531,9 @@ class WatchSession:
         finally:
             self._agree_to_stop()
 
-    def _evaluate_part(self, purse: str, n_parts: int, urgent: Sequence[str]) -> ProbeView:
+    def _evaluate_part(self, allowance: str, n_parts: int, urgent: Sequence[str]) -> ProbeView:
         run, tracker = self.run, self.run.tracker
-        with run.paid("evaluations", purse, n_parts):
+        with run.paid("evaluations", allowance, n_parts):
             results = self.probe_runner.run_part(run.step, n_parts)
         doubtful = [
             name
@@ -581,7 +595,7 @@ class WatchSession:
             self._raise_own("not_training", self.check.problem)
             self._raise_own("unwatched_change", self._unwatched)
             self._unwatched = ""
-        run.schedule.plan(run.step, run.tracker.forecasts.values())
+        run.schedule.plan(run.step, run.tracker.aged_forecasts(run.step))
         if run.schedule.budget is not None and self._ranks_evaluate_together:
             run.schedule.agree(
                 next(to_local(p).device for p in self.probe_runner.model.parameters())

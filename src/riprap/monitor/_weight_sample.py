@@ -31,6 +31,7 @@ class WeightSample:
         self._pointers: list[int] = []
         self._groups: list[list[Tensor]] = []  # views, by device, type and shape
         self._copies: list[Tensor] = []  # of each group, concatenated
+        self._late: _Fetched | None = None
         self.take()
 
     @torch.no_grad()
@@ -43,26 +44,36 @@ class WeightSample:
             torch.cat(views, out=copy)
 
     @torch.no_grad()
-    def has_changed(self) -> bool:
-        """Return whether an element differs from the stored one by more than rounding."""
+    def has_changed(self, late: bool = False) -> bool:
+        """Return whether an element differs from the stored one by more than rounding.
+
+        Args:
+            late: on an accelerator, return what the last late call found, whose result has arrived
+                by now: so nothing waits for the device.
+        """
         lengths = [list(map(len, views)) for views in self._groups]
         if self._refresh_views() and lengths != [list(map(len, views)) for views in self._groups]:
             return True
-        groups = zip(self._groups, self._copies, strict=True)
-        return any(self._differs(views, copy) for views, copy in groups)
+        groups = list(zip(self._groups, self._copies, strict=True))
+        if late and any(copy.device.type != "cpu" for copy in self._copies):
+            before, device = self._late, self._copies[0].device
+            found = torch.stack([self._difference(*group).to(device) for group in groups])
+            self._late = _Fetched(found.any())
+            return before is not None and before.value()
+        return any(self._differs(*group) for group in groups)
 
     def _differs(self, views: list[Tensor], copy: Tensor) -> bool:
-        now = torch.cat(views)
-        if torch.equal(now, copy):
+        if copy.device.type == "cpu" and torch.equal(torch.cat(views), copy):
             return False
+        return bool(self._difference(views, copy))
+
+    def _difference(self, views: list[Tensor], copy: Tensor) -> Tensor:
         sizes = [len(view) for view in views]
-        pairs = list(zip(now.split(sizes), copy.split(sizes), strict=True))
-        changes = torch.stack([(new - old).abs().amax() for new, old in pairs]).tolist()
-        largest = torch.stack([old.abs().amax() for _, old in pairs]).tolist()
-        tolerance = self._tolerance(copy.dtype)
-        return any(
-            not change <= tolerance * size for change, size in zip(changes, largest, strict=True)
-        )
+        pairs = list(zip(views, copy.split(sizes), strict=True))
+        changes = torch.stack([(new - old).abs().amax() for new, old in pairs])
+        largest = torch.stack([old.abs().amax() for _, old in pairs])
+        # NaN differs from anything.
+        return ~(changes <= self._tolerance(copy.dtype) * largest).all()
 
     def _tolerance(self, dtype: torch.dtype) -> float:
         epsilon = torch.finfo(dtype).eps
@@ -83,6 +94,20 @@ class WeightSample:
                 groups.setdefault((view.device, view.dtype, view.dim()), []).append(view)
         self._pointers, self._groups = pointers, list(groups.values())
         return True
+
+
+class _Fetched:
+    """A flag on its way from an accelerator."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._host = torch.empty_like(flag, device="cpu", pin_memory=True)
+        self._host.copy_(flag, non_blocking=True)
+        self._arrived = torch.Event(flag.device)
+        self._arrived.record()
+
+    def value(self) -> bool:
+        self._arrived.synchronize()
+        return bool(self._host)
 
 
 def elements(part: Tensor) -> Tensor:
