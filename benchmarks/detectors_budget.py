@@ -168,7 +168,7 @@ def _spread(values: list[Any], digits: int = 0) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a run")
-    parser.add_argument("--seeds", choices=["recorded", "exploratory"], default="recorded")
+    parser.add_argument("--seeds", choices=["recorded", "exploratory", "fresh"], default="recorded")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,6 +177,8 @@ def main() -> None:
     jobs = plan.runs()
     if args.seeds == "exploratory":
         jobs = [(task, seed) for seed in (1000, 1001) for task in (*plan.conditions, NULL)]
+    if args.seeds == "fresh":
+        jobs = [(task, seed) for seed in range(144, 148) for task in plan.conditions]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = (
         [json.loads(line) for line in args.out.read_text().splitlines()]

@@ -156,6 +156,15 @@ class AlertTracker:
             ]
         return readings
 
+    def declining(self) -> list[str]:
+        """Return the behaviors with an active warning, or a more serious alert, and not broken."""
+        return [
+            name
+            for name, level in self.active_levels.items()
+            if level.rank >= Level.WARNING.rank
+            and score(self.histories[name].margins[-1]) >= self.histories[name].floor
+        ]
+
     def aged_forecasts(self, step: int) -> list[Forecast]:
         """Return the forecasts as counted from `step`: some are of an earlier evaluation."""
         aged = []

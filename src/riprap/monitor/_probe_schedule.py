@@ -114,11 +114,17 @@ class ProbeSchedule:
         step: int,
         histories: Iterable[BehaviorHistory],
         forecasts: Mapping[str, Forecast | None],
+        declining: Iterable[str],
     ) -> list[str]:
-        """Return the behaviors for which the evaluation after this step is urgent."""
-        names = [history.behavior for history in histories if self.is_urgent(history)]
-        if step < self._next_urgent_step:
-            names = []
+        """Return the behaviors for which the evaluation after this step is urgent.
+
+        Args:
+            declining: behaviors with an active alert that are not broken.
+        """
+        names: list[str] = []
+        if step >= self._next_urgent_step:
+            names += declining
+            names += [history.behavior for history in histories if self.is_urgent(history)]
         if self._urgent:
             names += [name for name, own in forecasts.items() if _is_near(own)]
         return list(dict.fromkeys(names))

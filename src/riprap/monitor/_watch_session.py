@@ -200,7 +200,10 @@ class WatchSession:
             return
         refresh = schedule.should_refresh_gradients(run.step) or self._refresh_due
         self._refresh_due = False
-        urgent = schedule.urgent_behaviors(run.step, histories, run.tracker.forecasts)
+        tracker = run.tracker
+        urgent = schedule.urgent_behaviors(
+            run.step, histories, tracker.forecasts, tracker.declining()
+        )
         try:
             self.evaluate_probes(refresh or self._guard_needs_gradients, schedule.n_parts, urgent)
         except Exception:
