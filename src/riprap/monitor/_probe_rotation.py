@@ -18,7 +18,7 @@ MAX_KEPT = 32  # parts of a behavior that are kept, to be evaluated again
 class ProbeRotation:
     """The latest margin of each probe, when it was evaluated, and the parts that are due next.
 
-    A behavior that is not divisible is evaluated as a whole, once in so many evaluations.
+    A behavior that is not divisible is evaluated as a whole each time.
 
     Attributes:
         results: latest margins of all probes, by behavior; of different steps, it may be.
@@ -28,7 +28,6 @@ class ProbeRotation:
     def __init__(self) -> None:
         self.results: dict[str, ProbeResult] = {}
         self.last_steps: dict[str, np.ndarray] = {}
-        self._waiting: dict[str, int] = {}  # evaluations that left a behavior out, in a row
         self._parts: dict[str, dict[tuple[int, ...], Behavior]] = {}
 
     def note(
@@ -42,7 +41,6 @@ class ProbeRotation:
             margins = known.margins.copy()
             margins[indices] = result.margins
             self.last_steps[name][indices] = step
-        self._waiting[name] = 0
         self.results[name] = ProbeResult(margins, result.insufficient)
         return self.results[name]
 
@@ -67,10 +65,8 @@ class ProbeRotation:
                 # Probes of equal age are spread over the probe set, which may be sorted.
                 order = np.lexsort((np.arange(len(last)) % n_parts, last))
                 chosen[name] = np.sort(order[:size])
-            elif self._waiting[name] + 1 >= n_parts:
-                chosen[name] = np.arange(len(last))
             else:
-                self._waiting[name] += 1
+                chosen[name] = np.arange(len(last))
         return chosen
 
     def rest(self, step: int, name: str) -> np.ndarray:
@@ -97,7 +93,7 @@ class ProbeRotation:
         """Return the steps of the last evaluations, as plain values."""
         steps = {name: own.tolist() for name, own in self.last_steps.items()}
         margins = {name: own.margins.tolist() for name, own in self.results.items()}
-        return {"last_steps": steps, "margins": margins, "waiting": dict(self._waiting)}
+        return {"last_steps": steps, "margins": margins}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -105,7 +101,7 @@ class ProbeRotation:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, last_steps=dict, margins=dict, waiting=dict)
+        check_fields(state, last_steps=dict, margins=dict)
         self.results = {
             name: ProbeResult(np.array(margins, dtype=np.float64))
             for name, margins in state["margins"].items()
@@ -113,7 +109,6 @@ class ProbeRotation:
         self.last_steps = {
             name: np.array(steps, dtype=np.int64) for name, steps in state["last_steps"].items()
         }
-        self._waiting = dict(state["waiting"])
 
 
 def is_divisible(behavior: Behavior) -> bool:
