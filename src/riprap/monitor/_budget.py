@@ -13,7 +13,7 @@ DEFAULT_BUDGET = 0.03
 MAX_PARTS = 4  # probe evaluations that together evaluate all probes
 # What each allowance grows by, as a share of the budget, and what it has in advance, in evaluations
 # of all probes: early evaluations, because most damage is early, and the one at the end.
-RATES = {"calm": 0.4, "refresh": 0.1, "urgent": 0.4}
+RATES = {"calm": 0.35, "refresh": 0.1, "urgent": 0.45}
 ADVANCES = {"calm": 2.5, "refresh": 0.0, "urgent": 8.0}
 ADVANCE_SECONDS = 0.25  # at least, of an allowance with an advance, so that short runs are watched
 READING_SHARE = 0.1  # of the budget, for readings of the interference
