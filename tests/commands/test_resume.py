@@ -83,7 +83,8 @@ def test_a_resumed_run_is_the_unbroken_one(lora: Any, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["steps"] == 9
     assert content(tmp_path / "broken") == content(whole)
     with Reader(tmp_path / "broken" / "run") as reader:
-        assert [(e["kind"], e["step"]) for e in reader.events()] == [("resumed", 6), ("ended", 9)]
+        events = [(event["kind"], event["step"]) for event in reader.events()]
+    assert events == [("resumed", 6), ("cost", 9), ("ended", 9)]
 
 
 KILLED = """

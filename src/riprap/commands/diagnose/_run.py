@@ -80,7 +80,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
         if runner.lost:
             with timer.stage("estimate") as report:
                 parts = runner.estimate_seconds(report)
-            bars.console.print(expected_time(runner.lost, parts))
+            bars.console.print(expected_time(runner.lost, parts), soft_wrap=True)
         for name in runner.lost:
             runner.explain_loss(name)
         if runner.lost and config.full:
