@@ -42,7 +42,7 @@ def train(kind: str, guard: Guard) -> dict[str, Any]:
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     model, optimizer = spread(kind)
-    monitor = Monitor(behaviors()[:1], policy=POLICY, probe_every=3)
+    monitor = Monitor(behaviors()[:1], policy=POLICY, probe_every=3, budget=None)
     try:
         with monitor.watch(model, optimizer, guard=guard):
             for batch in IDS[:5]:

@@ -44,7 +44,7 @@ def one_run(rank: int, stage: int, watched: bool, folder: Path) -> dict[str, Any
         model=model, model_parameters=model.parameters(), config=settings
     )
     known = Behavior.next_token("known", input_ids=ROWS, targets=[3, 4], floor=0.01)
-    monitor = Monitor([known], run_dir=folder / f"{stage}", probe_every=1)
+    monitor = Monitor([known], run_dir=folder / f"{stage}", probe_every=1, budget=None)
     losses: list[float] = []
     torch.manual_seed(10 + rank)
 

@@ -36,7 +36,7 @@ def train(kind: str, name: str) -> tuple[list[torch.Tensor], list[bool]] | str:
     rank = dist.get_rank() if dist.is_initialized() else 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     model, optimizer = spread(kind)
-    monitor = Monitor(behaviors(), policy=POLICY, probe_every=3)
+    monitor = Monitor(behaviors(), policy=POLICY, probe_every=3, budget=None)
     try:
         monitor.begin(model, optimizer, MADE[name]())
     except ConfigError as error:

@@ -164,7 +164,9 @@ def lessons(count: int, rows: int = 16) -> list[tuple[Tensor, Tensor]]:
 
 def monitor_of(watched: list[Behavior] | None = None, **options: Any) -> Monitor:
     policy = AlertPolicy.parse(SILENT, "here")
-    return Monitor(watched or behaviors(), policy=policy, probe_every=5, **options)
+    return Monitor(
+        watched or behaviors(), policy=policy, probe_every=5, **{"budget": None} | options
+    )
 
 
 class Run:

@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
         targets = make_llama(scale=5.0).eval()(IDS).logits[:, -1].argmax(-1)
     found: dict[str, Any] = {"plain": train(folder, None)}
     behavior = Behavior.next_token("words", IDS, targets)
-    monitor = Monitor([behavior], probe_every=2, run_dir=folder / "run")
+    monitor = Monitor([behavior], probe_every=2, run_dir=folder / "run", budget=None)
     found["watched"] = train(folder, monitor)
     margins = monitor.history().query("signal == 'margin'")
     found["margins"] = dict(zip(margins.step, margins.value, strict=True))

@@ -191,6 +191,7 @@ def test_parts_of_the_probes_in_turn(policy: AlertPolicy, monkeypatch: pytest.Mo
         partial.append(any((own < arguments[0]).any() for own in steps))
         return found
 
+    monkeypatch.setattr("riprap.monitor._probe_rotation.MIN_PROBES", 1)
     monkeypatch.setattr(ProbeSchedule, "plan", plan_a_part)
     monkeypatch.setattr(ProbeRunner, "run_part", noted)
     compare(llama, of_words(), policy, steps=40, least=4)
