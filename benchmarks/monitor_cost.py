@@ -219,16 +219,8 @@ def whole(case: Case, steps: int, monitored: bool, count: int | None = None) -> 
     step = case.stepper(model, optimizer, batches)
     step()
 
-    def run() -> None:
-        if monitor is not None:
-            monitor.begin(model, optimizer)
-        for _ in range(steps):
-            step()
-        if monitor is not None:
-            monitor.end()
-
     with contextlib.redirect_stderr(io.StringIO()):
-        return processor_seconds(run)
+        return processor_seconds(lambda: train(monitor, model, optimizer, step, steps))
 
 
 def pairs(case: Case, steps: int, count: int, asked: Asked) -> list[float]:
@@ -317,16 +309,22 @@ def run_process(name: str, watched: bool) -> dict[str, float]:
     behaviors = case.behaviors(model) if watched else []
     step = case.stepper(model, optimizer, batches)
 
-    def train() -> None:
-        monitor = Monitor(behaviors) if watched else None
-        if monitor is not None:
-            monitor.begin(model, optimizer)
-        for _ in range(steps):
-            step()
-        if monitor is not None:
-            monitor.end()
+    def run() -> None:
+        train(Monitor(behaviors) if watched else None, model, optimizer, step, steps)
 
-    return {"seconds": processor_seconds(train), "peak": peak_bytes()}
+    return {"seconds": processor_seconds(run), "peak": peak_bytes()}
+
+
+def train(
+    monitor: Monitor | None, model: Any, optimizer: Any, step: Callable[[], None], steps: int
+) -> None:
+    """Take steps, watched by the monitor if there is one."""
+    if monitor is not None:
+        monitor.begin(model, optimizer)
+    for _ in range(steps):
+        step()
+    if monitor is not None:
+        monitor.end()
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class PrefixPlan:
 
     @property
     def kind(self) -> tuple[bool, bool, bool]:
-        """What the plan asks of the model: common tokens, prompts of groups, padded suffixes."""
+        """Demands of the plan on the model: common tokens, prompts of groups, padded suffixes."""
         return bool(self.common), bool(self.prompts), len(set(map(len, self.suffixes))) > 1
 
     def select(self, rows: Sequence[int]) -> PrefixPlan:

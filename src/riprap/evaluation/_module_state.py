@@ -177,7 +177,7 @@ def _content(buffer: Tensor) -> _Content | _LargeContent:
 
 
 class _LargeContent:
-    """What shows whether a pass writes to a large buffer, and on the first pass its content."""
+    """Marks that show a write to a large buffer, and on the first pass its content."""
 
     def __init__(self, buffer: Tensor, part: Tensor, n_bytes: int) -> None:
         self._buffer, self._version, self._place = buffer, buffer._version, buffer.data

@@ -120,12 +120,12 @@ class Guard:
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether the guard reads the gradient before each step: it overrides `on_gradients`."""
+        """True if the guard reads the gradient before each step: it overrides `on_gradients`."""
         return _is_overridden(self.on_gradients, Guard.on_gradients)
 
     @property
     def reads_updates(self) -> bool:
-        """Whether the guard reads the update after each step: it overrides `on_update`.
+        """True if the guard reads the update after each step: it overrides `on_update`.
 
         An update takes a copy of the trained parameters before the step.
         """

@@ -32,17 +32,17 @@ class CompositeGuard(Guard):
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether a part reads gradients; at a step, ask those of `active_guards`."""
+        """True if a part reads gradients; at a step, ask those of `active_guards`."""
         return any(part.reads_gradients for part in self.parts)
 
     @property
     def reads_updates(self) -> bool:
-        """Whether a part reads updates; at a step, ask those of `active_guards`."""
+        """True if a part reads updates; at a step, ask those of `active_guards`."""
         return any(part.reads_updates for part in self.parts)
 
     @property
     def reads_interference(self) -> bool:  # type: ignore[override]
-        """Whether interference must be read after each step for a part."""
+        """True if interference must be read after each step for a part."""
         return any(part.reads_interference for part in self.parts)
 
     def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:

@@ -103,10 +103,8 @@ class ProbeSchedule:
 
     def is_due(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
         """Return whether to evaluate after this step: planned, or urgent by interference."""
-        return step >= self.next_step or self.is_urgent_now(step, histories)
-
-    def is_urgent_now(self, step: int, histories: Iterable[BehaviorHistory]) -> bool:
-        """Return whether interference asks for an evaluation, and the budget can pay for it."""
+        if step >= self.next_step:
+            return True
         return step >= self._next_urgent_step and any(map(self.is_urgent, histories))
 
     def urgent_behaviors(

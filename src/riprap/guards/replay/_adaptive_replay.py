@@ -73,7 +73,7 @@ class AdaptiveReplay(Replay):
 
     @property
     def reads_interference(self) -> bool:  # type: ignore[override]
-        """Whether a behavior is being replayed; the share follows the interference then."""
+        """True if a behavior is being replayed; the share follows the interference then."""
         return bool(self.awake)
 
     def __post_init__(self) -> None:
