@@ -94,13 +94,13 @@ from commands.test_resume import Plug, config, prepare, SAVING
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-prepare(config(Path(sys.argv[2]), training=SAVING)).train([Plug(kill=True)])
+prepare(config(Path(sys.argv[2]), training=SAVING, budget=None)).train([Plug(kill=True)])
 """
 
 
 def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert watch(write_config(whole, training=SAVING)).exit_code != 1
+    assert watch(write_config(whole, training=SAVING, budget=None)).exit_code != 1
     tests = Path(__file__).parents[1]
     script = [sys.executable, "-c", KILLED, str(tests), str(killed)]
     ended = subprocess.run(script, capture_output=True, text=True, timeout=300)

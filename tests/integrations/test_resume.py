@@ -155,7 +155,8 @@ def test_accelerate(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         accelerated(tmp_path / "broken", range(6, 9), again)
     assert resuming.content(tmp_path / "broken") == resuming.content(tmp_path / "whole")
-    assert [event["kind"] for event in resuming_events(tmp_path)] == ["ended", "resumed", "ended"]
+    kinds = [event["kind"] for event in resuming_events(tmp_path)]
+    assert kinds == ["cost", "ended", "resumed", "cost", "ended"]
 
 
 def resuming_events(folder: Path) -> list[dict[str, Any]]:
