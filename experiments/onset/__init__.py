@@ -1,0 +1,1 @@
+"""Onset: corpora of recorded runs, and what alert rules say on them before behaviors break."""
