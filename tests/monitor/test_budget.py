@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from riprap import AlertPolicy, Behavior, Monitor, evaluation, signals
+from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.monitor._budget import ADVANCE_SECONDS, ADVANCES, MAX_PARTS, RATES
 from riprap.monitor._cost import Cost
 from riprap.monitor._probe_rotation import MIN_PROBES
 from riprap.monitor._probe_schedule import ProbeSchedule
+from riprap.monitor._summary import summarize
 from riprap.record import Reader
 from tiny import make_llama
 
@@ -122,6 +124,28 @@ def test_parts_take_turns_and_say_what_is_old() -> None:
         low = np.min(window, axis=0).mean()
         high = np.max(window, axis=0).mean()
         assert low - 1e-4 <= row.value <= high + 1e-4
+
+
+def test_the_summary_counts_parts_apart() -> None:
+    monitor, _, _ = run(lr=1e-6, steps=300)
+    history = monitor.history()
+    scores = history[history.signal == "score"]
+    old = scores.detail.str.contains("evaluated now").groupby(scores.step).any()
+    assert old.sum() > 3
+    text = f"{(~old).sum()} probe evaluations, and {old.sum()} of a part of the probes."
+    assert text in monitor.summary()
+
+
+def test_a_broken_run_names_the_parts_before_the_break() -> None:
+    histories = {"a": BehaviorHistory("a", 0.9)}
+    for step, margin in ((0, 1.0), (80, -1.0)):
+        histories["a"].add_margins(step, np.full(4, margin))
+    told = [
+        summarize(80, histories, {"a": True}, (), (), (), (), None, part_steps=steps)
+        for steps in ((), (20, 60, 90))
+    ]
+    assert "at step 0: a checkpoint" in told[0] and "Parts" not in told[0]
+    assert "evaluated until step 60, showed no break" in told[1]
 
 
 def test_histories_and_alerts_are_of_all_probes_at_one_step() -> None:

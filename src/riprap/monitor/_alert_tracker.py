@@ -47,6 +47,7 @@ class AlertTracker:
         self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
         self.latest: dict[str, np.ndarray] = {}  # margins of all probes, some of them older
         self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
+        self.part_steps: list[int] = []  # of evaluations of a part of the probes
 
     def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
         """Add the result of a behavior's probes; return readings of margin and score."""
@@ -154,6 +155,8 @@ class AlertTracker:
             readings += [
                 replace(r, detail=detail) for r in self._margin_readings(step, name, result)
             ]
+        if readings:
+            self.part_steps.append(step)
         return readings
 
     def declining(self) -> list[str]:
@@ -211,6 +214,7 @@ class AlertTracker:
         self.forecasts.clear()
         self.latest.clear()
         self._active_ranks.clear()
+        self.part_steps = [at for at in self.part_steps if at <= step]
 
     def untestable_reasons(self) -> list[str]:
         """Return the reasons why a detector can never alert on a healthy behavior."""
@@ -255,6 +259,7 @@ class AlertTracker:
             "active": [[*key, rank] for key, rank in self._active_ranks.items()],
             "active_own": sorted([*key] for key in self._active_own),
             "unmeasured": dict(self._unmeasured),
+            "part_steps": list(self.part_steps),
             "kept": {name: list(indices) for name, indices in self.kept.items()},
         }
 
@@ -272,6 +277,7 @@ class AlertTracker:
             active=list,
             active_own=list,
             unmeasured=dict,
+            part_steps=list,
             kept=dict,
             check=dict,
         )
@@ -285,6 +291,7 @@ class AlertTracker:
         }
         self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
         self._unmeasured = dict(state["unmeasured"])
+        self.part_steps = [int(step) for step in state["part_steps"]]
         self._active_own = {(detector, name) for detector, name in state["active_own"]}
         self.kept = {name: list(indices) for name, indices in state["kept"].items()}
         self._active_ranks = {}

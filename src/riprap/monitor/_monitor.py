@@ -484,6 +484,7 @@ class Monitor:
             run.notes,
             run.stop_reason,
             cost_text(run.meter, run.schedule),
+            tracker.part_steps,
         )
 
     def __repr__(self) -> str:
