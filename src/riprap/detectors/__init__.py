@@ -17,13 +17,14 @@ from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
-from riprap.detectors._reevaluate import history_from_record, reevaluate
+from riprap.detectors._reevaluate import RATE_SUM, history_from_record, reevaluate
 from riprap.detectors._sequential import Sequential
 from riprap.detectors._slope import SlopeDetector
 from riprap.detectors._threshold import Threshold
 
 __all__ = [
     "CUSUM",
+    "RATE_SUM",
     "AlertPolicy",
     "AnyDetector",
     "BehaviorHistory",

@@ -23,6 +23,7 @@ class BehaviorHistory:
 
     Attributes:
         steps, margins: step of each probe evaluation, from 0, and its margins, shape (n_probes,).
+        rate_sums: sum of the learning rates of all steps until each evaluation; NaN: unknown.
         interference: r_b by step, in ascending order. An entry covers the steps since the entry
             before, or since the last probe evaluation before it; NaN: it could not be measured.
         signals: other readings by signal name, as (step, value).
@@ -36,6 +37,7 @@ class BehaviorHistory:
     floor: float
     steps: list[int] = field(default_factory=list)
     margins: list[np.ndarray] = field(default_factory=list)
+    rate_sums: list[float] = field(default_factory=list)
     interference: dict[int, float] = field(default_factory=dict)
     signals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     last_probe_step: int = 0
@@ -44,27 +46,35 @@ class BehaviorHistory:
     n_behaviors: int = 1
     _derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
-    def add_margins(self, step: int, margins: np.ndarray) -> None:
-        """Append the margins of a probe evaluation; those of the same step are replaced."""
+    def add_margins(self, step: int, margins: np.ndarray, rate_sum: float = math.nan) -> None:
+        """Append the margins of a probe evaluation; those of the same step are replaced.
+
+        Args:
+            rate_sum: sum of the learning rates of all steps so far; NaN: unknown.
+        """
         if self.steps[-1:] == [step]:
             self._derived = self.derived.truncated(len(self.steps) - 1)
-            del self.steps[-1], self.margins[-1]
+            del self.steps[-1], self.margins[-1], self.rate_sums[-1]
         self.last_probe_step = step
         self.steps.append(step)
+        self.rate_sums.append(rate_sum)
         self.margins.append(np.asarray(margins, dtype=np.float64))
 
     @contextmanager
-    def extended(self, step: int, margins: np.ndarray) -> Iterator[BehaviorHistory]:
+    def extended(
+        self, step: int, margins: np.ndarray, rate_sum: float = math.nan
+    ) -> Iterator[BehaviorHistory]:
         """Add a probe evaluation for the length of a `with` block, in constant time."""
         derived, last_probe_step = self.derived, self.last_probe_step
-        replaced = self.margins[-1:] if self.steps[-1:] == [step] else []
+        is_again = self.steps[-1:] == [step]
+        replaced = (self.margins[-1:], self.rate_sums[-1:]) if is_again else ([], [])
         with derived.kept():
-            self.add_margins(step, margins)
+            self.add_margins(step, margins, rate_sum)
             try:
                 yield self
             finally:
-                self.margins[-1:] = replaced
-                if not replaced:
+                self.margins[-1:], self.rate_sums[-1:] = replaced
+                if not is_again:
                     del self.steps[-1]
                 self._derived, self.last_probe_step = derived, last_probe_step
 
@@ -156,6 +166,7 @@ class BehaviorHistory:
             self.floor,
             self.steps[:count],
             self.margins[:count],
+            self.rate_sums[:count],
             {at: value for at, value in self.interference.items() if at <= step},
             {
                 name: [reading for reading in readings if reading[0] <= step]
@@ -174,6 +185,7 @@ class BehaviorHistory:
         return {
             "steps": list(self.steps),
             "margins": [torch.from_numpy(margins.copy()) for margins in self.margins],
+            "rate_sums": torch.tensor(self.rate_sums, dtype=torch.float64),
             "predicted": _pairs_to_tensor(list(self.interference.items())),
             "signals": {name: _pairs_to_tensor(series) for name, series in self.signals.items()},
             "last_probe_step": self.last_probe_step,
@@ -191,6 +203,7 @@ class BehaviorHistory:
             state,
             steps=list,
             margins=list,
+            rate_sums=Tensor,
             predicted=Tensor,
             signals=dict,
             last_probe_step=int,
@@ -203,6 +216,8 @@ class BehaviorHistory:
         shapes = {tuple(part.shape) for part in margins}
         if len(margins) != len(steps) or len(shapes) > 1 or not all(map(_is_vector, shapes)):
             raise ValueError("every probe evaluation needs margins of shape (n_probes,)")
+        if state["rate_sums"].shape != (len(steps),):
+            raise ValueError("every probe evaluation needs a sum of learning rates, or NaN")
         series = [state["predicted"], *state["signals"].values()]
         if any(part.ndim != 2 or part.shape[1] != 2 for part in series):
             raise ValueError("the readings of a signal need shape (n, 2): step and value")
@@ -212,6 +227,7 @@ class BehaviorHistory:
             raise ValueError("a number is not finite")
         self.steps = list(steps)
         self.margins = [part.numpy().copy() for part in margins]
+        self.rate_sums = state["rate_sums"].tolist()
         self._derived = Derived()
         self.interference = dict(_tensor_to_pairs(state["predicted"]))
         self.signals = {name: _tensor_to_pairs(pairs) for name, pairs in state["signals"].items()}

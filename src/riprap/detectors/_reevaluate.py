@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -10,6 +11,8 @@ import numpy as np
 from riprap.detectors._base import Detector
 from riprap.detectors._history import BehaviorHistory
 from riprap.types import Alert, Reading
+
+RATE_SUM = "rate_sum"  # signal of the run: the sum of the learning rates of all steps so far
 
 
 def history_from_record(
@@ -27,8 +30,14 @@ def history_from_record(
         n_behaviors: number of behaviors that the run monitored.
     """
     history = BehaviorHistory(behavior, floor, n_behaviors=n_behaviors)
+    readings = list(readings)
+    rate_sums = {
+        reading.step: reading.value
+        for reading in readings
+        if reading.signal == RATE_SUM and reading.value is not None
+    }
     for step, values in margins.items():
-        history.add_margins(step, values)
+        history.add_margins(step, values, rate_sums.get(step, math.nan))
     for reading in readings:
         if reading.behavior != behavior:
             continue
@@ -53,13 +62,14 @@ def as_it_grew(history: BehaviorHistory) -> Iterator[BehaviorHistory]:
     known = BehaviorHistory(history.behavior, history.floor, n_behaviors=history.n_behaviors)
     interference = deque(sorted(history.interference.items()))
     readings = {name: deque(sorted(all_of, key=_step)) for name, all_of in history.signals.items()}
-    for step, margins in zip(history.steps, history.margins, strict=True):
+    evaluations = zip(history.steps, history.margins, history.rate_sums, strict=True)
+    for step, margins, rate_sum in evaluations:
         while interference and interference[0][0] <= step:
             known.add_interference(*interference.popleft())
         for name, waiting in readings.items():
             while waiting and waiting[0][0] <= step:
                 known.signals.setdefault(name, []).append(waiting.popleft())
-        known.add_margins(step, margins)
+        known.add_margins(step, margins, rate_sum)
         for event in ("diverged_step", "first_failure_step"):
             at = getattr(history, event)
             setattr(known, event, at if at is not None and at <= step else None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from riprap.behaviors import Behavior
-from riprap.detectors import AlertPolicy, BehaviorHistory, score, threshold_margin
+from riprap.detectors import RATE_SUM, AlertPolicy, BehaviorHistory, score, threshold_margin
 from riprap.evaluation import ProbeResult
 from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.record import (
@@ -18,7 +19,7 @@ from riprap.record import (
     forecast_from_json,
     forecast_to_json,
 )
-from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
 
 MAX_UNMEASURED = 2  # evaluations in a row without margins, before an alert
 
@@ -47,7 +48,15 @@ class AlertTracker:
         self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
         self.latest: dict[str, np.ndarray] = {}  # margins of all probes, some of them older
         self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
+        self.rate_sum = 0.0  # of the learning rates of all steps until now
         self.part_steps: list[int] = []  # of evaluations of a part of the probes
+
+    def rate_sum_reading(self, step: int) -> Reading:
+        """Return the sum of the learning rates until a step, or why there is none."""
+        if math.isfinite(self.rate_sum):
+            return Reading.of(step, RUN, RATE_SUM, self.rate_sum)
+        reason = "an optimizer has no learning rate that is a number"
+        return Reading(step, RUN, RATE_SUM, state=ReadingStatus.NOT_RUN, detail=reason)
 
     def add_probe_result(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
         """Add the result of a behavior's probes; return readings of margin and score."""
@@ -68,7 +77,7 @@ class AlertTracker:
             return [self.add_unmeasured(reading)]
         self._unmeasured[name] = 0
         self._active_own.discard(("unmeasured", name))
-        history.add_margins(step, result.margins)
+        history.add_margins(step, result.margins, self.rate_sum)
         self.latest[name] = result.margins
         return self._margin_readings(step, name, result)
 
@@ -187,7 +196,7 @@ class AlertTracker:
         was_broken = score(history.margins[-1]) < history.floor
         if score(result.margins) < history.floor and not was_broken:
             return True
-        with history.extended(step, result.margins) as preview:
+        with history.extended(step, result.margins, self.rate_sum) as preview:
             return any(
                 alert is not None
                 and alert.level.rank > self._active_ranks.get((str(index), name), 0)

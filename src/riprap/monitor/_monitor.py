@@ -352,6 +352,7 @@ class Monitor:
             "run": run.record.run_id(),
             "monitor": self._arguments(),
             "step": self.step,
+            "rate_sum": float(run.rate_sum),
             "update_is_read": update_is_read,
             "position": self.record.position(),
             "parameters": parameter_names(
@@ -567,6 +568,7 @@ class Monitor:
         with wrap_state_errors("the trained parameters"):
             session.check.load_state_dict(state["tracker"]["check"])
         session.begin_after(state["step"], state["update_is_read"])
+        self._run.rate_sum = self._run.tracker.rate_sum = state["rate_sum"]
         self._write_metadata(session, state["position"], state["run"])
 
     def _write_metadata(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,23 @@ def require_optimizers(given: Any) -> list[torch.optim.Optimizer]:
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return all parameters that an optimizer holds, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> float | Tensor:
+    """Return the largest learning rate of all parameter groups; NaN if an optimizer has none.
+
+    A rate that is a tensor on an accelerator stays there: to read it would make the step wait.
+    """
+    rates: list[float | Tensor] = []
+    for group in (group for one in optimizers for group in one.param_groups):
+        rate = group.get("lr")
+        if not isinstance(rate, int | float | Tensor):
+            return math.nan
+        rates.append(rate)
+    on_device = [rate for rate in rates if isinstance(rate, Tensor) and rate.device.type != "cpu"]
+    if on_device:
+        return torch.stack([rate.detach() for rate in on_device]).max()
+    return max(map(float, rates), default=math.nan)
 
 
 def _require_optimizer(given: Any) -> torch.optim.Optimizer:

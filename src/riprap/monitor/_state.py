@@ -22,6 +22,7 @@ _PARTS = {
     "run": str,
     "monitor": dict,
     "step": int,
+    "rate_sum": float,
     "update_is_read": bool,
     "position": dict,
     "parameters": list,

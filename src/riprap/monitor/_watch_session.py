@@ -21,7 +21,7 @@ from riprap.monitor._cost_meter import OWN_PARTS, CostMeter
 from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
-from riprap.monitor._optimizers import parameters_of, trained_parameters
+from riprap.monitor._optimizers import learning_rate, parameters_of, trained_parameters
 from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
@@ -41,6 +41,7 @@ class MonitoredRun:
         meter: time that the monitor takes beside training.
         stop_level: the mildest alert level at which training should stop; None: at none.
         step: optimizer steps seen so far.
+        rate_sum: sum of their learning rates; NaN: an optimizer has none.
         stop_reason: reason why training should stop; None: it should not.
         notes: facts about the run as a whole that the summary tells.
         final: readings of weights that were exchanged after the last step.
@@ -54,6 +55,7 @@ class MonitoredRun:
     meter: CostMeter = field(default_factory=CostMeter)
     stop_level: Level | None = None
     step: int = 0
+    rate_sum: float | Tensor = 0.0
     stop_reason: str | None = None
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
@@ -179,6 +181,7 @@ class WatchSession:
         """Count the step, read the update now and then, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
+        run.rate_sum = run.rate_sum + learning_rate(self.hooks.optimizers)
         run.meter.count_step()
         if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
             run.record.add_event(run.step, "autocast", {"text": text})
@@ -518,6 +521,7 @@ class WatchSession:
         run, part = self.run, "refreshes" if refresh else "evaluations"
         allowance = "refresh" if refresh else "urgent" if urgent else "calm"
         try:
+            run.tracker.rate_sum = float(run.rate_sum)
             self.read_update()
             is_part = n_parts > 1 and not refresh
             if not is_part:
@@ -575,7 +579,7 @@ class WatchSession:
         """
         run = self.run
         self._record_failures()
-        readings: list[Reading] = []
+        readings = [run.tracker.rate_sum_reading(run.step)]
         for name, text in self.probe_runner.failures.items():
             reading = missing_margin(run.step, name, ReadingStatus.ERROR, text)
             run.tracker.add_unmeasured(reading)
