@@ -17,6 +17,7 @@ from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
+from riprap.detectors._rate_schedule import RateSchedule
 from riprap.detectors._reevaluate import RATE_SUM, history_from_record, reevaluate
 from riprap.detectors._sequential import Sequential
 from riprap.detectors._slope import SlopeDetector
@@ -33,6 +34,7 @@ __all__ = [
     "Deviation",
     "ForecastDetector",
     "PageHinkley",
+    "RateSchedule",
     "Sequential",
     "SlopeDetector",
     "Threshold",

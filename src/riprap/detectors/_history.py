@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from riprap.detectors._derived import FROM_MARGINS, Derived, score
+from riprap.detectors._rate_schedule import RateSchedule
 from riprap.record import check_fields
 
 
@@ -31,6 +32,7 @@ class BehaviorHistory:
         diverged_step: first evaluated step with margins that are not finite; None if there is none.
         first_failure_step: `broken_at` before the last rollback, which removed later measurements.
         n_behaviors: number of behaviors in the run, over which error rates are split.
+        schedule: planned learning rates of the run; None: nobody knows.
     """
 
     behavior: str
@@ -44,6 +46,7 @@ class BehaviorHistory:
     diverged_step: int | None = None
     first_failure_step: int | None = None
     n_behaviors: int = 1
+    schedule: RateSchedule | None = None
     _derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
     def add_margins(self, step: int, margins: np.ndarray, rate_sum: float = math.nan) -> None:
@@ -176,6 +179,7 @@ class BehaviorHistory:
             diverged_step=until(self.diverged_step),
             first_failure_step=until(self.first_failure_step),
             n_behaviors=self.n_behaviors,
+            schedule=self.schedule,
         )
         earlier._derived = self._derived.truncated(count)
         return earlier

@@ -60,6 +60,7 @@ def as_it_grew(history: BehaviorHistory) -> Iterator[BehaviorHistory]:
     Equal to `history.truncated` at each step, in time that is linear in the length of the run.
     """
     known = BehaviorHistory(history.behavior, history.floor, n_behaviors=history.n_behaviors)
+    known.schedule = history.schedule
     interference = deque(sorted(history.interference.items()))
     readings = {name: deque(sorted(all_of, key=_step)) for name, all_of in history.signals.items()}
     evaluations = zip(history.steps, history.margins, history.rate_sums, strict=True)

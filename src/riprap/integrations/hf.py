@@ -99,7 +99,13 @@ class MonitorCallback(TrainerCallback):
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
         self._alerts_sent = len(self.monitor.alerts)
-        self.monitor.begin(model, optimizer, self.guard)
+        self.monitor.begin(
+            model,
+            optimizer,
+            self.guard,
+            steps=max(state.max_steps - state.global_step, 0),
+            scheduler=kwargs.get("lr_scheduler"),
+        )
         self._began_at = (state.global_step, self.monitor.step)
 
     def _monitor_of_trial(self, args: TrainingArguments, state: TrainerState) -> Monitor:

@@ -63,12 +63,25 @@ class MonitorCallback(Callback):
                 "configure_optimizers"
             )
         self.monitor.end()  # an interrupted training had no on_train_end
+        schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
         if self.guard is not None:
-            schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self.guard.attach_trainer_state(schedules[0] if schedules else None, scaler)
         one, *others = trainer.optimizers
-        self.monitor.begin(model, [one, *others] if others else one, self.guard)
+        total = trainer.estimated_stepping_batches
+        steps = None if total == float("inf") else max(int(total) - trainer.global_step, 0)
+        by_step = [
+            config.scheduler
+            for config in trainer.lr_scheduler_configs
+            if config.interval == "step" and config.frequency == 1
+        ]
+        self.monitor.begin(
+            model,
+            [one, *others] if others else one,
+            self.guard,
+            steps=steps,
+            scheduler=by_step[0] if steps is not None and by_step else None,
+        )
         self._log(trainer)
 
     def _model(self, module: LightningModule) -> nn.Module:

@@ -147,3 +147,27 @@ def check_budget(budget: Any) -> None:
             f"budget={_shown(budget)}: give a share of the training time, such as 0.03 for 3 %, or "
             "None for no limit"
         )
+
+
+def check_plan(steps: Any, scheduler: Any) -> None:
+    """Check the planned steps of a watch, and their scheduler.
+
+    Raises:
+        ConfigError: `steps` is no number of steps, or the scheduler has no steps or is none.
+    """
+    is_count = isinstance(steps, int) and not isinstance(steps, bool)
+    if steps is not None and not (is_count and steps >= 0):
+        raise ConfigError(f"steps={_shown(steps)}: give the number of optimizer steps to come")
+    if scheduler is None:
+        return
+    if steps is None:
+        raise ConfigError(
+            "a scheduler says nothing without the number of steps to come: give steps as well"
+        )
+    if isinstance(scheduler, type) or not (
+        callable(scheduler) or hasattr(getattr(scheduler, "scheduler", scheduler), "step")
+    ):
+        raise ConfigError(
+            f"scheduler={_shown(scheduler)}: give a torch.optim.lr_scheduler.LRScheduler, or a "
+            "function that returns the learning rate of a step"
+        )

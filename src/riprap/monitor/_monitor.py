@@ -15,7 +15,7 @@ from riprap._distributed import is_replica, rank, unwrap_model
 from riprap._formatting import format_score
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
-from riprap.detectors import AlertPolicy, BehaviorHistory, score
+from riprap.detectors import AlertPolicy, BehaviorHistory, RateSchedule, score
 from riprap.errors import ConfigError
 from riprap.evaluation import (
     Autocast,
@@ -33,12 +33,14 @@ from riprap.monitor._arguments import (
     check_budget,
     check_guard,
     check_options,
+    check_plan,
 )
 from riprap.monitor._budget import DEFAULT_BUDGET, Budget
 from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, stale_optimizer, trained_parameters
+from riprap.monitor._planned_rates import Scheduler, planned_rates
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -180,7 +182,13 @@ class Monitor:
 
     @contextmanager
     def watch(
-        self, model: nn.Module, optimizer: Any, guard: Guard | None = None
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        guard: Guard | None = None,
+        *,
+        steps: int | None = None,
+        scheduler: Scheduler | None = None,
     ) -> Iterator[Monitor]:
         """Watch the steps that `optimizer` takes inside the context.
 
@@ -190,24 +198,39 @@ class Monitor:
         Args:
             guard: changes steps to protect behaviors; its actions are recorded. Without a guard
                 training is not changed.
+            steps: number of optimizer steps that are planned, from now on; None: unknown.
+            scheduler: learning-rate scheduler of the run, or a function that returns the rate of a
+                step from now on, counted from 0. With `steps`, forecasts know the rates to come;
+                None: they expect the present one.
 
         Raises:
-            ConfigError: there is nothing to watch, the monitor is already in use, or the guard does
-                not support this model, optimizer or monitor.
+            ConfigError: there is nothing to watch, the monitor is already in use, `steps` or
+                `scheduler` is something else, or the guard does not support this model, optimizer
+                or monitor.
             BehaviorError: margins of a wrong shape, or not finite before training.
         """
-        self.begin(model, optimizer, guard)
+        self.begin(model, optimizer, guard, steps=steps, scheduler=scheduler)
         try:
             yield self
         finally:
             self.end()
 
-    def begin(self, model: nn.Module, optimizer: Any, guard: Guard | None = None) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        guard: Guard | None = None,
+        *,
+        steps: int | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
         """Start to watch, until `end`: `watch` as a pair of calls, for callbacks."""
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
+        check_plan(steps, scheduler)
         try:
             self._begin(model, optimizer, guard)
+            self._plan(steps, scheduler)
         except BaseException:
             self._close_autocast()
             if not self._started and self._resume_state is None:
@@ -260,6 +283,22 @@ class Monitor:
         if self._watched_model is None:
             self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session
+
+    def _plan(self, steps: int | None, scheduler: Scheduler | None) -> None:
+        """Tell the histories which steps are planned, and record it."""
+        plan = None
+        if steps is not None:
+            try:
+                plan = planned_rates(self.step, steps, scheduler)
+            except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
+                self._run.record.add_failure(self.step, "scheduler", error)
+                plan = RateSchedule(self.step, steps)
+        for history in self.behavior_histories.values():
+            history.schedule = plan
+        if plan is not None:
+            total = None if plan.sums is None else float(plan.sums[-1])
+            facts = {"steps": plan.n_steps, "rate_sum": total}
+            self._run.record.add_event(self.step, "plan", facts)
 
     def _close_autocast(self) -> None:
         """Let the autocast state that the user gave end with the watch."""

@@ -1,0 +1,125 @@
+"""The planned learning rates are those that the run then has, and reading them changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+from transformers import get_scheduler
+
+from loops import task, train
+from riprap import Behavior, Monitor
+from riprap.detectors import RateSchedule
+from riprap.errors import ConfigError
+
+STEPS = 30
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=STEPS + 1),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, step_size_up=4),
+    "sequence": lambda o: lr_scheduler.SequentialLR(
+        o,
+        [lr_scheduler.LinearLR(o, 0.1, total_iters=5), lr_scheduler.ExponentialLR(o, 0.9)],
+        [5],
+    ),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 4), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "transformers": lambda o: get_scheduler("cosine", o, 5, STEPS),
+}
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    first, *others = model.parameters()
+    return torch.optim.SGD([{"params": [first]}, {"params": others, "lr": 3e-3}], 1e-3, 0.9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_those_of_the_run(kind: str, small_net: nn.Module, memory: Behavior) -> None:
+    optimizer = optimizer_of(small_net)
+    scheduler = KINDS[kind](optimizer)
+    before = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    monitor = Monitor([memory])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monitor.begin(small_net, optimizer, steps=STEPS, scheduler=scheduler)
+    assert repr((optimizer.state_dict(), scheduler.state_dict())) == repr(before)
+    plan = monitor.behavior_histories["memory"].schedule
+    assert plan is not None and plan.sums is not None
+    rates = []
+    for batch in task(STEPS):
+        rates.append(max(group["lr"] for group in optimizer.param_groups))
+        train(small_net, optimizer, [batch])
+        scheduler.step()
+    monitor.end()
+    np.testing.assert_allclose(np.diff(plan.sums), rates)
+    np.testing.assert_allclose(monitor.behavior_histories["memory"].rate_sums[-1], plan.sums[-1])
+
+
+def test_what_cannot_be_known_is_not_made_up(small_net: nn.Module, memory: Behavior) -> None:
+    optimizer = optimizer_of(small_net)
+    for scheduler in (None, lr_scheduler.ReduceLROnPlateau(optimizer)):
+        monitor = Monitor([memory])
+        with monitor.watch(small_net, optimizer, steps=7, scheduler=scheduler):
+            plan = monitor.behavior_histories["memory"].schedule
+        assert plan == RateSchedule(0, 7)
+
+
+class Stubborn(lr_scheduler.LambdaLR):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("not to be copied")
+
+
+def test_a_scheduler_that_cannot_be_copied_ends_no_run(
+    small_net: nn.Module, memory: Behavior
+) -> None:
+    optimizer = optimizer_of(small_net)
+    monitor = Monitor([memory])
+    with (
+        pytest.warns(UserWarning, match="not to be copied"),
+        monitor.watch(small_net, optimizer, steps=3, scheduler=Stubborn(optimizer, lambda _: 1)),
+    ):
+        train(small_net, optimizer, task(3))
+    assert monitor.behavior_histories["memory"].schedule == RateSchedule(0, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"steps": -1}, "number of optimizer steps"),
+        ({"steps": 2.5}, "number of optimizer steps"),
+        ({"scheduler": lambda _: 1e-3}, "give steps as well"),
+        ({"steps": 3, "scheduler": 1e-3}, "a function that returns"),
+    ],
+)
+def test_a_plan_that_is_none_is_refused(
+    given: Any, words: str, small_net: nn.Module, memory: Behavior
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Monitor([memory]).begin(small_net, optimizer_of(small_net), **given)
+
+
+def test_sums_and_steps_are_inverse() -> None:
+    rates = np.array([0.0, 1.0, 2.0, 0.0, 4.0])
+    plan = RateSchedule.of_rates(10, rates)
+    for step in range(10, 16):
+        for count in range(6):
+            assert plan.rate_sum(step, count, 9.0) == rates[step - 10 :][:count].sum()
+    assert plan.steps_until(10, 1.0, 9.0) == 2.0
+    assert plan.steps_until(10, 2.0, 9.0) == 2.5
+    assert plan.steps_until(12, 3.0, 9.0) == 2.25
+    assert math.isinf(plan.steps_until(12, 6.1, 9.0)) and plan.steps_until(12, 6.0, 9.0) == 3.0
+    assert math.isinf(plan.steps_until(15, 0.1, 9.0)) and plan.steps_until(15, 0.0, 9.0) == 0.0
+    known_length = RateSchedule(10, 5)
+    assert known_length.rate_sum(12, 9, 0.5) == 1.5
+    assert known_length.steps_until(12, 1.0, 0.5) == 2.0
+    assert math.isinf(known_length.steps_until(12, 2.0, 0.5))
