@@ -165,7 +165,12 @@ GRADIENTS = ("protected_gradients", "margin_gradients")
         ((*HISTORIES, "said", "steps", 0), "wrong", 99, "ascending integers"),
         ((*HISTORIES, "said", "predicted"), "wrong", torch.ones(3), r"shape \(n, 2\)"),
         (("tracker", "alerts"), "wrong", [["x"]], "a row holds str"),
-        (("tracker", "active"), "wrong", [["0", "nobody", 1]], "of a monitored behavior"),
+        (
+            ("tracker", "active"),
+            "wrong",
+            [["0", "nobody", 1, 1, "x", []]],
+            "of a monitored behavior",
+        ),
         ((*GRADIENTS, "rows", 0, 0), "wrong", torch.ones(5, 5), "other shapes"),
         ((*GRADIENTS, "norms"), "wrong", {}, "a name and a norm"),
         (("signals", "cka"), "lost", None, "key 'cka' is missing"),

@@ -27,16 +27,16 @@ def test_an_alert_is_raised_once_while_it_stands() -> None:
     assert raised(monitor) == [(2, "warning")]
 
 
-def test_it_is_raised_again_after_it_fell() -> None:
+def test_it_is_raised_again_after_two_evaluations_without_it() -> None:
     monitor = watching(below(1.0, Level.WARNING))
-    turn(monitor, [2, 0.5, 0.5, 1.5, 0.5, 0.5])
-    assert raised(monitor) == [(1, "warning"), (4, "warning")]
+    turn(monitor, [2, 0.5, 1.5, 0.5, 1.5, 1.5, 0.5, 0.5])
+    assert raised(monitor) == [(1, "warning"), (6, "warning")]
 
 
 def test_detectors_of_one_kind_do_not_silence_or_repeat_each_other() -> None:
     monitor = watching(below(1.0, Level.WATCH), below(-5.0, Level.WARNING), below(0.5, Level.WATCH))
-    turn(monitor, [2, 0.9, 0.9, 0.4, 0.4, 0.9, 0.4])
-    assert raised(monitor) == [(1, "watch"), (3, "watch"), (6, "watch")]
+    turn(monitor, [2, 0.9, 0.9, 0.4, 0.4, 0.9, 0.9, 0.4])
+    assert raised(monitor) == [(1, "watch"), (3, "watch"), (7, "watch")]
 
 
 class Steps(Detector):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,22 @@ from riprap.record import (
 from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
 
 MAX_UNMEASURED = 2  # evaluations in a row without margins, before an alert
+CLEAR_AFTER = 2  # evaluations in a row with a lower level, before a level is withdrawn
+
+
+@dataclass
+class Standing:
+    """Level of a detector for a behavior that was said and not withdrawn.
+
+    Attributes:
+        rank: rank of the level; 0: none.
+        detector: what the alert of this level calls its detector.
+        lower: ranks at the latest evaluations in a row that were lower.
+    """
+
+    rank: int = 0
+    detector: str = ""
+    lower: list[int] = field(default_factory=list)
 
 
 class AlertTracker:
@@ -43,7 +59,10 @@ class AlertTracker:
         self._units = {b.name: b.margins.unit for b in behaviors}
         self.forecasts: dict[str, Forecast | None] = {}
         self.alerts: list[Alert] = []
-        self._active_ranks: dict[tuple[str, str], int] = {}  # by detector's index and behavior
+        # By the index of a detector and behavior: rank at the last evaluation, and what stands.
+        self._active_ranks: dict[tuple[str, str], int] = {}
+        self._standing: dict[tuple[str, str], Standing] = {}
+        self.cleared: list[dict[str, Any]] = []  # levels that were withdrawn, not recorded yet
         self._unmeasured = dict.fromkeys(self.histories, 0)  # evaluations in a row
         self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
         self.latest: dict[str, np.ndarray] = {}  # margins of all probes, some of them older
@@ -186,6 +205,11 @@ class AlertTracker:
                 aged.append(replace(forecast, low=low))
         return aged
 
+    def take_cleared(self) -> list[dict[str, Any]]:
+        """Return the levels that were withdrawn since the last call."""
+        cleared, self.cleared = self.cleared, []
+        return cleared
+
     def would_alert(self, step: int, name: str, result: ProbeResult) -> bool:
         """Return whether a result would raise an alert, or break the behavior; changes nothing."""
         history = self.histories[name]
@@ -198,11 +222,14 @@ class AlertTracker:
             return True
         with history.extended(step, result.margins, self.rate_sum) as preview:
             return any(
-                alert is not None
-                and alert.level.rank > self._active_ranks.get((str(index), name), 0)
+                alert is not None and alert.level.rank > self._standing_rank(index, name)
                 for index, detector in enumerate(self.policy.detectors)
                 for alert, _ in [detector.evaluate(preview)]
             )
+
+    def _standing_rank(self, index: int, name: str) -> int:
+        standing = self._standing.get((str(index), name))
+        return 0 if standing is None else standing.rank
 
     @property
     def active_levels(self) -> dict[str, Level]:
@@ -223,6 +250,7 @@ class AlertTracker:
         self.forecasts.clear()
         self.latest.clear()
         self._active_ranks.clear()
+        self._standing.clear()
         self.part_steps = [at for at in self.part_steps if at <= step]
 
     def untestable_reasons(self) -> list[str]:
@@ -247,13 +275,34 @@ class AlertTracker:
         }
 
     def _newly_raised(self, name: str, current: list[Alert | None]) -> list[Alert]:
+        """Return the alerts that are higher than those that stand, and note what is withdrawn.
+
+        A level falls after `CLEAR_AFTER` evaluations in a row with lower ones, to the highest of
+        them, so that a detector at its bound does not say the same again and again.
+        """
         raised = []
         for index, alert in enumerate(current):
             key = (str(index), name)
-            rank = 0 if alert is None else alert.level.rank
-            if alert is not None and rank > self._active_ranks.get(key, 0):
+            rank = self._active_ranks[key] = 0 if alert is None else alert.level.rank
+            standing = self._standing.setdefault(key, Standing())
+            if alert is not None and rank > standing.rank:
                 raised.append(alert)
-            self._active_ranks[key] = rank
+                standing.detector = alert.detector
+            if rank >= standing.rank:
+                standing.rank, standing.lower = rank, []
+                continue
+            standing.lower.append(rank)
+            if len(standing.lower) >= CLEAR_AFTER:
+                now = max(standing.lower)
+                self.cleared.append(
+                    {
+                        "behavior": name,
+                        "detector": standing.detector,
+                        "level": _level(standing.rank),
+                        "now": _level(now),
+                    }
+                )
+                standing.rank, standing.lower = now, []
         return raised
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,7 +314,11 @@ class AlertTracker:
                 for name, forecast in self.forecasts.items()
             },
             "alerts": [list(alert_to_row(alert)) for alert in self.alerts],
-            "active": [[*key, rank] for key, rank in self._active_ranks.items()],
+            "active": [
+                [*key, rank, own.rank, own.detector, list(own.lower)]
+                for key, rank in self._active_ranks.items()
+                for own in [self._standing[key]]
+            ],
             "active_own": sorted([*key] for key in self._active_own),
             "unmeasured": dict(self._unmeasured),
             "part_steps": list(self.part_steps),
@@ -303,11 +356,17 @@ class AlertTracker:
         self.part_steps = [int(step) for step in state["part_steps"]]
         self._active_own = {(detector, name) for detector, name in state["active_own"]}
         self.kept = {name: list(indices) for name, indices in state["kept"].items()}
-        self._active_ranks = {}
-        for index, name, rank in state["active"]:
-            if name not in self.histories or rank not in range(len(Level) + 1):
+        self._active_ranks, self._standing = {}, {}
+        for index, name, rank, standing, detector, lower in state["active"]:
+            known = all(own in range(len(Level) + 1) for own in (rank, standing, *lower))
+            if name not in self.histories or not known:
                 raise ValueError("an active level must be of a monitored behavior")
             self._active_ranks[index, name] = rank
+            self._standing[index, name] = Standing(standing, str(detector), list(lower))
+
+
+def _level(rank: int) -> str | None:
+    return str(list(Level)[rank - 1]) if rank else None
 
 
 def missing_margin(step: int, name: str, status: ReadingStatus, reason: str) -> Reading:

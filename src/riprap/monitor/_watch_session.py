@@ -28,7 +28,7 @@ from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
-from riprap.record import BROKEN_ANSWERS, clean_readings
+from riprap.record import BROKEN_ANSWERS, CLEARED, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
@@ -597,6 +597,8 @@ class WatchSession:
         run.tracker.add_readings(from_signals)
         alerts, forecasts = run.tracker.update(run.step)
         run.record.add_readings(forecasts)
+        for facts in run.tracker.take_cleared():
+            run.record.add_event(run.step, CLEARED, facts)
         self._publish(alerts)
         if counts:
             self._raise_own("not_training", self.check.problem)

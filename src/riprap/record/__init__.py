@@ -12,7 +12,7 @@ death of the writer.
 """
 
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
-from riprap.record._reader import BROKEN_ANSWERS, DEFAULT_FLOOR, Reader
+from riprap.record._reader import BROKEN_ANSWERS, CLEARED, DEFAULT_FLOOR, Reader
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
@@ -27,6 +27,7 @@ from riprap.record._writer import Writer, expand_time, require_vacant
 
 __all__ = [
     "BROKEN_ANSWERS",
+    "CLEARED",
     "DEFAULT_FLOOR",
     "FILE_NAME",
     "LOGS",

@@ -23,7 +23,7 @@ from riprap.record._rows import (
 )
 from riprap.record._series import Series
 from riprap.record._writer import Writer
-from riprap.types import Action, Alert, BrokenProbe, Reading
+from riprap.types import Action, Alert, BrokenProbe, Level, Reading
 
 # A run that was resumed from a checkpoint took some steps twice; the second time counts.
 _NOT_SUPERSEDED = (
@@ -32,6 +32,7 @@ _NOT_SUPERSEDED = (
 )
 
 BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
+CLEARED = "cleared"  # event of a level that was withdrawn
 DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 
 
@@ -216,6 +217,23 @@ class Reader:
         with self._wrap_damage():
             return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
+    def withdrawals(self) -> dict[int, int]:
+        """Return the step at which an alert was withdrawn, by its place in `alerts`."""
+        found: dict[int, int] = {}
+        events = [event for event in self.events() if event["kind"] == CLEARED]
+        for place, alert in enumerate(self.alerts()):
+            for event in events:
+                facts = event["facts"]
+                same = (facts.get("behavior"), facts.get("detector")) == (
+                    alert.behavior,
+                    alert.detector,
+                )
+                now = facts.get("now")
+                if same and event["step"] > alert.step and _rank(now) < alert.level.rank:
+                    found[place] = event["step"]
+                    break
+        return found
+
     def broken_probes(self) -> dict[str, list[BrokenProbe]]:
         """Return, by behavior, the probes that passed at the start and fail at the end.
 
@@ -251,3 +269,8 @@ class Reader:
         rows = self._select(ACTION_COLUMNS, "actions")
         with self._wrap_damage():
             return [action_from_row(row) for row in rows]
+
+
+def _rank(level: Any) -> int:
+    known = [str(own) for own in Level]
+    return known.index(level) + 1 if level in known else 0

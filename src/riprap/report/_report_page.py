@@ -79,7 +79,10 @@ def _context(run: Run) -> dict[str, Any]:
         ],
         "max_broken": MAX_BROKEN,
         "alert_strip": strip,
-        "alerts": [_alert(alert) for alert in sorted(run.alerts, key=lambda alert: alert.step)],
+        "alerts": sorted(
+            (_alert(alert, run.withdrawn.get(place)) for place, alert in enumerate(run.alerts)),
+            key=lambda row: row["step"],
+        ),
         "actions": describe_actions(run.actions),
         "signals": signals,
         "missing": summary.missing_readings(run),
@@ -105,7 +108,7 @@ def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
     }
 
 
-def _alert(alert: Alert) -> dict[str, Any]:
+def _alert(alert: Alert, withdrawn: int | None) -> dict[str, Any]:
     causes = [
         f"{r.signal} {r.state if r.value is None else format_number(r.value)}"
         for r in alert.readings
@@ -118,4 +121,5 @@ def _alert(alert: Alert) -> dict[str, Any]:
         "message": alert.message,
         "forecast": format_forecast(alert.forecast),
         "causes": ", ".join(causes),
+        "withdrawn": withdrawn,
     }

@@ -38,6 +38,7 @@ class Run:
         missing: readings that are not MEASURED: the first of each kind, count, last step.
         actions: actions of the guard.
         broken: behavior → probes that passed at the start and fail now.
+        withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         cost: what the monitor cost, as its last event of this kind says; empty if there is none.
     """
 
@@ -51,6 +52,7 @@ class Run:
     last_step: int = 0
     actions: list[Action] = field(default_factory=list)
     broken: dict[str, list[BrokenProbe]] = field(default_factory=dict)
+    withdrawn: dict[int, int] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -129,6 +131,7 @@ def load_run(source: str | Path | Writer) -> Run:
         meta, alerts, events = reader.meta(), reader.alerts(), reader.events()
         read, missing = reader.series(), reader.missing()
         actions, broken = reader.actions(), reader.broken_probes()
+        withdrawn = reader.withdrawals()
         behaviors = _behaviors(reader.behaviors(), reader.units("margin"))
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
     last_steps = [max(series, default=0) for series in read.values()]
@@ -157,6 +160,7 @@ def load_run(source: str | Path | Writer) -> Run:
             for a in actions
         ],
         broken={shorten(name): [*map(_escape_probe, own)] for name, own in broken.items()},
+        withdrawn=withdrawn,
         cost=next((event["facts"] for event in reversed(events) if event["kind"] == COST), {}),
     )
 
