@@ -58,6 +58,11 @@ class Announcer:
                     self._on_failure(alert.step, "on_alert", error)
         return risen
 
+    def note(self, text: str) -> None:
+        """Say one line that is no alert."""
+        if not self._quiet:
+            say(text)
+
     def forget(self) -> None:
         """Tell of all levels again, after earlier weights were restored."""
         self._told.clear()

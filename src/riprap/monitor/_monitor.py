@@ -13,9 +13,10 @@ from torch import nn
 
 from riprap._distributed import is_replica, rank, unwrap_model
 from riprap._formatting import format_score
+from riprap._text import shorten
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
-from riprap.detectors import AlertPolicy, BehaviorHistory, RateSchedule, score
+from riprap.detectors import AlertPolicy, BehaviorHistory, Power, RateSchedule, score
 from riprap.errors import ConfigError
 from riprap.evaluation import (
     Autocast,
@@ -496,6 +497,14 @@ class Monitor:
         """
         return {name: history.broken_at for name, history in self.behavior_histories.items()}
 
+    def power(self) -> dict[str, Power]:
+        """Return what each probe set can tell, by behavior: at the start of the run."""
+        return {
+            name: Power.of(history.margins[0], history.floor)
+            for name, history in self.behavior_histories.items()
+            if history.steps
+        }
+
     def below_floor(self) -> dict[str, float]:
         """Return the score at the start of the behaviors that started under their floors."""
         return {
@@ -588,6 +597,9 @@ class Monitor:
                 warn(_below_floor_warning(history), stacklevel=6)
         for text in self._run.tracker.untestable_reasons():
             warn(text, stacklevel=6)
+        if power := self.power():
+            told = [f"{shorten(name)}: {own}" for name, own in power.items()]
+            self._run.announcer.note(" · ".join(told))
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""

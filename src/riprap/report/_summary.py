@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from riprap._formatting import format_number, format_score, format_steps
+from riprap.detectors import Power
 from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
 
@@ -61,7 +62,7 @@ def _step_range(first: int, last: int) -> str:
 
 
 def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
-    """First and last score and mean margin, and the number of probes, in one line."""
+    """First and last score and mean margin, and what the probes can tell, in one line."""
     parts = []
     for signal, name, text in (
         ("score", "score", lambda value: format_score(value, behavior.floor)),
@@ -70,9 +71,9 @@ def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
         values = list(run.values(behavior.name, signal).values())
         if values:
             parts.append(f"{name} {text(values[0])} → {text(values[-1])}")
-    probes = max(map(len, run.margins.get(behavior.name, {}).values()), default=0)
-    if probes:
-        parts.append(f"{probes:,} probes")
+    margins = run.margins.get(behavior.name, {})
+    if margins:
+        parts.append(str(Power.of(margins[min(margins)], behavior.floor)))
     return " · ".join(parts)
 
 
