@@ -25,8 +25,8 @@ class Preregistration(AlertPolicy):
 
     @property
     def terms(self) -> str:
-        """Return the content hash, which names cached runs."""
-        return self.content_hash()
+        """Return the hash of the terms, which names cached runs."""
+        return self.terms_hash()
 
     noun: ClassVar[str] = "preregistration"
     folder: ClassVar[Traversable] = resources.files("experiments") / "preregistrations"

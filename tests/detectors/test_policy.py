@@ -48,7 +48,7 @@ def test_the_hash_changes_with_nothing_else() -> None:
     assert policy.freeze().content_hash() == plain
     assert made(hash="something").content_hash() == plain
     amended = policy.freeze().amend("x", name="q").amend("y", name="p")
-    assert amended.content_hash() == plain
+    assert amended.terms_hash() == plain != amended.content_hash()
 
 
 def test_freezing_writes_the_hash_and_leaves_the_original() -> None:
@@ -110,6 +110,22 @@ def test_a_file_that_was_tampered_with_is_refused(tampering: str, tmp_path: Path
     TAMPERING[tampering](document)
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(PolicyError, match=r"was changed after it was frozen.*amend it instead"):
+        AlertPolicy.load(file)
+
+
+@pytest.mark.parametrize("change", ["strike", "reason", "unseal"])
+def test_an_amendment_cannot_be_struck_out(change: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    made().freeze().amend("noise was larger", name="q").save(file)
+    document = yaml.safe_load(file.read_text())
+    if change == "strike":
+        document["amendments"] = []
+    elif change == "reason":
+        document["amendments"][0]["reason"] = "noise was smaller"
+    else:
+        document["amendments"][0]["sealed"] = False
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(PolicyError, match="was changed after it was frozen"):
         AlertPolicy.load(file)
 
 

@@ -30,11 +30,17 @@ AnyDetector = Annotated[
 
 
 class Amendment(StrictModel):
-    """A dated change of a frozen document, with its reason and the hash it had before."""
+    """A dated change of a frozen document, with its reason and the hash it had before.
+
+    Attributes:
+        sealed: the amendment is a part of the document's hash, so that it cannot be struck out.
+            False for those of documents that were amended before this was so.
+    """
 
     date: datetime.date
     reason: str = Field(min_length=1)
     old_hash: str
+    sealed: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class AlertPolicy(StrictModel):
@@ -99,10 +105,18 @@ class AlertPolicy(StrictModel):
         Path(path).write_text(text, encoding="utf-8")
 
     def content_hash(self) -> str:
-        """Compute SHA-256 over name, detectors with all thresholds, and a study's terms if any."""
-        content = {"study": None} | self.model_dump(
-            mode="json", include={"name", "detectors", "study"}
-        )
+        """Compute SHA-256 over name, detectors with all thresholds, a study's terms if there are
+        any, and the amendments."""
+        sealed = [a.model_dump(mode="json") for a in self.amendments if a.sealed]
+        return self._hash({"amendments": sealed} if sealed else {})
+
+    def terms_hash(self) -> str:
+        """Compute the hash without amendments: equal for what says the same."""
+        return self._hash({})
+
+    def _hash(self, more: dict[str, Any]) -> str:
+        content = {"study": None} | more
+        content |= self.model_dump(mode="json", include={"name", "detectors", "study"})
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -147,6 +161,7 @@ class AlertPolicy(StrictModel):
             date=date or datetime.datetime.now(datetime.UTC).date(),
             reason=reason,
             old_hash=str(self.hash),
+            sealed=True,
         )
         document = self.model_dump(mode="json") | _to_documents(changes)
         document["hash"] = None
