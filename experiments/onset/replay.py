@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.onset.trace import Trace
-from riprap.detectors import AlertPolicy, BehaviorHistory
+from riprap.detectors import AlertPolicy, BehaviorHistory, RateSchedule
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.types import Forecast, Level
 
@@ -50,13 +50,21 @@ def histories(trace: Trace) -> dict[str, BehaviorHistory]:
     }
 
 
-def replay(trace: Trace, judge: Judge, probe_every: int = 20) -> list[Outcome]:
+def replay(trace: Trace, judge: Judge, probe_every: int = 20, plan: bool = True) -> list[Outcome]:
     """Judge a run at the steps of a monitor without a budget; return one outcome per behavior.
 
     The schedule is the monitor's own, fed with the forecasts of `judge`. An evaluation that falls
     between two recorded steps is moved to the later one.
+
+    Args:
+        plan: the monitor knows the learning rates to come.
     """
     known = histories(trace)
+    sums = np.concatenate([[0.0], np.cumsum(trace.rates)])
+    if plan:
+        schedule_of_rates = RateSchedule.of_rates(0, trace.rates.tolist())
+        for history in known.values():
+            history.schedule = schedule_of_rates
     schedule = ProbeSchedule(probe_every)
     first: dict[str, dict[Level, int]] = {name: {} for name in known}
     evaluations = 0
@@ -74,7 +82,7 @@ def replay(trace: Trace, judge: Judge, probe_every: int = 20) -> list[Outcome]:
         evaluations += 1
         forecasts = []
         for name, history in known.items():
-            history.add_margins(step, trace.behaviors[name].margins[at])
+            history.add_margins(step, trace.behaviors[name].margins[at], float(sums[step]))
             level, forecast = judge(history)
             forecasts.append(forecast)
             for own_level in Level:
@@ -101,7 +109,7 @@ def judge_by(policy: AlertPolicy) -> Judge:
 
 
 def judge_all(
-    traces: Iterator[Trace] | list[Trace], judge: Judge, probe_every: int = 20
+    traces: Iterator[Trace] | list[Trace], judge: Judge, probe_every: int = 20, plan: bool = True
 ) -> list[Outcome]:
     """Replay several runs."""
-    return [outcome for trace in traces for outcome in replay(trace, judge, probe_every)]
+    return [outcome for trace in traces for outcome in replay(trace, judge, probe_every, plan)]

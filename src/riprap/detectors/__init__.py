@@ -18,6 +18,7 @@ from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
 from riprap.detectors._power import Power
+from riprap.detectors._probe_trend import ProbeTrend
 from riprap.detectors._rate_schedule import RateSchedule
 from riprap.detectors._reevaluate import RATE_SUM, history_from_record, reevaluate
 from riprap.detectors._sequential import Sequential
@@ -36,6 +37,7 @@ __all__ = [
     "ForecastDetector",
     "PageHinkley",
     "Power",
+    "ProbeTrend",
     "RateSchedule",
     "Sequential",
     "SlopeDetector",

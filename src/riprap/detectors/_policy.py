@@ -19,12 +19,20 @@ from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._cumulative import CUSUM, PageHinkley
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
+from riprap.detectors._probe_trend import ProbeTrend
 from riprap.detectors._slope import SlopeDetector
 from riprap.detectors._threshold import Threshold
 from riprap.errors import PolicyError, RiprapError
 
 AnyDetector = Annotated[
-    ForecastDetector | SlopeDetector | BettingTest | CUSUM | PageHinkley | Deviation | Threshold,
+    ProbeTrend
+    | ForecastDetector
+    | SlopeDetector
+    | BettingTest
+    | CUSUM
+    | PageHinkley
+    | Deviation
+    | Threshold,
     Field(discriminator="kind"),
 ]
 

@@ -1,0 +1,126 @@
+"""Trend of each probe: in how many steps a behavior breaks at the present pace."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from riprap._formatting import format_steps
+from riprap.detectors._base import Detector
+from riprap.detectors._derived import score, threshold_rank
+from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._run_clock import RunClock
+from riprap.types import Alert, Forecast, Level, Reading
+
+NEAR = 0.1  # of the mean margin at the start: a probe with less is near failing
+
+
+class ProbeTrend(Detector):
+    """Levels by the number of steps in which a behavior breaks at the present pace.
+
+    A line through the last evaluations extrapolates the margin of each probe, in the run's clock:
+    the sum of the learning rates, with those to come where the schedule is known. The behavior
+    breaks where the threshold margin of the extrapolated probes reaches 0. Probes are looked at
+    one by one, because margins may spread while their mean stands still. Each trend is drawn
+    halfway to the mean trend, because trends of single probes are noisy.
+
+    `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps,
+    and more likely than not in the rest of the run. `watch`: within `horizon` steps. Where
+    evaluations are farther apart than that, the gap counts: a break before the next evaluation is
+    `critical`.
+
+    The numbers were chosen on recorded runs (results/onset), by the rule that is stated there.
+
+    Attributes:
+        evaluations: number of last evaluations that the line goes through.
+        own: weight of a probe's own trend; the rest is that of the mean trend of all probes.
+        critical, warning, horizon: in optimizer steps.
+        early, late: bounds of the 80 % interval, as multiples of the forecast number of steps.
+    """
+
+    kind: Literal["probe_trend"] = "probe_trend"
+    evaluations: int = Field(default=3, ge=2)
+    own: float = Field(default=0.5, ge=0, le=1)
+    critical: int = Field(default=8, ge=1)
+    warning: int = Field(default=20, ge=1)
+    horizon: int = Field(default=50, ge=1)
+    early: float = Field(default=0.4, gt=0, le=1)
+    late: float = Field(default=4.0, ge=1)
+
+    def check(self, history: BehaviorHistory) -> Alert | None:
+        """See `Detector.check`."""
+        return self.evaluate(history)[0]
+
+    def forecast(self, history: BehaviorHistory) -> Forecast | None:
+        """Forecast the number of steps until the score is under its floor."""
+        if score(history.margins[-1]) < history.floor:
+            return Forecast(0.0, 0.0, 0.0, self.horizon)
+        if len(history.steps) < self.evaluations:
+            return None
+        steps = self.steps_to_break(history)
+        median, low, high = (
+            bound if bound <= self.horizon else float("inf")
+            for bound in (steps, self.early * steps, self.late * steps)
+        )
+        return Forecast(median, low, high, self.horizon)
+
+    def evaluate(self, history: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
+        """See `Detector.evaluate`."""
+        forecast = self.forecast(history)
+        level = None if forecast is None else self._level(history, forecast)
+        if forecast is None or level is None:
+            return None, forecast
+        at = (history.step, history.behavior)
+        readings = (
+            Reading.of(*at, "margin_low", history.threshold_margin),
+            Reading.of(*at, "score", score(history.margins[-1]), "share"),
+        )
+        text = describe(history, forecast)
+        return Alert(*at, level, self.kind, text, readings, forecast), forecast
+
+    def _level(self, history: BehaviorHistory, forecast: Forecast) -> Level | None:
+        gap = history.steps[-1] - history.steps[-2] if len(history.steps) > 1 else 1
+        if forecast.is_broken or forecast.median <= max(self.critical, gap):
+            return Level.CRITICAL
+        if forecast.median <= max(self.warning, gap):
+            return Level.WARNING
+        return Level.WATCH if forecast.median <= self.horizon else None
+
+    def steps_to_break(self, history: BehaviorHistory) -> float:
+        """Return the number of steps until the extrapolated behavior breaks.
+
+        `inf`: not within the horizon, or the last gap if that is longer, and not in the plan.
+        """
+        clock = RunClock.of(history)
+        times = clock.times[-self.evaluations :]
+        margins = np.array(history.margins[-self.evaluations :])
+        centered = times - times.mean()
+        if not times[-1] > times[0]:
+            return float("inf")
+        falls = -(centered @ margins) / (centered @ centered)
+        falls = falls.mean() + self.own * (falls - falls.mean())
+        gap = history.steps[-1] - history.steps[-2]
+        steps = np.arange(1, max(self.horizon, gap) + 1)
+        ahead = clock.ahead(steps)
+        rank = threshold_rank(len(falls), history.floor)
+        lows = np.partition(margins[-1] - np.multiply.outer(ahead, falls), rank, axis=1)[:, rank]
+        under = np.flatnonzero(lows <= 0)
+        return float(steps[under[0]]) if len(under) else float("inf")
+
+
+def describe(history: BehaviorHistory, forecast: Forecast) -> str:
+    """Say what was lost, when the behavior breaks at this pace, and what would change it."""
+    if forecast.is_broken:
+        value = score(history.margins[-1])
+        return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
+    now, start = history.margins[-1], history.margins[0]
+    lost = 1 - now.mean() / start.mean() if start.mean() > 0 else 0.0
+    near = int(((now > 0) & (now < NEAR * start.mean())).sum())
+    failing = int((now <= 0).sum())
+    text = f"{max(lost, 0):.0%} of the mean margin is lost in {format_steps(history.step)}; "
+    text += f"of {len(now)} probes {failing} fail and {near} are near it; at this pace "
+    late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"
+    text += f"the behavior breaks in {forecast.median:.0f} steps ({forecast.low:.0f} to {late})"
+    return text + ": lower the learning rate, or replay its rows"
