@@ -14,6 +14,7 @@ from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._run_clock import RunClock
 from riprap.types import Alert, Forecast, Level, Reading
 
+BRIEF = 4  # steps: a line over fewer must hold in its last step too, because one step is noisy
 NEAR = 0.1  # of the mean margin at the start: a probe with less is near failing
 
 
@@ -59,12 +60,12 @@ class ProbeTrend(Detector):
             return Forecast(0.0, 0.0, 0.0, self.horizon)
         if len(history.steps) < self.evaluations:
             return None
-        steps = self.steps_to_break(history)
+        steps, horizon = self.steps_to_break(history), self._reach(history)
         median, low, high = (
-            bound if bound <= self.horizon else float("inf")
+            bound if bound <= horizon else float("inf")
             for bound in (steps, self.early * steps, self.late * steps)
         )
-        return Forecast(median, low, high, self.horizon)
+        return Forecast(median, low, high, horizon)
 
     def evaluate(self, history: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
         """See `Detector.evaluate`."""
@@ -81,33 +82,46 @@ class ProbeTrend(Detector):
         return Alert(*at, level, self.kind, text, readings, forecast), forecast
 
     def _level(self, history: BehaviorHistory, forecast: Forecast) -> Level | None:
-        gap = history.steps[-1] - history.steps[-2] if len(history.steps) > 1 else 1
+        gap = _gap(history)
         if forecast.is_broken or forecast.median <= max(self.critical, gap):
             return Level.CRITICAL
         if forecast.median <= max(self.warning, gap):
             return Level.WARNING
-        return Level.WATCH if forecast.median <= self.horizon else None
+        return Level.WATCH if forecast.median <= forecast.horizon else None
+
+    def _reach(self, history: BehaviorHistory) -> int:
+        """Return the number of steps that are extrapolated: to the next evaluation, at least."""
+        return max(self.horizon, _gap(history))
 
     def steps_to_break(self, history: BehaviorHistory) -> float:
         """Return the number of steps until the extrapolated behavior breaks.
 
-        `inf`: not within the horizon, or the last gap if that is longer, and not in the plan.
+        `inf`: not within the horizon, or the last gap if that is longer; or not in the plan.
         """
-        clock = RunClock.of(history)
-        times = clock.times[-self.evaluations :]
-        margins = np.array(history.margins[-self.evaluations :])
-        centered = times - times.mean()
-        if not times[-1] > times[0]:
+        steps = self._steps_along_line(history, self.evaluations)
+        if history.steps[-1] - history.steps[-self.evaluations] < BRIEF:
+            steps = max(steps, self._steps_along_line(history, 2))
+        return steps
+
+    def _steps_along_line(self, history: BehaviorHistory, evaluations: int) -> float:
+        """Return the same along a line through so many last evaluations."""
+        clock = RunClock.of(history, evaluations)
+        margins = np.array(history.margins[-evaluations:])
+        centered = clock.times - clock.times.mean()
+        if not clock.times[-1] > clock.times[0]:
             return float("inf")
         falls = -(centered @ margins) / (centered @ centered)
         falls = falls.mean() + self.own * (falls - falls.mean())
-        gap = history.steps[-1] - history.steps[-2]
-        steps = np.arange(1, max(self.horizon, gap) + 1)
-        ahead = clock.ahead(steps)
+        steps = np.arange(1, self._reach(history) + 1)
         rank = threshold_rank(len(falls), history.floor)
-        lows = np.partition(margins[-1] - np.multiply.outer(ahead, falls), rank, axis=1)[:, rank]
-        under = np.flatnonzero(lows <= 0)
+        margins = margins[-1] - np.multiply.outer(clock.ahead(steps), falls)
+        under = np.flatnonzero(np.partition(margins, rank, axis=1)[:, rank] <= 0)
         return float(steps[under[0]]) if len(under) else float("inf")
+
+
+def _gap(history: BehaviorHistory) -> int:
+    """Return the number of steps between the last two evaluations."""
+    return history.steps[-1] - history.steps[-2] if len(history.steps) > 1 else 1
 
 
 def describe(history: BehaviorHistory, forecast: Forecast) -> str:

@@ -19,7 +19,7 @@ class RunClock:
 
     Attributes:
         step: step of the last evaluation.
-        times: time of each evaluation, shape (evaluations,).
+        times: time of each of the last evaluations, shape (evaluations,).
         pace: time of a step to come, where no plan tells it.
         schedule: planned steps; None: unknown.
     """
@@ -30,22 +30,17 @@ class RunClock:
     schedule: RateSchedule | None
 
     @classmethod
-    def of(cls, history: BehaviorHistory) -> RunClock:
-        """Return the clock after the last evaluation of a history."""
-        steps = np.array(history.steps, dtype=np.float64)
-        sums = np.array(history.rate_sums, dtype=np.float64)
+    def of(cls, history: BehaviorHistory, evaluations: int) -> RunClock:
+        """Return the clock of the last evaluations of a history, at least two."""
+        steps = np.array(history.steps[-evaluations:], dtype=np.float64)
+        sums = np.array(history.rate_sums[-evaluations:], dtype=np.float64)
         plan = history.schedule
         if not np.isfinite(sums).all() or not sums[-1] > 0:
             rest = None if plan is None else RateSchedule(plan.first, plan.n_steps)
             return cls(history.step, steps, 1.0, rest)
-        gained, taken = np.diff(sums[-2:]), np.diff(steps[-2:])
-        pace = float(gained[0] / taken[0]) if len(taken) and gained[0] > 0 else sums[-1] / steps[-1]
+        gained = float(sums[-1] - sums[-2])
+        pace = gained / (steps[-1] - steps[-2]) if gained > 0 else sums[-1] / steps[-1]
         return cls(history.step, sums, float(pace), plan)
-
-    @property
-    def elapsed(self) -> float:
-        """Time since the start of the run."""
-        return float(self.times[-1])
 
     def ahead(self, steps: np.ndarray) -> np.ndarray:
         """Return the time that passes in the next steps; after the end of the plan none does."""
@@ -53,12 +48,3 @@ class RunClock:
             return np.asarray(steps, dtype=np.float64) * self.pace
         plan = self.schedule
         return np.array([plan.rate_sum(self.step, float(count), self.pace) for count in steps])
-
-    def to_the_end(self) -> float:
-        """Return the time until the end of the plan; without one, as long again as it took so far.
-
-        A run of unknown length is as likely to be in its first half as in its second.
-        """
-        if self.schedule is None:
-            return max(self.elapsed, 0.0)
-        return float(self.ahead(np.array([self.schedule.remaining(self.step)]))[0])

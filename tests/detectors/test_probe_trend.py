@@ -1,0 +1,129 @@
+"""The trend of each probe tells when a behavior breaks, in the clock of the learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from riprap.detectors import BehaviorHistory, ProbeTrend, RateSchedule, threshold_margin
+from riprap.types import Level
+
+START = np.linspace(1.0, 3.0, 20)  # the threshold margin is the third lowest
+
+
+def history(
+    steps: Sequence[int], margins: Sequence[np.ndarray], rates: np.ndarray | None = None
+) -> BehaviorHistory:
+    """A history whose steps have these learning rates; None: unknown."""
+    made = BehaviorHistory("b", 0.9)
+    sums = None if rates is None else np.concatenate([[0.0], np.cumsum(rates)])
+    for step, own in zip(steps, margins, strict=True):
+        made.add_margins(step, own, math.nan if sums is None else float(sums[step]))
+    return made
+
+
+def level(made: BehaviorHistory) -> Level | None:
+    alert = ProbeTrend().check(made)
+    return None if alert is None else alert.level
+
+
+def test_a_straight_fall_is_followed_to_its_end() -> None:
+    fall = 0.02  # of each probe in a step
+    steps = (0, 20, 40)
+    made = history(steps, [START - fall * step for step in steps])
+    expected = math.ceil(threshold_margin(START, 0.9) / fall - 40)
+    forecast = ProbeTrend().forecast(made)
+    assert forecast is not None
+    assert forecast.median == expected
+    assert forecast.low < expected < forecast.high
+
+
+@pytest.mark.parametrize(
+    ("fall", "expected"),
+    [(0.0, None), (-0.02, None), (0.005, None), (0.018, Level.WATCH), (0.0205, Level.WARNING),
+     (0.0255, Level.CRITICAL), (0.05, Level.CRITICAL)],
+)  # fmt: skip
+def test_levels_follow_the_steps_that_are_left(fall: float, expected: Level | None) -> None:
+    steps = (20, 30, 40)
+    made = history(steps, [START - fall * step for step in steps])
+    assert level(made) is expected
+
+
+def test_margins_that_spread_around_a_still_mean_are_seen() -> None:
+    drift = np.linspace(-1, 1, 20) * 0.06
+    steps = (0, 10, 20)
+    made = history(steps, [START + drift * step for step in steps])
+    means = [own.mean() for own in made.margins]
+    assert np.ptp(means) < 1e-9
+    assert level(made) in (Level.WARNING, Level.CRITICAL)
+
+
+def test_a_jump_is_no_trend() -> None:
+    """The first step takes most of the margin; then nothing happens."""
+    margins = [START, *[START - 0.8] * 6]
+    for last in range(2, 7):
+        assert level(history(range(last + 1), margins[: last + 1])) is None
+
+
+def test_a_gap_that_is_longer_than_the_forecast_is_critical() -> None:
+    """Nothing is seen before the next evaluation: what breaks before it is said now."""
+    short, long = (0, 10, 20), (0, 100, 200)
+    for steps, expected in ((short, None), (long, Level.CRITICAL)):
+        end = steps[-1] + 80  # when the third lowest probe reaches 0
+        falls = threshold_margin(START, 0.9) / end
+        assert level(history(steps, [START - falls * step for step in steps])) is expected
+
+
+def test_the_schedule_to_come_is_known() -> None:
+    """The fall ends with the learning rate: under a plan it does not reach 0."""
+    rates = np.concatenate([np.ones(40), np.linspace(1, 0, 20)])
+    sums = np.concatenate([[0.0], np.cumsum(rates)])
+    fall = threshold_margin(START, 0.9) / 55  # of the sum of rates, which ends at 50
+    steps = (20, 30, 40)
+    made = history(steps, [START - fall * sums[step] for step in steps], rates)
+    assert level(made) is Level.WARNING  # as it would be at this rate
+    made.schedule = RateSchedule.of_rates(0, rates.tolist())
+    assert level(made) is None
+    longer = np.concatenate([rates[:40], np.ones(40)])
+    made.schedule = RateSchedule.of_rates(0, longer.tolist())
+    assert level(made) is Level.WARNING
+
+
+def test_warm_up_is_not_taken_for_an_acceleration() -> None:
+    rates = np.linspace(0, 1, 31)[1:]
+    sums = np.concatenate([[0.0], np.cumsum(rates)])
+    fall = threshold_margin(START, 0.9) / 60
+    steps = (10, 20, 30)
+    made = history(steps, [START - fall * sums[step] for step in steps], rates)
+    made.schedule = RateSchedule.of_rates(0, [*rates, *[1.0] * 100])
+    forecast = ProbeTrend().forecast(made)
+    assert forecast is not None
+    assert forecast.median == math.ceil(60 - sums[30])
+
+
+def test_no_rate_at_all_is_no_time() -> None:
+    made = history((0, 1, 2), [START, START - 0.1, START - 0.2], np.zeros(2))
+    assert ProbeTrend().forecast(made) is not None  # counted in steps
+
+
+def test_it_says_what_is_broken_and_needs_evaluations_for_all_else() -> None:
+    assert level(history((0, 1), [START, START - 5])) is Level.CRITICAL
+    assert level(history((0, 1), [START, START - 0.9])) is None
+    alert = ProbeTrend().check(history((0, 1), [START, START - 5]))
+    assert alert is not None and alert.message == "broken: score 0.00 is under its floor 0.90"
+
+
+def test_the_text_says_what_was_lost_and_what_would_help() -> None:
+    steps = (0, 20, 40)
+    made = history(steps, [START - 0.0295 * step for step in steps])
+    alert = ProbeTrend().check(made)
+    assert alert is not None
+    now = made.margins[-1]
+    lost = 1 - now.mean() / START.mean()
+    failing, near = (now <= 0).sum(), ((now > 0) & (now < 0.1 * START.mean())).sum()
+    assert f"{lost:.0%} of the mean margin is lost in 40 steps" in alert.message
+    assert f"of 20 probes {failing} fail and {near} are near it" in alert.message
+    assert "lower the learning rate, or replay its rows" in alert.message
