@@ -35,10 +35,11 @@ def test_a_straight_fall_is_followed_to_its_end() -> None:
     steps = (0, 20, 40)
     made = history(steps, [START - fall * step for step in steps])
     expected = math.ceil(threshold_margin(START, 0.9) / fall - 40)
-    forecast = ProbeTrend().forecast(made)
+    detector = ProbeTrend()
+    assert detector.steps_to_break(made) == expected
+    forecast = detector.forecast(made)
     assert forecast is not None
-    assert forecast.median == expected
-    assert forecast.low < expected < forecast.high
+    assert forecast.low < forecast.median < expected < forecast.high
 
 
 @pytest.mark.parametrize(
@@ -99,9 +100,7 @@ def test_warm_up_is_not_taken_for_an_acceleration() -> None:
     steps = (10, 20, 30)
     made = history(steps, [START - fall * sums[step] for step in steps], rates)
     made.schedule = RateSchedule.of_rates(0, [*rates, *[1.0] * 100])
-    forecast = ProbeTrend().forecast(made)
-    assert forecast is not None
-    assert forecast.median == math.ceil(60 - sums[30])
+    assert ProbeTrend().steps_to_break(made) == math.ceil(60 - sums[30])
 
 
 def test_no_rate_at_all_is_no_time() -> None:

@@ -24,8 +24,8 @@ class ProbeTrend(Detector):
     A line through the last evaluations extrapolates the margin of each probe, in the run's clock:
     the sum of the learning rates, with those to come where the schedule is known. The behavior
     breaks where the threshold margin of the extrapolated probes reaches 0. Probes are looked at
-    one by one, because margins may spread while their mean stands still. Each trend is drawn
-    halfway to the mean trend, because trends of single probes are noisy.
+    one by one, because margins may spread while their mean stands still. Each trend is drawn to
+    the mean trend, because trends of single probes are noisy.
 
     `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps,
     and more likely than not in the rest of the run. `watch`: within `horizon` steps. Where
@@ -38,17 +38,19 @@ class ProbeTrend(Detector):
         evaluations: number of last evaluations that the line goes through.
         own: weight of a probe's own trend; the rest is that of the mean trend of all probes.
         critical, warning, horizon: in optimizer steps.
-        early, late: bounds of the 80 % interval, as multiples of the forecast number of steps.
+        typical, early, late: median and bounds of the 80 % interval of the steps to the break, as
+            multiples of those at the present pace: most falls become faster.
     """
 
     kind: Literal["probe_trend"] = "probe_trend"
     evaluations: int = Field(default=3, ge=2)
-    own: float = Field(default=0.5, ge=0, le=1)
+    own: float = Field(default=0.4, ge=0, le=1)
     critical: int = Field(default=8, ge=1)
     warning: int = Field(default=20, ge=1)
     horizon: int = Field(default=50, ge=1)
-    early: float = Field(default=0.4, gt=0, le=1)
-    late: float = Field(default=4.0, ge=1)
+    typical: float = Field(default=0.75, gt=0)
+    early: float = Field(default=0.35, gt=0)
+    late: float = Field(default=2.0, gt=0)
 
     def check(self, history: BehaviorHistory) -> Alert | None:
         """See `Detector.check`."""
@@ -56,22 +58,23 @@ class ProbeTrend(Detector):
 
     def forecast(self, history: BehaviorHistory) -> Forecast | None:
         """Forecast the number of steps until the score is under its floor."""
-        if score(history.margins[-1]) < history.floor:
-            return Forecast(0.0, 0.0, 0.0, self.horizon)
-        if len(history.steps) < self.evaluations:
-            return None
-        steps, horizon = self.steps_to_break(history), self._reach(history)
-        median, low, high = (
-            bound if bound <= horizon else float("inf")
-            for bound in (steps, self.early * steps, self.late * steps)
-        )
-        return Forecast(median, low, high, horizon)
+        return self.evaluate(history)[1]
 
     def evaluate(self, history: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
         """See `Detector.evaluate`."""
-        forecast = self.forecast(history)
-        level = None if forecast is None else self._level(history, forecast)
-        if forecast is None or level is None:
+        if score(history.margins[-1]) < history.floor:
+            steps, forecast = 0.0, Forecast(0.0, 0.0, 0.0, self.horizon)
+        elif len(history.steps) < self.evaluations:
+            return None, None
+        else:
+            steps, horizon = self.steps_to_break(history), self._reach(history)
+            median, low, high = (
+                factor * steps if factor * steps <= horizon else float("inf")
+                for factor in (self.typical, self.early, self.late)
+            )
+            forecast = Forecast(median, low, high, horizon)
+        level = self._level(history, steps)
+        if level is None:
             return None, forecast
         at = (history.step, history.behavior)
         readings = (
@@ -81,13 +84,13 @@ class ProbeTrend(Detector):
         text = describe(history, forecast)
         return Alert(*at, level, self.kind, text, readings, forecast), forecast
 
-    def _level(self, history: BehaviorHistory, forecast: Forecast) -> Level | None:
+    def _level(self, history: BehaviorHistory, steps: float) -> Level | None:
         gap = _gap(history)
-        if forecast.is_broken or forecast.median <= max(self.critical, gap):
+        if steps <= max(self.critical, gap):
             return Level.CRITICAL
-        if forecast.median <= max(self.warning, gap):
+        if steps <= max(self.warning, gap):
             return Level.WARNING
-        return Level.WATCH if forecast.median <= forecast.horizon else None
+        return Level.WATCH if steps <= self._reach(history) else None
 
     def _reach(self, history: BehaviorHistory) -> int:
         """Return the number of steps that are extrapolated: to the next evaluation, at least."""
@@ -134,7 +137,8 @@ def describe(history: BehaviorHistory, forecast: Forecast) -> str:
     near = int(((now > 0) & (now < NEAR * start.mean())).sum())
     failing = int((now <= 0).sum())
     text = f"{max(lost, 0):.0%} of the mean margin is lost in {format_steps(history.step)}; "
-    text += f"of {len(now)} probes {failing} fail and {near} are near it; at this pace "
-    late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"
-    text += f"the behavior breaks in {forecast.median:.0f} steps ({forecast.low:.0f} to {late})"
+    text += f"of {len(now)} probes {failing} fail and {near} are near it; a break is expected in "
+    low, median = (max(steps, 1) for steps in (forecast.low, forecast.median))
+    late = "later" if forecast.high == float("inf") else f"{max(forecast.high, 1):.0f}"
+    text += f"{median:.0f} steps ({low:.0f} to {late})"
     return text + ": lower the learning rate, or replay its rows"
