@@ -1,0 +1,1 @@
+"""Held-out worlds: runs that are recorded for the confirmatory half, and read once."""
