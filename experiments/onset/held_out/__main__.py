@@ -39,10 +39,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     options = parser.parse_args()
     try:
-        recipes = [one for name in WORLDS for one in plan(make(name, options.data))]
+        plans = [plan(make(name, options.data)) for name in WORLDS]
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    recipes = [one for turn in zip(*plans, strict=True) for one in turn]
     left = [one for one in recipes if not _path(options.out, one).exists()]
     print(f"{len(recipes)} runs, {len(recipes) - len(left)} of them recorded already", flush=True)
     for count, line in enumerate(_recorded(left, options.out, options.data, options.workers), 1):

@@ -95,15 +95,15 @@ class Kind:
 
 KINDS = {
     # Planned to be harmless: old data, mild rates, much replay, a detour that ends.
-    "continued": Kind(4, ("old",), (0.1, 0.5), (150, 500)),
-    "gentle": Kind(6, ("near",), (0.1, 0.2), (150, 400), (0.0, 0.25, 0.5)),
-    "replayed": Kind(6, ("near", "near", "near", "far"), (0.2, 0.5), (200, 500), (0.5,)),
-    "detour": Kind(3, ("near", "far"), (0.1, 0.3), (200, 400), (0.25,), ("old",), (0.1, 0.3)),
+    "continued": Kind(4, ("old",), (0.1, 0.5), (150, 350)),
+    "gentle": Kind(5, ("near",), (0.1, 0.2), (150, 300), (0.0, 0.25, 0.5)),
+    "replayed": Kind(5, ("near", "near", "near", "far"), (0.2, 0.5), (150, 350), (0.5,)),
+    "detour": Kind(3, ("near", "far"), (0.1, 0.3), (150, 350), (0.25,), ("old",), (0.1, 0.3)),
     # Planned to harm: at once, slowly, late and suddenly, and in spite of replay.
-    "fast": Kind(5, ("near", "far", "far"), (0.4, 1.0), (150, 300)),
-    "slow": Kind(4, ("near", "far", "far"), (0.1, 0.25), (400, 700)),
-    "late": Kind(5, ("old", "old", "near"), (0.2, 0.7), (200, 500), (0.0,), ("far",), (0.5, 0.75)),
-    "in spite": Kind(2, ("far",), (0.4, 1.0), (200, 400), (0.25,)),
+    "fast": Kind(4, ("near", "far", "far"), (0.4, 1.0), (150, 250)),
+    "slow": Kind(3, ("near", "far", "far"), (0.1, 0.25), (350, 600)),
+    "late": Kind(5, ("old", "old", "near"), (0.2, 0.7), (200, 400), (0.0,), ("far",), (0.5, 0.75)),
+    "in spite": Kind(2, ("far",), (0.4, 1.0), (150, 300), (0.25,)),
 }
 
 
