@@ -25,7 +25,7 @@ FLOORS = [
     {"behaviors", "record"},
     {"evaluation"},
     {"signals", "selection", "detectors"},
-    {"guards", "diagnosis"},
+    {"guards", "diagnosis", "prediction"},
     {"monitor"},
     {"report", "toy"},
     {"integrations"},

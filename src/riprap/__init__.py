@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from riprap.detectors import AlertPolicy
     from riprap.errors import RiprapError
     from riprap.monitor import Monitor
+    from riprap.prediction import preflight
     from riprap.types import Alert, Forecast, Level, Reading, ReadingStatus
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "detectors",
     "diagnosis",
     "guards",
+    "preflight",
     "probe_sets",
     "selection",
     "signals",
@@ -46,6 +48,7 @@ _PACKAGES = {
     "Margins": "behaviors",
     "Monitor": "monitor",
     "RiprapError": "errors",
+    "preflight": "prediction",
 }
 
 

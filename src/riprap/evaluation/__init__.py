@@ -5,7 +5,7 @@
   `answer_logits`: single quantities for signals, guards and diagnoses.
 - `ProtectedGradients`: gradients of all behaviors, shared by monitor, signals and guard.
 - `preserve_training_state`: the context in which all of them run; `set_evaluation_mode`,
-  `refuse_writes`, `refuse_packed` and `TrainingAutocast`: parts of it.
+  `preserve_rng`, `refuse_writes`, `refuse_packed` and `TrainingAutocast`: parts of it.
 - `find_layer`, `layer_names`, `capture_outputs`: layers and their outputs.
 - `model_loss`, `loss_and_gradient`, `generate`: losses and answers on other inputs than probes.
 """
@@ -23,6 +23,7 @@ from riprap.evaluation._features import (
 from riprap.evaluation._generation import generate
 from riprap.evaluation._gradients import gradient_of
 from riprap.evaluation._isolation import (
+    preserve_rng,
     preserve_training_state,
     refuse_packed,
     set_evaluation_mode,
@@ -73,6 +74,7 @@ __all__ = [
     "loss_gradient",
     "margin_gradients",
     "model_loss",
+    "preserve_rng",
     "preserve_training_state",
     "refuse_packed",
     "refuse_writes",

@@ -110,7 +110,7 @@ def preserve_training_state(
         try:
             set_evaluation_mode(model)
             precision = Precision(model, autocast, float32_logits)
-            with _preserve_rng(model), _eager(), in_pass(), precision.applied():
+            with preserve_rng(model), _eager(), in_pass(), precision.applied():
                 yield found
             found.found_output_layer = precision.learned
         finally:
@@ -218,7 +218,8 @@ def _devices(model: nn.Module) -> dict[str, list[int]]:
 
 
 @contextmanager
-def _preserve_rng(model: nn.Module) -> Iterator[None]:
+def preserve_rng(model: nn.Module) -> Iterator[None]:
+    """Restore the generators of Python, numpy and torch, on the model's devices too."""
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         accelerators: dict[str, Any] = _devices(model) or {"cuda": []}  # none: only the CPU's

@@ -5,8 +5,9 @@
 `riprap.selection.strategies` has the strategies; your own strategy is a subclass of `Strategy`.
 """
 
-from riprap.selection._batches import forward_args
+from riprap.selection._batches import count_rows, forward_args
 from riprap.selection._loop_hooks import LoopAttachment
+from riprap.selection._protected_directions import apply_preconditioner
 from riprap.selection._proxy_score import error_norms
 from riprap.selection._row_losses import IGNORE_INDEX, RowLossFn, row_losses, without_labels
 from riprap.selection._scores import Scores
@@ -27,7 +28,9 @@ __all__ = [
     "SelectionRecord",
     "Selector",
     "Strategy",
+    "apply_preconditioner",
     "compute_grad_samples",
+    "count_rows",
     "error_norms",
     "forward_args",
     "gradient_norms",

@@ -1,0 +1,313 @@
+"""Prediction of what a data set will do, by a warm start and passes over rows and probes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riprap.behaviors import Behavior
+from riprap.detectors import score
+from riprap.errors import ConfigError
+from riprap.evaluation import calibrate, evaluate, loss_gradient
+from riprap.linalg import Vector, clone, copy_into, dot, subtract
+from riprap.prediction._break_forecast import (
+    Course,
+    as_forecast,
+    fewest_rows_for,
+    without_rows,
+)
+from riprap.prediction._directions import by_module, harm_direction, sqsd_direction
+from riprap.prediction._optimizer_response import OptimizerResponse
+from riprap.prediction._result import (
+    DROPPED,
+    REPLAYED,
+    BehaviorPrediction,
+    Outlook,
+    Preflight,
+)
+from riprap.prediction._row_pass import RowPass, pass_over_rows, score_batch
+from riprap.prediction._training import Training
+
+Array = np.ndarray
+Progress = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
+DEFAULT_WARM_STEPS, DEFAULT_CHECKPOINTS = 16, 2
+RAMP = 4  # steps in which the rate of the warm start rises to its largest
+PER_BEHAVIOR = 3  # directions with which the rows' gradients are multiplied
+GRADIENT_COST = 3  # of a pass over probes with a gradient, in passes without
+
+
+@dataclass
+class _Checkpoint:
+    """Measurements after some steps of the warm start; lists are in the order of the behaviors."""
+
+    rows: RowPass
+    clipped: float
+    slopes: list[Array]
+    replayed: list[float | None]  # change of the mean margin by a step on the behavior's answers
+
+
+class Predictor:
+    """Predictor of what a data set will do to behaviors; `run` trains `training.model`.
+
+    Args:
+        behaviors: those that start under their floor are left out, and named in the result.
+        warm_steps: steps before the last checkpoint; at most half of the planned ones.
+        checkpoints: how many times the rows are scored; the last time at the end.
+
+    Attributes:
+        behaviors: those that are predicted.
+        left_out: why others are not, by name.
+
+    Raises:
+        ConfigError: there are no rows or no behaviors, none of them can be predicted, the model has
+            no gradients by row, or the optimizer cannot be read.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        behaviors: Sequence[Behavior],
+        warm_steps: int = DEFAULT_WARM_STEPS,
+        checkpoints: int = DEFAULT_CHECKPOINTS,
+    ) -> None:
+        if not behaviors:
+            raise ConfigError("there are no behaviors whose harm could be predicted: give some")
+        if not len(training.batches):
+            raise ConfigError("there are no rows whose harm could be predicted: give some")
+        if warm_steps < 1 or checkpoints < 1 or not len(training.schedule):
+            raise ConfigError("give at least one warm step, one checkpoint and one planned step")
+        self._training, self._model = training, training.model
+        named = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        self._named: dict[str, Tensor] = dict(named)
+        self._parameters: list[Tensor] = list(named.values())
+        if not self._parameters:
+            raise ConfigError("the model has no trainable parameter, so no row can harm it")
+        self._response = OptimizerResponse(training.optimizer)
+        self._warm_steps = min(warm_steps, max(1, len(training.schedule) // 2))
+        shares = np.arange(1, checkpoints + 1) / checkpoints
+        self._checkpoints = sorted({max(1, round(self._warm_steps * share)) for share in shares})
+        self.seconds: dict[str, float] = {}
+        self.left_out: dict[str, str] = {}
+        self._done, self._sum = 0, 0.0
+        self._try_rows()
+        self.behaviors, self._start_margins = self._measurable(behaviors)
+
+    def _try_rows(self) -> None:
+        """Score one batch, so that a model without gradients by row is refused at the start."""
+        training = self._training
+        unused: Vector = [torch.zeros_like(parameter) for parameter in self._parameters]
+        with self._timed("a batch of rows"):
+            try:
+                score_batch(
+                    self._model, training.batches[0], [unused] * PER_BEHAVIOR, training.loss
+                )
+            except ConfigError as error:
+                raise ConfigError(
+                    f"the harm of single rows cannot be predicted: {error}; or train under a "
+                    "Monitor, which needs no gradients by row"
+                ) from error
+
+    def _measurable(self, behaviors: Sequence[Behavior]) -> tuple[list[Behavior], list[Array]]:
+        kept, margins = [], []
+        with self._timed("the probes"):
+            for given in behaviors:
+                behavior = copy.copy(given)  # `calibrate` writes into its margins
+                behavior.margins = copy.copy(given.margins)
+                calibrate(behavior, self._model)
+                found = evaluate(behavior, self._model)
+                value = score(found.margins)
+                if found.insufficient:
+                    self.left_out[behavior.name] = found.insufficient
+                elif value < behavior.floor:
+                    self.left_out[behavior.name] = (
+                        f"starts broken: its score {value:.2f} is under its floor "
+                        f"{behavior.floor:.2f}"
+                    )
+                else:
+                    kept.append(behavior)
+                    margins.append(found.margins)
+        if not kept:
+            reasons = "; ".join(f"{name} {why}" for name, why in self.left_out.items())
+            raise ConfigError(f"no behavior can be predicted to break: {reasons}")
+        return kept, margins
+
+    def estimate(self) -> dict[str, float]:
+        """Take the first step of the warm start, and estimate the time of each stage in seconds."""
+        if self._done == 0:
+            self._step()
+        n_batches, times = len(self._training.batches), len(self._checkpoints)
+        probes = self.seconds["the probes"]
+        return {
+            "warm start": self.seconds["warm start"] / self._done * self._warm_steps,
+            "rows": self.seconds["a batch of rows"] * n_batches * times,
+            "probes": probes * (2 * GRADIENT_COST + 2) * times + probes,
+        }
+
+    def run(self, progress: Progress = lambda stage, done, total: None) -> Preflight:
+        """Take the warm start, score the rows at its checkpoints, and predict."""
+        found = []
+        while self._done < self._warm_steps:
+            self._step()
+            progress("warm start", self._done, self._warm_steps)
+            if self._done in self._checkpoints:
+                found.append(self._measure(progress))
+        return self._result(found)
+
+    def _step(self) -> None:
+        rate = min(1.0, (self._done + 1) / min(RAMP, self._warm_steps))
+        self._response.set_rate(rate)
+        with self._timed("warm start"):
+            self._training.take_step()
+        self._done += 1
+        self._sum += rate
+
+    def _measure(self, progress: Progress) -> _Checkpoint:
+        training, scales = self._training, self._response.scales(self._parameters)
+        directions: list[Vector] = []
+        replayed: list[float | None] = []
+        for at, behavior in enumerate(self.behaviors):
+            progress("gradients of the probes", at, len(self.behaviors))
+            own, answers = self._directions(behavior, scales)
+            directions += own
+            replayed.append(answers)
+        with self._timed("rows"):
+            rows = pass_over_rows(
+                self._model,
+                training.batches,
+                directions,
+                training.loss,
+                lambda done, total: progress("rows", done, total),
+            )
+        clipped = 1.0
+        if training.max_grad_norm:
+            length = rows.step_gradient_norm(training.rows_per_step)
+            clipped = min(1.0, training.max_grad_norm / length) if length > 0 else 1.0
+        step = [-s * g * clipped for s, g in zip(scales, rows.mean_gradient, strict=True)]
+        progress("probes", 0, 1)
+        with self._timed("probes"):
+            slopes = self._slopes(step)
+        return _Checkpoint(
+            rows, clipped, slopes, [None if one is None else one * clipped for one in replayed]
+        )
+
+    def _directions(self, behavior: Behavior, scales: Vector) -> tuple[list[Vector], float | None]:
+        """Return the three directions of a behavior, and the effect of its own answers."""
+        with self._timed("probes"):
+            gradient = evaluate(behavior, self._model, self._parameters).gradient
+            if gradient is None:
+                raise ConfigError(
+                    f"behavior {behavior.name!r} has no gradient in the trainable parameters, so "
+                    "its harm cannot be predicted: give a margin that is differentiable in them"
+                )
+            answers = loss_gradient(behavior, self._model, self._parameters)
+        harm = harm_direction(gradient, scales)
+        danger: Vector = [-part for part in gradient]
+        safety = gradient if answers is None else [-part for part in answers]
+        own = [
+            harm,
+            by_module(harm, gradient, list(self._named)),
+            sqsd_direction(self._named, danger, safety),
+        ]
+        return own, None if answers is None else -float(dot(harm, answers))
+
+    def _slopes(self, step: Vector) -> list[Array]:
+        """Return the change of each margin along a step, by one step back and one ahead."""
+        before = clone(self._parameters)
+        back = subtract(before, step)
+        margins: list[list[Array]] = []
+        with torch.no_grad():
+            try:
+                ahead = [p + part for p, part in zip(before, step, strict=True)]
+                for place in (back, ahead):
+                    copy_into(self._parameters, place)
+                    margins.append([evaluate(b, self._model).margins for b in self.behaviors])
+            finally:
+                copy_into(self._parameters, before)
+        return [(two - one) / 2 for one, two in zip(*margins, strict=True)]
+
+    def _result(self, found: list[_Checkpoint]) -> Preflight:
+        training = self._training
+        weights = found[-1].rows.weights
+        predictions = {}
+        with self._timed("probes"):
+            for at, behavior in enumerate(self.behaviors):
+                predictions[behavior.name] = self._predict(at, behavior, found, weights)
+        rng = np.random.default_rng(0)
+        return Preflight(
+            predictions,
+            self.left_out,
+            training.rows,
+            training.n_rows,
+            weights,
+            np.mean([one.rows.loss for one in found], axis=0),
+            np.mean([one.rows.norm for one in found], axis=0),
+            rng.random(len(weights)),
+            len(training.schedule),
+            self._warm_steps,
+            tuple(self._checkpoints),
+            float(np.mean([one.clipped for one in found])),
+            dict(self.seconds),
+        )
+
+    def _predict(
+        self, at: int, behavior: Behavior, found: list[_Checkpoint], weights: Array
+    ) -> BehaviorPrediction:
+        first = PER_BEHAVIOR * at
+        harm, normalized, sqsd = (
+            np.array([one.rows.products[first + place] for one in found])
+            for place in range(PER_BEHAVIOR)
+        )
+        clipped = np.array([one.clipped for one in found])[:, None]
+        harm, normalized = harm * clipped, normalized * clipped
+        slopes = np.array([one.slopes[at] for one in found])
+        margins = evaluate(behavior, self._model).margins
+        schedule = np.asarray(self._training.schedule, dtype=float)
+        course = Course(margins, slopes, -harm, weights, behavior.floor, schedule, self._sum)
+        falls = weights * harm.mean(0)
+        ranking = np.argsort(-falls, kind="stable")
+        kept = without_rows(weights, ranking[: round(DROPPED * len(ranking))])
+        answers = [one.replayed[at] for one in found]
+        replay = {}
+        if all(one is not None for one in answers):
+            effect = float(np.mean(np.array(answers, dtype=float)))
+            replay = {share: outlook(course, None, 1 - share, share * effect) for share in REPLAYED}
+        return BehaviorPrediction(
+            behavior.name,
+            behavior.floor,
+            self._start_margins[at],
+            margins,
+            slopes.mean(0),
+            harm.mean(0),
+            normalized.mean(0),
+            sqsd.mean(0),
+            outlook(course),
+            ranking,
+            fewest_rows_for(0.5, falls),
+            outlook(course, kept),
+            replay,
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def outlook(
+    course: Course, weights: Array | None = None, kept: float = 1.0, added: float = 0.0
+) -> Outlook:
+    """Return what will become of a behavior; see `Course.breaks`."""
+    breaks = course.breaks(weights, kept, added)
+    drift = kept * float(course.drift(weights).mean()) + added
+    forecast = as_forecast(breaks, len(course.schedule))
+    return Outlook(drift, forecast, float(np.isfinite(breaks).mean()))
