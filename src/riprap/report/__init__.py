@@ -1,4 +1,4 @@
-"""Figures and HTML reports of runs, of row selections and of diagnoses; needs `riprap[report]`."""
+"""Figures and pages of runs, selections, diagnoses and predictions; needs `riprap[report]`."""
 
 # ruff: noqa: E402
 from riprap._extras import EXTRAS, require
@@ -24,6 +24,7 @@ from riprap.report._diagnosis_page import write_diagnosis
 from riprap.report._diagnosis_text import describe_repair, diagnosis_headline
 from riprap.report._divergence import divergence_figure
 from riprap.report._panels import inline_data
+from riprap.report._preflight_page import write_preflight
 from riprap.report._report_page import write_report
 from riprap.report._run import load_run
 
@@ -51,5 +52,6 @@ __all__ = [
     "style",
     "write_audit",
     "write_diagnosis",
+    "write_preflight",
     "write_report",
 ]

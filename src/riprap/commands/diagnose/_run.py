@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
+from riprap.commands._memory import peak_memory
 from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._loading import (
     ADAPTER_CONFIG,
@@ -180,16 +179,6 @@ def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     except OSError as error:
         raise ConfigError(f"cannot save the repaired model to {folder}: {error}") from error
-
-
-def peak_memory() -> str:
-    """Return the peak memory of this process, formatted with its unit."""
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS reports bytes, Linux KiB
-    formatted = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.2f} GiB"
-    if torch.cuda.is_available():
-        gib = torch.cuda.max_memory_allocated() / 2**30
-        formatted += f", and {gib:.2f} GiB on the accelerator"
-    return formatted
 
 
 def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig) -> dict[str, Any]:

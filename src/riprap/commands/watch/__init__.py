@@ -3,7 +3,7 @@
 - `WatchConfig`, `DataConfig`, `LoraConfig`: the configuration.
 - `run_watch`, `estimate_cost`, `print_cost`: the command and its `--dry-run`.
 - `prepare`, `TrainingRun`, `LiveTableCallback`, `summarize_run`: the steps of `run_watch`.
-- `load_model`, `load_rows`, `lora_config`, `sft_config`, …: parts to reuse.
+- `load_model`, `load_rows`, `lora_config`, `sft_config`, `make_step_fn`, …: parts to reuse.
 """
 
 # ruff: noqa: E402, F401
@@ -16,13 +16,14 @@ from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import load_model
 from riprap.commands.watch._build import build_behavior
 from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
-from riprap.commands.watch._cost_estimate import estimate_cost, print_cost
+from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
 from riprap.commands.watch._resume import TRAINER_FOLDER
 from riprap.commands.watch._run import (
     MODEL_FOLDER,
     LiveTableCallback,
     TrainingRun,
     lora_config,
+    planned_steps,
     prepare,
     run_watch,
     sft_config,

@@ -1,0 +1,183 @@
+"""Page of a prediction before training: verdict, forecasts, and the rows that do most of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from riprap._formatting import format_number
+from riprap.detectors import score
+from riprap.errors import ConfigError
+from riprap.prediction import BehaviorPrediction, Outlook, Preflight
+from riprap.report import _style as style
+from riprap.report._bundle import render_page
+from riprap.report._charts import apply_style
+from riprap.report._diagnosis_page import to_base64_png
+
+WORST = 20  # rows of the table
+ALL_ROWS = "all rows"
+
+
+def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
+    """Return the outlooks of a behavior by what is changed."""
+    found = {ALL_ROWS: one.outlook, "without the worst 10 %": one.without_worst}
+    return found | {f"with {share:.0%} replay": other for share, other in one.replay.items()}
+
+
+def forecast_figure(found: Preflight) -> alt.VConcatChart:
+    """Figure of the forecasts: median and 80 % interval of the break, by what is changed."""
+    rows = []
+    for one in found.behaviors.values():
+        for change, outlook in outlooks(one).items():
+            low, median, high = (
+                min(value, found.steps) if math.isfinite(value) else None
+                for value in (
+                    outlook.forecast.low,
+                    outlook.forecast.median,
+                    outlook.forecast.high,
+                )
+            )
+            end = found.steps if low is not None and high is None else high
+            rows.append(
+                {"behavior": one.name, "change": change, "low": low, "median": median, "high": end}
+            )
+    frame = pd.DataFrame(rows, columns=["behavior", "change", "low", "median", "high"])
+    panels = []
+    for name in found.behaviors:
+        own = frame[frame["behavior"] == name]
+        y = alt.Y("change:N", sort=None, title=None).axis(minExtent=140, maxExtent=140)
+        scale = alt.Scale(domain=[0, found.steps], nice=False)
+        x = alt.X("low:Q", title="step of the run", scale=scale)
+        base = alt.Chart(own)
+        bars = base.mark_bar(height=9, color=style.BAND).encode(y=y, x=x, x2="high:Q")
+        points = base.mark_point(filled=True, size=70, color=style.BLUE, opacity=1)
+        chart = bars + points.encode(y=y, x=alt.X("median:Q", scale=scale))
+        panels.append(chart.properties(width=460, height=24 * len(own), title=name))
+    figure: alt.VConcatChart = apply_style(alt.vconcat(*panels, spacing=16))
+    return figure
+
+
+def share_figure(found: Preflight) -> alt.Chart:
+    """Figure of what the worst rows do: their share of the fall of each mean margin."""
+    rows = []
+    for one in found.behaviors.values():
+        falls = (found.weights * one.harm)[one.ranking]
+        if falls.sum() <= 0:
+            continue
+        shares = np.concatenate([[0.0], np.cumsum(falls) / falls.sum()])
+        for at in np.unique(np.linspace(0, len(falls), 101).astype(int)):
+            part = {"rows": at / len(falls), "share": float(shares[at])}
+            rows.append({"behavior": one.name} | part)
+    frame = pd.DataFrame(rows, columns=["behavior", "rows", "share"])
+    chart = alt.Chart(frame).mark_line(strokeWidth=2)
+    chart = chart.encode(
+        x=alt.X("rows:Q", title="share of the rows, the worst first", axis=alt.Axis(format="%")),
+        y=alt.Y("share:Q", title="share of the predicted fall", axis=alt.Axis(format="%")),
+        color=alt.Color("behavior:N", title=None, scale=alt.Scale(scheme="dark2")),
+    ).properties(width=460, height=220)
+    figure: alt.Chart = apply_style(chart)
+    return figure
+
+
+def behavior_rows(found: Preflight) -> list[dict[str, str]]:
+    """Return the table of the behaviors, as texts."""
+    rows = []
+    for one in found.behaviors.values():
+        half = one.rows_for_half
+        rows.append(
+            {
+                "behavior": one.name,
+                "score": f"{score(one.start_margins):.2f}",
+                "after the warm start": f"{score(one.margins):.2f}",
+                "threshold margin": format_number(one.threshold_margin),
+                "drift per step": format_number(one.outlook.drift),
+                "probability": f"{one.outlook.probability:.2f}",
+                "rows that do half": "–" if half is None else f"{half:,}",
+            }
+        )
+    return rows
+
+
+def change_rows(found: Preflight) -> list[dict[str, str]]:
+    """Return the table of what dropping rows and replay would change, as texts."""
+    return [
+        {
+            "behavior": one.name,
+            "change": change,
+            "break": outlook.span(),
+            "probability": f"{outlook.probability:.2f}",
+            "drift per step": format_number(outlook.drift),
+        }
+        for one in found.behaviors.values()
+        for change, outlook in outlooks(one).items()
+    ]
+
+
+def worst_rows(
+    found: Preflight, one: BehaviorPrediction, texts: Mapping[int, tuple[str, str]]
+) -> list[dict[str, str]]:
+    """Return the table of the worst rows of a behavior, as texts."""
+    falls = found.weights * one.harm
+    total = float(falls.sum())
+    rows = []
+    for index in one.ranking[:WORST].tolist():
+        prompt, response = texts.get(int(found.rows[index]), ("", ""))
+        rows.append(
+            {
+                "row": f"{int(found.rows[index]):,}",
+                "harm": format_number(float(one.harm[index])),
+                "share": "–" if total <= 0 else f"{falls[index] / total:.1%}",
+                "tokens": f"{found.tokens[index]:,.0f}",
+                "loss": format_number(float(found.loss[index])),
+                "norm": format_number(float(found.norm[index])),
+                "prompt": prompt,
+                "response": response,
+            }
+        )
+    return rows
+
+
+def write_preflight(
+    found: Preflight,
+    title: str,
+    texts: Mapping[int, tuple[str, str]],
+    settings: Mapping[str, Any],
+    path: Path,
+) -> Path:
+    """Write the page of a prediction, and return its path.
+
+    Args:
+        texts: prompt and response of rows, by their number.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    breaks = set(found.broken)
+    badges = {
+        name: ("critical", "break") if name in breaks else ("kept", "no break")
+        for name in found.behaviors
+    }
+    page = render_page(
+        "preflight.html",
+        found=found,
+        title=title,
+        badges=badges,
+        behaviors=behavior_rows(found),
+        changes=change_rows(found),
+        worst={one.name: worst_rows(found, one, texts) for one in found.behaviors.values()},
+        forecasts=to_base64_png(forecast_figure(found)),
+        shares=to_base64_png(share_figure(found)),
+        settings=settings,
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write the prediction to {path}: {error}") from error
+    return path
