@@ -15,7 +15,7 @@ from riprap.cli import _common as common
 from riprap.cli import _runs as runs
 from riprap.cli._app import app
 
-COMMANDS = ("demo", "watch", "select", "diagnose", "report", "policy", "doctor")
+COMMANDS = ("demo", "watch", "preflight", "select", "diagnose", "report", "policy", "doctor")
 
 
 @pytest.mark.parametrize(

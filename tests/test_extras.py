@@ -41,13 +41,14 @@ CORE = """
 import importlib, pkgutil
 import riprap
 for room in ("behaviors", "detectors", "diagnosis", "evaluation", "guards", "linalg", "monitor",
-             "record", "selection", "signals", "toy"):
+             "prediction", "record", "selection", "signals", "toy"):
     package = importlib.import_module(f"riprap.{room}")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
 
 import torch
-from riprap import Behavior, Monitor
+from riprap import Behavior, Monitor, preflight
+assert callable(preflight)
 model = torch.nn.Linear(4, 4)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 probes = torch.eye(4)
@@ -108,6 +109,7 @@ def test_the_command_line_without_its_extra_names_it() -> None:
         (["demo"], "hf"),
         (["report", "."], "report"),
         (["watch", "watch.yaml"], "hf"),
+        (["preflight", "watch.yaml"], "hf"),
         (["select", "rows.jsonl", "--model", "m", "--out", "o"], "hf"),
         (["diagnose", "base", "tuned"], "hf"),
     ],

@@ -83,7 +83,9 @@ class OptimizerResponse:
 
 
 def _gain(optimizer: Optimizer, group: dict[str, Any]) -> float:
-    """Return the last step of a trial over the predicted one."""
+    """Return the last step of a trial over the predicted one; 1 for an empty group."""
+    if not group["params"]:
+        return 1.0
     name = type(optimizer).__name__
     device = group["params"][0].device
     generator = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from riprap.behaviors import Behavior
 from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate, evaluate, loss_gradient
-from riprap.linalg import Vector, clone, copy_into, dot, subtract
+from riprap.linalg import Vector, add, clone, copy_into, dot
 from riprap.prediction._break_forecast import (
     Course,
     as_forecast,
@@ -40,6 +40,9 @@ Progress = Callable[[str, int, int], None]  # name of a stage, how much is done,
 DEFAULT_WARM_STEPS, DEFAULT_CHECKPOINTS = 16, 2
 RAMP = 4  # steps in which the rate of the warm start rises to its largest
 PER_BEHAVIOR = 3  # directions with which the rows' gradients are multiplied
+# Slopes are measured by so many steps back and ahead that the mean margin moves by this share of
+# itself, and by at most so many: half precision rounds margins, and far away they bend.
+LINE_SHARE, MAX_LINE_STEPS = 0.25, 8.0
 GRADIENT_COST = 3  # of a pass over probes with a gradient, in passes without
 
 
@@ -192,7 +195,8 @@ class Predictor:
         step = [-s * g * clipped for s, g in zip(scales, rows.mean_gradient, strict=True)]
         progress("probes", 0, 1)
         with self._timed("probes"):
-            slopes = self._slopes(step)
+            harms = rows.products[::PER_BEHAVIOR] @ rows.weights / rows.weights.sum()
+            slopes = self._slopes(step, -clipped * harms)
         return _Checkpoint(
             rows, clipped, slopes, [None if one is None else one * clipped for one in replayed]
         )
@@ -217,20 +221,30 @@ class Predictor:
         ]
         return own, None if answers is None else -float(dot(harm, answers))
 
-    def _slopes(self, step: Vector) -> list[Array]:
-        """Return the change of each margin along a step, by one step back and one ahead."""
+    def _slopes(self, step: Vector, drifts: Array) -> list[Array]:
+        """Return the change of each margin by a step, measured over several back and ahead.
+
+        Args:
+            drifts: predicted change of the mean margin of each behavior by the step.
+        """
         before = clone(self._parameters)
-        back = subtract(before, step)
-        margins: list[list[Array]] = []
+        slopes = []
+        try:
+            for at, behavior in enumerate(self.behaviors):
+                size = abs(float(self._start_margins[at].mean())) * LINE_SHARE
+                length = float(np.clip(size / max(abs(drifts[at]), 1e-12), 1e-6, MAX_LINE_STEPS))
+                margins = []
+                for sign in (-1, 1):
+                    self._place(add(before, step, sign * length))
+                    margins.append(evaluate(behavior, self._model).margins)
+                slopes.append((margins[1] - margins[0]) / (2 * length))
+        finally:
+            self._place(before)
+        return slopes
+
+    def _place(self, weights: Vector) -> None:
         with torch.no_grad():
-            try:
-                ahead = [p + part for p, part in zip(before, step, strict=True)]
-                for place in (back, ahead):
-                    copy_into(self._parameters, place)
-                    margins.append([evaluate(b, self._model).margins for b in self.behaviors])
-            finally:
-                copy_into(self._parameters, before)
-        return [(two - one) / 2 for one, two in zip(*margins, strict=True)]
+            copy_into(self._parameters, weights)
 
     def _result(self, found: list[_Checkpoint]) -> Preflight:
         training = self._training

@@ -27,7 +27,9 @@ ALL_ROWS = "all rows"
 def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
     """Return the outlooks of a behavior by what is changed."""
     found = {ALL_ROWS: one.outlook, "without the worst 10 %": one.without_worst}
-    return found | {f"with {share:.0%} replay": other for share, other in one.replay.items()}
+    for share, other in one.replay.items():
+        found[f"with {100 * share:.0f} % replay"] = other
+    return found
 
 
 def forecast_figure(found: Preflight) -> alt.VConcatChart:
@@ -77,9 +79,14 @@ def share_figure(found: Preflight) -> alt.Chart:
     frame = pd.DataFrame(rows, columns=["behavior", "rows", "share"])
     chart = alt.Chart(frame).mark_line(strokeWidth=2)
     chart = chart.encode(
-        x=alt.X("rows:Q", title="share of the rows, the worst first", axis=alt.Axis(format="%")),
-        y=alt.Y("share:Q", title="share of the predicted fall", axis=alt.Axis(format="%")),
-        color=alt.Color("behavior:N", title=None, scale=alt.Scale(scheme="dark2")),
+        x=alt.X("rows:Q", title="rows, the worst first", axis=alt.Axis(format="%")),
+        y=alt.Y("share:Q", title="share of the fall", axis=alt.Axis(format="%")),
+        color=alt.Color(
+            "behavior:N",
+            title=None,
+            scale=alt.Scale(scheme="dark2"),
+            legend=alt.Legend(orient="bottom", columns=3),
+        ),
     ).properties(width=460, height=220)
     figure: alt.Chart = apply_style(chart)
     return figure
