@@ -327,6 +327,14 @@ def test_refusals_name_what_would_be_right() -> None:
         riprap.preflight(frozen, batches(), [behavior()], loss=loss)
 
 
+def test_training_that_moves_nothing_or_diverges_is_refused() -> None:
+    model = taught()
+    with pytest.raises(ConfigError, match="moved no weight"):
+        predict(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+    with pytest.raises(ConfigError, match=r"after 16 steps.*would diverge"):
+        predict(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e200), checkpoints=1)
+
+
 def test_a_model_without_gradients_by_row_is_refused_before_training() -> None:
     model, x = Classifier(), torch.randn(12, 8)
     margins = Behavior("b", x, lambda model, x: model(x)[:, 0] - model(x)[:, 1] + 100)

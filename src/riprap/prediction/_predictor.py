@@ -166,8 +166,14 @@ class Predictor:
     def _step(self) -> None:
         rate = min(1.0, (self._done + 1) / min(RAMP, self._warm_steps))
         self._response.set_rate(rate)
+        before = clone(self._parameters) if self._done == 0 else None
         with self._timed("warm start"):
             self._training.take_step()
+        if before is not None and all(map(torch.equal, before, self._parameters)):
+            raise ConfigError(
+                "the first step of the warm start moved no weight: give an optimizer of the "
+                "model's trainable parameters, a rate above 0 and rows with tokens to learn"
+            )
         self._done += 1
         self._sum += rate
 
@@ -187,6 +193,11 @@ class Predictor:
                 directions,
                 training.loss,
                 lambda done, total: progress("rows", done, total),
+            )
+        if not (np.isfinite(rows.products).all() and np.isfinite(rows.loss).all()):
+            raise ConfigError(
+                f"losses or gradients are not finite after {self._done} steps of the warm start: "
+                "the training would diverge; lower the learning rate, or look at the rows"
             )
         clipped = 1.0
         if training.max_grad_norm:
