@@ -35,7 +35,8 @@ def make_prediction(name: str, loss: float, median: float | None) -> dict[str, A
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> check.Rows:
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> check.Rows:
+    monkeypatch.setattr(check, "REPLICATES", 100)
     falls = {"a": 0.05, "b": 0.03, "c": 0.01, "d": 0.002, "e": 0.001}
     for name, fall in falls.items():
         make_trace(name, fall).save(tmp_path)
