@@ -26,6 +26,7 @@ from riprap.prediction import DEFAULT_CHECKPOINTS, Preflight
 CORPUS, FOLDER = "real", "preflight"
 ROWS, REPLICATES = 96, 2000
 SCORES = ("harm", "normalized_harm", "sqsd_like", "length", "loss", "gradient_norm", "random")
+PREDICTED = ("predicted_loss", "first_order_loss", "warm_loss")
 # Rules that need no gradients of behaviors are as good as the rate they are multiplied with.
 RATE_ONLY = "summed rate"
 Rows = list[dict[str, Any]]
@@ -67,8 +68,9 @@ def predict_run(
 def facts_of(found: Preflight, rates: np.ndarray, rate: float) -> dict[str, Any]:
     """Return what is stored of a prediction: the scores of rows, and the sums of the run.
 
-    `predicted_loss` is the fall of the mean margin over the whole run, by its parts: what the warm
-    start took, and the drift over the rest of the schedule.
+    `predicted_loss` is the fall of the mean margin over the whole run as a share of its start: what
+    the warm start took, and its pace over the rest of the schedule. `first_order_loss` is the drift
+    of the rows over the whole schedule, without what the warm start measured.
     """
     stored = found.to_dict()
     done = sum(min(1.0, (step + 1) / 4) for step in range(found.warm_steps))
@@ -77,7 +79,8 @@ def facts_of(found: Preflight, rates: np.ndarray, rate: float) -> dict[str, Any]
         start = float(one.start_margins.mean())
         warm = start - float(one.margins.mean())
         rest = max(0.0, float(rates.sum()) - done)
-        own["predicted_loss"] = (warm - rest * one.outlook.drift) / start
+        own["predicted_loss"] = (warm - rest * one.pace) / start
+        own["first_order_loss"] = -float(rates.sum()) * one.drift / start
         own["warm_loss"] = warm / start
         weights = found.weights / found.weights.sum()
         own["means"] = {
@@ -132,7 +135,7 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
             margins = trace.behaviors[name].margins.mean(axis=1)
             row = {"run": one["name"], "behavior": name, "break": trace.break_step(name)}
             row["realized_loss"] = float((margins[0] - margins[-1]) / margins[0])
-            row["predicted_loss"], row["warm_loss"] = own["predicted_loss"], own["warm_loss"]
+            row |= {key: own[key] for key in PREDICTED}
             row |= {"steps": trace.n_steps, **own["all_rows"]["steps_to_break"]}
             row["probability"] = own["all_rows"]["probability"]
             row |= {key: own["means"][key] * one["summed_rate"] for key in SCORES}
@@ -190,7 +193,7 @@ def table(rows: Rows) -> str:
     lines = [f"{len(rows)} behavior-runs of {runs} runs.", ""]
     lines += ["| score before training | Spearman with the realized loss | 95 % interval |"]
     lines += ["|---|---|---|"]
-    for score in ("predicted_loss", "warm_loss", *SCORES, RATE_ONLY):
+    for score in (*PREDICTED, *SCORES, RATE_ONLY):
         rho, low, high = correlation(rows, score)
         lines.append(f"| {score.replace('_', ' ')} | {rho:.2f} | {low:.2f} to {high:.2f} |")
     lines += ["", "| breaks | count |", "|---|---|"]

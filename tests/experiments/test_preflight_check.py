@@ -29,7 +29,7 @@ def make_trace(name: str, fall: float, half: Any = "exploratory") -> Trace:
 
 def make_prediction(name: str, loss: float, median: float | None) -> dict[str, Any]:
     steps = {"low": 5.0, "median": median, "high": None}
-    own = {"predicted_loss": loss, "warm_loss": loss / 2, "means": dict.fromkeys(check.SCORES, 1.0)}
+    own = dict.fromkeys(check.PREDICTED, loss) | {"means": dict.fromkeys(check.SCORES, 1.0)}
     own["all_rows"] = {"steps_to_break": steps, "probability": 0.9 if median else 0.1}
     return {"name": name, "behaviors": {"kept": own}, "summed_rate": 0.01, "rate": 1e-3}
 
@@ -94,6 +94,6 @@ def test_a_prediction_is_stored_as_numbers() -> None:
     own = stored["behaviors"]["kept"]
     one = found.behaviors["kept"]
     left = 20 - (0.25 + 0.5 + 0.75 + 3)
-    fall = one.start_margins.mean() - one.margins.mean() - left * one.outlook.drift
+    fall = one.start_margins.mean() - one.margins.mean() - left * one.pace
     assert own["predicted_loss"] == pytest.approx(fall / one.start_margins.mean())
     assert set(own["means"]) == set(check.SCORES)

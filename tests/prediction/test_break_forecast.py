@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from riprap.prediction._break_forecast import (
+    DOUBT,
     Course,
-    as_forecast,
     fewest_rows_for,
     time_to_floor,
 )
@@ -34,24 +34,25 @@ def test_the_time_to_the_floor_is_that_of_a_simulation(seed: int) -> None:
 
 def test_steps_follow_the_schedule() -> None:
     rates = np.array([0.0, 0.5, 1.0, 1.0, 0.5, 0.25, 0.1])
-    course = Course(np.ones(3), np.ones((1, 3)), np.ones((1, 2)), np.ones(2), 0.9, rates, 0.0)
+    course = Course(np.ones(3), np.ones(3), 0.9, rates, 0.0)
     sums = np.array([0.0, 0.4, 0.5, 0.6, 2.5, 2.6, 3.3, 3.35, 3.4])
     assert course.steps_of(sums).tolist() == [1, 2, 2, 3, 4, 5, 7, 7, math.inf]
 
 
-def test_the_interval_holds_what_rows_and_checkpoints_leave_open() -> None:
-    """Rows of two kinds, one of them rare: the interval is wider than that of equal rows."""
-    margins, slopes = np.full(20, 1.0), np.full((1, 20), -0.02)
-    equal = np.full((1, 50), -0.02)
-    rare = np.zeros((1, 50))
-    rare[0, 0] = -1.0  # the same mean by a single row
-    widths = []
-    for changes in (equal, rare):
-        course = Course(margins, slopes, changes, np.ones(50), 0.9, np.ones(1000), 0.0)
-        forecast = as_forecast(course.breaks(), 1000)
-        assert forecast.low <= 50 <= forecast.high
-        widths.append(forecast.high / forecast.low)
-    assert widths[1] > widths[0] > 1.5
+def test_the_interval_is_that_of_the_doubt_about_the_pace() -> None:
+    """Equal margins that fall by a fiftieth a step break after 50 steps, at the median pace."""
+    course = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(1000), 0.0)
+    forecast, probability = course.forecast()
+    assert probability == 1
+    assert forecast.median == pytest.approx(50, rel=0.15)
+    for bound, z in ((forecast.low, -1.2816), (forecast.high, 1.2816)):
+        assert bound == pytest.approx(50 * math.exp(DOUBT * z), rel=0.25)
+    half, _ = course.forecast(0.5)
+    assert half.median == pytest.approx(2 * forecast.median, rel=0.05)
+    rising, probability = course.forecast(-1.0)
+    assert rising.low == math.inf and probability == 0
+    short = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(50), 0.0)
+    assert short.forecast()[1] == pytest.approx(0.5, abs=0.1)
 
 
 def test_rows_that_do_half() -> None:

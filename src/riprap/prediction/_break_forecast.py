@@ -1,4 +1,4 @@
-"""Forecast of a break: margins that move on as they do, in units of the summed learning rate."""
+"""Forecast of a break: margins that go on at the pace of the warm start, in summed rates."""
 
 from __future__ import annotations
 
@@ -10,72 +10,76 @@ import numpy as np
 from riprap.types import Forecast
 
 Array = np.ndarray
-REPLICATES, SEED = 400, 0
+DRAWS, SEED = 400, 0
 LOW, HIGH = 0.10, 0.90
-# Standard deviation of the logarithm of the rate at which margins will fall, beside what the rows
-# and the checkpoints show: curvature, and weights that the optimizer will scale otherwise.
-DOUBT = 0.5
+# Standard deviation of the logarithm of the pace to come over the measured one. The 80 % interval
+# is then 0.3 to 3.2 times the median, about as wide as that of `riprap.detectors.ProbeTrend`.
+DOUBT = 0.9
+OWN = 0.5  # weight of a probe's own trend beside the mean trend, as in `ProbeTrend`
+LARGEST_CHANGE = 2.0  # of the pace, by another mix of rows; a larger one is no longer first order
 
 
 @dataclass(frozen=True)
 class Course:
     """Course of a behavior's margins at the end of the warm start.
 
-    All rates are those of one step at full rate.
-
     Attributes:
         margins: at the end of the warm start, shape (n_probes,).
-        slopes: change of each margin, at each checkpoint, shape (checkpoints, n_probes).
-        changes: change of the mean margin by each row, at each checkpoint, as if a step learned
-            from this row alone, shape (checkpoints, rows).
-        weights: share of each row in the loss, shape (rows,).
+        slopes: change of each margin by one step at full rate, shape (n_probes,).
         floor: score under which the behavior is broken.
         schedule: planned rate of each step as a share of the largest, shape (steps,).
         done: sum of these shares in the warm start.
+        broke: sums before and at the evaluation of the warm start that found the behavior broken;
+            None: it was never found so.
     """
 
     margins: Array
     slopes: Array
-    changes: Array
-    weights: Array
     floor: float
     schedule: Array
     done: float
+    broke: tuple[float, float] | None = None
 
-    def drift(self, weights: Array | None = None) -> Array:
-        """Return the change of the mean margin by all rows, shape (checkpoints,)."""
-        used = self.weights if weights is None else weights
-        total: float = used.sum()
-        drift: Array = self.changes @ used / total if total > 0 else self.changes[:, 0] * 0
-        return drift
-
-    def breaks(self, weights: Array | None = None, kept: float = 1.0, added: float = 0.0) -> Array:
-        """Draw steps at which the behavior breaks, shape (replicates,); `inf`: not in this run.
-
-        A replicate has rows drawn with replacement, one of the checkpoints, and a common factor of
-        all changes with the standard deviation `DOUBT` of its logarithm.
+    def forecast(self, change: float = 1.0) -> tuple[Forecast, float]:
+        """Return the step of the break with its 80 % interval, and the probability of a break.
 
         Args:
-            weights: other weights of the rows, such as 0 for rows that are dropped.
-            kept: share of each step that still learns from the rows.
-            added: change of the mean margin by the rest of the step.
+            change: factor of the mean pace by another mix of rows.
         """
-        rng, n = np.random.default_rng(SEED), len(self.weights)
-        used = self.weights if weights is None else weights
-        counts = rng.multinomial(n, np.full(n, 1 / n), REPLICATES) * used
-        at = rng.integers(len(self.slopes), size=REPLICATES)
-        factors = np.exp(DOUBT * rng.standard_normal(REPLICATES))
-        totals = np.maximum(counts.sum(1), 1e-300)
-        drawn = (counts * self.changes[at]).sum(1) / totals
-        shift = kept * drawn + added - self.drift()[at]
-        slopes = factors[:, None] * (self.slopes[at] + shift[:, None])
-        return self.steps_of(self.done + time_to_floor(self.margins, slopes, self.floor))
+        steps = len(self.schedule)
+        if self.broke is not None:
+            low, high = self.steps_of(np.array(self.broke))
+            return Forecast(float(high), float(low), float(high), steps), 1.0
+        change = float(np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE))
+        slopes = self.slopes + (change - 1) * self.slopes.mean()
+        factors = np.exp(DOUBT * np.random.default_rng(SEED).standard_normal(DRAWS))
+        times = time_to_floor(self.margins, factors[:, None] * slopes, self.floor)
+        breaks = self.steps_of(self.done + times)
+        low, median, high = np.quantile(breaks, (LOW, 0.5, HIGH), method="inverted_cdf")
+        forecast = Forecast(float(median), float(low), float(high), steps)
+        return forecast, float(np.isfinite(breaks).mean())
 
     def steps_of(self, sums: Array) -> Array:
         """Return the steps by which the schedule has reached some sums of its rates."""
         reached = np.cumsum(self.schedule)
         steps = np.searchsorted(reached, sums - 1e-9) + 1.0
         return np.where(steps > len(reached), np.inf, steps)
+
+
+def measured_slopes(sums: Sequence[float], margins: Sequence[Array]) -> Array:
+    """Fit a line through the margins of each probe, drawn towards the mean line.
+
+    Args:
+        sums: sum of the rates at each evaluation, shape (evaluations,).
+        margins: at each evaluation, shape (n_probes,).
+
+    Returns:
+        change by one step at full rate, shape (n_probes,).
+    """
+    times = np.asarray(sums) - np.mean(sums)
+    slopes = times @ np.asarray(margins) / (times @ times)
+    found: Array = slopes.mean() + OWN * (slopes - slopes.mean())
+    return found
 
 
 def time_to_floor(margins: Array, slopes: Array, floor: float) -> Array:
@@ -100,12 +104,6 @@ def time_to_floor(margins: Array, slopes: Array, floor: float) -> Array:
     broken = (failing > limit) & np.isfinite(sorted_times)
     first = np.where(broken, sorted_times, np.inf).min(axis=1)
     return np.zeros(len(slopes)) if (~passes).sum() > limit else np.asarray(first)
-
-
-def as_forecast(breaks: Array, steps: int) -> Forecast:
-    """Return median and 80 % interval of drawn breaks, in steps from the start of training."""
-    low, median, high = np.quantile(breaks, (LOW, 0.5, HIGH), method="inverted_cdf")
-    return Forecast(float(median), float(low), float(high), steps)
 
 
 def fewest_rows_for(share: float, falls: Array) -> int | None:

@@ -16,11 +16,11 @@ from riprap.behaviors import Behavior
 from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate, evaluate, loss_gradient
-from riprap.linalg import Vector, add, clone, copy_into, dot
+from riprap.linalg import Vector, clone, dot
 from riprap.prediction._break_forecast import (
     Course,
-    as_forecast,
     fewest_rows_for,
+    measured_slopes,
     without_rows,
 )
 from riprap.prediction._directions import by_module, harm_direction, sqsd_direction
@@ -40,19 +40,17 @@ Progress = Callable[[str, int, int], None]  # name of a stage, how much is done,
 DEFAULT_WARM_STEPS, DEFAULT_CHECKPOINTS = 16, 2
 RAMP = 4  # steps in which the rate of the warm start rises to its largest
 PER_BEHAVIOR = 3  # directions with which the rows' gradients are multiplied
-# Slopes are measured by so many steps back and ahead that the mean margin moves by this share of
-# itself, and by at most so many: half precision rounds margins, and far away they bend.
-LINE_SHARE, MAX_LINE_STEPS = 0.25, 8.0
+EVALUATIONS = 4  # of the probes in the warm start, beside the one before it
+PACED = 3  # last of them, through which the pace is fitted
 GRADIENT_COST = 3  # of a pass over probes with a gradient, in passes without
 
 
 @dataclass
 class _Checkpoint:
-    """Measurements after some steps of the warm start; lists are in the order of the behaviors."""
+    """Rows scored after some steps of the warm start; lists are in the order of the behaviors."""
 
     rows: RowPass
     clipped: float
-    slopes: list[Array]
     replayed: list[float | None]  # change of the mean margin by a step on the behavior's answers
 
 
@@ -100,7 +98,8 @@ class Predictor:
         self.left_out: dict[str, str] = {}
         self._done, self._sum = 0, 0.0
         self._try_rows()
-        self.behaviors, self._start_margins = self._measurable(behaviors)
+        self.behaviors, start = self._measurable(behaviors)
+        self._sums, self._margins = [0.0], [start]  # at the evaluations of the probes
 
     def _try_rows(self) -> None:
         """Score one batch, so that a model without gradients by row is refused at the start."""
@@ -150,16 +149,23 @@ class Predictor:
         return {
             "warm start": self.seconds["warm start"] / self._done * self._warm_steps,
             "rows": self.seconds["a batch of rows"] * n_batches * times,
-            "probes": probes * (2 * GRADIENT_COST + 2) * times + probes,
+            "probes": probes * (2 * GRADIENT_COST * times + EVALUATIONS),
         }
 
     def run(self, progress: Progress = lambda stage, done, total: None) -> Preflight:
         """Take the warm start, score the rows at its checkpoints, and predict."""
         found = []
-        while self._done < self._warm_steps:
-            self._step()
-            progress("warm start", self._done, self._warm_steps)
-            if self._done in self._checkpoints:
+        shares = np.arange(1, EVALUATIONS + 1) / EVALUATIONS
+        evaluated = {max(1, round(self._warm_steps * share)) for share in shares}
+        for step in range(1, self._warm_steps + 1):
+            if self._done < step:  # `estimate` has taken the first one
+                self._step()
+            progress("warm start", step, self._warm_steps)
+            if step in evaluated:
+                with self._timed("probes"):
+                    self._sums.append(self._sum)
+                    self._margins.append([evaluate(b, self._model).margins for b in self.behaviors])
+            if step in self._checkpoints:
                 found.append(self._measure(progress))
         return self._result(found)
 
@@ -203,13 +209,8 @@ class Predictor:
         if training.max_grad_norm:
             length = rows.step_gradient_norm(training.rows_per_step)
             clipped = min(1.0, training.max_grad_norm / length) if length > 0 else 1.0
-        step = [-s * g * clipped for s, g in zip(scales, rows.mean_gradient, strict=True)]
-        progress("probes", 0, 1)
-        with self._timed("probes"):
-            harms = rows.products[::PER_BEHAVIOR] @ rows.weights / rows.weights.sum()
-            slopes = self._slopes(step, -clipped * harms)
         return _Checkpoint(
-            rows, clipped, slopes, [None if one is None else one * clipped for one in replayed]
+            rows, clipped, [None if one is None else one * clipped for one in replayed]
         )
 
     def _directions(self, behavior: Behavior, scales: Vector) -> tuple[list[Vector], float | None]:
@@ -231,31 +232,6 @@ class Predictor:
             sqsd_direction(self._named, danger, safety),
         ]
         return own, None if answers is None else -float(dot(harm, answers))
-
-    def _slopes(self, step: Vector, drifts: Array) -> list[Array]:
-        """Return the change of each margin by a step, measured over several back and ahead.
-
-        Args:
-            drifts: predicted change of the mean margin of each behavior by the step.
-        """
-        before = clone(self._parameters)
-        slopes = []
-        try:
-            for at, behavior in enumerate(self.behaviors):
-                size = abs(float(self._start_margins[at].mean())) * LINE_SHARE
-                length = float(np.clip(size / max(abs(drifts[at]), 1e-12), 1e-6, MAX_LINE_STEPS))
-                margins = []
-                for sign in (-1, 1):
-                    self._place(add(before, step, sign * length))
-                    margins.append(evaluate(behavior, self._model).margins)
-                slopes.append((margins[1] - margins[0]) / (2 * length))
-        finally:
-            self._place(before)
-        return slopes
-
-    def _place(self, weights: Vector) -> None:
-        with torch.no_grad():
-            copy_into(self._parameters, weights)
 
     def _result(self, found: list[_Checkpoint]) -> Preflight:
         training = self._training
@@ -290,33 +266,49 @@ class Predictor:
             for place in range(PER_BEHAVIOR)
         )
         clipped = np.array([one.clipped for one in found])[:, None]
-        harm, normalized = harm * clipped, normalized * clipped
-        slopes = np.array([one.slopes[at] for one in found])
-        margins = evaluate(behavior, self._model).margins
-        schedule = np.asarray(self._training.schedule, dtype=float)
-        course = Course(margins, slopes, -harm, weights, behavior.floor, schedule, self._sum)
-        falls = weights * harm.mean(0)
+        harm, normalized = (harm * clipped).mean(0), (normalized * clipped).mean(0)
+        course = self._course(at, behavior)
+        falls = weights * harm
+        drift = -float(falls.sum() / weights.sum())
         ranking = np.argsort(-falls, kind="stable")
         kept = without_rows(weights, ranking[: round(DROPPED * len(ranking))])
-        answers = [one.replayed[at] for one in found]
-        replay = {}
-        if all(one is not None for one in answers):
-            effect = float(np.mean(np.array(answers, dtype=float)))
-            replay = {share: outlook(course, None, 1 - share, share * effect) for share in REPLAYED}
+        without_worst, replay = None, {}
+        if course.slopes.mean() * drift > 0:  # else rows do not explain what was measured
+            without_worst = outlook(course, drift, -float(kept @ harm / kept.sum()))
+            answers = [one.replayed[at] for one in found]
+            if all(one is not None for one in answers):
+                effect = float(np.mean(np.array(answers, dtype=float)))
+                mixed = {share: (1 - share) * drift + share * effect for share in REPLAYED}
+                replay = {share: outlook(course, drift, to) for share, to in mixed.items()}
         return BehaviorPrediction(
             behavior.name,
             behavior.floor,
-            self._start_margins[at],
-            margins,
-            slopes.mean(0),
-            harm.mean(0),
-            normalized.mean(0),
+            self._margins[0][at],
+            self._margins[-1][at],
+            course.slopes,
+            harm,
+            normalized,
             sqsd.mean(0),
-            outlook(course),
+            drift,
+            outlook(course, drift, drift),
             ranking,
             fewest_rows_for(0.5, falls),
-            outlook(course, kept),
+            without_worst,
             replay,
+        )
+
+    def _course(self, at: int, behavior: Behavior) -> Course:
+        """Return the course of a behavior's margins in the warm start."""
+        margins = [one[at] for one in self._margins]
+        broken = [score(one) < behavior.floor for one in margins]
+        first = broken.index(True) if any(broken) else None
+        return Course(
+            margins[-1],
+            measured_slopes(self._sums[-PACED:], margins[-PACED:]),
+            behavior.floor,
+            np.asarray(self._training.schedule, dtype=float),
+            self._sum,
+            None if first is None else (self._sums[first - 1], self._sums[first]),
         )
 
     @contextmanager
@@ -328,11 +320,7 @@ class Predictor:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def outlook(
-    course: Course, weights: Array | None = None, kept: float = 1.0, added: float = 0.0
-) -> Outlook:
-    """Return what will become of a behavior; see `Course.breaks`."""
-    breaks = course.breaks(weights, kept, added)
-    drift = kept * float(course.drift(weights).mean()) + added
-    forecast = as_forecast(breaks, len(course.schedule))
-    return Outlook(drift, forecast, float(np.isfinite(breaks).mean()))
+def outlook(course: Course, drift: float, changed: float) -> Outlook:
+    """Return what will become of a behavior if the rows' drift is changed from `drift`."""
+    forecast, probability = course.forecast(1.0 if changed == drift else changed / drift)
+    return Outlook(changed, forecast, probability)

@@ -22,7 +22,7 @@ class Outlook:
     """What will become of a behavior, with all rows or after a change.
 
     Attributes:
-        drift: predicted change of the mean margin by one step at full rate.
+        drift: first-order prediction of the mean margin's change by one step at full rate.
         forecast: step of the run at which the behavior breaks, with the 80 % interval.
         probability: of a break within the planned steps.
     """
@@ -56,18 +56,19 @@ class BehaviorPrediction:
         name, floor: of the behavior.
         start_margins: before the warm start, shape (n_probes,).
         margins: after it.
-        slopes: predicted change of each margin by one step at full rate on all rows, averaged over
-            the checkpoints, shape (n_probes,).
+        slopes: measured change of each margin by one step at full rate, towards the end of the
+            warm start, shape (n_probes,).
         harm: predicted fall of the mean margin by one step at full rate on this row alone; below 0
             it rises; shape (rows,).
         normalized_harm: the same with each module's part of the gradient scaled to length 1.
         sqsd_like: a score like that of SQSD; see `sqsd_direction`.
-        outlook: what all rows will do.
+        drift: first-order prediction of the mean margin's change by one step on all rows.
+        outlook: what all rows will do, at the pace that the warm start has measured.
         ranking: rows by what they add to the fall, the worst first, as indices into the arrays.
         rows_for_half: number of the worst rows that do half of the fall; None: it does not fall.
-        without_worst: outlook without the worst tenth of the rows.
+        without_worst: outlook without the worst tenth of the rows; None: `explained` is False.
         replay: outlook where a share of each step is replaced by the behavior's own answers, by
-            share; empty for a behavior without a protected loss.
+            share; empty for a behavior without a protected loss, or if `explained` is False.
     """
 
     name: str
@@ -78,16 +79,30 @@ class BehaviorPrediction:
     harm: Array
     normalized_harm: Array
     sqsd_like: Array
+    drift: float
     outlook: Outlook
     ranking: Array
     rows_for_half: int | None
-    without_worst: Outlook
+    without_worst: Outlook | None
     replay: dict[float, Outlook] = field(default_factory=dict)
 
     @property
     def threshold_margin(self) -> float:
         """The margin whose sign decides whether the behavior is broken, after the warm start."""
         return threshold_margin(self.margins, self.floor)
+
+    @property
+    def pace(self) -> float:
+        """Measured change of the mean margin by one step at full rate."""
+        return float(self.slopes.mean())
+
+    @property
+    def explained(self) -> bool:
+        """Return whether the drift of the rows has the sign of the measured pace.
+
+        If not, later terms outweigh the first order, and nothing is said of other mixes of rows.
+        """
+        return self.pace * self.drift > 0
 
     def __repr__(self) -> str:
         return (
@@ -159,7 +174,7 @@ class Preflight:
         )
 
     def _break_text(self, one: BehaviorPrediction) -> str:
-        half = one.rows_for_half
+        half = one.rows_for_half if one.explained else None
         rows = "" if half is None else f", and {half:,} of {self.scored} do half of it"
         return f"{one.name} {one.outlook.span()} of the configured {self.steps:,}{rows}"
 
@@ -185,7 +200,11 @@ class Preflight:
                 "mean_margin": float(one.margins.mean()),
                 "all_rows": _outlook(one.outlook),
                 "rows_for_half": one.rows_for_half,
-                "without_worst_tenth": _outlook(one.without_worst),
+                "without_worst_tenth": None
+                if one.without_worst is None
+                else _outlook(one.without_worst),
+                "pace_per_step": one.pace,
+                "explained": one.explained,
                 "replay": {f"{share:g}": _outlook(other) for share, other in one.replay.items()},
                 "worst_rows": [int(self.rows[index]) for index in one.ranking[:20]],
                 "rows": {key: _numbers(values) for key, values in self.scores(name).items()},

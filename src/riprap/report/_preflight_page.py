@@ -26,7 +26,9 @@ ALL_ROWS = "all rows"
 
 def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
     """Return the outlooks of a behavior by what is changed."""
-    found = {ALL_ROWS: one.outlook, "without the worst 10 %": one.without_worst}
+    found = {ALL_ROWS: one.outlook}
+    if one.without_worst is not None:
+        found["without the worst 10 %"] = one.without_worst
     for share, other in one.replay.items():
         found[f"with {100 * share:.0f} % replay"] = other
     return found
@@ -96,14 +98,15 @@ def behavior_rows(found: Preflight) -> list[dict[str, str]]:
     """Return the table of the behaviors, as texts."""
     rows = []
     for one in found.behaviors.values():
-        half = one.rows_for_half
+        half = one.rows_for_half if one.explained else None
         rows.append(
             {
                 "behavior": one.name,
                 "score": f"{score(one.start_margins):.2f}",
                 "after the warm start": f"{score(one.margins):.2f}",
                 "threshold margin": format_number(one.threshold_margin),
-                "drift per step": format_number(one.outlook.drift),
+                "pace": format_number(one.pace),
+                "drift": format_number(one.drift),
                 "probability": f"{one.outlook.probability:.2f}",
                 "rows that do half": "–" if half is None else f"{half:,}",
             }
@@ -119,7 +122,7 @@ def change_rows(found: Preflight) -> list[dict[str, str]]:
             "change": change,
             "break": outlook.span(),
             "probability": f"{outlook.probability:.2f}",
-            "drift per step": format_number(outlook.drift),
+            "drift": format_number(outlook.drift),
         }
         for one in found.behaviors.values()
         for change, outlook in outlooks(one).items()

@@ -147,7 +147,7 @@ def print_preflight(found: Preflight, console: Console) -> None:
             Text(one.name),
             f"{one.outlook.probability:.2f}",
             one.outlook.span(),
-            one.without_worst.span(),
+            "–" if one.without_worst is None else one.without_worst.span(),
             "–" if replay is None else replay.span(),
         )
     console.print(table)
