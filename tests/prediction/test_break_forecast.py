@@ -43,7 +43,7 @@ def test_the_interval_is_that_of_the_doubt_about_the_pace() -> None:
     """Equal margins that fall by a fiftieth a step break after 50 steps, at the median pace."""
     course = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(1000), 0.0)
     forecast, probability = course.forecast()
-    assert probability == 1
+    assert probability > 0.99
     assert forecast.median == pytest.approx(50, rel=0.15)
     for bound, z in ((forecast.low, -1.2816), (forecast.high, 1.2816)):
         assert bound == pytest.approx(50 * math.exp(DOUBT * z), rel=0.25)

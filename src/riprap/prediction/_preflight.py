@@ -51,15 +51,16 @@ def preflight(
     """Predict which behaviors training on some rows will break, when, and by which rows.
 
     A copy of the model takes a few steps on the rows, because the first step misleads: a new
-    adapter has no effect yet, and Adam no scales. Then the gradient of each row is multiplied with
-    the gradients of the behaviors' mean margins, through the optimizer's preconditioner. Model,
-    optimizer and generators are left as they are.
+    adapter has no effect yet, and Adam no scales. The margins then go on at the pace that these
+    steps have measured. The gradient of each row, multiplied with the gradient of a behavior's mean
+    margin through the optimizer's preconditioner, says which rows do it, and how another mix of
+    rows would change the pace. Model, optimizer and generators are left as they are.
 
-    The prediction is of the first order. It ignores that the gradients of rows and behaviors change
-    later in training (rows that are learned stop to pull; a behavior may fall faster the weaker it
-    is), the noise of single batches, weight decay, dropout in the scored rows, and weights that no
-    warm step has reached. The interval of a forecast has the spread between rows, the change
-    between checkpoints, and a fixed doubt about the rate (`DOUBT`), not a measured error.
+    The harm of rows is of the first order, and the forecast is a line. Both ignore that gradients
+    change later in training (rows that are learned stop to pull; a behavior may fall faster the
+    weaker it is, and many stop to fall), the noise of single batches, weight decay, dropout in the
+    scored rows, and weights that no warm step has reached. The interval of a forecast is that of a
+    fixed doubt about the pace (`DOUBT`), not of a measured error.
 
     Args:
         batches: batches as training gets them; a step learns from one. Each is a mapping of the
