@@ -13,6 +13,7 @@ from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._cumulative import Cumulative
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy
+from riprap.detectors._probe_trend import ProbeTrend
 from riprap.detectors._reevaluate import history_from_record, reevaluate
 from riprap.errors import PolicyError
 from riprap.record import Reader
@@ -20,6 +21,7 @@ from riprap.types import Level
 
 SAFETY_FACTOR = 1.5  # times the largest decline of a null run: other runs may decline more
 MIN_EVALUATIONS = 8
+LINES = (3, 4, 6, 8)  # numbers of evaluations that a line of `ProbeTrend` may go through
 
 
 def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
@@ -72,9 +74,10 @@ def calibrate(
 ) -> AlertPolicy:
     """Return the policy with scales and tolerances from null runs; a frozen policy is amended.
 
-    The betting test then tolerates at least 1.5 times the largest decline of a null run: its
-    tolerance is raised if necessary, never lowered. CUSUM and Page-Hinkley get a noise scale for
-    each behavior.
+    `ProbeTrend` gets the shortest line, and of these the largest weight of a probe's own trend,
+    with which no warning is left on the null runs, or else the fewest. The betting test then
+    tolerates at least 1.5 times the largest decline of a null run: its tolerance is raised if
+    necessary, never lowered. CUSUM and Page-Hinkley get a noise scale for each behavior.
 
     Args:
         reason: reason of the amendment.
@@ -90,6 +93,8 @@ def _calibrate_detector(detector: Detector, histories: Sequence[BehaviorHistory]
         decline = SAFETY_FACTOR * max(largest_decline(history) for history in histories)
         rounded = math.ceil(100 * decline) / 100
         return detector.model_copy(update={"tolerated": max(detector.tolerated, rounded)})
+    if isinstance(detector, ProbeTrend):
+        return min(_calmer(detector), key=lambda own: len(_false_alarms(own, histories)))
     if isinstance(detector, Cumulative):
         scales: dict[str, float] = {}
         for history in histories:
@@ -100,12 +105,26 @@ def _calibrate_detector(detector: Detector, histories: Sequence[BehaviorHistory]
     return detector
 
 
+def _calmer(detector: ProbeTrend) -> list[ProbeTrend]:
+    """Return the detector, and variants with longer lines and less of each probe's own trend."""
+    lengths = [detector.evaluations, *(n for n in LINES if n > detector.evaluations)]
+    weights = [detector.own * part for part in (1.0, 0.5, 0.0)]
+    return [
+        detector.model_copy(update={"evaluations": length, "own": weight})
+        for length in lengths
+        for weight in weights
+    ]
+
+
 def false_alarms(policy: AlertPolicy, histories: Sequence[BehaviorHistory]) -> list[str]:
     """Describe the first warning or critical alert of each detector on each null history."""
+    return [text for detector in policy.detectors for text in _false_alarms(detector, histories)]
+
+
+def _false_alarms(detector: Detector, histories: Sequence[BehaviorHistory]) -> list[str]:
     texts = []
-    for detector in policy.detectors:
-        for history in histories:
-            alerts = reevaluate(detector, history)
-            severe = [a for a in alerts if a.level.rank >= Level.WARNING.rank][:1]
-            texts += [f"{a.level} on {a.behavior} at step {a.step} ({a.detector})" for a in severe]
+    for history in histories:
+        alerts = reevaluate(detector, history)
+        severe = [a for a in alerts if a.level.rank >= Level.WARNING.rank][:1]
+        texts += [f"{a.level} on {a.behavior} at step {a.step} ({a.detector})" for a in severe]
     return texts

@@ -1,0 +1,66 @@
+"""`python -m experiments.onset`: what the alert policies say on recorded runs.
+
+python -m experiments.onset.unlike --out runs/onset      # records the runs
+python -m experiments.onset exploratory --runs runs/onset/unlike --page results/onset/chosen.md
+python -m experiments.onset confirmatory --runs runs/onset/held_out results/onset/real
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.harness import markdown
+from experiments.harness.preregistration import Preregistration
+from experiments.onset.tables import interval_row, judge, table
+from experiments.onset.trace import Half, Trace, load_corpus
+from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
+
+POLICIES = ("default", "quiet", "early")
+# The default before: the betting test, and a forecast that needs a fifth of the mean margin gone.
+BEFORE = AlertPolicy(name="before", detectors=(BettingTest(), ForecastDetector(declined=0.2)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, and write them to the page."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.onset", description=__doc__)
+    parser.add_argument("half", choices=("exploratory", "confirmatory"))
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of corpora")
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args(arguments)
+    terms = Preregistration.load(Path("experiments/preregistrations/onset.yaml"))
+    text = [
+        f"`python -m experiments.onset {options.half} --runs "
+        f"{' '.join(map(str, options.runs))}`, commit {markdown.commit()}, preregistration "
+        f"`onset` `{terms.hash}`."
+    ]
+    for folder in options.runs:
+        half: Half = options.half
+        traces = load_corpus(folder.parent, folder.name, half)
+        text.append(section(folder.name, traces))
+        print(text[-1], flush=True)
+    if options.page:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+def section(name: str, traces: Sequence[Trace]) -> str:
+    """Return the tables of one corpus."""
+    if not traces:
+        return f"## {name}\n\nNo runs of this half are there."
+    rows, intervals = [], []
+    for policy in (BEFORE, *map(AlertPolicy.named, POLICIES)):
+        judged = judge(traces, policy)
+        rows += table(policy.name, judged, with_rivals=policy.name == "default")
+        if policy.name in ("before", "default"):
+            intervals.append(interval_row(policy.name, judged))
+    behaviors = sum(len(trace.behaviors) for trace in traces)
+    return (
+        f"## {name}\n\n{len(traces)} runs, {behaviors} behavior-runs.\n\n{markdown.table(rows)}\n\n"
+        f"{markdown.table(intervals)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Tables of alerts on recorded runs: policies beside trivial rules, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments.harness import markdown
+from experiments.onset.replay import Outcome, judge_by, replay
+from experiments.onset.rivals import RIVALS
+from experiments.onset.trace import Trace
+from riprap.detectors import AlertPolicy, BehaviorHistory
+from riprap.types import Forecast, Level
+
+
+@dataclass
+class Judged:
+    """What a policy said on one behavior in one run, and what the rivals knew then.
+
+    Attributes:
+        evaluated: steps of the evaluations before the break.
+        forecasts: of each of them.
+        rivals: statistic of each of them, by name of the rival.
+    """
+
+    outcome: Outcome
+    evaluated: list[int] = field(default_factory=list)
+    forecasts: list[Forecast | None] = field(default_factory=list)
+    rivals: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def broke(self) -> int | None:
+        """First step under the floor."""
+        return self.outcome.broke
+
+
+def judge(traces: Sequence[Trace], policy: AlertPolicy, probe_every: int = 20) -> list[Judged]:
+    """Replay runs under a policy; the rivals are evaluated at the steps of its schedule."""
+    found = []
+    for trace in traces:
+        own = judge_by(policy)
+        seen: dict[str, Judged] = {}
+
+        def note(
+            history: BehaviorHistory,
+            own: Any = own,
+            seen: dict[str, Judged] = seen,
+            trace: Trace = trace,
+        ) -> tuple[Level | None, Forecast | None]:
+            level, forecast = own(history)
+            known = seen.setdefault(history.behavior, Judged(None))  # type: ignore[arg-type]
+            broke = trace.break_step(history.behavior)
+            if broke is None or history.step < broke:
+                known.evaluated.append(history.step)
+                known.forecasts.append(forecast)
+                for name, statistic in RIVALS.items():
+                    known.rivals.setdefault(name, []).append(statistic(history))
+            return level, forecast
+
+        for outcome in replay(trace, note, probe_every):
+            seen[outcome.behavior].outcome = outcome
+            found.append(seen[outcome.behavior])
+    return found
+
+
+def first_step(judged: Judged, values: Sequence[float], bound: float) -> int | None:
+    """Return the first evaluation before the break at which a statistic is above a bound."""
+    return next(
+        (s for s, value in zip(judged.evaluated, values, strict=True) if value > bound), None
+    )
+
+
+def leads(
+    judged: Sequence[Judged], when: Callable[[Judged], int | None]
+) -> tuple[list[bool], list[float]]:
+    """Return whether something was said without a break, and the leads of the breaks.
+
+    The lead of a break that was not announced is −inf.
+    """
+    alarms, found = [], []
+    for own in judged:
+        said = when(own)
+        if own.broke is None:
+            alarms.append(said is not None)
+        else:
+            found.append(-np.inf if said is None else float(own.broke - said))
+    return alarms, found
+
+
+def share(hits: int, total: int) -> str:
+    """Format a share with its 95 % interval (Wilson)."""
+    if not total:
+        return markdown.NOTHING
+    low, high = stats.binomtest(hits, total).proportion_ci(method="wilson")
+    return f"{hits / total:.3f} [{low:.3f}, {high:.3f}] of {total}"
+
+
+def row(
+    name: str, level: str, alarms: Sequence[bool], found: Sequence[float], breaks: Sequence[int]
+) -> dict[str, str]:
+    """Return one line of the table of alerts."""
+    got = np.array(found)
+    said = got >= 1
+    shares = got[said] / np.array(breaks)[said]
+    return {
+        "rule": name,
+        "level": level,
+        "said without a break": share(sum(alarms), len(alarms)),
+        "breaks among those said before": share(int(said.sum()), int(said.sum()) + sum(alarms)),
+        "≥ 1 step before": share(int(said.sum()), len(got)),
+        "≥ 5 steps before": share(int((got >= 5).sum()), len(got)),
+        "median lead": markdown.number(np.median(np.where(said, got, 0)) if len(got) else None),
+        "of the time to the break": markdown.number(np.median(shares) if len(shares) else None, 2),
+    }
+
+
+def table(name: str, judged: Sequence[Judged], with_rivals: bool = True) -> list[dict[str, str]]:
+    """Return the lines of one policy, and of the rivals at its rate of false alarms."""
+    breaks = [own.broke for own in judged if own.broke is not None]
+    rows = []
+    for level in (Level.WARNING, Level.CRITICAL):
+
+        def said(own: Judged, level: Level = level) -> int | None:
+            return own.outcome.first.get(level)
+
+        alarms, found = leads(judged, said)
+        rows.append(row(name, str(level), alarms, found, breaks))
+        for rival in RIVALS if with_rivals else ():
+            bound = rival_bound(judged, rival, sum(alarms))
+            got = leads(judged, lambda own: first_step(own, own.rivals[rival], bound))  # noqa: B023
+            rows.append(row(rival, f"as often as {level}", *got, breaks))
+    return rows
+
+
+def rival_bound(judged: Sequence[Judged], rival: str, allowed: int) -> float:
+    """Return the smallest bound of a rival that is passed in at most so many runs without a
+    break."""
+    largest = sorted((max(own.rivals[rival]) for own in judged if own.broke is None), reverse=True)
+    return largest[allowed] if allowed < len(largest) else -np.inf
+
+
+def interval_row(name: str, judged: Sequence[Judged]) -> dict[str, str]:
+    """Return how often the forecast interval holds the break, and the errors of the forecasts.
+
+    Each behavior-run counts once: shares and medians are over runs of the shares and medians of
+    its evaluations. Overall, a forecast holds if its break is inside, or if there is none within
+    its horizon and it does not end within it.
+    """
+    inside, overall, errors, trivial = [], [], [], []
+    for own in judged:
+        at_break, all_of, off, off_trivial = [], [], [], []
+        for place, (step, forecast) in enumerate(zip(own.evaluated, own.forecasts, strict=True)):
+            if forecast is None or forecast.is_broken:
+                continue
+            left = np.inf if own.broke is None else own.broke - step
+            if left > forecast.horizon:
+                all_of.append(forecast.high > forecast.horizon)
+                continue
+            holds = forecast.low <= left <= forecast.high
+            all_of.append(holds)
+            if forecast.low <= forecast.horizon:
+                at_break.append(holds)
+            off.append(abs(min(forecast.median, forecast.horizon) - left))
+            line = -own.rivals["line through the last four"][place]
+            off_trivial.append(abs(min(max(line, 0.0), forecast.horizon) - left))
+        overall += [np.mean(all_of)] if all_of else []
+        inside += [np.mean(at_break)] if at_break else []
+        errors += [np.median(off)] if off else []
+        trivial += [np.median(off_trivial)] if off_trivial else []
+    error, other = (np.median(own) if own else np.nan for own in (errors, trivial))
+    return {
+        "rule": name,
+        "break in the interval, where one was forecast": markdown.number(np.mean(inside), 2),
+        "interval right, overall": markdown.number(np.mean(overall), 2),
+        "median error, steps": markdown.number(error, 1),
+        "of a line through the last four": markdown.number(other, 1),
+    }
