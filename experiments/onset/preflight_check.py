@@ -1,8 +1,9 @@
 """Check `riprap.preflight` on the real corpus: predictions before training, beside what came.
 
 `python -m experiments.onset.preflight_check --predict` predicts each run of the plan, one file a
-run, and does not read what came; `--table` joins the predictions with the recorded runs. Both read
-the exploratory half unless `--half confirmatory` is given.
+run, and does not read what came; `--table` joins the predictions with the recorded runs; `--pace`
+makes the table of the forecast alone, from the first steps of the recorded runs. All read the
+exploratory half unless `--half confirmatory` is given.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from scipy.stats import spearmanr
 
 from experiments.onset.trace import Half, Trace, load_corpus
-from riprap.prediction import DEFAULT_CHECKPOINTS, Preflight
+from riprap.prediction import DEFAULT_CHECKPOINTS, Course, Preflight, measured_slopes
 
 CORPUS, FOLDER = "real", "preflight"
 ROWS, REPLICATES = 96, 2000
@@ -123,6 +124,14 @@ def predict(
         print(f"{condition.name}: {stored['processor_seconds']} s: {found.verdict}", flush=True)
 
 
+def outcome(trace: Trace, name: str) -> dict[str, Any]:
+    """Return what came: the break, and the loss of margin at the end and where it was largest."""
+    means = trace.behaviors[name].margins.mean(axis=1)
+    losses = 1 - means / means[0]
+    row = {"run": trace.name, "behavior": name, "break": trace.break_step(name)}
+    return row | {"realized_loss": float(losses[-1]), "largest_loss": float(losses.max())}
+
+
 def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> Rows:
     """Return a row for each behavior of each run that is both predicted and recorded."""
     by_name = {trace.name: trace for trace in traces}
@@ -132,9 +141,7 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
         if trace is None:
             continue
         for name, own in one["behaviors"].items():
-            margins = trace.behaviors[name].margins.mean(axis=1)
-            row = {"run": one["name"], "behavior": name, "break": trace.break_step(name)}
-            row["realized_loss"] = float((margins[0] - margins[-1]) / margins[0])
+            row = outcome(trace, name)
             row |= {key: own[key] for key in PREDICTED}
             row |= {"steps": trace.n_steps, **own["all_rows"]["steps_to_break"]}
             row["probability"] = own["all_rows"]["probability"]
@@ -142,6 +149,41 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
             for key in ("harm", "normalized_harm"):  # these contain the rate
                 row[key] = own["means"][key] * one["summed_rate"] / one["rate"]
             rows.append(row | {RATE_ONLY: one["summed_rate"]})
+    return rows
+
+
+def pace_rows(traces: Sequence[Trace], warm: int = 16) -> Rows:
+    """Return the rows that the forecast alone gives, from the first steps of the recorded runs.
+
+    The recorded run is in the place of the copy: it follows its own schedule from the first step.
+    """
+    rows = []
+    for trace in traces:
+        sums = np.concatenate([[0.0], np.cumsum(trace.rates)])
+        at = np.flatnonzero((trace.steps >= warm // 2) & (trace.steps <= warm))
+        for name, own in trace.behaviors.items():
+            if trace.starts_broken(name):
+                continue
+            slopes = measured_slopes(list(sums[trace.steps[at]]), list(own.margins[at]))
+            under = np.flatnonzero(own.scores()[: at[-1] + 1] < own.floor)
+            broke = None if not len(under) else sums[trace.steps[[under[0] - 1, under[0]]]]
+            done = float(sums[trace.steps[at[-1]]])
+            seen = None if broke is None else (float(broke[0]), float(broke[1]))
+            course = Course(own.margins[at[-1]], slopes, own.floor, trace.rates, done, seen)
+            forecast, probability = course.forecast()
+            start = own.margins[0].mean()
+            warm_loss = 1 - own.margins[at[-1]].mean() / start
+            steps = {key: getattr(forecast, key) for key in ("low", "median", "high")}
+            rows.append(
+                outcome(trace, name)
+                | {
+                    "predicted_loss": float(warm_loss - (sums[-1] - done) * slopes.mean() / start),
+                    "warm_loss": float(warm_loss),
+                    "probability": probability,
+                    RATE_ONLY: float(sums[-1]) * float(trace.about.get("rate", 1.0)),
+                }
+                | {key: value if math.isfinite(value) else None for key, value in steps.items()}
+            )
     return rows
 
 
@@ -190,12 +232,20 @@ def _holds(row: Mapping[str, Any]) -> bool:
 def table(rows: Rows) -> str:
     """Return the table of correlations and of breaks, as Markdown."""
     runs = len({row["run"] for row in rows})
-    lines = [f"{len(rows)} behavior-runs of {runs} runs.", ""]
-    lines += ["| score before training | Spearman with the realized loss | 95 % interval |"]
+    lines = [
+        f"{len(rows)} behavior-runs of {runs} runs; 95 % intervals by a bootstrap over runs.",
+        "",
+    ]
+    lines += [
+        "| score before training | Spearman with the loss at the end | with the largest loss |"
+    ]
     lines += ["|---|---|---|"]
     for score in (*PREDICTED, *SCORES, RATE_ONLY):
-        rho, low, high = correlation(rows, score)
-        lines.append(f"| {score.replace('_', ' ')} | {rho:.2f} | {low:.2f} to {high:.2f} |")
+        if score not in rows[0]:
+            continue
+        cells = [correlation(rows, score, kind) for kind in ("realized_loss", "largest_loss")]
+        texts = [f"{rho:.2f} ({low:.2f} to {high:.2f})" for rho, low, high in cells]
+        lines.append(f"| {score.replace('_', ' ')} | {' | '.join(texts)} |")
     lines += ["", "| breaks | count |", "|---|---|"]
     lines += [f"| {name} | {count} |" for name, count in break_facts(rows).items()]
     return "\n".join(lines) + "\n"
@@ -213,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/onset"))
     parser.add_argument("--predict", action="store_true", help="predict runs, and store each")
     parser.add_argument("--table", action="store_true", help="join with the recorded runs")
+    parser.add_argument("--pace", action="store_true", help="the forecast alone, of recorded runs")
     parser.add_argument("--half", choices=("exploratory", "confirmatory"), default="exploratory")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score of each run")
     parser.add_argument("--until", help="start no further run after this time, as HH:MM")
@@ -224,11 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         until = datetime.combine(datetime.now().date(), clock)
     if options.predict:
         predict(options.out, options.half, until, options.rows, options.checkpoints)
-    if options.table:
+    if options.table or options.pace:
         traces = load_corpus(options.out, CORPUS, options.half)
-        text = table(join(read_predictions(options.out, options.half), traces))
-        (options.out / FOLDER / f"{options.half}.md").write_text(text, encoding="utf-8")
-        print(text)
+        if options.pace:
+            print(table(pace_rows(traces)))
+        else:
+            print(table(join(read_predictions(options.out, options.half), traces)))
 
 
 if __name__ == "__main__":

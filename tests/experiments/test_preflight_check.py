@@ -63,7 +63,7 @@ def test_the_correlation_is_spearmans_and_its_interval_holds_it(rows: check.Rows
     assert rho == pytest.approx(0.7)  # ranks 5 4 2 1 3 and 5 4 3 2 1
     assert low <= rho <= high
     text = check.table(rows)
-    assert "| predicted loss | 0.70 |" in text and "5 behavior-runs of 5 runs" in text
+    assert "| predicted loss | 0.70 (" in text and "5 behavior-runs of 5 runs" in text
 
 
 def test_breaks_are_counted(rows: check.Rows) -> None:
@@ -73,6 +73,16 @@ def test_breaks_are_counted(rows: check.Rows) -> None:
     assert facts["of them with a median within a factor of two"] == 1
     assert facts["of them with the break in the 80 % interval"] == 2
     assert facts["of them not predicted to break"] == 3
+
+
+def test_the_pace_of_a_straight_run_forecasts_its_end_and_its_break() -> None:
+    """Margins that fall along a line: the forecast from 16 of 40 steps is the whole truth."""
+    rows = check.pace_rows([make_trace("a", 0.02), make_trace("b", 0.1)])
+    for row in rows:
+        assert row["predicted_loss"] == pytest.approx(row["realized_loss"])
+    assert rows[0]["break"] == 48 or rows[0]["break"] is None
+    assert rows[0]["low"] is not None and rows[0]["low"] < 40
+    assert rows[1]["median"] == rows[1]["break"] == 12  # seen within the first steps
 
 
 def test_a_prediction_is_stored_as_numbers() -> None:
