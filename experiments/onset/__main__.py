@@ -13,7 +13,8 @@ from pathlib import Path
 
 from experiments.harness import markdown
 from experiments.harness.preregistration import Preregistration
-from experiments.onset.tables import interval_row, judge, table
+from experiments.onset.monitored import watch
+from experiments.onset.tables import Judged, interval_row, judge, table
 from experiments.onset.trace import Half, Trace, load_corpus
 from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
 
@@ -55,6 +56,13 @@ def section(name: str, traces: Sequence[Trace]) -> str:
         rows += table(policy.name, judged, with_rivals=policy.name == "default")
         if policy.name in ("before", "default"):
             intervals.append(interval_row(policy.name, judged))
+    default = AlertPolicy.default()
+    for budget, name in (
+        (None, "default, real monitor"),
+        (0.03, "default, real monitor, budget 3 %"),
+    ):
+        outcomes = [outcome for trace in traces for outcome in watch(trace, default, budget)]
+        rows += table(name, [Judged(outcome) for outcome in outcomes], with_rivals=False)
     behaviors = sum(len(trace.behaviors) for trace in traces)
     return (
         f"## {name}\n\n{len(traces)} runs, {behaviors} behavior-runs.\n\n{markdown.table(rows)}\n\n"

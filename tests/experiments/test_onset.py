@@ -1,0 +1,69 @@
+"""Replays of recorded runs say what the real monitor says, and the tables count it."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from experiments.onset.monitored import watch
+from experiments.onset.nulls import null_traces
+from experiments.onset.replay import judge_by, replay
+from experiments.onset.tables import first_step, judge, leads, rival_bound, table
+from experiments.onset.trace import BehaviorTrace, Trace
+from riprap import AlertPolicy
+from riprap.types import Level
+
+
+def falling(slope: float, n_steps: int = 200, name: str = "a") -> Trace:
+    """A run whose margins fall along lines of their own, with the interference that says so."""
+    start = np.linspace(1.0, 3.0, 20)
+    margins = start - slope * np.arange(n_steps + 1)[:, None] * np.linspace(0.5, 1.5, 20)
+    changes = np.diff(margins.mean(1))
+    steps, ones = np.arange(n_steps + 1), np.ones(n_steps)
+    own = BehaviorTrace(margins, np.arange(20), changes, np.ones(1))
+    about = {"seed": 0}
+    return Trace("unlike", name, "exploratory", about, steps, ones, ones, np.array([0]), {"b": own})
+
+
+@pytest.mark.parametrize("policy", ["default", "quiet", "early"])
+def test_the_real_monitor_says_the_same(policy: str) -> None:
+    own = AlertPolicy.named(policy)
+    traces = [falling(0.0), falling(0.01), falling(0.05), *islice(null_traces([3]), 4)]
+    for trace in traces:
+        (replayed,), (watched,) = replay(trace, judge_by(own)), watch(trace, own, None)
+        assert watched.first == replayed.first, trace.name
+        assert (watched.broke, watched.evaluations) == (replayed.broke, replayed.evaluations)
+
+
+def test_a_budget_costs_evaluations() -> None:
+    whole, cheap = (watch(falling(0.001), AlertPolicy.default(), b)[0] for b in (None, 0.01))
+    assert cheap.evaluations < whole.evaluations
+    (outcome,) = watch(falling(0.01), AlertPolicy.default(), 0.03)
+    lead = outcome.lead(Level.WARNING)
+    assert lead is not None and lead >= 5
+
+
+def test_rows_count_what_was_said() -> None:
+    slopes = (0.0, 0.0001, 0.01, 0.02, 0.05)
+    judged = judge([falling(s, name=str(s)) for s in slopes], AlertPolicy.default())
+    alarms, found = leads(judged, lambda own: own.outcome.first.get(Level.CRITICAL))
+    breaks = [own.broke for own in judged if own.broke is not None]
+    assert (len(alarms), sum(alarms), len(found)) == (2, 0, 3)
+    assert all(lead >= 1 for lead in found)
+    assert breaks == [own.outcome.broke for own in judged[2:]]
+    shown = table("default", judged)
+    assert shown[0]["said without a break"].startswith("0.000")
+    assert shown[0]["\u2265 1 step before"].endswith("of 3")
+
+
+def test_a_rival_has_as_many_false_alarms_as_allowed() -> None:
+    slopes = (0.0, 0.001, 0.002, 0.003, 0.02, 0.05)
+    judged = judge([falling(s, name=str(s)) for s in slopes], AlertPolicy.default())
+    for allowed in (0, 1, 2):
+        bound = rival_bound(judged, "lost mean margin", allowed)
+        alarms, _ = leads(
+            judged, lambda own, b=bound: first_step(own, own.rivals["lost mean margin"], b)
+        )
+        assert sum(alarms) == allowed
