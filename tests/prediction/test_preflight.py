@@ -234,7 +234,9 @@ def test_the_pace_is_a_line_through_the_last_evaluations() -> None:
 def test_a_break_in_the_warm_start_is_said_as_it_was_seen() -> None:
     model = taught()
     fast = torch.optim.AdamW(model.parameters(), lr=5e-2, weight_decay=0)
-    outlook = predict(model, optimizer=fast, steps=400).behaviors["old"].outlook
+    found = predict(model, optimizer=fast, steps=400).behaviors["old"]
+    assert found.without_worst is None and not found.replay
+    outlook = found.outlook
     assert outlook.probability == 1 and outlook.forecast.high <= 16
     assert outlook.forecast.low < outlook.forecast.high
 

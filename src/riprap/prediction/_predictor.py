@@ -273,7 +273,8 @@ class Predictor:
         ranking = np.argsort(-falls, kind="stable")
         kept = without_rows(weights, ranking[: round(DROPPED * len(ranking))])
         without_worst, replay = None, {}
-        if course.slopes.mean() * drift > 0:  # else rows do not explain what was measured
+        # Else the rows do not explain what was measured, or nothing is left to forecast.
+        if course.slopes.mean() * drift > 0 and course.broke is None:
             without_worst = outlook(course, drift, -float(kept @ harm / kept.sum()))
             answers = [one.replayed[at] for one in found]
             if all(one is not None for one in answers):

@@ -66,9 +66,10 @@ class BehaviorPrediction:
         outlook: what all rows will do, at the pace that the warm start has measured.
         ranking: rows by what they add to the fall, the worst first, as indices into the arrays.
         rows_for_half: number of the worst rows that do half of the fall; None: it does not fall.
-        without_worst: outlook without the worst tenth of the rows; None: `explained` is False.
+        without_worst: outlook without the worst tenth of the rows; None: `explained` is False, or
+            the behavior broke in the warm start.
         replay: outlook where a share of each step is replaced by the behavior's own answers, by
-            share; empty for a behavior without a protected loss, or if `explained` is False.
+            share; empty in the same cases, and for a behavior without a protected loss.
     """
 
     name: str
@@ -175,7 +176,9 @@ class Preflight:
 
     def _break_text(self, one: BehaviorPrediction) -> str:
         half = one.rows_for_half if one.explained else None
-        rows = "" if half is None else f", and {half:,} of {self.scored} do half of it"
+        whole = len(self.rows) == self.n_rows
+        scored = f"{len(self.rows):,} rows" if whole else f"the {len(self.rows):,} scored rows"
+        rows = "" if half is None else f", and {half:,} of {scored} do half of it"
         return f"{one.name} {one.outlook.span()} of the configured {self.steps:,}{rows}"
 
     def __repr__(self) -> str:
