@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from experiments.harness.markdown import commit
 from experiments.onset.real.plan import Condition, Start
 from experiments.onset.real.probes import measure
 from experiments.onset.real.recorder import CORPUS, record
@@ -50,6 +51,7 @@ def record_run(condition: Condition, out: Path, data: Path = DATA) -> bool:
         "batch": BATCH,
         "max_tokens": MAX_TOKENS,
         "precision": "bfloat16 base, float32 adapter",
+        "commit": commit(),
         "generated_refusals": [refused_before, share_refused(trained, tokenizer, data)],
         "processor_seconds": round(time.process_time() - began, 1),
     }
