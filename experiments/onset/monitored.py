@@ -20,23 +20,36 @@ from riprap.types import Level
 EVALUATION = 0.9  # steps of training that a forward pass over all probes takes, as on SmolLM2
 
 
+class StepClock:
+    """Time in steps of training; a pass over all probes takes `EVALUATION`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
 class RecordedModel(nn.Module):
     """A model whose margins are those of a record, and whose updates have its interference."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace, self.step, self.now = trace, 0, 0.0
+        self.trace, self.step = trace, 0
         self.weight = nn.Parameter(torch.zeros(len(trace.behaviors), dtype=torch.float64))
         self.n_probes = sum(own.margins.shape[1] for own in trace.behaviors.values())
 
-    def margins_of(self, place: int, name: str) -> Callable[[nn.Module, Any], Tensor]:
+    def margins_of(
+        self, place: int, name: str, clock: StepClock
+    ) -> Callable[[nn.Module, Any], Tensor]:
         """Return the margins of one behavior, at the present step; time passes with each pass."""
         own = self.trace.behaviors[name].margins
 
         def margins(_model: nn.Module, _probes: Any) -> Tensor:
             at = int(np.searchsorted(self.trace.steps, self.step))
             passes = 3 if torch.is_grad_enabled() else 1
-            self.now += passes * EVALUATION * own.shape[1] / self.n_probes
+            clock.now += passes * EVALUATION * own.shape[1] / self.n_probes
             update = self.weight[place] - self.weight[place].detach()
             return torch.from_numpy(own[at].astype(np.float64)) + update
 
@@ -45,15 +58,17 @@ class RecordedModel(nn.Module):
 
 def watch(trace: Trace, policy: AlertPolicy, budget: float | None) -> list[Outcome]:
     """Run the monitor along a record; return one outcome per behavior that starts healthy."""
-    model = RecordedModel(trace)
+    model, clock = RecordedModel(trace), StepClock()
     behaviors = [
-        Behavior(name, range(own.margins.shape[1]), model.margins_of(place, name), floor=own.floor)
+        Behavior(
+            name, range(own.margins.shape[1]), model.margins_of(place, name, clock), floor=own.floor
+        )
         for place, (name, own) in enumerate(trace.behaviors.items())
     ]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     changes = np.array([own.interference for own in trace.behaviors.values()])
     monitor = Monitor(behaviors, policy=policy, budget=budget)
-    monitor.use_clock(lambda: model.now)
+    monitor.use_clock(clock)
     logger = logging.getLogger("riprap")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -68,7 +83,7 @@ def watch(trace: Trace, policy: AlertPolicy, budget: float | None) -> list[Outco
                 optimizer.param_groups[0]["lr"] = rate
                 change = np.nan_to_num(changes[:, step])
                 model.weight.grad = torch.from_numpy(-change / rate if rate else 0 * change)
-                model.step, model.now = step + 1, model.now + 1.0
+                model.step, clock.now = step + 1, clock.now + 1.0
                 optimizer.step()
     finally:
         logger.setLevel(level)

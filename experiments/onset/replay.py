@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.onset.trace import Trace
 from riprap.detectors import AlertPolicy, BehaviorHistory, RateSchedule
-from riprap.monitor._probe_schedule import ProbeSchedule
+from riprap.monitor import ProbeSchedule
 from riprap.types import Forecast, Level
 
 Judge = Callable[[BehaviorHistory], tuple[Level | None, Forecast | None]]

@@ -24,7 +24,7 @@ def failed(checks: list[doctor.Check]) -> set[str]:
 def test_a_working_installation_passes() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output)
+    found = json.loads(result.stdout)
     assert all(check["passed"] for check in found["checks"])
     assert "alert at step" in found["checks"][0]["detail"]
     assert found["versions"]["torch"] == torch.__version__

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from riprap.cli._app import app
-from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
+from riprap.detectors import AlertPolicy, BehaviorHistory, BettingTest, ProbeTrend
 from riprap.detectors._calibrate import calibrate, false_alarms, null_histories
 from riprap.errors import PolicyError
 from riprap.record import Writer
@@ -78,10 +78,28 @@ def test_a_short_run_is_refused(tmp_path):
 
 def test_the_command_writes_a_policy_that_loads(tmp_path):
     run, out = null_run(tmp_path / "null", wander=2.0), tmp_path / "mine.yaml"
-    result = CliRunner().invoke(app, ["policy", "calibrate", str(run), "--out", str(out)])
+    betting = AlertPolicy(name="mine", detectors=[BettingTest()]).freeze()
+    betting.save(tmp_path / "calm.yaml")
+    options = ["--policy", str(tmp_path / "calm.yaml"), "--out", str(out)]
+    result = CliRunner().invoke(app, ["policy", "calibrate", str(run), *options])
     assert result.exit_code == 0, result.output
     assert "false alarms before: 1, after: 0" in result.output
     loaded = kinds(AlertPolicy.load(out))
     assert loaded["betting"].tolerated == pytest.approx(0.30, abs=0.011)
-    assert isinstance(loaded["forecast"], ForecastDetector)
-    assert AlertPolicy.load(out).amendments[-1].old_hash == AlertPolicy.default().hash
+    assert AlertPolicy.load(out).amendments[-1].old_hash == betting.hash
+
+
+def test_the_trend_takes_longer_lines_until_null_runs_are_silent():
+    """Noise that alternates looks like a trend over three evaluations, and not over more."""
+    wave = np.array([0.0, 0.35, 0.7])
+    history = BehaviorHistory("b", 0.9)
+    for step in range(30):
+        history.add_margins(step, np.full(20, 1.0) - wave[step % 3])
+    policy = AlertPolicy(name="mine", detectors=[ProbeTrend()])
+    assert false_alarms(policy, [history])
+    after = calibrate(policy, [history], "null run")
+    assert not false_alarms(after, [history])
+    trend = after.detector("probe_trend")
+    assert isinstance(trend, ProbeTrend) and trend.evaluations > 3
+    calm = BehaviorHistory("b", 0.9, [0, 1, 2], [np.ones(20)] * 3, [float("nan")] * 3)
+    assert calibrate(policy, [calm], "null run").detector("probe_trend") == ProbeTrend()

@@ -238,4 +238,4 @@ def test_a_detector_is_found_by_its_kind() -> None:
 def test_the_default_is_shipped() -> None:
     default = AlertPolicy.default()
     assert default.name == "default"
-    assert default.detector("forecast")
+    assert default.detector("probe_trend")

@@ -247,7 +247,7 @@ def test_the_command_line_lists_and_verifies(capsys: pytest.CaptureFixture[str])
     listed = capsys.readouterr().out
     assert all(name in listed for name in study_names())
     assert main(["verify"]) == 0
-    assert capsys.readouterr().out.count("verified") == 13
+    assert capsys.readouterr().out.count("verified") == 14
     assert main(["verify", "no_such_study"]) == 1
     assert "no preregistration 'no_such_study'; available: " in capsys.readouterr().err
     for arguments in (["transfer", "--search", "--front"], ["no_such_study"], []):

@@ -32,8 +32,8 @@ def test_an_alert_is_logged_once_when_a_level_rises(caplog: pytest.LogCaptureFix
     monitor = Monitor([reading()], policy=AlertPolicy(name="t", detectors=levels), probe_every=1)
     told: list[Alert] = []
     monitor._run.announcer._on_alert = told.append
-    turn(monitor, [2, 1.4, 0.9, 1.6, 0.9, 1.4, 0.4, 0.4])
-    expected = [(1, "watch"), (2, "warning"), (6, "critical")]
+    turn(monitor, [2, 1.4, 0.9, 1.6, 1.6, 0.9, 1.4, 0.4, 0.4])
+    expected = [(1, "watch"), (2, "warning"), (7, "critical")]
     assert [(alert.step, str(alert.level)) for alert in told] == expected
     assert [line.split(": ")[1] for line in lines(caplog)] == [
         f"step {step}, {level}" for step, level in expected

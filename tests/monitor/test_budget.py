@@ -51,7 +51,12 @@ def passed_probes(model: nn.Module, name: str, count: int, seed: int) -> Behavio
 
 
 def run(
-    lr: float, budget: float | None = BUDGET, scale: float = 1.0, steps: int = STEPS, **options: Any
+    lr: float,
+    budget: float | None = BUDGET,
+    scale: float = 1.0,
+    steps: int = STEPS,
+    in_parts: bool = False,
+    **options: Any,
 ) -> tuple[Monitor, nn.Module, dict[str, list[np.ndarray]]]:
     """Train on random tokens; return monitor, model, and the margins of every step."""
     model = make_llama().train()
@@ -60,6 +65,7 @@ def run(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     monitor = Monitor(behaviors, budget=budget, **options)
     monitor.use_clock(TokenClock(model, scale))
+    monitor._run.schedule.in_parts = in_parts
     truth: dict[str, list[np.ndarray]] = {b.name: [] for b in behaviors}
 
     def look() -> None:
@@ -110,7 +116,7 @@ def test_long_steps_pay_for_all_probes_at_the_steps_without_a_budget() -> None:
 
 
 def test_parts_take_turns_and_say_what_is_old() -> None:
-    monitor, _, truth = run(lr=1e-3)
+    monitor, _, truth = run(lr=1e-3, in_parts=True)
     history = monitor.history()
     partial = history[(history.signal == "margin") & history.detail.str.contains("evaluated now")]
     assert len(partial) > 4
@@ -127,7 +133,7 @@ def test_parts_take_turns_and_say_what_is_old() -> None:
 
 
 def test_the_summary_counts_parts_apart() -> None:
-    monitor, _, _ = run(lr=1e-6, steps=300)
+    monitor, _, _ = run(lr=1e-6, steps=300, in_parts=True)
     history = monitor.history()
     scores = history[history.signal == "score"]
     old = scores.detail.str.contains("evaluated now").groupby(scores.step).any()
@@ -171,7 +177,7 @@ def test_a_break_is_found_no_later_than_the_next_evaluation_of_some_probes() -> 
 
 
 def test_urgency_is_bounded() -> None:
-    monitor, _, _ = run(lr=0.02, steps=300)
+    monitor, _, _ = run(lr=3e-4, steps=300)
     budget = monitor._run.schedule.budget
     assert budget is not None
     assert budget.spent["urgent"] > 0
@@ -222,8 +228,8 @@ def test_a_planned_run_never_costs_more_than_it_may(
     planned = cost.plan(every, steps, budget)
     limit = price + max(ADVANCES["calm"] * forward, ADVANCE_SECONDS)
     limit += (RATES["calm"] + RATES["refresh"]) * budget * steps * step
-    # At the latest every `max_stretch` · `every` steps a part of the probes is evaluated anyway.
-    limit += forward / MAX_PARTS * (steps / (ProbeSchedule.max_stretch * every) + 1)
+    # At the latest every `max_stretch` · `every` steps the probes are evaluated anyway.
+    limit += forward * (steps / (ProbeSchedule.max_stretch * every) + 1)
     assert planned.seconds <= limit + 1e-9
 
 

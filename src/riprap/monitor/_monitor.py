@@ -101,11 +101,10 @@ class Monitor:
         stop_on: alert level, such as "critical", from which on `should_stop` is True.
         keep_passing: reduce each behavior, at the start, to the probes that the model passes.
         budget: time that the monitor may take, as a share of the time of training. To keep to it,
-            probe evaluations come later, and evaluate a part of the probes in turn. Beyond it are
-            the first evaluation, two and a half more in advance (the last one among them), eight
-            more while a behavior is about to break, and a part of the probes each 5 · `probe_every`
-            steps in any case. None: no limit, and steps of evaluations that do not depend on the
-            speed of the machine; always so under DDP.
+            probe evaluations come later. Beyond it are the first evaluation, two and a half more in
+            advance (the last one among them), eight more while a behavior is about to break, and
+            one each 5 · `probe_every` steps in any case. None: no limit, and steps of evaluations
+            that do not depend on the speed of the machine; always so under DDP.
 
     Raises:
         ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an

@@ -59,7 +59,7 @@ class ProbeSchedule:
     calm_refresh_period: int = 8
     max_spent: float = 0.5
     max_stretch: int = 5
-    in_parts: bool = True
+    in_parts: bool = False
     cut_urgency: int = 0
     _evaluations_since_refresh: int = 0
     _urgent: bool = False

@@ -98,7 +98,6 @@ class WatchSession:
         if guard is not None:
             callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
             self.guard = GuardSession(guard, probe_runner, run.tracker, optimizers[0], *callbacks)
-            run.schedule.in_parts = not self.guard.reads_evaluations
         self.hooks = StepHooks(optimizers, probe_runner.parameters, self, self.guard)
         self.check = TrainingCheck(probe_runner.model, probe_runner.parameters, optimizers)
         self._swaps_weights = any(map(swaps_weights, optimizers))
