@@ -38,5 +38,5 @@ def test_the_example_runs_and_leaves_one_record(launch: str, tmp_path: Path) -> 
     with Reader(tmp_path / "run") as reader:
         readings, alerts = reader.readings(), reader.alerts()
     assert max(reading.step for reading in readings) == 40
-    assert {"warning", "critical"} <= {str(alert.level) for alert in alerts}
+    assert "critical" in {str(alert.level) for alert in alerts}
     assert not [reading for reading in readings if reading.state == "ERROR"]
