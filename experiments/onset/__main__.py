@@ -57,12 +57,12 @@ def section(name: str, traces: Sequence[Trace]) -> str:
         if policy.name in ("before", "default"):
             intervals.append(interval_row(policy.name, judged))
     default = AlertPolicy.default()
-    for budget, name in (
-        (None, "default, real monitor"),
-        (0.03, "default, real monitor, budget 3 %"),
-    ):
-        outcomes = [outcome for trace in traces for outcome in watch(trace, default, budget)]
-        rows += table(name, [Judged(outcome) for outcome in outcomes], with_rivals=False)
+    for budget, price in ((None, 0.0), (0.03, 0.1), (0.03, 0.9)):
+        outcomes = [o for trace in traces for o in watch(trace, default, budget, price)]
+        by = "default, real monitor"
+        if budget is not None:
+            by += f", budget {budget:.0%}, an evaluation costs {price} steps"
+        rows += table(by, [Judged(outcome) for outcome in outcomes], with_rivals=False)
     behaviors = sum(len(trace.behaviors) for trace in traces)
     return (
         f"## {name}\n\n{len(traces)} runs, {behaviors} behavior-runs.\n\n{markdown.table(rows)}\n\n"

@@ -17,14 +17,17 @@ from experiments.onset.trace import Trace
 from riprap import AlertPolicy, Behavior, Monitor
 from riprap.types import Level
 
-EVALUATION = 0.9  # steps of training that a forward pass over all probes takes, as on SmolLM2
-
 
 class StepClock:
-    """Time in steps of training; a pass over all probes takes `EVALUATION`."""
+    """Time in steps of training.
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    Attributes:
+        price: what a forward pass over all probes takes. With four sets of 24 short probes about
+            0.9 if a step trains on 1,500 tokens, and 0.1 if it trains on 16,000.
+    """
+
+    def __init__(self, price: float) -> None:
+        self.now, self.price = 0.0, price
 
     def __call__(self) -> float:
         """Return the time."""
@@ -49,16 +52,22 @@ class RecordedModel(nn.Module):
         def margins(_model: nn.Module, _probes: Any) -> Tensor:
             at = int(np.searchsorted(self.trace.steps, self.step))
             passes = 3 if torch.is_grad_enabled() else 1
-            clock.now += passes * EVALUATION * own.shape[1] / self.n_probes
+            clock.now += passes * clock.price * own.shape[1] / self.n_probes
             update = self.weight[place] - self.weight[place].detach()
             return torch.from_numpy(own[at].astype(np.float64)) + update
 
         return margins
 
 
-def watch(trace: Trace, policy: AlertPolicy, budget: float | None) -> list[Outcome]:
-    """Run the monitor along a record; return one outcome per behavior that starts healthy."""
-    model, clock = RecordedModel(trace), StepClock()
+def watch(
+    trace: Trace, policy: AlertPolicy, budget: float | None, price: float = 0.9
+) -> list[Outcome]:
+    """Run the monitor along a record; return one outcome per behavior that starts healthy.
+
+    Args:
+        price: see `StepClock`.
+    """
+    model, clock = RecordedModel(trace), StepClock(price)
     behaviors = [
         Behavior(
             name, range(own.margins.shape[1]), model.margins_of(place, name, clock), floor=own.floor
