@@ -124,5 +124,31 @@ def test_the_text_says_what_was_lost_and_what_would_help() -> None:
     lost = 1 - now.mean() / START.mean()
     failing, near = (now <= 0).sum(), ((now > 0) & (now < 0.1 * START.mean())).sum()
     assert f"{lost:.0%} of the mean margin is lost in 40 steps" in alert.message
-    assert f"of 20 probes {failing} fail and {near} are near it" in alert.message
-    assert "lower the learning rate, or replay its rows" in alert.message
+    assert f"{failing} of 20 probes fail, {near} have under a tenth of it left" in alert.message
+    assert "lower the learning rate, or replay examples of the behavior" in alert.message
+
+
+def test_a_run_that_goes_on_after_its_plan_is_watched() -> None:
+    rates = np.ones(60)
+    fall = threshold_margin(START, 0.9) / 65
+    steps = (40, 50, 60)
+    made = history(steps, [START - fall * step for step in steps], rates)
+    without = level(made)
+    made.schedule = RateSchedule.of_rates(0, rates[:50].tolist())
+    assert level(made) is without is Level.CRITICAL
+    made.schedule = RateSchedule.of_rates(0, rates.tolist())
+    assert level(made) is None  # the plan ends here
+
+
+def test_rates_that_differ_from_the_plan_scale_it() -> None:
+    """Multipliers in place of rates, or a rate that was lowered by hand: the shape is kept."""
+    rates = np.concatenate([np.ones(40), np.linspace(1, 0, 60)]) * 1e-3
+    sums = np.concatenate([[0.0], np.cumsum(rates)])
+    fall = threshold_margin(START, 0.9) / sums[54:56].mean()  # not at a whole step
+    steps = (20, 30, 40)
+    made = history(steps, [START - fall * sums[step] for step in steps], rates)
+    detector, found = ProbeTrend(), []
+    for plan in (rates, rates * 1000, rates * 0.1):
+        made.schedule = RateSchedule.of_rates(0, plan.tolist())
+        found.append(detector.steps_to_break(made))
+    assert found == [15.0, 15.0, 15.0]

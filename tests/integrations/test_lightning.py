@@ -114,6 +114,33 @@ def test_the_monitor_stops_training_and_says_how_it_ended(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+class Endless(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter([[rows] for rows in IDS.split(4)])
+
+
+@pytest.mark.parametrize(("limits", "planned"), [({"max_steps": 5}, 5), ({"max_epochs": 1}, None)])
+def test_the_planned_steps_are_known_or_not(
+    limits: Any, planned: int | None, policy: AlertPolicy
+) -> None:
+    """Of a data set without a length, nobody knows how many batches an epoch has."""
+    monitor = monitor_of(of_words(), policy)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[MonitorCallback(monitor, submodule="model")],
+        **limits,
+    )
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    trainer.fit(Words(), loader)
+    schedule = monitor.behavior_histories["words"].schedule
+    assert (None if schedule is None else schedule.n_steps) == planned
+    assert monitor.step > 0
+
+
 def made_targets() -> Tensor:
     with torch.no_grad():
         return make_llama().eval()(IDS[:12, :5]).logits[:, -1].argmax(-1)

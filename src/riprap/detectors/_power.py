@@ -41,7 +41,7 @@ class Power:
         spare = "the first that fails breaks it" if not self.spare else f"{self.spare} may fail"
         if self.seen_below is None:
             return f"{probes}, {spare}"
-        return f"{probes}, {spare}; a true score below {self.seen_below:.2f} would be seen"
+        return f"{probes}, {spare}; a true score below {self.seen_below:.2f} shows 4 times in 5"
 
 
 def _seen_below(n: int, needed: int) -> float | None:

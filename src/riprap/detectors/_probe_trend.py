@@ -27,8 +27,8 @@ class ProbeTrend(Detector):
     one by one, because margins may spread while their mean stands still. Each trend is drawn to
     the mean trend, because trends of single probes are noisy.
 
-    `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps,
-    and more likely than not in the rest of the run. `watch`: within `horizon` steps. Where
+    `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps.
+    `watch`: within `horizon` steps. Where
     evaluations are farther apart than that, the gap counts: a break before the next evaluation is
     `critical`.
 
@@ -137,8 +137,8 @@ def describe(history: BehaviorHistory, forecast: Forecast) -> str:
     near = int(((now > 0) & (now < NEAR * start.mean())).sum())
     failing = int((now <= 0).sum())
     text = f"{max(lost, 0):.0%} of the mean margin is lost in {format_steps(history.step)}; "
-    text += f"of {len(now)} probes {failing} fail and {near} are near it; a break is expected in "
+    text += f"{failing} of {len(now)} probes fail, {near} have under a tenth of it left; "
     low, median = (max(steps, 1) for steps in (forecast.low, forecast.median))
     late = "later" if forecast.high == float("inf") else f"{max(forecast.high, 1):.0f}"
-    text += f"{median:.0f} steps ({low:.0f} to {late})"
-    return text + ": lower the learning rate, or replay its rows"
+    text += f"a break is expected in {format_steps(round(median))} (80 %: {low:.0f} to {late})"
+    return text + ": lower the learning rate, or replay examples of the behavior"

@@ -33,35 +33,19 @@ class RateSchedule:
         """Return the number of planned steps after `step`."""
         return max(self.first + self.n_steps - step, 0)
 
-    def rate_sum(self, step: int, count: float, pace: float) -> float:
-        """Return the sum of the learning rates of the next `count` steps; none after the last one.
+    def rate_sums(self, step: int, counts: np.ndarray, pace: float) -> np.ndarray:
+        """Return the sums of the learning rates of the next steps; none after the last one.
 
         Args:
+            counts: numbers of steps, whole ones.
             pace: learning rate of a step where the plan has none.
         """
-        count = min(count, self.remaining(step))
+        counts = np.minimum(counts, self.remaining(step))
         if self.sums is None:
-            return pace * count
-        place = step - self.first
-        low, high = np.interp([place, place + count], np.arange(len(self.sums)), self.sums)
-        return float(high - low)
+            return pace * counts.astype(np.float64)
+        place = min(max(step - self.first, 0), self.n_steps)
+        return np.asarray(self.sums[place + counts.astype(np.int64)] - self.sums[place])
 
-    def steps_until(self, step: int, amount: float, pace: float) -> float:
-        """Return the number of steps after which the learning rates sum up to `amount`.
-
-        `inf`: not in the planned steps.
-        """
-        if amount <= 0:
-            return 0.0
-        left = self.remaining(step)
-        if self.sums is None:
-            steps = amount / pace if pace > 0 else np.inf
-            return float(steps) if steps <= left else float("inf")
-        if not left or amount > self.rate_sum(step, left, pace):
-            return float("inf")
-        place = step - self.first
-        target = self.sums[place] + amount
-        at = max(int(np.searchsorted(self.sums, target)), place + 1)
-        gained = self.sums[at] - self.sums[at - 1]
-        part = (target - self.sums[at - 1]) / gained if gained > 0 else 1.0
-        return float(at - 1 + part - place)
+    def rate_sum(self, step: int, count: int, pace: float) -> float:
+        """Return the same of one number of steps."""
+        return float(self.rate_sums(step, np.array([count]), pace)[0])

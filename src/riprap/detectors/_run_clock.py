@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,13 +21,15 @@ class RunClock:
         step: step of the last evaluation.
         times: time of each of the last evaluations, shape (evaluations,).
         pace: time of a step to come, where no plan tells it.
-        schedule: planned steps; None: unknown.
+        schedule: planned steps; None: unknown, or the run has gone on after their end.
+        scale: learning rates of late, as multiples of the planned ones.
     """
 
     step: int
     times: np.ndarray
     pace: float
     schedule: RateSchedule | None
+    scale: float = 1.0
 
     @classmethod
     def of(cls, history: BehaviorHistory, evaluations: int) -> RunClock:
@@ -35,16 +37,21 @@ class RunClock:
         steps = np.array(history.steps[-evaluations:], dtype=np.float64)
         sums = np.array(history.rate_sums[-evaluations:], dtype=np.float64)
         plan = history.schedule
+        if plan is not None and history.step > plan.first + plan.n_steps:
+            plan = None
         if not np.isfinite(sums).all() or not sums[-1] > 0:
             rest = None if plan is None else RateSchedule(plan.first, plan.n_steps)
             return cls(history.step, steps, 1.0, rest)
         gained = float(sums[-1] - sums[-2])
         pace = gained / (steps[-1] - steps[-2]) if gained > 0 else sums[-1] / steps[-1]
-        return cls(history.step, sums, float(pace), plan)
+        clock = cls(history.step, sums, float(pace), plan)
+        planned = 0.0
+        if plan is not None and steps[-2] >= plan.first:
+            planned = plan.rate_sum(int(steps[-2]), int(steps[-1] - steps[-2]), pace)
+        return replace(clock, scale=gained / planned) if planned > 0 and gained > 0 else clock
 
     def ahead(self, steps: np.ndarray) -> np.ndarray:
         """Return the time that passes in the next steps; after the end of the plan none does."""
         if self.schedule is None:
             return np.asarray(steps, dtype=np.float64) * self.pace
-        plan = self.schedule
-        return np.array([plan.rate_sum(self.step, float(count), self.pace) for count in steps])
+        return self.scale * self.schedule.rate_sums(self.step, steps, self.pace)

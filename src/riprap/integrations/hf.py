@@ -99,12 +99,14 @@ class MonitorCallback(TrainerCallback):
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
         self._alerts_sent = len(self.monitor.alerts)
+        left = state.max_steps - state.global_step
+        steps = left if state.max_steps > 0 and left >= 0 else None
         self.monitor.begin(
             model,
             optimizer,
             self.guard,
-            steps=max(state.max_steps - state.global_step, 0),
-            scheduler=kwargs.get("lr_scheduler"),
+            steps=steps,
+            scheduler=None if steps is None else kwargs.get("lr_scheduler"),
         )
         self._began_at = (state.global_step, self.monitor.step)
 

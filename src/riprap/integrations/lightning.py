@@ -69,7 +69,9 @@ class MonitorCallback(Callback):
             self.guard.attach_trainer_state(schedules[0] if schedules else None, scaler)
         one, *others = trainer.optimizers
         total = trainer.estimated_stepping_batches
-        steps = None if total == float("inf") else max(int(total) - trainer.global_step, 0)
+        # inf or -1: nobody knows how many batches there are.
+        is_known = 0 < total < float("inf") and not others  # it counts each optimizer's steps
+        steps = int(total) - trainer.global_step if is_known else None
         by_step = [
             config.scheduler
             for config in trainer.lr_scheduler_configs
@@ -80,7 +82,7 @@ class MonitorCallback(Callback):
             [one, *others] if others else one,
             self.guard,
             steps=steps,
-            scheduler=by_step[0] if steps is not None and by_step else None,
+            scheduler=by_step[0] if steps is not None and len(by_step) == 1 else None,
         )
         self._log(trainer)
 

@@ -231,6 +231,12 @@ class AlertTracker:
         standing = self._standing.get((str(index), name))
         return 0 if standing is None else standing.rank
 
+    def standing_level(self, name: str) -> Level | None:
+        """Return the highest level of a behavior that was said and not withdrawn."""
+        ranks = [own.rank for (_, behavior), own in self._standing.items() if behavior == name]
+        highest = max(ranks, default=0)
+        return list(Level)[highest - 1] if highest else None
+
     @property
     def active_levels(self) -> dict[str, Level]:
         """The most serious active level, by behavior; behaviors without one are left out."""
@@ -247,6 +253,8 @@ class AlertTracker:
         for name, history in self.histories.items():
             earlier = history.truncated(step)
             self.histories[name] = replace(earlier, first_failure_step=history.broken_at)
+            if earlier.rate_sums:  # time goes back with the weights
+                self.rate_sum = earlier.rate_sums[-1]
         self.forecasts.clear()
         self.latest.clear()
         self._active_ranks.clear()

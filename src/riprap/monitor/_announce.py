@@ -58,6 +58,20 @@ class Announcer:
                     self._on_failure(alert.step, "on_alert", error)
         return risen
 
+    def withdraw(self, step: int, behavior: str, now: Level | None, active: Level | None) -> None:
+        """Say that a level was withdrawn, so that the next rise is told again.
+
+        Args:
+            now: level of the detector that withdrew; None: none.
+            active: the highest level of all detectors for this behavior; None: none.
+        """
+        rank = max(level.rank if level else 0 for level in (now, active))
+        key = (behavior, "")
+        if rank < self._told.get(key, 0):
+            self._told[key] = rank
+            left = max((now, active), key=lambda level: level.rank if level else 0)
+            self.note(f"step {step}, {left or 'cleared'}: {behavior}: lower than before")
+
     def note(self, text: str) -> None:
         """Say one line that is no alert."""
         if not self._quiet:

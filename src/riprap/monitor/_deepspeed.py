@@ -7,6 +7,7 @@ same shapes, right after the step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -98,6 +99,7 @@ class EngineSession(WatchSession):
 
     def __init__(self, run: MonitoredRun, probe_runner: ProbeRunner, engine: Any) -> None:
         super().__init__(run, probe_runner, [], None)
+        run.rate_sum = run.tracker.rate_sum = math.nan  # the engine's rates are not read
         skipped = partial(run.note_skipped_step, "the engine found an overflow")
         self.hooks = EngineHooks(engine, self.after_unread_step, skipped)  # type: ignore[assignment]
 

@@ -23,6 +23,7 @@ from riprap.evaluation import (
     ProtectedGradients,
     TrainingAutocast,
     find_layer,
+    preserve_rng,
     refuse_packed,
 )
 from riprap.guards import Guard
@@ -228,6 +229,8 @@ class Monitor:
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
         check_plan(steps, scheduler)
+        for history in self.behavior_histories.values():
+            history.schedule = None
         try:
             self._begin(model, optimizer, guard)
             self._plan(steps, scheduler)
@@ -273,6 +276,7 @@ class Monitor:
             self._start(session)
         else:
             self._note_changed_weights()
+            self._run.tracker.rate_sum = float(self._run.rate_sum)
             with self._run.meter.measure("refreshes"):
                 session.process_probe_results(probe_runner.run(self.step, refresh=True))
         if session.guard is not None:
@@ -289,7 +293,9 @@ class Monitor:
         plan = None
         if steps is not None:
             try:
-                plan = planned_rates(self.step, steps, scheduler)
+                assert self._session is not None
+                with preserve_rng(self._session.probe_runner.model):
+                    plan = planned_rates(self.step, steps, scheduler)
             except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
                 self._run.record.add_failure(self.step, "scheduler", error)
                 plan = RateSchedule(self.step, steps)

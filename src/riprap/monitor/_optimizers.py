@@ -59,9 +59,12 @@ def learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> float | Tensor
             return math.nan
         rates.append(rate)
     on_device = [rate for rate in rates if isinstance(rate, Tensor) and rate.device.type != "cpu"]
-    if on_device:
-        return torch.stack([rate.detach() for rate in on_device]).max()
-    return max(map(float, rates), default=math.nan)
+    others = [float(rate) for rate in rates if not any(rate is one for one in on_device)]
+    if not on_device:
+        return max(others, default=math.nan)
+    place = on_device[0].device
+    largest = torch.stack([rate.detach().to(place) for rate in on_device]).max()
+    return largest.clamp(min=max(others)) if others else largest
 
 
 def _require_optimizer(given: Any) -> torch.optim.Optimizer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from riprap.detectors import RateSchedule
@@ -26,12 +28,17 @@ def planned_rates(first: int, steps: int, scheduler: Any) -> RateSchedule:
         scheduler: see `Monitor.watch`.
     """
     inner = getattr(scheduler, "scheduler", scheduler)  # Accelerate wraps schedulers
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several and not getattr(scheduler, "split_batches", True):
+        return RateSchedule(first, steps)  # Accelerate steps it once for each process
     rates: list[float] | None = None
     if isinstance(inner, LRScheduler):
         if not isinstance(inner, ReduceLROnPlateau):
             rates = _rates_of(inner, steps)
     elif callable(scheduler):
         rates = [float(scheduler(step)) for step in range(steps)]
+    if rates is not None and not all(0 <= rate < math.inf for rate in rates):
+        raise ValueError("a planned learning rate is negative, or no number")
     return RateSchedule(first, steps) if rates is None else RateSchedule.of_rates(first, rates)
 
 

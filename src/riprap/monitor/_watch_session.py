@@ -499,6 +499,7 @@ class WatchSession:
             self._last_read = self.run.step
             self.probe_runner.rotation = ProbeRotation()
             self.run.tracker.rewind(step)
+            self.run.rate_sum = self.run.tracker.rate_sum
             self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
@@ -598,6 +599,9 @@ class WatchSession:
         run.record.add_readings(forecasts)
         for facts in run.tracker.take_cleared():
             run.record.add_event(run.step, CLEARED, facts)
+            now, name = facts["now"], facts["behavior"]
+            active = run.tracker.standing_level(name)
+            run.announcer.withdraw(run.step, name, None if now is None else Level(now), active)
         self._publish(alerts)
         if counts:
             self._raise_own("not_training", self.check.problem)

@@ -49,7 +49,8 @@ class Course:
         steps = len(self.schedule)
         if self.broke is not None:
             low, high = self.steps_of(np.array(self.broke))
-            return Forecast(float(high), float(low), float(high), steps), 1.0
+            planned = float(np.isfinite([low, high]).mean())  # the plan may end before
+            return Forecast(float(high), float(low), float(high), steps), planned
         change = float(np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE))
         slopes = self.slopes + (change - 1) * self.slopes.mean()
         factors = np.exp(DOUBT * np.random.default_rng(SEED).standard_normal(DRAWS))
