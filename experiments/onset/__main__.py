@@ -14,6 +14,7 @@ from pathlib import Path
 from experiments.harness import markdown
 from experiments.harness.preregistration import Preregistration
 from experiments.onset.monitored import watch
+from experiments.onset.nulls import null_traces
 from experiments.onset.tables import Judged, interval_row, judge, table
 from experiments.onset.trace import Half, Trace, load_corpus
 from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
@@ -27,27 +28,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, and write them to the page."""
     parser = argparse.ArgumentParser(prog="python -m experiments.onset", description=__doc__)
     parser.add_argument("half", choices=("exploratory", "confirmatory"))
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of corpora")
+    parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of corpora")
+    parser.add_argument("--nulls", type=int, default=0, help="seeds of synthetic nulls")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args(arguments)
     terms = Preregistration.load(Path("experiments/preregistrations/onset.yaml"))
+    asked = f"--runs {' '.join(map(str, options.runs))}" if options.runs else ""
+    asked += f" --nulls {options.nulls}" if options.nulls else ""
     text = [
-        f"`python -m experiments.onset {options.half} --runs "
-        f"{' '.join(map(str, options.runs))}`, commit {markdown.commit()}, preregistration "
-        f"`onset` `{terms.hash}`."
+        f"`python -m experiments.onset {options.half} {asked.strip()}`, commit "
+        f"{markdown.commit()}, preregistration `onset` `{terms.hash}`."
     ]
     for folder in options.runs:
         half: Half = options.half
         traces = load_corpus(folder.parent, folder.name, half)
         text.append(section(folder.name, traces))
         print(text[-1], flush=True)
+    if options.nulls:
+        text.append(section("nulls", list(null_traces(range(options.nulls))), monitored=False))
+        print(text[-1], flush=True)
     if options.page:
         options.page.parent.mkdir(parents=True, exist_ok=True)
         options.page.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
-def section(name: str, traces: Sequence[Trace]) -> str:
-    """Return the tables of one corpus."""
+def section(name: str, traces: Sequence[Trace], monitored: bool = True) -> str:
+    """Return the tables of one corpus.
+
+    Args:
+        monitored: run the real monitor along the records too.
+    """
     if not traces:
         return f"## {name}\n\nNo runs of this half are there."
     rows, intervals = [], []
@@ -57,7 +67,7 @@ def section(name: str, traces: Sequence[Trace]) -> str:
         if policy.name in ("before", "default"):
             intervals.append(interval_row(policy.name, judged))
     default = AlertPolicy.default()
-    for budget, price in ((None, 0.0), (0.03, 0.1), (0.03, 0.9)):
+    for budget, price in ((None, 0.0), (0.03, 0.1), (0.03, 0.9)) if monitored else ():
         outcomes = [o for trace in traces for o in watch(trace, default, budget, price)]
         by = "default, real monitor"
         if budget is not None:
