@@ -40,9 +40,12 @@ def test_the_real_monitor_says_the_same(policy: str) -> None:
 def test_a_budget_costs_evaluations() -> None:
     whole, cheap = (watch(falling(0.001), AlertPolicy.default(), b)[0] for b in (None, 0.01))
     assert cheap.evaluations < whole.evaluations
-    (outcome,) = watch(falling(0.01), AlertPolicy.default(), 0.03)
-    lead = outcome.lead(Level.WARNING)
-    assert lead is not None and lead >= 5
+    leads_by_price = []
+    for price in (0.01, 0.9):
+        (outcome,) = watch(falling(0.01), AlertPolicy.default(), 0.03, price)
+        leads_by_price.append(outcome.lead(Level.WARNING))
+    assert leads_by_price[0] is not None and leads_by_price[0] >= 5
+    assert leads_by_price[1] is None or leads_by_price[1] <= leads_by_price[0]
 
 
 def test_rows_count_what_was_said() -> None:
