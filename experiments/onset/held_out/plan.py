@@ -22,7 +22,7 @@ HIGH = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is.
+    """Kind of a run.
 
     Attributes:
         world: name of its world.

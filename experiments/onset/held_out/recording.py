@@ -1,4 +1,4 @@
-"""One run: a pretrained model is trained on, and all of its behaviors are read at every step."""
+"""Recorder of a run: a pretrained model is trained on, and its behaviors are read at each step."""
 
 from __future__ import annotations
 

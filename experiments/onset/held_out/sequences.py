@@ -19,7 +19,7 @@ Example = tuple[str, str, int]
 
 
 class Recurrent(nn.Module):
-    """One GRU layer; the last state is read out."""
+    """Layer of a GRU; its last state is read out."""
 
     def __init__(self) -> None:
         super().__init__()

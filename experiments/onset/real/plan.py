@@ -32,7 +32,7 @@ HARMFUL: dict[Half, str] = {"exploratory": "advbench", "confirmatory": "strongre
 
 @dataclass(frozen=True)
 class Condition:
-    """One planned run.
+    """Planned run.
 
     Attributes:
         start: SmolLM2-135M-Instruct as it is, or taught to refuse.

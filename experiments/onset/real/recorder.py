@@ -81,7 +81,7 @@ def record(
 
 
 class _Log:
-    """What has been seen of a run so far."""
+    """Readings of a run so far."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What is measured: items of each behavior, half of which may be probes and half replayed."""
+"""Items of each behavior, half of which may be probes and half replayed."""
 
 from __future__ import annotations
 

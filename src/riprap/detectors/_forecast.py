@@ -92,13 +92,8 @@ class ForecastDetector(Detector):
         level = None if forecast is None else self.alert_level(forecast, history)
         if forecast is None or level is None:
             return None
-        at = (history.step, history.behavior)
-        readings = (
-            Reading.of(*at, "margin_low", history.threshold_margin),
-            Reading.of(*at, "score", score(history.margins[-1]), "share"),
-        )
         text = describe(forecast, history)
-        return Alert(history.step, history.behavior, level, self.kind, text, readings, forecast)
+        return break_alert(history, level, self.kind, text, forecast)
 
     def alert_level(self, forecast: Forecast, history: BehaviorHistory) -> Level | None:
         """Return the level of a forecast; None: no alert."""
@@ -115,11 +110,28 @@ class ForecastDetector(Detector):
         return self.declined == 0 or bool(mean <= (1 - self.declined) * start_mean)
 
 
+def break_alert(
+    history: BehaviorHistory, level: Level, detector: str, text: str, forecast: Forecast
+) -> Alert:
+    """Return an alert about a break, with the threshold margin and the score as its readings."""
+    at = (history.step, history.behavior)
+    readings = (
+        Reading.of(*at, "margin_low", history.threshold_margin),
+        Reading.of(*at, "score", score(history.margins[-1]), "share"),
+    )
+    return Alert(*at, level, detector, text, readings, forecast)
+
+
+def describe_broken(history: BehaviorHistory) -> str:
+    """Describe a behavior that is broken in one line."""
+    value = score(history.margins[-1])
+    return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
+
+
 def describe(forecast: Forecast, history: BehaviorHistory) -> str:
     """Describe a forecast in one line."""
     if forecast.is_broken:
-        value = score(history.margins[-1])
-        return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
+        return describe_broken(history)
     if forecast.median == float("inf"):
         return f"score could fall under its floor in {forecast.low:.0f} steps or later"
     late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"

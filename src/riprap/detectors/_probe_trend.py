@@ -10,9 +10,10 @@ from pydantic import Field
 from riprap._formatting import format_steps
 from riprap.detectors._base import Detector
 from riprap.detectors._derived import score, threshold_rank
+from riprap.detectors._forecast import break_alert, describe_broken
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._run_clock import RunClock
-from riprap.types import Alert, Forecast, Level, Reading
+from riprap.types import Alert, Forecast, Level
 
 BRIEF = 4  # steps: a line over fewer must hold in its last step too, because one step is noisy
 NEAR = 0.1  # of the mean margin at the start: a probe with less is near failing
@@ -28,9 +29,8 @@ class ProbeTrend(Detector):
     the mean trend, because trends of single probes are noisy.
 
     `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps.
-    `watch`: within `horizon` steps. Where
-    evaluations are farther apart than that, the gap counts: a break before the next evaluation is
-    `critical`.
+    `watch`: within `horizon` steps. Where evaluations are farther apart than that, the gap counts:
+    a break before the next evaluation is `critical`.
 
     The numbers were chosen on recorded runs (results/onset), by the rule that is stated there.
 
@@ -76,13 +76,8 @@ class ProbeTrend(Detector):
         level = self._level(history, steps)
         if level is None:
             return None, forecast
-        at = (history.step, history.behavior)
-        readings = (
-            Reading.of(*at, "margin_low", history.threshold_margin),
-            Reading.of(*at, "score", score(history.margins[-1]), "share"),
-        )
         text = describe(history, forecast)
-        return Alert(*at, level, self.kind, text, readings, forecast), forecast
+        return break_alert(history, level, self.kind, text, forecast), forecast
 
     def _level(self, history: BehaviorHistory, steps: float) -> Level | None:
         gap = _gap(history)
@@ -130,8 +125,7 @@ def _gap(history: BehaviorHistory) -> int:
 def describe(history: BehaviorHistory, forecast: Forecast) -> str:
     """Say what was lost, when the behavior breaks at this pace, and what would change it."""
     if forecast.is_broken:
-        value = score(history.margins[-1])
-        return f"broken: score {value:.2f} is under its floor {history.floor:.2f}"
+        return describe_broken(history)
     now, start = history.margins[-1], history.margins[0]
     lost = 1 - now.mean() / start.mean() if start.mean() > 0 else 0.0
     near = int(((now > 0) & (now < NEAR * start.mean())).sum())

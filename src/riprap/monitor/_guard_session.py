@@ -95,12 +95,6 @@ class GuardSession:
         return any(leaf.reads_updates for leaf in self._active_guards)
 
     @property
-    def reads_evaluations(self) -> bool:
-        """True if a guard acts on probe evaluations: those must be of all probes."""
-        default = Guard.on_probe_evaluation
-        return any(type(leaf).on_probe_evaluation is not default for leaf in self.guard.flatten())
-
-    @property
     def reads_interference(self) -> bool:
         """True if a guard that is active at the next step needs the interference of each step."""
         return any(leaf.reads_interference for leaf in self._active_guards)
