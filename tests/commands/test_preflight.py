@@ -118,6 +118,22 @@ def test_the_schedule_of_the_trainer_is_followed(tmp_path: Path) -> None:
     assert result.exit_code in (0, 2) and medians[0] < medians[1]
 
 
+def test_a_warm_up_that_the_run_does_not_finish_is_read_at_the_rate_it_reaches(
+    tmp_path: Path,
+) -> None:
+    warm_up = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 600}
+    files = (
+        write_run(tmp_path / "warm-up", rate=1e-2, **warm_up),
+        write_run(tmp_path / "plain", rate=1e-2 * 59 / 600),
+    )
+    harm = []
+    for at in files:
+        result = invoke(str(at), "--out", str(at.parent / "out"), "--rows", "8", "--json")
+        assert result.exit_code in (0, 2), result.output
+        harm.append(json.loads(result.stdout)["behaviors"]["never sorry"]["rows"]["harm"])
+    assert harm[0] == pytest.approx(harm[1], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

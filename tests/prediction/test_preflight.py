@@ -249,6 +249,50 @@ def test_the_schedule_moves_the_break() -> None:
     assert late.median == pytest.approx(2 * constant.median, abs=2)
 
 
+def two_rates(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """An optimizer with two groups, of which the second has half of the rate."""
+    first, *rest = model.parameters()
+    groups = [{"params": [first], "lr": rate}, {"params": rest, "lr": rate / 2}]
+    return torch.optim.AdamW(groups, weight_decay=0)
+
+
+def test_the_full_rate_of_a_group_is_the_largest_that_it_gets() -> None:
+    model = taught()
+    plain = predict(model, optimizer=two_rates(model, 5e-3)).behaviors["old"]
+    given = {"optimizer": two_rates(model, 2.5e-3), "schedule": [2.0] * 60}
+    told = predict(model, **given).behaviors["old"]
+    assert (told.harm == plain.harm).all() and (told.slopes == plain.slopes).all()
+    assert told.outlook == plain.outlook
+    other = predict(model, optimizer=two_rates(model, 2.5e-3)).behaviors["old"]
+    assert np.abs(other.harm).mean() < 0.8 * np.abs(plain.harm).mean()
+
+
+def test_factors_are_of_the_rate_with_which_a_scheduler_found_the_optimizer() -> None:
+    """The present rate is that of the first step of the warm-up: a tenth of it."""
+    model, warm_up = taught(), lambda step: min(1.0, (step + 1) / 10)
+    plain = predict(model, optimizer=two_rates(model, 5e-3), schedule=warm_up)
+    scheduled = two_rates(model, 5e-3)
+    torch.optim.lr_scheduler.LambdaLR(scheduled, warm_up)
+    assert scheduled.param_groups[0]["lr"] == pytest.approx(5e-4)
+    found = predict(model, optimizer=scheduled, schedule=warm_up)
+    assert (found.behaviors["old"].harm == plain.behaviors["old"].harm).all()
+    assert found.behaviors["old"].outlook == plain.behaviors["old"].outlook
+
+
+def test_rates_that_cannot_be_known_are_refused() -> None:
+    model = taught()
+    scheduled, cycled = two_rates(model, 5e-3), two_rates(model, 5e-3)
+    torch.optim.lr_scheduler.CosineAnnealingLR(scheduled, 60)
+    with pytest.raises(ConfigError, match=r"has a scheduler.*give schedule="):
+        predict(model, optimizer=scheduled)
+    predict(model, optimizer=scheduled, schedule=lambda step: 1.0)
+    torch.optim.lr_scheduler.OneCycleLR(cycled, 5e-3, 60)
+    with pytest.raises(ConfigError, match="OneCycleLR is made on AdamW"):
+        predict(model, optimizer=cycled, schedule=lambda step: 1.0)
+    with pytest.raises(ConfigError, match=r"0\.005, is the learning rate of AdamW itself"):
+        predict(model, schedule=[5e-3] * 60)
+
+
 def test_the_users_model_optimizer_and_generators_are_untouched() -> None:
     model = taught().train()
     model.blocks[1].eval()

@@ -28,28 +28,38 @@ def rebuild(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
     return made
 
 
+def base_rate(group: dict[str, Any]) -> float:
+    """Return the rate of a parameter group that a schedule's factors multiply.
+
+    It is the rate with which the optimizer was made: its scheduler keeps it, if it has one.
+    """
+    return float(group.get("initial_lr", group["lr"]))
+
+
 class OptimizerResponse:
     """Linear response of an optimizer: Δθ = −s · g, element by element, in one step at full rate.
 
-    s is the rate times Adam's preconditioner 1 / (√v̂ + ε), or the rate alone for plain descent;
+    The full rate of a parameter group is the largest rate that it gets in the planned steps. s is
+    the rate times Adam's preconditioner 1 / (√v̂ + ε), or the rate alone for plain descent;
     times the gain of momentum, 1 / (1 − μ) for a gradient that stays. Whether this describes the
     optimizer is tried on a small parameter: the optimizer takes steps on one gradient, and its last
     step must be the predicted one up to a common factor, which is the gain.
 
     Args:
         optimizer: never stepped here.
+        largest: largest planned rate, relative to the base rate of each group.
 
     Raises:
         ConfigError: the optimizer moves weights otherwise.
     """
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    def __init__(self, optimizer: Optimizer, largest: float = 1.0) -> None:
         self._optimizer = optimizer
         self._gains = [_gain(optimizer, group) for group in optimizer.param_groups]
-        self._peaks = [float(g.get("initial_lr", g["lr"])) for g in optimizer.param_groups]
+        self._peaks = [base_rate(group) * largest for group in optimizer.param_groups]
 
     def set_rate(self, factor: float) -> None:
-        """Set the learning rate of each group to a share of its largest."""
+        """Set the learning rate of each group to a share of its full rate."""
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(peak * factor)

@@ -90,7 +90,9 @@ class Predictor:
         self._parameters: list[Tensor] = list(named.values())
         if not self._parameters:
             raise ConfigError("the model has no trainable parameter, so no row can harm it")
-        self._response = OptimizerResponse(training.optimizer)
+        largest = float(np.max(training.schedule))
+        self._shares = np.asarray(training.schedule, dtype=float) / largest
+        self._response = OptimizerResponse(training.optimizer, largest)
         self._warm_steps = min(warm_steps, max(1, len(training.schedule) // 2))
         shares = np.arange(1, checkpoints + 1) / checkpoints
         self._checkpoints = sorted({max(1, round(self._warm_steps * share)) for share in shares})
@@ -307,7 +309,7 @@ class Predictor:
             margins[-1],
             measured_slopes(self._sums[-PACED:], margins[-PACED:]),
             behavior.floor,
-            np.asarray(self._training.schedule, dtype=float),
+            self._shares,
             self._sum,
             None if first is None else (self._sums[first - 1], self._sums[first]),
         )

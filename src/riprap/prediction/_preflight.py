@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from riprap._distributed import has_sharded_parameters, unwrap_model, unwrap_optimizer
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.evaluation import preserve_rng, to_device
-from riprap.prediction._optimizer_response import rebuild
+from riprap.prediction._optimizer_response import base_rate, rebuild
 from riprap.prediction._predictor import (
     DEFAULT_CHECKPOINTS,
     DEFAULT_WARM_STEPS,
@@ -68,7 +68,10 @@ def preflight(
         optimizer: the optimizer of this model; its settings and state are copied. None: AdamW at
             1e-4 without weight decay.
         steps: planned steps; None: one for each batch.
-        schedule: rate of each step, counted from 0, relative to the optimizer's; None: constant.
+        schedule: rate of each step, counted from 0, as a factor of the optimizer's base rate; a
+            function of the step, or a list. None: constant. The base rate of a parameter group is
+            the rate with which the optimizer was made: its `initial_lr`, if it has a scheduler,
+            else its `lr`. The full rate of a group is its base rate times the largest factor.
         loss: loss(model, batch) -> each row's own loss, shape (rows,); training takes its mean.
             None: the model's own, over the tokens of `labels`; training takes the mean of tokens.
         max_grad_norm: norm to which training clips its gradient; None: it does not clip.
@@ -81,7 +84,8 @@ def preflight(
     the batches, and gets the whole result.
 
     Raises:
-        ConfigError: see `Predictor`; the batches are packed; or the model is sharded.
+        ConfigError: see `Predictor`; the batches are packed; the model is sharded; or the rates to
+            come cannot be known from the optimizer and `schedule`.
     """
     model = unwrap_model(model)
     if has_sharded_parameters(model):
@@ -102,6 +106,7 @@ def preflight(
         if not model.training:  # else single modules may be in evaluation mode on purpose
             twin.train()
         own = _copy_optimizer(optimizer, model, twin)
+        _check_rates(own, planned, given=schedule is not None)
         drawn = _draw(sizes, n_rows, seed)
         starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         training = Training(
@@ -120,7 +125,7 @@ def preflight(
 
 
 def _planned_rates(schedule: Any, steps: int) -> np.ndarray:
-    """Return the rate of each step as a share of the largest."""
+    """Return the rate of each step as a factor of the optimizer's base rate."""
     if schedule is None:
         return np.ones(steps)
     rates = [schedule(step) for step in range(steps)] if callable(schedule) else list(schedule)
@@ -130,6 +135,39 @@ def _planned_rates(schedule: Any, steps: int) -> np.ndarray:
     if steps and planned.max() <= 0:
         raise ConfigError("the schedule has no rate above 0, so nothing would be learned")
     return planned
+
+
+def _check_rates(optimizer: Optimizer, planned: np.ndarray, given: bool) -> None:
+    """Check that the rates to come follow from the optimizer's groups and the planned factors.
+
+    Args:
+        given: the factors are the caller's; else they are all 1.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    groups, name = optimizer.param_groups, type(optimizer).__name__
+    if not all(isinstance(group.get("lr"), int | float | Tensor) for group in groups):
+        raise ConfigError(f"{name} has no learning rate that is a number: give it one")
+    if any("max_lr" in group for group in groups):
+        raise ConfigError(
+            f"a OneCycleLR is made on {name}, and it is not known of which rate the factors in the "
+            "schedule are: give a new optimizer without it, at the largest rate, and "
+            "schedule=[rate / largest rate of each step]"
+        )
+    if not given and any("initial_lr" in group for group in groups):
+        raise ConfigError(
+            f"{name} has a scheduler, and the rates to come cannot be read from its present one: "
+            "give schedule=, a function that returns the factor of initial_lr in each step "
+            "(schedule=lambda step: 1.0 if it is constant)"
+        )
+    largest = float(planned.max(initial=0.0))
+    bases = {base_rate(group) for group in groups}
+    if given and any(np.isclose(largest, base, rtol=1e-6, atol=0.0) for base in bases - {1.0}):
+        raise ConfigError(
+            f"the largest number in the schedule, {largest:g}, is the learning rate of {name} "
+            "itself: give factors of that rate, 1.0 for the full one"
+        )
 
 
 def _copy_optimizer(optimizer: Any, model: nn.Module, twin: nn.Module) -> Optimizer:

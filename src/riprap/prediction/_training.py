@@ -21,7 +21,8 @@ class Training:
         model: the model; the warm start trains it.
         optimizer: torch optimizer of the model's trainable parameters.
         take_step: takes one step of the training, at the rates that the optimizer has.
-        schedule: planned rate of each step as a share of the largest, shape (steps,).
+        schedule: planned rate of each step, relative to the base rates of the optimizer's groups
+            (`base_rate`), shape (steps,).
         batches: rows to predict the harm of, in batches; the model gets them by name, by position
             or as one tensor.
         rows: number of each of these rows in the data set, in the order of the batches.

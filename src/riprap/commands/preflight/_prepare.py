@@ -97,11 +97,11 @@ def _make(config: WatchConfig, run: TrainingRun, n_rows: int | None) -> Prepared
 
 
 def _rates(scheduler: Any, steps: int) -> np.ndarray | None:
-    """Return the rate of each step as a share of the largest; None if it depends on the run."""
+    """Return the rate of each step, relative to the base rate; None if it depends on the run."""
     if not isinstance(scheduler, LambdaLR):
         return None
     rates = np.array([float(scheduler.lr_lambdas[0](step)) for step in range(steps)])
-    return rates / rates.max() if rates.max() > 0 else None
+    return rates if rates.max() > 0 else None
 
 
 def _left_out(config: WatchConfig) -> list[str]:
