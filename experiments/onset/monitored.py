@@ -74,7 +74,7 @@ def watch(
         )
         for place, (name, own) in enumerate(trace.behaviors.items())
     ]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(trace.rates[0]))
     changes = np.array([own.interference for own in trace.behaviors.values()])
     monitor = Monitor(behaviors, policy=policy, budget=budget)
     monitor.use_clock(clock)

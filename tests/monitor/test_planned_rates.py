@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from loops import task, train
 from riprap import Behavior, Monitor
 from riprap.detectors import RateSchedule
 from riprap.errors import ConfigError
+from riprap.record import Reader
 
 STEPS = 30
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -71,6 +73,52 @@ def test_what_cannot_be_known_is_not_made_up(small_net: nn.Module, memory: Behav
         with monitor.watch(small_net, optimizer, steps=7, scheduler=scheduler):
             plan = monitor.behavior_histories["memory"].schedule
         assert plan == RateSchedule(0, 7)
+
+
+def test_a_function_tells_the_rates_of_the_steps_from_now_on(
+    small_net: nn.Module, memory: Behavior
+) -> None:
+    """Also at a second watch, where steps of the run are behind."""
+    optimizer, monitor = optimizer_of(small_net), Monitor([memory])
+    for _ in range(2):
+        with monitor.watch(small_net, optimizer, steps=3, scheduler=lambda k: 3e-3 / (1 + k)):
+            train(small_net, optimizer, task(3))
+            plan = monitor.behavior_histories["memory"].schedule
+            assert plan is not None and plan.sums is not None
+            np.testing.assert_allclose(np.diff(plan.sums), [3e-3, 1.5e-3, 1e-3])
+        assert plan.first == monitor.step - 3
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (lambda step: 1 - step / 4, r"scheduler\(0\) is 1, and .* rate 0\.003 now.*not a factor"),
+        (lambda step: 3e-3 * (4 - step) / 4, None),
+        (lambda step: 3e-3 * (3 - step) / 4, r"scheduler\(0\) is 0\.00225.*from now on"),
+        (lambda step: math.nan, r"scheduler\(0\) is nan"),
+        (lambda step: [3e-3][step - 5], r"scheduler\(0\) failed \(list index out of range\)"),
+    ],
+)
+def test_factors_and_steps_counted_from_elsewhere_are_refused(
+    scheduler: Any, words: str | None, small_net: nn.Module, memory: Behavior
+) -> None:
+    optimizer, monitor = optimizer_of(small_net), Monitor([memory])
+    if words is not None:
+        with pytest.raises(ConfigError, match=words):
+            monitor.begin(small_net, optimizer, steps=3, scheduler=scheduler)
+        assert not monitor.watching and not Reader(monitor.record).readings()
+        scheduler = None
+    monitor.begin(small_net, optimizer, steps=3, scheduler=scheduler)
+    monitor.end()
+
+
+def test_the_scheduler_of_another_optimizer_is_refused(
+    small_net: nn.Module, memory: Behavior
+) -> None:
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.5)
+    scheduler = lr_scheduler.CosineAnnealingLR(other, 9)
+    with pytest.raises(ConfigError, match=r"of this CosineAnnealingLR has the rate 0\.5.*watched"):
+        Monitor([memory]).begin(small_net, optimizer_of(small_net), steps=3, scheduler=scheduler)
 
 
 class Stubborn(lr_scheduler.LambdaLR):

@@ -42,7 +42,7 @@ from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, stale_optimizer, trained_parameters
-from riprap.monitor._planned_rates import Scheduler, planned_rates
+from riprap.monitor._planned_rates import Scheduler, check_scheduler, planned_rates
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -200,14 +200,16 @@ class Monitor:
             guard: changes steps to protect behaviors; its actions are recorded. Without a guard
                 training is not changed.
             steps: number of optimizer steps that are planned, from now on; None: unknown.
-            scheduler: learning-rate scheduler of the run, or a function that returns the rate of a
-                step from now on, counted from 0. With `steps`, forecasts know the rates to come;
-                None: they expect the present one.
+            scheduler: learning-rate scheduler of the optimizer, read from where it stands; or a
+                function of the number of steps from now on, which returns the learning rate (not a
+                factor of it; the largest of several groups): f(0) is that of the next step, and
+                must be the one that the optimizer has now. With `steps`, forecasts know the rates
+                to come; None: they expect the present one.
 
         Raises:
             ConfigError: there is nothing to watch, the monitor is already in use, `steps` or
-                `scheduler` is something else, or the guard does not support this model, optimizer
-                or monitor.
+                `scheduler` is something else or of other rates than the optimizer's, or the guard
+                does not support this model, optimizer or monitor.
             BehaviorError: margins of a wrong shape, or not finite before training.
         """
         self.begin(model, optimizer, guard, steps=steps, scheduler=scheduler)
@@ -232,7 +234,7 @@ class Monitor:
         for history in self.behavior_histories.values():
             history.schedule = None
         try:
-            self._begin(model, optimizer, guard)
+            self._begin(model, optimizer, guard, scheduler if steps else None)
             self._plan(steps, scheduler)
         except BaseException:
             self._close_autocast()
@@ -240,11 +242,15 @@ class Monitor:
                 self._forget_start()
             raise
 
-    def _begin(self, model: nn.Module, optimizer: Any, guard: Guard | None) -> None:
+    def _begin(
+        self, model: nn.Module, optimizer: Any, guard: Guard | None, scheduler: Scheduler | None
+    ) -> None:
         engine = find_engine(model, optimizer)
         if engine is None:
             model, optimizers = unwrap_model(model), require_optimizers(optimizer)
             check_guard(guard, len(optimizers))
+            with preserve_rng(model):
+                check_scheduler(scheduler, optimizers)
             parameters = trained_parameters(model, optimizers, self._modules)
             refuse_packed(model)
         else:

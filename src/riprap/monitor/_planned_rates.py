@@ -5,16 +5,58 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from riprap._distributed import unwrap_optimizer
+from riprap._text import first_line
 from riprap.detectors import RateSchedule
+from riprap.errors import ConfigError
+from riprap.monitor._optimizers import learning_rate
 
 Scheduler = LRScheduler | Callable[[int], float]
+
+
+def check_scheduler(scheduler: Any, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Check that a scheduler tells the rates of these optimizers, beginning with the next step.
+
+    A function could also return factors of a rate, or count the steps from another one. Its first
+    number shows it: that must be the rate that the optimizers have now.
+
+    Raises:
+        ConfigError: the first rate is another one.
+    """
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if isinstance(inner, LRScheduler):
+        own = unwrap_optimizer(inner.optimizer)
+        if any(own is one for one in optimizers):
+            return
+        first = float(learning_rate([own]))
+        name = f"the optimizer of this {type(inner).__name__} has the rate"
+        advice = "give the scheduler of a watched optimizer"
+    elif callable(scheduler):
+        name = "scheduler(0) is"
+        advice = (
+            "a function must return the learning rate, not a factor of it, of each step from now "
+            "on, counted from 0; if your loop sets the rate itself, set that of the next step "
+            "before the watch"
+        )
+        try:
+            first = float(scheduler(0))
+        except Exception as error:  # of the user's function
+            why = first_line(error, type(error).__name__)
+            raise ConfigError(f"scheduler(0) failed ({why}): {advice}") from error
+    else:
+        return
+    now = float(learning_rate(optimizers))
+    if not (math.isnan(now) or math.isclose(first, now, rel_tol=1e-3)):
+        raise ConfigError(
+            f"{name} {first:g}, and the watched optimizer has the rate {now:g} now: {advice}"
+        )
 
 
 def planned_rates(first: int, steps: int, scheduler: Any) -> RateSchedule:
