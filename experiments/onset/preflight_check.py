@@ -21,8 +21,13 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from experiments.harness import markdown
+from experiments.harness.preregistration import Preregistration
+from experiments.onset import pace
+from experiments.onset.pace import Case
+from experiments.onset.tables import share
 from experiments.onset.trace import Half, Trace, load_corpus
-from riprap.prediction import DEFAULT_CHECKPOINTS, Course, Preflight, measured_slopes
+from riprap.prediction import DEFAULT_CHECKPOINTS, Preflight
 
 CORPUS, FOLDER = "real", "preflight"
 ROWS, REPLICATES = 96, 2000
@@ -152,38 +157,26 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
     return rows
 
 
-def pace_rows(traces: Sequence[Trace], warm: int = 16) -> Rows:
-    """Return the rows that the forecast alone gives, from the first steps of the recorded runs.
-
-    The recorded run is in the place of the copy: it follows its own schedule from the first step.
-    """
+def pace_rows(found: Sequence[Case]) -> Rows:
+    """Return the rows that the forecast alone gives, from the first steps of the recorded runs."""
     rows = []
-    for trace in traces:
-        sums = np.concatenate([[0.0], np.cumsum(trace.rates)])
-        at = np.flatnonzero((trace.steps >= warm // 2) & (trace.steps <= warm))
-        for name, own in trace.behaviors.items():
-            if trace.starts_broken(name):
-                continue
-            slopes = measured_slopes(list(sums[trace.steps[at]]), list(own.margins[at]))
-            under = np.flatnonzero(own.scores()[: at[-1] + 1] < own.floor)
-            broke = None if not len(under) else sums[trace.steps[[under[0] - 1, under[0]]]]
-            done = float(sums[trace.steps[at[-1]]])
-            seen = None if broke is None else (float(broke[0]), float(broke[1]))
-            course = Course(own.margins[at[-1]], slopes, own.floor, trace.rates, done, seen)
-            forecast, probability = course.forecast()
-            start = own.margins[0].mean()
-            warm_loss = 1 - own.margins[at[-1]].mean() / start
-            steps = {key: getattr(forecast, key) for key in ("low", "median", "high")}
-            rows.append(
-                outcome(trace, name)
-                | {
-                    "predicted_loss": float(warm_loss - (sums[-1] - done) * slopes.mean() / start),
-                    "warm_loss": float(warm_loss),
-                    "probability": probability,
-                    RATE_ONLY: float(sums[-1]) * float(trace.about.get("rate", 1.0)),
-                }
-                | {key: value if math.isfinite(value) else None for key, value in steps.items()}
-            )
+    for case in found:
+        course = case.course()
+        forecast, probability = course.forecast()
+        start = case.start.mean()
+        warm_loss = 1 - case.margins[-1].mean() / start
+        steps = {key: getattr(forecast, key) for key in ("low", "median", "high")}
+        summed = float(case.trace.rates.sum()) * float(case.trace.about.get("rate", 1.0))
+        rows.append(
+            outcome(case.trace, case.behavior)
+            | {
+                "predicted_loss": float(warm_loss - case.left * course.slopes.mean() / start),
+                "warm_loss": float(warm_loss),
+                "probability": probability,
+                RATE_ONLY: summed,
+            }
+            | {key: value if math.isfinite(value) else None for key, value in steps.items()}
+        )
     return rows
 
 
@@ -206,20 +199,22 @@ def correlation(
     return of(names), float(low), float(high)
 
 
-def break_facts(rows: Rows) -> dict[str, Any]:
-    """Return how the forecasts of breaks did: counts, never shares alone."""
+def break_facts(rows: Rows) -> dict[str, str]:
+    """Return how the forecasts of breaks did: shares with their intervals, and of how many.
+
+    Where no break was predicted, no time counts as right.
+    """
     broke = [row for row in rows if row["break"] is not None]
     kept = [row for row in rows if row["break"] is None]
-    said = [row for row in broke if row["median"] is not None]
-    near = [row for row in said if 0.5 <= row["median"] / row["break"] <= 2]
-    inside = [row for row in broke if _holds(row)]
+    said = [row for row in broke if row["probability"] > 0.5]
+    near = [row for row in said if 0.5 <= (row["median"] or math.inf) / row["break"] <= 2]
+    inside = [row for row in said if _holds(row)]
+    wrong = [row for row in kept if row["probability"] > 0.5]
     return {
-        "behavior-runs that broke": len(broke),
-        "of them predicted to break": sum(row["probability"] > 0.5 for row in broke),
-        "of them with a median within a factor of two": len(near),
-        "of them with the break in the 80 % interval": len(inside),
-        "behavior-runs that did not break": len(kept),
-        "of them not predicted to break": sum(row["probability"] <= 0.5 for row in kept),
+        "breaks that were predicted": share(len(said), len(broke)),
+        "of these, with a median within a factor of two": share(len(near), len(said)),
+        "of these, with the break in the 80 % interval": share(len(inside), len(said)),
+        "predicted to break, and did not": share(len(wrong), len(kept)),
     }
 
 
@@ -246,9 +241,37 @@ def table(rows: Rows) -> str:
         cells = [correlation(rows, score, kind) for kind in ("realized_loss", "largest_loss")]
         texts = [f"{rho:.2f} ({low:.2f} to {high:.2f})" for rho, low, high in cells]
         lines.append(f"| {score.replace('_', ' ')} | {' | '.join(texts)} |")
-    lines += ["", "| breaks | count |", "|---|---|"]
+    lines += ["", "| breaks | share, 95 % interval |", "|---|---|"]
     lines += [f"| {name} | {count} |" for name, count in break_facts(rows).items()]
     return "\n".join(lines) + "\n"
+
+
+def pace_section(folder: Path, half: Half, terms: Preregistration) -> str:
+    """Return the tables of one corpus: the forecast from the first steps of its runs."""
+    found = pace.cases(load_corpus(folder.parent, folder.name, half))
+    text = f"## {folder.name}, {half}"
+    if not found:
+        return f"{text}\n\nNo runs of this half are there."
+    seen = sum(case.seen for case in found)
+    switched = [case for case in found if case.switched and not case.seen]
+    kept = pace.to_predict(found)
+    text += (
+        f"\n\n{len({case.trace.name for case in found})} runs, {len(found)} behavior-runs. {seen} "
+        f"broke within the first steps, and are left out. To predict: {len(kept)}."
+    )
+    text += f"\n\n{markdown.table(pace.rules_table(kept, terms))}"
+    times = pace.times_table(kept)
+    text += f"\n\nWhere a break came:\n\n{markdown.table(times)}" if times else ""
+    text += f"\n\n{table(pace_rows(kept))}"
+    if switched:
+        facts = [
+            {"of": key, "share": value} for key, value in break_facts(pace_rows(switched)).items()
+        ]
+        text += (
+            f"\nThe data change later in the run, which the first steps cannot know "
+            f"({len(switched)} behavior-runs):\n\n{markdown.table(facts)}\n"
+        )
+    return text
 
 
 def read_predictions(out: Path, half: Half) -> list[dict[str, Any]]:
@@ -264,6 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--predict", action="store_true", help="predict runs, and store each")
     parser.add_argument("--table", action="store_true", help="join with the recorded runs")
     parser.add_argument("--pace", action="store_true", help="the forecast alone, of recorded runs")
+    parser.add_argument("--choose", action="store_true", help="choose the law of the pace")
+    parser.add_argument("--runs", type=Path, nargs="*", help="folders of corpora, for these two")
     parser.add_argument("--half", choices=("exploratory", "confirmatory"), default="exploratory")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score of each run")
     parser.add_argument("--until", help="start no further run after this time, as HH:MM")
@@ -275,12 +300,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         until = datetime.combine(datetime.now().date(), clock)
     if options.predict:
         predict(options.out, options.half, until, options.rows, options.checkpoints)
-    if options.table or options.pace:
+    if options.table:
         traces = load_corpus(options.out, CORPUS, options.half)
-        if options.pace:
-            print(table(pace_rows(traces)))
-        else:
-            print(table(join(read_predictions(options.out, options.half), traces)))
+        print(table(join(read_predictions(options.out, options.half), traces)))
+    folders = options.runs or [options.out / CORPUS]
+    terms = Preregistration.named("preflight")
+    if options.choose:
+        corpora = [load_corpus(own.parent, own.name, "exploratory") for own in folders]
+        found = pace.to_predict(pace.cases([trace for traces in corpora for trace in traces]))
+        choice = terms.study["choice"] if terms.study else {}
+        print(len(found), pace.choose(found, choice["settings"], choice["within"]))
+        print(pace.fit_rivals(found))
+    if options.pace:
+        for folder in folders:
+            print(pace_section(folder, options.half, terms), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import riprap
+from experiments.onset import pace
 from experiments.onset import preflight_check as check
 from experiments.onset.trace import BehaviorTrace, Trace, load_corpus
 from riprap.behaviors import Behavior
@@ -68,19 +69,19 @@ def test_the_correlation_is_spearmans_and_its_interval_holds_it(rows: check.Rows
 
 def test_breaks_are_counted(rows: check.Rows) -> None:
     facts = check.break_facts(rows)
-    assert facts["behavior-runs that broke"] == 2
-    assert facts["of them predicted to break"] == 2
-    assert facts["of them with a median within a factor of two"] == 1
-    assert facts["of them with the break in the 80 % interval"] == 2
-    assert facts["of them not predicted to break"] == 3
+    assert facts["breaks that were predicted"].startswith("1.000 [")
+    assert facts["of these, with a median within a factor of two"].startswith("0.500 [")
+    assert facts["of these, with the break in the 80 % interval"].endswith("of 2")
+    assert facts["predicted to break, and did not"] == "0.000 [0.000, 0.561] of 3"
 
 
 def test_the_pace_of_a_straight_run_forecasts_its_end_and_its_break() -> None:
-    """Margins that fall along a line: the forecast from 16 of 40 steps is the whole truth."""
-    rows = check.pace_rows([make_trace("a", 0.02), make_trace("b", 0.1)])
+    """Margins that fall along a line: what the first of 40 steps say is the whole truth."""
+    found = pace.cases([make_trace("a", 0.02), make_trace("b", 0.1)])
+    assert [case.seen for case in found] == [False, True]
+    rows = check.pace_rows(found)
     for row in rows:
         assert row["predicted_loss"] == pytest.approx(row["realized_loss"])
-    assert rows[0]["break"] == 48 or rows[0]["break"] is None
     assert rows[0]["low"] is not None and rows[0]["low"] < 40
     assert rows[1]["median"] == rows[1]["break"] == 12  # seen within the first steps
 

@@ -9,6 +9,7 @@ import pytest
 
 from riprap.prediction._break_forecast import (
     DOUBT,
+    PACE,
     Course,
     fewest_rows_for,
     time_to_floor,
@@ -23,7 +24,7 @@ def test_the_time_to_the_floor_is_that_of_a_simulation(seed: int) -> None:
     margins[:2] = np.abs(margins[:2])
     margins = np.where(rng.random(24) < 0.9, np.abs(margins), margins)
     floor = 0.8
-    (found,) = time_to_floor(margins, slopes[None], floor)
+    found = time_to_floor(margins, slopes, floor)
     expected = math.inf
     for at in np.arange(0, 400, 0.01):
         if np.mean(margins + at * slopes > 0) < floor:
@@ -39,20 +40,41 @@ def test_steps_follow_the_schedule() -> None:
     assert course.steps_of(sums).tolist() == [1, 2, 2, 3, 4, 5, 7, 7, math.inf]
 
 
-def test_the_interval_is_that_of_the_doubt_about_the_pace() -> None:
-    """Equal margins that fall by a fiftieth a step break after 50 steps, at the median pace."""
-    course = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(1000), 0.0)
-    forecast, probability = course.forecast()
-    assert probability > 0.99
-    assert forecast.median == pytest.approx(50, rel=0.15)
-    for bound, z in ((forecast.low, -1.2816), (forecast.high, 1.2816)):
-        assert bound == pytest.approx(50 * math.exp(DOUBT * z), rel=0.25)
-    half, _ = course.forecast(0.5)
-    assert half.median == pytest.approx(2 * forecast.median, rel=0.05)
+def falling_equally(steps: int) -> Course:
+    """Equal margins that fall by a fiftieth a step: along their lines they break after 50 steps."""
+    return Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(steps), 0.0)
+
+
+@pytest.mark.parametrize("steps", [30, 100, 1000])
+def test_the_forecast_is_that_of_drawn_paces(steps: int) -> None:
+    """Runs that each go on at a drawn pace: how many break in the plan, and when those do."""
+    factors = PACE * np.exp(DOUBT * np.random.default_rng(0).standard_normal(200_000))
+    times = 50 / factors
+    inside = times[times <= steps]
+    forecast, probability = falling_equally(steps).forecast()
+    assert probability == pytest.approx(len(inside) / len(times), abs=0.005)
+    for bound, quantile in ((forecast.low, 0.1), (forecast.median, 0.5), (forecast.high, 0.9)):
+        assert bound == pytest.approx(np.quantile(inside, quantile), rel=0.03, abs=1)
+    assert forecast.high <= steps
+
+
+def test_another_mix_of_rows_changes_the_pace() -> None:
+    course = falling_equally(1000)
+    whole, half = course.forecast(), course.forecast(0.5)
+    assert half[0].median > 1.2 * whole[0].median and half[1] < whole[1]
+    twice = falling_equally(2000)
+    assert half[1] == pytest.approx(
+        Course(**vars(twice) | {"schedule": np.ones(500)}).probability()
+    )
     rising, probability = course.forecast(-1.0)
     assert rising.low == math.inf and probability == 0
-    short = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(50), 0.0)
-    assert short.forecast()[1] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_plan_that_is_over_and_a_behavior_under_its_floor() -> None:
+    over = Course(np.full(20, 1.0), np.full(20, -0.02), 0.9, np.ones(16), 16.0)
+    assert over.forecast()[1] == 0 and over.forecast()[0].low == math.inf
+    under = Course(np.linspace(-1, 1, 20), np.full(20, -0.02), 0.9, np.ones(100), 16.0)
+    assert under.forecast()[1] == 1 and under.forecast()[0].median == 16
 
 
 def test_rows_that_do_half() -> None:

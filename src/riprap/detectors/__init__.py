@@ -12,7 +12,7 @@ from riprap.detectors._base import Detector
 from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._calibrate import calibrate, false_alarms, largest_decline, null_histories
 from riprap.detectors._cumulative import CUSUM, PageHinkley
-from riprap.detectors._derived import score, threshold_margin
+from riprap.detectors._derived import fitted_trends, score, threshold_margin
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
@@ -44,6 +44,7 @@ __all__ = [
     "Threshold",
     "calibrate",
     "false_alarms",
+    "fitted_trends",
     "history_from_record",
     "largest_decline",
     "null_histories",

@@ -41,6 +41,25 @@ def score(margins: np.ndarray) -> float:
     return float((margins > 0).mean())
 
 
+def fitted_trends(times: np.ndarray, margins: np.ndarray, own: float) -> np.ndarray:
+    """Fit a line through the margins of each probe, drawn to the mean line.
+
+    Trends of single probes are noisy; the mean trend is not.
+
+    Args:
+        times: of the evaluations, shape (evaluations,).
+        margins: shape (evaluations, n_probes).
+        own: weight of a probe's own trend; the rest is that of the mean trend.
+
+    Returns:
+        change per unit of time, shape (n_probes,).
+    """
+    centered = times - times.mean()
+    trends = (centered @ margins) / (centered @ centered)
+    found: np.ndarray = trends.mean() + own * (trends - trends.mean())
+    return found
+
+
 @dataclass
 class Derived:
     """Numbers that follow from a history; they grow with it, so that no step reads all of it.

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from riprap._formatting import format_steps
 from riprap.detectors._base import Detector
-from riprap.detectors._derived import score, threshold_rank
+from riprap.detectors._derived import fitted_trends, score, threshold_rank
 from riprap.detectors._forecast import break_alert, describe_broken
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._run_clock import RunClock
@@ -105,14 +105,12 @@ class ProbeTrend(Detector):
         """Return the same along a line through so many last evaluations."""
         clock = RunClock.of(history, evaluations)
         margins = np.array(history.margins[-evaluations:])
-        centered = clock.times - clock.times.mean()
         if not clock.times[-1] > clock.times[0]:
             return float("inf")
-        falls = -(centered @ margins) / (centered @ centered)
-        falls = falls.mean() + self.own * (falls - falls.mean())
+        trends = fitted_trends(clock.times, margins, self.own)
         steps = np.arange(1, self._reach(history) + 1)
-        rank = threshold_rank(len(falls), history.floor)
-        margins = margins[-1] - np.multiply.outer(clock.ahead(steps), falls)
+        rank = threshold_rank(len(trends), history.floor)
+        margins = margins[-1] + np.multiply.outer(clock.ahead(steps), trends)
         under = np.flatnonzero(np.partition(margins, rank, axis=1)[:, rank] <= 0)
         return float(steps[under[0]]) if len(under) else float("inf")
 

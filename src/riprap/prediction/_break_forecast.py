@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
+from riprap.detectors import fitted_trends
 from riprap.types import Forecast
 
 Array = np.ndarray
-DRAWS, SEED = 400, 0
 LOW, HIGH = 0.10, 0.90
-# Standard deviation of the logarithm of the pace to come over the measured one. The 80 % interval
-# is then 0.3 to 3.2 times the median, about as wide as that of `riprap.detectors.ProbeTrend`.
-DOUBT = 0.9
-OWN = 0.5  # weight of a probe's own trend beside the mean trend, as in `ProbeTrend`
+# Chosen on recorded runs by a declared rule (results/onset/preflight.md). Most margins lose pace:
+# the pace to come is the measured one times a factor whose logarithm is normal.
+OWN = 0.25  # weight of a probe's own trend beside the mean trend
+PACE = 0.4  # median of the factor
+DOUBT = 2.0  # standard deviation of its logarithm
 LARGEST_CHANGE = 2.0  # of the pace, by another mix of rows; a larger one is no longer first order
 
 
@@ -41,7 +43,9 @@ class Course:
     broke: tuple[float, float] | None = None
 
     def forecast(self, change: float = 1.0) -> tuple[Forecast, float]:
-        """Return the step of the break with its 80 % interval, and the probability of a break.
+        """Return when the behavior breaks, and the probability of a break in the planned steps.
+
+        The forecast is for the case that it breaks in them: median and 80 % interval of the step.
 
         Args:
             change: factor of the mean pace by another mix of rows.
@@ -51,14 +55,33 @@ class Course:
             low, high = self.steps_of(np.array(self.broke))
             planned = float(np.isfinite([low, high]).mean())  # the plan may end before
             return Forecast(float(high), float(low), float(high), steps), planned
+        sums = self.done + self.times_of((LOW, 0.5, HIGH), change)
+        low, median, high = self.steps_of(sums).tolist()
+        return Forecast(median, low, high, steps), self.probability(change)
+
+    def probability(self, change: float = 1.0) -> float:
+        """Return the probability that the behavior breaks in the rest of the planned steps."""
+        time = self._time_along_lines(change)
+        left = max(0.0, float(np.sum(self.schedule)) - self.done)
+        if time in (0.0, np.inf) or not left:
+            return float(time == 0)
+        return float(ndtr(np.log(PACE * left / time) / DOUBT))
+
+    def times_of(self, shares: Sequence[float], change: float = 1.0) -> Array:
+        """Return the sums of rates, after the warm start, by which shares of the breaks came.
+
+        These are quantiles of the breaks in the planned steps; `inf`: there are none.
+        """
+        chance = self.probability(change)
+        if not chance:
+            return np.full(len(shares), np.inf)
+        time = self._time_along_lines(change) / PACE
+        return np.asarray(time * np.exp(DOUBT * ndtri(chance * np.asarray(shares))))
+
+    def _time_along_lines(self, change: float) -> float:
         change = float(np.clip(change, -LARGEST_CHANGE, LARGEST_CHANGE))
         slopes = self.slopes + (change - 1) * self.slopes.mean()
-        factors = np.exp(DOUBT * np.random.default_rng(SEED).standard_normal(DRAWS))
-        times = time_to_floor(self.margins, factors[:, None] * slopes, self.floor)
-        breaks = self.steps_of(self.done + times)
-        low, median, high = np.quantile(breaks, (LOW, 0.5, HIGH), method="inverted_cdf")
-        forecast = Forecast(float(median), float(low), float(high), steps)
-        return forecast, float(np.isfinite(breaks).mean())
+        return time_to_floor(self.margins, slopes, self.floor)
 
     def steps_of(self, sums: Array) -> Array:
         """Return the steps by which the schedule has reached some sums of its rates."""
@@ -77,34 +100,32 @@ def measured_slopes(sums: Sequence[float], margins: Sequence[Array]) -> Array:
     Returns:
         change by one step at full rate, shape (n_probes,).
     """
-    times = np.asarray(sums) - np.mean(sums)
-    slopes = times @ np.asarray(margins) / (times @ times)
-    found: Array = slopes.mean() + OWN * (slopes - slopes.mean())
-    return found
+    return fitted_trends(np.asarray(sums), np.asarray(margins), OWN)
 
 
-def time_to_floor(margins: Array, slopes: Array, floor: float) -> Array:
+def time_to_floor(margins: Array, slopes: Array, floor: float) -> float:
     """Return when the score first falls under its floor if each margin moves along a line.
 
     Args:
         margins: shape (n_probes,).
-        slopes: shape (replicates, n_probes).
+        slopes: shape (n_probes,).
 
     Returns:
-        shape (replicates,); `inf`: never; 0: it is under the floor already.
+        `inf`: never; 0: it is under the floor already.
     """
     passes = margins > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        times = np.where(passes == (slopes < 0), -margins / slopes, np.inf)
-    times = np.where(np.isfinite(times), np.maximum(times, 0.0), np.inf)
-    order = np.argsort(times, axis=1, kind="stable")
-    turns = np.where(passes, 1, -1)[order]  # a probe that passes begins to fail, or the other way
-    sorted_times = np.take_along_axis(times, order, axis=1)
-    failing = (~passes).sum() + np.cumsum(np.where(np.isfinite(sorted_times), turns, 0), axis=1)
     limit = np.floor((1 - floor) * len(margins) + 1e-9)
-    broken = (failing > limit) & np.isfinite(sorted_times)
-    first = np.where(broken, sorted_times, np.inf).min(axis=1)
-    return np.zeros(len(slopes)) if (~passes).sum() > limit else np.asarray(first)
+    if (~passes).sum() > limit:
+        return 0.0
+    turns = (passes == (slopes < 0)) & (
+        slopes != 0
+    )  # a probe that passes begins to fail, or the other way
+    times = -margins[turns] / slopes[turns] if turns.any() else np.empty(0)
+    changes = np.where(passes[turns], 1, -1)
+    order = np.argsort(times, kind="stable")
+    failing = (~passes).sum() + np.cumsum(changes[order])
+    broken = np.flatnonzero(failing > limit)
+    return float(times[order][broken[0]]) if len(broken) else float("inf")
 
 
 def fewest_rows_for(share: float, falls: Array) -> int | None:
