@@ -59,8 +59,8 @@ def preflight(
     The harm of rows is of the first order, and the forecast is a line. Both ignore that gradients
     change later in training (rows that are learned stop to pull; a behavior may fall faster the
     weaker it is, and many stop to fall), the noise of single batches, weight decay, dropout in the
-    scored rows, and weights that no warm step has reached. The interval of a forecast is that of a
-    fixed doubt about the pace (`DOUBT`), not of a measured error.
+    scored rows, and weights that no warm step has reached. Probability and interval are those of a
+    pace that may change by a factor, whose spread was fitted on recorded runs of other models.
 
     Args:
         batches: batches as training gets them; a step learns from one. Each is a mapping of the

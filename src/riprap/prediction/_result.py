@@ -23,7 +23,8 @@ class Outlook:
 
     Attributes:
         drift: first-order prediction of the mean margin's change by one step at full rate.
-        forecast: step of the run at which the behavior breaks, with the 80 % interval.
+        forecast: step of the run at which the behavior breaks if it breaks within the planned steps,
+            with the 80 % interval; `inf`: it does not fall.
         probability: of a break within the planned steps.
     """
 
@@ -37,7 +38,7 @@ class Outlook:
         return self.probability > 0.5
 
     def span(self) -> str:
-        """Return when the break is predicted: "after 40 to 90 steps"."""
+        """Return when a break would come, if one does: "after 40 to 90 steps"."""
         forecast = self.forecast
         if not math.isfinite(forecast.low):
             return f"not within {format_steps(forecast.horizon)}"
@@ -107,8 +108,8 @@ class BehaviorPrediction:
 
     def __repr__(self) -> str:
         return (
-            f"BehaviorPrediction({self.name!r}: {self.outlook.span()}, "
-            f"probability {self.outlook.probability:.2f})"
+            f"BehaviorPrediction({self.name!r}: probability of a break "
+            f"{self.outlook.probability:.2f}, {self.outlook.span()})"
         )
 
 

@@ -35,7 +35,7 @@ def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
 
 
 def forecast_figure(found: Preflight) -> alt.VConcatChart:
-    """Figure of the forecasts: median and 80 % interval of the break, by what is changed."""
+    """Figure of the forecasts: median and 80 % interval of the break if one comes, by what is changed."""
     rows = []
     for one in found.behaviors.values():
         for change, outlook in outlooks(one).items():
@@ -120,7 +120,7 @@ def change_rows(found: Preflight) -> list[dict[str, str]]:
         {
             "behavior": one.name,
             "change": change,
-            "break": outlook.span(),
+            "if it breaks": outlook.span(),
             "probability": f"{outlook.probability:.2f}",
             "drift": format_number(outlook.drift),
         }

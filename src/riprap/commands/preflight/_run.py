@@ -137,17 +137,16 @@ def _write(found: Preflight, made: Prepared, config: WatchConfig, out: Path) -> 
 
 
 def print_preflight(found: Preflight, console: Console) -> None:
-    """Print one line for each behavior."""
+    """Print one line for each behavior; of other mixes of rows, the probability of a break."""
     table = Table("behavior", title=Text("Predicted before training"), title_justify="left")
-    for column in ("probability", "break", "without the worst 10 %", "with 25 % replay"):
+    for column in ("probability", "if it breaks", "without the worst 10 %", "with 25 % replay"):
         table.add_column(column, justify="right")
     for one in found.behaviors.values():
-        replay = one.replay.get(0.25)
+        changed = (one.without_worst, one.replay.get(0.25))
         table.add_row(
             Text(one.name),
             f"{one.outlook.probability:.2f}",
             one.outlook.span(),
-            "–" if one.without_worst is None else one.without_worst.span(),
-            "–" if replay is None else replay.span(),
+            *("–" if other is None else f"{other.probability:.2f}" for other in changed),
         )
     console.print(table)
