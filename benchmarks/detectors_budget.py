@@ -153,7 +153,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     lines.append(
         f"Cost with the budget, in passes over tokens: {_spread(shares, 3)} of training. "
-        f"Evaluations of all probes, a run: {counts['before']:.0f} before, "
+        f"Probe evaluations, a run: {counts['before']:.0f} before, "
         f"{counts['budget']:.0f} with the budget."
     )
     return "\n".join(lines)

@@ -174,7 +174,6 @@ def part_rows(
     yield row(f"{label}: step with hooks", with_hooks, 1.0, hooks)
     kinds = {
         "reading of the interference": ("reading_seconds", None),
-        "evaluation of a quarter of the probes": ("part_seconds", forward / 4),
         "evaluation, forward": ("forward_seconds", forward),
         "evaluation with gradients": ("refresh_seconds", refresh),
         "start": ("start_seconds", refresh),
@@ -195,7 +194,6 @@ def part_rows(
                     forward_seconds=forward * cost.step_seconds,
                     refresh_seconds=refresh * cost.step_seconds,
                     start_seconds=refresh * cost.step_seconds,
-                    part_seconds=None,
                     reading_seconds=0.0,
                 ),
                 steps,

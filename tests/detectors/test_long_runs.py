@@ -158,33 +158,6 @@ def test_evaluations_that_are_taken_away_are_forgotten() -> None:
     assert list(history.series("kl_start")) == list(fresh.series("kl_start"))
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10_000), st.booleans())
-def test_a_preview_leaves_no_trace(seed: int, same_step: bool) -> None:
-    """A history that was extended for a look judges later evaluations as one that was not."""
-    whole = random_history(seed, 150)
-    looked, plain = BehaviorHistory("b", 0.9), BehaviorHistory("b", 0.9)
-    for step, margins in zip(whole.steps, whole.margins, strict=True):
-        then = whole.truncated(step)
-        for history in (looked, plain):
-            history.signals = {name: list(readings) for name, readings in then.signals.items()}
-        if len(looked.steps) > 1:
-            at = looked.step if same_step else step
-            with looked.extended(at, margins - 30.0) as preview:
-                assert preview.broken_at is not None
-                extended = looked.truncated(at)
-                for detector in DETECTORS:
-                    assert detector.check(preview) == detector.check(extended)
-            assert looked.broken_at == plain.broken_at
-            assert looked == plain
-        for history in (looked, plain):
-            history.add_margins(step, margins)
-        for detector in DETECTORS:
-            assert detector.evaluate(looked) == detector.evaluate(plain)
-    assert list(looked.series("cosine_margin")) == list(plain.series("cosine_margin"))
-    assert looked.steps_since_peak == plain.steps_since_peak
-
-
 class CountedList(list[Any]):
     """List that counts the items that are read from it."""
 
@@ -260,9 +233,6 @@ def test_an_evaluation_late_in_a_run_reads_no_more_than_an_early_one(
             sorted_margins.clear()
             for detector in DETECTORS:
                 detector.evaluate(history)
-            with history.extended(step + 1, history.margins[-1]) as preview:
-                for detector in DETECTORS:
-                    detector.evaluate(preview)
             assert history.broken_at is None
             assert len(sorted_margins) <= len(DETECTORS)
             reads.append(sum(source.read for source in sources))

@@ -19,8 +19,6 @@ from trl import SFTConfig, SFTTrainer
 
 from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.integrations.hf import MonitorCallback
-from riprap.monitor._probe_runner import ProbeRunner
-from riprap.monitor._probe_schedule import ProbeSchedule
 from tiny import PROMPTS, Classifier, make_llama, make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -174,28 +172,6 @@ def test_however_often_updates_are_read(
 
 def test_a_budget(policy: AlertPolicy) -> None:
     compare(llama, of_words(), policy, steps=40, least=2, budget=0.03)
-
-
-def test_parts_of_the_probes_in_turn(policy: AlertPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, partial = ProbeSchedule.plan, []
-
-    def plan_a_part(schedule: ProbeSchedule, *arguments: Any) -> None:
-        plan(schedule, *arguments)
-        schedule.n_parts = 2
-
-    part = ProbeRunner.run_part
-
-    def noted(runner: ProbeRunner, *arguments: Any) -> Any:
-        found = part(runner, *arguments)
-        steps = runner.rotation.last_steps.values()
-        partial.append(any((own < arguments[0]).any() for own in steps))
-        return found
-
-    monkeypatch.setattr("riprap.monitor._probe_rotation.MIN_PROBES", 1)
-    monkeypatch.setattr(ProbeSchedule, "plan", plan_a_part)
-    monkeypatch.setattr(ProbeRunner, "run_part", noted)
-    compare(llama, of_words(), policy, steps=40, least=4)
-    assert sum(partial) >= 4
 
 
 def test_accumulated_gradients(policy: AlertPolicy) -> None:

@@ -12,14 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from riprap import AlertPolicy, Behavior, Monitor, evaluation, signals
-from riprap.detectors import BehaviorHistory
+from riprap import Behavior, Monitor, evaluation, signals
 from riprap.errors import ConfigError
-from riprap.monitor._budget import ADVANCE_SECONDS, ADVANCES, MAX_PARTS, RATES
+from riprap.monitor._budget import ADVANCE_SECONDS, ADVANCES, RATES
 from riprap.monitor._cost import Cost
-from riprap.monitor._probe_rotation import MIN_PROBES
 from riprap.monitor._probe_schedule import ProbeSchedule
-from riprap.monitor._summary import summarize
 from riprap.record import Reader
 from tiny import make_llama
 
@@ -55,7 +52,6 @@ def run(
     budget: float | None = BUDGET,
     scale: float = 1.0,
     steps: int = STEPS,
-    in_parts: bool = False,
     **options: Any,
 ) -> tuple[Monitor, nn.Module, dict[str, list[np.ndarray]]]:
     """Train on random tokens; return monitor, model, and the margins of every step."""
@@ -65,7 +61,6 @@ def run(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     monitor = Monitor(behaviors, budget=budget, **options)
     monitor.use_clock(TokenClock(model, scale))
-    monitor._run.schedule.in_parts = in_parts
     truth: dict[str, list[np.ndarray]] = {b.name: [] for b in behaviors}
 
     def look() -> None:
@@ -105,56 +100,14 @@ def test_a_larger_budget_evaluates_more() -> None:
     assert gaps[0] >= gaps[1]
 
 
-def test_long_steps_pay_for_all_probes_at_the_steps_without_a_budget() -> None:
-    """Where training is dear, the gaps are those of the schedule, and nothing is left out."""
+def test_long_steps_pay_for_evaluations_at_the_steps_without_a_budget() -> None:
+    """Where training is dear, the gaps are those of the schedule."""
     monitor, _, _ = run(lr=1e-6, scale=1000.0)
     steps = monitor.behavior_histories["one"].steps
     assert np.diff(steps).max() <= 20
-    history = monitor.history()
-    later = history[(history.signal == "score") & (history.step > 8)]
-    assert not later.detail.str.contains("evaluated now").any()
 
 
-def test_parts_take_turns_and_say_what_is_old() -> None:
-    monitor, _, truth = run(lr=1e-3, in_parts=True)
-    history = monitor.history()
-    partial = history[(history.signal == "margin") & history.detail.str.contains("evaluated now")]
-    assert len(partial) > 4
-    own = partial[partial.behavior == "one"]
-    assert set(own.detail) == {"8 of 32 probes evaluated now, the others before"}
-    # The readings are means over all probes, of which none is older than MAX_PARTS evaluations.
-    evaluated = sorted({0, *own.step, *monitor.behavior_histories["one"].steps})
-    for _, row in own.iterrows():
-        at = evaluated.index(row.step)
-        window = [truth["one"][step] for step in evaluated[max(at - MAX_PARTS + 1, 0) : at + 1]]
-        low = np.min(window, axis=0).mean()
-        high = np.max(window, axis=0).mean()
-        assert low - 1e-4 <= row.value <= high + 1e-4
-
-
-def test_the_summary_counts_parts_apart() -> None:
-    monitor, _, _ = run(lr=1e-6, steps=300, in_parts=True)
-    history = monitor.history()
-    scores = history[history.signal == "score"]
-    old = scores.detail.str.contains("evaluated now").groupby(scores.step).any()
-    assert old.sum() > 3
-    text = f"{(~old).sum()} probe evaluations, and {old.sum()} of a part of the probes."
-    assert text in monitor.summary()
-
-
-def test_a_broken_run_names_the_parts_before_the_break() -> None:
-    histories = {"a": BehaviorHistory("a", 0.9)}
-    for step, margin in ((0, 1.0), (80, -1.0)):
-        histories["a"].add_margins(step, np.full(4, margin))
-    told = [
-        summarize(80, histories, {"a": True}, (), (), (), (), None, part_steps=steps)
-        for steps in ((), (20, 60, 90))
-    ]
-    assert "at step 0: a checkpoint" in told[0] and "Parts" not in told[0]
-    assert "evaluated until step 60, showed no break" in told[1]
-
-
-def test_histories_and_alerts_are_of_all_probes_at_one_step() -> None:
+def test_histories_are_of_the_steps_they_name() -> None:
     monitor, _, truth = run(lr=0.05)
     assert any(broke is not None for broke in monitor.broken().values())
     for name, history in monitor.behavior_histories.items():
@@ -164,16 +117,12 @@ def test_histories_and_alerts_are_of_all_probes_at_one_step() -> None:
         assert alert.step in monitor.behavior_histories[alert.behavior].steps
 
 
-def test_a_break_is_found_no_later_than_the_next_evaluation_of_some_probes() -> None:
+def test_a_break_is_found_at_the_next_evaluation() -> None:
     monitor, _, truth = run(lr=0.05)
-    history = monitor.history()
     for name, broke in monitor.broken().items():
-        floor = monitor.behavior_histories[name].floor
-        first = next(s for s, m in enumerate(truth[name]) if (m > 0).mean() < floor)
-        looked = history[(history.signal == "score") & (history.behavior == name)].step
-        later = looked[looked >= first].iloc[:MAX_PARTS]
-        assert broke is not None
-        assert broke <= later.max()
+        history = monitor.behavior_histories[name]
+        first = next(s for s, m in enumerate(truth[name]) if (m > 0).mean() < history.floor)
+        assert broke == next(step for step in history.steps if step >= first)
 
 
 def test_urgency_is_bounded() -> None:
@@ -264,28 +213,6 @@ def test_readings_over_several_steps_are_sums_of_single_ones() -> None:
             assert value == pytest.approx(total, rel=1e-3, abs=1e-6)
             before = at
         assert before == 60
-
-
-def test_a_plain_margin_is_evaluated_as_a_whole() -> None:
-    model = make_llama().train()
-    inner = passed_probes(model, "plain", 3 * MIN_PROBES, 3)
-    sizes: list[int] = []
-
-    def margins(model: nn.Module, probes: Any) -> torch.Tensor:
-        sizes.append(len(probes))
-        return inner.margins(model, probes)
-
-    behavior = Behavior("plain", inner.probes, margins)
-    monitor = Monitor([behavior], policy=AlertPolicy.default(), budget=BUDGET)
-    monitor.use_clock(TokenClock(model))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    with monitor.watch(model, optimizer):
-        for _ in range(60):
-            ids = torch.randint(6, 40, (8, 10))
-            optimizer.zero_grad()
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-    assert set(sizes) == {3 * MIN_PROBES}
 
 
 @pytest.mark.parametrize("budget", [0, -0.1, 1.5, "3 %", True])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +66,7 @@ class Derived:
         peaks: largest threshold margin so far, and the last step at which it was reached; one for
             each evaluation.
         first_under: first step with a score under the floor.
-        sums: running sums of detectors over the evaluations so far, under keys of their own; flat
-            objects, which `copy.copy` copies.
+        sums: running sums of detectors over the evaluations so far, under keys of their own.
     """
 
     series: dict[str, Series] = field(default_factory=lambda: {name: [] for name in FROM_MARGINS})
@@ -113,23 +109,6 @@ class Derived:
                 later.append((step, value))
         self._n_taken[signal], self._later[signal] = len(readings), later
         return self.series[signal]
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Take away, at the end of a `with` block, what was added in it."""
-        n, first_under = len(self.peaks), self.first_under
-        lengths = {signal: len(series) for signal, series in self.series.items()}
-        n_taken, later = dict(self._n_taken), dict(self._later)
-        sums = {key: copy.copy(value) for key, value in self.sums.items()}
-        try:
-            yield
-        finally:
-            self._evaluated.difference_update(step for step, _ in self.series["score"][n:])
-            for signal, series in self.series.items():
-                del series[lengths.get(signal, 0) :]
-            del self.peaks[n:]
-            self.first_under, self.sums = first_under, sums
-            self._n_taken, self._later = n_taken, later
 
     def truncated(self, count: int) -> Derived:
         """Return what follows from the first `count` evaluations."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,24 +61,6 @@ class BehaviorHistory:
         self.steps.append(step)
         self.rate_sums.append(rate_sum)
         self.margins.append(np.asarray(margins, dtype=np.float64))
-
-    @contextmanager
-    def extended(
-        self, step: int, margins: np.ndarray, rate_sum: float = math.nan
-    ) -> Iterator[BehaviorHistory]:
-        """Add a probe evaluation for the length of a `with` block, in constant time."""
-        derived, last_probe_step = self.derived, self.last_probe_step
-        is_again = self.steps[-1:] == [step]
-        replaced = (self.margins[-1:], self.rate_sums[-1:]) if is_again else ([], [])
-        with derived.kept():
-            self.add_margins(step, margins, rate_sum)
-            try:
-                yield self
-            finally:
-                self.margins[-1:], self.rate_sums[-1:] = replaced
-                if not is_again:
-                    del self.steps[-1]
-                self._derived, self.last_probe_step = derived, last_probe_step
 
     @property
     def step(self) -> int:

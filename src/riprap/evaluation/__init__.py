@@ -12,7 +12,6 @@
 
 from riprap.evaluation._answer_logits import answer_logits
 from riprap.evaluation._batch_loss import Loss, model_loss, to_device
-from riprap.evaluation._chunks import can_be_cut
 from riprap.evaluation._features import (
     capture_outputs,
     find_layer,
@@ -55,7 +54,6 @@ __all__ = [
     "TrainingAutocast",
     "answer_logits",
     "calibrate",
-    "can_be_cut",
     "capture_outputs",
     "compute_margins",
     "evaluate",

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from riprap.behaviors import Behavior
-from riprap.detectors import RATE_SUM, AlertPolicy, BehaviorHistory, score, threshold_margin
+from riprap.detectors import RATE_SUM, AlertPolicy, BehaviorHistory, score
 from riprap.evaluation import ProbeResult
-from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.record import (
     alert_from_row,
     alert_to_row,
@@ -47,6 +47,7 @@ class AlertTracker:
         histories: measurements, by behavior.
         forecasts: current forecast, by behavior; None where none is possible.
         alerts: all alerts raised so far. An alert is raised when a detector's level rises.
+        rate_sum: sum of the learning rates of all steps so far; NaN: an optimizer has none.
     """
 
     def __init__(self, behaviors: list[Behavior], policy: AlertPolicy) -> None:
@@ -65,15 +66,14 @@ class AlertTracker:
         self.cleared: list[dict[str, Any]] = []  # levels that were withdrawn, not recorded yet
         self._unmeasured = dict.fromkeys(self.histories, 0)  # evaluations in a row
         self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
-        self.latest: dict[str, np.ndarray] = {}  # margins of all probes, some of them older
         self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
-        self.rate_sum = 0.0  # of the learning rates of all steps until now
-        self.part_steps: list[int] = []  # of evaluations of a part of the probes
+        self.rate_sum: float | Tensor = 0.0
 
     def rate_sum_reading(self, step: int) -> Reading:
         """Return the sum of the learning rates until a step, or why there is none."""
-        if math.isfinite(self.rate_sum):
-            return Reading.of(step, RUN, RATE_SUM, self.rate_sum)
+        total = float(self.rate_sum)
+        if math.isfinite(total):
+            return Reading.of(step, RUN, RATE_SUM, total)
         reason = "an optimizer has no learning rate that is a number"
         return Reading(step, RUN, RATE_SUM, state=ReadingStatus.NOT_RUN, detail=reason)
 
@@ -96,16 +96,11 @@ class AlertTracker:
             return [self.add_unmeasured(reading)]
         self._unmeasured[name] = 0
         self._active_own.discard(("unmeasured", name))
-        history.add_margins(step, result.margins, self.rate_sum)
-        self.latest[name] = result.margins
-        return self._margin_readings(step, name, result)
-
-    def _margin_readings(self, step: int, name: str, result: ProbeResult) -> list[Reading]:
-        threshold = threshold_margin(result.margins, self.histories[name].floor)
+        history.add_margins(step, result.margins, float(self.rate_sum))
         unit = self._units[name]
         return [
             Reading.of(step, name, "margin", float(result.margins.mean()), unit),
-            Reading.of(step, name, "margin_low", threshold, unit),
+            Reading.of(step, name, "margin_low", history.threshold_margin, unit),
             Reading.of(step, name, "score", score(result.margins), "share"),
         ]
 
@@ -171,30 +166,13 @@ class AlertTracker:
         self.alerts += alerts
         return alerts, readings
 
-    def part_readings(self, step: int, rotation: ProbeRotation) -> list[Reading]:
-        """Return margin and score of behaviors of which only some probes were evaluated now."""
-        readings = []
-        for name, result in rotation.results.items():
-            n_new, n = rotation.n_new(step, name), len(result.margins)
-            if not 0 < n_new < n or result.insufficient or not np.isfinite(result.margins).all():
-                continue
-            detail = f"{n_new} of {n} probes evaluated now, the others before"
-            self.latest[name] = result.margins
-            readings += [
-                replace(r, detail=detail) for r in self._margin_readings(step, name, result)
-            ]
-        if readings:
-            self.part_steps.append(step)
-        return readings
-
-    def declining(self) -> list[str]:
-        """Return the behaviors with an active warning, or a more serious alert, and not broken."""
-        return [
-            name
-            for name, level in self.active_levels.items()
-            if level.rank >= Level.WARNING.rank
+    def is_declining(self) -> bool:
+        """Return whether a behavior has a warning, or a more serious alert, and is not broken."""
+        return any(
+            level.rank >= Level.WARNING.rank
             and score(self.histories[name].margins[-1]) >= self.histories[name].floor
-        ]
+            for name, level in self.active_levels.items()
+        )
 
     def aged_forecasts(self, step: int) -> list[Forecast]:
         """Return the forecasts as counted from `step`: some are of an earlier evaluation."""
@@ -209,27 +187,6 @@ class AlertTracker:
         """Return the levels that were withdrawn since the last call."""
         cleared, self.cleared = self.cleared, []
         return cleared
-
-    def would_alert(self, step: int, name: str, result: ProbeResult) -> bool:
-        """Return whether a result would raise an alert, or break the behavior; changes nothing."""
-        history = self.histories[name]
-        if result.insufficient or not np.isfinite(result.margins).all():
-            return True
-        if not history.steps or not history.healthy_at_start:
-            return False
-        was_broken = score(history.margins[-1]) < history.floor
-        if score(result.margins) < history.floor and not was_broken:
-            return True
-        with history.extended(step, result.margins, self.rate_sum) as preview:
-            return any(
-                alert is not None and alert.level.rank > self._standing_rank(index, name)
-                for index, detector in enumerate(self.policy.detectors)
-                for alert, _ in [detector.evaluate(preview)]
-            )
-
-    def _standing_rank(self, index: int, name: str) -> int:
-        standing = self._standing.get((str(index), name))
-        return 0 if standing is None else standing.rank
 
     def standing_level(self, name: str) -> Level | None:
         """Return the highest level of a behavior that was said and not withdrawn."""
@@ -256,10 +213,8 @@ class AlertTracker:
             if earlier.rate_sums:  # time goes back with the weights
                 self.rate_sum = earlier.rate_sums[-1]
         self.forecasts.clear()
-        self.latest.clear()
         self._active_ranks.clear()
         self._standing.clear()
-        self.part_steps = [at for at in self.part_steps if at <= step]
 
     def untestable_reasons(self) -> list[str]:
         """Return the reasons why a detector can never alert on a healthy behavior."""
@@ -278,7 +233,7 @@ class AlertTracker:
             f"riprap/{name}/{part}": value
             for name, history in self.histories.items()
             if self.is_measured(name)
-            for margins in [self.latest.get(name, history.margins[-1])]
+            for margins in [history.margins[-1]]
             for part, value in (("score", score(margins)), ("margin", float(margins.mean())))
         }
 
@@ -329,7 +284,7 @@ class AlertTracker:
             ],
             "active_own": sorted([*key] for key in self._active_own),
             "unmeasured": dict(self._unmeasured),
-            "part_steps": list(self.part_steps),
+            "rate_sum": float(self.rate_sum),
             "kept": {name: list(indices) for name, indices in self.kept.items()},
         }
 
@@ -347,7 +302,7 @@ class AlertTracker:
             active=list,
             active_own=list,
             unmeasured=dict,
-            part_steps=list,
+            rate_sum=float,
             kept=dict,
             check=dict,
         )
@@ -361,7 +316,7 @@ class AlertTracker:
         }
         self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
         self._unmeasured = dict(state["unmeasured"])
-        self.part_steps = [int(step) for step in state["part_steps"]]
+        self.rate_sum = state["rate_sum"]
         self._active_own = {(detector, name) for detector, name in state["active_own"]}
         self.kept = {name: list(indices) for name, indices in state["kept"].items()}
         self._active_ranks, self._standing = {}, {}

@@ -10,9 +10,8 @@ from riprap.monitor._cost_meter import CostMeter
 from riprap.record import check_fields
 
 DEFAULT_BUDGET = 0.03
-MAX_PARTS = 4  # probe evaluations that together evaluate all probes
-# What each allowance grows by, as a share of the budget, and what it has in advance, in evaluations
-# of all probes: early evaluations, because most damage is early, and the one at the end.
+# What each allowance grows by, as a share of the budget, and what it has in advance, in
+# evaluations: early ones, because most damage is early, and the one at the end.
 RATES = {"calm": 0.35, "refresh": 0.1, "urgent": 0.45}
 ADVANCES = {"calm": 2.5, "refresh": 0.0, "urgent": 8.0}
 ADVANCE_SECONDS = 0.25  # at least, of an allowance with an advance, so that short runs are watched
@@ -33,41 +32,35 @@ class Budget:
     Attributes:
         share: time of the monitor, as a share of the time of training.
         meter: what was measured so far.
-        forward: seconds of an evaluation of all probes, and of each part of them, by the number of
-            parts.
+        forward: seconds of an evaluation by forward passes; None before the first.
         refresh: seconds of a gradient refresh; None before the first.
         spent: seconds that were paid from each allowance.
     """
 
     share: float
     meter: CostMeter = field(default_factory=CostMeter)
-    forward: dict[int, float] = field(default_factory=dict)
+    forward: float | None = None
     refresh: float | None = None
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(RATES, 0.0))
 
-    def pay(self, seconds: float, allowance: str, n_parts: int | None = 1) -> None:
-        """Take the seconds of an evaluation from an allowance, and note its price.
+    def pay(self, seconds: float, allowance: str, new: bool = True) -> None:
+        """Take the seconds of an evaluation from an allowance.
 
         Args:
-            n_parts: one of so many parts of the probes was evaluated; None: it has no price of its
-                own.
+            new: whether these seconds are the price of an evaluation; else they are of its sequel.
         """
         self.spent[allowance] += seconds
-        if n_parts is None:
+        if not new:
             return
         if allowance == "refresh":
             self.refresh = seconds
         else:
-            self.forward[n_parts] = seconds
+            self.forward = seconds
 
-    def forward_price(self, n_parts: int = 1) -> float:
-        """Return the seconds of an evaluation of one of `n_parts` parts of the probes."""
-        if n_parts in self.forward:
-            return self.forward[n_parts]
-        if self.forward:
-            known = min(self.forward, key=lambda count: abs(count - n_parts))
-            return self.forward[known] * known / n_parts
-        return FIRST_GUESS * self.meter.seconds["start"] / n_parts
+    def forward_price(self) -> float:
+        """Return the seconds of an evaluation by forward passes."""
+        guess = FIRST_GUESS * self.meter.seconds["start"]
+        return guess if self.forward is None else self.forward
 
     def refresh_price(self) -> float:
         """Return the seconds of a gradient refresh."""
@@ -91,14 +84,6 @@ class Budget:
         earned = rate * meter.step_seconds
         return math.ceil(min(missing / earned, NEVER)) if earned else NEVER
 
-    def affordable_parts(self, steps: int) -> int:
-        """Return the number of parts to cut the probes into, to evaluate one each `steps` steps."""
-        earned = self.share * RATES["calm"] * steps * self.meter.step_seconds
-        for n_parts in (1, 2):
-            if self.forward_price(n_parts) <= earned:
-                return n_parts
-        return MAX_PARTS
-
     def reading_gap(self) -> int:
         """Return the gap between readings of the interference that keeps to their share."""
         meter = self.meter
@@ -110,7 +95,7 @@ class Budget:
     def state_dict(self) -> dict[str, Any]:
         """Return what was measured."""
         return {
-            "forward": {str(count): seconds for count, seconds in self.forward.items()},
+            "forward": self.forward,
             "refresh": self.refresh,
             "spent": dict(self.spent),
         }
@@ -121,7 +106,7 @@ class Budget:
         Raises:
             ValueError: the state is malformed.
         """
-        check_fields(state, forward=dict, refresh=float | None, spent=dict)
+        check_fields(state, forward=float | None, refresh=float | None, spent=dict)
         check_fields(state["spent"], **dict.fromkeys(RATES, float))
-        self.forward = {int(count): seconds for count, seconds in state["forward"].items()}
-        self.refresh, self.spent = state["refresh"], dict(state["spent"])
+        self.forward, self.refresh = state["forward"], state["refresh"]
+        self.spent = dict(state["spent"])

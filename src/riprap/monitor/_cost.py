@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from riprap.monitor._budget import MAX_PARTS, Budget
+from riprap.monitor._budget import Budget
 from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._monitor import Monitor
 from riprap.monitor._probe_schedule import ProbeSchedule
 
-KINDS = ("plain", "hooked", "forward", "refresh", "part", "reading")
+KINDS = ("plain", "hooked", "forward", "refresh", "reading")
 CALM_CYCLES = 20  # longest gaps after which a run is taken to be calm
 
 
@@ -28,11 +28,10 @@ class Cost:
     Attributes:
         step_seconds: a plain training step.
         hook_seconds: added to each step.
-        forward_seconds: an evaluation of all probes without gradients.
+        forward_seconds: a probe evaluation without gradients.
         refresh_seconds: a probe evaluation with a gradient refresh.
         start_seconds: the evaluation before the first step, with all that signals compute there.
         memory_bytes: memory of the protected gradients and of the copied parameters.
-        part_seconds: an evaluation of the smallest part of the probes; None: in proportion.
         reading_seconds: a reading of the interference, between evaluations.
     """
 
@@ -42,7 +41,6 @@ class Cost:
     refresh_seconds: float
     start_seconds: float
     memory_bytes: int
-    part_seconds: float | None = None
     reading_seconds: float = 0.0
 
     def run_ratio(self, probe_every: int, steps: int, budget: float | None = None) -> float:
@@ -66,7 +64,7 @@ class Cost:
         meter = CostMeter(clock)
         paid = None if budget is None else Budget(budget, meter)
         schedule = ProbeSchedule(probe_every, paid)
-        evaluations = parts = refreshes = last_whole = last_read = 0
+        evaluations = refreshes = last_evaluated = last_read = 0
         clock.spend(meter, "start", self.start_seconds)
         schedule.plan(0, [])
         for step in range(1, steps + 1):
@@ -79,28 +77,18 @@ class Cost:
                 clock.spend(meter, "interference", self.reading_seconds)
             if not is_due:
                 continue
-            refresh, n_parts = schedule.should_refresh_gradients(step), schedule.n_parts
-            price = self.refresh_seconds if refresh else self._forward_price(n_parts)
+            refresh = schedule.should_refresh_gradients(step)
+            price = self.refresh_seconds if refresh else self.forward_seconds
             clock.spend(meter, "refreshes" if refresh else "evaluations", price)
             if paid is not None:
-                paid.pay(price, "refresh" if refresh else "calm", n_parts)
+                paid.pay(price, "refresh" if refresh else "calm")
             evaluations, refreshes = evaluations + 1, refreshes + refresh
-            if refresh or n_parts == 1:
-                last_whole = step
-            else:
-                parts += 1
+            last_evaluated = step
             schedule.plan(step, [])
-        if last_whole < steps:  # one more at the end of a watch
+        if last_evaluated < steps:  # one more at the end of a watch
             clock.spend(meter, "evaluations", self.forward_seconds)
             evaluations += 1
-        return PlannedRun(meter.own_seconds, evaluations, parts, refreshes)
-
-    def _forward_price(self, n_parts: int) -> float:
-        if n_parts == 1 or self.part_seconds is None:
-            return self.forward_seconds / n_parts
-        # A constant for each pass, and a price for each probe.
-        each = (self.forward_seconds - self.part_seconds) / (1 - 1 / MAX_PARTS)
-        return self.forward_seconds - each * (1 - 1 / n_parts)
+        return PlannedRun(meter.own_seconds, evaluations, refreshes)
 
 
 @dataclass(frozen=True)
@@ -110,13 +98,11 @@ class PlannedRun:
     Attributes:
         seconds: all that the monitor takes.
         evaluations: probe evaluations after the start.
-        parts: those of them that evaluate a part of the probes.
         refreshes: those of them that refresh the gradients.
     """
 
     seconds: float
     evaluations: int
-    parts: int
     refreshes: int
 
 
@@ -179,9 +165,6 @@ def measure_cost(
                     session.hooks.mark_as_read()
             times["reading"].append(timed(session.read_update))
             run.step += 1
-            part = partial(session.evaluate_probes, refresh=False, n_parts=MAX_PARTS)
-            times["part"].append(timed(part))
-            run.step += 1
             times["forward"].append(timed(lambda: session.evaluate_probes(refresh=False)))
             run.step += 1
             times["refresh"].append(timed(lambda: session.evaluate_probes(refresh=True)))
@@ -199,7 +182,6 @@ def measure_cost(
         refresh_seconds=medians["refresh"],
         start_seconds=start,
         memory_bytes=probe_runner.protected_gradients.nbytes + copied_bytes,
-        part_seconds=min(medians["part"], medians["forward"]),
         reading_seconds=medians["reading"],
     )
 

@@ -99,7 +99,7 @@ class EngineSession(WatchSession):
 
     def __init__(self, run: MonitoredRun, probe_runner: ProbeRunner, engine: Any) -> None:
         super().__init__(run, probe_runner, [], None)
-        run.rate_sum = run.tracker.rate_sum = math.nan  # the engine's rates are not read
+        run.tracker.rate_sum = math.nan  # the engine's rates are not read
         skipped = partial(run.note_skipped_step, "the engine found an overflow")
         self.hooks = EngineHooks(engine, self.after_unread_step, skipped)  # type: ignore[assignment]
 
@@ -120,7 +120,7 @@ class EngineSession(WatchSession):
             with run.meter.measure("hooks"):
                 run.meter.count_step()
             if run.schedule.is_due(run.step, run.tracker.histories.values()):
-                self.evaluate_probes(refresh=False, n_parts=run.schedule.n_parts)
+                self.evaluate_probes(refresh=False)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
 

@@ -282,7 +282,6 @@ class Monitor:
             self._start(session)
         else:
             self._note_changed_weights()
-            self._run.tracker.rate_sum = float(self._run.rate_sum)
             with self._run.meter.measure("refreshes"):
                 session.process_probe_results(probe_runner.run(self.step, refresh=True))
         if session.guard is not None:
@@ -403,14 +402,12 @@ class Monitor:
             "run": run.record.run_id(),
             "monitor": self._arguments(),
             "step": self.step,
-            "rate_sum": float(run.rate_sum),
             "update_is_read": update_is_read,
             "position": self.record.position(),
             "parameters": parameter_names(
                 session.probe_runner.model, session.probe_runner.parameters
             ),
             "schedule": run.schedule.state_dict(),
-            "rotation": session.probe_runner.rotation.state_dict(),
             "meter": run.meter.state_dict(),
             "tracker": run.tracker.state_dict() | {"check": session.check.state_dict()},
             "protected_gradients": session.probe_runner.protected_gradients.state_dict(),
@@ -544,7 +541,6 @@ class Monitor:
             run.notes,
             run.stop_reason,
             cost_text(run.meter, run.schedule),
-            tracker.part_steps,
         )
 
     def __repr__(self) -> str:
@@ -621,16 +617,8 @@ class Monitor:
             probe_runner.protected_gradients = ProtectedGradients.from_state(
                 state["protected_gradients"], probe_runner.parameters
             )
-        with wrap_state_errors("the probes"):
-            probe_runner.rotation.load_state_dict(state["rotation"])
-            latest = {
-                name: result.margins for name, result in probe_runner.rotation.results.items()
-            }
-            self._run.tracker.latest = latest
-        with wrap_state_errors("the trained parameters"):
             session.check.load_state_dict(state["tracker"]["check"])
         session.begin_after(state["step"], state["update_is_read"])
-        self._run.rate_sum = self._run.tracker.rate_sum = state["rate_sum"]
         self._write_metadata(session, state["position"], state["run"])
 
     def _write_metadata(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +23,6 @@ from riprap.evaluation import (
     loss_gradient,
     refuse_writes,
 )
-from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.signals import ProbeView
 
 
@@ -41,7 +40,6 @@ class ProbeRunner:
         reads_gradients: whether gradients can be read at all.
         gradient_failures: reason why a behavior has no protected gradient since the last refresh,
             although it had one before, by name.
-        rotation: the step at which each probe was evaluated last.
     """
 
     behaviors: Sequence[Behavior]
@@ -55,7 +53,6 @@ class ProbeRunner:
     autocast: TrainingAutocast | None = None
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
-    rotation: ProbeRotation = field(default_factory=ProbeRotation)
     _had_gradient: set[str] = field(default_factory=set)
 
     def run_before_training(self) -> ProbeView:
@@ -71,7 +68,6 @@ class ProbeRunner:
                 result = results[behavior.name] = self._evaluate_first(behavior)
                 if self.reads_gradients:
                     self._store_gradients(behavior, result)
-        self._note_all(0, results)
         return self._view(0, results)
 
     def _evaluate_first(self, behavior: Behavior) -> ProbeResult:
@@ -106,47 +102,7 @@ class ProbeRunner:
             results |= own
             if refresh:
                 self._store_gradients(group[0], own[group[0].name])
-        self._note_all(step, results)
         return self._view(step, results)
-
-    def _note_all(self, step: int, results: Mapping[str, ProbeResult]) -> None:
-        for name, result in results.items():
-            self.rotation.note(step, name, result)
-
-    def run_part(self, step: int, n_parts: int) -> dict[str, ProbeResult]:
-        """Evaluate the probes that are due next; return the latest margins of all probes.
-
-        Args:
-            n_parts: number of evaluations that together evaluate all probes.
-        """
-        return self._run_chosen(step, self.rotation.next_parts(self.behaviors, n_parts))
-
-    def run_rest(self, step: int, names: Iterable[str]) -> None:
-        """Evaluate the probes of some behaviors that `run_part` left out at this step."""
-        rest = {name: self.rotation.rest(step, name) for name in names}
-        self._run_chosen(step, {name: own for name, own in rest.items() if len(own)})
-
-    def _run_chosen(self, step: int, chosen: Mapping[str, np.ndarray]) -> dict[str, ProbeResult]:
-        self.failures = {}
-        parts = [
-            self.rotation.part(behavior, chosen[behavior.name])
-            for behavior in self.behaviors
-            if behavior.name in chosen
-        ]
-        results: dict[str, ProbeResult] = {}
-        for group in group_by_forward_pass(parts, self.model):
-            try:
-                results |= evaluate_batch(group, self.model)
-            except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-                self.failures |= {behavior.name: error_text(error) for behavior in group}
-        return {
-            name: self.rotation.note(step, name, result, chosen[name])
-            for name, result in results.items()
-        }
-
-    def part_view(self, step: int) -> ProbeView:
-        """Return the view of an evaluation of a part of the probes: of behaviors without others."""
-        return self._view(step, self.rotation.whole_results(step))
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
         if not refresh:

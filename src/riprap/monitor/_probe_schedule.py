@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,12 @@ class ProbeSchedule:
     evaluations do not refresh it.
 
     With a budget, evaluations come no earlier than without one, and as late as it takes to pay for
-    them. They evaluate a part of the probes, if the budget cannot pay for all, and all probes of a
-    behavior that is about to break. Gradients are refreshed as in calm phases, or later.
+    them. Gradients are refreshed as in calm phases, or later.
 
     Attributes:
         probe_every: longest gap between two evaluations, in steps, as far as the budget reaches.
         budget: prices and what is affordable; None: every evaluation is.
         next_step: step of the next evaluation.
-        n_parts: the next evaluation evaluates one of so many parts of the probes.
         read_every: gap between two readings of the interference, in steps.
         gap_divisor: the gap is the number of steps taken, divided by this; with 4, each of the
             first eight steps is evaluated.
@@ -42,14 +40,12 @@ class ProbeSchedule:
         max_spent: fraction of the threshold margin that interference may use up between two
             evaluations.
         max_stretch: longest gap with a budget, as a multiple of `probe_every`.
-        in_parts: whether an evaluation may evaluate a part of the probes.
         cut_urgency: how often the budget could not pay for an urgent evaluation.
     """
 
     probe_every: int
     budget: Budget | None = None
     next_step: int = 0
-    n_parts: int = 1
     read_every: int = 4
     gap_divisor: int = 4
     budget_gap_divisor: int = 2
@@ -59,7 +55,6 @@ class ProbeSchedule:
     calm_refresh_period: int = 8
     max_spent: float = 0.5
     max_stretch: int = 5
-    in_parts: bool = False
     cut_urgency: int = 0
     _evaluations_since_refresh: int = 0
     _urgent: bool = False
@@ -73,7 +68,7 @@ class ProbeSchedule:
         bounds = [f.low for f in forecasts if f is not None and _is_near(f)]
         urgent_gap = max(int(min(bounds, default=gap)) // self.evaluations_before_break, 1)
         self._urgent = bool(bounds)
-        self.n_parts, self.read_every = 1, type(self).read_every
+        self.read_every = type(self).read_every
         self._next_urgent_step = step
         if self.budget is not None:
             gap = self._affordable_gap(self.budget, step, gap, min(gap, urgent_gap))
@@ -82,11 +77,10 @@ class ProbeSchedule:
         self.next_step = step + gap
 
     def _affordable_gap(self, budget: Budget, step: int, gap: int, urgent_gap: int) -> int:
-        """Choose the size of the next evaluation, and delay it until it can be paid for."""
+        """Delay the next evaluation until it can be paid for."""
         longest = self.max_stretch * self.probe_every
         if not self._urgent:
             self.read_every = min(max(self.read_every, budget.reading_gap()), self.probe_every)
-        self.n_parts = budget.affordable_parts(gap) if self.in_parts else 1
         wait = budget.steps_until(budget.forward_price(), "urgent")
         self._next_urgent_step = step + min(wait, longest)
         self._refresh_affordable = budget.steps_until(budget.refresh_price(), "refresh") == 0
@@ -94,7 +88,7 @@ class ProbeSchedule:
             return urgent_gap
         self.cut_urgency += self._urgent
         self._urgent = False
-        wait = budget.steps_until(budget.forward_price(self.n_parts), "calm")
+        wait = budget.steps_until(budget.forward_price(), "calm")
         return min(max(wait, gap), longest)
 
     def postpone(self, step: int) -> None:
@@ -105,29 +99,22 @@ class ProbeSchedule:
         """Return whether to evaluate after this step: planned, or urgent by interference."""
         if step >= self.next_step:
             return True
-        return step >= self._next_urgent_step and any(map(self.is_urgent, histories))
+        return step >= self._next_urgent_step and any(map(self._is_used_up, histories))
 
-    def urgent_behaviors(
-        self,
-        step: int,
-        histories: Iterable[BehaviorHistory],
-        forecasts: Mapping[str, Forecast | None],
-        declining: Iterable[str],
-    ) -> list[str]:
-        """Return the behaviors for which the evaluation after this step is urgent.
+    def is_urgent(
+        self, step: int, histories: Iterable[BehaviorHistory], is_declining: bool
+    ) -> bool:
+        """Return whether the evaluation after this step is urgent.
 
         Args:
-            declining: behaviors with an active alert that are not broken.
+            is_declining: whether a behavior has an active alert and is not broken.
         """
-        names: list[str] = []
-        if step >= self._next_urgent_step:
-            names += declining
-            names += [history.behavior for history in histories if self.is_urgent(history)]
         if self._urgent:
-            names += [name for name, own in forecasts.items() if _is_near(own)]
-        return list(dict.fromkeys(names))
+            return True
+        is_suspect = is_declining or any(map(self._is_used_up, histories))
+        return step >= self._next_urgent_step and is_suspect
 
-    def is_urgent(self, history: BehaviorHistory) -> bool:
+    def _is_used_up(self, history: BehaviorHistory) -> bool:
         """Return whether updates have used up too much of a behavior's threshold margin."""
         interference = history.interference_since_last_probe()
         if interference >= 0 or not history.steps:
@@ -146,7 +133,7 @@ class ProbeSchedule:
 
     def agree(self, device: torch.device) -> None:
         """Take over the plan of the first rank: ranks that evaluate together must plan alike."""
-        names = ("next_step", "n_parts", "read_every", "_next_urgent_step")
+        names = ("next_step", "read_every", "_next_urgent_step")
         own = [int(getattr(self, name)) for name in names]
         own += [int(self._urgent), int(self._refresh_affordable)]
         plan = torch.tensor(own, device=device)
@@ -160,7 +147,6 @@ class ProbeSchedule:
         """Return the state of the schedule."""
         return {
             "due": self.next_step,
-            "n_parts": self.n_parts,
             "read_every": self.read_every,
             "evaluations_since_refresh": self._evaluations_since_refresh,
             "urgent": self._urgent,
@@ -179,7 +165,6 @@ class ProbeSchedule:
         check_fields(
             state,
             due=int,
-            n_parts=int,
             read_every=int,
             evaluations_since_refresh=int,
             urgent=bool,
@@ -189,7 +174,7 @@ class ProbeSchedule:
             budget=dict | None,
         )
         self.next_step, self._urgent = state["due"], state["urgent"]
-        self.n_parts, self.read_every = state["n_parts"], state["read_every"]
+        self.read_every = state["read_every"]
         self._evaluations_since_refresh = state["evaluations_since_refresh"]
         self._next_urgent_step = state["next_urgent_step"]
         self._refresh_affordable = state["refresh_affordable"]

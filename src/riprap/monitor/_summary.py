@@ -23,7 +23,6 @@ def summarize(
     notes: Sequence[str],
     stop_reason: str | None,
     cost: str = "",
-    part_steps: Sequence[int] = (),
 ) -> str:
     """Return one line for the run, one for each behavior, and one for each fact besides.
 
@@ -32,17 +31,15 @@ def summarize(
         final: readings of weights that were exchanged after the last step.
         notes: facts about the run as a whole.
         cost: what the monitor cost, in one sentence.
-        part_steps: steps after which a part of the probes was evaluated.
     """
     evaluations = len({at for history in histories.values() for at in history.steps})
     plural = "" if evaluations == 1 else "s"
-    parts = f", and {len(part_steps)} of a part of the probes" if part_steps else ""
-    lines = [f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}{parts}."]
+    lines = [f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
     lines += [
         _behavior_line(history, measured[name], [a for a in alerts if a.behavior == name], final)
         for name, history in histories.items()
     ]
-    lines += _checkpoint_line(histories, part_steps)
+    lines += _checkpoint_line(histories)
     about_run = {alert.message: alert for alert in alerts if alert.behavior == RUN}
     lines += [f"Training: {alert.message} (step {alert.step})." for alert in about_run.values()]
     lines += [f"Training: {note}." for note in notes]
@@ -101,9 +98,7 @@ def _alert_text(alerts: Sequence[Alert]) -> str:
     return text
 
 
-def _checkpoint_line(
-    histories: Mapping[str, BehaviorHistory], part_steps: Sequence[int]
-) -> list[str]:
+def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
     """Name the last evaluated step at which no behavior had broken."""
     watched = [h for h in histories.values() if h.steps and h.healthy_at_start]
     breaks = [history.broken_at for history in watched if history.broken_at is not None]
@@ -112,14 +107,10 @@ def _checkpoint_line(
     healthy = [at for history in watched for at in history.steps if at < min(breaks)]
     if not healthy:
         return []
-    text = (
+    return [
         f"Before step {min(breaks)} no behavior was broken; the last evaluation there was at step "
         f"{max(healthy)}: a checkpoint of that step or earlier keeps all of them."
-    )
-    later = [at for at in part_steps if max(healthy) < at < min(breaks)]
-    if later:
-        text += f" Parts of the probes, evaluated until step {max(later)}, showed no break."
-    return [text]
+    ]
 
 
 def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:

@@ -22,7 +22,6 @@ from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
 from riprap.monitor._optimizers import learning_rate, parameters_of, trained_parameters
-from riprap.monitor._probe_rotation import ProbeRotation
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
@@ -41,7 +40,6 @@ class MonitoredRun:
         meter: time that the monitor takes beside training.
         stop_level: the mildest alert level at which training should stop; None: at none.
         step: optimizer steps seen so far.
-        rate_sum: sum of their learning rates; NaN: an optimizer has none.
         stop_reason: reason why training should stop; None: it should not.
         notes: facts about the run as a whole that the summary tells.
         final: readings of weights that were exchanged after the last step.
@@ -55,21 +53,20 @@ class MonitoredRun:
     meter: CostMeter = field(default_factory=CostMeter)
     stop_level: Level | None = None
     step: int = 0
-    rate_sum: float | Tensor = 0.0
     stop_reason: str | None = None
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
 
     @contextmanager
-    def paid(self, part: str, allowance: str, n_parts: int | None = 1) -> Iterator[None]:
+    def paid(self, part: str, allowance: str, new: bool = True) -> Iterator[None]:
         """Measure an evaluation in the body, and pay for it; see `Budget.pay`."""
         before = self.meter.seconds[part]
         try:
-            with self.meter.measure(part, new=n_parts is not None):
+            with self.meter.measure(part, new):
                 yield
         finally:
             if self.schedule.budget is not None:
-                self.schedule.budget.pay(self.meter.seconds[part] - before, allowance, n_parts)
+                self.schedule.budget.pay(self.meter.seconds[part] - before, allowance, new)
 
     def note_skipped_step(self, reason: str) -> None:
         """Record that an optimizer's step was skipped."""
@@ -180,7 +177,7 @@ class WatchSession:
         """Count the step, read the update now and then, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
-        run.rate_sum = run.rate_sum + learning_rate(self.hooks.optimizers)
+        run.tracker.rate_sum = run.tracker.rate_sum + learning_rate(self.hooks.optimizers)
         run.meter.count_step()
         if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
             run.record.add_event(run.step, "autocast", {"text": text})
@@ -202,12 +199,9 @@ class WatchSession:
             return
         refresh = schedule.should_refresh_gradients(run.step) or self._refresh_due
         self._refresh_due = False
-        tracker = run.tracker
-        urgent = schedule.urgent_behaviors(
-            run.step, histories, tracker.forecasts, tracker.declining()
-        )
+        urgent = schedule.is_urgent(run.step, histories, run.tracker.is_declining())
         try:
-            self.evaluate_probes(refresh or self._guard_needs_gradients, schedule.n_parts, urgent)
+            self.evaluate_probes(refresh or self._guard_needs_gradients, urgent)
         except Exception:
             schedule.postpone(run.step)
             raise
@@ -382,7 +376,7 @@ class WatchSession:
         self.run.record.add_failure(self.run.step, "monitor", error)
 
     def evaluate_last_step(self) -> None:
-        """Evaluate all probes, unless they were evaluated after the last step."""
+        """Evaluate the probes, unless they were evaluated after the last step."""
         histories = self.run.tracker.histories.values()
         if any(history.steps and history.step < self.run.step for history in histories):
             self.evaluate_probes(refresh=False)
@@ -497,9 +491,7 @@ class WatchSession:
         try:
             self.hooks.mark_as_read()
             self._last_read = self.run.step
-            self.probe_runner.rotation = ProbeRotation()
             self.run.tracker.rewind(step)
-            self.run.rate_sum = self.run.tracker.rate_sum
             self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
@@ -510,53 +502,22 @@ class WatchSession:
         self.run.stop_reason = reason
         warn(reason)
 
-    def evaluate_probes(self, refresh: bool, n_parts: int = 1, urgent: Sequence[str] = ()) -> None:
-        """Evaluate the probes, process the results, and inform the guard.
-
-        Args:
-            n_parts: evaluate only one of so many parts of the probes.
-            urgent: behaviors that are evaluated in full nevertheless, as are those about which an
-                alert would be raised.
-        """
+    def evaluate_probes(self, refresh: bool, urgent: bool = False) -> None:
+        """Evaluate the probes, process the results, and inform the guard."""
         run, part = self.run, "refreshes" if refresh else "evaluations"
         allowance = "refresh" if refresh else "urgent" if urgent else "calm"
         try:
-            run.tracker.rate_sum = float(run.rate_sum)
             self.read_update()
-            is_part = n_parts > 1 and not refresh
-            if not is_part:
-                with run.paid(part, allowance):
-                    view = self.probe_runner.run(run.step, refresh)
-            else:
-                view = self._evaluate_part(allowance, n_parts, urgent)
-            with run.paid(part, allowance, None):
-                alerts = self.process_probe_results(view, is_part)
+            with run.paid(part, allowance):
+                view = self.probe_runner.run(run.step, refresh)
+            with run.paid(part, allowance, new=False):
+                alerts = self.process_probe_results(view)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
                     [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
                 )
         finally:
             self._agree_to_stop()
-
-    def _evaluate_part(self, allowance: str, n_parts: int, urgent: Sequence[str]) -> ProbeView:
-        run, tracker = self.run, self.run.tracker
-        with run.paid("evaluations", allowance, n_parts):
-            results = self.probe_runner.run_part(run.step, n_parts)
-        doubtful = [
-            name
-            for name, result in results.items()
-            if name in urgent or tracker.would_alert(run.step, name, result)
-        ]
-        with run.paid("evaluations", "urgent", None):
-            return self._complete(doubtful)
-
-    def _complete(self, names: Sequence[str]) -> ProbeView:
-        """Evaluate the other probes of some behaviors; return the view of all of theirs."""
-        run, runner = self.run, self.probe_runner
-        failures = dict(runner.failures)
-        runner.run_rest(run.step, names)
-        runner.failures |= failures
-        return runner.part_view(run.step)
 
     def _agree_to_stop(self) -> None:
         """Ask all ranks of a sharded model to stop if one of them is to: none can go on alone.
@@ -571,12 +532,8 @@ class WatchSession:
         if not all_ranks(run.stop_reason is None, device) and run.stop_reason is None:
             run.stop_reason = f"stop_on={str(run.stop_level)!r}: an alert on another rank"
 
-    def process_probe_results(self, view: ProbeView, is_part: bool = False) -> list[Alert]:
-        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts.
-
-        Args:
-            is_part: some probes were not evaluated; what signals read at evaluations is not there.
-        """
+    def process_probe_results(self, view: ProbeView) -> list[Alert]:
+        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
         run = self.run
         self._record_failures()
         readings = [run.tracker.rate_sum_reading(run.step)]
@@ -585,13 +542,10 @@ class WatchSession:
             run.tracker.add_unmeasured(reading)
         for name, result in view.results.items():
             readings += run.tracker.add_probe_result(run.step, name, result)
-        readings += run.tracker.part_readings(run.step, self.probe_runner.rotation)
         for name, history in run.tracker.histories.items():
             if history.steps and history.step == run.step:
                 run.record.add_margins(run.step, name, history.margins[-1])
-        from_signals: list[Reading] = []
-        if not is_part:
-            from_signals = self._collect_readings("on_probe_evaluation", view)
+        from_signals = self._collect_readings("on_probe_evaluation", view)
         counts = self.check.evaluate(run.step)
         run.record.add_readings([*readings, *from_signals, *counts])
         run.tracker.add_readings(from_signals)

@@ -89,7 +89,7 @@ class Signal:
 
     Each method is optional: `start` is called once before training; `on_gradient` before each
     optimizer step; `on_update` before each probe evaluation and every few steps between them, with
-    the update since it was last called; `on_probe_evaluation` at each evaluation of all probes,
+    the update since it was last called; `on_probe_evaluation` at each probe evaluation,
     including the one before training.
 
     Attributes:

@@ -38,8 +38,7 @@ def estimate_cost(config: WatchConfig, quiet: bool = False) -> dict[str, Any]:
         `steps`, `probe_every`; `seconds` by part; `memory_megabytes`; `cadences`, each with its
         `probe_every`, and the ratio of time with a monitor to time without over the whole `run`
         and once `calm`; `ratio`, that of the configured run; `budget`, and the `evaluations` that
-        it pays for, `parts` of the probes and gradient `refreshes` among them; `advice`, a sentence
-        or None.
+        it pays for, gradient `refreshes` among them; `advice`, a sentence or None.
 
     Raises:
         RiprapError: the run itself would be refused for the same reason.
@@ -130,7 +129,6 @@ def summarize_cost(
         "step": cost.step_seconds,
         "hooks": cost.hook_seconds,
         "reading": cost.reading_seconds,
-        "part": cost.part_seconds,
         "forward": cost.forward_seconds,
         "gradients": cost.refresh_seconds,
         "start": cost.start_seconds,
@@ -151,7 +149,6 @@ def summarize_cost(
         "ratio": cost.run_ratio(probe_every, steps, budget),
         "budget": budget,
         "evaluations": planned.evaluations,
-        "parts": planned.parts,
         "refreshes": planned.refreshes,
         "advice": advice(cost, probe_every, steps, budget),
     }
@@ -204,11 +201,11 @@ def planned_text(result: dict[str, Any]) -> str:
     """Return what the monitor of the configured run will do, and what that costs."""
     budget = result["budget"]
     limit = "no budget" if budget is None else f"a budget of {budget:.1%}"
-    whole = result["evaluations"] - result["parts"] - result["refreshes"]
+    forward = result["evaluations"] - result["refreshes"]
     return (
         f"Planned with {limit}: {result['ratio'] - 1:.1%} of the training time for the first "
-        f"evaluation, {whole} of all probes, {result['parts']} of parts of them, and "
-        f"{result['refreshes']} with gradients; more if a behavior is about to break."
+        f"evaluation, {forward} by forward passes and {result['refreshes']} with gradients; more "
+        "if a behavior is about to break."
     )
 
 
@@ -218,16 +215,14 @@ def print_cost(result: dict[str, Any], console: Console) -> None:
         "step": "training step without a monitor",
         "hooks": "added to each step",
         "reading": "reading of the interference",
-        "part": "evaluation of a quarter of the probes",
-        "forward": "evaluation of all probes",
+        "forward": "evaluation by forward passes",
         "gradients": "evaluation with gradients",
         "start": "evaluation before the first step",
     }
     parts = Table("part", title="Cost of the monitor", title_justify="left")
     parts.add_column("seconds", justify="right")
     for name, seconds in result["seconds"].items():
-        if seconds is not None:
-            parts.add_row(meaning[name], f"{seconds:.4f}")
+        parts.add_row(meaning[name], f"{seconds:.4f}")
     parts.add_section()
     parts.add_row("stored gradients and parameters, MB", f"{result['memory_megabytes']:.1f}")
     ratios = Table("probe_every", title="Time with a monitor ÷ time without", title_justify="left")

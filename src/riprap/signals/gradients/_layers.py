@@ -15,11 +15,10 @@ from riprap.types import Reading
 class LayerInterference(Signal):
     """Parts of Σ ⟨h_b, Δθ⟩ over the steps since the last reading, by layer (ours).
 
-    One reading per layer and behavior at each evaluation of all probes. `Reading.layer` is the name
-    of an element of the layer stack ("model.layers.3") or of a module outside of it ("lm_head");
-    the unit is that of the margin. The readings of all layers add up to the sum of `interference`
-    over these steps. Costs one product per parameter and behavior where `interference` needs a few
-    in all.
+    One reading per layer and behavior at each probe evaluation. `Reading.layer` is the name of an
+    element of the layer stack ("model.layers.3") or of a module outside of it ("lm_head"); the unit
+    is that of the margin. The readings of all layers add up to the sum of `interference` over these
+    steps. Costs one product per parameter and behavior where `interference` needs a few in all.
     """
 
     name = "interference_layer"
