@@ -7,6 +7,7 @@ import ast
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from experiments.harness.study import DATA, FOLDER, Study, load_study, run_study
 from riprap.errors import RiprapError
 
 TERMS = Path(FOLDER, "preregistrations")
+BENCHES = ("guards_bench",)  # with a command line of their own, in `command.py`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0, or 1 after an error."""
     options = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if options and options[0] in BENCHES:
+            bench_code: int = import_module(f"experiments.{options[0]}.command").main(options[1:])
+            return bench_code
         if options and options[0] in study_names():
             return _run(load_study(options[0]), options[1:])
         parsed = _parser().parse_args(options)
@@ -46,19 +51,20 @@ def _parser() -> argparse.ArgumentParser:
         if act is _amend:
             command.add_argument("--changed", type=Path, required=True, help="YAML of new terms")
             command.add_argument("--reason", required=True)
-    for name in study_names():
+    for name in (*study_names(), *BENCHES):
         commands.add_parser(name, help=_question(name))
     return parser
 
 
 def _question(name: str) -> str:
     """Return the question of an experiment, from its docstring, without importing it."""
-    source = (FOLDER / name / "study.py").read_text(encoding="utf-8")
+    file = "__init__.py" if name in BENCHES else "study.py"
+    source = (FOLDER / name / file).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
 def _list(_: argparse.Namespace) -> int:
-    names = study_names()
+    names = [*study_names(), *BENCHES]
     for name in names:
         print(f"{name.ljust(max(map(len, names)))}  {_question(name)}")
     return 0

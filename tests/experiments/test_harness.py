@@ -245,9 +245,9 @@ def test_a_study_from_its_command_to_its_page(
 def test_the_command_line_lists_and_verifies(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert all(name in listed for name in study_names())
+    assert all(name in listed for name in (*study_names(), "guards_bench"))
     assert main(["verify"]) == 0
-    assert capsys.readouterr().out.count("verified") == 14
+    assert capsys.readouterr().out.count("verified") == 15
     assert main(["verify", "no_such_study"]) == 1
     assert "no preregistration 'no_such_study'; available: " in capsys.readouterr().err
     for arguments in (["transfer", "--search", "--front"], ["no_such_study"], []):

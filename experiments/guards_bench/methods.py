@@ -1,0 +1,193 @@
+"""Methods of the bench: a table of mixing and of every guard, each with its one main knob.
+
+A new guard is one line. Its first knob value is its default, and the other two lie around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from experiments.guards_bench.grounds import OldTask, loss
+from riprap import guards
+from riprap.behaviors import Behavior
+from riprap.guards import Guard, SelfDistillationBuffer
+from riprap.toy import Examples, batches
+
+ROWS, BATCHES = 32, 64  # old rows in a batch, and batches before they repeat
+
+
+class CountedBatches(Sequence[Examples]):
+    """Batches that count the rows read."""
+
+    def __init__(self, stored: list[Examples]) -> None:
+        self.stored, self.rows = stored, 0
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @overload
+    def __getitem__(self, at: int) -> Examples: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Examples]: ...
+    def __getitem__(self, at: int | slice) -> Examples | list[Examples]:
+        """Return a batch, and count its rows."""
+        found = self.stored[at]
+        self.rows += len(found) if isinstance(found, Examples) else sum(map(len, found))
+        return found
+
+
+@dataclass
+class Memory:
+    """The old rows that may be replayed in a stage, as guards take them.
+
+    Attributes:
+        buffers: the buffers that were handed out.
+    """
+
+    old: Sequence[OldTask]
+    seed: int
+    layer: str | None = None
+    buffers: list[SelfDistillationBuffer] = field(default_factory=list)
+
+    @cached_property
+    def batches(self) -> CountedBatches:
+        """Old rows with their right answers, as many of each old task."""
+        pools = [own.pool for own in self.old]
+        sizes = [ROWS // len(pools) + (at < ROWS % len(pools)) for at in range(len(pools))]
+        data = batches(pools, sizes, self.seed)
+        return CountedBatches([next(data) for _ in range(BATCHES)])
+
+    def buffer(self) -> SelfDistillationBuffer:
+        """Return the old rows without labels."""
+        pools = [
+            Behavior.next_token(own.name, own.pool.input_ids, own.pool.targets) for own in self.old
+        ]
+        self.buffers.append(SelfDistillationBuffer(pools, batch_size=ROWS, seed=self.seed))
+        return self.buffers[-1]
+
+    def responses(self) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Return old batches as model inputs and labels, the answer as a one-token response."""
+        pairs = []
+        for batch in self.batches.stored:
+            ids = torch.cat([batch.input_ids, batch.targets[:, None]], 1)
+            labels = torch.full_like(ids, -100)
+            labels[:, -1] = batch.targets
+            pairs.append(({"input_ids": ids}, labels))
+        return pairs
+
+    @property
+    def replayed(self) -> int:
+        """Number of old rows that were drawn."""
+        drawn = sum(sum(buffer.drawn.values()) for buffer in self.buffers)
+        return drawn + (self.batches.rows if "batches" in vars(self) else 0)
+
+
+Make = Callable[[Memory, float], Guard]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Attributes:
+        knob: the parameter that is searched.
+        values: its values; the first is the default.
+        make: makes the guard with its parameter at a value; None: no guard.
+        mixes: the value is the share of each batch that is replaced by old rows.
+        reads: old rows that it learns from: monitored `probes`, the `buffer`, or nothing.
+    """
+
+    knob: str = ""
+    values: tuple[float, ...] = (0.0,)
+    make: Make | None = None
+    mixes: bool = False
+    reads: str = "nothing"
+
+
+def _share(share: float) -> Method:
+    return Method("share", (share,), mixes=True, reads="buffer")
+
+
+def _probes(knob: str, values: tuple[float, ...], make: Make) -> Method:
+    return Method(knob, values, make, reads="probes")
+
+
+def _buffer(knob: str, values: tuple[float, ...], make: Make) -> Method:
+    return Method(knob, values, make, reads="buffer")
+
+
+def _lisa(memory: Memory, value: float) -> Guard:
+    return guards.Lisa(memory.batches, loss, task_steps=90, protected_steps=int(value))
+
+
+def _auto(memory: Memory, value: float) -> Guard:
+    return guards.AutoGuard(replay=memory.buffer(), min_score=value or None)
+
+
+NONE, AUTO = "none", "auto_guard"
+MIXING = {f"mixing_{100 * share:.0f}": _share(share) for share in (0.05, 0.10, 0.25, 0.50)}
+METHODS: dict[str, Method] = {
+    NONE: Method(),
+    **MIXING,
+    AUTO: _buffer("min_score", (0.0, 0.95, 0.99), _auto),
+    "replay": _buffer(
+        "fraction",
+        (0.25, 0.1, 0.5),
+        lambda m, v: guards.Replay(m.batches, loss=loss, fraction=v),
+    ),
+    "replay_of_outputs": _buffer(
+        "fraction", (0.25, 0.1, 0.5), lambda m, v: guards.Replay(m.buffer(), fraction=v)
+    ),
+    "adaptive_replay": _buffer(
+        "fraction", (0.5, 0.25, 0.75), lambda m, v: guards.AdaptiveReplay(m.buffer(), fraction=v)
+    ),
+    "lisa": _buffer("protected_steps", (10, 30, 90), _lisa),
+    "constrained_tokens": _buffer(
+        "strength",
+        (1.0, 0.3, 3.0),
+        lambda m, v: guards.ConstrainedTokens(m.responses(), strength=v),
+    ),
+    "kl": _probes("strength", (1.0, 0.3, 3.0), lambda m, v: guards.KL(strength=v)),
+    "ewc": _probes("strength", (1.0, 1e3, 1e5), lambda m, v: guards.EWC(strength=v)),
+    "ewc_of_margins": _probes(
+        "strength", (1.0, 0.1, 10.0), lambda m, v: guards.EWC(strength=v, of="margin")
+    ),
+    "online_ewc": _probes(
+        "strength", (1.0, 1e3, 1e5), lambda m, v: guards.OnlineEWC(strength=v, every=100)
+    ),
+    "si": _probes("strength", (1.0, 1e2, 1e4), lambda m, v: guards.SI(strength=v)),
+    "mas": _probes("strength", (1.0, 0.1, 10.0), lambda m, v: guards.MAS(strength=v)),
+    "l2_sp": Method("strength", (0.1, 0.01, 1.0), lambda m, v: guards.L2SP(strength=v)),
+    "feature_anchor": _probes(
+        "strength",
+        (1.0, 0.1, 10.0),
+        lambda m, v: guards.FeatureAnchor(strength=v, layer=m.layer),
+    ),
+    "agem": _probes("refresh", (20, 5, 1), lambda m, v: guards.AGEM(refresh=int(v))),
+    "gem": _probes("strength", (0.0, 0.1, 0.5), lambda m, v: guards.GEM(strength=v)),
+    "gem_of_losses": _probes(
+        "strength",
+        (0.0, 0.1, 0.5),
+        lambda m, v: guards.GEM(strength=v, of="loss", normalize=False),
+    ),
+    "pcgrad": _probes("refresh", (20, 5, 1), lambda m, v: guards.PCGrad(refresh=int(v))),
+    "upgrad": _probes("refresh", (20, 5, 1), lambda m, v: guards.UPGrad(refresh=int(v))),
+    "update_projection": _probes(
+        "refresh", (20, 5, 1), lambda m, v: guards.UpdateProjection(refresh=int(v))
+    ),
+    "safegrad": _probes("strength", (1.0, 0.3, 3.0), lambda m, v: guards.SafeGrad(strength=v)),
+    "ogd": _probes("directions", (48, 12, 144), lambda m, v: guards.OGD(directions=int(v))),
+    "gpm": _probes("energy", (0.97, 0.9, 0.99), lambda m, v: guards.GPM(energy=v)),
+    "two_sided_gpm": _probes(
+        "energy", (0.97, 0.9, 0.99), lambda m, v: guards.TwoSidedGPM(energy=v)
+    ),
+    "rollback": _probes("lr_factor", (0.5, 0.25, 0.8), lambda m, v: guards.Rollback(lr_factor=v)),
+    "ema": Method("decay", (0.9, 0.8, 0.95), lambda m, v: guards.EMA(decay=v)),
+    "clip": Method("max_norm", (1.0, 0.3, 0.1), lambda m, v: guards.Clip(max_norm=v)),
+}
