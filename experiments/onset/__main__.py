@@ -3,6 +3,7 @@
 python -m experiments.onset.unlike --out runs/onset      # records the runs
 python -m experiments.onset exploratory --runs runs/onset/unlike --page results/onset/chosen.md
 python -m experiments.onset confirmatory --runs runs/onset/held_out results/onset/real
+python -m experiments.onset confirmatory --runs runs/onset/held_out --figure results/onset
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from experiments.harness import markdown
 from experiments.harness.preregistration import Preregistration
+from experiments.onset.front import write_front
 from experiments.onset.monitored import watch
 from experiments.onset.nulls import null_traces
 from experiments.onset.tables import Judged, interval_row, judge, table
@@ -31,10 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of corpora")
     parser.add_argument("--nulls", type=int, default=0, help="seeds of synthetic nulls")
     parser.add_argument("--page", type=Path)
+    parser.add_argument(
+        "--figure", type=Path, help="folder: write the front of each corpus there, and no tables"
+    )
     options = parser.parse_args(arguments)
     terms = Preregistration.load(Path("experiments/preregistrations/onset.yaml"))
     asked = f"--runs {' '.join(map(str, options.runs))}" if options.runs else ""
     asked += f" --nulls {options.nulls}" if options.nulls else ""
+    if options.figure:
+        options.figure.mkdir(parents=True, exist_ok=True)
+        for folder in options.runs:
+            command = f"python -m experiments.onset {options.half} --runs {folder} --figure FOLDER"
+            corpus = load_corpus(folder.parent, folder.name, options.half)
+            policies = (BEFORE, *map(AlertPolicy.named, POLICIES))
+            print(write_front(folder.name, corpus, policies, options.figure, command), flush=True)
+        return
     text = [
         f"`python -m experiments.onset {options.half} {asked.strip()}`, commit "
         f"{markdown.commit()}, preregistration `onset` `{terms.hash}`."

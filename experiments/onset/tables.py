@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 from experiments.harness import markdown
 from experiments.onset.replay import Outcome, judge_by, replay
-from experiments.onset.rivals import RIVALS
+from experiments.onset.rivals import RIVALS, Statistic
 from experiments.onset.trace import Trace
 from riprap.detectors import AlertPolicy, BehaviorHistory
 from riprap.types import Forecast, Level
@@ -38,7 +38,12 @@ class Judged:
         return self.outcome.broke
 
 
-def judge(traces: Sequence[Trace], policy: AlertPolicy, probe_every: int = 20) -> list[Judged]:
+def judge(
+    traces: Sequence[Trace],
+    policy: AlertPolicy,
+    probe_every: int = 20,
+    statistics: Mapping[str, Statistic] = RIVALS,
+) -> list[Judged]:
     """Replay runs under a policy; the rivals are evaluated at the steps of its schedule."""
     found = []
     for trace in traces:
@@ -57,7 +62,7 @@ def judge(traces: Sequence[Trace], policy: AlertPolicy, probe_every: int = 20) -
             if broke is None or history.step < broke:
                 known.evaluated.append(history.step)
                 known.forecasts.append(forecast)
-                for name, statistic in RIVALS.items():
+                for name, statistic in statistics.items():
                     known.rivals.setdefault(name, []).append(statistic(history))
             return level, forecast
 

@@ -23,8 +23,8 @@ class Outlook:
 
     Attributes:
         drift: first-order prediction of the mean margin's change by one step at full rate.
-        forecast: step of the run at which the behavior breaks if it breaks within the planned steps,
-            with the 80 % interval; `inf`: it does not fall.
+        forecast: step of the run at which the behavior breaks if it breaks within the planned
+            steps, with the 80 % interval; `inf`: it does not fall.
         probability: of a break within the planned steps.
     """
 

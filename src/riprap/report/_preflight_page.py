@@ -35,7 +35,7 @@ def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
 
 
 def forecast_figure(found: Preflight) -> alt.VConcatChart:
-    """Figure of the forecasts: median and 80 % interval of the break if one comes, by what is changed."""
+    """Figure of the forecasts: when a break comes if one does, by what is changed."""
     rows = []
     for one in found.behaviors.values():
         for change, outlook in outlooks(one).items():
