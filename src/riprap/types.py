@@ -88,12 +88,14 @@ class Forecast:
         median, low, high: median and bounds of the 80 % interval, in optimizer steps from now;
             `inf` means "not within the horizon".
         horizon: length of the forecast, in optimizer steps.
+        probability: of a break within the horizon; None: not known.
     """
 
     median: float
     low: float
     high: float
     horizon: int
+    probability: float | None = None
 
     @property
     def predicts_break(self) -> bool:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
-from riprap import Behavior, Monitor
+from byte_tokens import make_bytes_tokenizer
+from riprap import Behavior, Monitor, probe_sets
 from riprap.detectors import Power, score
+from riprap.report import load_run
+from riprap.report._summary import behavior_summary
 
 
 def margins(passing: int, n: int) -> np.ndarray:
@@ -36,12 +44,52 @@ def test_words() -> None:
     assert str(Power.of(margins(5, 10), 0.9)) == "10 probes, under the floor"
 
 
-def test_a_run_says_it_at_the_start(
-    small_net, memory: Behavior, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
+def test_groups_and_the_time_of_the_next_evaluation_are_named() -> None:
+    power = Power.of(margins(24, 24), 0.9, categories=["a", "b", "c"] * 8, within=20)
+    assert str(power).startswith("24 probes in 3 groups, 2 may fail")
+    assert str(power).endswith("shows 4 times in 5, within 20 steps, a smaller fall more rarely")
 
-    monitor = Monitor([memory])
-    with monitor.watch(small_net, torch.optim.SGD(small_net.parameters(), lr=1e-3)):
+
+@pytest.mark.parametrize(
+    ("options", "steps", "within"),
+    [
+        ({"budget": None}, None, 20),
+        ({"budget": None}, 7, 7),
+        ({"budget": 0.5}, None, 100),
+        ({"budget": 0.5, "probe_every": 3}, 60, 15),
+    ],
+)
+def test_a_run_says_it_at_the_start_and_in_its_report(
+    options: Any,
+    steps: int | None,
+    within: int,
+    small_net: nn.Module,
+    memory: Behavior,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    memory.categories = [f"group {at % 3}" for at in range(len(memory))]
+    monitor = Monitor([memory], run_dir=tmp_path, **options)
+    optimizer = torch.optim.SGD(small_net.parameters(), lr=1e-3)
+    with monitor.watch(small_net, optimizer, steps=steps):
         pass
-    assert f"memory: {monitor.power()['memory']}" in capsys.readouterr().err
+    power = monitor.power()["memory"]
+    assert power.within == within and power.n_groups == 3
+    assert f"memory: {power}" in capsys.readouterr().err
+    run = load_run(tmp_path)
+    assert str(power) in behavior_summary(run, run.behaviors[0])
+
+
+def test_probe_sets_know_their_categories(tmp_path: Path) -> None:
+    tokenizer = make_bytes_tokenizer()
+    refusal = probe_sets.load("refusal", tokenizer, n=30)
+    assert refusal.categories is not None and len(refusal.categories) == 30
+    assert len(set(refusal.categories)) == 15
+    half, rest = refusal.split(12)
+    assert half.categories is not None and rest.categories is not None
+    assert sorted(half.categories + rest.categories) == sorted(refusal.categories)
+    part = refusal.subset([3, 4])
+    assert part.categories == refusal.categories[3:5]
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    assert probe_sets.load(str(own), tokenizer).categories is None

@@ -140,6 +140,47 @@ def test_a_run_that_goes_on_after_its_plan_is_watched() -> None:
     assert level(made) is None  # the plan ends here
 
 
+def near_the_end(time: float, left: int = 10) -> BehaviorHistory:
+    """A history that breaks in `time` steps at its pace, `left` steps before its plan ends."""
+    fall, steps = threshold_margin(START, 0.9) / (100 + time), (80, 90, 100)
+    made = history(steps, [START - fall * step for step in steps], np.ones(100))
+    made.schedule = RateSchedule.of_rates(0, np.ones(100 + left).tolist())
+    return made
+
+
+@pytest.mark.parametrize(("bound", "share"), [("early", 0.1), ("typical", 0.5), ("late", 0.9)])
+def test_the_forecast_ends_with_the_plan_and_has_a_probability(bound: str, share: float) -> None:
+    """A break at this bound of the interval comes with the last step of the plan."""
+    detector = ProbeTrend()
+    made = near_the_end(10 / getattr(detector, bound))
+    forecast = detector.forecast(made)
+    assert forecast is not None and forecast.horizon == 10
+    assert forecast.probability == pytest.approx(share)
+    later = detector.forecast(near_the_end(40.0))
+    assert later is not None and later.low == math.inf
+    assert later.probability is not None and 0 < later.probability < 0.1
+    over = detector.forecast(near_the_end(40.0, left=0))
+    assert over is not None and (over.horizon, over.probability) == (0, 0.0)
+    still = history((80, 90, 100), [START] * 3, np.ones(100))
+    unmoved = detector.forecast(still)
+    assert unmoved is not None and (unmoved.horizon, unmoved.probability) == (50, 0.0)
+
+
+def test_a_fast_fall_at_the_end_of_the_plan_is_said() -> None:
+    """At the present pace it breaks after the end; at the typical one, which is faster, before."""
+    assert level(near_the_end(9.0)) is Level.CRITICAL  # within the last gap
+    fast = ProbeTrend().check(near_the_end(12.0))
+    assert fast is not None and fast.forecast is not None
+    assert fast.level is Level.WARNING and fast.forecast.median == 9
+    assert fast.forecast.low == 5 and fast.forecast.high == math.inf
+    assert level(near_the_end(15.0)) is None
+    broken = near_the_end(9.0, left=0)
+    broken.add_margins(101, START - 9, 101.0)
+    alert = ProbeTrend().check(broken)
+    assert alert is not None and alert.level is Level.CRITICAL
+    assert alert.forecast is not None and alert.forecast.probability == 1
+
+
 def test_rates_that_differ_from_the_plan_scale_it() -> None:
     """Multipliers in place of rates, or a rate that was lowered by hand: the shape is kept."""
     rates = np.concatenate([np.ones(40), np.linspace(1, 0, 60)]) * 1e-3

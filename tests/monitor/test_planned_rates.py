@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,16 @@ from transformers import get_scheduler
 
 from loops import task, train
 from riprap import Behavior, Monitor
-from riprap.detectors import RateSchedule
+from riprap.detectors import (
+    ProbeTrend,
+    RateSchedule,
+    null_histories,
+    plans_from_record,
+    reevaluate,
+)
 from riprap.errors import ConfigError
 from riprap.record import Reader
+from riprap.types import Level
 
 STEPS = 30
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -162,3 +171,81 @@ def test_sums_of_the_rates_to_come() -> None:
         for count in range(6):
             assert plan.rate_sum(step, count, 9.0) == rates[step - 10 :][:count].sum()
     assert RateSchedule(10, 5).rate_sum(12, 9, 0.5) == 1.5
+
+
+@pytest.mark.parametrize("n", [1, 30, 2000, 5003])
+def test_a_plan_is_restored_from_its_facts(n: int) -> None:
+    rates = 1e-3 * (1 + np.cos(np.linspace(0, np.pi, n)))
+    plan = RateSchedule.of_rates(7, rates)
+    again = RateSchedule.from_facts(7, json.loads(json.dumps(plan.facts())))
+    assert (again.first, again.n_steps) == (7, n)
+    assert plan.sums is not None and again.sums is not None
+    np.testing.assert_allclose(again.sums, plan.sums, rtol=1e-4 if n > 2000 else 1e-12)
+    unknown = RateSchedule(7, n)
+    assert RateSchedule.from_facts(7, json.loads(json.dumps(unknown.facts()))) == unknown
+
+
+class Falling(nn.Module):
+    """A model whose 20 margins fall by the learning rate in each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def behavior(self) -> Behavior:
+        start = torch.linspace(1, 3, 20)
+        return Behavior("b", range(20), lambda model, _: start - model.weight)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.weight.grad = -torch.ones(1)
+        optimizer.step()
+
+
+def fall(monitor: Monitor, model: Falling, steps: int = 60) -> Any:
+    """Train along a line to 0 whose rates sum to three quarters of the third lowest margin."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=2 * 0.9 / 60)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 60)
+    with monitor.watch(model, optimizer, steps=60, scheduler=scheduler):
+        for _ in range(steps):
+            model.step(optimizer)
+            scheduler.step()
+        return monitor.behavior_histories["b"].schedule, monitor.state_dict()
+
+
+def test_a_record_is_judged_with_the_plan_of_its_run(tmp_path: Path) -> None:
+    """At the present pace the behavior would break, and under the plan it does not."""
+    model = Falling()
+    monitor = Monitor([model.behavior()], run_dir=tmp_path, probe_every=5, budget=None)
+    plan, _ = fall(monitor, model)
+    (history,) = null_histories([tmp_path])
+    assert history.schedule is not None and history.schedule.n_steps == plan.n_steps == 60
+    np.testing.assert_allclose(history.schedule.sums, plan.sums)
+    trend = ProbeTrend()
+    live = {alert.level for alert in monitor.alerts}
+    assert {alert.level for alert in reevaluate(trend, history)} == live
+    history.plans, history.schedule = {}, None
+    blind = {alert.level for alert in reevaluate(trend, history)}
+    assert Level.WATCH in blind and not live
+
+
+def test_a_resumed_run_has_the_plan_of_its_state() -> None:
+    model = Falling()
+    plan, state = fall(Monitor([model.behavior()], budget=None), model, steps=20)
+    again = Monitor([model.behavior()], budget=None)
+    again.load_state_dict(state)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with again.watch(model, optimizer):
+        restored = again.behavior_histories["b"].schedule
+        assert restored is not None and restored.first == 0 and restored.n_steps == 60
+        np.testing.assert_allclose(restored.sums, plan.sums)
+
+
+def test_a_later_watch_without_a_plan_has_none_in_its_record_either(tmp_path: Path) -> None:
+    model = Falling()
+    monitor = Monitor([model.behavior()], run_dir=tmp_path, budget=None)
+    fall(monitor, model, steps=20)
+    with monitor.watch(model, torch.optim.SGD(model.parameters(), lr=1e-3)):
+        assert monitor.behavior_histories["b"].schedule is None
+    with Reader(tmp_path) as reader:
+        plans = plans_from_record(reader.events())
+    assert set(plans) == {0, 20} and plans[20] is None

@@ -57,6 +57,7 @@ class Behavior:
         texts: the probes' prompts as text, of a conversation its last turn; None for a behavior
             that was made without a tokenizer.
         tokenizer: the tokenizer that the probes were made with, or None.
+        categories: category of each probe, as probe sets have it; None: unknown.
 
     Raises:
         BehaviorError: the name is empty or too long, the floor is outside (0, 1], or `margins` is
@@ -98,6 +99,7 @@ class Behavior:
         self.floor, self.contrast = floor, contrast
         self.texts: list[str] | None = None
         self.tokenizer: Any = None
+        self.categories: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.probes)
@@ -134,6 +136,8 @@ class Behavior:
         probes, margins = self.probes.select(chosen), self.margins.select(chosen)
         part = Behavior(self.name, probes, margins, self.floor, contrast=self.contrast)
         texts = None if self.texts is None else [self.texts[index] for index in chosen]
+        if self.categories is not None:
+            part.categories = [self.categories[index] for index in chosen]
         return part._with_texts(texts, self.tokenizer)
 
     def _with_texts(self, prompts: Sequence[Prompt] | None, tokenizer: Any) -> Self:

@@ -4,7 +4,7 @@
 - `ForecastDetector`, `SlopeDetector`, `BettingTest`, `CUSUM`, `PageHinkley`, `Deviation`,
   `Threshold`: the detectors; `Detector` and `Sequential` are their bases.
 - `BehaviorHistory`: the measurements that detectors read.
-- `reevaluate`, `history_from_record`: detectors on a recorded run.
+- `reevaluate`, `history_from_record`, `plans_from_record`: detectors on a recorded run.
 - `calibrate`, `null_histories`, `false_alarms`: thresholds from null runs.
 """
 
@@ -12,7 +12,7 @@ from riprap.detectors._base import Detector
 from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._calibrate import calibrate, false_alarms, largest_decline, null_histories
 from riprap.detectors._cumulative import CUSUM, PageHinkley
-from riprap.detectors._derived import fitted_trends, score, threshold_margin
+from riprap.detectors._derived import fitted_trends, score, threshold_margin, time_to_floor
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
@@ -20,7 +20,12 @@ from riprap.detectors._policy import AlertPolicy, AnyDetector
 from riprap.detectors._power import Power
 from riprap.detectors._probe_trend import ProbeTrend
 from riprap.detectors._rate_schedule import RateSchedule
-from riprap.detectors._reevaluate import RATE_SUM, history_from_record, reevaluate
+from riprap.detectors._reevaluate import (
+    RATE_SUM,
+    history_from_record,
+    plans_from_record,
+    reevaluate,
+)
 from riprap.detectors._sequential import Sequential
 from riprap.detectors._slope import SlopeDetector
 from riprap.detectors._threshold import Threshold
@@ -48,7 +53,9 @@ __all__ = [
     "history_from_record",
     "largest_decline",
     "null_histories",
+    "plans_from_record",
     "reevaluate",
     "score",
     "threshold_margin",
+    "time_to_floor",
 ]

@@ -14,7 +14,7 @@ from riprap.detectors._cumulative import Cumulative
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy
 from riprap.detectors._probe_trend import ProbeTrend
-from riprap.detectors._reevaluate import history_from_record, reevaluate
+from riprap.detectors._reevaluate import history_from_record, plans_from_record, reevaluate
 from riprap.errors import PolicyError
 from riprap.record import Reader
 from riprap.types import Level
@@ -36,6 +36,7 @@ def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
     for run in runs:
         with Reader(run) as reader:
             behaviors, readings = reader.behaviors(), reader.readings()
+            plans = plans_from_record(reader.events())
             for behavior in behaviors:
                 name, floor = behavior["name"], behavior["floor"]
                 margins = reader.margins(name)
@@ -44,9 +45,7 @@ def null_histories(runs: Sequence[str | Path]) -> list[BehaviorHistory]:
                         f"{run}: {name!r} has {len(margins)} probe evaluations, and calibration "
                         f"needs at least {MIN_EVALUATIONS}: make the null run longer"
                     )
-                history = history_from_record(
-                    name, floor, margins, readings, n_behaviors=len(behaviors)
-                )
+                history = history_from_record(name, floor, margins, readings, len(behaviors), plans)
                 if history.steps and history.healthy_at_start:
                     histories.append(history)
     if not histories:

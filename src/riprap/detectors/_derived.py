@@ -57,6 +57,30 @@ def fitted_trends(times: np.ndarray, margins: np.ndarray, own: float) -> np.ndar
     return found
 
 
+def time_to_floor(margins: np.ndarray, slopes: np.ndarray, floor: float) -> float:
+    """Return when the score first falls under its floor if each margin moves along a line.
+
+    Args:
+        margins: shape (n_probes,).
+        slopes: shape (n_probes,).
+
+    Returns:
+        `inf`: never; 0: it is under the floor already.
+    """
+    passes = margins > 0
+    limit = np.floor((1 - floor) * len(margins) + 1e-9)
+    if (~passes).sum() > limit:
+        return 0.0
+    # A probe that passes begins to fail, or the other way.
+    turns = (passes == (slopes < 0)) & (slopes != 0)
+    times = -margins[turns] / slopes[turns] if turns.any() else np.empty(0)
+    changes = np.where(passes[turns], 1, -1)
+    order = np.argsort(times, kind="stable")
+    failing = (~passes).sum() + np.cumsum(changes[order])
+    broken = np.flatnonzero(failing > limit)
+    return float(times[order][broken[0]]) if len(broken) else float("inf")
+
+
 @dataclass
 class Derived:
     """Numbers that follow from a history; they grow with it, so that no step reads all of it.

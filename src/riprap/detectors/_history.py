@@ -32,6 +32,7 @@ class BehaviorHistory:
         first_failure_step: `broken_at` before the last rollback, which removed later measurements.
         n_behaviors: number of behaviors in the run, over which error rates are split.
         schedule: planned learning rates of the run; None: nobody knows.
+        plans: of a recorded run: the schedule from each of these steps on; see `schedule_at`.
     """
 
     behavior: str
@@ -46,6 +47,7 @@ class BehaviorHistory:
     first_failure_step: int | None = None
     n_behaviors: int = 1
     schedule: RateSchedule | None = None
+    plans: dict[int, RateSchedule | None] = field(default_factory=dict)
     _derived: Derived = field(default_factory=Derived, init=False, repr=False, compare=False)
 
     def add_margins(self, step: int, margins: np.ndarray, rate_sum: float = math.nan) -> None:
@@ -138,6 +140,11 @@ class BehaviorHistory:
             return self.derived.series[signal]
         return self.derived.add_readings(signal, self.signals.get(signal, []))
 
+    def schedule_at(self, step: int) -> RateSchedule | None:
+        """Return the schedule that was known at an evaluation after `step`."""
+        begun = [first for first in self.plans if first <= step]
+        return self.plans[max(begun)] if begun else self.schedule
+
     def truncated(self, step: int) -> BehaviorHistory:
         """Return the history as it was right after `step`."""
         count = sum(evaluated <= step for evaluated in self.steps)
@@ -160,7 +167,8 @@ class BehaviorHistory:
             diverged_step=until(self.diverged_step),
             first_failure_step=until(self.first_failure_step),
             n_behaviors=self.n_behaviors,
-            schedule=self.schedule,
+            schedule=self.schedule_at(step),
+            plans=self.plans,
         )
         earlier._derived = self._derived.truncated(count)
         return earlier

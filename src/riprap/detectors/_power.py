@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from riprap._formatting import format_steps
 from riprap.detectors._derived import threshold_rank
 
 CHANCE = 0.8  # with which a loss is called visible
@@ -21,25 +23,47 @@ class Power:
         spare: number of probes that may stop passing before the behavior is broken.
         seen_below: largest true score under which the measured score is below the floor with
             probability 0.8.
+        n_groups: number of categories of the probes; None: unknown.
+        within: number of steps after which a fall has been evaluated at the latest; None: unknown.
     """
 
     n_probes: int
     spare: int
     seen_below: float
+    n_groups: int | None = None
+    within: int | None = None
 
     @classmethod
-    def of(cls, margins: np.ndarray, floor: float) -> Power:
-        """Return the power of a probe set with these margins, shape (n_probes,)."""
+    def of(
+        cls,
+        margins: np.ndarray,
+        floor: float,
+        categories: Sequence[str] | None = None,
+        within: int | None = None,
+    ) -> Power:
+        """Return the power of a probe set.
+
+        Args:
+            margins: shape (n_probes,).
+            categories: category of each probe.
+            within: longest gap between two evaluations, in steps.
+        """
         n = len(margins)
         needed = n - threshold_rank(n, floor)  # passing probes, so that the score is not under it
         # P(X < needed) for X ~ Binomial(n, p) is that of a Beta(needed, n − needed + 1) above p.
         seen_below = float(stats.beta.isf(CHANCE, needed, n - needed + 1))
-        return cls(n, int((margins > 0).sum()) - needed, seen_below)
+        groups = None if categories is None else len(set(categories))
+        return cls(n, int((margins > 0).sum()) - needed, seen_below, groups, within)
 
     def __str__(self) -> str:
-        """Return both in one sentence without its end."""
+        """Return it in one sentence without its end."""
         probes = "1 probe" if self.n_probes == 1 else f"{self.n_probes} probes"
+        if self.n_groups is not None:
+            probes += f" in {self.n_groups} group{'' if self.n_groups == 1 else 's'}"
         if self.spare < 0:
             return f"{probes}, under the floor"
         spare = "the first that fails breaks it" if not self.spare else f"{self.spare} may fail"
-        return f"{probes}, {spare}; a true score below {self.seen_below:.2f} shows 4 times in 5"
+        text = f"{probes}, {spare}; a true score below {self.seen_below:.2f} shows 4 times in 5"
+        if self.within is not None:
+            text += f", within {format_steps(self.within)}"
+        return f"{text}, a smaller fall more rarely"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from scipy.special import ndtr
 
 from riprap._formatting import format_steps
 from riprap.detectors._base import Detector
-from riprap.detectors._derived import fitted_trends, score, threshold_rank
+from riprap.detectors._derived import fitted_trends, score, threshold_rank, time_to_floor
 from riprap.detectors._forecast import break_alert, describe_broken
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._run_clock import RunClock
+from riprap.detectors._trend import Z80
 from riprap.types import Alert, Forecast, Level
 
 BRIEF = 4  # steps: a line over fewer must hold in its last step too, because one step is noisy
@@ -31,6 +34,9 @@ class ProbeTrend(Detector):
     `critical`: broken, or it breaks within `critical` steps. `warning`: within `warning` steps.
     `watch`: within `horizon` steps. Where evaluations are farther apart than that, the gap counts:
     a break before the next evaluation is `critical`.
+
+    Where the plan of the run ends before, the forecast ends with it. A behavior that breaks after
+    the end at the present pace, and before it at the typical one, counts by the typical one.
 
     The numbers were chosen on recorded runs (results/onset), by the rule that is stated there.
 
@@ -63,21 +69,50 @@ class ProbeTrend(Detector):
     def evaluate(self, history: BehaviorHistory) -> tuple[Alert | None, Forecast | None]:
         """See `Detector.evaluate`."""
         if score(history.margins[-1]) < history.floor:
-            steps, forecast = 0.0, Forecast(0.0, 0.0, 0.0, self.horizon)
+            steps, forecast = 0.0, Forecast(0.0, 0.0, 0.0, self.horizon, 1.0)
         elif len(history.steps) < self.evaluations:
             return None, None
         else:
-            steps, horizon = self.steps_to_break(history), self._reach(history)
-            median, low, high = (
-                factor * steps if factor * steps <= horizon else float("inf")
-                for factor in (self.typical, self.early, self.late)
-            )
-            forecast = Forecast(median, low, high, horizon)
+            steps = self.steps_to_break(history)
+            forecast = self._forecast(history, steps)
+            if steps == float("inf"):
+                steps = forecast.median / self.typical
         level = self._level(history, steps)
         if level is None:
             return None, forecast
         text = describe(history, forecast)
         return break_alert(history, level, self.kind, text, forecast), forecast
+
+    def _forecast(self, history: BehaviorHistory, steps: float) -> Forecast:
+        """Return the forecast, given the number of steps at the present pace, which may be `inf`.
+
+        Its horizon ends with the plan. The probability is that of a time to the break that is
+        distributed as the factors say: two halves of log-normals, which meet at the median.
+        """
+        clock, horizon = RunClock.of(history, self.evaluations), self._reach(history)
+        planned = horizon if clock.schedule is None else clock.schedule.remaining(history.step)
+        time = self._time_to_break(history)
+        ahead = clock.ahead(np.arange(1, min(horizon, planned) + 1))
+
+        def steps_at(factor: float) -> float:
+            """Return the steps to a break that comes at this multiple of the time."""
+            if steps < float("inf"):
+                return factor * steps if factor * steps <= len(ahead) else float("inf")
+            reached = ahead >= factor * time
+            cut_short = planned < horizon and reached.any()
+            return float(np.argmax(reached)) + 1 if cut_short else float("inf")
+
+        low, median, high = map(steps_at, (self.early, self.typical, self.late))
+        return Forecast(median, low, high, len(ahead), self._share_before(ahead, time))
+
+    def _share_before(self, ahead: np.ndarray, time: float) -> float:
+        """Return the probability of a break in the time ahead, given it at the present pace."""
+        if not len(ahead) or not 0 < time < float("inf") or not ahead[-1] > 0:
+            return 0.0
+        factor = float(ahead[-1]) / time
+        bound = self.early if factor < self.typical else self.late
+        spread = abs(math.log(bound / self.typical)) / Z80
+        return float(ndtr(math.log(factor / self.typical) / spread))
 
     def _level(self, history: BehaviorHistory, steps: float) -> Level | None:
         gap = _gap(history)
@@ -90,6 +125,17 @@ class ProbeTrend(Detector):
     def _reach(self, history: BehaviorHistory) -> int:
         """Return the number of steps that are extrapolated: to the next evaluation, at least."""
         return max(self.horizon, _gap(history))
+
+    def _time_to_break(self, history: BehaviorHistory) -> float:
+        """Return the time until the break at the present pace, in the clock; `inf`: never."""
+        numbers = [self.evaluations]
+        if history.steps[-1] - history.steps[-self.evaluations] < BRIEF:
+            numbers.append(2)
+        times = []
+        for evaluations in numbers:
+            trends = self._trends(history, RunClock.of(history, evaluations))
+            times.append(time_to_floor(history.margins[-1], trends, history.floor))
+        return max(times)
 
     def steps_to_break(self, history: BehaviorHistory) -> float:
         """Return the number of steps until the extrapolated behavior breaks.
@@ -104,15 +150,19 @@ class ProbeTrend(Detector):
     def _steps_along_line(self, history: BehaviorHistory, evaluations: int) -> float:
         """Return the same along a line through so many last evaluations."""
         clock = RunClock.of(history, evaluations)
-        margins = np.array(history.margins[-evaluations:])
-        if not clock.times[-1] > clock.times[0]:
-            return float("inf")
-        trends = fitted_trends(clock.times, margins, self.own)
+        trends = self._trends(history, clock)
         steps = np.arange(1, self._reach(history) + 1)
         rank = threshold_rank(len(trends), history.floor)
-        margins = margins[-1] + np.multiply.outer(clock.ahead(steps), trends)
+        margins = history.margins[-1] + np.multiply.outer(clock.ahead(steps), trends)
         under = np.flatnonzero(np.partition(margins, rank, axis=1)[:, rank] <= 0)
         return float(steps[under[0]]) if len(under) else float("inf")
+
+    def _trends(self, history: BehaviorHistory, clock: RunClock) -> np.ndarray:
+        """Return the change of each margin in a unit of the clock; 0 where no time has passed."""
+        margins = np.array(history.margins[-len(clock.times) :])
+        if not clock.times[-1] > clock.times[0]:
+            return np.zeros(margins.shape[1])
+        return fitted_trends(clock.times, margins, self.own)
 
 
 def _gap(history: BehaviorHistory) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+MAX_SUMS = 2000  # of a plan that are stored; between them lies a line
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,32 @@ class RateSchedule:
         """Return the plan with the learning rates of all its steps."""
         sums = np.concatenate([[0.0], np.cumsum(np.asarray(rates, dtype=np.float64))])
         return cls(first, len(rates), sums)
+
+    @classmethod
+    def from_facts(cls, first: int, facts: Mapping[str, Any]) -> RateSchedule:
+        """Return the plan of which `facts` told.
+
+        Raises:
+            LookupError, TypeError, ValueError: the facts are malformed.
+        """
+        n_steps, places, known = facts["steps"], facts.get("places"), facts.get("sums")
+        if places is None or known is None:  # also a record from before the sums were written
+            return cls(first, int(n_steps))
+        sums = np.interp(np.arange(n_steps + 1), places, known)
+        return cls(first, int(n_steps), np.asarray(sums, dtype=np.float64))
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as plain values: the sums, at most `MAX_SUMS` of them."""
+        if self.sums is None:
+            return {"steps": self.n_steps, "rate_sum": None}
+        count = min(self.n_steps, MAX_SUMS) + 1
+        places = np.unique(np.linspace(0, self.n_steps, count).round().astype(int))
+        return {
+            "steps": self.n_steps,
+            "rate_sum": float(self.sums[-1]),
+            "places": places.tolist(),
+            "sums": self.sums[places].tolist(),
+        }
 
     def remaining(self, step: int) -> int:
         """Return the number of planned steps after `step`."""

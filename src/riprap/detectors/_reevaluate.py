@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from riprap.detectors._base import Detector
 from riprap.detectors._history import BehaviorHistory
+from riprap.detectors._rate_schedule import RateSchedule
+from riprap.record import PLAN
 from riprap.types import Alert, Reading
 
 RATE_SUM = "rate_sum"  # signal of the run: the sum of the learning rates of all steps so far
@@ -21,6 +24,7 @@ def history_from_record(
     margins: Mapping[int, np.ndarray],
     readings: Iterable[Reading],
     n_behaviors: int = 1,
+    plans: Mapping[int, RateSchedule | None] | None = None,
 ) -> BehaviorHistory:
     """Rebuild the history of a behavior from its record.
 
@@ -28,8 +32,9 @@ def history_from_record(
         margins: by step of the probe evaluation, shape (n_probes,).
         readings: all readings of the run; those of other behaviors are ignored.
         n_behaviors: number of behaviors that the run monitored.
+        plans: what `plans_from_record` returns; None: judge without the rates to come.
     """
-    history = BehaviorHistory(behavior, floor, n_behaviors=n_behaviors)
+    history = BehaviorHistory(behavior, floor, n_behaviors=n_behaviors, plans=dict(plans or {}))
     readings = list(readings)
     rate_sums = {
         reading.step: reading.value
@@ -45,7 +50,21 @@ def history_from_record(
             history.add_interference(reading.step, reading.value)
         elif reading.value is not None:
             history.signals.setdefault(reading.signal, []).append((reading.step, reading.value))
+    history.schedule = history.schedule_at(max(history.steps, default=0))
     return history
+
+
+def plans_from_record(events: Iterable[Mapping[str, Any]]) -> dict[int, RateSchedule | None]:
+    """Return the plans of a run by the step from which each holds; None: from then on no plan.
+
+    Args:
+        events: those of `Reader.events`.
+    """
+    told = [(event["step"], event["facts"]) for event in events if event["kind"] == PLAN]
+    return {
+        step: None if facts["steps"] is None else RateSchedule.from_facts(step, facts)
+        for step, facts in told
+    }
 
 
 def reevaluate(detector: Detector, history: BehaviorHistory) -> list[Alert]:
@@ -60,7 +79,6 @@ def as_it_grew(history: BehaviorHistory) -> Iterator[BehaviorHistory]:
     Equal to `history.truncated` at each step, in time that is linear in the length of the run.
     """
     known = BehaviorHistory(history.behavior, history.floor, n_behaviors=history.n_behaviors)
-    known.schedule = history.schedule
     interference = deque(sorted(history.interference.items()))
     readings = {name: deque(sorted(all_of, key=_step)) for name, all_of in history.signals.items()}
     evaluations = zip(history.steps, history.margins, history.rate_sums, strict=True)
@@ -71,6 +89,7 @@ def as_it_grew(history: BehaviorHistory) -> Iterator[BehaviorHistory]:
             while waiting and waiting[0][0] <= step:
                 known.signals.setdefault(name, []).append(waiting.popleft())
         known.add_margins(step, margins, rate_sum)
+        known.schedule = history.schedule_at(step)
         for event in ("diverged_step", "first_failure_step"):
             at = getattr(history, event)
             setattr(known, event, at if at is not None and at <= step else None)

@@ -338,7 +338,10 @@ def missing_margin(step: int, name: str, status: ReadingStatus, reason: str) -> 
 
 
 def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> list[Reading]:
-    """Return median and bounds of a forecast; "not within the horizon" has no value."""
+    """Return median and bounds of a forecast, and the probability of a break within its horizon.
+
+    A number of steps that is not within the horizon has no value.
+    """
     if forecast is None:
         return []
     readings = []
@@ -349,4 +352,7 @@ def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> li
         else:
             status, reason = ReadingStatus.INSUFFICIENT, "not within the horizon"
             readings.append(Reading(step, behavior, signal, None, "steps", status, detail=reason))
+    if forecast.probability is not None:
+        probability = forecast.probability
+        readings.append(Reading.of(step, behavior, "forecast_probability", probability, "share"))
     return readings

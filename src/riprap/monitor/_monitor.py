@@ -59,7 +59,7 @@ from riprap.monitor._state import (
 from riprap.monitor._summary import cost_text, summarize
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
-from riprap.record import Reader, Writer, to_dataframe
+from riprap.record import PLAN, Reader, Writer, to_dataframe
 from riprap.signals import Signal, default
 from riprap.types import Action, Alert, Forecast, Level
 
@@ -165,6 +165,7 @@ class Monitor:
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
         self._session: WatchSession | None = None  # of the open watch
         self._training_autocast: TrainingAutocast | None = None  # of the open watch
+        self._plan: RateSchedule | None = None  # of the open watch
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: a copy does not watch, because the hooks are this monitor's."""
@@ -231,11 +232,11 @@ class Monitor:
         if self._session is not None:
             raise ConfigError("this monitor is already watching: leave its context first")
         check_plan(steps, scheduler)
-        for history in self.behavior_histories.values():
-            history.schedule = None
         try:
-            self._begin(model, optimizer, guard, scheduler if steps else None)
-            self._plan(steps, scheduler)
+            is_new = not self._started and self._resume_state is None
+            self._begin(model, optimizer, guard, steps, scheduler)
+            if is_new:
+                self._tell_power()
         except BaseException:
             self._close_autocast()
             if not self._started and self._resume_state is None:
@@ -243,14 +244,19 @@ class Monitor:
             raise
 
     def _begin(
-        self, model: nn.Module, optimizer: Any, guard: Guard | None, scheduler: Scheduler | None
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        guard: Guard | None,
+        steps: int | None,
+        scheduler: Scheduler | None,
     ) -> None:
         engine = find_engine(model, optimizer)
         if engine is None:
             model, optimizers = unwrap_model(model), require_optimizers(optimizer)
             check_guard(guard, len(optimizers))
             with preserve_rng(model):
-                check_scheduler(scheduler, optimizers)
+                check_scheduler(scheduler if steps else None, optimizers)
             parameters = trained_parameters(model, optimizers, self._modules)
             refuse_packed(model)
         else:
@@ -276,6 +282,7 @@ class Monitor:
         else:
             probe_runner.reads_gradients = False
             session = EngineSession(self._run, probe_runner, engine)
+        plan, problem = self._planned(model, steps, scheduler)
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:
@@ -284,6 +291,7 @@ class Monitor:
             self._note_changed_weights()
             with self._run.meter.measure("refreshes"):
                 session.process_probe_results(probe_runner.run(self.step, refresh=True))
+        self._record_plan(plan, problem)
         if session.guard is not None:
             session.guard.start(self.step)
             if self._resume_state is not None:
@@ -293,23 +301,39 @@ class Monitor:
             self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session
 
-    def _plan(self, steps: int | None, scheduler: Scheduler | None) -> None:
-        """Tell the histories which steps are planned, and record it."""
+    def _planned(
+        self, model: nn.Module, steps: int | None, scheduler: Scheduler | None
+    ) -> tuple[RateSchedule | None, Exception | None]:
+        """Tell the histories which steps are planned, before probes are evaluated.
+
+        Returns:
+            (a new plan, or None; why its rates could not be read).
+        """
+        state, problem = self._resume_state, None
+        first = self.step if state is None else state["step"]
         plan = None
         if steps is not None:
             try:
-                assert self._session is not None
-                with preserve_rng(self._session.probe_runner.model):
-                    plan = planned_rates(self.step, steps, scheduler)
+                with preserve_rng(model):
+                    plan = planned_rates(first, steps, scheduler)
             except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
-                self._run.record.add_failure(self.step, "scheduler", error)
-                plan = RateSchedule(self.step, steps)
+                plan, problem = RateSchedule(first, steps), error
+        known = plan
+        if plan is None and state is not None and state["plan"] is not None:
+            known = RateSchedule.from_facts(state["plan"]["first"], state["plan"])
+        self._plan = known
         for history in self.behavior_histories.values():
-            history.schedule = plan
+            history.schedule = known
+        return plan, problem
+
+    def _record_plan(self, plan: RateSchedule | None, problem: Exception | None) -> None:
+        """Record a new plan, or that a plan of the watch before is no longer one."""
+        if problem is not None:
+            self._run.record.add_failure(self.step, "scheduler", problem)
         if plan is not None:
-            total = None if plan.sums is None else float(plan.sums[-1])
-            facts = {"steps": plan.n_steps, "rate_sum": total}
-            self._run.record.add_event(self.step, "plan", facts)
+            self._run.record.add_event(self.step, PLAN, plan.facts())
+        elif self._plan is None and self._started:
+            self._run.record.add_event(self.step, PLAN, {"steps": None})
 
     def _close_autocast(self) -> None:
         """Let the autocast state that the user gave end with the watch."""
@@ -393,7 +417,7 @@ class Monitor:
         Raises:
             ConfigError: nothing is being watched.
         """
-        session, run = self._session, self._run
+        session, run, plan = self._session, self._run, self._plan
         if session is None:
             raise ConfigError("the monitor is not watching: save its state during a watch")
         update_is_read = session.read_before_save()
@@ -403,6 +427,7 @@ class Monitor:
             "monitor": self._arguments(),
             "step": self.step,
             "update_is_read": update_is_read,
+            "plan": None if plan is None else {"first": plan.first} | plan.facts(),
             "position": self.record.position(),
             "parameters": parameter_names(
                 session.probe_runner.model, session.probe_runner.parameters
@@ -507,11 +532,23 @@ class Monitor:
 
     def power(self) -> dict[str, Power]:
         """Return what each probe set can tell, by behavior: at the start of the run."""
+        histories = self.behavior_histories
         return {
-            name: Power.of(history.margins[0], history.floor)
-            for name, history in self.behavior_histories.items()
-            if history.steps
+            b.name: Power.of(histories[b.name].margins[0], b.floor, b.categories, self._longest_gap)
+            for b in self.behaviors
+            if histories[b.name].steps
         }
+
+    @property
+    def _longest_gap(self) -> int:
+        """The largest number of steps between two evaluations, of which one ends the plan."""
+        longest = self._run.schedule.longest_gap
+        return longest if self._plan is None else max(1, min(longest, self._plan.n_steps))
+
+    def _tell_power(self) -> None:
+        if power := self.power():
+            told = [f"{shorten(name)}: {own}" for name, own in power.items()]
+            self._run.announcer.note(" · ".join(told))
 
     def below_floor(self) -> dict[str, float]:
         """Return the score at the start of the behaviors that started under their floors."""
@@ -604,9 +641,6 @@ class Monitor:
                 warn(_below_floor_warning(history), stacklevel=6)
         for text in self._run.tracker.untestable_reasons():
             warn(text, stacklevel=6)
-        if power := self.power():
-            told = [f"{shorten(name)}: {own}" for name, own in power.items()]
-            self._run.announcer.note(" · ".join(told))
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""
@@ -630,6 +664,7 @@ class Monitor:
             "budget": None if budget is None else budget.share,
             "notes": self._metadata,
             "layer": session.probe_runner.layer,
+            "longest_gap": self._longest_gap,
         }
         self._run.record.begin(self.step, position, facts, state_id)
 

@@ -61,6 +61,11 @@ class ProbeSchedule:
     _next_urgent_step: int = 0  # from which on the budget can pay for an urgent evaluation
     _refresh_affordable: bool = True
 
+    @property
+    def longest_gap(self) -> int:
+        """The largest number of steps between two evaluations."""
+        return self.probe_every * (1 if self.budget is None else self.max_stretch)
+
     def plan(self, step: int, forecasts: Iterable[Forecast | None]) -> None:
         """Plan the next evaluation after one at `step`, given the current forecasts."""
         divisor = self.gap_divisor if self.budget is None else self.budget_gap_divisor
@@ -78,7 +83,7 @@ class ProbeSchedule:
 
     def _affordable_gap(self, budget: Budget, step: int, gap: int, urgent_gap: int) -> int:
         """Delay the next evaluation until it can be paid for."""
-        longest = self.max_stretch * self.probe_every
+        longest = self.longest_gap
         if not self._urgent:
             self.read_every = min(max(self.read_every, budget.reading_gap()), self.probe_every)
         wait = budget.steps_until(budget.forward_price(), "urgent")

@@ -55,4 +55,6 @@ def _behavior_facts(behavior: Behavior) -> dict[str, Any]:
     texts = getattr(behavior, "texts", None)
     if texts:
         facts["texts"] = [shorten(str(text)) for text in texts]
+    if behavior.categories:
+        facts["categories"] = [shorten(category) for category in behavior.categories]
     return facts

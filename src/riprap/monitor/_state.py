@@ -16,13 +16,14 @@ from riprap.monitor._probe_runner import ProbeRunner
 from riprap.record import LOGS, check_fields
 from riprap.signals import Signal
 
-FORMAT = 4  # format 3 had no budget, and its interference was that of single steps
+FORMAT = 5  # format 4 had no plan, and its levels did not name their alerts
 _PARTS = {
     "format": int,
     "run": str,
     "monitor": dict,
     "step": int,
     "update_is_read": bool,
+    "plan": dict | None,
     "position": dict,
     "parameters": list,
     "schedule": dict,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from riprap.detectors import fitted_trends
+from riprap.detectors import fitted_trends, time_to_floor
 from riprap.types import Forecast
 
 Array = np.ndarray
@@ -101,31 +101,6 @@ def measured_slopes(sums: Sequence[float], margins: Sequence[Array]) -> Array:
         change by one step at full rate, shape (n_probes,).
     """
     return fitted_trends(np.asarray(sums), np.asarray(margins), OWN)
-
-
-def time_to_floor(margins: Array, slopes: Array, floor: float) -> float:
-    """Return when the score first falls under its floor if each margin moves along a line.
-
-    Args:
-        margins: shape (n_probes,).
-        slopes: shape (n_probes,).
-
-    Returns:
-        `inf`: never; 0: it is under the floor already.
-    """
-    passes = margins > 0
-    limit = np.floor((1 - floor) * len(margins) + 1e-9)
-    if (~passes).sum() > limit:
-        return 0.0
-    turns = (passes == (slopes < 0)) & (
-        slopes != 0
-    )  # a probe that passes begins to fail, or the other way
-    times = -margins[turns] / slopes[turns] if turns.any() else np.empty(0)
-    changes = np.where(passes[turns], 1, -1)
-    order = np.argsort(times, kind="stable")
-    failing = (~passes).sum() + np.cumsum(changes[order])
-    broken = np.flatnonzero(failing > limit)
-    return float(times[order][broken[0]]) if len(broken) else float("inf")
 
 
 def fewest_rows_for(share: float, falls: Array) -> int | None:

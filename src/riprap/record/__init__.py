@@ -12,7 +12,7 @@ death of the writer.
 """
 
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
-from riprap.record._reader import BROKEN_ANSWERS, CLEARED, DEFAULT_FLOOR, Reader
+from riprap.record._reader import BROKEN_ANSWERS, CLEARED, DEFAULT_FLOOR, PLAN, Reader
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
@@ -31,6 +31,7 @@ __all__ = [
     "DEFAULT_FLOOR",
     "FILE_NAME",
     "LOGS",
+    "PLAN",
     "Reader",
     "Series",
     "Writer",

@@ -33,6 +33,7 @@ _NOT_SUPERSEDED = (
 
 BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
 CLEARED = "cleared"  # event of a level that was withdrawn
+PLAN = "plan"  # event of the steps that are planned from then on, with their learning rates
 DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 
 

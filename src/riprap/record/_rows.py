@@ -190,7 +190,9 @@ def action_from_row(row: tuple[Any, ...]) -> Action:
 def forecast_to_json(forecast: Forecast) -> str:
     """Return a forecast as standard JSON: "not within the horizon" is null."""
     numbers = asdict(forecast)
-    known = {key: None if math.isinf(value) else value for key, value in numbers.items()}
+    if forecast.probability is None:
+        del numbers["probability"]
+    known = {key: None if value == math.inf else value for key, value in numbers.items()}
     return json.dumps(known, allow_nan=False)
 
 
@@ -201,7 +203,10 @@ def forecast_from_json(text: str) -> Forecast:
         AttributeError, TypeError, ValueError: the text is not a forecast.
     """
     numbers = json.loads(text)
+    probability = numbers.pop("probability", None)
     known: dict[str, Any] = {k: math.inf if v is None else v for k, v in numbers.items()}
     if any(math.isnan(number) for number in known.values()):
         raise ValueError("a number of the forecast is NaN")
-    return Forecast(**known)
+    if probability is not None and not 0 <= probability <= 1:
+        raise ValueError("the probability of the forecast is none")
+    return Forecast(**known, probability=probability)

@@ -26,6 +26,7 @@ class BehaviorInfo:
     name: str
     floor: float = DEFAULT_FLOOR
     unit: str = ""
+    categories: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Run:
         return notes if isinstance(notes, dict) else {}
 
     @property
+    def longest_gap(self) -> int | None:
+        """The largest number of steps between two evaluations; None: the record does not say it."""
+        gap = self.meta.get("longest_gap")
+        return gap if isinstance(gap, int) and gap > 0 else None
+
+    @property
     def is_running(self) -> bool:
         """True if no end of the run is recorded."""
         return not self.meta.get("ended")
@@ -81,12 +88,15 @@ class Run:
         return self.series.get((behavior, signal, ""), Series())
 
     def forecast_at(self, behavior: str, step: int) -> Forecast | None:
-        """Forecast of the probe evaluation at `step`; None if no break is forecast.
+        """Forecast of the probe evaluation at `step`; None if there is none.
 
         The `horizon` is 0 because readings do not contain it.
         """
         median, low, high = (self.values(behavior, name).get(step, math.inf) for name in FORECASTS)
-        return Forecast(median, low, high, horizon=0) if low < math.inf else None
+        probability = self.values(behavior, "forecast_probability").get(step)
+        if low == math.inf and probability is None:
+            return None
+        return Forecast(median, low, high, 0, probability)
 
     @property
     def warnings(self) -> list[Alert]:
@@ -184,7 +194,12 @@ def _behaviors(known: list[dict[str, Any]], units: dict[str, str]) -> list[Behav
     """Behaviors that the record lists; without a list, those with margins."""
     named = known or [{"name": name, "floor": DEFAULT_FLOOR} for name in units if name != RUN]
     return [
-        BehaviorInfo(facts["name"], float(facts["floor"]), units.get(facts["name"], ""))
+        BehaviorInfo(
+            facts["name"],
+            float(facts["floor"]),
+            units.get(facts["name"], ""),
+            tuple(facts["categories"]) if facts.get("categories") else None,
+        )
         for facts in named
     ]
 

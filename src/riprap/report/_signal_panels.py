@@ -19,6 +19,7 @@ MAX_POINTS = 300  # per line
 WIDTH, HEIGHT = 190, 80
 COLUMNS = 4
 DESCRIPTIONS = {
+    "forecast_probability": "probability of a break within the horizon, or before the plan ends",
     "loss": "the training loss",
     "eval_loss": "the loss on the evaluation rows",
     "grad_norm": "norm of the gradient that the trainer reports",

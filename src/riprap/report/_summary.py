@@ -73,7 +73,10 @@ def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
             parts.append(f"{name} {text(values[0])} → {text(values[-1])}")
     margins = run.margins.get(behavior.name, {})
     if margins:
-        parts.append(str(Power.of(margins[min(margins)], behavior.floor)))
+        power = Power.of(
+            margins[min(margins)], behavior.floor, behavior.categories, run.longest_gap
+        )
+        parts.append(str(power))
     return " · ".join(parts)
 
 

@@ -126,9 +126,25 @@ def load(
     Raises:
         BehaviorError: as `rows`, or `n` is not between 1 and the number of rows.
     """
-    chosen, own_name = evenly_spaced(name, n, path), behavior_name(name)
-    prompts = [row["prompt"] for row in chosen]
+    chosen = evenly_spaced(name, n, path)
     chat: dict[str, Any] = {"system": system, "chat_template_kwargs": chat_template_kwargs}
+    behavior = _make(behavior_name(name), tokenizer, chosen, prefixes, chat, options)
+    categories = [row.get("category") for row in chosen]
+    if all(categories):
+        behavior.categories = list(map(str, categories))
+    return behavior
+
+
+def _make(
+    own_name: str,
+    tokenizer: Any,
+    chosen: Sequence[dict[str, Any]],
+    prefixes: Sequence[str | int],
+    chat: dict[str, Any],
+    options: dict[str, Any],
+) -> Behavior:
+    """Make the behavior of some rows by the constructor for their format."""
+    prompts = [row["prompt"] for row in chosen]
     if is_multiple_choice(chosen[0]):
         right = [row["answer"] for row in chosen]
         return Behavior.multiple_choice(
