@@ -100,7 +100,7 @@ def test_the_summary_of_a_run_that_broke() -> None:
     assert lines == [
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
-        "Alerts: warning at step 1.",
+        "Alerts: warning at step 1 (stands).",
         "high: score 1.00 → 1.00 (floor 0.9).",
         "Before step 3 no behavior was broken; the last evaluation there was at step 2: a "
         "checkpoint of that step or earlier keeps all of them.",

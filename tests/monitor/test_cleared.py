@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from riprap import AlertPolicy, Behavior, Monitor
+from riprap.commands._live import behavior_rows
 from riprap.detectors import Threshold
-from riprap.record import Reader
+from riprap.record import Reader, Writer
 from riprap.report import write_report
+from riprap.types import Alert, Level
 
 LOW = Threshold(signal="score", side="below", value=0.95)
 
@@ -26,15 +29,18 @@ class Scripted(nn.Module):
         self.shares, self.step = shares, 0
 
     def margins(self, _probes: Any) -> torch.Tensor:
-        passing = round(20 * self.shares[min(self.step, len(self.shares) - 1)])
+        share = self.shares[min(self.step, len(self.shares) - 1)]
+        if math.isnan(share):
+            return torch.full((20,), math.nan) + 0 * self.weight
+        passing = round(20 * share)
         signs = torch.where(torch.arange(20) < passing, 1.0, -1.0)
         return signs + 0 * self.weight
 
 
-def run(shares: list[float], folder: Path) -> Monitor:
+def run(shares: list[float], folder: Path, *detectors: Threshold) -> Monitor:
     model = Scripted(shares)
     behavior = Behavior("b", range(20), lambda own, probes: own.margins(probes), floor=0.5)
-    policy = AlertPolicy(name="test", detectors=[LOW])
+    policy = AlertPolicy(name="test", detectors=detectors or (LOW,))
     monitor = Monitor([behavior], policy=policy, run_dir=folder, probe_every=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with monitor.watch(model, optimizer):
@@ -61,6 +67,55 @@ def test_it_is_said_once_and_withdrawn_once(tmp_path: Path) -> None:
         assert reader.withdrawals() == {0: 6}
     page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("; withdrawn at step 6") == 1
+    assert "Alerts: warning at step 2, once more until step 8 (stands)." in monitor.summary()
+
+
+def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None:
+    """Two detectors of one kind: the deeper level is withdrawn, and the other stands."""
+    deep = Threshold(signal="score", side="below", value=0.8, level="critical")
+    monitor = run([1, 0.7, 0.9, 0.9], tmp_path, LOW, deep)
+    assert [alert.level for alert in monitor.alerts] == ["warning", "critical"]
+    with Reader(tmp_path) as reader:
+        assert reader.withdrawals() == monitor.withdrawals == {1: 3}
+        (event,) = [event for event in reader.events() if event["kind"] == "cleared"]
+    assert event["facts"]["alerts"] == [{"step": 1, "level": "critical"}]
+    expected = "Alerts: warning at step 1 (stands), critical at step 1 (withdrawn at step 3)."
+    assert expected in monitor.summary()
+    (row,) = behavior_rows(monitor)
+    assert row.level == "warning"
+
+
+def test_alerts_on_what_could_not_be_measured_end_with_the_next_measurement(tmp_path: Path) -> None:
+    monitor = run([1, math.nan, math.nan, 1, 1], tmp_path)
+    assert [alert.detector for alert in monitor.alerts] == ["finite", "unmeasured"]
+    assert monitor.withdrawals == {0: 3, 1: 3}
+    assert "critical at step 1 (withdrawn at step 3)" in monitor.summary()
+    assert "From step 2 to step 3: not measured at 2" in monitor.summary()
+    again = run([1, math.nan, math.nan], tmp_path / "again")
+    assert again.withdrawals == {} and "critical at step 1 (stands)" in again.summary()
+
+
+def test_a_rollback_withdraws_what_stands(tmp_path: Path) -> None:
+    monitor = run([1, 0.9, 0.9], tmp_path)
+    tracker = monitor._run.tracker
+    tracker.rewind(0, 2)
+    ((step, facts),) = tracker.take_cleared()
+    assert (step, facts["now"], facts["alerts"]) == (2, None, [{"step": 1, "level": "warning"}])
+    assert monitor.withdrawals == {0: 2}
+
+
+def test_what_was_withdrawn_in_steps_that_were_taken_again_does_not_count(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.add_alert(Alert(5, "b", Level.WARNING, "d", "low"))
+    position = writer.position()
+    facts = {"behavior": "b", "detector": "d", "alerts": [{"step": 5, "level": "warning"}]}
+    writer.add_event(12, "cleared", **facts)
+    assert Reader(writer).withdrawals() == {0: 12}
+    writer.resume_from(10, position)
+    assert Reader(writer).withdrawals() == {}
+    writer.add_event(14, "cleared", **facts)
+    assert Reader(writer).withdrawals() == {0: 14}
+    writer.close()
 
 
 def test_guards_see_the_level_of_now(tmp_path: Path) -> None:
@@ -78,4 +133,9 @@ def test_it_survives_a_state(tmp_path: Path) -> None:
     for own in (tracker, again):
         own.histories["b"].add_margins(3, np.ones(20))
         own.update(3)
-        assert [facts["level"] for facts in own.take_cleared()] == ["warning"]
+        ((step, facts),) = own.take_cleared()
+        assert (step, facts["level"], facts["alerts"]) == (
+            3,
+            "warning",
+            [{"step": 1, "level": "warning"}],
+        )

@@ -27,7 +27,12 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
     if not history.steps:
         return BehaviorRow(name)
     change = history.latest_interference_per_step()
-    levels = [alert.level for alert in monitor.alerts if alert.behavior == name]
+    withdrawn = monitor.withdrawals
+    levels = [
+        alert.level
+        for place, alert in enumerate(monitor.alerts)
+        if alert.behavior == name and place not in withdrawn
+    ]
     return BehaviorRow(
         name,
         score(history.margins[-1]),
@@ -50,7 +55,7 @@ def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
 
     Without the extra `report` no report is written, and its path is None.
     """
-    report = None
+    report, withdrawn = None, monitor.withdrawals
     if all(map(is_installed, EXTRAS["report"])):
         from riprap.report import write_report
 
@@ -69,7 +74,8 @@ def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
                 "level": str(alert.level),
                 "detector": alert.detector,
                 "message": alert.message,
+                "withdrawn": withdrawn.get(place),
             }
-            for alert in monitor.alerts
+            for place, alert in enumerate(monitor.alerts)
         ],
     }

@@ -23,6 +23,7 @@ from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
 
 MAX_UNMEASURED = 2  # evaluations in a row without margins, before an alert
 CLEAR_AFTER = 2  # evaluations in a row with a lower level, before a level is withdrawn
+HAPPENED = ("unwatched_change",)  # own alerts about what happened once: they are never withdrawn
 
 
 @dataclass
@@ -33,11 +34,20 @@ class Standing:
         rank: rank of the level; 0: none.
         detector: what the alert of this level calls its detector.
         lower: ranks at the latest evaluations in a row that were lower.
+        alerts: step and rank of the alerts that stand.
     """
 
     rank: int = 0
     detector: str = ""
     lower: list[int] = field(default_factory=list)
+    alerts: list[tuple[int, int]] = field(default_factory=list)
+
+    def fall(self, now: int) -> list[tuple[int, int]]:
+        """Fall to a rank; return step and rank of the alerts that stand no longer."""
+        fallen = [own for own in self.alerts if own[1] > now]
+        self.alerts = [own for own in self.alerts if own[1] <= now]
+        self.rank, self.lower = now, []
+        return fallen
 
 
 class AlertTracker:
@@ -48,6 +58,7 @@ class AlertTracker:
         forecasts: current forecast, by behavior; None where none is possible.
         alerts: all alerts raised so far. An alert is raised when a detector's level rises.
         rate_sum: sum of the learning rates of all steps so far; NaN: an optimizer has none.
+        withdrawals: step and facts of each event `cleared`; see `riprap.record.withdrawn_alerts`.
     """
 
     def __init__(self, behaviors: list[Behavior], policy: AlertPolicy) -> None:
@@ -63,9 +74,11 @@ class AlertTracker:
         # By the index of a detector and behavior: rank at the last evaluation, and what stands.
         self._active_ranks: dict[tuple[str, str], int] = {}
         self._standing: dict[tuple[str, str], Standing] = {}
-        self.cleared: list[dict[str, Any]] = []  # levels that were withdrawn, not recorded yet
+        self.withdrawals: list[tuple[int, dict[str, Any]]] = []
+        self._n_taken = 0  # of the withdrawals, by `take_cleared`
         self._unmeasured = dict.fromkeys(self.histories, 0)  # evaluations in a row
-        self._active_own: set[tuple[str, str]] = set()  # the monitor's own alerts
+        # Step and level of the monitor's own alerts that stand, by detector and behavior.
+        self._active_own: dict[tuple[str, str], tuple[int, str]] = {}
         self.kept: dict[str, list[int]] = {}  # indices of the probes that `keep_passing` kept
         self.rate_sum: float | Tensor = 0.0
 
@@ -90,12 +103,13 @@ class AlertTracker:
             reading = missing_margin(step, name, ReadingStatus.ERROR, text)
             if history.diverged_step is None:
                 history.diverged_step = step
-                text = f"{text}: the model may have diverged"
-                alert = Alert(step, name, Level.CRITICAL, "finite", text, (reading,))
-                self._pending_alerts.append(alert)
+            text = f"{text}: the model may have diverged"
+            alert = Alert(step, name, Level.CRITICAL, "finite", text, (reading,))
+            self._pending_alerts += self.own_alert(alert)
             return [self.add_unmeasured(reading)]
         self._unmeasured[name] = 0
-        self._active_own.discard(("unmeasured", name))
+        for detector in ("unmeasured", "finite"):
+            self._end_own(step, detector, name)
         history.add_margins(step, result.margins, float(self.rate_sum))
         unit = self._units[name]
         return [
@@ -123,12 +137,32 @@ class AlertTracker:
         """
         key = (alert.detector, alert.behavior)
         if not active:
-            self._active_own.discard(key)
+            self._end_own(alert.step, *key)
             return []
         if key in self._active_own:
             return []
-        self._active_own.add(key)
+        self._active_own[key] = (alert.step, str(alert.level))
         return [alert]
+
+    def _end_own(self, step: int, detector: str, name: str) -> None:
+        """Withdraw an alert of the monitor itself, if it stands: its reason holds no longer."""
+        raised = self._active_own.pop((detector, name), None)
+        if raised is not None and detector not in HAPPENED:
+            self._withdraw(step, name, detector, raised[1], None, [raised])
+
+    def _withdraw(
+        self,
+        step: int,
+        name: str,
+        detector: str,
+        level: str | None,
+        now: str | None,
+        alerts: list[tuple[int, str]],
+    ) -> None:
+        """Note that a level has fallen, and which alerts stand no longer, by step and level."""
+        facts: dict[str, Any] = {"behavior": name, "detector": detector, "level": level, "now": now}
+        facts["alerts"] = [{"step": raised, "level": own} for raised, own in alerts]
+        self.withdrawals.append((step, facts))
 
     def is_measured(self, name: str) -> bool:
         """Return whether the last probe evaluation gave margins of this behavior."""
@@ -159,7 +193,7 @@ class AlertTracker:
             if not history.steps or history.step != step or not history.healthy_at_start:
                 continue
             results = [detector.evaluate(history) for detector in self.policy.detectors]
-            alerts += self._newly_raised(name, [alert for alert, _ in results])
+            alerts += self._newly_raised(step, name, [alert for alert, _ in results])
             forecasts = [forecast for _, forecast in results]
             self.forecasts[name] = next((f for f in forecasts if f is not None), None)
             readings += forecast_readings(step, name, self.forecasts[name])
@@ -183,10 +217,11 @@ class AlertTracker:
                 aged.append(replace(forecast, low=low))
         return aged
 
-    def take_cleared(self) -> list[dict[str, Any]]:
-        """Return the levels that were withdrawn since the last call."""
-        cleared, self.cleared = self.cleared, []
-        return cleared
+    def take_cleared(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return step and facts of the levels that were withdrawn since the last call."""
+        new = self.withdrawals[self._n_taken :]
+        self._n_taken = len(self.withdrawals)
+        return new
 
     def standing_level(self, name: str) -> Level | None:
         """Return the highest level of a behavior that was said and not withdrawn."""
@@ -202,9 +237,10 @@ class AlertTracker:
             ranks[name] = max(rank, ranks.get(name, 0))
         return {name: list(Level)[rank - 1] for name, rank in ranks.items() if rank}
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, now: int) -> None:
         """Forget measurements after `step`, because the weights of that step were restored.
 
+        What stands is withdrawn at step `now`; the next evaluation may raise it again.
         `BehaviorHistory.broken_at` still tells that a behavior was broken after it.
         """
         for name, history in self.histories.items():
@@ -214,6 +250,8 @@ class AlertTracker:
                 self.rate_sum = earlier.rate_sums[-1]
         self.forecasts.clear()
         self._active_ranks.clear()
+        for (_, name), standing in self._standing.items():
+            self._fall(now, name, standing, 0)
         self._standing.clear()
 
     def untestable_reasons(self) -> list[str]:
@@ -237,7 +275,7 @@ class AlertTracker:
             for part, value in (("score", score(margins)), ("margin", float(margins.mean())))
         }
 
-    def _newly_raised(self, name: str, current: list[Alert | None]) -> list[Alert]:
+    def _newly_raised(self, step: int, name: str, current: list[Alert | None]) -> list[Alert]:
         """Return the alerts that are higher than those that stand, and note what is withdrawn.
 
         A level falls after `CLEAR_AFTER` evaluations in a row with lower ones, to the highest of
@@ -251,22 +289,22 @@ class AlertTracker:
             if alert is not None and rank > standing.rank:
                 raised.append(alert)
                 standing.detector = alert.detector
+                standing.alerts.append((alert.step, rank))
             if rank >= standing.rank:
                 standing.rank, standing.lower = rank, []
                 continue
             standing.lower.append(rank)
             if len(standing.lower) >= CLEAR_AFTER:
-                now = max(standing.lower)
-                self.cleared.append(
-                    {
-                        "behavior": name,
-                        "detector": standing.detector,
-                        "level": _level(standing.rank),
-                        "now": _level(now),
-                    }
-                )
-                standing.rank, standing.lower = now, []
+                self._fall(step, name, standing, max(standing.lower))
         return raised
+
+    def _fall(self, step: int, name: str, standing: Standing, now: int) -> None:
+        """Let a level fall to a lower rank, if it is higher, and note it."""
+        if standing.rank <= now:
+            return
+        level = _level(standing.rank)
+        fallen = [(raised, str(_level(rank))) for raised, rank in standing.fall(now)]
+        self._withdraw(step, name, standing.detector, level, _level(now), fallen)
 
     def state_dict(self) -> dict[str, Any]:
         """Return histories, alerts and forecasts, as plain values and tensors."""
@@ -278,11 +316,12 @@ class AlertTracker:
             },
             "alerts": [list(alert_to_row(alert)) for alert in self.alerts],
             "active": [
-                [*key, rank, own.rank, own.detector, list(own.lower)]
+                [*key, rank, own.rank, own.detector, list(own.lower), list(map(list, own.alerts))]
                 for key, rank in self._active_ranks.items()
                 for own in [self._standing[key]]
             ],
-            "active_own": sorted([*key] for key in self._active_own),
+            "active_own": [[*key, *raised] for key, raised in sorted(self._active_own.items())],
+            "withdrawals": [list(own) for own in self.withdrawals],
             "unmeasured": dict(self._unmeasured),
             "rate_sum": float(self.rate_sum),
             "kept": {name: list(indices) for name, indices in self.kept.items()},
@@ -301,6 +340,7 @@ class AlertTracker:
             alerts=list,
             active=list,
             active_own=list,
+            withdrawals=list,
             unmeasured=dict,
             rate_sum=float,
             kept=dict,
@@ -317,15 +357,22 @@ class AlertTracker:
         self.alerts = [alert_from_row(tuple(row)) for row in state["alerts"]]
         self._unmeasured = dict(state["unmeasured"])
         self.rate_sum = state["rate_sum"]
-        self._active_own = {(detector, name) for detector, name in state["active_own"]}
+        self._active_own = {
+            (detector, name): (int(step), str(level))
+            for detector, name, step, level in state["active_own"]
+        }
+        self.withdrawals = [(int(step), dict(facts)) for step, facts in state["withdrawals"]]
+        self._n_taken = len(self.withdrawals)
         self.kept = {name: list(indices) for name, indices in state["kept"].items()}
         self._active_ranks, self._standing = {}, {}
-        for index, name, rank, standing, detector, lower in state["active"]:
-            known = all(own in range(len(Level) + 1) for own in (rank, standing, *lower))
+        for index, name, rank, standing, detector, lower, alerts in state["active"]:
+            raised = [(int(step), own) for step, own in alerts]
+            ranks = (rank, standing, *lower, *(own for _, own in raised))
+            known = all(own in range(len(Level) + 1) for own in ranks)
             if name not in self.histories or not known:
                 raise ValueError("an active level must be of a monitored behavior")
             self._active_ranks[index, name] = rank
-            self._standing[index, name] = Standing(standing, str(detector), list(lower))
+            self._standing[index, name] = Standing(standing, str(detector), list(lower), raised)
 
 
 def _level(rank: int) -> str | None:

@@ -59,7 +59,7 @@ from riprap.monitor._state import (
 from riprap.monitor._summary import cost_text, summarize
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
-from riprap.record import PLAN, Reader, Writer, to_dataframe
+from riprap.record import PLAN, Reader, Writer, to_dataframe, withdrawn_alerts
 from riprap.signals import Signal, default
 from riprap.types import Action, Alert, Forecast, Level
 
@@ -501,6 +501,12 @@ class Monitor:
         return self._run.tracker.alerts
 
     @property
+    def withdrawals(self) -> dict[int, int]:
+        """Step at which an alert was withdrawn, by its place in `alerts`; the others stand."""
+        tracker = self._run.tracker
+        return withdrawn_alerts(tracker.alerts, tracker.withdrawals)
+
+    @property
     def behavior_histories(self) -> dict[str, BehaviorHistory]:
         """Measurements of each behavior."""
         return self._run.tracker.histories
@@ -573,6 +579,7 @@ class Monitor:
             tracker.histories,
             {name: tracker.is_measured(name) for name in tracker.histories},
             tracker.alerts,
+            self.withdrawals,
             self.actions,
             run.final,
             run.notes,

@@ -12,12 +12,15 @@ from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.types import RUN, Action, Alert, Level, Reading
 
+State = tuple[Alert, int | None]  # an alert, and the step at which it was withdrawn
+
 
 def summarize(
     step: int,
     histories: Mapping[str, BehaviorHistory],
     measured: Mapping[str, bool],
     alerts: Sequence[Alert],
+    withdrawn: Mapping[int, int],
     actions: Sequence[Action],
     final: Sequence[Reading],
     notes: Sequence[str],
@@ -28,20 +31,25 @@ def summarize(
 
     Args:
         measured: whether the last evaluation measured a behavior, by name.
+        withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         final: readings of weights that were exchanged after the last step.
         notes: facts about the run as a whole.
         cost: what the monitor cost, in one sentence.
     """
+    states = [(alert, withdrawn.get(place)) for place, alert in enumerate(alerts)]
     evaluations = len({at for history in histories.values() for at in history.steps})
     plural = "" if evaluations == 1 else "s"
     lines = [f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
     lines += [
-        _behavior_line(history, measured[name], [a for a in alerts if a.behavior == name], final)
+        _behavior_line(history, measured[name], [s for s in states if s[0].behavior == name], final)
         for name, history in histories.items()
     ]
     lines += _checkpoint_line(histories)
-    about_run = {alert.message: alert for alert in alerts if alert.behavior == RUN}
-    lines += [f"Training: {alert.message} (step {alert.step})." for alert in about_run.values()]
+    about_run = {alert.message: (alert, at) for alert, at in states if alert.behavior == RUN}
+    lines += [
+        f"Training: {alert.message} (step {alert.step}{'' if at is None else f', until {at}'})."
+        for alert, at in about_run.values()
+    ]
     lines += [f"Training: {note}." for note in notes]
     lines += [
         f"{text[0].upper()}{text[1:]}."
@@ -55,7 +63,7 @@ def summarize(
 
 
 def _behavior_line(
-    history: BehaviorHistory, measured: bool, alerts: Sequence[Alert], final: Sequence[Reading]
+    history: BehaviorHistory, measured: bool, alerts: Sequence[State], final: Sequence[Reading]
 ) -> str:
     name, floor = shorten(history.behavior), history.floor
     if not history.steps:
@@ -84,18 +92,31 @@ def _final_score(name: str, final: Sequence[Reading]) -> float | None:
     return found[0] if found else None
 
 
-def _alert_text(alerts: Sequence[Alert]) -> str:
-    """Name the first alert of each level, and every alert that a measurement is missing."""
-    first: dict[Level, int] = {}
-    for alert in alerts:
+def _alert_text(alerts: Sequence[State]) -> str:
+    """Name the alerts of each level and their state, and every missing measurement."""
+    by_level: dict[Level, list[State]] = {}
+    for alert, withdrawn in alerts:
         if alert.detector != "unmeasured":
-            first.setdefault(alert.level, alert.step)
-    parts = [f"{level} at step {first[level]}" for level in Level if level in first]
+            by_level.setdefault(alert.level, []).append((alert, withdrawn))
+    parts = [_level_text(level, by_level[level]) for level in Level if level in by_level]
     text = f" Alerts: {', '.join(parts)}." if parts else ""
-    missing = [alert for alert in alerts if alert.detector == "unmeasured"]
+    missing = [state for state in alerts if state[0].detector == "unmeasured"]
     if missing:
-        text += f" From step {missing[-1].step}: {missing[-1].message}."
+        alert, until = missing[-1]
+        end = "" if until is None else f" to step {until}"
+        text += f" From step {alert.step}{end}: {alert.message}."
     return text
+
+
+def _level_text(level: Level, alerts: Sequence[State]) -> str:
+    """Name the first alert of a level, how many came after it, and whether one stands."""
+    text = f"{level} at step {alerts[0][0].step}"
+    if more := len(alerts) - 1:
+        times = "once" if more == 1 else f"{more} times"
+        text += f", {times} more until step {alerts[-1][0].step}"
+    ends = [withdrawn for _, withdrawn in alerts if withdrawn is not None]
+    stands = len(ends) < len(alerts)
+    return f"{text} ({'stands' if stands else f'withdrawn at step {max(ends)}'})"
 
 
 def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:

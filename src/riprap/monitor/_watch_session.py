@@ -284,6 +284,16 @@ class WatchSession:
             if serious and run.stop_reason is None:
                 run.stop_reason = f"stop_on={str(run.stop_level)!r}: {alert}"
 
+    def _publish_withdrawals(self) -> None:
+        """Record which levels were withdrawn, and tell of them."""
+        run = self.run
+        for step, facts in run.tracker.take_cleared():
+            run.record.add_event(step, CLEARED, facts)
+            now, name = facts["now"], facts["behavior"]
+            if facts["detector"] not in OWN_DETECTORS:
+                active = run.tracker.standing_level(name)
+                run.announcer.withdraw(step, name, None if now is None else Level(now), active)
+
     def _find_joined(self) -> list[Tensor]:
         """Return trained parameters that were not watched so far."""
         watched = {id(parameter) for parameter in self.probe_runner.parameters}
@@ -491,7 +501,7 @@ class WatchSession:
         try:
             self.hooks.mark_as_read()
             self._last_read = self.run.step
-            self.run.tracker.rewind(step)
+            self.run.tracker.rewind(step, self.run.step)
             self.run.announcer.forget()
             self.evaluate_probes(refresh=True)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
@@ -551,16 +561,13 @@ class WatchSession:
         run.tracker.add_readings(from_signals)
         alerts, forecasts = run.tracker.update(run.step)
         run.record.add_readings(forecasts)
-        for facts in run.tracker.take_cleared():
-            run.record.add_event(run.step, CLEARED, facts)
-            now, name = facts["now"], facts["behavior"]
-            active = run.tracker.standing_level(name)
-            run.announcer.withdraw(run.step, name, None if now is None else Level(now), active)
+        self._publish_withdrawals()
         self._publish(alerts)
         if counts:
             self._raise_own("not_training", self.check.problem)
             self._raise_own("unwatched_change", self._unwatched)
             self._unwatched = ""
+            self._publish_withdrawals()
         run.schedule.plan(run.step, run.tracker.aged_forecasts(run.step))
         if run.schedule.budget is not None and self._ranks_evaluate_together:
             run.schedule.agree(

@@ -12,7 +12,14 @@ death of the writer.
 """
 
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
-from riprap.record._reader import BROKEN_ANSWERS, CLEARED, DEFAULT_FLOOR, PLAN, Reader
+from riprap.record._reader import (
+    BROKEN_ANSWERS,
+    CLEARED,
+    DEFAULT_FLOOR,
+    PLAN,
+    Reader,
+    withdrawn_alerts,
+)
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
@@ -47,4 +54,5 @@ __all__ = [
     "require_vacant",
     "save_state",
     "to_dataframe",
+    "withdrawn_alerts",
 ]

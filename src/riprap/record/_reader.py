@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from riprap.record._rows import (
 )
 from riprap.record._series import Series
 from riprap.record._writer import Writer
-from riprap.types import Action, Alert, BrokenProbe, Level, Reading
+from riprap.types import Action, Alert, BrokenProbe, Reading
 
 # A run that was resumed from a checkpoint took some steps twice; the second time counts.
 _NOT_SUPERSEDED = (
@@ -219,21 +219,18 @@ class Reader:
             return {int(step): np.frombuffer(blob, dtype="<f4") for step, blob in rows}
 
     def withdrawals(self) -> dict[int, int]:
-        """Return the step at which an alert was withdrawn, by its place in `alerts`."""
-        found: dict[int, int] = {}
-        events = [event for event in self.events() if event["kind"] == CLEARED]
-        for place, alert in enumerate(self.alerts()):
-            for event in events:
-                facts = event["facts"]
-                same = (facts.get("behavior"), facts.get("detector")) == (
-                    alert.behavior,
-                    alert.detector,
-                )
-                now = facts.get("now")
-                if same and event["step"] > alert.step and _rank(now) < alert.level.rank:
-                    found[place] = event["step"]
-                    break
-        return found
+        """Return the step at which an alert was withdrawn, by its place in `alerts`.
+
+        An alert that is not among them stood at the end.
+        """
+        events: list[tuple[int, dict[str, Any]]] = []
+        for event in self.events():
+            if event["kind"] == "resumed":  # the steps after it were taken again
+                events = [own for own in events if own[0] <= event["step"]]
+            elif event["kind"] == CLEARED:
+                events.append((event["step"], event["facts"]))
+        with self._wrap_damage():
+            return withdrawn_alerts(self.alerts(), events)
 
     def broken_probes(self) -> dict[str, list[BrokenProbe]]:
         """Return, by behavior, the probes that passed at the start and fail at the end.
@@ -272,6 +269,22 @@ class Reader:
             return [action_from_row(row) for row in rows]
 
 
-def _rank(level: Any) -> int:
-    known = [str(own) for own in Level]
-    return known.index(level) + 1 if level in known else 0
+def withdrawn_alerts(
+    alerts: Sequence[Alert], events: Iterable[tuple[int, Mapping[str, Any]]]
+) -> dict[int, int]:
+    """Return the step at which an alert was withdrawn, by its place.
+
+    Args:
+        events: step and facts of each event `cleared`, which name their alerts.
+    """
+    found: dict[int, int] = {}
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, alert in enumerate(alerts):
+        key = (alert.step, alert.behavior, alert.detector, str(alert.level))
+        places.setdefault(key, []).append(place)
+    for step, facts in events:
+        for own in facts.get("alerts") or ():
+            key = (own["step"], facts["behavior"], facts["detector"], own["level"])
+            if places.get(key):
+                found[places[key].pop(0)] = step
+    return found

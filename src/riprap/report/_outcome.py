@@ -51,7 +51,13 @@ def assess(run: Run, behavior: BehaviorInfo) -> BehaviorOutcome:
         )
         return BehaviorOutcome(behavior, Outcome.UNDER, None, None, text)
     if broke is None:
-        active = critical is not None and not _horizon_passed(critical, run.last_step)
+        active = any(
+            alert.level is Level.CRITICAL
+            and place not in run.withdrawn
+            and not _horizon_passed(alert, run.last_step)
+            for place, alert in enumerate(run.alerts)
+            if alert.behavior == behavior.name
+        )
         outcome = Outcome.CRITICAL if active else Outcome.KEPT
         text = _describe_no_break(run, behavior, critical)
         return BehaviorOutcome(behavior, outcome, None, None, text)
@@ -88,6 +94,9 @@ def _describe_no_break(run: Run, behavior: BehaviorInfo, critical: Alert | None)
     text += f" A critical alert at step {critical.step:,} {_describe_forecast(critical)}"
     if _horizon_passed(critical, run.last_step):
         return text + ", and no break came within its horizon: a false alarm."
+    withdrawn = run.withdrawn.get(run.alerts.index(critical))
+    if withdrawn is not None:
+        return text + f"; it was withdrawn at step {withdrawn:,}."
     return text + "; its horizon has not passed yet."
 
 
