@@ -28,7 +28,7 @@ class BehaviorRow:
     Attributes:
         interference: predicted change of the mean margin per step, at the last reading.
         forecast: steps until the score reaches its floor, as text.
-        level: highest level of an alert so far.
+        level: highest level of an alert that stands.
         broken_at: first evaluated step with a score under the floor.
     """
 
