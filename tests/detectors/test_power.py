@@ -68,7 +68,7 @@ def test_a_run_says_it_at_the_start_and_in_its_report(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    memory.categories = [f"group {at % 3}" for at in range(len(memory))]
+    memory.categories = [f"group {at % 3}" for at in range(24)]
     monitor = Monitor([memory], run_dir=tmp_path, **options)
     optimizer = torch.optim.SGD(small_net.parameters(), lr=1e-3)
     with monitor.watch(small_net, optimizer, steps=steps):
