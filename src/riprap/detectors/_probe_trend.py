@@ -35,8 +35,8 @@ class ProbeTrend(Detector):
     `watch`: within `horizon` steps. Where evaluations are farther apart than that, the gap counts:
     a break before the next evaluation is `critical`.
 
-    Where the plan of the run ends before, the forecast ends with it. A behavior that breaks after
-    the end at the present pace, and before it at the typical one, counts by the typical one.
+    Where the plan of the run ends before, the forecast ends with it: that the behavior will not
+    break before is a forecast, with its probability.
 
     The numbers were chosen on recorded runs (results/onset), by the rule that is stated there.
 
@@ -75,8 +75,6 @@ class ProbeTrend(Detector):
         else:
             steps = self.steps_to_break(history)
             forecast = self._forecast(history, steps)
-            if steps == float("inf"):
-                steps = forecast.median / self.typical
         level = self._level(history, steps)
         if level is None:
             return None, forecast

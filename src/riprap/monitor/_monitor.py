@@ -282,7 +282,7 @@ class Monitor:
         else:
             probe_runner.reads_gradients = False
             session = EngineSession(self._run, probe_runner, engine)
-        plan, problem = self._planned(model, steps, scheduler)
+        planned, problem = self._planned(model, steps, scheduler)
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:
@@ -291,7 +291,10 @@ class Monitor:
             self._note_changed_weights()
             with self._run.meter.measure("refreshes"):
                 session.process_probe_results(probe_runner.run(self.step, refresh=True))
-        self._record_plan(plan, problem)
+        if problem is not None:
+            self._run.record.add_failure(self.step, "scheduler", problem)
+        if planned is not None:
+            self._run.record.add_event(self.step, PLAN, planned)
         if session.guard is not None:
             session.guard.start(self.step)
             if self._resume_state is not None:
@@ -303,11 +306,11 @@ class Monitor:
 
     def _planned(
         self, model: nn.Module, steps: int | None, scheduler: Scheduler | None
-    ) -> tuple[RateSchedule | None, Exception | None]:
+    ) -> tuple[dict[str, Any] | None, Exception | None]:
         """Tell the histories which steps are planned, before probes are evaluated.
 
         Returns:
-            (a new plan, or None; why its rates could not be read).
+            (facts for the record, if the plan is another than before; why its rates are unknown).
         """
         state, problem = self._resume_state, None
         first = self.step if state is None else state["step"]
@@ -318,22 +321,14 @@ class Monitor:
                     plan = planned_rates(first, steps, scheduler)
             except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
                 plan, problem = RateSchedule(first, steps), error
-        known = plan
-        if plan is None and state is not None and state["plan"] is not None:
-            known = RateSchedule.from_facts(state["plan"]["first"], state["plan"])
-        self._plan = known
+        facts = None if plan is None else plan.facts()
+        if plan is not None or state is None:  # else a resumed run keeps the plan of its state
+            if plan is None and self._plan is not None:
+                facts = {"steps": None}
+            self._plan = plan
         for history in self.behavior_histories.values():
-            history.schedule = known
-        return plan, problem
-
-    def _record_plan(self, plan: RateSchedule | None, problem: Exception | None) -> None:
-        """Record a new plan, or that a plan of the watch before is no longer one."""
-        if problem is not None:
-            self._run.record.add_failure(self.step, "scheduler", problem)
-        if plan is not None:
-            self._run.record.add_event(self.step, PLAN, plan.facts())
-        elif self._plan is None and self._started:
-            self._run.record.add_event(self.step, PLAN, {"steps": None})
+            history.schedule = self._plan
+        return facts, problem
 
     def _close_autocast(self) -> None:
         """Let the autocast state that the user gave end with the watch."""
@@ -456,10 +451,12 @@ class Monitor:
         tracker = AlertTracker(self.behaviors, self.policy)
         with wrap_state_errors("this monitor"):
             tracker.load_state_dict(state["tracker"])
+            told = state["plan"]
+            plan = None if told is None else RateSchedule.from_facts(told["first"], told)
             self._renew_schedule()
             self._run.schedule.load_state_dict(state["schedule"])
             self._run.meter.load_state_dict(state["meter"])
-        self._run.tracker = tracker
+        self._run.tracker, self._plan = tracker, plan
         self._resume_state = state
 
     def _arguments(self) -> dict[str, Any]:
