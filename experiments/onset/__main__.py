@@ -17,7 +17,7 @@ from experiments.harness.preregistration import Preregistration
 from experiments.onset.front import write_front
 from experiments.onset.monitored import watch
 from experiments.onset.nulls import null_traces
-from experiments.onset.tables import Judged, interval_row, judge, table
+from experiments.onset.tables import Judged, interval_row, judge, reliability_rows, table
 from experiments.onset.trace import Half, Trace, load_corpus
 from riprap.detectors import AlertPolicy, BettingTest, ForecastDetector
 
@@ -73,12 +73,14 @@ def section(name: str, traces: Sequence[Trace], monitored: bool = True) -> str:
     """
     if not traces:
         return f"## {name}\n\nNo runs of this half are there."
-    rows, intervals = [], []
+    rows, intervals, reliability = [], [], []
     for policy in (BEFORE, *map(AlertPolicy.named, POLICIES)):
         judged = judge(traces, policy)
         rows += table(policy.name, judged, with_rivals=policy.name == "default")
         if policy.name in ("before", "default"):
             intervals.append(interval_row(policy.name, judged))
+        if policy.name == "default":
+            reliability = reliability_rows(judged)
     default = AlertPolicy.default()
     for budget, price in ((None, 0.0), (0.03, 0.1), (0.03, 0.9)) if monitored else ():
         outcomes = [o for trace in traces for o in watch(trace, default, budget, price)]
@@ -89,7 +91,7 @@ def section(name: str, traces: Sequence[Trace], monitored: bool = True) -> str:
     behaviors = sum(len(trace.behaviors) for trace in traces)
     return (
         f"## {name}\n\n{len(traces)} runs, {behaviors} behavior-runs.\n\n{markdown.table(rows)}\n\n"
-        f"{markdown.table(intervals)}"
+        f"{markdown.table(intervals)}\n\n{markdown.table(reliability)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,8 @@ from experiments.onset.rivals import RIVALS, Statistic
 from experiments.onset.trace import Trace
 from riprap.detectors import AlertPolicy, BehaviorHistory
 from riprap.types import Forecast, Level
+
+RELIABILITY_BOUNDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.01)
 
 
 @dataclass
@@ -146,6 +149,29 @@ def rival_bound(judged: Sequence[Judged], rival: str, allowed: int) -> float:
     break."""
     largest = sorted((max(own.rivals[rival]) for own in judged if own.broke is None), reverse=True)
     return largest[allowed] if allowed < len(largest) else -np.inf
+
+
+def reliability_rows(judged: Sequence[Judged]) -> list[dict[str, str]]:
+    """Return how often a break came within the horizon, by the probability that was forecast."""
+    said: list[tuple[float, bool]] = []
+    for own in judged:
+        for step, forecast in zip(own.evaluated, own.forecasts, strict=True):
+            if forecast is not None and forecast.probability is not None:
+                came = own.broke is not None and own.broke <= step + forecast.horizon
+                said.append((forecast.probability, came))
+    rows = []
+    for low, high in itertools.pairwise(RELIABILITY_BOUNDS):
+        part = [(share, came) for share, came in said if low <= share < high]
+        if part:
+            mean = float(np.mean([share for share, _ in part]))
+            rows.append(
+                {
+                    "forecasts": str(len(part)),
+                    "probability of a break": markdown.number(mean, 3),
+                    "a break came": f"{np.mean([came for _, came in part]):.3f}",
+                }
+            )
+    return rows
 
 
 def interval_row(name: str, judged: Sequence[Judged]) -> dict[str, str]:

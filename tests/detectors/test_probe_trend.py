@@ -148,32 +148,28 @@ def near_the_end(time: float, left: int = 10) -> BehaviorHistory:
     return made
 
 
-@pytest.mark.parametrize(("bound", "share"), [("early", 0.1), ("typical", 0.5), ("late", 0.9)])
-def test_the_forecast_ends_with_the_plan_and_has_a_probability(bound: str, share: float) -> None:
-    """A break at this bound of the interval comes with the last step of the plan."""
-    detector = ProbeTrend()
-    made = near_the_end(10 / getattr(detector, bound))
-    forecast = detector.forecast(made)
-    assert forecast is not None and forecast.horizon == 10
-    assert forecast.probability == pytest.approx(share, rel=1e-3)
-    later = detector.forecast(near_the_end(40.0))
-    assert later is not None and later.low == math.inf
-    assert later.probability is not None and 0 < later.probability < 0.1
-    over = detector.forecast(near_the_end(40.0, left=0))
-    assert over is not None and (over.horizon, over.probability) == (0, 0.0)
-    still = history((80, 90, 100), [START] * 3, np.ones(100))
-    unmoved = detector.forecast(still)
-    assert unmoved is not None and (unmoved.horizon, unmoved.probability) == (50, 0.0)
+def test_the_forecast_ends_with_the_plan_and_has_a_probability() -> None:
+    """ "No break before the end" is a forecast: the surer, the less is left of the plan."""
+    detector, found = ProbeTrend(), []
+    for time in (5.0, 20.0, 80.0):
+        for left in (10, 4, 0):
+            forecast = detector.forecast(near_the_end(time, left))
+            assert forecast is not None and forecast.horizon == left
+            assert forecast.probability is not None
+            assert forecast.median == (math.inf if time > left else 0.75 * time)
+            assert forecast.high == math.inf or forecast.high <= left
+            found.append(forecast.probability)
+    shares = np.array(found).reshape(3, 3)
+    assert (np.diff(shares[:, :2], axis=0) < 0).all() and (np.diff(shares, axis=1) < 0).all()
+    assert (shares[:, -1] == 0).all() and shares[0, 0] > 0.6 and shares[2, 0] < 0.02
+    unmoved = detector.forecast(history((80, 90, 100), [START] * 3, np.ones(100)))
+    assert unmoved is not None and unmoved.horizon == 50
+    assert unmoved.probability is not None and 0 < unmoved.probability < 0.01
 
 
-def test_a_fast_fall_at_the_end_of_the_plan_is_said() -> None:
-    """At the present pace it breaks after the end; at the typical one, which is faster, before."""
-    assert level(near_the_end(9.0)) is Level.CRITICAL  # within the last gap
-    fast = ProbeTrend().check(near_the_end(12.0))
-    assert fast is not None and fast.forecast is not None
-    assert fast.level is Level.WARNING and fast.forecast.median == 9
-    assert fast.forecast.low == 5 and fast.forecast.high == math.inf
-    assert level(near_the_end(15.0)) is None
+def test_a_fall_that_breaks_before_the_plan_ends_is_said() -> None:
+    assert level(near_the_end(9.0)) is Level.CRITICAL
+    assert level(near_the_end(12.0)) is None  # at this pace the plan ends first
     broken = near_the_end(9.0, left=0)
     broken.add_margins(101, START - 9, 101.0)
     alert = ProbeTrend().check(broken)

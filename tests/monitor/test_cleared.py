@@ -72,7 +72,7 @@ def test_it_is_said_once_and_withdrawn_once(tmp_path: Path) -> None:
 
 def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None:
     """Two detectors of one kind: the deeper level is withdrawn, and the other stands."""
-    deep = Threshold(signal="score", side="below", value=0.8, level="critical")
+    deep = Threshold(signal="score", side="below", value=0.8, level=Level.CRITICAL)
     monitor = run([1, 0.7, 0.9, 0.9], tmp_path, LOW, deep)
     assert [alert.level for alert in monitor.alerts] == ["warning", "critical"]
     with Reader(tmp_path) as reader:
