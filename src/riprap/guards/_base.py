@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.evaluation import ProtectedGradients
-from riprap.linalg import Vector
+from riprap.linalg import Vector, norm, to_local
 from riprap.types import Alert, Forecast, Level
 
 
@@ -103,10 +105,14 @@ class Guard:
         reads_interference: whether interference must be read after each step for this guard. Else
             the guard finds what the monitor reads anyway. May change between two steps.
         state_attrs: names of the attributes that a resumed run needs.
+        left_out: behaviors that the guard does not protect for now, because what it needs of them
+            is not finite; see `leave_out`.
     """
 
     shadow: bool = field(default=False, kw_only=True)
     refresh: int | None = field(default=None, kw_only=True)
+    left_out: tuple[str, ...] = field(default=(), init=False, repr=False)
+    _told: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     name: ClassVar[str]
     field_of_origin: ClassVar[str] = "ours"
@@ -184,6 +190,24 @@ class Guard:
         """Iterate over the simple guards inside that act at this step, in order."""
         yield self
 
+    def leave_out(self, names: Iterable[str], what: str) -> None:
+        """Protect the other behaviors only, until the next call; name these in each action.
+
+        Warns of each behavior once.
+
+        Args:
+            names: behaviors of which something is not finite.
+            what: that something.
+        """
+        self.left_out = tuple(names)
+        new = [name for name in self.left_out if name not in self._told]
+        if new:
+            self._told += tuple(new)
+            warn(
+                f"guard {self.name}: {what} of {', '.join(map(repr, new))} is not finite; the "
+                "guard goes on, and protects only the other behaviors"
+            )
+
     def _error(self, text: str) -> ConfigError:
         return ConfigError(f"guard {self.name}: {text}")
 
@@ -208,10 +232,93 @@ class BehaviorGuard(Guard):
     behaviors: Sequence[Behavior | str] | None = None
     names: list[str] = field(default_factory=list, init=False, repr=False)
 
+    def finite_behaviors(self, vectors: Mapping[str, Sequence[Tensor]], what: str) -> list[str]:
+        """Return the behaviors whose tensors are finite; leave out the others, see `leave_out`.
+
+        Raises:
+            ConfigError: none is finite.
+        """
+        sick = [name for name, vector in vectors.items() if not is_finite(vector)]
+        if len(sick) == len(vectors):
+            raise self._error(f"{what} of no behavior is finite; give others, or check the model")
+        self.leave_out(sick, what)
+        return [name for name in vectors if name not in sick]
+
+    def finite_terms(
+        self, terms: Mapping[str, tuple[float, Vector | None]], what: str
+    ) -> list[tuple[float, Vector | None]]:
+        """Return the values and gradients that are finite; leave out the other behaviors.
+
+        If none is finite, nor is the model: then all are returned, and none is left out.
+        """
+        sick = [name for name, term in terms.items() if not _are_finite(*term)]
+        if len(sick) == len(terms):
+            sick = []
+        self.leave_out(sick, what)
+        return [term for name, term in terms.items() if name not in sick]
+
+    def warn_of_unprotected(self, view: GuardView, importance: Sequence[Tensor]) -> None:
+        """Warn of trained tensors whose importance is exactly 0, which the guard does not hold.
+
+        In a new LoRA B is 0, so that nothing depends on A.
+
+        Args:
+            importance: one tensor for each parameter.
+        """
+        names = {id(parameter): name for name, parameter in view.model.named_parameters()}
+        free = [
+            names.get(id(parameter), "a tensor")
+            for parameter, part in zip(view.parameters, importance, strict=True)
+            if not bool(to_local(part).any())
+        ]
+        if not free:
+            return
+        adapter = ""
+        if any("lora_A" in name for name in free):
+            adapter = (
+                " A LoRA's A has no importance while its B is 0: use KL or replay, which protect "
+                "the outputs, or start after some steps of training."
+            )
+        warn(
+            f"guard {self.name}: {len(free)} of {len(importance)} trained tensors have an "
+            f"importance of exactly 0, so the guard does not hold them, such as {free[0]}.{adapter}"
+        )
+
     def select_behaviors(self, view: GuardView) -> list[Behavior]:
         """Return the protected behaviors, and store their names; see `behavior_names`."""
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         return [view.behaviors[name] for name in self.names]
+
+
+def is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return True if all elements of some tensors are finite, on all ranks."""
+    vector = list(tensors)
+    return not vector or math.isfinite(float(norm(vector)))
+
+
+def sum_of_finite(
+    compute: Callable[[list[str]], tuple[float, Vector | None]], names: Sequence[str]
+) -> tuple[float, Vector | None, list[str]]:
+    """Compute a value and its gradient over behaviors, without those where they are not finite.
+
+    Args:
+        compute: the value over some behaviors, together, and its gradient.
+
+    Returns:
+        value, gradient and the names that were left out. If all had to be left out the model itself
+        is not finite; then none is, and the value is that of all.
+    """
+    value, gradient = compute(list(names))
+    if _are_finite(value, gradient) or len(names) == 1:
+        return value, gradient, []
+    sick = [name for name in names if not _are_finite(*compute([name]))]
+    if not sick or len(sick) == len(names):
+        return value, gradient, []
+    return *compute([name for name in names if name not in sick]), sick
+
+
+def _are_finite(value: float, gradient: Vector | None) -> bool:
+    return math.isfinite(value) and (gradient is None or is_finite(gradient))
 
 
 def _is_overridden(method: Callable[..., Any], default: Callable[..., Any]) -> bool:

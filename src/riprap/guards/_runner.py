@@ -52,6 +52,8 @@ def run_hook(guard: Guard, hook: str, view: GuardView) -> GuardOutcome:
             continue
         shadowed = leaf.shadow or guard.shadow
         detail = f"shadow: {proposal.detail}" if shadowed else proposal.detail
+        if leaf.left_out:
+            detail += f"; left out, because not finite: {', '.join(leaf.left_out)}"
         applied = False if shadowed else _apply_proposal(proposal, outcome)
         if outcome.vector is not None:
             view = replace(view, vector=as_sharded(outcome.vector, view.parameters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,6 +157,11 @@ class VectorStack:
         """Memory of the stacked vectors on this rank."""
         return sum(part.nbytes for parts in self._rows for part in parts)
 
+    @property
+    def not_finite(self) -> list[str]:
+        """The names of stacked vectors with an element that is not finite."""
+        return [name for name in self.names if not math.isfinite(self.norms[name])]
+
     def inner_products(self, vector: Sequence[Tensor] | FlatVector) -> dict[str, float]:
         """Compute ⟨vector, other⟩ for each of the stacked vectors, by name."""
         if not self.names:
@@ -184,11 +190,16 @@ class VectorStack:
     def add_combination(self, vector: Sequence[Tensor], weights: Mapping[str, float]) -> Vector:
         """Compute vector + Σ weights[name] · stacked vector, as new tensors with its dtypes.
 
-        For sharded vectors this rank's shards.
+        For sharded vectors this rank's shards. A stacked vector of weight 0 is not read, so that
+        one which is not finite stays out of the sum.
         """
-        factors = torch.tensor([weights.get(name, 0.0) for name in self.names])
+        all_factors = torch.tensor([weights.get(name, 0.0) for name in self.names])
+        used = all_factors.nonzero()[:, 0]
+        factors = all_factors[used]
         result: Vector = []
         for rows, chunk, size in zip(self._rows, self.chunks, self._sizes, strict=True):
+            if len(used) < len(self.names):
+                rows = [part[used.to(part.device)] for part in rows]
             stacked = dequantize(rows, size)
             added = torch.mv(stacked.T, factors.to(stacked))
             shapes = [to_local(part).shape for part in vector[chunk]]

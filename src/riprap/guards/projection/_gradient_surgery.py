@@ -152,9 +152,11 @@ class GradientSurgery(BehaviorGuard):
 
     def _operate_on(self, view: GuardView, direction: float) -> Proposal | None:
         stack = self._protected_vectors(view)
-        present = [name for name in self.names if name in stack.names]
+        sick = stack.not_finite
+        self.leave_out([name for name in self.names if name in sick], "the protected gradient")
+        present = [name for name in self.names if name in stack.names and name not in sick]
         if not present:
-            return Proposal(detail="nothing was done: no protected gradient could be computed")
+            return Proposal(detail="nothing was done: there is no protected gradient")
         if self.pulls and not self.paper_rules:
             present = [name for name in present if _is_below_start(view, name)]
             if not present:
@@ -169,7 +171,7 @@ class GradientSurgery(BehaviorGuard):
         conflict = ConflictStats(products, gram, step.norm() ** 2, view.step)
         before = dict(zip(present, products.tolist(), strict=True))
         if not np.isfinite(products).all():
-            detail = "nothing was done: the step or a protected gradient is not finite"
+            detail = "nothing was done: the step is not finite"
             return Proposal(detail=detail, before=before)
         if not conflict.conflicting.any():
             detail = "nothing to do: the step goes against no protected behavior"

@@ -14,6 +14,7 @@ from riprap._distributed import has_sharded_parameters
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import FlatVector, Vector, make_chunks, row_products
 
+DIRECTIONS = 48  # stored gradients, unless there are more behaviors
 MIN_NEW_PART = 1e-4  # minimum share of a gradient outside the span that makes it a new direction
 
 
@@ -28,15 +29,16 @@ class OGD(BehaviorGuard):
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
-        directions: maximum number of stored gradients, in equal shares for the behaviors. Each
-            costs a backward pass at the start and a float32 copy of the trained parameters.
+        directions: maximum number of stored gradients, in equal shares for the behaviors; None: 48,
+            or one a behavior if there are more. Each costs a backward pass at the start and a
+            float32 copy of the trained parameters.
 
     Raises:
-        ConfigError: `directions` is less than 1; in `start`, a margin has no gradient, or
-            parameters are sharded over ranks.
+        ConfigError: `directions` is less than 1; in `start`, there are more behaviors than
+            `directions`, a margin has no gradient, or parameters are sharded over ranks.
     """
 
-    directions: int = 48
+    directions: int | None = None
     basis: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "ogd"
@@ -47,7 +49,7 @@ class OGD(BehaviorGuard):
     state_attrs: ClassVar[tuple[str, ...]] = ("basis",)
 
     def __post_init__(self) -> None:
-        if self.directions < 1:
+        if self.directions is not None and self.directions < 1:
             raise self._error(f"directions={self.directions}; it must be at least 1")
 
     def start(self, view: GuardView) -> None:
@@ -58,8 +60,14 @@ class OGD(BehaviorGuard):
                 "the model's parameters are sharded over ranks, where per-probe gradients are not "
                 "available; use AGEM, GEM or UpdateProjection"
             )
-        share = max(self.directions // len(behaviors), 1)
-        gradients: list[Vector] = []
+        count = max(DIRECTIONS, len(behaviors)) if self.directions is None else self.directions
+        if count < len(behaviors):
+            raise self._error(
+                f"directions={count} for {len(behaviors)} behaviors would leave the last without "
+                "any; give at least one a behavior"
+            )
+        share = count // len(behaviors)
+        gradients: dict[str, list[Vector]] = {}
         for behavior in behaviors:
             rows = evaluation.margin_gradients(behavior, view.model, view.parameters, share)
             if rows is None:
@@ -67,8 +75,12 @@ class OGD(BehaviorGuard):
                     f"behavior {behavior.name!r} has no protected gradient; give it a margin "
                     "attached to the graph"
                 )
-            gradients += rows
-        self.basis = orthonormal_basis(gradients[: self.directions], view.parameters)
+            gradients[behavior.name] = rows
+        tensors = {name: [part for row in rows for part in row] for name, rows in gradients.items()}
+        finite = self.finite_behaviors(tensors, "the gradient")
+        kept = [row for name in finite for row in gradients[name]]
+        self.basis = orthonormal_basis(kept, view.parameters)
+        self.warn_of_unprotected(view, [torch.stack(parts) for parts in zip(*kept, strict=True)])
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Remove the component of the gradient in the span of the basis."""

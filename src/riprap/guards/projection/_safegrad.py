@@ -107,11 +107,15 @@ class SafeGrad(BehaviorGuard):
 
     def _refresh_gradient(self, view: GuardView) -> None:
         """Compute g_b at the current weights; None while the answers are those of θ₀."""
-        results = [self._behavior_gradient(view, name) for name in self.names]
+        results = {name: self._behavior_gradient(view, name) for name in self.names}
+        terms = self.finite_terms(
+            {name: (kl, part) for name, (kl, _, part) in results.items()}, "the KL"
+        )
         self.refreshed_at = view.step
-        self.kl = sum(kl for kl, _, _ in results) / len(results)
-        parts = [part for _, _, part in results if part is not None]
-        unchanged = max(shift for _, shift, _ in results) <= UNCHANGED_BELOW
+        self.kl = sum(kl for kl, _ in terms) / len(self.names)
+        parts = [part for _, part in terms if part is not None]
+        shifts = [shift for name, (_, shift, _) in results.items() if name not in self.left_out]
+        unchanged = max(shifts) <= UNCHANGED_BELOW
         self.gradient = None if unchanged or not parts else sum_vectors(parts)
 
     def _behavior_gradient(self, view: GuardView, name: str) -> tuple[float, float, Vector | None]:

@@ -54,10 +54,11 @@ class EWC(Penalty, BehaviorGuard):
     def start(self, view: GuardView) -> None:
         """Estimate F and store θ*."""
         self.fisher, self.anchor = self.estimate_fisher(view), clone(view.parameters)
+        self.warn_of_unprotected(view, self.fisher)
 
     def estimate_fisher(self, view: GuardView) -> Vector:
         """Estimate F at the current parameters."""
-        estimates = []
+        estimates = {}
         for behavior in self.select_behaviors(view):
             fisher = fisher_diagonal(behavior, view.model, view.parameters, self.of)
             if fisher is None:
@@ -66,8 +67,9 @@ class EWC(Penalty, BehaviorGuard):
                     f"behavior {behavior.name!r} has no {what} that reach a trained parameter; "
                     "give Behavior(losses=...), or of='margin'"
                 )
-            estimates.append(fisher)
-        return sum_vectors(estimates)
+            estimates[behavior.name] = fisher
+        finite = self.finite_behaviors(estimates, "the Fisher information")
+        return sum_vectors([estimates[name] for name in finite])
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½ Σ F (θ − θ*)² and F (θ − θ*)."""

@@ -12,7 +12,7 @@ from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 from riprap.evaluation import find_layer, loss_and_gradient, preserve_training_state
-from riprap.guards._base import BehaviorGuard, GuardView
+from riprap.guards._base import BehaviorGuard, GuardView, sum_of_finite
 from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from riprap.linalg import Vector, upcast
@@ -79,6 +79,7 @@ class FeatureAnchor(Penalty, BehaviorGuard):
     both_sides: bool = False
     dictionary: FeatureDictionary = field(init=False, repr=False)
     reference_activations: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    sick_at_start: tuple[str, ...] = field(default=(), init=False, repr=False)
     signs: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
 
     name: ClassVar[str] = "feature_anchor"
@@ -100,8 +101,15 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         """Store the activations at θ₀ and select K."""
         self.protected_behaviors = self.select_behaviors(view)
         self.layer_name = self._find_layer(view.model)
-        pairs = [self._activations_with_gradients(b, view.model) for b in self.protected_behaviors]
-        self.reference_activations = dict(zip(self.names, (rows for rows, _ in pairs), strict=True))
+        read = {
+            b.name: self._activations_with_gradients(b, view.model)
+            for b in self.protected_behaviors
+        }
+        finite = self.finite_behaviors(read, "an activation or its gradient")
+        self.sick_at_start = self.left_out
+        self.protected_behaviors = [view.behaviors[name] for name in finite]
+        pairs = [read[name] for name in finite]
+        self.reference_activations = dict(zip(finite, (rows for rows, _ in pairs), strict=True))
         pooled = torch.cat(list(self.reference_activations.values()))
         drifted = None if self.drifted_model is None else self._drifted_activations(pooled)
         # A later reselection needs all directions in the dictionary.
@@ -133,9 +141,14 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         done = view.step - 1
         if self.reselect_every is not None and done > 0 and done % self.reselect_every == 0:
             self._reselect(view)
-        value, gradient = loss_and_gradient(
-            self._mean_penalty, view.model, self.protected_behaviors, view.parameters
-        )
+        by_name = {behavior.name: behavior for behavior in self.protected_behaviors}
+
+        def compute(names: list[str]) -> tuple[float, Vector | None]:
+            behaviors = [by_name[name] for name in names]
+            return loss_and_gradient(self._mean_penalty, view.model, behaviors, view.parameters)
+
+        value, gradient, sick = sum_of_finite(compute, list(by_name))
+        self.leave_out([*self.sick_at_start, *sick], "the penalty")
         if gradient is None:
             raise self._error(
                 f"layer {self.layer_name} depends on no trained parameter; name a later one"
@@ -194,7 +207,8 @@ class FeatureAnchor(Penalty, BehaviorGuard):
         return gradients @ self.dictionary.W_dec.T.to(gradients)
 
     def _mean_penalty(self, model: nn.Module, behaviors: list[Behavior]) -> Tensor:
-        return torch.stack([self._behavior_penalty(b, model) for b in behaviors]).mean()
+        penalties = torch.stack([self._behavior_penalty(b, model) for b in behaviors])
+        return penalties.sum() / len(self.protected_behaviors)
 
     def _behavior_penalty(self, behavior: Behavior, model: nn.Module) -> Tensor:
         rows = last_positions(run_probes(self.name, behavior, model, self.layer_name).layer_outputs)

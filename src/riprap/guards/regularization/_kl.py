@@ -76,10 +76,13 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute the mean KL and its gradient."""
         count = len(self.protected_behaviors)
-        terms = [
-            self._term(view, self._probe_log_probs, behavior, self.references[at], 1 / count)
+        by_name = {
+            behavior.name: self._term(
+                view, self._probe_log_probs, behavior, self.references[at], 1 / count
+            )
             for at, behavior in enumerate(self.protected_behaviors)
-        ]
+        }
+        terms = self.finite_terms(by_name, "the KL")
         if self.cycler is not None:
             reference = self.references[count + self.cycler.position]
             batch = self.cycler.next_batch(view.model)

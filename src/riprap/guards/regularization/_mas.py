@@ -51,8 +51,13 @@ class MAS(Penalty, BehaviorGuard):
                 "or KL"
             )
         behaviors = self.select_behaviors(view)
-        sensitivities = [self._sensitivity(b, view.model, view.parameters) for b in behaviors]
-        self.importance, self.anchor = sum_vectors(sensitivities), clone(view.parameters)
+        sensitivities = {
+            b.name: self._sensitivity(b, view.model, view.parameters) for b in behaviors
+        }
+        finite = self.finite_behaviors(sensitivities, "the importance")
+        self.importance = sum_vectors([sensitivities[name] for name in finite])
+        self.anchor = clone(view.parameters)
+        self.warn_of_unprotected(view, self.importance)
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute Σ Ω (θ − θ₀)² and 2 Ω (θ − θ₀)."""

@@ -126,7 +126,9 @@ class SI(Penalty, BehaviorGuard):
         self.task_gradient = None
         if self.of == "protected":
             sign, stack = 1.0, view.protected_gradients.loss_gradients
-            present = [name for name in self.names if name in stack.names]
+            sick = stack.not_finite
+            self.leave_out([name for name in self.names if name in sick], "the protected gradient")
+            present = [name for name in self.names if name in stack.names and name not in sick]
             zeros = [torch.zeros_like(part) for part in self.path_integral]
             gradient = stack.add_combination(zeros, dict.fromkeys(present, 1.0))
         if gradient is not None:

@@ -74,6 +74,7 @@ class Replay(Guard):
         if isinstance(self.examples, SelfDistillationBuffer):
             known = {n: share for n, share in shares.items() if n in self.examples.behaviors}
             loss, replay = self.examples.gradient(view.model, view.parameters, known)
+            self.leave_out(self.examples.left_out, "the loss on old examples")
         else:
             loss, replay = self.examples.gradient(view.model, view.parameters)
         if replay is None:

@@ -13,7 +13,7 @@ from riprap._warnings import warn
 from riprap.behaviors import Behavior, LastLogitsMargin, TokenBatch, last_logits
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
-from riprap.guards._base import GuardView
+from riprap.guards._base import GuardView, sum_of_finite
 from riprap.linalg import Vector
 
 
@@ -55,6 +55,7 @@ class SelfDistillationBuffer:
         self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
         self.drawn = dict.fromkeys(names, 0)
         self.targets: dict[str, Tensor] = {}
+        self.left_out: list[str] = []
 
     def start(self, view: GuardView) -> None:
         """Store the current outputs of the model."""
@@ -86,12 +87,19 @@ class SelfDistillationBuffer:
     ) -> tuple[float, Vector | None]:
         """Compute the loss on the next examples, drawn in proportion to `shares`, and its gradient.
 
-        A share above 0 draws at least one example.
+        A share above 0 draws at least one example. Behaviors on whose examples the loss or its
+        gradient is not finite are left out, and named in `left_out`.
         """
         total = sum(shares.values())
         exact = {name: self.batch_size * s / total for name, s in shares.items() if s > 0}
         rows = {name: self._next_rows(name, max(round(n), 1)) for name, n in exact.items()}
-        return loss_and_gradient(self._loss, model, rows, parameters)
+
+        def compute(names: list[str]) -> tuple[float, Vector | None]:
+            own = {name: rows[name] for name in names}
+            return loss_and_gradient(self._loss, model, own, parameters)
+
+        loss, gradient, self.left_out = sum_of_finite(compute, list(rows))
+        return loss, gradient
 
     def _next_rows(self, name: str, count: int) -> list[int]:
         """Return the indices of the next examples; each pass uses every example once."""
