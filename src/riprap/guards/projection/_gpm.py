@@ -13,7 +13,7 @@ from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.errors import BehaviorError
 from riprap.evaluation import LayerMoments, LinearLayer
-from riprap.guards._base import BehaviorGuard, GuardView, Proposal
+from riprap.guards._base import BehaviorGuard, GuardView, Proposal, is_finite
 from riprap.linalg import as_sharded, is_sharded, norm, to_float64, to_local, upcast
 
 
@@ -33,7 +33,8 @@ class GPM(BehaviorGuard):
     ranks, each rank projects its own rows and records their norms.
 
     Source: Saha et al., 2103.09762, eq. 4–9. Simplified: behaviors take the place of tasks, and
-    biases are not covered.
+    biases are not covered. As in eq. 5, U holds at least `energy`; the authors' code stops one
+    direction short of it at the first task.
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
@@ -68,10 +69,15 @@ class GPM(BehaviorGuard):
         for at, layer in self.layers.items():
             self._check_shards(layer, view.parameters[at])
         self.input_bases, self.error_bases = {}, {}
+        sick = []
         for behavior in behaviors:
             moments = self._moments(behavior, view.model)
+            if not all(map(is_finite, (moments.inputs.values(), moments.errors.values()))):
+                sick.append(behavior.name)
+                continue
             self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
             self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy)
+        self.leave_out(sick, "an input of a layer")
         if not self.input_bases:
             raise self._error(
                 "the probes run no linear layer with a trained weight; it covers torch.nn.Linear, "

@@ -16,22 +16,24 @@ from riprap.linalg import Vector, add, as_sharded, clone, norm, subtract
 
 @dataclass
 class Lisa(BatchGuard):
-    """For `task_steps` steps use g + ρ(θ − θ_s), for the next `protected_steps` g_p + ρ(θ − θ_s).
+    """For `protected_steps` steps use g_p + ρ(θ − θ_s), for the next `task_steps` g + ρ(θ − θ_s).
 
     θ_s is θ at the start of the phase, and g_p is the gradient on the next protected batch. It
     replaces the task gradient: the task's batches of protected steps are not learned from, so give
     the run as many extra steps. The proximal term ρ/2 ‖θ − θ_s‖² keeps a phase from undoing the
-    previous one.
+    previous one. The first phase is a protected one, as in the paper and in the authors' trainer,
+    so that a run shorter than `task_steps` has one too.
 
     Args:
         batches: protected batches, read in turn.
         loss: loss(model, batch), a scalar; None: the model's own, `model(**batch).loss`.
         task_steps, protected_steps: lengths of the phases: a tenth of the paper's 900 and 100, so
-            that a run of some hundred steps reaches a protected phase.
+            that a run of some hundred steps has several protected phases.
         rho: ρ.
 
     Source: Huang et al., 2405.18641, algorithm 1, with ρ = 1. Simplified: protected steps use
-    evaluation mode, and share the optimizer's state with the task steps.
+    evaluation mode, and share the optimizer's state with the task steps. The authors' trainer also
+    leaves out the proximal term in the first tenth of a run, whose length a guard does not know.
 
     Raises:
         ConfigError: there is no batch, a phase has no step, or ρ is negative; in `start`, the
@@ -72,7 +74,8 @@ class Lisa(BatchGuard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Use the protected gradient in a protected phase, and add the proximal term."""
-        protecting = (view.step - 1) % (self.task_steps + self.protected_steps) >= self.task_steps
+        cycle = self.protected_steps + self.task_steps
+        protecting = (view.step - 1) % cycle < self.protected_steps
         if protecting != self.protecting:
             self.anchor, self.protecting = clone(view.parameters), protecting
         gradient, before = view.vector, {"norm": float(norm(view.vector))}
