@@ -63,6 +63,9 @@ class StepObserver(Protocol):
     def finish(self) -> None:
         """Run last, after the intervention."""
 
+    def on_skipped_step(self) -> None:
+        """Note that an optimizer was called and takes no step, because of an overflow."""
+
     def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note that an optimizer stepped that is not watched; called once for each of them."""
 
@@ -94,6 +97,7 @@ class StepHooks:
         self._handles: list[RemovableHandle] = []
         self._open: set[int] = set()  # optimizers whose gradient was read in this step, by id
         self._stepped: set[int] = set()  # those that have stepped
+        self._skipping: set[int] = set()  # those inside a step that changes nothing
         self._delivered = self._guard_reads = False
         self._foreign: WeakSet[torch.optim.Optimizer] = WeakSet()  # optimizers looked at before
         self.parameters = parameters
@@ -178,6 +182,10 @@ class StepHooks:
     ) -> tuple[Any, Any] | None:
         if id(optimizer) in self._stepped:
             self._end_step()
+        if _will_skip(optimizer):
+            self._skipping.add(id(optimizer))
+            self._isolated(self._observer.on_skipped_step)
+            return None
         if not self._stepped:
             self._begin_step()
         positional = len(args) > 1  # the first is the optimizer itself
@@ -193,6 +201,9 @@ class StepHooks:
 
     @torch.no_grad()
     def _post_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if id(optimizer) in self._skipping:
+            self._skipping.remove(id(optimizer))
+            return
         with self._observer.meter.measure("hooks"):
             self._stepped.add(id(optimizer))
             if len(self._stepped) == len(self.optimizers):
@@ -281,6 +292,12 @@ def _scale(optimizer: torch.optim.Optimizer) -> float:
     """Return the factor of `.grad` against the gradient: a fused optimizer unscales in step()."""
     scale = getattr(optimizer, "grad_scale", None)
     return 1.0 if scale is None else float(scale)
+
+
+def _will_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a fused optimizer was told of an overflow: its step then changes nothing."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found > 0)
 
 
 def _call_after_first(

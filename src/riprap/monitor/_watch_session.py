@@ -241,6 +241,10 @@ class WatchSession:
         """After a step and what the guard did: note the weights."""
         self.sample.take()
 
+    def on_skipped_step(self) -> None:
+        """Record that a fused optimizer skipped its step."""
+        self.run.note_skipped_step("the gradient scaler found an overflow")
+
     def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Say at once that another optimizer steps parameters of this model."""
         name, step = type(optimizer).__name__, self.run.step
