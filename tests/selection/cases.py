@@ -50,6 +50,13 @@ class Positions(nn.Module):
         return hidden + self.table(torch.arange(hidden.shape[1])[None])
 
 
+class BarePositions(Positions):
+    """The same, without a dimension for the rows, as in nanoGPT."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.table(torch.arange(hidden.shape[1]))
+
+
 class Twice(nn.Module):
     """One weight, used twice in one pass."""
 
@@ -99,6 +106,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "conv1d": lambda: Net(Conv()),
     "embedding": lambda: Net(nn.Linear(WIDTH, WIDTH), embed=True),
     "positions": lambda: Net(Positions()),
+    "positions without rows": lambda: Net(BarePositions()),
     "tied head": lambda: Net(nn.Linear(WIDTH, WIDTH), tied=True),
     "layer norm": lambda: Net(nn.LayerNorm(WIDTH)),
     "rms norm": lambda: Net(nn.RMSNorm(WIDTH)),

@@ -51,6 +51,36 @@ def test_a_loss_outside_of_the_model(
     assert close(found, flat(model), 1e-10)
 
 
+@pytest.mark.parametrize("strategy", ["high", "random"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("scale", ["batch", "rows"])
+def test_the_scale_of_the_step(strategy: str, reduction: str, scale: str) -> None:
+    """By default the rows stand for the batch; or each keeps the weight that the loss gives it."""
+    torch.manual_seed(0)
+    model, made = Bare().double(), torch.Generator().manual_seed(1)
+    inputs = torch.randn(10, 6, generator=made, dtype=torch.float64)
+    target = inputs.sum(1).abs().long().clamp(max=3)
+
+    def losses(output: Tensor, given: Any) -> Tensor:
+        own = given["inputs"].sum(1).abs().long().clamp(max=3)
+        return nn.functional.cross_entropy(output, own, reduction="none")
+
+    selector = Selector(strategy, 0.3, scale=scale)
+    with selector.attach(model, sgd(model), losses=losses):
+        nn.functional.cross_entropy(model(inputs), target, reduction=reduction).backward()
+        found = flat(model)
+    model.zero_grad()
+    rows = selector.history[0].rows
+    nn.functional.cross_entropy(model(inputs[rows]), target[rows], reduction=reduction).backward()
+    ratio = {("mean", "batch"): 1, ("mean", "rows"): 0.3, ("sum", "batch"): 10 / 3}
+    assert close(found, flat(model) * ratio.get((reduction, scale), 1), 1e-10)
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose 'batch' or 'rows'"):
+        Selector(scale="loss")
+
+
 class Labeled(nn.Module):
     """Logits, and targets that `own` reads again."""
 

@@ -239,9 +239,8 @@ class PerSampleGradHooks:
             hidden_by_call.append(live)
             set_requires_grad(live, False)
             x = first_input((args, named))
-            shareable = isinstance(layer, nn.Embedding | nn.Linear)
-            if shareable and len(x) == 1 < accumulator.rows:
-                expanded = x.expand(accumulator.rows, *x.shape[1:])  # shared, as positions are
+            expanded = _for_each_row(layer, x, accumulator.rows)
+            if expanded is not None:
                 if args:
                     return (expanded, *args[1:]), named
                 return args, {next(iter(named)): expanded}
@@ -315,6 +314,20 @@ class PerSampleGradHooks:
             "a penalty, or in a pass that is not the model's own in training mode), which cannot "
             "be split by sample: freeze it, or train without the selector"
         )
+
+
+def _for_each_row(layer: nn.Module, x: Tensor, rows: int) -> Tensor | None:
+    """Return an input that all rows share, such as positions, once for each row; None: it is none.
+
+    Positions are one row of them, or consecutive numbers without a dimension for the rows; as many
+    numbers as rows may be the rows' own.
+    """
+    if isinstance(layer, nn.Embedding) and x.dim() == 1 and len(x) not in (1, rows):
+        consecutive = torch.arange(len(x), device=x.device, dtype=x.dtype) + x[0]
+        return x.expand(rows, len(x)) if torch.equal(x, consecutive) else None
+    if isinstance(layer, nn.Embedding | nn.Linear) and len(x) == 1 < rows:
+        return x.expand(rows, *x.shape[1:])
+    return None
 
 
 def _refuse_shared_prompts(model: nn.Module, trained: Mapping[str, Tensor]) -> None:

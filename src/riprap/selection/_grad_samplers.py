@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
+from torch.nn.utils.parametrize import ParametrizationList
 
 from riprap.errors import ConfigError
 from riprap.selection._grad_factors import DenseGrad, EmbeddingGrad, GradFactor, OuterProductGrad
@@ -169,8 +170,16 @@ def supported_layers(
         if not own:
             continue
         sampler = sampler_for(module)
-        if isinstance(module, nn.Linear) and not {*own} <= {"weight", "bias"}:
-            sampler = None  # weight_norm and spectral_norm compute the weight from others
+        # weight_norm and spectral_norm compute a weight from these parameters.
+        computed = isinstance(module, ParametrizationList) or (
+            isinstance(module, nn.Linear) and not {*own} <= {"weight", "bias"}
+        )
+        if computed:
+            raise ConfigError(
+                f"per-sample gradients of {f'{name}.{own[0]}'.lstrip('.')} are not supported: the "
+                "layer's weight is computed from other parameters (weight_norm, spectral_norm); "
+                "freeze them, or remove the parametrization before training"
+            )
         if sampler is None:
             raise ConfigError(
                 f"per-sample gradients of {f'{name}.{own[0]}'.lstrip('.')} are not supported: it "

@@ -47,6 +47,7 @@ class RowSelector(Protocol):
     directions: dict[str, Vector]
     probe_every: int
     row_id: str | None
+    scale: str
     step: int
 
     def candidates(self, scores: Scores) -> Array: ...
@@ -258,7 +259,9 @@ class LoopAttachment:
             )
         selected = self.selector.choose_and_record(samples.scores, samples.ids)
         all_selected = len(selected) == len(samples.ids)
-        factor = 1.0 if all_selected else weights.sum() / weights[selected].sum()
+        factor = 1.0
+        if self.selector.scale == "batch" and not all_selected:
+            factor = weights.sum() / weights[selected].sum()
         rows = [i - own_range.start for i in sorted(set(selected.tolist()) & set(own_range))]
         total = self._selected_sums(passes, rows, float(factor))
         for batch_pass in passes:

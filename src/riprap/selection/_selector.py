@@ -65,13 +65,17 @@ class Selector:
             with the record's fields: `lambda **record: monitor.log_event("selection", **record)`
             writes it to a monitor's record.
         seed: seed of random choices.
+        scale: "batch": the selected rows together have the weight of the whole batch in the loop's
+            loss; "rows": each has its own. Where the loss is a mean over rows or tokens, "batch" is
+            the step of a batch of just those rows, and "rows" is shorter by their share. Where the
+            loss is a sum, "rows" is that step, and "batch" is n/k times as long.
 
     Attributes:
         history: the selected rows, step by step.
         step: steps of the optimizer while attached.
 
     Raises:
-        ConfigError: an unknown strategy, or a ratio outside (0, 1].
+        ConfigError: an unknown strategy or scale, or a ratio outside (0, 1].
     """
 
     def __init__(
@@ -85,12 +89,16 @@ class Selector:
         row_id: str | None = None,
         log: str | Path | Callable[..., None] | None = None,
         seed: int = 0,
+        scale: str = "batch",
     ) -> None:
         self.strategy = get_strategy(strategy)
         if not 0 < ratio <= 1:
             raise ConfigError(f"ratio={ratio}: give a number above 0 and at most 1")
         if probe_every < 1:
             raise ConfigError(f"probe_every={probe_every}: give at least 1 step")
+        if scale not in ("batch", "rows"):
+            raise ConfigError(f"scale={scale!r}: choose 'batch' or 'rows'")
+        self.scale = scale
         self.ratio, self.behaviors, self.probe_every = ratio, list(behaviors), probe_every
         self.directions = dict(directions or {})
         self.row_id, self.log = row_id, Path(log) if isinstance(log, str) else log
