@@ -33,6 +33,7 @@ CASES: dict[str, Case] = {
     "gpm": lambda: guards.GPM(energy=0.9),
     "two_sided_gpm": lambda: guards.TwoSidedGPM(energy=0.7),
     "update_projection": lambda: guards.UpdateProjection(refresh=1),
+    "safe_anchor": lambda: guards.SafeAnchor(strictness=1.0),
     "l2_sp": lambda: guards.L2SP(0.5),
     "replay": lambda: guards.Replay([(OLD, ANSWERS)], loss=old_loss),
     "adaptive_replay": lambda: guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1),
@@ -53,6 +54,8 @@ CASES: dict[str, Case] = {
     "mas": lambda: guards.MAS(strength=1e-4),
     "kl": lambda: guards.KL(strength=1.0),
     "kl_on_batches": lambda: guards.KL(batches=[{"tokens": OLD[i::3]} for i in range(3)]),
+    "der_pp": lambda: guards.DERpp(halves(), strength=0.5),
+    "lwf": lambda: guards.LwF(strength=0.5),
     "constrained_tokens": lambda: guards.ConstrainedTokens(responses(3), strength=0.5),
     "feature_anchor": lambda: guards.FeatureAnchor(
         strength=0.1, layer="blocks.1", reselect_every=3
@@ -164,9 +167,8 @@ def lessons(count: int, rows: int = 16) -> list[tuple[Tensor, Tensor]]:
 
 def monitor_of(watched: list[Behavior] | None = None, **options: Any) -> Monitor:
     policy = AlertPolicy.parse(SILENT, "here")
-    return Monitor(
-        watched or behaviors(), policy=policy, probe_every=5, **{"budget": None} | options
-    )
+    options = {"budget": None, "probe_every": 5} | options
+    return Monitor(watched or behaviors(), policy=policy, **options)
 
 
 class Run:

@@ -74,6 +74,11 @@ def near(one: list[Tensor], two: list[Tensor], tolerance: float = 1e-9) -> bool:
     return size > 0 and all(float((a - b).abs().max()) <= tolerance * size for a, b in pairs)
 
 
+def used(step: StepLog) -> list[Tensor]:
+    """The gradient that the optimizer used."""
+    return [a + b for a, b in zip(step.task, step.added, strict=True)]
+
+
 def group_loss(theta: list[Tensor], group: str) -> Tensor:
     return old_loss(as_model(theta), (OLD[GROUPS[group]], ANSWERS[GROUPS[group]]))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from guards.cases import ANSWERS, OLD, Run, halves, lessons, monitor_of, old_loss, start
-from guards.step_log import StepLog, gradient, group_loss, log_steps, near
+from guards.step_log import gradient, group_loss, log_steps, near, used
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
@@ -130,12 +130,8 @@ def size(vector: list[Tensor]) -> float:
     return float(torch.cat([part.flatten() for part in vector]).norm())
 
 
-def used(step: StepLog) -> list[Tensor]:
-    return [a + b for a, b in zip(step.task, step.added, strict=True)]
-
-
 def test_clip_keeps_the_direction_and_bounds_the_length() -> None:
-    norms = [size(step.task) for step in log_steps(guards.L2SP(1e-9))[0]]
+    norms = [size(step.task) for step in log_steps(guards.L2SP(1e-9, max_pull=None))[0]]
     most = sorted(norms)[2] * 1.0001
     seen, run = log_steps(guards.Clip(most))
     actions = run.monitor.actions
@@ -148,7 +144,7 @@ def test_clip_keeps_the_direction_and_bounds_the_length() -> None:
 
 
 def test_clip_behind_a_penalty_bounds_the_sum() -> None:
-    seen, run = log_steps(guards.Chain(guards.L2SP(5.0), guards.Clip(0.4)))
+    seen, run = log_steps(guards.Chain(guards.L2SP(5.0, max_pull=None), guards.Clip(0.4)))
     away = [a - b for a, b in zip(seen[3].theta, seen[0].theta, strict=True)]
     both = [g + 5 * a for g, a in zip(seen[3].task, away, strict=True)]
     assert near(used(seen[3]), [part * 0.4 / size(both) for part in both])
@@ -196,7 +192,7 @@ def test_ema_only_averages_until_it_is_put() -> None:
 
 
 def test_lisa_alternates_and_holds_each_stretch_near_its_beginning() -> None:
-    guard = guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=3, rho=0.7)
+    guard = guards.Lisa(halves(), old_loss, task_steps=2, protected_steps=3, rho=0.7, max_pull=None)
     seen, run = log_steps(guard, steps=8)
     protected = [True, True, True, False, False, True, True, True]
     begun = [0, 0, 0, 3, 3, 5, 5, 5]

@@ -1,11 +1,11 @@
 """Evaluation: passes over probes that leave training untouched.
 
 - `evaluate`, `evaluate_batch`: margins, gradients, activations and logits, as a `ProbeResult`.
-- `compute_margins`, `loss_gradient`, `margin_gradients`, `fisher_diagonal`, `layer_moments`,
-  `answer_logits`: single quantities for signals, guards and diagnoses.
+- `compute_margins`, `loss_gradient`, `margin_gradients`, `probe_gradients`, `fisher_diagonal`,
+  `layer_moments`, `answer_logits`: single quantities for signals, guards and diagnoses.
 - `ProtectedGradients`: gradients of all behaviors, shared by monitor, signals and guard.
 - `preserve_training_state`: the context in which all of them run; `set_evaluation_mode`,
-  `preserve_rng`, `refuse_writes`, `refuse_packed` and `TrainingAutocast`: parts of it.
+  `is_in_pass`, `preserve_rng`, `refuse_writes`, `refuse_packed`, `TrainingAutocast`: parts of it.
 - `find_layer`, `layer_names`, `capture_outputs`: layers and their outputs.
 - `model_loss`, `loss_and_gradient`, `generate`: losses and answers on other inputs than probes.
 """
@@ -29,8 +29,8 @@ from riprap.evaluation._isolation import (
 )
 from riprap.evaluation._linear_layers import LayerMoments, LinearLayer, layer_moments, linear_layers
 from riprap.evaluation._module_state import refuse_writes
-from riprap.evaluation._per_probe import fisher_diagonal, margin_gradients
-from riprap.evaluation._precision import Autocast, TrainingAutocast
+from riprap.evaluation._per_probe import fisher_diagonal, margin_gradients, probe_gradients
+from riprap.evaluation._precision import Autocast, TrainingAutocast, is_in_pass
 from riprap.evaluation._probe_pass import (
     ProbeResult,
     calibrate,
@@ -63,6 +63,7 @@ __all__ = [
     "generate",
     "gradient_of",
     "group_by_forward_pass",
+    "is_in_pass",
     "last_rows",
     "layer_moments",
     "layer_names",
@@ -74,6 +75,7 @@ __all__ = [
     "model_loss",
     "preserve_rng",
     "preserve_training_state",
+    "probe_gradients",
     "refuse_packed",
     "refuse_writes",
     "set_evaluation_mode",

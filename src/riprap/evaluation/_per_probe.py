@@ -52,23 +52,33 @@ def fisher_diagonal(
 def margin_gradients(
     behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor], max_probes: int
 ) -> list[Vector] | None:
-    """Compute ∇m_i of some probes: rows of the Jacobian of the margins.
+    """Compute ∇m_i of some probes: rows of the Jacobian of the margins; see `probe_gradients`."""
+    return probe_gradients(behavior, model, parameters, max_probes, "margin")
+
+
+def probe_gradients(
+    behavior: Behavior, model: nn.Module, parameters: Sequence[Tensor], max_probes: int, of: str
+) -> list[Vector] | None:
+    """Compute the gradients of some probes' margins or losses.
 
     Costs one backward pass and one copy of the parameters for each probe.
 
     Args:
         max_probes: maximum number of probes; of more, evenly spaced ones are chosen.
+        of: "margin" or "loss".
 
     Returns:
-        min(n_probes, max_probes) gradients; None where the margin is detached from the graph or
-        depends on no parameter.
+        min(n_probes, max_probes) gradients; None where the behavior has no losses, or its margins
+        or losses are detached from the graph or depend on no parameter.
 
     Raises:
         BehaviorError: the model is sharded over ranks, or the margins have a wrong shape.
     """
-    _require_unsharded(model, "the margins' Jacobian")
+    if of == "loss" and behavior.losses is None:
+        return None
+    _require_unsharded(model, "the gradients of single probes")
     with torch.inference_mode(False), torch.enable_grad(), preserve_training_state(model):
-        gradients = list(_gradients(behavior, model, parameters, "margin", max_probes))
+        gradients = list(_gradients(behavior, model, parameters, of, max_probes))
     rows = [row for row in gradients if row is not None]
     return rows if len(rows) == len(gradients) else None
 

@@ -67,6 +67,11 @@ def in_pass() -> Iterator[None]:
         _N_PASSES -= 1
 
 
+def is_in_pass() -> bool:
+    """Return whether a pass over probes is running, and not one of training."""
+    return _N_PASSES > 0
+
+
 class AutocastHook:
     """Forward pre-hook that stores the autocast state and the largest batch of training's passes.
 

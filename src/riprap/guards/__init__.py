@@ -4,9 +4,9 @@ A guard changes the gradient before a step, the update after it, or restores an 
 it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass of `Guard`.
 
 - Projection (`riprap.guards.projection`): `AGEM`, `GEM`, `PCGrad`, `UPGrad`, `UpdateProjection`,
-  `OGD`, `GPM`, `TwoSidedGPM`, `SafeGrad`.
+  `OGD`, `GPM`, `TwoSidedGPM`, `SafeAnchor`, `SafeGrad`.
 - Regularization (`riprap.guards.regularization`): `L2SP`, `EWC`, `OnlineEWC`, `SI`, `MAS`, `KL`,
-  `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
+  `DERpp`, `LwF`, `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
 - Replay (`riprap.guards.replay`): `AutoGuard` (the default guard), `Replay`, `AdaptiveReplay`,
   `Lisa`; `SelfDistillationBuffer` and `self_generated_examples` provide examples.
 - Weights (`riprap.guards.weights`): `Rollback`, `Freeze`, `Clip`, `EMA`.
@@ -26,6 +26,7 @@ from riprap.guards.projection import (
     GPM,
     OGD,
     PCGrad,
+    SafeAnchor,
     SafeGrad,
     TwoSidedGPM,
     UpdateProjection,
@@ -38,7 +39,9 @@ from riprap.guards.regularization import (
     MAS,
     SI,
     ConstrainedTokens,
+    DERpp,
     FeatureAnchor,
+    LwF,
     OLoRA,
     OnlineEWC,
 )
@@ -68,12 +71,14 @@ __all__ = [
     "Chain",
     "Clip",
     "ConstrainedTokens",
+    "DERpp",
     "FeatureAnchor",
     "Freeze",
     "Guard",
     "GuardOutcome",
     "GuardView",
     "Lisa",
+    "LwF",
     "OLoRA",
     "OnAlert",
     "OnlineEWC",
@@ -82,6 +87,7 @@ __all__ = [
     "Replay",
     "RestoreProposal",
     "Rollback",
+    "SafeAnchor",
     "SafeGrad",
     "Scheduled",
     "SelfDistillationBuffer",

@@ -89,7 +89,7 @@ class Guard:
     A guard overrides any of these hooks: `start` runs once before the first step, `on_gradients`
     before each step of the optimizer, `on_update` after it. After each probe evaluation `on_alert`
     runs for each new alert, then `on_probe_evaluation`. A hook returns None if it had nothing to
-    do; a proposal without a vector explains why the step is unchanged.
+    do; a proposal without a vector explains why the step is unchanged. `end` runs once at last.
 
     Attributes:
         shadow: record what the guard would have done, and change nothing.
@@ -178,6 +178,9 @@ class Guard:
         evaluated again.
         """
         return None
+
+    def end(self, view: GuardView) -> None:
+        """Release what `start` took, such as hooks on the model; runs once, after the last step."""
 
     def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
         """Receive the trainer's learning-rate scheduler and gradient scaler, before `start`."""

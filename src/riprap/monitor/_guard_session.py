@@ -59,6 +59,11 @@ class GuardSession:
         for leaf in self.guard.flatten():
             leaf.start(self._view(step))
 
+    def end(self) -> None:
+        """End the guard, after the last step."""
+        for leaf in self.guard.flatten():
+            leaf.end(self._view(self.step))
+
     def extend(self, joined: Sequence[Tensor]) -> None:
         """Let the guard take up parameters that have joined training.
 

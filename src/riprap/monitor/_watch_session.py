@@ -421,6 +421,7 @@ class WatchSession:
             if self.guard is not None:
                 with self.run.meter.measure("guard"):
                     self.guard.after_step()
+                    self.guard.end()
             self.record_broken_answers()
         finally:
             self._record_cost()

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from riprap.behaviors import device_of, logits_of
-from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state, to_device
 from riprap.guards._base import GuardView
 from riprap.guards.regularization._penalty import Penalty
-from riprap.guards.replay import BatchGuard
+from riprap.guards.replay import BatchGuard, split_labels
 from riprap.linalg import Vector, upcast
 from riprap.selection import IGNORE_INDEX
 
@@ -97,7 +96,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
 
     def _response_log_probs(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Return log π(y_t) of all response tokens of a batch, and their t; both (tokens,)."""
-        inputs, labels = split_labels(batch)
+        inputs, labels = split_labels(self.name, batch)
         output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
         targets = labels[:, 1:]
         counted = targets != IGNORE_INDEX
@@ -107,15 +106,3 @@ class ConstrainedTokens(Penalty, BatchGuard):
         logits = upcast(logits_of(output)[:, :-1][counted])
         log_probs = torch.log_softmax(logits, -1).gather(1, targets[counted][:, None])[:, 0]
         return log_probs, counted.cumsum(1)[counted]
-
-
-def split_labels(batch: Any) -> tuple[Any, Tensor]:
-    """Return the model inputs and the labels of a batch; raise a ConfigError without labels."""
-    if isinstance(batch, Mapping) and "labels" in batch:
-        return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
-        return batch[0], batch[1]
-    raise ConfigError(
-        f"guard constrained_tokens: a batch is a {type(batch).__name__} without labels; give pairs "
-        "(model inputs, labels), or mappings with `labels`"
-    )

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from riprap._distributed import raise_on_all_ranks
 from riprap.behaviors import Behavior, device_of, logits_of
-from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state, to_device
 from riprap.guards._base import BehaviorGuard, GuardView
 from riprap.guards.regularization._penalty import Penalty
-from riprap.guards.regularization._probe_outputs import last_positions, run_probes
+from riprap.guards.regularization._probe_outputs import (
+    counted_positions,
+    last_positions,
+    run_probes,
+)
 from riprap.guards.replay import BatchCycler, CyclingGuard
 from riprap.linalg import Vector, sum_vectors, upcast
-from riprap.selection import IGNORE_INDEX
 from riprap.signals.outputs import kl
 
 
@@ -116,19 +118,4 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
         """Return log-probabilities at the counted positions, shape (positions, vocabulary)."""
         with raise_on_all_ranks(model):
             logits = logits_of(model(**{k: v for k, v in batch.items() if k != "labels"}))
-        return torch.log_softmax(upcast(logits[counted_positions(batch, logits)]), -1)
-
-
-def counted_positions(batch: Mapping[str, Any], logits: Tensor) -> Tensor:
-    """Return the mask of the counted positions, shape (n, T); raise a ConfigError if empty."""
-    mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    if batch.get("attention_mask") is not None:
-        mask &= batch["attention_mask"].bool()
-    if batch.get("labels") is not None:
-        has_label = batch["labels"][:, 1:] != IGNORE_INDEX
-        mask &= torch.nn.functional.pad(has_label, (0, 1), value=False)
-    if not bool(mask.any()):
-        raise ConfigError(
-            "guard kl: a batch has no counted position; give labels other than −100, or a mask"
-        )
-    return mask
+        return torch.log_softmax(upcast(logits[counted_positions(self.name, batch, logits)]), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from riprap.behaviors import Behavior, end_aligned, in_prefix_pass, logits_of
 from riprap.errors import ConfigError
 from riprap.evaluation import compute_margins
 from riprap.linalg import upcast
+from riprap.selection import IGNORE_INDEX
 
 
 @dataclass
@@ -66,3 +68,26 @@ def run_probes(guard: str, behavior: Behavior, model: nn.Module, layer: str = ""
             "output cannot be read; leave the behavior out"
         )
     return outputs
+
+
+def counted_positions(guard: str, batch: Mapping[str, Any], logits: Tensor) -> Tensor:
+    """Return the mask of the counted positions, shape (n, T); raise a ConfigError if empty.
+
+    They are those that predict a label if there are `labels`, else those of `attention_mask`, else
+    all.
+
+    Args:
+        guard: name of the calling guard, for error messages.
+    """
+    mask = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    if batch.get("attention_mask") is not None:
+        mask &= batch["attention_mask"].bool()
+    if batch.get("labels") is not None:
+        has_label = batch["labels"][:, 1:] != IGNORE_INDEX
+        mask &= torch.nn.functional.pad(has_label, (0, 1), value=False)
+    if not bool(mask.any()):
+        raise ConfigError(
+            f"guard {guard}: a batch has no counted position; give labels other than −100, or "
+            "a mask"
+        )
+    return mask

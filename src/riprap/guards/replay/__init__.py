@@ -4,12 +4,13 @@
   `Lisa`: alternating phases.
 - `AutoGuard`: the default guard; adaptive replay, then a rollback.
 - Sources of examples: your own batches, a `SelfDistillationBuffer`, or
-  `self_generated_examples`. `BatchCycler`, `BatchGuard` and `CyclingGuard` read protected batches.
+  `self_generated_examples`. `BatchCycler`, `BatchGuard` and `CyclingGuard` read protected batches,
+  and `split_labels` takes one apart.
 """
 
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
 from riprap.guards.replay._auto_guard import AutoGuard
-from riprap.guards.replay._batches import BatchCycler, BatchGuard, CyclingGuard
+from riprap.guards.replay._batches import BatchCycler, BatchGuard, CyclingGuard, split_labels
 from riprap.guards.replay._lisa import Lisa
 from riprap.guards.replay._replay import Replay
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
@@ -25,4 +26,5 @@ __all__ = [
     "Replay",
     "SelfDistillationBuffer",
     "self_generated_examples",
+    "split_labels",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,3 +110,19 @@ class BatchGuard(CyclingGuard):
 
     def __post_init__(self) -> None:
         self.cycler = BatchCycler(self.name, self.batches)
+
+
+def split_labels(guard: str, batch: Any) -> tuple[Any, Tensor]:
+    """Return the model inputs and the labels of a batch; raise a ConfigError without labels.
+
+    Args:
+        guard: name of the guard, for error messages.
+    """
+    if isinstance(batch, Mapping) and "labels" in batch:
+        return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise ConfigError(
+        f"guard {guard}: a batch is a {type(batch).__name__} without labels; give pairs "
+        "(model inputs, labels), or mappings with `labels`"
+    )
