@@ -212,7 +212,7 @@ def check_guards(setup: Setup, steps: int = 8) -> dict[str, Any]:
 
     found["margin_plain"], found["moved_plain"] = train(None)
     found["margin_agem"], _ = train(guards.AGEM([behavior]))
-    _, found["moved_l2sp"] = train(guards.L2SP(5.0))
+    _, found["moved_l2sp"] = train(guards.L2SP(5.0, max_pull=None))
     start_margin = float(evaluation.evaluate(behavior, start).margins.mean())
     lost, kept = start_margin - found["margin_plain"], start_margin - found["margin_agem"]
     found["margin_start"] = start_margin

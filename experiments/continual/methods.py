@@ -44,7 +44,9 @@ def o_lora(value: float, earlier: Earlier) -> Guard | None:
 GUARDS: dict[str, GuardEntry] = {
     "kl": GuardEntry("strength", (0.3, 1.0, 3.0), lambda v, _: guards.KL(strength=v), keeps=True),
     "o_lora": GuardEntry("strength", (0.05, 0.5, 5.0), o_lora, informed=False),
-    "ewc": GuardEntry("strength", (1e3, 1e5, 1e7), lambda v, _: guards.EWC(strength=v)),
+    "ewc": GuardEntry(
+        "strength", (1e3, 1e5, 1e7), lambda v, _: guards.EWC(strength=v, max_pull=None)
+    ),
     "clip": GuardEntry("most", (0.1, 0.3, 1.0), lambda v, _: guards.Clip(v), informed=False),
 }
 

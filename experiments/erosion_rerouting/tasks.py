@@ -167,7 +167,7 @@ GUARDS: dict[str, Make] = {
     RESELECT: lambda s, setting: _everywhere(s, setting, setting.plan.reselect),
     CLOSED: _everywhere,
     "latents": _latents,
-    "l2_sp": lambda s, _: guards.L2SP(strength=s),
+    "l2_sp": lambda s, _: guards.L2SP(strength=s, max_pull=None),
     "kl": lambda s, _: guards.KL(strength=s),
 }
 ABOUT = {

@@ -70,7 +70,7 @@ def frozen(value: float, world: FactsWorld) -> Guard:
 def lisa(value: float, world: FactsWorld) -> Guard:
     """Take `value` protected steps in every ten."""
     old, own = old_batches(world), int(value)
-    return guards.Lisa(old, world.loss, task_steps=10 - own, protected_steps=own)
+    return guards.Lisa(old, world.loss, task_steps=10 - own, protected_steps=own, max_pull=None)
 
 
 GUARDS: dict[str, GuardEntry] = {
@@ -79,9 +79,9 @@ GUARDS: dict[str, GuardEntry] = {
     "pcgrad": GuardEntry("refresh", (5, 10, 20), lambda v, w: guards.PCGrad(refresh=int(v))),
     "upgrad": GuardEntry("refresh", (5, 10, 20), lambda v, w: guards.UPGrad(refresh=int(v))),
     "ogd": GuardEntry("directions", (12, 48, 144), lambda v, w: guards.OGD(directions=int(v))),
-    "gpm": GuardEntry("energy", (0.9, 0.97, 0.99), lambda v, w: guards.GPM(energy=v)),
+    "gpm": GuardEntry("energy", (0.9, 0.97, 0.99), lambda v, w: guards.GPM(energy=v, free=0.0)),
     "two_sided_gpm": GuardEntry(
-        "energy", (0.9, 0.97, 0.99), lambda v, w: guards.TwoSidedGPM(energy=v)
+        "energy", (0.9, 0.97, 0.99), lambda v, w: guards.TwoSidedGPM(energy=v, free=0.0)
     ),
     "safegrad": GuardEntry(
         "strength", (0.3, 1.0, 3.0), lambda v, w: guards.SafeGrad(strength=v, refresh=20)
@@ -89,16 +89,28 @@ GUARDS: dict[str, GuardEntry] = {
     "update_projection": GuardEntry(
         "refresh", (5, 10, 20), lambda v, w: guards.UpdateProjection(refresh=int(v))
     ),
-    "ewc": GuardEntry("strength", (1e3, 1e5, 1e7), lambda v, w: guards.EWC(strength=v)),
+    "ewc": GuardEntry(
+        "strength", (1e3, 1e5, 1e7), lambda v, w: guards.EWC(strength=v, max_pull=None)
+    ),
     "ewc_of_margins": GuardEntry(
-        "strength", (0.1, 1.0, 10.0), lambda v, w: guards.EWC(strength=v, of="margin")
+        "strength",
+        (0.1, 1.0, 10.0),
+        lambda v, w: guards.EWC(strength=v, of="margin", max_pull=None),
     ),
     "online_ewc": GuardEntry(
-        "strength", (1e3, 1e5, 1e7), lambda v, w: guards.OnlineEWC(strength=v, every=100)
+        "strength",
+        (1e3, 1e5, 1e7),
+        lambda v, w: guards.OnlineEWC(strength=v, every=100, max_pull=None),
     ),
-    "si": GuardEntry("strength", (1.0, 100.0, 1e4), lambda v, w: guards.SI(strength=v)),
-    "mas": GuardEntry("strength", (0.1, 1.0, 10.0), lambda v, w: guards.MAS(strength=v)),
-    "l2_sp": GuardEntry("strength", (0.1, 1.0, 10.0), lambda v, w: guards.L2SP(strength=v)),
+    "si": GuardEntry(
+        "strength", (1.0, 100.0, 1e4), lambda v, w: guards.SI(strength=v, max_pull=None)
+    ),
+    "mas": GuardEntry(
+        "strength", (0.1, 1.0, 10.0), lambda v, w: guards.MAS(strength=v, max_pull=None)
+    ),
+    "l2_sp": GuardEntry(
+        "strength", (0.1, 1.0, 10.0), lambda v, w: guards.L2SP(strength=v, max_pull=None)
+    ),
     "kl": GuardEntry("strength", (0.3, 1.0, 3.0), lambda v, w: guards.KL(strength=v)),
     "replay": GuardEntry(
         "fraction",

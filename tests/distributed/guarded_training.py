@@ -20,19 +20,19 @@ LABELS[:, :4] = -100
 PAIRS = [({"input_ids": IDS[2, :4]}, LABELS)]
 
 EVERYWHERE: dict[str, Callable[[], Guard]] = {
-    "l2_sp_then_clip": lambda: guards.Chain(guards.L2SP(0.5), guards.Clip(0.3)),
+    "l2_sp_then_clip": lambda: guards.Chain(guards.L2SP(0.5, max_pull=None), guards.Clip(0.3)),
     "kl": lambda: guards.KL(["words"], strength=2.0),
     "constrained_tokens": lambda: guards.ConstrainedTokens(PAIRS, strength=0.5),
     "lisa": lambda: guards.Lisa(
         [{"input_ids": IDS[3, :4], "labels": IDS[3, :4]}], task_steps=2, protected_steps=1
     ),
-    "si": lambda: guards.SI(["words"], refresh=1),
+    "si": lambda: guards.SI(["words"], refresh=1, max_pull=None),
     "ema": lambda: guards.EMA(decay=0.7, every=2),
     "freeze": lambda: guards.Freeze(layers=1),
 }
 REPLICAS: dict[str, Callable[[], Guard]] = {  # refused where parameters are sharded
-    "ewc": lambda: guards.EWC(["words"]),
-    "mas": lambda: guards.MAS(["words"], strength=1e-3),
+    "ewc": lambda: guards.EWC(["words"], max_pull=None),
+    "mas": lambda: guards.MAS(["words"], strength=1e-3, max_pull=None),
     "feature_anchor": lambda: guards.FeatureAnchor(["words"]),
 }
 

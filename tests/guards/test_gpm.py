@@ -44,7 +44,7 @@ def in_order(run: Run) -> dict[str, int]:
 
 
 def test_the_projected_gradient_is_orthogonal_to_protected_inputs() -> None:
-    run = Run(guards.GPM(["first"]))
+    run = Run(guards.GPM(["first"], free=0.0))
     expected = {name: main_directions(rows, 0.97) for name, rows in read(slice(0, 12)).items()}
     raw: list[dict[str, Tensor]] = []
     left: list[dict[str, Tensor]] = []
@@ -79,7 +79,7 @@ def test_a_layer_goes_on_answering_protected_inputs_as_it_did() -> None:
     """With momentum and after many steps: ‖X ΔWᵀ‖ ≤ √(1 − energy) ‖X‖ ‖ΔW‖."""
     rows, energy = read(slice(0, 24)), 0.98
     shares: dict[bool, list[float]] = {}
-    for guard in (None, guards.GPM(energy=energy)):
+    for guard in (None, guards.GPM(energy=energy, free=0.0)):
         run = Run(guard)
         weights = [run.model.get_parameter(name) for name in LINEARS]
         before = [weight.detach().double() for weight in weights]
@@ -123,7 +123,7 @@ def test_two_sides_also_leave_out_where_margins_look() -> None:
     handle.remove()
     basis = main_directions(error.reshape(-1, 20), 0.8)
     assert 0 < basis.shape[1] < 20
-    run = Run(guards.TwoSidedGPM(["first"], energy=0.8))
+    run = Run(guards.TwoSidedGPM(["first"], energy=0.8, free=0.0))
     inside = main_directions(read(slice(0, 12))["head.weight"], 0.8)
     seen = []
 
@@ -178,7 +178,7 @@ def test_weights_of_conv1d_lie_the_other_way() -> None:
     basis = main_directions(torch.cat(rows).double(), 0.97)
     assert basis.shape[1] < 16
     moved = []
-    for guard in (None, guards.GPM()):
+    for guard in (None, guards.GPM(free=0.0)):
         after = trained(make_gpt2(), guard).transformer.h[0].attn.c_attn  # type: ignore[union-attr]
         moved.append((after.weight - layer.weight).detach().double())
     shares = [float((basis.T @ one).norm() / one.norm()) for one in moved]
@@ -198,7 +198,7 @@ def test_of_an_adapter_a_is_covered_and_b_can_learn() -> None:
                 nn.init.normal_(parameter, std=0.5)
         return model
 
-    guard = guards.GPM()
+    guard = guards.GPM(free=0.0)
     start, end = dict(adapted().named_parameters()), trained(adapted(), guard)
     names = [name for name, p in start.items() if p.requires_grad]
     assert len(guard.input_bases) == sum("lora_A" in name for name in names) == len(names) // 2
@@ -227,18 +227,18 @@ def test_the_moments_leave_out_padding_and_no_trace() -> None:
 
 
 def test_full_bases_are_reported_and_uncovered_models_are_refused() -> None:
-    run = Run(guards.GPM(energy=1.0)).go(lessons(1))
+    run = Run(guards.GPM(energy=1.0, free=0.0)).go(lessons(1))
     assert "have no free direction" in run.monitor.actions[0].detail
     for energy in (0.0, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="must lie in"):
-            guards.GPM(energy=energy)
-    run = Run(guards.GPM())
+            guards.GPM(energy=energy, free=0.0)
+    run = Run(guards.GPM(free=0.0))
     for name, parameter in run.model.named_parameters():
         parameter.requires_grad_(name not in LINEARS)
     run.optimizer = torch.optim.SGD([p for p in run.model.parameters() if p.requires_grad], lr=0.1)
     with pytest.raises(ConfigError, match="no linear layer with a trained weight"):
         run.go(lessons(1))
-    run = Run(guards.TwoSidedGPM())
+    run = Run(guards.TwoSidedGPM(free=0.0))
     run.monitor = monitor_of([Behavior("d", OLD, lambda m, ids: last(m, ids)[:, 0].detach())])
     with pytest.raises(ConfigError, match="no output gradient"):
         run.go(lessons(1))

@@ -13,7 +13,7 @@ from guards.step_log import GROUPS, StepLog, as_model, fisher, gradient, group_l
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
-from riprap.guards.regularization._kl import counted_positions
+from riprap.guards.regularization._probe_outputs import counted_positions
 
 
 def weighted(
@@ -30,7 +30,7 @@ def weighted(
 
 
 def test_ewc_is_the_penalty_of_the_paper() -> None:
-    seen, run = log_steps(guards.EWC(strength=50.0))
+    seen, run = log_steps(guards.EWC(strength=50.0, max_pull=None))
     weights, anchor = fisher(seen[0].theta), seen[0].theta
     for step in seen[1:]:
         assert near(step.added, weighted(step, weights, anchor, 25.0))
@@ -42,7 +42,7 @@ def test_ewc_is_the_penalty_of_the_paper() -> None:
 
 
 def test_online_ewc_adds_up_and_moves_its_anchor() -> None:
-    guard = guards.OnlineEWC(strength=50.0, gamma=0.7, every=2)
+    guard = guards.OnlineEWC(strength=50.0, gamma=0.7, every=2, max_pull=None)
     seen, _ = log_steps(guard, steps=4)
     first, second = fisher(seen[0].theta), fisher(seen[2].theta)
     assert near(seen[1].added, weighted(seen[1], first, seen[0].theta, 25.0))
@@ -52,7 +52,7 @@ def test_online_ewc_adds_up_and_moves_its_anchor() -> None:
 
 
 def test_online_ewc_consolidates_on_request_and_in_another_run() -> None:
-    guard = guards.OnlineEWC(strength=50.0, gamma=0.5)
+    guard = guards.OnlineEWC(strength=50.0, gamma=0.5, max_pull=None)
     seen, run = log_steps(guard, steps=2)
     guard.consolidate()
     more, _ = log_steps(guard, steps=2, model=run.model)
@@ -69,7 +69,7 @@ def damped(path: list[Tensor], moved: list[Tensor], xi: float) -> list[Tensor]:
 
 
 def test_si_on_protected_losses() -> None:
-    seen, _ = log_steps(guards.SI(strength=3.0, xi=0.05, refresh=1), steps=4)
+    seen, _ = log_steps(guards.SI(strength=3.0, xi=0.05, refresh=1, max_pull=None), steps=4)
     path = [torch.zeros_like(part) for part in seen[0].theta]
     for at, step in enumerate(seen[:-1]):
         slope = gradient(lambda own: sum(group_loss(own, g) for g in GROUPS), step.theta)  # type: ignore[arg-type,return-value]
@@ -82,7 +82,7 @@ def test_si_on_protected_losses() -> None:
 
 
 def test_si_of_a_task_protects_that_task() -> None:
-    guard = guards.SI(of="task", strength=3.0, xi=0.05)
+    guard = guards.SI(of="task", strength=3.0, xi=0.05, max_pull=None)
     seen, run = log_steps(guard, 6, before_step=lambda step: step == 4 and guard.consolidate())
     assert not any(part.any() for step in seen[:4] for part in step.added)
     path = [torch.zeros_like(part) for part in seen[0].theta]
@@ -100,7 +100,7 @@ def test_si_of_a_task_protects_that_task() -> None:
 
 
 def test_mas_is_the_sensitivity_of_the_answers() -> None:
-    seen, _ = log_steps(guards.MAS(["second"], strength=0.01))
+    seen, _ = log_steps(guards.MAS(["second"], strength=0.01, max_pull=None))
     weights = [torch.zeros_like(part) for part in seen[0].theta]
     for i in range(12, 24):
         one = gradient(
@@ -153,11 +153,13 @@ def test_kl_does_not_count_padding() -> None:
     mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
     labels = torch.tensor([[-100, -100, 7, 8], [-100, 5, 6, -100]])
     logits = torch.zeros(2, 4, 3)
-    assert counted_positions({"attention_mask": mask}, logits).long().tolist() == mask.tolist()
-    both = counted_positions({"attention_mask": mask, "labels": labels}, logits)
+    assert (
+        counted_positions("kl", {"attention_mask": mask}, logits).long().tolist() == mask.tolist()
+    )
+    both = counted_positions("kl", {"attention_mask": mask, "labels": labels}, logits)
     assert both.long().tolist() == [[0, 1, 1, 0], [1, 1, 0, 0]]
     with pytest.raises(ConfigError, match="no counted position"):
-        counted_positions({"labels": labels * 0 - 100}, logits)
+        counted_positions("kl", {"labels": labels * 0 - 100}, logits)
 
 
 def test_constrained_tokens_are_the_objective_of_the_paper() -> None:
@@ -187,7 +189,7 @@ def test_constrained_tokens_are_the_objective_of_the_paper() -> None:
 
 
 def test_what_is_not_finite_is_said_and_not_added() -> None:
-    guard = guards.L2SP(1.0)
+    guard = guards.L2SP(1.0, max_pull=None)
     run = Run(guard)
     with run.monitor.watch(run.model, run.optimizer, guard=guard):
         for step, (ids, targets) in enumerate(lessons(3)):
@@ -203,10 +205,10 @@ def test_what_is_not_finite_is_said_and_not_added() -> None:
     ("make", "text"),
     [
         (lambda: guards.EWC(strength=0), "strength=0; it must be above 0"),
-        (lambda: guards.EWC(of="both"), "choose 'loss' or 'margin'"),
-        (lambda: guards.OnlineEWC(gamma=1.5), "gamma=1.5"),
-        (lambda: guards.SI(of="path"), "choose 'protected' or 'task'"),
-        (lambda: guards.SI(xi=0.0), "xi above 0"),
+        (lambda: guards.EWC(of="both", max_pull=None), "choose 'loss' or 'margin'"),
+        (lambda: guards.OnlineEWC(gamma=1.5, max_pull=None), "gamma=1.5"),
+        (lambda: guards.SI(of="path", max_pull=None), "choose 'protected' or 'task'"),
+        (lambda: guards.SI(xi=0.0, max_pull=None), "xi above 0"),
         (lambda: guards.ConstrainedTokens([]), "at least one batch"),
         (lambda: guards.ConstrainedTokens(iter(responses())), "read more than once"),
         (lambda: guards.ConstrainedTokens(responses(), beta=0), "beta=0"),
@@ -228,11 +230,15 @@ def plain_behavior(**options: object) -> Behavior:
 @pytest.mark.parametrize(
     ("guard", "margins", "text"),
     [
-        (guards.EWC(), None, "has no losses"),
-        (guards.SI(), None, "has no losses"),
-        (guards.EWC(["other"]), None, "'other' is not monitored"),
+        (guards.EWC(max_pull=None), None, "has no losses"),
+        (guards.SI(max_pull=None), None, "has no losses"),
+        (guards.EWC(["other"], max_pull=None), None, "'other' is not monitored"),
         (guards.KL(), lambda model, ids: model.embed(ids).sum((1, 2)), "does not run the model"),
-        (guards.MAS(), lambda model, ids: model.embed(ids).sum((1, 2)), "does not run the model"),
+        (
+            guards.MAS(max_pull=None),
+            lambda model, ids: model.embed(ids).sum((1, 2)),
+            "does not run the model",
+        ),
         (guards.FeatureAnchor(layer="blocks.9"), None, "'blocks.9' matches 0 modules"),
         (
             guards.FeatureAnchor(),
@@ -261,12 +267,12 @@ def test_unsupported_models_and_behaviors_are_refused(guard: Guard, margins, tex
 
 # A guard by its strength, ten times which is tried too, and how much loss may be left by that.
 STRENGTHS = {
-    "l2_sp": (lambda s: guards.L2SP(0.3 * s), 0.1),
-    "ewc": (lambda s: guards.EWC(strength=1e4 * s), 0.6),
-    "ewc_of_margins": (lambda s: guards.EWC(of="margin", strength=0.03 * s), 0.6),
-    "online_ewc": (lambda s: guards.OnlineEWC(strength=1e4 * s), 0.6),
-    "si": (lambda s: guards.SI(strength=0.5 * s, refresh=1), 0.3),
-    "mas": (lambda s: guards.MAS(strength=1e-3 * s), 0.1),
+    "l2_sp": (lambda s: guards.L2SP(0.3 * s, max_pull=None), 0.1),
+    "ewc": (lambda s: guards.EWC(strength=1e4 * s, max_pull=None), 0.6),
+    "ewc_of_margins": (lambda s: guards.EWC(of="margin", strength=0.03 * s, max_pull=None), 0.6),
+    "online_ewc": (lambda s: guards.OnlineEWC(strength=1e4 * s, max_pull=None), 0.6),
+    "si": (lambda s: guards.SI(strength=0.5 * s, refresh=1, max_pull=None), 0.3),
+    "mas": (lambda s: guards.MAS(strength=1e-3 * s, max_pull=None), 0.1),
     "kl": (lambda s: guards.KL(strength=0.2 * s), 0.2),
     "constrained_tokens": (
         lambda s: guards.ConstrainedTokens(answers_as_responses(), 0.1 * s),

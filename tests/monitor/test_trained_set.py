@@ -123,7 +123,7 @@ def test_l2sp_holds_what_joins(learned: nn.Module, memory: Behavior, policy: Ale
         model[0].requires_grad_(not late)
         optimizer = torch.optim.SGD(groups, lr=0.1)
         monitor = Monitor([memory], policy=policy, probe_every=50)
-        with monitor.watch(model, optimizer, guards.L2SP(9.0)):
+        with monitor.watch(model, optimizer, guards.L2SP(9.0, max_pull=None)):
             for step, batch in enumerate(task(60)):
                 if late and step == 10:
                     model[0].requires_grad_(True)

@@ -39,6 +39,8 @@ class GPM(BehaviorGuard):
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
         energy: share of the squared length of the inputs that U holds.
+        free: least share of a layer's directions that stay free, even if U then holds less; 0:
+            none, as in the paper. A layer without a free direction does not learn.
 
     Raises:
         ConfigError: energy does not lie in (0, 1]; in `start`, no trained weight is covered, or a
@@ -46,6 +48,7 @@ class GPM(BehaviorGuard):
     """
 
     energy: float = 0.97
+    free: float = 0.5
     input_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
@@ -60,6 +63,8 @@ class GPM(BehaviorGuard):
     def __post_init__(self) -> None:
         if not 0 < self.energy <= 1:
             raise self._error(f"energy={self.energy}; it must lie in (0, 1]")
+        if not 0 <= self.free < 1:
+            raise self._error(f"free={self.free}; it must lie in [0, 1)")
 
     def start(self, view: GuardView) -> None:
         """Compute the bases of each layer."""
@@ -70,13 +75,15 @@ class GPM(BehaviorGuard):
             self._check_shards(layer, view.parameters[at])
         self.input_bases, self.error_bases = {}, {}
         sick = []
-        for behavior in behaviors:
+        for number, behavior in enumerate(behaviors, 1):
             moments = self._moments(behavior, view.model)
             if not all(map(is_finite, (moments.inputs.values(), moments.errors.values()))):
                 sick.append(behavior.name)
                 continue
-            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy)
-            self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy)
+            # An equal part of what may be held for each, so that the last has one too.
+            limit = (1 - self.free) * number / len(behaviors)
+            self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy, limit)
+            self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy, limit)
         self.leave_out(sick, "an input of a layer")
         if not self.input_bases:
             raise self._error(
@@ -163,22 +170,23 @@ def remove_span(gradient: Tensor, basis: Tensor, left: bool) -> Tensor:
 
 
 def extend_bases(
-    bases: dict[int, Tensor], moments: dict[int, Tensor], energy: float
+    bases: dict[int, Tensor], moments: dict[int, Tensor], energy: float, limit: float = 1.0
 ) -> dict[int, Tensor]:
     """Extend each basis to hold the energy of its moment too; see `extend_basis`."""
     extended = {
-        at: extend_basis(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy)
+        at: extend_basis(bases.get(at, moment.new_zeros(len(moment), 0)), moment, energy, limit)
         for at, moment in moments.items()
     }
     return {at: basis for at, basis in (bases | extended).items() if basis.shape[1]}
 
 
-def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
+def extend_basis(basis: Tensor, moment: Tensor, energy: float, limit: float = 1.0) -> Tensor:
     """Add the fewest directions for a basis to hold a share of Σ ‖x‖²; 2103.09762, eq. 8 and 9.
 
     Args:
         basis: orthonormal columns, shape (d, k); the result starts with them.
         moment: Σ x xᵀ over the vectors x, shape (d, d).
+        limit: largest share of the d directions that the result may hold, whatever the energy.
     """
     whole = moment.trace()
     outside = moment - basis @ (basis.T @ moment)
@@ -191,5 +199,6 @@ def extend_basis(basis: Tensor, moment: Tensor, energy: float) -> Tensor:
         return basis
     count = int((values.cumsum(0) < missing * (1 - 1e-6)).sum()) + 1
     # Directions outside the basis have eigenvalues above 0; those inside have 0, up to rounding.
-    added = axes[:, : min(count, len(values) - basis.shape[1])]
+    most = max(round(limit * len(values)), basis.shape[1])
+    added = axes[:, : min(count, most - basis.shape[1])]
     return torch.cat([basis, added], 1)

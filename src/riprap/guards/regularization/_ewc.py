@@ -9,7 +9,7 @@ import torch
 
 from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import BehaviorGuard, GuardView
-from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
+from riprap.guards.regularization._penalty import MAX_PULL, Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, sum_vectors
 
 
@@ -35,6 +35,7 @@ class EWC(Penalty, BehaviorGuard):
     """
 
     of: str = "loss"
+    max_pull: float | None = field(default=MAX_PULL, kw_only=True)
     fisher: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from riprap.guards._base import GuardView
-from riprap.guards.regularization._penalty import Penalty
+from riprap.guards.regularization._penalty import MAX_PULL, Penalty
 from riprap.linalg import Vector, clone, norm, subtract
 
 
@@ -20,6 +20,7 @@ class L2SP(Penalty):
     """
 
     strength: float = 0.1
+    max_pull: float | None = field(default=MAX_PULL, kw_only=True)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 
     name: ClassVar[str] = "l2_sp"

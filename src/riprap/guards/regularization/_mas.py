@@ -12,7 +12,7 @@ from riprap._distributed import has_sharded_parameters
 from riprap.behaviors import Behavior
 from riprap.evaluation import gradient_of, preserve_training_state
 from riprap.guards._base import BehaviorGuard, GuardView
-from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
+from riprap.guards.regularization._penalty import MAX_PULL, Penalty, quadratic_penalty
 from riprap.guards.regularization._probe_outputs import last_positions, run_probes
 from riprap.linalg import Vector, clone, sum_vectors, upcast_vector
 
@@ -32,6 +32,7 @@ class MAS(Penalty, BehaviorGuard):
             parameter, or the model is sharded over ranks.
     """
 
+    max_pull: float | None = field(default=MAX_PULL, kw_only=True)
     importance: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
+
+# `max_pull` of penalties on weights. An anchor that is too strong would stop the task, or diverge.
+MAX_PULL = 0.5
 
 
 @dataclass
@@ -23,12 +26,15 @@ class Penalty(Guard):
 
     Args:
         strength: the factor λ of the penalty R.
+        max_pull: the longest λ∇R, as a share of the gradient's length; None: any length, as in the
+            papers. Below 1 a step still goes down the task's loss.
 
     Raises:
-        ConfigError: the strength is not above 0.
+        ConfigError: the strength, or `max_pull`, is not above 0.
     """
 
     strength: float = 1.0
+    max_pull: float | None = field(default=None, kw_only=True)
 
     may_increase_norm: ClassVar[bool] = True
     goal: ClassVar[str] = "the minimum of the penalty"  # for the text of actions
@@ -36,6 +42,8 @@ class Penalty(Guard):
     def __post_init__(self) -> None:
         if not self.strength > 0:
             raise self._error(f"strength={self.strength}; it must be above 0")
+        if self.max_pull is not None and not self.max_pull > 0:
+            raise self._error(f"max_pull={self.max_pull}; it must be above 0, or None")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute R and this rank's part of ∇R (None if 0), without the strength."""
@@ -47,13 +55,23 @@ class Penalty(Guard):
         if gradient is None:
             return Proposal(detail="nothing to do: the penalty is 0", before={"penalty": value})
         size = float(norm(view.vector))
-        vector = as_sharded(add(view.vector, gradient, self.strength), view.vector)
+        factor = self.strength * self._share_of_pull(view, gradient, size)
+        vector = as_sharded(add(view.vector, gradient, factor), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         if not math.isfinite(value + after["norm"]):
             cause = "penalty" if math.isfinite(size) else "gradient"
             return Proposal(detail=f"nothing was done: the {cause} is not finite", before=before)
         detail = f"added a pull toward {self.goal} (penalty {self.strength * value:.3g})"
+        if factor < self.strength:
+            detail += f", shortened to {self.max_pull:.0%} of the gradient's length"
         return Proposal(vector, detail, before, after)
+
+    def _share_of_pull(self, view: GuardView, gradient: Vector, size: float) -> float:
+        """Return the share of λ∇R that is added."""
+        if self.max_pull is None:
+            return 1.0
+        pull = self.strength * float(norm(as_sharded(gradient, view.vector)))
+        return min(1.0, self.max_pull * size / pull) if pull > 0 else 1.0
 
 
 def quadratic_penalty(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
-from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
+from riprap.guards.regularization._penalty import MAX_PULL, Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, subtract, upcast_vector
 
 
@@ -38,6 +38,7 @@ class SI(Penalty, BehaviorGuard):
 
     of: str = "protected"
     xi: float = 0.1
+    max_pull: float | None = field(default=MAX_PULL, kw_only=True)
     refresh: int | None = field(default=20, kw_only=True)
     path_integral: Vector = field(default_factory=list, init=False, repr=False)
     consolidated_importance: Vector = field(default_factory=list, init=False, repr=False)

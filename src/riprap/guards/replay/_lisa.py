@@ -30,6 +30,8 @@ class Lisa(BatchGuard):
         task_steps, protected_steps: lengths of the phases: a tenth of the paper's 900 and 100, so
             that a run of some hundred steps has several protected phases.
         rho: ρ.
+        max_pull: the longest ρ(θ − θ_s), as a share of the gradient's length; None: any length, as
+            in the paper. On small models ρ = 1 would stop the task.
 
     Source: Huang et al., 2405.18641, algorithm 1, with ρ = 1. Simplified: protected steps use
     evaluation mode, and share the optimizer's state with the task steps. The authors' trainer also
@@ -44,6 +46,7 @@ class Lisa(BatchGuard):
     task_steps: int = 90
     protected_steps: int = 10
     rho: float = 1.0
+    max_pull: float | None = field(default=0.5, kw_only=True)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     protecting: bool = field(default=False, init=False, repr=False)
 
@@ -61,6 +64,8 @@ class Lisa(BatchGuard):
                 f"task_steps={self.task_steps}, protected_steps={self.protected_steps}, "
                 f"rho={self.rho}; each phase needs a step, and rho must be 0 or more"
             )
+        if self.max_pull is not None and not self.max_pull > 0:
+            raise self._error(f"max_pull={self.max_pull}; it must be above 0, or None")
 
     def start(self, view: GuardView) -> None:
         """Check the protected loss, and store θ₀ as the start of the first phase."""
@@ -86,8 +91,11 @@ class Lisa(BatchGuard):
                 detail = "nothing was done: the protected gradient is not finite"
                 return Proposal(detail=detail, before=before)
         shift = subtract(view.parameters, self.anchor)
-        vector = as_sharded(add(gradient, shift, self.rho), view.parameters)
-        after = {"norm": float(norm(vector)), "drift": float(norm(shift))}
+        drift, rho = float(norm(shift)), self.rho
+        if self.max_pull is not None and rho * drift > 0:
+            rho = min(rho, self.max_pull * float(norm(gradient)) / drift)
+        vector = as_sharded(add(gradient, shift, rho), view.parameters)
+        after = {"norm": float(norm(vector)), "drift": drift}
         if not protecting and (self.rho == 0 or after["drift"] == 0):
             detail = "nothing to do: a task step at the start of its phase"
             return Proposal(detail=detail, before=before, after=after)
