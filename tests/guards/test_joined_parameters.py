@@ -11,7 +11,17 @@ from torch import nn
 from guards.cases import CASES, Run, lessons, start
 from riprap.errors import ConfigError
 
-REFUSES = {"ogd", "gpm", "two_sided_gpm", "ewc", "ewc_of_margins", "online_ewc", "mas", "o_lora"}
+REFUSES = {
+    "ogd",
+    "gpm",
+    "two_sided_gpm",
+    "ewc",
+    "ewc_of_margins",
+    "online_ewc",
+    "mas",
+    "o_lora",
+    "safe_anchor",
+}
 ALL_FROM_THE_START = {"feature_anchor_of_drift"}  # its other model has all parameters
 
 
