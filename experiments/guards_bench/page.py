@@ -231,7 +231,7 @@ def figure(own: Sequence[Row]) -> Any:
 
 
 def _panel(frame: pd.DataFrame, ground: str) -> Any:
-    scale = alt.Scale(domain=[0, 1.02])
+    scale = alt.Scale(zero=False, padding=12)
     base = alt.Chart(frame, title=ground).encode(
         x=alt.X("new:Q", scale=scale, title="new task, share of plain"),
         y=alt.Y("worst:Q", scale=scale, title="worst old score"),
