@@ -42,7 +42,7 @@ class Row:
         time: processor time, as a share of the plain run's.
         runs: the runs themselves.
         failed: the errors of runs that failed.
-        below: behind the plain run beyond noise, in what was kept.
+        below: in what it is behind the plain run beyond noise: `worst`, `mean`, `new`.
     """
 
     ground: str
@@ -54,7 +54,7 @@ class Row:
     at_time: list[Point] = field(default_factory=list)
     time: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    below: bool = False
+    below: list[str] = field(default_factory=list)
 
     @property
     def is_default(self) -> bool:
@@ -106,7 +106,7 @@ def _row(
         ],
         time=[run.seconds / base.seconds for run, base in pairs],
         failed=[run.failed for run in runs if run.failed],
-        below=is_below(end, [_point(base.looks[-1], base) for base in bases], plan),
+        below=harm(end, [_point(base.looks[-1], base) for base in bases], plan),
     )
 
 
@@ -122,14 +122,15 @@ def look_at(
     return [look for look in looks if look.work <= work and look.seconds <= seconds][-1]
 
 
-def is_below(end: Sequence[Point], plain: Sequence[Point], plan: Plan) -> bool:
-    """Tell if the worst or the mean old score is below the plain run's, beyond noise."""
-    for name in ("worst", "mean"):
+def harm(end: Sequence[Point], plain: Sequence[Point], plan: Plan) -> list[str]:
+    """Return which of worst old, mean old and new score are below the plain run's, beyond noise."""
+    found = []
+    for name in ("worst", "mean", "new"):
         gaps = [getattr(a, name) - getattr(b, name) for a, b in zip(end, plain, strict=True)]
         noise = plan.few if len(gaps) < 3 else max(plan.noise, half_width(gaps))
         if gaps and np.mean(gaps) < -noise:
-            return True
-    return False
+            found.append(name)
+    return found
 
 
 def half_width(values: Sequence[float]) -> float:

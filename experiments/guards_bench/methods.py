@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.guards_bench.grounds import OldTask, loss
 from riprap import guards
 from riprap.behaviors import Behavior
+from riprap.errors import ConfigError
 from riprap.guards import Guard, SelfDistillationBuffer
 from riprap.toy import Examples, batches
 
@@ -53,6 +54,7 @@ class Memory:
     old: Sequence[OldTask]
     seed: int
     layer: str | None = None
+    causal: bool = True
     buffers: list[SelfDistillationBuffer] = field(default_factory=list)
 
     @cached_property
@@ -72,7 +74,13 @@ class Memory:
         return self.buffers[-1]
 
     def responses(self) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """Return old batches as model inputs and labels, the answer as a one-token response."""
+        """Return old batches as model inputs and labels, the answer as a one-token response.
+
+        Raises:
+            ConfigError: the model is a classifier.
+        """
+        if not self.causal:
+            raise ConfigError("it protects responses, and a classifier has none")
         pairs = []
         for batch in self.batches.stored:
             ids = torch.cat([batch.input_ids, batch.targets[:, None]], 1)

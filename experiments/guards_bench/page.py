@@ -70,29 +70,30 @@ def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
 
 
 def _summary(own: Sequence[Row], grounds: Sequence[str]) -> list[dict[str, str]]:
-    """Return hypervolumes by method and ground, best mean rank first."""
+    """Return hypervolumes by method and ground, best mean rank first.
+
+    Only methods that ran on every ground have a rank.
+    """
     areas: dict[str, dict[str, float]] = {}
     for row in own:
         if row.is_default:
             areas.setdefault(row.method, {})[row.ground] = row.area()
-    ranks = {
-        g: {name: 1 + sum(o.get(g, -1) > a[g] for o in areas.values()) for name, a in areas.items()}
-        if all(g in a for a in areas.values())
-        else {
-            name: 1 + sum(o.get(g, -1) > a[g] for o in areas.values())
-            for name, a in areas.items()
-            if g in a
-        }
-        for g in grounds
-    }
-    mean_rank = {
-        name: float(np.mean([ranks[g][name] for g in grounds if g in a]))
-        for name, a in areas.items()
-    }
+    complete = {name: a for name, a in areas.items() if len(a) == len(grounds)}
+
+    def rank(name: str) -> float:
+        if name not in complete:
+            return float("nan")
+        better = [sum(o[g] > areas[name][g] for o in complete.values()) for g in grounds]
+        return 1 + float(np.mean(better))
+
+    def order(name: str) -> tuple[bool, float, float]:
+        known = name in complete
+        return not known, rank(name) if known else 0, -float(np.mean([*areas[name].values()]))
+
     return [
-        {"method": name, "mean rank": number(mean_rank[name], 1)}
+        {"method": name, "mean rank": number(rank(name), 1)}
         | {g: number(areas[name].get(g), 2) for g in grounds}
-        for name in sorted(areas, key=lambda name: mean_rank[name])
+        for name in sorted(areas, key=order)
     ]
 
 
@@ -111,12 +112,15 @@ def _standing(one: Standing) -> dict[str, str]:
 
 def _verdict(known: Sequence[Standing], own: Sequence[Row]) -> str:
     """Return what the bench must show, in sentences."""
-    harmful = Counter(row.method for row in own if row.below and row.is_default)
+    known_rows = [row for row in own if row.is_default]
+    kept, new = (
+        Counter(row.method for row in known_rows if set(row.below) & names)
+        for names in ({"worst", "mean"}, {"new"})
+    )
     total, best = len(known), sum(one.rank <= 3 for one in known)
     lines = [
-        "- Defaults below no guard beyond noise: "
-        + (", ".join(f"{name} ({n} grounds)" for name, n in harmful.items()) or "none")
-        + ".",
+        f"- Defaults that keep less than no guard, beyond noise: {_counts(kept)}.",
+        f"- Methods that learn less than no guard, beyond noise: {_counts(new)}.",
         f"- AutoGuard is among the best three on {count_of_total(best, total)} grounds.",
     ]
     for name in MIXING:
@@ -125,6 +129,10 @@ def _verdict(known: Sequence[Standing], own: Sequence[Row]) -> str:
     every = [all(one.over.values()) for one in known if one.over]
     lines.append(f"- It is above every share on {count_of_total(sum(every), len(every))}.")
     return "\n".join(lines)
+
+
+def _counts(found: Counter[str]) -> str:
+    return ", ".join(f"{name} ({n} grounds)" for name, n in found.items()) or "none"
 
 
 def _knobs(own: Sequence[Row], together: dict[tuple[str, str], float]) -> list[dict[str, str]]:
@@ -184,7 +192,7 @@ def _cells(row: Row) -> dict[str, str]:
         "time": mean_interval(row.time, 1),
         "kept": mean("kept", 1),
         "all tasks": mean_interval([_all_tasks(run) for run in row.runs]),
-        "below none": "**yes**" if row.below else "no" if row.end else NOTHING,
+        "below none": ", ".join(row.below) or ("no" if row.end else NOTHING),
     }
 
 

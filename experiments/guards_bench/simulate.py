@@ -198,7 +198,7 @@ class _Run:
             self._stage(model, stage, 100 * self.seed + at, last=at == len(stages) - 1)
 
     def _stage(self, model: nn.Module, stage: Stage, seed: int, last: bool) -> None:
-        memory = Memory(stage.old, seed, self.ground.layer)
+        memory = Memory(stage.old, seed, self.ground.layer, self.ground.causal)
         data = self._batches(stage, memory, seed)
         looks_at = {round(stage.steps * part / LOOKS) for part in range(1, LOOKS + 1)}
         unit_work = 3.0 * stage.steps * stage.batch * stage.task.input_ids.shape[1]

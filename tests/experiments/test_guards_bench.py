@@ -16,7 +16,7 @@ import torch
 from experiments.guards_bench import analysis, command
 from experiments.guards_bench.grounds import GROUNDS, Ground, Stage, accuracy, loss
 from experiments.guards_bench.methods import AUTO, METHODS, MIXING, NONE, Memory, Method
-from experiments.guards_bench.page import write_page
+from experiments.guards_bench.page import _summary, write_page
 from experiments.guards_bench.plan import Plan
 from experiments.guards_bench.simulate import Look, Meter, Run, plain_seconds, run
 from experiments.guards_bench.store import Store
@@ -263,14 +263,19 @@ def test_rows_compare_with_the_plain_run_of_the_same_seed() -> None:
 
 
 def test_harm_is_called_beyond_noise_only() -> None:
-    def below(gaps: list[float]) -> bool:
+    def below(gaps: list[float]) -> list[str]:
         runs = [a_run(NONE, 0.5, 1.0, seed) for seed in range(len(gaps))]
         runs += [a_run("kl", 0.5 + gap, 1.0, seed) for seed, gap in enumerate(gaps)]
         return next(row for row in analysis.rows(runs, PLAN) if row.method == "kl").below
 
-    assert below([-0.3]) and not below([-0.04])
+    assert below([-0.3]) == ["worst", "mean"] and not below([-0.04])
     assert below([-0.10, -0.11, -0.12]) and not below([-0.3, 0.1, 0.0])
     assert not below([-0.01, -0.01, -0.01]) and not below([0.2, 0.2, 0.2])
+
+
+def test_less_learning_is_harm_too() -> None:
+    runs = [a_run(NONE, 0.5, 0.9), a_run("kl", 0.9, 0.6)]
+    assert analysis.rows(runs, PLAN)[1].below == ["new"]
 
 
 def test_auto_guard_is_ranked_and_set_beside_each_share() -> None:
@@ -284,6 +289,19 @@ def test_auto_guard_is_ranked_and_set_beside_each_share() -> None:
     assert one.rank == 4 and one.ahead == ["kl", "mixing_50", "mixing_25"]
     assert list(one.over.values()) == [True, True, False, False]
     assert one.learned == pytest.approx(0.9) and "do not hold" in one.reason
+
+
+def test_only_methods_that_ran_everywhere_are_ranked() -> None:
+    grounds = ("high_rate", "small_buffer")
+    runs = [a_run(NONE, 0.1, 1.0, ground=ground) for ground in grounds]
+    runs += [a_run("kl", 0.6, 1.0, ground=ground) for ground in grounds]
+    runs += [a_run("gem", 0.8, 1.0, ground="high_rate")]
+    found = _summary(analysis.rows(runs, PLAN), grounds)
+    assert [(row["method"], row["mean rank"]) for row in found] == [
+        ("kl", "1.0"),
+        (NONE, "2.0"),
+        ("gem", "–"),
+    ]
 
 
 def test_the_search_takes_the_best_value_over_grounds() -> None:

@@ -58,6 +58,7 @@ class Ground(ABC):
     name: ClassVar[str]
     about: ClassVar[str]  # one line for the page
     layer: ClassVar[str | None] = None  # module that is read as features; None: the middle one
+    causal: ClassVar[bool] = True  # the model predicts each token of its input
 
     @abstractmethod
     def start(self, seed: int) -> nn.Module:

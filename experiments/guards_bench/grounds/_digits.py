@@ -99,6 +99,8 @@ class TaskSequence(Ground):
 
     steps: ClassVar[int]
     batch: ClassVar[int] = 32
+    layer = "second"
+    causal = False
 
     def changes(self, seed: int) -> list[Change]:
         """Return the images of each task in turn."""
@@ -159,6 +161,8 @@ class OneNewTask(Ground):
 
     steps: ClassVar[int] = 600
     batch: ClassVar[int] = 64
+    layer = "second"
+    causal = False
     optimizer: ClassVar[MakeOptimizer] = staticmethod(adam)
 
     def start(self, seed: int) -> nn.Module:
