@@ -39,8 +39,8 @@ class GPM(BehaviorGuard):
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
         energy: share of the squared length of the inputs that U holds.
-        free: least share of a layer's directions that stay free, even if U then holds less; 0:
-            none, as in the paper. A layer without a free direction does not learn.
+        free: least share of a layer's weight that stays free, even if U then holds less; 0: none,
+            as in the paper. A layer without a free direction does not learn.
 
     Raises:
         ConfigError: energy does not lie in (0, 1]; in `start`, no trained weight is covered, or a
@@ -48,12 +48,13 @@ class GPM(BehaviorGuard):
     """
 
     energy: float = 0.97
-    free: float = 0.5
+    free: float = 0.75
     input_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     error_bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     layers: dict[int, LinearLayer] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "gpm"
+    sides: ClassVar[int] = 1  # from which the gradient is projected
     per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2103.09762"
@@ -81,7 +82,7 @@ class GPM(BehaviorGuard):
                 sick.append(behavior.name)
                 continue
             # An equal part of what may be held for each, so that the last has one too.
-            limit = (1 - self.free) * number / len(behaviors)
+            limit = (1 - self.free ** (1 / self.sides)) * number / len(behaviors)
             self.input_bases = extend_bases(self.input_bases, moments.inputs, self.energy, limit)
             self.error_bases = extend_bases(self.error_bases, moments.errors, self.energy, limit)
         self.leave_out(sick, "an input of a layer")
@@ -142,6 +143,7 @@ class TwoSidedGPM(GPM):
     """
 
     name: ClassVar[str] = "two_sided_gpm"
+    sides: ClassVar[int] = 2
     field_of_origin: ClassVar[str] = "ours"
     source: ClassVar[str] = "ours, after 2510.09181"
     fidelity: ClassVar[str] = "variant"

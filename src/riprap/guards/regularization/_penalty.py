@@ -13,8 +13,9 @@ from torch import Tensor
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
 
-# `max_pull` of penalties on weights. An anchor that is too strong would stop the task, or diverge.
-MAX_PULL = 0.5
+# `max_pull` of penalties on weights: an anchor that is too strong would stop the task, or diverge.
+# Most of a gradient is noise, which averages out, and a pull does not: so much less than it.
+MAX_PULL = 0.1
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Penalty(Guard):
     Args:
         strength: the factor λ of the penalty R.
         max_pull: the longest λ∇R, as a share of the gradient's length; None: any length, as in the
-            papers. Below 1 a step still goes down the task's loss.
+            papers. Below 1 a step still goes down the loss of its batch.
 
     Raises:
         ConfigError: the strength, or `max_pull`, is not above 0.

@@ -46,7 +46,7 @@ class Lisa(BatchGuard):
     task_steps: int = 90
     protected_steps: int = 10
     rho: float = 1.0
-    max_pull: float | None = field(default=0.5, kw_only=True)
+    max_pull: float | None = field(default=0.1, kw_only=True)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     protecting: bool = field(default=False, init=False, repr=False)
 
