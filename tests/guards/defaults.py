@@ -51,9 +51,10 @@ def rule(seed: int, function: Callable[[Tensor], Tensor]) -> Rows:
     return ids, function(ids) % VOCABULARY
 
 
-def contradiction(seed: int) -> Rows:
-    """Other answers to half of the old rows."""
+def near_the_old(seed: int) -> Rows:
+    """Other answers to rows that differ from old ones in the first token only."""
     ids, answers = table(seed)
+    ids[:, 0] = (ids[:, 0] + 1) % VOCABULARY
     return ids[:16], (answers[:16] + 7) % VOCABULARY
 
 
@@ -71,7 +72,7 @@ def tasks(seed: int) -> dict[str, Task]:
         "few answers": Task(old, table(2 * seed + 1, vocabulary=3)),
         "rule after table": Task(old, rule(2 * seed + 1, lambda ids: ids[:, 0])),
         "rule after rule": Task(copies, rule(2 * seed + 1, lambda ids: ids[:, -1] + 1)),
-        "contradiction": Task(old, contradiction(2 * seed)),
+        "near the old": Task(old, near_the_old(2 * seed)),
     }
 
 
