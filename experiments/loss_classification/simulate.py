@@ -85,7 +85,7 @@ def _diagnose(case: Case, seed: int, checkpoint: Checkpoint, plan: Plan) -> Clas
         checkpoint.knows,
         str(recovery.verdict),
         {STORED_NAMES.get(name, name): value for name, value in asdict(recovery.evidence).items()}
-        | {"unsaid": recovery.evidence.known_but_unsaid}
+        | {"unsaid": max(recovery.evidence.lost_disposition.values(), default=0.0)}
         | _others(checkpoint, recovery.evidence),
         {
             f"{STORED_NAMES.get(point.source, point.source)} {point.count}": point.score.mean

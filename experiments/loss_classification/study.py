@@ -17,6 +17,7 @@ from experiments.harness import markdown
 from experiments.harness.markdown import median_range, number
 from experiments.harness.preregistration import PreregistrationError
 from experiments.harness.study import Session, Study
+from experiments.loss_classification import damage
 from experiments.loss_classification.checkpoints import CASES, NOTHING
 from experiments.loss_classification.plan import Plan
 from experiments.loss_classification.simulate import ClassifiedCheckpoint, simulate
@@ -277,4 +278,5 @@ STUDY = Study(
     sections=sections,
     figures={"{kind}": lambda results, plan: figure(results.reported, plan)},
     documents={"{kind}.json": lambda results, _: results.reported},
+    stages={"damage": damage.STAGE},
 )

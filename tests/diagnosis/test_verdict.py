@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from riprap.diagnosis import RecoveryEvidence, Verdict
+from riprap.diagnosis.recovery import KEPT_ABOVE, LOST_BELOW
 from riprap.diagnosis.recovery._answer_choices import (
     AnswerTable,
     chance_accuracy,
@@ -16,7 +17,7 @@ from riprap.diagnosis.recovery._answer_choices import (
     relabeled_accuracy,
 )
 from riprap.diagnosis.recovery._retained import RetainedKnowledge
-from riprap.diagnosis.recovery._verdict import KEPT_ABOVE, LOST_BELOW, classify_loss
+from riprap.diagnosis.recovery._verdict import classify_loss
 
 
 def evidence(**changed: float | str) -> RecoveryEvidence:
@@ -63,6 +64,7 @@ GONE_HALF = {
     "known_after_examples": 0.5,
     "in_format_now": 0.9,
 }
+DAMAGED = {"damage": "pruning", "is_only_damage": True}
 A_FIFTH = GONE_ALL | {"score_now": 0.8, "in_format_now": 1.0}  # all that was lost is unknown
 STILL_OUTSIDE = GONE_ALL | {
     "in_format_now": 0.2,
@@ -85,7 +87,19 @@ NO_ANSWERS = {
         (GUESSED, Verdict.KNOWLEDGE),
         (STILL_OUTSIDE, Verdict.INSUFFICIENT),
         (STILL_OUTSIDE | {"modal_off_format_rate": 0.9}, Verdict.BOTH),
-        (GONE_HALF, Verdict.BOTH),
+        (GONE_HALF, Verdict.KNOWLEDGE),  # what remains is no evidence of a lost disposition
+        (GONE_HALF | {"retained": 0.64, "retained_high": 0.74}, Verdict.KNOWLEDGE),
+        (GONE_HALF | {"in_format_now": 0.7}, Verdict.BOTH),
+        (GONE_HALF | {"recovered_by_unrelated": 0.3}, Verdict.BOTH),
+        (GONE_HALF | {"recovered_by_unrelated": 0.1}, Verdict.KNOWLEDGE),
+        (GONE_HALF | {"recovered_by_unrelated": 0.3, "n_lost": 5}, Verdict.KNOWLEDGE),
+        (GONE_HALF | {"known_paraphrased": 0.4}, Verdict.BOTH),
+        (GONE_HALF | {"known_paraphrased": 0.25, "guess_rate": 0.2}, Verdict.KNOWLEDGE),
+        (GONE_HALF | DAMAGED, Verdict.DAMAGE),
+        (DAMAGED, Verdict.DAMAGE),
+        (DAMAGED | {"known_before": 0.3}, Verdict.DAMAGE),
+        (DAMAGED | {"score_now": 0.95}, Verdict.INSUFFICIENT),
+        (GONE_HALF | DAMAGED | {"is_only_damage": False}, Verdict.KNOWLEDGE),
         (A_FIFTH, Verdict.KNOWLEDGE),
         (GONE_ALL | {"in_format_now": 1.0, "modal_answer_now": 0.95}, Verdict.BOTH),
         (
@@ -115,6 +129,15 @@ NO_ANSWERS = {
 def test_each_rule(changed: dict[str, float], verdict: Verdict) -> None:
     found, reason = classify_loss(evidence(**changed))
     assert found is verdict, reason
+
+
+def test_the_reason_names_the_evidence_and_the_damage() -> None:
+    both = classify_loss(evidence(**GONE_HALF | {"recovered_by_unrelated": 0.3}))[1]
+    assert "unrelated examples bring the answer back (30%)" in both
+    assert "weak knowledge" in classify_loss(evidence(**GONE_HALF))[1]
+    assert "pruning explains the whole change" in classify_loss(evidence(**DAMAGED))[1]
+    after_training = DAMAGED | {"is_only_damage": False}
+    assert "by pruning too" in classify_loss(evidence(**after_training))[1]
 
 
 def even(fit: np.ndarray, right: list[int]) -> AnswerTable:

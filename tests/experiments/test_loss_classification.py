@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from experiments.harness.preregistration import Preregistration
-from experiments.loss_classification import study
+from experiments.loss_classification import damage, study
 from experiments.loss_classification.checkpoints import CASES, renumbered, spare, tabulated
 from experiments.loss_classification.plan import Plan
-from experiments.loss_classification.simulate import ClassifiedCheckpoint
+from experiments.loss_classification.simulate import STORED_NAMES, ClassifiedCheckpoint
 from experiments.spurious_forgetting import study as spurious
 from experiments.spurious_forgetting.plan import Plan as SpuriousPlan
 from experiments.spurious_forgetting.simulate import Evaluation, Recovery, Run
 from experiments.worlds import ToyWorld
-from riprap.diagnosis import Verdict
+from riprap.diagnosis import RecoveryEvidence, Verdict
+from riprap.diagnosis.recovery._verdict import classify_loss
 
 A, K, BOTH = map(str, (Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH))
 
@@ -35,6 +39,32 @@ def test_the_frozen_preregistrations_hold() -> None:
     assert set(Plan.of(Preregistration.named("loss_classification")).cases) == {
         case.label for case in CASES
     }
+
+
+@pytest.mark.parametrize("run", ["loss_classification", "loss_classification-third"])
+def test_the_verdicts_of_the_stored_runs_are_unchanged(run: str) -> None:
+    """63 checkpoints of each run with all evidence, 57 of which its accuracy counts."""
+    stored = json.loads(Path("results", run, "confirmatory.json").read_text())
+    assert len(stored) == 63
+    names = {name: STORED_NAMES.get(name, name) for name in RecoveryEvidence.__dataclass_fields__}
+    for one in stored:
+        numbers = {name: one["evidence"].get(key) for name, key in names.items()}
+        numbers = {name: value for name, value in numbers.items() if value is not None}
+        evidence = RecoveryEvidence(**{"known_paraphrased": math.nan} | numbers)
+        assert classify_loss(evidence)[0] == one["verdict"], one["case"]
+
+
+def test_the_damage_is_as_said() -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    assert int((damage.prune(weight, 9) == 0).sum()) == round(0.2 * weight.numel())
+    assert len(damage.rounded(weight, 4).reshape(-1, damage.GROUP)[0].unique()) <= 16
+    small, large = (damage.noise(1)(weight, level) - weight for level in (0, 5))
+    assert torch.allclose(large, small * damage.NOISE_GROWTH**5, atol=1e-5)
+    facts = damage.LightFacts()
+    rows = {tuple(row) for row in facts.examples.token_rows() or []}
+    assert not rows & {tuple(row) for row in facts.probes.token_rows() or []}
+    wrong = facts.overwritten()
+    assert bool((wrong.targets != facts.world.tasks["facts"].targets).all())
 
 
 def test_insufficient_evidence_is_counted_apart() -> None:

@@ -13,8 +13,8 @@ from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Verdict
 from riprap.diagnosis.evidence._linear_decodability import Decodability, LayerProbe
 from riprap.diagnosis.evidence._linear_path import PathProfile
 from riprap.diagnosis.evidence._prefix_forcing import PrefixForcing, PrefixPoint
+from riprap.diagnosis.recovery import RecoveryEvidence
 from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint
-from riprap.diagnosis.recovery._verdict import RecoveryEvidence
 from riprap.diagnosis.repair._evaluator import Repair
 from riprap.errors import ConfigError
 from riprap.report import _diagnosis_text as text_of

@@ -16,12 +16,14 @@ class Verdict(StrEnum):
     """Outcome of a diagnosis of a behavior whose score dropped.
 
     Alignment loss is *task alignment loss* (2501.13453): the knowledge is there, but the model
-    does not use it. It is not a training loss.
+    does not use it. It is not a training loss. Weight damage is a change of the weights that no
+    training made: pruning, quantization or noise.
     """
 
     ALIGNMENT = "alignment loss"
     KNOWLEDGE = "knowledge loss"
     BOTH = "both"
+    DAMAGE = "weight damage"
     INSUFFICIENT = "insufficient evidence"
 
 

@@ -25,6 +25,7 @@ BADGES = {
     Verdict.ALIGNMENT: "warning",
     Verdict.KNOWLEDGE: "critical",
     Verdict.BOTH: "critical",
+    Verdict.DAMAGE: "critical",
     Verdict.INSUFFICIENT: "watch",
 }
 
@@ -106,9 +107,11 @@ def _explain_verdict(behavior: BehaviorDiagnosis, recovery: Recovery) -> str:
     what = "most of this" if score_now < 0.5 else "part of this"
     what = "this at all" if score_now <= 0 else what
     retained = f"on the lost probes, {format_share(evidence.retained)} of the knowledge remains"
+    if recovery.verdict is Verdict.DAMAGE:
+        return f"the model no longer does {what}, and {recovery.reason}"
     if recovery.verdict is Verdict.BOTH:
-        unsaid = "does not say what it still knows"
-        return f"the model can no longer do {what}, and {unsaid}: {retained}"
+        pieces = " and ".join(evidence.lost_disposition)
+        return f"the model can no longer do {what}: {retained}, and {pieces}"
     own, unrelated = evidence.recovered_by_examples, evidence.recovered_by_unrelated
     recovered = f"{count} examples restore {format_share(own)} of the lost score"
     if not math.isnan(unrelated):

@@ -4,6 +4,7 @@
 - `prefix_forcing` returns a `PrefixForcing`: does a response continue if its start is given?
 - `linear_path` returns a `LinearPath` with a `PathProfile` for each behavior.
 - `divergence` returns a `Divergence`: KL by token, and a `LayerChange` for each layer.
+- `weight_damage` returns a `WeightDamage`: is the change pruning, quantization or noise?
 - `greedy_responses`, `prompt_rows`: token ids for these. `ResponseBatch`, `response_batches`,
   `paired_responses`, `TokenKL`, `mean_kl`, `Rows`: teacher forcing, which repairs use too.
 """
@@ -21,6 +22,7 @@ from riprap.diagnosis.evidence._responses import (
     response_batches,
 )
 from riprap.diagnosis.evidence._token_kl import TokenKL, mean_kl
+from riprap.diagnosis.evidence._weight_damage import WeightDamage, weight_damage
 
 __all__ = [
     "Decodability",
@@ -32,6 +34,7 @@ __all__ = [
     "ResponseBatch",
     "Rows",
     "TokenKL",
+    "WeightDamage",
     "divergence",
     "greedy_responses",
     "linear_decodability",
@@ -41,4 +44,5 @@ __all__ = [
     "prefix_forcing",
     "prompt_rows",
     "response_batches",
+    "weight_damage",
 ]

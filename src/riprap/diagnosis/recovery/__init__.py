@@ -10,6 +10,14 @@
 
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.recovery._recover import SHOT_COUNTS, Recovery, RecoveryPoint, recover
+from riprap.diagnosis.recovery._recovery_evidence import (
+    FORMAT_SHARE,
+    KEPT_ABOVE,
+    LOST_BELOW,
+    ONE_ANSWER_SHARE,
+    UNSAID_SHARE,
+    RecoveryEvidence,
+)
 from riprap.diagnosis.recovery._relearn import (
     STEPS,
     learning_rates,
@@ -19,15 +27,9 @@ from riprap.diagnosis.recovery._relearn import (
 )
 from riprap.diagnosis.recovery._relearning_runs import MIN_PROBES
 from riprap.diagnosis.recovery._verdict import (
-    FORMAT_SHARE,
-    KEPT_ABOVE,
-    LOST_BELOW,
     MIN_REFERENCE_KNOWLEDGE,
     MIN_SCORE_DROP,
-    ONE_ANSWER_SHARE,
     TOO_FEW_PROBES,
-    UNSAID_SHARE,
-    RecoveryEvidence,
 )
 
 __all__ = [

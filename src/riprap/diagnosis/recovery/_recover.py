@@ -15,8 +15,10 @@ from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
+from riprap.diagnosis.evidence._weight_damage import NO_DAMAGE, weight_damage
 from riprap.diagnosis.recovery._answer_choices import possible_answers
 from riprap.diagnosis.recovery._examples import Examples
+from riprap.diagnosis.recovery._recovery_evidence import RecoveryEvidence
 from riprap.diagnosis.recovery._relearn import learning_rates, trains_adapters
 from riprap.diagnosis.recovery._relearning_runs import (
     RelearningRun,
@@ -25,7 +27,7 @@ from riprap.diagnosis.recovery._relearning_runs import (
     most_steps,
 )
 from riprap.diagnosis.recovery._verdict import (
-    RecoveryEvidence,
+    MIN_SCORE_DROP,
     classify_loss,
     settled_verdict,
     why_no_loss,
@@ -179,6 +181,9 @@ def recover(
         paraphrased_before = runs.evaluate_paraphrased(paraphrased, start)
         rates = len(learning_rates(trains_adapters(start)))
     now = runs.evaluate(model)
+    test_now, test_before = (runs.select_test(table) for table in (now, before))
+    is_lost = test_before.score - test_now.score >= MIN_SCORE_DROP
+    damage = weight_damage(model, reference) if is_lost and reference is not None else NO_DAMAGE
     paraphrased_now = runs.evaluate_paraphrased(paraphrased, model)
     pair = None
     if paraphrased_now is not None and paraphrased_before is not None:
@@ -190,9 +195,7 @@ def recover(
             source: [run.answers for run in by_count[max(counts)]]
             for source, by_count in runs.runs.items()
         }
-        return RecoveryEvidence.from_tables(
-            runs.select_test(now), runs.select_test(before), tables, seed, pair
-        )
+        return RecoveryEvidence.from_tables(test_now, test_before, tables, seed, pair, damage)
 
     if full:
         for source in sources:

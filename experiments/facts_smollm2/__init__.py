@@ -1,0 +1,1 @@
+"""Verdicts of recovery on SmolLM2 that was taught made-up facts."""
