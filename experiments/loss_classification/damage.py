@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -19,14 +19,15 @@ from experiments.loss_classification.checkpoints import NOTHING
 from experiments.worlds import FactsWorld
 from riprap import evaluation
 from riprap.behaviors import Behavior
-from riprap.diagnosis import Verdict, recover
-from riprap.diagnosis.recovery import MIN_SCORE_DROP
+from riprap.diagnosis import RecoveryEvidence, Verdict, recover
+from riprap.diagnosis.recovery import MIN_SCORE_DROP, UNSAID_SHARE, classify_loss
 from riprap.toy import Examples, batches
 
 PROBES = 80  # of the 96 facts; the others are the examples
 GROUP = 32  # weights with a common scale
 NOISE_START, NOISE_GROWTH = 0.02, 1.15  # relative to each tensor's standard deviation
 MAX_STEPS = 400
+FRESH = (833, 834, 835)  # seeds that were run after the last change of the rule
 K, DAMAGE = Verdict.KNOWLEDGE, Verdict.DAMAGE
 
 
@@ -61,7 +62,7 @@ CASES = (
 
 
 class DamagePlan(StudyPlan):
-    """Seeds: the rule was derived on 1000, and the table has others."""
+    """Seeds: the damage of the weights was derived on 1000; `both` was amended after 830."""
 
     exploratory: tuple[int, ...] = (830, 831, 832)
     confirmatory: tuple[int, ...] = ()
@@ -212,6 +213,15 @@ def simulate(name: str, seed: int, plan: DamagePlan) -> DamagedCheckpoint:
     return DamagedCheckpoint(name, seed, truth, str(found.verdict), found.reason, shown)
 
 
+def judge(one: DamagedCheckpoint) -> DamagedCheckpoint:
+    """Return a stored checkpoint with the verdict that its evidence gets now."""
+    numbers = {name: one.evidence[name] for name in RecoveryEvidence.__dataclass_fields__}
+    evidence = RecoveryEvidence(**numbers)
+    verdict, reason = classify_loss(evidence)
+    shown = numbers | {"lost_disposition": evidence.lost_disposition}
+    return replace(one, verdict=str(verdict), reason=reason, evidence=shown)
+
+
 def sections(checkpoints: Sequence[DamagedCheckpoint], _plan: DamagePlan) -> dict[str, Any]:
     """Return the table."""
     rows = []
@@ -231,11 +241,24 @@ def sections(checkpoints: Sequence[DamagedCheckpoint], _plan: DamagePlan) -> dic
         )
     light = [one for one in checkpoints if len(_steps(one)) == 1 and one.truth == str(K)]
     no_training = [one for one in checkpoints if one.truth == str(DAMAGE)]
+    lost = [one for one in checkpoints if one.truth != NOTHING]
+    parts = {"light": light, "damage": no_training, "all": lost}
+    fresh = {
+        f"fresh_{k}": _right([one for one in own if one.seed in FRESH]) for k, own in parts.items()
+    }
     return {
-        "light": _right(light),
-        "damage": _right(no_training),
-        "all": _right([one for one in checkpoints if one.truth != NOTHING]),
+        **{
+            key: _right([one for one in own if one.seed not in FRESH]) for key, own in parts.items()
+        },
+        **fresh,
         "table": rows,
+        "with_unrelated": number(
+            sum(
+                one.evidence["recovered_by_unrelated"] >= UNSAID_SHARE
+                for one in light
+                if one.seed not in FRESH
+            )
+        ),
     }
 
 
@@ -252,8 +275,10 @@ STAGE: Study[DamagePlan, list[DamagedCheckpoint]] = Study(
     plan=DamagePlan,
     preregistered=False,
     exploratory=True,
-    jobs=lambda s: [(case, seed, s.plan) for seed in s.seeds for case in s.plan.cases],
+    jobs=lambda s: [(c, seed, s.plan) for seed in (*s.seeds, *FRESH) for c in s.plan.cases],
+    seeds=lambda plan: (*plan.exploratory, *FRESH),
     simulate=simulate,
+    collect=lambda runs, _: [judge(one) for one in runs],
     sections=sections,
     documents={"damage.json": lambda results, _: results},
     template="damage.md",

@@ -87,7 +87,8 @@ def test_nothing_is_learned_without_a_loss() -> None:
 
 def test_draws_are_added_while_the_interval_straddles_a_bound() -> None:
     few = behavior(PROBES[:12])  # eight test probes: a wide interval
-    half = recovered(lost_knowledge(Lookup(), 0.2), behavior=few, draws=3).point("own", 10)
+    some = lost_form(lost_knowledge(Lookup(), 0.2))  # half of these probes are known, and unsaid
+    half = recovered(some, behavior=few, draws=3).point("own", 10)
     all_lost = recovered(lost_knowledge(Lookup()), draws=3).point("own", 10)
     assert half is not None and half.score.n == 3
     assert all_lost is not None and all_lost.score.n < 3
@@ -101,7 +102,8 @@ def test_a_verdict_is_settled_if_the_interval_has_one_verdict() -> None:
         return replace(wide, retained=share, retained_low=low, retained_high=high)
 
     assert settled_verdict(ends(0.0, 0.05, 0.1)) is Verdict.KNOWLEDGE
-    assert settled_verdict(ends(0.1, 0.3, 0.6)) is None  # what is known may be unsaid
+    assert settled_verdict(ends(0.1, 0.3, 0.6)) is Verdict.KNOWLEDGE  # weakened, not unsaid
+    assert settled_verdict(ends(0.3, 0.6, 0.8)) is None
     assert settled_verdict(ends(0.8, 0.9, 1.0)) is Verdict.ALIGNMENT
     assert settled_verdict(ends(0.7, 0.8, 1.0)) is None  # a verdict, but not everywhere
 

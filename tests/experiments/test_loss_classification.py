@@ -20,7 +20,7 @@ from experiments.spurious_forgetting.plan import Plan as SpuriousPlan
 from experiments.spurious_forgetting.simulate import Evaluation, Recovery, Run
 from experiments.worlds import ToyWorld
 from riprap.diagnosis import RecoveryEvidence, Verdict
-from riprap.diagnosis.recovery._verdict import classify_loss
+from riprap.diagnosis.recovery import classify_loss
 
 A, K, BOTH = map(str, (Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH))
 

@@ -22,9 +22,10 @@ from riprap.diagnosis.evidence._responses import (
     response_batches,
 )
 from riprap.diagnosis.evidence._token_kl import TokenKL, mean_kl
-from riprap.diagnosis.evidence._weight_damage import WeightDamage, weight_damage
+from riprap.diagnosis.evidence._weight_damage import NOISE, WeightDamage, weight_damage
 
 __all__ = [
+    "NOISE",
     "Decodability",
     "Divergence",
     "LayerChange",

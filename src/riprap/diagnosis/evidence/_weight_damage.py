@@ -53,9 +53,6 @@ class WeightDamage:
         return " and ".join(self.kinds)
 
 
-NO_DAMAGE = WeightDamage()
-
-
 def weight_damage(model: nn.Module, reference: nn.Module | Weights) -> WeightDamage:
     """Examine the change of a model's weights since its reference.
 
@@ -63,7 +60,7 @@ def weight_damage(model: nn.Module, reference: nn.Module | Weights) -> WeightDam
     """
     before, now = named_weights(reference), named_weights(model)
     if any(name not in before or before[name].shape != now[name].shape for name in now):
-        return NO_DAMAGE
+        return WeightDamage()
     changed = [name for name in now if not torch.equal(*_pair(before, now, name))]
     matrices = [name for name in changed if now[name].dim() == 2]
     found, is_whole = set(), bool(matrices)

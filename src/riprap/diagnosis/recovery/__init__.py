@@ -2,6 +2,7 @@
 
 - `recover` returns a `Recovery`: a verdict with its reason, its `RecoveryEvidence`, and a curve of
   `RecoveryPoint` objects.
+- `classify_loss`: the verdict and its reason, from the evidence alone.
 - `Examples`: examples in any form. `trainable_copy`, `train_steps`, `learning_rates`,
   `trains_adapters`: the relearning itself, which repairs use too.
 - `MIN_PROBES`, `MIN_SCORE_DROP`: fewest probes, and smallest drop, for a verdict; the other
@@ -30,6 +31,7 @@ from riprap.diagnosis.recovery._verdict import (
     MIN_REFERENCE_KNOWLEDGE,
     MIN_SCORE_DROP,
     TOO_FEW_PROBES,
+    classify_loss,
 )
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "Recovery",
     "RecoveryEvidence",
     "RecoveryPoint",
+    "classify_loss",
     "learning_rates",
     "recover",
     "train_steps",

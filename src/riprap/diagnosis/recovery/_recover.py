@@ -15,7 +15,7 @@ from riprap import evaluation
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
-from riprap.diagnosis.evidence._weight_damage import NO_DAMAGE, weight_damage
+from riprap.diagnosis.evidence import weight_damage
 from riprap.diagnosis.recovery._answer_choices import possible_answers
 from riprap.diagnosis.recovery._examples import Examples
 from riprap.diagnosis.recovery._recovery_evidence import RecoveryEvidence
@@ -183,7 +183,7 @@ def recover(
     now = runs.evaluate(model)
     test_now, test_before = (runs.select_test(table) for table in (now, before))
     is_lost = test_before.score - test_now.score >= MIN_SCORE_DROP
-    damage = weight_damage(model, reference) if is_lost and reference is not None else NO_DAMAGE
+    damage = weight_damage(model, reference) if is_lost and reference is not None else None
     paraphrased_now = runs.evaluate_paraphrased(paraphrased, model)
     pair = None
     if paraphrased_now is not None and paraphrased_before is not None:

@@ -9,7 +9,7 @@ from math import isnan, nan
 import numpy as np
 from scipy import stats
 
-from riprap.diagnosis.evidence._weight_damage import NO_DAMAGE, WeightDamage
+from riprap.diagnosis.evidence import WeightDamage
 from riprap.diagnosis.recovery._answer_choices import (
     AnswerTable,
     chance_accuracy,
@@ -101,7 +101,7 @@ class RecoveryEvidence:
         tables: Mapping[str, Sequence[AnswerTable]],
         seed: int,
         paraphrased: tuple[AnswerTable, AnswerTable] | None = None,
-        damage: WeightDamage = NO_DAMAGE,
+        damage: WeightDamage | None = None,
     ) -> RecoveryEvidence:
         """Compute the evidence from tables of the test probes, of the model and of the reference.
 
@@ -176,8 +176,8 @@ class RecoveryEvidence:
             has_answer_choices=now.answer_scores is not None,
             insufficient=now.insufficient or before.insufficient or _not_finite(now, before),
             probes_needed=best.times_needed(KEPT_ABOVE, LOST_BELOW, seed),
-            damage=damage.text,
-            is_only_damage=damage.is_whole,
+            damage="" if damage is None else damage.text,
+            is_only_damage=damage is not None and damage.is_whole,
         )
 
     @property
@@ -215,14 +215,14 @@ class RecoveryEvidence:
 
         - the first choices have another form;
         - almost all probes get the same answer;
-        - the answer returns after unrelated examples, which taught nothing of it;
-        - it is given to a paraphrase, without any examples.
+        - the answer is given to a paraphrase, without any examples.
+
+        Answers that return after unrelated examples are none: any training undoes a part of a light
+        overwriting.
         """
-        returned = self._above_guessing(self.recovered_by_unrelated)
         pieces = {
             "the answers have another form": self.format_loss if self.is_format_change else 0.0,
             "all get the same answer": self.modal_answer_now * self.collapsed_to_one_answer,
-            "unrelated examples bring the answer back": returned,
             "the answer is given to a paraphrase": self._above_guessing(self.known_paraphrased),
         }
         return {name: share for name, share in pieces.items() if share >= UNSAID_SHARE}

@@ -15,6 +15,7 @@ from math import isnan
 import numpy as np
 
 from riprap.diagnosis._base import Verdict
+from riprap.diagnosis.evidence import NOISE
 from riprap.diagnosis.recovery._recovery_evidence import (
     KEPT_ABOVE,
     LOST_BELOW,
@@ -38,8 +39,10 @@ def classify_loss(evidence: RecoveryEvidence) -> tuple[Verdict, str]:
         f"[{e.retained_low:.0%}, {e.retained_high:.0%}] of the knowledge remains"
     )
     if e.is_only_damage:
-        what = f"nothing was trained: {e.damage} explains the whole change of the weights"
-        return Verdict.DAMAGE, f"{what}; {retained}"
+        what = f"{e.damage} explains the whole change of the weights"
+        sure = "a training weaker than the noise would not be seen"
+        trained = sure if NOISE in e.damage else "nothing was trained"
+        return Verdict.DAMAGE, f"{what} ({trained}); {retained}"
     verdict, reason = _classify_trained(e, retained)
     also = f"; weights were changed by {e.damage} too, which may be a part of it"
     return verdict, reason + (also if e.damage else "")
