@@ -44,7 +44,6 @@ class Replay(Guard):
     field_of_origin: ClassVar[str] = "continual learning"
     fidelity: ClassVar[str] = "simplified"
     may_increase_norm: ClassVar[bool] = True
-    projects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction < 1 or self.every < 1:
@@ -83,18 +82,14 @@ class Replay(Guard):
             )
         product = float(inner_products(view.vector, [replay])[0])
         square = float(norm(replay)) ** 2
-        mixed = (1 - fraction) * product + fraction * square
-        # If requested, remove the component that still conflicts with the old examples.
-        lift = -mixed / square if self.projects and mixed < 0 else 0.0
-        task = [part * (1 - fraction) for part in view.vector]
-        vector = add(task, replay, fraction + lift)
         before = {"loss": loss, "product": product, "norm": float(norm(view.vector))}
         if not math.isfinite(product + square):
             detail = "nothing was done: the step or the gradient on old examples is not finite"
             return Proposal(detail=detail, before=before)
-        after = {"product": mixed + lift * square, "norm": float(norm(vector))}
+        vector = add([part * (1 - fraction) for part in view.vector], replay, fraction)
+        product = (1 - fraction) * product + fraction * square
+        after = {"product": product, "norm": float(norm(vector))}
         detail = f"{fraction:.0%} of the step comes from old examples"
-        detail += "; removed what went against them" if lift else ""
         return Proposal(vector, detail, before, after)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,21 +16,25 @@ from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView, sum_of_finite
 from riprap.linalg import Vector
 
+KEPT_LOGITS = 16  # of each example; float32 holds token numbers up to 2^24 exactly
+LARGEST_PULL = 1.0  # nats; a logit that has changed more is pulled back no harder
+
 
 class SelfDistillationBuffer:
     """Replay buffer of examples whose targets are the initial model's own outputs.
 
-    The targets are the logits after each example, with the distillation loss at a temperature (dark
-    experience replay, Buzzega et al., 2004.07211, with the loss of Hinton et al., 1503.02531). For
+    The targets are the largest 16 logits after each example. The loss of an example is the mean
+    squared change of these logits (dark experience replay, Buzzega et al., 2004.07211; linear from
+    1 nat on, so that the pull is bounded), plus the decrease of the log-probability of the initial
+    answer, which is the most likely token. For
     margins that are not read from the logits of one position, the targets are the margins, and the
-    loss is the squared decrease. No labels are needed, and the logits carry more information than
-    one correct answer.
+    loss is the squared decrease. The loss and its gradient are 0 before training. No labels are
+    needed, and the logits carry more information than one correct answer.
 
     Args:
         behaviors: behaviors named like monitored ones, on **other probes** than those monitored;
             see `Behavior.split`.
         batch_size: number of examples in each draw.
-        temperature: temperature of the distillation loss.
         seed: seed of the order in which examples are drawn.
 
     Raises:
@@ -42,7 +46,6 @@ class SelfDistillationBuffer:
         self,
         behaviors: Sequence[Behavior],
         batch_size: int = 32,
-        temperature: float = 3.0,
         seed: int = 0,
     ) -> None:
         names = [behavior.name for behavior in behaviors]
@@ -52,7 +55,7 @@ class SelfDistillationBuffer:
                 "behavior, each name once, and a batch_size of at least 1"
             )
         self.behaviors = {behavior.name: behavior for behavior in behaviors}
-        self.batch_size, self.temperature, self.seed = batch_size, temperature, seed
+        self.batch_size, self.seed = batch_size, seed
         self.drawn = dict.fromkeys(names, 0)
         self.targets: dict[str, Tensor] = {}
         self.left_out: list[str] = []
@@ -79,8 +82,8 @@ class SelfDistillationBuffer:
             for name, behavior in self.behaviors.items():
                 n = len(behavior.probes)
                 parts = [range(at, min(at + 256, n)) for at in range(0, n, 256)]  # bounds memory
-                outputs = [_outputs(behavior.subset(part), view.model) for part in parts]
-                self.targets[name] = torch.cat(outputs).clone()
+                targets = [_targets(behavior.subset(part), view.model) for part in parts]
+                self.targets[name] = torch.cat(targets)
 
     def gradient(
         self, model: nn.Module, parameters: Sequence[Tensor], shares: Mapping[str, float]
@@ -129,11 +132,7 @@ class SelfDistillationBuffer:
         targets = targets.to(outputs.device)
         if not _reads_logits(part):
             return functional.relu(targets - outputs).square().sum()
-        temperature = self.temperature
-        current = (outputs / temperature).log_softmax(-1)
-        initial = (targets / temperature).log_softmax(-1)
-        loss = functional.kl_div(current, initial, log_target=True, reduction="sum")
-        return temperature**2 * loss
+        return answer_distance(outputs, targets).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions, the targets, and the state of the margins."""
@@ -149,6 +148,31 @@ class SelfDistillationBuffer:
         self.drawn, self.targets = dict(state["drawn"]), dict(state["targets"])
         for name, margin_state in state["margins"].items():
             self.behaviors[name].margins.load_state_dict(margin_state)
+
+
+def _targets(behavior: Behavior, model: nn.Module) -> Tensor:
+    outputs = _outputs(behavior, model)
+    return answer_targets(outputs) if _reads_logits(behavior) else outputs
+
+
+def answer_targets(logits: Tensor) -> Tensor:
+    """Return what is kept of logits, shape (n, 2k + 1) for logits of shape (n, vocabulary).
+
+    The k largest logits in descending order, their tokens, and the log-probability of the first.
+    """
+    top = logits.topk(min(KEPT_LOGITS, logits.shape[-1]), dim=-1)
+    answer = top.values[:, :1] - logits.logsumexp(-1, keepdim=True)
+    return torch.cat([top.values, top.indices.to(top.values.dtype), answer], dim=-1)
+
+
+def answer_distance(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the distance of logits from `answer_targets`, shape (n,); 0 where nothing changed."""
+    k = targets.shape[-1] // 2
+    values, tokens, before = targets[:, :k], targets[:, k : 2 * k].long(), targets[:, -1]
+    read = logits.gather(-1, tokens)
+    now = read[:, 0] - logits.logsumexp(-1)
+    change = functional.huber_loss(read, values, reduction="none", delta=LARGEST_PULL)
+    return 2 * change.mean(-1) + functional.relu(before - now)
 
 
 def _reads_logits(behavior: Behavior) -> bool:
