@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -89,6 +89,12 @@ class Memory:
             pairs.append(({"input_ids": ids}, labels))
         return pairs
 
+    def labeled(self) -> Sequence[tuple[Any, Tensor]]:
+        """Return old batches as model inputs and labels."""
+        if self.causal:
+            return self.responses()
+        return [(batch.input_ids, batch.targets) for batch in self.batches.stored]
+
     @property
     def replayed(self) -> int:
         """Number of old rows that were drawn."""
@@ -135,7 +141,7 @@ def _lisa(memory: Memory, value: float) -> Guard:
 
 
 def _auto(memory: Memory, value: float) -> Guard:
-    return guards.AutoGuard(replay=memory.buffer(), min_score=value or None)
+    return guards.AutoGuard(replay=memory.buffer(), keep=value)
 
 
 NONE, AUTO = "none", "auto_guard"
@@ -143,7 +149,7 @@ MIXING = {f"mixing_{100 * share:.0f}": _share(share) for share in (0.05, 0.10, 0
 METHODS: dict[str, Method] = {
     NONE: Method(),
     **MIXING,
-    AUTO: _buffer("min_score", (0.0, 0.95, 0.99), _auto),
+    AUTO: _buffer("keep", (0.95, 0.85, 1.0), _auto),
     "replay": _buffer(
         "fraction",
         (0.25, 0.1, 0.5),
@@ -171,6 +177,16 @@ METHODS: dict[str, Method] = {
     ),
     "si": _probes("strength", (1.0, 1e2, 1e4), lambda m, v: guards.SI(strength=v)),
     "mas": _probes("strength", (1.0, 0.1, 10.0), lambda m, v: guards.MAS(strength=v)),
+    "margin_anchor": _probes(
+        "strength", (20.0, 2.0, 200.0), lambda m, v: guards.MarginAnchor(strength=v)
+    ),
+    "der_pp": _buffer("alpha", (0.5, 0.1, 2.0), lambda m, v: guards.DERpp(m.labeled(), alpha=v)),
+    "lwf": Method("temperature", (2.0, 1.0, 4.0), lambda m, v: guards.LwF(temperature=v)),
+    "safe_anchor": _buffer(
+        "energy",
+        (0.9, 0.7, 0.99),
+        lambda m, v: guards.SafeAnchor(replay=m.buffer(), energy=v),
+    ),
     "l2_sp": Method("strength", (0.1, 0.01, 1.0), lambda m, v: guards.L2SP(strength=v)),
     "feature_anchor": _probes(
         "strength",

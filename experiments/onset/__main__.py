@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.figure:
         options.figure.mkdir(parents=True, exist_ok=True)
         for folder in options.runs:
-            command = f"python -m experiments.onset {options.half} --runs {folder} --figure {options.figure}"
+            command = f"python -m experiments.onset {options.half} --runs {folder}"
+            command += f" --figure {options.figure}"
             corpus = load_corpus(folder.parent, folder.name, options.half)
             policies = (BEFORE, *map(AlertPolicy.named, POLICIES))
             print(write_front(folder.name, corpus, policies, options.figure, command), flush=True)

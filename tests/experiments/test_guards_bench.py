@@ -182,7 +182,7 @@ def test_a_failure_is_a_result_that_says_why(short: Ground, tmp_path: Path) -> N
 
 
 def test_a_guard_that_cannot_hold_a_floor_says_so_in_the_run() -> None:
-    found = run(Short("contradicting", 260), AUTO, METHODS[AUTO], 0.0, 0)
+    found = run(Short("contradicting", 260), AUTO, METHODS[AUTO], METHODS[AUTO].values[0], 0)
     assert any("do not hold the score" in text for text in found.reasons)
     assert len(found.reasons) == len(set(found.reasons))
 
@@ -212,7 +212,9 @@ def test_the_first_value_is_the_default_of_the_guard(name: str) -> None:
     defaults = {own.name: own.default for own in fields(guard)}  # type: ignore[arg-type]
     default = defaults[method.knob]
     assert getattr(guard, method.knob) == method.values[0]
-    assert default == method.values[0] or (default is None and method.knob == "refresh")
+    assert default == method.values[0] or (
+        default is None and method.knob in ("refresh", "directions")
+    )
 
 
 def points_of(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:

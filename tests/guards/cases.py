@@ -49,6 +49,7 @@ CASES: dict[str, Case] = {
     "chain": lambda: guards.Chain(guards.AGEM(["first"]), guards.AGEM(["second"])),
     "ewc": lambda: guards.EWC(strength=30.0),
     "ewc_of_margins": lambda: guards.EWC(of="margin", strength=0.1),
+    "margin_anchor": lambda: guards.MarginAnchor(),
     "online_ewc": lambda: guards.OnlineEWC(strength=30.0, every=3),
     "si": lambda: guards.SI(strength=1.0, refresh=1),
     "mas": lambda: guards.MAS(strength=1e-4),

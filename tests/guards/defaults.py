@@ -110,6 +110,7 @@ DEFAULTS: dict[str, Callable[[Task], Guard]] = {
     "OnlineEWC": lambda task: guards.OnlineEWC(),
     "SI": lambda task: guards.SI(),
     "MAS": lambda task: guards.MAS(),
+    "MarginAnchor": lambda task: guards.MarginAnchor(),
     "KL": lambda task: guards.KL(),
     "DERpp": lambda task: guards.DERpp([replayed(task)]),
     "LwF": lambda task: guards.LwF(),

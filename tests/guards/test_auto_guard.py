@@ -1,4 +1,4 @@
-"""AutoGuard: idle, then replay as needed, then a rollback."""
+"""AutoGuard: idle, then replay as needed, then held weights; a rollback if asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, old_loss
 from guards.test_replay import BATCHES, Words, pool
 from riprap import Alert, AlertPolicy, Behavior, Level, Monitor, guards
 from riprap.errors import ConfigError
-from riprap.guards.replay import _auto_guard
+from riprap.guards import _auto_guard
 from riprap.types import Action
 
 WATCHFUL = AlertPolicy.parse({"name": "low", "detectors": [{"kind": "forecast"}]}, "here")
@@ -44,17 +44,9 @@ def test_it_keeps_what_training_alone_loses() -> None:
     assert {action.guard for action in run.monitor.actions} == {"adaptive_replay"}
 
 
-def test_a_mixed_step_never_goes_against_the_old_examples() -> None:
-    run = Run(auto_guard()).go(lessons(60))
-    products = [action.after["product"] for action in run.monitor.actions]
-    raw = [action.before["product"] for action in run.monitor.actions]
-    assert min(raw) < 0
-    assert min(products) >= -1e-6
-
-
-def test_a_higher_min_score_acts_sooner() -> None:
+def test_who_keeps_more_acts_sooner() -> None:
     """A higher demand is met by acting sooner."""
-    runs = [Run(auto_guard(min_score=score)).go(lessons(30)) for score in (None, 1.0)]
+    runs = [Run(auto_guard(keep=share)).go(lessons(30)) for share in (0.5, 1.0)]
     firsts = [run.monitor.actions[0].step for run in runs]
     assert firsts[1] <= firsts[0]
     assert worst(runs[1]) >= worst(runs[0])
@@ -139,11 +131,11 @@ def test_a_behavior_that_has_recovered_is_not_rolled_back() -> None:
 
 
 def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> None:
-    run = Scripted(lambda step: 1.0 if step < 3 else 0.5).go(400)
+    run = Scripted(lambda step: 1.0 if step < 3 else 0.5, rollback=True).go(400)
     (told,) = run.actions("adaptive_replay")[-1:]
     unheld = [a for a in run.actions("adaptive_replay") if not a.applied]
     assert len(unheld) == 1
-    assert "do not hold the score of scripted (0.50, floor 0.90" in unheld[0].detail
+    assert "do not hold the score of scripted (0.50, to keep 0.95" in unheld[0].detail
     assert told.applied  # replay goes on too
     own = [str(w.message) for w in run.warned if "do not hold" in str(w.message)]
     assert len(own) == 1
@@ -159,7 +151,7 @@ def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> 
 
 def test_no_state_is_restored_twice_and_training_is_not_asked_to_stop() -> None:
     """Healthy until 149, then broken for good: one rollback, to a state that was learned."""
-    run = Scripted(lambda step: 1.0 if step < 150 else 0.5).go(800)
+    run = Scripted(lambda step: 1.0 if step < 150 else 0.5, rollback=True).go(800)
     first, *later = run.actions("rollback")
     assert first.applied
     back = int(first.detail.split("the state of step ")[1])
@@ -172,22 +164,25 @@ def test_no_state_is_restored_twice_and_training_is_not_asked_to_stop() -> None:
 
 
 def test_a_rollback_waits_for_replay() -> None:
-    guard = auto_guard()
+    guard = auto_guard(rollback=True)
     guard.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
     assert guard.critical_since == {"first": 7}
     assert guard.rollback is not None
     assert guard.rollback.alerted == []
 
 
-def test_it_can_do_without_a_rollback() -> None:
-    assert [leaf.name for leaf in auto_guard(rollback=False).flatten()] == ["adaptive_replay"]
-    assert [leaf.name for leaf in auto_guard().flatten()] == ["adaptive_replay", "rollback"]
+def test_its_parts_can_be_chosen() -> None:
+    replay_only = auto_guard(anchor=False)
+    assert [leaf.name for leaf in replay_only.flatten()] == ["adaptive_replay"]
+    parts = ["adaptive_replay", "margin_anchor"]
+    assert [leaf.name for leaf in auto_guard().flatten()] == parts
+    assert [leaf.name for leaf in auto_guard(rollback=True).flatten()] == [*parts, "rollback"]
 
 
 def test_options_that_it_would_ignore_are_refused() -> None:
     adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
-    for given in ({"min_score": 0.99}, {"behaviors": ["first"]}):
-        with pytest.raises(ConfigError, match="`min_score` to the AdaptiveReplay"):
+    for given in ({"keep": 0.99}, {"behaviors": ["first"]}):
+        with pytest.raises(ConfigError, match="`keep` to the AdaptiveReplay"):
             guards.AutoGuard(replay=adaptive, **given)  # type: ignore[arg-type]
 
 
@@ -216,6 +211,7 @@ def test_without_old_examples_it_is_refused(replay: Any) -> None:
         guards.AutoGuard(replay=replay)
 
 
-def test_an_impossible_min_score_is_refused() -> None:
-    with pytest.raises(ConfigError, match="a score must lie in"):
-        auto_guard(min_score=1.5)
+@pytest.mark.parametrize("keep", [0.0, 1.5])
+def test_an_impossible_share_is_refused(keep: float) -> None:
+    with pytest.raises(ConfigError, match="a share of a score must lie in"):
+        auto_guard(keep=keep)

@@ -17,6 +17,11 @@ from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.evaluation import ProtectedGradients
 from riprap.guards import GuardView
+from riprap.guards.replay._self_distillation_buffer import (
+    KEPT_LOGITS,
+    answer_distance,
+    answer_targets,
+)
 from riprap.types import Forecast
 from tiny import make_llama
 
@@ -218,11 +223,15 @@ def test_invalid_arguments_are_refused(make) -> None:  # type: ignore[no-untyped
         make()
 
 
-def seen(margins: list[float], median: float = float("inf")) -> GuardView:
-    """What a guard is shown of one behavior whose 10 probes all had these margins at visits."""
+def seen(margins: list[float], median: float = float("inf"), failing: int = 0) -> GuardView:
+    """What a guard is shown of one behavior with 10 probes that all had these margins.
+
+    Args:
+        failing: so many of the probes fail from the start.
+    """
     track = BehaviorHistory("only", floor=0.9)
     for step, margin in enumerate(margins):
-        track.add_margins(step, np.full(10, margin))
+        track.add_margins(step, np.where(np.arange(10) < failing, -1.0, margin))
     forecast = Forecast(median, median, float("inf"), 50)
     return GuardView(
         step=len(margins),
@@ -250,6 +259,60 @@ def test_it_tells_a_new_level_from_a_fall(margins: list[float], median: float, w
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     guard.names = ["only"]
     assert bool(guard.replay_needs(seen(margins, median))) is wakes
+
+
+def test_a_behavior_that_starts_under_its_floor_is_kept_where_it_is() -> None:
+    """Four of ten probes fail before training; the score of 0.6 is what there is to lose."""
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard.names = ["only"]
+    assert guard.replay_needs(seen([1.0, 0.9], failing=4)) == {}
+    assert guard.replay_needs(seen([1.0, 0.1], failing=4)) == {"only": pytest.approx(0.9)}
+    nothing = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    nothing.names = ["only"]
+    assert nothing.replay_needs(seen([1.0, -1.0], failing=10)) == {}
+
+
+def test_each_step_replays_once_a_score_is_lost() -> None:
+    for margin, steps in ((0.2, [2, 4]), (-0.5, [1, 2, 3, 4])):
+        run = Run(guards.AdaptiveReplay(BATCHES, loss=old_loss, every=2))
+        run.guard.replay_needs = lambda view, m=margin: {"first": min(1 - m, 1.0)}  # type: ignore
+        run.go(lessons(4))
+        assert [action.step for action in run.monitor.actions if action.applied] == steps
+
+
+def test_examples_are_too_few_if_their_loss_is_low_and_the_score_is_lost() -> None:
+    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard.names = guard.awake = ["only"]
+    lost, kept = seen([1.0, -1.0]), seen([1.0, 0.2])
+    for _ in range(30):
+        assert not guard.has_too_few_examples(kept)
+        guard._note_loss(0.1)
+    assert guard.has_too_few_examples(lost)
+    assert not guard.has_too_few_examples(kept)
+    for _ in range(30):
+        guard._note_loss(2.0)  # the model no longer answers the old examples as before
+    assert not guard.has_too_few_examples(lost)
+
+
+def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> None:
+    """Against a reference in float64, by numerical differences."""
+    made = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(6, 40, generator=made)
+    targets = answer_targets(logits)
+    assert targets.shape == (6, 2 * KEPT_LOGITS + 1)
+    assert float(answer_distance(logits, targets).abs().max()) < 1e-5
+    moved = (logits + torch.randn(6, 40, generator=made)).double().requires_grad_()
+    distance = answer_distance(moved, targets.double())
+    top = logits.double().topk(16).indices
+    change = (moved - logits.double()).gather(-1, top).abs()
+    mean = torch.where(change < 1, change**2, 2 * change - 1).mean(-1)
+    first = top[:, :1]
+    before, now = (x.log_softmax(-1).gather(-1, first)[:, 0] for x in (logits.double(), moved))
+    torch.testing.assert_close(distance, mean + (before - now).clamp(min=0), atol=1e-5, rtol=1e-5)
+    far = (-1000 * logits).requires_grad_()  # the answers are turned upside down
+    answer_distance(far, targets).sum().backward()
+    assert far.grad is not None
+    assert float(far.grad.abs().max()) <= 2 / KEPT_LOGITS + 1  # of a logit, and of the answer
 
 
 def test_it_does_not_rest_while_it_would_wake() -> None:

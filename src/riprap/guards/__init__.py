@@ -6,9 +6,10 @@ it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass
 - Projection (`riprap.guards.projection`): `AGEM`, `GEM`, `PCGrad`, `UPGrad`, `UpdateProjection`,
   `OGD`, `GPM`, `TwoSidedGPM`, `SafeAnchor`, `SafeGrad`.
 - Regularization (`riprap.guards.regularization`): `L2SP`, `EWC`, `OnlineEWC`, `SI`, `MAS`, `KL`,
-  `DERpp`, `LwF`, `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
-- Replay (`riprap.guards.replay`): `AutoGuard` (the default guard), `Replay`, `AdaptiveReplay`,
-  `Lisa`; `SelfDistillationBuffer` and `self_generated_examples` provide examples.
+  `DERpp`, `LwF`, `MarginAnchor`, `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
+- `AutoGuard`, the default guard: replays and anchors weights as the monitor's readings require.
+- Replay (`riprap.guards.replay`): `Replay`, `AdaptiveReplay`, `Lisa`; `SelfDistillationBuffer` and
+  `self_generated_examples` provide examples.
 - Weights (`riprap.guards.weights`): `Rollback`, `Freeze`, `Clip`, `EMA`.
 - Composition: `Chain`, `OnAlert`, `Scheduled`.
 
@@ -16,6 +17,7 @@ it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass
 `describe_actions` says in one sentence for each guard what it did.
 """
 
+from riprap.guards._auto_guard import AutoGuard
 from riprap.guards._base import Guard, GuardView, Proposal, RestoreProposal
 from riprap.guards._composition import Chain, OnAlert, Scheduled
 from riprap.guards._runner import GuardOutcome, run_hook, write_gradient, write_update
@@ -42,12 +44,12 @@ from riprap.guards.regularization import (
     DERpp,
     FeatureAnchor,
     LwF,
+    MarginAnchor,
     OLoRA,
     OnlineEWC,
 )
 from riprap.guards.replay import (
     AdaptiveReplay,
-    AutoGuard,
     Lisa,
     Replay,
     SelfDistillationBuffer,
@@ -79,6 +81,7 @@ __all__ = [
     "GuardView",
     "Lisa",
     "LwF",
+    "MarginAnchor",
     "OLoRA",
     "OnAlert",
     "OnlineEWC",

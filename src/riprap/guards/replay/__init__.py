@@ -2,14 +2,12 @@
 
 - `Replay`: a fixed share of each step; `AdaptiveReplay`: a share that follows the lost margin;
   `Lisa`: alternating phases.
-- `AutoGuard`: the default guard; adaptive replay, then a rollback.
 - Sources of examples: your own batches, a `SelfDistillationBuffer`, or
   `self_generated_examples`. `BatchCycler`, `BatchGuard` and `CyclingGuard` read protected batches,
   and `split_labels` takes one apart.
 """
 
 from riprap.guards.replay._adaptive_replay import AdaptiveReplay
-from riprap.guards.replay._auto_guard import AutoGuard
 from riprap.guards.replay._batches import BatchCycler, BatchGuard, CyclingGuard, split_labels
 from riprap.guards.replay._lisa import Lisa
 from riprap.guards.replay._replay import Replay
@@ -18,7 +16,6 @@ from riprap.guards.replay._self_generated import self_generated_examples
 
 __all__ = [
     "AdaptiveReplay",
-    "AutoGuard",
     "BatchCycler",
     "BatchGuard",
     "CyclingGuard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -22,7 +23,10 @@ WAKE_AT, EARLY_WAKE_AT, EARLY_HORIZON = 0.75, 0.25, 12
 # Replay stops when at most REST_AT is lost. The limit is halved each time replay has to start
 # again, down to MIN_REST_AT.
 REST_AT, MIN_REST_AT = 0.50, 0.10
-# Steps of replay under the floor after which the old examples are said not to hold it.
+# The loss on old examples, in nats and averaged over about ten replays, below which the model is
+# said to answer them as before; asked after so many replays.
+LOW_LOSS, LOSS_WEIGHT, MIN_REPLAYS = 0.3, 0.1, 20
+# Steps of replay under the score to keep after which the old examples are said not to hold it.
 HOLD_PATIENCE = 100
 
 
@@ -31,20 +35,23 @@ class AdaptiveReplay(Replay):
     """Replay whose share follows the measured and predicted loss of margin.
 
     Replay of a behavior starts when three quarters of its threshold margin are lost, including the
-    change that interference predicts since the last probe evaluation. It starts earlier if a break
-    is forecast, or if a quarter is lost and the rest is expected to last at most 12 steps. It stops
-    when at most half is lost; this limit is halved each time replay has to start again.
+    change that interference predicts since the last probe evaluation. It starts earlier if a
+    quarter is lost, and a break is forecast or the rest is expected to last at most 12 steps. It
+    stops when at most half is lost; this limit is halved each time replay has to start again.
 
     The share of the step is `fraction` times the square root of the largest lost share. A
-    `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. The
-    component of the mixed step that still conflicts with the old examples is projected away, as in
-    A-GEM. If a score stays under its floor for 100 steps of replay, a warning and an action say so.
+    `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. Where
+    the whole margin of a behavior is lost, each step replays, whatever `every` is. If a score stays
+    under the one to keep for 100 steps of replay, a warning and an action say so.
 
     Args:
         behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A
             `SelfDistillationBuffer` needs examples of each of them.
-        min_score: the score to preserve, if it is above a behavior's floor.
+        keep: share of each behavior's score before training that must stay. The threshold margin
+            is that of this score; never that of a score below the floor if the behavior starts
+            above it.
         fraction: the maximum share of a step, used when the whole threshold margin is lost.
+        every: interval of the steps with replay while some of the margin is left.
 
     Raises:
         ConfigError: in `start`, a behavior is not monitored, or the buffer has no examples of it.
@@ -53,22 +60,25 @@ class AdaptiveReplay(Replay):
     fraction: float = 0.5
     every: int = 2
     behaviors: Sequence[Behavior | str] | None = field(default=None, kw_only=True)
-    min_score: float = field(default=0.0, kw_only=True)
+    keep: float = field(default=0.95, kw_only=True)
     names: list[str] = field(default_factory=list, init=False, repr=False)
     awake: list[str] = field(default_factory=list, init=False, repr=False)
     wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     under_floor_since: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     not_held: list[str] = field(default_factory=list, init=False, repr=False)
+    replay_count: int = field(default=0, init=False, repr=False)
+    replay_loss: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
     field_of_origin: ClassVar[str] = "ours"
     fidelity: ClassVar[str] = "variant"
-    projects: ClassVar[bool] = True
     state_attrs: ClassVar[tuple[str, ...]] = (
         "awake",
         "wake_count",
         "under_floor_since",
         "not_held",
+        "replay_count",
+        "replay_loss",
     )
 
     @property
@@ -78,6 +88,8 @@ class AdaptiveReplay(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.keep <= 1:
+            raise self._error(f"keep={self.keep}; a share of a score must lie in (0, 1]")
         self._known: dict[str, tuple[np.ndarray, np.ndarray, tuple[float, float] | None]] = {}
 
     def start(self, view: GuardView) -> None:
@@ -102,9 +114,10 @@ class AdaptiveReplay(Replay):
             lost, forecast = self._margin_spent(view.histories[name]), view.forecasts.get(name)
             if lost is None:
                 continue
-            early = forecast is not None and (
-                forecast.predicts_break
-                or (lost >= EARLY_WAKE_AT and forecast.median <= EARLY_HORIZON)
+            early = (
+                forecast is not None
+                and lost >= EARLY_WAKE_AT
+                and (forecast.predicts_break or forecast.median <= EARLY_HORIZON)
             )
             if name not in self.awake and (lost >= WAKE_AT or early):
                 self.awake.append(name)
@@ -122,7 +135,7 @@ class AdaptiveReplay(Replay):
         first, last = history.margins[0], history.margins[-1]
         known = self._known.get(history.behavior)
         if known is None or known[0] is not first or known[1] is not last:
-            ends = initial_and_current(history, self.min_score)
+            ends = initial_and_current(history, self.keep)
             known = self._known[history.behavior] = (first, last, ends)
         return None if known[2] is None else margin_spent(history, *known[2])
 
@@ -133,26 +146,44 @@ class AdaptiveReplay(Replay):
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Mix in old examples if a behavior needs replay."""
         needs = self.replay_needs(view)
-        if not needs or view.step % self.every:
+        if not needs:
             return None
-        return self._mix(view, self.fraction * max(needs.values()) ** 0.5, needs)
+        need = max(needs.values())
+        if need < 1 and view.step % self.every:
+            return None
+        proposal = self._mix(view, self.fraction * need**0.5, needs)
+        self._note_loss(proposal.before.get("loss", math.nan))
+        return proposal
+
+    def _note_loss(self, loss: float) -> None:
+        """Average the loss on the old examples over the last replays."""
+        weight = max(1 / (self.replay_count + 1), LOSS_WEIGHT)
+        self.replay_loss += weight * (loss - self.replay_loss)
+        self.replay_count += 1
+
+    def has_too_few_examples(self, view: GuardView) -> bool:
+        """Return whether a score is not kept although the loss on the old examples is low."""
+        if self.replay_count < MIN_REPLAYS or not self.replay_loss < LOW_LOSS:
+            return False
+        histories = [view.histories[name] for name in self.awake]
+        return any(score(h.margins[-1]) < score_to_keep(h, self.keep) for h in histories)
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Say so, once for each behavior, if the old examples do not hold its floor."""
+        """Say so, once for each behavior, if the old examples do not hold its score."""
         said = []
         for name in self.names:
             history = view.histories[name]
             if not history.steps or history.step < view.step:
                 continue
-            now = score(history.margins[-1])
-            if name not in self.awake or now >= history.floor:
+            now, target = score(history.margins[-1]), score_to_keep(history, self.keep)
+            if name not in self.awake or now >= target:
                 self.under_floor_since.pop(name, None)
                 continue
             since = self.under_floor_since.setdefault(name, view.step)
             if view.step - since >= HOLD_PATIENCE and name not in self.not_held:
                 self.not_held.append(name)
                 steps = view.step - since
-                said.append(f"{name} ({now:.2f}, floor {history.floor:.2f}, for {steps} steps)")
+                said.append(f"{name} ({now:.2f}, to keep {target:.2f}, for {steps} steps)")
         if not said:
             return None
         detail = (
@@ -163,21 +194,23 @@ class AdaptiveReplay(Replay):
         return Proposal(detail=detail)
 
 
-def initial_and_current(
-    history: BehaviorHistory, min_score: float = 0.0
-) -> tuple[float, float] | None:
+def score_to_keep(history: BehaviorHistory, keep: float) -> float:
+    """Return the score to keep: a share of the first one, and the floor if it began above."""
+    first = score(history.margins[0])
+    target = keep * first
+    return max(target, history.floor) if first >= history.floor else target
+
+
+def initial_and_current(history: BehaviorHistory, keep: float) -> tuple[float, float] | None:
     """Return the first and the last threshold margin; None if the behavior has nothing to lose.
 
     Args:
-        min_score: the score that defines the threshold margin, if it is above the floor and the
-            behavior had it before training.
+        keep: share of the first score that defines the threshold margin.
     """
-    if not history.healthy_at_start:
+    target = score_to_keep(history, keep)
+    if target <= 0:
         return None
-    for least in (max(history.floor, min_score), history.floor):
-        start, now = (threshold_margin(history.margins[i], least) for i in (0, -1))
-        if start > 0:
-            break
+    start, now = (threshold_margin(history.margins[i], target) for i in (0, -1))
     return start, now
 
 

@@ -106,7 +106,7 @@ class Rollback(BehaviorGuard):
         healthy = [bool(history.steps) and history.healthy_at_start for history in histories]
         unhealthy = [name for name, well in zip(self.names, healthy, strict=True) if not well]
         self.names = [name for name in self.names if name not in unhealthy]
-        if not self.names or (unhealthy and self.behaviors is not None):
+        if unhealthy and not self.keep_learning and (self.behaviors is not None or not self.names):
             raise self._error(
                 f"behavior {unhealthy[0]!r} is under its floor before training, so no state is "
                 "healthy; lower its floor, or protect other behaviors"

@@ -1,4 +1,4 @@
-"""AutoGuard: idle while margins are stable, then replay as needed, and rollback at last."""
+"""AutoGuard: idle while margins are stable; then replays old examples and anchors weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
 from riprap.guards._composition import CompositeGuard, has_recovered
-from riprap.guards.replay._adaptive_replay import AdaptiveReplay
-from riprap.guards.replay._replay import Replay
-from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
+from riprap.guards.regularization._margin_anchor import MarginAnchor
+from riprap.guards.replay import AdaptiveReplay, Replay, SelfDistillationBuffer
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level
 
@@ -23,31 +22,34 @@ class AutoGuard(CompositeGuard):
 
     - While margins are stable it is idle, and training is bit-identical to training without it.
     - When margins are lost, or a break is forecast, `AdaptiveReplay` replays as many old examples
-      as needed, and projects away what still conflicts with them.
-    - If a behavior is still critical after 100 steps of replay, `Rollback` restores the last
-      healthy state and reduces the learning rate. It never restores the state before the first
-      step, nor the same state twice: where replay cannot hold a floor, training goes on, and a
-      warning and an action say so.
+      as needed, at every second step or, where a score is no longer kept, at each.
+    - If the model still answers the old examples as before, and a score is lost all the same, the
+      examples are too few: from then on, while it replays, `MarginAnchor` holds the weights on
+      which the margins depend.
+    - Where all this cannot hold a score, training goes on, and a warning and an action say so.
 
     Args:
-        behaviors: behaviors to protect, as objects or names; None: all monitored ones.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones. One that
+            starts under its floor is protected too: at the score that it has.
         replay: required: source of old examples: a `SelfDistillationBuffer`, or a `Replay` of old
             batches, whose fraction is then the maximum share. An `AdaptiveReplay` is used
             unchanged.
-        min_score: the score that replay preserves; None: the behaviors' floors. Alerts and the
-            rollback always use the floors.
-        rollback: the last resort; False: none, which saves the memory of its two checkpoints (each
-            three times the trained weights under Adam). A `Rollback` acts only on alerts that
-            replay did not resolve, whatever its own level. `Rollback(keep_learning=False)` protects
-            the behaviors at any price: it may undo all that was learned.
+        keep: how much of the old must stay: share of each behavior's score before training.
+        anchor: whether to hold weights where replay does not suffice; False saves the memory of
+            two copies of the trained weights, which are made only then.
+        rollback: True, or a `Rollback`: restore the last healthy state if a behavior is still
+            critical after 100 steps of replay, with a lower learning rate. It needs the memory of
+            two checkpoints, each three times the trained weights under Adam. It never restores the
+            state before the first step, nor the same state twice;
+            `Rollback(keep_learning=False)` protects the behaviors at any price: it may undo all
+            that was learned.
 
     Raises:
-        ConfigError: `replay` is missing or of another type, `min_score` is not in (0, 1], or
-            `behaviors` or `min_score` is given together with an `AdaptiveReplay`, which has its
-            own.
+        ConfigError: `replay` is missing or of another type, `keep` is not in (0, 1], or
+            `behaviors` or `keep` is given together with an `AdaptiveReplay`, which has its own.
     """
 
-    name: ClassVar[str] = "keeper"
+    name: ClassVar[str] = "auto_guard"
     state_attrs: ClassVar[tuple[str, ...]] = ("critical_since",)
 
     def __init__(
@@ -55,8 +57,9 @@ class AutoGuard(CompositeGuard):
         behaviors: Sequence[Behavior | str] | None = None,
         *,
         replay: SelfDistillationBuffer | Replay | None = None,
-        min_score: float | None = None,
-        rollback: Rollback | bool = True,
+        keep: float | None = None,
+        anchor: bool = True,
+        rollback: Rollback | bool = False,
         shadow: bool = False,
     ) -> None:
         if not isinstance(replay, SelfDistillationBuffer | Replay):
@@ -65,14 +68,13 @@ class AutoGuard(CompositeGuard):
                 "replay=SelfDistillationBuffer([behavior]) with other probes than the monitored "
                 "ones (Behavior.split), or replay=Replay(batches)"
             )
-        if min_score is not None and not 0 < min_score <= 1:
-            raise ConfigError(f"AutoGuard(min_score={min_score}): a score must lie in (0, 1]")
-        options: dict[str, Any] = {"behaviors": behaviors, "min_score": min_score or 0.0}
+        options: dict[str, Any] = {"behaviors": behaviors}
+        options |= {} if keep is None else {"keep": keep}
         if isinstance(replay, AdaptiveReplay):
-            if behaviors is not None or min_score is not None:
+            if behaviors is not None or keep is not None:
                 raise ConfigError(
-                    "AutoGuard(replay=AdaptiveReplay(...)): give `behaviors` and `min_score` to "
-                    "the AdaptiveReplay, which uses them"
+                    "AutoGuard(replay=AdaptiveReplay(...)): give `behaviors` and `keep` to the "
+                    "AdaptiveReplay, which uses them"
                 )
             self.replay = replay
         elif isinstance(replay, Replay):
@@ -80,12 +82,15 @@ class AutoGuard(CompositeGuard):
             self.replay = AdaptiveReplay(*settings, shadow=replay.shadow, **options)
         else:
             self.replay = AdaptiveReplay(replay, **options)
+        self.anchor = MarginAnchor(self.replay.behaviors) if anchor else None
         if rollback is True:
-            rollback = Rollback(behaviors, every=CRITICAL_PATIENCE)
+            rollback = Rollback(self.replay.behaviors, every=CRITICAL_PATIENCE)
         self.rollback = rollback or None
         if self.rollback is not None and self.rollback.keep_learning is None:
             self.rollback.keep_learning = True
-        self._set_parts(self.replay, *filter(None, [self.rollback]), shadow=shadow)
+        self._set_parts(
+            self.replay, *filter(None, [self.anchor]), *filter(None, [self.rollback]), shadow=shadow
+        )
         self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
 
     def on_alert(self, alert: Alert) -> None:
@@ -94,7 +99,7 @@ class AutoGuard(CompositeGuard):
             self.critical_since.setdefault(alert.behavior, alert.step)
 
     def active_guards(self, view: GuardView) -> Iterator[Guard]:
-        """Yield replay and rollback, after passing unresolved critical alerts to the rollback."""
+        """Yield the parts that act, after passing unresolved critical alerts to the rollback."""
         for name, since in list(self.critical_since.items()):
             if has_recovered(view, name):
                 del self.critical_since[name]
@@ -102,4 +107,13 @@ class AutoGuard(CompositeGuard):
                 text = f"{name!r} has been critical for {view.step - since} steps"
                 self.rollback.on_alert(Alert(view.step, name, Level.CRITICAL, self.name, text))
                 del self.critical_since[name]
-        yield from self.parts
+        yield self.replay
+        if self.anchor is not None and self.replay.awake and self._anchors(view):
+            yield self.anchor
+        if self.rollback is not None:
+            yield self.rollback
+
+    def _anchors(self, view: GuardView) -> bool:
+        """Return whether weights are held: they were before, or replay alone does not suffice."""
+        assert self.anchor is not None
+        return bool(self.anchor.fisher) or self.replay.has_too_few_examples(view)
