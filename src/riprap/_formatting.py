@@ -41,9 +41,6 @@ def format_forecast(forecast: Forecast | None) -> str:
         return f"in {format_steps(forecast.low)} at the earliest"
     if not math.isfinite(forecast.median):
         within = f" of {format_steps(forecast.horizon)}" if forecast.horizon else ""
-        sure = ""
-        if forecast.probability is not None:
-            sure = f", probability {1 - forecast.probability:.2f}"
-        return f"not within the horizon{within}{sure}"
+        return f"not within the horizon{within}"
     high = f"{forecast.high:,.0f}" if math.isfinite(forecast.high) else "beyond the horizon"
     return f"in {format_steps(forecast.median)} ({forecast.low:,.0f} to {high})"
