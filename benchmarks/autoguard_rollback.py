@@ -3,8 +3,8 @@
     python benchmarks/autoguard_rollback.py [--seeds 0 1 --grounds digits toy]
 
 One row for each ground and kind of old examples: accuracy on the new task / on the (worst) old one,
-the mean over seeds, without any guard, with replay alone, with a rollback at any price
-(`keep_learning=False`), and with AutoGuard's own.
+the mean over seeds, without any guard, with AutoGuard's defaults (no rollback), with its rollback,
+and with one at any price (`keep_learning=False`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from riprap.toy import ToyWorld
 KINDS = ("enough", "few", "of another task", "high rate", "contradicting task")
 WAYS: dict[str, Callable[[], Rollback | bool] | None] = {
     "no guard": None,
-    "no rollback": lambda: False,
+    "default": lambda: False,
+    "rollback": lambda: True,
     "at any price": lambda: Rollback(every=100, keep_learning=False),
-    "default": lambda: True,
 }
 Source = Replay | SelfDistillationBuffer
 
