@@ -272,6 +272,16 @@ def test_a_behavior_that_starts_under_its_floor_is_kept_where_it_is() -> None:
     assert nothing.replay_needs(seen([1.0, -1.0], failing=10)) == {}
 
 
+def test_who_keeps_more_acts_sooner() -> None:
+    """One of ten probes fails: that is no loss of a score to keep of 0.9."""
+    view = seen([1.0, 1.0])
+    view.histories["only"].margins[-1][0] = -1.0
+    for keep, needs in ((0.9, {}), (1.0, {"only": 1.0})):
+        guard = guards.AdaptiveReplay(BATCHES, loss=old_loss, keep=keep)
+        guard.names = ["only"]
+        assert guard.replay_needs(view) == needs
+
+
 def test_each_step_replays_once_a_score_is_lost() -> None:
     for margin, steps in ((0.2, [2, 4]), (-0.5, [1, 2, 3, 4])):
         run = Run(guards.AdaptiveReplay(BATCHES, loss=old_loss, every=2))
@@ -281,7 +291,7 @@ def test_each_step_replays_once_a_score_is_lost() -> None:
 
 
 def test_examples_are_too_few_if_their_loss_is_low_and_the_score_is_lost() -> None:
-    guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    guard = guards.AdaptiveReplay(pool())
     guard.names = guard.awake = ["only"]
     lost, kept = seen([1.0, -1.0]), seen([1.0, 0.2])
     for _ in range(30):
@@ -289,6 +299,11 @@ def test_examples_are_too_few_if_their_loss_is_low_and_the_score_is_lost() -> No
         guard._note_loss(0.1)
     assert guard.has_too_few_examples(lost)
     assert not guard.has_too_few_examples(kept)
+    guard._note_loss(float("nan"))  # a step that was not finite tells nothing
+    assert guard.has_too_few_examples(lost)
+    labels = guards.AdaptiveReplay(BATCHES, loss=old_loss)
+    labels.names, labels.awake, labels.replay_count = ["only"], ["only"], 30
+    assert not labels.has_too_few_examples(lost)  # a loss of labels has no zero
     for _ in range(30):
         guard._note_loss(2.0)  # the model no longer answers the old examples as before
     assert not guard.has_too_few_examples(lost)

@@ -161,7 +161,7 @@ def probability_of_break(ahead: float, time: float, steps: int) -> float:
         time: until the break at the present pace, in the same clock.
         steps: until the end of the forecast.
     """
-    sudden = SUDDEN * steps
+    sudden = 1 - math.exp(-SUDDEN * steps)
     if not (ahead > 0 and 0 < time < float("inf")):
         return sudden
     falling = float(ndtr(math.log(ahead / (SLOWER * time)) / DOUBT))

@@ -23,9 +23,10 @@ class AutoGuard(CompositeGuard):
     - While margins are stable it is idle, and training is bit-identical to training without it.
     - When margins are lost, or a break is forecast, `AdaptiveReplay` replays as many old examples
       as needed, at every second step or, where a score is no longer kept, at each.
-    - If the model still answers the old examples as before, and a score is lost all the same, the
-      examples are too few: from then on, while it replays, `MarginAnchor` holds the weights on
-      which the margins depend.
+    - If the model still answers the examples of a `SelfDistillationBuffer` as before, and a score
+      is lost all the same, the examples are too few: from then on, while it replays, `MarginAnchor`
+      holds the weights on which the margins of the monitored probes depend, near those of the
+      first step with replay.
     - Where all this cannot hold a score, training goes on, and a warning and an action say so.
 
     Args:
@@ -35,8 +36,8 @@ class AutoGuard(CompositeGuard):
             batches, whose fraction is then the maximum share. An `AdaptiveReplay` is used
             unchanged.
         keep: how much of the old must stay: share of each behavior's score before training.
-        anchor: whether to hold weights where replay does not suffice; False saves the memory of
-            two copies of the trained weights, which are made only then.
+        anchor: whether to hold weights where replay does not suffice; False saves the memory of a
+            copy of the trained weights, made at the first replay, and of one more, made then.
         rollback: True, or a `Rollback`: restore the last healthy state if a behavior is still
             critical after 100 steps of replay, with a lower learning rate. It needs the memory of
             two checkpoints, each three times the trained weights under Adam. It never restores the
@@ -108,12 +109,14 @@ class AutoGuard(CompositeGuard):
                 self.rollback.on_alert(Alert(view.step, name, Level.CRITICAL, self.name, text))
                 del self.critical_since[name]
         yield self.replay
-        if self.anchor is not None and self.replay.awake and self._anchors(view):
+        if self.anchor is not None and self._anchors(view):
             yield self.anchor
         if self.rollback is not None:
             yield self.rollback
 
     def _anchors(self, view: GuardView) -> bool:
         """Return whether weights are held: they were before, or replay alone does not suffice."""
-        assert self.anchor is not None
+        if self.anchor is None or self.anchor.unavailable or not self.replay.awake:
+            return False
+        self.anchor.remember(view)  # of the first step with replay: the scores are kept there
         return bool(self.anchor.fisher) or self.replay.has_too_few_examples(view)

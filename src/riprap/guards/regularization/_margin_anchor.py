@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
+from riprap._text import first_line
 from riprap._warnings import warn
-from riprap.errors import BehaviorError
+from riprap.errors import BehaviorError, ConfigError
 from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
-from riprap.linalg import Vector, clone, sum_vectors
-
-STABLE = 0.5  # largest pull of one step of plain descent, as a share of the way back
+from riprap.linalg import Vector, clone, is_sharded, sum_vectors
 
 
 @dataclass
@@ -48,29 +48,46 @@ class MarginAnchor(Penalty, BehaviorGuard):
     state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor", "unavailable")
 
     def start(self, view: GuardView) -> None:
-        """Store the names of the behaviors."""
+        """Store the names of the behaviors, and say if weights cannot be held."""
         self.select_behaviors(view)
+        self.fisher, self.anchor, self.unavailable = [], [], ""
+        if any(is_sharded(parameter) for parameter in view.parameters):
+            self._give_up("the weights are sharded over ranks")
+
+    def extend(self, view: GuardView, joined: Sequence[int]) -> None:
+        """Leave parameters that join free: no margin was measured on them."""
+        for index in joined if self.anchor else ():
+            self.anchor.insert(index, view.parameters[index].detach().clone())
+        for index in joined if self.fisher else ():
+            self.fisher.insert(index, torch.zeros_like(view.parameters[index]))
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Measure F at the first call, and add the penalty's gradient."""
         if self.unavailable:
-            return None
+            return Proposal(detail=self.unavailable)
         if not self.fisher:
             try:
                 self.fisher = self._relative_fisher(view)
-            except BehaviorError as error:
-                self.unavailable = f"weights are not anchored: {error}"
-                warn(f"guard {self.name}: {self.unavailable}")
+            except (BehaviorError, ConfigError) as error:
+                self._give_up(first_line(error, "the margins cannot be read"))
                 return Proposal(detail=self.unavailable)
-            self.anchor = clone(view.parameters)
+            self.remember(view)
         return super().on_gradients(view)
+
+    def remember(self, view: GuardView) -> None:
+        """Take the present weights as θ*, if there are none yet."""
+        self.anchor = self.anchor or clone(view.parameters)
+
+    def _give_up(self, why: str) -> None:
+        self.unavailable = f"weights are not anchored: {why}"
+        warn(f"guard {self.name}: {self.unavailable}; training goes on without")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½ Σ F (θ − θ*)² and its gradient."""
         return quadratic_penalty(0.5, self.fisher, view.parameters, self.anchor)
 
     def _relative_fisher(self, view: GuardView) -> Vector:
-        """Estimate F, limited so that one step of plain descent does not go beyond θ*."""
+        """Estimate F at the current parameters."""
         estimates = {}
         for name in self.names:
             behavior = view.behaviors[name]
@@ -83,16 +100,4 @@ class MarginAnchor(Penalty, BehaviorGuard):
         finite = self.finite_behaviors(estimates, "the sensitivity of the margins")
         total = sum_vectors([estimates[name] for name in finite])
         torch._foreach_div_(total, len(finite))
-        factors = _largest_factors(view)
-        limits = [factors[id(parameter)] / self.strength for parameter in view.parameters]
-        return [part.clamp(max=limit) for part, limit in zip(total, limits, strict=True)]
-
-
-def _largest_factors(view: GuardView) -> dict[int, float]:
-    """Return the largest stable factor of θ − θ* for each trained parameter, by its id."""
-    found = {}
-    for group in view.optimizer.param_groups:
-        rate = float(group["lr"]) / (1 - float(group.get("momentum", 0.0)))
-        for parameter in group["params"]:
-            found[id(parameter)] = STABLE / rate if rate > 0 else float("inf")
-    return found
+        return total

@@ -95,6 +95,8 @@ class AdaptiveReplay(Replay):
     def start(self, view: GuardView) -> None:
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
+        self.awake, self.wake_count, self.under_floor_since, self.not_held = [], {}, {}, []
+        self.replay_count, self.replay_loss = 0, 0.0
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
             missing = [name for name in self.names if name not in self.examples.behaviors]
@@ -156,14 +158,21 @@ class AdaptiveReplay(Replay):
         return proposal
 
     def _note_loss(self, loss: float) -> None:
-        """Average the loss on the old examples over the last replays."""
+        """Average the loss on the old examples over the last replays that were finite."""
+        if not math.isfinite(loss):
+            return
         weight = max(1 / (self.replay_count + 1), LOSS_WEIGHT)
         self.replay_loss += weight * (loss - self.replay_loss)
         self.replay_count += 1
 
     def has_too_few_examples(self, view: GuardView) -> bool:
-        """Return whether a score is not kept although the loss on the old examples is low."""
-        if self.replay_count < MIN_REPLAYS or not self.replay_loss < LOW_LOSS:
+        """Return whether a score is not kept although the model answers the examples as before.
+
+        Only a `SelfDistillationBuffer` tells: its loss is the change of the answers, which is 0
+        before training. The loss of other batches has no such zero.
+        """
+        tells = isinstance(self.examples, SelfDistillationBuffer)
+        if not tells or self.replay_count < MIN_REPLAYS or self.replay_loss >= LOW_LOSS:
             return False
         histories = [view.histories[name] for name in self.awake]
         return any(score(h.margins[-1]) < score_to_keep(h, self.keep) for h in histories)
