@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from guards.cases import Run, lessons, monitor_of, start
+from guards.cases import Run, lessons, monitor_of, old_loss, start
 from guards.step_log import as_model, gradient, log_steps, near, used
 from riprap import guards
 from riprap.errors import ConfigError
@@ -79,3 +80,30 @@ def test_passes_without_gradients_and_evaluations_are_not_seen() -> None:
 def test_a_temperature_of_0_is_refused() -> None:
     with pytest.raises(ConfigError, match="above 0"):
         guards.LwF(temperature=0)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda own: guards.Scheduled(own, first=9), lambda own: guards.OnAlert(own)]
+)
+def test_batches_are_dropped_at_each_step_while_the_guard_is_inactive(
+    wrap: Callable[[guards.Guard], guards.Guard],
+) -> None:
+    own = guards.LwF()
+    run = Run(wrap(own))
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        for ids, targets in lessons(4):
+            run.step(ids, targets, parts=2)
+            assert not own._calls._calls
+
+
+def test_batches_of_a_skipped_step_are_dropped() -> None:
+    run = Run(guards.LwF())
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1, fused=True)
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        old_loss(run.model, lessons(1)[0]).backward()
+        run.monitor.record_skipped_step("an overflow")
+        assert not run.guard._calls._calls  # type: ignore[union-attr]
+        old_loss(run.model, lessons(1)[0]).backward()
+        run.optimizer.found_inf = torch.ones(1)  # type: ignore[attr-defined]
+        run.optimizer.step()
+        assert not run.guard._calls._calls  # type: ignore[union-attr]

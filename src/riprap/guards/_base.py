@@ -89,7 +89,8 @@ class Guard:
     A guard overrides any of these hooks: `start` runs once before the first step, `on_gradients`
     before each step of the optimizer, `on_update` after it. After each probe evaluation `on_alert`
     runs for each new alert, then `on_probe_evaluation`. A hook returns None if it had nothing to
-    do; a proposal without a vector explains why the step is unchanged. `end` runs once at last.
+    do; a proposal without a vector explains why the step is unchanged. `on_step_end` runs after
+    each step, whether the guard is active or not, and `end` runs once at last.
 
     Attributes:
         shadow: record what the guard would have done, and change nothing.
@@ -178,6 +179,9 @@ class Guard:
         evaluated again.
         """
         return None
+
+    def on_step_end(self) -> None:
+        """Drop what was kept for the step that was taken, or skipped; also while inactive."""
 
     def end(self, view: GuardView) -> None:
         """Release what `start` took, such as hooks on the model; runs once, after the last step."""

@@ -114,12 +114,18 @@ class GuardSession:
     def on_update(self, update: Vector | None, params_before: Vector) -> None:
         """Run the guard after the optimizer's step; None: no active guard reads updates."""
         self.step, self._active = self.step + 1, None
+        self.on_step_end()
         if update is None:
             return
         outcome = run_hook(self.guard, "update", self._view(self.step, update, params_before))
         if outcome.vector is not None:
             write_update(self._probe_runner.parameters, params_before, outcome.vector, update)
         self._record_outcome(outcome)
+
+    def on_step_end(self) -> None:
+        """Let all guards inside drop what they kept for a step, taken or skipped."""
+        for leaf in self.guard.flatten():
+            leaf.on_step_end()
 
     def on_probe_evaluation(self, alerts: Sequence[Alert]) -> None:
         """Pass new alerts to the guard; its hook runs in `after_step`."""

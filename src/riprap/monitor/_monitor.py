@@ -594,7 +594,10 @@ class Monitor:
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""
-        self._run.note_skipped_step(reason)
+        if self._session is None:
+            self._run.note_skipped_step(reason)
+        else:
+            self._session.on_skipped_step(reason)
 
     def use_clock(self, clock: Callable[[], float]) -> None:
         """Let the budget count by another clock than that of the machine; call it before `watch`.

@@ -241,9 +241,11 @@ class WatchSession:
         """After a step and what the guard did: note the weights."""
         self.sample.take()
 
-    def on_skipped_step(self) -> None:
-        """Record that a fused optimizer skipped its step."""
-        self.run.note_skipped_step("the gradient scaler found an overflow")
+    def on_skipped_step(self, reason: str = "the gradient scaler found an overflow") -> None:
+        """Record that an optimizer skipped its step, by default a fused one."""
+        self.run.note_skipped_step(reason)
+        if self.guard is not None:
+            self.guard.on_step_end()
 
     def on_foreign_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Say at once that another optimizer steps parameters of this model."""

@@ -108,7 +108,12 @@ class LwF(Penalty):
         if self._handle is not None:
             self._handle.remove()
         self._handle = None
+        self.on_step_end()
+
+    def on_step_end(self) -> None:
+        """Drop the step's batches."""
         self._calls.take()
+        self._taken = []
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:
         """Store θ₀ of the parameters that join: their values until now."""
