@@ -107,3 +107,28 @@ def test_batches_of_a_skipped_step_are_dropped() -> None:
         run.optimizer.found_inf = torch.ones(1)  # type: ignore[attr-defined]
         run.optimizer.step()
         assert not run.guard._calls._calls  # type: ignore[union-attr]
+
+
+class Failing(guards.Guard):
+    """Fails in one of its hooks."""
+
+    name = "failing"
+
+    def __init__(self, hook: str) -> None:
+        super().__init__()
+        setattr(self, hook, self.fail)
+
+    def fail(self, _: object) -> None:
+        raise ConfigError("it fails")
+
+
+@pytest.mark.parametrize("hook", ["start", "on_probe_evaluation", "end"])
+def test_no_hook_stays_when_another_guard_fails(hook: str) -> None:
+    for chain in (
+        guards.Chain(guards.LwF(), Failing(hook)),
+        guards.Chain(Failing(hook), guards.LwF()),
+    ):
+        run = Run(chain)
+        with pytest.raises(ConfigError, match="it fails"):
+            run.go(lessons(2))
+        assert not run.model._forward_pre_hooks

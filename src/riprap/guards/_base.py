@@ -184,7 +184,10 @@ class Guard:
         """Drop what was kept for the step that was taken, or skipped; also while inactive."""
 
     def end(self, view: GuardView) -> None:
-        """Release what `start` took, such as hooks on the model; runs once, after the last step."""
+        """Release what `start` took, such as hooks on the model; runs once, after the last step.
+
+        It also runs if the watch could not begin; then `start` may not have run, or not to its end.
+        """
 
     def attach_trainer_state(self, lr_scheduler: Any = None, grad_scaler: Any = None) -> None:
         """Receive the trainer's learning-rate scheduler and gradient scaler, before `start`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -60,9 +61,10 @@ class GuardSession:
             leaf.start(self._view(step))
 
     def end(self) -> None:
-        """End the guard, after the last step."""
-        for leaf in self.guard.flatten():
-            leaf.end(self._view(self.step))
+        """End all guards inside, even if one of them fails or never started."""
+        with ExitStack() as ending:
+            for leaf in reversed(list(self.guard.flatten())):
+                ending.callback(leaf.end, self._view(self.step))
 
     def extend(self, joined: Sequence[Tensor]) -> None:
         """Let the guard take up parameters that have joined training.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,11 +295,14 @@ class Monitor:
             self._run.record.add_failure(self.step, "scheduler", problem)
         if planned is not None:
             self._run.record.add_event(self.step, PLAN, planned)
-        if session.guard is not None:
-            session.guard.start(self.step)
-            if self._resume_state is not None:
-                session.guard.load_state_dict(self._resume_state["guard"])
-        session.attach()
+        with ExitStack() as undo:
+            if session.guard is not None:
+                undo.callback(session.guard.end)
+                session.guard.start(self.step)
+                if self._resume_state is not None:
+                    session.guard.load_state_dict(self._resume_state["guard"])
+            session.attach()
+            undo.pop_all()
         if self._watched_model is None:
             self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session

@@ -406,10 +406,28 @@ class WatchSession:
             self.record_failure(error)
 
     def end(self) -> None:
-        """Remove the hooks, evaluate the probes a last time, and end the record."""
-        self.hooks.end()
-        if self.probe_runner.autocast is not None:
-            self.probe_runner.autocast.detach()
+        """Remove the hooks, evaluate the probes a last time, and end the guard and the record.
+
+        The guard and the record end in any case.
+        """
+        try:
+            try:
+                self.hooks.end()
+                if self.probe_runner.autocast is not None:
+                    self.probe_runner.autocast.detach()
+                self._evaluate_at_the_end()
+                if self.guard is not None:
+                    with self.run.meter.measure("guard"):
+                        self.guard.after_step()
+            finally:
+                if self.guard is not None:
+                    self.guard.end()
+            self.record_broken_answers()
+        finally:
+            self._record_cost()
+            self.run.record.end(self.run.step)
+
+    def _evaluate_at_the_end(self) -> None:
         try:
             if self._weights_were_replaced():
                 self._read_replaced_weights()
@@ -419,15 +437,6 @@ class WatchSession:
                 self._say_that_no_step_was_seen()
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
-        try:
-            if self.guard is not None:
-                with self.run.meter.measure("guard"):
-                    self.guard.after_step()
-                    self.guard.end()
-            self.record_broken_answers()
-        finally:
-            self._record_cost()
-            self.run.record.end(self.run.step)
 
     def _record_cost(self) -> None:
         run, budget = self.run, self.run.schedule.budget
