@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from guards.cases import ANSWERS, OLD, Run, behaviors, last, lessons, monitor_of, old_loss, start
+from guards.cases import (
+    ANSWERS,
+    OLD,
+    Run,
+    behaviors,
+    last,
+    lessons,
+    monitor_of,
+    old_loss,
+    replayable,
+    start,
+)
 from guards.step_log import log_steps, near, used
-from riprap import guards
+from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards.projection._safe_anchor import leading_directions
 
@@ -75,7 +87,29 @@ def test_a_fall_begins_a_repair_and_without_old_examples_it_is_said() -> None:
     repaired = [a.step for a in mended.monitor.actions if "added old examples" in a.detail]
     assert repaired[0] == begun[0] + 1
     assert not any("begins a repair" in detail for detail in said[: begun[0]])
-    assert any("give replay=" in action.detail for action in plain.monitor.actions)
+    told = [action.detail for action in plain.monitor.actions if "no repair" in action.detail]
+    for name in ("first", "second"):
+        assert sum(f"{name} (" in detail for detail in told) == 1
+    assert all("give replay=" in detail for detail in told)
+
+
+def test_a_repair_names_the_behavior_whose_old_examples_are_not_finite() -> None:
+    class Partly(guards.SelfDistillationBuffer):
+        def _distance(self, outputs: Tensor, targets: Tensor, part: Behavior) -> Tensor:
+            found = super()._distance(outputs, targets, part)
+            if part.name == "second":  # a finite value whose gradient is not finite
+                return found + 0 * (outputs.sum() * 0).sqrt()
+            return found
+
+    buffer = Partly(replayable(), batch_size=8)
+    run = Run(guards.SafeAnchor(replay=buffer, repair_steps=4), rate=0.2)
+    run.monitor = monitor_of(behaviors(), probe_every=2)
+    with pytest.warns(UserWarning, match="the loss on old examples of 'second' is not finite"):
+        run.go(lessons(20))
+    details = [a.detail for a in run.monitor.actions if a.moment == "gradients"]
+    left_out = ["left out, because not finite: second" in detail for detail in details]
+    assert left_out == ["added old examples" in detail for detail in details]
+    assert any(left_out) and not all(left_out)
 
 
 @pytest.mark.parametrize(

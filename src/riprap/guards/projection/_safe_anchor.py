@@ -63,6 +63,8 @@ class SafeAnchor(BehaviorGuard):
     bases: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
     relaxations: dict[int, float] = field(default_factory=dict, init=False, repr=False)
     repair_until: int = field(default=0, init=False, repr=False)
+    told_fallen: list[str] = field(default_factory=list, init=False, repr=False)
+    undirected: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     name: ClassVar[str] = "safe_anchor"
     per_parameter: ClassVar[bool] = True
@@ -70,7 +72,12 @@ class SafeAnchor(BehaviorGuard):
     source: ClassVar[str] = "2604.17691"
     fidelity: ClassVar[str] = "variant"
     may_increase_norm: ClassVar[bool] = True
-    state_attrs: ClassVar[tuple[str, ...]] = ("bases", "relaxations", "repair_until")
+    state_attrs: ClassVar[tuple[str, ...]] = (
+        "bases",
+        "relaxations",
+        "repair_until",
+        "told_fallen",
+    )
 
     def __post_init__(self) -> None:
         in_range = 0 < self.energy <= 1 and 0 <= self.tolerance < 1 and self.strictness >= 0
@@ -107,6 +114,7 @@ class SafeAnchor(BehaviorGuard):
             rows[behavior.name] = found
         tensors = {name: [part for row in own for part in row] for name, own in rows.items()}
         finite = self.finite_behaviors(tensors, "the gradient")
+        self.undirected = self.left_out
         self._find_directions(view, [row for name in finite for row in rows[name]])
         if isinstance(self.examples, BatchCycler):
             self.examples.check(view.model, view.parameters)
@@ -114,7 +122,7 @@ class SafeAnchor(BehaviorGuard):
             self.examples.start(view)
 
     def _find_directions(self, view: GuardView, rows: list[Vector]) -> None:
-        self.bases, self.repair_until = {}, 0
+        self.bases, self.repair_until, self.told_fallen = {}, 0, []
         traces: dict[int, float] = {}
         for at, parts in enumerate(zip(*rows, strict=True)):
             gradients = upcast(torch.stack([part.reshape(-1) for part in parts]))
@@ -129,6 +137,7 @@ class SafeAnchor(BehaviorGuard):
 
     def on_gradients(self, view: GuardView) -> Proposal | None:
         """Remove the protected directions, and add the gradient on old examples in a repair."""
+        self.left_out = self.undirected
         vector = list(view.vector)
         for at, basis in self.bases.items():
             flat, own = upcast(vector[at]).reshape(-1), basis.to(vector[at].device)
@@ -152,23 +161,31 @@ class SafeAnchor(BehaviorGuard):
         if isinstance(self.examples, BatchCycler):
             return self.examples.gradient(view.model, view.parameters)
         shares = dict.fromkeys(self.examples.behaviors, 1.0)
-        return self.examples.gradient(view.model, view.parameters, shares)
+        loss, gradient = self.examples.gradient(view.model, view.parameters, shares)
+        sick = dict.fromkeys((*self.undirected, *self.examples.left_out))
+        self.leave_out(sick, "the loss on old examples")
+        return loss, gradient
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Begin a repair if a score has fallen below the tolerance."""
+        """Begin a repair of scores that have fallen, or say once that there is none."""
         if view.step < self.repair_until:
             return None
-        fallen = []
+        fallen: dict[str, str] = {}
         for name in self.names:
             margins = view.histories[name].margins
             if margins and score(margins[-1]) < (1 - self.tolerance) * score(margins[0]):
-                fallen.append(f"{name} ({score(margins[0]):.2f} to {score(margins[-1]):.2f})")
+                fell = f"{name} ({score(margins[0]):.2f} to {score(margins[-1]):.2f})"
+                fallen[name] = fell
+        if self.examples is None:
+            fallen = {name: fell for name, fell in fallen.items() if name not in self.told_fallen}
+            self.told_fallen += fallen
         if not fallen:
             return None
+        told = ", ".join(fallen.values())
         if self.examples is None:
-            return Proposal(detail=f"no repair of {', '.join(fallen)}: give replay=...")
+            return Proposal(detail=f"no repair of {told}: give replay=...")
         self.repair_until = view.step + self.repair_steps
-        return Proposal(detail=f"begins a repair of {', '.join(fallen)}")
+        return Proposal(detail=f"begins a repair of {told}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the guard's state and that of the old examples."""
