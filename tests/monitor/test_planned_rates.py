@@ -249,3 +249,20 @@ def test_a_later_watch_without_a_plan_has_none_in_its_record_either(tmp_path: Pa
     with Reader(tmp_path) as reader:
         plans = plans_from_record(reader.events())
     assert set(plans) == {0, 20} and plans[20] is None
+
+
+def test_a_plan_of_steps_that_were_taken_again_does_not_hold(tmp_path: Path) -> None:
+    model = Falling()
+    monitor = Monitor([model.behavior()], run_dir=tmp_path, budget=None)
+    _, state = fall(monitor, model, steps=20)
+    fall(monitor, model, steps=10)
+    with monitor.watch(model, torch.optim.SGD(model.parameters(), lr=1e-3)):
+        pass
+    with Reader(tmp_path) as reader:
+        assert set(plans_from_record(reader.events())) == {0, 20, 30}
+    again = Monitor([model.behavior()], run_dir=tmp_path, budget=None, resume=True)
+    again.load_state_dict(state)
+    with again.watch(model, torch.optim.SGD(model.parameters(), lr=1e-3)):
+        pass
+    with Reader(tmp_path) as reader:
+        assert set(plans_from_record(reader.events())) == {0, 20}

@@ -12,7 +12,7 @@ import numpy as np
 from riprap.detectors._base import Detector
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._rate_schedule import RateSchedule
-from riprap.record import PLAN
+from riprap.record import PLAN, events_that_stand
 from riprap.types import Alert, Reading
 
 RATE_SUM = "rate_sum"  # signal of the run: the sum of the learning rates of all steps so far
@@ -60,7 +60,7 @@ def plans_from_record(events: Iterable[Mapping[str, Any]]) -> dict[int, RateSche
     Args:
         events: those of `Reader.events`.
     """
-    told = [(event["step"], event["facts"]) for event in events if event["kind"] == PLAN]
+    told = [(event["step"], event["facts"]) for event in events_that_stand(events, PLAN)]
     return {
         step: None if facts["steps"] is None else RateSchedule.from_facts(step, facts)
         for step, facts in told

@@ -4,6 +4,7 @@ A single SQLite file in WAL mode. One process writes and any number read. Commit
 death of the writer.
 
 - `Writer`, `Reader`: append to a record, read it.
+- `events_that_stand`: events of a kind, without those of steps that were taken again.
 - `Series`: values by step, as `Reader.series` returns them.
 - `to_dataframe`: readings as a pandas DataFrame.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
@@ -18,6 +19,7 @@ from riprap.record._reader import (
     DEFAULT_FLOOR,
     PLAN,
     Reader,
+    events_that_stand,
     withdrawn_alerts,
 )
 from riprap.record._rows import (
@@ -46,6 +48,7 @@ __all__ = [
     "alert_to_row",
     "check_fields",
     "clean_readings",
+    "events_that_stand",
     "expand_time",
     "forecast_from_json",
     "forecast_to_json",

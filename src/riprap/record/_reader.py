@@ -223,12 +223,8 @@ class Reader:
 
         An alert that is not among them stood at the end.
         """
-        events: list[tuple[int, dict[str, Any]]] = []
-        for event in self.events():
-            if event["kind"] == "resumed":  # the steps after it were taken again
-                events = [own for own in events if own[0] <= event["step"]]
-            elif event["kind"] == CLEARED:
-                events.append((event["step"], event["facts"]))
+        cleared = events_that_stand(self.events(), CLEARED)
+        events = [(event["step"], event["facts"]) for event in cleared]
         with self._wrap_damage():
             return withdrawn_alerts(self.alerts(), events)
 
@@ -267,6 +263,21 @@ class Reader:
         rows = self._select(ACTION_COLUMNS, "actions")
         with self._wrap_damage():
             return [action_from_row(row) for row in rows]
+
+
+def events_that_stand(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+    """Return the events of a kind, without those of steps that a resumed run took again.
+
+    Args:
+        events: those of `Reader.events`.
+    """
+    found: list[Mapping[str, Any]] = []
+    for event in events:
+        if event["kind"] == "resumed":  # the steps after it were taken again
+            found = [own for own in found if own["step"] <= event["step"]]
+        elif event["kind"] == kind:
+            found.append(event)
+    return found
 
 
 def withdrawn_alerts(
