@@ -113,6 +113,51 @@ def test_a_trained_vector_is_seen_beside_rounded_matrices() -> None:
     assert not weight_damage(model, base).is_whole
 
 
+def with_vectors(kernels: bool) -> nn.Sequential:
+    inner = layers()
+    torch.manual_seed(1)
+    norm = nn.LayerNorm(SIDES[0])
+    with torch.no_grad():
+        norm.weight.add_(0.2 * torch.randn(SIDES[0]))
+    if not kernels:
+        return nn.Sequential(*inner, norm)
+    kernel = nn.Conv1d(SIDES[0], SIDES[0], 1)
+    return nn.Sequential(*inner, norm, nn.Unflatten(-1, (SIDES[0], 1)), kernel, nn.Flatten(-2))
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_other_tensors_that_trained_are_seen_beside_rounded_matrices(kernels: bool) -> None:
+    base, model = with_vectors(kernels), with_vectors(kernels)
+    for weight in model.parameters():
+        weight.requires_grad = weight.dim() != 2
+    train(model)
+    for weight in model.parameters():
+        weight.requires_grad = True
+    found = weight_damage(model.bfloat16(), base)
+    assert (found.kinds, found.is_whole) == ((), False)
+
+
+def everywhere(model: nn.Module, by: Callable[[Tensor], Tensor]) -> nn.Module:
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(by(weight))
+    return model
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        lambda weight: weight.bfloat16().float(),
+        lambda weight: weight + 0.01 * torch.randn(weight.shape),
+        lambda weight: weight * (1 + 0.1 * torch.randn(weight.shape)),
+    ],
+)
+def test_noise_in_all_tensors_explains_the_whole_change(by: Callable[[Tensor], Tensor]) -> None:
+    base, model = with_vectors(True), with_vectors(True)
+    found = weight_damage(everywhere(model, by), base)
+    assert (found.text, found.is_whole) == ("noise", True)
+
+
 def test_one_trained_matrix_among_noisy_ones_is_seen() -> None:
     base, model = layers(), layers()
     change(model, noisy)

@@ -9,8 +9,9 @@ Each changed matrix is examined by itself. Its change is *explained* without tra
   a sum of few outer products, so training leaves directions that stand out. Noise is also what
   rounding to a finer grid looks like, or to one that is scaled by input channels.
 
-The change as a whole is explained if all changed matrices are. Training that is weak beside the
-noise cannot be seen; then the kind is `noise` as well.
+The change as a whole is explained if all changed matrices are, and if vectors and other tensors,
+which have no such singular values, moved no more than noise of the matrices' size would move them.
+Training that is weak beside the noise cannot be seen; then the kind is `noise` as well.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ FIRST_BLOCKS = 256  # that are looked at before all of them
 MIN_SIDE = 32  # shortest side of a matrix whose singular values are tested
 MIN_ZEROED = 0.01  # share of a matrix's weights that became exactly 0
 FALSE_STRUCTURE = 0.001  # probability that pure noise, in all matrices together, looks structured
+NOISE_RANGE = 3.0  # times the noise of the matrices that another tensor may have moved
 BALANCING_STEPS = 10  # that give all rows and columns of a change the same mean square
 PRUNING, QUANTIZATION, NOISE = "pruning", "quantization", "noise"
 
@@ -64,13 +66,19 @@ def weight_damage(model: nn.Module, reference: nn.Module | Weights) -> WeightDam
     changed = [name for name in now if not torch.equal(*_pair(before, now, name))]
     matrices = [name for name in changed if now[name].dim() == 2]
     found, is_whole = set(), bool(matrices)
+    sizes: list[tuple[float, float]] = []  # of the noise
     for name in matrices:
         false_structure = FALSE_STRUCTURE / len(matrices) if is_whole else None
         kind, is_explained = _examine(*_pair(before, now, name), false_structure)
         found.add(kind)
         is_whole = is_whole and is_explained
-    if len(changed) > len(matrices) and NOISE not in found:
-        is_whole = False  # pruning and quantization leave vectors as they are
+        if kind == NOISE:
+            sizes.append(_size(*_pair(before, now, name)))
+    others = [name for name in changed if name not in matrices]
+    if is_whole and others:  # pruning and quantization leave vectors as they are
+        is_whole = bool(sizes) and all(
+            _is_as_small(_size(*_pair(before, now, name)), sizes) for name in others
+        )
     kinds = (PRUNING, QUANTIZATION, NOISE) if is_whole else (PRUNING, QUANTIZATION)
     return WeightDamage(tuple(kind for kind in kinds if kind in found), is_whole)
 
@@ -78,6 +86,20 @@ def weight_damage(model: nn.Module, reference: nn.Module | Weights) -> WeightDam
 def _pair(before: Weights, now: Weights, name: str) -> tuple[Tensor, Tensor]:
     start = upcast(before[name].detach()).cpu()
     return start, now[name].detach().to(start)
+
+
+def _size(before: Tensor, now: Tensor) -> tuple[float, float]:
+    """Return the root mean square of the values that changed: of their change, and relative."""
+    changed = before != now
+    moved = float((now - before)[changed].double().square().mean().sqrt())
+    start = float(before[changed].double().square().mean().sqrt())
+    return moved, moved / start if start > 0 else math.inf
+
+
+def _is_as_small(size: tuple[float, float], sizes: list[tuple[float, float]]) -> bool:
+    """Tell if a change is no larger than noise, which is absolute or relative to the weights."""
+    smallest = [min(own) for own in zip(*sizes, strict=True)]
+    return any(own <= NOISE_RANGE * least for own, least in zip(size, smallest, strict=True))
 
 
 def _examine(before: Tensor, now: Tensor, false_structure: float | None) -> tuple[str, bool]:
