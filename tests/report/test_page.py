@@ -196,7 +196,7 @@ def test_it_says_what_the_guard_did(page: Page, tmp_path: Path) -> None:
     scene.writer.close()
     own = page_of(tmp_path / "run", tmp_path)
     assert f"gem changed 2 steps (the last, step 4: {done})." in own.text
-    assert "rollback did nothing after step 9" in own.text
+    assert "rollback said after step 9" in own.text
     assert "img" not in own.tags
 
 

@@ -9,7 +9,7 @@ from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
 from riprap.guards._composition import CompositeGuard, has_recovered
-from riprap.guards.regularization._margin_anchor import MarginAnchor
+from riprap.guards.regularization import MarginAnchor
 from riprap.guards.replay import AdaptiveReplay, Replay, SelfDistillationBuffer
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level

@@ -32,7 +32,7 @@ def _describe(actions: Sequence[Action]) -> str:
     parts += [f"acted after step {a.step} ({a.detail})" for a in visits if a.applied]
     refused = [action for action in visits if not action.applied]
     if refused:
-        parts.append(f"did nothing after step {refused[-1].step} ({refused[-1].detail})")
+        parts.append(f"said after step {refused[-1].step}: {refused[-1].detail}")
     if not parts:
         last = actions[-1]
         parts.append(f"changed no step (the last reason, at step {last.step}: {last.detail})")

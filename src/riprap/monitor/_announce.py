@@ -70,7 +70,7 @@ class Announcer:
         if rank < self._told.get(key, 0):
             self._told[key] = rank
             left = max((now, active), key=lambda level: level.rank if level else 0)
-            self.note(f"step {step}, {left or 'cleared'}: {behavior}: lower than before")
+            self.note(f"step {step}, {left or 'cleared'}: {behavior}: the alert level fell")
 
     def note(self, text: str) -> None:
         """Say one line that is no alert."""

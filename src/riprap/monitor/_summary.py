@@ -82,7 +82,7 @@ def _behavior_line(
         )
     elif broke is not None:
         text += f"; broke at step {broke}"
-        if score(history.margins[-1]) >= floor:
+        if history.step >= broke and score(history.margins[-1]) >= floor:
             text += " and is above its floor again"
     return text + "." + _alert_text(alerts)
 

@@ -41,7 +41,7 @@ class WatchedModel:
         copies = list(self._at_end.values())
         return any(
             parameter is not None
-            and not torch.equal(elements(to_local(parameter)).cpu(), copy.cpu())
+            and not _are_equal(elements(to_local(parameter)).cpu(), copy.cpu())
             for parameter, copy in zip(live, copies, strict=True)
         )
 
@@ -90,3 +90,10 @@ def _equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
         part.shape == right[name].shape and torch.equal(part.cpu(), right[name].cpu())
         for name, part in left.items()
     )
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are the same, where NaN is the same as NaN."""
+    if torch.equal(one, other) or one.shape != other.shape:
+        return one.shape == other.shape
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -70,9 +70,8 @@ class WeightSample:
     def _difference(self, views: list[Tensor], copy: Tensor) -> Tensor:
         sizes = [len(view) for view in views]
         pairs = list(zip(views, copy.split(sizes), strict=True))
-        changes = torch.stack([(new - old).abs().amax() for new, old in pairs])
-        largest = torch.stack([old.abs().amax() for _, old in pairs])
-        # NaN differs from anything.
+        changes = torch.stack([_change(new, old).amax() for new, old in pairs])
+        largest = torch.stack([old.nan_to_num(0.0).abs().amax() for _, old in pairs])
         return ~(changes <= self._tolerance(copy.dtype) * largest).all()
 
     def _tolerance(self, dtype: torch.dtype) -> float:
@@ -132,3 +131,9 @@ def swaps_weights(optimizer: torch.optim.Optimizer) -> bool:
     return callable(getattr(optimizer, "eval", None)) and callable(
         getattr(optimizer, "train", None)
     )
+
+
+def _change(new: Tensor, old: Tensor) -> Tensor:
+    """Return the size of each change; 0 where both are NaN or the same infinity."""
+    same = (new == old) | (new.isnan() & old.isnan())
+    return (new - old).abs().masked_fill(same, 0.0)

@@ -42,7 +42,7 @@ class MarginAnchor(Penalty, BehaviorGuard):
     unavailable: str = field(default="", init=False, repr=False)
 
     name: ClassVar[str] = "margin_anchor"
-    goal: ClassVar[str] = "the weights of the first replay"
+    goal: ClassVar[str] = "its anchor"
     source: ClassVar[str] = "ours, after 1612.00796"
     fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor", "unavailable")

@@ -88,8 +88,8 @@ class AdaptiveReplay(Replay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep <= 1:
-            raise self._error(f"keep={self.keep}; a share of a score must lie in (0, 1]")
+        if not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
+            raise self._error(f"keep={self.keep!r}; a share of a score must lie in (0, 1]")
         self._known: dict[str, tuple[np.ndarray, np.ndarray, tuple[float, float] | None]] = {}
 
     def start(self, view: GuardView) -> None:
