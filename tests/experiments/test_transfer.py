@@ -67,7 +67,8 @@ def test_every_guard_of_the_library_is_compared(world: FactsWorld) -> None:
         for name in guards.__all__
         if isinstance(getattr(guards, name), type) and issubclass(getattr(guards, name), Guard)
     }
-    assert every - made == {"Guard", "Chain", "OnAlert", "Scheduled", "OLoRA"}
+    later = {"DERpp", "LwF", "MarginAnchor", "SafeAnchor"}  # since the terms were frozen
+    assert every - made == {"Guard", "Chain", "OnAlert", "Scheduled", "OLoRA"} | later
 
 
 def run(guard: str, value: float, worst: float, learned: float, task: str = "C", seed: int = 1):  # type: ignore[no-untyped-def]

@@ -29,9 +29,10 @@ GUARDS = CASES
 # What cannot be had of shards, such as a gradient for each probe, is refused at the start.
 OF_EACH_PROBE = {"ewc", "ewc_of_margins", "online_ewc", "mas", "ogd"}
 REFUSED: dict[str, set[str]] = {
-    "ddp": set(),
+    "ddp": {"lwf"},
     "fsdp": OF_EACH_PROBE
-    | {"two_sided_gpm", "feature_anchor", "feature_anchor_of_drift", "o_lora"},
+    | {"two_sided_gpm", "feature_anchor", "feature_anchor_of_drift", "o_lora"}
+    | {"lwf", "safe_anchor", "margin_anchor"},
 }
 SECONDS = 120 + 10 * len(GUARDS)
 each = pytest.mark.parametrize("name", GUARDS)

@@ -168,7 +168,7 @@ GRADIENTS = ("protected_gradients", "margin_gradients")
         (
             ("tracker", "active"),
             "wrong",
-            [["0", "nobody", 1, 1, "x", []]],
+            [["0", "nobody", 1, 1, "x", [], []]],
             "of a monitored behavior",
         ),
         ((*GRADIENTS, "rows", 0, 0), "wrong", torch.ones(5, 5), "other shapes"),
@@ -190,7 +190,7 @@ def test_the_error_names_what_is_wrong(
 
 
 def test_a_state_of_the_first_format_is_refused() -> None:
-    refuse(taken()[0] | {"format": 1}, "format 1, and this Riprap reads format 4: start anew")
+    refuse(taken()[0] | {"format": 1}, "format 1, and this Riprap reads format 5: start anew")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -266,3 +266,13 @@ def test_a_plan_of_steps_that_were_taken_again_does_not_hold(tmp_path: Path) -> 
         pass
     with Reader(tmp_path) as reader:
         assert set(plans_from_record(reader.events())) == {0, 20}
+
+
+def test_a_plan_knows_its_rest() -> None:
+    whole = RateSchedule.of_rates(0, np.linspace(1e-3, 1e-5, 30))
+    rest = RateSchedule.of_rates(12, np.linspace(1e-3, 1e-5, 30)[12:])
+    assert whole.ends_as(rest)
+    assert not rest.ends_as(whole)
+    assert not whole.ends_as(RateSchedule.of_rates(12, np.full(18, 1e-3)))
+    assert not whole.ends_as(RateSchedule(12, 18))
+    assert RateSchedule(0, 30).ends_as(RateSchedule(12, 18))

@@ -117,9 +117,9 @@ def test_states_that_do_not_fit_are_refused(
         other.load_state_dict(state)
     with pytest.raises(ConfigError, match="not a monitor's state"):
         other.load_state_dict({"model": 1})
-    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 4"):
+    with pytest.raises(ConfigError, match="format 9, and this Riprap reads format 5"):
         other.load_state_dict(state | {"format": 9})
-    with pytest.raises(ConfigError, match="format 3, and this Riprap reads format 4: start anew"):
+    with pytest.raises(ConfigError, match="format 3, and this Riprap reads format 5: start anew"):
         other.load_state_dict({"format": 3, "step": 4})
     with pytest.raises(ConfigError, match="not watching"):
         other.state_dict()

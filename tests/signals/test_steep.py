@@ -125,5 +125,5 @@ def test_a_detached_margin_is_not_run() -> None:
 def test_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("riprap.evaluation._per_probe.has_sharded_parameters", lambda model: True)
     model = make_llama().eval()
-    with pytest.raises(BehaviorError, match="Jacobian"):
+    with pytest.raises(BehaviorError, match="gradients of single probes"):
         SteepAlignment().start(probe_view(0, [words()], model))

@@ -58,6 +58,16 @@ class RateSchedule:
             "sums": self.sums[places].tolist(),
         }
 
+    def ends_as(self, later: RateSchedule) -> bool:
+        """Return whether a plan that begins later is the rest of this one, up to rounding."""
+        skipped = later.first - self.first
+        if skipped < 0 or self.n_steps - skipped != later.n_steps:
+            return False
+        if self.sums is None or later.sums is None:
+            return self.sums is later.sums
+        rest = self.sums[skipped:] - self.sums[skipped]
+        return bool(np.allclose(rest, later.sums, rtol=1e-6, atol=0.0))
+
     def remaining(self, step: int) -> int:
         """Return the number of planned steps after `step`."""
         return max(self.first + self.n_steps - step, 0)

@@ -84,6 +84,8 @@ class AutoGuard(CompositeGuard):
         else:
             self.replay = AdaptiveReplay(replay, **options)
         self.anchor = MarginAnchor(self.replay.behaviors) if anchor else None
+        if self.anchor is not None:
+            self.anchor.required = False  # where weights cannot be held, replay goes on alone
         if rollback is True:
             rollback = Rollback(self.replay.behaviors, every=CRITICAL_PATIENCE)
         self.rollback = rollback or None

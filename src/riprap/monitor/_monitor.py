@@ -255,9 +255,9 @@ class Monitor:
         if engine is None:
             model, optimizers = unwrap_model(model), require_optimizers(optimizer)
             check_guard(guard, len(optimizers))
+            parameters = trained_parameters(model, optimizers, self._modules)
             with preserve_rng(model):
                 check_scheduler(scheduler if steps else None, optimizers)
-            parameters = trained_parameters(model, optimizers, self._modules)
             refuse_packed(model)
         else:
             refuse_guard(guard)
@@ -325,6 +325,9 @@ class Monitor:
             except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
                 plan, problem = RateSchedule(first, steps), error
         facts = None if plan is None else plan.facts()
+        known = None if state is None else self._plan
+        if plan is not None and known is not None and known.ends_as(plan):
+            plan = known  # to the last bit as in a run that was not interrupted
         if plan is not None or state is None:  # else a resumed run keeps the plan of its state
             if plan is None and self._plan is not None:
                 facts = {"steps": None}

@@ -40,6 +40,7 @@ class MarginAnchor(Penalty, BehaviorGuard):
     fisher: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     unavailable: str = field(default="", init=False, repr=False)
+    required: bool = field(default=True, init=False, repr=False)
 
     name: ClassVar[str] = "margin_anchor"
     goal: ClassVar[str] = "its anchor"
@@ -52,7 +53,9 @@ class MarginAnchor(Penalty, BehaviorGuard):
         self.select_behaviors(view)
         self.fisher, self.anchor, self.unavailable = [], [], ""
         if any(is_sharded(parameter) for parameter in view.parameters):
-            self._give_up("the weights are sharded over ranks")
+            if self.required:
+                raise self._error("a model sharded over ranks is not supported; use AGEM or KL")
+            self._give_up("they are sharded over ranks")
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:
         """Leave parameters that join free: no margin was measured on them."""
