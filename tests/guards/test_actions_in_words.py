@@ -38,8 +38,8 @@ def test_a_guard_is_described_in_one_sentence() -> None:
     ]
     assert describe_actions(actions) == [
         f"gem changed 2 steps (the last, step 3: {done}).",
-        "rollback acted after step 3 (refusal: rolled back from step 3 to the state of 1); did "
-        "nothing after step 9 (refusal: recovered, so nothing was restored).",
+        "rollback acted after step 3 (refusal: rolled back from step 3 to the state of 1); said "
+        "after step 9: refusal: recovered, so nothing was restored.",
         "clip changed no step (the last reason, at step 4: nothing to do: short enough).",
     ]
     assert describe_actions([]) == []
