@@ -111,14 +111,10 @@ class AutoGuard(CompositeGuard):
                 self.rollback.on_alert(Alert(view.step, name, Level.CRITICAL, self.name, text))
                 del self.critical_since[name]
         yield self.replay
-        if self.anchor is not None and self._anchors(view):
-            yield self.anchor
+        anchor = self.anchor
+        if anchor is not None and self.replay.awake and not anchor.unavailable:
+            anchor.remember(view)  # of the first step with replay: the scores are kept there
+            if anchor.fisher or self.replay.has_too_few_examples(view):
+                yield anchor
         if self.rollback is not None:
             yield self.rollback
-
-    def _anchors(self, view: GuardView) -> bool:
-        """Return whether weights are held: they were before, or replay alone does not suffice."""
-        if self.anchor is None or self.anchor.unavailable or not self.replay.awake:
-            return False
-        self.anchor.remember(view)  # of the first step with replay: the scores are kept there
-        return bool(self.anchor.fisher) or self.replay.has_too_few_examples(view)
