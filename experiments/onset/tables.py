@@ -99,12 +99,21 @@ def leads(
     return alarms, found
 
 
-def share(hits: int, total: int) -> str:
+def wilson(hits: float, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson); the hits may be a sum of shares."""
+    z = stats.norm.ppf(0.975)
+    center = (hits + z**2 / 2) / (total + z**2)
+    half = z / (total + z**2) * np.sqrt(hits * (total - hits) / total + z**2 / 4)
+    return float(center - half), float(center + half)
+
+
+def share(hits: float, total: int, digits: int = 3) -> str:
     """Format a share with its 95 % interval (Wilson)."""
     if not total:
         return markdown.NOTHING
-    low, high = stats.binomtest(hits, total).proportion_ci(method="wilson")
-    return f"{hits / total:.3f} [{low:.3f}, {high:.3f}] of {total}"
+    bounds = wilson(hits, total)
+    texts = [f"{max(own, 0.0):.{digits}f}" for own in (hits / total, *bounds)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}] of {total}"
 
 
 def row(
@@ -172,41 +181,3 @@ def reliability_rows(judged: Sequence[Judged]) -> list[dict[str, str]]:
                 }
             )
     return rows
-
-
-def interval_row(name: str, judged: Sequence[Judged]) -> dict[str, str]:
-    """Return how often the forecast interval holds the break, and the errors of the forecasts.
-
-    Each behavior-run counts once: shares and medians are over runs of the shares and medians of
-    its evaluations. Overall, a forecast holds if its break is inside, or if there is none within
-    its horizon and it does not end within it.
-    """
-    inside, overall, errors, trivial = [], [], [], []
-    for own in judged:
-        at_break, all_of, off, off_trivial = [], [], [], []
-        for place, (step, forecast) in enumerate(zip(own.evaluated, own.forecasts, strict=True)):
-            if forecast is None or forecast.is_broken:
-                continue
-            left = np.inf if own.broke is None else own.broke - step
-            if left > forecast.horizon:
-                all_of.append(forecast.high > forecast.horizon)
-                continue
-            holds = forecast.low <= left <= forecast.high
-            all_of.append(holds)
-            if forecast.low <= forecast.horizon:
-                at_break.append(holds)
-            off.append(abs(min(forecast.median, forecast.horizon) - left))
-            line = -own.rivals["line through the last four"][place]
-            off_trivial.append(abs(min(max(line, 0.0), forecast.horizon) - left))
-        overall += [np.mean(all_of)] if all_of else []
-        inside += [np.mean(at_break)] if at_break else []
-        errors += [np.median(off)] if off else []
-        trivial += [np.median(off_trivial)] if off_trivial else []
-    error, other = (np.median(own) if own else np.nan for own in (errors, trivial))
-    return {
-        "rule": name,
-        "break in the interval, where one was forecast": markdown.number(np.mean(inside), 2),
-        "interval right, overall": markdown.number(np.mean(overall), 2),
-        "median error, steps": markdown.number(error, 1),
-        "of a line through the last four": markdown.number(other, 1),
-    }

@@ -6,14 +6,16 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from experiments.onset.intervals import held, interval_rows_by
 from experiments.onset.monitored import watch
 from experiments.onset.nulls import null_traces
-from experiments.onset.replay import judge_by, replay
-from experiments.onset.tables import first_step, judge, leads, rival_bound, table
+from experiments.onset.replay import Outcome, judge_by, replay
+from experiments.onset.tables import Judged, first_step, judge, leads, rival_bound, share, table
 from experiments.onset.trace import BehaviorTrace, Trace
 from riprap import AlertPolicy
-from riprap.types import Level
+from riprap.types import Forecast, Level
 
 
 def falling(slope: float, n_steps: int = 200, name: str = "a") -> Trace:
@@ -70,3 +72,50 @@ def test_a_rival_has_as_many_false_alarms_as_allowed() -> None:
             judged, lambda own, b=bound: first_step(own, own.rivals["lost mean margin"], b)
         )
         assert sum(alarms) == allowed
+
+
+NEVER = float("inf")
+
+
+def told(broke: int | None, schedule: str, *bounds: tuple[float, float]) -> Judged:
+    """A behavior-run with forecasts at steps 0, 10, …, given by the bounds of their interval."""
+    forecasts = [Forecast(low, low, high, 50, None) for low, high in bounds]
+    trace = falling(0.0, name=f"{schedule}-{broke}")
+    trace.about["schedule"] = schedule
+    outcome = Outcome(trace, "b", broke, {}, len(forecasts), 200)
+    return Judged(outcome, [10 * at for at in range(len(forecasts))], [*forecasts])
+
+
+def test_an_interval_holds_a_break_or_the_want_of_one() -> None:
+    # The break is 80, 70, 60, 50 and 40 steps away; forecasts look 50 ahead.
+    own = told(80, "linear", (10, 20), (10, NEVER), (NEVER, NEVER), (NEVER, NEVER), (30, 40))
+    assert held(own) == {
+        "overall": [False, True, True, False, True],
+        "came": [False, True],
+        "forecast": [True],
+    }
+    never = held(told(None, "linear", (10, 20), (10, NEVER), (NEVER, NEVER)))
+    assert never == {"came": [], "forecast": [], "overall": [False, True, True]}
+
+
+def test_intervals_are_counted_by_schedule() -> None:
+    judged = [
+        told(25, "linear", (20, 30), (10, 20), (9, 9)),
+        told(25, "cosine", (20, 30), (10, 20), (NEVER, NEVER)),
+        told(None, "warmup_cosine", (1, 2)),
+    ]
+    rows = {row["setting"]: row for row in interval_rows_by(judged)}
+    assert list(rows) == ["all", "schedule: linear", "schedule: warm-up, cosine"]
+    linear, cosine = rows["schedule: linear"], rows["schedule: warm-up, cosine"]
+    assert (
+        linear["right, overall"] == share(2 / 3, 1, 2) and linear["runs, behavior-runs"] == "1, 1"
+    )
+    assert cosine["break in it, where one was forecast"].startswith("1.00")
+    assert cosine["break in it, where one came"].startswith("0.67")
+    assert cosine["the aim is"] == "missed (too many), missed (too few), missed (too few)"
+
+
+def test_the_interval_of_a_share_is_that_of_wilson() -> None:
+    for hits, total in ((0, 14), (8, 14), (31, 31)):
+        low, high = stats.binomtest(hits, total).proportion_ci(method="wilson")
+        assert share(hits, total) == f"{hits / total:.3f} [{low:.3f}, {high:.3f}] of {total}"
