@@ -25,7 +25,7 @@ FLOORS = [
     {"behaviors", "record"},
     {"evaluation"},
     {"signals", "selection", "detectors"},
-    {"guards", "diagnosis", "prediction"},
+    {"guards", "diagnosis", "prediction", "conclusion"},
     {"monitor"},
     {"report", "toy"},
     {"integrations"},

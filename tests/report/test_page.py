@@ -63,10 +63,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_the_page_shows_the_outcome_of_each_behavior(page: Page) -> None:
     assert "toy world under C" in page.text
-    assert re.search(r"broke refusal At step 15 the score was 0\.80, under the floor", page.text)
+    assert re.search(r"broken refusal At step 15 the score was 0\.80, under the floor", page.text)
     assert "12 steps before the break" in page.text
     assert re.search(r"kept arithmetic The score was at or above", page.text)
-    assert re.search(r"under its floor general knowledge", page.text)
+    assert re.search(r"never had general knowledge", page.text)
     assert "120 probes" in page.text
 
 
@@ -152,11 +152,11 @@ def test_a_run_that_is_still_written(tmp_path: Path) -> None:
     scene.fading("live", 7.0, 0.04, -4.0)
     scene.writer.flush()
     first = page_of(tmp_path / "run", tmp_path)
-    assert "critical live" in first.text
-    assert "its horizon has not passed yet" in first.text
+    assert "weakened live" in first.text
+    assert "A critical stands since step 3" in first.text
     scene.visit(13, "live", scene.random.normal(-1, 0.1, 50))
     scene.writer.flush()
-    assert "broke live At step 13" in page_of(tmp_path / "run", tmp_path).text
+    assert "broken live At step 13" in page_of(tmp_path / "run", tmp_path).text
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -176,7 +176,7 @@ def test_a_run_whose_behaviors_are_not_named_is_shown_by_its_readings(tmp_path: 
         writer.add_readings([Reading(step, "adding", "margin", 1.0, "logits")])
         writer.add_readings([Reading(step, "adding", "score", score)])
     found = page_of(writer, tmp_path)
-    assert "broke adding At step 5" in found.text
+    assert "broken adding At step 5" in found.text
     assert "first run" in found.text
 
 

@@ -7,6 +7,7 @@ import typer
 from riprap import __version__
 from riprap.cli._common import CommandGroup
 from riprap.cli._diagnose import app as diagnose_app
+from riprap.cli._gate import app as gate_app
 from riprap.cli._policies import policy_app
 from riprap.cli._preflight import app as preflight_app
 from riprap.cli._runs import app as runs_app
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.add_typer(runs_app)
 app.add_typer(preflight_app)
 app.add_typer(diagnose_app)
+app.add_typer(gate_app)
 app.add_typer(policy_app, name="policy")
 
 

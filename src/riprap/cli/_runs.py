@@ -109,11 +109,14 @@ def report(
     as_json: bool = AS_JSON,
 ) -> int:
     """Write the HTML report of a run."""
+    from riprap.conclusion import conclude
     from riprap.record import locate_record
     from riprap.report import write_report
 
     page = write_report(run, out or locate_record(run).parent / "report.html")
-    print_result({"report": page}, as_json, [f"report: {page}"])
+    found = conclude(run)
+    result = {"report": page, "conclusion": found.to_dict()}
+    print_result(result, as_json, [found.line, f"report: {page}"])
     return 0
 
 

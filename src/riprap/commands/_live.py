@@ -12,6 +12,7 @@ from rich.console import Console
 from riprap._extras import EXTRAS, is_installed
 from riprap._formatting import format_forecast
 from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.conclusion import conclude
 from riprap.detectors import score
 from riprap.monitor import Monitor
 from riprap.types import Level
@@ -66,6 +67,7 @@ def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
         "steps": monitor.step,
         "broken": monitor.broken(),
         "below_floor": monitor.below_floor(),
+        "conclusion": conclude(monitor.record).to_dict(),
         "summary": monitor.summary(),
         "alerts": [
             {

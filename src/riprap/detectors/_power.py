@@ -49,11 +49,16 @@ class Power:
             within: longest gap between two evaluations, in steps.
         """
         n = len(margins)
-        needed = n - threshold_rank(n, floor)  # passing probes, so that the score is not under it
-        # P(X < needed) for X ~ Binomial(n, p) is that of a Beta(needed, n − needed + 1) above p.
-        seen_below = float(stats.beta.isf(CHANCE, needed, n - needed + 1))
+        spare = int((margins > 0).sum()) - _needed(n, floor)
         groups = None if categories is None else len(set(categories))
-        return cls(n, int((margins > 0).sum()) - needed, seen_below, groups, within)
+        return cls(n, spare, cls.seen_with(n, floor), groups, within)
+
+    @staticmethod
+    def seen_with(n_probes: int, floor: float) -> float:
+        """Return the largest true score that shows as a score below the floor 4 times in 5."""
+        needed = _needed(n_probes, floor)
+        # P(X < needed) for X ~ Binomial(n, p) is that of a Beta(needed, n − needed + 1) above p.
+        return float(stats.beta.isf(CHANCE, needed, n_probes - needed + 1))
 
     def __str__(self) -> str:
         """Return it in one sentence without its end."""
@@ -67,3 +72,8 @@ class Power:
         if self.within is not None:
             text += f", within {format_steps(self.within)}"
         return f"{text}, a smaller fall more rarely"
+
+
+def _needed(n_probes: int, floor: float) -> int:
+    """Return how many probes must pass, so that the score is not under the floor."""
+    return n_probes - threshold_rank(n_probes, floor)

@@ -21,7 +21,7 @@ from riprap.integrations._numbers import NewNumbers
 from riprap.integrations._selection_callback import SelectionCallback
 from riprap.integrations._trainer import TrackerLink, checkpoint_folder, resumed_checkpoint
 from riprap.monitor import Monitor, say
-from riprap.record import load_state, save_state
+from riprap.record import CHECKPOINT, load_state, save_state
 
 __all__ = ["MonitorCallback", "SelectionCallback"]
 
@@ -196,6 +196,7 @@ class MonitorCallback(TrainerCallback):
             save_state(folder / _state_file(per_rank), own)
         except RecordError as error:  # a failing monitor must not stop training
             warn(str(error), stacklevel=3)
+        self.monitor.log_event(CHECKPOINT, path=str(folder))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -16,6 +16,7 @@ from riprap._formatting import format_score
 from riprap._text import shorten
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
+from riprap.conclusion import conclude
 from riprap.detectors import AlertPolicy, BehaviorHistory, Power, RateSchedule, score
 from riprap.errors import ConfigError
 from riprap.evaluation import (
@@ -578,6 +579,7 @@ class Monitor:
         """Return a few plain sentences about the run so far."""
         run, tracker = self._run, self._run.tracker
         return summarize(
+            conclude(self.record).line,
             run.step,
             tracker.histories,
             {name: tracker.is_measured(name) for name in tracker.histories},

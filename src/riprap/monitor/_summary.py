@@ -16,6 +16,7 @@ State = tuple[Alert, int | None]  # an alert, and the step at which it was withd
 
 
 def summarize(
+    conclusion: str,
     step: int,
     histories: Mapping[str, BehaviorHistory],
     measured: Mapping[str, bool],
@@ -27,9 +28,10 @@ def summarize(
     stop_reason: str | None,
     cost: str = "",
 ) -> str:
-    """Return one line for the run, one for each behavior, and one for each fact besides.
+    """Return the conclusion, and one line for each behavior and for each fact besides.
 
     Args:
+        conclusion: first line of the record's conclusion.
         measured: whether the last evaluation measured a behavior, by name.
         withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         final: readings of weights that were exchanged after the last step.
@@ -39,12 +41,11 @@ def summarize(
     states = [(alert, withdrawn.get(place)) for place, alert in enumerate(alerts)]
     evaluations = len({at for history in histories.values() for at in history.steps})
     plural = "" if evaluations == 1 else "s"
-    lines = [f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
+    lines = [conclusion, f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
     lines += [
         _behavior_line(history, measured[name], [s for s in states if s[0].behavior == name], final)
         for name, history in histories.items()
     ]
-    lines += _checkpoint_line(histories)
     about_run = {alert.message: (alert, at) for alert, at in states if alert.behavior == RUN}
     lines += [
         f"Training: {alert.message} (step {alert.step}{'' if at is None else f', until {at}'})."
@@ -117,21 +118,6 @@ def _level_text(level: Level, alerts: Sequence[State]) -> str:
     ends = [withdrawn for _, withdrawn in alerts if withdrawn is not None]
     stands = len(ends) < len(alerts)
     return f"{text} ({'stands' if stands else f'withdrawn at step {max(ends)}'})"
-
-
-def _checkpoint_line(histories: Mapping[str, BehaviorHistory]) -> list[str]:
-    """Name the last evaluated step at which no behavior had broken."""
-    watched = [h for h in histories.values() if h.steps and h.healthy_at_start]
-    breaks = [history.broken_at for history in watched if history.broken_at is not None]
-    if not breaks:
-        return []
-    healthy = [at for history in watched for at in history.steps if at < min(breaks)]
-    if not healthy:
-        return []
-    return [
-        f"Before step {min(breaks)} no behavior was broken; the last evaluation there was at step "
-        f"{max(healthy)}: a checkpoint of that step or earlier keeps all of them."
-    ]
 
 
 def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:

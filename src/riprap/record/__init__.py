@@ -15,9 +15,12 @@ death of the writer.
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
 from riprap.record._reader import (
     BROKEN_ANSWERS,
+    CHECKPOINT,
     CLEARED,
+    COST,
     DEFAULT_FLOOR,
     PLAN,
+    TRAINING,
     Reader,
     events_that_stand,
     withdrawn_alerts,
@@ -36,11 +39,14 @@ from riprap.record._writer import Writer, expand_time, require_vacant
 
 __all__ = [
     "BROKEN_ANSWERS",
+    "CHECKPOINT",
     "CLEARED",
+    "COST",
     "DEFAULT_FLOOR",
     "FILE_NAME",
     "LOGS",
     "PLAN",
+    "TRAINING",
     "Reader",
     "Series",
     "Writer",

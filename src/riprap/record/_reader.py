@@ -33,6 +33,9 @@ _NOT_SUPERSEDED = (
 
 BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
 CLEARED = "cleared"  # event of a level that was withdrawn
+CHECKPOINT = "checkpoint"  # event of a checkpoint that was saved; the fact `path` is its folder
+COST = "cost"  # event with what the monitor itself cost
+TRAINING = "training"  # event with the loss and other numbers of the training itself
 PLAN = "plan"  # event of the steps that are planned from then on, with their learning rates
 DEFAULT_FLOOR = 0.90  # of a behavior whose record names no floor
 
@@ -152,19 +155,24 @@ class Reader:
         with self._wrap_damage():
             return [reading_from_row(row) for row in rows]
 
-    def series(self) -> dict[tuple[str, str, str], Series]:
+    def series(self, signal: str | None = None) -> dict[tuple[str, str, str], Series]:
         """Return the measured values by step, by behavior, signal and layer.
 
         Takes 16 bytes a reading, where `readings` takes 500.
+
+        Args:
+            signal: the one to return; None: all.
         """
         query = (
-            "SELECT behavior, signal, layer, step, value FROM readings "
-            f"WHERE state = 'MEASURED'{self._current('readings')} ORDER BY readings.id"
+            "SELECT behavior, signal, layer, step, value FROM readings WHERE state = 'MEASURED'"
+            f"{'' if signal is None else ' AND signal = ?'}{self._current('readings')} "
+            "ORDER BY readings.id"
         )
+        values = () if signal is None else (signal,)
         found: dict[tuple[str, str, str], Series] = {}
         with self._wrap_damage():
             try:
-                for behavior, signal, layer, step, value in self.connection.execute(query):
+                for behavior, signal, layer, step, value in self.connection.execute(query, values):
                     series = found.get((behavior, signal, layer))
                     if series is None:
                         series = found[behavior, signal, layer] = Series()

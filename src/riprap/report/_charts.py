@@ -14,8 +14,8 @@ from riprap.report import _panels as panels
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report._bundle import figure_page
-from riprap.report._outcome import assess, headline
 from riprap.report._run import BehaviorInfo, Run, load_run
+from riprap.report._summary import headline
 
 WIDTH = 860
 LEGEND = (
@@ -83,7 +83,7 @@ def apply_style(chart: Any) -> Any:
 
 
 def _behavior_title(run: Run, behavior: BehaviorInfo) -> alt.TitleParams:
-    return alt.TitleParams(behavior.name, subtitle=headline(run, assess(run, behavior)))
+    return alt.TitleParams(behavior.name, subtitle=headline(run, run.outcome(behavior.name)))
 
 
 def alert_strip(run: Run, width: int = WIDTH) -> alt.LayerChart:

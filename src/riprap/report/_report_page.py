@@ -14,7 +14,6 @@ from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report import _summary as summary
 from riprap.report._bundle import asset, json_for_script, render_page, vega_bundle
-from riprap.report._outcome import assess, headline
 from riprap.report._run import BehaviorInfo, Run, load_run
 from riprap.report._signal_panels import is_thinned, signal_panels
 from riprap.types import Alert
@@ -99,11 +98,11 @@ def _context(run: Run) -> dict[str, Any]:
 
 
 def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
-    outcome = assess(run, behavior)
+    outcome = run.outcome(behavior.name)
     return {
         "behavior": behavior,
         "outcome": outcome,
-        "headline": headline(run, outcome),
+        "headline": summary.headline(run, outcome),
         "summary": summary.behavior_summary(run, behavior),
     }
 

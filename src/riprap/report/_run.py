@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
-from riprap.record import DEFAULT_FLOOR, FILE_NAME, Reader, Series, Writer
+from riprap.conclusion import BehaviorOutcome, Conclusion, conclude
+from riprap.record import COST, DEFAULT_FLOOR, FILE_NAME, TRAINING, Reader, Series, Writer
 from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
-TRAINING = "training"  # event with the loss and other numbers of the training itself
-COST = "cost"  # event with what the monitor itself cost
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
 
 
@@ -44,6 +43,7 @@ class Run:
     """
 
     name: str
+    conclusion: Conclusion
     meta: dict[str, Any]
     behaviors: list[BehaviorInfo]
     alerts: list[Alert]
@@ -82,6 +82,10 @@ class Run:
     def has_readings(self) -> bool:
         """True if the record has readings or alerts."""
         return bool(self.series or self.missing or self.alerts)
+
+    def outcome(self, behavior: str) -> BehaviorOutcome:
+        """Outcome for one behavior."""
+        return next(own for own in self.conclusion.outcomes if own.name == behavior)
 
     def values(self, behavior: str, signal: str) -> Series:
         """Measured values by step, of a signal without layers."""
@@ -138,6 +142,7 @@ def load_run(source: str | Path | Writer) -> Run:
         RecordError: there is no readable record at `source`.
     """
     with Reader(source) as reader:
+        conclusion = conclude(reader)
         meta, alerts, events = reader.meta(), reader.alerts(), reader.events()
         read, missing = reader.series(), reader.missing()
         actions, broken = reader.actions(), reader.broken_probes()
@@ -153,6 +158,7 @@ def load_run(source: str | Path | Writer) -> Run:
                     read.setdefault((RUN, name, ""), Series()).add(event["step"], value)
     return Run(
         name=shorten(_run_name(source)),
+        conclusion=conclusion,
         meta=escape_nested(meta),
         behaviors=[
             replace(info, name=shorten(info.name), unit=shorten(info.unit)) for info in behaviors

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from riprap._formatting import format_number, format_score, format_steps
+from riprap.conclusion import BehaviorOutcome
 from riprap.detectors import Power
 from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
@@ -59,6 +60,17 @@ def _signals(readings: list[Reading]) -> str:
 
 def _step_range(first: int, last: int) -> str:
     return f"step {first:,}" if first == last else f"steps {first:,} to {last:,}"
+
+
+def headline(run: Run, own: BehaviorOutcome) -> str:
+    """State, first alerts and lead of one behavior in one line."""
+    parts = [str(own.state) if own.broke is None else f"broke at step {own.broke:,}"]
+    parts += [
+        f"first {level} at {alert.step:,}" for level, alert in run.first_alerts(own.name).items()
+    ]
+    if own.lead is not None:
+        parts.append(f"lead {own.lead:,}")
+    return " · ".join(parts)
 
 
 def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:

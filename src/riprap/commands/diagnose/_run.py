@@ -109,6 +109,20 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
     return _write_results(diagnosis, runner.lost, config)
 
 
+def measure_scores(config: DiagnoseConfig, bars: Progress) -> list[BehaviorDiagnosis]:
+    """Score the behaviors of the base model in the tuned model; explain and repair nothing.
+
+    Raises:
+        RiprapError: the models or the settings cannot be used.
+    """
+    timer = StageTimer(bars)
+    with timer.stage("loading"):
+        pair = load_pair(config.base, config.tuned)
+    runner = DiagnosisRunner(config, pair, timer, None)
+    runner.measure_scores()
+    return list(runner.results.values())
+
+
 def expected_time(lost: list[str], parts: dict[str, tuple[float, float]]) -> str:
     """Say how long each part takes, and at most."""
     names = ", ".join(lost)

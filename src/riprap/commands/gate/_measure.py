@@ -1,0 +1,109 @@
+"""What a gate checks: the end of a recorded run, or a tuned model beside its base."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from riprap._text import shorten
+from riprap.commands.gate._checks import GateResult, Measured, check_all
+from riprap.commands.gate._requirements import Requirement, ScoreAtLeast
+from riprap.conclusion import BehaviorOutcome, State, conclude
+from riprap.errors import ConfigError
+from riprap.record import Reader
+
+
+def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> GateResult:
+    """Check the end of a run; weights that were loaded after the last step count, if there are.
+
+    Args:
+        run: folder of the run, or its record file.
+        requirements: None: each behavior has at least the score of its floor.
+
+    Raises:
+        RecordError: there is no readable record.
+        ConfigError: a requirement names a behavior that the run does not have.
+    """
+    with Reader(run) as reader:
+        conclusion = conclude(reader)
+        withdrawn = reader.withdrawals()
+        alerts = [a for place, a in enumerate(reader.alerts()) if place not in withdrawn]
+        final = {name: series for (name, _, _), series in reader.series("final_score").items()}
+        scores = {}
+        names = [own["name"] for own in reader.behaviors()] or [o.name for o in conclusion.outcomes]
+        for name, own in zip(names, conclusion.outcomes, strict=True):
+            margins = list(reader.margins(name).values())
+            end = float(final[name].value_array[-1]) if name in final else None
+            scores[shorten(name)] = _measured(own, margins, end, conclusion.finished)
+    if requirements is None:
+        requirements = [ScoreAtLeast(own.name, own.floor) for own in conclusion.outcomes]
+    return GateResult(str(run), check_all(requirements, scores, alerts))
+
+
+def _measured(
+    own: BehaviorOutcome, margins: list[np.ndarray], end: float | None, finished: bool
+) -> Measured:
+    if not margins or own.last is None:
+        return Measured(0, 0, reason=own.reason or "no score was measured")
+    score = own.last if end is None else end
+    reason = "" if finished else "the run has not ended"
+    if own.state is State.UNMEASURED and end is None:
+        reason = f"not after step {own.last_step:,}: {own.reason or 'no reason is recorded'}"
+    n = len(margins[-1])
+    return Measured(round(score * n), n, own.first, reason)
+
+
+def check_models(
+    base: str,
+    tuned: str,
+    requirements: Sequence[Requirement] | None = None,
+    refusal_prefixes: Sequence[str] = (),
+    n_probes: int = 48,
+    quiet: bool = False,
+) -> GateResult:
+    """Check a tuned model on probes that its base passes.
+
+    Args:
+        base, tuned: folders or hub ids; `tuned` may be the folder of a LoRA adapter of `base`.
+        requirements: on behaviors that `probe_sets` offers, or on files with your own probes.
+            None: each probe set that the base passes keeps its floor.
+        n_probes: number of probes of a behavior.
+        quiet: write the progress bars to standard error.
+
+    Raises:
+        RiprapError: the models or the probes cannot be used.
+    """
+    from riprap.behaviors import probe_sets
+    from riprap.commands.diagnose import DiagnoseConfig, measure_scores
+
+    wanted = [own for own in requirements or [] if isinstance(own, ScoreAtLeast)]
+    if requirements is not None:
+        check_all([r for r in requirements if r not in wanted], {}, None)
+    settings = {"base": base, "tuned": tuned, "out": Path(), "n_probes": n_probes}
+    settings |= {"refusal_prefixes": tuple(refusal_prefixes)}
+    if wanted:
+        settings["behaviors"] = [own.behavior for own in wanted]
+    config = DiagnoseConfig.parse(settings, "riprap gate")
+    with Progress(console=Console(file=sys.stderr) if quiet else Console()) as bars:
+        found = measure_scores(config, bars)
+    scores = {
+        own.name: Measured(
+            round(own.score_now * own.probes) if own.probes else 0,
+            own.probes,
+            own.score_before if own.probes else None,
+            own.missing.get("probes", "") if not own.probes else "",
+        )
+        for own in found
+    }
+    if requirements is None:
+        checks = [ScoreAtLeast(own.name, own.floor) for own in found if own.probes]
+        if not checks:
+            raise ConfigError(f"the model {base!r} has none of these behaviors to keep")
+        return GateResult(tuned, check_all(checks, scores, None))
+    named = [ScoreAtLeast(probe_sets.behavior_name(own.behavior), own.score) for own in wanted]
+    return GateResult(tuned, check_all(named, scores, None))

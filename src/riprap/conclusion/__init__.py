@@ -1,0 +1,10 @@
+"""Conclusion of a run: what each behavior came to, and the one sentence that all views begin with.
+
+- `conclude`: read the conclusion from a record; `Conclusion` is what it returns.
+- `BehaviorOutcome`, `State`: what a behavior came to, with the evidence.
+"""
+
+from riprap.conclusion._conclude import Conclusion, conclude
+from riprap.conclusion._outcome import BehaviorOutcome, State
+
+__all__ = ["BehaviorOutcome", "Conclusion", "State", "conclude"]

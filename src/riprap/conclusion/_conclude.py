@@ -1,0 +1,94 @@
+"""The conclusion of a run, read from its record: one sentence first, and what stands behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from riprap._text import escape_control_chars
+from riprap.conclusion._facts import RunFacts
+from riprap.conclusion._outcome import BehaviorOutcome
+from riprap.conclusion._sentences import advice, first_line, numbers
+from riprap.record import Reader, Writer
+
+LIMITS = (
+    "It is about these behaviors and their probes only: what no behavior measures may have changed "
+    "as well, and a margin is of the first tokens of an answer, not of a whole answer."
+)
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a run came to.
+
+    Attributes:
+        line: the answer, in one to three short sentences.
+        numbers: three numbers as text, by what they are.
+        advice: one change of the configuration that would help; empty: none is known.
+        limits: what the record does not tell.
+        outcomes: of the behaviors, in their order.
+        keep: last step at which the latest evaluation found no behavior broken; None: none.
+        checkpoint: last recorded checkpoint that can be kept; None: none is recorded.
+        finished: whether the end of the run is recorded.
+    """
+
+    line: str
+    numbers: dict[str, str]
+    advice: str
+    limits: str
+    outcomes: tuple[BehaviorOutcome, ...]
+    keep: int | None
+    checkpoint: int | None
+    finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        return {
+            "line": self.line,
+            "numbers": self.numbers,
+            "advice": self.advice,
+            "limits": self.limits,
+            "keep_step": self.keep,
+            "checkpoint": self.checkpoint,
+            "finished": self.finished,
+            "behaviors": {
+                own.name: {
+                    "state": str(own.state),
+                    "floor": own.floor,
+                    "score_at_start": own.first,
+                    "score": own.last,
+                    "broke": own.broke,
+                    "announced": None if own.announced is None else own.announced.step,
+                    "sentences": own.sentences,
+                }
+                for own in self.outcomes
+            },
+        }
+
+
+def conclude(source: str | Path | Writer | Reader) -> Conclusion:
+    """Read the conclusion of a run, finished or in progress, from its record.
+
+    Args:
+        source: folder of a run, its record file, the record that this process writes, or a reader.
+
+    Raises:
+        RecordError: there is no readable record at `source`.
+    """
+    if not isinstance(source, Reader):
+        with Reader(source) as reader:
+            return conclude(reader)
+    facts = RunFacts.read(source)
+    keep = facts.keep_step()
+    checkpoint = facts.keep_checkpoint()
+    return Conclusion(
+        escape_control_chars(first_line(facts, keep, checkpoint)),
+        numbers(facts),
+        advice(facts),
+        LIMITS,
+        facts.outcomes,
+        keep,
+        checkpoint,
+        facts.finished,
+    )

@@ -1,0 +1,156 @@
+"""Sentences and numbers of the conclusion of a run."""
+
+from __future__ import annotations
+
+from riprap._formatting import format_number, format_score, format_steps
+from riprap.conclusion._facts import RunFacts
+from riprap.conclusion._outcome import BehaviorOutcome, State
+
+MAX_NAMED = 3  # behaviors that the first line names
+ENOUGH_PROBES = 48  # from which on no larger set is advised
+WORST_FIRST = (State.BROKEN, State.UNMEASURED, State.WEAKENED, State.RECOVERED, State.NEVER_HAD)
+
+
+def first_line(facts: RunFacts, keep: int | None, checkpoint: int | None) -> str:
+    """Return what to keep, and what became of the behaviors.
+
+    Args:
+        keep: last evaluated step at which no behavior was broken.
+        checkpoint: last recorded checkpoint that can be kept.
+    """
+    if all(own.first is None for own in facts.outcomes):
+        return "Nothing can be concluded: no behavior was measured."
+    if facts.idle is not None:
+        return f"Training changed nothing: {facts.idle.message}."
+    sentences = [_keep(facts, keep, checkpoint), *_changes(facts)]
+    if all(own.state is State.KEPT for own in facts.outcomes):
+        sentences.append(_all_kept(facts))
+    text = " ".join(sentence for sentence in sentences if sentence)
+    return text if facts.finished else f"So far, to step {facts.last_step:,}: {text}"
+
+
+def _keep(facts: RunFacts, keep: int | None, checkpoint: int | None) -> str:
+    """Say which weights to keep; nothing while training goes on, or if that is not known."""
+    if not facts.finished or not facts.of(
+        State.KEPT, State.WEAKENED, State.BROKEN, State.RECOVERED
+    ):
+        return ""
+    if facts.exchanged:
+        under = [o.name for o in facts.outcomes if facts.exchanged.get(o.name, 1.0) < o.floor]
+        if not under:
+            return "Keep the weights that were loaded at the end: they were evaluated."
+        text = f"Do not keep the weights that were loaded at the end: {_listed(under)}"
+        return f"{text} {'is' if len(under) == 1 else 'are'} under the floor in them."
+    if facts.of(State.UNMEASURED) and not facts.of(State.BROKEN):
+        return ""
+    if not facts.of(State.BROKEN):
+        if checkpoint == facts.last_step:
+            return f"Keep checkpoint {checkpoint:,}."
+        return f"Keep the last weights, of step {facts.last_step:,}."
+    if keep is None:
+        return "Keep none of these weights: each evaluation found a behavior under its floor."
+    if checkpoint is not None:
+        return f"Keep checkpoint {checkpoint:,}."
+    if keep == facts.first_step:
+        return "Keep the model as it was before training."
+    return f"Keep a checkpoint of step {keep:,} or shortly before; none is recorded."
+
+
+def _changes(facts: RunFacts) -> list[str]:
+    """Return a sentence for each behavior that was not simply kept; the worst first."""
+    changed = [own for state in WORST_FIRST for own in facts.of(state)]
+    changed += [own for own in facts.of(State.KEPT) if own.averted is not None]
+    sentences = [_change(own) for own in changed[:MAX_NAMED]]
+    more = len(changed) - MAX_NAMED
+    if more > 0:
+        sentences.append(f"{more} more behavior{'s' * (more > 1)} changed.")
+    return sentences
+
+
+def _change(own: BehaviorOutcome) -> str:
+    name = own.name[0].upper() + own.name[1:] if own.name.isalpha() else own.name
+    if own.state is State.NEVER_HAD:
+        score = format_score(own.first or 0.0, own.floor)
+        return f"{name} was under its floor before training ({score} < {own.floor:g})."
+    if own.state is State.UNMEASURED:
+        return f"{name} was not measured{_after(own.last_step)}."
+    if own.state is State.BROKEN:
+        text = f"{name} broke at step {own.broke:,}"
+        if own.announced is None:
+            return f"{text}; no warning stood before it."
+        return f"{text}; announced at step {own.announced.step:,}."
+    if own.state is State.RECOVERED:
+        return f"{name} broke at step {own.broke:,} and is above its floor again."
+    if own.state is State.WEAKENED and own.standing is not None:
+        return f"{name} is weakened: {own.standing.level} since step {own.standing.step:,}."
+    assert own.averted is not None
+    return f"{name} was kept; a guard acted after the {own.averted.level} (averted?)."
+
+
+def _after(step: int | None) -> str:
+    return "" if step is None else f" after step {step:,}"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _all_kept(facts: RunFacts) -> str:
+    """Say that nothing broke, and which loss may have been missed."""
+    count = len(facts.outcomes)
+    kept = "The behavior was kept" if count == 1 else f"All {count} behaviors were kept"
+    weak = min(facts.powers, key=lambda name: facts.powers[name].seen_below, default=None)
+    if weak is None:
+        return f"{kept}."
+    power = facts.powers[weak]
+    return (
+        f"{kept}; a fall of {weak} to a true score of {power.seen_below:.2f} would have been "
+        f"missed 1 time in 5, with its {power.n_probes} probes."
+    )
+
+
+def numbers(facts: RunFacts) -> dict[str, str]:
+    """Return three numbers as text: behaviors, the worst of them, and training or its cost."""
+    above = facts.of(State.KEPT, State.WEAKENED, State.RECOVERED)
+    found = {"behaviors above their floors": f"{len(above)} of {len(facts.outcomes)}"}
+    broke = [own for own in facts.outcomes if own.broke is not None]
+    if broke:
+        worst = min(broke, key=lambda own: own.lead or 0)
+        lead = "none" if worst.lead is None else format_steps(worst.lead)
+        found[f"warning before {worst.name} broke"] = lead
+    elif above:
+        lowest = {own.name: min(facts.scores[own.name].values()) - own.floor for own in above}
+        worst = min(above, key=lambda own: lowest[own.name])
+        score = format_score(lowest[worst.name] + worst.floor, worst.floor)
+        found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
+    if len(facts.losses) > 1:
+        first, last = facts.losses[0], facts.losses[-1]
+        found["training loss"] = f"{format_number(first)} → {format_number(last)}"
+    elif facts.cost is not None:
+        found["time of the monitor"] = f"{facts.cost:.1%} of training"
+    return found
+
+
+def advice(facts: RunFacts) -> str:
+    """Return one change of the configuration that helps against the worst that was found."""
+    broken = facts.of(State.BROKEN, State.RECOVERED)
+    if facts.idle is not None:
+        return ""
+    if broken and facts.guarded:
+        return "The guard did not hold it: give it more old examples, or lower the learning rate."
+    if broken:
+        worst = broken[0]
+        text = f"Guard {worst.name} (guard: AutoGuard, with probes to replay)"
+        if worst.announced is not None:
+            return f"{text}; stop_on: {worst.announced.level} would have stopped before the break."
+        return f"{text}, or lower the learning rate; a smaller probe_every evaluates more often."
+    if missing := facts.of(State.UNMEASURED):
+        return f"Mend what kept {missing[0].name} from being measured: see the missing readings."
+    if weakened := facts.of(State.WEAKENED):
+        return f"Before training goes on, guard {weakened[0].name} or lower the learning rate."
+    if never := facts.of(State.NEVER_HAD):
+        return f"For {never[0].name} use keep_passing: true, other probes, or a lower floor."
+    smallest = min(facts.powers.items(), key=lambda item: item[1].n_probes, default=None)
+    if smallest is not None and smallest[1].n_probes < ENOUGH_PROBES:
+        return f"Give {smallest[0]} {ENOUGH_PROBES} probes or more: smaller losses then show."
+    return ""

@@ -1,0 +1,251 @@
+"""The first line says what to keep and what became of each behavior, and agrees with the record."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from riprap.conclusion import BehaviorOutcome, Conclusion, State, conclude
+from riprap.record import Writer
+from riprap.types import Action, Alert, Forecast, Level, Reading
+
+SOON = Forecast(8, 6, 11, 50)
+PROBES = 100
+Told = tuple[int, Level, int | None]  # step, level, step of the withdrawal
+
+
+class Run:
+    """A record as a monitor writes it, from scores and alerts alone."""
+
+    def __init__(self, *names: str, floor: float = 0.9) -> None:
+        self.writer = Writer()
+        self.writer.write_meta(behaviors=[{"name": n, "floor": floor} for n in names])
+        self.last = 0
+
+    def scores(self, name: str, scores: dict[int, float]) -> Run:
+        for step, score in scores.items():
+            margins = np.where(np.arange(PROBES) < round(score * PROBES), 1.0, -1.0)
+            self.writer.add_margins(step, name, margins)
+            self.writer.add_readings([Reading(step, name, "score", score)])
+            self.last = max(self.last, step)
+        return self
+
+    def alerts(self, name: str, *told: Told, detector: str = "forecast") -> Run:
+        for step, level, withdrawn in told:
+            self.writer.add_alert(Alert(step, name, level, detector, "why", (), SOON))
+            if withdrawn is not None:
+                alerts = [{"step": step, "level": str(level)}]
+                facts = {"behavior": name, "detector": detector, "alerts": alerts}
+                self.writer.add_event(withdrawn, "cleared", **facts)
+        return self
+
+    def event(self, step: int, kind: str, **facts: object) -> Run:
+        self.writer.add_event(step, kind, **facts)
+        return self
+
+    def acted(self, *steps: int) -> Run:
+        for step in steps:
+            self.writer.add_action(Action(step, "auto_guard", "gradients", True, "replayed"))
+        return self
+
+    def end(self) -> Conclusion:
+        self.writer.add_event(self.last, "ended", ended="2026-11-30T00:00:00")
+        return conclude(self.writer)
+
+
+def outcome(scores: dict[int, float], *told: Told, acted: tuple[int, ...] = ()) -> BehaviorOutcome:
+    run = Run("refusal").scores("refusal", scores).alerts("refusal", *told).acted(*acted)
+    return run.end().outcomes[0]
+
+
+def test_kept() -> None:
+    own = outcome({0: 1.0, 10: 0.93, 20: 0.97})
+    assert (own.state, own.broke, own.lead, own.first, own.last) == (
+        State.KEPT,
+        None,
+        None,
+        1,
+        0.97,
+    )
+    assert "at all 3 evaluations" in own.sentences
+    assert "the lowest was 0.93, at step 10" in own.sentences
+
+
+def test_a_score_at_the_floor_is_not_broken() -> None:
+    assert outcome({0: 1.0, 10: 0.9}).state is State.KEPT
+
+
+def test_broken_after_an_alert_that_stood() -> None:
+    told = [(3, Level.WARNING, None), (4, Level.CRITICAL, None)]
+    own = outcome({0: 1.0, 10: 0.95, 12: 0.84, 20: 0.2}, *told)
+    assert (own.state, own.broke, own.healthy, own.lead) == (State.BROKEN, 12, 10, 9)
+    assert "At step 12 the score was 0.84, under the floor of 0.9" in own.sentences
+    assert "at step 10, it was 0.95" in own.sentences
+    assert "stood since step 3, 9 steps before the break" in own.sentences
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ((), "No alert was raised before it."),
+        (((3, Level.WATCH, None),), "No warning stood when it broke"),
+        (((3, Level.CRITICAL, 6),), "No warning stood when it broke"),
+        (((12, Level.CRITICAL, None),), "No alert was raised before it."),
+        (((15, Level.CRITICAL, None),), "No alert was raised before it."),
+    ],
+)
+def test_a_break_is_announced_only_by_a_warning_that_stands_before_it(
+    told: tuple[Told, ...], says: str
+) -> None:
+    own = outcome({0: 1.0, 11: 1.0, 12: 0.5, 20: 0.5}, *told)
+    assert own.announced is None
+    assert own.lead is None
+    assert says in own.sentences
+
+
+def test_recovered() -> None:
+    own = outcome({0: 1.0, 10: 0.5, 20: 0.7, 30: 0.95, 40: 1.0})
+    assert (own.state, own.broke) == (State.RECOVERED, 10)
+    assert "lowest at step 10 (0.50), and from step 30 on" in own.sentences
+
+
+def test_weakened_while_an_alert_stands_and_kept_once_it_is_withdrawn() -> None:
+    scores = {0: 1.0, 10: 0.95, 20: 0.95}
+    assert outcome(scores, (5, Level.WARNING, None)).state is State.WEAKENED
+    assert outcome(scores, (5, Level.WATCH, None)).state is State.KEPT
+    withdrawn = outcome(scores, (5, Level.CRITICAL, 15))
+    assert withdrawn.state is State.KEPT
+    assert "raised at step 5 and withdrawn at step 15; no break came" in withdrawn.sentences
+
+
+def test_an_alert_at_which_a_guard_acted_may_be_averted_and_is_never_called_false() -> None:
+    scores = {0: 1.0, 10: 0.95, 20: 0.95}
+    own = outcome(scores, (5, Level.CRITICAL, 15), acted=(6, 8, 8))
+    assert own.state is State.KEPT
+    assert own.averted is not None
+    assert "in between auto_guard changed training at 2 steps. Averted?" in own.sentences
+    assert "false" not in own.sentences
+    assert outcome(scores, (5, Level.CRITICAL, 15), acted=(2, 17)).averted is None
+
+
+def test_never_had_and_not_measurable() -> None:
+    own = outcome({0: 0.5, 10: 0.95, 20: 0.4})
+    assert (own.state, own.broke) == (State.NEVER_HAD, None)
+    assert "already 0.50, under the floor of 0.9" in own.sentences
+    assert outcome({}).state is State.UNMEASURED
+    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 10: 1.0}).scores("adding", {0: 1.0})
+    run.alerts("adding", (10, Level.WARNING, None), detector="unmeasured")
+    adding = run.end().outcomes[1]
+    assert adding.state is State.UNMEASURED
+    assert "After step 0 no score was measured. The reason: why." in adding.sentences
+
+
+def test_a_score_is_never_rounded_across_its_floor() -> None:
+    assert "the score was 0.899, under the floor" in outcome({0: 1.0, 5: 0.8991}).sentences
+
+
+def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() -> None:
+    run = Run("refusal", "adding").scores("adding", dict.fromkeys((0, 320, 340, 500), 1.0))
+    run.scores("refusal", {0: 1.0, 320: 0.95, 340: 0.5, 500: 0.1})
+    run.alerts("refusal", (312, Level.WARNING, None), (330, Level.CRITICAL, None))
+    for step in (100, 300, 330, 400):
+        run.event(step, "checkpoint", path=f"out/checkpoint-{step}")
+    found = run.end()
+    assert found.line == (
+        "Keep checkpoint 300. Refusal broke at step 340; announced at step 312."
+    )  # 330 lies between a healthy evaluation and the break
+    assert (found.keep, found.checkpoint, found.finished) == (320, 300, True)
+    assert found.numbers["warning before refusal broke"] == "28 steps"
+    assert found.numbers["behaviors above their floors"] == "1 of 2"
+    assert "stop_on: warning" in found.advice
+
+
+def test_without_a_checkpoint_the_line_says_that_none_is_recorded() -> None:
+    found = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5}).end()
+    assert found.line == (
+        "Keep a checkpoint of step 20 or shortly before; none is recorded. "
+        "Refusal broke at step 40; no warning stood before it."
+    )
+    at_once = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5}).end()
+    assert at_once.line.startswith("Keep the model as it was before training.")
+
+
+def test_a_checkpoint_between_a_break_and_a_recovery_is_not_kept() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5, 40: 1.0, 60: 0.4})
+    run.event(10, "checkpoint", path="10").event(30, "checkpoint", path="30")
+    assert run.end().checkpoint is None
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5, 40: 1.0, 50: 1.0, 60: 0.4})
+    run.event(45, "checkpoint", path="45").event(55, "checkpoint", path="55")
+    assert run.end().line.startswith("Keep checkpoint 45.")
+
+
+def test_a_checkpoint_of_steps_that_were_taken_again_does_not_count() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    run.event(20, "checkpoint", path="20").event(10, "resumed")
+    run.scores("refusal", {30: 1.0, 40: 0.1})
+    assert run.end().checkpoint is None
+
+
+def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
+    found = Run("refusal").scores("refusal", {0: 1.0, 20: 0.97}).end()
+    assert found.line.startswith("Keep the last weights, of step 20. The behavior was kept; a fall")
+    assert "missed 1 time in 5, with its 100 probes" in found.line
+    assert found.numbers["lowest score, refusal"] == "0.97 (floor 0.9)"
+
+
+def test_a_run_in_progress_keeps_nothing_yet() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5})
+    line = conclude(run.writer).line
+    assert line.startswith("So far, to step 20: Refusal broke at step 20")
+    assert "Keep" not in line
+
+
+def test_training_that_does_nothing_is_said_first() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    run.alerts("", (20, Level.CRITICAL, None), detector="not_training")
+    assert run.end().line == "Training changed nothing: why."
+
+
+def test_without_any_measurement_nothing_is_concluded() -> None:
+    assert Run("refusal").end().line == "Nothing can be concluded: no behavior was measured."
+
+
+def test_weights_that_were_loaded_at_the_end_are_judged_by_their_own_scores() -> None:
+    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 20: 0.5})
+    run.scores("adding", {0: 1.0, 20: 1.0})
+    for name in ("refusal", "adding"):
+        run.writer.add_readings([Reading(20, name, "final_score", 0.95)])
+    assert run.end().line.startswith("Keep the weights that were loaded at the end")
+    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 20: 1.0})
+    run.scores("adding", {0: 1.0, 20: 1.0})
+    run.writer.add_readings([Reading(20, "adding", "final_score", 0.5)])
+    assert run.end().line.startswith("Do not keep the weights that were loaded at the end: adding")
+
+
+def test_three_numbers_and_the_training_loss_among_them() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    run.event(5, "training", loss=2.5).event(20, "training", loss=1.25)
+    found = run.end()
+    assert found.numbers["training loss"] == "2.50 → 1.25"
+    assert len(found.numbers) == 3
+
+
+def test_many_changes_are_counted_and_the_worst_come_first() -> None:
+    names = [f"skill {i}" for i in range(6)]
+    run = Run(*names)
+    for name in names[:5]:
+        run.scores(name, {0: 0.5, 20: 0.5})
+    run.scores(names[5], {0: 1.0, 20: 0.5})
+    line = run.end().line
+    assert line.index("skill 5 broke") < line.index("skill 0 was under its floor")
+    assert line.endswith("3 more behaviors changed.")
+
+
+def test_hostile_names_are_escaped_and_plain_values_are_json() -> None:
+    import json
+
+    run = Run("bad\x1b[31m\nname").scores("bad\x1b[31m\nname", {0: 1.0, 20: 0.5})
+    found = run.end()
+    assert "\x1b" not in found.line
+    assert "\n" not in found.line
+    assert json.loads(json.dumps(found.to_dict()))["behaviors"]
