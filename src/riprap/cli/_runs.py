@@ -106,17 +106,22 @@ def select(
 def report(
     run: Path = typer.Argument(..., help="Folder of a run, or its record file."),
     out: Path | None = typer.Option(None, help="Output file; default: report.html in the folder."),
+    card: Path | None = typer.Option(
+        None, help="README.md of the model: write the section of a model card into it."
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Write the HTML report of a run."""
+    """Write the HTML report of a run, and with --card its section of a model card."""
     from riprap.conclusion import conclude
     from riprap.record import locate_record
-    from riprap.report import write_report
+    from riprap.report import write_card, write_report
 
-    page = write_report(run, out or locate_record(run).parent / "report.html")
+    files = {"report": write_report(run, out or locate_record(run).parent / "report.html")}
+    if card is not None:
+        files["card"] = write_card(run, card)
     found = conclude(run)
-    result = {"report": page, "conclusion": found.to_dict()}
-    print_result(result, as_json, [found.line, f"report: {page}"])
+    lines = [found.line, *(f"{name}: {file}" for name, file in files.items())]
+    print_result(files | {"conclusion": found.to_dict()}, as_json, lines)
     return 0
 
 

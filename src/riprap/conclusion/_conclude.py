@@ -58,6 +58,8 @@ class Conclusion:
                     "floor": own.floor,
                     "score_at_start": own.first,
                     "score": own.last,
+                    "probes": own.n_probes,
+                    "interval": own.interval,
                     "broke": own.broke,
                     "announced": None if own.announced is None else own.announced.step,
                     "sentences": own.sentences,

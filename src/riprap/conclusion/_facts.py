@@ -65,10 +65,11 @@ class RunFacts:
             name = shorten(own["name"])
             scores[name] = measured.get(own["name"], Series())
             about = [pair for pair in pairs if pair[0].behavior == own["name"]]
-            outcomes.append(
-                outcome(name, float(own["floor"]), scores[name], about, actions, evaluated)
-            )
             margins = reader.margins(own["name"])
+            n = len(margins[max(margins)]) if margins else 0
+            outcomes.append(
+                outcome(name, float(own["floor"]), scores[name], n, about, actions, evaluated)
+            )
             if margins:
                 gap = meta.get("longest_gap")
                 powers[name] = Power.of(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from riprap._formatting import format_forecast, format_score, format_steps
+from riprap.detectors import score_interval
 from riprap.types import Action, Alert, Level
 
 UNMEASURED = "unmeasured"  # detector of the monitor's own alert on missing measurements
@@ -36,6 +37,7 @@ class BehaviorOutcome:
     """Outcome for one behavior.
 
     Attributes:
+        n_probes: number of probes at the last evaluation.
         first, last: first and last measured score; None if none was measured.
         last_step: step of the last measured score.
         broke: first evaluated step with a score under the floor; None if there is none, or if the
@@ -52,6 +54,7 @@ class BehaviorOutcome:
     name: str
     floor: float
     state: State
+    n_probes: int = 0
     first: float | None = None
     last: float | None = None
     last_step: int | None = None
@@ -62,6 +65,13 @@ class BehaviorOutcome:
     averted: Alert | None = None
     reason: str = ""
     sentences: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the last score (Wilson), as if the probes were a random sample."""
+        if self.last is None or not self.n_probes:
+            return None
+        return score_interval(self.last, self.n_probes)
 
     @property
     def lead(self) -> int | None:
@@ -90,6 +100,7 @@ def outcome(
     name: str,
     floor: float,
     scores: Mapping[int, float],
+    n_probes: int,
     alerts: Sequence[tuple[Alert, int | None]],
     actions: Sequence[Action],
     last_evaluated: int,
@@ -118,7 +129,9 @@ def outcome(
             f"{format_score(first, floor)}, under the floor of {floor:g}: there was nothing to "
             "lose, and no break is looked for."
         )
-        return BehaviorOutcome(name, floor, State.NEVER_HAD, first, last, last_step, sentences=text)
+        return BehaviorOutcome(
+            name, floor, State.NEVER_HAD, n_probes, first, last, last_step, sentences=text
+        )
     before_break = [step for step in steps if broke is None or step < broke]
     announced = None
     if broke is not None:
@@ -145,6 +158,7 @@ def outcome(
         name,
         floor,
         state,
+        n_probes,
         first,
         last,
         last_step,

@@ -17,7 +17,7 @@ from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
-from riprap.detectors._power import Power
+from riprap.detectors._power import Power, score_interval
 from riprap.detectors._probe_trend import ProbeTrend
 from riprap.detectors._rate_schedule import RateSchedule
 from riprap.detectors._reevaluate import (
@@ -56,6 +56,7 @@ __all__ = [
     "plans_from_record",
     "reevaluate",
     "score",
+    "score_interval",
     "threshold_margin",
     "time_to_floor",
 ]

@@ -74,6 +74,16 @@ class Power:
         return f"{text}, a smaller fall more rarely"
 
 
+def score_interval(score: float, n_probes: int) -> tuple[float, float]:
+    """Return the 95 % interval of a score (Wilson), if probes are a random sample.
+
+    Args:
+        score: share of the probes that pass.
+    """
+    found = stats.binomtest(round(score * n_probes), n_probes).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
 def _needed(n_probes: int, floor: float) -> int:
     """Return how many probes must pass, so that the score is not under the floor."""
     return n_probes - threshold_rank(n_probes, floor)

@@ -19,6 +19,7 @@ from riprap.report._audit_page import (
     write_audit,
 )
 from riprap.report._basin import basin_figure, drift_figure, plane_figure
+from riprap.report._card import write_card
 from riprap.report._charts import apply_style, run_figure, save_figure
 from riprap.report._diagnosis_page import write_diagnosis
 from riprap.report._diagnosis_text import describe_repair, diagnosis_headline
@@ -51,6 +52,7 @@ __all__ = [
     "save_figure",
     "style",
     "write_audit",
+    "write_card",
     "write_diagnosis",
     "write_preflight",
     "write_report",

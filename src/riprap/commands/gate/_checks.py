@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from scipy import stats
-
 from riprap._formatting import format_score
 from riprap.commands.gate._requirements import NoAlert, Requirement, ScoreAtLeast
-from riprap.detectors import Power
+from riprap.detectors import Power, score_interval
 from riprap.errors import ConfigError
 from riprap.types import Alert
 
@@ -95,8 +93,7 @@ def check_score(requirement: ScoreAtLeast, measured: Measured) -> Check:
     if measured.reason:
         return Check(str(requirement), Status.UNKNOWN, "not measured", note=measured.reason)
     score = measured.passing / n
-    proportion = stats.binomtest(measured.passing, n).proportion_ci(method="wilson")
-    interval = (float(proportion.low), float(proportion.high))
+    interval = score_interval(score, n)
     found = f"{format_score(score, least)} on {n} probe{'s' * (n > 1)}"
     if measured.before is not None:
         found += f" (before training {measured.before:.2f})"

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -37,25 +36,21 @@ def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> G
         scores = {}
         names = [own["name"] for own in reader.behaviors()] or [o.name for o in conclusion.outcomes]
         for name, own in zip(names, conclusion.outcomes, strict=True):
-            margins = list(reader.margins(name).values())
             end = float(final[name].value_array[-1]) if name in final else None
-            scores[shorten(name)] = _measured(own, margins, end, conclusion.finished)
+            scores[shorten(name)] = _measured(own, end, conclusion.finished)
     if requirements is None:
         requirements = [ScoreAtLeast(own.name, own.floor) for own in conclusion.outcomes]
     return GateResult(str(run), check_all(requirements, scores, alerts))
 
 
-def _measured(
-    own: BehaviorOutcome, margins: list[np.ndarray], end: float | None, finished: bool
-) -> Measured:
-    if not margins or own.last is None:
+def _measured(own: BehaviorOutcome, end: float | None, finished: bool) -> Measured:
+    if not own.n_probes or own.last is None:
         return Measured(0, 0, reason=own.reason or "no score was measured")
     score = own.last if end is None else end
     reason = "" if finished else "the run has not ended"
     if own.state is State.UNMEASURED and end is None:
         reason = f"not after step {own.last_step:,}: {own.reason or 'no reason is recorded'}"
-    n = len(margins[-1])
-    return Measured(round(score * n), n, own.first, reason)
+    return Measured(round(score * own.n_probes), own.n_probes, own.first, reason)
 
 
 def check_models(

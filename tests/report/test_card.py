@@ -1,0 +1,100 @@
+"""The section of a model card: merged between markers, with scores that Hugging Face reads back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from report.synthetic import typical
+from riprap.errors import ConfigError
+from riprap.report import write_card
+from riprap.report._card import BEGIN, END
+
+WRITTEN = """---
+license: mit
+model-index:
+- name: mine
+  results:
+  - task: {type: text-generation}
+    dataset: {type: gsm8k, name: GSM8K}
+    metrics:
+    - {type: acc, value: 0.5}
+---
+# My model
+
+It was tuned.
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    scene = typical(tmp_path / "run")
+    scene.writer.add_event(120, "ended", ended="2026-11-30T00:00:00")
+    scene.writer.close()
+    return tmp_path / "run"
+
+
+def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path: Path) -> None:
+    card = ModelCard.load(write_card(run, tmp_path / "model" / "README.md"))
+    rows = [line for line in card.text.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| refusal",
+        "| arithmetic",
+        "| general knowledge",
+    ]
+    assert "broken at step 15" in rows[0]
+    scores = {own.dataset_name: own.metric_value for own in card.data.eval_results}
+    assert list(scores) == ["refusal", "arithmetic", "general knowledge"]
+    assert f"| {scores['arithmetic']:.2f} |" in rows[1]
+    assert card.data.model_name == "model"
+
+
+def test_what_the_card_had_stays_and_an_earlier_section_is_replaced(
+    run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(WRITTEN)
+    write_card(run, file)
+    once = file.read_text()
+    write_card(run, file)
+    assert file.read_text() == once
+    card = ModelCard.load(file)
+    assert card.data.license == "mit"
+    assert card.data.model_name == "mine"
+    assert next(own.dataset_name for own in card.data.eval_results) == "GSM8K"
+    assert len(card.data.eval_results) == 4
+    assert "It was tuned." in card.text
+    assert once.count(BEGIN) == once.count(END) == 1
+    edited = once.replace("It was tuned.", "It was tuned twice.") + "\nAfter.\n"
+    file.write_text(edited)
+    write_card(run, file)
+    assert "It was tuned twice." in file.read_text()
+    assert file.read_text().rstrip().endswith("After.")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("---\na: [\n---\nhi", "cannot read the model card"),
+        (f"# hi\n{BEGIN}\nno end", "not once each"),
+        (f"# hi\n{END}\n{BEGIN}", "not once each"),
+        (f"{BEGIN}{END}{BEGIN}{END}", "not once each"),
+    ],
+)
+def test_a_broken_card_is_refused_and_left_as_it_is(
+    run: Path, tmp_path: Path, text: str, says: str
+) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        write_card(run, file)
+    assert file.read_text() == text
+
+
+def test_a_run_in_progress_has_no_card(tmp_path: Path) -> None:
+    typical(tmp_path / "run").writer.close()
+    with pytest.raises(ConfigError, match="has not ended"):
+        write_card(tmp_path / "run", tmp_path / "README.md")
+    assert not (tmp_path / "README.md").exists()
