@@ -39,7 +39,8 @@ class Ranking:
     Attributes:
         losses: lost share of the mean margin, averaged over seeds; a row for each fifth, a column
             for each evaluation.
-        predicted: the same at the end, as the harm of the fifth's rows says.
+        passing: score of each fifth at the end.
+        predicted: loss at the end, as the harm of the fifth's rows says.
         sources: of the rows of each fifth.
     """
 
@@ -48,6 +49,7 @@ class Ranking:
     behavior: str
     seeds: int
     losses: np.ndarray
+    passing: np.ndarray
     predicted: np.ndarray
     sources: list[Counter[str]]
 
@@ -81,6 +83,10 @@ class Recorded:
         lost: np.ndarray = 1 - means[1:] / means[0]
         return lost
 
+    def score(self, run: Run, behavior: str) -> float:
+        """Return the share of the probes that pass at the end of a run."""
+        return float((np.array(self.runs[run]["margins"][behavior][-1]) > 0).mean())
+
     def mean_score(self, run: Run, behavior: str, score: str) -> float:
         """Return the mean of a score over the rows of a run, by the tokens that they teach."""
         scores = self.scored["scores"][behavior]
@@ -108,6 +114,7 @@ class Recorded:
             behavior,
             len(whole),
             np.mean(losses, axis=0),
+            np.mean([[self.score(run, behavior) for run in own] for own in whole], axis=0),
             np.array([self.predicted(run, behavior) for run in whole[0]]),
             [Counter(self.scored["sources"][at] for at in self.runs[r]["rows"]) for r in whole[0]],
         )
@@ -153,6 +160,7 @@ def losses_table(found: Sequence[Ranking]) -> Facts:
             **{f"fifth {at + 1}": number(loss, 2) for at, loss in enumerate(one.last)},
             "Spearman on the way, at the end": ", ".join(number(r, 1) for r in one.correlations),
             "monotone": "yes" if one.monotone else "no",
+            "scores at the end": ", ".join(number(score, 2) for score in one.passing),
         }
         for one in found
     ]
@@ -227,8 +235,19 @@ def sources_table(found: Sequence[Ranking]) -> Facts:
 
 def failures(found: Sequence[Ranking]) -> list[str]:
     """Return a sentence for each sorting by harm that fails, or that a control equals."""
+    harm = [one for one in found if one.score == "harm"]
+    rises = sum(int(((one.predicted < 0) & (one.last > 0)).sum()) for one in harm)
+    falls = sum(int(((one.predicted > 0) & (one.last < 0)).sum()) for one in harm)
+    n = QUINTILES * len(harm)
+    lines = [
+        f"The sign of the first order: {count} of {n} fifths were predicted to {said}."
+        for count, said in (
+            (rises, "gain margin, and lost it"),
+            (falls, "lose margin, and gained it"),
+        )
+        if count
+    ]
     by = {(one.data, one.behavior, one.score): one for one in found}
-    lines = []
     for (data, behavior, score), one in by.items():
         if score != "harm":
             continue

@@ -161,11 +161,12 @@ def test_the_page_tells_what_harm_foresaw(tmp_path: Path) -> None:
         expected = (np.arange(5) * 40 + 19.5) / ROWS / 2
         assert one.last == pytest.approx(expected, abs=1e-3)
         assert one.predicted == pytest.approx(expected, abs=0.02)  # weighted by drawn lengths
+        assert one.passing.tolist() == [1.0] * 5
         assert one.sources[0] == {"plain": 40} and one.sources[-1] == {"bad": 40}
     text = quintiles_page.write_page(tmp_path).read_text()
     assert "Recorded: 60 of 60 runs" in text
     assert "| harm | 6 of 6 | 6 of 6 | 1.00 | 6 of 6 | 6 of 6 |" in text
-    assert "not monotone" not in text
+    assert "not monotone" not in text and "The sign of the first order" not in text
 
 
 def test_the_page_names_what_fails(tmp_path: Path) -> None:
@@ -173,6 +174,7 @@ def test_the_page_names_what_fails(tmp_path: Path) -> None:
     text = quintiles_page.write_page(tmp_path).read_text()
     assert "| harm | 0 of 6 | 0 of 6 | −1.00 | 0 of 6 | 0 of 6 |" in text
     assert "- dolly, refusal: not monotone; Spearman is −1.0." in text
+    assert "30 of 30 fifths were predicted to lose margin, and gained it" in text
     assert "- dolly, refusal: sorting by random is as good" in text
 
 
