@@ -90,5 +90,5 @@ def test_what_cannot_be_stored_is_refused_before_the_first_step() -> None:
 
     run = Run(guards.OGD())
     run.monitor = monitor_of(detached)
-    with pytest.raises(ConfigError, match="'second' has no protected gradient"):
+    with pytest.raises(ConfigError, match="'second' has no margins that reach"):
         run.go(lessons(1))

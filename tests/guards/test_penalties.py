@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -302,3 +303,12 @@ def test_more_strength_protects_more(make, share) -> None:  # type: ignore[no-un
     none, weak, strong = lost(None), lost(make(1.0)), lost(make(10.0))
     assert none > weak > strong
     assert strong < share * none
+
+
+def test_a_pull_that_changes_next_to_nothing_is_said_once() -> None:
+    with pytest.warns(UserWarning, match="l2_sp: the pull .* it changes next to nothing") as told:
+        Run(guards.L2SP(1e-9)).go(lessons(102))
+    assert sum("next to nothing" in str(warned.message) for warned in told) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*next to nothing")
+        Run(guards.L2SP(0.5)).go(lessons(102))

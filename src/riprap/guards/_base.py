@@ -15,7 +15,7 @@ from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
-from riprap.evaluation import ProtectedGradients
+from riprap.evaluation import ProtectedGradients, fisher_diagonal, probe_gradients
 from riprap.linalg import Vector, norm, to_local
 from riprap.types import Alert, Forecast, Level
 
@@ -108,11 +108,13 @@ class Guard:
         state_attrs: names of the attributes that a resumed run needs.
         left_out: behaviors that the guard does not protect for now, because what it needs of them
             is not finite; see `leave_out`.
+        part_of: name of the AutoGuard whose part this guard is, or empty.
     """
 
     shadow: bool = field(default=False, kw_only=True)
     refresh: int | None = field(default=None, kw_only=True)
     left_out: tuple[str, ...] = field(default=(), init=False, repr=False)
+    part_of: str = field(default="", init=False, repr=False)
     _told: tuple[str, ...] = field(default=(), init=False, repr=False)
 
     name: ClassVar[str]
@@ -124,6 +126,11 @@ class Guard:
     per_parameter: ClassVar[bool] = False
     reads_interference: ClassVar[bool] = False
     state_attrs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def label(self) -> str:
+        """Name in actions and messages: for a part "whole/part"."""
+        return f"{self.part_of}/{self.name}" if self.part_of else self.name
 
     @property
     def reads_gradients(self) -> bool:
@@ -214,12 +221,12 @@ class Guard:
         if new:
             self._told += tuple(new)
             warn(
-                f"guard {self.name}: {what} of {', '.join(map(repr, new))} is not finite; the "
+                f"guard {self.label}: {what} of {', '.join(map(repr, new))} is not finite; the "
                 "guard goes on, and protects only the other behaviors"
             )
 
     def _error(self, text: str) -> ConfigError:
-        return ConfigError(f"guard {self.name}: {text}")
+        return ConfigError(f"guard {self.label}: {text}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as plain values and tensors."""
@@ -267,6 +274,55 @@ class BehaviorGuard(Guard):
         self.leave_out(sick, what)
         return [term for name, term in terms.items() if name not in sick]
 
+    def finite_fishers(self, view: GuardView, of: str, required: bool = True) -> dict[str, Vector]:
+        """Estimate the diagonal Fisher of each protected behavior; leave out those not finite.
+
+        Args:
+            of: "loss" or "margin".
+            required: each behavior must have a gradient; False: those without are missing.
+
+        Raises:
+            ConfigError: none is finite, or a required gradient is missing.
+        """
+        found: dict[str, Vector] = {}
+        for name in self.names:
+            fisher = fisher_diagonal(view.behaviors[name], view.model, view.parameters, of)
+            if fisher is not None:
+                found[name] = fisher
+            elif required:
+                raise self._no_gradient(name, of)
+        if not found:
+            return {}
+        finite = self.finite_behaviors(found, "the Fisher information")
+        return {name: found[name] for name in finite}
+
+    def finite_probe_gradients(self, view: GuardView, share: int, of: str) -> list[Vector]:
+        """Compute the gradients of `share` probes a behavior; leave out behaviors not finite.
+
+        Args:
+            of: "loss" or "margin".
+
+        Raises:
+            ConfigError: a behavior has none that reaches a trained parameter, or none is finite.
+        """
+        found: dict[str, list[Vector]] = {}
+        for name in self.names:
+            rows = probe_gradients(view.behaviors[name], view.model, view.parameters, share, of)
+            if rows is None:
+                raise self._no_gradient(name, of)
+            found[name] = rows
+        tensors = {name: [part for row in rows for part in row] for name, rows in found.items()}
+        finite = self.finite_behaviors(tensors, "the gradient")
+        return [row for name in finite for row in found[name]]
+
+    def _no_gradient(self, name: str, of: str) -> ConfigError:
+        what, give = "margins", "margins attached to the graph"
+        if of == "loss":
+            what, give = "losses", "Behavior(losses=...), or of='margin'"
+        return self._error(
+            f"behavior {name!r} has no {what} that reach a trained parameter; give {give}"
+        )
+
     def warn_of_unprotected(self, view: GuardView, importance: Sequence[Tensor]) -> None:
         """Warn of trained tensors whose importance is exactly 0, which the guard does not hold.
 
@@ -290,7 +346,7 @@ class BehaviorGuard(Guard):
                 "the outputs, or start after some steps of training."
             )
         warn(
-            f"guard {self.name}: {len(free)} of {len(importance)} trained tensors have an "
+            f"guard {self.label}: {len(free)} of {len(importance)} trained tensors have an "
             f"importance of exactly 0, so the guard does not hold them, such as {free[0]}.{adapter}"
         )
 

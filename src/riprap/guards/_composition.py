@@ -25,6 +25,11 @@ class CompositeGuard(Guard):
         for leaf in self.flatten():
             leaf.shadow = leaf.shadow or shadow
 
+    def start(self, view: GuardView) -> None:
+        """Start all parts, in order."""
+        for part in self.parts:
+            part.start(view)
+
     def flatten(self) -> Iterator[Guard]:
         """Iterate over the simple guards of all parts."""
         for part in self.parts:
@@ -110,6 +115,11 @@ class OnAlert(CompositeGuard):
         self._set_parts(guard, shadow=shadow)
         self.level, self.until = Level(level), until
         self.alerted: list[str] = []
+
+    def start(self, view: GuardView) -> None:
+        """Forget the alerts of an earlier watch."""
+        self.alerted = []
+        super().start(view)
 
     def on_alert(self, alert: Alert) -> None:
         """Activate the guard if the alert is serious enough."""

@@ -59,7 +59,7 @@ def run_hook(guard: Guard, hook: str, view: GuardView) -> GuardOutcome:
             view = replace(view, vector=as_sharded(outcome.vector, view.parameters))
         seconds = time.perf_counter() - began
         numbers = (proposal.before, proposal.after, seconds)
-        outcome.actions.append(Action(view.step, leaf.name, hook, applied, detail, *numbers))
+        outcome.actions.append(Action(view.step, leaf.label, hook, applied, detail, *numbers))
         if outcome.restored_step is not None:
             break
     return outcome

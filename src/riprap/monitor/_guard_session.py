@@ -57,8 +57,7 @@ class GuardSession:
             ConfigError: the guard does not support this model, optimizer or monitor.
         """
         self.step = step
-        for leaf in self.guard.flatten():
-            leaf.start(self._view(step))
+        self.guard.start(self._view(step))
 
     def end(self) -> None:
         """End all guards inside, even if one of them fails or never started."""
@@ -88,7 +87,7 @@ class GuardSession:
         step = self.step + 1
         if gradient is None:
             reason = "no trained parameter has a gradient"
-            names = [leaf.name for leaf in self.guard.flatten()]
+            names = [leaf.label for leaf in self.guard.flatten()]
             self._add_actions([Action(step, name, "gradients", False, reason) for name in names])
             return
         outcome = run_hook(self.guard, "gradients", self._view(step, gradient))

@@ -32,9 +32,9 @@ class GPM(BehaviorGuard):
     inputs that they fill its input space, and it could not learn. If parameters are sharded over
     ranks, each rank projects its own rows and records their norms.
 
-    Source: Saha et al., 2103.09762, eq. 4–9. Simplified: behaviors take the place of tasks, and
-    biases are not covered. As in eq. 5, U holds at least `energy`; the authors' code stops one
-    direction short of it at the first task.
+    Source: Saha et al., 2103.09762, eq. 4–9. Variant: a share of each layer stays free (`free`),
+    behaviors take the place of tasks, and biases are not covered. With `free=0`, as in eq. 5, U
+    holds at least `energy`; the authors' code stops one direction short of it at the first task.
 
     Args:
         behaviors: behaviors to protect, as objects or names; None: all monitored ones.
@@ -58,7 +58,7 @@ class GPM(BehaviorGuard):
     per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "2103.09762"
-    fidelity: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("input_bases",)
 
     def __post_init__(self) -> None:

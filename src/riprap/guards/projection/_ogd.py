@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from riprap import evaluation
 from riprap._distributed import has_sharded_parameters
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
 from riprap.linalg import FlatVector, Vector, make_chunks, row_products
@@ -66,19 +65,7 @@ class OGD(BehaviorGuard):
                 f"directions={count} for {len(behaviors)} behaviors would leave the last without "
                 "any; give at least one a behavior"
             )
-        share = count // len(behaviors)
-        gradients: dict[str, list[Vector]] = {}
-        for behavior in behaviors:
-            rows = evaluation.margin_gradients(behavior, view.model, view.parameters, share)
-            if rows is None:
-                raise self._error(
-                    f"behavior {behavior.name!r} has no protected gradient; give it a margin "
-                    "attached to the graph"
-                )
-            gradients[behavior.name] = rows
-        tensors = {name: [part for row in rows for part in row] for name, rows in gradients.items()}
-        finite = self.finite_behaviors(tensors, "the gradient")
-        kept = [row for name in finite for row in gradients[name]]
+        kept = self.finite_probe_gradients(view, count // len(behaviors), "margin")
         self.basis = orthonormal_basis(kept, view.parameters)
         self.warn_of_unprotected(view, [torch.stack(parts) for parts in zip(*kept, strict=True)])
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from riprap import evaluation
 from riprap._distributed import has_sharded_parameters
 from riprap.detectors import score
 from riprap.evaluation import Loss
@@ -101,21 +100,9 @@ class SafeAnchor(BehaviorGuard):
         if has_sharded_parameters(view.model):
             raise self._error("a model sharded over ranks is not supported; use AGEM or KL")
         share = max(self.max_probes // len(behaviors), 1)
-        rows: dict[str, list[Vector]] = {}
-        for behavior in behaviors:
-            found = evaluation.probe_gradients(
-                behavior, view.model, view.parameters, share, self.of
-            )
-            if found is None:
-                raise self._error(
-                    f"behavior {behavior.name!r} has no {self.of} that reaches a trained "
-                    "parameter; give Behavior(losses=...), or of='margin'"
-                )
-            rows[behavior.name] = found
-        tensors = {name: [part for row in own for part in row] for name, own in rows.items()}
-        finite = self.finite_behaviors(tensors, "the gradient")
+        rows = self.finite_probe_gradients(view, share, self.of)
         self.undirected = self.left_out
-        self._find_directions(view, [row for name in finite for row in rows[name]])
+        self._find_directions(view, rows)
         if isinstance(self.examples, BatchCycler):
             self.examples.check(view.model, view.parameters)
         elif self.examples is not None:

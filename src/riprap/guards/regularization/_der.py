@@ -30,7 +30,8 @@ class DERpp(Penalty, BatchGuard):
         batches: old examples, each a pair (model inputs, labels) or a mapping with `labels`: shape
             (n,) for a classifier; (n, T) for a language model, where position t predicts label
             t + 1, and −100 is not counted.
-        alpha: α. The mean is over examples (or counted positions) and logits.
+        alpha: α. The mean is over examples (or counted positions) and logits. The authors use 0.1
+            to 1; the square is not bounded, so that a large α slows new learning.
         beta: β; 0 is DER, which uses no labels.
 
     Source: Buzzega et al., 2004.07211, eq. 6, with the mean square of their code. Simplified:
@@ -42,7 +43,7 @@ class DERpp(Penalty, BatchGuard):
             has no labels, or they do not fit the logits.
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.1
     beta: float = 0.5
     references: list[Tensor] = field(default_factory=list, init=False, repr=False)
 

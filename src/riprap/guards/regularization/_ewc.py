@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import BehaviorGuard, GuardView
 from riprap.guards.regularization._penalty import MAX_PULL, Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, sum_vectors
@@ -25,8 +24,8 @@ class EWC(Penalty, BehaviorGuard):
     Args:
         of: "loss", as in the paper, or "margin", a variant.
 
-    Source: Kirkpatrick et al., 1612.00796, eq. 3. Simplified: the empirical Fisher, at the probes'
-    answers, instead of an expectation over the model's answers.
+    Source: Kirkpatrick et al., 1612.00796, eq. 3. Variant: the pull has a longest length
+    (`max_pull`), and the Fisher is empirical, at the probes' answers, not over the model's own.
 
     Raises:
         ConfigError: `of` is neither; in `start`, a behavior has no losses (or margins) that reach
@@ -44,7 +43,7 @@ class EWC(Penalty, BehaviorGuard):
     per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1612.00796"
-    fidelity: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor")
 
     def __post_init__(self) -> None:
@@ -59,18 +58,8 @@ class EWC(Penalty, BehaviorGuard):
 
     def estimate_fisher(self, view: GuardView) -> Vector:
         """Estimate F at the current parameters."""
-        estimates = {}
-        for behavior in self.select_behaviors(view):
-            fisher = fisher_diagonal(behavior, view.model, view.parameters, self.of)
-            if fisher is None:
-                what = "losses" if self.of == "loss" else "margins"
-                raise self._error(
-                    f"behavior {behavior.name!r} has no {what} that reach a trained parameter; "
-                    "give Behavior(losses=...), or of='margin'"
-                )
-            estimates[behavior.name] = fisher
-        finite = self.finite_behaviors(estimates, "the Fisher information")
-        return sum_vectors([estimates[name] for name in finite])
+        self.select_behaviors(view)
+        return sum_vectors(list(self.finite_fishers(view, self.of).values()))
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½ Σ F (θ − θ*)² and F (θ − θ*)."""
@@ -89,7 +78,7 @@ class OnlineEWC(EWC):
         gamma: share of the old F that remains, 0 to 1.
         every: steps between consolidations; None: only when `consolidate` is called.
 
-    Source: Schwarz et al., 1805.06370 (online EWC). Simplified: the empirical Fisher; and the old F
+    Source: Schwarz et al., 1805.06370 (online EWC). Variant: as `EWC`; and the old F
     is discounted when the new one is added, not when it is used, a difference of a factor γ in λ.
 
     Raises:

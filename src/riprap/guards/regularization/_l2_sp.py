@@ -15,8 +15,8 @@ from riprap.linalg import Vector, clone, norm, subtract
 class L2SP(Penalty):
     """Penalty λ/2 ‖θ − θ₀‖².
 
-    Source: Li et al., 1802.01483, eq. 3. Faithful for pretrained parameters; new ones (a fresh
-    head) are pulled to their initial values, not to 0.
+    Source: Li et al., 1802.01483, eq. 3. Variant: the pull has a longest length (`max_pull`);
+    and new parameters (a fresh head) are pulled to their initial values, not to 0.
     """
 
     strength: float = 0.1
@@ -26,7 +26,7 @@ class L2SP(Penalty):
     name: ClassVar[str] = "l2_sp"
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1802.01483"
-    fidelity: ClassVar[str] = "faithful"
+    fidelity: ClassVar[str] = "variant"
     goal: ClassVar[str] = "the initial weights"
     state_attrs: ClassVar[tuple[str, ...]] = ("anchor",)
 

@@ -11,9 +11,8 @@ import torch
 from riprap._text import first_line
 from riprap._warnings import warn
 from riprap.errors import BehaviorError, ConfigError
-from riprap.evaluation import fisher_diagonal
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal
-from riprap.guards.regularization._penalty import Penalty, quadratic_penalty
+from riprap.guards.regularization._penalty import MAX_PULL, Penalty, quadratic_penalty
 from riprap.linalg import Vector, clone, is_sharded, sum_vectors
 
 
@@ -29,14 +28,13 @@ class MarginAnchor(Penalty, BehaviorGuard):
 
     Args:
         strength: the factor λ, in nats.
-        max_pull: as for all penalties; by default half of the gradient's length, so that the guard
-            slows new learning and does not stop it.
+        max_pull: as for all penalties on weights; a longer pull holds more and learns less.
 
     A variant, ours.
     """
 
     strength: float = 20.0
-    max_pull: float | None = field(default=0.5, kw_only=True)
+    max_pull: float | None = field(default=MAX_PULL, kw_only=True)
     fisher: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     unavailable: str = field(default="", init=False, repr=False)
@@ -83,7 +81,7 @@ class MarginAnchor(Penalty, BehaviorGuard):
 
     def _give_up(self, why: str) -> None:
         self.unavailable = f"weights are not anchored: {why}"
-        warn(f"guard {self.name}: {self.unavailable}; training goes on without")
+        warn(f"guard {self.label}: {self.unavailable}; training goes on without")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½ Σ F (θ − θ*)² and its gradient."""
@@ -91,16 +89,13 @@ class MarginAnchor(Penalty, BehaviorGuard):
 
     def _relative_fisher(self, view: GuardView) -> Vector:
         """Estimate F at the current parameters."""
-        estimates = {}
-        for name in self.names:
-            behavior = view.behaviors[name]
-            fisher = fisher_diagonal(behavior, view.model, view.parameters, of="margin")
+        estimates = []
+        for name, fisher in self.finite_fishers(view, "margin", required=False).items():
             size = float(abs(view.histories[name].margins[0]).mean())
-            if fisher is not None and size > 0:
-                estimates[name] = list(torch._foreach_mul(fisher, size**-2))
+            if size > 0:
+                estimates.append(list(torch._foreach_mul(fisher, size**-2)))
         if not estimates:
             raise BehaviorError("no margin reaches a trained parameter")
-        finite = self.finite_behaviors(estimates, "the sensitivity of the margins")
-        total = sum_vectors([estimates[name] for name in finite])
-        torch._foreach_div_(total, len(finite))
+        total = sum_vectors(estimates)
+        torch._foreach_div_(total, len(estimates))
         return total

@@ -24,8 +24,8 @@ class MAS(Penalty, BehaviorGuard):
     No labels or losses are needed: the current answers on the probes are protected. The start
     costs one backward pass for each probe.
 
-    Source: Aljundi et al., 1711.09601. Simplified: F is read at the last position of a probe, and
-    the importance is estimated once, at θ₀.
+    Source: Aljundi et al., 1711.09601. Variant: the pull has a longest length (`max_pull`), F is
+    read at the last position of a probe, and the importance is estimated once, at θ₀.
 
     Raises:
         ConfigError: in `start`, a behavior's margin does not run the model or depends on no trained
@@ -41,7 +41,7 @@ class MAS(Penalty, BehaviorGuard):
     per_parameter: ClassVar[bool] = True
     field_of_origin: ClassVar[str] = "continual learning"
     source: ClassVar[str] = "1711.09601"
-    fidelity: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "variant"
     state_attrs: ClassVar[tuple[str, ...]] = ("importance", "anchor")
 
     def start(self, view: GuardView) -> None:

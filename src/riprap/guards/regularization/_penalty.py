@@ -10,12 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from riprap._warnings import warn
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
 
 # `max_pull` of penalties on weights: an anchor that is too strong would stop the task, or diverge.
 # Most of a gradient is noise, which averages out, and a pull does not: so much less than it.
 MAX_PULL = 0.1
+# A pull that was never longer than FAINT of the gradient at so many steps changes next to nothing.
+FAINT, FAINT_STEPS = 1e-3, 100
 
 
 @dataclass
@@ -36,6 +39,8 @@ class Penalty(Guard):
 
     strength: float = 1.0
     max_pull: float | None = field(default=None, kw_only=True)
+    strongest_pull: float = field(default=0.0, init=False, repr=False)
+    pull_count: int = field(default=0, init=False, repr=False)
 
     may_increase_norm: ClassVar[bool] = True
     goal: ClassVar[str] = "the minimum of the penalty"  # for the text of actions
@@ -56,23 +61,32 @@ class Penalty(Guard):
         if gradient is None:
             return Proposal(detail="nothing to do: the penalty is 0", before={"penalty": value})
         size = float(norm(view.vector))
-        factor = self.strength * self._share_of_pull(view, gradient, size)
+        pull = self.strength * float(norm(as_sharded(gradient, view.vector)))
+        share = 1.0
+        if self.max_pull is not None and pull > self.max_pull * size:
+            share = self.max_pull * size / pull
+        factor = self.strength * share
         vector = as_sharded(add(view.vector, gradient, factor), view.vector)
         before, after = {"penalty": value, "norm": size}, {"norm": float(norm(vector))}
         if not math.isfinite(value + after["norm"]):
             cause = "penalty" if math.isfinite(size) else "gradient"
             return Proposal(detail=f"nothing was done: the {cause} is not finite", before=before)
         detail = f"added a pull toward {self.goal} (penalty {self.strength * value:.3g})"
-        if factor < self.strength:
+        if share < 1:
             detail += f", shortened to {self.max_pull:.0%} of the gradient's length"
+        self._note_pull(share * pull / size if size > 0 else math.inf)
         return Proposal(vector, detail, before, after)
 
-    def _share_of_pull(self, view: GuardView, gradient: Vector, size: float) -> float:
-        """Return the share of λ∇R that is added."""
-        if self.max_pull is None:
-            return 1.0
-        pull = self.strength * float(norm(as_sharded(gradient, view.vector)))
-        return min(1.0, self.max_pull * size / pull) if pull > 0 else 1.0
+    def _note_pull(self, share: float) -> None:
+        """Warn once if the pull was never more than a faint share of the gradient's length."""
+        self.strongest_pull, self.pull_count = max(self.strongest_pull, share), self.pull_count + 1
+        if self.pull_count == FAINT_STEPS and self.strongest_pull < FAINT:
+            warn(
+                f"guard {self.label}: the pull toward {self.goal} was at most "
+                f"{self.strongest_pull:.1e} of the gradient's length at {FAINT_STEPS} steps: it "
+                f"changes next to nothing; give a larger strength than {self.strength:g}, or "
+                "another guard, such as KL or replay"
+            )
 
 
 def quadratic_penalty(

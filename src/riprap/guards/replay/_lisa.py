@@ -33,9 +33,10 @@ class Lisa(BatchGuard):
         max_pull: the longest ρ(θ − θ_s), as a share of the gradient's length; None: any length, as
             in the paper. On small models ρ = 1 would stop the task.
 
-    Source: Huang et al., 2405.18641, algorithm 1, with ρ = 1. Simplified: protected steps use
-    evaluation mode, and share the optimizer's state with the task steps. The authors' trainer also
-    leaves out the proximal term in the first tenth of a run, whose length a guard does not know.
+    Source: Huang et al., 2405.18641, algorithm 1, with ρ = 1. Variant: the proximal term has a
+    longest length (`max_pull`); protected steps use evaluation mode, and share the optimizer's
+    state with the task steps. The authors' trainer also leaves out the proximal term in the first
+    tenth of a run, whose length a guard does not know.
 
     Raises:
         ConfigError: there is no batch, a phase has no step, or ρ is negative; in `start`, the
@@ -53,7 +54,7 @@ class Lisa(BatchGuard):
     name: ClassVar[str] = "lisa"
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2405.18641"
-    fidelity: ClassVar[str] = "simplified"
+    fidelity: ClassVar[str] = "variant"
     may_increase_norm: ClassVar[bool] = True
     state_attrs: ClassVar[tuple[str, ...]] = ("anchor", "protecting")
 
