@@ -633,7 +633,7 @@ def _keeper_that_rolls_back(g: Ground) -> Any:
     """Return an AutoGuard whose replay does not help, and reduce its patience."""
     g.lib.auto_guard.CRITICAL_PATIENCE = 5
     useless = g.lib.guards.Replay(g.lessons(2), loss=g.loss, fraction=0.5)
-    rollback = g.lib.guards.Rollback(every=2, lr_factor=0.5)
+    rollback = g.lib.guards.Rollback(every=2, lr_factor=0.5, keep_learning=False)
     return g.lib.guards.AutoGuard(replay=useless, rollback=rollback)
 
 
@@ -687,10 +687,12 @@ GUARDS: dict[str, Callable[[Ground, Any], Any]] = {
     "chain": lambda g, of: of.Chain(of.AGEM(["first"]), of.AGEM(["second"]), of.Clip(0.5)),
     "scheduled": lambda g, of: of.Scheduled(of.AGEM(refresh=1), first=2, every=2),
     "shadow": lambda g, of: of.Chain(of.AGEM(refresh=1), of.L2SP(0.5), shadow=True),
-    "rollback": lambda g, of: of.Rollback(every=2, level="warning", lr_factor=0.5, max_rollbacks=2),
+    "rollback": lambda g, of: of.Rollback(
+        every=2, level="warning", lr_factor=0.5, max_rollbacks=2, keep_learning=False
+    ),
     "on_alert_agem": lambda g, of: of.OnAlert(of.AGEM(refresh=1), level="watch"),
     "on_alert_rollback": lambda g, of: of.OnAlert(
-        of.Rollback(every=2, level="watch"), level="watch", until="end"
+        of.Rollback(every=2, level="watch", keep_learning=False), level="watch", until="end"
     ),
     "keeper_of_pools": lambda g, of: of.AutoGuard(
         replay=of.SelfDistillationBuffer(g.pools(), batch_size=8)

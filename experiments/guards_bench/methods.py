@@ -180,7 +180,7 @@ METHODS: dict[str, Method] = {
     "margin_anchor": _probes(
         "strength", (20.0, 2.0, 200.0), lambda m, v: guards.MarginAnchor(strength=v)
     ),
-    "der_pp": _buffer("alpha", (0.5, 0.1, 2.0), lambda m, v: guards.DERpp(m.labeled(), alpha=v)),
+    "der_pp": _buffer("alpha", (0.1, 0.5, 2.0), lambda m, v: guards.DERpp(m.labeled(), alpha=v)),
     "lwf": Method("temperature", (2.0, 1.0, 4.0), lambda m, v: guards.LwF(temperature=v)),
     "safe_anchor": _buffer(
         "energy",
@@ -213,5 +213,5 @@ METHODS: dict[str, Method] = {
     ),
     "rollback": _probes("lr_factor", (0.5, 0.25, 0.8), lambda m, v: guards.Rollback(lr_factor=v)),
     "ema": Method("decay", (0.9, 0.8, 0.95), lambda m, v: guards.EMA(decay=v)),
-    "clip": Method("max_norm", (1.0, 0.3, 0.1), lambda m, v: guards.Clip(max_norm=v)),
+    "clip": Method("outlier", (2.0, 1.0, 5.0), lambda m, v: guards.Clip(outlier=v)),
 }

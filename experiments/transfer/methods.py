@@ -149,5 +149,5 @@ GUARDS: dict[str, GuardEntry] = {
         ),
     ),
     "clip": GuardEntry("most", (0.1, 0.3, 1.0), lambda v, w: guards.Clip(max_norm=v)),
-    "ema": GuardEntry("decay", (0.5, 0.8, 0.95), lambda v, w: guards.EMA(decay=v)),
+    "ema": GuardEntry("decay", (0.5, 0.8, 0.95), lambda v, w: guards.EMA(decay=v, every=10)),
 }

@@ -76,7 +76,7 @@ CASES: dict[str, Case] = {
     "ema": lambda: guards.EMA(decay=0.7, every=2),
     "penalty_then_clip": lambda: guards.Chain(guards.L2SP(0.5), guards.Clip(0.5)),
     "scheduled": lambda: guards.Scheduled(guards.AGEM(refresh=1), first=2, every=2),
-    "rollback": lambda: guards.Rollback(every=2),
+    "rollback": lambda: guards.Rollback(every=2, keep_learning=False),
 }
 
 

@@ -41,7 +41,7 @@ def test_it_keeps_what_training_alone_loses() -> None:
     plain, run = Run(None).go(lessons(60)), Run(auto_guard()).go(lessons(60))
     assert worst(plain) < 0.6
     assert worst(run) >= 0.9
-    assert {action.guard for action in run.monitor.actions} == {"adaptive_replay"}
+    assert {action.guard for action in run.monitor.actions} == {"auto_guard/adaptive_replay"}
 
 
 def test_it_works_with_a_self_distillation_buffer() -> None:
@@ -59,7 +59,7 @@ def test_it_rolls_back_if_replay_does_not_help(monkeypatch: pytest.MonkeyPatch) 
     run = Run(guards.AutoGuard(replay=useless, rollback=rollback))
     run.monitor = Monitor(behaviors(), policy=WATCHFUL, probe_every=5)
     run.go(lessons(80))
-    back = [action for action in run.monitor.actions if action.guard == "rollback"]
+    back = [action for action in run.monitor.actions if action.guard == "auto_guard/rollback"]
     assert back
     assert back[0].applied
     critical = [a.step for a in run.monitor.alerts if a.level is Level.CRITICAL]
@@ -102,7 +102,7 @@ class Scripted:
         return self
 
     def actions(self, guard: str) -> list[Action]:
-        return [action for action in self.monitor.actions if action.guard == guard]
+        return [action for action in self.monitor.actions if action.guard == f"auto_guard/{guard}"]
 
 
 def test_a_behavior_that_has_recovered_is_not_rolled_back() -> None:
@@ -128,6 +128,7 @@ def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> 
     unheld = [a for a in run.actions("adaptive_replay") if not a.applied]
     assert len(unheld) == 1
     assert "do not hold the score of scripted (0.50, to keep 0.95" in unheld[0].detail
+    assert "the new rows contradict the old examples" in unheld[0].detail  # the same, with others
     assert told.applied  # replay goes on too
     own = [str(w.message) for w in run.warned if "do not hold" in str(w.message)]
     assert len(own) == 1
@@ -155,10 +156,15 @@ def test_no_state_is_restored_twice_and_training_is_not_asked_to_stop() -> None:
     assert not run.monitor.should_stop
 
 
-def test_a_rollback_waits_for_replay() -> None:
+def test_a_rollback_waits_for_replay_and_a_new_watch_begins_anew() -> None:
     guard = auto_guard(rollback=True)
     guard.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
     assert guard.critical_since == {"first": 7}
+    later = guards.OnAlert(guard)
+    later.on_alert(Alert(7, "first", Level.CRITICAL, "forecast", ""))
+    Run(later).go([(OLD, ANSWERS)])
+    assert guard.critical_since == {}
+    assert later.alerted == []
     assert guard.rollback is not None
     assert guard.rollback.alerted == []
 
@@ -220,7 +226,7 @@ def test_it_holds_weights_where_the_buffer_is_too_small() -> None:
         run.monitor = Monitor([monitored], policy=WATCHFUL, probe_every=5)
         run.go(lessons(120))
         acted = {action.guard for action in run.monitor.actions if action.applied}
-        assert ("margin_anchor" in acted) is anchor
-        assert "adaptive_replay" in acted
+        assert ("auto_guard/margin_anchor" in acted) is anchor
+        assert "auto_guard/adaptive_replay" in acted
         kept[anchor] = run.monitor.behavior_histories["first"].margins[-1].mean()
     assert kept[True] > kept[False]

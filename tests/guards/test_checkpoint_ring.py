@@ -18,7 +18,7 @@ from riprap.guards.weights._training_snapshot import TrainingSnapshot
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    run = Run(guards.Rollback(checkpoint_dir=tmp_path / "file"))
+    run = Run(guards.Rollback(checkpoint_dir=tmp_path / "file", keep_learning=False))
     with pytest.raises(RiprapError, match="cannot write"):
         run.go(lessons(1))
 
@@ -27,7 +27,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(tmp_pa
 def test_files_that_cannot_be_read_are_passed_over_and_said(
     torn: list[int], tmp_path: Path
 ) -> None:
-    run = Run(guards.Rollback(every=1, checkpoint_dir=tmp_path), rate=0.1)
+    run = Run(guards.Rollback(every=1, checkpoint_dir=tmp_path, keep_learning=False), rate=0.1)
     weights = []
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for ids, targets in lessons(3):
@@ -70,7 +70,7 @@ def test_a_new_checkpoint_takes_the_place_of_the_oldest(
     size: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints are large; the only one stays until its successor is complete."""
-    guard = guards.Rollback(every=1, max_checkpoints=size)
+    guard = guards.Rollback(every=1, max_checkpoints=size, keep_learning=False)
     held: list[int] = []
     capture = TrainingSnapshot.capture
 

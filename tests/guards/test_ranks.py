@@ -142,7 +142,7 @@ def files_work(rank: int, world: int, port: int, folder: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     ring = Path(folder) / "ring"
-    run = Run(guards.Rollback(every=1, checkpoint_dir=ring), spread("fsdp"))
+    run = Run(guards.Rollback(every=1, checkpoint_dir=ring, keep_learning=False), spread("fsdp"))
     seen = []
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
         for step, (ids, said) in enumerate(lessons(4), 1):

@@ -70,7 +70,9 @@ def test_the_state_that_comes_back_is_that_of_the_healthy_step(
 ) -> None:
     folder = tmp_path / "ring" if on_disk else None
     seen = RollbackLog(
-        guards.Rollback(every=3, checkpoint_dir=folder), 0.05 if adam else RATE, adam
+        guards.Rollback(every=3, checkpoint_dir=folder, keep_learning=False),
+        0.05 if adam else RATE,
+        adam,
     ).go()
     assert len(seen.backs) >= 2
     for action in seen.backs:
@@ -85,7 +87,7 @@ def test_the_state_that_comes_back_is_that_of_the_healthy_step(
 
 def test_it_goes_on_with_later_data_and_less_haste() -> None:
     """The step after a rollback is the one that this batch and half the rate make from there."""
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1)).go(10)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1, keep_learning=False)).go(10)
     action = seen.backs[0]
     assert action.before == {"learning_rate": pytest.approx(RATE)}
     assert action.after == {"learning_rate": pytest.approx(RATE / 2)}
@@ -104,7 +106,7 @@ def test_it_goes_on_with_later_data_and_less_haste() -> None:
 def test_what_was_broken_is_healthy_in_the_end() -> None:
     plain, guarded = (
         RollbackLog(None).go(40),
-        RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40),
+        RollbackLog(guards.Rollback(every=3, max_rollbacks=9, keep_learning=False)).go(40),
     )
     plain_scores, scores = (
         {n: (t.margins[-1] > 0).mean() for n, t in seen.run.monitor.behavior_histories.items()}
@@ -116,7 +118,7 @@ def test_what_was_broken_is_healthy_in_the_end() -> None:
 
 def test_a_rollback_is_no_update_and_refreshes_the_gradients() -> None:
     """The first steps after it are predicted as well as before: r_b tells the change of a step."""
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1))
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=1, keep_learning=False))
     seen.run.monitor = monitor_of(signals=signals.per_step())
     at = seen.go(12).backs[0].step
     history = seen.run.monitor.history()
@@ -142,7 +144,7 @@ def test_a_rollback_is_no_update_and_refreshes_the_gradients() -> None:
 
 
 def test_after_going_back_it_is_judged_afresh_but_the_break_stays_known() -> None:
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=5)).go(30)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=5, keep_learning=False)).go(30)
     monitor, first = seen.run.monitor, seen.backs[0]
     assert monitor.broken()["first"] == 3 == first.step
     alerts = [(a.step, a.behavior) for a in monitor.alerts if str(a.level) == "critical"]
@@ -152,7 +154,9 @@ def test_after_going_back_it_is_judged_afresh_but_the_break_stays_known() -> Non
 def test_checkpoints_are_of_measured_health(tmp_path: Path) -> None:
     folder = tmp_path / "ring"
     seen = RollbackLog(
-        guards.Rollback(every=2, max_checkpoints=3, checkpoint_dir=folder, max_rollbacks=9)
+        guards.Rollback(
+            every=2, max_checkpoints=3, checkpoint_dir=folder, max_rollbacks=9, keep_learning=False
+        )
     ).go(30)
     scores = seen.run.monitor.history().query("signal == 'score'")
     steps = [int(file.stem.split("-")[1]) for file in folder.iterdir()]
@@ -167,7 +171,7 @@ def test_the_generators_come_back_unless_that_is_not_wanted() -> None:
         return [torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
 
     for kept in (True, False):
-        run = Run(guards.Rollback(every=3, restore_rng=kept), rate=RATE)
+        run = Run(guards.Rollback(every=3, restore_rng=kept, keep_learning=False), rate=RATE)
         seen = []
         with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
             seen.append(drawn())
@@ -181,7 +185,7 @@ def test_the_generators_come_back_unless_that_is_not_wanted() -> None:
 
 
 def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
-    run = Run(guards.Rollback(every=3, max_rollbacks=1), rate=RATE)
+    run = Run(guards.Rollback(every=3, max_rollbacks=1, keep_learning=False), rate=RATE)
     taken = 0
     with (
         pytest.warns(UserWarning, match=r"guard rollback: .* after 1 earlier rollbacks training"),
@@ -201,7 +205,7 @@ def test_it_gives_up_with_a_last_word_and_leaves_a_healthy_state() -> None:
 
 
 def test_a_loop_that_does_not_stop_is_recorded() -> None:
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=0)).go(40)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=0, keep_learning=False)).go(40)
     assert len(seen.backs) == 1
     later = [action for action in seen.run.monitor.actions if not action.applied]
     assert later
@@ -209,7 +213,10 @@ def test_a_loop_that_does_not_stop_is_recorded() -> None:
 
 
 def test_a_shadow_leaves_training_alone() -> None:
-    plain, shadow = RollbackLog(None).go(), RollbackLog(guards.Rollback(every=3, shadow=True)).go()
+    plain, shadow = (
+        RollbackLog(None).go(),
+        RollbackLog(guards.Rollback(every=3, shadow=True, keep_learning=False)).go(),
+    )
     assert same(plain.weights, shadow.weights)
     assert same(plain.states, shadow.states)
     said = shadow.run.monitor.actions
@@ -220,7 +227,7 @@ def test_a_shadow_leaves_training_alone() -> None:
 
 def test_a_behavior_that_is_not_protected_sets_nothing_off() -> None:
     low = Behavior("low", behaviors()[1].probes, behaviors()[1].margins, floor=0.01)
-    run = Run(guards.Rollback([low], every=3), rate=0.1)
+    run = Run(guards.Rollback([low], every=3, keep_learning=False), rate=0.1)
     run.monitor = Monitor([behaviors()[0], low], policy=run.monitor.policy, probe_every=5)
     run.go(lessons(8))
     assert run.monitor.broken()["first"] is not None
@@ -230,7 +237,7 @@ def test_a_behavior_that_is_not_protected_sets_nothing_off() -> None:
 def test_a_break_at_the_last_probe_evaluation_is_rolled_back() -> None:
     """The probes are visited once more when the watch ends."""
     policy = AlertPolicy.parse({"name": "low", "detectors": [BROKEN]}, "here")
-    guard = guards.Rollback(every=1)
+    guard = guards.Rollback(every=1, keep_learning=False)
     run = Run(guard, rate=RATE)
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=50)
     with run.monitor.watch(run.model, run.optimizer, guard=guard):
@@ -256,15 +263,37 @@ def test_a_behavior_that_was_unhealthy_from_the_start_is_ignored() -> None:
         return -(1 + model(probes[0])[:, -1, 0] ** 2)
 
     ill = Behavior("ill", behaviors()[0].probes, never)
-    run = Run(guards.Rollback(every=3), rate=RATE)
+    run = Run(guards.Rollback(every=3, keep_learning=False), rate=RATE)
     with pytest.warns(UserWarning, match="'ill' starts below its floor: 0.00 < 0.90"):
         run.monitor = Monitor([*behaviors(), ill], policy=run.monitor.policy, probe_every=5)
         run.go(lessons(6))
     assert any(action.applied for action in run.monitor.actions)
-    named = Run(guards.Rollback(["ill"]))
+    named = Run(guards.Rollback(["ill"], keep_learning=False))
     named.monitor = Monitor([*behaviors(), ill], policy=run.monitor.policy, probe_every=5)
     with pytest.raises(ConfigError, match="'ill' is under its floor before training"):
         named.go(lessons(1))
+
+
+def test_by_default_a_behavior_under_its_floor_is_left_out_by_name() -> None:
+    def never(model: Any, probes: Any) -> torch.Tensor:
+        return -(1 + model(probes[0])[:, -1, 0] ** 2)
+
+    ill = Behavior("ill", behaviors()[0].probes, never)
+    run = Run(guards.Rollback(every=1), rate=RATE)
+    with pytest.warns(UserWarning, match="guard rollback: 'ill' is under its floor before"):
+        run.monitor = Monitor([ill], policy=run.monitor.policy, probe_every=5)
+        run.go(lessons(6))
+    assert not run.monitor.actions
+    assert same(run.weights(), Run(None, rate=RATE).go(lessons(6)).weights())
+
+
+def test_by_default_learning_goes_on_where_only_the_start_was_healthy() -> None:
+    plain = RollbackLog(None).go(40)
+    seen = RollbackLog(guards.Rollback(every=3)).go(40)
+    assert not seen.backs
+    assert not seen.run.monitor.should_stop
+    assert "no later state than the start was healthy" in seen.run.monitor.actions[0].detail
+    assert same(plain.weights, seen.weights)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LATE = {
 
 
 def test_no_checkpoint_of_a_broken_state_without_an_alert() -> None:
-    run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=RATE)
+    run = Run(guards.Rollback(every=1, max_checkpoints=1, keep_learning=False), rate=RATE)
     policy = AlertPolicy.parse({"name": "late", "detectors": [LATE]}, "here")
     run.monitor = Monitor(behaviors(), policy=policy, probe_every=5)
     scores = [1.0]
@@ -51,7 +51,7 @@ def test_no_checkpoint_of_a_state_that_was_not_measured() -> None:
         return second.margins(model, probes)
 
     one, second = behaviors()
-    run = Run(guards.Rollback(every=1, max_checkpoints=1), rate=0.1)
+    run = Run(guards.Rollback(every=1, max_checkpoints=1, keep_learning=False), rate=0.1)
     monitored = [one, Behavior("second", second.probes, failing)]
     run.monitor = Monitor(monitored, policy=run.monitor.policy, probe_every=5)
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
@@ -63,7 +63,7 @@ def test_no_checkpoint_of_a_state_that_was_not_measured() -> None:
 
 
 def test_no_checkpoint_soon_after_a_rollback() -> None:
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9, keep_learning=False)).go(40)
     assert len(seen.backs) >= 4
     for earlier, later in zip(seen.backs[:-1], seen.backs[1:], strict=True):
         again = to_step(later) == to_step(earlier)
@@ -71,7 +71,7 @@ def test_no_checkpoint_soon_after_a_rollback() -> None:
 
 
 def test_what_was_given_up_is_not_judged_and_alerts_can_be_raised_anew() -> None:
-    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9)).go(40)
+    seen = RollbackLog(guards.Rollback(every=3, max_rollbacks=9, keep_learning=False)).go(40)
     monitor = seen.run.monitor
     for track in monitor.behavior_histories.values():
         for action in seen.backs:

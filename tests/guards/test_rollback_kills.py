@@ -38,7 +38,9 @@ HARMED = {
 
 def train(folder: Path) -> list[torch.Tensor]:
     """From the newest checkpoint, or from the start; weights in the end."""
-    run = Run(guards.Rollback(every=2, checkpoint_dir=folder / "ring"), rate=RATE)
+    run = Run(
+        guards.Rollback(every=2, checkpoint_dir=folder / "ring", keep_learning=False), rate=RATE
+    )
     run.monitor = monitor_of(run_dir=folder / "run", resume=True)
     found, done = resuming.checkpoints(folder), 0
     if found:

@@ -151,6 +151,19 @@ def test_clip_behind_a_penalty_bounds_the_sum() -> None:
     assert run.monitor.actions[-1].after["norm"] == pytest.approx(0.4)
 
 
+def test_clip_shortens_outliers_only_whatever_the_scale_of_the_loss() -> None:
+    for scale in (1e-3, 1e3):
+        run = Run(guards.Clip())
+        with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+            for step in range(1, 25):
+                for parameter in run.model.parameters():
+                    parameter.grad = torch.full_like(parameter, scale * (50 if step == 20 else 1))
+                run.optimizer.step()
+        shortened = [action for action in run.monitor.actions if action.applied]
+        assert [action.step for action in shortened] == [20]
+        assert shortened[0].after["norm"] == pytest.approx(shortened[0].before["norm"] / 25)
+
+
 def test_a_gradient_that_is_not_finite_is_not_clipped() -> None:
     run = Run(guards.Clip(0.1))
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
@@ -179,9 +192,11 @@ def test_ema_draws_back_to_the_average() -> None:
 
 
 def test_ema_only_averages_until_it_is_put() -> None:
-    guard = guards.EMA(decay=0.5, every=None)
+    guard = guards.EMA(decay=0.5)
     seen, run = log_steps(guard, steps=3)
-    assert not run.monitor.actions
+    (told,) = run.monitor.actions
+    assert not told.applied
+    assert told.detail == "only averages the weights: after training call copy_to"
     average = seen[0].theta
     for step in seen:
         average = [(a + b) / 2 for a, b in zip(average, step.after, strict=True)]

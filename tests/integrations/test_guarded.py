@@ -189,7 +189,7 @@ class Rates(TrainerCallback):
 
 def test_rollback_under_trainer_cuts_its_schedule(tmp_path: Path) -> None:
     monitor, rates = monitor_of(), Rates()
-    guard = guards.Rollback(every=2, lr_factor=0.1)
+    guard = guards.Rollback(every=2, lr_factor=0.1, keep_learning=False)
     options = {"max_steps": 30, "lr_scheduler_type": "linear", "learning_rate": 0.05}
     trainer = plain(tmp_path, [MonitorCallback(monitor, guard), rates], **options)
     trainer.train()
@@ -208,7 +208,9 @@ def test_rollback_under_trainer_cuts_its_schedule(tmp_path: Path) -> None:
 
 def test_rollback_ends_the_training_of_a_trainer(tmp_path: Path) -> None:
     monitor = monitor_of()
-    callback = MonitorCallback(monitor, guards.Rollback(every=2, max_rollbacks=0))
+    callback = MonitorCallback(
+        monitor, guards.Rollback(every=2, max_rollbacks=0, keep_learning=False)
+    )
     trainer = plain(tmp_path, [callback], max_steps=30, learning_rate=0.05)
     with pytest.warns(UserWarning, match=r"guard rollback: words: .* training should stop"):
         trainer.train()
@@ -263,7 +265,9 @@ def test_agem_acts_under_lightning() -> None:
 
 
 def test_rollback_ends_the_training_of_lightning() -> None:
-    monitor, trainer, module = lightning(guards.Rollback(every=2, max_rollbacks=1))
+    monitor, trainer, module = lightning(
+        guards.Rollback(every=2, max_rollbacks=1, keep_learning=False)
+    )
     assert [action.step for action in backs(monitor)][-1] == trainer.global_step < 20
     assert trainer.should_stop
     assert healthy(module.model)

@@ -118,7 +118,8 @@ def test_interference_predicts_the_change_of_a_4_bit_model(kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "guard", [guards.AGEM, lambda: guards.L2SP(0.01), lambda: guards.Rollback(every=2)]
+    "guard",
+    [guards.AGEM, lambda: guards.L2SP(0.01), lambda: guards.Rollback(every=2, keep_learning=False)],
 )
 def test_guards_leave_a_4_bit_model_alive(guard: Any, tmp_path: Any) -> None:
     model = build("nf4", tmp_path)

@@ -89,12 +89,17 @@ class AutoGuard(CompositeGuard):
         if rollback is True:
             rollback = Rollback(self.replay.behaviors, every=CRITICAL_PATIENCE)
         self.rollback = rollback or None
-        if self.rollback is not None and self.rollback.keep_learning is None:
-            self.rollback.keep_learning = True
         self._set_parts(
             self.replay, *filter(None, [self.anchor]), *filter(None, [self.rollback]), shadow=shadow
         )
+        for part in self.parts:
+            part.part_of = self.name
         self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
+
+    def start(self, view: GuardView) -> None:
+        """Forget the alerts of an earlier watch, and start the parts."""
+        self.critical_since = {}
+        super().start(view)
 
     def on_alert(self, alert: Alert) -> None:
         """Store the step of a critical alert; the rollback gets it only if replay does not help."""

@@ -1,4 +1,4 @@
-"""EMA: reset the weights to their running average at intervals."""
+"""EMA: average the weights during training, and reset them to the average if asked for."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from riprap.linalg import Vector, as_sharded, norm, subtract, to_local, upcast_v
 class EMA(Guard):
     """θ̄ ← decay · θ̄ + (1 − decay) · θ after each step, from θ̄ = θ₀; each `every` steps θ ← θ̄.
 
-    The average lags behind θ, on the side of θ₀, and training continues from it. With `every=1`
-    both are always equal, and each step is multiplied by (1 − decay), like a lower learning rate.
-    With `every=None` the guard only averages: call `copy_to` on the parameters after training. The
-    optimizer's state is unchanged.
+    By default the guard only averages, which leaves training unchanged: call `copy_to` on the
+    parameters after training. With `every` training continues from the average, which lags behind
+    θ, on the side of θ₀: like a lower learning rate it keeps more and learns less. With `every=1`
+    each step is multiplied by (1 − decay). The optimizer's state is unchanged.
 
     Args:
         decay: 0 to 1, 1 excluded.
@@ -38,14 +38,15 @@ class EMA(Guard):
     """
 
     decay: float = 0.9
-    every: int | None = 10
+    every: int | None = None
     average: Vector = field(default_factory=list, init=False, repr=False)
+    told: bool = field(default=False, init=False, repr=False)
 
     name: ClassVar[str] = "ema"
     field_of_origin: ClassVar[str] = "safety"
     source: ClassVar[str] = "2508.12531"
     fidelity: ClassVar[str] = "variant"
-    state_attrs: ClassVar[tuple[str, ...]] = ("average",)
+    state_attrs: ClassVar[tuple[str, ...]] = ("average", "told")
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1 or (self.every is not None and self.every < 1):
@@ -56,6 +57,7 @@ class EMA(Guard):
 
     def start(self, view: GuardView) -> None:
         """Start the average at θ₀."""
+        self.told = False
         self.average = [part.clone() for part in upcast_vector(view.parameters)]
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:
@@ -69,6 +71,9 @@ class EMA(Guard):
         applied = [to_local(part) for part in view.vector]
         now = torch._foreach_add(upcast_vector(view.before), applied)
         torch._foreach_lerp_(self.average, now, 1 - self.decay)
+        if self.every is None and not self.told:
+            self.told = True
+            return Proposal(detail="only averages the weights: after training call copy_to")
         if self.every is None or view.step % self.every:
             return None
         update = subtract(self.average, upcast_vector(view.before))

@@ -55,7 +55,7 @@ class Freeze(Guard):
             )
         if not self.modules and not self.embeddings and not self.layers:
             raise ConfigError(
-                f"guard {self.name} freezes nothing; give modules, embeddings=True or layers"
+                f"guard {self.label} freezes nothing; give modules, embeddings=True or layers"
             )
 
     def start(self, view: GuardView) -> None:

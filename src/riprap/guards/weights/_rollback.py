@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from riprap._warnings import warn
 from riprap.detectors import score
 from riprap.errors import RecordError
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal, RestoreProposal
@@ -31,8 +32,8 @@ class Rollback(BehaviorGuard):
     loss, in one process.
 
     Args:
-        behaviors: behaviors to protect, as objects or names; None: all monitored ones that were
-            healthy before training.
+        behaviors: behaviors to protect, as objects or names; None: all monitored ones. One that
+            starts under its floor is left out, with a warning: no state of it is healthy.
         every: minimum number of steps between two checkpoints; the next probe evaluation takes one.
         max_checkpoints: number of checkpoints to keep. Each is as large as the trained weights with
             their optimizer state (three times the weights under Adam).
@@ -40,18 +41,19 @@ class Rollback(BehaviorGuard):
             stay in CPU memory and become part of the monitor's state.
         level: the mildest alert level that triggers a rollback.
         lr_factor: factor of the learning rate at each rollback, permanently.
-        max_rollbacks: number of rollbacks after which training continues. At the next alert the
-            state is restored once more, and training is asked to stop (`Monitor.should_stop`).
+        max_rollbacks: number of rollbacks after which training continues.
         keep_learning: never restore the state before the first step, nor the same state twice, and
             never ask training to stop: where that would be needed, record why nothing was done, and
-            let training go on. None: True inside an `AutoGuard`, otherwise False.
+            let training go on. False: protect the behaviors at any price. At the alert after the
+            last rollback the state is restored once more, and training is asked to stop
+            (`Monitor.should_stop`).
         lr_scheduler, grad_scaler: of the training loop; the integrations pass those of the trainer.
         restore_rng: restore the random generators too. Use False for a loop that draws its batches
             from them, because it would draw the same data again.
 
     Raises:
-        ConfigError: an argument is out of range; in `start`, no behavior is healthy, or the
-            learning-rate scheduler is missing.
+        ConfigError: an argument is out of range; in `start`, the learning-rate scheduler is
+            missing, or with `keep_learning=False` no behavior, or not each named one, is healthy.
     """
 
     every: int = 50
@@ -60,7 +62,7 @@ class Rollback(BehaviorGuard):
     level: str = "critical"
     lr_factor: float = 0.5
     max_rollbacks: int = 3
-    keep_learning: bool | None = None
+    keep_learning: bool = True
     lr_scheduler: Any = field(default=None, repr=False)
     grad_scaler: Any = field(default=None, repr=False)
     restore_rng: bool = True
@@ -111,6 +113,11 @@ class Rollback(BehaviorGuard):
                 f"behavior {unhealthy[0]!r} is under its floor before training, so no state is "
                 "healthy; lower its floor, or protect other behaviors"
             )
+        if unhealthy:
+            warn(
+                f"guard {self.label}: {', '.join(map(repr, unhealthy))} is under its floor before "
+                "training, so no state of it is healthy: it is left out, and never rolled back"
+            )
         lr_scheduler = self.lr_scheduler or self._trainer_state.get("lr_scheduler")
         grad_scaler = self.grad_scaler or self._trainer_state.get("grad_scaler")
         if lr_scheduler is None and any("initial_lr" in g for g in view.optimizer.param_groups):
@@ -150,6 +157,8 @@ class Rollback(BehaviorGuard):
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
         """Roll back if an alert holds, or take a checkpoint if one is due and all is healthy."""
+        if not self.names:
+            return None
         alerted, self.alerted = self.alerted, []
         holding = [name for name in alerted if self._holds(view, name)]
         if holding:
@@ -221,7 +230,7 @@ class Rollback(BehaviorGuard):
 
         before = self._training.learning_rates()
         after = self._training.learning_rates(checkpoint, factor)
-        stop = f"guard {self.name}: {detail}" if last else ""
+        stop = f"guard {self.label}: {detail}" if last else ""
         return RestoreProposal(None, detail, before, after, stop, to_step=step, restore=restore)
 
     def _newest_readable(self) -> tuple[int, Checkpoint | None, str]:
