@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
 from riprap import Behavior, guards
 from riprap import evaluation as probing
-from riprap.behaviors import ProbeSet
+from riprap.behaviors import LastLogitsMargin, ProbeSet
 from riprap.detectors import BehaviorHistory
 from riprap.errors import ConfigError
 from riprap.evaluation import ProtectedGradients
@@ -139,14 +141,30 @@ def test_each_pass_draws_every_example_once() -> None:
     assert first != second
 
 
+class Lead(LastLogitsMargin):
+    """The lead of the most likely token: nobody says which token is right."""
+
+    def from_logits(self, logits: Tensor) -> Tensor:
+        first, second = logits.topk(2).values.unbind(-1)
+        return first - second
+
+    def select(self, indices: Sequence[int]) -> Lead:
+        return self
+
+
 def test_at_the_start_there_is_nothing_to_learn_again() -> None:
-    """The target is the start's own output, so the first gradient is 0."""
-    words, source = Words(guards.Replay(pool(), fraction=0.5)), pool()
-    words.go(1)
-    first = words.monitor.actions[0]
-    assert first.before["loss"] == pytest.approx(0.0, abs=1e-6)
-    assert first.after["norm"] == pytest.approx(0.5 * first.before["norm"], rel=1e-3)
-    assert source.targets == {}
+    """The target is the start's own output, so the first gradient is 0 without right answers."""
+    for known in (False, True):
+        source, words = pool(), Words(None)
+        assert source.targets == {}
+        if not known:
+            source.behaviors["words"] = Behavior("words", source.behaviors["words"].probes, Lead())
+        words.guard = guards.Replay(source, fraction=0.5)
+        words.go(1)
+        first = words.monitor.actions[0]
+        assert first.before["loss"] == pytest.approx(0.0, abs=1e-5)
+        still = pytest.approx(0.5 * first.before["norm"], rel=1e-3)
+        assert (first.after["norm"] == still) is not known  # a known answer is learned further
 
 
 def test_margins_are_the_targets_without_logits() -> None:
@@ -296,16 +314,16 @@ def test_examples_are_too_few_if_their_loss_is_low_and_the_score_is_lost() -> No
     lost, kept = seen([1.0, -1.0]), seen([1.0, 0.2])
     for _ in range(30):
         assert not guard.has_too_few_examples(kept)
-        guard._note_loss(0.1)
+        guard._note_replay(0.1, 0.0)
     assert guard.has_too_few_examples(lost)
     assert not guard.has_too_few_examples(kept)
-    guard._note_loss(float("nan"))  # a step that was not finite tells nothing
+    guard._note_replay(float("nan"), 0.0)  # a step that was not finite tells nothing
     assert guard.has_too_few_examples(lost)
     labels = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     labels.names, labels.awake, labels.replay_count = ["only"], ["only"], 30
     assert not labels.has_too_few_examples(lost)  # a loss of labels has no zero
     for _ in range(30):
-        guard._note_loss(2.0)  # the model no longer answers the old examples as before
+        guard._note_replay(2.0, 0.0)  # the model no longer answers the old examples as before
     assert not guard.has_too_few_examples(lost)
 
 
@@ -314,7 +332,7 @@ def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> Non
     made = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(6, 40, generator=made)
     targets = answer_targets(logits)
-    assert targets.shape == (6, 2 * KEPT_LOGITS + 1)
+    assert targets.shape == (6, 2 * KEPT_LOGITS + 3)
     assert float(answer_distance(logits, targets).abs().max()) < 1e-5
     moved = (logits + torch.randn(6, 40, generator=made)).double().requires_grad_()
     distance = answer_distance(moved, targets.double())
@@ -324,6 +342,14 @@ def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> Non
     first = top[:, :1]
     before, now = (x.log_softmax(-1).gather(-1, first)[:, 0] for x in (logits.double(), moved))
     torch.testing.assert_close(distance, mean + (before - now).clamp(min=0), atol=1e-5, rtol=1e-5)
+    answers = torch.arange(6)
+    known = answer_targets(logits, answers)  # then what is known to be right is learned further
+    assert float(answer_distance(logits, known).abs().max()) < 1e-5
+    before, now = (x.log_softmax(-1)[range(6), answers] for x in (logits.double(), moved))
+    assert float((before - now).min()) < 0
+    torch.testing.assert_close(
+        answer_distance(moved, known.double()), mean + before - now, atol=1e-5, rtol=1e-5
+    )
     far = (-1000 * logits).requires_grad_()  # the answers are turned upside down
     answer_distance(far, targets).sum().backward()
     assert far.grad is not None

@@ -28,6 +28,9 @@ REST_AT, MIN_REST_AT = 0.50, 0.10
 LOW_LOSS, LOSS_WEIGHT, MIN_REPLAYS = 0.3, 0.1, 20
 # Steps of replay under the score to keep after which the old examples are said not to hold it.
 HOLD_PATIENCE = 100
+# The mean cosine of the task's gradient with that on old examples, from which on the new rows are
+# said to contradict the old: more opposed than not.
+OPPOSED = -0.5
 
 
 @dataclass
@@ -39,7 +42,8 @@ class AdaptiveReplay(Replay):
     quarter is lost, and a break is forecast or the rest is expected to last at most 12 steps. It
     stops when at most half is lost; this limit is halved each time replay has to start again.
 
-    The share of the step is `fraction` times the square root of the largest lost share. A
+    The old examples have the share `fraction` times the square root of the largest lost share, and
+    are added to the task's gradient, which stays whole: g + f / (1 − f) g_r. A
     `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. Where
     the whole margin of a behavior is lost, each step replays, whatever `every` is. If a score stays
     under the one to keep for 100 steps of replay, a warning and an action say so.
@@ -68,6 +72,7 @@ class AdaptiveReplay(Replay):
     not_held: list[str] = field(default_factory=list, init=False, repr=False)
     replay_count: int = field(default=0, init=False, repr=False)
     replay_loss: float = field(default=0.0, init=False, repr=False)
+    replay_cosine: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
     field_of_origin: ClassVar[str] = "ours"
@@ -79,6 +84,7 @@ class AdaptiveReplay(Replay):
         "not_held",
         "replay_count",
         "replay_loss",
+        "replay_cosine",
     )
 
     @property
@@ -96,7 +102,7 @@ class AdaptiveReplay(Replay):
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
         self.awake, self.wake_count, self.under_floor_since, self.not_held = [], {}, {}, []
-        self.replay_count, self.replay_loss = 0, 0.0
+        self.replay_count, self.replay_loss, self.replay_cosine = 0, 0.0, 0.0
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
             missing = [name for name in self.names if name not in self.examples.behaviors]
@@ -153,16 +159,18 @@ class AdaptiveReplay(Replay):
         need = max(needs.values())
         if need < 1 and view.step % self.every:
             return None
-        proposal = self._mix(view, self.fraction * need**0.5, needs)
-        self._note_loss(proposal.before.get("loss", math.nan))
+        proposal = self._mix(view, self.fraction * need**0.5, needs, whole=True)
+        before = proposal.before
+        self._note_replay(before.get("loss", math.nan), before.get("cosine", math.nan))
         return proposal
 
-    def _note_loss(self, loss: float) -> None:
-        """Average the loss on the old examples over the last replays that were finite."""
-        if not math.isfinite(loss):
+    def _note_replay(self, loss: float, cosine: float) -> None:
+        """Average the loss on old examples and the cosine over the last replays, if finite."""
+        if not math.isfinite(loss + cosine):
             return
         weight = max(1 / (self.replay_count + 1), LOSS_WEIGHT)
         self.replay_loss += weight * (loss - self.replay_loss)
+        self.replay_cosine += weight * (cosine - self.replay_cosine)
         self.replay_count += 1
 
     def has_too_few_examples(self, view: GuardView) -> bool:
@@ -199,7 +207,12 @@ class AdaptiveReplay(Replay):
             f"the old examples do not hold the score of {', '.join(said)}; training goes on; give "
             "more or other old examples, a larger fraction, or a lower learning rate"
         )
-        warn(f"guard {self.name}: {detail}")
+        if self.replay_count >= MIN_REPLAYS and self.replay_cosine <= OPPOSED:
+            detail += (
+                "; the new rows contradict the old examples: their gradients are opposed (mean "
+                f"cosine {self.replay_cosine:.2f})"
+            )
+        warn(f"guard {self.label}: {detail}")
         return Proposal(detail=detail)
 
 

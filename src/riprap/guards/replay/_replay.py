@@ -69,7 +69,10 @@ class Replay(Guard):
             return None
         return self._mix(view, self.fraction, dict.fromkeys(view.behaviors, 1.0))
 
-    def _mix(self, view: GuardView, fraction: float, shares: Mapping[str, float]) -> Proposal:
+    def _mix(
+        self, view: GuardView, fraction: float, shares: Mapping[str, float], whole: bool = False
+    ) -> Proposal:
+        """Propose the mixture; `whole`: over 1 − f, so that the task's part is not shortened."""
         if isinstance(self.examples, SelfDistillationBuffer):
             known = {n: share for n, share in shares.items() if n in self.examples.behaviors}
             loss, replay = self.examples.gradient(view.model, view.parameters, known)
@@ -86,8 +89,11 @@ class Replay(Guard):
         if not math.isfinite(product + square):
             detail = "nothing was done: the step or the gradient on old examples is not finite"
             return Proposal(detail=detail, before=before)
-        vector = add([part * (1 - fraction) for part in view.vector], replay, fraction)
-        product = (1 - fraction) * product + fraction * square
+        lengths = before["norm"] * square**0.5
+        before["cosine"] = product / lengths if lengths > 0 else 0.0
+        task, old = (1.0, fraction / (1 - fraction)) if whole else (1 - fraction, fraction)
+        vector = add([part * task for part in view.vector], replay, old)
+        product = task * product + old * square
         after = {"product": product, "norm": float(norm(vector))}
         detail = f"{fraction:.0%} of the step comes from old examples"
         return Proposal(vector, detail, before, after)

@@ -1,4 +1,4 @@
-"""Replay buffer without labels: examples with the outputs of the initial model."""
+"""Replay buffer that needs no labels: examples with the outputs of the initial model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap._warnings import warn
-from riprap.behaviors import Behavior, LastLogitsMargin, TokenBatch, last_logits
+from riprap.behaviors import Behavior, LastLogitsMargin, NextToken, TokenBatch, last_logits
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView, sum_of_finite
@@ -26,10 +26,11 @@ class SelfDistillationBuffer:
     The targets are the largest 16 logits after each example. The loss of an example is the mean
     squared change of these logits (dark experience replay, Buzzega et al., 2004.07211; linear from
     1 nat on, so that the pull is bounded), plus the decrease of the log-probability of the initial
-    answer, which is the most likely token. For
-    margins that are not read from the logits of one position, the targets are the margins, and the
-    loss is the squared decrease. The loss and its gradient are 0 before training. No labels are
-    needed, and the logits carry more information than one correct answer.
+    answer, which is the most likely token. Where the right answer is known (`Behavior.next_token`)
+    it takes its place, and an increase counts too, as in DER++: the example is learned further.
+    For margins that are not read from the logits of one position, the targets are the margins, and
+    the loss is the squared decrease. The loss is 0 before training. No labels are needed, and the
+    logits carry more information than one correct answer.
 
     Args:
         behaviors: behaviors named like monitored ones, on **other probes** than those monitored;
@@ -151,28 +152,44 @@ class SelfDistillationBuffer:
 
 
 def _targets(behavior: Behavior, model: nn.Module) -> Tensor:
-    outputs = _outputs(behavior, model)
-    return answer_targets(outputs) if _reads_logits(behavior) else outputs
+    outputs, margins = _outputs(behavior, model), behavior.margins
+    if not _reads_logits(behavior):
+        return outputs
+    if not isinstance(margins, NextToken):
+        return answer_targets(outputs)
+    margins.from_logits(outputs)  # refuses answers outside of the vocabulary
+    return answer_targets(outputs, margins.targets)
 
 
-def answer_targets(logits: Tensor) -> Tensor:
-    """Return what is kept of logits, shape (n, 2k + 1) for logits of shape (n, vocabulary).
+def answer_targets(logits: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return what is kept of logits, shape (n, 2k + 3) for logits of shape (n, vocabulary).
 
-    The k largest logits in descending order, their tokens, and the log-probability of the first.
+    The k largest logits in descending order, their tokens, the answer's token and log-probability,
+    and whether the answer is known to be right.
+
+    Args:
+        known: the right answers, shape (n,); None: the most likely ones take their place.
     """
     top = logits.topk(min(KEPT_LOGITS, logits.shape[-1]), dim=-1)
-    answer = top.values[:, :1] - logits.logsumexp(-1, keepdim=True)
-    return torch.cat([top.values, top.indices.to(top.values.dtype), answer], dim=-1)
+    answers = top.indices[:, :1] if known is None else known.to(top.indices)[:, None]
+    before = logits.log_softmax(-1).gather(-1, answers)
+    right = torch.full_like(before, known is not None)
+    return torch.cat([top.values, top.indices.to(before), answers.to(before), before, right], -1)
 
 
 def answer_distance(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the distance of logits from `answer_targets`, shape (n,); 0 where nothing changed."""
-    k = targets.shape[-1] // 2
-    values, tokens, before = targets[:, :k], targets[:, k : 2 * k].long(), targets[:, -1]
+    """Return the distance of logits from `answer_targets`, shape (n,); 0 where nothing changed.
+
+    Negative where a right answer has become more certain.
+    """
+    k = targets.shape[-1] // 2 - 1
+    values, tokens, answers = targets[:, :k], targets[:, k : 2 * k].long(), targets[:, -3].long()
+    before, right = targets[:, -2], targets[:, -1]
     read = logits.gather(-1, tokens)
-    now = read[:, 0] - logits.logsumexp(-1)
+    now = -functional.cross_entropy(logits, answers, reduction="none")
     change = functional.huber_loss(read, values, reduction="none", delta=LARGEST_PULL)
-    return 2 * change.mean(-1) + functional.relu(before - now)
+    lost = before - now
+    return 2 * change.mean(-1) + torch.where(right > 0, lost, functional.relu(lost))
 
 
 def _reads_logits(behavior: Behavior) -> bool:
