@@ -1,8 +1,8 @@
-"""All guards at their defaults, and ten unlike small tasks on which they do no harm."""
+"""All guards at their defaults, and the small tasks on which they do no harm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap import AlertPolicy, Behavior, Monitor, guards
+from riprap.behaviors import logits_of
 from riprap.guards import Guard
-from tiny import PlainLM
+from tiny import PlainLM, make_llama
 
 QUIET = AlertPolicy.parse({"name": "quiet", "detectors": [{"kind": "forecast"}]}, "here")
 VOCABULARY, WIDTH, OLD_STEPS, NEW_STEPS = 20, 24, 80, 150
@@ -26,6 +27,8 @@ class Task:
     Attributes:
         old, new: rows of five tokens, and the answer to each.
         adam: Adam with rate 5e-3, otherwise SGD with `rate`.
+        model, optimizer: of the tasks that confirm, in place of all that follows `new`.
+        old_steps: steps at which the old is learned.
     """
 
     old: Rows
@@ -36,6 +39,22 @@ class Task:
     decay: float = 0.0
     batch: int = 16
     depth: int = 2
+    model: Callable[[], nn.Module] | None = None
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None
+    old_steps: int = OLD_STEPS
+
+    def make_model(self) -> nn.Module:
+        if self.model is not None:
+            return self.model()
+        return PlainLM(size=VOCABULARY, width=WIDTH, depth=self.depth)
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return self.optimizer(model.parameters())
+        if self.adam:
+            kind = torch.optim.AdamW if self.decay else torch.optim.Adam
+            return kind(model.parameters(), lr=5e-3, weight_decay=self.decay)
+        return torch.optim.SGD(model.parameters(), lr=self.rate, momentum=self.momentum)
 
 
 def table(seed: int, rows: int = 32, vocabulary: int = VOCABULARY) -> Rows:
@@ -76,8 +95,76 @@ def tasks(seed: int) -> dict[str, Task]:
     }
 
 
+class Dense(nn.Module):
+    """Reads tokens as numbers, and answers as a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 64), nn.Linear(64, 64)
+        self.head = nn.Linear(64, VOCABULARY)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = functional.gelu(self.first(input_ids.float() / 10 - 1))
+        return self.head(functional.gelu(self.second(hidden)))
+
+
+class Recurrent(nn.Module):
+    """A language model with a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, 24), nn.Linear(32, VOCABULARY)
+        self.cells = nn.GRU(24, 32, batch_first=True)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.cells(self.embed(input_ids))[0])
+
+
+class Convolution(nn.Module):
+    """Two convolutions over the tokens, and a linear head on all positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, 24)
+        self.first, self.second = nn.Conv1d(24, 48, 2), nn.Conv1d(48, 48, 2)
+        self.head = nn.Linear(3 * 48, VOCABULARY)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden = self.first(self.embed(input_ids).transpose(1, 2)).relu()
+        return self.head(self.second(hidden).relu().flatten(1))
+
+
+def fresh(seed: int) -> dict[str, Task]:
+    """Four tasks that confirm: other models and optimizers; no guard was changed after them."""
+    old, new = table(100 + 2 * seed), table(101 + 2 * seed)
+    sums = rule(101 + 2 * seed, lambda ids: ids[:, 1] // 4)
+    copies = rule(100 + 2 * seed, lambda ids: ids[:, 2])
+    return {
+        "dense": Task(
+            old, new, model=Dense, optimizer=partial(torch.optim.RMSprop, lr=2e-3), old_steps=400
+        ),
+        "recurrent": Task(
+            copies, sums, model=Recurrent, optimizer=partial(torch.optim.AdamW, lr=5e-3)
+        ),
+        "convolution": Task(
+            old,
+            near_the_old(100 + 2 * seed),
+            model=Convolution,
+            optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True),
+        ),
+        "llama": Task(
+            old,
+            sums,
+            model=partial(make_llama, seed=seed, scale=5.0),
+            optimizer=partial(torch.optim.NAdam, lr=5e-3),
+            old_steps=160,
+        ),
+    }
+
+
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
-    return model(ids)[:, -1]
+    found = logits_of(model(ids))
+    return found if found.dim() == 2 else found[:, -1]
 
 
 def loss(model: nn.Module, rows: Rows) -> Tensor:
@@ -156,24 +243,19 @@ def train(
 @cache
 def learned(name: str, seed: int) -> tuple[Task, dict[str, Tensor]]:
     """Return a task, and the weights of a model that has learned what is old in it."""
-    task = tasks(seed)[name]
+    task = (tasks(seed) | fresh(seed))[name]
     torch.manual_seed(seed)
-    model = PlainLM(size=VOCABULARY, width=WIDTH, depth=task.depth)
-    train(model, torch.optim.Adam(model.parameters(), lr=1e-2), task.old, task, OLD_STEPS)
+    model = task.make_model()
+    train(model, torch.optim.Adam(model.parameters(), lr=1e-2), task.old, task, task.old_steps)
     return task, model.state_dict()
 
 
 def outcome(make: Callable[[Task], Guard] | None, name: str, seed: int) -> tuple[float, float]:
     """Return the accuracy on the old rows and on the new ones after the new ones were learned."""
     task, weights = learned(name, seed)
-    model = PlainLM(size=VOCABULARY, width=WIDTH, depth=task.depth)
+    model = task.make_model()
     model.load_state_dict(weights)
-    optimizer: torch.optim.Optimizer
-    if task.adam:
-        kind = torch.optim.AdamW if task.decay else torch.optim.Adam
-        optimizer = kind(model.parameters(), lr=5e-3, weight_decay=task.decay)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), lr=task.rate, momentum=task.momentum)
+    optimizer = task.make_optimizer(model)
     if make is None:
         train(model, optimizer, task.new, task, NEW_STEPS)
     else:
