@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.onset.__main__ import main
 from experiments.onset.intervals import held, interval_rows_by
 from experiments.onset.monitored import watch
 from experiments.onset.nulls import null_traces
@@ -119,3 +121,17 @@ def test_the_interval_of_a_share_is_that_of_wilson() -> None:
     for hits, total in ((0, 14), (8, 14), (31, 31)):
         low, high = stats.binomtest(hits, total).proportion_ci(method="wilson")
         assert share(hits, total) == f"{hits / total:.3f} [{low:.3f}, {high:.3f}] of {total}"
+
+
+def test_the_tables_of_intervals_can_be_had_alone(tmp_path: Path) -> None:
+    for slope in (0.0, 0.02):
+        trace = falling(slope, name=str(slope))
+        trace.about["schedule"] = "constant" if slope else "linear"
+        trace.save(tmp_path)
+    page = tmp_path / "page.md"
+    folder = str(tmp_path / "unlike")
+    main(["exploratory", "--runs", folder, "--intervals", "--page", str(page)])
+    text = page.read_text()
+    assert "| schedule: constant | 1, 1 | 1.00 [0.21, 1.00] of 1 |" in text
+    assert "| schedule: linear | 1, 1 | – | – | 1.00 [0.21, 1.00] of 1 |" in text
+    assert "said without a break" not in text and "--intervals" in text
