@@ -2,5 +2,6 @@
 
 - `riprap.integrations.hf`: transformers' Trainer and TRL's trainers (`riprap[hf]`).
 - `riprap.integrations.lightning`: Lightning's Trainer (`riprap[lightning]`).
+- `riprap.integrations.trackers`: trackers, CSV files and webhooks for a loop of your own.
 - `riprap.integrations.smollm2`: a small instruct model from PyPI (`riprap[smollm2]`).
 """

@@ -1,6 +1,7 @@
 """The monitor: signals, detectors and a record around a training loop.
 
 - `Monitor`: the entry point; `Monitor.watch` opens a watch.
+- `Tracker`: base of sinks of numbers and alerts.
 - `ProbeSchedule`: steps at which the probes are evaluated.
 - `keep_passing`: a behavior on the probes that a model passes.
 - `measure_cost`, `Cost`: cost of a monitor on a given model.
@@ -15,12 +16,14 @@ from riprap.monitor._keep_passing import keep_passing
 from riprap.monitor._monitor import Monitor
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._run_metadata import versions
+from riprap.monitor._trackers import Tracker
 
 __all__ = [
     "DEFAULT_BUDGET",
     "Cost",
     "Monitor",
     "ProbeSchedule",
+    "Tracker",
     "beside_progress_bars",
     "in_terminal",
     "keep_passing",

@@ -15,6 +15,7 @@ from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.linalg import STORAGE_DTYPES
+from riprap.monitor._trackers import Tracker
 from riprap.signals import Signal
 from riprap.types import Level
 
@@ -170,4 +171,19 @@ def check_plan(steps: Any, scheduler: Any) -> None:
         raise ConfigError(
             f"scheduler={_shown(scheduler)}: give a torch.optim.lr_scheduler.LRScheduler, or a "
             "function that returns the learning rate of a step"
+        )
+
+
+def check_trackers(trackers: Any) -> None:
+    """Check the trackers of a monitor.
+
+    Raises:
+        ConfigError: one is no tracker.
+    """
+    listed = isinstance(trackers, Sequence) and not isinstance(trackers, str)
+    wrong = [one for one in trackers if not isinstance(one, Tracker)] if listed else [trackers]
+    if wrong:
+        raise ConfigError(
+            f"trackers: {_shown(wrong[0])} is no tracker; give a list of objects of "
+            "riprap.integrations.trackers, such as [CSV('numbers.csv')]"
         )

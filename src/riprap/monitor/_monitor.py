@@ -37,6 +37,7 @@ from riprap.monitor._arguments import (
     check_guard,
     check_options,
     check_plan,
+    check_trackers,
 )
 from riprap.monitor._budget import DEFAULT_BUDGET, Budget
 from riprap.monitor._cost_meter import CostMeter
@@ -58,6 +59,7 @@ from riprap.monitor._state import (
     wrap_state_errors,
 )
 from riprap.monitor._summary import cost_text, summarize
+from riprap.monitor._trackers import Tracker, TrackerGroup
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
 from riprap.record import PLAN, Reader, Writer, to_dataframe, withdrawn_alerts
@@ -107,6 +109,8 @@ class Monitor:
             advance (the last one among them), eight more while a behavior is about to break, and
             one each 5 · `probe_every` steps in any case. None: no limit, and steps of evaluations
             that do not depend on the speed of the machine; always so under DDP.
+        trackers: sinks of scores, margins and alerts, such as those of `integrations.trackers`; one
+            that fails is recorded and left out. On the first rank only.
 
     Raises:
         ConfigError: no behaviors, two behaviors with the same name, `probe_every` under 1, an
@@ -134,12 +138,14 @@ class Monitor:
         stop_on: Level | str | None = None,
         keep_passing: bool = False,
         budget: float | None = DEFAULT_BUDGET,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         check_arguments(behaviors, probe_every, gradient_storage)
         check_options(policy, signals, stop_on, on_alert, modules)
         check_autocast(autocast)
         check_budget(budget)
+        check_trackers(trackers)
         self.behaviors = list(behaviors)
         self.policy = AlertPolicy.default() if policy is None else policy
         if self.policy.hash is not None:
@@ -157,6 +163,7 @@ class Monitor:
             Announcer(on_alert, record.add_failure, quiet=rank() != 0),
             meter,
             None if stop_on is None else Level(stop_on),
+            trackers=TrackerGroup(trackers if rank() == 0 else (), record.add_failure),
         )
         self.budget = budget
         self._clock: Callable[[], float] = time.perf_counter

@@ -25,6 +25,7 @@ from riprap.monitor._optimizers import learning_rate, parameters_of, trained_par
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
+from riprap.monitor._trackers import TrackerGroup
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
 from riprap.record import BROKEN_ANSWERS, CLEARED, clean_readings
@@ -43,6 +44,7 @@ class MonitoredRun:
         stop_reason: reason why training should stop; None: it should not.
         notes: facts about the run as a whole that the summary tells.
         final: readings of weights that were exchanged after the last step.
+        trackers: sinks of scores, margins and alerts.
     """
 
     signals: Sequence[Signal]
@@ -56,6 +58,7 @@ class MonitoredRun:
     stop_reason: str | None = None
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
+    trackers: TrackerGroup = field(default_factory=lambda: TrackerGroup((), lambda *_: None))
 
     @contextmanager
     def paid(self, part: str, allowance: str, new: bool = True) -> Iterator[None]:
@@ -286,6 +289,7 @@ class WatchSession:
         for alert in alerts:
             run.record.add_alert(alert)
         for alert in run.announcer.tell(list(alerts)):
+            run.trackers.alert(alert)
             serious = run.stop_level is not None and alert.level.rank >= run.stop_level.rank
             if serious and run.stop_reason is None:
                 run.stop_reason = f"stop_on={str(run.stop_level)!r}: {alert}"
@@ -424,6 +428,7 @@ class WatchSession:
                     self.guard.end()
             self.record_broken_answers()
         finally:
+            self.run.trackers.flush()
             self._record_cost()
             self.run.record.end(self.run.step)
 
@@ -577,6 +582,7 @@ class WatchSession:
         run.tracker.add_readings(from_signals)
         alerts, forecasts = run.tracker.update(run.step)
         run.record.add_readings(forecasts)
+        run.trackers.log(run.tracker.metrics(), run.step)
         self._publish_withdrawals()
         self._publish(alerts)
         if counts:

@@ -1,0 +1,64 @@
+"""Trackers: sinks of a monitor's numbers and alerts, which never stop training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from riprap._warnings import warn
+from riprap.types import Alert
+
+
+class Tracker:
+    """Sink of numbers and alerts. Overwrite what the sink can take; see `integrations.trackers`."""
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Take the numbers of a probe evaluation.
+
+        Args:
+            numbers: such as `riprap/refusal/score`, as `Monitor.metrics` returns them.
+            step: optimizer steps so far.
+        """
+
+    def alert(self, alert: Alert) -> None:
+        """Take an alert that raised the level of a behavior."""
+
+    def flush(self) -> None:
+        """Write what is pending; called at the end of each watch."""
+
+
+class TrackerGroup:
+    """The trackers of one monitor. One that fails is recorded, named in a warning and left out.
+
+    Args:
+        on_failure: called with step, name and error of a tracker that failed.
+    """
+
+    def __init__(
+        self, trackers: Sequence[Tracker], on_failure: Callable[[int, str, Exception], None]
+    ) -> None:
+        self._trackers, self._on_failure = list(trackers), on_failure
+        self._step = 0
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        """Give the numbers of a probe evaluation to all trackers."""
+        self._step = step
+        if numbers:
+            self._each(lambda tracker: tracker.log(dict(numbers), step))
+
+    def alert(self, alert: Alert) -> None:
+        """Give an alert to all trackers."""
+        self._each(lambda tracker: tracker.alert(alert))
+
+    def flush(self) -> None:
+        """Let all trackers write what is pending."""
+        self._each(lambda tracker: tracker.flush())
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # noqa: BLE001 a tracker's failure never ends a run
+                self._trackers.remove(tracker)
+                name = f"tracker {type(tracker).__name__}"
+                self._on_failure(self._step, name, error)
+                warn(f"the {name} gets nothing more in this run", stacklevel=4)
