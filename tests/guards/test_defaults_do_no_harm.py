@@ -26,7 +26,18 @@ def test_every_guard_is_here() -> None:
 
 # Known misses: none.
 MISSES: dict[str, str] = {}
-FRESH_MISSES: dict[str, str] = {}
+# On the four tasks that confirm: the guards that were run there, and the misses that were found.
+CONFIRMED = (
+    *("AutoGuard", "AdaptiveReplay", "DERpp", "SafeAnchor", "Replay of a buffer", "KL"),
+    *("MarginAnchor", "Rollback", "EMA", "Clip"),
+)
+SLOWER = "learns a table over a table more slowly, in the dense network: 0.87 at least for "
+FRESH_MISSES = {
+    "AutoGuard": SLOWER + "0.75",
+    "AdaptiveReplay": SLOWER + "0.75",
+    "DERpp": SLOWER + "0.84",
+    "SafeAnchor": SLOWER + "0.66",
+}
 
 
 def _case(name: str, misses: dict[str, str]) -> object:
@@ -60,7 +71,7 @@ def test_a_guard_at_its_defaults_does_no_harm(guard: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guard", [_case(name, FRESH_MISSES) for name in DEFAULTS])
+@pytest.mark.parametrize("guard", [_case(name, FRESH_MISSES) for name in CONFIRMED])
 def test_nor_on_tasks_that_it_was_not_made_on(guard: str) -> None:
     below, (old, new) = _harm(guard, list(fresh(0)))
     assert not below
