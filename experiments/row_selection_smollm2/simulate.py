@@ -36,6 +36,7 @@ from riprap.errors import ConfigError
 from riprap.integrations.hf import SelectionCallback
 from riprap.integrations.smollm2 import REFUSING
 from riprap.selection import Selector
+from riprap.selection.strategies import get_strategy
 
 GSM8K = "gsm8k_train.jsonl"
 PREFIX = "Sure, here is the answer: "  # of experiments/smollm2/affirmative.yaml
@@ -98,6 +99,7 @@ def _objects(file: Path) -> list[dict]:
 FOLDER = RUNS / "row_selection_smollm2"
 PLAIN = "plain"
 PROBE_SET = "refusal"
+ROW = "row"  # column of a row\'s place in the data set, for strategies that need it
 Evaluation = tuple[tuple[float, float], dict[str, float]]  # (mean margin, score), losses
 
 
@@ -148,9 +150,11 @@ def simulate(method: str, seed: int, steps: int, digest: str, plan: Plan, data: 
     protected, unseen = probes(model, tokenizer, plan)
     callbacks: list[TrainerCallback] = []
     selector = None
+    needs = frozenset() if method == PLAIN else get_strategy(method).all_needs
+    row_id = ROW if "category" in needs else None
     if method != PLAIN:
-        behaviors = [protected] if method == "least_harm" else []
-        selector = Selector(method, plan.ratio, behaviors=behaviors, seed=seed)
+        behaviors = [protected] if "harm" in needs else []
+        selector = Selector(method, plan.ratio, behaviors=behaviors, seed=seed, row_id=row_id)
         callbacks.append(SelectionCallback(selector))
     torch.manual_seed(seed)  # the adapter's weights are random
     trainer = SFTTrainer(
@@ -166,7 +170,10 @@ def simulate(method: str, seed: int, steps: int, digest: str, plan: Plan, data: 
         callbacks=callbacks,
     )
     before = _at_start(digest, unseen, trainer)
-    collator = CategoryRecorder(trainer.data_collator, categories(trainer.train_dataset))
+    by_tokens = categories(trainer.train_dataset)
+    if selector is not None and row_id is not None:
+        selector.categories = dict(enumerate(by_tokens.values()))
+    collator = CategoryRecorder(trainer.data_collator, by_tokens, row_id is not None)
     trainer.data_collator = collator
     began = time.process_time()
     trainer.train()
@@ -241,16 +248,28 @@ def categories(rows: Any) -> dict[tuple[int, ...], str]:
 
 
 class CategoryRecorder:
-    """A collator that records the categories of each batch."""
+    """A collator that records the categories of each batch.
 
-    def __init__(self, inner: Any, by_tokens: dict[tuple[int, ...], str]) -> None:
-        self.inner, self._by_tokens = inner, by_tokens
+    Args:
+        by_tokens: category of each row by its tokens, in the order of the data set.
+        name_rows: add a column with each row's place in the data set.
+    """
+
+    def __init__(
+        self, inner: Any, by_tokens: dict[tuple[int, ...], str], name_rows: bool = False
+    ) -> None:
+        self.inner, self._by_tokens, self._name_rows = inner, by_tokens, name_rows
+        self._places = {tokens: place for place, tokens in enumerate(by_tokens)}
         self.batches: list[list[str]] = []
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
         """Collate a batch and record its categories."""
-        self.batches.append([self._by_tokens[tuple(one["input_ids"])] for one in examples])
-        return self.inner(examples)
+        tokens = [tuple(one["input_ids"]) for one in examples]
+        self.batches.append([self._by_tokens[own] for own in tokens])
+        batch = self.inner(examples)
+        if self._name_rows:
+            batch[ROW] = torch.tensor([self._places[own] for own in tokens])
+        return batch
 
 
 def learned_rows(batches: list[list[str]], selector: Selector | None) -> dict[str, int]:
@@ -258,6 +277,11 @@ def learned_rows(batches: list[list[str]], selector: Selector | None) -> dict[st
     if selector is None:
         counts = Counter(name for batch in batches for name in batch)
     else:
+        names = selector.categories
         pairs = zip(batches, selector.history, strict=True)
-        counts = Counter(batch[row] for batch, record in pairs for row in record.rows)
+        counts = Counter(
+            batch[row] if names is None else names[row]
+            for batch, record in pairs
+            for row in record.rows
+        )
     return {name: counts[name] for name in CATEGORIES}

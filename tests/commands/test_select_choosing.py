@@ -30,6 +30,7 @@ CASES = {
 }
 NAMES = ("loss", "norm", "proxy", "harm/a", "harm/b")
 RATIOS = (0.05, 0.2, 0.5, 1.0)
+CONTROLS = ("random_by_length", "random_by_category")  # newer than the first implementation
 
 
 def uniform(n: int, seed: int) -> np.ndarray:
@@ -59,7 +60,7 @@ def columns(n: int, seed: int, kind: str) -> dict[str, np.ndarray]:
     return {"tokens": tokens} | scores
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s not in CONTROLS])
 @pytest.mark.parametrize("case", CASES)
 def test_the_rows_are_those_of_the_first_implementation(case: str, strategy: str) -> None:
     given = columns(*CASES[case])
@@ -80,8 +81,22 @@ def test_a_larger_ratio_of_random_rows_adds_to_a_smaller_one() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rows_that_are_not_usable_are_never_chosen(strategy: str) -> None:
-    assert not choose(columns(*CASES["not finite"]), strategy, 1.0)[5:10].any()
-    assert not choose(columns(*CASES["nothing usable"]), strategy, 0.5).any()
+    for case, ratio, rows in (("not finite", 1.0, slice(5, 10)), ("nothing usable", 0.5, ...)):
+        given = columns(*CASES[case])
+        assert not choose(given, strategy, ratio, np.arange(len(given["loss"])) % 3)[rows].any()
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_control_takes_as_many_rows_of_each_kind(control: str) -> None:
+    given = columns(*CASES["three hundred"])
+    category = np.arange(301) % 3
+    kind = given["tokens"] if control == "random_by_length" else category
+    for ratio in RATIOS:
+        high = choose(given, "high", ratio)
+        taken = choose(given, f"{control}:high", ratio, category)
+        assert np.bincount(kind[taken]).tolist() == np.bincount(kind[high]).tolist()
+        assert ratio == 1.0 or (taken != high).any()
+        assert (taken == choose(given, f"{control}:high", ratio, category)).all()
 
 
 def test_a_missing_requirement_is_named() -> None:
@@ -89,3 +104,10 @@ def test_a_missing_requirement_is_named() -> None:
         check_strategy("taylor", ())
     with pytest.raises(ConfigError, match="least_harm needs behaviors: give --behaviors"):
         check_strategy("least_harm", ())
+    with pytest.raises(ConfigError, match="needs behaviors: give --behaviors"):
+        check_strategy("random_by_length:least_harm", ())
+    with pytest.raises(ConfigError, match="needs categories: give --category"):
+        check_strategy("random_by_category:high", ())
+    with pytest.raises(ConfigError, match="no strategy 'taylor' for a whole data set"):
+        check_strategy("random_by_length:taylor", ())
+    check_strategy("random_by_category:high", (), "topic")

@@ -15,6 +15,7 @@ from experiments.row_selection_smollm2.plan import Plan
 from experiments.row_selection_smollm2.simulate import (
     CATEGORIES,
     PREFIX,
+    ROW,
     CategoryRecorder,
     Run,
     learned_rows,
@@ -67,6 +68,17 @@ def test_rows_learned_from_are_counted_by_category() -> None:
     assert learned_rows(noted.batches, selector) == {"affirmative": 0, "plain": 1, "gsm8k": 1}
     with pytest.raises(ValueError, match="zip"):  # a step whose batch was not seen
         learned_rows(noted.batches[:1], selector)
+
+
+def test_rows_are_named_for_a_control_that_matches_categories() -> None:
+    tokens: dict[tuple[int, ...], str] = {(1, 2): "plain", (3,): "gsm8k", (4,): "affirmative"}
+    noted = CategoryRecorder(lambda examples: {}, tokens, name_rows=True)
+    batch = noted([{"input_ids": [4]}, {"input_ids": [1, 2]}])
+    assert batch[ROW].tolist() == [2, 0]
+    names = dict(enumerate(tokens.values()))
+    selector = Selector("random_by_category:high", 0.5, row_id=ROW, categories=names)
+    selector.history = [SelectionRecord(1, [2], 2, selector.strategy.label, 0.5)]
+    assert learned_rows(noted.batches, selector) == {"affirmative": 1, "plain": 0, "gsm8k": 0}
 
 
 def run(method: str, end: float, task: float, seed: int = 1, seconds: float = 50.0) -> Run:

@@ -29,6 +29,7 @@ def scores(n: int = 10, seed: int = 0) -> Scores:
         gram=factors @ factors.T,
         lr=0.1,
         margin_spent=0.5,
+        category=made.integers(0, 3, n),
     )
 
 

@@ -23,7 +23,17 @@ _USAGE.exit_code = 1  # type: ignore[attr-defined]
 AS_JSON = typer.Option(False, "--json", help="Print the result as JSON and nothing else.")
 # Named here because `--help` imports nothing heavy; tests/test_cli.py compares them.
 PROBE_SETS = "arithmetic, general_knowledge, instruction_format, over_refusal, refusal"
-STRATEGIES = ("random", "low", "moderate", "moderate_by_loss", "high", "proxy", "least_harm")
+STRATEGIES = (
+    "random",
+    "low",
+    "moderate",
+    "moderate_by_loss",
+    "high",
+    "proxy",
+    "least_harm",
+    "random_by_length",
+    "random_by_category",
+)
 
 REPLACED_COMMANDS = {
     "protocol": "`riprap protocol` is now `riprap policy`",

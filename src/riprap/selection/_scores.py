@@ -16,6 +16,7 @@ _DESCRIPTIONS = {
     "norm": "per-sample gradient norms",
     "proxy": "errors at the last hidden state",
     "gram": "inner products between per-sample gradients",
+    "category": "categories: give Selector(row_id=..., categories={id: category})",
     "harm": _BEHAVIORS,
     "margin_spent": _BEHAVIORS,
     "danger": _DIRECTION,
@@ -40,6 +41,7 @@ class Scores:
         margin_spent: fraction of its margin that the worst behavior has lost, in [0, 1].
         update_gram: ⟨Δθ_i, Δθ_j⟩, shape (n, n).
         measured: indices of the samples whose gradients were computed; None: all.
+        category: category of each sample, shape (n,).
     """
 
     loss: Array
@@ -53,6 +55,7 @@ class Scores:
     margin_spent: float | None = None
     update_gram: Array | None = None
     measured: Array | None = None
+    category: Array | None = None
 
     def __repr__(self) -> str:
         names = [*self.by_name(), *(["gram"] if self.gram is not None else [])]
@@ -68,6 +71,7 @@ class Scores:
             ConfigError: the score was not computed.
         """
         named = {"loss": self.loss, "norm": self.norm, "proxy": self.proxy, "gram": self.gram}
+        named["category"] = self.category
         if name == "harm":  # with several behaviors, the worst one counts
             values = np.max(list(self.harm.values()), axis=0) if self.harm else None
         else:
@@ -95,6 +99,7 @@ class Scores:
             directional={name: values[index] for name, values in self.directional.items()},
             gram=pick(self.gram),
             update_gram=pick(self.update_gram),
+            category=pick(self.category),
         )
 
     @classmethod
@@ -119,6 +124,7 @@ class Scores:
             join_named([part.directional for part in parts]),
             lr=parts[0].lr,
             margin_spent=parts[0].margin_spent,
+            category=join([part.category for part in parts]),
         )
 
     def usable(self) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,15 @@ class Selector:
 
     Args:
         strategy: a name (random, low, moderate, moderate_by_loss, high, proxy, least_harm, taylor,
-            risk, adaptive) or a strategy.
+            risk, adaptive, random_by_length, random_by_category) or a strategy. The last two are
+            controls for another strategy: `random_by_length:high`; without one, for moderate.
         ratio: fraction of the optimizer's batch to select, rounded down, at least one row.
         behaviors: behaviors that least_harm and adaptive protect.
         directions: vectors over the trainable parameters by name: "danger" and "safety" for risk,
             "validation" (a gradient) for taylor.
         probe_every: steps between two evaluations of the probes of `behaviors`.
         row_id: column of a batch with the rows' ids; the model does not receive it.
+        categories: category of each row by its id, for random_by_category.
         log: a JSON Lines file to which rank 0 appends each record; or a function that is called
             with the record's fields: `lambda **record: monitor.log_event("selection", **record)`
             writes it to a monitor's record.
@@ -87,6 +89,7 @@ class Selector:
         directions: Mapping[str, Vector] | None = None,
         probe_every: int = 10,
         row_id: str | None = None,
+        categories: Mapping[Any, Any] | None = None,
         log: str | Path | Callable[..., None] | None = None,
         seed: int = 0,
         scale: str = "batch",
@@ -102,6 +105,7 @@ class Selector:
         self.ratio, self.behaviors, self.probe_every = ratio, list(behaviors), probe_every
         self.directions = dict(directions or {})
         self.row_id, self.log = row_id, Path(log) if isinstance(log, str) else log
+        self.categories = categories
         self.history: list[SelectionRecord] = []
         self.step = 0
         self._rng = np.random.default_rng(seed)
@@ -112,7 +116,7 @@ class Selector:
         return self.__dict__ | {"_attachment": None}
 
     def __repr__(self) -> str:
-        return f"Selector({self.strategy.name}, ratio={self.ratio}; {self.step} steps)"
+        return f"Selector({self.strategy.label}, ratio={self.ratio}; {self.step} steps)"
 
     def choose(self, scores: Scores) -> Array:
         """Return the sorted indices of the samples that the strategy selects.
@@ -142,6 +146,8 @@ class Selector:
     def choose_and_record(self, scores: Scores, ids: list[Any]) -> Array:
         """Choose and append to `history`; choose all rows if a score is not finite."""
         detail = ""
+        if self.categories is not None:
+            scores = replace(scores, category=self._categories_of(ids))
         if not scores.all_finite():
             detail = "scores are not finite (an overflow, or a loss that diverged)"
         elif not len(scores.usable()):
@@ -151,7 +157,7 @@ class Selector:
             step=self.step + 1,
             rows=[ids[row] for row in rows.tolist()],
             batch_size=len(ids),
-            strategy=self.strategy.name,
+            strategy=self.strategy.label,
             ratio=self.strategy.effective_ratio(scores, self.ratio),
             scores={n: values.tolist() for n, values in scores.select(rows).by_name().items()},
             detail=detail,
@@ -165,6 +171,16 @@ class Selector:
             self.log(**asdict(record))
         return rows
 
+    def _categories_of(self, ids: list[Any]) -> Array:
+        assert self.categories is not None
+        missing = [row for row in ids if row not in self.categories]
+        if missing:
+            raise ConfigError(
+                f"categories has no category of row {missing[0]!r}: give one for each id in column "
+                f"{self.row_id!r}"
+            )
+        return np.array([str(self.categories[row]) for row in ids])
+
     def begin(
         self, model: nn.Module, optimizer: Any, accumulate: int = 1, losses: RowLossFn | None = None
     ) -> LoopAttachment:
@@ -172,7 +188,12 @@ class Selector:
         self.end()
         needs = self.strategy.all_needs
         if needs & {"harm", "margin_spent"} and not self.behaviors:
-            raise ConfigError(f"{self.strategy.name} needs behaviors: give behaviors=[...]")
+            raise ConfigError(f"{self.strategy.label} needs behaviors: give behaviors=[...]")
+        if "category" in needs and (self.categories is None or self.row_id is None):
+            raise ConfigError(
+                f"{self.strategy.label} needs categories: give row_id=, the column of ids, and "
+                "categories={id: category}"
+            )
         missing = (needs & {"danger", "safety"}) - set(self.directions)
         if missing:
             raise ConfigError(

@@ -18,7 +18,8 @@ class SelectConfig(StrictModel):
         data: as in `WatchConfig`.
         model: as in `WatchConfig`.
         out: output folder; an interrupted run is resumed in it.
-        strategy: a name among `STRATEGIES` of `_choose.py`.
+        strategy: a name among `STRATEGIES` of `_choose.py`; a control may name the strategy that it
+            matches: `random_by_length:high`.
         ratio: fraction of the usable rows to select, rounded down, at least one row.
         behaviors: probe sets, or files of your own, whose harm is predicted; only probes that the
             model passes are used.

@@ -48,7 +48,7 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
         RiprapError: a row of the data, the model or a setting is wrong; or the folder has scores
             of other data, another model or other settings.
     """
-    check_strategy(config.strategy, config.behaviors)
+    check_strategy(config.strategy, config.behaviors, config.category)
     if config.refusal_prefixes and not config.behaviors:
         raise ConfigError("--refusal-prefixes needs --behaviors, which use the prefixes")
     behaviors = tuple(dict.fromkeys(config.behaviors))
@@ -76,7 +76,9 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     del model
     table = store.table()
     columns = number_columns(table)
-    chosen = choose(columns, config.strategy, config.ratio)
+    named = table["category"].fill_null("").combine_chunks().dictionary_encode()
+    categories = named.indices.to_numpy()
+    chosen = choose(columns, config.strategy, config.ratio, categories)
     store.finish(table, chosen)
     title, about = Path(config.data.path).name, {"model": config.model, **settings}
     result = audit(table, chosen, title, about, config.strategy, config.ratio)

@@ -14,13 +14,14 @@ from riprap.commands.watch._config import GuardConfig, SelectorConfig, WatchConf
 from riprap.errors import ConfigError
 from riprap.guards import Guard, SelfDistillationBuffer
 from riprap.selection import Selector
-from riprap.selection.strategies import ALL_STRATEGIES
+from riprap.selection.strategies import ALL_STRATEGIES, get_strategy
 
 REPLAYING = ("AutoGuard", "AdaptiveReplay", "Replay")  # replay half of the probes
 # Arguments that are objects, so that a file cannot give them; "behaviors" are given by name.
 _OBJECTS = {"batches", "replay", "loss", "sae", "earlier", "drifted_model", "guard", "parts"}
+# Scores that a selector can have only of such objects.
+_NOT_IN_A_FILE = {"gram": "directions", "danger": "directions", "category": "categories"}
 _OBJECTS |= {"lr_scheduler", "grad_scaler", "shadow"}
-_BEHAVIOR_STRATEGIES = ("least_harm", "adaptive")
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,17 @@ def _halves(behavior: Behavior) -> tuple[Behavior, Behavior]:
 def check_selector(config: SelectorConfig, behaviors: Sequence[str]) -> None:
     """Check the strategy of a selector and the names of its behaviors."""
     names = [strategy.name for strategy in ALL_STRATEGIES]
-    if config.strategy not in names:
+    if unknown := [name for name in config.strategy.split(":") if name not in names]:
         raise ConfigError(
-            f"selector: there is no strategy {config.strategy!r}; {_near(config.strategy, names)}"
+            f"selector: there is no strategy {unknown[0]!r}; {_near(unknown[0], names)}"
         )
-    if config.strategy in ("taylor", "risk"):
-        raise ConfigError(
-            f"selector: {config.strategy} needs directions, which a file cannot give: use "
-            "riprap.selection.Selector in Python"
-        )
+    needs = get_strategy(config.strategy).all_needs
+    for missing, what in _NOT_IN_A_FILE.items():
+        if missing in needs:
+            raise ConfigError(
+                f"selector: {config.strategy} needs {what}, which a file cannot give: use "
+                "riprap.selection.Selector in Python"
+            )
     _check_names("selector", config.behaviors, behaviors)
 
 
@@ -135,7 +138,7 @@ def build_selector(config: WatchConfig, behaviors: Sequence[Behavior], log: Any)
     if (selector := config.selector) is None:
         return None
     names = selector.behaviors or [behavior.name for behavior in behaviors]
-    protects = selector.strategy in _BEHAVIOR_STRATEGIES
+    protects = bool(get_strategy(selector.strategy).all_needs & {"harm", "margin_spent"})
     return Selector(
         selector.strategy,
         selector.ratio,

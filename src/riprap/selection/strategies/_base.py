@@ -24,7 +24,7 @@ class Strategy(ABC):
     Attributes:
         name: the strategy's name, as in `Selector(strategy=...)`.
         needs: scores that `choose` reads beside losses: "norm", "proxy", "harm", "margin_spent",
-            "gram", or the name of a direction.
+            "gram", "category", or the name of a direction.
         source: paper and equation.
         fidelity: faithful, simplified or variant; "ours" without a paper.
     """
@@ -33,6 +33,11 @@ class Strategy(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = "ours"
     fidelity: ClassVar[str] = "ours"
+
+    @property
+    def label(self) -> str:
+        """The name, with that of an inner strategy that is not told by it."""
+        return self.name
 
     @property
     def all_needs(self) -> frozenset[str]:
