@@ -11,16 +11,14 @@ from functools import cached_property
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from experiments.guards_bench.grounds import OldTask, loss
+from experiments.guards_bench.grounds import Ground, OldTask, loss
+from experiments.guards_bench.osft import osft
 from riprap import guards
-from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards import Guard, SelfDistillationBuffer
 from riprap.toy import Examples, batches
-
-ROWS, BATCHES = 32, 64  # old rows in a batch, and batches before they repeat
 
 
 class CountedBatches(Sequence[Examples]):
@@ -48,6 +46,7 @@ class Memory:
     """The old rows that may be replayed in a stage, as guards take them.
 
     Attributes:
+        size: old rows in a batch, and batches before they repeat.
         buffers: the buffers that were handed out.
     """
 
@@ -55,26 +54,26 @@ class Memory:
     seed: int
     layer: str | None = None
     causal: bool = True
+    size: tuple[int, int] = Ground.replay
     buffers: list[SelfDistillationBuffer] = field(default_factory=list)
 
     @cached_property
     def batches(self) -> CountedBatches:
         """Old rows with their right answers, as many of each old task."""
         pools = [own.pool for own in self.old]
-        sizes = [ROWS // len(pools) + (at < ROWS % len(pools)) for at in range(len(pools))]
+        rows, count = self.size
+        sizes = [rows // len(pools) + (at < rows % len(pools)) for at in range(len(pools))]
         data = batches(pools, sizes, self.seed)
-        return CountedBatches([next(data) for _ in range(BATCHES)])
+        return CountedBatches([next(data) for _ in range(count)])
 
     def buffer(self) -> SelfDistillationBuffer:
         """Return the old rows without labels."""
-        pools = [
-            Behavior.next_token(own.name, own.pool.input_ids, own.pool.targets) for own in self.old
-        ]
-        self.buffers.append(SelfDistillationBuffer(pools, batch_size=ROWS, seed=self.seed))
+        pools = [own.buffered() for own in self.old]
+        self.buffers.append(SelfDistillationBuffer(pools, self.size[0], self.seed))
         return self.buffers[-1]
 
     def responses(self) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """Return old batches as model inputs and labels, the answer as a one-token response.
+        """Return old batches as model inputs and labels, one answer token as a response.
 
         Raises:
             ConfigError: the model is a classifier.
@@ -83,6 +82,9 @@ class Memory:
             raise ConfigError("it protects responses, and a classifier has none")
         pairs = []
         for batch in self.batches.stored:
+            if batch.targets.ndim == 2:
+                pairs.append(({"input_ids": batch.input_ids}, batch.targets))
+                continue
             ids = torch.cat([batch.input_ids, batch.targets[:, None]], 1)
             labels = torch.full_like(ids, -100)
             labels[:, -1] = batch.targets
@@ -103,6 +105,7 @@ class Memory:
 
 
 Make = Callable[[Memory, float], Guard]
+Adapt = Callable[[nn.Module, float], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Method:
         make: makes the guard with its parameter at a value; None: no guard.
         mixes: the value is the share of each batch that is replaced by old rows.
         reads: old rows that it learns from: monitored `probes`, the `buffer`, or nothing.
+        adapt: makes the model that is trained; its `merge_and_unload` gives the plain model back.
     """
 
     knob: str = ""
@@ -122,6 +126,7 @@ class Method:
     make: Make | None = None
     mixes: bool = False
     reads: str = "nothing"
+    adapt: Adapt | None = None
 
 
 def _share(share: float) -> Method:
@@ -212,6 +217,7 @@ METHODS: dict[str, Method] = {
         "energy", (0.97, 0.9, 0.99), lambda m, v: guards.TwoSidedGPM(energy=v)
     ),
     "rollback": _probes("lr_factor", (0.5, 0.25, 0.8), lambda m, v: guards.Rollback(lr_factor=v)),
+    "osft": Method("preserved", (0.5, 0.25, 0.75), adapt=osft),
     "ema": Method("decay", (0.9, 0.8, 0.95), lambda m, v: guards.EMA(decay=v)),
     "clip": Method("outlier", (2.0, 1.0, 5.0), lambda m, v: guards.Clip(outlier=v)),
 }

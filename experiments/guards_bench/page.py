@@ -72,18 +72,19 @@ def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
 def _summary(own: Sequence[Row], grounds: Sequence[str]) -> list[dict[str, str]]:
     """Return hypervolumes by method and ground, best mean rank first.
 
-    Only methods that ran on every ground have a rank.
+    Ranks are those among the methods that ran on every ground where all methods may run.
     """
+    ranked = [g for g in grounds if not GROUNDS[g].methods] or list(grounds)
     areas: dict[str, dict[str, float]] = {}
     for row in own:
         if row.is_default:
             areas.setdefault(row.method, {})[row.ground] = row.area()
-    complete = {name: a for name, a in areas.items() if len(a) == len(grounds)}
+    complete = {name: a for name, a in areas.items() if a.keys() >= set(ranked)}
 
     def rank(name: str) -> float:
         if name not in complete:
             return float("nan")
-        better = [sum(o[g] > areas[name][g] for o in complete.values()) for g in grounds]
+        better = [sum(o[g] > areas[name][g] for o in complete.values()) for g in ranked]
         return 1 + float(np.mean(better))
 
     def order(name: str) -> tuple[bool, float, float]:
@@ -164,6 +165,9 @@ def _ground(own: Sequence[Row], ground: str, plan: Plan) -> str:
     parts = [
         f"### {ground}",
         f"{GROUNDS[ground].about[:1].upper()}{GROUNDS[ground].about[1:]}.",
+        f"Only these methods run here: {', '.join(few)}."
+        if (few := GROUNDS[ground].methods)
+        else "",
         markdown.table([_cells(row) for row in here]),
         REFERENCES.get(ground, ""),
         "\n".join(f"- {label}: {markdown.cell(text)}" for label, text in failed.items()),
@@ -193,6 +197,8 @@ def _cells(row: Row) -> dict[str, str]:
         "kept": mean("kept", 1),
         "all tasks": mean_interval([_all_tasks(run) for run in row.runs]),
         "below none": ", ".join(row.below) or ("no" if row.end else NOTHING),
+        "seeds": str(len(row.runs)),
+        "run at": ", ".join(dict.fromkeys(run.commit or "earlier" for run in row.runs)) or NOTHING,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from experiments.guards_bench.grounds import GROUNDS
 from experiments.guards_bench.methods import METHODS
 from experiments.harness.plan import StudyPlan
 
@@ -59,12 +60,14 @@ class Plan(StudyPlan):
         """
         grounds = [name for name in self.grounds(half) if name in only]
         methods = [name for name in METHODS if name in only]
+        wanted = set(methods or METHODS)
         chosen = self.seeds(half == HALVES[0])[: 1 if search else seeds]
         return [
             (ground, name, value, seed)
             for seed in chosen
             for ground in grounds or self.grounds(half)
-            for name in methods or METHODS
+            for name in GROUNDS[ground].methods or METHODS
+            if name in wanted
             for value in self._values(name, search)
         ]
 

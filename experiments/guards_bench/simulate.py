@@ -26,8 +26,6 @@ from riprap.monitor import Monitor
 from riprap.toy import Examples, batches
 
 FLOOR, FLOOR_SHARE = 0.9, 0.9  # a floor is at most this, and this share of the score at the start
-LOOKS = 20  # evaluations along the last stage
-TIMED = 30  # plain steps that are timed before and after each stage
 REASONS = 8  # different sentences that a run keeps
 
 
@@ -40,7 +38,7 @@ class Look:
             where a backward pass follows, as a share of what the plain run of the stage needs.
         seconds: processor time so far, as a share of the plain run's.
         old: score of each old task on its test rows.
-        new: accuracy on the new task's test rows.
+        new: how well the new task is done, on its test rows; see `Ground.new_score`.
     """
 
     step: int
@@ -195,15 +193,19 @@ class _Run:
         model = self.ground.start(self.seed).train()
         stages = self.ground.stages(self.seed)
         for at, stage in enumerate(stages):
-            self._stage(model, stage, 100 * self.seed + at, last=at == len(stages) - 1)
+            model = self._stage(model, stage, 100 * self.seed + at, last=at == len(stages) - 1)
 
-    def _stage(self, model: nn.Module, stage: Stage, seed: int, last: bool) -> None:
-        memory = Memory(stage.old, seed, self.ground.layer, self.ground.causal)
+    def _stage(self, model: nn.Module, stage: Stage, seed: int, last: bool) -> nn.Module:
+        """Train on one task; return the model that has learned it."""
+        ground = self.ground
+        memory = Memory(stage.old, seed, ground.layer, ground.causal, ground.replay)
         data = self._batches(stage, memory, seed)
-        looks_at = {round(stage.steps * part / LOOKS) for part in range(1, LOOKS + 1)}
+        looks_at = {round(stage.steps * part / ground.looks) for part in range(1, ground.looks + 1)}
         unit_work = 3.0 * stage.steps * stage.batch * stage.task.input_ids.shape[1]
-        timed = [plain_seconds(model, stage)]
-        path = [(0, 0.0, 0.0, *_scores(model, stage))]
+        timed = [plain_seconds(model, stage, ground.timed)]
+        if self.method.adapt is not None:
+            model = self.method.adapt(model, self.value)
+        path = [(0, 0.0, 0.0, *self._scores(model, stage))]
         torch.manual_seed(seed)
         optimizer = stage.optimizer(model)
         monitor = Monitor(
@@ -221,7 +223,8 @@ class _Run:
                 taken = step
                 if last and step in looks_at:
                     with meter.paused():
-                        path.append((step, meter.work, meter.seconds, *_scores(model, stage)))
+                        found = self._scores(model, stage)
+                    path.append((step, meter.work, meter.seconds, *found))
                 if monitor.should_stop:
                     self.stopped = monitor.stop_reason or "no reason given"
                     break
@@ -230,19 +233,27 @@ class _Run:
                 self.kept = held_bytes(guard) / sum(p.nbytes for p in model.parameters())
         finally:
             meter.remove()
-        timed.append(plain_seconds(model, stage))
+        if last and path[-1][0] < taken:
+            path.append((taken, meter.work, meter.seconds, *self._scores(model, stage)))
+        if self.method.adapt is not None:
+            merged: Any = model
+            model = merged.merge_and_unload().requires_grad_(True)
+        timed.append(plain_seconds(model, stage, ground.timed))
         unit_seconds = float(np.mean(timed)) * stage.steps
         self._add(monitor, memory, taken)
         self.work, self.seconds = self.work + meter.work, self.seconds + meter.seconds
         self.unit_work += unit_work
         self.unit_seconds += unit_seconds
         if last:
-            if path[-1][0] < taken:
-                path.append((taken, meter.work, meter.seconds, *_scores(model, stage)))
             self.looks = [
                 Look(step, work / unit_work, seconds / unit_seconds, old, new)
                 for step, work, seconds, old, new in path
             ]
+        return model
+
+    def _scores(self, model: nn.Module, stage: Stage) -> tuple[dict[str, float], float]:
+        old = {own.name: accuracy(model, own.test) for own in stage.old}
+        return old, self.ground.new_score(model, stage)
 
     def _batches(self, stage: Stage, memory: Memory, seed: int) -> Iterator[Examples]:
         """Yield the batches of a stage; with mixing a share of the rows is old."""
@@ -269,17 +280,11 @@ class _Run:
 
 def _behavior(own: OldTask, model: nn.Module) -> Behavior:
     """Return the monitored behavior; what is not at its floor at the start gets a lower one."""
-    probes = own.probes
-    floor = min(FLOOR, FLOOR_SHARE * accuracy(model, probes))
-    return Behavior.next_token(own.name, probes.input_ids, probes.targets, max(floor, 0.05))
+    floor = min(FLOOR, FLOOR_SHARE * accuracy(model, own.probes))
+    return own.monitored(max(floor, 0.05))
 
 
-def _scores(model: nn.Module, stage: Stage) -> tuple[dict[str, float], float]:
-    old = {own.name: accuracy(model, own.test) for own in stage.old}
-    return old, accuracy(model, stage.test)
-
-
-def plain_seconds(model: nn.Module, stage: Stage) -> float:
+def plain_seconds(model: nn.Module, stage: Stage, steps: int) -> float:
     """Return the processor time of a plain step, by steps of a copy of the model.
 
     Timed within each run: the machine's speed changes from hour to hour.
@@ -287,10 +292,10 @@ def plain_seconds(model: nn.Module, stage: Stage) -> float:
     own = copy.deepcopy(model)
     optimizer, data = stage.optimizer(own), batches([stage.task], [stage.batch], 0)
     times = []
-    for _ in range(TIMED):
+    for _ in range(steps):
         began = time.process_time()
         loss(own, next(data)).backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.process_time() - began)
-    return float(np.mean(times[TIMED // 10 :]))
+    return float(np.mean(times[max(1, steps // 10) :]))

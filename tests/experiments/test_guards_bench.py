@@ -28,7 +28,7 @@ from riprap.guards import Guard
 from riprap.toy import batches
 
 STORED = ("facts", "lists")  # their first training takes long
-QUICK = [name for name in GROUNDS if name not in STORED]
+QUICK = [name for name in GROUNDS if name not in (*STORED, "smollm2")]
 PLAN = Plan.of(Preregistration.named("guards_bench"))
 
 
@@ -166,7 +166,7 @@ def test_timing_leaves_the_model_alone() -> None:
     model = GROUNDS["small_buffer"].start(0)
     (stage,) = GROUNDS["small_buffer"].stages(0)
     before = [part.clone() for part in model.parameters()]
-    assert plain_seconds(model, stage) > 0
+    assert plain_seconds(model, stage, 5) > 0
     assert all(map(torch.equal, before, model.parameters()))
 
 
@@ -330,7 +330,8 @@ def test_every_knob_is_searched_equally() -> None:
     jobs = PLAN.jobs("exploratory", search=True)
     for name, method in METHODS.items():
         tried = {value for _, own, value, _ in jobs if own == name}
-        assert tried == set(method.values) and len(tried) == (3 if method.make else 1)
+        searched = method.make or method.adapt
+        assert tried == set(method.values) and len(tried) == (3 if searched else 1)
     assert len({seed for *_, seed in jobs}) == 1
 
 

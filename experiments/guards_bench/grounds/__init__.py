@@ -20,6 +20,7 @@ from experiments.guards_bench.grounds._digits import (
 )
 from experiments.guards_bench.grounds._facts import Facts
 from experiments.guards_bench.grounds._lists import Lists
+from experiments.guards_bench.grounds._smollm2 import SmolLM2
 
 GROUNDS: dict[str, Ground] = {
     ground.name: ground
@@ -34,6 +35,7 @@ GROUNDS: dict[str, Ground] = {
         TwentyBehaviors(),
         LongRun(),
         WrongBuffer(),
+        SmolLM2(),
     )
 }
 

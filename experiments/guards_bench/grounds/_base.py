@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from riprap.behaviors import logits_of
+from riprap import evaluation
+from riprap.behaviors import Behavior, logits_of
+from riprap.detectors import score
+from riprap.selection import IGNORE_INDEX
 from riprap.toy import Examples, batches
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+Rows = Examples | Behavior
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,26 @@ class OldTask:
     """What the model already does.
 
     Attributes:
-        probes: rows that are monitored.
-        pool: other rows, which may be replayed.
+        probes: rows that are monitored, each with the token that must follow, or a behavior.
+        pool: other rows with right answers, which may be replayed.
         test: rows that nobody but the bench reads; the score on them is the result.
+        replayed: the pool as a behavior; None: the pool has one token to follow each row.
     """
 
     name: str
-    probes: Examples
+    probes: Rows
     pool: Examples
-    test: Examples
+    test: Rows
+    replayed: Behavior | None = None
+
+    def monitored(self, floor: float) -> Behavior:
+        """Return the behavior that is monitored, with its floor."""
+        own = as_behavior(self.name, self.probes)
+        return Behavior(self.name, own.probes, own.margins, floor)
+
+    def buffered(self) -> Behavior:
+        """Return the pool without its answers."""
+        return as_behavior(self.name, self.pool) if self.replayed is None else self.replayed
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,10 @@ class Ground(ABC):
     about: ClassVar[str]  # one line for the page
     layer: ClassVar[str | None] = None  # module that is read as features; None: the middle one
     causal: ClassVar[bool] = True  # the model predicts each token of its input
+    methods: ClassVar[tuple[str, ...]] = ()  # methods that run here; none: all of them
+    looks: ClassVar[int] = 20  # evaluations along the last stage
+    timed: ClassVar[int] = 30  # plain steps that are timed before and after each stage
+    replay: ClassVar[tuple[int, int]] = (32, 64)  # old rows in a batch, batches before they repeat
 
     @abstractmethod
     def start(self, seed: int) -> nn.Module:
@@ -68,6 +87,10 @@ class Ground(ABC):
     def stages(self, seed: int) -> Sequence[Stage]:
         """Return the trainings that follow; the last one is measured along the way."""
 
+    def new_score(self, model: nn.Module, stage: Stage) -> float:
+        """Return how well the new task is done: the share of right answers."""
+        return accuracy(model, stage.test)
+
 
 def answers(model: nn.Module, input_ids: Tensor) -> Tensor:
     """Return the logits after the last token of each row, shape (n, vocabulary)."""
@@ -76,13 +99,34 @@ def answers(model: nn.Module, input_ids: Tensor) -> Tensor:
 
 
 def loss(model: nn.Module, batch: Examples) -> Tensor:
-    """Return the mean cross-entropy of the answers, in nats."""
-    return functional.cross_entropy(answers(model, batch.input_ids), batch.targets)
+    """Return the mean cross-entropy of the answers, in nats.
+
+    Rows with a label for each token (a text) are learned under bfloat16 autocast.
+    """
+    if batch.targets.ndim == 1:
+        return functional.cross_entropy(answers(model, batch.input_ids), batch.targets)
+    with torch.autocast(batch.input_ids.device.type, torch.bfloat16):
+        logits = logits_of(model(batch.input_ids))
+    counted = batch.targets[:, 1:] != IGNORE_INDEX
+    return functional.cross_entropy(logits[:, :-1][counted].float(), batch.targets[:, 1:][counted])
+
+
+def as_behavior(name: str, rows: Rows) -> Behavior:
+    """Return rows with one token to follow each as a behavior; a behavior is returned unchanged."""
+    if isinstance(rows, Behavior):
+        return rows
+    return Behavior.next_token(name, rows.input_ids, rows.targets)
+
+
+def accuracy(model: nn.Module, rows: Rows) -> float:
+    """Return the share of rows that are answered right, or of probes that pass."""
+    if isinstance(rows, Behavior):
+        return score(evaluation.evaluate(rows, model).margins)
+    return _accuracy(model, rows)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, rows: Examples) -> float:
-    """Return the share of rows that are answered right."""
+def _accuracy(model: nn.Module, rows: Examples) -> float:
     training = model.training
     model.eval()
     right = answers(model, rows.input_ids).argmax(-1) == rows.targets

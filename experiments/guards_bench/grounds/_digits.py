@@ -122,7 +122,7 @@ class TaskSequence(Ground):
             Stage(
                 old=tuple(old[:at]),
                 task=changes[at](images()[0]),
-                test=old[at].test,
+                test=changes[at](images()[1]),
                 steps=self.steps,
                 batch=self.batch,
                 optimizer=sgd,

@@ -33,7 +33,10 @@ class Facts(Ground):
         """Return the only stage."""
         world = self.world
         parts = zip(world.behaviors(), world.pools(), world.unseen(), strict=True)
-        old = tuple(OldTask(probes.name, *map(rows_of, (probes, *rest))) for probes, *rest in parts)
+        old = tuple(
+            OldTask(probes.name, rows_of(probes), rows_of(pool), rows_of(test))
+            for probes, pool, test in parts
+        )
         task = world.tasks[TASK]
         return [Stage(old, task, task, 400, world.config.batch, world.optimizer)]
 
