@@ -44,7 +44,10 @@ def test_a_good_document_is_read() -> None:
             GOOD | {"several": [{"learning_rate": 1}, {"learning_rate": 1, "name": []}]},
             "here.yaml: unknown key 'several.1.name'; did you mean 'names'?",
         ),
-        (GOOD | {"zzz": 1}, "here.yaml: unknown key 'zzz'"),
+        (
+            GOOD | {"zzz": 1},
+            "here.yaml: unknown key 'zzz'; the keys here are title, inner, several",
+        ),
         (
             {"title": "t", "inner": {"lr": 1}},
             "here.yaml: key 'inner.lr' is now 'learning_rate'",

@@ -17,6 +17,7 @@ FLOORS = [
         "_text",
         "_formatting",
         "_warnings",
+        "_checks",
         "_config",
         "_extras",
         "linalg",

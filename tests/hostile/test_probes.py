@@ -279,5 +279,5 @@ def test_only_a_list_of_behaviors_is_accepted(behaviors: Any) -> None:
 
 @pytest.mark.parametrize("every", [float("nan"), 2.5, "10", None, 0])
 def test_an_invalid_probe_interval_is_refused(every: Any) -> None:
-    with pytest.raises(ConfigError, match="give at least 1 step"):
+    with pytest.raises(ConfigError, match="give a whole number"):
         Monitor([named("x")], probe_every=every)

@@ -33,7 +33,9 @@ def test_two_behaviors_of_one_name(memory: Behavior, policy: AlertPolicy) -> Non
 
 @pytest.mark.parametrize("every", [0, -3])
 def test_an_interval_under_one_step(memory: Behavior, policy: AlertPolicy, every: int) -> None:
-    with pytest.raises(ConfigError, match=f"probe_every={every}: give at least 1 step"):
+    with pytest.raises(
+        ConfigError, match=f"probe_every={every}: give a whole number of at least 1"
+    ):
         Monitor([memory], policy=policy, probe_every=every)
 
 

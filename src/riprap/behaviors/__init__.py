@@ -6,12 +6,14 @@
 - `Choice`, `Continuations`, `Likelihood`, `NextToken`, `TokenBatch`: the classes behind the
   constructors.
 - `probe_sets`: shipped probe sets.
+- `require_behaviors`: check of a list of behaviors.
 - `is_refusal`: a judge of generated answers, without a model.
 - `last_logits` and others: tokenization, numbers of tokens and logits of any model.
 """
 
 from riprap.behaviors._base import MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._behavior import DEFAULT_FLOOR, Behavior
+from riprap.behaviors._behavior_lists import require_behaviors
 from riprap.behaviors._last_logits import last_logits
 from riprap.behaviors._margin_fns import (
     Choice,
@@ -71,6 +73,7 @@ __all__ = [
     "last_logits",
     "logits_of",
     "parse_token_rows",
+    "require_behaviors",
     "score_continuations",
     "shared_start",
     "token_mask",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from riprap._checks import NamedCall, checked, named
 from riprap._text import MAX_NAME_LENGTH, shorten
 from riprap.behaviors._base import LossFunction, MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._margin_fns import (
@@ -38,7 +39,7 @@ from riprap.errors import BehaviorError
 DEFAULT_FLOOR = 0.90
 
 
-class Behavior:
+class Behavior(metaclass=NamedCall):
     """A probe set and a margin; a probe with a margin above 0 passes.
 
     Args:
@@ -145,6 +146,7 @@ class Behavior:
         self.tokenizer = tokenizer
         return self
 
+    @checked
     def split(self, n: int, seed: int = 0) -> tuple[Behavior, Behavior]:
         """Split the probes at random: some measure the behavior, the others may be replayed.
 
@@ -163,6 +165,7 @@ class Behavior:
         return self.subset(sorted(order[:n])), self.subset(sorted(order[n:]))
 
     @classmethod
+    @named
     def next_token(
         cls,
         name: str,
@@ -193,6 +196,7 @@ class Behavior:
         return cls(name, probes, NextToken(parsed), floor, contrast=contrast)
 
     @classmethod
+    @named
     def response_prefix(
         cls,
         name: str,
@@ -239,6 +243,7 @@ class Behavior:
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
+    @named
     def preference(
         cls,
         name: str,
@@ -277,6 +282,7 @@ class Behavior:
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
+    @named
     def multiple_choice(
         cls,
         name: str,
@@ -330,6 +336,7 @@ class Behavior:
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
+    @named
     def likelihood(
         cls,
         name: str,

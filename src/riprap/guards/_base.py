@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from riprap._checks import CheckedCall, shown
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory
@@ -83,7 +84,7 @@ class RestoreProposal(Proposal):
 
 
 @dataclass
-class Guard:
+class Guard(metaclass=CheckedCall):
     """An opt-in intervention. A guard decides; its runner applies or only records the decision.
 
     A guard overrides any of these hooks: `start` runs once before the first step, `on_gradients`
@@ -401,6 +402,17 @@ def behavior_names(
     """
     if behaviors is None:
         return list(monitored)
+    if isinstance(behaviors, str | Behavior) or not isinstance(behaviors, Sequence):
+        raise ConfigError(
+            f"guard {guard_name}: behaviors={shown(behaviors)}: give a list of behaviors or of "
+            "their names"
+        )
+    wrong = [entry for entry in behaviors if not isinstance(entry, str | Behavior)]
+    if wrong:
+        raise ConfigError(
+            f"guard {guard_name}: behaviors has {shown(wrong[0])}, which is neither a behavior nor "
+            "the name of one"
+        )
     names = [entry if isinstance(entry, str) else entry.name for entry in behaviors]
     unknown = [name for name in names if name not in monitored]
     if unknown:

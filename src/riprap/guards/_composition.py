@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from riprap._checks import shown
 from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
@@ -21,6 +22,12 @@ class CompositeGuard(Guard):
 
     def _set_parts(self, *parts: Guard, shadow: bool) -> None:
         """Store the parts; a shadow applies to all simple guards inside, at any depth."""
+        wrong = [part for part in parts if not isinstance(part, Guard)]
+        if wrong:
+            raise ConfigError(
+                f"{type(self).__name__}: {shown(wrong[0])} is no guard; give guards, as in "
+                f"{type(self).__name__}(AGEM())"
+            )
         self.parts = parts
         for leaf in self.flatten():
             leaf.shadow = leaf.shadow or shadow

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from riprap._checks import checked
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
@@ -39,6 +40,7 @@ BatchLossFn = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> (rows,)
 _checked_calls: MutableMapping[nn.Module, CheckedCalls] = WeakKeyDictionary()
 
 
+@checked
 def gradient_norms(model: nn.Module, batch: Any, loss: BatchLossFn | None = None) -> Tensor:
     """Compute the exact L2 norm of each sample's gradient over the trainable parameters.
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from riprap._checks import CheckedCall, check_count, named
 from riprap._distributed import rank
-from riprap.behaviors import Behavior
+from riprap.behaviors import Behavior, require_behaviors
 from riprap.errors import ConfigError
 from riprap.linalg import Vector
 from riprap.selection._loop_hooks import LoopAttachment
@@ -49,7 +50,7 @@ class SelectionRecord:
         return f"SelectionRecord(step {self.step}: {chosen}{detail})"
 
 
-class Selector:
+class Selector(metaclass=CheckedCall):
     """Row selection for a training loop: the optimizer learns from some rows of each batch.
 
     Args:
@@ -97,8 +98,9 @@ class Selector:
         self.strategy = get_strategy(strategy)
         if not 0 < ratio <= 1:
             raise ConfigError(f"ratio={ratio}: give a number above 0 and at most 1")
-        if probe_every < 1:
-            raise ConfigError(f"probe_every={probe_every}: give at least 1 step")
+        check_count("probe_every", probe_every)
+        example = "Selector(..., behaviors=[{}])"
+        behaviors = require_behaviors(behaviors, "nothing to protect", example) if behaviors else []
         if scale not in ("batch", "rows"):
             raise ConfigError(f"scale={scale!r}: choose 'batch' or 'rows'")
         self.scale = scale
@@ -209,6 +211,7 @@ class Selector:
             self._attachment.remove()
         self._attachment = None
 
+    @named
     @contextmanager
     def attach(
         self, model: nn.Module, optimizer: Any, accumulate: int = 1, losses: RowLossFn | None = None

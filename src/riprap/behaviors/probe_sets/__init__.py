@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from riprap._checks import checked
 from riprap.behaviors._behavior import Behavior
 from riprap.behaviors._tokenization import encode_continuations, encode_prompts
 from riprap.behaviors.probe_sets import _custom as custom
@@ -97,6 +98,7 @@ def rows(name: str, path: str | Path | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
+@checked
 def load(
     name: str,
     tokenizer: Any,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from riprap._checks import checked
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
@@ -40,6 +41,7 @@ class Plane:
     margins: dict[str, Array]
 
 
+@checked
 def basin_plane(
     model: nn.Module,
     behaviors: Sequence[Behavior],
@@ -82,6 +84,7 @@ def basin_plane(
     return Plane(seed, alphas, floors, scores, margins)
 
 
+@checked
 def basin_drift(
     model: nn.Module,
     checkpoints: Mapping[str, Weights],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from riprap import evaluation
-from riprap.behaviors import Behavior
+from riprap.behaviors import Behavior, require_behaviors
 from riprap.errors import BehaviorError, ConfigError
 
 # A slow judge: the share of a behavior's probes that the model's own answers pass.
@@ -48,9 +48,8 @@ class PointEvaluator:
         behaviors: Sequence[Behavior],
         judges: Mapping[str, Judge] | None = None,
     ) -> None:
+        behaviors = require_behaviors(behaviors, "a basin needs behaviors", "basin(model, [{}])")
         counts = Counter(behavior.name for behavior in behaviors)
-        if not counts:
-            raise ConfigError("a basin needs behaviors: pass at least one")
         name, count = counts.most_common(1)[0]
         if count > 1:
             raise ConfigError(f"two behaviors are named {name!r}: give each its own name")

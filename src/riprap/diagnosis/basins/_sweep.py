@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from riprap._checks import checked
 from riprap._distributed import unwrap_model
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Progress
@@ -25,6 +26,7 @@ from riprap.diagnosis.basins._resume import (
 from riprap.errors import ConfigError
 
 
+@checked
 def basin(
     model: nn.Module,
     behaviors: Sequence[Behavior],

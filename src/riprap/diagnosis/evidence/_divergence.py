@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from riprap._checks import checked, shown
 from riprap.diagnosis._base import Estimate, Progress, estimate
 from riprap.diagnosis._interpolation import WeightPath, names_by_layer, path_to_reference
 from riprap.diagnosis._weight_sources import Reference, Weights
@@ -123,6 +124,7 @@ def divergence(
 ) -> dict[str, Divergence]: ...
 
 
+@checked
 def divergence(
     model: nn.Module,
     reference: Reference | Mapping[str, Reference],
@@ -153,6 +155,11 @@ def divergence(
         BehaviorError: prompts and responses do not match.
         ConfigError: an unknown layer, or a reference that cannot be used (see `path_to_reference`).
     """
+    if not (reference is None or isinstance(reference, nn.Module | Mapping)):
+        raise ConfigError(
+            f"reference={shown(reference)}: give the model before training, its weights as a "
+            "mapping of tensors, or several of these by name"
+        )
     rows = prompt_rows(prompts)
     given = None if responses is None else paired_responses(rows, responses)
     is_single = reference is None or isinstance(reference, nn.Module) or _is_weights(reference)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from riprap import evaluation
+from riprap._checks import checked
 from riprap.behaviors import Behavior
 from riprap.diagnosis._base import Estimate, Progress, Verdict, estimate
 from riprap.diagnosis._weight_sources import Reference, Weights, reference_model
@@ -89,6 +90,7 @@ class Recovery:
         return next((p for p in self.curve if (p.source, p.count) == (source, count)), None)
 
 
+@checked
 def recover(
     model: nn.Module,
     behavior: Behavior,

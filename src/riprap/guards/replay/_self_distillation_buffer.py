@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from riprap._checks import CheckedCall
 from riprap._warnings import warn
-from riprap.behaviors import Behavior, LastLogitsMargin, NextToken, TokenBatch, last_logits
+from riprap.behaviors import (
+    Behavior,
+    LastLogitsMargin,
+    NextToken,
+    TokenBatch,
+    last_logits,
+    require_behaviors,
+)
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView, sum_of_finite
@@ -20,7 +28,7 @@ KEPT_LOGITS = 16  # of each example; float32 holds token numbers up to 2^24 exac
 LARGEST_PULL = 1.0  # nats; a logit that has changed more is pulled back no harder
 
 
-class SelfDistillationBuffer:
+class SelfDistillationBuffer(metaclass=CheckedCall):
     """Replay buffer of examples whose targets are the initial model's own outputs.
 
     The targets are the largest 16 logits after each example. The loss of an example is the mean
@@ -49,6 +57,9 @@ class SelfDistillationBuffer:
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
+        behaviors = require_behaviors(
+            behaviors, "there is nothing to replay", "SelfDistillationBuffer([{}])"
+        )
         names = [behavior.name for behavior in behaviors]
         if not names or len(set(names)) < len(names) or batch_size < 1:
             raise ConfigError(
