@@ -27,8 +27,9 @@ from riprap.detectors import (
     reevaluate,
 )
 from riprap.errors import ConfigError
+from riprap.monitor._plan_check import PlanCheck
 from riprap.record import Reader
-from riprap.types import Level
+from riprap.types import Alert, Level
 
 STEPS = 30
 KINDS: dict[str, Callable[[Any], Any]] = {
@@ -276,3 +277,118 @@ def test_a_plan_knows_its_rest() -> None:
     assert not whole.ends_as(RateSchedule.of_rates(12, np.full(18, 1e-3)))
     assert not whole.ends_as(RateSchedule(12, 18))
     assert RateSchedule(0, 30).ends_as(RateSchedule(12, 18))
+
+
+RATE = 1.6 / 60  # of `Falling`: its third lowest margin ends in the 46th step
+
+
+def fall_at(
+    rates: Callable[[int], float], plan: Any, tmp_path: Path | None = None, steps: int = 60
+) -> Monitor:
+    """Train at some rates under a plan, which may be another one."""
+    model = Falling()
+    monitor = Monitor([model.behavior()], run_dir=tmp_path, probe_every=5, budget=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rates(0))
+    with monitor.watch(model, optimizer, steps=steps, scheduler=plan):
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rates(step)
+            model.step(optimizer)
+    return monitor
+
+
+def serious(alerts: list[Alert]) -> list[tuple[int, str]]:
+    return [(own.step, str(own.level)) for own in alerts if own.level is not Level.WATCH]
+
+
+def constant(step: int) -> float:
+    return RATE
+
+
+@pytest.mark.parametrize(
+    "plan", [lambda k: RATE * 0.5**k, lambda k: RATE * (1 - k / 60), lambda k: RATE * (k == 0)]
+)
+def test_a_plan_that_the_run_contradicts_is_dropped_in_words(plan: Any, tmp_path: Path) -> None:
+    """And the alerts come as early as without a plan, live and from the record."""
+    with pytest.warns(UserWarning, match=r"learning rate of step \d+ is 0\.0267, and the plan"):
+        monitor = fall_at(constant, plan, tmp_path)
+    assert "forecasts no longer follow the plan" in monitor.summary()
+    alerts = serious(monitor.alerts)
+    assert alerts == serious(fall_at(constant, None).alerts)
+    assert [level for _, level in alerts] == ["warning", "critical"]
+    assert alerts[-1][0] < 46 == monitor.broken()["b"]
+    with Reader(tmp_path) as reader:
+        (event,) = [e for e in reader.events() if "forecasts no longer" in str(e["facts"])]
+        plans = plans_from_record(reader.events())
+    assert set(plans) == {0, event["step"]} and plans[event["step"]].sums is None  # type: ignore[union-attr]
+    assert plans[event["step"]].n_steps == 60 - event["step"]  # type: ignore[union-attr]
+    (history,) = null_histories([tmp_path])
+    assert set(alerts) <= set(serious(reevaluate(ProbeTrend(), history)))
+
+
+@pytest.mark.parametrize("planned", [0, 30])
+def test_a_run_that_goes_on_after_its_plan_is_forecast_on(planned: int, tmp_path: Path) -> None:
+    model = Falling()
+    monitor = Monitor([model.behavior()], run_dir=tmp_path, probe_every=5, budget=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    words = f"training goes on after the {planned} steps that were planned"
+    with (
+        pytest.warns(UserWarning, match=words) as told,
+        monitor.watch(model, optimizer, steps=planned),
+    ):
+        for _ in range(60):
+            model.step(optimizer)
+    assert sum(words in str(warning.message) for warning in told) == 1
+    (step, level) = serious(monitor.alerts)[-1]
+    assert level == "critical" and step < 46 == monitor.broken()["b"]
+    with Reader(tmp_path) as reader:
+        plans = plans_from_record(reader.events())
+    assert list(plans.values()) == [RateSchedule(0, planned), None]
+
+
+def warm_cosine(step: int) -> float:
+    return RATE * min((step + 1) / 10, (1 + math.cos(math.pi * step / 60)) / 2)
+
+
+@pytest.mark.parametrize("shift", [-3, 0, 3])
+@pytest.mark.parametrize("rates", [warm_cosine, lambda k: RATE * (0.1 if k >= 30 else 1.0)])
+def test_a_plan_that_is_a_few_steps_off_stays(
+    rates: Callable[[int], float], shift: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As where a scaler skips the first steps, and the scheduler goes on."""
+    model = Falling()
+    monitor = Monitor([model.behavior()], budget=None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rates(0))
+    with monitor.watch(model, optimizer, steps=60, scheduler=rates):
+        for step in range(60):
+            optimizer.param_groups[0]["lr"] = rates(max(step + shift, 0))
+            model.step(optimizer)
+        plan = monitor.behavior_histories["b"].schedule
+        assert plan is not None and plan.sums is not None
+    assert not [w for w in recwarn if "no longer follow" in str(w.message)]
+
+
+def test_with_several_optimizers_the_plan_of_one_counts_up_to_a_factor(
+    small_net: nn.Module, memory: Behavior, recwarn: pytest.WarningsRecorder
+) -> None:
+    first, *others = small_net.parameters()
+    pair = [torch.optim.SGD([first], lr=1e-2), torch.optim.SGD(others, lr=1e-4)]
+    schedules = [lr_scheduler.LambdaLR(one, lambda step: 1 - step / 40) for one in pair]
+    monitor = Monitor([memory])
+    with monitor.watch(small_net, pair, steps=30, scheduler=schedules[1]):
+        for batch in task(30):
+            train(small_net, pair[0], [batch])
+            pair[1].step()
+            for scheduler in schedules:
+                scheduler.step()
+        plan = monitor.behavior_histories["memory"].schedule
+        assert plan is not None and plan.sums is not None
+    assert not [w for w in recwarn if "no longer follow" in str(w.message)]
+
+
+def test_a_long_plan_that_was_restored_is_not_contradicted_where_it_jumps() -> None:
+    rates = np.where(np.arange(20_000) < 10_003, 1e-3, 1e-5)
+    plan = RateSchedule.of_rates(0, rates.tolist())
+    check = PlanCheck(RateSchedule.from_facts(0, plan.facts()))
+    for step, rate in enumerate(rates, 1):
+        check.note(step, rate)
+    assert check.contradiction() == ""

@@ -72,6 +72,19 @@ class RateSchedule:
         """Return the number of planned steps after `step`."""
         return max(self.first + self.n_steps - step, 0)
 
+    def rates_around(self, step: int, reach: int = 0) -> np.ndarray:
+        """Return the learning rates that are planned around a step; empty: unknown.
+
+        Args:
+            step: number of the step; the first of the plan is `first` + 1.
+            reach: number of steps before and after it. It is wider in a long plan that was
+                restored from facts, where single rates are rounded.
+        """
+        if self.sums is None or not self.first < step <= self.first + self.n_steps:
+            return np.empty(0)
+        place, reach = step - self.first - 1, reach + self.n_steps // MAX_SUMS
+        return np.asarray(np.diff(self.sums[max(place - reach, 0) : place + reach + 2]))
+
     def rate_sums(self, step: int, counts: np.ndarray, pace: float) -> np.ndarray:
         """Return the sums of the learning rates of the next steps; none after the last one.
 

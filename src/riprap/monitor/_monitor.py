@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from riprap._checks import CheckedCall, named
 from riprap._distributed import is_replica, rank, unwrap_model
 from riprap._formatting import format_score
 from riprap._text import shorten
@@ -34,6 +35,7 @@ from riprap.monitor._arguments import (
     check_arguments,
     check_autocast,
     check_budget,
+    check_facts,
     check_guard,
     check_options,
     check_plan,
@@ -44,6 +46,7 @@ from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._deepspeed import EngineSession, engine_module, find_engine, refuse_guard
 from riprap.monitor._keep_passing import passing_probes
 from riprap.monitor._optimizers import require_optimizers, stale_optimizer, trained_parameters
+from riprap.monitor._plan_check import PlanCheck
 from riprap.monitor._planned_rates import Scheduler, check_scheduler, planned_rates
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
@@ -75,7 +78,7 @@ NO_BUDGET = (
 )
 
 
-class Monitor:
+class Monitor(metaclass=CheckedCall):
     """Monitor of behaviors while a model is trained; it raises alerts before they break.
 
     Training with a monitor is bit-identical to training without it.
@@ -122,7 +125,7 @@ class Monitor:
 
     def __init__(
         self,
-        behaviors: Sequence[Behavior],
+        behaviors: Sequence[Behavior] = (),
         policy: AlertPolicy | None = None,
         probe_every: int = 20,
         run_dir: str | Path | None = None,
@@ -146,6 +149,7 @@ class Monitor:
         check_autocast(autocast)
         check_budget(budget)
         check_trackers(trackers)
+        check_facts(run_dir, metadata)
         self.behaviors = list(behaviors)
         self.policy = AlertPolicy.default() if policy is None else policy
         if self.policy.hash is not None:
@@ -173,7 +177,6 @@ class Monitor:
         self._resume_state: dict[str, Any] | None = None  # loaded, waits for the model
         self._session: WatchSession | None = None  # of the open watch
         self._training_autocast: TrainingAutocast | None = None  # of the open watch
-        self._plan: RateSchedule | None = None  # of the open watch
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy needs: a copy does not watch, because the hooks are this monitor's."""
@@ -190,6 +193,7 @@ class Monitor:
         new.use_clock(self._clock)
         return new
 
+    @named
     @contextmanager
     def watch(
         self,
@@ -213,7 +217,8 @@ class Monitor:
                 function of the number of steps from now on, which returns the learning rate (not a
                 factor of it; the largest of several groups): f(0) is that of the next step, and
                 must be the one that the optimizer has now. With `steps`, forecasts know the rates
-                to come; None: they expect the present one.
+                to come; None: they expect the present one, as they do once the optimizer has had
+                other rates than the planned ones for several steps, of which a warning tells.
 
         Raises:
             ConfigError: there is nothing to watch, the monitor is already in use, `steps` or
@@ -291,6 +296,7 @@ class Monitor:
             probe_runner.reads_gradients = False
             session = EngineSession(self._run, probe_runner, engine)
         planned, problem = self._planned(model, steps, scheduler)
+        session.plan_check = PlanCheck(self._run.plan, len(optimizers))
         if self._resume_state is not None:
             self._resume(session, self._resume_state)
         elif not self._started:
@@ -333,15 +339,15 @@ class Monitor:
             except Exception as error:  # noqa: BLE001 a scheduler that cannot be copied ends no run
                 plan, problem = RateSchedule(first, steps), error
         facts = None if plan is None else plan.facts()
-        known = None if state is None else self._plan
+        known = None if state is None else self._run.plan
         if plan is not None and known is not None and known.ends_as(plan):
             plan = known  # to the last bit as in a run that was not interrupted
         if plan is not None or state is None:  # else a resumed run keeps the plan of its state
-            if plan is None and self._plan is not None:
+            if plan is None and self._run.plan is not None:
                 facts = {"steps": None}
-            self._plan = plan
+            self._run.plan = plan
         for history in self.behavior_histories.values():
-            history.schedule = self._plan
+            history.schedule = self._run.plan
         return facts, problem
 
     def _close_autocast(self) -> None:
@@ -426,7 +432,7 @@ class Monitor:
         Raises:
             ConfigError: nothing is being watched.
         """
-        session, run, plan = self._session, self._run, self._plan
+        session, run, plan = self._session, self._run, self._run.plan
         if session is None:
             raise ConfigError("the monitor is not watching: save its state during a watch")
         update_is_read = session.read_before_save()
@@ -470,7 +476,7 @@ class Monitor:
             self._renew_schedule()
             self._run.schedule.load_state_dict(state["schedule"])
             self._run.meter.load_state_dict(state["meter"])
-        self._run.tracker, self._plan = tracker, plan
+        self._run.tracker, self._run.plan = tracker, plan
         self._resume_state = state
 
     def _arguments(self) -> dict[str, Any]:
@@ -559,8 +565,8 @@ class Monitor:
     @property
     def _longest_gap(self) -> int:
         """The largest number of steps between two evaluations, of which one ends the plan."""
-        longest = self._run.schedule.longest_gap
-        return longest if self._plan is None else max(1, min(longest, self._plan.n_steps))
+        longest, plan = self._run.schedule.longest_gap, self._run.plan
+        return longest if plan is None else max(1, min(longest, plan.n_steps))
 
     def _tell_power(self) -> None:
         if power := self.power():
@@ -600,12 +606,13 @@ class Monitor:
         )
 
     def __repr__(self) -> str:
-        """Return the behaviors with their scores, and the number of steps and alerts."""
+        """Return the behaviors with their scores, and the number of steps and standing alerts."""
         scores = [
             f"{name} {score(history.margins[-1]):.2f}" if history.steps else name
             for name, history in self.behavior_histories.items()
         ]
-        return f"<Monitor: {', '.join(scores)}; step {self.step}, {len(self.alerts)} alerts>"
+        alerts = f"{len(self.alerts) - len(self.withdrawals)} alerts"
+        return f"<Monitor: {', '.join(scores)}; step {self.step}, {alerts}>"
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""

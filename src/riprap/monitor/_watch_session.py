@@ -11,6 +11,7 @@ from torch import Tensor
 
 from riprap._distributed import all_ranks, has_sharded_parameters
 from riprap._warnings import warn
+from riprap.detectors import RateSchedule
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
@@ -22,13 +23,14 @@ from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
 from riprap.monitor._hooks import StepHooks
 from riprap.monitor._optimizers import learning_rate, parameters_of, trained_parameters
+from riprap.monitor._plan_check import PlanCheck
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._trackers import TrackerGroup
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
-from riprap.record import BROKEN_ANSWERS, CLEARED, clean_readings
+from riprap.record import BROKEN_ANSWERS, CLEARED, PLAN, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
@@ -45,6 +47,7 @@ class MonitoredRun:
         notes: facts about the run as a whole that the summary tells.
         final: readings of weights that were exchanged after the last step.
         trackers: sinks of scores, margins and alerts.
+        plan: planned steps of the open watch; None: unknown.
     """
 
     signals: Sequence[Signal]
@@ -59,6 +62,7 @@ class MonitoredRun:
     notes: list[str] = field(default_factory=list)
     final: Sequence[Reading] = ()
     trackers: TrackerGroup = field(default_factory=lambda: TrackerGroup((), lambda *_: None))
+    plan: RateSchedule | None = None
 
     @contextmanager
     def paid(self, part: str, allowance: str, new: bool = True) -> Iterator[None]:
@@ -99,6 +103,7 @@ class WatchSession:
             callbacks = (run.record.add_actions, self.on_restore, self.on_stop)
             self.guard = GuardSession(guard, probe_runner, run.tracker, optimizers[0], *callbacks)
         self.hooks = StepHooks(optimizers, probe_runner.parameters, self, self.guard)
+        self.plan_check = PlanCheck(None)
         self.check = TrainingCheck(probe_runner.model, probe_runner.parameters, optimizers)
         self._swaps_weights = any(map(swaps_weights, optimizers))
         self._held: list[tuple[int, bool]] = []  # see `StepHooks.held`
@@ -180,7 +185,9 @@ class WatchSession:
         """Count the step, read the update now and then, and evaluate the probes if they are due."""
         run = self.run
         run.step += 1
-        run.tracker.rate_sum = run.tracker.rate_sum + learning_rate(self.hooks.optimizers)
+        rate = learning_rate(self.hooks.optimizers)
+        run.tracker.rate_sum = run.tracker.rate_sum + rate
+        self.plan_check.note(run.step, rate)
         run.meter.count_step()
         if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
             run.record.add_event(run.step, "autocast", {"text": text})
@@ -576,6 +583,7 @@ class WatchSession:
         for name, history in run.tracker.histories.items():
             if history.steps and history.step == run.step:
                 run.record.add_margins(run.step, name, history.margins[-1])
+        self._drop_contradicted_plan()
         from_signals = self._collect_readings("on_probe_evaluation", view)
         counts = self.check.evaluate(run.step)
         run.record.add_readings([*readings, *from_signals, *counts])
@@ -596,6 +604,20 @@ class WatchSession:
                 next(to_local(p).device for p in self.probe_runner.model.parameters())
             )
         return alerts
+
+    def _drop_contradicted_plan(self) -> None:
+        """Forecast without the plan from now on, if the run contradicts it; its end may stand."""
+        run, text = self.run, self.plan_check.contradiction()
+        if run.plan is None or not text:
+            return
+        left = run.plan.remaining(run.step)
+        run.plan = RateSchedule(run.step, left) if left else None
+        for history in run.tracker.histories.values():
+            history.schedule = run.plan
+        facts = {"steps": None} if run.plan is None else run.plan.facts()
+        run.record.add_event(run.step, PLAN, facts | {"text": text})
+        run.notes.append(text)
+        warn(text, stacklevel=3)
 
     @property
     def _ranks_evaluate_together(self) -> bool:
