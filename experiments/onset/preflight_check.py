@@ -149,7 +149,8 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
             row = outcome(trace, name)
             row |= {key: own[key] for key in PREDICTED}
             row |= {"steps": trace.n_steps, **own["all_rows"]["steps_to_break"]}
-            row["probability"] = own["all_rows"]["probability"]
+            seen = own.get("broke_in_warm_start") is not None  # then nothing is forecast
+            row["probability"] = 1.0 if seen else own["all_rows"]["probability"]
             row |= {key: own["means"][key] * one["summed_rate"] for key in SCORES}
             for key in ("harm", "normalized_harm"):  # these contain the rate
                 row[key] = own["means"][key] * one["summed_rate"] / one["rate"]

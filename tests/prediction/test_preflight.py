@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import riprap
 from riprap.behaviors import Behavior
+from riprap.commands.preflight._run import print_preflight
 from riprap.errors import ConfigError
-from riprap.prediction import Preflight
+from riprap.prediction import Outlook, Preflight
+from riprap.report import write_preflight
+from riprap.types import Forecast
 from tiny import Classifier, PlainLM
 
 OLD, NEW = range(10, 20), range(20, 40)  # tokens of the behavior's prompts, and of new rows
@@ -239,6 +245,81 @@ def test_a_break_in_the_warm_start_is_said_as_it_was_seen() -> None:
     outlook = found.outlook
     assert outlook.probability == 1 and outlook.forecast.high <= 16
     assert outlook.forecast.low < outlook.forecast.high
+    assert found.broke_at is not None and found.broke_at % 4 == 0 and found.broke_at <= 16
+    assert "probability of a break seen, broke within the warm start, at step" in repr(found)
+
+
+def test_a_break_that_was_seen_is_told_apart_from_a_forecast(tmp_path: Path) -> None:
+    model = taught()
+    fast = torch.optim.AdamW(model.parameters(), lr=5e-2, weight_decay=0)
+    sturdy = Behavior("sturdy", torch.ones(9), lambda model, x: x + 0 * model.head.weight.sum())
+    found = predict(model, optimizer=fast, steps=400, behaviors=[behavior(), sturdy])
+    step = found.behaviors["old"].broke_at
+    assert found.verdict.startswith(
+        f"old broke within the warm start, at step {step} of 16: in the"
+    )
+    assert "No break of another behavior is predicted" in found.verdict
+    assert "predicted to break" not in found.verdict and found.broken == ["old"]
+    stored = found.to_dict()["behaviors"]
+    assert stored["old"]["broke_in_warm_start"] == step
+    assert stored["old"]["all_rows"]["probability"] is None
+    assert stored["sturdy"]["broke_in_warm_start"] is None
+    assert stored["sturdy"]["all_rows"]["probability"] == 0.0
+    page = write_preflight(found, "rows", {}, {}, tmp_path / "page.html").read_text("utf-8")
+    assert f"old broke within the warm start, at step {step} of 16: that was seen" in page
+    assert "old: a break within" not in page and "sturdy: a break within 400 steps" in page
+    printed = Console(file=io.StringIO(), width=200)
+    print_preflight(found, printed)
+    assert isinstance(printed.file, io.StringIO)
+    (row,) = (line for line in printed.file.getvalue().splitlines() if "old" in line)
+    assert f"broke within the warm start, at step {step}" in row and "seen" in row
+    assert "1.00" not in row and "1.00" not in page.split("<h2>Behaviors</h2>")[0]
+
+
+def test_no_forecast_is_shown_as_certain() -> None:
+    spans = Forecast(1.0, 2.0, 3.0, 9)
+    texts = [Outlook(0.0, spans, value).probability_text for value in (1.0, 0.997, 0.99, 0.2, 0.0)]
+    assert texts == ["> 0.99", "> 0.99", "0.99", "0.20", "0.00"]
+
+
+def test_a_break_that_the_plan_does_not_reach_is_said_so() -> None:
+    model = taught()
+    fast = torch.optim.AdamW(model.parameters(), lr=5e-2, weight_decay=0)
+    short = [1.0] + [0.0] * 39
+    found = predict(model, optimizer=fast, steps=40, schedule=short)
+    assert found.behaviors["old"].broke_at is not None and not found.broken
+    assert "the learning rates of the configured 40 steps sum to less" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"steps": 0}, "steps=0: give a whole number of at least 1"),
+        ({"steps": -1}, "steps=-1: give a whole number of at least 1"),
+        ({"steps": 2.5}, r"steps=2\.5\): give a whole number or None"),
+        ({"warm_steps": 0}, "warm_steps=0: give a whole number of at least 1"),
+        ({"checkpoints": -2}, "checkpoints=-2: give a whole number of at least 1"),
+        ({"n_rows": 0}, "n_rows=0: give a whole number of at least 1, or None for all rows"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: give a number above 0"),
+        ({"schedule": "cosine"}, "schedule='cosine': give a function of the step"),
+        ({"loss": "ce"}, "loss='ce': give a function"),
+        ({"behaviors": "old"}, "give a list of behaviors, not a str"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        predict(taught(), **given)
+
+
+def test_a_plan_shorter_than_the_warm_start_shortens_it_in_words() -> None:
+    found = predict(taught(), steps=3, checkpoints=2)
+    assert found.warm_steps == 1 and found.checkpoints == (1,)
+    assert found.notes == (
+        "the warm start has 1 step, not 16: it takes at most half of the 3 planned ones",
+        "the rows are scored once, not 2 times: at most once in each step of the warm start",
+    )
+    assert found.to_dict()["notes"] == list(found.notes)
+    assert not predict(taught(), steps=60).notes
 
 
 def test_the_schedule_moves_the_break() -> None:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riprap.behaviors import Behavior
+from riprap._checks import check_count
+from riprap._formatting import format_steps
+from riprap.behaviors import Behavior, require_behaviors
 from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate, evaluate, loss_gradient
@@ -65,6 +67,7 @@ class Predictor:
     Attributes:
         behaviors: those that are predicted.
         left_out: why others are not, by name.
+        notes: what is done otherwise than asked, in sentences.
 
     Raises:
         ConfigError: there are no rows or no behaviors, none of them can be predicted, the model has
@@ -78,12 +81,16 @@ class Predictor:
         warm_steps: int = DEFAULT_WARM_STEPS,
         checkpoints: int = DEFAULT_CHECKPOINTS,
     ) -> None:
-        if not behaviors:
-            raise ConfigError("there are no behaviors whose harm could be predicted: give some")
+        behaviors = require_behaviors(
+            behaviors,
+            "there are no behaviors whose harm could be predicted",
+            "preflight(model, batches, [{}])",
+        )
         if not len(training.batches):
             raise ConfigError("there are no rows whose harm could be predicted: give some")
-        if warm_steps < 1 or checkpoints < 1 or not len(training.schedule):
-            raise ConfigError("give at least one warm step, one checkpoint and one planned step")
+        check_count("warm_steps", warm_steps)
+        check_count("checkpoints", checkpoints)
+        check_count("steps", len(training.schedule))
         self._training, self._model = training, training.model
         named = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
         self._named: dict[str, Tensor] = dict(named)
@@ -93,9 +100,24 @@ class Predictor:
         largest = float(np.max(training.schedule))
         self._shares = np.asarray(training.schedule, dtype=float) / largest
         self._response = OptimizerResponse(training.optimizer, largest)
-        self._warm_steps = min(warm_steps, max(1, len(training.schedule) // 2))
+        planned = len(training.schedule)
+        self._warm_steps = min(warm_steps, max(1, planned // 2))
         shares = np.arange(1, checkpoints + 1) / checkpoints
         self._checkpoints = sorted({max(1, round(self._warm_steps * share)) for share in shares})
+        self._evaluated = sorted(
+            {max(1, round(self._warm_steps * at / EVALUATIONS)) for at in range(1, EVALUATIONS + 1)}
+        )
+        self.notes: list[str] = []
+        if self._warm_steps < warm_steps:
+            self.notes.append(
+                f"the warm start has {format_steps(self._warm_steps)}, not {warm_steps}: it takes "
+                f"at most half of the {planned} planned ones"
+            )
+        if len(self._checkpoints) < checkpoints:
+            self.notes.append(
+                f"the rows are scored {_times(len(self._checkpoints))}, not {_times(checkpoints)}: "
+                "at most once in each step of the warm start"
+            )
         self.seconds: dict[str, float] = {}
         self.left_out: dict[str, str] = {}
         self._done, self._sum = 0, 0.0
@@ -157,13 +179,11 @@ class Predictor:
     def run(self, progress: Progress = lambda stage, done, total: None) -> Preflight:
         """Take the warm start, score the rows at its checkpoints, and predict."""
         found = []
-        shares = np.arange(1, EVALUATIONS + 1) / EVALUATIONS
-        evaluated = {max(1, round(self._warm_steps * share)) for share in shares}
         for step in range(1, self._warm_steps + 1):
             if self._done < step:  # `estimate` has taken the first one
                 self._step()
             progress("warm start", step, self._warm_steps)
-            if step in evaluated:
+            if step in self._evaluated:
                 with self._timed("probes"):
                     self._sums.append(self._sum)
                     self._margins.append([evaluate(b, self._model).margins for b in self.behaviors])
@@ -257,6 +277,7 @@ class Predictor:
             tuple(self._checkpoints),
             float(np.mean([one.clipped for one in found])),
             dict(self.seconds),
+            tuple(self.notes),
         )
 
     def _predict(
@@ -269,7 +290,7 @@ class Predictor:
         )
         clipped = np.array([one.clipped for one in found])[:, None]
         harm, normalized = (harm * clipped).mean(0), (normalized * clipped).mean(0)
-        course = self._course(at, behavior)
+        course, broke_at = self._course(at, behavior)
         falls = weights * harm
         drift = -float(falls.sum() / weights.sum())
         ranking = np.argsort(-falls, kind="stable")
@@ -298,14 +319,15 @@ class Predictor:
             fewest_rows_for(0.5, falls),
             without_worst,
             replay,
+            broke_at,
         )
 
-    def _course(self, at: int, behavior: Behavior) -> Course:
-        """Return the course of a behavior's margins in the warm start."""
+    def _course(self, at: int, behavior: Behavior) -> tuple[Course, int | None]:
+        """Return the course of a behavior's margins in the warm start, and the step of a break."""
         margins = [one[at] for one in self._margins]
         broken = [score(one) < behavior.floor for one in margins]
         first = broken.index(True) if any(broken) else None
-        return Course(
+        course = Course(
             margins[-1],
             measured_slopes(self._sums[-PACED:], margins[-PACED:]),
             behavior.floor,
@@ -313,6 +335,7 @@ class Predictor:
             self._sum,
             None if first is None else (self._sums[first - 1], self._sums[first]),
         )
+        return course, None if first is None else self._evaluated[first - 1]
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -321,6 +344,10 @@ class Predictor:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def outlook(course: Course, drift: float, changed: float) -> Outlook:

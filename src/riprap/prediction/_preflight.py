@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from riprap._checks import check_count, checked, is_number, shown
 from riprap._distributed import has_sharded_parameters, unwrap_model, unwrap_optimizer
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
@@ -32,6 +33,7 @@ DEFAULT_ROWS = 512
 DEFAULT_RATE = 1e-4
 
 
+@checked
 def preflight(
     model: nn.Module,
     batches: Iterable[Any],
@@ -88,13 +90,12 @@ def preflight(
             come cannot be known from the optimizer and `schedule`.
     """
     model = unwrap_model(model)
+    _check_arguments(batches, steps, n_rows, loss, max_grad_norm)
     if has_sharded_parameters(model):
         raise ConfigError(
             "the model is sharded over ranks, and a copy of it cannot be trained: give each rank "
             "the whole model, or run riprap preflight before the model is sharded"
         )
-    if isinstance(batches, Mapping):
-        raise ConfigError("batches is one batch: give a list of batches")
     listed = list(batches)
     sizes = [count_rows(forward_args(batch)) for batch in listed]
     planned = _planned_rates(schedule, len(listed) if steps is None else steps)
@@ -124,10 +125,35 @@ def preflight(
         return Predictor(training, behaviors, warm_steps, checkpoints).run(progress)
 
 
+def _check_arguments(batches: Any, steps: Any, n_rows: Any, loss: Any, max_grad_norm: Any) -> None:
+    if isinstance(batches, Mapping | Tensor):
+        raise ConfigError("batches is one batch: give a list of batches")
+    if not isinstance(batches, Iterable) or isinstance(batches, str):
+        raise ConfigError(f"batches={shown(batches)}: give a list of batches")
+    if steps is not None:
+        check_count("steps", steps, otherwise=", or None for one for each batch")
+    if n_rows is not None:
+        check_count("n_rows", n_rows, otherwise=", or None for all rows")
+    if loss is not None and not callable(loss):
+        raise ConfigError(
+            f"loss={shown(loss)}: give a function (model, batch) -> each row's loss, or None for "
+            "the loss over `labels`"
+        )
+    if max_grad_norm is not None and not (is_number(max_grad_norm) and max_grad_norm > 0):
+        raise ConfigError(
+            f"max_grad_norm={shown(max_grad_norm)}: give a number above 0, or None for no clipping"
+        )
+
+
 def _planned_rates(schedule: Any, steps: int) -> np.ndarray:
     """Return the rate of each step as a factor of the optimizer's base rate."""
     if schedule is None:
         return np.ones(steps)
+    if isinstance(schedule, str) or not (callable(schedule) or isinstance(schedule, Iterable)):
+        raise ConfigError(
+            f"schedule={shown(schedule)}: give a function of the step that returns a factor of the "
+            "optimizer's base rate, or a list of these factors"
+        )
     rates = [schedule(step) for step in range(steps)] if callable(schedule) else list(schedule)
     planned = np.asarray(rates, dtype=float)[:steps]
     if len(planned) < steps or not np.isfinite(planned).all() or (planned < 0).any():
@@ -179,9 +205,7 @@ def _copy_optimizer(optimizer: Any, model: nn.Module, twin: nn.Module) -> Optimi
         return torch.optim.AdamW(trained, lr=DEFAULT_RATE, weight_decay=0.0)
     inner = unwrap_optimizer(optimizer)
     if not isinstance(inner, Optimizer):
-        raise ConfigError(
-            f"optimizer is a {type(inner).__name__}: give the torch.optim.Optimizer of the model"
-        )
+        raise ConfigError(f"optimizer={shown(inner)}: give the torch.optim.Optimizer of the model")
     pairs = zip(model.parameters(), twin.parameters(), strict=True)
     twins = {id(one): two for one, two in pairs}
     if any(id(p) not in twins for group in inner.param_groups for p in group["params"]):

@@ -37,6 +37,11 @@ class Outlook:
         """Return whether a break within the planned steps is more likely than not."""
         return self.probability > 0.5
 
+    @property
+    def probability_text(self) -> str:
+        """The probability with two digits; no forecast is certain, so none is 1.00."""
+        return "> 0.99" if self.probability > 0.995 else f"{self.probability:.2f}"
+
     def span(self) -> str:
         """Return when a break would come, if one does: "after 40 to 90 steps"."""
         forecast = self.forecast
@@ -71,6 +76,9 @@ class BehaviorPrediction:
             the behavior broke in the warm start.
         replay: outlook where a share of each step is replaced by the behavior's own answers, by
             share; empty in the same cases, and for a behavior without a protected loss.
+        broke_at: step of the warm start at which an evaluation found the behavior broken; None: it
+            did not break there. Then `outlook` has no forecast: its steps are those of the plan
+            whose rates sum to as much, and its probability is 1 if the plan has them, else 0.
     """
 
     name: str
@@ -87,6 +95,7 @@ class BehaviorPrediction:
     rows_for_half: int | None
     without_worst: Outlook | None
     replay: dict[float, Outlook] = field(default_factory=dict)
+    broke_at: int | None = None
 
     @property
     def threshold_margin(self) -> float:
@@ -106,10 +115,22 @@ class BehaviorPrediction:
         """
         return self.pace * self.drift > 0
 
+    @property
+    def probability_text(self) -> str:
+        """The probability of a break in the planned steps; "seen" is no forecast."""
+        return self.outlook.probability_text if self.broke_at is None else "seen"
+
+    @property
+    def break_text(self) -> str:
+        """When the behavior breaks if it does, or when the warm start has seen it break."""
+        if self.broke_at is None:
+            return self.outlook.span()
+        return f"broke within the warm start, at step {self.broke_at}"
+
     def __repr__(self) -> str:
         return (
-            f"BehaviorPrediction({self.name!r}: probability of a break "
-            f"{self.outlook.probability:.2f}, {self.outlook.span()})"
+            f"BehaviorPrediction({self.name!r}: probability of a break {self.probability_text}, "
+            f"{self.break_text})"
         )
 
 
@@ -127,6 +148,7 @@ class Preflight:
             gradient (both averaged over the checkpoints), and a random number.
         steps: planned steps of the training.
         warm_steps: steps of the warm start, and `checkpoints`: those after which rows were scored.
+        notes: what was done otherwise than asked, in sentences.
         clipped: factor by which clipping shortens a step, averaged over the checkpoints.
         seconds: time by stage.
     """
@@ -144,6 +166,7 @@ class Preflight:
     checkpoints: tuple[int, ...]
     clipped: float
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Array:
@@ -152,7 +175,10 @@ class Preflight:
 
     @property
     def broken(self) -> list[str]:
-        """Names of the behaviors that are predicted to break, the first one first."""
+        """Names of the behaviors that are predicted to break, or broke in the warm start.
+
+        The first one comes first.
+        """
         found = [one for one in self.behaviors.values() if one.outlook.predicts_break]
         return [one.name for one in sorted(found, key=lambda one: one.outlook.forecast.median)]
 
@@ -166,21 +192,40 @@ class Preflight:
     @property
     def verdict(self) -> str:
         """The prediction in one or two sentences."""
-        if self.broken:
-            breaks = "; ".join(self._break_text(self.behaviors[name]) for name in self.broken)
-            return f"This data set is predicted to break {breaks}."
-        closest = max(self.behaviors.values(), key=lambda one: one.outlook.probability)
-        return (
-            f"No break is predicted within the configured {format_steps(self.steps)}; the closest "
-            f"is {closest.name}, with a probability of {closest.outlook.probability:.2f}."
-        )
+        seen = [one for one in self.behaviors.values() if one.broke_at is not None]
+        texts = [self._seen_text(one) for one in seen]
+        expected = [self.behaviors[name] for name in self.broken]
+        breaks = "; ".join(self._break_text(one) for one in expected if one.broke_at is None)
+        if breaks:
+            texts.append(f"This data set is predicted to break {breaks}.")
+        others = [one for one in self.behaviors.values() if one.broke_at is None]
+        if others and not breaks:
+            closest = max(others, key=lambda one: one.outlook.probability)
+            of = " of another behavior" if seen else ""
+            texts.append(
+                f"No break{of} is predicted within the configured {format_steps(self.steps)}; the "
+                f"closest is {closest.name}, with a probability of "
+                f"{closest.outlook.probability_text}."
+            )
+        return " ".join(texts)
 
     def _break_text(self, one: BehaviorPrediction) -> str:
+        return f"{one.name} {one.outlook.span()} of the configured {self.steps:,}{self._half(one)}"
+
+    def _seen_text(self, one: BehaviorPrediction) -> str:
+        """Say that a behavior broke in the warm start: that was seen, and is no forecast."""
+        text = f"{one.name} {one.break_text} of {self.warm_steps}"
+        if math.isfinite(one.outlook.forecast.low):
+            text += f": in the configured training that is {one.outlook.span()}"
+        else:
+            text += f"; the learning rates of the configured {format_steps(self.steps)} sum to less"
+        return f"{text}{self._half(one)}."
+
+    def _half(self, one: BehaviorPrediction) -> str:
         half = one.rows_for_half if one.explained else None
         whole = len(self.rows) == self.n_rows
         scored = f"{len(self.rows):,} rows" if whole else f"the {len(self.rows):,} scored rows"
-        rows = "" if half is None else f", and {half:,} of {scored} do half of it"
-        return f"{one.name} {one.outlook.span()} of the configured {self.steps:,}{rows}"
+        return "" if half is None else f", and {half:,} of {scored} do half of it"
 
     def __repr__(self) -> str:
         return f"Preflight({self.scored}, {len(self.behaviors)} behaviors: {self.verdict})"
@@ -193,7 +238,11 @@ class Preflight:
         return own | {"gradient_norm": self.norm, "random": self.random}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as numbers, texts, lists and dicts; `inf` and NaN as None."""
+        """Return everything as numbers, texts, lists and dicts; `inf` and NaN as None.
+
+        A break that the warm start has seen has its step as `broke_in_warm_start`, and None as
+        probability.
+        """
         behaviors = {
             name: {
                 "floor": one.floor,
@@ -202,7 +251,8 @@ class Preflight:
                 "threshold_margin": one.threshold_margin,
                 "mean_margin_at_start": float(one.start_margins.mean()),
                 "mean_margin": float(one.margins.mean()),
-                "all_rows": _outlook(one.outlook),
+                "broke_in_warm_start": one.broke_at,
+                "all_rows": _outlook(one.outlook, one.broke_at),
                 "rows_for_half": one.rows_for_half,
                 "without_worst_tenth": None
                 if one.without_worst is None
@@ -226,14 +276,16 @@ class Preflight:
             "warm_steps": self.warm_steps,
             "checkpoints": list(self.checkpoints),
             "clipped": self.clipped,
+            "notes": list(self.notes),
             "seconds": self.seconds,
         }
 
 
-def _outlook(one: Outlook) -> dict[str, Any]:
+def _outlook(one: Outlook, broke_at: int | None = None) -> dict[str, Any]:
     steps = {name: getattr(one.forecast, name) for name in ("low", "median", "high")}
     finite = {name: value if math.isfinite(value) else None for name, value in steps.items()}
-    return {"drift_per_step": one.drift, "steps_to_break": finite, "probability": one.probability}
+    probability = one.probability if broke_at is None else None  # what was seen is no forecast
+    return {"drift_per_step": one.drift, "steps_to_break": finite, "probability": probability}
 
 
 def _numbers(values: Array) -> list[float | None]:

@@ -21,12 +21,12 @@ from riprap.report._charts import apply_style
 from riprap.report._diagnosis_page import to_base64_png
 
 WORST = 20  # rows of the table
-ALL_ROWS = "all rows"
+ALL_ROWS, SEEN = "all rows", "all rows: seen, no forecast"
 
 
 def outlooks(one: BehaviorPrediction) -> dict[str, Outlook]:
     """Return the outlooks of a behavior by what is changed."""
-    found = {ALL_ROWS: one.outlook}
+    found = {ALL_ROWS if one.broke_at is None else SEEN: one.outlook}
     if one.without_worst is not None:
         found["without the worst 10 %"] = one.without_worst
     for share, other in one.replay.items():
@@ -67,8 +67,11 @@ def forecast_figure(found: Preflight) -> alt.VConcatChart:
     return figure
 
 
-def share_figure(found: Preflight) -> alt.Chart:
-    """Figure of what the worst rows do: their share of the fall of each mean margin."""
+def share_figure(found: Preflight) -> alt.Chart | None:
+    """Figure of what the worst rows do: their share of the fall of each mean margin.
+
+    None: the rows together let no mean margin fall.
+    """
     rows = []
     for one in found.behaviors.values():
         falls = (found.weights * one.harm)[one.ranking]
@@ -78,6 +81,8 @@ def share_figure(found: Preflight) -> alt.Chart:
         for at in np.unique(np.linspace(0, len(falls), 101).astype(int)):
             part = {"rows": at / len(falls), "share": float(shares[at])}
             rows.append({"behavior": one.name} | part)
+    if not rows:
+        return None
     frame = pd.DataFrame(rows, columns=["behavior", "rows", "share"])
     chart = alt.Chart(frame).mark_line(strokeWidth=2)
     chart = chart.encode(
@@ -107,7 +112,7 @@ def behavior_rows(found: Preflight) -> list[dict[str, str]]:
                 "threshold margin": format_number(one.threshold_margin),
                 "pace": format_number(one.pace),
                 "drift": format_number(one.drift),
-                "probability": f"{one.outlook.probability:.2f}",
+                "probability": one.probability_text,
                 "rows that do half": "–" if half is None else f"{half:,}",
             }
         )
@@ -120,8 +125,8 @@ def change_rows(found: Preflight) -> list[dict[str, str]]:
         {
             "behavior": one.name,
             "change": change,
-            "if it breaks": outlook.span(),
-            "probability": f"{outlook.probability:.2f}",
+            "if it breaks": one.break_text if change == SEEN else outlook.span(),
+            "probability": "seen" if change == SEEN else outlook.probability_text,
             "drift": format_number(outlook.drift),
         }
         for one in found.behaviors.values()
@@ -170,9 +175,12 @@ def write_preflight(
     """
     breaks = set(found.broken)
     badges = {
-        name: ("critical", "break") if name in breaks else ("kept", "no break")
-        for name in found.behaviors
+        name: ("critical", "break" if one.broke_at is None else "broke")
+        if name in breaks
+        else ("kept", "no break")
+        for name, one in found.behaviors.items()
     }
+    shares = share_figure(found)
     page = render_page(
         "preflight.html",
         found=found,
@@ -182,7 +190,7 @@ def write_preflight(
         changes=change_rows(found),
         worst={one.name: worst_rows(found, one, texts) for one in found.behaviors.values()},
         forecasts=to_base64_png(forecast_figure(found)),
-        shares=to_base64_png(share_figure(found)),
+        shares=None if shares is None else to_base64_png(shares),
         settings=settings,
     )
     try:
