@@ -165,6 +165,8 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
     (bare / "adapter_model.safetensors").unlink()
     cut = shutil.copytree(base, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:999])
+    (there := tmp_path / "there").mkdir()
+    (there / "diagnosis.json").write_text("{}")
     cases = {
         "cannot be read": (base, bare),
         "weights in": (cut, tuned),
@@ -187,6 +189,7 @@ def test_wrong_input_is_one_sentence(folders: Path, tmp_path: Path) -> None:
         "add --repairs to --save-repair": (base, tuned, "--save-repair", empty),
         "add --repairs to --run": (base, tuned, "--run", empty),
         "--out": (base, tuned, "--out", base / "config.json"),
+        "already holds diagnosis.json, and": (base, tuned, "--out", there),
         "'use_dora'": (base, changed(folders / "adapter", tmp_path / "dora", use_dora=True)),
         "only LoRA": (base, changed(folders / "adapter", tmp_path / "ia3", peft_type="IA3")),
         "no record": (base, tuned, "--repairs", "--run", empty),

@@ -157,8 +157,56 @@ def test_a_behavior_that_starts_broken_is_named(tmp_path: Path) -> None:
     result = invoke(str(file), "--out", str(tmp_path / "out"), "--rows", "6")
     assert "sorry is left out: starts broken" in result.output
     alone = write_config(tmp_path / "files", behaviors=[broken])
-    result = invoke(str(alone), "--out", str(tmp_path / "out"), "--rows", "6")
+    result = invoke(str(alone), "--out", str(tmp_path / "other"), "--rows", "6")
     assert result.exit_code == 1 and "no behavior can be predicted to break" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"guard": {"name": "EWCC"}}, "there is no guard 'EWCC'"),
+        ({"guard": {"name": "EWC", "strong": 2}}, "EWC has no key 'strong'; did you mean"),
+        ({"guard": {"name": "EWC", "strength": -1}}, "strength=-1; it must be above 0"),
+        ({"guard": {"name": "EWC", "strength": "much"}}, "EWC(strength='much'): give a number"),
+        ({"guard": {"name": "KL", "behaviors": ["other"]}}, "no behavior is named 'other'"),
+        ({"selector": {"strategy": "modrate"}}, "there is no strategy 'modrate'"),
+        ({"eval_data": {"path": "/no/such/rows.jsonl"}}, "/no/such/rows.jsonl"),
+        ({"feature_layer": "layers.99"}, "layer 'layers.99' matches 0 modules"),
+        ({"training": {"max_steps": 0}}, "'training.max_steps': Input should be greater"),
+    ],
+)
+def test_what_watch_refuses_is_refused_here(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    """The same sentence, and nothing is trained: also where the prediction leaves a part out."""
+    file = write_config(tmp_path / "files", **changes)
+    result = invoke(str(file), "--out", str(tmp_path / "out"), "--rows", "6")
+    assert result.exit_code == 1 and words in result.output, result.output
+    watched = CliRunner().invoke(app, ["watch", str(file), "--dry-run"])
+    assert watched.exit_code == 1
+    sentence = result.output[result.output.index("error: ") :]
+    assert watched.output[watched.output.index("error: ") :] == sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten(predicted: tuple[Path, Any]) -> None:
+    folder, _ = predicted
+    before = tree(folder / "out")
+    file = folder / "files" / "watch.yaml"
+    result = invoke(str(file), "--out", str(folder / "out"), "--rows", "6")
+    assert result.exit_code == 1
+    assert "out already holds preflight.json, and results are never overwritten" in result.output
+    assert "out-{time}' is a new folder each time" in result.output
+    assert tree(folder / "out") == before
+
+
+def test_time_in_the_folder_is_the_present_time(tmp_path: Path) -> None:
+    """Also where the scored rows let no margin fall: a figure without numbers ended in an error."""
+    file = write_run(tmp_path / "files", rate=0.5, harmful=12)
+    result = invoke(str(file), "--out", str(tmp_path / "out-{time}"), "--rows", "6")
+    assert result.exit_code in (0, 2), result.output
+    (out,) = tmp_path.glob("out-2*")
+    assert (out / "preflight.json").exists() and (out / "preflight.html").exists()
 
 
 def test_harm_is_that_of_the_trainers_adapter(tmp_path: Path) -> None:

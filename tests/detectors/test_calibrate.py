@@ -87,6 +87,10 @@ def test_the_command_writes_a_policy_that_loads(tmp_path):
     loaded = kinds(AlertPolicy.load(out))
     assert loaded["betting"].tolerated == pytest.approx(0.30, abs=0.011)
     assert AlertPolicy.load(out).amendments[-1].old_hash == betting.hash
+    written = out.read_bytes()
+    again = CliRunner().invoke(app, ["policy", "calibrate", str(run), *options])
+    assert again.exit_code == 1 and "policies are not overwritten" in again.output
+    assert out.read_bytes() == written
 
 
 def test_the_trend_takes_longer_lines_until_null_runs_are_silent():

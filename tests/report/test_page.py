@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from report.synthetic import Scene, typical
-from riprap.errors import RecordError
+from riprap.errors import ConfigError, RecordError
 from riprap.record import Writer
 from riprap.report import write_report
 from riprap.report._bundle import json_for_script
@@ -178,6 +178,17 @@ def test_a_run_whose_behaviors_are_not_named_is_shown_by_its_readings(tmp_path: 
     found = page_of(writer, tmp_path)
     assert "broken adding At step 5" in found.text
     assert "first run" in found.text
+
+
+def test_an_earlier_report_is_replaced_and_no_other_file(tmp_path: Path) -> None:
+    Writer(tmp_path / "run").close()
+    page, notes = tmp_path / "report.html", tmp_path / "notes.txt"
+    first = write_report(tmp_path / "run", page).read_text(encoding="utf-8")
+    assert write_report(tmp_path / "run", page).read_text(encoding="utf-8") == first
+    notes.write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.txt is no page of Riprap, and is left"):
+        write_report(tmp_path / "run", notes)
+    assert notes.read_text() == "mine"
 
 
 def test_no_record_no_page(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from riprap.cli._common import AS_JSON, FINDING, command, print_result
+from riprap.errors import ConfigError
 
 policy_app = typer.Typer(
     help="Freeze, verify, amend and calibrate alert policies.", no_args_is_help=True
@@ -79,6 +80,8 @@ def policy_calibrate(
     """Set tolerances and noise scales from null runs; exit code 2 if false alarms remain."""
     from riprap import detectors
 
+    if out.exists():
+        raise ConfigError(f"--out {out} exists, and policies are not overwritten: pass a new file")
     old = detectors.AlertPolicy.default() if policy is None else detectors.AlertPolicy.load(policy)
     histories = detectors.null_histories(runs)
     new = detectors.calibrate(old, histories, f"calibrated on {', '.join(map(str, runs))}")

@@ -131,9 +131,10 @@ def examine_model(name: str) -> list[TrainedParts]:
 
 def examine_config(file: Path) -> list[TrainedParts]:
     """Say what the training of a configuration would train."""
-    from riprap.commands.watch import WatchConfig, lora_config
+    from riprap.commands.watch import WatchConfig, check_config, lora_config
 
     config = WatchConfig.load(file)
+    check_config(config)
     if config.lora is None:
         if (quantized := _quantization(config.model)) is not None:
             raise ConfigError(f"weights in {quantized} cannot be trained: keep `lora`")

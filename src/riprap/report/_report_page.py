@@ -18,6 +18,7 @@ from riprap.report._run import BehaviorInfo, Run, load_run
 from riprap.report._signal_panels import is_thinned, signal_panels
 from riprap.types import Alert
 
+MARK, MARK_WITHIN = "· Riprap</title>", 100_000  # what each page says in its first characters
 MAX_BROKEN = 12  # broken probes of a behavior that the page shows
 
 
@@ -32,9 +33,11 @@ def write_report(run: str | Path | Writer, path: str | Path) -> Path:
 
     Raises:
         RecordError: there is no readable record at `run`.
-        ConfigError: the page cannot be written to `path`.
+        ConfigError: the page cannot be written to `path`, or another file is there; an earlier
+            report is replaced.
     """
     loaded, file = load_run(run), Path(path)
+    _require_own(file)
     page = render_page("page.html", **_context(loaded))
     try:
         if file.is_symlink():  # somebody else may have made the folder and the link
@@ -44,6 +47,19 @@ def write_report(run: str | Path | Writer, path: str | Path) -> Path:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write the report to {file}: {error}") from error
     return file
+
+
+def _require_own(file: Path) -> None:
+    """Check that a file that would be replaced is an earlier report."""
+    try:
+        if not file.is_file() or file.is_symlink():
+            return
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            is_own = MARK in opened.read(MARK_WITHIN)
+    except (OSError, ValueError):
+        return  # writing says what is wrong
+    if not is_own:
+        raise ConfigError(f"{file} is no page of Riprap, and is left as it is: give another path")
 
 
 def _context(run: Run) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from safetensors.torch import save_file
 
 from riprap.commands._memory import peak_memory
+from riprap.commands._out import result_folder
 from riprap.commands.diagnose._config import DiagnoseConfig
 from riprap.commands.diagnose._loading import (
     ADAPTER_CONFIG,
@@ -59,7 +60,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
     Raises:
         RiprapError: the models, the run or the settings cannot be used.
     """
-    _check_paths(config)
+    config = _check_paths(config)
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -151,14 +152,18 @@ def _load_naive_model(config: DiagnoseConfig, pair: ModelPair) -> Weights | None
     return weights
 
 
-def _check_paths(config: DiagnoseConfig) -> None:
-    """Raise a ConfigError for unusable folders before anything slow starts."""
+def _check_paths(config: DiagnoseConfig) -> DiagnoseConfig:
+    """Raise a ConfigError for unusable folders before anything slow starts.
+
+    Returns:
+        the same with the present time in the place of `{time}` in `out`.
+    """
     if config.save_repair is not None and config.save_repair.exists():
         raise ConfigError(f"--save-repair {config.save_repair} already exists; pass a new folder")
-    if config.out.exists() and not config.out.is_dir():
-        raise ConfigError(f"--out {config.out} is a file; pass a folder")
+    out = result_folder(config.out, DATA_FILE, "report.html")
     if config.run is not None:
         watch_config_of(config.run)
+    return config.model_copy(update={"out": out})
 
 
 def _checkpoints(config: DiagnoseConfig, pair: ModelPair) -> dict[str, Weights]:

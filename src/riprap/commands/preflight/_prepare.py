@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from riprap._distributed import unwrap_model, unwrap_optimizer
@@ -20,10 +20,14 @@ from riprap.commands._encoding import EncodedRow, Encoder
 from riprap.commands.watch import (
     TrainingRun,
     WatchConfig,
+    build_guard,
+    build_selector,
+    check_config,
     make_step_fn,
     planned_steps,
     prepare,
 )
+from riprap.evaluation import find_layer
 from riprap.prediction import Training
 
 Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
@@ -50,12 +54,16 @@ class Prepared:
 def prepared(config: WatchConfig, n_rows: int | None, stage: Stage) -> Iterator[Prepared]:
     """Build model, trainer, rows and behaviors in a temporary folder.
 
-    Guard, selector and evaluation data of the configuration are left out.
+    Guard, selector and evaluation data of the configuration are left out, but what `riprap watch`
+    would refuse of them is refused here too.
 
     Args:
         n_rows: number of rows to score, drawn at random; None: all.
         stage: see `riprap.commands.watch.prepare`.
     """
+    check_config(config)
+    if config.eval_data is not None:
+        read_rows(config.eval_data)
     with tempfile.TemporaryDirectory(prefix="riprap-preflight-") as folder:
         plain = {"guard": None, "selector": None, "eval_data": None}
         training = config.training.model_copy(update={"save_steps": None})
@@ -74,6 +82,7 @@ def _make(config: WatchConfig, run: TrainingRun, n_rows: int | None) -> Prepared
     steps, args = planned_steps(trainer), trainer.args
     wrapped, optimizer, take_step = make_step_fn(trainer)
     model = unwrap_model(wrapped)
+    _try_parts(config, model, run.monitor.behaviors)
     scheduler: Any = trainer.lr_scheduler
     schedule = _rates(getattr(scheduler, "scheduler", scheduler), steps)
     if schedule is None:
@@ -94,6 +103,13 @@ def _make(config: WatchConfig, run: TrainingRun, n_rows: int | None) -> Prepared
         max_grad_norm=args.max_grad_norm or None,
     )
     return Prepared(training, list(run.monitor.behaviors), rows, notes, run.shown)
+
+
+def _try_parts(config: WatchConfig, model: nn.Module, behaviors: list[Behavior]) -> None:
+    """Make the parts that the prediction does not use: what is wrong with them is refused."""
+    find_layer(model, config.feature_layer)
+    build_guard(config, behaviors)
+    build_selector(config, behaviors, lambda **record: None)
 
 
 def _rates(scheduler: Any, steps: int) -> np.ndarray | None:

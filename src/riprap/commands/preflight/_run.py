@@ -18,6 +18,7 @@ from riprap._extras import EXTRAS, is_installed
 from riprap._text import shorten
 from riprap.commands._encoding import print_data
 from riprap.commands._memory import peak_memory
+from riprap.commands._out import result_folder
 from riprap.commands.preflight._prepare import Prepared, prepared
 from riprap.commands.watch import WatchConfig
 from riprap.errors import ConfigError
@@ -38,7 +39,8 @@ def run_preflight(
     """Predict what a configured run will break; the trained copy is thrown away.
 
     Args:
-        out: folder of the page and of the numbers.
+        out: folder of the page and of the numbers, which holds none yet; `{time}` in it becomes the
+            present time.
         n_rows: number of rows to score, drawn at random; None: all.
         quiet: draw the progress bars on standard error, and print no table.
 
@@ -48,8 +50,7 @@ def run_preflight(
     Raises:
         RiprapError: the configuration, the rows, a behavior or the optimizer cannot be used.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; pass a folder")
+    out = result_folder(out, DATA_FILE, PAGE)
     console = Console(file=sys.stderr) if quiet else Console()
     with _stages(console) as (bars, stage), prepared(config, n_rows, stage) as made:
         print_data(config.data.path, made.notes, made.shown, console)
@@ -57,6 +58,8 @@ def run_preflight(
         predictor = Predictor(made.training, made.behaviors, warm_steps)
         for name, why in predictor.left_out.items():
             console.print(f"{name} is left out: {why}", markup=False, soft_wrap=True)
+        for note in predictor.notes:
+            console.print(note, markup=False, soft_wrap=True)
         bars.console.print(_estimate_text(predictor.estimate(), made), soft_wrap=True)
         found = predictor.run(stage)
     files = _write(found, made, config, out)
@@ -84,6 +87,7 @@ def estimate_preflight(
         "n_rows": made.training.n_rows,
         "steps": len(made.training.schedule),
         "left_out": predictor.left_out,
+        "notes": predictor.notes,
         "text": _estimate_text(seconds, made),
     }
 
@@ -116,7 +120,10 @@ def _write(found: Preflight, made: Prepared, config: WatchConfig, out: Path) -> 
         int(row.number): (shorten(row.prompt, MAX_TEXT), shorten(row.response, MAX_TEXT))
         for row in made.rows
     }
-    document = found.to_dict() | {"config": config.model_dump(mode="json"), "notes": made.notes}
+    document = found.to_dict() | {
+        "config": config.model_dump(mode="json"),
+        "notes": [*made.notes, *found.notes],
+    }
     files = {"numbers": out / DATA_FILE}
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +137,7 @@ def _write(found: Preflight, made: Prepared, config: WatchConfig, out: Path) -> 
         training = config.training
         settings = {"model": config.model, "data": config.data.path}
         settings |= {"learning rate": f"{training.learning_rate:g}"}
-        settings |= {"schedule": training.lr_scheduler_type, "notes": "; ".join(made.notes)}
+        settings |= {"schedule": training.lr_scheduler_type, "notes": "; ".join(document["notes"])}
         title = config.title or Path(config.data.path).name
         files["page"] = write_preflight(found, title, texts, settings, out / PAGE)
     return {name: str(file) for name, file in files.items()}
@@ -145,8 +152,8 @@ def print_preflight(found: Preflight, console: Console) -> None:
         changed = (one.without_worst, one.replay.get(0.25))
         table.add_row(
             Text(one.name),
-            f"{one.outlook.probability:.2f}",
-            one.outlook.span(),
-            *("–" if other is None else f"{other.probability:.2f}" for other in changed),
+            one.probability_text,
+            one.break_text,
+            *("–" if other is None else other.probability_text for other in changed),
         )
     console.print(table)

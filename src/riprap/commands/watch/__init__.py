@@ -2,6 +2,7 @@
 
 - `WatchConfig`, `DataConfig`, `LoraConfig`: the configuration.
 - `run_watch`, `estimate_cost`, `print_cost`: the command and its `--dry-run`.
+- `check_config`, `build_guard`, `build_selector`: checks and parts of a configuration.
 - `prepare`, `TrainingRun`, `LiveTableCallback`, `summarize_run`: the steps of `run_watch`.
 - `load_model`, `load_rows`, `lora_config`, `sft_config`, `make_step_fn`, …: parts to reuse.
 """
@@ -17,11 +18,13 @@ from riprap.commands._models import load_model
 from riprap.commands.watch._build import build_behavior
 from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
+from riprap.commands.watch._interventions import build_guard, build_selector
 from riprap.commands.watch._resume import TRAINER_FOLDER
 from riprap.commands.watch._run import (
     MODEL_FOLDER,
     LiveTableCallback,
     TrainingRun,
+    check_config,
     lora_config,
     planned_steps,
     prepare,

@@ -37,6 +37,7 @@ from riprap.commands.watch._interventions import (
     check_selector,
 )
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
+from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
@@ -113,6 +114,29 @@ class TrainingRun:
         return trainer
 
 
+def check_config(config: WatchConfig) -> AlertPolicy:
+    """Check what needs neither rows nor a model, for each command that takes a configuration.
+
+    Returns:
+        the alert policy.
+
+    Raises:
+        RiprapError: a name or a value that the run would refuse.
+    """
+    policy, names = load_policy(config.policy), check_behaviors(config)
+    if config.guard is not None:
+        check_guard(config.guard, names)
+    if config.selector is not None:
+        check_selector(config.selector, names)
+    sft_config(config), lora_config(config.lora)
+    if config.quantization is not None and config.eval_data is not None and on_cpu():
+        raise ConfigError(
+            "on a CPU an evaluation ends the training of weights in 4 or 8 bits (a fault of "
+            "bitsandbytes): remove `eval_data`"
+        )
+    return policy
+
+
 def prepare(
     config: WatchConfig, resume: bool = False, progress: Stage = lambda stage, done, total: None
 ) -> TrainingRun:
@@ -126,21 +150,11 @@ def prepare(
     """
     if not resume:
         require_empty_run_dir(config.run_dir)
-    policy, names = load_policy(config.policy), check_behaviors(config)
-    if config.guard is not None:
-        check_guard(config.guard, names)
-    if config.selector is not None:
-        check_selector(config.selector, names)
-    sft_config(config), lora_config(config.lora)
+    policy = check_config(config)
     progress("reading rows", 0, 0)
     rows, summary = read_rows(config.data)
     eval_rows, _ = read_rows(config.eval_data) if config.eval_data is not None else ([], None)
     checkpoint = find_checkpoint(config, summary.digest) if resume else None
-    if config.quantization is not None and config.eval_data is not None and on_cpu():
-        raise ConfigError(
-            "on a CPU an evaluation ends the training of weights in 4 or 8 bits (a fault of "
-            "bitsandbytes): remove `eval_data`"
-        )
     progress("loading the model", 0, 0)
     quantization = None if config.quantization is None else config.quantization.model_dump()
     model, tokenizer = load_model(config.model, quantization)
