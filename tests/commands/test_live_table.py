@@ -84,6 +84,19 @@ def test_a_terminal_shows_all_columns_in_eighty_characters() -> None:
         assert text in last
 
 
+def test_it_says_of_which_step_a_score_is() -> None:
+    plain, drawn = console(terminal=False), console(terminal=True)
+    for out in (plain, drawn):
+        with LiveTable(["refusal"], 1000, out) as table:
+            table.update(100, [BehaviorRow("refusal", 0.96, read_at=100)])
+            table.update(150, [BehaviorRow("refusal", 0.96, read_at=100)])
+    first, last = written(plain).splitlines()
+    assert first == "step 100/1000: refusal score 0.96"
+    assert last == "step 150/1000: refusal score 0.96 (read at step 100)"
+    row = written(drawn).rsplit("forecast break", 1)[1]
+    assert "150/1000" in row and row.index("100") < row.index("0.96")
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_name_with_brackets_is_no_markup(terminal: bool) -> None:
     out = console(terminal)

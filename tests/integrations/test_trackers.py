@@ -140,6 +140,7 @@ def test_the_console_shows_the_latest_numbers_beside_each_log(
     assert len(lines) == 2
     for line, step in zip(lines, (4, 8), strict=True):
         assert f"'{margins[step]:.4g}'" in line
+        assert f"'riprap/read_at_step': {step}" in line.replace(f"'{step}'", str(step))
 
 
 def test_tensorboard(tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ def test_it_is_said_once_and_withdrawn_once(tmp_path: Path) -> None:
         assert reader.withdrawals() == {0: 6}
     page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("; withdrawn at step 6") == 1
-    assert "Alerts: warning at step 2, once more until step 8 (stands)." in monitor.summary()
+    expected = (
+        "Alerts that stand: warning at step 8. Withdrawn alerts: warning at step 2 (withdrawn"
+    )
+    assert f"{expected} at step 6)." in monitor.summary()
+    assert "step 8, 1 alerts" in str(monitor)
 
 
 def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None:
@@ -79,10 +83,15 @@ def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None
         assert reader.withdrawals() == monitor.withdrawals == {1: 3}
         (event,) = [event for event in reader.events() if event["kind"] == "cleared"]
     assert event["facts"]["alerts"] == [{"step": 1, "level": "critical"}]
-    expected = "Alerts: warning at step 1 (stands), critical at step 1 (withdrawn at step 3)."
+    expected = (
+        "Alerts that stand: warning at step 1. "
+        "Withdrawn alerts: critical at step 1 (withdrawn at step 3)."
+    )
     assert expected in monitor.summary()
     (row,) = behavior_rows(monitor)
     assert row.level == "warning"
+    page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "first warning at 1 · first critical at 1 (withdrawn)" in page
 
 
 def test_alerts_on_what_could_not_be_measured_end_with_the_next_measurement(tmp_path: Path) -> None:
@@ -91,8 +100,11 @@ def test_alerts_on_what_could_not_be_measured_end_with_the_next_measurement(tmp_
     assert monitor.withdrawals == {0: 3, 1: 3}
     assert "critical at step 1 (withdrawn at step 3)" in monitor.summary()
     assert "From step 2 to step 3: not measured at 2" in monitor.summary()
+    page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    (top,) = (line for line in page.splitlines() if line.startswith('<p class="empty"><span'))
+    assert "not measured at 2 probe evaluations" in top and "; withdrawn at step 3" in top
     again = run([1, math.nan, math.nan], tmp_path / "again")
-    assert again.withdrawals == {} and "critical at step 1 (stands)" in again.summary()
+    assert again.withdrawals == {} and "stand: critical at step 1." in again.summary()
 
 
 def test_a_rollback_withdraws_what_stands(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
         format_forecast(monitor.forecasts.get(name)),
         max(levels, key=lambda level: Level(level).rank, default=None),
         history.broken_at,
+        history.step,
     )
 
 

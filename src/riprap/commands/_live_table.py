@@ -30,6 +30,7 @@ class BehaviorRow:
         forecast: steps until the score reaches its floor, as text.
         level: highest level of an alert that stands.
         broken_at: first evaluated step with a score under the floor.
+        read_at: step of the evaluation from which score, margin and forecast are.
     """
 
     behavior: str
@@ -39,6 +40,7 @@ class BehaviorRow:
     forecast: str = ""
     level: Level | None = None
     broken_at: int | None = None
+    read_at: int | None = None
 
 
 class LiveTable:
@@ -101,7 +103,8 @@ class LiveTable:
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         table.add_column("behavior", min_width=10, max_width=30, no_wrap=True)
-        for heading, width in (("score", 5), ("margin", 6), ("Δ/step", 6)):
+        columns = (("at step", 5), ("score", 5), ("margin", 6), ("Δ/step", 6))
+        for heading, width in columns:
             table.add_column(heading, justify="right", min_width=width)
         for heading, width in (("forecast break", 22), ("alert", 8), ("broke", 9)):
             table.add_column(heading, min_width=width)
@@ -112,7 +115,7 @@ class LiveTable:
     def _print_line(self) -> None:
         """Print one plain line with the state of all behaviors."""
         self._printed_step = self._step
-        states = "; ".join(_plain_text(row) for row in self._rows.values())
+        states = "; ".join(_plain_text(row, self._step) for row in self._rows.values())
         place = f"step {self._step}/{self._total}" + (f", {self._note}" if self._note else "")
         self._console.print(Text(f"{place}: {states}"), soft_wrap=True)
 
@@ -131,6 +134,7 @@ def _cells(row: BehaviorRow) -> list[Text]:
     change = "–" if row.interference is None else f"{row.interference:+.3f}"
     return [
         Text(shorten(row.behavior), style="bold"),
+        Text("–" if row.read_at is None else f"{row.read_at}"),
         Text("–" if row.score is None else f"{row.score:.2f}"),
         Text("–" if row.margin is None else f"{row.margin:.2f}"),
         Text(change, style="magenta" if falling else ""),
@@ -140,12 +144,14 @@ def _cells(row: BehaviorRow) -> list[Text]:
     ]
 
 
-def _plain_text(row: BehaviorRow) -> str:
+def _plain_text(row: BehaviorRow, step: int) -> str:
     parts = [shorten(row.behavior)]
     if row.score is not None:
         parts.append(f"score {row.score:.2f}")
     if row.margin is not None:
         parts.append(f"margin {format_number(row.margin)}")
+    if row.read_at not in (None, step):
+        parts.append(f"(read at step {row.read_at})")
     if row.broken_at is not None:
         parts.append(f"broke at step {row.broken_at}")
     elif row.level is not None:

@@ -155,7 +155,9 @@ class MonitorCallback(TrainerCallback):
             self.monitor.record_skipped_step("the gradient scaler found an overflow")
         self._send(args, state, control, **kwargs)
         if control.should_log:
-            self.trackers.show(self.monitor.metrics(), args, state, control, **kwargs)
+            read = [h.step for h in self.monitor.behavior_histories.values() if h.steps]
+            shown = self.monitor.metrics() | {"riprap/read_at_step": max(read, default=0)}
+            self.trackers.show(shown, args, state, control, **kwargs)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

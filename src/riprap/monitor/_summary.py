@@ -95,12 +95,11 @@ def _final_score(name: str, final: Sequence[Reading]) -> float | None:
 
 def _alert_text(alerts: Sequence[State]) -> str:
     """Name the alerts of each level and their state, and every missing measurement."""
-    by_level: dict[Level, list[State]] = {}
-    for alert, withdrawn in alerts:
-        if alert.detector != "unmeasured":
-            by_level.setdefault(alert.level, []).append((alert, withdrawn))
-    parts = [_level_text(level, by_level[level]) for level in Level if level in by_level]
-    text = f" Alerts: {', '.join(parts)}." if parts else ""
+    own = [state for state in alerts if state[0].detector != "unmeasured"]
+    standing = [state for state in own if state[1] is None]
+    withdrawn = [state for state in own if state[1] is not None]
+    text = f" Alerts that stand: {_level_texts(standing)}." if standing else ""
+    text += f" Withdrawn alerts: {_level_texts(withdrawn)}." if withdrawn else ""
     missing = [state for state in alerts if state[0].detector == "unmeasured"]
     if missing:
         alert, until = missing[-1]
@@ -109,15 +108,26 @@ def _alert_text(alerts: Sequence[State]) -> str:
     return text
 
 
-def _level_text(level: Level, alerts: Sequence[State]) -> str:
-    """Name the first alert of a level, how many came after it, and whether one stands."""
-    text = f"{level} at step {alerts[0][0].step}"
-    if more := len(alerts) - 1:
-        times = "once" if more == 1 else f"{more} times"
-        text += f", {times} more until step {alerts[-1][0].step}"
-    ends = [withdrawn for _, withdrawn in alerts if withdrawn is not None]
-    stands = len(ends) < len(alerts)
-    return f"{text} ({'stands' if stands else f'withdrawn at step {max(ends)}'})"
+def _level_texts(alerts: Sequence[State]) -> str:
+    """Name the first alert of each level, how many came after it, and when the last was withdrawn.
+
+    Args:
+        alerts: alerts that stand, or alerts that were withdrawn.
+    """
+    parts = []
+    for level in Level:
+        own = [state for state in alerts if state[0].level is level]
+        if not own:
+            continue
+        text = f"{level} at step {own[0][0].step}"
+        if more := len(own) - 1:
+            times = "once" if more == 1 else f"{more} times"
+            text += f", {times} more until step {own[-1][0].step}"
+        ends = [withdrawn for _, withdrawn in own if withdrawn is not None]
+        if ends:
+            text += f" ({'the last was ' if more else ''}withdrawn at step {max(ends)})"
+        parts.append(text)
+    return ", ".join(parts)
 
 
 def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:

@@ -103,11 +103,14 @@ class Run:
         return Forecast(median, low, high, 0, probability)
 
     @property
-    def warnings(self) -> list[Alert]:
-        """Last alert of each kind that concerns the run itself, or a behavior nobody measures."""
+    def warnings(self) -> list[tuple[Alert, int | None]]:
+        """Last alert of each kind that concerns the run itself, or a behavior nobody measures.
+
+        With the step at which it was withdrawn; None: it stands.
+        """
         last = {
-            (alert.detector, alert.behavior): alert
-            for alert in self.alerts
+            (alert.detector, alert.behavior): (alert, self.withdrawn.get(place))
+            for place, alert in enumerate(self.alerts)
             if alert.behavior == RUN or alert.detector == "unmeasured"
         }
         return list(last.values())
@@ -122,6 +125,13 @@ class Run:
         for alert in sorted(self.alerts_of(behavior), key=lambda alert: alert.step):
             first.setdefault(alert.level, alert)
         return first
+
+    def stands(self, behavior: str, level: Level) -> bool:
+        """True if an alert of this level about a behavior was not withdrawn."""
+        return any(
+            alert.level is level and alert.behavior == behavior and place not in self.withdrawn
+            for place, alert in enumerate(self.alerts)
+        )
 
     def broken_at(self, behavior: BehaviorInfo) -> int | None:
         """First evaluated step with a score under the floor; None if it started under the floor."""

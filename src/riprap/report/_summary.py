@@ -66,7 +66,8 @@ def headline(run: Run, own: BehaviorOutcome) -> str:
     """State, first alerts and lead of one behavior in one line."""
     parts = [str(own.state) if own.broke is None else f"broke at step {own.broke:,}"]
     parts += [
-        f"first {level} at {alert.step:,}" for level, alert in run.first_alerts(own.name).items()
+        f"first {level} at {alert.step:,}" + ("" if run.stands(own.name, level) else " (withdrawn)")
+        for level, alert in run.first_alerts(own.name).items()
     ]
     if own.lead is not None:
         parts.append(f"lead {own.lead:,}")
