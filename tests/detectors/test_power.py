@@ -39,15 +39,19 @@ def test_it_is_that_of_drawn_probes(n: int, floor: float) -> None:
 
 
 def test_words() -> None:
-    assert str(Power.of(margins(24, 24), 0.9)).startswith("24 probes, 2 may fail; a true score")
-    assert "the first that fails breaks it" in str(Power.of(margins(9, 10), 0.9))
-    assert str(Power.of(margins(5, 10), 0.9)) == "10 probes, under the floor"
+    assert str(Power.of(margins(24, 24), 0.9)).startswith(
+        "24 probes: the behavior is broken when 3 more"
+    )
+    assert "is broken when 1 more fails;" in str(Power.of(margins(9, 10), 0.9))
+    assert str(Power.of(margins(5, 10), 0.9)) == "10 probes: the score is under the floor"
 
 
 def test_groups_and_the_time_of_the_next_evaluation_are_named() -> None:
     power = Power.of(margins(24, 24), 0.9, categories=["a", "b", "c"] * 8, within=20)
-    assert str(power).startswith("24 probes in 3 groups, 2 may fail")
-    assert str(power).endswith("shows 4 times in 5, within 20 steps, a smaller fall more rarely")
+    assert str(power).startswith("24 probes in 3 groups: the behavior is")
+    assert str(power).endswith(
+        "in 4 of 5 cases, within 20 steps; a smaller fall is seen more rarely"
+    )
 
 
 @pytest.mark.parametrize(

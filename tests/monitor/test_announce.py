@@ -101,7 +101,7 @@ def test_the_summary_of_a_run_that_broke() -> None:
         "Keep the last weights, of step 5. Low broke at step 3 and is above its floor again.",
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
-        "Alerts: warning at step 1 (stands).",
+        "Alerts that stand: warning at step 1.",
         "high: score 1.00 → 1.00 (floor 0.9).",
     ]
     assert re.fullmatch(

@@ -133,9 +133,9 @@ def describe(forecast: Forecast, history: BehaviorHistory) -> str:
     if forecast.is_broken:
         return describe_broken(history)
     if forecast.median == float("inf"):
-        return f"score could fall under its floor in {forecast.low:.0f} steps or later"
-    late = "later" if forecast.high == float("inf") else f"{forecast.high:.0f}"
+        return f"the score could fall under its floor in {forecast.low:.0f} steps or later"
+    late = "or more" if forecast.high == float("inf") else f"to {forecast.high:.0f}"
     return (
-        f"score expected to fall under its floor {history.floor:.2f} in {forecast.median:.0f} "
-        f"steps ({forecast.low:.0f} to {late})"
+        f"the score is expected to fall under its floor {history.floor:.2f} in "
+        f"{forecast.median:.0f} steps (80 % interval: {forecast.low:.0f} {late})"
     )

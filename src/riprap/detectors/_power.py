@@ -66,12 +66,13 @@ class Power:
         if self.n_groups is not None:
             probes += f" in {self.n_groups} group{'' if self.n_groups == 1 else 's'}"
         if self.spare < 0:
-            return f"{probes}, under the floor"
-        spare = "the first that fails breaks it" if not self.spare else f"{self.spare} may fail"
-        text = f"{probes}, {spare}; a true score below {self.seen_below:.2f} shows 4 times in 5"
+            return f"{probes}: the score is under the floor"
+        text = f"{probes}: the behavior is broken when {self.spare + 1} more fail"
+        text += "s" if not self.spare else ""
+        text += f"; a fall of the true score below {self.seen_below:.2f} is seen in 4 of 5 cases"
         if self.within is not None:
             text += f", within {format_steps(self.within)}"
-        return f"{text}, a smaller fall more rarely"
+        return f"{text}; a smaller fall is seen more rarely"
 
 
 def score_interval(score: float, n_probes: int) -> tuple[float, float]:

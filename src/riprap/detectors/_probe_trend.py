@@ -182,8 +182,10 @@ def describe(history: BehaviorHistory, forecast: Forecast) -> str:
     near = int(((now > 0) & (now < NEAR * start.mean())).sum())
     failing = int((now <= 0).sum())
     text = f"{max(lost, 0):.0%} of the mean margin is lost in {format_steps(history.step)}; "
-    text += f"{failing} of {len(now)} probes fail, {near} have under a tenth of it left; "
+    text += f"{failing} of {len(now)} probes fail, and {near} pass with less than a tenth of the "
+    text += "mean margin at the start; "
     low, median = (max(steps, 1) for steps in (forecast.low, forecast.median))
-    late = "later" if forecast.high == float("inf") else f"{max(forecast.high, 1):.0f}"
-    text += f"a break is expected in {format_steps(round(median))} (80 %: {low:.0f} to {late})"
+    late = "or more" if forecast.high == float("inf") else f"to {max(forecast.high, 1):.0f}"
+    text += f"at this pace a break is expected in {format_steps(round(median))} "
+    text += f"(80 % interval: {low:.0f} {late})"
     return text + ": lower the learning rate, or replay examples of the behavior"

@@ -70,7 +70,8 @@ class Announcer:
         if rank < self._told.get(key, 0):
             self._told[key] = rank
             left = max((now, active), key=lambda level: level.rank if level else 0)
-            self.note(f"step {step}, {left or 'cleared'}: {behavior}: the alert level fell")
+            fell = "the alert is withdrawn" if left is None else f"the alert level fell to {left}"
+            self.note(f"step {step}: {behavior}: {fell}")
 
     def note(self, text: str) -> None:
         """Say one line that is no alert."""
