@@ -15,6 +15,7 @@ EXTRAS = {  # extra -> modules that it installs
     "lightning": ("lightning",),
     "smollm2": ("gguf",),
     "sae": ("sae_lens",),
+    "dashboard": ("starlette", "uvicorn"),
 }
 
 
