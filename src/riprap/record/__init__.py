@@ -6,12 +6,14 @@ death of the writer.
 - `Writer`, `Reader`: append to a record, read it.
 - `events_that_stand`: events of a kind, without those of steps that were taken again.
 - `Series`: values by step, as `Reader.series` returns them.
+- `Window`, `position`, `margins_at`: what is new in a record, thinned in SQL, for live views.
 - `to_dataframe`: readings as a pandas DataFrame.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
 
+from riprap.record._increments import Window, margins_at, position
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
 from riprap.record._reader import (
     BROKEN_ANSWERS,
@@ -49,6 +51,7 @@ __all__ = [
     "TRAINING",
     "Reader",
     "Series",
+    "Window",
     "Writer",
     "alert_from_row",
     "alert_to_row",
@@ -60,6 +63,8 @@ __all__ = [
     "forecast_to_json",
     "load_state",
     "locate_record",
+    "margins_at",
+    "position",
     "require_vacant",
     "save_state",
     "to_dataframe",
