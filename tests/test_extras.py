@@ -64,6 +64,7 @@ assert monitor.step == 3
 
 MISSING = {
     "import riprap.report": "report",
+    "import riprap.dashboard": "dashboard",
     "import riprap.integrations.hf": "hf",
     "import riprap.integrations.lightning": "lightning",
     "import riprap.commands": "cli",
@@ -108,6 +109,7 @@ def test_the_command_line_without_its_extra_names_it() -> None:
     [
         (["demo"], "hf"),
         (["report", "."], "report"),
+        (["dashboard", "."], "dashboard"),
         (["watch", "watch.yaml"], "hf"),
         (["preflight", "watch.yaml"], "hf"),
         (["select", "rows.jsonl", "--model", "m", "--out", "o"], "hf"),

@@ -28,7 +28,7 @@ FLOORS = [
     {"signals", "selection", "detectors"},
     {"guards", "diagnosis", "prediction", "conclusion"},
     {"monitor"},
-    {"report", "toy"},
+    {"report", "dashboard", "toy"},
     {"integrations"},
     {"commands"},
     {"cli"},

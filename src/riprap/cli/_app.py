@@ -6,6 +6,7 @@ import typer
 
 from riprap import __version__
 from riprap.cli._common import CommandGroup
+from riprap.cli._dashboard import app as dashboard_app
 from riprap.cli._diagnose import app as diagnose_app
 from riprap.cli._gate import app as gate_app
 from riprap.cli._policies import policy_app
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.add_typer(dashboard_app)
 app.add_typer(preflight_app)
 app.add_typer(diagnose_app)
 app.add_typer(gate_app)

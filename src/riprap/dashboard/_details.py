@@ -1,0 +1,162 @@
+"""What opens on the page: one alert with its causes and effects, and the probes at one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from riprap._formatting import format_forecast, format_number, format_score, format_steps
+from riprap._text import escape_control_chars, shorten
+from riprap.conclusion import conclude
+from riprap.dashboard._snapshot import behavior_names
+from riprap.record import BROKEN_ANSWERS, Reader, Window, events_that_stand, margins_at, position
+from riprap.types import Action, Alert, Reading
+
+SIGNAL_NAMES = {"margin_low": "threshold margin", "margin": "mean margin"}
+KINDS = {  # of probes, by whether they passed at the start and pass now
+    (True, False): "broke",
+    (False, False): "failed",
+    (False, True): "recovered",
+    (True, True): "passed",
+}
+MAX_TEXT = 1000  # characters of a message
+MAX_PROBES = 200  # of each kind; the page says how many there are
+
+
+def describe_alert(reader: Reader, number: int) -> dict[str, Any] | None:
+    """Return signal, alert, action and effect of an alert; None: there is no such alert.
+
+    Args:
+        number: of the alert's row.
+    """
+    until = position(reader)
+    rows = Window(reader, dict.fromkeys(until, 0), until).alerts()
+    place = next((place for place, own in enumerate(rows) if own["id"] == number), None)
+    if place is None:
+        return None
+    alert = reader.alerts()[place]
+    withdrawn = reader.withdrawals().get(place)
+    end = withdrawn if withdrawn is not None else float("inf")
+    actions = [own for own in reader.actions() if alert.step <= own.step <= end]
+    return {
+        "step": alert.step,
+        "level": str(alert.level),
+        "behavior": shorten(alert.behavior) or "the run",
+        "detector": shorten(alert.detector),
+        "signal": [_cause(own) for own in alert.readings],
+        "alert": _sentence(alert.message),
+        "forecast": format_forecast(alert.forecast) if alert.forecast else "",
+        "action": _actions(actions),
+        "effect": _effect(reader, alert, withdrawn),
+    }
+
+
+def _cause(reading: Reading) -> str:
+    """Say what a reading that raised the alert was."""
+    name = SIGNAL_NAMES.get(reading.signal) or shorten(reading.signal, 500).replace("_", " ")
+    layer = f" of {shorten(reading.layer)}" if reading.layer else ""
+    value = str(reading.state) if reading.value is None else format_number(reading.value)
+    unit = f" {shorten(reading.unit)}" if reading.unit else ""
+    return f"{name}{layer}: {value}{unit}, at step {reading.step:,}"
+
+
+def _sentence(text: str) -> str:
+    text = escape_control_chars(text)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def _actions(actions: list[Action]) -> list[str]:
+    """Say what each guard did while the alert stood."""
+    found = []
+    for guard, applied in dict.fromkeys((own.guard, own.applied) for own in actions):
+        same = [own for own in actions if (own.guard, own.applied) == (guard, applied)]
+        did = "changed training" if applied else "did nothing"
+        times = "once" if len(same) == 1 else f"{len(same):,} times"
+        span = f"at step {same[0].step:,}"
+        if len(same) > 1:
+            span = f"from step {same[0].step:,} to {same[-1].step:,}"
+        first = f": {_sentence(same[0].detail)}" if same[0].detail else ""
+        found.append(f"{shorten(guard)} {did} {times}, {span}{first}")
+    return found
+
+
+def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
+    """Say what came after the alert, from the scores."""
+    found = []
+    if withdrawn is not None:
+        after = format_steps(withdrawn - alert.step)
+        found.append(f"The alert was withdrawn at step {withdrawn:,}, {after} later.")
+    else:
+        found.append("The alert stands.")
+    scores = reader.series("score").get((alert.behavior, "score", ""))
+    own = next((b for b in behavior_names(reader) if b["name"] == alert.behavior), None)
+    if scores is None or own is None:
+        return found
+    before = [step for step in scores if step <= alert.step]
+    if before:
+        then, last = format_score(scores[before[-1]], own["floor"]), max(scores)
+        now = format_score(scores[last], own["floor"])
+        found.append(f"The score was {then} at the alert, and is {now} at step {last:,}.")
+    outcomes = {o.name: o.sentences for o in conclude(reader).outcomes}
+    return [*found, outcomes.get(shorten(alert.behavior), "")]
+
+
+def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] | None:
+    """Return which probes pass and fail at the last evaluation up to a step; None: none there.
+
+    Args:
+        behavior: its number on the page.
+    """
+    behaviors = behavior_names(reader)
+    if not 0 <= behavior < len(behaviors):
+        return None
+    own = behaviors[behavior]
+    found = margins_at(reader, own["name"], step)
+    if len(found) < 2:
+        return None
+    (start, first), (at, now) = found
+    before = first if len(first) == len(now) else None
+    answers = _answers(reader, own["name"])
+    groups: dict[str, list[dict[str, Any]]] = {
+        "broke": [],
+        "recovered": [],
+        "failed": [],
+        "passed": [],
+    }
+    texts = own.get("texts") or []
+    for index in np.argsort(now, kind="stable").tolist():
+        passes = bool(now[index] > 0)
+        passed = passes if before is None else bool(before[index] > 0)
+        kind = KINDS[passed, passes]
+        probe: dict[str, Any] = {"index": index, "margin": _number(now[index])}
+        if before is not None:
+            probe["before"] = _number(before[index])
+        if index < len(texts):
+            probe["text"] = shorten(str(texts[index]))
+        if str(index) in answers:
+            probe["answers"] = answers[str(index)]
+        groups[kind].append(probe)
+    return {
+        "behavior": shorten(own["name"]),
+        "step": at,
+        "start": start,
+        "has_texts": bool(texts),
+        "counts": {kind: len(probes) for kind, probes in groups.items()},
+        "groups": {kind: probes[:MAX_PROBES] for kind, probes in groups.items()},
+    }
+
+
+def _number(value: float) -> str:
+    return format_number(float(value))
+
+
+def _answers(reader: Reader, behavior: str) -> dict[str, list[str]]:
+    """Return what the model said to a probe, with the step, by the number of the probe."""
+    found: dict[str, list[str]] = {}
+    for event in events_that_stand(reader.events(), BROKEN_ANSWERS):
+        said = (event["facts"].get("answers") or {}).get(behavior) or {}
+        for index, answer in said.items():
+            text = f"step {event['step']:,}: {shorten(str(answer))}"
+            found.setdefault(str(index), []).append(text)
+    return found

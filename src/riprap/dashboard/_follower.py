@@ -1,0 +1,148 @@
+"""Following one record: a view of all of it, and small changes since."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from riprap._text import escape_control_chars, shorten
+from riprap.dashboard._snapshot import behavior_names, conclusion_of, new_rows, opened, whole
+from riprap.errors import RecordError
+from riprap.record import Reader, position
+
+SETTLED_SECONDS = 2.0  # a file that was written more recently is read even if it looks the same
+MAX_CHANGES = 40  # kept since a view; then the next view is made anew
+MAX_NEW_ROWS = 20_000  # of one change; with more, readers fetch the view again
+CONCLUSION_REST = 20  # the conclusion rests for this many times the time that it took
+
+
+class Follower:
+    """Follower of one record, for any number of readers.
+
+    A view carries a version, and each change the next one. A reader that has missed one fetches
+    the view again.
+
+    Args:
+        file: the record.
+        key: number of the run on the page.
+        name: name of the run on the page.
+    """
+
+    def __init__(self, file: Path, key: str, name: str) -> None:
+        self.file, self.key, self.name = file, key, shorten(name)
+        self.is_open = False  # whether somebody has asked for the view
+        self.version = 0
+        self._lock = threading.Lock()
+        self._view: dict[str, Any] | None = None
+        self._changes: list[dict[str, Any]] = []
+        self._until: Mapping[str, int] = {}
+        self._seen: tuple[int, ...] = ()
+        self._conclusion: dict[str, Any] = {}
+        self._next_conclusion = 0.0
+        self._conclusion_is_old = False
+
+    def view(self) -> str:
+        """Return the whole run as JSON: a view, and the changes since it was made.
+
+        Raises:
+            RecordError: the record cannot be read.
+        """
+        with self._lock:
+            self.is_open = True
+            if self._view is None or len(self._changes) > MAX_CHANGES:
+                self._begin()
+            return _to_json({"view": self._view, "changes": self._changes})
+
+    def poll(self) -> str | None:
+        """Return what is new as JSON, or None; a record that cannot be read is told as well."""
+        if not self.is_open:
+            return None
+        with self._lock:
+            if self._view is None or not (self._is_touched() or self._conclusion_is_due()):
+                return None
+            try:
+                change = self._change()
+            except (RecordError, OSError) as error:
+                change = self._restart() | {"error": escape_control_chars(str(error))}
+            if change is None:
+                return None
+            return _to_json({"key": self.key, "version": self.version} | change)
+
+    def _begin(self) -> None:
+        self._signature()
+        with opened(self.file) as reader:
+            until = position(reader)
+            self._behaviors = behavior_names(reader)
+            self._read_conclusion(reader)
+            facts = {"key": self.key, "name": self.name, "version": self.version}
+            self._view = facts | whole(reader, until) | {"conclusion": self._conclusion}
+        self._until, self._changes = until, []
+        self._inode = self.file.stat().st_ino
+
+    def _change(self) -> dict[str, Any] | None:
+        assert self._view is not None
+        if self.file.stat().st_ino != self._inode:
+            return self._restart()
+        with opened(self.file) as reader:
+            until = position(reader)
+            new = sum(until.values()) - sum(self._until.values())
+            structure = [until[t] != self._until[t] for t in ("meta", "superseded")]
+            if any(structure) or new < 0 or new > MAX_NEW_ROWS:
+                return self._restart()
+            change: dict[str, Any] = {}
+            if new:
+                size = self._view["size"]
+                change = new_rows(reader, self._until, until, size, self._behaviors)
+                self._conclusion_is_old, self._until = True, until
+            if self._conclusion_is_due():
+                self._read_conclusion(reader)
+                change["conclusion"] = self._conclusion
+        if not change:
+            return None
+        self.version += 1
+        self._changes.append(change | {"version": self.version})
+        return change
+
+    def _restart(self) -> dict[str, Any]:
+        """Forget the view; readers fetch a new one."""
+        self._view, self._changes, self._seen = None, [], ()
+        self.version += 1
+        return {"restart": True}
+
+    def _read_conclusion(self, reader: Reader) -> None:
+        began = time.thread_time()
+        self._conclusion = conclusion_of(reader)
+        self._conclusion_is_old = False
+        took = time.thread_time() - began
+        self._next_conclusion = time.monotonic() + CONCLUSION_REST * took
+
+    def _conclusion_is_due(self) -> bool:
+        return self._conclusion_is_old and time.monotonic() >= self._next_conclusion
+
+    def _is_touched(self) -> bool:
+        """Return whether the record may have new rows."""
+        seen = self._seen
+        newest = self._signature()
+        return self._seen != seen or time.time() - newest < SETTLED_SECONDS
+
+    def _signature(self) -> float:
+        """Note size and time of the record's files; return the later time, in seconds."""
+        found, newest = [], 0.0
+        for file in (self.file, self.file.with_name(f"{self.file.name}-wal")):
+            try:
+                facts = file.stat()
+            except OSError:
+                found += [0, 0, 0]
+                continue
+            found += [facts.st_ino, facts.st_size, facts.st_mtime_ns]
+            newest = max(newest, facts.st_mtime)
+        self._seen = tuple(found)
+        return newest
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))

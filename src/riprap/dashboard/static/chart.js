@@ -1,0 +1,179 @@
+// Lanes: what one behavior, or the training, did over the steps.
+
+import { count, number, svg } from "./dom.js";
+
+export const LEFT = 52, RIGHT = 12;
+const SCORE = { top: 30, height: 70 }, MARGIN = { top: 144, height: 150 }, AXIS = 30;
+export const LANE_HEIGHT = MARGIN.top + MARGIN.height + AXIS;
+export const TRAINING_HEIGHT = 140;
+const MAX_DOTS = 80;
+const NO_LOSS = "The record has no loss of the training.";
+
+export function ticks(low, high, wanted) {
+  const rough = (high - low) / wanted || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const size = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const found = [];
+  for (let at = Math.ceil(low / size); at * size <= high; at += 1) found.push(at * size);
+  return found;
+}
+
+function scale(low, high, from, to) {
+  return (value) => Math.round((from + ((value - low) / (high - low || 1)) * (to - from)) * 10) / 10;
+}
+
+export const xScale = (width, last) => scale(0, last, LEFT, width - RIGHT);
+export const stepAt = (width, last, x) => ((x - LEFT) / (width - RIGHT - LEFT)) * last;
+
+function path(points) {
+  return points.map(([x, y], i) => `${i && points[i - 1] ? "L" : "M"}${x} ${y}`).join("");
+}
+
+function line(steps, values, x, y, kind) {
+  const points = steps.map((step, i) => [x(step), values[i] === null ? null : y(values[i])]);
+  const known = points.filter((point) => point[1] !== null);
+  const group = svg("g", { class: kind });
+  group.append(svg("path", { d: path(known), class: "line" }));
+  if (known.length <= MAX_DOTS) {
+    for (const [cx, cy] of known) group.append(svg("circle", { cx, cy, r: 2.2 }));
+  }
+  return group;
+}
+
+function yAxis(values, y, label, width) {
+  const group = svg("g", { class: "axis" });
+  for (const value of values) {
+    group.append(
+      svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value), class: "grid" }),
+      svg("text", { x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, number(value)),
+    );
+  }
+  const title = svg("text", { x: 0, y: label.y, class: "title" }, label.text);
+  group.append(title);
+  return group;
+}
+
+function xAxis(width, last, y) {
+  const x = xScale(width, last), group = svg("g", { class: "axis" });
+  group.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y, class: "base" }));
+  for (const step of ticks(0, last, Math.max(2, Math.floor(width / 110)))) {
+    if (step % 1) continue;
+    const anchor = x(step) > width - RIGHT - 24 ? "end" : "middle"; // a wide number stays inside
+    const at = anchor === "end" ? width : x(step);
+    group.append(svg("text", { x: at, y: y + 16, "text-anchor": anchor }, count(step)));
+  }
+  group.append(svg("text", { x: 0, y: y + 16, class: "title" }, "step"));
+  return group;
+}
+
+function alertLines(alerts, x, top, bottom) {
+  const group = svg("g", {});
+  for (const own of alerts) {
+    const at = x(own.step);
+    group.append(svg("line", { x1: at, x2: at, y1: top, y2: bottom, class: `rule ${own.level}` }));
+  }
+  return group;
+}
+
+export function marginRange(data, behavior) {
+  const band = data.bands.get(behavior), low = data.lines.get(`${behavior} margin_low`);
+  const mean = data.lines.get(`${behavior} margin`);
+  const known = [0];
+  for (const list of [band?.low, band?.high, low?.values, mean?.values]) {
+    for (const value of list ?? []) if (value !== null) known.push(value);
+  }
+  const least = known.reduce((a, b) => Math.min(a, b)), most = known.reduce((a, b) => Math.max(a, b));
+  const room = (most - least || 1) * 0.05;
+  return [least - room, most + room];
+}
+
+export function forecastEnd(data) {
+  const last = data.last_step || 1;
+  let end = last;
+  for (const own of data.forecasts.values()) {
+    if (own.margin > 0) {
+      end = Math.max(end, own.step + (own.forecast_high ?? own.forecast_low ?? 0));
+    }
+  }
+  return Math.min(end, last * 1.4 + 1);
+}
+
+function cone(forecast, x, y, last) {
+  const near = forecast?.forecast_low ?? null;
+  if (near === null || !(forecast.margin > 0)) return null;
+  const { step, margin } = forecast;
+  const far = step + (forecast.forecast_high ?? Math.max(last - step, near)), corners = [[step, margin], [step + near, 0], [far, 0]];
+  if (forecast.forecast_high === null) corners.push([far, margin]); // it may as well stay
+  const points = corners.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
+  return svg("polygon", { points, class: "cone" });
+}
+
+// Draws the panels of one behavior: its score, and its margins with their forecast.
+export function drawBehavior(node, data, behavior, width, last, range) {
+  const x = xScale(width, last), clip = `clip-${data.key}-${behavior}`;
+  const yScore = scale(0, 1, SCORE.top + SCORE.height, SCORE.top);
+  const bottom = MARGIN.top + MARGIN.height;
+  const y = scale(range[0], range[1], bottom, MARGIN.top);
+  const floor = data.behaviors[behavior].floor;
+  const alerts = data.alerts.filter((own) => own.behavior === behavior);
+  const band = data.bands.get(behavior);
+  const marks = svg("g", { "clip-path": `url(#${clip})` });
+  if (band) {
+    const upper = band.steps.map((s, i) => `${x(s)},${y(band.high[i])}`);
+    const lower = band.steps.map((s, i) => `${x(s)},${y(band.low[i])}`).reverse();
+    marks.append(svg("polygon", { points: [...upper, ...lower].join(" "), class: "band" }));
+  }
+  const hasRoom = cone(data.forecasts.get(behavior), x, y, last);
+  if (hasRoom) marks.append(hasRoom);
+  marks.append(alertLines(alerts, x, SCORE.top - 4, bottom));
+  for (const [signal, kind] of [["margin", "mean"], ["margin_low", "low"]]) {
+    const own = data.lines.get(`${behavior} ${signal}`);
+    if (own) marks.append(line(own.steps, own.values, x, y, kind));
+  }
+  const guard = svg("text", { x: 0, y: 119, class: "note" }, data.actions.length ? "guard" : "");
+  const score = data.lines.get(`${behavior} score`);
+  const area = { x: LEFT - 3, y: 0, width: width - LEFT - RIGHT + 6, height: LANE_HEIGHT };
+  node.replaceChildren(
+    svg("clipPath", { id: clip }, svg("rect", area)),
+    yAxis([0, 0.5, 1], yScore, { y: SCORE.top - 14, text: "score" }, width),
+    svg("line", { x1: LEFT, x2: width - RIGHT, y1: yScore(floor), y2: yScore(floor), class: "floor" }),
+    svg("text", { x: width - RIGHT, y: yScore(floor) + 13, class: "note", "text-anchor": "end" }, `floor ${number(floor)}`),
+    yAxis(ticks(range[0], range[1], 4), y, { y: MARGIN.top - 10, text: "margin" }, width),
+    svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(0), y2: y(0), class: "zero" }),
+    marks,
+    score ? line(score.steps, score.values, x, yScore, "score") : svg("g"),
+    guard,
+    xAxis(width, last, bottom),
+  );
+}
+
+// Draws loss and learning rate.
+export function drawTraining(node, data, width, last) {
+  const { loss, learning_rate: rate } = data.training;
+  const alerts = data.alerts.filter((own) => own.behavior < 0), isEmpty = !loss && !rate && !alerts.length;
+  node.setAttribute("height", isEmpty ? 24 : TRAINING_HEIGHT);
+  if (isEmpty) {
+    node.replaceChildren(svg("text", { x: 0, y: 14, class: "note" }, NO_LOSS));
+    return;
+  }
+  const x = xScale(width, last), bottom = TRAINING_HEIGHT - AXIS, top = 34;
+  const parts = [xAxis(width, last, bottom)];
+  parts.push(alertLines(alerts, x, top - 4, bottom));
+  for (const [own, kind] of [[rate, "rate"], [loss, "loss"]]) {
+    const known = (own?.values ?? []).filter((value) => value !== null);
+    if (!known.length) continue;
+    let low = known.reduce((a, b) => Math.min(a, b)), high = known.reduce((a, b) => Math.max(a, b));
+    if (kind === "rate") [low, high] = [0, high * 1.08];
+    const y = scale(low, high, bottom - 4, top);
+    if (kind === "rate") {
+      const text = `learning rate, from 0 to ${number(known.reduce((a, b) => Math.max(a, b)))}`;
+      parts.push(svg("text", { x: width - RIGHT, y: top - 14, class: "note rate-note", "text-anchor": "end" }, text));
+    }
+    if (kind === "loss") parts.unshift(yAxis(ticks(low, high, 3), y, { y: top - 14, text: "loss" }, width));
+    parts.push(line(own.steps, own.values, x, y, kind));
+  }
+  if (!loss && !rate) {
+    parts.push(svg("text", { x: LEFT, y: 70, class: "note" }, NO_LOSS));
+  }
+  node.replaceChildren(...parts);
+}

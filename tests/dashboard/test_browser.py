@@ -1,0 +1,159 @@
+"""The page in a real browser: it follows a run, alerts and probes open, texts stay texts."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dashboard.chrome import CHROMIUM, Chrome
+from hostile.test_escaping import NASTY
+from report.synthetic import Scene, typical
+from riprap._text import shorten
+from riprap.record import Writer
+from riprap.types import Action, Alert, Level, Reading
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    browser = Chrome(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+class Served:
+    """`riprap dashboard` in a process of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        command = [sys.executable, "-m", "riprap", "dashboard", str(folder), "--port", "0"]
+        self.process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().removeprefix("live page: ").strip()
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def opened(chrome: Chrome, served: Served, width: int = 1280) -> None:
+    chrome.call("Page.navigate", url="about:blank")  # the page before may have lost its server
+    chrome.wait("location.href === 'about:blank'")
+    chrome.problems.clear()
+    chrome.look(width)
+    chrome.call("Page.navigate", url=served.address)
+    chrome.wait("document.querySelector('.lane .score .line') !== null")
+
+
+def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    writer = scene.writer
+    scene.visit(0, "refusal", np.full(20, 5.0, dtype=np.float32))
+    writer.flush()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        assert chrome.run("document.querySelectorAll('.buttons button').length") == 0
+        scene.visit(10, "refusal", np.full(20, -1.0, dtype=np.float32))
+        cause = Reading(5, "refusal", "margin_low", 1.5)
+        writer.add_alert(Alert(5, "refusal", Level.CRITICAL, "forecast", "it breaks", (cause,)))
+        writer.add_action(Action(7, "agem", "gradients", True, "projected it"))
+        writer.flush()
+        chrome.wait("document.querySelector('.buttons .critical') !== null")
+        chrome.wait("document.querySelector('.first').textContent.includes('broke at step 10')")
+        chrome.wait("document.querySelector('.lane .badge.broken') !== null")
+        assert len(chrome.run("document.querySelector('.score .line').getAttribute('d')")) > 10
+
+        chrome.run("document.querySelector('.buttons .critical').focus()")
+        chrome.key("Enter")
+        chrome.wait("document.querySelectorAll('.chain li').length === 4")
+        text = chrome.run("document.getElementById('detail').innerText")
+        for part in ("threshold margin: 1.50, at step 5", "it breaks", "projected it", "is 0.00"):
+            assert part in text
+        chrome.key("Escape")
+        chrome.wait("!document.getElementById('detail').open")
+
+        chrome.run("document.querySelector('[role=slider]').focus()")
+        chrome.key("ArrowLeft")
+        now = "document.querySelector('[role=slider]').getAttribute('aria-valuetext')"
+        assert chrome.run(now).startswith("step 0, score 1")
+        chrome.key("ArrowRight")
+        chrome.key("Enter")
+        chrome.wait("document.querySelectorAll('#detail tbody tr').length === 20")
+        lead = chrome.run("document.querySelector('#detail .lead').textContent")
+        assert lead == "At step 10, 20 of 20 probes fail; 20 of them passed at step 0."
+        chrome.key("Escape")
+
+        Writer(tmp_path / "second").close()  # a new run appears
+        chrome.wait("document.querySelectorAll('#runs li').length === 2")
+        assert chrome.problems == []
+    writer.close()
+
+
+def test_the_token_opens_the_page_and_nothing_else_does(chrome: Chrome, tmp_path: Path) -> None:
+    typical(tmp_path / "run", 20).writer.close()
+    token = "a-token-of-some-length"
+    with Served(tmp_path, "--token", token) as served:
+        assert token in served.address
+        chrome.look(1280)
+        chrome.call("Page.navigate", url=served.address.partition("?")[0])
+        chrome.wait("document.body.innerText.includes('A token is needed')")
+        opened(chrome, served)
+        assert chrome.run("location.search") == ""
+        assert chrome.run("document.cookie") == ""
+        assert chrome.problems == []
+
+
+@pytest.mark.parametrize("width", [390, 1280, 2560])
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_width_makes_it_scroll_sideways(
+    chrome: Chrome, tmp_path: Path, width: int, dark: bool
+) -> None:
+    for name in ("one", "two"):
+        typical(tmp_path / name, 60).writer.close()
+    with Served(tmp_path) as served:
+        opened(chrome, served, width)
+        chrome.look(width, dark=dark)
+        chrome.wait("document.querySelectorAll('.lane .score .line').length === 6")
+        assert chrome.run("document.documentElement.scrollWidth") == width
+        ground = chrome.run("getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", ground)[0]) < 128) == dark
+        unnamed = (
+            "[...document.querySelectorAll('button, [role=slider], input')].filter((own) => "
+            "!(own.getAttribute('aria-label') || own.innerText || own.labels?.length)).length"
+        )
+        assert chrome.run(unnamed) == 0
+        assert chrome.problems == []
+
+
+def test_hostile_texts_stay_texts(chrome: Chrome, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", NASTY, 6)
+    for text in NASTY:
+        scene.visit(0, text, np.full(4, 5.0, dtype=np.float32))
+        scene.writer.add_alert(Alert(0, text, Level.WARNING, text, text))
+        scene.writer.add_action(Action(0, text, "update", True, text))
+    scene.writer.write_meta(task=NASTY[0])
+    scene.writer.close()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        names = chrome.run("[...document.querySelectorAll('h3')].map((own) => own.textContent)")
+        assert names == ["Training", *map(shorten, NASTY)]
+        chrome.run("document.querySelectorAll('.buttons .warning').forEach((own) => own.click())")
+        chrome.wait("document.querySelectorAll('.chain li').length === 4")
+        kinds = chrome.run(
+            "[...new Set([...document.querySelectorAll('*')].map((o) => o.tagName))]"
+        )
+        assert not {"IMG", "B", "EVIL", "IFRAME"} & set(kinds)
+        assert chrome.run("window.evil") is None
+        assert chrome.problems == []

@@ -1,0 +1,367 @@
+"""The page over HTTP: who may read it, what it sends, and that changes arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from report.synthetic import Scene, typical
+from riprap.dashboard import check_address, make_app, serve
+from riprap.dashboard._app import Stream
+from riprap.dashboard._follower import MAX_CHANGES, Follower
+from riprap.dashboard._runs import Runs
+from riprap.errors import ConfigError, RecordError
+from riprap.record import FILE_NAME, Reader, Writer
+from riprap.types import Action, Alert, Level, Reading
+
+TOKEN = "correct-horse-battery-staple"
+LOCAL = "http://127.0.0.1:8642"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    scene = typical(folder / "first")
+    scene.writer.add_action(Action(41, "agem", "gradients", True, "projected the gradient"))
+    for step in (40, 80):
+        scene.writer.add_event(step, "training", loss=step / 20, learning_rate=1e-3)
+    scene.writer.close()
+    return folder
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[TestClient]:
+    yield TestClient(make_app([folder]), base_url=LOCAL)
+
+
+def guarded(folder: Path, host: str = "0.0.0.0") -> TestClient:
+    app = make_app([folder], host, TOKEN)
+    return TestClient(app, base_url="http://192.0.2.7:8642", follow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "192.0.2.7", "", "[::2]"],
+)
+def test_a_host_that_is_not_this_machine_is_refused(client: TestClient, host: str) -> None:
+    for path in ("/", "/runs/1", "/events", "/app.js"):
+        answer = client.get(path, headers={"host": host})
+        assert answer.status_code == 421
+        assert "refusal" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["localhost:9", "127.0.0.1", "[::1]:8642", "LOCALHOST."])
+def test_a_name_of_this_machine_is_accepted(client: TestClient, host: str) -> None:
+    assert client.get("/runs/1", headers={"host": host}).status_code == 200
+
+
+def test_each_address_of_an_open_server_is_accepted_but_no_foreign_name(folder: Path) -> None:
+    client, bearer = guarded(folder), {"authorization": f"Bearer {TOKEN}"}
+    assert client.get("/runs/1", headers=bearer).status_code == 200
+    answer = client.get("/runs/1", headers={**bearer, "host": "evil.example"})
+    assert answer.status_code == 421
+
+
+@pytest.mark.parametrize("path", ["/", "/app.js", "/runs/1", "/runs/1/alerts/1", "/events", "/no"])
+def test_without_the_token_nothing_is_read(folder: Path, path: str) -> None:
+    client = guarded(folder)
+    wrong: list[dict[str, str | bytes]] = [
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": "Bearer "},
+        {"cookie": f"riprap_token={TOKEN}"},
+        {"cookie": b"riprap_token=\xff; ="},
+    ]
+    for headers in wrong:
+        assert client.get(path, headers=headers).status_code == 401
+    assert client.get(path, params={"token": TOKEN[:-1]}).status_code == 401
+
+
+def test_the_token_opens_the_page_and_leaves_the_address(folder: Path) -> None:
+    client = guarded(folder)
+    answer = client.get("/", params={"token": TOKEN})
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    cookie = answer.headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in cookie
+    assert client.get("/").status_code == 200  # the client keeps the cookie
+    assert client.get("/runs/1").json()["view"]["name"] == "first"
+    other = guarded(folder)
+    assert other.get("/runs/1", params={"token": TOKEN}).status_code == 200
+
+
+def test_an_address_that_others_reach_needs_a_long_token() -> None:
+    check_address("127.0.0.1", None)
+    check_address("::1", None)
+    check_address("0.0.0.0", TOKEN)
+    for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
+        with pytest.raises(ConfigError, match="give a --token too"):
+            check_address(host, None)
+    with pytest.raises(ConfigError, match="has 5 characters"):
+        check_address("127.0.0.1", "short")
+
+
+def test_serve_refuses_before_it_listens(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--token"):
+        serve([tmp_path], "0.0.0.0", announce=pytest.fail)
+    with pytest.raises(RecordError, match="no run at"):
+        serve([tmp_path / "missing"], announce=pytest.fail)
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_no_method_writes(client: TestClient, folder: Path, method: str) -> None:
+    before = (folder / "first" / FILE_NAME).read_bytes()
+    for path in ("/", "/runs/1", "/events"):
+        assert client.request(method, path).status_code == 405
+    assert (folder / "first" / FILE_NAME).read_bytes() == before
+
+
+def test_the_policy_allows_no_inline_script_and_the_page_has_none(client: TestClient) -> None:
+    for path in ("/", "/page.css", "/app.js", "/runs/1", "/no"):
+        policy = client.get(path).headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+    page = client.get("/").text
+    assert not re.search(r"<script(?![^>]*\bsrc=)", page)
+    assert not re.search(r"\bstyle=|<style|\bon\w+=|https?:", page)
+    names = re.findall(r'(?:src|href)="/([^"]+)"', page)
+    scripts = [client.get(f"/{name}") for name in names]
+    assert all(answer.status_code == 200 for answer in scripts) and len(scripts) == 2
+    for script in (client.get(f"/{name}.js").text for name in ("app", "chart", "data", "detail")):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
+
+
+def test_the_view_holds_what_the_record_holds(client: TestClient, folder: Path) -> None:
+    view = client.get("/runs/1").json()["view"]
+    assert [own["name"] for own in view["behaviors"]] == [
+        *("refusal", "arithmetic", "general knowledge")
+    ]
+    with Reader(folder / "first") as reader:
+        scores = reader.series("score")["refusal", "score", ""]
+        margins = reader.margins("refusal")
+    line = next(own for own in view["lines"] if (own["behavior"], own["signal"]) == (0, "score"))
+    assert line["steps"] == list(scores)
+    assert line["values"] == pytest.approx(list(scores.values()), rel=1e-4)
+    band = next(own for own in view["bands"] if own["behavior"] == 0)
+    expected = np.quantile(margins[band["steps"][-1]].astype(float), [0.1, 0.9])
+    assert [band["low"][-1], band["high"][-1]] == pytest.approx(expected, rel=1e-4)
+    assert "Refusal broke at step 15" in view["conclusion"]["line"]
+    assert len(view["conclusion"]["numbers"]) == 3
+    assert view["training"]["loss"] == {"steps": [40, 80], "values": [2.0, 4.0]}
+
+
+def test_an_alert_opens_into_signal_action_and_effect(client: TestClient) -> None:
+    view = client.get("/runs/1").json()["view"]
+    alert = next(own for own in view["alerts"] if own["behavior"] == 0)
+    found = client.get(f"/runs/1/alerts/{alert['id']}").json()
+    assert found["signal"] == ["threshold margin: 3.40, at step 3"]
+    assert "expected to reach its floor in 8 steps" in found["alert"]
+    assert found["action"] == ["agem changed training once, at step 41: projected the gradient"]
+    assert found["effect"][0] == "The alert stands."
+    assert found["effect"][1] == "The score was 1.00 at the alert, and is 0.00 at step 120."
+    assert client.get("/runs/1/alerts/99").status_code == 404
+    assert client.get("/runs/9").status_code == 404
+
+
+def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run")
+    texts = ["how to bake", "how to paint", "how to read", "how to sing"]
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9, "texts": texts}])
+    for step, margins in ((0, [1, 1, -1, -1]), (10, [2, -2, 3, -3]), (20, [9, 9, 9, 9])):
+        writer.add_margins(step, "a", np.array(margins, dtype=np.float32))
+        writer.add_readings([Reading(step, "a", "score", 0.5)])
+    writer.add_event(20, "broken_answers", answers={"a": {"1": "red <b>"}})
+    writer.close()
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    found = client.get("/runs/1/probes/0/15").json()
+    assert (found["step"], found["start"]) == (10, 0)
+    groups = {kind: [own["text"] for own in probes] for kind, probes in found["groups"].items()}
+    assert groups == {
+        "broke": ["how to paint"],
+        "failed": ["how to sing"],
+        "recovered": ["how to read"],
+        "passed": ["how to bake"],
+    }
+    broke = found["groups"]["broke"][0]
+    assert (broke["before"], broke["margin"]) == ("1.00", "-2.00")
+    assert broke["answers"] == ["step 20: red <b>"]
+    for wrong in ("1/15", "7/0"):
+        assert client.get(f"/runs/1/probes/{wrong}").status_code == 404
+
+
+def visit(writer: Writer, step: int, score: float) -> None:
+    writer.add_readings([Reading(step, "a", "score", score)])
+    writer.flush()
+
+
+def follower_of(folder: Path) -> tuple[Writer, Follower]:
+    writer = Writer(folder)
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
+    visit(writer, 0, 1.0)
+    return writer, Follower(folder / FILE_NAME, "1", "run")
+
+
+def scores_of(answer: str) -> dict[int, float]:
+    found, parts = {}, json.loads(answer)
+    for part in [parts["view"], *parts["changes"]]:
+        for line in part.get("lines", []):
+            found |= dict(zip(line["steps"], line["values"], strict=True))
+    return found
+
+
+def test_changes_carry_the_new_rows_only_and_add_up(tmp_path: Path) -> None:
+    writer, follower = follower_of(tmp_path / "run")
+    assert follower.poll() is None  # nobody has asked for it
+    first = json.loads(follower.view())
+    assert first["view"]["version"] == 0
+    expected = {0: 1.0}
+    for step in range(1, 2 * MAX_CHANGES):
+        visit(writer, step, 0.5)
+        expected[step] = 0.5
+        message = json.loads(follower.poll() or "")
+        assert message["version"] == step
+        assert message["lines"] == [
+            {"behavior": 0, "signal": "score", "steps": [step], "values": [0.5]}
+        ]
+        assert len(json.dumps(message)) < 2000
+    assert scores_of(follower.view()) == expected
+    assert len(json.loads(follower.view())["changes"]) <= MAX_CHANGES
+    writer.close()
+
+
+def test_a_record_that_was_continued_elsewhere_starts_again(tmp_path: Path) -> None:
+    writer, follower = follower_of(tmp_path / "run")
+    at = writer.position()
+    visit(writer, 5, 0.9)
+    assert scores_of(follower.view()) == {0: 1.0, 5: 0.9}
+    writer.resume_from(0, at)
+    visit(writer, 5, 0.1)
+    assert json.loads(follower.poll() or "")["restart"]
+    assert scores_of(follower.view()) == {0: 1.0, 5: 0.1}
+    writer.close()
+
+
+def test_a_damaged_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text("no record " * 100)
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    answer = client.get("/runs/1")
+    assert answer.status_code == 503
+    assert "not a readable record" in answer.json()["error"]
+
+
+def test_runs_that_appear_get_the_next_numbers(tmp_path: Path) -> None:
+    runs = Runs([tmp_path])
+    assert not runs.followers
+    for name in ("b", "a/inner"):
+        Writer(tmp_path / name).close()
+        assert [own.name for own in runs.refresh()] == [name]
+    assert [own.name for own in runs.followers.values()] == ["b", "a/inner"]
+    assert runs.refresh() == []
+
+
+def append(folder: Path, start: Any) -> None:
+    writer = Writer(folder, resume=True)
+    start.wait(60)
+    visit(writer, 1, 0.25)
+    writer.add_alert(Alert(1, "a", Level.CRITICAL, "d", "m"))
+    writer.close()
+
+
+def test_events_arrive_while_another_process_writes(tmp_path: Path) -> None:
+    writer, _ = follower_of(tmp_path / "run")
+    writer.close()
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    process = context.Process(target=append, args=(tmp_path / "run", start))
+    process.start()
+    runs = Runs([tmp_path])
+    stream = Stream(runs)
+
+    async def read() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        async with stream.running(None):  # type: ignore[arg-type]
+            async for text in stream.messages():
+                for line in text.splitlines():
+                    if line.startswith("data: "):
+                        found.append(json.loads(line[6:]))
+                if len(found) == 1:
+                    runs.followers["1"].view()
+                    start.set()
+                if any(own.get("alerts") for own in found):
+                    break
+        return found
+
+    found = asyncio.run(asyncio.wait_for(read(), 120))
+    process.join(60)
+    assert found[0]["runs"] == [{"key": "1", "name": "run", "version": 0}]
+    lines = [line for own in found[1:] for line in own.get("lines", [])]
+    assert [(line["steps"], line["values"]) for line in lines] == [([1], [0.25])]
+
+
+def test_a_reader_that_does_not_read_is_let_go(tmp_path: Path) -> None:
+    stream = Stream(Runs([tmp_path]))
+
+    async def fill() -> int:
+        messages = stream.messages()
+        await anext(messages)
+        for _ in range(200):
+            stream._publish("{}")
+        return len([text async for text in messages])
+
+    assert asyncio.run(fill()) == 64
+    assert not stream._readers
+
+
+def test_a_hundred_thousand_steps_make_a_small_view(tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["a"])
+    writer = scene.writer
+    random = np.random.default_rng(0)
+    for start in range(0, 100_000, 1000):
+        steps = range(start, start + 1000)
+        writer.add_readings(
+            [Reading(s, "a", "interference", float(random.normal())) for s in steps]
+        )
+        for step in steps[::20]:
+            scene.visit(step, "a", random.normal(5, 1, 8).astype(np.float32))
+    writer.add_readings([Reading(77_777, "a", "score", 0.125)])
+    writer.close()
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    answer = client.get("/runs/1")
+    assert len(answer.content) < 60_000
+    line = next(own for own in answer.json()["view"]["lines"] if own["signal"] == "score")
+    assert (77_777, 0.125) in zip(line["steps"], line["values"], strict=True)
+
+
+@pytest.mark.parametrize("text", ["</script><b>evil</b>", "\x1b[2Jevil\u202e", "a\nb", "é模型"])
+def test_hostile_names_arrive_as_escaped_text(tmp_path: Path, text: str) -> None:
+    scene = Scene(tmp_path / "run", [text], 6)
+    scene.visit(0, text, np.full(20, 5.0))
+    scene.writer.add_alert(Alert(0, text, Level.WARNING, text, text))
+    scene.writer.add_action(Action(0, text, "update", True, text))
+    scene.writer.close()
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    acts = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+    for path in ("/runs/1", "/runs/1/alerts/1", "/runs/1/probes/0/0"):
+        answer = client.get(path)
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+        def texts(value: Any) -> Iterator[str]:
+            if isinstance(value, str):
+                yield value
+            for part in value.values() if isinstance(value, dict) else ():
+                yield from texts(part)
+            for part in value if isinstance(value, list) else ():
+                yield from texts(part)
+
+        found = list(texts(answer.json()))
+        assert any("evil" in own or "a" in own or "é" in own for own in found)
+        assert not [own for own in found if acts.search(own)]
