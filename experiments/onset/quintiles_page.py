@@ -247,6 +247,12 @@ def failures(found: Sequence[Ranking]) -> list[str]:
         )
         if count
     ]
+    late = sum(bool(one.last[0] > one.last[1]) for one in harm)
+    if late:
+        lines.append(
+            f"The low end: in {late} of {len(harm)} rankings by harm the fifth that was predicted "
+            "to do the least harm lost more than the next one."
+        )
     by = {(one.data, one.behavior, one.score): one for one in found}
     for (data, behavior, score), one in by.items():
         if score != "harm":

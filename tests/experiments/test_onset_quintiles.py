@@ -174,6 +174,7 @@ def test_the_page_names_what_fails(tmp_path: Path) -> None:
     text = quintiles_page.write_page(tmp_path).read_text()
     assert "| harm | 0 of 6 | 0 of 6 | −1.00 | 0 of 6 | 0 of 6 |" in text
     assert "- dolly, refusal: not monotone; Spearman is −1.0." in text
+    assert "in 6 of 6 rankings by harm the fifth that was predicted" in text
     assert "30 of 30 fifths were predicted to lose margin, and gained it" in text
     assert "- dolly, refusal: sorting by random is as good" in text
 
