@@ -209,7 +209,10 @@ class _Run:
         torch.manual_seed(seed)
         optimizer = stage.optimizer(model)
         monitor = Monitor(
-            [_behavior(own, model) for own in stage.old], signals=signals.per_step(), budget=None
+            [_behavior(own, model) for own in stage.old],
+            signals=signals.per_step(),
+            budget=None,
+            autocast=ground.autocast,
         )
         meter, taken = Meter(model), 0
         try:

@@ -77,6 +77,7 @@ class Ground(ABC):
     methods: ClassVar[tuple[str, ...]] = ()  # methods that run here; none: all of them
     looks: ClassVar[int] = 20  # evaluations along the last stage
     timed: ClassVar[int] = 30  # plain steps that are timed before and after each stage
+    autocast: ClassVar[torch.dtype | None] = None  # of `loss`, for what is evaluated before step 1
     replay: ClassVar[tuple[int, int]] = (32, 64)  # old rows in a batch, batches before they repeat
 
     @abstractmethod

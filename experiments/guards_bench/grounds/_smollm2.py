@@ -51,6 +51,7 @@ class SmolLM2(Ground):
         "other rows, as a share of the plain run's; AdamW at 2e-4"
     )
     methods = ("none", "mixing_50", "der_pp", "auto_guard", "safe_anchor", "mixing_10", "osft")
+    autocast = torch.bfloat16
     looks = 2
     timed = 2
     replay = (BATCH, 8)
