@@ -284,6 +284,13 @@ def write_page(out: Path) -> Path:
     seconds = sum(run["processor_seconds"] for run in runs)
     seconds += sum(one.scored["processor_seconds"] for one in recorded)
     commits = ", ".join(sorted({one["commit"] for one in [*runs, *(o.scored for o in recorded)]}))
+    done = {run for one in recorded for run in one.runs}
+    missing = dict.fromkeys(
+        " ".join(filter(None, (run.data, "by", run.score, run.behavior and f"to {run.behavior}")))
+        for run in plan([0])
+        if run not in done
+    )
+    absent = f" Not recorded to the end: {'; '.join(missing)}." if missing else ""
     seeds = ", ".join(map(str, sorted({one.seeds for one in found}))) or NOTHING
     failed = "\n".join(f"- {line}" for line in failures(found)) or "- Nothing in these tables."
     left_out = [
@@ -303,7 +310,7 @@ def write_page(out: Path) -> Path:
         "order in 120 does by chance; Spearman's correlation over five has a standard deviation "
         "of 0.5 by chance.",
         f"Recorded: {len(runs)} of {len(planned)} runs, by `{COMMAND} --record` at {commits}, in "
-        f"{seconds:.0f} processor seconds. Seeds for each ranking: {seeds}. The data "
+        f"{seconds:.0f} processor seconds.{absent} Seeds for each ranking: {seeds}. The data "
         f"sets are those of the exploratory half. This page: `{COMMAND} --table`.",
         f"## In short\n\n{table(summary_table(found))}",
         f"## What fails\n\n{failed}",

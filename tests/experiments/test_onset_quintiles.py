@@ -164,7 +164,7 @@ def test_the_page_tells_what_harm_foresaw(tmp_path: Path) -> None:
         assert one.passing.tolist() == [1.0] * 5
         assert one.sources[0] == {"plain": 40} and one.sources[-1] == {"bad": 40}
     text = quintiles_page.write_page(tmp_path).read_text()
-    assert "Recorded: 60 of 60 runs" in text
+    assert "Recorded: 60 of 60 runs" in text and "Not recorded" not in text
     assert "| harm | 6 of 6 | 6 of 6 | 1.00 | 6 of 6 | 6 of 6 |" in text
     assert "not monotone" not in text and "The sign of the first order" not in text
 
@@ -185,4 +185,5 @@ def test_a_ranking_with_a_missing_fifth_is_counted_and_left_out(tmp_path: Path) 
     (dolly,) = [one for one in quintiles_page.read(tmp_path) if one.data == "dolly"]
     assert dolly.ranking("harm", "refusal", "refusal") is None
     text = quintiles_page.write_page(tmp_path).read_text()
+    assert "Not recorded to the end: dolly by harm to refusal." in text
     assert "Recorded: 59 of 60 runs" in text and "| harm | 5 of 5 |" in text
