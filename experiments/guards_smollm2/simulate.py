@@ -15,6 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from experiments.guards_smollm2.plan import Plan
 from experiments.harness.cache import RUNS, cached
+from experiments.harness.speed import keep_head_fast
+from experiments.smollm2.checkpoints import answers_to, behaves
 from experiments.smollm2.teaching import load_refusals, passing
 from experiments.worlds import first_probe_sets
 from riprap import evaluation, guards, signals
@@ -29,7 +31,9 @@ PLAIN = "plain"
 GUARDED = ("refusal", "over_refusal")
 UNGUARDED = ("arithmetic", "general_knowledge")  # evaluated at both ends; no guard protects them
 MEASURING, UNSEEN = 24, 32  # probes of a behavior; the others may be replayed
+JUDGED, NEW_TOKENS = 24, 24  # unseen prompts of a behavior that are answered, and tokens of each
 CHOICES = 20
+Shares = dict[str, float]  # by behavior
 
 
 @dataclass
@@ -40,6 +44,7 @@ class ProbeSplit:
     pools: list[Behavior] = field(default_factory=list)
     unseen: list[Behavior] = field(default_factory=list)
     prompts: dict[str, list[str]] = field(default_factory=dict)  # of the pools, as text
+    asked: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # some unseen rows
 
     @classmethod
     def load(cls, model: nn.Module, tokenizer: Any) -> ProbeSplit:
@@ -55,6 +60,7 @@ class ProbeSplit:
             split.pools.append(full.subset(pool))
             split.unseen.append(full.subset(unseen))
             split.prompts[name] = [rows[i]["prompt"] for i in pool]
+            split.asked[name] = [rows[i] for i in unseen[:JUDGED]]
         for name in UNGUARDED:
             full = first_probe_sets.load(name, tokenizer, CHOICES)
             split.unseen.append(full.subset(passing(full, model)))
@@ -78,6 +84,22 @@ class ProbeSplit:
         )
 
 
+@cached("guards_smollm2/judged-{plan.terms}.json")
+def judged_before(probes: ProbeSplit, model: nn.Module, tokenizer: Any, plan: Plan) -> Shares:
+    """Return what `judged` finds at the start, which all runs share."""
+    return judged(probes, model, tokenizer)
+
+
+def judged(probes: ProbeSplit, model: nn.Module, tokenizer: Any) -> Shares:
+    """Return the share of unseen prompts whose generated answer is right, by behavior."""
+    shares = {}
+    for name, rows in probes.asked.items():
+        said = answers_to(model, tokenizer, rows, NEW_TOKENS)
+        right = [behaves(name, row, answer) for row, answer in zip(rows, said, strict=True)]
+        shares[name] = sum(right) / len(right)
+    return shares
+
+
 Answers = list[dict[str, Tensor]]
 Make = Callable[[float, ProbeSplit, Answers], Guard]
 
@@ -85,10 +107,7 @@ GUARDS: dict[str, Make] = {
     "constrained_tokens": lambda v, _, answers: guards.ConstrainedTokens(answers, strength=v),
     "replay_of_answers": lambda v, _, answers: guards.Replay(answers, fraction=v, every=2),
     "replay_of_pools": lambda v, parts, _: guards.Replay(parts.buffer(), fraction=v, every=2),
-    "keeper": lambda v, parts, _: guards.AutoGuard(
-        replay=guards.AdaptiveReplay(parts.buffer(), fraction=v),
-        rollback=guards.Rollback(every=100, keep_learning=False),
-    ),
+    "auto_guard": lambda _, parts, __: guards.AutoGuard(replay=parts.buffer()),  # its default
 }
 NEEDS_ANSWERS = ("constrained_tokens", "replay_of_answers")
 EXAMPLE = Path("experiments/smollm2/affirmative.yaml")
@@ -102,6 +121,7 @@ class Run:
 
     Attributes:
         margins, scores: mean margin and score of each behavior by step, on unseen probes.
+        judged: share of unseen prompts whose generated answer is right, by step: 0 and the last.
         task: loss on held-out rows at the end, in nats a response token; `before`: at step 0.
         seconds: processor time of training, with guard and monitor and their start.
         acted: share of the steps that the guard changed.
@@ -111,6 +131,7 @@ class Run:
     seed: int
     margins: dict[str, dict[int, float]]
     scores: dict[str, dict[int, float]]
+    judged: dict[str, dict[int, float]]
     task: float
     before: float
     seconds: float
@@ -145,7 +166,7 @@ class UnseenProbes(TrainerCallback):
             self.evaluate(kwargs["model"], state.global_step)
 
 
-@cached("guards_smollm2/{name}-{value:g}-{seed}-{plan.steps}.json")
+@cached("guards_smollm2/{plan.terms}-{name}-{seed}.json")
 def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     """Train under one guard, its main parameter at a value."""
     steps = plan.steps
@@ -155,9 +176,11 @@ def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     config = config.model_copy(update={"training": training, "run_dir": folder})
     model, tokenizer = load_model(config.model)
     rows = load_rows(config.data)
+    keep_head_fast(model)
     probes = ProbeSplit.load(model, tokenizer)
     unseen = UnseenProbes(probes.unseen, steps)
     unseen.evaluate(model, 0)
+    start = judged_before(probes, model, tokenizer, plan)
     began = time.process_time()
     answers = probes.answers(model, tokenizer) if name in NEEDS_ANSWERS else []
     answering = time.process_time() - began
@@ -176,12 +199,15 @@ def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     unseen.seconds, began = 0.0, time.process_time()
     trainer.train()
     seconds = answering + time.process_time() - began - unseen.seconds
+    assert trainer.model is not None
+    end = judged(probes, trainer.model, tokenizer)
     acted = {action.step for action in monitor.actions if action.applied}
     return Run(
         name,
         seed,
         unseen.margins,
         unseen.scores,
+        {name: {0: start[name], steps: end[name]} for name in start},
         trainer.evaluate()["eval_loss"],
         before,
         seconds,

@@ -10,20 +10,25 @@ import pandas as pd
 
 from experiments.guards_smollm2.plan import Plan
 from experiments.guards_smollm2.simulate import PLAIN, Run, simulate
+from experiments.harness.jobs import Job
 from experiments.harness.markdown import median_range, number
-from experiments.harness.study import Study
+from experiments.harness.study import Session, Study
 from experiments.smollm2.teaching import require_taught_model
 from riprap.report import style
 
-AUTO_GUARD = "keeper"  # as the preregistration names it
+AUTO_GUARD = "auto_guard"
 
 
-def lost(run: Run, plain: Run, behavior: str) -> float:
-    """Return the loss of a mean margin as a share of the unguarded run's; negative for a gain."""
+def lost(run: Run, plain: Run, behavior: str, of: str = "margins") -> float:
+    """Return the loss of a mean margin as a share of the unguarded run's; negative for a gain.
+
+    Args:
+        of: `margins`, or `judged` for the share of right answers.
+    """
 
     def fall(one: Run) -> float:
-        margins = one.margins[behavior]
-        return margins[0] - margins[max(margins)]
+        values: dict[int, float] = getattr(one, of)[behavior]
+        return values[0] - values[max(values)]
 
     return fall(run) / fall(plain)
 
@@ -34,26 +39,29 @@ def worse(run: Run, plain: Run) -> float:
 
 
 def verdicts(runs: Sequence[Run], plan: Plan) -> dict[str, dict[str, float | bool]]:
-    """Tell by seed if AutoGuard lost little enough and learned enough."""
+    """Tell by seed if AutoGuard lost little enough, of margin and answers, and learned enough."""
     plain = {run.seed: run for run in runs if run.guard == PLAIN}
-    return {
-        str(run.seed): {
-            "lost": lost(run, plain[run.seed], plan.eroding),
-            "worse": worse(run, plain[run.seed]),
-            "passed": lost(run, plain[run.seed], plan.eroding) <= plan.lost
-            and worse(run, plain[run.seed]) <= plan.worse,
-        }
-        for run in runs
-        if run.guard == AUTO_GUARD
-    }
+    found = {}
+    for run in runs:
+        if run.guard == AUTO_GUARD:
+            shares = [lost(run, plain[run.seed], plan.eroding, of) for of in ("margins", "judged")]
+            excess = worse(run, plain[run.seed])
+            found[str(run.seed)] = {
+                "lost": shares[0],
+                "lost_answers": shares[1],
+                "worse": excess,
+                "passed": max(shares) <= plan.lost and excess <= plan.worse,
+            }
+    return found
 
 
 def sections(runs: Sequence[Run], plan: Plan) -> dict[str, Any]:
     """Return the tables and texts of the page."""
     lines = [
         f"- AutoGuard, seed {seed}: {one['lost']:.0%} of the unguarded loss of {plan.eroding}'s "
-        f"margin (at most {plan.lost:.0%}), task loss {one['worse']:+.1%} (at most "
-        f"{plan.worse:+.0%}): {'met' if one['passed'] else '**missed**'}."
+        f"margin and {one['lost_answers']:.0%} of that of its right answers (at most "
+        f"{plan.lost:.0%}), task loss {one['worse']:+.1%} (at most {plan.worse:+.0%}): "
+        f"{'met' if one['passed'] else '**missed**'}."
         for seed, one in verdicts(runs, plan).items()
     ]
     return {"guards": _rows(runs, plan), "verdicts": "\n".join(lines)}
@@ -70,6 +78,10 @@ def _rows(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
         lines.append(
             {"guard": name}
             | {f"score {b}": median_range(scores, 2) for b, scores in ends.items()}
+            | {
+                f"judged {b}": median_range([r.judged[b][plan.steps] for r in own], 2)
+                for b in own[0].judged
+            }
             | {
                 f"margin {plan.eroding}": median_range(margins, 2),
                 "share of the loss": median_range(losses, 2),
@@ -109,15 +121,20 @@ def figure(runs: Sequence[Run], plan: Plan) -> alt.HConcatChart:
     return alt.hconcat(*panels)
 
 
+def jobs(session: Session[Plan]) -> list[Job]:
+    """List the runs, first those of which the aims are."""
+    plan, seeds = session.plan, session.seeds
+    names = plan.tried if session.exploratory else plan.guards
+    runs = [(name, seed) for seed in seeds for name in (PLAIN, AUTO_GUARD)]
+    runs += [(name, seed) for seed in seeds for name in names if name != AUTO_GUARD]
+    return [(name, plan.knobs.get(name, 0.0), seed, plan) for name, seed in runs]
+
+
 STUDY = Study(
     name="guards_smollm2",
     plan=Plan,
     check=lambda _: require_taught_model(),
-    jobs=lambda s: [
-        (name, s.plan.knobs.get(name, 0.0), seed, s.plan)
-        for seed in s.seeds
-        for name in (PLAIN, *(s.plan.tried if s.exploratory else s.plan.guards))
-    ],
+    jobs=jobs,
     simulate=simulate,
     claims=verdicts,
     sections=sections,
