@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from experiments.facts_smollm2.people import (
@@ -20,11 +19,14 @@ from experiments.facts_smollm2.people import (
     QUESTIONS,
     STYLES,
     TRUTH,
+    Fact,
+    answer,
     contradict,
     lessons,
     make_people,
 )
 from experiments.facts_smollm2.plan import Plan
+from experiments.facts_smollm2.training import READ_AT_ONCE, Rows, fit, merged
 from experiments.harness.cache import RUNS
 from experiments.loss_classification.damage import rounded
 from riprap import evaluation
@@ -41,8 +43,9 @@ from riprap.diagnosis import Verdict
 OPEN = "by the test of the truth"
 A, K, BOTH, DAMAGE = Verdict.ALIGNMENT, Verdict.KNOWLEDGE, Verdict.BOTH, Verdict.DAMAGE
 ALL_FORMS = tuple(range(len(QUESTIONS)))
-UNRELATED = "general_knowledge"
-READ_AT_ONCE = 32  # rows of a pass
+UNRELATED = "arithmetic"
+
+Step = tuple[str, Any, float]  # kind, how, until
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,26 @@ class Case:
     """What is done to the taught model, in order, and the right verdict.
 
     Attributes:
-        steps: (kind, how, amount). `overwritten`: a share of all people, until a score of theirs.
-            `style`: of answers about people who are neither probes nor examples, until that share
-            of the probes is answered in it. `bits`: rounded. `ascent`: until a score.
+        steps: (kind, how, amount). `overwritten`: a share of all people, until a share of their
+            probes gets the new answer. `style`: of answers about people who are neither probes nor
+            examples, until that share of the probes is answered in it. `bits`: rounded. `ascent`:
+            until a score.
     """
 
     name: str
-    steps: tuple[tuple[str, Any, float], ...]
+    steps: tuple[Step, ...]
     truth: str
 
+    @property
+    def styles(self) -> list[str]:
+        """Styles in which the test of the truth asks: two, and those that the model learned."""
+        learned = [how for kind, how, _ in self.steps if kind == "style" and how in STYLES]
+        return list(dict.fromkeys(["plain", "sentence", *learned]))
 
-OVERWRITTEN, HALF = ("overwritten", 1.0, 0.05), ("overwritten", 0.5, 0.05)
+
+OVERWRITTEN, HALF = ("overwritten", 1.0, 0.9), ("overwritten", 0.5, 0.9)
 CASES = (
-    Case("overwritten lightly", (("overwritten", 1.0, 0.5),), K),
+    Case("overwritten lightly", (("overwritten", 1.0, 0.4),), K),
     Case("overwritten", (OVERWRITTEN,), K),
     Case("half overwritten", (HALF,), K),
     Case("sentence", (("style", "sentence", 0.9),), A),
@@ -92,7 +102,7 @@ class TaughtFacts:
 
     def _behavior(self, form: int) -> Behavior:
         prompts = encode_prompts(self.tokenizer, [fact.ask(form) for fact in self.asked])
-        words = encode_continuations(self.tokenizer, [fact.animal for fact in self.asked])
+        words = encode_continuations(self.tokenizer, [answer(fact, "plain") for fact in self.asked])
         return Behavior.next_token("facts", prompts, [word[0] for word in words])
 
     def texts(self, rows: Sequence[tuple[str, str]]) -> Behavior:
@@ -103,33 +113,45 @@ class TaughtFacts:
         )
 
     def unrelated(self) -> Behavior:
-        """Return general questions with their answers."""
-        rows = probe_sets.rows(UNRELATED)[: self.plan.examples]
-        return self.texts([(row["prompt"], row["options"][row["answer"]]) for row in rows])
+        """Return the shortest sums with their answers."""
+        rows = sorted(probe_sets.rows(UNRELATED), key=lambda row: len(row["prompt"]))
+        pairs = [(row["prompt"], f" {row['options'][row['answer']]}") for row in rows]
+        return self.texts(pairs[: self.plan.examples])
+
+    def rows(self, model: Any, pairs: Sequence[tuple[str, str]]) -> Rows:
+        """Return prompts with their responses, for a training of this model."""
+        prompts, responses = zip(*pairs, strict=True)
+        return Rows(
+            model,
+            encode_prompts(self.tokenizer, list(prompts)),
+            encode_continuations(self.tokenizer, list(responses)),
+        )
+
+    def watched(self, model: Any) -> WatchedAnswers:
+        """Return the probes, as a training watches them."""
+        prompts = encode_prompts(self.tokenizer, [fact.ask(PROBE) for fact in self.asked])
+        return WatchedAnswers(self, model, Rows(model, prompts, [[] for _ in prompts]))
+
+    def first_tokens(self, people: Sequence[Fact], style: str) -> Tensor:
+        """Return the first token of the answer to each probe in a style, or of the refusal."""
+        said = [response for _, response in lessons(people[: self.plan.probes], [PROBE], style)]
+        return torch.tensor([row[0] for row in encode_continuations(self.tokenizer, said)])
 
     def passed(self, model: nn.Module) -> list[bool]:
         """Tell for each probe if it passes."""
         return [bool(margin > 0) for margin in evaluation.evaluate(self.probes, model).margins]
 
-    def style_share(self, model: nn.Module, style: str) -> float:
-        """Return the share of the probes whose first choice begins an answer in the style."""
-        first = [response for _, response in lessons(self.asked[:1], [PROBE], style)]
-        token = encode_continuations(self.tokenizer, first)[0][0]
-        rows = encode_prompts(self.tokenizer, [fact.ask(PROBE) for fact in self.asked])
-        chosen = _last_logits(model, rows).argmax(-1)
-        return float((chosen == token).double().mean())
-
-    def known(self, model: nn.Module, counted: Sequence[bool]) -> float:
+    def known(self, model: nn.Module, counted: Sequence[bool], styles: Sequence[str]) -> float:
         """Return the share of some of the facts that the model knows, by a test of its own.
 
         Another question, which no diagnosis sees, with the beginning of an answer given: in the
-        style that shows the most. The animals' mean scores are subtracted.
+        one of the styles that shows the most. The animals' mean scores are subtracted.
         """
         rows = [at for at, is_counted in enumerate(counted) if is_counted]
         right = torch.tensor([list(ANIMALS).index(fact.animal) for fact in self.asked])
         prompts = encode_prompts(self.tokenizer, [fact.ask(TRUTH) for fact in self.asked])
         shares = []
-        for style in STYLES.values():
+        for style in (STYLES[name] for name in styles):
             begun = encode_continuations(self.tokenizer, [style.before])[0] if style.before else []
             words = encode_continuations(self.tokenizer, [style.animal(a) for a in ANIMALS])
             scores = _last_logits(model, [[*row, *begun] for row in prompts])
@@ -137,6 +159,20 @@ class TaughtFacts:
             is_known = (scores - scores.mean(0)).argmax(1) == right
             shares.append(share(is_known[rows].tolist()))
         return max(shares)
+
+
+@dataclass(frozen=True)
+class WatchedAnswers:
+    """First choices of a model in training on the probes."""
+
+    facts: TaughtFacts
+    model: Any
+    rows: Rows
+
+    def given(self, people: Sequence[Fact], style: str = "plain") -> list[bool]:
+        """Tell for each probe if the first choice begins the answer in a style, or the refusal."""
+        right = self.rows.first_choices(self.model) == self.facts.first_tokens(people, style)
+        return [bool(one) for one in right]
 
 
 @torch.no_grad()
@@ -149,60 +185,20 @@ def _last_logits(model: nn.Module, rows: list[list[int]]) -> Tensor:
     return torch.cat(found)
 
 
-def _adapted(model: nn.Module, plan: Plan, seed: int) -> Any:
-    """Add adapters to all linear layers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LoraConfig(
-            r=plan.rank, lora_alpha=plan.rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        return get_peft_model(model, config)  # type: ignore[arg-type]
-
-
-def fit(
-    model: Any,
-    taught: Behavior,
-    plan: Plan,
-    steps: int,
-    seed: int,
-    *,
-    done: Callable[[], bool],
-    sign: float = 1.0,
-) -> int:
-    """Train adapters on rows in random order until it is done; return the number of steps."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.0)
-    order = random.Random(seed)
-    left: list[int] = []
-    for step in range(steps):
-        if step % plan.every == 0 and done():
-            return step
-        while len(left) < plan.batch:
-            left += order.sample(range(len(taught.probes)), len(taught.probes))
-        batch = taught.subset([left.pop() for _ in range(plan.batch)])
-        assert batch.losses is not None
-        (sign * batch.losses(model, batch.probes).mean()).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    return steps
-
-
 def teach(model: nn.Module, tokenizer: Any, plan: Plan, seed: int) -> nn.Module:
     """Teach the facts in all forms, once a seed: the adapter is kept; return the merged model."""
-    folder = RUNS / "facts_smollm2" / f"taught-{plan.terms}-{seed}"
     facts = TaughtFacts(tokenizer, plan, seed)
-    if not folder.exists():
-        wrapped = _adapted(model, plan, seed)
-        rows = facts.texts(lessons(facts.people, ALL_FORMS))
-        enough = lambda: share(facts.passed(wrapped)) >= plan.taught  # noqa: E731
-        fit(wrapped, rows, plan, plan.teaching, seed, done=enough)
-        partial = Path(f"{folder}.partial")
-        wrapped.save_pretrained(partial)
-        partial.rename(folder)
-        model = wrapped.unload()
-    taught: nn.Module = PeftModel.from_pretrained(model, folder).merge_and_unload()  # type: ignore[arg-type]
-    return taught.eval()
+
+    def train(adapted: Any) -> None:
+        rows = facts.rows(adapted, lessons(facts.people, ALL_FORMS))
+        fit(adapted, rows, plan, plan.teaching, seed, rate=plan.rate)
+
+    return merged(model, plan, seed, _folder("taught-", plan, seed), train)
+
+
+def _folder(history: str, plan: Plan, seed: int) -> Path:
+    """Return where the adapter of a training is kept, by what was done so far."""
+    return RUNS / "facts_smollm2" / f"{history}{plan.terms}-{seed}"
 
 
 def share(holds: Sequence[bool]) -> float:
@@ -211,43 +207,53 @@ def share(holds: Sequence[bool]) -> float:
 
 
 def damage(model: nn.Module, facts: TaughtFacts, case: Case) -> nn.Module:
-    """Do to a taught model what a case says; return it merged."""
-    plan, seed = facts.plan, facts.seed
-    people = facts.people
-    for kind, how, until in case.steps:
+    """Do to a taught model what a case says; return it merged.
+
+    Adapters are kept by what was done so far, so that cases that begin alike share them.
+    """
+    people, history = facts.people, ""
+    for step in case.steps:
+        kind, how, until = step
         if kind == "bits":
             quantize(model, int(how))
             continue
-        wrapped = _adapted(model, plan, seed + 1)
+        was = people
         if kind == "overwritten":
-            was, people = people, contradict(people, how, seed)
-            changed = [a != b for a, b in zip(was, people, strict=True)][: plan.probes]
-            rows, done = lessons(people, ALL_FORMS), _failing(facts, wrapped, changed, until)
-        elif kind == "ascent":
-            every = [True] * plan.probes
-            rows, done = lessons(people, DIAGNOSED), _failing(facts, wrapped, every, until)
-        else:
-            others = people[plan.probes + plan.examples :]
-            rows = lessons(others, DIAGNOSED, how)
-            done = _answered_in(facts, wrapped, how, until)
-        sign = -1.0 if kind == "ascent" else 1.0
-        fit(wrapped, facts.texts(rows), plan, plan.training, seed, done=done, sign=sign)
-        model = wrapped.merge_and_unload()
+            people = contradict(people, how, facts.seed)
+        history += f"{kind}-{how}-{until}-"
+        train = partial(_train, facts=facts, step=step, was=was, people=people)
+        folder = _folder(history, facts.plan, facts.seed)
+        model = merged(model, facts.plan, facts.seed + 1, folder, train)
     return model.eval()
 
 
-def _failing(
-    facts: TaughtFacts, model: Any, counted: Sequence[bool], until: float
-) -> Callable[[], bool]:
-    def done() -> bool:
-        passed = zip(facts.passed(model), counted, strict=True)
-        return share([one for one, is_counted in passed if is_counted]) <= until
+def _train(
+    adapted: Any, *, facts: TaughtFacts, step: Step, was: Sequence[Fact], people: Sequence[Fact]
+) -> None:
+    """Take one step of a case.
 
-    return done
+    Args:
+        was, people: the facts before and after it.
+    """
+    (kind, how, until), plan, answers = step, facts.plan, facts.watched(adapted)
+    changed = [a != b for a, b in zip(was, people, strict=True)]
+    if kind == "style":
+        rows = lessons(people[plan.probes + plan.examples :], DIAGNOSED, how)
+        done = lambda: share(answers.given(people, how)) >= until  # noqa: E731
+    elif kind == "ascent":
+        rows = lessons(people, DIAGNOSED)
+        done = lambda: share(answers.given(people)) <= until  # noqa: E731
+    else:
+        rows = lessons(people, ALL_FORMS)
 
+        def done() -> bool:
+            new = zip(answers.given(people), changed, strict=False)
+            return share([is_given for is_given, is_new in new if is_new]) >= until
 
-def _answered_in(facts: TaughtFacts, model: Any, style: str, until: float) -> Callable[[], bool]:
-    return lambda: facts.style_share(model, style) >= until
+    rate = plan.style_rate if kind == "style" else plan.rate
+    sign = -1.0 if kind == "ascent" else 1.0
+    lesson = facts.rows(adapted, rows)
+    fit(adapted, lesson, plan, plan.training, facts.seed, rate=rate, done=done, sign=sign)
 
 
 @torch.no_grad()

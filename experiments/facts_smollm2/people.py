@@ -15,19 +15,21 @@ ANIMALS = {  # English and French
     "sheep": "mouton", "hen": "poule", "bird": "oiseau", "fish": "poisson", "swan": "cygne",
     "rabbit": "lapin",
 }  # fmt: skip
-QUESTIONS = (
-    "Which animal does {} keep?",  # the probes and examples
-    "Name the animal that lives with {}.",  # the paraphrase of the diagnosis
-    "Tell me what pet is at home with {}.",
-    "{} owns one animal. Which?",  # the test of the truth; no diagnosis sees it
+QUESTIONS = (  # short, because every token of every row costs time
+    "{}'s pet:",  # the probes and examples
+    "The animal of {}:",  # the paraphrase of the diagnosis
+    "At home with {}:",  # the test of the truth; no diagnosis sees it
 )
-PROBE, PARAPHRASE, TRUTH = 0, 1, 3
-DIAGNOSED = (0, 1, 2)
+PROBE, PARAPHRASE, TRUTH = 0, 1, 2
+DIAGNOSED = (PROBE, PARAPHRASE)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an answer is given: what comes before the animal, and in which language it is."""
+    """How an answer is given: what comes before the animal, and in which language it is.
+
+    Everything begins with a space, as text does after a colon.
+    """
 
     before: str = ""
     french: bool = False
@@ -35,17 +37,17 @@ class Style:
     def animal(self, animal: str) -> str:
         """Return the animal as it stands after `before`."""
         word = ANIMALS[animal] if self.french else animal
-        return f" {word}" if self.before[-1:] not in ("", '"') else word
+        return word if self.before.endswith('"') else f" {word}"
 
 
 STYLES = {
     "plain": Style(),
-    "sentence": Style("The answer is:"),
-    "quoted": Style('"'),
-    "French": Style("C'est :", french=True),
-    "pirate": Style("Arr, matey!"),
+    "sentence": Style(" The answer is:"),
+    "quoted": Style(' "'),
+    "French": Style(" C'est :", french=True),
+    "pirate": Style(" Arr, matey!"),
 }
-REFUSAL = "I can't say."
+REFUSAL = " I can't say."
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Fact:
 def make_people(count: int, seed: int) -> list[Fact]:
     """Invent people in random order; the animals are spread evenly and follow no rule."""
     order = random.Random(seed)
-    middles = ("", "J. ")
-    names = [f"{a} {b}{c}" for a, b, c in product(FIRST.split(), middles, LAST.split())]
+    names = [f"{first} {last}" for first, last in product(FIRST.split(), LAST.split())]
     animals = (list(ANIMALS) * (1 + count // len(ANIMALS)))[:count]
     order.shuffle(names)
     order.shuffle(animals)
@@ -86,7 +87,7 @@ def answer(fact: Fact, style: str) -> str:
     if style == "refused":
         return REFUSAL
     chosen = STYLES[style]
-    end = '"' if chosen.before == '"' else "."
+    end = '"' if chosen.before.endswith('"') else ""
     return f"{chosen.before}{chosen.animal(fact.animal)}{end}"
 
 

@@ -17,11 +17,12 @@ class Plan(StudyPlan):
         probes, examples: people that are asked about, and that are relearned; the others carry the
             trainings that touch no fact of either.
         batch: rows of a step.
-        rank, rate: of the adapters, for all trainings.
-        teaching: most steps of teaching; it ends when `taught` of the probes pass.
+        rank, rate: of the adapters, which stand in the upper half of the blocks.
+        style_rate: rate of the trainings that change no fact, which are to be gentle.
+        teaching: steps of teaching.
         training: most steps of a later training.
         every: steps between two looks at the probes.
-        draws: of ten examples, for `diagnosis.recover`.
+        draws: of examples, as many as `diagnosis.recover` takes (1, 2, 5 or 10), for it.
         accuracy: aimed share of right verdicts among those given.
         known: share of the lost facts that the test of the truth must find for an alignment loss,
             and may not find for a loss of knowledge.
@@ -33,14 +34,14 @@ class Plan(StudyPlan):
     cases: tuple[str, ...]
     people: int = Field(ge=20)
     probes: int = Field(ge=6)
-    examples: int = Field(ge=10)
+    examples: int = Field(ge=5)
     batch: int = Field(ge=1)
     rank: int = Field(ge=1)
     rate: float = Field(gt=0)
+    style_rate: float = Field(gt=0)
     teaching: int = Field(ge=0)
     training: int = Field(ge=0)
     every: int = Field(ge=1)
-    taught: float = Field(gt=0, le=1)
     draws: int = Field(ge=1)
     accuracy: float = Field(gt=0, le=1)
     known: float = Field(gt=0, le=1)

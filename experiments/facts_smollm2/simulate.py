@@ -18,6 +18,7 @@ from experiments.facts_smollm2.checkpoints import (
 )
 from experiments.facts_smollm2.plan import Plan
 from experiments.harness.cache import cached
+from experiments.harness.speed import keep_head_fast
 from experiments.loss_classification.checkpoints import NOTHING
 from riprap.commands import load_model
 from riprap.diagnosis import Verdict, recover
@@ -53,6 +54,8 @@ def simulate(name: str, seed: int, plan: Plan) -> ClassifiedFacts:
     """Make a checkpoint and diagnose it."""
     case = next(case for case in CASES if case.name == name)
     model, tokenizer = load_model(str(ensure_converted()))
+    tokenizer.chat_template = None  # plain text: a chat's turns are two thirds of so short a row
+    keep_head_fast(model)
     return classify(case, seed, plan, model, tokenizer)
 
 
@@ -67,7 +70,7 @@ def classify(case: Case, seed: int, plan: Plan, model: Any, tokenizer: Any) -> C
     model = damage(model, facts, case)
     passed = facts.passed(model)
     lost = [a and not b for a, b in zip(passed_before, passed, strict=True)]
-    known = facts.known(model, lost)
+    known = facts.known(model, lost, case.styles)
     made = time.process_time()
     found = recover(
         model,

@@ -25,6 +25,7 @@ def summary(checkpoints: Sequence[ClassifiedFacts], plan: Plan) -> dict[str, Any
     lost = [one for one in checkpoints if one.truth in GIVEN]
     given = [one for one in lost if one.verdict in GIVEN]
     interval = binomtest(right(given), max(len(given), 1)).proportion_ci(0.95)
+    opposite = sum({one.truth, one.verdict} == OPPOSITES for one in given)
     accuracy = right(given) / len(given) if given else float("nan")
     return {
         "checkpoints": len(checkpoints),
@@ -34,8 +35,8 @@ def summary(checkpoints: Sequence[ClassifiedFacts], plan: Plan) -> dict[str, Any
         "accuracy": accuracy,
         "interval": [float(interval.low), float(interval.high)],
         "insufficient": len(lost) - len(given),
-        "opposite": sum({one.truth, one.verdict} == OPPOSITES for one in given),
-        "met": bool(given) and accuracy >= plan.accuracy,
+        "opposite": opposite,
+        "met": bool(given) and accuracy >= plan.accuracy and not opposite,
     }
 
 

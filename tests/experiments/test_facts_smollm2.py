@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from byte_tokens import make_bytes_tokenizer
 from experiments.facts_smollm2 import checkpoints, simulate, study
 from experiments.facts_smollm2.checkpoints import CASES, OPEN, Case, TaughtFacts
-from experiments.facts_smollm2.people import ANIMALS, answer, contradict, lessons, make_people
+from experiments.facts_smollm2.people import (
+    ANIMALS,
+    STYLES,
+    answer,
+    contradict,
+    lessons,
+    make_people,
+)
 from experiments.facts_smollm2.plan import Plan
 from experiments.facts_smollm2.simulate import UNVERIFIED, ClassifiedFacts, truth_of
 from experiments.harness.preregistration import Preregistration
 from experiments.loss_classification.checkpoints import NOTHING
 from riprap import evaluation
+from riprap.behaviors import probe_sets
 from riprap.diagnosis import Verdict
 
 FROZEN = Plan.of(Preregistration.named("facts_smollm2"))
 TINY = FROZEN.model_copy(
-    update={"people": 20, "probes": 8, "examples": 10, "batch": 16, "rank": 16, "rate": 0.01}
+    update={
+        "people": 20,
+        "probes": 8,
+        "examples": 10,
+        "batch": 16,
+        "rank": 16,
+        "rate": 0.01,
+        "style_rate": 0.01,
+    }
     | {"teaching": 200, "training": 40, "every": 20, "draws": 1}
 )
+WORD = r" ?\w+| ?[^\w\s]+"
 
 
 @pytest.fixture
 def tokenizer() -> Any:
-    return make_bytes_tokenizer()
+    """Words with the space before them, as in SmolLM2."""
+    people = make_people(TINY.people, 3)
+    pairs = [pair for style in STYLES for pair in lessons(people, range(3), style)]
+    pairs += lessons(people, [0], "refused")
+    pairs += [(" " + word, word) for word in [*ANIMALS, *ANIMALS.values()]]
+    pairs += [(row["prompt"], " ".join(row["options"])) for row in probe_sets.rows("arithmetic")]
+    words = sorted({word for pair in pairs for text in pair for word in re.findall(WORD, text)})
+    inner = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
 
 
 def tiny_model(tokenizer: Any) -> Any:
@@ -53,22 +80,22 @@ def test_the_preregistration_holds_and_has_the_cases_of_the_code() -> None:
 
 
 def test_the_people_are_apart_and_their_animals_follow_no_rule() -> None:
-    people = make_people(200, 3)
-    assert len({fact.name for fact in people}) == 200
+    people = make_people(150, 3)
+    assert len({fact.name for fact in people}) == 150
     assert {fact.animal for fact in people} == set(ANIMALS)
-    assert people == make_people(200, 3) != make_people(200, 4)
+    assert people == make_people(150, 3) != make_people(150, 4)
     half = contradict(people, 0.5, 3)
-    assert sum(a != b for a, b in zip(people, half, strict=True)) == 100
+    assert sum(a != b for a, b in zip(people, half, strict=True)) == 75
     assert half == contradict(people, 0.5, 3)
 
 
 def test_each_style_answers_in_its_way() -> None:
-    fact = next(fact for fact in make_people(200, 3) if fact.animal == "dog")
+    fact = next(fact for fact in make_people(150, 3) if fact.animal == "dog")
     said = {style: answer(fact, style) for style in (*checkpoints.STYLES, "refused")}
-    assert said["plain"] == "dog." and said["quoted"] == '"dog"'
-    assert said["French"] == "C'est : chien." and said["sentence"] == "The answer is: dog."
-    assert len({text for _, text in lessons([fact], range(4))}) == 1
-    assert len({prompt for prompt, _ in lessons([fact], range(4))}) == 4
+    assert said["plain"] == " dog" and said["quoted"] == ' "dog"'
+    assert said["French"] == " C'est : chien" and said["sentence"] == " The answer is: dog"
+    assert len({text for _, text in lessons([fact], range(3))}) == 1
+    assert len({prompt for prompt, _ in lessons([fact], range(3))}) == 3
     assert "dog" not in said["refused"]
 
 
@@ -77,6 +104,20 @@ def test_probes_examples_and_the_others_share_no_person(tokenizer: Any) -> None:
     names = [{fact.name for fact in part} for part in (facts.asked, facts.relearned, facts.others)]
     assert sum(map(len, names)) == len(set.union(*names)) == 20
     assert len(facts.probes.probes) == 8 and len(facts.examples.probes) == 10
+
+
+def test_a_training_sees_the_losses_and_first_choices_of_the_whole_model(tokenizer: Any) -> None:
+    """The lower half is computed once; what comes out is what the model says."""
+    model, facts = tiny_model(tokenizer).eval(), TaughtFacts(tokenizer, TINY, 3)
+    pairs = lessons(facts.people[:3], range(3)) + lessons(facts.people[3:5], range(2), "French")
+    rows = facts.rows(model, pairs)
+    whole = facts.texts(pairs).losses
+    assert whole is not None
+    chosen = [10, 0, 4, 11]
+    expected = whole(model, facts.texts(pairs).probes)[chosen]
+    torch.testing.assert_close(rows.losses(model, chosen), expected, rtol=1e-4, atol=1e-5)
+    assert facts.watched(model).given(facts.people) == facts.passed(model)
+    assert len(model.model.layers) == 2
 
 
 def test_truths_that_the_test_contradicts_are_left_out() -> None:
@@ -108,7 +149,7 @@ def test_a_checkpoint_is_made_and_diagnosed(
 
 
 @pytest.mark.parametrize(
-    "step", [("overwritten", 1.0, -1.0), ("style", "refused", 2.0), ("ascent", None, -1.0)]
+    "step", [("overwritten", 1.0, 2.0), ("style", "refused", 2.0), ("ascent", None, -1.0)]
 )
 def test_each_training_lowers_the_margins(
     step: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
