@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,6 +99,11 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         Writer(tmp_path / "second").close()  # a new run appears
         chrome.wait("document.querySelectorAll('#runs li').length === 2")
         assert chrome.problems == []
+
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 0
+        lost = "document.getElementById('connection').textContent.startsWith('connection lost')"
+        chrome.wait(lost)
     writer.close()
 
 

@@ -320,6 +320,26 @@ def test_a_reader_that_does_not_read_is_let_go(tmp_path: Path) -> None:
     assert not stream._readers
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_failure_of_the_polling_thread_ends_the_streams(tmp_path: Path) -> None:
+    runs = Runs([tmp_path])
+    app = make_app([tmp_path])
+    stream = Stream(runs)
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    runs.refresh = fail  # type: ignore[assignment,method-assign]
+    stream._hello = lambda: "{}"  # type: ignore[method-assign]
+
+    async def read() -> list[str]:
+        async with stream.running(app):
+            return [text async for text in stream.messages()]
+
+    assert len(asyncio.run(asyncio.wait_for(read(), 60))) == 1
+    assert stream.has_failed
+
+
 def test_a_hundred_thousand_steps_make_a_small_view(tmp_path: Path) -> None:
     scene = Scene(tmp_path / "run", ["a"])
     writer = scene.writer

@@ -43,6 +43,7 @@ class Stream:
         self.name = secrets.token_hex(8)  # of this server's life: versions begin anew with it
         self._readers: set[asyncio.Queue[str | None]] = set()
         self._stop = threading.Event()
+        self.has_failed = False  # whether the thread ended by an error; readers must know
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
@@ -57,7 +58,16 @@ class Stream:
             await run_in_threadpool(thread.join, 5.0)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Poll until the end; without readers, records are left alone."""
+        """Poll until the end; an error ends the streams of all readers."""
+        try:
+            self._poll_until_end(loop)
+        finally:
+            self.has_failed = not self._stop.is_set()
+            if self.has_failed and not loop.is_closed():
+                loop.call_soon_threadsafe(self.end)
+
+    def _poll_until_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Poll; without readers, records are left alone."""
         rest = 0.0
         while not self._stop.wait(POLL_SECONDS):
             if not self._readers:
@@ -156,6 +166,8 @@ def make_app(
         return await detail(request, lambda r: describe_probes(r, behavior, step))
 
     async def events(request: Request) -> Response:
+        if stream.has_failed:
+            return JSONResponse({"error": "The server failed: see what it printed."}, 500)
         return StreamingResponse(stream.messages(), media_type="text/event-stream")
 
     routes = [
