@@ -1,8 +1,8 @@
 """Harm by quintile of rows: does training on the rows with more predicted harm do more of it?
 
-`python -m experiments.onset.quintiles --record` scores the rows of each data set with
-`riprap.preflight`, sorts them by one score at a time, and trains one run on each fifth from the
-same start. Each result is a file, written once. `--table` makes results/onset/quintiles.md.
+`python -m experiments.onset.quintiles` scores the rows of each data set with `riprap.preflight`,
+sorts them by one score at a time, and trains one run on each fifth from the same start. Each result
+is a file, written once. `python -m experiments.onset.quintiles_page` makes the page of them.
 """
 
 from __future__ import annotations
@@ -252,24 +252,17 @@ def record(world: World, out: Path, seeds: Sequence[int], until: datetime | None
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from experiments.onset.quintiles_page import write_page
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results/onset"))
-    parser.add_argument("--record", action="store_true", help="score rows and train the runs")
-    parser.add_argument("--table", action="store_true", help="write the page of what is recorded")
     parser.add_argument("--seeds", type=int, default=1, choices=range(1, len(SEEDS) + 1))
     parser.add_argument("--until", help="start no further run after this time, as HH:MM")
     options = parser.parse_args(arguments)
-    if options.record:
-        torch.set_num_threads(1)
-        until = None
-        if options.until:
-            clock = datetime.strptime(options.until, "%H:%M").time()
-            until = datetime.combine(datetime.now().date(), clock)
-        record(load_world(), options.out, SEEDS[: options.seeds], until)
-    if options.table:
-        print(write_page(options.out))
+    torch.set_num_threads(1)
+    until = None
+    if options.until:
+        clock = datetime.strptime(options.until, "%H:%M").time()
+        until = datetime.combine(datetime.now().date(), clock)
+    record(load_world(), options.out, SEEDS[: options.seeds], until)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections import Counter
@@ -309,9 +310,9 @@ def write_page(out: Path) -> Path:
         "last) are controls. `monotone`: each fifth lost more than the one before it, which one "
         "order in 120 does by chance; Spearman's correlation over five has a standard deviation "
         "of 0.5 by chance.",
-        f"Recorded: {len(runs)} of {len(planned)} runs, by `{COMMAND} --record` at {commits}, in "
+        f"Recorded: {len(runs)} of {len(planned)} runs, by `{COMMAND}` at {commits}, in "
         f"{seconds:.0f} processor seconds.{absent} Seeds for each ranking: {seeds}. The data "
-        f"sets are those of the exploratory half. This page: `{COMMAND} --table`.",
+        f"sets are those of the exploratory half. This page: `{COMMAND}_page`.",
         f"## In short\n\n{table(summary_table(found))}",
         f"## What fails\n\n{failed}",
         f"## Loss by fifth\n\n{table(losses_table(found))}",
@@ -330,3 +331,14 @@ def write_page(out: Path) -> Path:
     page = out / f"{FOLDER}.md"
     page.write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     return page
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("results/onset"))
+    print(write_page(parser.parse_args(arguments).out))
+
+
+if __name__ == "__main__":
+    main()
