@@ -21,7 +21,7 @@ from riprap.commands.gate import (
 )
 from riprap.errors import ConfigError
 from riprap.record import Writer
-from riprap.types import Alert, Level, Reading
+from riprap.types import Alert, Level, Reading, ReadingStatus
 
 
 def run_of(
@@ -124,6 +124,24 @@ def test_what_was_not_measured_to_the_end_is_unknown(tmp_path: Path) -> None:
     assert (y.status, y.note) == (Status.UNKNOWN, "not after step 40: no memory was left")
 
 
+def test_margins_that_are_not_finite_fail(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", {"x": 1.0}, end=False)
+    writer = Writer(folder, resume=True)
+    text = "10 of 100 margins are not finite"
+    writer.add_readings([Reading(60, "x", "margin", state=ReadingStatus.ERROR, detail=text)])
+    writer.add_alert(Alert(60, "x", Level.CRITICAL, "finite", text))
+    writer.add_event(60, "ended", ended="2026-11-30T00:00:00")
+    writer.close()
+    assert statuses(folder) == [Status.FAILED]
+
+
+def test_a_run_in_progress_meets_no_requirement_on_alerts(tmp_path: Path) -> None:
+    (check,) = check_run(
+        run_of(tmp_path / "run", {"x": 1.0}, end=False), parse_requirements("no critical")
+    ).checks
+    assert (check.status, check.note) == (Status.UNKNOWN, "the run has not ended")
+
+
 def test_alerts_that_were_withdrawn_do_not_count(tmp_path: Path) -> None:
     folder = run_of(tmp_path / "run", {"x": 1.0}, end=False)
     writer = Writer(folder, resume=True)
@@ -170,3 +188,13 @@ def test_two_models_have_no_alerts(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["gate", "a", "b", "--require", "no critical"])
     assert shown.exit_code == 1
     assert "needs the record of a run" in shown.stderr
+
+
+def test_options_of_two_models_are_refused_for_a_run(tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", {"x": 1.0})
+    shown = CliRunner().invoke(app, ["gate", str(folder), "--n-probes", "12"])
+    assert shown.exit_code == 1
+    assert "need two models" in shown.stderr
+    shown = CliRunner().invoke(app, ["gate", str(folder), "--junit", str(folder)])
+    assert shown.exit_code == 1
+    assert "cannot write" in shown.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from riprap.conclusion import BehaviorOutcome, Conclusion, State, conclude
 from riprap.record import Writer
-from riprap.types import Action, Alert, Forecast, Level, Reading
+from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 SOON = Forecast(8, 6, 11, 50)
 PROBES = 100
@@ -78,10 +78,10 @@ def test_a_score_at_the_floor_is_not_broken() -> None:
 def test_broken_after_an_alert_that_stood() -> None:
     told = [(3, Level.WARNING, None), (4, Level.CRITICAL, None)]
     own = outcome({0: 1.0, 10: 0.95, 12: 0.84, 20: 0.2}, *told)
-    assert (own.state, own.broke, own.healthy, own.lead) == (State.BROKEN, 12, 10, 9)
+    assert (own.state, own.broke, own.lead) == (State.BROKEN, 12, 9)
     assert "At step 12 the score was 0.84, under the floor of 0.9" in own.sentences
     assert "at step 10, it was 0.95" in own.sentences
-    assert "stood since step 3, 9 steps before the break" in own.sentences
+    assert "warning stood since step 3, 9 steps before the break; it forecast" in own.sentences
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() 
     run.scores("refusal", {0: 1.0, 320: 0.95, 340: 0.5, 500: 0.1})
     run.alerts("refusal", (312, Level.WARNING, None), (330, Level.CRITICAL, None))
     for step in (100, 300, 330, 400):
-        run.event(step, "checkpoint", path=f"out/checkpoint-{step}")
+        run.event(step, "checkpoint", path=f"out/checkpoint-{step + 1}")
     found = run.end()
     assert found.line == (
-        "Keep checkpoint 300. Refusal broke at step 340; announced at step 312."
+        "Keep checkpoint-301. Refusal broke at step 340; announced at step 312."
     )  # 330 lies between a healthy evaluation and the break
-    assert (found.keep, found.checkpoint, found.finished) == (320, 300, True)
+    assert (found.keep, found.checkpoint, found.finished) == (320, "checkpoint-301", True)
     assert found.numbers["warning before refusal broke"] == "28 steps"
     assert found.numbers["behaviors above their floors"] == "1 of 2"
     assert "stop_on: warning" in found.advice
@@ -163,7 +163,7 @@ def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() 
 def test_without_a_checkpoint_the_line_says_that_none_is_recorded() -> None:
     found = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5}).end()
     assert found.line == (
-        "Keep a checkpoint of step 20 or shortly before; none is recorded. "
+        "The last good evaluation was at step 20; no checkpoint up to it is recorded. "
         "Refusal broke at step 40; no warning stood before it."
     )
     at_once = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5}).end()
@@ -175,15 +175,28 @@ def test_a_checkpoint_between_a_break_and_a_recovery_is_not_kept() -> None:
     run.event(10, "checkpoint", path="10").event(30, "checkpoint", path="30")
     assert run.end().checkpoint is None
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5, 40: 1.0, 50: 1.0, 60: 0.4})
-    run.event(45, "checkpoint", path="45").event(55, "checkpoint", path="55")
-    assert run.end().line.startswith("Keep checkpoint 45.")
+    run.event(45, "checkpoint").event(55, "checkpoint")
+    assert run.end().line.startswith("Keep the checkpoint of step 45.")
 
 
 def test_a_checkpoint_of_steps_that_were_taken_again_does_not_count() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
-    run.event(20, "checkpoint", path="20").event(10, "resumed")
-    run.scores("refusal", {30: 1.0, 40: 0.1})
-    assert run.end().checkpoint is None
+    run.event(390, "checkpoint", path="390").event(10, "resumed")
+    run.scores("refusal", {30: 1.0, 40: 1.0})
+    assert run.end().line.startswith("Keep the last weights, of step 40.")
+
+
+def test_a_checkpoint_that_was_deleted_is_not_named() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.1})
+    run.event(10, "checkpoint", path="a/checkpoint-10", kept=["checkpoint-10"])
+    run.event(20, "checkpoint", path="a/checkpoint-20", kept=["checkpoint-10", "checkpoint-20"])
+    run.event(40, "checkpoint", path="a/checkpoint-40", kept=["checkpoint-10", "checkpoint-40"])
+    assert run.end().line.startswith("Keep checkpoint-10. Refusal broke")
+    run.event(50, "checkpoint", path="a/checkpoint-50", kept=["checkpoint-40", "checkpoint-50"])
+    line = run.end().line
+    assert line.startswith(
+        "The last good evaluation was at step 20; no checkpoint up to it was kept."
+    )
 
 
 def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
@@ -206,20 +219,79 @@ def test_training_that_does_nothing_is_said_first() -> None:
     assert run.end().line == "Training changed nothing: why."
 
 
+def test_a_part_that_does_not_train_hides_no_break() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5})
+    run.alerts("", (20, Level.WARNING, None), detector="not_training")
+    line = run.end().line
+    assert "Refusal broke at step 20" in line
+    assert line.endswith("A part of the model does not train: why.")
+
+
+def missing(run: Run, name: str, step: int) -> None:
+    reading = Reading(step, name, "margin", state=ReadingStatus.ERROR, detail="no margins")
+    run.writer.add_readings([reading])
+
+
+def test_a_behavior_whose_last_evaluations_failed_is_not_kept() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    missing(run, "refusal", 40)
+    found = run.end()
+    assert found.outcomes[0].state is State.UNMEASURED
+    assert found.line == "Refusal was not measured after step 20."
+
+
+def test_margins_that_are_not_finite_are_a_break() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    missing(run, "refusal", 40)
+    found = run.alerts("refusal", (40, Level.CRITICAL, None), detector="finite").end()
+    own = found.outcomes[0]
+    assert (own.state, own.broke) == (State.BROKEN, 40)
+    assert "At step 40 the margins were not finite" in own.sentences
+    assert found.keep == 20
+
+
+def test_a_break_is_told_also_where_later_measurements_are_missing() -> None:
+    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 20: 0.5, 40: 0.4})
+    run.scores("adding", dict.fromkeys((0, 20, 40, 60), 1.0))
+    found = run.end()
+    assert "Refusal broke at step 20, and was not measured after step 40." in found.line
+    assert found.line.startswith("Keep the model as it was before training.")
+    assert "Guard refusal" in found.advice
+
+
+def test_a_break_that_a_guard_undid_at_the_same_step_is_recovered() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5})
+    found = run.scores("refusal", {20: 1.0, 40: 1.0}).end()
+    assert (found.outcomes[0].state, found.outcomes[0].broke) == (State.RECOVERED, 20)
+    assert "lowest at step 20 (0.50), and from step 20 on" in found.outcomes[0].sentences
+
+
 def test_without_any_measurement_nothing_is_concluded() -> None:
     assert Run("refusal").end().line == "Nothing can be concluded: no behavior was measured."
 
 
+def loaded(scores: dict[int, float], **final: float) -> Conclusion:
+    """A run that ends with other weights than those of its last step."""
+    run = Run("refusal", "adding").scores("refusal", scores).scores("adding", {0: 1.0, 20: 1.0})
+    for name, score in final.items():
+        run.writer.add_readings([Reading(20, name, "final_score", score)])
+    return run.end()
+
+
 def test_weights_that_were_loaded_at_the_end_are_judged_by_their_own_scores() -> None:
-    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 20: 0.5})
-    run.scores("adding", {0: 1.0, 20: 1.0})
-    for name in ("refusal", "adding"):
-        run.writer.add_readings([Reading(20, name, "final_score", 0.95)])
-    assert run.end().line.startswith("Keep the weights that were loaded at the end")
-    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 20: 1.0})
-    run.scores("adding", {0: 1.0, 20: 1.0})
-    run.writer.add_readings([Reading(20, "adding", "final_score", 0.5)])
-    assert run.end().line.startswith("Do not keep the weights that were loaded at the end: adding")
+    found = loaded({0: 1.0, 20: 0.5}, refusal=0.95, adding=1.0)
+    assert found.line.startswith("Keep the weights that were loaded at the end. Refusal broke")
+    assert [(own.state, own.last) for own in found.outcomes] == [
+        (State.RECOVERED, 0.95),
+        (State.KEPT, 1.0),
+    ]
+    found = loaded({0: 1.0, 20: 1.0}, refusal=1.0, adding=0.5)
+    assert found.line.startswith("Do not keep the weights that were loaded at the end: adding is")
+    assert "Adding is under its floor in these weights only." in found.line
+    found = loaded({0: 0.2, 20: 0.2}, refusal=0.2, adding=1.0)
+    assert found.line.startswith("Keep the weights that were loaded at the end. Refusal was under")
+    found = loaded({0: 1.0, 20: 1.0}, adding=1.0)
+    assert found.line == "Refusal was not measured in these weights."
 
 
 def test_three_numbers_and_the_training_loss_among_them() -> None:

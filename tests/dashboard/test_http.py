@@ -145,7 +145,7 @@ def test_the_view_holds_what_the_record_holds(client: TestClient, folder: Path) 
         *("refusal", "arithmetic", "general knowledge")
     ]
     with Reader(folder / "first") as reader:
-        scores = reader.series("score")["refusal", "score", ""]
+        scores = reader.series()["refusal", "score", ""]
         margins = reader.margins("refusal")
     line = next(own for own in view["lines"] if (own["behavior"], own["signal"]) == (0, "score"))
     assert line["steps"] == list(scores)

@@ -99,6 +99,8 @@ def test_the_summary_of_a_run_that_broke() -> None:
     *lines, cost = monitor.summary().split("\n")
     assert lines == [
         "Keep the last weights, of step 5. Low broke at step 3 and is above its floor again.",
+        "What would help: Guard low (guard: AutoGuard, with probes to replay); stop_on: warning "
+        "would have stopped before the break.",
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
         "Alerts that stand: warning at step 1.",

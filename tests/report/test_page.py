@@ -153,7 +153,7 @@ def test_a_run_that_is_still_written(tmp_path: Path) -> None:
     scene.writer.flush()
     first = page_of(tmp_path / "run", tmp_path)
     assert "weakened live" in first.text
-    assert "A critical stands since step 3" in first.text
+    assert "An alert of level critical has stood since step 3" in first.text
     scene.visit(13, "live", scene.random.normal(-1, 0.1, 50))
     scene.writer.flush()
     assert "broken live At step 13" in page_of(tmp_path / "run", tmp_path).text

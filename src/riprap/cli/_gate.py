@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from riprap.cli._common import AS_JSON, command, print_result
+from riprap.errors import ConfigError
 
 app = typer.Typer()
-STYLES = {"met": "green", "failed": "bold red", "unknown": "yellow"}
+STYLES = {"met": "green", "failed": "bold red", "unknown": "yellow", "skipped": "dim"}
 
 
 @app.command()
@@ -27,7 +28,9 @@ def gate(
         help="Requirements: 'NAME>=SCORE' and 'no LEVEL', with commas between them. "
         "Default: each behavior at or above its floor.",
     ),
-    n_probes: int = typer.Option(48, help="With BASE: number of probes per behavior."),
+    n_probes: int | None = typer.Option(
+        None, help="With BASE: number of probes per behavior (48)."
+    ),
     refusal_prefixes: list[str] = typer.Option(
         [], help="With BASE: first words of its refusals; repeatable."
     ),
@@ -42,12 +45,18 @@ def gate(
 
     wanted = None if require is None else parse_requirements(require)
     if tuned is None:
+        if n_probes is not None or refusal_prefixes:
+            raise ConfigError("--n-probes and --refusal-prefixes need two models: BASE and TUNED")
         result = check_run(Path(subject), wanted)
     else:
+        n_probes = 48 if n_probes is None else n_probes
         result = check_models(subject, tuned, wanted, refusal_prefixes, n_probes, quiet=as_json)
     if junit is not None:
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(to_junit(result), encoding="utf-8")
+        try:
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_text(to_junit(result), encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {junit}: {error}") from error
     if as_json:
         print_result(result.to_dict(), as_json, [])
         return result.exit_code

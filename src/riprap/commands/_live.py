@@ -63,12 +63,12 @@ def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:
 
         report = str(write_report(monitor.record, run_dir / "report.html"))
     return {
+        "conclusion": conclude(monitor.record).to_dict(),
         "run": str(run_dir),
         "report": report,
         "steps": monitor.step,
         "broken": monitor.broken(),
         "below_floor": monitor.below_floor(),
-        "conclusion": conclude(monitor.record).to_dict(),
         "summary": monitor.summary(),
         "alerts": [
             {

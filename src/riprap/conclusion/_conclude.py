@@ -24,12 +24,13 @@ class Conclusion:
 
     Attributes:
         line: the answer, in one to three short sentences.
-        numbers: three numbers as text, by what they are.
+        numbers: up to three numbers as text, by what they are.
         advice: one change of the configuration that would help; empty: none is known.
         limits: what the record does not tell.
         outcomes: of the behaviors, in their order.
         keep: last step at which the latest evaluation found no behavior broken; None: none.
-        checkpoint: last recorded checkpoint that can be kept; None: none is recorded.
+        checkpoint: folder of the last recorded checkpoint with healthy evaluations before and after
+            it that is still there; None: there is none.
         finished: whether the end of the run is recorded.
     """
 
@@ -39,7 +40,7 @@ class Conclusion:
     limits: str
     outcomes: tuple[BehaviorOutcome, ...]
     keep: int | None
-    checkpoint: int | None
+    checkpoint: str | None
     finished: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
             return conclude(reader)
     facts = RunFacts.read(source)
     keep = facts.keep_step()
-    checkpoint = facts.keep_checkpoint()
+    kept = [own for own in facts.healthy_checkpoints() if own.is_kept]
+    checkpoint = max(kept, key=lambda own: own.step, default=None)
     return Conclusion(
         escape_control_chars(first_line(facts, keep, checkpoint)),
         numbers(facts),
@@ -91,6 +93,6 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
         LIMITS,
         facts.outcomes,
         keep,
-        checkpoint,
+        None if checkpoint is None else checkpoint.name,
         facts.finished,
     )

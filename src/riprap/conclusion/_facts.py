@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+
 from riprap._text import shorten
-from riprap.conclusion._outcome import BehaviorOutcome, State, outcome
+from riprap.conclusion._outcome import BehaviorOutcome, Course, State, judge
 from riprap.detectors import Power
 from riprap.record import (
     CHECKPOINT,
@@ -16,7 +19,6 @@ from riprap.record import (
     DEFAULT_FLOOR,
     TRAINING,
     Reader,
-    Series,
     events_that_stand,
 )
 from riprap.types import RUN, Alert
@@ -25,75 +27,93 @@ NOT_TRAINING = "not_training"  # detector of the monitor's own alert on training
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A recorded checkpoint: step of the monitor, name of its folder, and if it is still there."""
+
+    step: int
+    name: str
+    is_kept: bool
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What the record says, as far as the conclusion needs it.
 
     Attributes:
-        scores: measured scores by step, by behavior.
+        courses: what was measured, by behavior.
         powers: what each set of probes can tell, by behavior.
         idle: the alert that training does nothing, if it stands; None else.
+        unchanged: whether all margins are what they were at the start.
         losses: of the training, as its integration recorded them.
         cost: share of the training time that the monitor took; None: not recorded.
-        exchanged: scores with the weights that were loaded after the last step, by behavior; empty
-            if the weights of the last step stayed.
+        exchanged: whether other weights were loaded after the last step.
+        guards: names of the guards that changed training.
     """
 
     outcomes: tuple[BehaviorOutcome, ...]
-    scores: Mapping[str, Series]
+    courses: Mapping[str, Course]
     powers: Mapping[str, Power]
-    checkpoints: Sequence[int]
+    checkpoints: Sequence[Checkpoint]
     idle: Alert | None
+    unchanged: bool
     losses: Sequence[float]
     cost: float | None
-    exchanged: Mapping[str, float]
+    exchanged: bool
     first_step: int
     last_step: int
-    guarded: bool
+    guards: tuple[str, ...]
     finished: bool
 
     @classmethod
     def read(cls, reader: Reader) -> RunFacts:
         """Read them from a record."""
-        meta, events = reader.meta(), reader.events()
+        meta, events = reader.meta(), events_that_stand(reader.events())
         alerts, withdrawn = reader.alerts(), reader.withdrawals()
         actions = reader.actions()
         pairs = [(alert, withdrawn.get(place)) for place, alert in enumerate(alerts)]
-        measured = {key[0]: series for key, series in reader.series("score").items()}
-        evaluated = max((max(series) for series in measured.values()), default=0)
-        outcomes, scores, powers = [], {}, {}
-        for own in reader.behaviors() or [{"name": n, "floor": DEFAULT_FLOOR} for n in measured]:
-            name = shorten(own["name"])
-            scores[name] = measured.get(own["name"], Series())
+        scores, final = reader.measured("score"), reader.measured("final_score")
+        missing = [last for r, _, last in reader.missing() if r.signal == "margin"]
+        evaluated = max([*(step for _, step, _ in scores), *missing], default=0)
+        gap = meta.get("longest_gap")
+        named = reader.behaviors() or [
+            {"name": name, "floor": DEFAULT_FLOOR} for name in reader.units("margin") if name != RUN
+        ]
+        outcomes, courses, powers, unchanged = [], {}, {}, []
+        for own in named:
+            name, floor, margins = shorten(own["name"]), own["floor"], reader.margins(own["name"])
             about = [pair for pair in pairs if pair[0].behavior == own["name"]]
-            margins = reader.margins(own["name"])
-            n = len(margins[max(margins)]) if margins else 0
-            outcomes.append(
-                outcome(name, float(own["floor"]), scores[name], n, about, actions, evaluated)
+            courses[name] = course = Course(
+                name,
+                floor,
+                [(step, value) for of, step, value in scores if of == own["name"]],
+                len(margins[max(margins)]) if margins else 0,
+                next((value for of, _, value in reversed(final) if of == own["name"]), None),
+                bool(final),
+                evaluated,
             )
+            outcomes.append(judge(course, about, actions))
             if margins:
-                gap = meta.get("longest_gap")
-                powers[name] = Power.of(
-                    margins[min(margins)],
-                    float(own["floor"]),
-                    own.get("categories"),
-                    gap if isinstance(gap, int) and gap > 0 else None,
-                )
+                steps = gap if isinstance(gap, int) and gap > 0 else None
+                first, last = margins[min(margins)], margins[max(margins)]
+                powers[name] = Power.of(first, floor, own.get("categories"), steps)
+                unchanged.append(np.array_equal(first, last))
         about_run = [pair for pair in pairs if pair[0].behavior == RUN]
         idle = [a for a, until in about_run if a.detector == NOT_TRAINING and until is None]
-        told = [event["facts"] for event in events_that_stand(events, TRAINING)]
+        told = [event["facts"] for event in events if event["kind"] == TRAINING]
         costs = [event["facts"].get("share") for event in events if event["kind"] == COST]
         return cls(
             tuple(outcomes),
-            scores,
+            courses,
             powers,
-            [event["step"] for event in events_that_stand(events, CHECKPOINT)],
+            _checkpoints(events),
             idle[-1] if idle else None,
-            [f["loss"] for f in told if _is_number(f.get("loss"))],
+            bool(unchanged) and all(unchanged),
+            [facts["loss"] for facts in told if _is_number(facts.get("loss"))],
             costs[-1] if costs and _is_number(costs[-1]) else None,
-            {shorten(key[0]): _last(own) for key, own in reader.series("final_score").items()},
-            min((min(series) for series in measured.values()), default=0),
-            max([evaluated, *(alert.step for alert in alerts), *(e["step"] for e in events)]),
-            any(action.applied for action in actions),
+            bool(final),
+            min((step for _, step, _ in scores), default=0),
+            max([evaluated, *(a.step for a in alerts), *(e["step"] for e in events)]),
+            tuple(dict.fromkeys(action.guard for action in actions if action.applied)),
             bool(meta.get("ended")),
         )
 
@@ -105,33 +125,43 @@ class RunFacts:
         """Return the last evaluated step at which no watched behavior was under its floor."""
         return max((step for step, is_healthy in self._health() if is_healthy), default=None)
 
-    def keep_checkpoint(self) -> int | None:
-        """Return the last recorded checkpoint with healthy evaluations before and after it."""
+    def healthy_checkpoints(self) -> list[Checkpoint]:
+        """Return the recorded checkpoints with healthy evaluations before and after them."""
         health = self._health()
-        return max((step for step in self.checkpoints if _is_healthy(step, health)), default=None)
+        return [own for own in self.checkpoints if _is_healthy(own.step, health)]
 
     def _health(self) -> list[tuple[int, bool]]:
         """Return each evaluated step, and whether every watched behavior was above its floor."""
         watched = [own for own in self.outcomes if own.state is not State.NEVER_HAD]
+        values = {own.name: dict(self.courses[own.name].scores) for own in watched}
         under: dict[str, bool] = {}
         found = []
-        for step in sorted({step for own in watched for step in self.scores[own.name]}):
+        for step in sorted({step for own in values.values() for step in own}):
             for own in watched:
-                score = self.scores[own.name].get(step)
-                if score is not None:
-                    under[own.name] = score < own.floor
+                if step in values[own.name]:
+                    under[own.name] = values[own.name][step] < own.floor
             found.append((step, not any(under.values())))
         return found
+
+
+def _checkpoints(events: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
+    """Return the recorded checkpoints; the last event says which ones were still there."""
+    found = [event for event in events if event["kind"] == CHECKPOINT]
+    kept = found[-1]["facts"].get("kept") if found else None
+    checkpoints = []
+    for event in found:
+        path = event["facts"].get("path")
+        name = PurePath(path).name if isinstance(path, str) and path else ""
+        is_kept = not isinstance(kept, list) or name in kept
+        text = shorten(name) if name else f"the checkpoint of step {event['step']:,}"
+        checkpoints.append(Checkpoint(event["step"], text, is_kept))
+    return checkpoints
 
 
 def _is_healthy(step: int, health: Sequence[tuple[int, bool]]) -> bool:
     before = [is_healthy for at, is_healthy in health if at <= step]
     after = [is_healthy for at, is_healthy in health if at >= step]
     return bool(before) and before[-1] and (not after or after[0])
-
-
-def _last(series: Series) -> float:
-    return float(series.value_array[-1])
 
 
 def _is_number(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,7 +11,7 @@ from riprap._formatting import format_forecast, format_score, format_steps
 from riprap.detectors import score_interval
 from riprap.types import Action, Alert, Level
 
-UNMEASURED = "unmeasured"  # detector of the monitor's own alert on missing measurements
+UNMEASURED, NOT_FINITE = "unmeasured", "finite"  # detectors of the monitor's own alerts
 
 
 class State(StrEnum):
@@ -18,7 +19,7 @@ class State(StrEnum):
 
     - `KEPT`: the score never was under its floor, and no alert of `warning` or above stands.
     - `WEAKENED`: the score never was under its floor, but such an alert stands.
-    - `BROKEN`: the score is under its floor.
+    - `BROKEN`: the score is under its floor, or the margins are not finite.
     - `RECOVERED`: the score was under its floor and is above it again.
     - `UNMEASURED`: the last evaluation could not measure it, or none did.
     - `NEVER_HAD`: the score was under its floor before training.
@@ -33,16 +34,36 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
+class Course:
+    """What was measured of a behavior.
+
+    Attributes:
+        scores: (step, score) in order. A step at which a guard restored weights has two.
+        n_probes: number of probes at the last evaluation.
+        final: score with the weights that were loaded after the last step; None: there is none.
+        exchanged: whether other weights were loaded after the last step.
+        last_evaluated: step of the last evaluation of the run, of any behavior.
+    """
+
+    name: str
+    floor: float
+    scores: Sequence[tuple[int, float]]
+    n_probes: int
+    final: float | None
+    exchanged: bool
+    last_evaluated: int
+
+
+@dataclass(frozen=True)
 class BehaviorOutcome:
     """Outcome for one behavior.
 
     Attributes:
+        first, last: first score, and that of the weights at the end; None: not measured.
         n_probes: number of probes at the last evaluation.
-        first, last: first and last measured score; None if none was measured.
         last_step: step of the last measured score.
-        broke: first evaluated step with a score under the floor; None if there is none, or if the
-            first score was under it.
-        healthy: last evaluated step before the break, or the last of all; None if there is none.
+        broke: first evaluated step with a score under the floor, or with margins that are not
+            finite; None if there is none, or if the first score was under the floor.
         announced: the alert of `warning` or above that stood at the break, from its first step;
             None if there was none before the break.
         standing: the highest alert that stands at the end.
@@ -54,12 +75,11 @@ class BehaviorOutcome:
     name: str
     floor: float
     state: State
-    n_probes: int = 0
     first: float | None = None
     last: float | None = None
+    n_probes: int = 0
     last_step: int | None = None
     broke: int | None = None
-    healthy: int | None = None
     announced: Alert | None = None
     standing: Alert | None = None
     averted: Alert | None = None
@@ -81,103 +101,113 @@ class BehaviorOutcome:
         return self.broke - self.announced.step
 
 
-@dataclass(frozen=True)
-class _Alerts:
-    """Alerts about one behavior, with the steps at which they were withdrawn."""
-
-    pairs: Sequence[tuple[Alert, int | None]]
-
-    def standing_at(self, step: float) -> list[Alert]:
-        """Return the alerts that were raised before a step and had not been withdrawn by then."""
-        return [
-            alert
-            for alert, withdrawn in self.pairs
-            if alert.step < step and (withdrawn is None or withdrawn >= step)
-        ]
+Pairs = Sequence[tuple[Alert, int | None]]  # alerts, each with the step of its withdrawal, or None
 
 
-def outcome(
-    name: str,
-    floor: float,
-    scores: Mapping[int, float],
-    n_probes: int,
-    alerts: Sequence[tuple[Alert, int | None]],
-    actions: Sequence[Action],
-    last_evaluated: int,
-) -> BehaviorOutcome:
+def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorOutcome:
     """Derive the outcome for one behavior.
 
     Args:
-        scores: measured score by step, in order.
-        alerts: those about this behavior, each with the step at which it was withdrawn, or None.
+        alerts: those about this behavior.
         actions: of the guard, in order.
-        last_evaluated: step of the last probe evaluation of the run.
     """
-    own = _Alerts([pair for pair in alerts if pair[0].detector != UNMEASURED])
-    missing = [pair for pair in alerts if pair[0].detector == UNMEASURED]
+    name, floor, scores = course.name, course.floor, course.scores
+    missing = [pair for pair in alerts if pair[0].detector in (UNMEASURED, NOT_FINITE)]
     reason = missing[-1][0].message if missing else ""
     because = f" The reason: {reason}." if reason else ""
     if not scores:
         text = f"No score was measured.{because}"
         return BehaviorOutcome(name, floor, State.UNMEASURED, reason=reason, sentences=text)
-    steps = list(scores)
-    first, last, last_step = scores[steps[0]], scores[steps[-1]], steps[-1]
-    broke = next((step for step in steps if scores[step] < floor), None)
-    if broke == steps[0]:
+    (start, first), (last_step, last) = scores[0], scores[-1]
+    if course.exchanged and course.final is not None:
+        last = course.final
+    if first < floor:
         text = (
-            f"At the first evaluation, at step {broke:,}, the score was already "
+            f"At the first evaluation, at step {start:,}, the score was already "
             f"{format_score(first, floor)}, under the floor of {floor:g}: there was nothing to "
             "lose, and no break is looked for."
         )
         return BehaviorOutcome(
-            name, floor, State.NEVER_HAD, n_probes, first, last, last_step, sentences=text
+            name, floor, State.NEVER_HAD, first, last, course.n_probes, last_step, sentences=text
         )
-    before_break = [step for step in steps if broke is None or step < broke]
-    announced = None
-    if broke is not None:
-        stood = [a for a in own.standing_at(broke) if a.level.rank >= Level.WARNING.rank]
-        announced = min(stood, key=lambda alert: alert.step, default=None)
-    stands = own.standing_at(float("inf"))
+    own = [pair for pair in alerts if pair[0].detector != UNMEASURED]
+    under = [step for step, score in scores if score < floor]
+    diverged = [alert.step for alert, _ in alerts if alert.detector == NOT_FINITE]
+    broke = min([*under[:1], *diverged], default=None)
+    stood = [] if broke is None else _alarming(_standing_at(own, broke))
+    announced = min(stood, key=lambda alert: alert.step, default=None)
+    stands = _standing_at(own, math.inf)
     standing = max(stands, key=lambda alert: (alert.level.rank, -alert.step), default=None)
     averted = _averted(own, actions) if broke is None else None
-    if last_step < last_evaluated:
-        state = State.UNMEASURED
-    elif broke is None:
-        alarmed = standing is not None and standing.level.rank >= Level.WARNING.rank
-        state = State.WEAKENED if alarmed else State.KEPT
-    else:
-        state = State.BROKEN if last < floor else State.RECOVERED
-    parts = [_describe_scores(scores, floor, broke), _describe_announcement(broke, announced, own)]
-    if state is State.RECOVERED:
-        parts.append(_describe_recovery(scores, floor, broke))
+    is_lost = any(a.detector == NOT_FINITE for a in stands)
+    state = _state(course, last, broke, last_step, is_lost, bool(_alarming(stands)))
+    parts = [_describe_scores(course, broke, bool(diverged) and broke in diverged)]
+    parts.append(_describe_announcement(broke, announced, own))
+    if state is State.RECOVERED and not course.exchanged:
+        parts.append(_describe_recovery(course))
     if broke is None:
         parts.append(_describe_alerts(own, standing, averted, actions))
-    if state is State.UNMEASURED:
+    if course.exchanged and course.final is not None:
+        text = format_score(course.final, floor)
+        parts.append(f"With the weights that were loaded at the end the score is {text}.")
+    elif course.exchanged:
+        parts.append("With the weights that were loaded at the end it was not measured.")
+    elif last_step < course.last_evaluated:
         parts.append(f"After step {last_step:,} no score was measured.{because}")
     return BehaviorOutcome(
         name,
         floor,
         state,
-        n_probes,
         first,
         last,
+        course.n_probes,
         last_step,
         broke,
-        before_break[-1],
         announced,
         standing,
         averted,
-        reason if state is State.UNMEASURED else "",
+        reason if state is State.UNMEASURED or is_lost else "",
         " ".join(part for part in parts if part),
     )
 
 
-def _averted(alerts: _Alerts, actions: Sequence[Action]) -> Alert | None:
+def _state(
+    course: Course, last: float, broke: int | None, last_step: int, is_lost: bool, is_alarmed: bool
+) -> State:
+    if course.exchanged:
+        if course.final is None:
+            return State.UNMEASURED
+        if last < course.floor:
+            return State.BROKEN
+        return State.KEPT if broke is None else State.RECOVERED
+    if is_lost:
+        return State.BROKEN
+    if last_step < course.last_evaluated:
+        return State.UNMEASURED
+    if broke is None:
+        return State.WEAKENED if is_alarmed else State.KEPT
+    return State.BROKEN if last < course.floor else State.RECOVERED
+
+
+def _standing_at(pairs: Pairs, step: float) -> list[Alert]:
+    """Return the alerts that were raised before a step and had not been withdrawn by then."""
+    return [
+        alert
+        for alert, withdrawn in pairs
+        if alert.step < step and (withdrawn is None or withdrawn >= step)
+    ]
+
+
+def _alarming(alerts: Sequence[Alert]) -> list[Alert]:
+    return [alert for alert in alerts if alert.level.rank >= Level.WARNING.rank]
+
+
+def _averted(pairs: Pairs, actions: Sequence[Action]) -> Alert | None:
     """Return the highest withdrawn alert between whose two steps a guard changed training."""
     acted = [action.step for action in actions if action.applied]
     found = [
         alert
-        for alert, withdrawn in alerts.pairs
+        for alert, withdrawn in pairs
         if withdrawn is not None
         and alert.level.rank >= Level.WARNING.rank
         and any(alert.step <= step <= withdrawn for step in acted)
@@ -185,80 +215,85 @@ def _averted(alerts: _Alerts, actions: Sequence[Action]) -> Alert | None:
     return max(found, key=lambda alert: alert.level.rank, default=None)
 
 
-def _describe_scores(scores: Mapping[int, float], floor: float, broke: int | None) -> str:
+def _describe_scores(course: Course, broke: int | None, diverged: bool) -> str:
+    scores, floor = course.scores, course.floor
     if broke is not None:
-        steps = list(scores)
-        before = steps[steps.index(broke) - 1]
-        return (
-            f"At step {broke:,} the score was {format_score(scores[broke], floor)}, under the "
-            f"floor of {floor:g}; at the evaluation before, at step {before:,}, it was "
-            f"{format_score(scores[before], floor)}."
-        )
-    lowest = min(scores, key=lambda step: scores[step])
+        before = [(step, score) for step, score in scores if step < broke]
+        step, score = before[-1] if before else scores[0]
+        was = f"at the evaluation before, at step {step:,}, it was {format_score(score, floor)}."
+        if diverged:
+            return f"At step {broke:,} the margins were not finite, and no score was left; {was}"
+        under = min(score for step, score in scores if step == broke)
+        found = f"{format_score(under, floor)}, under the floor of {floor:g}"
+        return f"At step {broke:,} the score was {found}; {was}"
+    lowest, least = min(scores, key=lambda pair: pair[1])
     count = "the only evaluation" if len(scores) == 1 else f"all {len(scores):,} evaluations"
     text = f"The score was at or above the floor of {floor:g} at {count}; "
-    worst = format_score(scores[lowest], floor)
-    if scores[lowest] == max(scores.values()):
+    worst = format_score(least, floor)
+    if least == max(score for _, score in scores):
         return f"{text}it was {worst} throughout."
     return f"{text}the lowest was {worst}, at step {lowest:,}."
 
 
-def _describe_announcement(broke: int | None, announced: Alert | None, alerts: _Alerts) -> str:
+def _describe_announcement(broke: int | None, announced: Alert | None, pairs: Pairs) -> str:
     if broke is None:
         return ""
     if announced is not None:
         early = f"{format_steps(broke - announced.step)} before the break"
-        text = f"A {announced.level} stood since step {announced.step:,}, {early}"
-        return f"{text}; it forecast the break {_forecast(announced)}."
-    early_ones = [alert for alert, _ in alerts.pairs if alert.step < broke]
+        text = f"An alert of level {announced.level} stood since step {announced.step:,}, {early}"
+        return f"{text}{_forecast(announced)}."
+    early_ones = [alert for alert, _ in pairs if alert.step < broke]
     if early_ones:
         last = max(early_ones, key=lambda alert: alert.step)
         return (
-            "No warning stood when it broke; the last alert before it was a "
-            f"{last.level} at step {last.step:,}."
+            "No warning stood when it broke; the last alert before it was of level "
+            f"{last.level}, at step {last.step:,}."
         )
     return "No alert was raised before it."
 
 
-def _describe_recovery(scores: Mapping[int, float], floor: float, broke: int | None) -> str:
-    steps = list(scores)
-    under = [step for step in steps if scores[step] < floor]
-    again = steps[steps.index(under[-1]) + 1]
-    lowest = min(under, key=lambda step: scores[step])
+def _describe_recovery(course: Course) -> str:
+    scores, floor = course.scores, course.floor
+    under = [place for place, (_, score) in enumerate(scores) if score < floor]
+    if not under:  # the margins were not finite for a while
+        return "Later scores are at or above the floor again."
+    again, _ = scores[under[-1] + 1]
+    lowest, least = min(scores, key=lambda pair: pair[1])
     return (
-        f"The score was lowest at step {lowest:,} ({format_score(scores[lowest], floor)}), and "
-        f"from step {again:,} on it was at or above the floor again."
+        f"The score was lowest at step {lowest:,} ({format_score(least, floor)}), and from step "
+        f"{again:,} on it was at or above the floor again."
     )
 
 
 def _describe_alerts(
-    alerts: _Alerts, standing: Alert | None, averted: Alert | None, actions: Sequence[Action]
+    pairs: Pairs, standing: Alert | None, averted: Alert | None, actions: Sequence[Action]
 ) -> str:
-    alarming = [pair for pair in alerts.pairs if pair[0].level.rank >= Level.WARNING.rank]
+    alarming = [pair for pair in pairs if pair[0].level.rank >= Level.WARNING.rank]
     if not alarming:
         return ""
     if standing is not None and standing.level.rank >= Level.WARNING.rank:
-        return (
-            f"A {standing.level} stands since step {standing.step:,}; it forecast the break "
-            f"{_forecast(standing)}."
-        )
+        since = f"An alert of level {standing.level} has stood since step {standing.step:,}"
+        return f"{since}{_forecast(standing)}."
     if averted is not None:
-        withdrawn = next(at for alert, at in alerts.pairs if alert is averted)
+        withdrawn = next(at for alert, at in pairs if alert is averted)
         assert withdrawn is not None
         between = [a for a in actions if a.applied and averted.step <= a.step <= withdrawn]
         steps = format_steps(len({action.step for action in between}))
         guards = " and ".join(dict.fromkeys(action.guard for action in between))
         return (
-            f"A {averted.level} was raised at step {averted.step:,} and withdrawn at step "
-            f"{withdrawn:,}; in between {guards} changed training at {steps}. Averted? Only a run "
-            "without the guard could tell."
+            f"An alert of level {averted.level} was raised at step {averted.step:,} and withdrawn "
+            f"at step {withdrawn:,}; in between {guards} changed training at {steps}. Averted? "
+            "Only a run without the guard could tell."
         )
     alert, withdrawn = max(alarming, key=lambda pair: pair[0].level.rank)
     return (
-        f"A {alert.level} was raised at step {alert.step:,} and withdrawn at step "
+        f"An alert of level {alert.level} was raised at step {alert.step:,} and withdrawn at step "
         f"{0 if withdrawn is None else withdrawn:,}; no break came."
     )
 
 
 def _forecast(alert: Alert) -> str:
-    return "at no step that it named" if alert.forecast is None else format_forecast(alert.forecast)
+    """Return what the alert forecast, as the end of a sentence; nothing without a finite step."""
+    if alert.forecast is None or not math.isfinite(alert.forecast.low):
+        return ""
+    return f"; it forecast the break {format_forecast(alert.forecast)}"

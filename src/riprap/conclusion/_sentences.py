@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from riprap._formatting import format_number, format_score, format_steps
-from riprap.conclusion._facts import RunFacts
+from riprap.conclusion._facts import Checkpoint, RunFacts
 from riprap.conclusion._outcome import BehaviorOutcome, State
 
 MAX_NAMED = 3  # behaviors that the first line names
@@ -11,80 +11,93 @@ ENOUGH_PROBES = 48  # from which on no larger set is advised
 WORST_FIRST = (State.BROKEN, State.UNMEASURED, State.WEAKENED, State.RECOVERED, State.NEVER_HAD)
 
 
-def first_line(facts: RunFacts, keep: int | None, checkpoint: int | None) -> str:
+def first_line(facts: RunFacts, keep: int | None, checkpoint: Checkpoint | None) -> str:
     """Return what to keep, and what became of the behaviors.
 
     Args:
         keep: last evaluated step at which no behavior was broken.
-        checkpoint: last recorded checkpoint that can be kept.
+        checkpoint: last healthy checkpoint that is still there.
     """
     if all(own.first is None for own in facts.outcomes):
         return "Nothing can be concluded: no behavior was measured."
-    if facts.idle is not None:
-        return f"Training changed nothing: {facts.idle.message}."
+    idle = "" if facts.idle is None else facts.idle.message
+    if idle and facts.unchanged:
+        return f"Training changed nothing: {idle}."
     sentences = [_keep(facts, keep, checkpoint), *_changes(facts)]
     if all(own.state is State.KEPT for own in facts.outcomes):
         sentences.append(_all_kept(facts))
+    sentences += [f"A part of the model does not train: {idle}."] if idle else []
     text = " ".join(sentence for sentence in sentences if sentence)
     return text if facts.finished else f"So far, to step {facts.last_step:,}: {text}"
 
 
-def _keep(facts: RunFacts, keep: int | None, checkpoint: int | None) -> str:
+def _keep(facts: RunFacts, keep: int | None, checkpoint: Checkpoint | None) -> str:
     """Say which weights to keep; nothing while training goes on, or if that is not known."""
-    if not facts.finished or not facts.of(
-        State.KEPT, State.WEAKENED, State.BROKEN, State.RECOVERED
-    ):
+    if not facts.finished or all(own.state is State.NEVER_HAD for own in facts.outcomes):
         return ""
+    broken = facts.of(State.BROKEN)
     if facts.exchanged:
-        under = [o.name for o in facts.outcomes if facts.exchanged.get(o.name, 1.0) < o.floor]
-        if not under:
-            return "Keep the weights that were loaded at the end: they were evaluated."
-        text = f"Do not keep the weights that were loaded at the end: {_listed(under)}"
-        return f"{text} {'is' if len(under) == 1 else 'are'} under the floor in them."
-    if facts.of(State.UNMEASURED) and not facts.of(State.BROKEN):
-        return ""
-    if not facts.of(State.BROKEN):
-        if checkpoint == facts.last_step:
-            return f"Keep checkpoint {checkpoint:,}."
+        if broken:
+            verb = "is" if len(broken) == 1 else "are"
+            names = _listed([own.name for own in broken])
+            return (
+                f"Do not keep the weights that were loaded at the end: {names} {verb} under the "
+                "floor in them."
+            )
+        if facts.of(State.UNMEASURED):
+            return ""
+        return "Keep the weights that were loaded at the end."
+    lost = broken + [own for own in facts.of(State.UNMEASURED) if own.broke is not None]
+    if not lost:
+        if facts.of(State.UNMEASURED):
+            return ""
+        if facts.of(State.WEAKENED):
+            return f"The last weights, of step {facts.last_step:,}, pass, but an alert stands."
+        at_end = checkpoint is not None and checkpoint.step == facts.last_step
+        if checkpoint is not None and at_end:
+            return f"Keep {checkpoint.name}."
         return f"Keep the last weights, of step {facts.last_step:,}."
-    if keep is None:
-        return "Keep none of these weights: each evaluation found a behavior under its floor."
     if checkpoint is not None:
-        return f"Keep checkpoint {checkpoint:,}."
-    if keep == facts.first_step:
+        return f"Keep {checkpoint.name}."
+    if keep is None or keep == facts.first_step:
         return "Keep the model as it was before training."
-    return f"Keep a checkpoint of step {keep:,} or shortly before; none is recorded."
+    gone = "was kept" if facts.healthy_checkpoints() else "is recorded"
+    return f"The last good evaluation was at step {keep:,}; no checkpoint up to it {gone}."
 
 
 def _changes(facts: RunFacts) -> list[str]:
     """Return a sentence for each behavior that was not simply kept; the worst first."""
     changed = [own for state in WORST_FIRST for own in facts.of(state)]
     changed += [own for own in facts.of(State.KEPT) if own.averted is not None]
-    sentences = [_change(own) for own in changed[:MAX_NAMED]]
+    sentences = [_change(own, facts) for own in changed[:MAX_NAMED]]
     more = len(changed) - MAX_NAMED
     if more > 0:
         sentences.append(f"{more} more behavior{'s' * (more > 1)} changed.")
     return sentences
 
 
-def _change(own: BehaviorOutcome) -> str:
+def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
     name = own.name[0].upper() + own.name[1:] if own.name.isalpha() else own.name
     if own.state is State.NEVER_HAD:
         score = format_score(own.first or 0.0, own.floor)
         return f"{name} was under its floor before training ({score} < {own.floor:g})."
+    broke = "" if own.broke is None else f"{name} broke at step {own.broke:,}"
     if own.state is State.UNMEASURED:
-        return f"{name} was not measured{_after(own.last_step)}."
+        where = " in these weights" if facts.exchanged else _after(own.last_step)
+        return f"{f'{broke}, and' if broke else name} was not measured{where}."
+    if own.state is State.BROKEN and not broke:
+        return f"{name} is under its floor in these weights only."
     if own.state is State.BROKEN:
-        text = f"{name} broke at step {own.broke:,}"
         if own.announced is None:
-            return f"{text}; no warning stood before it."
-        return f"{text}; announced at step {own.announced.step:,}."
+            return f"{broke}; no warning stood before it."
+        return f"{broke}; announced at step {own.announced.step:,}."
     if own.state is State.RECOVERED:
-        return f"{name} broke at step {own.broke:,} and is above its floor again."
+        return f"{broke} and is above its floor again."
     if own.state is State.WEAKENED and own.standing is not None:
-        return f"{name} is weakened: {own.standing.level} since step {own.standing.step:,}."
+        since = f"an alert of level {own.standing.level} since step {own.standing.step:,}"
+        return f"{name} is weakened: {since}."
     assert own.averted is not None
-    return f"{name} was kept; a guard acted after the {own.averted.level} (averted?)."
+    return f"{name} was kept; a guard acted after an alert of level {own.averted.level} (averted?)."
 
 
 def _after(step: int | None) -> str:
@@ -110,7 +123,7 @@ def _all_kept(facts: RunFacts) -> str:
 
 
 def numbers(facts: RunFacts) -> dict[str, str]:
-    """Return three numbers as text: behaviors, the worst of them, and training or its cost."""
+    """Return up to three numbers as text: behaviors, the worst of them, training or its cost."""
     above = facts.of(State.KEPT, State.WEAKENED, State.RECOVERED)
     found = {"behaviors above their floors": f"{len(above)} of {len(facts.outcomes)}"}
     broke = [own for own in facts.outcomes if own.broke is not None]
@@ -119,9 +132,9 @@ def numbers(facts: RunFacts) -> dict[str, str]:
         lead = "none" if worst.lead is None else format_steps(worst.lead)
         found[f"warning before {worst.name} broke"] = lead
     elif above:
-        lowest = {own.name: min(facts.scores[own.name].values()) - own.floor for own in above}
-        worst = min(above, key=lambda own: lowest[own.name])
-        score = format_score(lowest[worst.name] + worst.floor, worst.floor)
+        lowest = {own.name: min(s for _, s in facts.courses[own.name].scores) for own in above}
+        worst = min(above, key=lambda own: lowest[own.name] - own.floor)
+        score = format_score(lowest[worst.name], worst.floor)
         found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
     if len(facts.losses) > 1:
         first, last = facts.losses[0], facts.losses[-1]
@@ -133,13 +146,16 @@ def numbers(facts: RunFacts) -> dict[str, str]:
 
 def advice(facts: RunFacts) -> str:
     """Return one change of the configuration that helps against the worst that was found."""
-    broken = facts.of(State.BROKEN, State.RECOVERED)
-    if facts.idle is not None:
+    if facts.idle is not None and facts.unchanged:
         return ""
-    if broken and facts.guarded:
-        return "The guard did not hold it: give it more old examples, or lower the learning rate."
-    if broken:
-        worst = broken[0]
+    broken = [own for own in facts.outcomes if own.broke is not None]
+    lost = [own for own in broken if own.state is not State.RECOVERED]
+    if lost and facts.guards:
+        name = lost[0].name
+        guards = _listed(list(facts.guards))
+        return f"{guards} did not hold {name}: lower the learning rate, or try another guard."
+    if lost or (broken and not facts.guards):
+        worst = (lost or broken)[0]
         text = f"Guard {worst.name} (guard: AutoGuard, with probes to replay)"
         if worst.announced is not None:
             return f"{text}; stop_on: {worst.announced.level} would have stopped before the break."

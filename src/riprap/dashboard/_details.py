@@ -89,9 +89,11 @@ def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
         found.append(f"The alert was withdrawn at step {withdrawn:,}, {after} later.")
     else:
         found.append("The alert stands.")
-    scores = reader.series("score").get((alert.behavior, "score", ""))
+    scores = {
+        step: score for name, step, score in reader.measured("score") if name == alert.behavior
+    }
     own = next((b for b in behavior_names(reader) if b["name"] == alert.behavior), None)
-    if scores is None or own is None:
+    if not scores or own is None:
         return found
     before = [step for step in scores if step <= alert.step]
     if before:

@@ -11,6 +11,7 @@ from riprap._extras import require
 require("hf", "transformers")
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from riprap._distributed import has_sharded_parameters, rank
 from riprap._warnings import warn
@@ -198,7 +199,8 @@ class MonitorCallback(TrainerCallback):
             save_state(folder / _state_file(per_rank), own)
         except RecordError as error:  # a failing monitor must not stop training
             warn(str(error), stacklevel=3)
-        self.monitor.log_event(CHECKPOINT, path=str(folder))
+        kept = sorted(path.name for path in folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+        self.monitor.log_event(CHECKPOINT, path=str(folder), kept=kept)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

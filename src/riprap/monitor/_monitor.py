@@ -19,7 +19,7 @@ from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.conclusion import conclude
 from riprap.detectors import AlertPolicy, BehaviorHistory, Power, RateSchedule, score
-from riprap.errors import ConfigError
+from riprap.errors import ConfigError, RecordError
 from riprap.evaluation import (
     Autocast,
     ProtectedGradients,
@@ -592,7 +592,7 @@ class Monitor(metaclass=CheckedCall):
         """Return a few plain sentences about the run so far."""
         run, tracker = self._run, self._run.tracker
         return summarize(
-            conclude(self.record).line,
+            self._conclusion(),
             run.step,
             tracker.histories,
             {name: tracker.is_measured(name) for name in tracker.histories},
@@ -604,6 +604,14 @@ class Monitor(metaclass=CheckedCall):
             run.stop_reason,
             cost_text(run.meter, run.schedule),
         )
+
+    def _conclusion(self) -> list[str]:
+        """Return the first line of the conclusion and what would help, as sentences."""
+        try:
+            found = conclude(self.record)
+        except RecordError as error:  # a full disk, or a locked file
+            return [f"The conclusion cannot be read from the record: {error}."]
+        return [found.line, *([f"What would help: {found.advice}"] if found.advice else [])]
 
     def __repr__(self) -> str:
         """Return the behaviors with their scores, and the number of steps and standing alerts."""

@@ -16,7 +16,7 @@ State = tuple[Alert, int | None]  # an alert, and the step at which it was withd
 
 
 def summarize(
-    conclusion: str,
+    conclusion: Sequence[str],
     step: int,
     histories: Mapping[str, BehaviorHistory],
     measured: Mapping[str, bool],
@@ -31,7 +31,7 @@ def summarize(
     """Return the conclusion, and one line for each behavior and for each fact besides.
 
     Args:
-        conclusion: first line of the record's conclusion.
+        conclusion: first sentences of the summary.
         measured: whether the last evaluation measured a behavior, by name.
         withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         final: readings of weights that were exchanged after the last step.
@@ -41,7 +41,7 @@ def summarize(
     states = [(alert, withdrawn.get(place)) for place, alert in enumerate(alerts)]
     evaluations = len({at for history in histories.values() for at in history.steps})
     plural = "" if evaluations == 1 else "s"
-    lines = [conclusion, f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
+    lines = [*conclusion, f"{format_steps(step)} watched, {evaluations} probe evaluation{plural}."]
     lines += [
         _behavior_line(history, measured[name], [s for s in states if s[0].behavior == name], final)
         for name, history in histories.items()

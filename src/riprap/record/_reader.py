@@ -33,7 +33,7 @@ _NOT_SUPERSEDED = (
 
 BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
 CLEARED = "cleared"  # event of a level that was withdrawn
-CHECKPOINT = "checkpoint"  # event of a checkpoint that was saved; the fact `path` is its folder
+CHECKPOINT = "checkpoint"  # event of a saved one: `path`, and `kept`, the names of all that are
 COST = "cost"  # event with what the monitor itself cost
 TRAINING = "training"  # event with the loss and other numbers of the training itself
 PLAN = "plan"  # event of the steps that are planned from then on, with their learning rates
@@ -155,24 +155,19 @@ class Reader:
         with self._wrap_damage():
             return [reading_from_row(row) for row in rows]
 
-    def series(self, signal: str | None = None) -> dict[tuple[str, str, str], Series]:
+    def series(self) -> dict[tuple[str, str, str], Series]:
         """Return the measured values by step, by behavior, signal and layer.
 
         Takes 16 bytes a reading, where `readings` takes 500.
-
-        Args:
-            signal: the one to return; None: all.
         """
         query = (
-            "SELECT behavior, signal, layer, step, value FROM readings WHERE state = 'MEASURED'"
-            f"{'' if signal is None else ' AND signal = ?'}{self._current('readings')} "
-            "ORDER BY readings.id"
+            "SELECT behavior, signal, layer, step, value FROM readings "
+            f"WHERE state = 'MEASURED'{self._current('readings')} ORDER BY readings.id"
         )
-        values = () if signal is None else (signal,)
         found: dict[tuple[str, str, str], Series] = {}
         with self._wrap_damage():
             try:
-                for behavior, signal, layer, step, value in self.connection.execute(query, values):
+                for behavior, signal, layer, step, value in self.connection.execute(query):
                     series = found.get((behavior, signal, layer))
                     if series is None:
                         series = found[behavior, signal, layer] = Series()
@@ -185,6 +180,17 @@ class Reader:
                 if not np.isfinite(series.value_array).all():
                     raise ValueError(f"a value of {key} is not finite")
         return found
+
+    def measured(self, signal: str) -> list[tuple[str, int, float]]:
+        """Return behavior, step and value of each measured reading of a signal, in their order.
+
+        A step at which a guard restored earlier weights has two.
+        """
+        rows = self._select(
+            "behavior, step, value", "readings", "signal = ? AND state = 'MEASURED'", signal
+        )
+        with self._wrap_damage():
+            return [(str(name), int(step), float(value)) for name, step, value in rows]
 
     def missing(self) -> list[tuple[Reading, int, int]]:
         """Return the readings that are not MEASURED: the first of each kind, count, last step.
@@ -273,17 +279,20 @@ class Reader:
             return [action_from_row(row) for row in rows]
 
 
-def events_that_stand(events: Iterable[Mapping[str, Any]], kind: str) -> list[Mapping[str, Any]]:
+def events_that_stand(
+    events: Iterable[Mapping[str, Any]], kind: str | None = None
+) -> list[Mapping[str, Any]]:
     """Return the events of a kind, without those of steps that a resumed run took again.
 
     Args:
         events: those of `Reader.events`.
+        kind: None: of all kinds.
     """
     found: list[Mapping[str, Any]] = []
     for event in events:
         if event["kind"] == "resumed":  # the steps after it were taken again
             found = [own for own in found if own["step"] <= event["step"]]
-        elif event["kind"] == kind:
+        if kind in (None, event["kind"]):
             found.append(event)
     return found
 

@@ -17,11 +17,12 @@ FAILED, UNKNOWN = 2, 3  # exit codes; 0: all are met
 
 
 class Status(StrEnum):
-    """Outcome of a check."""
+    """Outcome of a check; `SKIPPED`: nothing was required, and nothing could be measured."""
 
     MET = "met"
     FAILED = "failed"
     UNKNOWN = "unknown"
+    SKIPPED = "skipped"
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,13 @@ def check_alerts(requirement: NoAlert, standing: Sequence[Alert]) -> Check:
 def check_all(
     requirements: Sequence[Requirement],
     scores: Mapping[str, Measured],
-    standing: Sequence[Alert] | None,
+    standing: Sequence[Alert] | str | None,
 ) -> tuple[Check, ...]:
     """Check all requirements.
 
     Args:
-        standing: alerts that stand at the end; None: there are none to read.
+        standing: alerts that stand at the end; or why that is not known; None: there are none to
+            read.
 
     Raises:
         ConfigError: a requirement names no measured behavior, or needs alerts where there are none.
@@ -138,7 +140,10 @@ def check_all(
                 raise ConfigError(
                     f"{str(own)!r} needs the record of a run: two models have no alerts"
                 )
-            checks.append(check_alerts(own, standing))
+            if isinstance(standing, str):
+                checks.append(Check(str(own), Status.UNKNOWN, "not known", note=standing))
+            else:
+                checks.append(check_alerts(own, standing))
         elif own.behavior not in scores:
             known = ", ".join(scores) or "none"
             raise ConfigError(f"{str(own)!r}: no such behavior was measured; there are: {known}")

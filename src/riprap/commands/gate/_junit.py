@@ -17,6 +17,7 @@ def to_junit(result: GateResult) -> str:
         tests=str(len(result.checks)),
         failures=str(counts[Status.FAILED]),
         errors=str(counts[Status.UNKNOWN]),
+        skipped=str(counts[Status.SKIPPED]),
     )
     for check in result.checks:
         case = ElementTree.SubElement(
@@ -25,7 +26,11 @@ def to_junit(result: GateResult) -> str:
             classname=escape_control_chars(result.subject),
             name=escape_control_chars(check.requirement),
         )
-        kind = {Status.FAILED: "failure", Status.UNKNOWN: "error"}.get(check.status)
+        kind = {
+            Status.FAILED: "failure",
+            Status.UNKNOWN: "error",
+            Status.SKIPPED: "skipped",
+        }.get(check.status)
         if kind is not None:
             ElementTree.SubElement(case, kind, message=describe(check))
         else:

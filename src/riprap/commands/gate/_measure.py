@@ -9,12 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from riprap._text import shorten
-from riprap.commands.gate._checks import GateResult, Measured, check_all
+from riprap.commands.gate._checks import Check, GateResult, Measured, Status, check_all
 from riprap.commands.gate._requirements import Requirement, ScoreAtLeast
 from riprap.conclusion import BehaviorOutcome, State, conclude
 from riprap.errors import ConfigError
 from riprap.record import Reader
+
+NOT_ENDED = "the run has not ended"
 
 
 def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> GateResult:
@@ -32,25 +33,22 @@ def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> G
         conclusion = conclude(reader)
         withdrawn = reader.withdrawals()
         alerts = [a for place, a in enumerate(reader.alerts()) if place not in withdrawn]
-        final = {name: series for (name, _, _), series in reader.series("final_score").items()}
-        scores = {}
-        names = [own["name"] for own in reader.behaviors()] or [o.name for o in conclusion.outcomes]
-        for name, own in zip(names, conclusion.outcomes, strict=True):
-            end = float(final[name].value_array[-1]) if name in final else None
-            scores[shorten(name)] = _measured(own, end, conclusion.finished)
+    scores = {own.name: _measured(own, conclusion.finished) for own in conclusion.outcomes}
     if requirements is None:
         requirements = [ScoreAtLeast(own.name, own.floor) for own in conclusion.outcomes]
-    return GateResult(str(run), check_all(requirements, scores, alerts))
+    return GateResult(
+        str(run), check_all(requirements, scores, alerts if conclusion.finished else NOT_ENDED)
+    )
 
 
-def _measured(own: BehaviorOutcome, end: float | None, finished: bool) -> Measured:
+def _measured(own: BehaviorOutcome, finished: bool) -> Measured:
     if not own.n_probes or own.last is None:
         return Measured(0, 0, reason=own.reason or "no score was measured")
-    score = own.last if end is None else end
-    reason = "" if finished else "the run has not ended"
-    if own.state is State.UNMEASURED and end is None:
+    reason = "" if finished else NOT_ENDED
+    if own.state is State.UNMEASURED:
         reason = f"not after step {own.last_step:,}: {own.reason or 'no reason is recorded'}"
-    return Measured(round(score * own.n_probes), own.n_probes, own.first, reason)
+    passing = 0 if own.state is State.BROKEN and own.reason else round(own.last * own.n_probes)
+    return Measured(passing, own.n_probes, own.first, reason)
 
 
 def check_models(
@@ -96,9 +94,19 @@ def check_models(
         for own in found
     }
     if requirements is None:
-        checks = [ScoreAtLeast(own.name, own.floor) for own in found if own.probes]
-        if not checks:
+        if not any(own.probes for own in found):
             raise ConfigError(f"the model {base!r} has none of these behaviors to keep")
-        return GateResult(tuned, check_all(checks, scores, None))
+        checks = check_all([ScoreAtLeast(o.name, o.floor) for o in found if o.probes], scores, None)
+        skipped = [
+            Check(
+                own.name,
+                Status.SKIPPED,
+                "the base has too little of it",
+                note=own.missing["probes"],
+            )
+            for own in found
+            if not own.probes
+        ]
+        return GateResult(tuned, (*checks, *skipped))
     named = [ScoreAtLeast(probe_sets.behavior_name(own.behavior), own.score) for own in wanted]
     return GateResult(tuned, check_all(named, scores, None))
