@@ -6,7 +6,9 @@ import copy
 import csv
 import http.server
 import json
+import pickle
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,6 +131,27 @@ def test_mlflow_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "riprap/a__b__/score" in client.get_run(run.info.run_id).data.metrics
 
 
+def test_names_that_mlflow_cannot_tell_apart_are_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    mlflow.set_experiment("riprap")
+    with mlflow.start_run() as run:
+        sink = trackers.MLflow()
+        for step in (0, 1):
+            sink.log({"riprap/a?/score": 0.25 + step, "riprap/a!/score": 0.5 + step}, step)
+        for name in ("a?", "a!"):
+            sink.alert(Alert(1, name, Level.CRITICAL, "forecast", "why"))
+    client = mlflow.MlflowClient()
+    for name, values in (("riprap/a_/score", [0.25, 1.25]), ("riprap/a_/score_2", [0.5, 1.5])):
+        found = client.get_metric_history(run.info.run_id, name)
+        assert [one.value for one in found] == values
+    tags = client.get_run(run.info.run_id).data.tags
+    assert "a?" in tags["riprap.alert.a_"] and "a!" in tags["riprap.alert.a__2"]
+
+
 def test_trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trackio = pytest.importorskip("trackio")
     logged: list[dict[str, Any]] = []
@@ -200,6 +223,70 @@ def test_training_does_not_wait_for_a_webhook(server: Any) -> None:
         for _ in range(trackers.WAITING + 5):
             sink.alert(alert)  # returns at once, though nothing is sent
     gate.set()
+
+
+def test_a_copy_of_a_monitor_sends_its_own_alerts(server: Any) -> None:
+    monitor = Monitor([reading("b")], trackers=[webhook(server)])
+    (copied,) = copy.deepcopy(monitor)._run.trackers._trackers
+    sinks = [copied, pickle.loads(pickle.dumps(webhook(server)))]
+    for step, sink in enumerate(sinks):
+        sink.alert(Alert(step, "b", Level.CRITICAL, "forecast", "why"))
+        sink.flush()
+    assert [body["step"] for _, body in server.got] == [0, 1]
+
+
+def test_what_still_waits_after_a_flush_is_said(server: Any) -> None:
+    sink = webhook(server, retries=0, timeout=0.05)
+    gate = threading.Event()
+    sink._send = lambda alert: gate.wait(10)  # type: ignore[method-assign,assignment]
+    for step in range(2):
+        sink.alert(Alert(step, "b", Level.CRITICAL, "forecast", "why"))
+    with pytest.warns(UserWarning, match=r"127\.0\.0\.1 yet, and lost .* now: 2 alert"):
+        sink.flush()
+    gate.set()
+
+
+def test_any_failure_is_said_and_the_next_alert_is_sent(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = webhook(server)
+    alert = Alert(1, "b", Level.CRITICAL, "forecast", "why")
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.json, "dumps", lambda facts: 1 / 0)
+        with pytest.warns(UserWarning, match=r"127\.0\.0\.1: ZeroDivisionError"):
+            sink.alert(alert)
+            sink.flush()
+    sink.alert(alert)
+    sink.flush()
+    assert len(server.got) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_is_replaced(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = webhook(server)
+    alert = Alert(1, "b", Level.CRITICAL, "forecast", "why")
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.json, "dumps", lambda facts: sys.exit())
+        sink.alert(alert)
+        sink.flush()
+    sink.alert(alert)
+    sink.flush()
+    assert len(server.got) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"retries": -1}, "retries=-1: give a whole number of at least 0"),
+        ({"retries": 1.5}, r"retries=1\.5: give a whole number"),
+        ({"backoff": -1.0}, r"backoff=-1\.0: give seconds"),
+        ({"timeout": float("nan")}, "timeout=nan: give seconds"),
+        ({"timeout": 0}, "timeout=0: give seconds, above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_waited_for_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        trackers.Webhook("https://host/x", **given)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import default_compute_objective
 
 from riprap import Behavior, Monitor
+from riprap.integrations import trackers as sinks
+from riprap.integrations._trainer import TrackerLink
 from riprap.integrations.hf import MonitorCallback
+from riprap.types import Alert, Level
 from tiny import make_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:riprap. behavior")
@@ -200,6 +204,29 @@ def test_trackio(tmp_path: Path) -> None:
     assert found["raised"]
     assert len(found["alerts"]) == len(found["raised"])
     assert "riprap: words is critical" in found["alerts"]
+
+
+def test_a_trainer_and_a_loop_send_the_same_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Title, text and level, whether a trainer's callback or a tracker sends it."""
+    sent: list[dict[str, Any]] = []
+    package = SimpleNamespace(
+        AlertLevel=SimpleNamespace(ERROR="ERROR", WARN="WARN"),
+        alert=lambda **facts: sent.append(facts),
+        define_metric=lambda *_, **__: None,
+    )
+    package.run = package
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(sinks, "_load", lambda name: package)
+    link = TrackerLink()
+    monkeypatch.setattr(link, "_callbacks", lambda: [type("WandbCallback", (), {})()])
+    for behavior, level in (("b", Level.CRITICAL), ("", Level.WARNING), ("b", Level.WATCH)):
+        alert = Alert(7, behavior, level, "forecast", "why")
+        link.send_alert(alert)
+        sinks.WandB().alert(alert)
+    assert len(sent) == 4
+    assert sent[0] == sent[1] and sent[2] == sent[3]
+    assert sent[0]["level"] == "ERROR" and sent[0]["text"].count("step 7") == 1
+    assert sent[2]["title"] == "riprap: training is warning"
 
 
 def test_a_search_by_the_default_objective_is_unchanged(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from riprap._text import error_text
 from riprap._warnings import warn
-from riprap.types import Alert, Level
+from riprap.integrations.trackers import send_alert
+from riprap.types import Alert
 
 CONSOLE = (PrinterCallback, ProgressCallback)
 
@@ -103,17 +104,12 @@ class TrackerLink:
 
     def send_alert(self, alert: Alert) -> None:
         """Pass an alert on to trackers that have alerts of their own: trackio and W&B."""
-        if alert.level is Level.WATCH:
-            return
-        title, text = f"riprap: {alert.behavior} is {alert.level}", f"step {alert.step}: {alert}"
         names = {type(callback).__name__ for callback in self._callbacks()}
         for name, module in (("TrackioCallback", "trackio"), ("WandbCallback", "wandb")):
             tracker: Any = sys.modules.get(module)
             if name in names and tracker is not None:
-                critical = alert.level is Level.CRITICAL
-                level = tracker.AlertLevel.ERROR if critical else tracker.AlertLevel.WARN
                 try:
-                    tracker.alert(title=title, text=text, level=level)
+                    send_alert(alert, tracker, tracker)
                 except Exception as error:  # noqa: BLE001 a tracker's failure never ends a run
                     warn(f"{module} took no alert: {error}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import threading
 import time
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from riprap._checks import check_count, is_number, shown
 from riprap._extras import is_installed
 from riprap._warnings import warn
 from riprap.errors import ConfigError, MissingExtraError
@@ -48,6 +50,19 @@ def _load(module: str) -> Any:
 
 def _title(alert: Alert) -> str:
     return f"riprap: {alert.behavior or 'training'} is {alert.level}"
+
+
+def send_alert(alert: Alert, package: Any, target: Any) -> None:
+    """Send an alert of W&B or trackio, for `warning` and `critical`.
+
+    Args:
+        package: wandb or trackio.
+        target: what sends alerts: the package, or a run.
+    """
+    if alert.level is not Level.WATCH:
+        levels = package.AlertLevel
+        level = levels.ERROR if alert.level is Level.CRITICAL else levels.WARN
+        target.alert(title=_title(alert), text=str(alert), level=level)
 
 
 class TensorBoard(Tracker):
@@ -108,10 +123,7 @@ class WandB(Tracker):
 
     def alert(self, alert: Alert) -> None:
         """Send an alert of W&B, for `warning` and `critical`."""
-        if alert.level is not Level.WATCH:
-            levels = self._wandb.AlertLevel
-            level = levels.ERROR if alert.level is Level.CRITICAL else levels.WARN
-            self.run.alert(title=_title(alert), text=str(alert), level=level)
+        send_alert(alert, self._wandb, self.run)
 
 
 class MLflow(Tracker):
@@ -134,20 +146,31 @@ class MLflow(Tracker):
             )
         self.run_id = active.info.run_id if run_id is None else run_id
         self._client = mlflow.MlflowClient()
+        self._names: dict[str, str] = {}  # MLflow's, by ours
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log one metric for each number; characters that MLflow refuses become `_`."""
+        """Log one metric for each number.
+
+        Characters that MLflow refuses become `_`; a name that another one has already gets a
+        number: `name_2`.
+        """
         for name, value in numbers.items():
-            self._client.log_metric(self.run_id, _mlflow_name(name), value, step=step)
+            self._client.log_metric(self.run_id, self._name(name), value, step=step)
 
     def alert(self, alert: Alert) -> None:
         """Set the tag `riprap.alert.<behavior>`."""
-        name = _mlflow_name(alert.behavior or "training")
-        self._client.set_tag(self.run_id, f"riprap.alert.{name}", str(alert)[:5000])
+        name = self._name(f"riprap.alert.{alert.behavior or 'training'}")
+        self._client.set_tag(self.run_id, name, str(alert)[:5000])
 
-
-def _mlflow_name(name: str) -> str:
-    return re.sub(r"[^\w\-. /]", "_", name)
+    def _name(self, name: str) -> str:
+        if name not in self._names:
+            allowed = re.sub(r"[^\w\-. /]", "_", name)
+            free, count = allowed, 1
+            while free in self._names.values():
+                count += 1
+                free = f"{allowed}_{count}"
+            self._names[name] = free
+        return self._names[name]
 
 
 class Trackio(Tracker):
@@ -166,10 +189,7 @@ class Trackio(Tracker):
 
     def alert(self, alert: Alert) -> None:
         """Send an alert of trackio, for `warning` and `critical`."""
-        if alert.level is not Level.WATCH:
-            levels = self._trackio.AlertLevel
-            level = levels.ERROR if alert.level is Level.CRITICAL else levels.WARN
-            self._trackio.alert(title=_title(alert), text=str(alert), level=level)
+        send_alert(alert, self._trackio, self._trackio)
 
 
 class CSV(Tracker):
@@ -208,7 +228,8 @@ class Webhook(Tracker):
     """Alerts as JSON to a URL, from a thread of its own: training never waits for the network.
 
     The body is `{"text": "..."}`, which Slack, Mattermost and others take, with the fields of the
-    alert beside it. What fails is tried again, and then given up with a warning.
+    alert beside it. What fails is tried again, and then given up with a warning. A copy has a queue
+    of its own, which begins empty.
 
     Args:
         url: begins with https:// or http://.
@@ -217,7 +238,8 @@ class Webhook(Tracker):
         timeout: of one attempt, in seconds.
 
     Raises:
-        ConfigError: the URL has another scheme or no host, or the level does not exist.
+        ConfigError: the URL has another scheme or no host, the level does not exist, or a number is
+            none that can be waited for.
     """
 
     def __init__(
@@ -233,11 +255,28 @@ class Webhook(Tracker):
             raise ConfigError("the URL of a webhook begins with https:// or http:// and has a host")
         if level not in list(Level):
             raise ConfigError(f"level={level!r}: choose one of {', '.join(Level)}")
+        check_count("retries", retries, least=0)
+        for name, seconds in (("backoff", backoff), ("timeout", timeout)):
+            if not is_number(seconds) or not math.isfinite(seconds) or seconds < 0:
+                raise ConfigError(f"{name}={shown(seconds)}: give seconds, of at least 0")
+        if timeout == 0:
+            raise ConfigError("timeout=0: give seconds, above 0")
         self._url, self._host, self._level = url, parts.hostname, Level(level)
         self._retries, self._backoff, self._timeout = retries, backoff, timeout
-        self._waiting: deque[Alert] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._waiting: deque[Alert] = deque()  # the first of them is being sent
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None  # sends what waits; None: nothing does
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_waiting", "_lock", "_thread")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def alert(self, alert: Alert) -> None:
         """Queue an alert."""
@@ -247,18 +286,27 @@ class Webhook(Tracker):
             is_full = len(self._waiting) >= WAITING
             if not is_full:
                 self._waiting.append(alert)
-            if self._thread is None:
+            if not self._is_sending():
                 self._thread = threading.Thread(target=self._send_all, daemon=True)
                 self._thread.start()
         if is_full:
             warn(f"an alert was not sent to {self._host}: {WAITING} others wait already")
 
     def flush(self) -> None:
-        """Wait until the queue is empty, or for the time of all attempts at one alert at most."""
+        """Wait until the queue is empty, or for the time of all attempts at one alert at most.
+
+        Warns of the alerts that are not sent by then.
+        """
         last = time.monotonic() + (self._retries + 1) * self._timeout
         last += self._backoff * (2**self._retries - 1)
-        while self._thread is not None and time.monotonic() < last:
+        while self._is_sending() and time.monotonic() < last:
             time.sleep(0.02)
+        if count := len(self._waiting):
+            text = f"{count} alert" + "s" * (count > 1)
+            warn(f"not sent to {self._host} yet, and lost if the process ends now: {text}")
+
+    def _is_sending(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def _send_all(self) -> None:
         while True:
@@ -266,8 +314,15 @@ class Webhook(Tracker):
                 if not self._waiting:
                     self._thread = None
                     return
-                alert = self._waiting.popleft()
-            self._send(alert)
+                alert = self._waiting[0]
+            try:
+                self._send(alert)
+            except Exception as error:  # noqa: BLE001 whatever it is, the next alert is sent
+                # The URL of a webhook is a secret: only its host is named.
+                warn(f"an alert was not sent to {self._host}: {type(error).__name__}")
+            finally:
+                with self._lock:
+                    self._waiting.popleft()
 
     def _send(self, alert: Alert) -> None:
         facts = {"text": f"{_title(alert)}\n{alert}", "step": alert.step}
@@ -279,9 +334,7 @@ class Webhook(Tracker):
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout):
                     return
-            except (OSError, HTTPException) as error:
-                problem = error
-            if attempt < self._retries:
-                time.sleep(self._backoff * 2**attempt)
-        # The URL of a webhook is a secret: only its host is named.
-        warn(f"an alert was not sent to {self._host}: {type(problem).__name__}")
+            except (OSError, HTTPException):
+                if attempt == self._retries:
+                    raise
+            time.sleep(self._backoff * 2**attempt)
