@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,21 @@ def test_a_count_is_a_whole_number(value: Any) -> None:
     with pytest.raises(RiprapError, match=r"n=.*: give a whole number of at least 1, or nothing"):
         check_count("n", value, otherwise=", or nothing")
     check_count("n", 1)
+
+
+def test_a_guard_may_derive_from_abc() -> None:
+    class Base(guards.Guard, ABC):
+        name = "base"
+
+        @abstractmethod
+        def amount(self) -> float: ...
+
+    class Whole(Base):
+        def amount(self) -> float:
+            return 1.0
+
+    assert Whole(shadow=True).shadow and isinstance(Whole(), guards.Guard)
+    with pytest.raises(TypeError, match="abstract"):
+        Base()  # type: ignore[abstract]
+    with pytest.raises(RiprapError, match="unexpected keyword argument 'sahdow'"):
+        Whole(sahdow=True)  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from abc import ABCMeta
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
@@ -102,8 +103,11 @@ def _after(check: Callable[..., object], function: Callable[P, T]) -> Callable[P
     return call
 
 
-class NamedCall(type):
-    """Metaclass of classes that check values by themselves; see `check_names`."""
+class NamedCall(ABCMeta):
+    """Metaclass of classes that check values by themselves; see `check_names`.
+
+    A class may also derive from `ABC`.
+    """
 
     def __call__(cls, *args: Any, **options: Any) -> Any:
         """Make an instance."""
