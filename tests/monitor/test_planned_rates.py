@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -383,6 +384,18 @@ def test_with_several_optimizers_the_plan_of_one_counts_up_to_a_factor(
         plan = monitor.behavior_histories["memory"].schedule
         assert plan is not None and plan.sums is not None
     assert not [w for w in recwarn if "no longer follow" in str(w.message)]
+
+
+def test_the_rate_that_the_plan_says_is_that_of_the_step() -> None:
+    rates = np.minimum(np.arange(1, 20_001) / 200, 1)
+    plan = RateSchedule.of_rates(0, rates.tolist())
+    for given in (plan, RateSchedule.from_facts(0, plan.facts())):
+        check = PlanCheck(given)
+        for step in range(100, 105):
+            check.note(step, 5.0)
+        said = re.search(r"step 104 is 5.*the plan says ([\d.]+):", check.contradiction())
+        assert said is not None
+        assert float(said[1]) == pytest.approx(rates[103], abs=0.03)  # ten steps make 0.05
 
 
 def test_a_long_plan_that_was_restored_is_not_contradicted_where_it_jumps() -> None:

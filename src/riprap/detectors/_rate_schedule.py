@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,12 @@ class RateSchedule:
             return np.empty(0)
         place, reach = step - self.first - 1, reach + self.n_steps // MAX_SUMS
         return np.asarray(np.diff(self.sums[max(place - reach, 0) : place + reach + 2]))
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate that is planned for a step; NaN: unknown."""
+        if self.sums is None or not self.first < step <= self.first + self.n_steps:
+            return math.nan
+        return float(self.sums[step - self.first] - self.sums[step - self.first - 1])
 
     def rate_sums(self, step: int, counts: np.ndarray, pace: float) -> np.ndarray:
         """Return the sums of the learning rates of the next steps; none after the last one.

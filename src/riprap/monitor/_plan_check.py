@@ -64,7 +64,7 @@ class PlanCheck:
         self._n_other += 1
         if self._n_other < SEVERAL:
             return ""
-        planned = float(plan.rates_around(step)[0]) * (self._scale or 1.0)
+        planned = plan.rate(step) * (self._scale or 1.0)
         return (
             f"the learning rate of step {step} is {format_number(rate)}, and the plan says "
             f"{format_number(planned)}: forecasts no longer follow the plan, they expect the "
