@@ -230,3 +230,15 @@ def test_it_holds_weights_where_the_buffer_is_too_small() -> None:
         assert "auto_guard/adaptive_replay" in acted
         kept[anchor] = run.monitor.behavior_histories["first"].margins[-1].mean()
     assert kept[True] > kept[False]
+
+
+def test_a_part_that_is_used_alone_later_has_its_own_name() -> None:
+    replay = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1)
+    whole = guards.AutoGuard(replay=replay, anchor=False)
+    for guard, label in (
+        (replay, "adaptive_replay"),
+        (whole, "auto_guard/adaptive_replay"),
+        (replay, "adaptive_replay"),
+    ):
+        run = Run(guard).go(lessons(8))
+        assert {action.guard for action in run.monitor.actions} == {label}

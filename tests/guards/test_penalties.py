@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -9,11 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from guards.cases import ANSWERS, OLD, Run, last, lessons, monitor_of, old_loss, responses
+from guards.cases import (
+    ANSWERS,
+    CASES,
+    OLD,
+    Run,
+    last,
+    lessons,
+    monitor_of,
+    old_loss,
+    responses,
+)
 from guards.step_log import GROUPS, StepLog, as_model, fisher, gradient, group_loss, log_steps, near
 from riprap import Behavior, guards
 from riprap.errors import ConfigError
 from riprap.guards import Guard
+from riprap.guards.regularization._penalty import Penalty
 from riprap.guards.regularization._probe_outputs import counted_positions
 
 
@@ -312,3 +324,41 @@ def test_a_pull_that_changes_next_to_nothing_is_said_once() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*next to nothing")
         Run(guards.L2SP(0.5)).go(lessons(102))
+
+
+def step_all(run: Run, gradients: list[float]) -> None:
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        for size in gradients:
+            for parameter in run.model.parameters():
+                parameter.grad = torch.full_like(parameter, size)
+            run.optimizer.step()
+
+
+def test_one_zero_gradient_does_not_hide_a_faint_pull() -> None:
+    run = Run(guards.L2SP(1e-9, max_pull=None))
+    with pytest.warns(UserWarning, match="it changes next to nothing"):
+        step_all(run, [1.0, 0.0, *[1.0] * 100])
+
+
+def test_a_new_watch_begins_to_measure_the_pull_anew() -> None:
+    penalties = {
+        name: guard for name, make in CASES.items() if isinstance(guard := make(), Penalty)
+    }
+    assert len(penalties) > 10
+    for name, guard in penalties.items():
+        Run(guard).go(lessons(4))
+        measured = guard.pull_count
+        if isinstance(guard, guards.OnlineEWC | guards.SI):
+            guard.consolidate()
+        Run(guard).go(lessons(1))
+        assert measured > 1 >= guard.pull_count, name
+
+
+def test_a_resumed_run_goes_on_measuring_the_pull() -> None:
+    first, second = guards.L2SP(1e-9), guards.L2SP(1e-9)
+    Run(first).go(lessons(60))
+    run = Run(second)
+    state = copy.deepcopy(first.state_dict())
+    second.start = lambda view: second.load_state_dict(state)  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="it changes next to nothing"):
+        run.go(lessons(45))

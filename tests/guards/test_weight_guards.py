@@ -164,6 +164,19 @@ def test_clip_shortens_outliers_only_whatever_the_scale_of_the_loss() -> None:
         assert shortened[0].after["norm"] == pytest.approx(shortened[0].before["norm"] / 25)
 
 
+@pytest.mark.parametrize(("at", "shortened"), [(10, []), (11, [11])])
+def test_the_first_gradient_that_clip_can_shorten_is_the_eleventh(
+    at: int, shortened: list[int]
+) -> None:
+    run = Run(guards.Clip())
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        for step in range(1, at + 1):
+            for parameter in run.model.parameters():
+                parameter.grad = torch.full_like(parameter, 50.0 if step == at else 1.0)
+            run.optimizer.step()
+    assert [action.step for action in run.monitor.actions if action.applied] == shortened
+
+
 def test_a_gradient_that_is_not_finite_is_not_clipped() -> None:
     run = Run(guards.Clip(0.1))
     with run.monitor.watch(run.model, run.optimizer, guard=run.guard):

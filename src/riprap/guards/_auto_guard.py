@@ -92,13 +92,13 @@ class AutoGuard(CompositeGuard):
         self._set_parts(
             self.replay, *filter(None, [self.anchor]), *filter(None, [self.rollback]), shadow=shadow
         )
-        for part in self.parts:
-            part.part_of = self.name
         self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
 
     def start(self, view: GuardView) -> None:
         """Forget the alerts of an earlier watch, and start the parts."""
         self.critical_since = {}
+        for part in self.parts:
+            part.part_of = self.name
         super().start(view)
 
     def on_alert(self, alert: Alert) -> None:

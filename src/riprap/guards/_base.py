@@ -109,7 +109,7 @@ class Guard(metaclass=CheckedCall):
         state_attrs: names of the attributes that a resumed run needs.
         left_out: behaviors that the guard does not protect for now, because what it needs of them
             is not finite; see `leave_out`.
-        part_of: name of the AutoGuard whose part this guard is, or empty.
+        part_of: name of the AutoGuard whose part this guard is in the latest watch, or empty.
     """
 
     shadow: bool = field(default=False, kw_only=True)

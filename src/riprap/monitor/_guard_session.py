@@ -57,6 +57,8 @@ class GuardSession:
             ConfigError: the guard does not support this model, optimizer or monitor.
         """
         self.step = step
+        for leaf in self.guard.flatten():
+            leaf.part_of = ""  # it may have been a part in an earlier watch
         self.guard.start(self._view(step))
 
     def end(self) -> None:

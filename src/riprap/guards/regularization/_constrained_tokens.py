@@ -67,6 +67,7 @@ class ConstrainedTokens(Penalty, BatchGuard):
 
     def start(self, view: GuardView) -> None:
         """Store log π_θ₀ of the response tokens of every batch."""
+        super().start(view)
         device = device_of(view.model)
         with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             self.references = [

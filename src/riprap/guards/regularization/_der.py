@@ -64,6 +64,7 @@ class DERpp(Penalty, BatchGuard):
 
     def start(self, view: GuardView) -> None:
         """Store the logits of the batches that have none yet."""
+        super().start(view)
         device = device_of(view.model)
         with torch.inference_mode(False), torch.no_grad(), preserve_training_state(view.model):
             for batch in self.batches[len(self.references) :]:

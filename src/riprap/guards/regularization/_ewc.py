@@ -53,6 +53,7 @@ class EWC(Penalty, BehaviorGuard):
 
     def start(self, view: GuardView) -> None:
         """Estimate F and store θ*."""
+        super().start(view)
         self.fisher, self.anchor = self.estimate_fisher(view), clone(view.parameters)
         self.warn_of_unprotected(view, self.fisher)
 
@@ -108,6 +109,7 @@ class OnlineEWC(EWC):
     def start(self, view: GuardView) -> None:
         """Estimate F and store θ*, or update those of an earlier run that was consolidated."""
         if self.consolidation_due and len(self.fisher) == len(view.parameters):
+            Penalty.start(self, view)
             self._consolidate_now(view)
         else:
             super().start(view)

@@ -99,6 +99,7 @@ class FeatureAnchor(Penalty, BehaviorGuard):
 
     def start(self, view: GuardView) -> None:
         """Store the activations at θ₀ and select K."""
+        super().start(view)
         self.protected_behaviors = self.select_behaviors(view)
         self.layer_name = self._find_layer(view.model)
         read = {

@@ -66,6 +66,7 @@ class KL(Penalty, BehaviorGuard, CyclingGuard):
 
     def start(self, view: GuardView) -> None:
         """Store the current log-probabilities: one reference a behavior, then one a batch."""
+        super().start(view)
         read_probes = self.batches is None or self.behaviors is not None
         self.protected_behaviors = self.select_behaviors(view) if read_probes else []
         model, device = view.model, device_of(view.model)

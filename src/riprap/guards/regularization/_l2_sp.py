@@ -32,6 +32,7 @@ class L2SP(Penalty):
 
     def start(self, view: GuardView) -> None:
         """Store θ₀."""
+        super().start(view)
         self.anchor = clone(view.parameters)
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:

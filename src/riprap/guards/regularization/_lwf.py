@@ -92,6 +92,7 @@ class LwF(Penalty):
 
     def start(self, view: GuardView) -> None:
         """Store θ₀, and listen to the model's passes."""
+        super().start(view)
         if has_sharded_parameters(view.model) or (
             dist.is_initialized() and dist.get_world_size() > 1
         ):

@@ -48,6 +48,7 @@ class MarginAnchor(Penalty, BehaviorGuard):
 
     def start(self, view: GuardView) -> None:
         """Store the names of the behaviors, and say if weights cannot be held."""
+        super().start(view)
         self.select_behaviors(view)
         self.fisher, self.anchor, self.unavailable = [], [], ""
         if any(is_sharded(parameter) for parameter in view.parameters):

@@ -46,6 +46,7 @@ class MAS(Penalty, BehaviorGuard):
 
     def start(self, view: GuardView) -> None:
         """Estimate Ω and store θ₀."""
+        super().start(view)
         if has_sharded_parameters(view.model):
             raise self._error(
                 "per-probe gradients are not available for a model sharded over ranks; use L2SP "

@@ -49,6 +49,7 @@ class OLoRA(Penalty):
 
     def start(self, view: GuardView) -> None:
         """Match earlier A matrices with trained parameters."""
+        super().start(view)
         if has_sharded_parameters(view.model):
             raise self._error("a model sharded over ranks is not supported")
         trained = {id(parameter): at for at, parameter in enumerate(view.parameters)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,10 @@ class Penalty(Guard):
         if self.max_pull is not None and not self.max_pull > 0:
             raise self._error(f"max_pull={self.max_pull}; it must be above 0, or None")
 
+    def start(self, view: GuardView) -> None:
+        """Forget the pulls of an earlier watch."""
+        self.strongest_pull, self.pull_count = 0.0, 0
+
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute R and this rank's part of ∇R (None if 0), without the strength."""
         raise NotImplementedError
@@ -74,7 +78,8 @@ class Penalty(Guard):
         detail = f"added a pull toward {self.goal} (penalty {self.strength * value:.3g})"
         if share < 1:
             detail += f", shortened to {self.max_pull:.0%} of the gradient's length"
-        self._note_pull(share * pull / size if size > 0 else math.inf)
+        if size > 0:  # else nothing is known of the pull's share
+            self._note_pull(share * pull / size)
         return Proposal(vector, detail, before, after)
 
     def _note_pull(self, share: float) -> None:
@@ -87,6 +92,15 @@ class Penalty(Guard):
                 f"changes next to nothing; give a larger strength than {self.strength:g}, or "
                 "another guard, such as KL or replay"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the guard's state and the strength of its pull so far."""
+        return {**super().state_dict(), "pull": (self.strongest_pull, self.pull_count)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        super().load_state_dict({k: v for k, v in state.items() if k != "pull"})
+        self.strongest_pull, self.pull_count = state.get("pull", (0.0, 0))
 
 
 def quadratic_penalty(

@@ -66,6 +66,7 @@ class SI(Penalty, BehaviorGuard):
 
     def start(self, view: GuardView) -> None:
         """Start the path at the current parameters."""
+        super().start(view)
         if self.of == "protected":
             self.select_behaviors(view)
             available = view.protected_gradients.loss_gradients.names

@@ -24,7 +24,7 @@ class Clip(Guard):
 
     Args:
         max_norm: the maximum norm. None: `outlier` times the median norm of the last 100
-            gradients, and none before the 10th, so that only outliers are shortened, whatever the
+            gradients, and none before the 11th, so that only outliers are shortened, whatever the
             loss's scale. A fixed norm that most gradients exceed sets the length of each step.
         outlier: see `max_norm`.
 
