@@ -23,7 +23,8 @@ def preflight(
 ) -> int:
     """Predict which behaviors the run of CONFIG will break, when, and by which rows.
 
-    Exit code 2 if a break is predicted within the configured steps.
+    Exit code 2 if a break is predicted within the configured steps, or was seen in the warm start
+    and their learning rates sum to as much.
     """
     from riprap.commands.preflight import estimate_preflight, run_preflight
     from riprap.commands.watch import WatchConfig

@@ -175,9 +175,10 @@ class Preflight:
 
     @property
     def broken(self) -> list[str]:
-        """Names of the behaviors that are predicted to break, or broke in the warm start.
+        """Names of the behaviors that are predicted to break within the configured steps.
 
-        The first one comes first.
+        A break seen in the warm start counts if the learning rates of the configured steps sum to
+        as much. The first one comes first.
         """
         found = [one for one in self.behaviors.values() if one.outlook.predicts_break]
         return [one.name for one in sorted(found, key=lambda one: one.outlook.forecast.median)]
