@@ -148,7 +148,11 @@ def join(predictions: Sequence[Mapping[str, Any]], traces: Sequence[Trace]) -> R
         for name, own in one["behaviors"].items():
             row = outcome(trace, name)
             row |= {key: own[key] for key in PREDICTED}
-            row |= {"steps": trace.n_steps, **own["all_rows"]["steps_to_break"]}
+            row |= {
+                "steps": trace.n_steps,
+                "warm_steps": one["warm_steps"],
+                **own["all_rows"]["steps_to_break"],
+            }
             seen = own.get("broke_in_warm_start") is not None  # then nothing is forecast
             row["probability"] = 1.0 if seen else own["all_rows"]["probability"]
             row |= {key: own["means"][key] * one["summed_rate"] for key in SCORES}
@@ -244,7 +248,16 @@ def table(rows: Rows) -> str:
         lines.append(f"| {score.replace('_', ' ')} | {' | '.join(texts)} |")
     lines += ["", "| breaks | share, 95 % interval |", "|---|---|"]
     lines += [f"| {name} | {count} |" for name, count in break_facts(rows).items()]
+    later = [row for row in rows if _is_later(row)]
+    if 0 < len(later) < len(rows):
+        lines += ["", "| without those that broke within the warm start | share |", "|---|---|"]
+        lines += [f"| {name} | {count} |" for name, count in break_facts(later).items()]
     return "\n".join(lines) + "\n"
+
+
+def _is_later(row: Mapping[str, Any]) -> bool:
+    """True if the behavior did not break, or after as many steps as the warm start took."""
+    return row["break"] is None or row["break"] > row.get("warm_steps", 0)
 
 
 def pace_section(folder: Path, half: Half, terms: Preregistration) -> str:
@@ -290,7 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pace", action="store_true", help="the forecast alone, of recorded runs")
     parser.add_argument("--choose", action="store_true", help="choose the law of the pace")
     parser.add_argument("--runs", type=Path, nargs="*", help="folders of corpora, for these two")
-    parser.add_argument("--half", choices=("exploratory", "confirmatory"), default="exploratory")
+    halves = ("exploratory", "confirmatory", "both")
+    parser.add_argument("--half", choices=halves, default="exploratory", help="both: for --table")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score of each run")
     parser.add_argument("--until", help="start no further run after this time, as HH:MM")
     parser.add_argument("--checkpoints", type=int, default=DEFAULT_CHECKPOINTS)
@@ -299,11 +313,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.until:
         clock = datetime.strptime(options.until, "%H:%M").time()
         until = datetime.combine(datetime.now().date(), clock)
+    if options.half == "both" and (options.predict or options.pace):
+        parser.error("--half both is for --table only")
     if options.predict:
         predict(options.out, options.half, until, options.rows, options.checkpoints)
     if options.table:
-        traces = load_corpus(options.out, CORPUS, options.half)
-        print(table(join(read_predictions(options.out, options.half), traces)))
+        halves = ("exploratory", "confirmatory") if options.half == "both" else (options.half,)
+        rows = []
+        for half in halves:
+            traces = load_corpus(options.out, CORPUS, half)
+            rows += join(read_predictions(options.out, half), traces)
+        print(table(rows))
     folders = options.runs or [options.out / CORPUS]
     terms = Preregistration.named("preflight")
     if options.choose:
