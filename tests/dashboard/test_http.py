@@ -306,6 +306,19 @@ def test_events_arrive_while_another_process_writes(tmp_path: Path) -> None:
     assert [(line["steps"], line["values"]) for line in lines] == [([1], [0.25])]
 
 
+def test_a_run_that_a_new_reader_finds_is_told_to_the_others(tmp_path: Path) -> None:
+    stream = Stream(Runs([tmp_path]))
+
+    async def told() -> str:
+        first = stream.messages()
+        await anext(first)
+        Writer(tmp_path / "late").close()
+        await anext(stream.messages())
+        return await anext(first)
+
+    assert '"name": "late"' in asyncio.run(asyncio.wait_for(told(), 60))
+
+
 def test_a_reader_that_does_not_read_is_let_go(tmp_path: Path) -> None:
     stream = Stream(Runs([tmp_path]))
 
@@ -330,7 +343,11 @@ def test_a_failure_of_the_polling_thread_ends_the_streams(tmp_path: Path) -> Non
         raise ZeroDivisionError
 
     runs.refresh = fail  # type: ignore[assignment,method-assign]
-    stream._hello = lambda: "{}"  # type: ignore[method-assign]
+
+    async def greet() -> str:
+        return "{}"
+
+    stream._greet = greet  # type: ignore[method-assign]
 
     async def read() -> list[str]:
         async with stream.running(app):

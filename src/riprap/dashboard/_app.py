@@ -99,7 +99,7 @@ class Stream:
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._readers.add(queue)
         try:
-            runs = await run_in_threadpool(self._hello)
+            runs = await self._greet()
             yield f"retry: 2000\ndata: {runs}\n\n"
             while True:
                 try:
@@ -113,8 +113,10 @@ class Stream:
         finally:
             self._readers.discard(queue)
 
-    def _hello(self) -> str:
-        self.runs.refresh()
+    async def _greet(self) -> str:
+        """Return all runs for a new reader; the other readers hear of those that are new."""
+        for own in await run_in_threadpool(self.runs.refresh):
+            self._publish(json.dumps({"run": summary(own)}))
         runs = [summary(own) for own in list(self.runs.followers.values())]
         return json.dumps({"server": self.name, "runs": runs})
 

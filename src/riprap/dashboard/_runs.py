@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,10 +33,15 @@ class Runs:
                 locate_record(source)
         self.followers: dict[str, Follower] = {}
         self._known: set[Path] = set()
+        self._lock = threading.Lock()  # the polling thread looks, and so does each new reader
         self.refresh()
 
     def refresh(self) -> list[Follower]:
         """Look for runs; return those that are new, the longest unwritten first."""
+        with self._lock:
+            return self._refresh()
+
+    def _refresh(self) -> list[Follower]:
         found = []
         for source in self.sources:
             for file in _records(source):
