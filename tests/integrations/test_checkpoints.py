@@ -70,6 +70,22 @@ def test_rotation_and_saving_the_model_only(tmp_path: Path, options: dict[str, A
     assert all((tmp_path / name / "model.safetensors").is_file() for name in kept)
 
 
+def test_the_record_has_the_losses_and_the_checkpoints_of_the_trainer(tmp_path: Path) -> None:
+    monitor = watching()
+    options = SAVING | {"logging_steps": 2, "save_total_limit": 2}
+    trainer = training(tmp_path, [MonitorCallback(monitor)], **options)
+    trainer.train()
+    events = Reader(monitor.record).events()
+    losses = {e["step"]: e["facts"]["loss"] for e in events if e["kind"] == "training"}
+    logged = {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
+    assert losses == logged
+    assert list(losses) == [2, 4, 6, 8]
+    saved = [e["facts"] for e in events if e["kind"] == "checkpoint"]
+    assert [Path(facts["path"]).name for facts in saved] == [f"checkpoint-{n}" for n in (3, 6, 9)]
+    assert saved[-1]["kept"] == sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert len(saved[-1]["kept"]) == 2
+
+
 def test_a_checkpoint_that_the_trainer_did_not_write_is_not_made(tmp_path: Path) -> None:
     class NoCheckpoints(Trainer):
         def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -22,9 +22,11 @@ from riprap.integrations._numbers import NewNumbers
 from riprap.integrations._selection_callback import SelectionCallback
 from riprap.integrations._trainer import TrackerLink, checkpoint_folder, resumed_checkpoint
 from riprap.monitor import Monitor, say
-from riprap.record import CHECKPOINT, load_state, save_state
+from riprap.record import CHECKPOINT, TRAINING, load_state, save_state
 
 __all__ = ["MonitorCallback", "SelectionCallback"]
+
+LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate")  # of a trainer's logs, in the record
 
 
 class MonitorCallback(TrainerCallback):
@@ -41,6 +43,9 @@ class MonitorCallback(TrainerCallback):
 
     In a hyperparameter search each trial has a monitor of its own (`callback.monitor` is that of
     the latest), with its record in `run_dir/<trial>`.
+
+    The record also has what the trainer logs of loss, gradient norm and learning rate, and the
+    checkpoints that it saves.
 
     At the end, the summary of the run is printed in a terminal, or logged, and the report is
     written into `run_dir` if the extra `report` is installed.
@@ -163,8 +168,14 @@ class MonitorCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Evaluate the probes after the last step, before the trainer loads other weights."""
-        kwargs.pop("logs", None)  # another callback may have changed them
+        """Record the loss and other numbers of the training; evaluate the probes after the end.
+
+        Probes are evaluated after the last step, before the trainer loads other weights.
+        """
+        logs = kwargs.pop("logs", None) or {}  # not passed on: another callback may change them
+        found = {name: logs[name] for name in LOGGED if _is_number(logs.get(name))}
+        if found and self.monitor.watching:
+            self.monitor.log_event(TRAINING, **found)
         if state.log_history and "train_runtime" in state.log_history[-1]:
             self.monitor.evaluate_last_step()
             self._send(args, state, control, before_last=True, **kwargs)
@@ -220,3 +231,7 @@ class MonitorCallback(TrainerCallback):
 
 def _state_file(per_rank: bool) -> str:
     return f"riprap-{rank()}.safetensors" if per_rank else "riprap.safetensors"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -46,7 +46,6 @@ from riprap.selection import Selector
 
 Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
 MODEL_FOLDER = "model"  # inside the folder of the run: the trained adapter or model
-LOGGED = ("loss", "eval_loss", "grad_norm", "learning_rate")
 SHOWN_LOGS = ("loss", "eval_loss")
 MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
@@ -261,7 +260,7 @@ def planned_steps(trainer: SFTTrainer) -> int:
 
 
 class LiveTableCallback(TrainerCallback):
-    """Show the live table during training, and write the training loss to the record."""
+    """Show the live table during training, with the training loss."""
 
     def __init__(self, monitor: Monitor, quiet: bool = False) -> None:
         self.monitor = monitor
@@ -278,15 +277,11 @@ class LiveTableCallback(TrainerCallback):
         self.table.update(self.monitor.step, behavior_rows(self.monitor))
 
     def on_log(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Show and record what the trainer logs: the loss, its gradient norm, the rate."""
+        """Show the losses that the trainer logs."""
         logs = kwargs.get("logs") or {}
-        found = {name: float(logs[name]) for name in LOGGED if name in logs}
-        if found:
-            self.monitor.log_event("training", **found)
-            self._latest |= found
-            latest = {name: self._latest[name] for name in SHOWN_LOGS if name in self._latest}
-            texts = [f"{name} {format_number(value)}" for name, value in latest.items()]
-            self.table.note(", ".join(texts))
+        self._latest |= {name: float(logs[name]) for name in SHOWN_LOGS if name in logs}
+        texts = [f"{name} {format_number(value)}" for name, value in self._latest.items()]
+        self.table.note(", ".join(texts))
 
     def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
         """Close the table; its last state stays visible."""
