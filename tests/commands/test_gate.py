@@ -198,3 +198,18 @@ def test_options_of_two_models_are_refused_for_a_run(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["gate", str(folder), "--junit", str(folder)])
     assert shown.exit_code == 1
     assert "cannot write" in shown.stderr
+
+
+def test_requirements_of_several_options_are_all_checked(tmp_path: Path) -> None:
+    folder = str(run_of(tmp_path / "run", {"x": 0.5, "y": 1.0}))
+    given = ["gate", folder, "--require", "x>=0.9", "--require", "y>=0.9", "--json"]
+    shown = CliRunner().invoke(app, given)
+    assert shown.exit_code == 2
+    assert len(json.loads(shown.stdout)["checks"]) == 2
+
+
+def test_two_runs_are_not_taken_for_two_models(tmp_path: Path) -> None:
+    folder = str(run_of(tmp_path / "run", {"x": 1.0}))
+    shown = CliRunner().invoke(app, ["gate", folder, folder])
+    assert shown.exit_code == 1
+    assert "gate takes one run" in shown.stderr

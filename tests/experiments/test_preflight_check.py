@@ -32,7 +32,9 @@ def make_prediction(name: str, loss: float, median: float | None) -> dict[str, A
     steps = {"low": 5.0, "median": median, "high": None}
     own = dict.fromkeys(check.PREDICTED, loss) | {"means": dict.fromkeys(check.SCORES, 1.0)}
     own["all_rows"] = {"steps_to_break": steps, "probability": 0.9 if median else 0.1}
-    return {"name": name, "behaviors": {"kept": own}, "summed_rate": 0.01, "rate": 1e-3}
+    return {"name": name, "behaviors": {"kept": own}, "summed_rate": 0.01, "rate": 1e-3} | {
+        "warm_steps": 16
+    }
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ def gate(
     tuned: str | None = typer.Argument(
         None, help="With BASE: the tuned model, or the folder of a LoRA adapter of BASE."
     ),
-    require: str | None = typer.Option(
-        None,
-        help="Requirements: 'NAME>=SCORE' and 'no LEVEL', with commas between them. "
+    require: list[str] = typer.Option(
+        [],
+        help="Requirements: 'NAME>=SCORE' and 'no LEVEL', with commas between them; repeatable. "
         "Default: each behavior at or above its floor.",
     ),
     n_probes: int | None = typer.Option(
@@ -42,13 +42,18 @@ def gate(
     Exit code 0: all are met; 2: one failed; 3: too little was measured to say; 1: an error.
     """
     from riprap.commands.gate import check_models, check_run, parse_requirements, to_junit
+    from riprap.record import FILE_NAME
 
-    wanted = None if require is None else parse_requirements(require)
+    wanted = parse_requirements(",".join(require)) if require else None
     if tuned is None:
         if n_probes is not None or refusal_prefixes:
             raise ConfigError("--n-probes and --refusal-prefixes need two models: BASE and TUNED")
         result = check_run(Path(subject), wanted)
     else:
+        if (Path(subject) / FILE_NAME).is_file():
+            raise ConfigError(
+                f"{subject} is the folder of a run: gate takes one run, or two models"
+            )
         n_probes = 48 if n_probes is None else n_probes
         result = check_models(subject, tuned, wanted, refusal_prefixes, n_probes, quiet=as_json)
     if junit is not None:
