@@ -303,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pace", action="store_true", help="the forecast alone, of recorded runs")
     parser.add_argument("--choose", action="store_true", help="choose the law of the pace")
     parser.add_argument("--runs", type=Path, nargs="*", help="folders of corpora, for these two")
-    halves = ("exploratory", "confirmatory", "both")
-    parser.add_argument("--half", choices=halves, default="exploratory", help="both: for --table")
+    known = ("exploratory", "confirmatory", "both")
+    parser.add_argument("--half", choices=known, default="exploratory", help="both: for --table")
     parser.add_argument("--rows", type=int, default=ROWS, help="rows to score of each run")
     parser.add_argument("--until", help="start no further run after this time, as HH:MM")
     parser.add_argument("--checkpoints", type=int, default=DEFAULT_CHECKPOINTS)
@@ -318,7 +318,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.predict:
         predict(options.out, options.half, until, options.rows, options.checkpoints)
     if options.table:
-        halves = ("exploratory", "confirmatory") if options.half == "both" else (options.half,)
+        both: tuple[Half, ...] = ("exploratory", "confirmatory")
+        halves = both if options.half == "both" else (options.half,)
         rows = []
         for half in halves:
             traces = load_corpus(options.out, CORPUS, half)
