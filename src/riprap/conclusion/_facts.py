@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from riprap._checks import is_number
 from riprap._text import shorten
 from riprap.conclusion._outcome import BehaviorOutcome, Course, State, judge
 from riprap.detectors import Power
 from riprap.record import (
     CHECKPOINT,
     COST,
-    DEFAULT_FLOOR,
     TRAINING,
     Reader,
     events_that_stand,
@@ -75,11 +75,8 @@ class RunFacts:
         missing = [last for r, _, last in reader.missing() if r.signal == "margin"]
         evaluated = max([*(step for _, step, _ in scores), *missing], default=0)
         gap = meta.get("longest_gap")
-        named = reader.behaviors() or [
-            {"name": name, "floor": DEFAULT_FLOOR} for name in reader.units("margin") if name != RUN
-        ]
         outcomes, courses, powers, unchanged = [], {}, {}, []
-        for own in named:
+        for own in reader.monitored():
             name, floor, margins = shorten(own["name"]), own["floor"], reader.margins(own["name"])
             about = [pair for pair in pairs if pair[0].behavior == own["name"]]
             courses[name] = course = Course(
@@ -108,8 +105,8 @@ class RunFacts:
             _checkpoints(events),
             idle[-1] if idle else None,
             bool(unchanged) and all(unchanged),
-            [facts["loss"] for facts in told if _is_number(facts.get("loss"))],
-            costs[-1] if costs and _is_number(costs[-1]) else None,
+            [facts["loss"] for facts in told if _is_finite(facts.get("loss"))],
+            costs[-1] if costs and _is_finite(costs[-1]) else None,
             bool(final),
             min((step for _, step, _ in scores), default=0),
             max([evaluated, *(a.step for a in alerts), *(e["step"] for e in events)]),
@@ -164,6 +161,5 @@ def _is_healthy(step: int, health: Sequence[tuple[int, bool]]) -> bool:
     return bool(before) and before[-1] and (not after or after[0])
 
 
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)

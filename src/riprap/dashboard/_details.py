@@ -9,7 +9,6 @@ import numpy as np
 from riprap._formatting import format_forecast, format_number, format_score, format_steps
 from riprap._text import escape_control_chars, shorten
 from riprap.conclusion import conclude
-from riprap.dashboard._snapshot import behavior_names
 from riprap.record import BROKEN_ANSWERS, Reader, Window, events_that_stand, margins_at, position
 from riprap.types import Action, Alert, Reading
 
@@ -92,7 +91,7 @@ def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
     scores = {
         step: score for name, step, score in reader.measured("score") if name == alert.behavior
     }
-    own = next((b for b in behavior_names(reader) if b["name"] == alert.behavior), None)
+    own = next((b for b in reader.monitored() if b["name"] == alert.behavior), None)
     if not scores or own is None:
         return found
     before = [step for step in scores if step <= alert.step]
@@ -110,7 +109,7 @@ def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] 
     Args:
         behavior: its number on the page.
     """
-    behaviors = behavior_names(reader)
+    behaviors = reader.monitored()
     if not 0 <= behavior < len(behaviors):
         return None
     own = behaviors[behavior]

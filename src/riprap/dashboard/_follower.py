@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from riprap._text import escape_control_chars, shorten
-from riprap.dashboard._snapshot import behavior_names, conclusion_of, new_rows, opened, whole
+from riprap.dashboard._snapshot import conclusion_of, new_rows, opened, whole
 from riprap.errors import RecordError
 from riprap.record import Reader, position
 
@@ -76,7 +76,7 @@ class Follower:
         self._signature()
         with opened(self.file) as reader:
             until = position(reader)
-            self._behaviors = behavior_names(reader)
+            self._behaviors = reader.monitored()
             self._read_conclusion(reader)
             facts = {"key": self.key, "name": self.name, "version": self.version}
             self._view = facts | whole(reader, until) | {"conclusion": self._conclusion}

@@ -13,7 +13,7 @@ import numpy as np
 from riprap._text import shorten
 from riprap.conclusion import Conclusion, conclude
 from riprap.errors import RecordError
-from riprap.record import DEFAULT_FLOOR, Reader, Window, position
+from riprap.record import Reader, Window, position
 
 STRETCHES = 250  # of steps, over the whole run; each has up to four points of a line
 LOW, HIGH = 0.10, 0.90  # quantiles of the margins at the edges of the band
@@ -33,17 +33,9 @@ def opened(file: Path) -> Iterator[Reader]:
             raise RecordError(f"{file} is damaged: {error}") from error
 
 
-def behavior_names(reader: Reader) -> list[dict[str, Any]]:
-    """Return name and floor of the behaviors, in the order in which the page numbers them."""
-    known = reader.behaviors()
-    return known or [
-        {"name": name, "floor": DEFAULT_FLOOR} for name in reader.units("margin") if name
-    ]
-
-
 def whole(reader: Reader, until: Mapping[str, int]) -> dict[str, Any]:
     """Return everything up to a position: facts about the run, and its thinned lines."""
-    meta, own = reader.meta(), behavior_names(reader)
+    meta, own = reader.meta(), reader.monitored()
     notes = meta.get("notes")
     task = meta.get("task") or (notes.get("task") if isinstance(notes, dict) else None)
     window = Window(reader, dict.fromkeys(until, 0), until)
@@ -70,7 +62,7 @@ def new_rows(
 
     Args:
         size: number of steps of a stretch, of which the extremes are kept.
-        behaviors: those of `behavior_names`; the page knows them by their numbers.
+        behaviors: those of `Reader.monitored`; the page knows them by their numbers.
     """
     window = Window(reader, after, until, size)
     places = {own["name"]: place for place, own in enumerate(behaviors)}

@@ -52,14 +52,11 @@ def check_options(policy: Any, signals: Any, stop_on: Any, on_alert: Any, module
         else:
             right = "give a riprap.AlertPolicy, or None for the default"
         raise ConfigError(f"policy={shown(policy)} is no alert policy: {right}")
-    if signals is not None:
-        listed = isinstance(signals, Sequence) and not isinstance(signals, str)
-        wrong = [one for one in signals if not isinstance(one, Signal)] if listed else [signals]
-        if wrong:
-            raise ConfigError(
-                f"signals: {shown(wrong[0])} is no signal; give a list of riprap.signals.Signal "
-                "objects, such as riprap.signals.default()"
-            )
+    if signals is not None and (wrong := _not_all(Signal, signals)):
+        raise ConfigError(
+            f"signals: {shown(wrong[0])} is no signal; give a list of riprap.signals.Signal "
+            "objects, such as riprap.signals.default()"
+        )
     if stop_on is not None and stop_on not in list(Level):
         raise ConfigError(f"stop_on={stop_on!r}: choose one of {', '.join(Level)}, or None")
     if on_alert is not None and not callable(on_alert):
@@ -166,10 +163,14 @@ def check_trackers(trackers: Any) -> None:
     Raises:
         ConfigError: one is no tracker.
     """
-    listed = isinstance(trackers, Sequence) and not isinstance(trackers, str)
-    wrong = [one for one in trackers if not isinstance(one, Tracker)] if listed else [trackers]
-    if wrong:
+    if wrong := _not_all(Tracker, trackers):
         raise ConfigError(
             f"trackers: {shown(wrong[0])} is no tracker; give a list of objects of "
             "riprap.integrations.trackers, such as [CSV('numbers.csv')]"
         )
+
+
+def _not_all(kind: type, given: Any) -> list[Any]:
+    """Return what is not of a kind in a list; what is no list as a whole."""
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    return [one for one in given if not isinstance(one, kind)] if listed else [given]

@@ -23,7 +23,7 @@ from riprap.record._rows import (
 )
 from riprap.record._series import Series
 from riprap.record._writer import Writer
-from riprap.types import Action, Alert, BrokenProbe, Reading
+from riprap.types import RUN, Action, Alert, BrokenProbe, Reading
 
 # A run that was resumed from a checkpoint took some steps twice; the second time counts.
 _NOT_SUPERSEDED = (
@@ -137,6 +137,12 @@ class Reader:
                 if not isinstance(own["name"], str) or not 0 < own["floor"] <= 1:
                     raise ValueError(f"it names a behavior {own}")
         return behaviors
+
+    def monitored(self) -> list[dict[str, Any]]:
+        """Return the same; if none is named, the behaviors with margins, at the default floor."""
+        return self.behaviors() or [
+            {"name": name, "floor": DEFAULT_FLOOR} for name in self.units("margin") if name != RUN
+        ]
 
     def events(self) -> list[dict[str, Any]]:
         """Return the run's events, each with step, kind (such as `ended`, `resumed`) and facts."""

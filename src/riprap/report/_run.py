@@ -157,7 +157,7 @@ def load_run(source: str | Path | Writer) -> Run:
         read, missing = reader.series(), reader.missing()
         actions, broken = reader.actions(), reader.broken_probes()
         withdrawn = reader.withdrawals()
-        behaviors = _behaviors(reader.behaviors(), reader.units("margin"))
+        behaviors = _behaviors(reader.monitored(), reader.units("margin"))
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
     last_steps = [max(series, default=0) for series in read.values()]
     last_steps += [last for _, _, last in missing] + [alert.step for alert in alerts]
@@ -206,9 +206,8 @@ def _escape_texts(item: Any) -> Any:
     return replace(item, **texts, readings=tuple(map(_escape_texts, item.readings)))
 
 
-def _behaviors(known: list[dict[str, Any]], units: dict[str, str]) -> list[BehaviorInfo]:
-    """Behaviors that the record lists; without a list, those with margins."""
-    named = known or [{"name": name, "floor": DEFAULT_FLOOR} for name in units if name != RUN]
+def _behaviors(named: list[dict[str, Any]], units: dict[str, str]) -> list[BehaviorInfo]:
+    """Behaviors of a record, with the units of their margins."""
     return [
         BehaviorInfo(
             facts["name"],
