@@ -8,9 +8,11 @@
 - `probe_sets`: shipped probe sets.
 - `require_behaviors`: check of a list of behaviors.
 - `is_refusal`: a judge of generated answers, without a model.
+- `collect_answers`, `note_answers`: how the model begins to answer, from the pass of the margins.
 - `last_logits` and others: tokenization, numbers of tokens and logits of any model.
 """
 
+from riprap.behaviors._answers import collect_answers, note_answers
 from riprap.behaviors._base import MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._behavior import DEFAULT_FLOOR, Behavior
 from riprap.behaviors._behavior_lists import require_behaviors
@@ -60,6 +62,7 @@ __all__ = [
     "ResponsePrefix",
     "TokenBatch",
     "accepted_arguments",
+    "collect_answers",
     "count_tokens",
     "device_of",
     "encode_continuations",
@@ -72,6 +75,7 @@ __all__ = [
     "is_refusal",
     "last_logits",
     "logits_of",
+    "note_answers",
     "parse_token_rows",
     "require_behaviors",
     "score_continuations",

@@ -23,6 +23,7 @@ from riprap.behaviors._margin_fns import (
 )
 from riprap.behaviors._margin_formulas import Margins
 from riprap.behaviors._model_io import TokenBatch
+from riprap.behaviors._refusal_judge import is_refusal
 from riprap.behaviors._response_prefix_margin import ResponsePrefix
 from riprap.behaviors._response_prefixes import find_refusal_prefixes, warn_ambiguous_prefixes
 from riprap.behaviors._token_ids import parse_targets, parse_token_rows
@@ -59,6 +60,8 @@ class Behavior(metaclass=NamedCall):
             that was made without a tokenizer.
         tokenizer: the tokenizer that the probes were made with, or None.
         categories: category of each probe, as probe sets have it; None: unknown.
+        harmful: whether the prompts may be harmful requests, of which a record keeps less; True for
+            behaviors that pass where the model refuses. Set it for others.
 
     Raises:
         BehaviorError: the name is empty or too long, the floor is outside (0, 1], or `margins` is
@@ -101,6 +104,7 @@ class Behavior(metaclass=NamedCall):
         self.texts: list[str] | None = None
         self.tokenizer: Any = None
         self.categories: list[str] | None = None
+        self.harmful = False
 
     def __len__(self) -> int:
         return len(self.probes)
@@ -139,6 +143,7 @@ class Behavior(metaclass=NamedCall):
         texts = None if self.texts is None else [self.texts[index] for index in chosen]
         if self.categories is not None:
             part.categories = [self.categories[index] for index in chosen]
+        part.harmful = self.harmful
         return part._with_texts(texts, self.tokenizer)
 
     def _with_texts(self, prompts: Sequence[Prompt] | None, tokenizer: Any) -> Self:
@@ -240,6 +245,7 @@ class Behavior(metaclass=NamedCall):
         warn_ambiguous_prefixes(tokenizer, name, rows)
         find = partial(find_refusal_prefixes, tokenizer=tokenizer) if prefixes is None else None
         behavior = cls(name, probes, ResponsePrefix(rows, avoid, find), floor, contrast=contrast)
+        behavior.harmful = prefixes is None or (not avoid and _refuses(prefixes))
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
@@ -279,6 +285,7 @@ class Behavior(metaclass=NamedCall):
         correct = torch.tensor([[True] * len(chosen) + [False] * len(rejected)] * len(rows))
         probes = Continuations.build(rows, [options] * len(rows), correct)
         behavior = cls(name, probes, Preference(), floor, contrast=contrast)
+        behavior.harmful = _refuses(chosen)
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
@@ -387,6 +394,11 @@ class Behavior(metaclass=NamedCall):
         probes = Continuations.build(rows, continuations, correct)
         behavior = cls(name, probes, Likelihood(tolerance), floor, contrast=contrast)
         return behavior._with_texts(texts if prompts is None else prompts, tokenizer)
+
+
+def _refuses(responses: Sequence[Any]) -> bool:
+    """Return whether one of the responses that show a behavior is a refusal."""
+    return any(isinstance(response, str) and is_refusal(response) for response in responses)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from riprap.behaviors._answers import Answers, followed_answers, note_answers
 from riprap.behaviors._base import MarginFunction, ProbeSet
 from riprap.behaviors._branch_logits import branch_logits
 from riprap.behaviors._last_logits import last_logits
@@ -62,7 +63,14 @@ class LastLogitsMargin(MarginFunction):
         return last_logits(model, probes)[:, -1]
 
     def __call__(self, model: nn.Module, probes: TokenBatch) -> Tensor:
-        return self.from_logits(self.read_logits(model, probes))
+        logits = self.read_logits(model, probes)
+        note_answers(lambda: self.answers(logits))
+        return self.from_logits(logits)
+
+    def answers(self, logits: Tensor) -> Answers:
+        """Return the first tokens of each answer, as far as the logits show them."""
+        first = logits[:, 0] if logits.dim() == 3 else logits
+        return first.argmax(-1)[:, None].tolist()  # type: ignore[no-any-return]
 
     def answer_logits(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Return the logits at the last position, shape (n_probes, vocabulary)."""
@@ -175,6 +183,7 @@ def score_continuations(model: nn.Module, probes: Continuations) -> tuple[Tensor
     continuation = probes.continuation.to(logits.device)
     mask = probes.mask.to(logits.device)
     means = continuation_log_probs(logits, continuation, mask)
+    note_answers(lambda: followed_answers(logits, continuation, mask, options))
     first = (width - mask.sum(-1)).long()
     rows = torch.arange(len(mask), device=logits.device)
     at_first = functional.log_softmax(logits[rows, first].detach(), dim=-1)

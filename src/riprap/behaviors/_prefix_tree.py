@@ -89,6 +89,20 @@ class PrefixTree:
 
         return -self._fold(logits, combine, float("-inf") if avoid else 0.0)
 
+    def follow(self, tokens: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return how each greedy response begins, from its most likely token at each node.
+
+        Up to the end of a prefix, or to the first token that is on no prefix.
+        """
+        found: list[list[int]] = []
+        for own in tokens:
+            at: int | None = 0
+            found.append([])
+            while at is not None:
+                found[-1].append(own[at])
+                at = self.children[at].get(own[at])
+        return found
+
     def _fold(
         self, logits: Tensor, combine: Callable[[Tensor, Tensor, Tensor], Tensor], complete: float
     ) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from riprap.behaviors._answers import Answers
 from riprap.behaviors._margin_fns import LastLogitsMargin, check_vocabulary
 from riprap.behaviors._model_io import TokenBatch
 from riprap.behaviors._prefix_tree import PrefixTree, Row
@@ -76,6 +77,10 @@ class ResponsePrefix(LastLogitsMargin):
     def from_logits(self, logits: Tensor) -> Tensor:
         """Return the lead of beginning with a prefix (negated with `avoid`), shape (n,)."""
         return self.sign * self.tree.margins(self._by_node(logits))
+
+    def answers(self, logits: Tensor) -> Answers:
+        """Return the beginning of each response: along a prefix, and one token after it parts."""
+        return self.tree.follow(self._by_node(logits).argmax(-1).tolist())
 
     def losses(self, model: nn.Module, probes: TokenBatch) -> Tensor:
         """Return −log P(the response begins with a prefix), or with none with `avoid`, in nats."""

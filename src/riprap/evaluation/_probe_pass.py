@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from riprap.behaviors import (
     Margins,
     TokenBatch,
     accepted_arguments,
+    collect_answers,
+    note_answers,
     shared_start,
 )
 from riprap.errors import BehaviorError
@@ -49,6 +53,9 @@ class ProbeResult:
             a probe, or a probe's option.
         logits: shape (rows, vocabulary) at the last position; None where the model's own output
             was not captured.
+        answers: token ids with which the model begins to answer each probe; None where they were
+            not requested, or the margin does not show them.
+        answers_error: why they could not be read; empty where they were.
     """
 
     margins: np.ndarray
@@ -57,6 +64,8 @@ class ProbeResult:
     gradient_error: str = ""
     activations: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
+    answers: list[list[int]] | None = None
+    answers_error: str = ""
 
 
 def compute_margins(behavior: Behavior, model: nn.Module) -> Margins:
@@ -120,6 +129,7 @@ def evaluate_batch(
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
     autocast: Autocast | None = None,
+    answers: bool = False,
 ) -> dict[str, ProbeResult]:
     """Evaluate the probes of several behaviors, in chunks of as many tokens as training's batches.
 
@@ -131,6 +141,7 @@ def evaluate_batch(
         parameters: compute h_b in these; None: forward pass only.
         layers: names of modules whose output at the last position is captured.
         autocast: see `preserve_training_state`.
+        answers: also read how the model begins to answer.
 
     Returns:
         results by behavior name.
@@ -143,7 +154,7 @@ def evaluate_batch(
         together = [behaviors] if parameters is None else [[behavior] for behavior in behaviors]
         collected = {behavior.name: _Collected() for behavior in behaviors}
         for group in together:
-            _evaluate_in_chunks(group, model, parameters, layers, collected)
+            _evaluate_in_chunks(group, model, parameters, layers, answers, collected)
         return {b.name: collected[b.name].result(b) for b in behaviors}
 
     with torch.inference_mode(False), torch.set_grad_enabled(parameters is not None):
@@ -156,9 +167,11 @@ def evaluate(
     parameters: Sequence[Tensor] | None = None,
     layers: Sequence[str] = (),
     autocast: Autocast | None = None,
+    answers: bool = False,
 ) -> ProbeResult:
     """Evaluate one behavior's probes; see `evaluate_batch`."""
-    return evaluate_batch([behavior], model, parameters, layers, autocast)[behavior.name]
+    results = evaluate_batch([behavior], model, parameters, layers, autocast, answers)
+    return results[behavior.name]
 
 
 def _results_agree(one: dict[str, ProbeResult], two: dict[str, ProbeResult]) -> bool:
@@ -178,6 +191,7 @@ class _PartResult:
     margins: Margins
     activations: dict[str, Tensor]
     logits: Tensor | None
+    answers: list[list[int]] | None = None
 
 
 @dataclass
@@ -187,6 +201,7 @@ class _Collected:
     parts: list[_PartResult] = field(default_factory=list)
     gradient: GradientSum = field(default_factory=GradientSum)
     gradient_error: str = ""
+    answers_error: str = ""
 
     def result(self, behavior: Behavior) -> ProbeResult:
         """Combine the parts, in the order of the probes."""
@@ -208,7 +223,18 @@ class _Collected:
             gradient_error=self.gradient_error,
             activations={name: rows for name, rows in features.items() if rows is not None},
             logits=self.in_order([part.logits for part in self.parts]),
+            answers=self._answers_in_order(len(values)),
+            answers_error=self.answers_error,
         )
+
+    def _answers_in_order(self, n_probes: int) -> list[list[int]] | None:
+        found: list[list[int]] = [[]] * n_probes
+        for part in self.parts:
+            if part.answers is None:
+                return None
+            for index, answer in zip(part.indices or range(n_probes), part.answers, strict=True):
+                found[index] = answer
+        return found
 
     def in_order(self, tensors: list[Tensor | None]) -> Tensor | None:
         """Concatenate rows of the parts; None if a part has none, or not equally many a probe."""
@@ -234,12 +260,14 @@ def _evaluate_in_chunks(
     model: nn.Module,
     parameters: Sequence[Tensor] | None,
     layers: Sequence[str],
+    answers: bool,
     collected: dict[str, _Collected],
 ) -> None:
     def run(chunk: Chunk) -> None:
         parts = [part.behavior() for part in chunk.parts]
         with (
             capture_outputs(model, layers) as (activations, outputs),
+            collect_answers(answers) as noted,
             raise_on_all_ranks(model),
         ):
             margins = _batch_margins(parts, model)
@@ -253,14 +281,17 @@ def _evaluate_in_chunks(
             name: _split(last_rows(rows, n_rows), sizes) for name, rows in activations.items()
         }
         own_logits = _split(logits, sizes)
+        own_answers = _own_answers(noted.rows, [len(own.values) for own in margins])
         for i, part in enumerate(chunk.parts):
             found = Margins(
                 margins[i].values.detach(), margins[i].insufficient, margins[i].evidence
             )
             own_features = {name: rows[i] for name, rows in features.items() if rows}
             own_part = own_logits[i] if own_logits else None
-            collected[part.whole.name].parts.append(
-                _PartResult(part.indices, found, own_features, own_part)
+            own = collected[part.whole.name]
+            own.answers_error = own.answers_error or noted.error
+            own.parts.append(
+                _PartResult(part.indices, found, own_features, own_part, own_answers[i])
             )
 
     run_in_chunks(behaviors, model, parameters is not None, run)
@@ -298,10 +329,20 @@ def _batch_margins(behaviors: Sequence[Behavior], model: nn.Module) -> list[Marg
     functions = [b.margins for b in behaviors if isinstance(b.margins, LastLogitsMargin)]
     logits = functions[0].read_logits(model, TokenBatch.join([b.probes for b in behaviors]))
     parts = logits.split([len(b.probes) for b in behaviors])
+    for function, part in zip(functions, parts, strict=True):
+        note_answers(partial(function.answers, part))
     return [
         validate_margins(behavior, function.from_logits(part))
         for behavior, function, part in zip(behaviors, functions, parts, strict=True)
     ]
+
+
+def _own_answers(noted: list[list[int]], sizes: Sequence[int]) -> list[list[list[int]] | None]:
+    """Split answers by behavior; None where there is not one for each probe."""
+    if len(noted) != sum(sizes):
+        return [None] * len(sizes)
+    ends = list(accumulate(sizes))
+    return [noted[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _split(rows: Tensor | None, sizes: list[int] | None) -> list[Tensor]:
