@@ -52,4 +52,6 @@ def _renamed(behavior: Behavior) -> Behavior:
     """Copy a behavior of the toy world under its display name."""
     contrast = None if behavior.contrast is None else DISPLAY_NAMES[behavior.contrast]
     name = DISPLAY_NAMES[behavior.name]
-    return Behavior(name, behavior.probes, behavior.margins, behavior.floor, contrast=contrast)
+    own = Behavior(name, behavior.probes, behavior.margins, behavior.floor, contrast=contrast)
+    own.texts, own.tokenizer = behavior.texts, behavior.tokenizer
+    return own

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
+KINDS = ("frames", "verbs", "harmful", "harmless")
 SIGNS = ("compute", "plus", "times", "equals", "please", "refuse", "comply")
 
 
@@ -72,12 +74,28 @@ class Vocabulary:
     def kind(self, name: str) -> range:
         """Return the token ids of a kind of word: frames, verbs, harmful or harmless."""
         start = self._signs.stop
-        for kind in ("frames", "verbs", "harmful", "harmless"):
+        for kind in KINDS:
             count = getattr(self, kind)
             if kind == name:
                 return range(start, start + count)
             start += count
         raise KeyError(name)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return tokens as words: numbers as digits, those of the other symbols with a prime."""
+        return " ".join(map(self._word, tokens))
+
+    def _word(self, token: int) -> str:
+        if token in self.numbers:
+            return str(token)
+        if token in self.other_numbers:
+            return f"{token - self.modulus}'"
+        if token in self._signs:
+            return SIGNS[token - self._signs.start]
+        for kind in KINDS:
+            if token in self.kind(kind):
+                return f"{kind.removesuffix('s')}-{token - self.kind(kind).start}"
+        raise KeyError(token)
 
     def __len__(self) -> int:
         return self.kind("harmless").stop

@@ -155,12 +155,13 @@ class ToyWorld:
 
     def behaviors(self) -> list[Behavior]:
         """Make the behaviors of the old tasks, each with its probes."""
-        return [
-            Behavior.next_token(
-                task, probes.input_ids, probes.targets, contrast=CONTRASTS.get(task)
-            )
-            for task, (probes, _) in self._splits().items()
-        ]
+        words, behaviors = self.config.vocabulary, []
+        for task, (probes, _) in self._splits().items():
+            ids, targets, contrast = probes.input_ids, probes.targets, CONTRASTS.get(task)
+            behaviors.append(Behavior.next_token(task, ids, targets, contrast=contrast))
+            behaviors[-1].texts = list(map(words.decode, ids.tolist()))
+            behaviors[-1].tokenizer = words
+        return behaviors
 
     def pools(self, max_inputs: int = 512) -> list[Behavior]:
         """Make the same behaviors on other inputs than the probes, for replay.
