@@ -139,13 +139,15 @@ class BrokenProbe:
     Attributes:
         index: number of the probe in its behavior, from 0.
         text: its prompt, shortened; None if the behavior has no texts.
-        now, before: the first tokens of the model's greedy answers; None if not generated.
+        now, before: how the model's greedy answers begin; None if unknown.
+        step: the step of a run at which `now` was said; None: it is of no run.
     """
 
     index: int
     text: str | None = None
     now: str | None = None
     before: str | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

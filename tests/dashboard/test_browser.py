@@ -67,6 +67,8 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         opened(chrome, served)
         assert chrome.run("document.querySelectorAll('.buttons button').length") == 0
         scene.visit(10, "refusal", np.full(20, -1.0, dtype=np.float32))
+        for step, said in ((0, "I'm sorry"), (10, "Sure")):
+            writer.add_event(step, "answers", answers={"refusal": {"3": said}})
         cause = Reading(5, "refusal", "margin_low", 1.5)
         writer.add_alert(Alert(5, "refusal", Level.CRITICAL, "forecast", "it breaks", (cause,)))
         writer.add_action(Action(7, "agem", "gradients", True, "projected it"))
@@ -94,6 +96,8 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         chrome.wait("document.querySelectorAll('#detail tbody tr').length === 20")
         lead = chrome.run("document.querySelector('#detail .lead').textContent")
         assert lead == "At step 10, 20 of 20 probes fail; 20 of them passed at step 0."
+        answers = "[...document.querySelectorAll('#detail .answer')].map((own) => own.textContent)"
+        assert chrome.run(answers) == ["step 0: I'm sorry", "step 10: Sure"]
         chrome.key("Escape")
 
         Writer(tmp_path / "second").close()  # a new run appears
@@ -144,10 +148,14 @@ def test_no_width_makes_it_scroll_sideways(
 
 
 def test_hostile_texts_stay_texts(chrome: Chrome, tmp_path: Path) -> None:
-    scene = Scene(tmp_path / "run", NASTY, 6)
+    scene = Scene(tmp_path / "run", NASTY, 6, texts=NASTY)
+    said = {str(index): text for index, text in enumerate(NASTY)}
     for text in NASTY:
-        scene.visit(0, text, np.full(4, 5.0, dtype=np.float32))
-        scene.writer.add_alert(Alert(0, text, Level.WARNING, text, text))
+        for step in (0, 6):
+            margins = np.full(len(NASTY), 5.0 - 2 * step, dtype=np.float32)
+            scene.visit(step, text, margins)
+            scene.writer.add_event(step, "answers", answers={text: said})
+        scene.writer.add_alert(Alert(6, text, Level.WARNING, text, text))
         scene.writer.add_action(Action(0, text, "update", True, text))
     scene.writer.write_meta(task=NASTY[0])
     scene.writer.close()
@@ -157,6 +165,11 @@ def test_hostile_texts_stay_texts(chrome: Chrome, tmp_path: Path) -> None:
         assert names == ["Training", *map(shorten, NASTY)]
         chrome.run("document.querySelectorAll('.buttons .warning').forEach((own) => own.click())")
         chrome.wait("document.querySelectorAll('.chain li').length === 4")
+        rows = "[...document.querySelectorAll('#detail tbody tr')].map((own) => own.cells[0])"
+        shown = chrome.run(f"{rows}.map((own) => own.firstChild.textContent)")
+        assert sorted(shown) == sorted(map(shorten, NASTY))
+        answers = chrome.run(f"{rows}.map((own) => own.querySelector('.answer').textContent)")
+        assert answers == [f"steps 0 to 6: {text}" for text in shown]
         kinds = chrome.run(
             "[...new Set([...document.querySelectorAll('*')].map((o) => o.tagName))]"
         )

@@ -178,10 +178,13 @@ def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
     for step, margins in ((0, [1, 1, -1, -1]), (10, [2, -2, 3, -3]), (20, [9, 9, 9, 9])):
         writer.add_margins(step, "a", np.array(margins, dtype=np.float32))
         writer.add_readings([Reading(step, "a", "score", 0.5)])
-    writer.add_event(20, "broken_answers", answers={"a": {"1": "red <b>"}})
+    for step, said in ((0, "blue"), (10, "red <b>"), (20, "red <b>")):
+        writer.add_event(step, "answers", answers={"a": {"1": said, "0": "oven"}})
+    writer.add_alert(Alert(10, "a", Level.WARNING, "trend", "it falls"))
     writer.close()
     client = TestClient(make_app([tmp_path]), base_url=LOCAL)
     found = client.get("/runs/1/probes/0/15").json()
+    assert client.get("/runs/1/alerts/1").json()["probes"] == found
     assert (found["step"], found["start"]) == (10, 0)
     groups = {kind: [own["text"] for own in probes] for kind, probes in found["groups"].items()}
     assert groups == {
@@ -192,7 +195,14 @@ def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
     }
     broke = found["groups"]["broke"][0]
     assert (broke["before"], broke["margin"]) == ("1.00", "-2.00")
-    assert broke["answers"] == ["step 20: red <b>"]
+    assert broke["answers"] == [
+        {"step": 0, "until": 0, "text": "blue"},
+        {"step": 10, "until": 20, "text": "red <b>"},
+    ]
+    passed = found["groups"]["passed"][0]
+    assert passed["answers"] == [{"step": 0, "until": 20, "text": "oven"}]
+    assert "answers" not in found["groups"]["failed"][0]
+    assert found["answered"] == [0, 10, 20]
     for wrong in ("1/15", "7/0"):
         assert client.get(f"/runs/1/probes/{wrong}").status_code == 404
 
@@ -379,8 +389,10 @@ def test_a_hundred_thousand_steps_make_a_small_view(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["</script><b>evil</b>", "\x1b[2Jevil\u202e", "a\nb", "é模型"])
 def test_hostile_names_arrive_as_escaped_text(tmp_path: Path, text: str) -> None:
-    scene = Scene(tmp_path / "run", [text], 6)
-    scene.visit(0, text, np.full(20, 5.0))
+    scene = Scene(tmp_path / "run", [text], 6, texts=[text] * 20)
+    for step in (0, 1):
+        scene.visit(step, text, np.full(20, 5.0 - 9 * step))
+        scene.writer.add_event(step, "answers", answers={text: {"1": text, "2": f"{step}{text}"}})
     scene.writer.add_alert(Alert(0, text, Level.WARNING, text, text))
     scene.writer.add_action(Action(0, text, "update", True, text))
     scene.writer.close()

@@ -59,6 +59,7 @@ def test_it_holds_the_library_and_no_experiment(wheel: Path) -> None:
         "py.typed",
         "behaviors/probe_sets/refusal.jsonl",
         "detectors/policies/default.yaml",
+        "report/broken.html",
         "report/page.html",
     ):
         assert f"riprap/{file}" in names

@@ -26,12 +26,19 @@ def visits_until(steps: int, every: int = 10) -> list[int]:
 class Scene:
     """Writes one behavior after another to a record."""
 
-    def __init__(self, run: Path | None, names: list[str], steps: int = 120) -> None:
+    def __init__(
+        self,
+        run: Path | None,
+        names: list[str],
+        steps: int = 120,
+        texts: list[str] | None = None,
+    ) -> None:
         self.writer = Writer(run)
         self.steps = steps
         self.random = np.random.default_rng(0)
+        facts = {"floor": 0.9, "contrast": None} | ({} if texts is None else {"texts": texts})
         self.writer.write_meta(
-            behaviors=[{"name": name, "floor": 0.9, "contrast": None} for name in names],
+            behaviors=[{"name": name} | facts for name in names],
             protocol={"name": "default", "detectors": [{"kind": "forecast", "horizon": HORIZON}]},
             protocol_hash="sha256:0123456789abcdef",
             versions={"python": "3.11.7", "torch": "2.13.0"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def report(
 ) -> int:
     """Write the HTML report of a run, and with --card its section of a model card."""
     from riprap.conclusion import conclude
-    from riprap.record import locate_record
+    from riprap.record import Reader, locate_record
     from riprap.report import write_card, write_report
 
     files = {"report": write_report(run, out or locate_record(run).parent / "report.html")}
@@ -121,7 +122,11 @@ def report(
         files["card"] = write_card(run, card)
     found = conclude(run)
     lines = [found.line, *(f"{name}: {file}" for name, file in files.items())]
-    print_result(files | {"conclusion": found.to_dict()}, as_json, lines)
+    with Reader(run) as reader:
+        broken = {
+            name: [asdict(probe) for probe in own] for name, own in reader.broken_probes().items()
+        }
+    print_result(files | {"conclusion": found.to_dict(), "broken": broken}, as_json, lines)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from riprap._formatting import format_forecast, format_number, format_score, format_steps
 from riprap._text import escape_control_chars, shorten
 from riprap.conclusion import conclude
-from riprap.record import BROKEN_ANSWERS, Reader, Window, events_that_stand, margins_at, position
+from riprap.record import Reader, Window, margins_at, position
 from riprap.types import Action, Alert, Reading
 
 SIGNAL_NAMES = {"margin_low": "threshold margin", "margin": "mean margin"}
@@ -48,6 +49,7 @@ def describe_alert(reader: Reader, number: int) -> dict[str, Any] | None:
         "forecast": format_forecast(alert.forecast) if alert.forecast else "",
         "action": _actions(actions),
         "effect": _effect(reader, alert, withdrawn),
+        "probes": _probes_at(reader, alert),
     }
 
 
@@ -103,6 +105,14 @@ def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
     return [*found, outcomes.get(shorten(alert.behavior), "")]
 
 
+def _probes_at(reader: Reader, alert: Alert) -> dict[str, Any] | None:
+    """Return the probes of the alert's behavior at its step; None: they were not evaluated."""
+    names = [own["name"] for own in reader.monitored()]
+    if alert.behavior not in names:
+        return None
+    return describe_probes(reader, names.index(alert.behavior), alert.step)
+
+
 def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] | None:
     """Return which probes pass and fail at the last evaluation up to a step; None: none there.
 
@@ -118,7 +128,7 @@ def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] 
         return None
     (start, first), (at, now) = found
     before = first if len(first) == len(now) else None
-    answers = _answers(reader, own["name"])
+    answers = reader.answers().get(own["name"], {})
     groups: dict[str, list[dict[str, Any]]] = {
         "broke": [],
         "recovered": [],
@@ -135,14 +145,15 @@ def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] 
             probe["before"] = _number(before[index])
         if index < len(texts):
             probe["text"] = shorten(str(texts[index]))
-        if str(index) in answers:
-            probe["answers"] = answers[str(index)]
+        if said := _said(answers, index):
+            probe["answers"] = said
         groups[kind].append(probe)
     return {
         "behavior": shorten(own["name"]),
         "step": at,
         "start": start,
         "has_texts": bool(texts),
+        "answered": sorted(answers),
         "counts": {kind: len(probes) for kind, probes in groups.items()},
         "groups": {kind: probes[:MAX_PROBES] for kind, probes in groups.items()},
     }
@@ -152,12 +163,12 @@ def _number(value: float) -> str:
     return format_number(float(value))
 
 
-def _answers(reader: Reader, behavior: str) -> dict[str, list[str]]:
-    """Return what the model said to a probe, with the step, by the number of the probe."""
-    found: dict[str, list[str]] = {}
-    for event in events_that_stand(reader.events(), BROKEN_ANSWERS):
-        said = (event["facts"].get("answers") or {}).get(behavior) or {}
-        for index, answer in said.items():
-            text = f"step {event['step']:,}: {shorten(str(answer))}"
-            found.setdefault(str(index), []).append(text)
+def _said(answers: Mapping[int, Mapping[int, str]], probe: int) -> list[dict[str, Any]]:
+    """Return how the model began to answer a probe; steps with the same answer are one entry."""
+    found: list[dict[str, Any]] = []
+    for step in sorted(own for own in answers if probe in answers[own]):
+        text = shorten(answers[step][probe])
+        if not found or text != found[-1]["text"]:
+            found.append({"step": step, "text": text})
+        found[-1]["until"] = step
     return found

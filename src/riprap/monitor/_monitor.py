@@ -50,6 +50,7 @@ from riprap.monitor._plan_check import PlanCheck
 from riprap.monitor._planned_rates import Scheduler, check_scheduler, planned_rates
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
+from riprap.monitor._probe_texts import ProbeTexts
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._run_metadata import run_metadata
 from riprap.monitor._state import (
@@ -112,6 +113,8 @@ class Monitor(metaclass=CheckedCall):
             advance (the last one among them), eight more while a behavior is about to break, and
             one each 5 · `probe_every` steps in any case. None: no limit, and steps of evaluations
             that do not depend on the speed of the machine; always so under DDP.
+        texts: record the prompts of the probes, shortened, and how the model begins to answer them
+            at the start, at the first alert of each level, and at the end; see `Behavior.harmful`.
         trackers: sinks of scores, margins and alerts, such as those of `integrations.trackers`; one
             that fails is recorded and left out. On the first rank only.
 
@@ -142,6 +145,7 @@ class Monitor(metaclass=CheckedCall):
         keep_passing: bool = False,
         budget: float | None = DEFAULT_BUDGET,
         trackers: Sequence[Tracker] = (),
+        texts: bool = True,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         check_arguments(behaviors, probe_every, gradient_storage)
@@ -165,6 +169,7 @@ class Monitor(metaclass=CheckedCall):
             self._new_schedule(probe_every, budget, meter := CostMeter()),
             record,
             Announcer(on_alert, record.add_failure, quiet=rank() != 0),
+            ProbeTexts(record, texts and rank() == 0),
             meter,
             None if stop_on is None else Level(stop_on),
             trackers=TrackerGroup(trackers if rank() == 0 else (), record.add_failure),
@@ -289,6 +294,7 @@ class Monitor(metaclass=CheckedCall):
             self.behaviors, model, parameters, layer, needs_losses, self._gradient_storage
         )
         probe_runner.autocast = self._training_autocast
+        probe_runner.reads_answers = self._given["texts"]
         if engine is None:
             self._drop_budget_of_replica(model)
             session = WatchSession(self._run, probe_runner, optimizers, guard, self._modules)
@@ -667,7 +673,7 @@ class Monitor(metaclass=CheckedCall):
             done(sum(len(result.margins) for result in view.results.values()))
         self._write_metadata(session, {})
         with self._run.meter.measure("start", new=False):
-            session.process_probe_results(view)
+            session.process_probe_results(view, is_start=True)
         stale = stale_optimizer(session.probe_runner.model, session.hooks.optimizers)
         if stale:
             self._run.record.add_event(0, "stale_optimizer", {"text": stale})
@@ -697,6 +703,7 @@ class Monitor(metaclass=CheckedCall):
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
         budget = self._run.schedule.budget
+        self._run.texts.add_prompts(facts["behaviors"], self.behaviors)
         facts |= {
             "budget": None if budget is None else budget.share,
             "notes": self._metadata,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ class ProbeRunner:
         gradient_storage: see `riprap.linalg.VectorStack`.
         protected_gradients: gradients of the last refresh.
         autocast: training's autocast state, in which all passes run; None: not looked at.
+        reads_answers: whether to read how the model begins to answer, where a text can be made.
         failures: reason why a behavior failed at the last evaluation, by name.
         reads_gradients: whether gradients can be read at all.
         gradient_failures: reason why a behavior has no protected gradient since the last refresh,
@@ -51,6 +54,7 @@ class ProbeRunner:
     protected_gradients: ProtectedGradients = field(default_factory=ProtectedGradients)
     reads_gradients: bool = True
     autocast: TrainingAutocast | None = None
+    reads_answers: bool = False
     failures: dict[str, str] = field(default_factory=dict)
     gradient_failures: dict[str, str] = field(default_factory=dict)
     _had_gradient: set[str] = field(default_factory=set)
@@ -73,7 +77,8 @@ class ProbeRunner:
     def _evaluate_first(self, behavior: Behavior) -> ProbeResult:
         calibrate(behavior, self.model)
         parameters = self.parameters if self.reads_gradients else None
-        result = evaluate(behavior, self.model, parameters, self._layers)
+        answers = self._wants_answers([behavior])
+        result = evaluate(behavior, self.model, parameters, self._layers, answers=answers)
         not_finite = np.flatnonzero(~np.isfinite(result.margins))
         if len(not_finite):
             raise BehaviorError(
@@ -105,17 +110,22 @@ class ProbeRunner:
         return self._view(step, results)
 
     def _evaluate(self, group: Sequence[Behavior], refresh: bool) -> dict[str, ProbeResult]:
+        options: dict[str, Any] = {"layers": self._layers, "answers": self._wants_answers(group)}
+        pass_over = partial(evaluate_batch, group, self.model, **options)
         if not refresh:
-            return evaluate_batch(group, self.model, None, self._layers)
+            return pass_over()
         try:
             with _all_require_grad(self.parameters):
-                results = evaluate_batch(group, self.model, self.parameters, self._layers)
+                results = pass_over(parameters=self.parameters)
         except RuntimeError as error:  # torch's: out of memory, an operation without a gradient
-            results = evaluate_batch(group, self.model, None, self._layers)
+            results = pass_over()
             return {
                 name: replace(r, gradient_error=error_text(error)) for name, r in results.items()
             }
         return results
+
+    def _wants_answers(self, group: Sequence[Behavior]) -> bool:
+        return self.reads_answers and any(own.tokenizer is not None for own in group)
 
     @property
     def _layers(self) -> list[str]:

@@ -92,7 +92,7 @@ class ResilientRecord:
         if not self.writer.resume:  # another monitor has written it since this one was created
             self.writer.refuse_to_continue()
         for key in ("behaviors", "protocol_hash"):
-            if known[key] != metadata[key]:
+            if not _equal(known[key], metadata[key]):
                 raise ConfigError(
                     f"the record {self.writer.path} is of a run with other {key}: give another "
                     "run_dir, or create the monitor with the same arguments"
@@ -116,3 +116,15 @@ class ResilientRecord:
             self._has_backlog = True
         else:
             self._has_backlog = self._has_backlog and self.writer.has_backlog
+
+
+def _equal(known: Any, given: Any) -> bool:
+    """Compare facts of two runs; the texts of behaviors only if both runs record texts."""
+    if known == given or not (isinstance(known, list) and isinstance(given, list)):
+        return bool(known == given)
+    plain = [
+        [{key: value for key, value in own.items() if key != "texts"} for own in behaviors]
+        for behaviors in (known, given)
+    ]
+    recorded = [any("texts" in own for own in behaviors) for behaviors in (known, given)]
+    return plain[0] == plain[1] and not all(recorded)

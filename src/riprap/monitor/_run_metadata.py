@@ -52,9 +52,6 @@ def run_metadata(
 
 def _behavior_facts(behavior: Behavior) -> dict[str, Any]:
     facts = {"name": behavior.name, "floor": behavior.floor, "contrast": behavior.contrast}
-    texts = getattr(behavior, "texts", None)
-    if texts:
-        facts["texts"] = [shorten(str(text)) for text in texts]
     if behavior.categories:
         facts["categories"] = [shorten(category) for category in behavior.categories]
     return facts

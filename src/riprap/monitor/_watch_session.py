@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from riprap._distributed import all_ranks, has_sharded_parameters
+from riprap._distributed import all_ranks, has_sharded_parameters, rank
 from riprap._warnings import warn
 from riprap.detectors import RateSchedule
 from riprap.errors import ConfigError
@@ -17,7 +17,6 @@ from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
 from riprap.monitor._announce import OWN_DETECTORS, Announcer
-from riprap.monitor._broken_answers import broken_answers
 from riprap.monitor._cost_meter import OWN_PARTS, CostMeter
 from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
@@ -26,11 +25,12 @@ from riprap.monitor._optimizers import learning_rate, parameters_of, trained_par
 from riprap.monitor._plan_check import PlanCheck
 from riprap.monitor._probe_runner import ProbeRunner
 from riprap.monitor._probe_schedule import ProbeSchedule
+from riprap.monitor._probe_texts import ProbeTexts
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._trackers import TrackerGroup
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
-from riprap.record import BROKEN_ANSWERS, CLEARED, PLAN, clean_readings
+from riprap.record import CLEARED, PLAN, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
@@ -48,6 +48,7 @@ class MonitoredRun:
         final: readings of weights that were exchanged after the last step.
         trackers: sinks of scores, margins and alerts.
         plan: planned steps of the open watch; None: unknown.
+        texts: prompts and answers for the record.
     """
 
     signals: Sequence[Signal]
@@ -55,6 +56,7 @@ class MonitoredRun:
     schedule: ProbeSchedule
     record: ResilientRecord
     announcer: Announcer
+    texts: ProbeTexts
     meter: CostMeter = field(default_factory=CostMeter)
     stop_level: Level | None = None
     step: int = 0
@@ -433,7 +435,7 @@ class WatchSession:
             finally:
                 if self.guard is not None:
                     self.guard.end()
-            self.record_broken_answers()
+            self.record_last_answers()
         finally:
             self.run.trackers.flush()
             self._record_cost()
@@ -463,18 +465,27 @@ class WatchSession:
         }
         run.record.add_event(run.step, "cost", facts)
 
-    def record_broken_answers(self) -> None:
-        """Record what the model says now on probes that broke, unless its weights were replaced."""
+    def record_last_answers(self) -> None:
+        """Record how the model began to answer after the last step, and more of it where it broke.
+
+        The model still generates only if its weights were not replaced, and no rank waits for it.
+        """
+        run, runner = self.run, self.probe_runner
+        run.texts.write()
         try:
-            if self.sample.has_changed():
+            if rank() != 0 or self._ranks_evaluate_together or self.sample.has_changed():
                 return
-            with self.run.meter.measure("evaluations", new=False):
-                answers = broken_answers(self.run.tracker, self.probe_runner)
+            with run.meter.measure("evaluations", new=False):
+                run.texts.write_longer(runner.model, runner.behaviors, run.tracker.histories)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
-            return
-        if answers:
-            self.run.record.add_event(self.run.step, BROKEN_ANSWERS, {"answers": answers})
+
+    def _record_answers_at(self, alerts: Sequence[Alert]) -> None:
+        """Record the answers to the probes of behaviors with the first alert of a level."""
+        earlier = self.run.tracker.alerts
+        earlier = earlier[: len(earlier) - len(alerts)]
+        said = {(alert.behavior, alert.level) for alert in earlier}
+        self.run.texts.write({a.behavior for a in alerts if (a.behavior, a.level) not in said})
 
     def _weights_were_replaced(self) -> bool:
         changed, model = self.sample.has_changed(), self.probe_runner.model
@@ -570,10 +581,17 @@ class WatchSession:
         if not all_ranks(run.stop_reason is None, device) and run.stop_reason is None:
             run.stop_reason = f"stop_on={str(run.stop_level)!r}: an alert on another rank"
 
-    def process_probe_results(self, view: ProbeView) -> list[Alert]:
-        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts."""
+    def process_probe_results(self, view: ProbeView, is_start: bool = False) -> list[Alert]:
+        """Record readings, forecasts and alerts, and plan the next evaluation; return alerts.
+
+        Args:
+            is_start: whether it is the evaluation before the first step of the run.
+        """
         run = self.run
         self._record_failures()
+        run.texts.note(run.step, view.results, self.probe_runner.behaviors)
+        if is_start:
+            run.texts.write()
         readings = [run.tracker.rate_sum_reading(run.step)]
         for name, text in self.probe_runner.failures.items():
             reading = missing_margin(run.step, name, ReadingStatus.ERROR, text)
@@ -589,6 +607,7 @@ class WatchSession:
         run.record.add_readings([*readings, *from_signals, *counts])
         run.tracker.add_readings(from_signals)
         alerts, forecasts = run.tracker.update(run.step)
+        self._record_answers_at(alerts)
         run.record.add_readings(forecasts)
         run.trackers.log(run.tracker.metrics(), run.step)
         self._publish_withdrawals()

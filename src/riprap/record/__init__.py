@@ -16,7 +16,7 @@ death of the writer.
 from riprap.record._increments import Window, margins_at, position
 from riprap.record._layout import FILE_NAME, LOGS, locate_record
 from riprap.record._reader import (
-    BROKEN_ANSWERS,
+    ANSWERS,
     CHECKPOINT,
     CLEARED,
     COST,
@@ -40,7 +40,7 @@ from riprap.record._state import check_fields, load_state, save_state
 from riprap.record._writer import Writer, expand_time, require_vacant
 
 __all__ = [
-    "BROKEN_ANSWERS",
+    "ANSWERS",
     "CHECKPOINT",
     "CLEARED",
     "COST",

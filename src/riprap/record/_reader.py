@@ -31,7 +31,7 @@ _NOT_SUPERSEDED = (
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
 
-BROKEN_ANSWERS = "broken_answers"  # event with the model's answers to broken probes
+ANSWERS = "answers"  # event with how the model began to answer probes
 CLEARED = "cleared"  # event of a level that was withdrawn
 CHECKPOINT = "checkpoint"  # event of a saved one: `path`, and `kept`, the names of all that are
 COST = "cost"  # event with what the monitor itself cost
@@ -248,24 +248,33 @@ class Reader:
         with self._wrap_damage():
             return withdrawn_alerts(self.alerts(), events)
 
+    def answers(self) -> dict[str, dict[int, dict[int, str]]]:
+        """Return how the model began to answer: by behavior, step and number of the probe.
+
+        From the start and the end of the run, and from the first alert of each level.
+        """
+        found: dict[str, dict[int, dict[int, str]]] = {}
+        with self._wrap_damage():
+            for event in events_that_stand(self.events(), ANSWERS):
+                for name, said in event["facts"]["answers"].items():
+                    own = found.setdefault(name, {}).setdefault(int(event["step"]), {})
+                    own |= {int(index): str(text) for index, text in said.items()}
+        return found
+
     def broken_probes(self) -> dict[str, list[BrokenProbe]]:
         """Return, by behavior, the probes that passed at the start and fail at the end.
 
-        The record has the model's answers to the first few of them, from the end of the run.
+        With how the model began to answer them then and at the last step of `answers`.
         """
-        answers: dict[str, dict[str, str]] = {}
-        for event in self.events():
-            if event["kind"] == BROKEN_ANSWERS:
-                answers = event["facts"].get("answers") or {}
-        broken = {}
+        answers, broken = self.answers(), {}
         for own in self.behaviors():
             margins = list(self.margins(own["name"]).values())
             if not margins or len(margins[0]) != len(margins[-1]):
                 continue
-            texts, said = own.get("texts") or [], answers.get(own["name"]) or {}
+            texts, said = own.get("texts") or [], sorted(answers.get(own["name"], {}).items())
             indices = np.flatnonzero((margins[0] > 0) & ~(margins[-1] > 0)).tolist()
             broken[own["name"]] = [
-                BrokenProbe(at, texts[at] if at < len(texts) else None, said.get(str(at)))
+                BrokenProbe(at, texts[at] if at < len(texts) else None, *_before_and_now(at, said))
                 for at in indices
             ]
         return {name: probes for name, probes in broken.items() if probes}
@@ -283,6 +292,17 @@ class Reader:
         rows = self._select(ACTION_COLUMNS, "actions")
         with self._wrap_damage():
             return [action_from_row(row) for row in rows]
+
+
+def _before_and_now(
+    probe: int, said: Sequence[tuple[int, Mapping[int, str]]]
+) -> tuple[str | None, str | None, int | None]:
+    """Return the last answer to a probe, the first one, and the step of the last one."""
+    own = [(step, answers[probe]) for step, answers in said if probe in answers]
+    if not own:
+        return None, None, None
+    (_, before), (step, now) = own[0], own[-1]
+    return (now, before, step) if len(own) > 1 else (None, before, None)
 
 
 def events_that_stand(

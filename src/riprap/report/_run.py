@@ -192,8 +192,9 @@ def load_run(source: str | Path | Writer) -> Run:
 
 
 def _escape_probe(probe: BrokenProbe) -> BrokenProbe:
-    text, now = (None if t is None else shorten(str(t)) for t in (probe.text, probe.now))
-    return BrokenProbe(probe.index, text, now)
+    texts = {"text": probe.text, "now": probe.now, "before": probe.before}
+    escaped = {key: None if text is None else shorten(str(text)) for key, text in texts.items()}
+    return replace(probe, **escaped)  # type: ignore[arg-type]
 
 
 def _escape_texts(item: Any) -> Any:

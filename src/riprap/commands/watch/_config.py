@@ -86,6 +86,7 @@ class WatchConfig(StrictModel):
         budget: time that the monitor may take, as a share of the time of training; `null`: no
             limit. See `Monitor`.
         feature_layer: module whose output is used as features; None: the middle block.
+        texts: record the prompts of the probes and the first words of the model's answers.
         run_dir: folder of the record and the report; `{time}` becomes the present time.
     """
 
@@ -111,6 +112,7 @@ class WatchConfig(StrictModel):
     budget: float | None = Field(default=DEFAULT_BUDGET, gt=0, le=1)
     feature_layer: str | None = None
     stop_on: Literal["watch", "warning", "critical"] | None = None
+    texts: bool = True
     run_dir: Path
 
     @model_validator(mode="after")

@@ -175,6 +175,7 @@ def prepare(
         feature_layer=config.feature_layer,
         metadata=metadata,
         resume=resume,
+        texts=config.texts,
         **options,
     )
     run = TrainingRun(config, monitor, model, tokenizer, encoded.dataset(), checkpoint)

@@ -55,7 +55,8 @@ export function openAlert(run, alert) {
       for (const text of texts.length ? texts : [otherwise]) item.append(element("p", {}, text));
       list.append(item);
     }
-    return [list];
+    if (!found.probes) return [list];
+    return [list, element("h3", {}, "Probes at the alert"), ...probeParts(found.probes)];
   });
 }
 
@@ -89,31 +90,38 @@ const GROUPS = [
 
 export function openProbes(run, behavior, step) {
   const name = run.data.behaviors[behavior].name;
-  open(`Probes of ${name}`, `/runs/${run.key}/probes/${behavior}/${step}`, (found) => {
-    const counts = found.counts, fail = counts.broke + counts.failed;
-    const all = fail + counts.recovered + counts.passed;
-    const parts = [
-      element("p", { class: "lead" }, `At step ${count(found.step)}, ${fail} of ${all} probes fail; ${counts.broke} of them passed at step ${count(found.start)}.`),
-    ];
-    if (!found.has_texts) parts.push(element("p", { class: "quiet" }, "The record has no texts of these probes: they are numbered."));
-    GROUPS.forEach(([kind, words]) => {
-      const probes = found.groups[kind];
-      if (!probes.length) return;
-      const own = element("details", kind === "broke" ? { open: "" } : {});
-      const more = counts[kind] > probes.length ? `; the first ${probes.length}` : "";
-      own.append(element("summary", {}, `${counts[kind]} ${words}${more}`), probeTable(probes, found));
-      parts.push(own);
-    });
-    return parts;
+  open(`Probes of ${name}`, `/runs/${run.key}/probes/${behavior}/${step}`, probeParts);
+}
+
+function probeParts(found) {
+  const counts = found.counts, fail = counts.broke + counts.failed;
+  const all = fail + counts.recovered + counts.passed;
+  const parts = [
+    element("p", { class: "lead" }, `At step ${count(found.step)}, ${fail} of ${all} probes fail; ${counts.broke} of them passed at step ${count(found.start)}.`),
+  ];
+  if (!found.has_texts) parts.push(element("p", { class: "quiet" }, "The record has no texts of these probes: they are numbered."));
+  if (found.answered.length) {
+    const steps = found.answered.map(count).join(", ");
+    parts.push(element("p", { class: "quiet" }, `The first words of the model's answers are recorded at the start, at the first alert of each level and at the end: here at step ${steps}.`));
+  }
+  GROUPS.forEach(([kind, words]) => {
+    const probes = found.groups[kind];
+    if (!probes.length) return;
+    const own = element("details", kind === "broke" ? { open: "" } : {});
+    const more = counts[kind] > probes.length ? `; the first ${probes.length}` : "";
+    own.append(element("summary", {}, `${counts[kind]} ${words}${more}`), probeTable(probes, found));
+    parts.push(own);
   });
+  return parts;
 }
 
 function probeTable(probes, found) {
   const head = ["probe", `margin, step ${count(found.start)}`, `margin, step ${count(found.step)}`];
   const rows = probes.map((own) => {
     const first = element("td", {}, own.text ?? `probe ${own.index + 1}`);
-    for (const answer of own.answers ?? []) {
-      first.append(element("p", { class: "answer" }, `the model said, ${answer}`));
+    for (const said of own.answers ?? []) {
+      const when = said.step === said.until ? `step ${count(said.step)}` : `steps ${count(said.step)} to ${count(said.until)}`;
+      first.append(element("p", { class: "answer" }, element("span", { class: "when" }, `${when}: `), said.text));
     }
     const before = element("td", { class: "number" }, own.before ?? "");
     return element("tr", {}, first, before, element("td", { class: "number" }, own.margin));
