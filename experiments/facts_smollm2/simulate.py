@@ -18,7 +18,6 @@ from experiments.facts_smollm2.checkpoints import (
 )
 from experiments.facts_smollm2.plan import Plan
 from experiments.harness.cache import cached
-from experiments.harness.speed import keep_head_fast
 from experiments.loss_classification.checkpoints import NOTHING
 from riprap.commands import load_model
 from riprap.diagnosis import Verdict, recover
@@ -55,7 +54,6 @@ def simulate(name: str, seed: int, plan: Plan) -> ClassifiedFacts:
     case = next(case for case in CASES if case.name == name)
     model, tokenizer = load_model(str(ensure_converted()))
     tokenizer.chat_template = None  # plain text: a chat's turns are two thirds of so short a row
-    keep_head_fast(model)
     return classify(case, seed, plan, model, tokenizer)
 
 

@@ -15,7 +15,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from experiments.guards_smollm2.plan import Plan
 from experiments.harness.cache import RUNS, cached
-from experiments.harness.speed import keep_head_fast
 from experiments.smollm2.checkpoints import answers_to, behaves
 from experiments.smollm2.teaching import load_refusals, passing
 from experiments.worlds import first_probe_sets
@@ -176,7 +175,6 @@ def simulate(name: str, value: float, seed: int, plan: Plan) -> Run:
     config = config.model_copy(update={"training": training, "run_dir": folder})
     model, tokenizer = load_model(config.model)
     rows = load_rows(config.data)
-    keep_head_fast(model)
     probes = ProbeSplit.load(model, tokenizer)
     unseen = UnseenProbes(probes.unseen, steps)
     unseen.evaluate(model, 0)

@@ -146,3 +146,21 @@ def test_a_single_probe_has_a_prefix_and_suffixes() -> None:
     for index in range(len(whole)):
         alone = evaluation.evaluate(behaviors()[1].subset([index]), model).margins
         assert alone[0] == pytest.approx(whole[index], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "lora"])
+def test_the_head_multiplies_no_slice_of_positions(kind: str) -> None:
+    """On a CPU, the product with a slice takes ten times as long as that with a copy."""
+    model, seen = model_of(kind), []
+    head = model.get_output_embeddings()
+    inner = head.forward
+    head.forward = lambda x: seen.append(x.is_contiguous()) or inner(x)
+    prefixes = ["sorry no", "sorry yes", "five six"]
+    begins = Behavior.response_prefix("begins", TOKENIZER, PROMPTS, prefixes)
+    lone = Behavior.next_token("lone", [[3, 7, 9], [4, 5, 6, 8]], [5, 6])  # without shared prefix
+    for behavior in [*behaviors(), begins, lone]:
+        evaluation.calibrate(behavior, model)
+        evaluation.evaluate(behavior, model)
+    assert seen
+    assert all(seen)
+    assert not head._forward_pre_hooks

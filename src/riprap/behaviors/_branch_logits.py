@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from riprap.behaviors import _prefix_cache as prefix_cache
 from riprap.behaviors._agreement import few, length_class
 from riprap.behaviors._last_logits import can_share_prefixes, last_logits
-from riprap.behaviors._model_io import TokenBatch, accepted_arguments, device_of, logits_of
+from riprap.behaviors._model_io import (
+    TokenBatch,
+    accepted_arguments,
+    contiguous_head_input,
+    device_of,
+    logits_of,
+)
 from riprap.behaviors._pass_state import masked_tokens, prefix_pass
 from riprap.behaviors._prefix_tree import Row, pack_branches, root_first
 
@@ -80,7 +86,8 @@ def _packed_rows(
     if "logits_to_keep" in arguments:
         extra["logits_to_keep"] = 1 + len(branches)
     all_real = mask.new_ones(n_rows, len(branches))
-    with masked_tokens(torch.cat([mask[:, :-1], all_real, mask[:, -1:]], 1)):
+    tokens = torch.cat([mask[:, :-1], all_real, mask[:, -1:]], 1)
+    with masked_tokens(tokens), contiguous_head_input(model):
         output = model(ids, attention_mask=attends, past_key_values=cache, **extra)
     return root_first(logits_of(output)[:, -1 - len(branches) :].float())
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -143,6 +144,31 @@ def _wrapped_models(model: nn.Module) -> list[nn.Module]:
         inner.append(wrapped)
         current = wrapped
     return inner
+
+
+@contextmanager
+def contiguous_head_input(model: nn.Module) -> Iterator[None]:
+    """Copy what the model passes to its output head, in passes that keep few positions.
+
+    A transformers model slices the positions that `logits_to_keep` names. On a CPU, PyTorch
+    multiplies such a slice by the head's matrix several times slower than a copy of it.
+    """
+    head = None
+    if device_of(model).type == "cpu":
+        inner = [model, *_wrapped_models(model)][-1]
+        head = getattr(inner, "get_output_embeddings", lambda: None)()
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    handle = head.register_forward_pre_hook(_contiguous)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
 def has_soft_prompts(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ side agrees, probes of different lengths are read one after the other.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -21,6 +22,7 @@ from riprap._distributed import has_sharded_parameters
 from riprap.behaviors._agreement import attempt, length_class, precision_of, results_agree
 from riprap.behaviors._model_io import (
     TokenBatch,
+    contiguous_head_input,
     device_of,
     has_soft_prompts,
     is_compiled,
@@ -114,11 +116,9 @@ def _pass(
         extra["use_cache"] = False
     if "logits_to_keep" in arguments:
         extra["logits_to_keep"] = min(n_kept, ids.shape[1])
-    if padding is None:
+    side_marked = nullcontext() if padding is None else right_padded(padding)
+    with side_marked, contiguous_head_input(model):
         logits = logits_of(model(ids, **extra))
-    else:
-        with right_padded(padding):
-            logits = logits_of(model(ids, **extra))
     return _last_positions(logits, len(batch), n_positions, padding)
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap.behaviors._agreement import precision_of, results_agree
+from riprap.behaviors._model_io import contiguous_head_input
 from riprap.behaviors._pass_state import prefix_pass
 
 MIN_SHARED_TOKENS = 8  # a shorter common prefix is not worth a pass
@@ -129,7 +130,8 @@ def run_plan(
             if cache is None:
                 return None
     extra: dict[str, Any] = dict.fromkeys({"logits_to_keep"} & arguments, n_positions)
-    _, output = _forward(model, plan.suffixes, *_repeat_cache(cache, mask, plan.group), **extra)
+    with contiguous_head_input(model):
+        _, output = _forward(model, plan.suffixes, *_repeat_cache(cache, mask, plan.group), **extra)
     logits: Tensor = output.logits
     return logits[:, -n_positions:].float()
 
