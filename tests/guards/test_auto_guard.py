@@ -1,4 +1,4 @@
-"""AutoGuard: idle, then replay as needed, then held weights; a rollback if asked for."""
+"""AutoGuard: idle, then replay as needed, then projection; a rollback if asked for."""
 
 from __future__ import annotations
 
@@ -170,9 +170,9 @@ def test_a_rollback_waits_for_replay_and_a_new_watch_begins_anew() -> None:
 
 
 def test_its_parts_can_be_chosen() -> None:
-    replay_only = auto_guard(anchor=False)
+    replay_only = auto_guard(projection=False)
     assert [leaf.name for leaf in replay_only.flatten()] == ["adaptive_replay"]
-    parts = ["adaptive_replay", "margin_anchor"]
+    parts = ["adaptive_replay", "gem"]
     assert [leaf.name for leaf in auto_guard().flatten()] == parts
     assert [leaf.name for leaf in auto_guard(rollback=True).flatten()] == [*parts, "rollback"]
 
@@ -215,26 +215,42 @@ def test_an_impossible_share_is_refused(keep: float) -> None:
         auto_guard(keep=keep)
 
 
-def test_it_holds_weights_where_the_buffer_is_too_small() -> None:
+def test_it_projects_steps_where_the_buffer_is_too_small() -> None:
     """Two old examples are answered as before, and the other probes are lost all the same."""
     kept = {}
-    for anchor in (False, True):
+    for projection in (False, True):
         rows = Behavior.next_token("first", OLD[:2], ANSWERS[:2])
         monitored = Behavior.next_token("first", OLD[2:], ANSWERS[2:])
         buffer = guards.SelfDistillationBuffer([rows])
-        run = Run(guards.AutoGuard(replay=buffer, anchor=anchor))
+        run = Run(guards.AutoGuard(replay=buffer, projection=projection))
         run.monitor = Monitor([monitored], policy=WATCHFUL, probe_every=5)
-        run.go(lessons(120))
-        acted = {action.guard for action in run.monitor.actions if action.applied}
-        assert ("auto_guard/margin_anchor" in acted) is anchor
-        assert "auto_guard/adaptive_replay" in acted
-        kept[anchor] = run.monitor.behavior_histories["first"].margins[-1].mean()
+        run.go(lessons(200))
+        acted = {action.guard: action.step for action in run.monitor.actions if action.applied}
+        first = [a.step for a in run.monitor.actions if a.guard == "auto_guard/gem"]
+        replayed = [a.step for a in run.monitor.actions if a.guard == "auto_guard/adaptive_replay"]
+        assert ("auto_guard/gem" in acted) is projection
+        if projection:
+            assert first[0] >= replayed[0] + 50  # replay alone is tried first
+        kept[projection] = run.monitor.behavior_histories["first"].margins[-1].mean()
     assert kept[True] > kept[False]
+
+
+def test_margins_without_a_gradient_leave_replay_alone() -> None:
+    """A custom margin off the graph: steps cannot be projected, and that is said at the start."""
+
+    def margins(model: torch.nn.Module, probes: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return 1.0 + 0 * model(probes)[:, -1, 0]
+
+    run = Run(auto_guard())
+    run.monitor = Monitor([Behavior("off", OLD, margins)], policy=WATCHFUL)
+    with pytest.warns(UserWarning, match=r"'off' has no protected gradient.*replay alone"):
+        run.go(lessons(3))
 
 
 def test_a_part_that_is_used_alone_later_has_its_own_name() -> None:
     replay = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss, every=1)
-    whole = guards.AutoGuard(replay=replay, anchor=False)
+    whole = guards.AutoGuard(replay=replay, projection=False)
     for guard, label in (
         (replay, "adaptive_replay"),
         (whole, "auto_guard/adaptive_replay"),

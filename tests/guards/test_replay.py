@@ -308,23 +308,22 @@ def test_each_step_replays_once_a_score_is_lost() -> None:
         assert [action.step for action in run.monitor.actions if action.applied] == steps
 
 
-def test_examples_are_too_few_if_their_loss_is_low_and_the_score_is_lost() -> None:
-    guard = guards.AdaptiveReplay(pool())
-    guard.names = guard.awake = ["only"]
-    lost, kept = seen([1.0, -1.0]), seen([1.0, 0.2])
-    for _ in range(30):
-        assert not guard.has_too_few_examples(kept)
-        guard._note_replay(0.1, 0.0)
-    assert guard.has_too_few_examples(lost)
-    assert not guard.has_too_few_examples(kept)
-    guard._note_replay(float("nan"), 0.0)  # a step that was not finite tells nothing
-    assert guard.has_too_few_examples(lost)
-    labels = guards.AdaptiveReplay(BATCHES, loss=old_loss)
-    labels.names, labels.awake, labels.replay_count = ["only"], ["only"], 30
-    assert not labels.has_too_few_examples(lost)  # a loss of labels has no zero
-    for _ in range(30):
-        guard._note_replay(2.0, 0.0)  # the model no longer answers the old examples as before
-    assert not guard.has_too_few_examples(lost)
+def test_replay_fails_where_a_score_stays_lost_and_does_not_rise() -> None:
+    """Evaluated every ten steps; replay of the only behavior has run since step 10."""
+
+    def fails(*failing: int) -> bool:
+        view = seen([1.0, 1.0])
+        history, guard = view.histories["only"], guards.AdaptiveReplay(BATCHES, loss=old_loss)
+        history.steps = [10 * at for at in range(len(failing))]
+        history.margins = [np.repeat([-1.0, 1.0], [n, 10 - n]) for n in failing]
+        view.step, guard.under_floor_since = history.steps[-1], {"only": 10}
+        return guard.is_failing(view)
+
+    assert fails(0, 4, 4, 4, 4, 4, 4)
+    assert fails(0, 4, 6, 4, 4, 5, 4)
+    assert not fails(0, 4, 4, 4, 4, 4)  # 40 steps
+    assert not fails(0, 9, 8, 7, 6, 5, 4)  # replay brings it back
+    assert fails(0, 4, 3, 2, 3, 4, 4)  # brought back, and lost again
 
 
 def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> None:

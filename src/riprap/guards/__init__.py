@@ -7,7 +7,7 @@ it to `Monitor.watch(model, optimizer, guard=...)`. Your own guard is a subclass
   `OGD`, `GPM`, `TwoSidedGPM`, `SafeAnchor`, `SafeGrad`.
 - Regularization (`riprap.guards.regularization`): `L2SP`, `EWC`, `OnlineEWC`, `SI`, `MAS`, `KL`,
   `DERpp`, `LwF`, `MarginAnchor`, `ConstrainedTokens`, `FeatureAnchor`, `OLoRA`.
-- `AutoGuard`, the default guard: replays and anchors weights as the monitor's readings require.
+- `AutoGuard`, the default guard: replays, and projects steps, as the monitor's readings require.
 - Replay (`riprap.guards.replay`): `Replay`, `AdaptiveReplay`, `Lisa`; `SelfDistillationBuffer` and
   `self_generated_examples` provide examples.
 - Weights (`riprap.guards.weights`): `Rollback`, `Freeze`, `Clip`, `EMA`.

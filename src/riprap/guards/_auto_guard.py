@@ -1,15 +1,17 @@
-"""AutoGuard: idle while margins are stable; then replays old examples and anchors weights."""
+"""AutoGuard: idle while margins are stable; then replays old examples, and projects steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from riprap._text import first_line
+from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.errors import ConfigError
 from riprap.guards._base import Guard, GuardView
 from riprap.guards._composition import CompositeGuard, has_recovered
-from riprap.guards.regularization import MarginAnchor
+from riprap.guards.projection import GEM
 from riprap.guards.replay import AdaptiveReplay, Replay, SelfDistillationBuffer
 from riprap.guards.weights import Rollback
 from riprap.types import Alert, Level
@@ -23,10 +25,9 @@ class AutoGuard(CompositeGuard):
     - While margins are stable it is idle, and training is bit-identical to training without it.
     - When margins are lost, or a break is forecast, `AdaptiveReplay` replays as many old examples
       as needed, at every second step or, where a score is no longer kept, at each.
-    - If the model still answers the examples of a `SelfDistillationBuffer` as before, and a score
-      is lost all the same, the examples are too few: from then on, while it replays, `MarginAnchor`
-      holds the weights on which the margins of the monitored probes depend, near those of the
-      first step with replay.
+    - If a score stays under the one to keep for 50 steps of replay, and does not rise, replay alone
+      fails: from then on, while it replays, `GEM` removes from each step what goes against the
+      margins of the monitored probes.
     - Where all this cannot hold a score, training goes on, and a warning and an action say so.
 
     Args:
@@ -36,8 +37,9 @@ class AutoGuard(CompositeGuard):
             batches, whose fraction is then the maximum share. An `AdaptiveReplay` is used
             unchanged.
         keep: how much of the old must stay: share of each behavior's score before training.
-        anchor: whether to hold weights where replay does not suffice; False saves the memory of a
-            copy of the trained weights, made at the first replay, and of one more, made then.
+        projection: whether to project steps where replay alone fails. That reads the gradients of
+            the monitored probes, so their scores are then a few points better than those of other
+            inputs; False keeps the probes a measurement.
         rollback: True, or a `Rollback`: restore the last healthy state if a behavior is still
             critical after 100 steps of replay, with a lower learning rate. It needs the memory of
             two checkpoints, each three times the trained weights under Adam. It never restores the
@@ -51,7 +53,7 @@ class AutoGuard(CompositeGuard):
     """
 
     name: ClassVar[str] = "auto_guard"
-    state_attrs: ClassVar[tuple[str, ...]] = ("critical_since",)
+    state_attrs: ClassVar[tuple[str, ...]] = ("critical_since", "projecting")
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class AutoGuard(CompositeGuard):
         *,
         replay: SelfDistillationBuffer | Replay | None = None,
         keep: float | None = None,
-        anchor: bool = True,
+        projection: bool = True,
         rollback: Rollback | bool = False,
         shadow: bool = False,
     ) -> None:
@@ -83,23 +85,31 @@ class AutoGuard(CompositeGuard):
             self.replay = AdaptiveReplay(*settings, shadow=replay.shadow, **options)
         else:
             self.replay = AdaptiveReplay(replay, **options)
-        self.anchor = MarginAnchor(self.replay.behaviors) if anchor else None
-        if self.anchor is not None:
-            self.anchor.required = False  # where weights cannot be held, replay goes on alone
+        self.projection = GEM(self.replay.behaviors) if projection else None
         if rollback is True:
             rollback = Rollback(self.replay.behaviors, every=CRITICAL_PATIENCE)
         self.rollback = rollback or None
-        self._set_parts(
-            self.replay, *filter(None, [self.anchor]), *filter(None, [self.rollback]), shadow=shadow
-        )
+        parts = (self.replay, self.projection, self.rollback)
+        self._set_parts(*filter(None, parts), shadow=shadow)
         self.critical_since: dict[str, int] = {}  # first critical alert of each behavior
+        self.projecting = False  # replay alone has failed
+        self.can_project = projection
 
     def start(self, view: GuardView) -> None:
         """Forget the alerts of an earlier watch, and start the parts."""
-        self.critical_since = {}
+        self.critical_since, self.projecting = {}, False
         for part in self.parts:
             part.part_of = self.name
-        super().start(view)
+            if part is not self.projection:
+                part.start(view)
+        if self.projection is not None:
+            try:
+                self.projection.start(view)
+                self.can_project = True
+            except ConfigError as error:
+                self.can_project = False
+                why = first_line(error, "no margin can be read")
+                warn(f"{why}; training goes on with replay alone")
 
     def on_alert(self, alert: Alert) -> None:
         """Store the step of a critical alert; the rollback gets it only if replay does not help."""
@@ -116,10 +126,9 @@ class AutoGuard(CompositeGuard):
                 self.rollback.on_alert(Alert(view.step, name, Level.CRITICAL, self.name, text))
                 del self.critical_since[name]
         yield self.replay
-        anchor = self.anchor
-        if anchor is not None and self.replay.awake and not anchor.unavailable:
-            anchor.remember(view)  # of the first step with replay: the scores are kept there
-            if anchor.fisher or self.replay.has_too_few_examples(view):
-                yield anchor
+        if self.projection is not None and self.can_project:
+            self.projecting = self.projecting or self.replay.is_failing(view)
+            if self.projecting and self.replay.awake:
+                yield self.projection
         if self.rollback is not None:
             yield self.rollback

@@ -38,7 +38,6 @@ class MarginAnchor(Penalty, BehaviorGuard):
     fisher: Vector = field(default_factory=list, init=False, repr=False)
     anchor: Vector = field(default_factory=list, init=False, repr=False)
     unavailable: str = field(default="", init=False, repr=False)
-    required: bool = field(default=True, init=False, repr=False)
 
     name: ClassVar[str] = "margin_anchor"
     goal: ClassVar[str] = "its anchor"
@@ -47,14 +46,16 @@ class MarginAnchor(Penalty, BehaviorGuard):
     state_attrs: ClassVar[tuple[str, ...]] = ("fisher", "anchor", "unavailable")
 
     def start(self, view: GuardView) -> None:
-        """Store the names of the behaviors, and say if weights cannot be held."""
+        """Store the names of the behaviors.
+
+        Raises:
+            ConfigError: the model is sharded over ranks.
+        """
         super().start(view)
         self.select_behaviors(view)
         self.fisher, self.anchor, self.unavailable = [], [], ""
         if any(is_sharded(parameter) for parameter in view.parameters):
-            if self.required:
-                raise self._error("a model sharded over ranks is not supported; use AGEM or KL")
-            self._give_up("they are sharded over ranks")
+            raise self._error("a model sharded over ranks is not supported; use AGEM or KL")
 
     def extend(self, view: GuardView, joined: Sequence[int]) -> None:
         """Leave parameters that join free: no margin was measured on them."""
@@ -71,18 +72,12 @@ class MarginAnchor(Penalty, BehaviorGuard):
             try:
                 self.fisher = self._relative_fisher(view)
             except (BehaviorError, ConfigError) as error:
-                self._give_up(first_line(error, "the margins cannot be read"))
+                why = first_line(error, "the margins cannot be read")
+                self.unavailable = f"weights are not anchored: {why}"
+                warn(f"guard {self.label}: {self.unavailable}; training goes on without")
                 return Proposal(detail=self.unavailable)
-            self.remember(view)
+            self.anchor = clone(view.parameters)
         return super().on_gradients(view)
-
-    def remember(self, view: GuardView) -> None:
-        """Take the present weights as θ*, if there are none yet."""
-        self.anchor = self.anchor or clone(view.parameters)
-
-    def _give_up(self, why: str) -> None:
-        self.unavailable = f"weights are not anchored: {why}"
-        warn(f"guard {self.label}: {self.unavailable}; training goes on without")
 
     def penalty(self, view: GuardView) -> tuple[float, Vector | None]:
         """Compute ½ Σ F (θ − θ*)² and its gradient."""

@@ -23,14 +23,13 @@ WAKE_AT, EARLY_WAKE_AT, EARLY_HORIZON = 0.75, 0.25, 12
 # Replay stops when at most REST_AT is lost. The limit is halved each time replay has to start
 # again, down to MIN_REST_AT.
 REST_AT, MIN_REST_AT = 0.50, 0.10
-# The loss on old examples, in nats and averaged over about ten replays, below which the model is
-# said to answer them as before; asked after so many replays.
-LOW_LOSS, LOSS_WEIGHT, MIN_REPLAYS = 0.3, 0.1, 20
-# Steps of replay under the score to keep after which the old examples are said not to hold it.
-HOLD_PATIENCE = 100
-# The mean cosine of the task's gradient with that on old examples, from which on the new rows are
-# said to contradict the old: more opposed than not.
-OPPOSED = -0.5
+# Steps of replay under the score to keep after which replay fails, if the score does not rise, and
+# after which the old examples are said not to hold it.
+FAIL_PATIENCE, HOLD_PATIENCE = 50, 100
+# The mean cosine of the task's gradient with that on old examples, over about ten replays, from
+# which on the new rows are said to contradict the old: more opposed than not. Asked after so many
+# replays.
+OPPOSED, COSINE_WEIGHT, MIN_REPLAYS = -0.5, 0.1, 20
 
 
 @dataclass
@@ -71,7 +70,6 @@ class AdaptiveReplay(Replay):
     under_floor_since: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     not_held: list[str] = field(default_factory=list, init=False, repr=False)
     replay_count: int = field(default=0, init=False, repr=False)
-    replay_loss: float = field(default=0.0, init=False, repr=False)
     replay_cosine: float = field(default=0.0, init=False, repr=False)
 
     name: ClassVar[str] = "adaptive_replay"
@@ -83,7 +81,6 @@ class AdaptiveReplay(Replay):
         "under_floor_since",
         "not_held",
         "replay_count",
-        "replay_loss",
         "replay_cosine",
     )
 
@@ -102,7 +99,7 @@ class AdaptiveReplay(Replay):
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
         self.awake, self.wake_count, self.under_floor_since, self.not_held = [], {}, {}, []
-        self.replay_count, self.replay_loss, self.replay_cosine = 0, 0.0, 0.0
+        self.replay_count, self.replay_cosine = 0, 0.0
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
             missing = [name for name in self.names if name not in self.examples.behaviors]
@@ -160,30 +157,27 @@ class AdaptiveReplay(Replay):
         if need < 1 and view.step % self.every:
             return None
         proposal = self._mix(view, self.fraction * need**0.5, needs, whole=True)
-        before = proposal.before
-        self._note_replay(before.get("loss", math.nan), before.get("cosine", math.nan))
+        self._note_cosine(proposal.before.get("cosine", math.nan))
         return proposal
 
-    def _note_replay(self, loss: float, cosine: float) -> None:
-        """Average the loss on old examples and the cosine over the last replays, if finite."""
-        if not math.isfinite(loss + cosine):
-            return
-        weight = max(1 / (self.replay_count + 1), LOSS_WEIGHT)
-        self.replay_loss += weight * (loss - self.replay_loss)
-        self.replay_cosine += weight * (cosine - self.replay_cosine)
-        self.replay_count += 1
+    def _note_cosine(self, cosine: float) -> None:
+        """Average the cosine over the last replays, if it is finite."""
+        if math.isfinite(cosine):
+            weight = max(1 / (self.replay_count + 1), COSINE_WEIGHT)
+            self.replay_cosine += weight * (cosine - self.replay_cosine)
+            self.replay_count += 1
 
-    def has_too_few_examples(self, view: GuardView) -> bool:
-        """Return whether a score is not kept although the model answers the examples as before.
+    def is_failing(self, view: GuardView) -> bool:
+        """Return whether a score stays under the one to keep in spite of replay, and does not rise.
 
-        Only a `SelfDistillationBuffer` tells: its loss is the change of the answers, which is 0
-        before training. The loss of other batches has no such zero.
+        It has been under it for 50 steps of replay, and its last value is no higher than one of at
+        least 25 steps ago.
         """
-        tells = isinstance(self.examples, SelfDistillationBuffer)
-        if not tells or self.replay_count < MIN_REPLAYS or self.replay_loss >= LOW_LOSS:
-            return False
-        histories = [view.histories[name] for name in self.awake]
-        return any(score(h.margins[-1]) < score_to_keep(h, self.keep) for h in histories)
+        return any(
+            view.step - since >= FAIL_PATIENCE
+            and not _rises(view.histories[name], since, view.step)
+            for name, since in self.under_floor_since.items()
+        )
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
         """Say so, once for each behavior, if the old examples do not hold its score."""
@@ -214,6 +208,14 @@ class AdaptiveReplay(Replay):
             )
         warn(f"guard {self.label}: {detail}")
         return Proposal(detail=detail)
+
+
+def _rises(history: BehaviorHistory, since: int, step: int) -> bool:
+    """Return whether the last score is above all those from `since` to half of the patience ago."""
+    until = step - FAIL_PATIENCE // 2
+    rows = zip(history.steps, history.margins, strict=True)
+    earlier = [score(margins) for at, margins in rows if since <= at <= until]
+    return not earlier or score(history.margins[-1]) > max(earlier)
 
 
 def score_to_keep(history: BehaviorHistory, keep: float) -> float:
