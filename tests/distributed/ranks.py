@@ -18,11 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from riprap import AlertPolicy, Behavior, Monitor, signals
 from riprap.errors import BehaviorError
-from tiny import make_llama
+from tiny import make_llama, make_tokenizer
 
 STEPS, ROWS = 10, 8
 IDS = torch.randint(3, 47, (STEPS, ROWS, 9), generator=torch.Generator().manual_seed(2))
 SECONDS = 60
+TOKENIZER = make_tokenizer()
 THRESHOLD = {"kind": "threshold", "signal": "margin", "side": "above", "value": -1e9}
 POLICY = AlertPolicy.parse(
     {"name": "ranks", "detectors": [{"kind": "forecast"}, THRESHOLD]}, "here"
@@ -31,6 +32,8 @@ POLICY = AlertPolicy.parse(
 
 def behaviors(broken_rank: int | None = None) -> list[Behavior]:
     probes = Behavior.next_token("words", IDS[0, :4, :5], [9, 11, 30, 12], floor=0.01)
+    probes.tokenizer = TOKENIZER
+    probes.texts = list(map(TOKENIZER.decode, IDS[0, :4, :5].tolist()))
 
     def failing(model: Any, ids: Any) -> Any:
         values = model(ids).logits[:, -1, 5]

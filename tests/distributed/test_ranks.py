@@ -80,6 +80,15 @@ def test_rank_zero_alone_writes(ranks: Any) -> None:
     assert len(kept) == len(values(outs[0]["watched"]))
 
 
+def test_the_answers_to_probes_are_those_of_one_rank(ranks: Any, tmp_path: Path) -> None:
+    train("plain", tmp_path, watched=True)
+    with Reader(ranks[0] / "run") as found, Reader(tmp_path) as alone:
+        assert found.answers() == alone.answers()
+        said = found.answers()["words"]
+        assert {0, 10} <= said.keys() and all(map(len, said.values()))
+        assert found.behaviors()[0]["texts"] == alone.behaviors()[0]["texts"]
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_probes_that_fail_on_one_rank_stop_nobody(kind: str, tmp_path: Path) -> None:
     outs = on_ranks(kind, tmp_path, broken_rank=1)

@@ -102,7 +102,7 @@ function probeParts(found) {
   if (!found.has_texts) parts.push(element("p", { class: "quiet" }, "The record has no texts of these probes: they are numbered."));
   if (found.answered.length) {
     const steps = found.answered.map(count).join(", ");
-    parts.push(element("p", { class: "quiet" }, `The first words of the model's answers are recorded at the start, at the first alert of each level and at the end: here at step ${steps}.`));
+    parts.push(element("p", { class: "quiet" }, `The first words of the model's answers are recorded at the start, at the first alert of each level and at the end: here at ${found.answered.length === 1 ? "step" : "steps"} ${steps}.`));
   }
   GROUPS.forEach(([kind, words]) => {
     const probes = found.groups[kind];
