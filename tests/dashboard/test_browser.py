@@ -68,7 +68,7 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         assert chrome.run("document.querySelectorAll('.buttons button').length") == 0
         scene.visit(10, "refusal", np.full(20, -1.0, dtype=np.float32))
         for step, said in ((0, "I'm sorry"), (10, "Sure")):
-            writer.add_event(step, "answers", answers={"refusal": {"3": said}})
+            writer.add_event(step, "probe_answers", answers={"refusal": {"3": said}})
         cause = Reading(5, "refusal", "margin_low", 1.5)
         writer.add_alert(Alert(5, "refusal", Level.CRITICAL, "forecast", "it breaks", (cause,)))
         writer.add_action(Action(7, "agem", "gradients", True, "projected it"))
@@ -154,7 +154,7 @@ def test_hostile_texts_stay_texts(chrome: Chrome, tmp_path: Path) -> None:
         for step in (0, 6):
             margins = np.full(len(NASTY), 5.0 - 2 * step, dtype=np.float32)
             scene.visit(step, text, margins)
-            scene.writer.add_event(step, "answers", answers={text: said})
+            scene.writer.add_event(step, "probe_answers", answers={text: said})
         scene.writer.add_alert(Alert(6, text, Level.WARNING, text, text))
         scene.writer.add_action(Action(0, text, "update", True, text))
     scene.writer.write_meta(task=NASTY[0])

@@ -179,7 +179,7 @@ def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
         writer.add_margins(step, "a", np.array(margins, dtype=np.float32))
         writer.add_readings([Reading(step, "a", "score", 0.5)])
     for step, said in ((0, "blue"), (10, "red <b>"), (20, "red <b>")):
-        writer.add_event(step, "answers", answers={"a": {"1": said, "0": "oven"}})
+        writer.add_event(step, "probe_answers", answers={"a": {"1": said, "0": "oven"}})
     writer.add_alert(Alert(10, "a", Level.WARNING, "trend", "it falls"))
     writer.close()
     client = TestClient(make_app([tmp_path]), base_url=LOCAL)
@@ -392,7 +392,8 @@ def test_hostile_names_arrive_as_escaped_text(tmp_path: Path, text: str) -> None
     scene = Scene(tmp_path / "run", [text], 6, texts=[text] * 20)
     for step in (0, 1):
         scene.visit(step, text, np.full(20, 5.0 - 9 * step))
-        scene.writer.add_event(step, "answers", answers={text: {"1": text, "2": f"{step}{text}"}})
+        said = {"1": text, "2": f"{step}{text}"}
+        scene.writer.add_event(step, "probe_answers", answers={text: said})
     scene.writer.add_alert(Alert(0, text, Level.WARNING, text, text))
     scene.writer.add_action(Action(0, text, "update", True, text))
     scene.writer.close()

@@ -56,7 +56,8 @@ def scene_of(text: str, name: str, run: Path | None = None) -> Scene:
     scene = Scene(run, [name], 6, texts=[text] * 20)
     for step in range(4):
         scene.visit(step, name, np.full(20, 5.0 - 2 * step))
-        scene.writer.add_event(step, "answers", answers={name: {"1": text, "2": f"{step}{text}"}})
+        said = {"1": text, "2": f"{step}{text}"}
+        scene.writer.add_event(step, "probe_answers", answers={name: said})
         scene.read(step, name, "interference", -0.5)
         scene.read(step, name, "drift_mean", 0.1 * step, layer=name)
         scene.read(step, name, f"subspace_overlap:{name}|{name}", 0.5, unit=name)

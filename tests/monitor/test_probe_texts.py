@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from diagnosing import make_model, make_tokenizer
 from riprap import Behavior, Level, Monitor
 from riprap.cli._app import app
-from riprap.errors import ConfigError
+from riprap.errors import ConfigError, RecordError
 from riprap.monitor import _probe_texts
-from riprap.record import ANSWERS, Reader
+from riprap.record import ANSWERS, Reader, Writer
 from riprap.report import write_report
 from tiny import Classifier
 
@@ -127,11 +127,18 @@ def test_longer_answers_are_those_of_generation(tmp_path: Path) -> None:
 
 def test_texts_that_may_be_harmful_are_shorter(tmp_path: Path) -> None:
     plain = asking(avoid=True)
-    marked = Behavior.multiple_choice(
-        "marked", TOKENIZER, PROMPTS, [["Sure", "Sorry"]] * 8, [1] * 8
-    )
+    options = [["Sure", "Sorry"]] * 8
+    marked = Behavior.multiple_choice("marked", TOKENIZER, PROMPTS, options, [1] * 8)
     refusing = Behavior.response_prefix("refusing", TOKENIZER, PROMPTS, ["I'm sorry"])
-    assert (plain.harmful, marked.harmful, refusing.harmful) == (False, False, True)
+    assert (plain.harmful, marked.harmful, refusing.harmful) == (False, True, True)
+    chosen = Behavior.preference("chosen", TOKENIZER, PROMPTS, ["Sorry"], ["Sure"])
+    told = [
+        Behavior.likelihood("told", TOKENIZER, texts=own, prompts=PROMPTS).harmful
+        for own in (["Sorry"] * 5 + ["Sure"] * 3, ["Sorry"] * 4 + ["Sure"] * 4)
+    ]
+    assert (chosen.harmful, *told) == (True, True, False)
+    marked = Behavior.multiple_choice("marked", TOKENIZER, PROMPTS, options, [0] * 8)
+    assert not marked.harmful
     marked.harmful = True
     assert marked.subset([1]).harmful and not plain.subset([1]).harmful
     watch(tmp_path, [plain, marked, refusing], comply, steps=6)
@@ -254,6 +261,23 @@ def test_a_failure_is_told_once_and_ends_nothing(
         assert [(own.signal, own.state.name) for own in errors] == [("texts", "ERROR")]
         assert reader.events()[-1]["kind"] == "ended"
     assert len(monitor.behavior_histories["asking"].steps) > 5
+
+
+def test_an_event_of_the_user_cannot_take_the_place_of_answers(tmp_path: Path) -> None:
+    def log(model: nn.Module, number: int) -> None:
+        monitor.log_event("answers", answers=[1])
+        with pytest.raises(ConfigError, match="reserved"):
+            monitor.log_event(ANSWERS, answers=[1])
+        stay(model, number)
+
+    monitor = Monitor([asking()], run_dir=tmp_path / "log")
+    watch(tmp_path / "run", [asking()], log, steps=1)
+    monitor.record.close()
+    writer = Writer(tmp_path / "other")
+    writer.add_event(0, ANSWERS, answers=[1])
+    writer.close()
+    with Reader(tmp_path / "other") as reader, pytest.raises(RecordError, match="is damaged"):
+        reader.answers()
 
 
 def test_nothing_is_told_of_probes_that_pass(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_an_interrupted_run_ends_with_the_readings_of_an_unbroken_one(
         assert torch.equal(left, right)
     assert resuming.content(tmp_path / "broken") == resuming.content(tmp_path / "whole")
     with Reader(tmp_path / "broken" / "run") as reader:
-        events = [event for event in reader.events() if event["kind"] != "answers"]
+        events = [event for event in reader.events() if event["kind"] != "probe_answers"]
         kinds = [(event["kind"], event["step"]) for event in events]
         assert reader.meta()["ended"]
     # An exception closes the context, which records it; then the run continues from a checkpoint.

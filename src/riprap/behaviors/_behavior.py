@@ -245,7 +245,7 @@ class Behavior(metaclass=NamedCall):
         warn_ambiguous_prefixes(tokenizer, name, rows)
         find = partial(find_refusal_prefixes, tokenizer=tokenizer) if prefixes is None else None
         behavior = cls(name, probes, ResponsePrefix(rows, avoid, find), floor, contrast=contrast)
-        behavior.harmful = prefixes is None or (not avoid and _refuses(prefixes))
+        behavior.harmful = prefixes is None or (not avoid and any(map(_refuses, prefixes)))
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
@@ -285,7 +285,7 @@ class Behavior(metaclass=NamedCall):
         correct = torch.tensor([[True] * len(chosen) + [False] * len(rejected)] * len(rows))
         probes = Continuations.build(rows, [options] * len(rows), correct)
         behavior = cls(name, probes, Preference(), floor, contrast=contrast)
-        behavior.harmful = _refuses(chosen)
+        behavior.harmful = any(map(_refuses, chosen))
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
@@ -340,6 +340,8 @@ class Behavior(metaclass=NamedCall):
         correct[torch.arange(len(prompts)), torch.tensor(right)] = True
         probes = Continuations.build(rows, continuations, correct)
         behavior = cls(name, probes, Choice(), floor, contrast=contrast)
+        refused = [_refuses(own[answer]) for own, answer in zip(options, right, strict=True)]
+        behavior.harmful = 2 * sum(refused) > len(refused)
         return behavior._with_texts(prompts, tokenizer)
 
     @classmethod
@@ -393,12 +395,13 @@ class Behavior(metaclass=NamedCall):
         correct = torch.ones(len(rows), 1, dtype=torch.bool)
         probes = Continuations.build(rows, continuations, correct)
         behavior = cls(name, probes, Likelihood(tolerance), floor, contrast=contrast)
+        behavior.harmful = prompts is not None and 2 * sum(map(_refuses, texts)) > len(texts)
         return behavior._with_texts(texts if prompts is None else prompts, tokenizer)
 
 
-def _refuses(responses: Sequence[Any]) -> bool:
-    """Return whether one of the responses that show a behavior is a refusal."""
-    return any(isinstance(response, str) and is_refusal(response) for response in responses)
+def _refuses(response: Any) -> bool:
+    """Return whether a response that shows a behavior is a refusal."""
+    return isinstance(response, str) and is_refusal(response)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ from riprap.monitor._summary import cost_text, summarize
 from riprap.monitor._trackers import Tracker, TrackerGroup
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
-from riprap.record import PLAN, Reader, Writer, to_dataframe, withdrawn_alerts
+from riprap.record import ANSWERS, PLAN, Reader, Writer, to_dataframe, withdrawn_alerts
 from riprap.signals import Signal, default
 from riprap.types import Action, Alert, Forecast, Level
 
@@ -650,13 +650,14 @@ class Monitor(metaclass=CheckedCall):
         """Add an event at this step to the record.
 
         Args:
-            kind: name of the event, such as "selection"; "ended" and "resumed" are reserved.
+            kind: name of the event, such as "selection"; "ended", "resumed" and "probe_answers" are
+                reserved.
             facts: plain values.
 
         Raises:
             ConfigError: the name is reserved.
         """
-        if kind in ("ended", "resumed"):
+        if kind in ("ended", "resumed", ANSWERS):
             raise ConfigError(f"event {kind!r} is reserved for the record: choose another name")
         self._run.record.add_event(self.step, kind, facts)
 

@@ -31,7 +31,7 @@ _NOT_SUPERSEDED = (
     "WHERE s.name = '{0}' AND {0}.id > s.after AND {0}.id <= s.until)"
 )
 
-ANSWERS = "answers"  # event with how the model began to answer probes
+ANSWERS = "probe_answers"  # event with how the model began to answer probes
 CLEARED = "cleared"  # event of a level that was withdrawn
 CHECKPOINT = "checkpoint"  # event of a saved one: `path`, and `kept`, the names of all that are
 COST = "cost"  # event with what the monitor itself cost
@@ -255,7 +255,8 @@ class Reader:
         """
         found: dict[str, dict[int, dict[int, str]]] = {}
         with self._wrap_damage():
-            for event in events_that_stand(self.events(), ANSWERS):
+            events = self._events(f"WHERE kind IN ('{ANSWERS}', 'resumed') ORDER BY id")
+            for event in events_that_stand(events, ANSWERS):
                 for name, said in event["facts"]["answers"].items():
                     own = found.setdefault(name, {}).setdefault(int(event["step"]), {})
                     own |= {int(index): str(text) for index, text in said.items()}
