@@ -164,6 +164,18 @@ def test_a_fully_trained_model_is_saved(tmp_path: Path) -> None:
     assert (folder / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("texts", [True, False])
+def test_the_record_has_texts_unless_the_file_says_otherwise(tmp_path: Path, texts: bool) -> None:
+    changes = {} if texts else {"texts": False}
+    data = conversations(tmp_path)
+    run_watch(config(tmp_path, data=data, training={"max_steps": 2}, **changes), quiet=True)
+    with Reader(tmp_path / "run") as reader:
+        (behavior,), answers = reader.behaviors(), reader.answers()
+    assert ("texts" in behavior) == texts
+    assert [sorted(own) for own in answers.values()] == ([[0, 2]] if texts else [])
+
+
 def test_every_guard_of_a_file_can_be_built(tmp_path: Path) -> None:
     assert {"AGEM", "AutoGuard", "KL", "Rollback", "EMA"} <= set(guard_names())
     assert not {"Lisa", "Chain", "OnAlert", "ConstrainedTokens"} & set(guard_names())

@@ -98,6 +98,7 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         assert lead == "At step 10, 20 of 20 probes fail; 20 of them passed at step 0."
         answers = "[...document.querySelectorAll('#detail .answer')].map((own) => own.textContent)"
         assert chrome.run(answers) == ["step 0: I'm sorry", "step 10: Sure"]
+        assert chrome.run("document.querySelector('#detail details').open")
         chrome.key("Escape")
 
         Writer(tmp_path / "second").close()  # a new run appears

@@ -104,10 +104,12 @@ function probeParts(found) {
     const steps = found.answered.map(count).join(", ");
     parts.push(element("p", { class: "quiet" }, `The first words of the model's answers are recorded at the start, at the first alert of each level and at the end: here at ${found.answered.length === 1 ? "step" : "steps"} ${steps}.`));
   }
+  let isFirst = true;
   GROUPS.forEach(([kind, words]) => {
     const probes = found.groups[kind];
     if (!probes.length) return;
-    const own = element("details", kind === "broke" ? { open: "" } : {});
+    const own = element("details", isFirst ? { open: "" } : {});
+    isFirst = false;
     const more = counts[kind] > probes.length ? `; the first ${probes.length}` : "";
     own.append(element("summary", {}, `${counts[kind]} ${words}${more}`), probeTable(probes, found));
     parts.push(own);
