@@ -231,6 +231,8 @@ def test_it_projects_steps_where_the_buffer_is_too_small() -> None:
         assert ("auto_guard/gem" in acted) is projection
         if projection:
             assert first[0] >= replayed[0] + 50  # replay alone is tried first
+        (unheld,) = [a.detail for a in run.monitor.actions if "do not hold" in a.detail]
+        assert "; 2 examples for 22 monitored probes)" in unheld
         kept[projection] = run.monitor.behavior_histories["first"].margins[-1].mean()
     assert kept[True] > kept[False]
 

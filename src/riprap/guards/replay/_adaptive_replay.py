@@ -193,8 +193,8 @@ class AdaptiveReplay(Replay):
             since = self.under_floor_since.setdefault(name, view.step)
             if view.step - since >= HOLD_PATIENCE and name not in self.not_held:
                 self.not_held.append(name)
-                steps = view.step - since
-                said.append(f"{name} ({now:.2f}, to keep {target:.2f}, for {steps} steps)")
+                kept = f"{now:.2f}, to keep {target:.2f}, for {view.step - since} steps"
+                said.append(f"{name} ({kept}{self._coverage(name, len(history.margins[-1]))})")
         if not said:
             return None
         detail = (
@@ -208,6 +208,13 @@ class AdaptiveReplay(Replay):
             )
         warn(f"guard {self.label}: {detail}")
         return Proposal(detail=detail)
+
+    def _coverage(self, name: str, n_probes: int) -> str:
+        """Say how many examples of a behavior there are, if a buffer tells."""
+        if not isinstance(self.examples, SelfDistillationBuffer):
+            return ""
+        n = len(self.examples.behaviors[name].probes)
+        return f"; {n} example{'s' * (n > 1)} for {n_probes} monitored probes"
 
 
 def _rises(history: BehaviorHistory, since: int, step: int) -> bool:
