@@ -16,6 +16,7 @@ FLOORS = [
         "errors",
         "_text",
         "_formatting",
+        "_glossary",
         "_warnings",
         "_checks",
         "_config",

@@ -73,12 +73,12 @@ def test_the_page_shows_the_outcome_of_each_behavior(page: Page) -> None:
 def test_the_page_lists_alerts_with_their_causes(page: Page) -> None:
     table = page.text.split("caused by")[1]
     assert re.match(r" 3 refusal critical expected to reach its floor in 8 steps", table)
-    assert "margin_low 3.4" in table
+    assert "threshold margin 3.4" in table
 
 
 def test_the_page_lists_missing_readings_with_reasons(page: Page) -> None:
     section = page.text.split("Missing readings")[1]
-    assert "NOT_RUN refusal energy_ratio no stack of layers was found" in section
+    assert "NOT_RUN refusal energy ratio no stack of layers was found" in section
     assert "Monitor(..., layer='blocks.1')" in section
     assert "INSUFFICIENT arithmetic" in section
     assert "not within the horizon" in section
@@ -224,7 +224,7 @@ def test_alerts_about_the_run_come_first(tmp_path: Path) -> None:
     html = write_report(scene.writer, tmp_path / "page.html").read_text(encoding="utf-8")
     first = html.index("1 of 40 trained tensors")
     assert first < html.index("Outcome of each behavior")
-    assert html.index("no score since step 40") < html.index("Outcome of each behavior")
+    assert html.index("since step 40") < html.index("Outcome of each behavior")
     assert html.index("1 of 20 trained tensors") > html.index("Outcome of each behavior")
 
 

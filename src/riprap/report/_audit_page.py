@@ -14,7 +14,7 @@ from riprap._formatting import format_number
 from riprap._text import shorten
 from riprap.errors import ConfigError
 from riprap.report import _style as style
-from riprap.report._bundle import render_page
+from riprap.report._bundle import Head, render_page
 from riprap.report._charts import apply_style, save_figure
 
 SELECTED, REJECTED = "chosen", "not chosen"  # stored names of the groups
@@ -211,6 +211,46 @@ def _harms(audit: Audit) -> alt.Chart:
     ).properties(width=280, height=220, title="Predicted harm to behaviors")
 
 
+def harmful_rows(audit: Audit) -> list[dict[str, str]]:
+    """Table of the most harmful rows as text."""
+    return [
+        {
+            "line": str(row.row),
+            "id": row.id or "",
+            "category": row.category or "",
+            "behavior": row.behavior,
+            "harm": "" if row.harm is None else format_number(row.harm),
+            "norm": format_number(row.norm),
+            "loss": format_number(row.loss),
+            "selected": "yes" if row.chosen else "no",
+            "prompt": row.prompt,
+            "response": row.response,
+        }
+        for row in audit.most_harmful
+    ]
+
+
+def _head(audit: Audit) -> Head:
+    selected, other = audit.group(SELECTED), audit.group(REJECTED)
+    numbers = {"selected rows": f"{selected.rows:,} of {audit.rows:,}"}
+    if audit.behaviors and selected.rows and other.rows:
+        name = max(audit.behaviors, key=lambda own: abs(selected.harm[own] - other.harm[own]))
+        pair = (format_number(group.harm[name]) for group in (selected, other))
+        numbers[f"mean harm to {name}, selected and other rows"] = " and ".join(pair)
+    elif selected.rows:
+        pair = (format_number(group.norm) for group in (selected, other) if group.rows)
+        numbers["mean norm, selected and other rows"] = " and ".join(pair)
+    numbers["truncated rows"] = f"{audit.truncated:,} of {audit.rows:,}"
+    return Head(
+        "selection audit",
+        audit.title,
+        f"{audit_summary(audit)}.",
+        numbers,
+        limits="Harm and norm are measured on the model as it was when the rows were scored; what "
+        "the training on the selected rows does is not measured here.",
+    )
+
+
 def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
     """Write `audit.png` and `audit.html` into a folder; return the paths of page and image.
 
@@ -221,8 +261,8 @@ def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
     try:
         save_figure(audit_figure(audit), image)
         png = base64.b64encode(image.read_bytes()).decode()
-        context = {"audit": audit, "summary": audit_summary(audit), "groups": group_rows(audit)}
-        text = render_page("audit.html", image=png, number=format_number, **context)
+        context = {"audit": audit, "groups": group_rows(audit), "rows": harmful_rows(audit)}
+        text = render_page("audit.html", _head(audit), image=png, **context)
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write the audit to {folder}: {error}") from error

@@ -1,8 +1,10 @@
-"""Parts of the HTML pages: templates, inlined Vega libraries, escaped data."""
+"""Parts of the HTML pages: head, templates, explained words, Vega libraries, escaped data."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,79 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from riprap._formatting import format_number
+from riprap._glossary import explained_parts, explanation
+from riprap._text import escape_control_chars
+
 _HERE = Path(__file__).parent
+
+
+def _shown(value: Any) -> Any:
+    """Escape control characters in a text that a template shows."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return escape_control_chars(value) if is_text else value
+
+
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    loader=FileSystemLoader(_HERE),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    finalize=_shown,
 )
 
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every page begins with.
+
+    Attributes:
+        kind: of the page, such as "diagnosis".
+        title: what the page is about.
+        line: the answer.
+        numbers: up to three numbers as text, by what they are.
+        advice: what would help; empty: nothing is known.
+        limits: what the page does not say.
+        notes: further lines in small print.
+    """
+
+    kind: str
+    title: str
+    line: str
+    numbers: Mapping[str, str]
+    advice: str = ""
+    limits: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Words:
+    """The explained words of one page."""
+
+    used: dict[str, str] = field(default_factory=dict)
+
+    def term(self, word: str, shown: str = "") -> Markup:
+        """Return a word, with its explanation if the glossary has it.
+
+        Args:
+            shown: text of the page; empty: the word itself.
+        """
+        why = explanation(word)
+        if why is None:
+            return Markup.escape(_shown(shown or word))
+        self.used[word] = why
+        marked = Markup('<dfn class="term" tabindex="0" aria-description="{}">{}</dfn>')
+        return marked.format(why, shown or word)
+
+    def explain(self, text: str) -> Markup:
+        """Return a text in which words that the page has not explained yet are explained."""
+        pieces = [
+            Markup.escape(_shown(piece)) if why is None or piece in self.used else self.term(piece)
+            for piece, why in explained_parts(text)
+        ]
+        return Markup("").join(pieces)
 
 
 def asset(name: str) -> Markup:
@@ -24,9 +93,12 @@ def asset(name: str) -> Markup:
     return Markup((_HERE / name).read_text(encoding="utf-8"))
 
 
-def render_page(template: str, **context: Any) -> str:
+def render_page(template: str, head: Head, **context: Any) -> str:
     """Fill a template in; `context` is escaped, the style sheet is inlined."""
-    return _TEMPLATES.get_template(template).render(css=asset("page.css"), **context)
+    words = Words()
+    own = {"head": head, "term": words.term, "explain": words.explain, "words": words}
+    own |= {"css": asset("page.css"), "number": format_number}
+    return _TEMPLATES.get_template(template).render(own | context)
 
 
 @cache

@@ -178,7 +178,7 @@ def repairs_figure(diagnosis: Diagnosis) -> Any:
     limit = alt.Axis(titleLimit=220, tickCount=5)
     bars = alt.Chart(inline_data(costs)).mark_bar(color=style.CONE)
     bars = bars.encode(
-        x=alt.X("cost:Q", title="KL(tuned ‖ repaired), nats per token", axis=limit),
+        x=alt.X("cost:Q", title="KL from the tuned model, nats per token", axis=limit),
         y=alt.Y("repair:N", title=None, sort=order, axis=None),
     ).properties(width=200, height=alt.Step(28), title=_title("Cost", diagnosis.cost_measure))
     return apply_style(alt.hconcat(table, bars, spacing=20))

@@ -7,21 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from riprap._formatting import format_number
 from riprap.diagnosis import Diagnosis
 from riprap.errors import ConfigError
 from riprap.report import _diagnosis_text as text
+from riprap.report._bundle import Head, render_page
 from riprap.report._charts import save_figure
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
 from riprap.report._divergence import divergence_figure
 
-_HERE = Path(__file__).parent
-_TEMPLATES = Environment(
-    loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
 PAGE = "report.html"
 
 
@@ -37,15 +30,18 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
         for behavior in diagnosis.behaviors
         if behavior.recovery is not None or behavior.linear_path is not None
     ]
-    html = _TEMPLATES.get_template("diagnosis.html").render(
+    tried = list(diagnosis.repairs)
+    html = render_page(
+        "diagnosis.html",
+        _head(diagnosis),
         diagnosis=diagnosis,
         text=text,
-        number=format_number,
         examined=examined,
+        repairs=text.repair_rows(diagnosis),
+        cheapest=next((i for i, own in enumerate(tried) if own is diagnosis.cheapest_repair), None),
         figures={b.name: to_base64_png(evidence_figure(b)) for b in examined},
         divergence=None if divergence is None else to_base64_png(divergence_figure(divergence)),
-        repairs=to_base64_png(repairs_figure(diagnosis)) if len(diagnosis.repairs) > 1 else None,
-        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        repairs_image=to_base64_png(repairs_figure(diagnosis)) if len(tried) > 1 else None,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +49,29 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write the diagnosis to {folder}: {error}") from error
     return folder / PAGE
+
+
+def _head(diagnosis: Diagnosis) -> Head:
+    measured = [own for own in diagnosis.behaviors if own.probes]
+    kept = [own for own in measured if not own.is_broken]
+    numbers = {"behaviors above their floors": f"{len(kept)} of {len(measured)}"}
+    if measured:
+        worst = min(measured, key=lambda own: own.score_now - own.score_before)
+        pair = (text.format_share(s) for s in (worst.score_before, worst.score_now))
+        numbers[f"probes of {worst.name} that pass"] = " → ".join(pair)
+        repair = diagnosis.cheapest_repair
+        if repair is not None and worst.name in repair.scores:
+            numbers["after the cheapest repair"] = text.format_share(repair.scores[worst.name])
+    return Head(
+        "diagnosis",
+        diagnosis.tuned,
+        text.first_line(diagnosis),
+        numbers,
+        text.repair_summary(diagnosis) if diagnosis.repairs else "",
+        "It is about these behaviors and their probes only: what no behavior measures may have "
+        "changed as well.",
+        (f"Compared with its base model, {diagnosis.base}.",),
+    )
 
 
 def to_base64_png(chart: Any) -> str:

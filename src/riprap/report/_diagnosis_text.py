@@ -30,6 +30,16 @@ BADGES = {
 }
 
 
+CAUSES = {
+    Verdict.ALIGNMENT: "the model still can, but no longer does",
+    Verdict.KNOWLEDGE: "the model no longer knows how",
+    Verdict.BOTH: "the model no longer knows how, and no longer tries",
+    Verdict.DAMAGE: "the model is damaged",
+    Verdict.INSUFFICIENT: "why is not settled",
+}
+MAX_NAMED = 2  # behaviors that the first line names
+
+
 @dataclass(frozen=True)
 class EvidenceLine:
     """One piece of evidence, with its status."""
@@ -66,6 +76,59 @@ def badge(behavior: BehaviorDiagnosis) -> tuple[str, str]:
     if behavior.recovery is None:
         return ("watch", "dropped") if behavior.is_broken else ("kept", "kept")
     return BADGES[behavior.recovery.verdict], str(behavior.recovery.verdict)
+
+
+def first_line(diagnosis: Diagnosis) -> str:
+    """Return what was lost, and why, in one to three short sentences."""
+    measured = [own for own in diagnosis.behaviors if own.probes]
+    if not measured:
+        return "Nothing can be concluded: no behavior was measured."
+    lost = [own for own in measured if own.is_broken or own.recovery is not None]
+    lost.sort(key=lambda own: own.score_now - own.score_before)
+    if not lost:
+        count = len(measured)
+        return "The behavior was kept." if count == 1 else f"All {count} behaviors were kept."
+    sentences = []
+    for own in lost[:MAX_NAMED]:
+        drop = _describe_drop(own.score_before, own.score_now)
+        cause = "" if own.recovery is None else f": {CAUSES[own.recovery.verdict]}"
+        sentences.append(f"{title(own.name)} is {drop}{cause}.")
+    more = len(lost) - MAX_NAMED
+    if more > 0:
+        sentences.append(f"{more} more behavior{'s were' if more > 1 else ' was'} lost.")
+    return " ".join(sentences)
+
+
+def repair_rows(diagnosis: Diagnosis) -> list[dict[str, str]]:
+    """Return the table of the repairs, as texts."""
+    has_task = bool(diagnosis.repairs) and diagnosis.repairs[0].task_score is not None
+    rows = []
+    for own in diagnosis.repairs:
+        row = {"repair": describe_repair(own)}
+        for name, floor in diagnosis.floors.items():
+            row[f"{title(name)} (floor {floor:g})"] = format_share(own.scores[name])
+        kl = "–" if own.divergence is None else format_number(own.divergence)
+        row["KL from the tuned model"] = kl
+        if has_task:
+            row["task, nats per token"] = format_number(-(own.task_score or 0.0))
+        passes = "passes" if own.passes(diagnosis.floors) else ""
+        row |= {"steps": str(own.steps), "seconds": format_number(own.seconds)}
+        row["result"] = "cheapest" if own is diagnosis.cheapest_repair else passes
+        rows.append(row)
+    return rows
+
+
+def broken_rows(behavior: BehaviorDiagnosis) -> list[dict[str, str]]:
+    """Return the table of broken probes with both models' answers, as texts."""
+    return [
+        {
+            "probe": str(own.index),
+            "prompt": own.text or "no text",
+            "base model": "–" if own.before is None else own.before,
+            "tuned model": "–" if own.now is None else own.now,
+        }
+        for own in behavior.broken
+    ]
 
 
 def diagnosis_headline(behavior: BehaviorDiagnosis) -> str:

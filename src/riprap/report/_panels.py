@@ -34,7 +34,7 @@ def step_axis(field: str = "step", axis: Any = alt.Undefined) -> alt.X:
 
 def labeled_steps(title: str | None) -> alt.Axis:
     """Axis of whole steps."""
-    return alt.Axis(title=title, grid=False, format=",d", tickMinStep=1)
+    return alt.Axis(title=title, grid=False, format=",d", tickMinStep=1, labelSeparation=8)
 
 
 def _base_axis(labels: bool = False) -> alt.Chart:

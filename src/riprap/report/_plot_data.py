@@ -32,6 +32,8 @@ def round_for_plot(value: float) -> float:
 def last_shown_step(run: Run) -> float:
     """Right end of the step axis: the last step, or the end of a forecast that is still active."""
     last = max(run.last_step, 1)
+    if not run.is_running:
+        return last
     ends = []
     for info in run.behaviors:
         evaluated = run.values(info.name, "margin_low")

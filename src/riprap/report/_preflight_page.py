@@ -11,12 +11,12 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from riprap._formatting import format_number
+from riprap._formatting import format_number, format_steps
 from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.prediction import BehaviorPrediction, Outlook, Preflight
 from riprap.report import _style as style
-from riprap.report._bundle import render_page
+from riprap.report._bundle import Head, render_page
 from riprap.report._charts import apply_style
 from riprap.report._diagnosis_page import to_base64_png
 
@@ -158,6 +158,49 @@ def worst_rows(
     return rows
 
 
+def _head(found: Preflight, title: str) -> Head:
+    numbers = {
+        "behaviors predicted to break": f"{len(found.broken)} of {len(found.behaviors)}",
+    }
+    worst = max(found.behaviors.values(), key=lambda own: own.outlook.probability, default=None)
+    advice = ""
+    if worst is not None:
+        if worst.broke_at is None:
+            numbers[f"probability that {worst.name} breaks"] = worst.probability_text
+            advice = _advice(worst)
+        if worst.explained and worst.rows_for_half is not None:
+            rows = f"{worst.rows_for_half:,} of {len(found.rows):,}"
+            numbers["rows that do half of it"] = rows
+    scored = f"Predicted before training from {found.scored}, after a warm start of "
+    return Head(
+        "preflight",
+        title,
+        found.verdict,
+        numbers,
+        advice,
+        limits="It is a forecast. It ignores that rows which are learned stop to pull, that a "
+        "behavior may fall faster the weaker it is, that single batches differ, and that weights "
+        "which the warm start did not reach have no scale.",
+        notes=(f"{scored}{format_steps(found.warm_steps)} on a copy of the model.",),
+    )
+
+
+def _advice(worst: BehaviorPrediction) -> str:
+    """Return the change of the data that makes a break the least probable, if one does."""
+    changes = {
+        name: outlook
+        for name, outlook in outlooks(worst).items()
+        if name not in (ALL_ROWS, SEEN) and outlook.probability < worst.outlook.probability
+    }
+    if not changes:
+        return ""
+    name, best = min(changes.items(), key=lambda pair: pair[1].probability)
+    return (
+        f"{name[0].upper()}{name[1:]}, the probability that {worst.name} breaks is "
+        f"{best.probability_text} in place of {worst.probability_text}."
+    )
+
+
 def write_preflight(
     found: Preflight,
     title: str,
@@ -183,15 +226,19 @@ def write_preflight(
     shares = share_figure(found)
     page = render_page(
         "preflight.html",
+        _head(found, title),
         found=found,
-        title=title,
         badges=badges,
         behaviors=behavior_rows(found),
         changes=change_rows(found),
         worst={one.name: worst_rows(found, one, texts) for one in found.behaviors.values()},
         forecasts=to_base64_png(forecast_figure(found)),
         shares=None if shares is None else to_base64_png(shares),
-        settings=settings,
+        settings=dict(settings)
+        | {
+            "scored after": f"{', '.join(map(str, found.checkpoints))} steps",
+            "clipping": f"shortens a step to {100 * found.clipped:.0f} % of its length",
+        },
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

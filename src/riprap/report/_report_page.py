@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from riprap._formatting import format_forecast, format_number
+from riprap._glossary import signal_words
 from riprap.errors import ConfigError
 from riprap.guards import describe_actions
 from riprap.record import Writer
@@ -13,10 +14,10 @@ from riprap.report import _charts as charts
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report import _summary as summary
-from riprap.report._bundle import asset, json_for_script, render_page, vega_bundle
+from riprap.report._bundle import Head, asset, json_for_script, render_page, vega_bundle
 from riprap.report._run import BehaviorInfo, Run, load_run
-from riprap.report._signal_panels import is_thinned, signal_panels
-from riprap.types import Alert
+from riprap.report._signal_panels import OF_TRAINING, is_thinned, signal_panels
+from riprap.types import Alert, BrokenProbe
 
 MARK, MARK_WITHIN = "· Riprap</title>", 100_000  # what each page says in its first characters
 MAX_BROKEN = 12  # broken probes of a behavior that the page shows
@@ -38,7 +39,7 @@ def write_report(run: str | Path | Writer, path: str | Path) -> Path:
     """
     loaded, file = load_run(run), Path(path)
     _require_own(file)
-    page = render_page("page.html", **_context(loaded))
+    page = render_page("page.html", _head(loaded), **_context(loaded))
     try:
         if file.is_symlink():  # somebody else may have made the folder and the link
             raise ConfigError(f"{file} is a link to another file: give another path for the report")
@@ -62,6 +63,12 @@ def _require_own(file: Path) -> None:
         raise ConfigError(f"{file} is no page of Riprap, and is left as it is: give another path")
 
 
+def _head(run: Run) -> Head:
+    found = run.conclusion
+    notes = tuple(note for note in (summary.run_progress(run), summary.cost_line(run)) if note)
+    return Head("run", run.title, found.line, found.numbers, found.advice, found.limits, notes)
+
+
 def _context(run: Run) -> dict[str, Any]:
     figures: list[dict[str, Any]] = []
 
@@ -77,30 +84,29 @@ def _context(run: Run) -> dict[str, Any]:
             shown["figure"] = figure(
                 charts.add_step_range(charts.behavior_figure(run, shown["behavior"]), run)
             )
-        signals = [
-            {"of": panel, "figure": figure(charts.add_step_range(panel.chart, run))}
-            for panel in signal_panels(run)
-        ]
+        panels = signal_panels(run)
+        drawn = [figure(charts.add_step_range(panel.chart, run)) for panel in panels]
     else:
-        strip, signals = None, []
+        strip, panels, drawn = None, [], []
+    shown_panels = list(zip(panels, drawn, strict=True))
     return {
         "run": run,
-        "progress": summary.run_progress(run),
-        "cost": summary.cost_line(run),
         "thinned": {"panels": plot_data.is_thinned(run), "signals": is_thinned(run)},
         "behaviors": behaviors,
         "broken": [
-            (info.name, run.broken[info.name]) for info in run.behaviors if info.name in run.broken
+            (info.name, *_broken(run.broken[info.name]))
+            for info in run.behaviors
+            if info.name in run.broken
         ],
-        "max_broken": MAX_BROKEN,
         "alert_strip": strip,
-        "alerts": sorted(
-            (_alert(alert, run.withdrawn.get(place)) for place, alert in enumerate(run.alerts)),
-            key=lambda row: row["step"],
-        ),
+        "alerts": [
+            _alert(alert, run.withdrawn.get(place))
+            for place, alert in sorted(enumerate(run.alerts), key=lambda pair: pair[1].step)
+        ],
         "actions": describe_actions(run.actions),
-        "signals": signals,
-        "missing": summary.missing_readings(run),
+        "training": [own for own in shown_panels if own[0].signal in OF_TRAINING],
+        "signals": [own for own in shown_panels if own[0].signal not in OF_TRAINING],
+        "missing": [_missing(group) for group in summary.missing_readings(run)],
         "policy": summary.policy_name_and_hash(run),
         "tables": summary.metadata_tables(run),
         "documents": summary.metadata_documents(run),
@@ -123,18 +129,53 @@ def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
     }
 
 
-def _alert(alert: Alert, withdrawn: int | None) -> dict[str, Any]:
+def _broken(probes: list[BrokenProbe]) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Return the table of some broken probes, empty if they have no texts; and how many there are.
+
+    The numbers of all of them are returned as well.
+    """
+    has_texts = any(own.text is not None or own.now is not None for own in probes)
+    rows = [
+        {
+            "probe": str(own.index),
+            "prompt": own.text or "no text recorded",
+            "the model said at the start": "not recorded" if own.before is None else own.before,
+            "it says now": _says_now(own),
+        }
+        for own in (probes[:MAX_BROKEN] if has_texts else [])
+    ]
+    numbers = ", ".join(str(own.index) for own in probes)
+    return rows, {"count": len(probes), "hidden": len(probes) - len(rows), "numbers": numbers}
+
+
+def _says_now(probe: BrokenProbe) -> str:
+    if probe.now is None:
+        return "not recorded"
+    return probe.now if probe.step is None else f"{probe.now} (step {probe.step:,})"
+
+
+def _missing(group: summary.MissingReadings) -> dict[str, str]:
+    return {
+        "status": group.state,
+        "behavior": group.behavior or "the run",
+        "signals": group.signals,
+        "reason": group.detail or "no reason recorded",
+        "readings": f"{group.count:,}, {group.steps}",
+    }
+
+
+def _alert(alert: Alert, withdrawn: int | None) -> dict[str, str]:
     causes = [
-        f"{r.signal} {r.state if r.value is None else format_number(r.value)}"
+        f"{signal_words(r.signal)} {r.state if r.value is None else format_number(r.value)}"
         for r in alert.readings
     ]
+    until = "" if withdrawn is None else f"; withdrawn at step {withdrawn:,}"
     return {
-        "step": alert.step,
+        "step": f"{alert.step:,}",
         "behavior": alert.behavior or "the run",
         "level": str(alert.level),
-        "detector": alert.detector,
-        "message": alert.message,
+        "message": alert.message + until,
         "forecast": format_forecast(alert.forecast),
-        "causes": ", ".join(causes),
-        "withdrawn": withdrawn,
+        "detector": alert.detector.replace("_", " "),
+        "caused by": ", ".join(causes),
     }

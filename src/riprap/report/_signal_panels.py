@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from riprap._glossary import signal_words
 from riprap.report import _panels as panels
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
@@ -15,6 +16,7 @@ from riprap.report._run import FORECASTS, Run
 from riprap.types import RUN
 
 IN_LANES = {"score", "margin", "margin_low", "interference", *FORECASTS}
+OF_TRAINING = ("loss", "eval_loss", "learning_rate", "grad_norm")  # what a trainer reports
 MAX_POINTS = 300  # per line
 WIDTH, HEIGHT = 190, 80
 COLUMNS = 4
@@ -24,6 +26,7 @@ DESCRIPTIONS = {
     "eval_loss": "the loss on the evaluation rows",
     "grad_norm": "norm of the gradient that the trainer reports",
     "learning_rate": "the learning rate",
+    "rate_sum": "sum of the learning rates since the start: the time in which forecasts are made",
     "tensors_with_gradient": "trained tensors with a gradient that is not zero",
     "tensors_moved": "trained tensors that the optimizer moved",
     "projection": "mean activation along the behavior's direction",
@@ -70,6 +73,11 @@ class SignalPanel:
     description: str
     panels: int
     chart: Any
+
+    @property
+    def name(self) -> str:
+        """Name of the signal in words."""
+        return signal_words(self.signal)
 
 
 def signal_panels(run: Run) -> list[SignalPanel]:

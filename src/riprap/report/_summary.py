@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from riprap._formatting import format_number, format_score, format_steps
+from riprap._glossary import signal_words
 from riprap.conclusion import BehaviorOutcome
 from riprap.detectors import Power
 from riprap.report._run import BehaviorInfo, Run
@@ -54,7 +55,7 @@ def missing_readings(run: Run) -> list[MissingReadings]:
 
 
 def _signals(readings: list[Reading]) -> str:
-    names = [f"{r.signal} at {r.layer}" if r.layer else r.signal for r in readings]
+    names = [signal_words(r.signal) + (f" at {r.layer}" if r.layer else "") for r in readings]
     return ", ".join(dict.fromkeys(names))
 
 

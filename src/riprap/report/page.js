@@ -7,7 +7,7 @@
   const last = JSON.parse(document.getElementById("last").textContent);
   const places = [...document.querySelectorAll(".figure")];
   const options = { actions: false, renderer: "canvas" };
-  let views = [];
+  const views = new Map();
   let range = [0, last];
 
   function fitted(place) {
@@ -23,11 +23,14 @@
     return copy;
   }
 
+  const isStrip = (place) => place.parentElement.className === "strip";
+  const apply = (view) => view.signal("x_first", range[0]).signal("x_last", range[1]).runAsync();
+
   function show([first, end]) {
     range = [first, end];
     document.getElementById("shown").textContent =
       `steps ${Math.round(first).toLocaleString("en")} to ${Math.round(end).toLocaleString("en")}`;
-    for (const view of views) view.signal("x_first", first).signal("x_last", end).runAsync();
+    for (const [place, view] of views) if (view && !isStrip(place)) apply(view);
   }
 
   function chosen(name, value) {
@@ -35,16 +38,33 @@
     show(steps && steps[1] - steps[0] > 1e-6 ? steps : [0, last]);
   }
 
-  async function draw() {
-    views.forEach((view) => view.finalize());
-    views = [];
-    for (const place of places) {
-      const { view } = await vegaEmbed(place, fitted(place), options);
-      if (place.parentElement.className === "strip") view.addSignalListener("focus", chosen);
-      else views.push(view);
-    }
-    show([0, last]);
+  // Zooms by a factor around the middle, or moves by a share of what is shown.
+  function zoom(kind) {
+    const [first, end] = range;
+    const size = { in: 0.5, out: 2, all: Infinity }[kind] ?? 1;
+    const move = { left: -0.5, right: 0.5 }[kind] ?? 0;
+    const wide = Math.min(last, Math.max((end - first) * size, Math.min(2, last)));
+    const middle = (first + end) / 2 + move * (end - first);
+    const from = Math.min(Math.max(middle - wide / 2, 0), last - wide);
+    show([from, from + wide]);
   }
+
+  // A figure inside of a closed <details> is drawn when that opens.
+  async function draw() {
+    for (const place of places) {
+      if (views.has(place) || place.closest("details:not([open])")) continue;
+      views.set(place, null);
+      const { view } = await vegaEmbed(place, fitted(place), options);
+      views.set(place, view);
+      if (isStrip(place)) view.addSignalListener("focus", chosen);
+      else apply(view);
+    }
+  }
+
+  for (const button of document.querySelectorAll("[data-zoom]")) {
+    button.addEventListener("click", () => zoom(button.dataset.zoom));
+  }
+  for (const more of document.querySelectorAll("details.more")) more.addEventListener("toggle", draw);
 
   let width = window.innerWidth;
   let pending;
@@ -52,7 +72,11 @@
     if (window.innerWidth === width) return;
     width = window.innerWidth;
     clearTimeout(pending);
-    pending = setTimeout(draw, 200);
+    pending = setTimeout(() => {
+      for (const view of views.values()) view?.finalize();
+      views.clear();
+      draw();
+    }, 200);
   });
-  draw();
+  draw().then(() => show(range));
 })();
