@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 MAX_NAME_LENGTH = 200  # characters of a name
+PAGE_MARK, PAGE_MARK_WITHIN = "· Riprap</title>", 100_000  # in the first characters of each page
 
 # Terminals obey control characters, and XML forbids most of them; bidirectional overrides change
 # the order of the text around them; half of a surrogate pair is not a character.

@@ -177,3 +177,93 @@ def test_hostile_texts_stay_texts(chrome: Chrome, tmp_path: Path) -> None:
         assert not {"IMG", "B", "EVIL", "IFRAME"} & set(kinds)
         assert chrome.run("window.evil") is None
         assert chrome.problems == []
+
+
+def drag(chrome: Chrome, start: tuple[float, float], end: tuple[float, float]) -> None:
+    for kind, (x, y), held in (
+        ("mousePressed", start, 1),
+        ("mouseMoved", end, 1),
+        ("mouseReleased", end, 0),
+    ):
+        button = "left" if kind != "mouseMoved" else "none"
+        own = {"type": kind, "x": x, "y": y, "button": button, "buttons": held, "clickCount": 1}
+        chrome.call("Input.dispatchMouseEvent", **own)
+
+
+def test_steps_zoom_by_button_key_and_drag(chrome: Chrome, tmp_path: Path) -> None:
+    scene = typical(tmp_path / "run", 60)
+    scene.writer.add_event(60, "ended", ended="2026-11-30T00:00:00")
+    for name in ("refusal", "arithmetic", "general knowledge"):  # no forecast beyond the end
+        scene.lack(60, name, "forecast_low", "none")
+    scene.writer.close()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        shown = "document.getElementById('range').textContent"
+        chrome.wait(f"{shown}.startsWith('steps 0 to ')")
+        last = int(chrome.run(shown).rpartition(" ")[2])
+        path = "document.querySelector('.score .line').getAttribute('d')"
+        whole = chrome.run(path)
+
+        chrome.run("document.querySelector('[data-zoom=in]').focus()")
+        chrome.key("Enter")
+        chrome.wait(f"{shown} === 'steps {round(last / 4)} to {round(last * 3 / 4)}'")
+        assert chrome.run(path) != whole
+        hidden = (
+            "[...document.querySelectorAll('.buttons .mark')].filter((own) => own.hidden).length"
+        )
+        assert chrome.run(hidden) > 0  # alerts before the first shown step
+        chrome.run("document.querySelector('[data-zoom=left]').click()")
+        chrome.wait(f"{shown} === 'steps 0 to {round(last / 2)}'")
+
+        chrome.run("document.querySelector('[role=slider]').focus()")
+        chrome.call("Input.dispatchKeyEvent", type="keyDown", key="0", text="0")
+        chrome.wait(f"{shown} === 'steps 0 to {last}'")
+        assert chrome.run(path) == whole
+
+        box = "document.querySelector('[role=slider]').getBoundingClientRect()"
+        left, top, width = (chrome.run(f"{box}.{side}") for side in ("left", "top", "width"))
+        drag(chrome, (left + width * 0.25, top + 60), (left + width * 0.5, top + 60))
+        chrome.wait(f"{shown} !== 'steps 0 to {last}'")
+        first, end = map(int, re.findall(r"\d+", chrome.run(shown)))
+        assert abs(first - last * 0.22) < 3 and abs(end - last * 0.48) < 3
+        assert not chrome.run("document.getElementById('detail').open")  # a drag is no click
+        assert chrome.problems == []
+
+
+def test_interference_is_shown_by_layer(chrome: Chrome, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    for step in (0, 10, 20):
+        scene.visit(step, "refusal", np.full(20, 5.0, dtype=np.float32))
+        for layer, value in (("layers.0", -0.5), ("layers.1", 0.1), ("<b>head", -2.0)):
+            scene.read(step, "refusal", "interference_layer", value * step, layer)
+    scene.writer.close()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        cells = "[...document.querySelectorAll('rect.down')].map((own) => own.getAttribute('y'))"
+        assert len(set(chrome.run(cells))) == 2
+        assert chrome.run("document.querySelectorAll('rect.up').length") >= 3
+        readout = "document.querySelector('.readout').textContent"
+        assert chrome.run(readout).endswith("most interference: <b>head -40")
+        assert chrome.problems == []
+
+
+def test_pages_in_the_folder_of_a_run_are_linked_and_run_no_script(
+    chrome: Chrome, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    typical(run, 20).writer.close()
+    (run / "diagnosis").mkdir()
+    (run / "diagnosis" / "diagnosis.json").write_text("{}")
+    evil = "<script>document.title = 'evil'</script><style>p { color: rgb(1, 2, 3); }</style>"
+    page = f"<title>x · Riprap</title>{evil}<p>the verdict</p>"
+    (run / "diagnosis" / "report.html").write_text(page, encoding="utf-8")
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        links = "[...document.querySelectorAll('.pages a')].map((own) => own.textContent)"
+        assert chrome.run(links) == ["diagnosis (diagnosis)"]
+        address = chrome.run("document.querySelector('.pages a').href")
+        chrome.call("Page.navigate", url=address)
+        chrome.wait("document.body.innerText.includes('the verdict')")
+        assert chrome.run("document.title") == "x · Riprap"
+        color = "getComputedStyle(document.querySelector('p')).color"
+        assert chrome.run(color) == "rgb(1, 2, 3)"  # its own style applies

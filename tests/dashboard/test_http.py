@@ -6,6 +6,7 @@ import asyncio
 import json
 import multiprocessing
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from report.synthetic import Scene, typical
+from riprap._glossary import WORDS
 from riprap.dashboard import check_address, make_app, serve
 from riprap.dashboard._app import Stream
 from riprap.dashboard._follower import MAX_CHANGES, Follower
 from riprap.dashboard._runs import Runs
+from riprap.dashboard._serve import address_to_open
 from riprap.errors import ConfigError, RecordError
 from riprap.record import FILE_NAME, Reader, Writer
 from riprap.types import Action, Alert, Level, Reading
@@ -415,3 +418,50 @@ def test_hostile_names_arrive_as_escaped_text(tmp_path: Path, text: str) -> None
         found = list(texts(answer.json()))
         assert any("evil" in own or "a" in own or "é" in own for own in found)
         assert not [own for own in found if acts.search(own)]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_printed_address_of_all_addresses_is_one_that_opens(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind((host, 0))
+        listening.listen()
+        own = address_to_open(host)
+        assert own != host
+        with socket.socket(family) as reader:
+            reader.settimeout(10)
+            reader.connect((own, listening.getsockname()[1]))
+    assert address_to_open("127.0.0.1") == "127.0.0.1"
+
+
+def test_only_pages_of_riprap_in_the_folder_of_a_run_are_served(folder: Path) -> None:
+    mark = "<title>x · Riprap</title>"
+    run = next(folder.rglob("record.sqlite")).parent
+    (run / "out").mkdir()
+    (run / "secret.html").write_text(mark)
+    for place, name, beside, text in (
+        (run, "preflight.html", "preflight.json", mark),
+        (run, "audit.html", "audit.png", "<title>of somebody else</title>"),
+        (run / "out", "report.html", "", mark),  # without a diagnosis beside it
+        (run / "out", "preflight.html", "preflight.json", None),
+    ):
+        if text is None:
+            (place / name).symlink_to(run / "secret.html")
+        else:
+            (place / name).write_text(text, encoding="utf-8")
+        if beside:
+            (place / beside).write_text("{}")
+    client = TestClient(make_app([run]), base_url=LOCAL)
+    assert client.get("/runs/1").json()["pages"] == ["preflight"]
+    answer = client.get("/runs/1/pages/0")
+    assert answer.text == mark
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert "script-src" not in answer.headers["content-security-policy"]
+    for address in ("/runs/1/pages/1", "/runs/9/pages/0", "/runs/1/pages/..%2fsecret.html"):
+        assert client.get(address).status_code == 404
+
+
+def test_the_page_explains_its_words_by_the_glossary(client: TestClient) -> None:
+    text = client.get("/").text
+    assert "data-word" not in text
+    assert WORDS["threshold margin"] in text

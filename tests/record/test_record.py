@@ -152,6 +152,17 @@ def test_no_record_there(tmp_path: Path) -> None:
             Reader(path)
 
 
+def test_a_folder_of_runs_names_the_runs_below_it(tmp_path: Path) -> None:
+    Writer(tmp_path / "runs" / "one").close()
+    with pytest.raises(RecordError, match=r"name the run below it: .*runs/one$"):
+        Reader(tmp_path / "runs")
+    for number in range(2, 8):
+        Writer(tmp_path / "runs" / f"number-{number}").close()
+    with pytest.raises(RecordError, match=r"name one of the runs below it: .*, and more$") as told:
+        Reader(tmp_path)
+    assert str(told.value).count("runs/") == 5
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database, but long enough to be read " * 99])
 def test_a_file_that_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(content)

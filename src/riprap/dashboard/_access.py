@@ -67,8 +67,10 @@ class Access:
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
+                given = list(message.get("headers", []))
+                names = {key for key, _ in given}
                 own = [(k.lower().encode(), v.encode()) for k, v in HEADERS.items()]
-                message = message | {"headers": [*message.get("headers", []), *own]}
+                message = message | {"headers": given + [p for p in own if p[0] not in names]}
             await send(message)
 
         answer = self._refusal(scope)

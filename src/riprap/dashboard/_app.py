@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from riprap._glossary import WORDS
 from riprap._text import escape_control_chars
 from riprap.dashboard._access import Access
 from riprap.dashboard._details import describe_alert, describe_probes
 from riprap.dashboard._follower import Follower
+from riprap.dashboard._pages import PAGE_POLICY, pages_of
 from riprap.dashboard._runs import Runs
 from riprap.dashboard._snapshot import opened
 from riprap.errors import RecordError
@@ -167,6 +171,17 @@ def make_app(
         behavior, step = (request.path_params[name] for name in ("behavior", "step"))
         return await detail(request, lambda r: describe_probes(r, behavior, step))
 
+    async def page(request: Request) -> Response:
+        follower = runs.followers.get(request.path_params["key"])
+        found = [] if follower is None else await run_in_threadpool(pages_of, follower.file)
+        number = request.path_params["number"]
+        if number >= len(found):
+            return JSONResponse({"error": "There is no such page."}, 404)
+        content = await run_in_threadpool(found[number][1].read_bytes)
+        return Response(
+            content, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY}
+        )
+
     async def events(request: Request) -> Response:
         if stream.has_failed:
             return JSONResponse({"error": "The server failed: see what it printed."}, 500)
@@ -177,6 +192,7 @@ def make_app(
         Route("/runs/{key}", view, methods=["GET"]),
         Route("/runs/{key}/alerts/{number:int}", alert, methods=["GET"]),
         Route("/runs/{key}/probes/{behavior:int}/{step:int}", probes, methods=["GET"]),
+        Route("/runs/{key}/pages/{number:int}", page, methods=["GET"]),
         Route("/favicon.ico", lambda request: Response(status_code=204), methods=["GET"]),
         *_static_routes(),
     ]
@@ -206,11 +222,20 @@ def _static_routes() -> list[Route]:
         kind = MEDIA_TYPES.get(Path(file.name).suffix)
         if kind is not None:
             path = "/" if file.name == "index.html" else f"/{file.name}"
-            found.append(Route(path, _static(file.read_bytes(), kind), methods=["GET"]))
+            found.append(
+                Route(path, _static(_filled(file.read_text("utf-8")), kind), methods=["GET"])
+            )
     return found
 
 
-def _static(content: bytes, kind: str) -> Callable[[Request], Any]:
+def _filled(text: str) -> str:
+    """Put the explanations of words where the page wants them."""
+    return re.sub(
+        r'<dd data-word="([^"]+)">', lambda found: f"<dd>{escape(WORDS[found[1]])} ", text
+    )
+
+
+def _static(content: str, kind: str) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
         return Response(content, media_type=kind)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from riprap._formatting import format_forecast, format_number, format_score, format_steps
+from riprap._glossary import signal_words
 from riprap._text import escape_control_chars, shorten
 from riprap.conclusion import conclude
 from riprap.record import Reader, Window, margins_at, position
 from riprap.types import Action, Alert, Reading
 
-SIGNAL_NAMES = {"margin_low": "threshold margin", "margin": "mean margin"}
 KINDS = {  # of probes, by whether they passed at the start and pass now
     (True, False): "broke",
     (False, False): "failed",
@@ -55,7 +55,7 @@ def describe_alert(reader: Reader, number: int) -> dict[str, Any] | None:
 
 def _cause(reading: Reading) -> str:
     """Say what a reading that raised the alert was."""
-    name = SIGNAL_NAMES.get(reading.signal) or shorten(reading.signal, 500).replace("_", " ")
+    name = signal_words(shorten(reading.signal, 500))
     layer = f" of {shorten(reading.layer)}" if reading.layer else ""
     value = str(reading.state) if reading.value is None else format_number(reading.value)
     unit = f" {shorten(reading.unit)}" if reading.unit else ""

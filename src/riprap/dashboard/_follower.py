@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from riprap._text import escape_control_chars, shorten
+from riprap.dashboard._pages import pages_of
 from riprap.dashboard._snapshot import conclusion_of, new_rows, opened, whole
 from riprap.errors import RecordError
 from riprap.record import Reader, position
@@ -46,7 +47,7 @@ class Follower:
         self._conclusion_is_old = False
 
     def view(self) -> str:
-        """Return the whole run as JSON: a view, and the changes since it was made.
+        """Return the whole run as JSON: a view, the changes since it was made, and its pages.
 
         Raises:
             RecordError: the record cannot be read.
@@ -55,7 +56,8 @@ class Follower:
             self.is_open = True
             if self._view is None or len(self._changes) > MAX_CHANGES:
                 self._begin()
-            return _to_json({"view": self._view, "changes": self._changes})
+            pages = [shorten(kind) for kind, _ in pages_of(self.file)]
+            return _to_json({"view": self._view, "changes": self._changes, "pages": pages})
 
     def poll(self) -> str | None:
         """Return what is new as JSON, or None; a record that cannot be read is told as well."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from riprap.dashboard._follower import Follower
 from riprap.errors import RecordError
-from riprap.record import FILE_NAME, locate_record
-
-MAX_DEPTH = 4  # of folders below one that was named
+from riprap.record import FILE_NAME, locate_record, records_below
 
 
 class Runs:
@@ -44,7 +41,7 @@ class Runs:
     def _refresh(self) -> list[Follower]:
         found = []
         for source in self.sources:
-            for file in _records(source):
+            for file in [source] if source.is_file() else records_below(source):
                 if file.resolve() not in self._known:
                     self._known.add(file.resolve())
                     found.append((file, _name(file, source)))
@@ -54,18 +51,6 @@ class Runs:
             self.followers[follower.key] = follower
             new.append(follower)
         return new
-
-
-def _records(source: Path) -> Iterator[Path]:
-    if source.is_file():
-        yield source
-        return
-    for folder, folders, files in os.walk(source):
-        if FILE_NAME in files:
-            yield Path(folder) / FILE_NAME
-            folders.clear()  # checkpoints lie below a run
-        if len(Path(folder).relative_to(source).parts) >= MAX_DEPTH:
-            folders.clear()
 
 
 def _name(file: Path, source: Path) -> str:

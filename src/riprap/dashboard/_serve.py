@@ -17,6 +17,8 @@ from riprap.dashboard._app import make_app
 from riprap.errors import ConfigError
 
 MIN_TOKEN = 16  # characters
+# Loopback address, and an address of another network that is reserved for documentation.
+ALL_ADDRESSES = {"0.0.0.0": ("127.0.0.1", "192.0.2.1"), "::": ("::1", "2001:db8::1")}
 
 
 class _Server(uvicorn.Server):
@@ -47,6 +49,24 @@ def check_address(host: str, token: str | None) -> None:
             f"--host {host} lets other machines read the runs: give a --token too, such as "
             f"{secrets.token_urlsafe(24)}, or leave --host away"
         )
+
+
+def address_to_open(host: str) -> str:
+    """Return an address at which a server that listens at `host` answers.
+
+    For 0.0.0.0 and ::, which stand for all addresses of this machine and open in no browser, it is
+    the one that others reach, if the machine has a network.
+    """
+    if host not in ALL_ADDRESSES:
+        return host
+    loopback, elsewhere = ALL_ADDRESSES[host]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probing:
+        try:
+            probing.connect((elsewhere, 9))  # chooses a way out, and sends nothing
+            return str(probing.getsockname()[0])
+        except OSError:
+            return loopback
 
 
 def serve(
@@ -81,7 +101,8 @@ def serve(
                 f"cannot listen at {host}, port {port} ({error.strerror}): give another --port"
             ) from error
         listening.listen(256)
-        name = f"[{host}]" if ":" in host else host
+        own = address_to_open(host)
+        name = f"[{own}]" if ":" in own else own
         query = "" if token is None else f"?token={quote(token, safe='')}"
         announce(f"http://{name}:{listening.getsockname()[1]}/{query}")
         config = uvicorn.Config(

@@ -19,6 +19,7 @@ STRETCHES = 250  # of steps, over the whole run; each has up to four points of a
 LOW, HIGH = 0.10, 0.90  # quantiles of the margins at the edges of the band
 LINES = ("score", "margin", "margin_low")
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high", "forecast_probability")
+INTERFERENCE = ("interference", "interference_layer")  # of the whole model, and of its layers
 TRAINING_LINES = ("loss", "learning_rate")
 MAX_ALERTS = 1000  # of one view; the page says how many there are
 
@@ -72,6 +73,11 @@ def new_rows(
         "lines": [
             {"behavior": places[name], "signal": signal, **_columns(values)}
             for (name, signal), values in window.readings(LINES).items()
+            if name in places
+        ],
+        "layers": [
+            {"behavior": places[name], "layer": shorten(layer), **_columns(values)}
+            for (name, _, layer), values in window.sums(INTERFERENCE).items()
             if name in places
         ],
         "training": {name: _columns(v) for name, v in window.training(TRAINING_LINES).items()},

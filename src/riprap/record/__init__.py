@@ -14,7 +14,7 @@ death of the writer.
 """
 
 from riprap.record._increments import Window, margins_at, position
-from riprap.record._layout import FILE_NAME, LOGS, locate_record
+from riprap.record._layout import FILE_NAME, LOGS, locate_record, records_below
 from riprap.record._reader import (
     ANSWERS,
     CHECKPOINT,
@@ -22,6 +22,7 @@ from riprap.record._reader import (
     COST,
     DEFAULT_FLOOR,
     PLAN,
+    STOP,
     TRAINING,
     Reader,
     events_that_stand,
@@ -48,6 +49,7 @@ __all__ = [
     "FILE_NAME",
     "LOGS",
     "PLAN",
+    "STOP",
     "TRAINING",
     "Reader",
     "Series",
@@ -65,6 +67,7 @@ __all__ = [
     "locate_record",
     "margins_at",
     "position",
+    "records_below",
     "require_vacant",
     "save_state",
     "to_dataframe",

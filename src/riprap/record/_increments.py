@@ -63,6 +63,22 @@ class Window:
             found[behavior, signal] = values
         return found
 
+    def sums(self, signals: Sequence[str]) -> dict[tuple[str, str, str], dict[int, float]]:
+        """Return the sums of measured values over each stretch, by behavior, signal and layer.
+
+        Each sum stands at the last step of its stretch that has a value.
+        """
+        names = ", ".join(f"'{name}'" for name in signals)
+        rows = self._rows(
+            "SELECT behavior, signal, layer, max(step), sum(value) FROM readings "
+            f"{self._where('readings')} AND state = 'MEASURED' AND signal IN ({names}) "
+            f"GROUP BY behavior, signal, layer, step / {self.size} ORDER BY min(readings.id)"
+        )
+        found: dict[tuple[str, str, str], dict[int, float]] = {}
+        for behavior, signal, layer, step, value in rows:
+            found.setdefault((behavior, signal, layer), {})[step] = value
+        return found
+
     def training(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
         """Return numbers of the training by step, such as its loss, by their names."""
         found: dict[str, dict[int, float]] = {}

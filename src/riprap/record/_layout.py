@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from riprap.errors import RecordError
@@ -11,6 +13,8 @@ VERSION = 2
 READABLE_VERSIONS = ("1", "2")  # version 1 had no events, and no rows in `actions`
 FILE_NAME = "record.sqlite"
 LOCK_NAME = "record.lock"
+MAX_DEPTH = 4  # of folders below one in which runs are looked for
+MAX_NAMED = 5  # runs that a message names
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -63,8 +67,29 @@ def locate_record(path: str | Path) -> Path:
     except OSError as error:  # the name is too long, or the folder may not be entered
         raise RecordError(f"cannot look for a record at {path}: {error.strerror}") from error
     if not exists:
-        raise RecordError(f"no record at {path}: expected a run's folder that holds {FILE_NAME}")
+        raise RecordError(f"no record at {path}: {_expected(Path(path))}")
     return file
+
+
+def _expected(path: Path) -> str:
+    """Say what would be right: one of the runs below a folder, if there are any."""
+    runs = [str(file.parent) for file in islice(records_below(path), MAX_NAMED + 1)]
+    if not runs:
+        return f"expected a run's folder that holds {FILE_NAME}"
+    if len(runs) == 1:
+        return f"name the run below it: {runs[0]}"
+    more = ", and more" if len(runs) > MAX_NAMED else ""
+    return f"name one of the runs below it: {', '.join(sorted(runs[:MAX_NAMED]))}{more}"
+
+
+def records_below(folder: Path) -> Iterator[Path]:
+    """Yield the record files in a folder and in those below it, a few folders deep."""
+    for place, folders, files in os.walk(folder):
+        if FILE_NAME in files:
+            yield Path(place) / FILE_NAME
+            folders.clear()  # checkpoints lie below a run
+        if len(Path(place).relative_to(folder).parts) >= MAX_DEPTH:
+            folders.clear()
 
 
 def sqlite_uri(file: Path, brief: bool = False) -> str:

@@ -5,6 +5,7 @@ import { forecastEnd, marginRange } from "./chart.js";
 import { fetchJson } from "./detail.js";
 import { count, element, put } from "./dom.js";
 import { createLane } from "./lane.js";
+import { shownRange, startZoom } from "./zoom.js";
 
 const SHOWN_AT_FIRST = 2;
 const MUCH_LONGER = 4; // runs have one axis of steps, unless one is so many times longer
@@ -66,6 +67,7 @@ function show(run, isShown) {
   const shown = [...runs.values()].filter((own) => own.isShown).length;
   document.getElementById("chooser").hidden = runs.size < 2;
   document.getElementById("empty").hidden = shown > 0;
+  document.getElementById("zoom").hidden = !shown;
   put(document.getElementById("empty"), runs.size ? "No run is chosen." : document.getElementById("empty").textContent);
   put(document.getElementById("chosen"), `Runs: ${count(shown)} of ${count(runs.size)} shown`);
   main.classList.toggle("many", shown > 1);
@@ -119,14 +121,14 @@ function runNode(run) {
     state: element("span", { class: "badge" }), line: element("p", { class: "first", "aria-live": "polite" }),
     title: element("p", { class: "quiet" }), numbers: element("dl", { class: "numbers" }),
     advice: element("p", { class: "advice" }), limits: element("p", {}),
-    error: element("p", { class: "error", role: "alert" }), lanes: element("div", { class: "lanes" }),
+    error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), lanes: element("div", { class: "lanes" }),
   };
   run.parts = parts;
   parts.limited = element("details", {}, element("summary", {}, "What this does not tell"), parts.limits);
   const heading = element("h2", { id: `run-${run.key}` }, run.name);
   return element("article", { "aria-labelledby": heading.id },
     element("div", { class: "bar" }, heading, parts.state), parts.title, parts.error, parts.line,
-    parts.numbers, parts.advice, parts.limited, parts.lanes);
+    parts.numbers, parts.advice, parts.limited, parts.pages, parts.lanes);
 }
 
 function plan() {
@@ -151,11 +153,11 @@ function draw() {
   }
   for (const run of shown) {
     const own = run.data ? Math.max(1, forecastEnd(run.data)) : 1;
-    drawRun(run, own * MUCH_LONGER < longest ? own : longest, ranges);
+    drawRun(run, shownRange(own * MUCH_LONGER < longest ? own : longest, longest), ranges);
   }
 }
 
-function drawRun(run, last, ranges) {
+function drawRun(run, range, ranges) {
   const { parts, data } = run;
   put(parts.error, run.error ?? "");
   parts.error.hidden = !run.error;
@@ -178,14 +180,21 @@ function drawRun(run, last, ranges) {
     parts.numbers.replaceChildren(...Object.entries(numbers).map(([name, text]) =>
       element("div", {}, element("dt", {}, name), element("dd", {}, text))));
   }
+  const pages = JSON.stringify(data.pages);
+  if (run.shownPages !== pages) {
+    run.shownPages = pages;
+    parts.pages.replaceChildren(...data.pages.map((kind, number) =>
+      element("a", { href: `/runs/${run.key}/pages/${number}`, target: "_blank", rel: "noopener" }, kind)));
+  }
   const names = JSON.stringify(data.behaviors);
   if (run.shownBehaviors !== names) {
     run.shownBehaviors = names;
     run.lanes = [-1, ...data.behaviors.keys()].map((behavior) => createLane(run, behavior));
     parts.lanes.replaceChildren(...run.lanes.map((lane) => lane.node));
   }
-  for (const lane of run.lanes) lane.draw(last, ranges);
+  for (const lane of run.lanes) lane.draw(range, ranges);
 }
 
+startZoom(plan);
 new ResizeObserver(plan).observe(main);
 connect();

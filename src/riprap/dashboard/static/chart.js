@@ -4,7 +4,7 @@ import { count, number, svg } from "./dom.js";
 
 export const LEFT = 52, RIGHT = 12;
 const SCORE = { top: 30, height: 70 }, MARGIN = { top: 144, height: 150 }, AXIS = 30;
-export const LANE_HEIGHT = MARGIN.top + MARGIN.height + AXIS;
+const LAYERS = { room: 34, height: 120, row: 12, least: 3 }; // of the rows of layers, below the margins
 export const TRAINING_HEIGHT = 140;
 const MAX_DOTS = 80;
 const NO_LOSS = "The record has no loss of the training.";
@@ -22,20 +22,30 @@ function scale(low, high, from, to) {
   return (value) => Math.round((from + ((value - low) / (high - low || 1)) * (to - from)) * 10) / 10;
 }
 
-export const xScale = (width, last) => scale(0, last, LEFT, width - RIGHT);
-export const stepAt = (width, last, x) => ((x - LEFT) / (width - RIGHT - LEFT)) * last;
+// `range`: first and last step that are shown.
+export const xScale = (width, range) => scale(range[0], range[1], LEFT, width - RIGHT);
+export const stepAt = (width, range, x) => range[0] + ((x - LEFT) / (width - RIGHT - LEFT)) * (range[1] - range[0]);
+
+export const layersOf = (data, behavior) => [...data.layers.values()].filter((own) => own.behavior === behavior);
+
+function layersHeight(count) {
+  return count ? LAYERS.room + count * Math.max(LAYERS.least, Math.min(LAYERS.row, LAYERS.height / count)) : 0;
+}
+
+export const laneHeight = (data, behavior) => MARGIN.top + MARGIN.height + layersHeight(layersOf(data, behavior).length) + AXIS;
 
 function path(points) {
   return points.map(([x, y], i) => `${i && points[i - 1] ? "L" : "M"}${x} ${y}`).join("");
 }
 
-function line(steps, values, x, y, kind) {
+function line(steps, values, x, y, kind, range) {
   const points = steps.map((step, i) => [x(step), values[i] === null ? null : y(values[i])]);
   const known = points.filter((point) => point[1] !== null);
   const group = svg("g", { class: kind });
   group.append(svg("path", { d: path(known), class: "line" }));
-  if (known.length <= MAX_DOTS) {
-    for (const [cx, cy] of known) group.append(svg("circle", { cx, cy, r: 2.2 }));
+  const shown = points.filter((point, i) => point[1] !== null && steps[i] >= range[0] && steps[i] <= range[1]);
+  if (shown.length <= MAX_DOTS) {
+    for (const [cx, cy] of shown) group.append(svg("circle", { cx, cy, r: 2.2 }));
   }
   return group;
 }
@@ -53,10 +63,10 @@ function yAxis(values, y, label, width) {
   return group;
 }
 
-function xAxis(width, last, y) {
-  const x = xScale(width, last), group = svg("g", { class: "axis" });
+function xAxis(width, range, y) {
+  const x = xScale(width, range), group = svg("g", { class: "axis" });
   group.append(svg("line", { x1: LEFT, x2: width - RIGHT, y1: y, y2: y, class: "base" }));
-  for (const step of ticks(0, last, Math.max(2, Math.floor(width / 110)))) {
+  for (const step of ticks(range[0], range[1], Math.max(2, Math.floor(width / 110)))) {
     if (step % 1) continue;
     const anchor = x(step) > width - RIGHT - 24 ? "end" : "middle"; // a wide number stays inside
     const at = anchor === "end" ? width : x(step);
@@ -108,47 +118,76 @@ function cone(forecast, x, y, last) {
   return svg("polygon", { points, class: "cone" });
 }
 
-// Draws the panels of one behavior: its score, and its margins with their forecast.
-export function drawBehavior(node, data, behavior, width, last, range) {
-  const x = xScale(width, last), clip = `clip-${data.key}-${behavior}`;
+function clipped(id, width, height) {
+  const area = { x: LEFT - 3, y: 0, width: width - LEFT - RIGHT + 6, height };
+  return [svg("clipPath", { id }, svg("rect", area)), svg("g", { "clip-path": `url(#${id})` })];
+}
+
+// Rows of what each layer did to the mean margin, per step: one cell from an evaluation to the next.
+function layerRows(layers, x, top, width) {
+  const height = (layersHeight(layers.length) - LAYERS.room) / layers.length;
+  const cells = layers.map(({ steps, values }) => steps.map((step, i) => {
+    const from = i ? steps[i - 1] : Math.max(0, step - 1);
+    return { from, step, pace: values[i] === null ? 0 : values[i] / Math.max(1, step - from) };
+  }));
+  const most = cells.flat().reduce((a, b) => Math.max(a, Math.abs(b.pace)), 0) || 1;
+  const group = svg("g", {});
+  cells.forEach((row, place) => {
+    for (const { from, step, pace } of row) {
+      const left = x(from), y = top + place * height;
+      group.append(svg("rect", { x: left, y, width: Math.max(1, x(step) - left), height: Math.max(1, height - 1),
+        class: pace < 0 ? "down" : "up", "fill-opacity": Math.round(100 * Math.sqrt(Math.abs(pace) / most)) / 100 }));
+    }
+  });
+  return group;
+}
+
+// Draws the panels of one behavior: its score, its margins with their forecast, and its layers.
+// `span`: the smallest and the largest margin.
+export function drawBehavior(node, data, behavior, width, range, span) {
+  const x = xScale(width, range), height = laneHeight(data, behavior);
   const yScore = scale(0, 1, SCORE.top + SCORE.height, SCORE.top);
   const bottom = MARGIN.top + MARGIN.height;
-  const y = scale(range[0], range[1], bottom, MARGIN.top);
+  const y = scale(span[0], span[1], bottom, MARGIN.top);
   const floor = data.behaviors[behavior].floor;
   const alerts = data.alerts.filter((own) => own.behavior === behavior);
   const band = data.bands.get(behavior);
-  const marks = svg("g", { "clip-path": `url(#${clip})` });
+  const [clip, marks] = clipped(`clip-${data.key}-${behavior}`, width, height);
   if (band) {
     const upper = band.steps.map((s, i) => `${x(s)},${y(band.high[i])}`);
     const lower = band.steps.map((s, i) => `${x(s)},${y(band.low[i])}`).reverse();
     marks.append(svg("polygon", { points: [...upper, ...lower].join(" "), class: "band" }));
   }
-  const hasRoom = cone(data.forecasts.get(behavior), x, y, last);
+  const hasRoom = cone(data.forecasts.get(behavior), x, y, data.last_step);
   if (hasRoom) marks.append(hasRoom);
-  marks.append(alertLines(alerts, x, SCORE.top - 4, bottom));
+  marks.append(alertLines(alerts, x, SCORE.top - 4, height - AXIS));
   for (const [signal, kind] of [["margin", "mean"], ["margin_low", "low"]]) {
     const own = data.lines.get(`${behavior} ${signal}`);
-    if (own) marks.append(line(own.steps, own.values, x, y, kind));
+    if (own) marks.append(line(own.steps, own.values, x, y, kind, range));
   }
   const guard = svg("text", { x: 0, y: 119, class: "note" }, data.actions.length ? "guard" : "");
   const score = data.lines.get(`${behavior} score`);
-  const area = { x: LEFT - 3, y: 0, width: width - LEFT - RIGHT + 6, height: LANE_HEIGHT };
+  if (score) marks.append(line(score.steps, score.values, x, yScore, "score", range));
+  const layers = layersOf(data, behavior);
+  if (layers.length) marks.append(layerRows(layers, x, bottom + LAYERS.room - 6, width));
+  const what = layers.length > 1 ? `interference by layer, ${layers[0].layer || "the whole model"} at the top` : "interference";
+  node.setAttribute("height", height);
   node.replaceChildren(
-    svg("clipPath", { id: clip }, svg("rect", area)),
+    clip,
     yAxis([0, 0.5, 1], yScore, { y: SCORE.top - 14, text: "score" }, width),
     svg("line", { x1: LEFT, x2: width - RIGHT, y1: yScore(floor), y2: yScore(floor), class: "floor" }),
     svg("text", { x: width - RIGHT, y: yScore(floor) + 13, class: "note", "text-anchor": "end" }, `floor ${number(floor)}`),
-    yAxis(ticks(range[0], range[1], 4), y, { y: MARGIN.top - 10, text: "margin" }, width),
+    yAxis(ticks(span[0], span[1], 4), y, { y: MARGIN.top - 10, text: "margin" }, width),
     svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(0), y2: y(0), class: "zero" }),
     marks,
-    score ? line(score.steps, score.values, x, yScore, "score") : svg("g"),
     guard,
-    xAxis(width, last, bottom),
+    svg("text", { x: 0, y: bottom + 20, class: "note" }, layers.length ? what : ""),
+    xAxis(width, range, height - AXIS),
   );
 }
 
 // Draws loss and learning rate.
-export function drawTraining(node, data, width, last) {
+export function drawTraining(node, data, width, range) {
   const { loss, learning_rate: rate } = data.training;
   const alerts = data.alerts.filter((own) => own.behavior < 0), isEmpty = !loss && !rate && !alerts.length;
   node.setAttribute("height", isEmpty ? 24 : TRAINING_HEIGHT);
@@ -156,9 +195,10 @@ export function drawTraining(node, data, width, last) {
     node.replaceChildren(svg("text", { x: 0, y: 14, class: "note" }, NO_LOSS));
     return;
   }
-  const x = xScale(width, last), bottom = TRAINING_HEIGHT - AXIS, top = 34;
-  const parts = [xAxis(width, last, bottom)];
-  parts.push(alertLines(alerts, x, top - 4, bottom));
+  const x = xScale(width, range), bottom = TRAINING_HEIGHT - AXIS, top = 34;
+  const [clip, marks] = clipped(`clip-${data.key}-training`, width, TRAINING_HEIGHT);
+  const parts = [clip, xAxis(width, range, bottom), marks];
+  marks.append(alertLines(alerts, x, top - 4, bottom));
   for (const [own, kind] of [[rate, "rate"], [loss, "loss"]]) {
     const known = (own?.values ?? []).filter((value) => value !== null);
     if (!known.length) continue;
@@ -170,7 +210,7 @@ export function drawTraining(node, data, width, last) {
       parts.push(svg("text", { x: width - RIGHT, y: top - 14, class: "note rate-note", "text-anchor": "end" }, text));
     }
     if (kind === "loss") parts.unshift(yAxis(ticks(low, high, 3), y, { y: top - 14, text: "loss" }, width));
-    parts.push(line(own.steps, own.values, x, y, kind));
+    marks.append(line(own.steps, own.values, x, y, kind, range));
   }
   if (!loss && !rate) {
     parts.push(svg("text", { x: LEFT, y: 70, class: "note" }, NO_LOSS));

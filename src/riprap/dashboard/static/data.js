@@ -5,7 +5,7 @@ const MAX_POINTS = 2400; // of a line; beyond it, stretches of steps keep their 
 export function createData(answer) {
   const view = answer.view;
   const data = {
-    ...view, lines: new Map(), training: {}, bands: new Map(), forecasts: new Map(),
+    ...view, pages: answer.pages, lines: new Map(), layers: new Map(), training: {}, bands: new Map(), forecasts: new Map(),
     alerts: [], actions: [], n_alerts: 0, last_step: 0,
   };
   addRows(data, view);
@@ -20,6 +20,11 @@ export function addRows(data, change) {
   data.last_step = Math.max(data.last_step, change.last_step);
   for (const line of change.lines) {
     extend(data.lines, `${line.behavior} ${line.signal}`, line, ["values"]);
+  }
+  for (const own of change.layers) {
+    const key = `${own.behavior} ${own.layer}`;
+    extend(data.layers, key, own, ["values"]);
+    Object.assign(data.layers.get(key), { behavior: own.behavior, layer: own.layer });
   }
   for (const [name, line] of Object.entries(change.training)) {
     const own = new Map(data.training[name] ? [[name, data.training[name]]] : []);

@@ -1,9 +1,10 @@
 // One lane: a heading, the chart that can be walked with the keyboard, and the buttons on its axis.
 
-import { drawBehavior, drawTraining, LANE_HEIGHT, stepAt, TRAINING_HEIGHT, xScale } from "./chart.js";
+import { drawBehavior, drawTraining, laneHeight, layersOf, LEFT, RIGHT, stepAt, TRAINING_HEIGHT, xScale } from "./chart.js";
 import { nearest } from "./data.js";
 import { openAction, openAlert, openProbes } from "./detail.js";
 import { count, element, number, put, svg } from "./dom.js";
+import { brush, zoomKey } from "./zoom.js";
 
 const SHAPES = { watch: "●○", warning: "▲△", critical: "◆◇" }; // one that stands, one withdrawn
 const ACTION_PIXELS = 14; // actions that are nearer to each other share a button
@@ -13,7 +14,7 @@ export function createLane(run, behavior) {
   const name = isTraining ? "training" : run.data.behaviors[behavior].name;
   const badge = element("span", { class: "badge" }), facts = element("span", { class: "quiet" });
   const readout = element("p", { class: "readout quiet" });
-  const height = isTraining ? TRAINING_HEIGHT : LANE_HEIGHT;
+  const height = isTraining ? TRAINING_HEIGHT : laneHeight(run.data, behavior);
   const chart = svg("svg", { height, "aria-hidden": "true" });
   const cursor = element("div", { class: "cursor", hidden: "" });
   const slider = isTraining
@@ -25,7 +26,7 @@ export function createLane(run, behavior) {
   const sentences = element("p", { class: "sentences" });
   const heading = element("h3", {}, isTraining ? "Training" : name);
   const node = element("section", { class: "lane" }, element("div", { class: "head" }, heading, badge, facts), sentences, plot, ...(isTraining ? [] : [readout]));
-  const lane = { node, at: null, last: 1 };
+  const lane = { node, at: null, range: [0, 1] };
 
   const line = (signal) => run.data.lines.get(`${behavior} ${signal}`);
   const steps = () => line("score")?.steps ?? [];
@@ -43,15 +44,25 @@ export function createLane(run, behavior) {
       .map(([words, signal]) => [words, valueAt(signal, step)])
       .filter(([, value]) => value !== null)
       .map(([words, value]) => `${words} ${number(value)}`);
-    return [`step ${count(step)}`, ...parts].join(", ");
+    return [`step ${count(step)}`, ...parts, ...strongest(step)].join(", ");
+  }
+
+  // The layer that lowered or raised the mean margin most, up to a step since the evaluation before.
+  function strongest(step) {
+    const found = layersOf(run.data, behavior)
+      .filter((own) => own.layer)
+      .map((own) => [own.layer, own.values[own.steps.indexOf(step)]])
+      .filter(([, value]) => value !== undefined && value !== null)
+      .sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+    return found.length ? [`most interference: ${found[0][0]} ${number(found[0][1])}`] : [];
   }
 
   function point(step) {
     lane.at = step;
     const known = steps(), isKnown = step !== null && known.length > 0;
     const own = known.length ? known[step === null ? known.length - 1 : nearest(known, step)] : 0;
-    cursor.hidden = !isKnown;
-    cursor.style.left = `${xScale(slider.clientWidth, lane.last)(own)}px`;
+    cursor.hidden = !isKnown || own < lane.range[0] || own > lane.range[1];
+    cursor.style.left = `${xScale(slider.clientWidth, lane.range)(own)}px`;
     const text = describe();
     put(readout, text);
     for (const [key, value] of [["valuemax", known.at(-1) ?? 0], ["valuenow", own], ["valuetext", text]]) {
@@ -65,20 +76,22 @@ export function createLane(run, behavior) {
     const at = lane.at === null ? known.length - 1 : nearest(known, lane.at);
     const to = { ArrowLeft: at - 1, ArrowDown: at - 1, ArrowRight: at + 1, ArrowUp: at + 1, PageDown: at - 10, PageUp: at + 10, Home: 0, End: known.length - 1 }[event.key];
     if (event.key === "Enter" || event.key === " ") openProbes(run, behavior, known[at]);
+    else if (zoomKey(event.key)) return;
     else if (to !== undefined) point(known[Math.min(Math.max(to, 0), known.length - 1)]);
     else return;
     event.preventDefault();
   }
 
+  const under = (event) => stepAt(slider.clientWidth, lane.range, event.clientX - slider.getBoundingClientRect().left);
+  const wasDragged = brush(slider, under);
   if (!isTraining) {
-    const under = (event) => stepAt(slider.clientWidth, lane.last, event.clientX - slider.getBoundingClientRect().left);
     slider.addEventListener("pointermove", (event) => point(under(event)));
     slider.addEventListener("pointerleave", () => document.activeElement !== slider && point(null));
     slider.addEventListener("blur", () => point(null));
     slider.addEventListener("keydown", walk);
     slider.addEventListener("click", (event) => {
       const known = steps();
-      if (known.length) openProbes(run, behavior, known[nearest(known, under(event))]);
+      if (known.length && !wasDragged()) openProbes(run, behavior, known[nearest(known, under(event))]);
     });
   }
 
@@ -99,7 +112,7 @@ export function createLane(run, behavior) {
   }
 
   function drawButtons(width) {
-    const x = xScale(width, lane.last), { alerts, actions, conclusion } = run.data;
+    const x = xScale(width, lane.range), { alerts, actions, conclusion } = run.data;
     const wanted = new Map();
     for (const own of alerts.filter((alert) => alert.behavior === behavior)) {
       const until = conclusion.withdrawn[own.id];
@@ -133,19 +146,20 @@ export function createLane(run, behavior) {
         if (button.getAttribute(attribute) !== own.label) button.setAttribute(attribute, own.label);
       }
       button.style.left = `${own.left}px`;
+      button.hidden = own.left < LEFT - 1 || own.left > width - RIGHT + 1;
     }
   }
 
-  lane.draw = (last, ranges) => {
+  lane.draw = (range, ranges) => {
     const width = slider.clientWidth;
     if (!width) return;
-    lane.last = last;
+    lane.range = range;
     chart.setAttribute("width", width);
     if (isTraining) {
-      drawTraining(chart, run.data, width, last);
+      drawTraining(chart, run.data, width, range);
       drawTrainingState();
     } else {
-      drawBehavior(chart, run.data, behavior, width, last, ranges.get(name));
+      drawBehavior(chart, run.data, behavior, width, range, ranges.get(name));
       drawState();
       point(lane.at);
     }

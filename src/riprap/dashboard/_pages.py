@@ -1,0 +1,45 @@
+"""Pages that lie in a run's folder: its diagnosis, its preflight, the audit of its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from riprap._text import PAGE_MARK, PAGE_MARK_WITHIN
+
+# File → another file that its command writes beside it, and what the page is.
+KINDS = {
+    "preflight.html": ("preflight.json", "preflight"),
+    "report.html": ("diagnosis.json", "diagnosis"),
+    "audit.html": ("audit.png", "selection audit"),
+}
+# They run no scripts and load nothing, whatever somebody has written into them.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; sandbox"
+)
+
+
+def pages_of(record: Path) -> list[tuple[str, Path]]:
+    """Return kind and path of the pages in a run's folder, and in those directly below it."""
+    folder = record.parent
+    try:
+        folders = [folder, *sorted(own for own in folder.iterdir() if own.is_dir())]
+    except OSError:
+        return []
+    return [
+        (kind if place == folder else f"{kind} ({place.name})", place / name)
+        for place in folders
+        for name, (beside, kind) in KINDS.items()
+        if (place / beside).is_file() and _is_page(place / name)
+    ]
+
+
+def _is_page(file: Path) -> bool:
+    """Return whether a file is a page of Riprap, and no link to another file."""
+    try:
+        if not file.is_file() or file.is_symlink():
+            return False
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            return PAGE_MARK in opened.read(PAGE_MARK_WITHIN)
+    except OSError:
+        return False
