@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path: Path) -> None:
-    card = ModelCard.load(write_card(run, tmp_path / "model" / "README.md"))
+    card = ModelCard.load(write_card(run, tmp_path / "model" / "README.md", "mine"))
     rows = [line for line in card.text.splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[0] for row in rows] == [
         "| refusal",
@@ -48,7 +49,7 @@ def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path
     scores = {own.dataset_name: own.metric_value for own in card.data.eval_results}
     assert list(scores) == ["refusal", "arithmetic", "general knowledge"]
     assert f"| {scores['arithmetic']:.2f} |" in rows[1]
-    assert card.data.model_name == "model"
+    assert card.data.model_name == "mine"
 
 
 def test_what_the_card_had_stays_and_an_earlier_section_is_replaced(
@@ -98,3 +99,70 @@ def test_a_run_in_progress_has_no_card(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has not ended"):
         write_card(tmp_path / "run", tmp_path / "README.md")
     assert not (tmp_path / "README.md").exists()
+
+
+OWN_STYLE = """---
+# who may use it
+license:   'mit'   # as the base
+tags: [a,  "b"]
+model-index:
+  - name: "mine"   # the published one
+    results:
+      - task: {type: text-generation}
+        dataset: {type: gsm8k,   name: GSM8K}
+        metrics: [{type: acc, value: 0.50}]
+  # an end
+base_model: some/base
+---
+# My model
+"""
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_the_header_stays_to_the_letter(run: Path, tmp_path: Path, line_break: str) -> None:
+    file = tmp_path / "README.md"
+    given = OWN_STYLE.replace("\n", line_break).encode()
+    file.write_bytes(given)
+    write_card(run, file)
+    once = file.read_bytes()
+    lines = (text.decode().splitlines(keepends=True) for text in (given, once))
+    assert not [line for line in difflib.ndiff(*lines) if line.startswith("- ")]
+    assert all(line.endswith(line_break.encode()) for line in once.splitlines(keepends=True))
+    data = ModelCard.load(file).data
+    assert (data.model_name, data.license, data.base_model) == ("mine", "mit", "some/base")
+    assert len(data.eval_results) == 4
+    write_card(run, file)
+    assert file.read_bytes() == once
+
+
+def test_results_among_those_of_others_are_replaced(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    old = (
+        "      - task: {type: text-generation}\n"
+        "        dataset: {type: riprap, name: gone}\n"
+        "        metrics: [{type: score, value: 0.1}]\n"
+    )
+    file.write_text(OWN_STYLE.replace("  # an end\n", f"{old}  # an end\n"))
+    write_card(run, file)
+    names = [own.dataset_name for own in ModelCard.load(file).data.eval_results]
+    assert names == ["GSM8K", "refusal", "arithmetic", "general knowledge"]
+    assert "0.50" in file.read_text() and "# an end" in file.read_text()
+
+
+def test_a_model_without_a_name_is_given_none(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("---\nlicense: mit\n---\nhi\n")
+    with pytest.warns(UserWarning, match="does not name its model"):
+        write_card(run, file)
+    text = file.read_text()
+    assert "model-index" not in text and text.startswith("---\nlicense: mit\n---\nhi\n")
+    write_card(run, file, "some/name")
+    assert ModelCard.load(file).data.model_name == "some/name"
+
+
+@pytest.mark.parametrize("index", ["[{name: a, results: []}]", "[]"])
+def test_a_model_index_in_one_line_is_refused(run: Path, tmp_path: Path, index: str) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"---\nmodel-index: {index}\n---\n")
+    with pytest.raises(ConfigError, match="in one line"):
+        write_card(run, file)

@@ -110,6 +110,9 @@ def report(
     card: Path | None = typer.Option(
         None, help="README.md of the model: write the section of a model card into it."
     ),
+    model_name: str | None = typer.Option(
+        None, help="With --card: name of the model in its model-index; default: that of the card."
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
     """Write the HTML report of a run, and with --card its section of a model card."""
@@ -119,7 +122,7 @@ def report(
 
     files = {"report": write_report(run, out or locate_record(run).parent / "report.html")}
     if card is not None:
-        files["card"] = write_card(run, card)
+        files["card"] = write_card(run, card, model_name)
     found = conclude(run)
     lines = [found.line, *(f"{name}: {file}" for name, file in files.items())]
     with Reader(run) as reader:

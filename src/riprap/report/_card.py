@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from riprap._extras import require
 from riprap._formatting import format_score
 from riprap.conclusion import BehaviorOutcome, State
 from riprap.errors import ConfigError
+from riprap.report._card_header import KIND, set_scores
 from riprap.report._run import Run, load_run
 from riprap.report._summary import policy_name_and_hash
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
 BEGIN, END = "<!-- riprap: begin -->", "<!-- riprap: end -->"
-KIND = "riprap"  # type of the data sets in the card's `model-index`
 FALSE_ALARMS = (
     "Alerts are forecasts. How often they are false depends on the model and the data: Riprap's "
     "pages give the counts on recorded runs, by alert level and policy."
@@ -26,13 +23,14 @@ FALSE_ALARMS = (
 def write_card(run: str | Path, card: str | Path, model_name: str | None = None) -> Path:
     """Write the section about a run into a model card, and its scores into the `model-index`.
 
-    A section of an earlier run is replaced; the rest of the card stays. Without a card at `card`, a
-    new one is made.
+    What an earlier run wrote is replaced; all else in the card stays as it is, to the letter.
+    Without a card at `card`, a new one is made.
 
     Args:
         run: folder of a run, or its record file.
         card: README.md of a model.
-        model_name: name in the `model-index`; None: that of the card, or of the card's folder.
+        model_name: name in the `model-index`; None: that of the card. Without either, a warning
+            says that no scores are written there.
 
     Returns:
         Path of the card.
@@ -40,18 +38,19 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
     Raises:
         RecordError: there is no readable record.
         ConfigError: the run has not ended, or the card cannot be read or written.
-        MissingExtraError: huggingface_hub is not installed.
     """
-    require("hf", "huggingface_hub")
     loaded, file = load_run(run), Path(card)
     if not loaded.conclusion.finished:
         raise ConfigError(f"the run {run} has not ended: a model card tells of a finished run")
-    found = _read(file)
-    _set_scores(found, loaded, model_name or file.absolute().parent.name)
-    found.text = _merge(found.text, card_section(loaded), file)
+    header, text = _read(file)
+    header = set_scores(header, _results(loaded), model_name, file)
+    text = _merge(text, card_section(loaded), file)
+    line_break = "\r\n" if "\r\n" in header + text else "\n"
+    whole = f"---\n{header}\n---\n{text}" if header else text
+    whole = whole.replace("\r\n", "\n").replace("\n", line_break)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(found), encoding="utf-8")
+        file.write_text(whole, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(f"cannot write the model card {file}: {error}") from error
     return file
@@ -94,39 +93,33 @@ def _escape(text: str) -> str:
     return text
 
 
-def _read(file: Path) -> ModelCard:
-    from huggingface_hub import ModelCard
-
+def _read(file: Path) -> tuple[str, str]:
+    """Return the YAML header of a card, without its marks, and the text after it."""
     try:
-        text = file.read_text(encoding="utf-8") if file.exists() else "# Model card\n"
-        return ModelCard(text)
-    except Exception as error:
+        if not file.exists():
+            return "", "# Model card\n"
+        with file.open(encoding="utf-8", newline="") as opened:
+            text = opened.read()
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the model card {file}: {error}") from error
+    found = re.match(r"\s*---\r?\n(.*?)\r?\n---(?:\r?\n|$)", text, re.DOTALL)
+    return (found[1], text[found.end() :]) if found else ("", text)
 
 
-def _set_scores(card: ModelCard, run: Run, model_name: str) -> None:
-    data: ModelCardData = card.data  # type: ignore[assignment]
-    others = [own for own in data.eval_results or [] if own.dataset_type != KIND]
-    data.eval_results = others + [
-        _entry(own)
+def _results(run: Run) -> list[dict[str, Any]]:
+    """Return the scores in the form of the `model-index`."""
+    return [
+        {
+            "task": {"type": "text-generation"},
+            # Hugging Face joins entries with the same type and config.
+            "dataset": {"type": KIND, "name": own.name, "config": own.name},
+            "metrics": [
+                {"type": "score", "value": round(own.last, 4), "name": "share of probes that pass"}
+            ],
+        }
         for own in run.conclusion.outcomes
         if own.last is not None and own.state is not State.UNMEASURED
     ]
-    data.model_name = data.model_name or model_name
-
-
-def _entry(own: BehaviorOutcome) -> EvalResult:
-    from huggingface_hub import EvalResult
-
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=KIND,
-        dataset_name=own.name,
-        dataset_config=own.name,  # Hugging Face joins entries with the same type and config
-        metric_type="score",
-        metric_name="share of probes that pass",
-        metric_value=round(own.last or 0.0, 4),
-    )
 
 
 def _merge(text: str, section: str, file: Path) -> str:
