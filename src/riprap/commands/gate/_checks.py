@@ -101,10 +101,12 @@ def check_score(requirement: ScoreAtLeast, measured: Measured) -> Check:
     if score < least:
         note = "within noise" if interval[1] >= least else ""
         return Check(str(requirement), Status.FAILED, found, interval, note)
-    if Power.seen_with(n, least) < least / 2:
+    seen = Power.seen_with(n, least)
+    if seen < least / 2:
         note = f"too few probes: a fall to half of {least:g} would be missed too often"
         return Check(str(requirement), Status.UNKNOWN, found, interval, note)
-    note = "within noise" if interval[0] < least else ""
+    note = f"a true score of {seen:.2f} would be let through 1 time in 5"
+    note = f"within noise: {note}" if interval[0] < least else note
     return Check(str(requirement), Status.MET, found, interval, note)
 
 
