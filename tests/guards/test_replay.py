@@ -131,6 +131,14 @@ def test_a_buffer_with_monitored_probes_is_refused() -> None:
         Words(guard).go(1)
 
 
+def test_probes_of_which_no_part_can_be_taken_are_refused_at_once() -> None:
+    custom = Behavior("mine", [1, 2, 3], lambda model, probes: torch.ones(3))
+    with pytest.raises(
+        ConfigError, match=r"'mine': its probes are of type list; derive .*ProbeSet"
+    ):
+        guards.SelfDistillationBuffer([custom])
+
+
 def test_each_pass_draws_every_example_once() -> None:
     source = pool()
     drawn = [source._next_rows("words", 16) for _ in range(5)]

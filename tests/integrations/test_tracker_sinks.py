@@ -11,8 +11,10 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from http.client import InvalidURL
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -207,11 +209,34 @@ def test_a_webhook_tries_again_until_the_server_takes_the_alert(server: Any) -> 
 
 def test_a_webhook_that_nobody_takes_is_given_up_and_training_goes_on(server: Any) -> None:
     server.codes = [500]
-    with pytest.warns(UserWarning, match=r"was not sent to 127\.0\.0\.1: HTTPError") as told:
+    with pytest.warns(UserWarning, match=r"127\.0\.0\.1: the server answered 500") as told:
         monitor = watched(webhook(server, backoff=0.01, retries=1, level="critical"))
     assert monitor.step == 3
     assert len(server.got) == 2
     assert not any("secret" in str(one.message) for one in told)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (URLError(ConnectionRefusedError(111, "Connection refused")), "Connection refused"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (TimeoutError(), "the time was up"),
+        (InvalidURL("nonnumeric port: 'secret'"), "InvalidURL"),
+    ],
+)
+def test_the_warning_of_a_webhook_says_why(server: Any, error: Exception, says: str) -> None:
+    sink = webhook(server)
+
+    def fail(alert: Alert) -> None:
+        raise error
+
+    sink._send = fail  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="was not sent") as told:
+        sink.alert(Alert(1, "b", Level.CRITICAL, "forecast", "why"))
+        sink.flush()
+    (text,) = [str(one.message) for one in told]
+    assert says in text and "secret" not in text
 
 
 def test_training_does_not_wait_for_a_webhook(server: Any) -> None:

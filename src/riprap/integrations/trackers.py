@@ -22,6 +22,7 @@ from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from riprap._checks import check_count, is_number, shown
@@ -224,6 +225,17 @@ class CSV(Tracker):
             csv.writer(file).writerows(rows)
 
 
+def _reason(error: Exception) -> str:
+    """Say why a request failed, without its URL."""
+    if isinstance(error, HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    if isinstance(error, URLError):
+        return str(error.reason)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "the time was up" if isinstance(error, TimeoutError) else type(error).__name__
+
+
 class Webhook(Tracker):
     """Alerts as JSON to a URL, from a thread of its own: training never waits for the network.
 
@@ -319,7 +331,7 @@ class Webhook(Tracker):
                 self._send(alert)
             except Exception as error:  # noqa: BLE001 whatever it is, the next alert is sent
                 # The URL of a webhook is a secret: only its host is named.
-                warn(f"an alert was not sent to {self._host}: {type(error).__name__}")
+                warn(f"an alert was not sent to {self._host}: {_reason(error)}")
             finally:
                 with self._lock:
                     self._waiting.popleft()

@@ -15,6 +15,7 @@ from riprap.behaviors import (
     Behavior,
     LastLogitsMargin,
     NextToken,
+    ProbeSet,
     TokenBatch,
     last_logits,
     require_behaviors,
@@ -47,8 +48,9 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         seed: seed of the order in which examples are drawn.
 
     Raises:
-        ConfigError: there are no behaviors, two have the same name, or `batch_size` is less than 1;
-            in `start`, a behavior is not monitored, or an example is one of its monitored probes.
+        ConfigError: there are no behaviors, two have the same name, `batch_size` is less than 1, or
+            probes are no `ProbeSet`; in `start`, a behavior is not monitored, or an example is one
+            of its monitored probes.
     """
 
     def __init__(
@@ -66,6 +68,13 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
                 f"SelfDistillationBuffer({names}, batch_size={batch_size}): give at least one "
                 "behavior, each name once, and a batch_size of at least 1"
             )
+        for behavior in behaviors:
+            if not isinstance(behavior.probes, ProbeSet):
+                raise ConfigError(
+                    f"SelfDistillationBuffer cannot draw examples of {behavior.name!r}: its probes "
+                    f"are of type {type(behavior.probes).__name__}; derive their class from "
+                    "riprap.behaviors.ProbeSet, or replay batches of your own with guards.Replay"
+                )
         self.behaviors = {behavior.name: behavior for behavior in behaviors}
         self.batch_size, self.seed = batch_size, seed
         self.drawn = dict.fromkeys(names, 0)
