@@ -6,6 +6,8 @@ import math
 
 from riprap.types import Forecast
 
+FEW_SECONDS = 60  # of the monitor in a run, for which nobody waits
+
 
 def format_number(value: float) -> str:
     """Format a number with three significant digits, without unnecessary zeros or exponents."""
@@ -44,3 +46,13 @@ def format_forecast(forecast: Forecast | None) -> str:
         return f"not within the horizon{within}"
     high = f"{forecast.high:,.0f}" if math.isfinite(forecast.high) else "beyond the horizon"
     return f"in {format_steps(forecast.median)} ({forecast.low:,.0f} to {high})"
+
+
+def format_cost(share: float, seconds: float | None) -> str:
+    """Format the time of the monitor: in seconds where they are few, else as a share of training.
+
+    The share says little of a short run, in which the first evaluations are most of the time.
+    """
+    if seconds is not None and seconds < FEW_SECONDS:
+        return f"{format_number(seconds)} s"
+    return f"{share:.1%} of training"

@@ -78,8 +78,10 @@ IN_TEXTS = (
     *("95 % interval", "interference", "learning rate", "alert", "guard", "warm start", "replay"),
     *("withdrawn", "detector", "alert policy", "naive model", "KL"),
 )
+# Not in code, such as `guard=guards.AutoGuard` or `guard: {name: AutoGuard}`.
 _PATTERN = re.compile(
-    rf"(?<![\w-])(?:{'|'.join(sorted(IN_TEXTS, key=len, reverse=True))})s?(?![\w-])"
+    rf"(?<![-\w.=\"])(?:{'|'.join(sorted(IN_TEXTS, key=len, reverse=True))})"
+    r"s?(?![-\w=(]|\.\w|: \{)"
 )
 
 

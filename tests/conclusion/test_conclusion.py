@@ -157,14 +157,18 @@ def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() 
     assert (found.keep, found.checkpoint, found.finished) == (320, "checkpoint-301", True)
     assert found.numbers["warning before refusal broke"] == "28 steps"
     assert found.numbers["behaviors above their floors"] == "1 of 2"
-    assert "stop_on: warning" in found.advice
+    assert 'stop_on="warning" would have stopped' in found.advice
 
 
-def test_without_a_checkpoint_the_line_says_that_none_is_recorded() -> None:
-    found = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5}).end()
-    assert found.line == (
-        "The last good evaluation was at step 20; no checkpoint up to it is recorded. "
-        "Refusal broke at step 40; no warning stood before it."
+def test_without_a_checkpoint_the_line_begins_with_what_happened() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5})
+    assert run.end().line == (
+        "Refusal broke at step 40; no warning stood before it. The last good evaluation was at "
+        "step 20."
+    )
+    late = run.event(40, "checkpoint", path="out/40").end().line
+    assert late.endswith(
+        "before it. The last good evaluation was at step 20; no checkpoint up to it is recorded."
     )
     at_once = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5}).end()
     assert at_once.line.startswith("Keep the model as it was before training.")
@@ -183,7 +187,7 @@ def test_a_checkpoint_of_steps_that_were_taken_again_does_not_count() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
     run.event(390, "checkpoint", path="390").event(10, "resumed")
     run.scores("refusal", {30: 1.0, 40: 1.0})
-    assert run.end().line.startswith("Keep the last weights, of step 40.")
+    assert run.end().line.startswith("The behavior was kept")
 
 
 def test_a_checkpoint_that_was_deleted_is_not_named() -> None:
@@ -194,16 +198,60 @@ def test_a_checkpoint_that_was_deleted_is_not_named() -> None:
     assert run.end().line.startswith("Keep checkpoint-10. Refusal broke")
     run.event(50, "checkpoint", path="a/checkpoint-50", kept=["checkpoint-40", "checkpoint-50"])
     line = run.end().line
-    assert line.startswith(
+    assert line.startswith("Refusal broke")
+    assert line.endswith(
         "The last good evaluation was at step 20; no checkpoint up to it was kept."
     )
 
 
 def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
     found = Run("refusal").scores("refusal", {0: 1.0, 20: 0.97}).end()
-    assert found.line.startswith("Keep the last weights, of step 20. The behavior was kept; a fall")
+    assert found.line.startswith("The behavior was kept; a fall of refusal")
     assert "missed 1 time in 5, with its 100 probes" in found.line
     assert found.numbers["lowest score, refusal"] == "0.97 (floor 0.9)"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, ("guard=guards.AutoGuard(...)", 'stop_on="warning"', "keep_passing=True")),
+        ({"lr": 1}, ("guard=guards.AutoGuard(...)", 'stop_on="warning"', "keep_passing=True")),
+        (
+            {"run_dir": "a", "training": {}, "data": {}},
+            ("guard: {name: AutoGuard}", "stop_on: warning", "keep_passing: true"),
+        ),
+    ],
+)
+def test_advice_is_written_as_the_run_was_configured(
+    config: dict[str, object] | None, words: tuple[str, ...]
+) -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5})
+    run.writer.write_meta(notes={"config": config})
+    run.alerts("refusal", (20, Level.WARNING, None))
+    below = Run("refusal").scores("refusal", {0: 0.5, 20: 0.5})
+    below.writer.write_meta(notes={"config": config})
+    text = run.end().advice + below.end().advice
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(2.5, "5.00 s"), (50.0, "93.0% of training")])
+def test_the_share_of_the_monitor_is_told_where_it_matters(seconds: float, shown: str) -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    parts = {"start": seconds, "evaluations": seconds}
+    found = run.event(20, "cost", share=0.93, seconds=parts).end()
+    assert found.numbers["time of the monitor"] == shown
+
+
+def test_a_run_that_an_alert_stopped_says_so() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    run.alerts("refusal", (20, Level.WARNING, None))
+    assert run.end().line.startswith("The last weights, of step 20, pass, but an alert stands.")
+    found = run.event(20, "stop_asked", reason="stop_on='warning'").end()
+    assert found.line == (
+        "Training was stopped at step 20, before a break. Refusal is weakened: an alert of level "
+        "warning stands since step 20; it forecast the break in 8 steps (6 to 11)."
+    )
+    assert found.numbers["forecast break of refusal"] == "in 8 steps (6 to 11)"
 
 
 def test_a_run_in_progress_keeps_nothing_yet() -> None:
@@ -216,7 +264,9 @@ def test_a_run_in_progress_keeps_nothing_yet() -> None:
 def test_training_that_does_nothing_is_said_first() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
     run.alerts("", (20, Level.CRITICAL, None), detector="not_training")
-    assert run.end().line == "Training changed nothing: why."
+    found = run.end()
+    assert found.line == "Training changed nothing: why."
+    assert found.advice.startswith("Mend the training")
 
 
 def test_a_part_that_does_not_train_hides_no_break() -> None:

@@ -15,7 +15,7 @@ from byte_tokens import make_bytes_tokenizer
 from riprap import Behavior, Monitor, probe_sets
 from riprap.detectors import Power, score
 from riprap.report import load_run
-from riprap.report._summary import behavior_summary
+from riprap.report._summary import power_text
 
 
 def margins(passing: int, n: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_a_run_says_it_at_the_start_and_in_its_report(
     assert power.within == within and power.n_groups == 3
     assert f"memory: {power}" in capsys.readouterr().err
     run = load_run(tmp_path)
-    assert str(power) in behavior_summary(run, run.behaviors[0])
+    assert str(power) in power_text(run, run.behaviors[0])
 
 
 def test_probe_sets_know_their_categories(tmp_path: Path) -> None:

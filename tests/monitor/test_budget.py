@@ -135,13 +135,17 @@ def test_urgency_is_bounded() -> None:
     assert budget.spent["urgent"] <= limit
 
 
-def test_the_record_has_the_cost_and_the_summary_says_it(tmp_path: Any) -> None:
+def test_the_record_has_the_cost_and_the_summary_says_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monitor, _, _ = run(lr=1e-6, run_dir=tmp_path / "run")
     with Reader(tmp_path / "run") as reader:
         (event,) = [e for e in reader.events() if e["kind"] == "cost"]
     meter = monitor._run.meter
     assert event["facts"]["share"] == pytest.approx(meter.own_seconds / meter.training_seconds)
     assert event["facts"]["budget"] == BUDGET
+    assert "%" not in monitor.summary().splitlines()[-1]  # of few seconds, a share says little
+    monkeypatch.setattr("riprap.monitor._summary.FEW_SECONDS", 0)
     last = monitor.summary().splitlines()[-1]
     assert last.startswith("The monitor took ")
     assert "its budget is 3 %" in last

@@ -30,6 +30,8 @@ def test_the_longest_word_is_explained_and_parts_of_words_are_not() -> None:
         "probes",
         "scores",
     ]
+    code = explained_parts('guard=guards.AutoGuard(...) or guard: {name: x}, score="1", a guard.')
+    assert [part for part, why in code if why] == ["guard"]
     assert "".join(part for part, _ in explained_parts(text)) == text
 
 

@@ -17,6 +17,7 @@ from riprap.detectors import Power
 from riprap.record import (
     CHECKPOINT,
     COST,
+    STOP,
     TRAINING,
     Reader,
     events_that_stand,
@@ -46,6 +47,9 @@ class RunFacts:
         unchanged: whether all margins are what they were at the start.
         losses: of the training, as its integration recorded them.
         cost: share of the training time that the monitor took; None: not recorded.
+        cost_seconds: the time itself; None: not recorded.
+        from_file: whether the run was configured by the YAML file of `riprap watch`.
+        stopped: last step at which training was asked to stop; None: it was not.
         exchanged: whether other weights were loaded after the last step.
         guards: names of the guards that changed training.
     """
@@ -58,6 +62,9 @@ class RunFacts:
     unchanged: bool
     losses: Sequence[float]
     cost: float | None
+    cost_seconds: float | None
+    from_file: bool
+    stopped: int | None
     exchanged: bool
     first_step: int
     last_step: int
@@ -97,7 +104,8 @@ class RunFacts:
         about_run = [pair for pair in pairs if pair[0].behavior == RUN]
         idle = [a for a, until in about_run if a.detector == NOT_TRAINING and until is None]
         told = [event["facts"] for event in events if event["kind"] == TRAINING]
-        costs = [event["facts"].get("share") for event in events if event["kind"] == COST]
+        costs = [event["facts"] for event in events if event["kind"] == COST]
+        cost = costs[-1] if costs else {}
         return cls(
             tuple(outcomes),
             courses,
@@ -106,7 +114,10 @@ class RunFacts:
             idle[-1] if idle else None,
             bool(unchanged) and all(unchanged),
             [facts["loss"] for facts in told if _is_finite(facts.get("loss"))],
-            costs[-1] if costs and _is_finite(costs[-1]) else None,
+            cost["share"] if _is_finite(cost.get("share")) else None,
+            monitor_seconds(cost),
+            _is_from_file(meta),
+            max((event["step"] for event in events if event["kind"] == STOP), default=None),
             bool(final),
             min((step for _, step, _ in scores), default=0),
             max([evaluated, *(a.step for a in alerts), *(e["step"] for e in events)]),
@@ -153,6 +164,20 @@ def _checkpoints(events: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
         text = shorten(name) if name else f"the checkpoint of step {event['step']:,}"
         checkpoints.append(Checkpoint(event["step"], text, is_kept))
     return checkpoints
+
+
+def monitor_seconds(cost: Mapping[str, Any]) -> float | None:
+    """Return the seconds that the monitor took, from what it recorded of its cost."""
+    parts = cost.get("seconds")
+    found = list(parts.values()) if isinstance(parts, dict) else []
+    return float(sum(found)) if found and all(map(_is_finite, found)) else None
+
+
+def _is_from_file(meta: Mapping[str, Any]) -> bool:
+    """Return whether the record holds the configuration of a `riprap watch`."""
+    notes = meta.get("notes")
+    config = notes.get("config") if isinstance(notes, dict) else None
+    return isinstance(config, dict) and {"run_dir", "training", "data"} <= config.keys()
 
 
 def _is_healthy(step: int, health: Sequence[tuple[int, bool]]) -> bool:

@@ -241,7 +241,7 @@ def _describe_announcement(broke: int | None, announced: Alert | None, pairs: Pa
     if announced is not None:
         early = f"{format_steps(broke - announced.step)} before the break"
         text = f"An alert of level {announced.level} stood since step {announced.step:,}, {early}"
-        return f"{text}{_forecast(announced)}."
+        return f"{text}{forecast_text(announced)}."
     early_ones = [alert for alert, _ in pairs if alert.step < broke]
     if early_ones:
         last = max(early_ones, key=lambda alert: alert.step)
@@ -273,7 +273,7 @@ def _describe_alerts(
         return ""
     if standing is not None and standing.level.rank >= Level.WARNING.rank:
         since = f"An alert of level {standing.level} has stood since step {standing.step:,}"
-        return f"{since}{_forecast(standing)}."
+        return f"{since}{forecast_text(standing)}."
     if averted is not None:
         withdrawn = next(at for alert, at in pairs if alert is averted)
         assert withdrawn is not None
@@ -292,7 +292,7 @@ def _describe_alerts(
     )
 
 
-def _forecast(alert: Alert) -> str:
+def forecast_text(alert: Alert) -> str:
     """Return what the alert forecast, as the end of a sentence; nothing without a finite step."""
     if alert.forecast is None or not math.isfinite(alert.forecast.low):
         return ""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from riprap._formatting import format_number, format_score, format_steps
+from riprap._formatting import (
+    format_cost,
+    format_forecast,
+    format_number,
+    format_score,
+    format_steps,
+)
 from riprap.conclusion._facts import Checkpoint, RunFacts
-from riprap.conclusion._outcome import BehaviorOutcome, State
+from riprap.conclusion._outcome import BehaviorOutcome, State, forecast_text
 
 MAX_NAMED = 3  # behaviors that the first line names
 ENOUGH_PROBES = 48  # from which on no larger set is advised
@@ -23,9 +29,11 @@ def first_line(facts: RunFacts, keep: int | None, checkpoint: Checkpoint | None)
     idle = "" if facts.idle is None else facts.idle.message
     if idle and facts.unchanged:
         return f"Training changed nothing: {idle}."
-    sentences = [_keep(facts, keep, checkpoint), *_changes(facts)]
+    sentences = [_keep(facts, keep, checkpoint)]
     if all(own.state is State.KEPT for own in facts.outcomes):
         sentences.append(_all_kept(facts))
+    sentences += _changes(facts)
+    sentences.append(_last_good(facts, keep))
     sentences += [f"A part of the model does not train: {idle}."] if idle else []
     text = " ".join(sentence for sentence in sentences if sentence)
     return text if facts.finished else f"So far, to step {facts.last_step:,}: {text}"
@@ -52,17 +60,33 @@ def _keep(facts: RunFacts, keep: int | None, checkpoint: Checkpoint | None) -> s
         if facts.of(State.UNMEASURED):
             return ""
         if facts.of(State.WEAKENED):
+            if facts.stopped == facts.last_step:
+                return f"Training was stopped at step {facts.last_step:,}, before a break."
             return f"The last weights, of step {facts.last_step:,}, pass, but an alert stands."
         at_end = checkpoint is not None and checkpoint.step == facts.last_step
         if checkpoint is not None and at_end:
             return f"Keep {checkpoint.name}."
+        if not facts.checkpoints:
+            return ""
         return f"Keep the last weights, of step {facts.last_step:,}."
     if checkpoint is not None:
         return f"Keep {checkpoint.name}."
     if keep is None or keep == facts.first_step:
         return "Keep the model as it was before training."
-    gone = "was kept" if facts.healthy_checkpoints() else "is recorded"
-    return f"The last good evaluation was at step {keep:,}; no checkpoint up to it {gone}."
+    return ""
+
+
+def _last_good(facts: RunFacts, keep: int | None) -> str:
+    """Say when all was well for the last time, where no weights of before a loss are there."""
+    lost = facts.of(State.BROKEN) + [o for o in facts.of(State.UNMEASURED) if o.broke is not None]
+    if not lost or facts.exchanged or not facts.finished or keep in (None, facts.first_step):
+        return ""
+    healthy = facts.healthy_checkpoints()
+    if any(own.is_kept for own in healthy):
+        return ""
+    text = f"The last good evaluation was at step {keep:,}"
+    gone = "was kept" if healthy else "is recorded"
+    return f"{text}; no checkpoint up to it {gone}." if facts.checkpoints else f"{text}."
 
 
 def _changes(facts: RunFacts) -> list[str]:
@@ -94,10 +118,10 @@ def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
     if own.state is State.RECOVERED:
         return f"{broke} and is above its floor again."
     if own.state is State.WEAKENED and own.standing is not None:
-        since = f"an alert of level {own.standing.level} since step {own.standing.step:,}"
-        return f"{name} is weakened: {since}."
+        since = f"an alert of level {own.standing.level} stands since step {own.standing.step:,}"
+        return f"{name} is weakened: {since}{forecast_text(own.standing)}."
     assert own.averted is not None
-    return f"{name} was kept; a guard acted after an alert of level {own.averted.level} (averted?)."
+    return f"A guard acted after an alert of level {own.averted.level} on {own.name}: averted?"
 
 
 def _after(step: int | None) -> str:
@@ -136,18 +160,32 @@ def numbers(facts: RunFacts) -> dict[str, str]:
         worst = min(above, key=lambda own: lowest[own.name] - own.floor)
         score = format_score(lowest[worst.name], worst.floor)
         found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
-    if len(facts.losses) > 1:
+    weakened = [own for own in facts.of(State.WEAKENED) if own.standing and own.standing.forecast]
+    if weakened and weakened[0].standing is not None:
+        forecast = format_forecast(weakened[0].standing.forecast)
+        found[f"forecast break of {weakened[0].name}"] = forecast
+    elif len(facts.losses) > 1:
         first, last = facts.losses[0], facts.losses[-1]
         found["training loss"] = f"{format_number(first)} → {format_number(last)}"
     elif facts.cost is not None:
-        found["time of the monitor"] = f"{facts.cost:.1%} of training"
+        found["time of the monitor"] = format_cost(facts.cost, facts.cost_seconds)
     return found
+
+
+def _setting(facts: RunFacts, key: str, value: str | bool) -> str:
+    """Return a setting as it is written where the run was configured: in YAML or in Python."""
+    if facts.from_file:
+        return f"{key}: {str(value).lower()}"
+    return f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
 
 
 def advice(facts: RunFacts) -> str:
     """Return one change of the configuration that helps against the worst that was found."""
     if facts.idle is not None and facts.unchanged:
-        return ""
+        return (
+            "Mend the training: while it changes nothing, nothing can break. riprap doctor says "
+            "what of a model, or of a configuration, would train."
+        )
     broken = [own for own in facts.outcomes if own.broke is not None]
     lost = [own for own in broken if own.state is not State.RECOVERED]
     if lost and facts.guards:
@@ -156,16 +194,19 @@ def advice(facts: RunFacts) -> str:
         return f"{guards} did not hold {name}: lower the learning rate, or try another guard."
     if lost or (broken and not facts.guards):
         worst = (lost or broken)[0]
-        text = f"Guard {worst.name} (guard: AutoGuard, with probes to replay)"
+        guard = "guard: {name: AutoGuard}" if facts.from_file else "guard=guards.AutoGuard(...)"
+        text = f"Guard {worst.name} ({guard}, which replays probes)"
         if worst.announced is not None:
-            return f"{text}; stop_on: {worst.announced.level} would have stopped before the break."
+            stop = _setting(facts, "stop_on", str(worst.announced.level))
+            return f"{text}; {stop} would have stopped before the break."
         return f"{text}, or lower the learning rate; a smaller probe_every evaluates more often."
     if missing := facts.of(State.UNMEASURED):
         return f"Mend what kept {missing[0].name} from being measured: see the missing readings."
     if weakened := facts.of(State.WEAKENED):
         return f"Before training goes on, guard {weakened[0].name} or lower the learning rate."
     if never := facts.of(State.NEVER_HAD):
-        return f"For {never[0].name} use keep_passing: true, other probes, or a lower floor."
+        passing = _setting(facts, "keep_passing", True)
+        return f"For {never[0].name} use {passing}, other probes, or a lower floor."
     smallest = min(facts.powers.items(), key=lambda item: item[1].n_probes, default=None)
     if smallest is not None and smallest[1].n_probes < ENOUGH_PROBES:
         return f"Give {smallest[0]} {ENOUGH_PROBES} probes or more: smaller losses then show."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from riprap._formatting import format_score, format_steps
+from riprap._formatting import FEW_SECONDS, format_number, format_score, format_steps
 from riprap._text import shorten
 from riprap.detectors import BehaviorHistory, score
 from riprap.guards import describe_actions
@@ -131,11 +131,16 @@ def _level_texts(alerts: Sequence[State]) -> str:
 
 
 def cost_text(meter: CostMeter, schedule: ProbeSchedule) -> str:
-    """Return what the monitor took of the training time, by part, beside its budget."""
+    """Return what the monitor took, by part: of the training time, beside its budget.
+
+    Of a short run, it is told in seconds: most of the time are first evaluations then.
+    """
     if not meter.steps or not meter.training_seconds:
         return ""
     names = {"start": "the first evaluation", "evaluations": "other evaluations"}
     names |= {"refreshes": "gradients", "interference": "interference", "hooks": "hooks"}
+    if meter.own_seconds < FEW_SECONDS:
+        return f"The monitor took {format_number(meter.own_seconds)} s."
     shares = {name: meter.seconds[part] / meter.training_seconds for part, name in names.items()}
     largest = sorted(shares, key=lambda name: -shares[name])[:3]
     parts = ", ".join(f"{name} {_percent(shares[name])}" for name in largest if shares[name] > 0)

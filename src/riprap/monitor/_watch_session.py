@@ -30,7 +30,7 @@ from riprap.monitor._resilient_record import ResilientRecord
 from riprap.monitor._trackers import TrackerGroup
 from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
-from riprap.record import CLEARED, PLAN, clean_readings
+from riprap.record import CLEARED, PLAN, STOP, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
 from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
 
@@ -301,7 +301,11 @@ class WatchSession:
             run.trackers.alert(alert)
             serious = run.stop_level is not None and alert.level.rank >= run.stop_level.rank
             if serious and run.stop_reason is None:
-                run.stop_reason = f"stop_on={str(run.stop_level)!r}: {alert}"
+                self._ask_to_stop(f"stop_on={str(run.stop_level)!r}: {alert}")
+
+    def _ask_to_stop(self, reason: str) -> None:
+        self.run.stop_reason = reason
+        self.run.record.add_event(self.run.step, STOP, {"reason": reason})
 
     def _publish_withdrawals(self) -> None:
         """Record which levels were withdrawn, and tell of them."""
@@ -548,7 +552,7 @@ class WatchSession:
 
     def on_stop(self, reason: str) -> None:
         """Note that the guard wants training to stop."""
-        self.run.stop_reason = reason
+        self._ask_to_stop(reason)
         warn(reason)
 
     def evaluate_probes(self, refresh: bool, urgent: bool = False) -> None:
@@ -579,7 +583,7 @@ class WatchSession:
             return
         device = next(to_local(parameter).device for parameter in model.parameters())
         if not all_ranks(run.stop_reason is None, device) and run.stop_reason is None:
-            run.stop_reason = f"stop_on={str(run.stop_level)!r}: an alert on another rank"
+            self._ask_to_stop(f"stop_on={str(run.stop_level)!r}: an alert on another rank")
 
     def process_probe_results(self, view: ProbeView, is_start: bool = False) -> list[Alert]:
         """Record readings, forecasts and alerts, and plan the next evaluation; return alerts.

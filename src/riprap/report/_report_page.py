@@ -7,6 +7,7 @@ from typing import Any
 
 from riprap._formatting import format_forecast, format_number
 from riprap._glossary import signal_words
+from riprap._text import PAGE_MARK, PAGE_MARK_WITHIN
 from riprap.errors import ConfigError
 from riprap.guards import describe_actions
 from riprap.record import Writer
@@ -19,7 +20,6 @@ from riprap.report._run import BehaviorInfo, Run, load_run
 from riprap.report._signal_panels import OF_TRAINING, is_thinned, signal_panels
 from riprap.types import Alert, BrokenProbe
 
-MARK, MARK_WITHIN = "· Riprap</title>", 100_000  # what each page says in its first characters
 MAX_BROKEN = 12  # broken probes of a behavior that the page shows
 
 
@@ -56,7 +56,7 @@ def _require_own(file: Path) -> None:
         if not file.is_file() or file.is_symlink():
             return
         with file.open(encoding="utf-8", errors="replace") as opened:
-            is_own = MARK in opened.read(MARK_WITHIN)
+            is_own = PAGE_MARK in opened.read(PAGE_MARK_WITHIN)
     except (OSError, ValueError):
         return  # writing says what is wrong
     if not is_own:
@@ -65,7 +65,7 @@ def _require_own(file: Path) -> None:
 
 def _head(run: Run) -> Head:
     found = run.conclusion
-    notes = tuple(note for note in (summary.run_progress(run), summary.cost_line(run)) if note)
+    notes = (summary.run_progress(run),)
     return Head("run", run.title, found.line, found.numbers, found.advice, found.limits, notes)
 
 
@@ -107,6 +107,7 @@ def _context(run: Run) -> dict[str, Any]:
         "training": [own for own in shown_panels if own[0].signal in OF_TRAINING],
         "signals": [own for own in shown_panels if own[0].signal not in OF_TRAINING],
         "missing": [_missing(group) for group in summary.missing_readings(run)],
+        "cost": summary.cost_line(run),
         "policy": summary.policy_name_and_hash(run),
         "tables": summary.metadata_tables(run),
         "documents": summary.metadata_documents(run),
@@ -126,6 +127,7 @@ def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
         "outcome": outcome,
         "headline": summary.headline(run, outcome),
         "summary": summary.behavior_summary(run, behavior),
+        "power": summary.power_text(run, behavior),
     }
 
 
@@ -135,12 +137,14 @@ def _broken(probes: list[BrokenProbe]) -> tuple[list[dict[str, str]], dict[str, 
     The numbers of all of them are returned as well.
     """
     has_texts = any(own.text is not None or own.now is not None for own in probes)
+    steps = {own.step for own in probes if own.step is not None}
+    at = f" (step {min(steps):,})" if len(steps) == 1 else ""
     rows = [
         {
             "probe": str(own.index),
             "prompt": own.text or "no text recorded",
             "the model said at the start": "not recorded" if own.before is None else own.before,
-            "it says now": _says_now(own),
+            f"it says now{at}": _says_now(own, not at),
         }
         for own in (probes[:MAX_BROKEN] if has_texts else [])
     ]
@@ -148,10 +152,11 @@ def _broken(probes: list[BrokenProbe]) -> tuple[list[dict[str, str]], dict[str, 
     return rows, {"count": len(probes), "hidden": len(probes) - len(rows), "numbers": numbers}
 
 
-def _says_now(probe: BrokenProbe) -> str:
+def _says_now(probe: BrokenProbe, with_step: bool) -> str:
     if probe.now is None:
         return "not recorded"
-    return probe.now if probe.step is None else f"{probe.now} (step {probe.step:,})"
+    step = f" (step {probe.step:,})" if with_step and probe.step is not None else ""
+    return f"{probe.now}{step}"
 
 
 def _missing(group: summary.MissingReadings) -> dict[str, str]:

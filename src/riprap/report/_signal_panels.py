@@ -25,7 +25,7 @@ DESCRIPTIONS = {
     "loss": "the training loss",
     "eval_loss": "the loss on the evaluation rows",
     "grad_norm": "norm of the gradient that the trainer reports",
-    "learning_rate": "the learning rate",
+    "learning_rate": "as the trainer reports it",
     "rate_sum": "sum of the learning rates since the start: the time in which forecasts are made",
     "tensors_with_gradient": "trained tensors with a gradient that is not zero",
     "tensors_moved": "trained tensors that the optimizer moved",
@@ -128,7 +128,12 @@ def _reference_rows(
 def _figure(values: list[plot_data.Row], references: list[plot_data.Row]) -> Any:
     """One panel for each behavior (or pair of behaviors), one line for each layer."""
     x = panels.step_axis(axis=panels.labeled_steps(None))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=3))
+    y = alt.Y(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(zero=False),
+        axis=alt.Axis(tickCount=3, format=".3~g"),
+    )
     tips = panels.tooltips(panel="panel", layer="layer", step="step", value="value")
     line = alt.Chart().mark_line(strokeWidth=1.4, clip=True)
     point = alt.Chart().mark_circle(size=60, opacity=panels.INVISIBLE, clip=True)

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from riprap._formatting import format_number, format_score, format_steps
+from riprap._formatting import (
+    FEW_SECONDS,
+    format_cost,
+    format_number,
+    format_score,
+    format_steps,
+)
 from riprap._glossary import signal_words
-from riprap.conclusion import BehaviorOutcome
+from riprap.conclusion import BehaviorOutcome, monitor_seconds
 from riprap.detectors import Power
 from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
 
 _SHOWN_ELSEWHERE = {"behaviors", "protocol", "protocol_hash", "versions", "seeds", "task"}
+COUNTED = {"evaluations": "evaluations without gradients", "refreshes": "with gradients"}
 _HIDDEN = {"started", "ended", "format_version"}  # in the line of progress; version of the file
 
 
@@ -76,7 +83,7 @@ def headline(run: Run, own: BehaviorOutcome) -> str:
 
 
 def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
-    """First and last score and mean margin, and what the probes can tell, in one line."""
+    """First and last score and mean margin, and the number of probes, in one line."""
     parts = []
     for signal, name, text in (
         ("score", "score", lambda value: format_score(value, behavior.floor)),
@@ -87,11 +94,19 @@ def behavior_summary(run: Run, behavior: BehaviorInfo) -> str:
             parts.append(f"{name} {text(values[0])} → {text(values[-1])}")
     margins = run.margins.get(behavior.name, {})
     if margins:
-        power = Power.of(
-            margins[min(margins)], behavior.floor, behavior.categories, run.longest_gap
-        )
-        parts.append(str(power))
+        count = len(margins[max(margins)])
+        parts.append("1 probe" if count == 1 else f"{count:,} probes")
     return " · ".join(parts)
+
+
+def power_text(run: Run, behavior: BehaviorInfo) -> str:
+    """Return what the probes of a behavior could tell before training; empty without margins."""
+    margins = run.margins.get(behavior.name, {})
+    if not margins:
+        return ""
+    first = margins[min(margins)]
+    power = Power.of(first, behavior.floor, behavior.categories, run.longest_gap)
+    return f"At the start, {power}."
 
 
 def run_progress(run: Run) -> str:
@@ -107,12 +122,14 @@ def run_progress(run: Run) -> str:
 
 
 def cost_line(run: Run) -> str:
-    """Time of the monitor as a share of that of training, in one line; empty if not recorded."""
+    """Time of the monitor, and where it matters its share, in one line; empty if not recorded."""
     share, budget = _number(run.cost.get("share")), _number(run.cost.get("budget"))
     if share is None:
         return ""
-    text = f"the monitor took {share:.1%} of the training time"
-    text += "" if budget is None else f" (budget: {budget:.1%})"
+    seconds = monitor_seconds(run.cost)
+    text = f"the monitor took {format_cost(share, seconds)}"
+    if budget is not None and (seconds is None or seconds >= FEW_SECONDS):
+        text += f" (budget: {budget:.1%})"
     parts = [
         f"{part} {format_number(seconds)} s"
         for part, value in _facts(run.cost.get("seconds"))
@@ -120,9 +137,9 @@ def cost_line(run: Run) -> str:
     ]
     text += f": {', '.join(parts)}" if parts else ""
     counts = [
-        f"{number:,.0f} {part}"
+        f"{number:,.0f} {COUNTED[part]}"
         for part, value in _facts(run.cost.get("counts"))
-        if (number := _number(value)) and part in ("evaluations", "refreshes")
+        if part in COUNTED and (number := _number(value))
     ]
     cut = _number(run.cost.get("cut_urgency"))
     counts += [f"{cut:,.0f} times the budget could not pay for an urgent evaluation"] if cut else []
