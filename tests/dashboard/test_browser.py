@@ -263,7 +263,7 @@ def test_pages_in_the_folder_of_a_run_are_linked_and_run_no_script(
         assert chrome.run(links) == ["diagnosis (diagnosis)"]
         address = chrome.run("document.querySelector('.pages a').href")
         chrome.call("Page.navigate", url=address)
-        chrome.wait("document.body.innerText.includes('the verdict')")
+        chrome.wait("document.body?.innerText.includes('the verdict') === true")
         assert chrome.run("document.title") == "x · Riprap"
         color = "getComputedStyle(document.querySelector('p')).color"
         assert chrome.run(color) == "rgb(1, 2, 3)"  # its own style applies
