@@ -43,9 +43,9 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
     if not loaded.conclusion.finished:
         raise ConfigError(f"the run {run} has not ended: a model card tells of a finished run")
     header, text = _read(file)
+    line_break = "\r\n" if "\r\n" in header + text else "\n"
     text = _merge(text, card_section(loaded), file)
     header = set_scores(header, _results(loaded), model_name, file)
-    line_break = "\r\n" if "\r\n" in header + text else "\n"
     whole = f"---\n{header}\n---\n{text}" if header else text
     whole = whole.replace("\r\n", "\n").replace("\n", line_break)
     try:
