@@ -31,6 +31,21 @@ class Level(StrEnum):
         return list(Level).index(self) + 1
 
 
+class OwnDetector(StrEnum):
+    """Detectors of the monitor itself, which every policy has.
+
+    - `NOT_TRAINING`: the steps change nothing.
+    - `UNWATCHED_CHANGE`: the weights changed outside of the watched steps.
+    - `UNMEASURED`: a behavior was not measured several times in a row.
+    - `NOT_FINITE`: margins of a behavior are not finite.
+    """
+
+    NOT_TRAINING = "not_training"
+    UNWATCHED_CHANGE = "unwatched_change"
+    UNMEASURED = "unmeasured"
+    NOT_FINITE = "finite"
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """One number with its step, unit and status. A missing number is never written as 0.

@@ -22,9 +22,7 @@ from riprap.record import (
     Reader,
     events_that_stand,
 )
-from riprap.types import RUN, Alert
-
-NOT_TRAINING = "not_training"  # detector of the monitor's own alert on training that does nothing
+from riprap.types import RUN, Alert, OwnDetector
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,9 @@ class RunFacts:
                 powers[name] = Power.of(first, floor, own.get("categories"), steps)
                 unchanged.append(np.array_equal(first, last))
         about_run = [pair for pair in pairs if pair[0].behavior == RUN]
-        idle = [a for a, until in about_run if a.detector == NOT_TRAINING and until is None]
+        idle = [
+            a for a, until in about_run if a.detector == OwnDetector.NOT_TRAINING and until is None
+        ]
         told = [event["facts"] for event in events if event["kind"] == TRAINING]
         costs = [event["facts"] for event in events if event["kind"] == COST]
         cost = costs[-1] if costs else {}

@@ -9,9 +9,7 @@ from enum import StrEnum
 
 from riprap._formatting import format_forecast, format_score, format_steps
 from riprap.detectors import score_interval
-from riprap.types import Action, Alert, Level
-
-UNMEASURED, NOT_FINITE = "unmeasured", "finite"  # detectors of the monitor's own alerts
+from riprap.types import Action, Alert, Level, OwnDetector
 
 
 class State(StrEnum):
@@ -112,7 +110,11 @@ def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorO
         actions: of the guard, in order.
     """
     name, floor, scores = course.name, course.floor, course.scores
-    missing = [pair for pair in alerts if pair[0].detector in (UNMEASURED, NOT_FINITE)]
+    missing = [
+        pair
+        for pair in alerts
+        if pair[0].detector in (OwnDetector.UNMEASURED, OwnDetector.NOT_FINITE)
+    ]
     reason = missing[-1][0].message if missing else ""
     because = f" The reason: {reason}." if reason else ""
     if not scores:
@@ -130,16 +132,16 @@ def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorO
         return BehaviorOutcome(
             name, floor, State.NEVER_HAD, first, last, course.n_probes, last_step, sentences=text
         )
-    own = [pair for pair in alerts if pair[0].detector != UNMEASURED]
+    own = [pair for pair in alerts if pair[0].detector != OwnDetector.UNMEASURED]
     under = [step for step, score in scores if score < floor]
-    diverged = [alert.step for alert, _ in alerts if alert.detector == NOT_FINITE]
+    diverged = [alert.step for alert, _ in alerts if alert.detector == OwnDetector.NOT_FINITE]
     broke = min([*under[:1], *diverged], default=None)
     stood = [] if broke is None else _alarming(_standing_at(own, broke))
     announced = min(stood, key=lambda alert: alert.step, default=None)
     stands = _standing_at(own, math.inf)
     standing = max(stands, key=lambda alert: (alert.level.rank, -alert.step), default=None)
     averted = _averted(own, actions) if broke is None else None
-    is_lost = any(a.detector == NOT_FINITE for a in stands)
+    is_lost = any(a.detector == OwnDetector.NOT_FINITE for a in stands)
     state = _state(course, last, broke, last_step, is_lost, bool(_alarming(stands)))
     parts = [_describe_scores(course, broke, bool(diverged) and broke in diverged)]
     parts.append(_describe_announcement(broke, announced, own))

@@ -19,7 +19,7 @@ from riprap.record import (
     forecast_from_json,
     forecast_to_json,
 )
-from riprap.types import RUN, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import RUN, Alert, Forecast, Level, OwnDetector, Reading, ReadingStatus
 
 MAX_UNMEASURED = 2  # evaluations in a row without margins, before an alert
 CLEAR_AFTER = 2  # evaluations in a row with a lower level, before a level is withdrawn
@@ -104,11 +104,11 @@ class AlertTracker:
             if history.diverged_step is None:
                 history.diverged_step = step
             text = f"{text}: the model may have diverged"
-            alert = Alert(step, name, Level.CRITICAL, "finite", text, (reading,))
+            alert = Alert(step, name, Level.CRITICAL, OwnDetector.NOT_FINITE, text, (reading,))
             self._pending_alerts += self.own_alert(alert)
             return [self.add_unmeasured(reading)]
         self._unmeasured[name] = 0
-        for detector in ("unmeasured", "finite"):
+        for detector in (OwnDetector.UNMEASURED, OwnDetector.NOT_FINITE):
             self._end_own(step, detector, name)
         history.add_margins(step, result.margins, float(self.rate_sum))
         unit = self._units[name]
@@ -125,7 +125,9 @@ class AlertTracker:
         if self._unmeasured[name] >= MAX_UNMEASURED:
             count = self._unmeasured[name]
             text = f"not measured at {count} probe evaluations in a row: {reading.detail}"
-            alert = Alert(reading.step, name, Level.WARNING, "unmeasured", text, (reading,))
+            alert = Alert(
+                reading.step, name, Level.WARNING, OwnDetector.UNMEASURED, text, (reading,)
+            )
             self._pending_alerts += self.own_alert(alert)
         return reading
 

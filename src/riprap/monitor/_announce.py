@@ -12,10 +12,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from riprap._extras import is_installed
 from riprap._text import escape_control_chars
 from riprap._warnings import LOGGER
-from riprap.types import Alert, Level
+from riprap.types import Alert, Level, OwnDetector
+
+# Alerts that tell of no break: they have one level, and no guard gets them.
+NO_BREAK = (OwnDetector.NOT_TRAINING, OwnDetector.UNWATCHED_CHANGE, OwnDetector.UNMEASURED)
 
 PATIENCE_SECONDS = 1.0  # silence before a word about work in progress
-OWN_DETECTORS = ("not_training", "unwatched_change", "unmeasured")  # the monitor's, in any policy
 _STYLES = {Level.WATCH: "yellow", Level.WARNING: "bold yellow", Level.CRITICAL: "bold red"}
 
 
@@ -42,7 +44,7 @@ class Announcer:
         """Tell of the alerts whose level is higher than any before; return these."""
         risen = []
         for alert in sorted(alerts, key=lambda alert: -alert.level.rank):
-            own = alert.detector if alert.detector in OWN_DETECTORS else ""
+            own = alert.detector if alert.detector in NO_BREAK else ""
             key = (alert.behavior, own)
             # The monitor's own alerts have one level: each raise is news.
             if own or alert.level.rank > self._told.get(key, 0):

@@ -10,9 +10,9 @@ from riprap.detectors import BehaviorHistory, score
 from riprap.guards import describe_actions
 from riprap.monitor._cost_meter import CostMeter
 from riprap.monitor._probe_schedule import ProbeSchedule
-from riprap.types import RUN, Action, Alert, Level, Reading
+from riprap.types import RUN, Action, Alert, Level, OwnDetector, Reading
 
-State = tuple[Alert, int | None]  # an alert, and the step at which it was withdrawn
+AlertState = tuple[Alert, int | None]  # an alert, and the step at which it was withdrawn
 
 
 def summarize(
@@ -64,7 +64,7 @@ def summarize(
 
 
 def _behavior_line(
-    history: BehaviorHistory, measured: bool, alerts: Sequence[State], final: Sequence[Reading]
+    history: BehaviorHistory, measured: bool, alerts: Sequence[AlertState], final: Sequence[Reading]
 ) -> str:
     name, floor = shorten(history.behavior), history.floor
     if not history.steps:
@@ -93,14 +93,14 @@ def _final_score(name: str, final: Sequence[Reading]) -> float | None:
     return found[0] if found else None
 
 
-def _alert_text(alerts: Sequence[State]) -> str:
+def _alert_text(alerts: Sequence[AlertState]) -> str:
     """Name the alerts of each level and their state, and every missing measurement."""
-    own = [state for state in alerts if state[0].detector != "unmeasured"]
+    own = [state for state in alerts if state[0].detector != OwnDetector.UNMEASURED]
     standing = [state for state in own if state[1] is None]
     withdrawn = [state for state in own if state[1] is not None]
     text = f" Alerts that stand: {_level_texts(standing)}." if standing else ""
     text += f" Withdrawn alerts: {_level_texts(withdrawn)}." if withdrawn else ""
-    missing = [state for state in alerts if state[0].detector == "unmeasured"]
+    missing = [state for state in alerts if state[0].detector == OwnDetector.UNMEASURED]
     if missing:
         alert, until = missing[-1]
         end = "" if until is None else f" to step {until}"
@@ -108,7 +108,7 @@ def _alert_text(alerts: Sequence[State]) -> str:
     return text
 
 
-def _level_texts(alerts: Sequence[State]) -> str:
+def _level_texts(alerts: Sequence[AlertState]) -> str:
     """Name the first alert of each level, how many came after it, and when the last was withdrawn.
 
     Args:

@@ -16,7 +16,7 @@ from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
 from riprap.monitor._alert_tracker import AlertTracker, missing_margin
-from riprap.monitor._announce import OWN_DETECTORS, Announcer
+from riprap.monitor._announce import NO_BREAK, Announcer
 from riprap.monitor._cost_meter import OWN_PARTS, CostMeter
 from riprap.monitor._final_readings import final_readings
 from riprap.monitor._guard_session import GuardSession
@@ -32,7 +32,7 @@ from riprap.monitor._training_check import TrainingCheck
 from riprap.monitor._weight_sample import WeightSample, swaps_weights
 from riprap.record import CLEARED, PLAN, STOP, clean_readings
 from riprap.signals import ProbeView, Signal, StepView
-from riprap.types import RUN, Alert, Level, Reading, ReadingStatus
+from riprap.types import RUN, Alert, Level, OwnDetector, Reading, ReadingStatus
 
 
 @dataclass
@@ -266,27 +266,27 @@ class WatchSession:
         advice = "give monitor.watch a list of all optimizers that step"
         if any(id(parameter) in stepped for parameter in self.probe_runner.parameters):
             self._note_unwatched(f"after step {step}, by another optimizer ({name}): {advice}")
-            self._raise_own("unwatched_change", self._unwatched)
+            self._raise_own(OwnDetector.UNWATCHED_CHANGE, self._unwatched)
             return
         count = sum(id(parameter) in stepped for parameter in self.probe_runner.model.parameters())
         if count and not self._modules:
             text = (
                 f"another optimizer ({name}) trains {count} tensors that are not watched: {advice}"
             )
-            self._raise_own("unwatched_change", text)
+            self._raise_own(OwnDetector.UNWATCHED_CHANGE, text)
 
     def _note_unwatched(self, how: str) -> None:
         if not self._unwatched:
             self._unwatched = f"the weights changed outside of the watched steps, {how}"
 
-    def _raise_own(self, detector: str, text: str) -> None:
+    def _raise_own(self, detector: OwnDetector, text: str) -> None:
         """Raise an alert of the monitor about the run, unless it stands, or end it without text."""
         run = self.run
-        signal = {"not_training": "tensors_moved"}.get(detector, detector)
+        signal = {OwnDetector.NOT_TRAINING: "tensors_moved"}.get(detector, detector)
         reading = Reading(run.step, RUN, signal, state=ReadingStatus.ERROR, detail=text)
         alert = Alert(run.step, RUN, Level.WARNING, detector, text, (reading,))
         new = run.tracker.own_alert(alert, active=bool(text))
-        if new and detector == "unwatched_change":
+        if new and detector == OwnDetector.UNWATCHED_CHANGE:
             run.record.add_readings([reading])
             warn(text, stacklevel=3)
         run.tracker.alerts += new
@@ -313,7 +313,7 @@ class WatchSession:
         for step, facts in run.tracker.take_cleared():
             run.record.add_event(step, CLEARED, facts)
             now, name = facts["now"], facts["behavior"]
-            if facts["detector"] not in OWN_DETECTORS:
+            if facts["detector"] not in NO_BREAK:
                 active = run.tracker.standing_level(name)
                 run.announcer.withdraw(step, name, None if now is None else Level(now), active)
 
@@ -503,7 +503,7 @@ class WatchSession:
         run = self.run
         if run.step == self.first_step:
             self._note_unwatched("though no step was seen")
-            self._raise_own("unwatched_change", self._unwatched)
+            self._raise_own(OwnDetector.UNWATCHED_CHANGE, self._unwatched)
             text = f"weights as they were at the end; {self._unwatched}"
         else:
             text = (
@@ -567,7 +567,7 @@ class WatchSession:
                 alerts = self.process_probe_results(view)
             if self.guard is not None:
                 self.guard.on_probe_evaluation(
-                    [alert for alert in alerts if alert.detector not in OWN_DETECTORS]
+                    [alert for alert in alerts if alert.detector not in NO_BREAK]
                 )
         finally:
             self._agree_to_stop()
@@ -617,8 +617,8 @@ class WatchSession:
         self._publish_withdrawals()
         self._publish(alerts)
         if counts:
-            self._raise_own("not_training", self.check.problem)
-            self._raise_own("unwatched_change", self._unwatched)
+            self._raise_own(OwnDetector.NOT_TRAINING, self.check.problem)
+            self._raise_own(OwnDetector.UNWATCHED_CHANGE, self._unwatched)
             self._unwatched = ""
             self._publish_withdrawals()
         run.schedule.plan(run.step, run.tracker.aged_forecasts(run.step))

@@ -12,7 +12,7 @@ import numpy as np
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.conclusion import BehaviorOutcome, Conclusion, conclude
 from riprap.record import COST, DEFAULT_FLOOR, FILE_NAME, TRAINING, Reader, Series, Writer
-from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, Reading
+from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, OwnDetector, Reading
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
 MAX_SIGNAL_LENGTH = 500  # a signal's name may contain the names of two behaviors
@@ -111,7 +111,7 @@ class Run:
         last = {
             (alert.detector, alert.behavior): (alert, self.withdrawn.get(place))
             for place, alert in enumerate(self.alerts)
-            if alert.behavior == RUN or alert.detector == "unmeasured"
+            if alert.behavior == RUN or alert.detector == OwnDetector.UNMEASURED
         }
         return list(last.values())
 
