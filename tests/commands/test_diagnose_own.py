@@ -16,9 +16,8 @@ from diagnosing import make_model, make_tokenizer, save, teach
 from riprap.behaviors import Behavior
 from riprap.cli._app import app
 from riprap.commands.diagnose import DiagnoseConfig
-from riprap.commands.watch._build import build_behavior
-from riprap.commands.watch._config import BehaviorConfig
 from riprap.errors import ConfigError
+from riprap.integrations.config import BehaviorConfig, build_behavior
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from riprap.cli._app import app
 from riprap.commands._data import read_rows
 from riprap.commands.watch import WatchConfig, sft_config
-from riprap.commands.watch._build import check_behaviors
 from riprap.errors import ConfigError
+from riprap.integrations.config import check_behaviors
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 VALID: dict[str, Any] = {

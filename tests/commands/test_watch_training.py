@@ -17,9 +17,9 @@ from launching import config, write_config
 from riprap import guards
 from riprap.cli._app import app
 from riprap.commands.watch import WatchConfig, prepare, run_watch
-from riprap.commands.watch._interventions import guard_names
 from riprap.commands.watch._run import planned_steps, sft_config
 from riprap.errors import ConfigError
+from riprap.integrations.config import guard_names
 from riprap.record import Reader
 from tiny import VOCABULARY, make_tokenizer
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from riprap.commands._data import DataConfig, load_rows
-from riprap.commands.watch._build import build_behaviors
-from riprap.commands.watch._config import BehaviorConfig, WatchConfig
+from riprap.commands.watch import WatchConfig
 from riprap.errors import ConfigError
+from riprap.integrations.config import BehaviorConfig, build_behaviors
 from tiny import make_llama, make_tokenizer
 
 BROKEN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,10 +15,13 @@ from torch import Tensor
 from invariants.test_no_trace import IDS, assert_read, monitor_of, of_words, same, state
 from riprap import AlertPolicy, Behavior, Monitor
 from riprap.errors import ConfigError
+from riprap.record import Reader, save_state
 from tiny import make_llama
 
 lightning = pytest.importorskip("lightning.pytorch")
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
 
 from riprap.integrations.lightning import MonitorCallback  # noqa: E402
 
@@ -53,27 +56,37 @@ class Words(lightning.LightningModule):
         return made if self.count != 1 else made[0]
 
 
-def trained(folder: Path, callbacks: list[Any], optimizers: int = 1) -> tuple[Any, Any]:
+def trained(
+    folder: Path,
+    callbacks: list[Any],
+    optimizers: int = 1,
+    kind: Any = Words,
+    options: dict[str, Any] | None = None,
+    fit: dict[str, Any] | None = None,
+) -> tuple[Any, Any]:
     random.seed(5)
     np.random.seed(5)
     torch.manual_seed(5)
-    module = Words(optimizers)
+    module = kind(optimizers)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(IDS), batch_size=4, shuffle=True
     )
+    settings = {
+        "max_steps": 12,
+        "accumulate_grad_batches": 2 if optimizers == 1 else 1,
+        "gradient_clip_val": 1.0 if optimizers == 1 else None,
+        "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks),
+    }
     trainer = lightning.Trainer(
+        **(settings | (options or {})),
         accelerator="cpu",
-        max_steps=12,
-        accumulate_grad_batches=2 if optimizers == 1 else 1,
-        gradient_clip_val=1.0 if optimizers == 1 else None,
         logger=CSVLogger(folder),
         log_every_n_steps=4,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
     )
-    trainer.fit(module, loader)
+    trainer.fit(module, loader, **(fit or {}))
     return module, trainer
 
 
@@ -174,3 +187,85 @@ def test_training_that_fails_leaves_no_hooks(policy: AlertPolicy, tmp_path: Path
         trained(tmp_path, [MonitorCallback(monitor, submodule="model"), Fails()])
     assert monitor.step == 3
     assert not monitor.watching
+
+
+def rows_of(kind: str, folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    with Reader(folder) as reader:
+        return [(e["step"], e["facts"]) for e in reader.events() if e["kind"] == kind]
+
+
+def test_the_record_has_losses_under_accumulation(policy: AlertPolicy, tmp_path: Path) -> None:
+    """The mean over the micro-batches of the steps since the last time, as a Trainer logs it."""
+
+    class Noted(Words):
+        seen: ClassVar[list[float]] = []
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            loss = super().training_step(batch, index)
+            self.seen.append(float(loss))
+            return loss
+
+    behaviors = of_words()
+    monitor = Monitor(behaviors, policy, run_dir=tmp_path / "run")
+    trained(tmp_path, [MonitorCallback(monitor, submodule="model")], kind=Noted)
+    told = rows_of("training", tmp_path / "run")
+    assert [step for step, _ in told] == [4, 8, 12]
+    means = [sum(Noted.seen[8 * i : 8 * i + 8]) / 8 for i in range(3)]
+    assert [facts["loss"] for _, facts in told] == pytest.approx(means, rel=1e-5)
+    assert {facts["learning_rate"] for _, facts in told} == {1e-2}
+
+
+def test_a_step_that_the_scaler_skips_is_recorded(policy: AlertPolicy, tmp_path: Path) -> None:
+    class Overflows(Words):
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            loss = super().training_step(batch, index)
+            return loss * float("inf") if index == 2 else loss
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler)
+    plugin.precision = "bf16-mixed"  # the CPU has no half precision worth the name
+    monitor = Monitor(of_words(), policy, run_dir=tmp_path / "run")
+    own = {"plugins": [plugin], "accumulate_grad_batches": 1, "max_steps": 5}
+    trained(tmp_path, [MonitorCallback(monitor, submodule="model")], kind=Overflows, options=own)
+    skipped = monitor.history().query("signal == 'step' and state == 'NOT_RUN'")
+    assert skipped.step.tolist() == [2]
+    assert "overflow" in skipped.detail.iloc[0]
+    assert monitor.step == 4
+
+
+def test_a_checkpoint_without_the_state_is_not_taken_for_one(
+    policy: AlertPolicy, tmp_path: Path
+) -> None:
+    """A run that began without a monitor: monitoring starts there, and says so."""
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=5)
+    trained(tmp_path, [saving])
+    (saved,) = (tmp_path / "saved").glob("*step=10.ckpt")
+    fit = {"ckpt_path": saved, "weights_only": True}
+    monitor = monitor_of(of_words(), policy)
+    with pytest.warns(UserWarning, match=r"no monitor state in the checkpoint .*step=10\.ckpt"):
+        trained(tmp_path, [MonitorCallback(monitor, submodule="model")], fit=fit)
+    assert monitor.step == 2
+    used = Monitor(of_words(), policy, run_dir=tmp_path / "run")
+    trained(tmp_path, [MonitorCallback(used, submodule="model")])
+    used.record.close()
+    again = Monitor(of_words(), policy, run_dir=tmp_path / "run", resume=True)
+    with pytest.raises(ConfigError, match="would hide the readings of the record"):
+        trained(tmp_path, [MonitorCallback(again, submodule="model")], fit=fit)
+
+
+def test_the_state_may_be_in_a_folder_of_its_own(policy: AlertPolicy, tmp_path: Path) -> None:
+    class Saves(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 10 and not (tmp_path / "own").exists():
+                save_state(tmp_path / "own" / "riprap.safetensors", first.state_dict())
+
+    first = Monitor(of_words(), policy, run_dir=tmp_path / "run")
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=5)
+    trained(tmp_path, [MonitorCallback(first, submodule="model"), Saves(), saving])
+    first.record.close()
+    (saved,) = (tmp_path / "saved").glob("*step=10.ckpt")
+    again = Monitor(of_words(), policy, run_dir=tmp_path / "run", resume=True)
+    own = MonitorCallback(again, submodule="model", checkpoint=tmp_path / "own")
+    trained(tmp_path, [own], fit={"ckpt_path": saved, "weights_only": True})
+    assert again.step == 12
+    assert [facts["path"] for _, facts in rows_of("checkpoint", tmp_path / "run")][-1] == str(saved)

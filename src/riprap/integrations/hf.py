@@ -13,16 +13,20 @@ require("hf", "transformers")
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from riprap._distributed import has_sharded_parameters, rank
-from riprap._warnings import warn
-from riprap.errors import ConfigError, RecordError
+from riprap._checks import is_number
+from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.integrations._ending import Usage, check_monitor, say_the_end, warn_without_steps
 from riprap.integrations._numbers import NewNumbers
 from riprap.integrations._selection_callback import SelectionCallback
+from riprap.integrations._states import (
+    path_or_none,
+    require_same_step,
+    restore_monitor_state,
+    save_monitor_state,
+)
 from riprap.integrations._trainer import TrackerLink, checkpoint_folder, resumed_checkpoint
 from riprap.monitor import Monitor, say
-from riprap.record import CHECKPOINT, TRAINING, load_state, save_state
 
 __all__ = ["MonitorCallback", "SelectionCallback"]
 
@@ -65,12 +69,14 @@ class MonitorCallback(TrainerCallback):
         self, monitor: Monitor, guard: Guard | None = None, *, checkpoint: str | Path | None = None
     ) -> None:
         check_monitor(monitor, guard, "MonitorCallback")
-        self.monitor, self.guard = monitor, guard
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        self.trackers, self._numbers = TrackerLink(), NewNumbers()
+        self.checkpoint = path_or_none(checkpoint, "MonitorCallback")
+        self._take(monitor, guard)
         self._usage = Usage(self)
+
+    def _take(self, monitor: Any, guard: Guard | None) -> None:
+        self.monitor, self.guard, self._given_monitor = monitor, guard, monitor
+        self.trackers, self._numbers = TrackerLink(), NewNumbers()
         self._alerts_sent = 0
-        self._given_monitor = monitor
         self._began_at = (0, 0)  # the trainer's step and the monitor's, when training began
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,14 +99,10 @@ class MonitorCallback(TrainerCallback):
         if state.is_hyper_param_search:
             self.monitor = self._monitor_of_trial(args, state)
         if state.global_step > 0 and self.monitor.step == 0:
-            self._restore_state(self.checkpoint or resumed_checkpoint(args, state))
-        elif state.global_step not in (0, self.monitor.step):
-            raise ConfigError(
-                f"the trainer continues after step {state.global_step}, and this monitor has "
-                f"already seen {self.monitor.step} steps, so its readings are of other weights: "
-                "create a new Monitor with the same arguments and resume=True, and a new trainer "
-                "with it"
-            )
+            folder = self.checkpoint or resumed_checkpoint(args, state)
+            restore_monitor_state(self.monitor, folder, "MonitorCallback")
+        else:
+            require_same_step(self.monitor, state.global_step)
         if self.guard is not None:
             scaler = getattr(optimizer, "scaler", None)
             self.guard.attach_trainer_state(kwargs.get("lr_scheduler"), scaler)
@@ -123,24 +125,6 @@ class MonitorCallback(TrainerCallback):
         run_dir = None if given is None else given.parent / trial
         say(f"{trial} has a monitor and a record of its own: {run_dir or 'in memory'}")
         return self._given_monitor.renew(run_dir)
-
-    def _restore_state(self, folder: Path) -> None:
-        shared, per_rank = folder / _state_file(False), folder / _state_file(True)
-        if shared.is_file() or per_rank.is_file():
-            self.monitor.load_state_dict(load_state(shared if shared.is_file() else per_rank))
-            return
-        text = f"there is no monitor state in {folder}"
-        advice = "give a folder with the state as MonitorCallback(monitor, checkpoint=...)"
-        if self.monitor.record.read_meta().get("behaviors"):
-            raise ConfigError(
-                f"{text}, and without it this run would hide the readings of the record "
-                f"{self.monitor.record.path}: resume from a checkpoint that has "
-                f"riprap.safetensors, {advice}, or give another run_dir"
-            )
-        warn(
-            f"{text}: losses before this step are unknown, and monitoring starts here; {advice}",
-            stacklevel=3,
-        )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -173,9 +157,9 @@ class MonitorCallback(TrainerCallback):
         Probes are evaluated after the last step, before the trainer loads other weights.
         """
         logs = kwargs.pop("logs", None) or {}  # not passed on: another callback may change them
-        found = {name: logs[name] for name in LOGGED if _is_number(logs.get(name))}
+        found = {name: logs[name] for name in LOGGED if is_number(logs.get(name))}
         if found and self.monitor.watching:
-            self.monitor.log_event(TRAINING, **found)
+            self.monitor.log_training(**found)
         if state.log_history and "train_runtime" in state.log_history[-1]:
             self.monitor.evaluate_last_step()
             self._send(args, state, control, before_last=True, **kwargs)
@@ -193,25 +177,10 @@ class MonitorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Save the monitor's state in the checkpoint that the trainer has just written."""
-        model = kwargs["model"]
-        per_rank = has_sharded_parameters(model)  # each rank has a shard of the gradients
-        if not self.monitor.watching or not (rank() == 0 or per_rank):
-            return
-        own = self.monitor.state_dict()  # which ranks with shards make together
         folder = checkpoint_folder(args, state)
-        if rank() == 0 and not folder.is_dir():
-            warn(
-                f"the trainer wrote no checkpoint {folder}, so the monitor's state of this step is "
-                "not saved",
-                stacklevel=3,
-            )
-            return
-        try:
-            save_state(folder / _state_file(per_rank), own)
-        except RecordError as error:  # a failing monitor must not stop training
-            warn(str(error), stacklevel=3)
-        kept = sorted(path.name for path in folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-        self.monitor.log_event(CHECKPOINT, path=str(folder), kept=kept)
+        if save_monitor_state(self.monitor, folder, kwargs["model"]):
+            kept = folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+            self.monitor.log_checkpoint(folder, [path.name for path in kept])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -227,11 +196,3 @@ class MonitorCallback(TrainerCallback):
     def _conclude(self) -> None:
         """Say the summary and write the report; commands do both themselves."""
         say_the_end(self.monitor)
-
-
-def _state_file(per_rank: bool) -> str:
-    return f"riprap-{rank()}.safetensors" if per_rank else "riprap.safetensors"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -121,6 +121,7 @@ class EngineSession(WatchSession):
                 run.meter.count_step()
             if run.schedule.is_due(run.step, run.tracker.histories.values()):
                 self.evaluate_probes(refresh=False)
+            run.trackers.step(run.step)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from riprap._checks import CheckedCall, named
+from riprap._checks import CheckedCall, named, shown
 from riprap._distributed import is_replica, rank, unwrap_model
 from riprap._formatting import format_score
 from riprap._text import shorten
@@ -66,7 +66,16 @@ from riprap.monitor._summary import cost_text, summarize
 from riprap.monitor._trackers import Tracker, TrackerGroup
 from riprap.monitor._watch_session import MonitoredRun, WatchSession
 from riprap.monitor._watched_model import WatchedModel
-from riprap.record import ANSWERS, PLAN, Reader, Writer, to_dataframe, withdrawn_alerts
+from riprap.record import (
+    ANSWERS,
+    CHECKPOINT,
+    PLAN,
+    TRAINING,
+    Reader,
+    Writer,
+    to_dataframe,
+    withdrawn_alerts,
+)
 from riprap.signals import Signal, default
 from riprap.types import Action, Alert, Forecast, Level
 
@@ -326,6 +335,7 @@ class Monitor(metaclass=CheckedCall):
         if self._watched_model is None:
             self._watched_model = WatchedModel(model, parameters)
         self._started, self._resume_state, self._session = True, None, session
+        self._run.trackers.begin(self)
 
     def _planned(
         self, model: nn.Module, steps: int | None, scheduler: Scheduler | None
@@ -660,6 +670,44 @@ class Monitor(metaclass=CheckedCall):
         if kind in ("ended", "resumed", ANSWERS):
             raise ConfigError(f"event {kind!r} is reserved for the record: choose another name")
         self._run.record.add_event(self.step, kind, facts)
+
+    def log_training(self, **numbers: float) -> None:
+        """Record numbers of the training itself, such as `loss=` and `learning_rate=`.
+
+        Pages show them above the behaviors. The callbacks of trainers do it themselves.
+
+        Raises:
+            ConfigError: a value is no number.
+        """
+        facts: dict[str, float] = {}
+        for name, value in numbers.items():
+            try:
+                facts[name] = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"log_training: {name}={shown(value)} is no number") from error
+        self._run.record.add_event(self.step, TRAINING, facts)
+        self._run.trackers.train(facts, self.step)
+
+    def log_checkpoint(self, path: str | Path, kept: Sequence[str] | None = None) -> None:
+        """Record that a checkpoint was saved, so that the conclusion can name the one to keep.
+
+        The callbacks of trainers do it themselves.
+
+        Args:
+            kept: names of all checkpoints that are still there; None: none was removed.
+        """
+        facts: dict[str, Any] = {"path": str(path)}
+        facts |= {} if kept is None else {"kept": sorted(kept)}
+        self._run.record.add_event(self.step, CHECKPOINT, facts)
+        self._run.record.commit()  # the checkpoint outlives a process that is killed
+
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Add a sink of scores, margins and alerts; see the argument `trackers`."""
+        check_trackers([tracker])
+        if rank() == 0:
+            self._run.trackers.add(tracker)
+            if self._session is not None:
+                self._run.trackers.begin(self)
 
     def _start(self, session: WatchSession) -> None:
         """Evaluate the probes before the first step; refuse what cannot be monitored."""

@@ -54,6 +54,10 @@ class ResilientRecord:
         """Append an event; committed with the next readings."""
         self.writer.add_event(step, kind, **facts)
 
+    def commit(self) -> None:
+        """Commit what is pending."""
+        self._write(self.writer.flush)
+
     def end(self, step: int) -> None:
         """Append the event `ended`, commit, and release the record to other writers."""
         self.writer.add_event(step, "ended", ended=now())

@@ -250,8 +250,9 @@ class WatchSession:
         self._changed_since_read = not update_is_read
 
     def finish(self) -> None:
-        """After a step and what the guard did: note the weights."""
+        """After a step and what the guard did: note the weights, and tell the trackers."""
         self.sample.take()
+        self.run.trackers.step(self.run.step)
 
     def on_skipped_step(self, reason: str = "the gradient scaler found an overflow") -> None:
         """Record that an optimizer skipped its step, by default a fused one."""

@@ -109,7 +109,7 @@ def _try_parts(config: WatchConfig, model: nn.Module, behaviors: list[Behavior])
     """Make the parts that the prediction does not use: what is wrong with them is refused."""
     find_layer(model, config.feature_layer)
     build_guard(config, behaviors)
-    build_selector(config, behaviors, lambda **record: None)
+    build_selector(config.selector, behaviors, lambda **record: None)
 
 
 def _rates(scheduler: Any, steps: int) -> np.ndarray | None:

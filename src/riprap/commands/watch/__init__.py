@@ -15,10 +15,8 @@ require("hf", *EXTRAS["hf"])
 from riprap.commands._data import DataConfig, load_rows
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import load_model
-from riprap.commands.watch._build import build_behavior
 from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
-from riprap.commands.watch._interventions import build_guard, build_selector
 from riprap.commands.watch._resume import TRAINER_FOLDER
 from riprap.commands.watch._run import (
     MODEL_FOLDER,
@@ -31,3 +29,4 @@ from riprap.commands.watch._run import (
     run_watch,
     sft_config,
 )
+from riprap.integrations.config import build_behavior, build_guard, build_selector

@@ -28,18 +28,19 @@ from riprap.commands._encoding import (
 )
 from riprap.commands._live import behavior_rows, live_table, summarize_run
 from riprap.commands._models import SHOWN, load_model
-from riprap.commands.watch._build import build_behaviors, check_behaviors, load_policy
 from riprap.commands.watch._config import LoraConfig, WatchConfig
-from riprap.commands.watch._interventions import (
-    build_guard,
-    build_selector,
-    check_guard,
-    check_selector,
-)
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
 from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
 from riprap.guards import Guard
+from riprap.integrations.config import (
+    build_behaviors,
+    build_monitor,
+    build_selector,
+    check_behaviors,
+    check_monitor_config,
+    check_selector,
+)
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
 from riprap.monitor import Monitor
 from riprap.selection import Selector
@@ -122,11 +123,9 @@ def check_config(config: WatchConfig) -> AlertPolicy:
     Raises:
         RiprapError: a name or a value that the run would refuse.
     """
-    policy, names = load_policy(config.policy), check_behaviors(config)
-    if config.guard is not None:
-        check_guard(config.guard, names)
+    policy = check_monitor_config(config)
     if config.selector is not None:
-        check_selector(config.selector, names)
+        check_selector(config.selector, check_behaviors(config))
     sft_config(config), lora_config(config.lora)
     if config.quantization is not None and config.eval_data is not None and on_cpu():
         raise ConfigError(
@@ -161,31 +160,20 @@ def prepare(
     require_rows_of_tokens(encoded.rows, model)
     notes = [*summary.lines(), *encoded.lines()]
     progress("evaluating probes", 0, 0)
-    protection = build_guard(config, build_behaviors(config, model, tokenizer))
+    behaviors = build_behaviors(config, model, tokenizer)
     metadata = {"task": config.title, "config": config.model_dump(mode="json")}
     metadata |= {"rows": summary.digest, "data": notes}
-    options: dict[str, Any] = {} if config.stop_on is None else {"stop_on": config.stop_on}
-    if "budget" in config.model_fields_set:
-        options["budget"] = config.budget
-    monitor = Monitor(
-        protection.behaviors,
-        policy=policy,
-        probe_every=config.probe_every,
-        run_dir=config.run_dir,
-        feature_layer=config.feature_layer,
-        metadata=metadata,
-        resume=resume,
-        texts=config.texts,
-        **options,
+    monitor, guard, behaviors = build_monitor(
+        config, behaviors, policy, config.run_dir, metadata, resume
     )
     run = TrainingRun(config, monitor, model, tokenizer, encoded.dataset(), checkpoint)
-    run.notes, run.shown, run.guard = notes, encoded.shown, protection.guard
+    run.notes, run.shown, run.guard = notes, encoded.shown, guard
     if config.eval_data is not None:
         encoded = _encode(config, config.eval_data, eval_rows, tokenizer, progress)
         require_rows_of_tokens(encoded.rows, model)
         run.eval_rows = encoded.dataset()
     run.selector = build_selector(
-        config, protection.behaviors, lambda **record: monitor.log_event("selection", **record)
+        config.selector, behaviors, lambda **record: monitor.log_event("selection", **record)
     )
     return run
 

@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from riprap.behaviors import Behavior, probe_sets
-from riprap.commands._models import SHOWN
-from riprap.commands.watch._config import BehaviorConfig, WatchConfig
 from riprap.detectors import AlertPolicy
 from riprap.errors import ConfigError
+from riprap.integrations.config._schema import BehaviorConfig, MonitorConfig
 from riprap.monitor import keep_passing
+
+SHOWN = 300  # characters of a name or an error that a message repeats
 
 
 def load_policy(name: str) -> AlertPolicy:
@@ -21,7 +22,7 @@ def load_policy(name: str) -> AlertPolicy:
     return AlertPolicy.load(Path(name).expanduser()) if is_file else AlertPolicy.named(name)
 
 
-def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
+def build_behaviors(config: MonitorConfig, model: nn.Module, tokenizer: Any) -> list[Behavior]:
     """Build the behaviors to monitor, and check their length against the model's context."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     behaviors = []
@@ -39,7 +40,7 @@ def build_behaviors(config: WatchConfig, model: nn.Module, tokenizer: Any) -> li
     return behaviors
 
 
-def check_behaviors(config: WatchConfig) -> list[str]:
+def check_behaviors(config: MonitorConfig) -> list[str]:
     """Check the behaviors before the model is loaded, and return their names."""
     names = [check_behavior(behavior) for behavior in config.behaviors]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -10,9 +10,9 @@ from typing import Any
 
 from riprap import guards
 from riprap.behaviors import Behavior
-from riprap.commands.watch._config import GuardConfig, SelectorConfig, WatchConfig
 from riprap.errors import ConfigError
 from riprap.guards import Guard, SelfDistillationBuffer
+from riprap.integrations.config._schema import GuardConfig, MonitorConfig, SelectorConfig
 from riprap.selection import Selector
 from riprap.selection.strategies import ALL_STRATEGIES, get_strategy
 
@@ -89,7 +89,7 @@ def _near(name: Any, names: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}"
 
 
-def build_guard(config: WatchConfig, behaviors: list[Behavior]) -> Protection:
+def build_guard(config: MonitorConfig, behaviors: list[Behavior]) -> Protection:
     """Build the guard; one that replays gets half of the probes, and the other half is measured."""
     if config.guard is None:
         return Protection(None, behaviors)
@@ -133,9 +133,11 @@ def check_selector(config: SelectorConfig, behaviors: Sequence[str]) -> None:
     _check_names("selector", config.behaviors, behaviors)
 
 
-def build_selector(config: WatchConfig, behaviors: Sequence[Behavior], log: Any) -> Selector | None:
+def build_selector(
+    selector: SelectorConfig | None, behaviors: Sequence[Behavior], log: Any
+) -> Selector | None:
     """Build the selector; None if all rows are learned."""
-    if (selector := config.selector) is None:
+    if selector is None:
         return None
     names = selector.behaviors or [behavior.name for behavior in behaviors]
     protects = bool(get_strategy(selector.strategy).all_needs & {"harm", "margin_spent"})
