@@ -16,6 +16,7 @@ import yaml
 from riprap import AlertPolicy, Level, Monitor
 from riprap.commands.watch import WatchConfig
 from riprap.diagnosis import Verdict
+from riprap.integrations.config import MonitorConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -224,6 +225,9 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=lambda block: block.where)
 def test_yaml_is_what_its_reader_takes(block: Block) -> None:
     document = yaml.safe_load(block.text)
+    if "plugins" in document:
+        MonitorConfig.parse(document["riprap"], block.where)
+        return
     reader = AlertPolicy if "detectors" in document else WatchConfig
     reader.parse(document, block.where)
 

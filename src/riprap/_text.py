@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_NAME_LENGTH = 200  # characters of a name
@@ -46,3 +48,16 @@ def escape_nested(value: Any) -> Any:
     if isinstance(value, list):
         return [escape_nested(part) for part in value]
     return value
+
+
+def html_text(text: object, tag: str = "p") -> str:
+    """Return a text as HTML: escaped, in one element without attributes."""
+    return f"<{tag}>{html.escape(escape_control_chars(str(text)))}</{tag}>"
+
+
+def html_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as HTML, all of its texts escaped."""
+    lines = ["".join(html_text(cell, "td") for cell in row) for row in rows]
+    head = "".join(html_text(heading, "th") for heading in headings)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from riprap._text import escape_control_chars, html_table, shorten
+
 RUN = ""  # the `behavior` of a reading that concerns the run as a whole
 
 
@@ -95,7 +97,7 @@ class Reading:
         return f"step {self.step}, {name}: {value}{reason}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Forecast:
     """Forecast of the number of steps until the score falls under its floor.
 
@@ -122,6 +124,12 @@ class Forecast:
         """True if the score is already under its floor."""
         return self.high == 0
 
+    def __repr__(self) -> str:
+        """Return the steps until the break with their interval, and the horizon."""
+        parts = f"{_steps(self.median)} ({_steps(self.low)} to {_steps(self.high)})"
+        likely = "" if self.probability is None else f", probability {self.probability:.2g}"
+        return f"<Forecast: break in {parts} of {self.horizon} steps{likely}>"
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Alert:
@@ -144,7 +152,12 @@ class Alert:
 
     def __repr__(self) -> str:
         """Return the line of `str`, and the detector."""
-        return f"<Alert {self.detector}: {self}>"
+        return f"<Alert {shorten(self.detector)}: {_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        about = self.behavior or "training"
+        cells = [self.step, str(self.level), shorten(about), self.detector, self.message]
+        return html_table(["step", "level", "behavior", "detector", "message"], [cells])
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +178,7 @@ class BrokenProbe:
     step: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Action:
     """A guard's action at one step, or the reason why it did nothing.
 
@@ -192,3 +205,20 @@ class Action:
     def __str__(self) -> str:
         unchanged = "" if self.applied else " (training unchanged)"
         return f"step {self.step}, {self.guard}: {self.detail or 'no reason given'}{unchanged}"
+
+    def __repr__(self) -> str:
+        """Return the line of `str`."""
+        return f"<Action {_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        done = "changed training" if self.applied else "left training unchanged"
+        cells = [self.step, shorten(self.guard), self.moment, done, self.detail]
+        return html_table(["step", "guard", "moment", "what it did", "detail"], [cells])
+
+
+def _steps(count: float) -> str:
+    return f"{count:,.0f}" if math.isfinite(count) else "beyond the horizon"
+
+
+def _line(thing: object) -> str:
+    return " ".join(escape_control_chars(str(thing)).split())

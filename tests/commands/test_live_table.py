@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.integrations.terminal import BehaviorRow, LiveTable
 from riprap.types import Level
 
 
@@ -61,7 +61,7 @@ def test_a_terminal_is_redrawn_at_most_eight_times_a_second(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("riprap.commands._live_table.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("riprap.integrations.terminal._table.time.monotonic", lambda: clock[0])
     out = console(terminal=True)
     with LiveTable(["refusal"], 1000, out) as table:
         start = written(out).count("forecast break")

@@ -21,7 +21,7 @@ from report.synthetic import HORIZON, Scene
 from report.test_page import Page
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.cli._app import app
-from riprap.commands._live_table import BehaviorRow, LiveTable
+from riprap.integrations.terminal import BehaviorRow, LiveTable
 from riprap.report import write_report
 from riprap.report._charts import run_figure, save_figure
 from riprap.types import Alert, Forecast, Level, Reading

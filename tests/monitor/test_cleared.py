@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from riprap import AlertPolicy, Behavior, Monitor
-from riprap.commands._live import behavior_rows
 from riprap.detectors import Threshold
+from riprap.integrations.terminal import behavior_rows
 from riprap.record import Reader, Writer
 from riprap.report import write_report
 from riprap.types import Alert, Level

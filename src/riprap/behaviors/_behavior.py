@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._checks import NamedCall, checked, named
-from riprap._text import MAX_NAME_LENGTH, shorten
+from riprap._text import MAX_NAME_LENGTH, html_table, html_text, shorten
 from riprap.behaviors._base import LossFunction, MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._margin_fns import (
     Choice,
@@ -38,6 +38,7 @@ from riprap.behaviors._user_input import parse_list, parse_texts, prompt_text
 from riprap.errors import BehaviorError
 
 DEFAULT_FLOOR = 0.90
+SHOWN_PROBES, SHOWN_TEXT = 3, 100  # in a notebook: how many prompts, and characters of each
 
 
 class Behavior(metaclass=NamedCall):
@@ -113,9 +114,22 @@ class Behavior(metaclass=NamedCall):
         return True  # probes of your own may have no length
 
     def __repr__(self) -> str:
-        probes = f"{len(self)} probes" if hasattr(self.probes, "__len__") else "probes"
+        count = self._count()
+        probes = "probes" if count is None else f"{count} probes"
         kind = type(self.margins).__name__
-        return f"Behavior({self.name!r}, {probes}, {kind}, floor={self.floor})"
+        return f"Behavior({shorten(self.name)!r}, {probes}, {kind}, floor={self.floor})"
+
+    def _count(self) -> int | None:
+        """Return the number of probes; None where probes of your own may count other things."""
+        return len(self) if isinstance(self.probes, ProbeSet | Tensor) else None
+
+    def _repr_html_(self) -> str:
+        count = self._count()
+        probes = "–" if count is None else count
+        cells = [shorten(self.name), probes, type(self.margins).__name__, self.floor]
+        text = html_table(["behavior", "probes", "margin", "floor"], [cells])
+        first = [shorten(own, SHOWN_TEXT) for own in (self.texts or [])[:SHOWN_PROBES]]
+        return text + "".join(html_text(own, "li") for own in first)
 
     @property
     def losses(self) -> LossFunction | None:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from riprap.behaviors import Behavior
-from riprap.commands._live import behavior_rows, live_table, summarize_run
+from riprap.commands._live import live_table, summarize_run
+from riprap.integrations.terminal import behavior_rows
 from riprap.monitor import Monitor
 from riprap.toy import DISPLAY_NAMES, ToyWorld
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,40 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from riprap._extras import EXTRAS, is_installed
-from riprap._formatting import format_forecast
-from riprap.commands._live_table import BehaviorRow, LiveTable
 from riprap.conclusion import conclude
-from riprap.detectors import score
+from riprap.integrations.terminal import LiveTable
 from riprap.monitor import Monitor
-from riprap.types import Level
-
-
-def behavior_rows(monitor: Monitor) -> list[BehaviorRow]:
-    """Rows of the live table after the latest step, one per behavior."""
-    return [_row(monitor, name) for name in monitor.behavior_histories]
-
-
-def _row(monitor: Monitor, name: str) -> BehaviorRow:
-    history = monitor.behavior_histories[name]
-    if not history.steps:
-        return BehaviorRow(name)
-    change = history.latest_interference_per_step()
-    withdrawn = monitor.withdrawals
-    levels = [
-        alert.level
-        for place, alert in enumerate(monitor.alerts)
-        if alert.behavior == name and place not in withdrawn
-    ]
-    return BehaviorRow(
-        name,
-        score(history.margins[-1]),
-        float(history.margins[-1].mean()),
-        None if math.isnan(change) else change,
-        format_forecast(monitor.forecasts.get(name)),
-        max(levels, key=lambda level: Level(level).rank, default=None),
-        history.broken_at,
-        history.step,
-    )
 
 
 def live_table(monitor: Monitor, steps: int, quiet: bool = False) -> LiveTable:

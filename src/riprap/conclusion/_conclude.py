@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riprap._text import escape_control_chars
+from riprap._text import escape_control_chars, html_table, html_text
 from riprap.conclusion._facts import RunFacts
 from riprap.conclusion._outcome import BehaviorOutcome
 from riprap.conclusion._sentences import advice, first_line, numbers
@@ -18,7 +18,7 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conclusion:
     """What a run came to.
 
@@ -42,6 +42,16 @@ class Conclusion:
     keep: int | None
     checkpoint: str | None
     finished: bool
+
+    def __repr__(self) -> str:
+        """Return the first line."""
+        return f"<Conclusion: {self.line}>"
+
+    def _repr_html_(self) -> str:
+        rows = [[own.name, str(own.state), own.first, own.last] for own in self.outcomes]
+        table = html_table(["behavior", "state", "score at the start", "last score"], rows)
+        advice = html_text(f"What would help: {self.advice}") if self.advice else ""
+        return html_text(self.line, "strong") + table + advice + html_text(self.limits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""

@@ -5,6 +5,7 @@
 - `riprap.integrations.axolotl`: a plugin for Axolotl.
 - `riprap.integrations.accelerate`: a tracker for loops with Accelerate (`riprap[hf]`).
 - `riprap.integrations.trackers`: trackers, CSV files and webhooks for a loop of your own.
+- `riprap.integrations.terminal`: a live table in the terminal (`riprap[cli]`).
 - `riprap.integrations.config`: monitors from configuration files.
 - `riprap.integrations.smollm2`: a small instruct model from PyPI (`riprap[smollm2]`).
 """

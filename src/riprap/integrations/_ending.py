@@ -43,12 +43,18 @@ def describe(value: Any) -> str:
 
 
 def say_the_end(monitor: Monitor) -> None:
-    """Say the run's summary, and write its report into `run_dir`; on the first rank only."""
+    """Say the run's summary, and write its report into `run_dir`; on the first rank only.
+
+    The summary is left out if a tracker has said it.
+    """
     if rank() != 0:
         return
-    lines = [monitor.summary()]
+    is_said = any(tracker.says_the_end for tracker in monitor.trackers)
+    lines = [] if is_said else [monitor.summary()]
     if monitor.record.path is not None:
         lines += [f"Record: {monitor.record.path}", _report_line(monitor, monitor.record.path)]
+    if not lines:
+        return
     text = escape_control_chars("\n".join(lines))
     with beside_progress_bars():
         if in_terminal():

@@ -13,8 +13,8 @@ from torch import nn
 
 from riprap._checks import CheckedCall, named, shown
 from riprap._distributed import is_replica, rank, unwrap_model
-from riprap._formatting import format_score
-from riprap._text import shorten
+from riprap._formatting import format_forecast, format_score
+from riprap._text import html_table, html_text, shorten
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.conclusion import conclude
@@ -430,6 +430,7 @@ class Monitor(metaclass=CheckedCall):
             self._watched_model.note_end(
                 session.probe_runner.model, session.probe_runner.parameters
             )
+        self._run.trackers.end()
 
     def evaluate_last_step(self) -> None:
         """Evaluate the probes now, unless they were evaluated after the last step.
@@ -527,6 +528,11 @@ class Monitor(metaclass=CheckedCall):
     def watching(self) -> bool:
         """True while a watch is open."""
         return self._session is not None
+
+    @property
+    def trackers(self) -> list[Tracker]:
+        """The sinks of scores, margins and alerts that have not failed."""
+        return list(self._run.trackers)
 
     @property
     def alerts(self) -> list[Alert]:
@@ -631,12 +637,27 @@ class Monitor(metaclass=CheckedCall):
 
     def __repr__(self) -> str:
         """Return the behaviors with their scores, and the number of steps and standing alerts."""
-        scores = [
-            f"{name} {score(history.margins[-1]):.2f}" if history.steps else name
-            for name, history in self.behavior_histories.items()
-        ]
-        alerts = f"{len(self.alerts) - len(self.withdrawals)} alerts"
+        scores = []
+        for name, history in self.behavior_histories.items():
+            now = format_score(score(history.margins[-1]), history.floor) if history.steps else ""
+            scores.append(f"{shorten(name)} {now}".strip())
+        count = len(self.alerts) - len(self.withdrawals)
+        alerts = "1 alert" if count == 1 else f"{count} alerts"
         return f"<Monitor: {', '.join(scores)}; step {self.step}, {alerts}>"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, history in self.behavior_histories.items():
+            read = [score(history.margins[at]) for at in (0, -1)] if history.steps else []
+            start, now = [format_score(own, history.floor) for own in read] or ("–", "–")
+            level = self._run.tracker.standing_level(name)
+            broke = "" if history.broken_at is None else f"step {history.broken_at}"
+            forecast = format_forecast(self.forecasts.get(name))
+            cells = [shorten(name), start, now, history.floor, forecast, level or "", broke]
+            rows.append(cells)
+        heads = ["behavior", "score at the start", "score now", "floor", "forecast break"]
+        table = html_table([*heads, "alert", "broke"], rows)
+        return html_text(f"Monitor, step {self.step}", "strong") + table
 
     def record_skipped_step(self, reason: str) -> None:
         """Record that the optimizer's step was skipped; for integrations that can detect it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from riprap._warnings import warn
 from riprap.types import Alert
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Sink of numbers and alerts. Overwrite what the sink can take; see `integrations.trackers`."""
+    """Sink of numbers and alerts. Overwrite what the sink can take; see `integrations.trackers`.
+
+    Attributes:
+        says_the_end: whether `end` says the summary of the run, so that callbacks need not.
+    """
+
+    says_the_end: ClassVar[bool] = False
 
     def begin(self, monitor: Monitor) -> None:
         """Note that a watch has begun; its first evaluation is over."""
@@ -37,6 +43,9 @@ class Tracker:
 
     def flush(self) -> None:
         """Write what is pending; called at the end of each watch."""
+
+    def end(self) -> None:
+        """Note that the watch and its record have ended."""
 
 
 class TrackerGroup:
@@ -90,6 +99,14 @@ class TrackerGroup:
         """Let all trackers write what is pending: the watch ends."""
         self._begun.clear()
         self._each(lambda tracker: tracker.flush())
+
+    def end(self) -> None:
+        """Tell all trackers that the watch has ended; the record takes no failures any more."""
+        for tracker in self._trackers:
+            try:
+                tracker.end()
+            except Exception as error:  # noqa: BLE001 a tracker's failure never ends a run
+                warn(f"the tracker {type(tracker).__name__} failed at the end: {error}")
 
     def _each(
         self, call: Callable[[Tracker], None], trackers: Sequence[Tracker] | None = None

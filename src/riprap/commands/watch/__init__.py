@@ -13,7 +13,7 @@ from riprap._extras import EXTRAS, require
 require("hf", *EXTRAS["hf"])
 
 from riprap.commands._data import DataConfig, load_rows
-from riprap.commands._live import behavior_rows, live_table, summarize_run
+from riprap.commands._live import live_table, summarize_run
 from riprap.commands._models import load_model
 from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
@@ -30,3 +30,4 @@ from riprap.commands.watch._run import (
     sft_config,
 )
 from riprap.integrations.config import build_behavior, build_guard, build_selector
+from riprap.integrations.terminal import behavior_rows

@@ -26,7 +26,7 @@ from riprap.commands._encoding import (
     print_data,
     require_rows_of_tokens,
 )
-from riprap.commands._live import behavior_rows, live_table, summarize_run
+from riprap.commands._live import live_table, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.watch._config import LoraConfig, WatchConfig
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
@@ -42,6 +42,7 @@ from riprap.integrations.config import (
     check_selector,
 )
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
+from riprap.integrations.terminal import behavior_rows
 from riprap.monitor import Monitor
 from riprap.selection import Selector
 

@@ -1,4 +1,4 @@
-"""Live table of `riprap demo` and `riprap watch`: one line per behavior, and a progress bar."""
+"""Live table: one line per behavior, and a progress bar."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class LiveTable:
         self._progress = Progress(
             TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         )
-        self._bar = self._progress.add_task("", total=total_steps)
+        self._bar = self._progress.add_task("", total=total_steps or None)
         self._live: Live | None = None
         self._note = ""
 
     def set_total(self, steps: int) -> None:
         """Set the number of steps of the run."""
         self._total = steps
-        self._progress.update(self._bar, total=steps)
+        self._progress.update(self._bar, total=steps or None)
 
     def note(self, text: str) -> None:
         """Show a short text beside the step, such as the training loss."""
@@ -97,8 +97,12 @@ class LiveTable:
             if time.monotonic() - self._drawn_at >= REDRAW_SECONDS:
                 self._live.update(self._render(), refresh=True)
                 self._drawn_at = time.monotonic()
-        elif worse or step - self._printed_step >= max(self._total / MAX_PLAIN_LINES, 1):
+        elif worse or step - self._printed_step >= self._interval():
             self._print_line()
+
+    def _interval(self) -> float:
+        """Return the steps between two plain lines: a tenth of the run, or of the steps so far."""
+        return max((self._total or self._step) / MAX_PLAIN_LINES, 1)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
@@ -116,7 +120,8 @@ class LiveTable:
         """Print one plain line with the state of all behaviors."""
         self._printed_step = self._step
         states = "; ".join(_plain_text(row, self._step) for row in self._rows.values())
-        place = f"step {self._step}/{self._total}" + (f", {self._note}" if self._note else "")
+        total = f"/{self._total}" if self._total else ""
+        place = f"step {self._step}{total}" + (f", {self._note}" if self._note else "")
         self._console.print(Text(f"{place}: {states}"), soft_wrap=True)
 
 
