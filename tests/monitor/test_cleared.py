@@ -71,7 +71,7 @@ def test_it_is_said_once_and_withdrawn_once(tmp_path: Path) -> None:
         "Alerts that stand: warning at step 8. Withdrawn alerts: warning at step 2 (withdrawn"
     )
     assert f"{expected} at step 6)." in monitor.summary()
-    assert "step 8, 1 alerts" in str(monitor)
+    assert "step 8, 1 alert" in str(monitor)
 
 
 def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None:
