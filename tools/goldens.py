@@ -166,7 +166,7 @@ def demo(folder: Path) -> tuple[Path, dict[str, str]]:
     from riprap.commands import run_demo
     from riprap.toy import DISPLAY_NAMES, PRETRAINED_TASKS
 
-    run = Path(run_demo(1000, folder, quiet=True)["run"])
+    run = Path(run_demo(1000, folder / "demo", quiet=True)["run"])
     return run, {DISPLAY_NAMES[name]: name for name in PRETRAINED_TASKS}
 
 

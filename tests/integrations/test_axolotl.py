@@ -32,7 +32,7 @@ def document(tmp_path: Path, **block: Any) -> dict[str, Any]:
 
 
 def test_the_example_is_a_block_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = yaml.safe_load((ROOT / "examples" / "axolotl.yaml").read_text(encoding="utf-8"))
+    file = yaml.safe_load((ROOT / "examples" / "axolotl.yml").read_text(encoding="utf-8"))
     cfg, (plugin,) = axolotl_stand_in.load(file)
     assert type(plugin).__mro__[1].__module__ == "axolotl.integrations.base"
     assert cfg.riprap == file["riprap"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +25,19 @@ def demo(
     run: Path = typer.Option(Path("runs"), help="Folder in which the run's folder is made."),
     as_json: bool = AS_JSON,
 ) -> int:
-    """Watch a small model lose one skill while it learns another; takes under a minute."""
-    from riprap.commands import run_demo
+    """Show three recorded trainings on a page, and watch a small model lose a skill beside them.
 
-    _finish_watch(run_demo(seed, run, quiet=as_json), as_json)
+    The training takes under a minute. In a terminal, the page stays until Ctrl-C.
+    """
+    from riprap.commands import demo_folder, demo_page, run_demo
+
+    run_dir, console = demo_folder(run), Console(stderr=as_json)
+    with demo_page(run_dir, console) as address:
+        _finish_watch(run_demo(seed, run_dir, quiet=as_json), as_json)
+        if address is not None and sys.stdout.isatty():
+            console.print(f"The page stays at {address} until Ctrl-C.", highlight=False)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
     return 0  # the broken behavior is what the demo shows, not a finding
 
 

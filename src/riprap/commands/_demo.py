@@ -1,8 +1,13 @@
-"""`riprap demo`: a small model learns a new task, and its monitor reports the damage."""
+"""`riprap demo`: a page with recorded runs, and a run of its own that appears on it."""
 
 from __future__ import annotations
 
 import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +15,25 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from riprap.behaviors import Behavior
+from riprap._extras import EXTRAS, is_installed
 from riprap.commands._live import live_table, summarize_run
 from riprap.integrations.terminal import behavior_rows
 from riprap.monitor import Monitor
-from riprap.toy import DISPLAY_NAMES, ToyWorld
+from riprap.toy import STORIES, ToyWorld, unpack_stories
 
 STEPS = 200
+STORY_FOLDER = "demo-stories"  # inside the folder of runs
 
 
-def run_demo(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
+def demo_folder(runs: Path) -> Path:
+    """Return the folder of a new run of the demo, in the folder of runs."""
+    return runs / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def run_demo(seed: int, run_dir: Path, quiet: bool = False) -> dict[str, Any]:
     """Pretrain the toy model unless it is cached, then monitor it while it learns multiplication.
 
-    Return the summary of the run, whose folder is made in `runs`, and the new task's accuracy.
+    Return the summary of the run, and the new task's accuracy.
     """
     torch.set_num_threads(1)  # the model is too small for two cores
     console = Console(stderr=True) if quiet else Console()
@@ -34,25 +45,59 @@ def run_demo(seed: int, runs: Path, quiet: bool = False) -> dict[str, Any]:
         )
     console.print("A small model can add (modulo 23), refuse harmful requests, and answer others.")
     console.print("Now it is trained to multiply the same numbers.\n")
-    run_dir = runs / f"demo-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    metadata = {"task": "Toy model learning multiplication", "seed": seed}
-    behaviors = list(map(_renamed, world.behaviors()))
+    metadata = {"task": "Your own run: a toy model learns multiplication", "seed": seed}
+    behaviors = world.displayed(world.behaviors())
     # Without a budget: the same readings on each machine.
     monitor = Monitor(behaviors, run_dir=run_dir, metadata=metadata, budget=None)
     optimizer, batches = world.optimizer(model), world.batches("C", seed=seed)
     with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):
         for step in range(1, STEPS + 1):
-            world.loss(model, next(batches)).backward()
+            loss = world.loss(model, next(batches))
+            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            if step % 5 == 0:
+                rate = optimizer.param_groups[0]["lr"]
+                monitor.log_training(loss=loss, learning_rate=rate)
             table.update(step, behavior_rows(monitor))
     return summarize_run(monitor, run_dir) | {"new_task_accuracy": world.evaluate(model, "C")}
 
 
-def _renamed(behavior: Behavior) -> Behavior:
-    """Copy a behavior of the toy world under its display name."""
-    contrast = None if behavior.contrast is None else DISPLAY_NAMES[behavior.contrast]
-    name = DISPLAY_NAMES[behavior.name]
-    own = Behavior(name, behavior.probes, behavior.margins, behavior.floor, contrast=contrast)
-    own.texts, own.tokenizer = behavior.texts, behavior.tokenizer
-    return own
+@contextmanager
+def demo_page(run_dir: Path, console: Console) -> Iterator[str | None]:
+    """Serve a page of the recorded stories and of the run that will be in `run_dir`.
+
+    Yields its address; None without the extra `dashboard`, which is said then.
+    """
+    stories = run_dir.parent / STORY_FOLDER
+    unpack_stories(stories)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    console.print("Three recorded trainings, and one that begins now:")
+    for title in STORIES.values():
+        console.print(f"  {title}", highlight=False)
+    if not all(map(is_installed, EXTRAS["dashboard"])):
+        text = f"to look at them: pip install 'riprap[dashboard]', riprap dashboard {stories}"
+        console.print(f"{text}\n", markup=False, highlight=False, soft_wrap=True)
+        yield None
+        return
+    command = [sys.executable, "-m", "riprap", "dashboard", str(stories), str(run_dir)]
+    # A process of its own: the page answers while this one trains.
+    page = subprocess.Popen(
+        [*command, "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert page.stdout is not None
+        address = page.stdout.readline().partition("live page: ")[2].strip() or None
+        if address is None:
+            console.print("The page did not start; the training goes on without it.\n")
+        else:
+            console.print(f"Look at them: {address}\n", highlight=False, soft_wrap=True)
+        yield address
+    finally:
+        page.terminate()
+        page.wait(30)
+        if page.stdout is not None:
+            page.stdout.close()

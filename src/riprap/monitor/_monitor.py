@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from riprap._checks import CheckedCall, named, shown
 from riprap._distributed import is_replica, rank, unwrap_model
@@ -692,7 +692,7 @@ class Monitor(metaclass=CheckedCall):
             raise ConfigError(f"event {kind!r} is reserved for the record: choose another name")
         self._run.record.add_event(self.step, kind, facts)
 
-    def log_training(self, **numbers: float) -> None:
+    def log_training(self, **numbers: float | Tensor) -> None:
         """Record numbers of the training itself, such as `loss=` and `learning_rate=`.
 
         Pages show them above the behaviors. The callbacks of trainers do it themselves.
@@ -703,7 +703,7 @@ class Monitor(metaclass=CheckedCall):
         facts: dict[str, float] = {}
         for name, value in numbers.items():
             try:
-                facts[name] = float(value)
+                facts[name] = float(value.detach() if isinstance(value, Tensor) else value)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"log_training: {name}={shown(value)} is no number") from error
         self._run.record.add_event(self.step, TRAINING, facts)

@@ -3,10 +3,12 @@
 - `ToyWorld`, `ToyConfig`: tasks, pretrained model, optimizer, batches and behaviors.
 - `PRETRAINED_TASKS`, `DISPLAY_NAMES`: ids of the tasks, and their readable names.
 - `Examples`, `Vocabulary`: prompts with answers, and the tokens that they consist of.
+- `STORIES`, `unpack_stories`: recorded runs to look at.
 - `random_llama`, `batches`, `fit`, `train_or_load`, `fingerprint`, `CACHE`, `Progress`: parts for
   other worlds.
 """
 
+from riprap.toy._stories import STORIES, unpack_stories
 from riprap.toy._tasks import Examples, Vocabulary
 from riprap.toy._training import (
     CACHE,
@@ -23,6 +25,7 @@ __all__ = [
     "CACHE",
     "DISPLAY_NAMES",
     "PRETRAINED_TASKS",
+    "STORIES",
     "Examples",
     "Progress",
     "ToyConfig",
@@ -33,4 +36,5 @@ __all__ = [
     "fit",
     "random_llama",
     "train_or_load",
+    "unpack_stories",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +177,15 @@ class ToyWorld:
     def truth(self) -> dict[str, Examples]:
         """Return held-out inputs of the old tasks, none of them a probe."""
         return {task: rest for task, (_, rest) in self._splits().items()}
+
+    @staticmethod
+    def displayed(behaviors: Sequence[Behavior]) -> list[Behavior]:
+        """Copy behaviors of this world under the names that people read."""
+        copies = [copy.copy(behavior) for behavior in behaviors]
+        for own in copies:
+            own.name = DISPLAY_NAMES[own.name]
+            own.contrast = None if own.contrast is None else DISPLAY_NAMES[own.contrast]
+        return copies
 
     def _splits(self) -> dict[str, tuple[Examples, Examples]]:
         """Split each old task into probes and held-out inputs, as copies."""

@@ -1,0 +1,91 @@
+"""The stories of `riprap demo`: small, true, and on a page before the demo trains."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import urllib.request
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from riprap.commands import demo_folder, demo_page
+from riprap.conclusion import conclude
+from riprap.record import Reader
+from riprap.toy import STORIES, unpack_stories
+from tools.demo_stories import SETUPS, make
+
+MAX_BYTES = 300_000
+
+
+def test_the_stories_are_small_and_say_what_they_should(tmp_path: Path) -> None:
+    packed = resources.files("riprap.toy") / "stories"
+    assert {own.name for own in packed.iterdir()} == {f"{name}.sqlite.xz" for name in STORIES}
+    assert sum(len(own.read_bytes()) for own in packed.iterdir()) < MAX_BYTES
+    caught, lost, nothing = (conclude(folder) for folder in unpack_stories(tmp_path))
+    assert all(own.finished for own in (caught, lost, nothing))
+    assert "Addition was kept; a guard acted after an alert" in caught.line
+    assert "Addition broke at step 20; announced at step 3" in lost.line
+    assert "AutoGuard" in lost.advice
+    assert nothing.line.startswith("Training changed nothing")
+    for folder, title in zip(unpack_stories(tmp_path), STORIES.values(), strict=True):
+        with Reader(folder) as reader:
+            assert reader.meta()["notes"]["task"] == title
+            losses = [e["facts"]["loss"] for e in reader.events() if e["kind"] == "training"]
+        assert (losses[-1] < 0.5 * losses[0]) == (folder.name != "nothing-trained")
+
+
+def test_they_are_unpacked_once(tmp_path: Path) -> None:
+    first, *_ = unpack_stories(tmp_path)
+    (first / "record.sqlite").write_bytes(b"looked at")
+    unpack_stories(tmp_path)
+    assert (first / "record.sqlite").read_bytes() == b"looked at"
+
+
+@pytest.mark.slow
+def test_the_command_makes_what_is_shipped(tmp_path: Path) -> None:
+    """The first steps of each, again: the same margins, but for the last digits of a machine."""
+    assert list(SETUPS) == list(STORIES)
+    for shipped in unpack_stories(tmp_path / "shipped"):
+        made = tmp_path / "made" / shipped.name
+        made.mkdir(parents=True)
+        (made / "record.sqlite").write_bytes(lzma.decompress(make(shipped.name, steps=6)))
+        with Reader(shipped) as old, Reader(made) as new:
+            for name in old.units("score"):
+                before, after = old.margins(name), new.margins(name)
+                for step in (0, 1, 2, 3):
+                    np.testing.assert_allclose(after[step], before[step], rtol=0, atol=1e-2)
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_page_shows_them_before_the_training(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with demo_page(demo_folder(tmp_path), console) as address:
+        assert address is not None and address in written(console)
+        texts = []
+        for key in (1, 2, 3):
+            with urllib.request.urlopen(f"{address}runs/{key}") as answer:
+                texts.append(answer.read().decode())
+        for text, title in zip(texts, STORIES.values(), strict=True):
+            assert title in text
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address)
+
+
+def test_without_the_extra_it_says_how_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riprap.commands._demo.is_installed", lambda name: name != "uvicorn")
+    console = Console(file=io.StringIO(), width=200)
+    with demo_page(demo_folder(tmp_path), console) as address:
+        assert address is None
+    assert "pip install 'riprap[dashboard]'" in written(console)
+    assert str(tmp_path / "demo-stories") in written(console)
+    assert (tmp_path / "demo-stories" / "the-loss-fell" / "record.sqlite").is_file()
