@@ -69,9 +69,11 @@ def test_the_page_shows_them_before_the_training(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     with demo_page(demo_folder(tmp_path), console) as address:
         assert address is not None and address in written(console)
+        page, _, query = address.partition("?")
+        assert query == "show=4"
         texts = []
-        for key in (1, 2, 3):
-            with urllib.request.urlopen(f"{address}runs/{key}") as answer:
+        for key in (3, 2, 1):  # the page begins with the highest
+            with urllib.request.urlopen(f"{page}runs/{key}") as answer:
                 texts.append(answer.read().decode())
         for text, title in zip(texts, STORIES.values(), strict=True):
             assert title in text

@@ -91,6 +91,8 @@ def demo_page(run_dir: Path, console: Console) -> Iterator[str | None]:
     try:
         assert page.stdout is not None
         address = page.stdout.readline().partition("live page: ")[2].strip() or None
+        if address is not None:
+            address += f"?show={len(STORIES) + 1}"  # all runs, where a page shows two at first
         if address is None:
             console.print("The page did not start; the training goes on without it.\n")
         else:

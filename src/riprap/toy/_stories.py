@@ -17,15 +17,12 @@ STORIES = {  # title of each record
 
 def unpack_stories(folder: Path) -> list[Path]:
     """Write each story into a folder of its own, unless it is there; return these folders."""
-    found = []
-    for name in STORIES:
-        own = folder / name
-        file = own / FILE_NAME
+    for name in reversed(STORIES):  # pages begin with the run that was written last
+        file = folder / name / FILE_NAME
         if not file.is_file():
             packed = resources.files("riprap.toy") / "stories" / f"{name}.sqlite.xz"
-            own.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
             partial.write_bytes(lzma.decompress(packed.read_bytes()))
             partial.rename(file)
-        found.append(own)
-    return found
+    return [folder / name for name in STORIES]

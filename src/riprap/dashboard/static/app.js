@@ -7,7 +7,7 @@ import { count, element, put } from "./dom.js";
 import { createLane } from "./lane.js";
 import { shownRange, startZoom } from "./zoom.js";
 
-const SHOWN_AT_FIRST = 2;
+const SHOWN_AT_FIRST = Number(new URLSearchParams(location.search).get("show")) || 2;
 const MUCH_LONGER = 4; // runs have one axis of steps, unless one is so many times longer
 const RETRY = 3000; // milliseconds, after a view that could not be read
 const runs = new Map();
