@@ -27,7 +27,7 @@ FLOORS = [
     {"behaviors", "record"},
     {"evaluation"},
     {"signals", "selection", "detectors"},
-    {"guards", "diagnosis", "prediction", "conclusion"},
+    {"guards", "diagnosis", "prediction", "conclusion", "evals"},
     {"monitor"},
     {"report", "dashboard", "toy"},
     {"integrations"},
@@ -219,7 +219,7 @@ def test_no_function_or_class_shadows_a_module() -> None:
 
 def test_implementation_modules_are_private() -> None:
     public = {"types", "errors", "__init__", "__main__"}
-    public |= {"hf", "lightning", "axolotl", "accelerate", "smollm2", "trackers"}
+    public |= {"hf", "lightning", "axolotl", "accelerate", "lm_eval", "smollm2", "trackers"}
     names = {file.stem for file in SOURCE.rglob("*.py")}
     assert {name for name in names if not name.startswith("_")} <= public
 

@@ -8,6 +8,7 @@ from riprap import __version__
 from riprap.cli._common import CommandGroup
 from riprap.cli._dashboard import app as dashboard_app
 from riprap.cli._diagnose import app as diagnose_app
+from riprap.cli._eval import app as eval_app
 from riprap.cli._gate import app as gate_app
 from riprap.cli._policies import policy_app
 from riprap.cli._preflight import app as preflight_app
@@ -23,6 +24,7 @@ app.add_typer(runs_app)
 app.add_typer(dashboard_app)
 app.add_typer(preflight_app)
 app.add_typer(diagnose_app)
+app.add_typer(eval_app)
 app.add_typer(gate_app)
 app.add_typer(policy_app, name="policy")
 

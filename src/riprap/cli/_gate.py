@@ -19,14 +19,18 @@ STYLES = {"met": "green", "failed": "bold red", "unknown": "yellow", "skipped": 
 @app.command()
 @command
 def gate(
-    subject: str = typer.Argument(..., metavar="RUN|BASE", help="Folder of a run; or base model."),
+    subject: str = typer.Argument(
+        ..., metavar="RUN|BASE", help="Folder of a run, or of evals; or base model."
+    ),
     tuned: str | None = typer.Argument(
-        None, help="With BASE: the tuned model, or the folder of a LoRA adapter of BASE."
+        None,
+        help="With BASE: the tuned model, or the folder of a LoRA adapter of BASE; with evals of "
+        "BASE: those of the tuned model.",
     ),
     require: list[str] = typer.Option(
         [],
-        help="Requirements: 'NAME>=SCORE' and 'no LEVEL', with commas between them; repeatable. "
-        "Default: each behavior at or above its floor.",
+        help="Requirements: 'NAME>=SCORE', 'NAME<=SCORE' and 'no LEVEL', with commas; repeatable. "
+        "Default: each behavior at or above its floor; of evals, no metric worse than before.",
     ),
     n_probes: int | None = typer.Option(
         None, help="With BASE: number of probes per behavior (48)."
@@ -41,13 +45,24 @@ def gate(
 
     Exit code 0: all are met; 2: one failed; 3: too little was measured to say; 1: an error.
     """
-    from riprap.commands.gate import check_models, check_run, parse_requirements, to_junit
+    from riprap.commands.gate import (
+        check_evals,
+        check_models,
+        check_run,
+        parse_requirements,
+        to_junit,
+    )
+    from riprap.evals import is_evals
     from riprap.record import FILE_NAME
 
     wanted = parse_requirements(",".join(require)) if require else None
-    if tuned is None:
-        if n_probes is not None or refusal_prefixes:
-            raise ConfigError("--n-probes and --refusal-prefixes need two models: BASE and TUNED")
+    of_evals = is_evals(Path(subject))
+    if (tuned is None or of_evals) and (n_probes is not None or refusal_prefixes):
+        raise ConfigError("--n-probes and --refusal-prefixes need two models: BASE and TUNED")
+    if of_evals:
+        base = None if tuned is None else Path(subject)
+        result = check_evals(Path(tuned or subject), base, wanted)
+    elif tuned is None:
         result = check_run(Path(subject), wanted)
     else:
         if (Path(subject) / FILE_NAME).is_file():

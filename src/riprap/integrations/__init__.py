@@ -7,5 +7,6 @@
 - `riprap.integrations.trackers`: trackers, CSV files and webhooks for a loop of your own.
 - `riprap.integrations.terminal`: a live table in the terminal (`riprap[cli]`).
 - `riprap.integrations.config`: monitors from configuration files.
+- `riprap.integrations.lm_eval`: lm-eval's tasks on a live model (needs the package lm_eval).
 - `riprap.integrations.smollm2`: a small instruct model from PyPI (`riprap[smollm2]`).
 """

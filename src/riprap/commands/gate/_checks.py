@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from riprap._formatting import format_score
-from riprap.commands.gate._requirements import NoAlert, Requirement, ScoreAtLeast
+from riprap.commands.gate._requirements import NoAlert, Requirement, ScoreAtLeast, ScoreAtMost
 from riprap.detectors import Power, score_interval
 from riprap.errors import ConfigError
 from riprap.types import Alert
@@ -146,6 +146,8 @@ def check_all(
                 checks.append(Check(str(own), Status.UNKNOWN, "not known", note=standing))
             else:
                 checks.append(check_alerts(own, standing))
+        elif isinstance(own, ScoreAtMost):
+            raise ConfigError(f"{str(own)!r} is for results of `riprap eval`: scores have floors")
         elif own.behavior not in scores:
             known = ", ".join(scores) or "none"
             raise ConfigError(f"{str(own)!r}: no such behavior was measured; there are: {known}")

@@ -32,11 +32,22 @@ class NoAlert:
         return f"no {self.level}"
 
 
-Requirement = ScoreAtLeast | NoAlert
+@dataclass(frozen=True)
+class ScoreAtMost:
+    """A metric of evals, for which low values are good, is at most a number in [0, 1)."""
+
+    behavior: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.behavior}<={self.score:g}"
+
+
+Requirement = ScoreAtLeast | ScoreAtMost | NoAlert
 
 
 def parse_requirements(text: str) -> list[Requirement]:
-    """Read requirements that are separated by commas: `NAME>=SCORE`, or `no LEVEL`.
+    """Read requirements that are separated by commas: `NAME>=SCORE`, `NAME<=SCORE`, `no LEVEL`.
 
     Raises:
         ConfigError: a part is neither, a score is not in (0, 1], or one is required twice.
@@ -45,7 +56,7 @@ def parse_requirements(text: str) -> list[Requirement]:
     if not parts:
         raise ConfigError(f"the requirement is empty: give for instance {EXAMPLE!r}")
     found = [_parse(part) for part in parts]
-    names = [own.behavior if isinstance(own, ScoreAtLeast) else "an alert level" for own in found]
+    names = ["an alert level" if isinstance(own, NoAlert) else own.behavior for own in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"{twice} is required twice: give one requirement for it")
@@ -57,13 +68,17 @@ def _parse(part: str) -> Requirement:
         if match[1] in list(Level):
             return NoAlert(Level(match[1]))
         raise ConfigError(f"{part!r} names no alert level: use {', '.join(Level)}")
-    match = re.fullmatch(r"(.+?)\s*>=\s*(\S+)", part)
+    match = re.fullmatch(r"(.+?)\s*([<>])=\s*(\S+)", part)
     if match is None:
         raise ConfigError(f"cannot read {part!r} as a requirement: write for instance {EXAMPLE!r}")
     try:
-        score = float(match[2])
+        score = float(match[3])
     except ValueError:
-        raise ConfigError(f"{part!r}: {match[2]!r} is not a number") from None
+        raise ConfigError(f"{part!r}: {match[3]!r} is not a number") from None
+    if match[2] == "<":
+        if not 0 <= score < 1:
+            raise ConfigError(f"{part!r}: give a number of at least 0 and under 1")
+        return ScoreAtMost(match[1], score)
     if not 0 < score <= 1:
         raise ConfigError(f"{part!r}: a score is a share; give a number above 0 and at most 1")
     return ScoreAtLeast(match[1], score)

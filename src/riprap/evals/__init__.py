@@ -1,0 +1,64 @@
+"""Evals of a live model by generation and by likelihood, for checkpoints and before training.
+
+- `evaluate`: run suites or tasks; `EvalResult`, `TaskResult`, `EvalRow`: what came out;
+  `load_evals`, `is_evals`: read it again.
+- `judges`: judges of answers, of the protocol of the package judgezoo.
+- `Estimate`, `estimate`, `wilson`, `Agreement`, `agreement`: shares, intervals and kappa.
+- `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
+  texts.
+- `Continuation`, `encode_pair`, `score_pairs`: log-likelihoods of continuations.
+- `SUITES`, `task_names`: what there is to run.
+"""
+
+from riprap.evals._answers import Judging
+from riprap.evals._estimates import Agreement, Estimate, agreement, estimate, wilson
+from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
+from riprap.evals._result import (
+    FILE_NAME,
+    EvalResult,
+    EvalRow,
+    TaskResult,
+    is_evals,
+    load_evals,
+)
+from riprap.evals._run import evaluate
+from riprap.evals._tasks import SUITES, all_tasks
+from riprap.evals._text_metrics import (
+    final_number,
+    marked_number,
+    normalize_answer,
+    squad_prediction,
+    squad_scores,
+)
+
+
+def task_names() -> list[str]:
+    """Return the names of all tasks."""
+    return list(all_tasks(Judging(())))
+
+
+__all__ = [
+    "FILE_NAME",
+    "SUITES",
+    "Agreement",
+    "Continuation",
+    "Estimate",
+    "EvalResult",
+    "EvalRow",
+    "TaskResult",
+    "agreement",
+    "encode_pair",
+    "estimate",
+    "evaluate",
+    "final_number",
+    "is_evals",
+    "load_evals",
+    "longest_input",
+    "marked_number",
+    "normalize_answer",
+    "score_pairs",
+    "squad_prediction",
+    "squad_scores",
+    "task_names",
+    "wilson",
+]

@@ -1,0 +1,161 @@
+"""Results of evals: estimates with their rows, in a JSON file that other commands read."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from riprap._text import escape_nested
+from riprap.errors import ConfigError
+from riprap.evals._estimates import Agreement, Estimate
+
+FORMAT = "riprap.evals/1"
+FILE_NAME = "evals.json"
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One row of a task.
+
+    Attributes:
+        key: hash of the row's request: the same in evals of other models.
+        values: what each metric says of this row, in [0, 1].
+        shown: beginning of the request, and of the answer where it may be stored.
+    """
+
+    key: str
+    values: dict[str, float]
+    shown: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What one task measured.
+
+    Attributes:
+        scores: estimate of each metric; the first is the main one.
+        lower_is_better: whether small values are good, of all metrics.
+        notes: what a reader must know: rows that were cut, or not judged.
+    """
+
+    task: str
+    scores: dict[str, Estimate]
+    lower_is_better: bool
+    rows: tuple[EvalRow, ...]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def main(self) -> str:
+        """Name of the main metric."""
+        return next(iter(self.scores))
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What the evals of one model measured.
+
+    Attributes:
+        agreement: of the first two judges, on all answers that both judged; None with one judge.
+        settings: how it was measured.
+    """
+
+    model: str
+    tasks: tuple[TaskResult, ...]
+    judges: tuple[str, ...] = ()
+    agreement: Agreement | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, task: str) -> TaskResult:
+        found = next((own for own in self.tasks if own.task == task), None)
+        if found is None:
+            known = ", ".join(own.task for own in self.tasks)
+            raise ConfigError(f"task {task!r} was not measured; there are: {known}")
+        return found
+
+    def to_dict(self, rows: bool = True) -> dict[str, Any]:
+        """Return it as plain values, for JSON; NaN becomes None."""
+        values = {"format": FORMAT} | asdict(self)
+        if self.agreement is not None and math.isnan(self.agreement.kappa):
+            values["agreement"]["kappa"] = None
+        if not rows:
+            for task in values["tasks"]:
+                del task["rows"]
+        return escape_nested(json.loads(json.dumps(values)))  # type: ignore[no-any-return]
+
+    def save(self, file: Path) -> Path:
+        """Write it as JSON.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {file}: {error}") from error
+        return file
+
+
+def is_evals(path: Path) -> bool:
+    """Return whether a path is a result of evals, or a folder that holds one."""
+    try:
+        return (path / FILE_NAME).is_file() or (path.is_file() and path.suffix == ".json")
+    except OSError:  # a name that is too long for a file
+        return False
+
+
+def load_evals(path: Path) -> EvalResult:
+    """Read a result from its file, or from the folder that holds it.
+
+    Raises:
+        ConfigError: there is none, or it is malformed.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ConfigError(f"{file} is no result of `riprap eval` of the format {FORMAT}")
+        both = values["agreement"]
+        return EvalResult(
+            str(values["model"]),
+            tuple(_task(own) for own in values["tasks"]),
+            tuple(values["judges"]),
+            None if both is None else _agreement(both),
+            dict(values["settings"]),
+        )
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is a malformed result of evals: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _task(values: dict[str, Any]) -> TaskResult:
+    scores = {str(name): Estimate(**own) for name, own in values["scores"].items()}
+    if not scores:
+        raise ValueError(f"task {values['task']!r} has no scores")
+    rows = tuple(EvalRow(**row) for row in values["rows"])
+    if any(not isinstance(row.values, dict) for row in rows):
+        raise ValueError("the values of a row are no object")
+    return TaskResult(
+        str(values["task"]),
+        scores,
+        bool(values["lower_is_better"]),
+        rows,
+        tuple(values["notes"]),
+        float(values["seconds"]),
+    )
+
+
+def _agreement(values: dict[str, Any]) -> Agreement:
+    parts = {
+        name: None if values[name] is None else Estimate(**values[name])
+        for name in ("recall", "specificity")
+    }
+    kappa = math.nan if values["kappa"] is None else float(values["kappa"])
+    return Agreement(Estimate(**values["same"]), kappa, **parts)
