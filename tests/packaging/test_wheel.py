@@ -61,6 +61,7 @@ def test_it_holds_the_library_and_no_experiment(wheel: Path) -> None:
         "detectors/policies/default.yaml",
         "report/broken.html",
         "report/page.html",
+        "toy/stories/the-loss-fell.sqlite.xz",
     ):
         assert f"riprap/{file}" in names
 
