@@ -34,7 +34,7 @@ from riprap.integrations.terminal import Terminal
 from riprap.integrations.trackers import CSV, TensorBoard
 from riprap.monitor import Tracker
 
-SIZE = LlamaSize(layers=6, rows=8, checkpointing=False, probes=24, probe_width=12)
+SIZE = LlamaSize(160, 320, layers=4, rows=8, checkpointing=False, probe_width=12)
 SEED, PROBE_EVERY, LOSS_EVERY = 1000, 50, 10
 AIM = 0.005
 CALLS = ("begin", "step", "train", "log", "alert", "flush", "end")
