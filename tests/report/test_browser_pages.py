@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from dashboard.chrome import CHROMIUM, Chrome
+from report.predicted import predicted
 from report.synthetic import typical
 from report.test_audit import made as audit
 from report.test_diagnosis_page import kept, made, page
-from riprap.report import write_audit, write_diagnosis, write_report
+from riprap.report import write_audit, write_diagnosis, write_preflight, write_report
 from riprap.types import BrokenProbe
 
 pytestmark = [
@@ -80,6 +81,9 @@ def test_no_word_of_the_pages_is_cut(
     lost.score_now = math.nextafter(0.1, 1)
     files = [report, write_diagnosis(page(lost, kept()), tmp_path)]
     files.append(write_audit(audit({"refusal": 0.5}, {"talk": 1, "sums": 3}), tmp_path)[0])
+    texts = dict.fromkeys(range(40), ("What is the capital of France?", "It is Paris. " * 20))
+    settings = {"model": "m", "data": "rows.jsonl"}
+    files.append(write_preflight(predicted(), "rows", texts, settings, tmp_path / "preflight.html"))
     for file in files:
         opened(chrome, file, width)
         assert chrome.run(CUT) == []
