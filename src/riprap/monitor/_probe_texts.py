@@ -26,7 +26,7 @@ MAX_LONGER = 4  # broken probes of a behavior whose answers are generated after 
 
 
 @dataclass
-class Answers:
+class UnwrittenAnswers:
     """Beginnings of a behavior's answers at one evaluation, as token ids."""
 
     behavior: Behavior
@@ -53,7 +53,7 @@ class ProbeTexts:
     record: ResilientRecord
     wanted: bool = True
     _step: int = 0  # of the last evaluation, and its answers that are not written yet
-    _unwritten: dict[str, Answers] = field(default_factory=dict)
+    _unwritten: dict[str, UnwrittenAnswers] = field(default_factory=dict)
 
     def fail(self, step: int, error: Exception) -> None:
         """Record and tell that texts cannot be read; none will be read from now on."""
@@ -81,7 +81,7 @@ class ProbeTexts:
                 return
             if result is not None and result.answers is not None:
                 finite = np.isfinite(result.margins).tolist()
-                self._unwritten[behavior.name] = Answers(behavior, result.answers, finite)
+                self._unwritten[behavior.name] = UnwrittenAnswers(behavior, result.answers, finite)
 
     def write(self, names: Iterable[str] | None = None) -> None:
         """Write the answers of the last evaluation, unless they are written.
@@ -97,14 +97,18 @@ class ProbeTexts:
             self.fail(self._step, error)
 
     def write_longer(
-        self, model: nn.Module, behaviors: Iterable[Behavior], histories: Mapping[str, Any]
+        self,
+        step: int,
+        model: nn.Module,
+        behaviors: Iterable[Behavior],
+        histories: Mapping[str, BehaviorHistory],
     ) -> None:
         """Generate and write longer answers to some probes that passed at the start and fail now.
 
-        Not where a probe asks for one token.
+        Not where a probe asks for one token, nor if the last evaluation was before this step.
         """
         try:
-            for behavior in behaviors if self.wanted else ():
+            for behavior in behaviors if self.wanted and step == self._step else ():
                 broken = _broken(histories[behavior.name])[:MAX_LONGER]
                 if broken and behavior.tokenizer is not None and behavior.margins.targets is None:
                     self._add({behavior.name: _generated(model, behavior, broken)})

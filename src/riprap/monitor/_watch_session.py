@@ -481,7 +481,8 @@ class WatchSession:
             if rank() != 0 or self._ranks_evaluate_together or self.sample.has_changed():
                 return
             with run.meter.measure("evaluations", new=False):
-                run.texts.write_longer(runner.model, runner.behaviors, run.tracker.histories)
+                histories = run.tracker.histories
+                run.texts.write_longer(run.step, runner.model, runner.behaviors, histories)
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
             self.record_failure(error)
 
@@ -490,7 +491,8 @@ class WatchSession:
         earlier = self.run.tracker.alerts
         earlier = earlier[: len(earlier) - len(alerts)]
         said = {(alert.behavior, alert.level) for alert in earlier}
-        self.run.texts.write({a.behavior for a in alerts if (a.behavior, a.level) not in said})
+        first = [alert.behavior for alert in alerts if (alert.behavior, alert.level) not in said]
+        self.run.texts.write(dict.fromkeys(first))
 
     def _weights_were_replaced(self) -> bool:
         changed, model = self.sample.has_changed(), self.probe_runner.model
