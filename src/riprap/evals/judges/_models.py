@@ -211,8 +211,9 @@ def wildguard(model: str, prompt: str | None = None, **options: Any) -> Guard:
 
 def _needed(prompt: str | None, name: str) -> str:
     if prompt is None:
+        other = "; or take judgezoo:harmbench, which brings its own" * (name == "harmbench")
         raise ConfigError(
-            f"the judge {name} needs `prompt`: the text of its model card, with the places of "
-            f"request and answer in it; or take judgezoo:{name}, which brings its own"
+            f"the judge {name} needs `prompt` (--judge-prompt): the text of its model card, with "
+            f"the places of request and answer in it{other}"
         )
     return prompt
