@@ -1,7 +1,7 @@
 """What the faces of a monitored training cost it: trackers, live table, losses and texts.
 
-`python benchmarks/sinks_cost.py --out results/cost` trains a small Llama, whose step takes less than
-0.2 s, in pairs: with a monitor and its record, and with all of its sinks besides: texts of the
+`python benchmarks/sinks_cost.py --out results/cost` trains a small Llama, whose step takes less
+than 0.2 s, in pairs: with a monitor and its record, and with all of its sinks besides: texts of the
 probes, the loss every 10 steps, a CSV file, TensorBoard, and the live table on a terminal of which
 nobody reads. Both evaluate the probes at the same steps. Processor seconds of one thread.
 
