@@ -125,10 +125,10 @@ def test_a_behavior_that_has_recovered_is_not_rolled_back() -> None:
 def test_a_floor_that_replay_cannot_hold_is_said_once_and_learning_goes_on() -> None:
     run = Scripted(lambda step: 1.0 if step < 3 else 0.5, rollback=True).go(400)
     (told,) = run.actions("adaptive_replay")[-1:]
-    unheld = [a for a in run.actions("adaptive_replay") if not a.applied]
-    assert len(unheld) == 1
-    assert "do not hold the score of scripted (0.50, to keep 0.95" in unheld[0].detail
-    assert "the new rows contradict the old examples" in unheld[0].detail  # the same, with others
+    opposed, unheld = (a for a in run.actions("adaptive_replay") if not a.applied)
+    assert "do not hold the score of scripted (0.50, to keep 0.95" in unheld.detail
+    assert "the new rows contradict the old examples" in opposed.detail  # the same, with others
+    assert opposed.step < unheld.step
     assert told.applied  # replay goes on too
     own = [str(w.message) for w in run.warned if "do not hold" in str(w.message)]
     assert len(own) == 1
@@ -235,6 +235,19 @@ def test_it_projects_steps_where_the_buffer_is_too_small() -> None:
         assert "; 2 examples for 22 monitored probes)" in unheld
         kept[projection] = run.monitor.behavior_histories["first"].margins[-1].mean()
     assert kept[True] > kept[False]
+
+
+def test_a_buffer_of_wrong_answers_is_told_at_the_start() -> None:
+    monitored = Behavior.next_token("first", OLD[:12], ANSWERS[:12])
+    for answers, wrong in ((ANSWERS[12:], 0), ((ANSWERS[12:] + 1) % 20, 1)):
+        buffer = guards.SelfDistillationBuffer([Behavior.next_token("first", OLD[12:], answers)])
+        run = Run(guards.AutoGuard(replay=buffer))
+        run.monitor = Monitor([monitored], policy=WATCHFUL)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run.go(lessons(2))
+        told = [str(w.message) for w in caught if "passes 0% of the 12 examples" in str(w.message)]
+        assert len(told) == wrong
 
 
 def test_margins_without_a_gradient_leave_replay_alone() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 from guards.cases import ANSWERS, OLD, Run, behaviors, lessons, monitor_of, old_loss
-from riprap import Behavior, guards
+from riprap import Behavior, Monitor, guards
 from riprap import evaluation as probing
 from riprap.behaviors import LastLogitsMargin, ProbeSet
 from riprap.detectors import BehaviorHistory
@@ -23,6 +23,7 @@ from riprap.guards.replay._self_distillation_buffer import (
     KEPT_LOGITS,
     answer_distance,
     answer_targets,
+    margin_distance,
 )
 from riprap.types import Forecast
 from tiny import make_llama
@@ -363,6 +364,61 @@ def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> Non
     assert float(far.grad.abs().max()) <= 2 / KEPT_LOGITS + 1  # of a logit, and of the answer
 
 
+def test_the_pull_on_margins_is_bounded_too() -> None:
+    targets = torch.tensor([5.0, 5.0, 5.0, 5.0], dtype=torch.float64)
+    margins = torch.tensor([6.0, 4.5, 4.0, -995.0], dtype=torch.float64, requires_grad=True)
+    distance = margin_distance(margins, targets)
+    assert distance.tolist() == [0.0, 0.25, 1.0, 2 * 1000 - 1]
+    distance.sum().backward()
+    assert margins.grad is not None
+    assert margins.grad.tolist() == [0.0, -1.0, -2.0, -2.0]
+
+
+class Numbered(ProbeSet):
+    """Rows of a table, by their positions."""
+
+    def __init__(self, at: list[int]) -> None:
+        self.at = at
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def select(self, indices: list[int]) -> Numbered:
+        return Numbered([self.at[i] for i in indices])
+
+
+def test_a_margin_of_ones_own_survives_plain_descent() -> None:
+    """Linear layers at a rate at which the square of what is lost would pull without end."""
+    torch.manual_seed(0)
+    inputs, answers = torch.randn(40, 8), torch.arange(40) % 4
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), answers).backward()
+        optimizer.step()
+
+    def margins(model: nn.Module, probes: Numbered) -> Tensor:
+        logits = model(inputs[probes.at])
+        right = answers[probes.at][:, None]
+        return logits.gather(1, right)[:, 0] - logits.scatter(1, right, -1e9).amax(1)
+
+    monitored, old = (
+        Behavior("own", Numbered(list(at)), margins) for at in (range(20), range(20, 40))
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    buffer = guards.SelfDistillationBuffer([old])
+    with Monitor([monitored], budget=None).watch(
+        model, optimizer, guard=guards.AutoGuard(replay=buffer)
+    ):
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(inputs), (answers + 1) % 4)
+            loss.backward()
+            optimizer.step()
+            assert float(loss) < 100  # 311 where the pull has no bound
+
+
 def test_it_does_not_rest_while_it_would_wake() -> None:
     guard = guards.AdaptiveReplay(BATCHES, loss=old_loss)
     guard.names = ["only"]
@@ -440,7 +496,7 @@ def test_that_probes_cannot_be_compared_is_said() -> None:
     model = make_llama()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     monitor = monitor_of([custom("memory", PROMPTS[:20])])
-    with pytest.warns(UserWarning, match="use probes of a ProbeSet with rows"):
+    with pytest.warns(UserWarning, match="which are no token ids"):
         monitor.begin(
             model,
             optimizer,

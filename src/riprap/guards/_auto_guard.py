@@ -127,7 +127,13 @@ class AutoGuard(CompositeGuard):
                 del self.critical_since[name]
         yield self.replay
         if self.projection is not None and self.can_project:
-            self.projecting = self.projecting or self.replay.is_failing(view)
+            if not self.projecting and self.replay.is_failing(view):
+                self.projecting = True
+                warn(
+                    f"guard {self.name}: replay alone does not bring a score back; from step "
+                    f"{view.step} on, steps are projected on the margins of the monitored probes "
+                    "while it replays, so that their scores no longer measure other inputs"
+                )
             if self.projecting and self.replay.awake:
                 yield self.projection
         if self.rollback is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -45,7 +45,8 @@ class AdaptiveReplay(Replay):
     are added to the task's gradient, which stays whole: g + f / (1 − f) g_r. A
     `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. Where
     the whole margin of a behavior is lost, each step replays, whatever `every` is. If a score stays
-    under the one to keep for 100 steps of replay, a warning and an action say so.
+    under the one to keep for 100 steps of replay, or if the gradients on new and old rows are
+    opposed, a warning and an action say so.
 
     Args:
         behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A
@@ -69,6 +70,7 @@ class AdaptiveReplay(Replay):
     wake_count: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     under_floor_since: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     not_held: list[str] = field(default_factory=list, init=False, repr=False)
+    contradicts: bool = field(default=False, init=False, repr=False)
     replay_count: int = field(default=0, init=False, repr=False)
     replay_cosine: float = field(default=0.0, init=False, repr=False)
 
@@ -80,6 +82,7 @@ class AdaptiveReplay(Replay):
         "wake_count",
         "under_floor_since",
         "not_held",
+        "contradicts",
         "replay_count",
         "replay_cosine",
     )
@@ -99,7 +102,7 @@ class AdaptiveReplay(Replay):
         """Start the replay source, and check that it covers the behaviors."""
         super().start(view)
         self.awake, self.wake_count, self.under_floor_since, self.not_held = [], {}, {}, []
-        self.replay_count, self.replay_cosine = 0, 0.0
+        self.contradicts, self.replay_count, self.replay_cosine = False, 0, 0.0
         self.names = behavior_names(self.name, self.behaviors, view.behaviors)
         if isinstance(self.examples, SelfDistillationBuffer):
             missing = [name for name in self.names if name not in self.examples.behaviors]
@@ -180,7 +183,14 @@ class AdaptiveReplay(Replay):
         )
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
-        """Say so, once for each behavior, if the old examples do not hold its score."""
+        """Say so, once each, if a score is not held, and if the new rows contradict the old."""
+        said = [*self._not_held(view), *self._contradiction()]
+        for detail in said:
+            warn(f"guard {self.label}: {detail}")
+        return Proposal(detail="; ".join(said)) if said else None
+
+    def _not_held(self, view: GuardView) -> Iterator[str]:
+        """Yield a sentence on the scores that the old examples do not hold, each once."""
         said = []
         for name in self.names:
             history = view.histories[name]
@@ -195,19 +205,22 @@ class AdaptiveReplay(Replay):
                 self.not_held.append(name)
                 kept = f"{now:.2f}, to keep {target:.2f}, for {view.step - since} steps"
                 said.append(f"{name} ({kept}{self._coverage(name, len(history.margins[-1]))})")
-        if not said:
-            return None
-        detail = (
-            f"the old examples do not hold the score of {', '.join(said)}; training goes on; give "
-            "more or other old examples, a larger fraction, or a lower learning rate"
-        )
-        if self.replay_count >= MIN_REPLAYS and self.replay_cosine <= OPPOSED:
-            detail += (
-                "; the new rows contradict the old examples: their gradients are opposed (mean "
-                f"cosine {self.replay_cosine:.2f})"
+        if said:
+            yield (
+                f"the old examples do not hold the score of {', '.join(said)}; training goes on; "
+                "give more or other old examples, a larger fraction, or a lower learning rate"
             )
-        warn(f"guard {self.label}: {detail}")
-        return Proposal(detail=detail)
+
+    def _contradiction(self) -> Iterator[str]:
+        """Yield a sentence, once, if the gradients on new and old rows are opposed."""
+        opposed = self.replay_count >= MIN_REPLAYS and self.replay_cosine <= OPPOSED
+        if opposed and not self.contradicts:
+            self.contradicts = True
+            yield (
+                "the new rows contradict the old examples: their gradients are opposed (mean "
+                f"cosine {self.replay_cosine:.2f}), so what is kept of the old is not learned of "
+                "the new; a smaller `keep` or fraction lets more be learned"
+            )
 
     def _coverage(self, name: str, n_probes: int) -> str:
         """Say how many examples of a behavior there are, if a buffer tells."""

@@ -20,13 +20,14 @@ from riprap.behaviors import (
     last_logits,
     require_behaviors,
 )
+from riprap.detectors import score, score_interval
 from riprap.errors import ConfigError
 from riprap.evaluation import loss_and_gradient, preserve_training_state
 from riprap.guards._base import GuardView, sum_of_finite
 from riprap.linalg import Vector
 
 KEPT_LOGITS = 16  # of each example; float32 holds token numbers up to 2^24 exactly
-LARGEST_PULL = 1.0  # nats; a logit that has changed more is pulled back no harder
+LARGEST_PULL = 1.0  # nats; a logit or margin that has changed more is pulled back no harder
 
 
 class SelfDistillationBuffer(metaclass=CheckedCall):
@@ -38,8 +39,8 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
     answer, which is the most likely token. Where the right answer is known (`Behavior.next_token`)
     it takes its place, and an increase counts too, as in DER++: the example is learned further.
     For margins that are not read from the logits of one position, the targets are the margins, and
-    the loss is the squared decrease. The loss is 0 before training. No labels are needed, and the
-    logits carry more information than one correct answer.
+    the loss is the squared decrease, linear from 1 on. The loss is 0 before training. No labels are
+    needed, and the logits carry more information than one correct answer.
 
     Args:
         behaviors: behaviors named like monitored ones, on **other probes** than those monitored;
@@ -82,7 +83,8 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         self.left_out: list[str] = []
 
     def start(self, view: GuardView) -> None:
-        """Store the current outputs of the model."""
+        """Store the current outputs of the model, and warn if it fails the examples."""
+        unknown = []
         for name, behavior in self.behaviors.items():
             if name not in view.behaviors:
                 raise ConfigError(
@@ -93,18 +95,35 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
             if rows is not None:
                 check_disjoint(name, rows, view.behaviors[name])
             else:
-                warn(
-                    f"cannot check whether the replay buffer of {name!r} contains "
-                    "monitored probes; use probes of a ProbeSet with rows(), or make sure that it "
-                    "contains none",
-                )
+                unknown.append(name)
             behavior.margins.calibrate(view.model, behavior.probes)
+        if unknown:
+            warn(
+                "cannot check whether the replay buffer contains monitored probes of "
+                f"{', '.join(map(repr, unknown))}, which are no token ids; make sure that it "
+                "contains none"
+            )
         with torch.no_grad(), preserve_training_state(view.model):
             for name, behavior in self.behaviors.items():
                 n = len(behavior.probes)
                 parts = [range(at, min(at + 256, n)) for at in range(0, n, 256)]  # bounds memory
-                targets = [_targets(behavior.subset(part), view.model) for part in parts]
-                self.targets[name] = torch.cat(targets)
+                found = [_targets(behavior.subset(part), view.model) for part in parts]
+                self.targets[name] = torch.cat([targets for targets, _ in found])
+                margins = torch.cat([margins for _, margins in found])
+                self._compare(view, name, score(margins.float().cpu().numpy()))
+
+    def _compare(self, view: GuardView, name: str, own: float) -> None:
+        """Warn if the model fails more of the examples than of the monitored probes, surely."""
+        history = view.histories.get(name)
+        if history is None or not history.steps:
+            return
+        n, monitored = len(self.behaviors[name].probes), history.margins[0]
+        if score_interval(own, n)[1] < score_interval(score(monitored), len(monitored))[0]:
+            warn(
+                f"the model passes {own:.0%} of the {n} examples of {name!r} in the replay buffer, "
+                f"and {score(monitored):.0%} of the monitored probes, before training: check that "
+                "the examples are of this behavior, with the right answers"
+            )
 
     def gradient(
         self, model: nn.Module, parameters: Sequence[Tensor], shares: Mapping[str, float]
@@ -151,9 +170,8 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
     def _distance(self, outputs: Tensor, targets: Tensor, part: Behavior) -> Tensor:
         """Compute the distance between outputs and targets, summed over rows."""
         targets = targets.to(outputs.device)
-        if not _reads_logits(part):
-            return functional.relu(targets - outputs).square().sum()
-        return answer_distance(outputs, targets).sum()
+        distance = answer_distance if _reads_logits(part) else margin_distance
+        return distance(outputs, targets).sum()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions, the targets, and the state of the margins."""
@@ -171,14 +189,13 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
             self.behaviors[name].margins.load_state_dict(margin_state)
 
 
-def _targets(behavior: Behavior, model: nn.Module) -> Tensor:
+def _targets(behavior: Behavior, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the targets, and the margins, shape (n,)."""
     outputs, margins = _outputs(behavior, model), behavior.margins
-    if not _reads_logits(behavior):
-        return outputs
-    if not isinstance(margins, NextToken):
-        return answer_targets(outputs)
-    margins.from_logits(outputs)  # refuses answers outside of the vocabulary
-    return answer_targets(outputs, margins.targets)
+    if not isinstance(margins, LastLogitsMargin) or margins.branches:
+        return outputs, outputs
+    known = margins.targets if isinstance(margins, NextToken) else None
+    return answer_targets(outputs, known), margins.from_logits(outputs)
 
 
 def answer_targets(logits: Tensor, known: Tensor | None = None) -> Tensor:
@@ -210,6 +227,12 @@ def answer_distance(logits: Tensor, targets: Tensor) -> Tensor:
     change = functional.huber_loss(read, values, reduction="none", delta=LARGEST_PULL)
     lost = before - now
     return 2 * change.mean(-1) + torch.where(right > 0, lost, functional.relu(lost))
+
+
+def margin_distance(margins: Tensor, targets: Tensor) -> Tensor:
+    """Return the squared decrease of margins, linear from 1 on, shape (n,)."""
+    kept = torch.minimum(margins, targets)
+    return 2 * functional.huber_loss(kept, targets, reduction="none", delta=LARGEST_PULL)
 
 
 def _reads_logits(behavior: Behavior) -> bool:
