@@ -87,7 +87,7 @@ class Scene:
             if value <= HORIZON:
                 self.read(step, name, signal, value)
             else:
-                self.lack(step, name, signal, "not within the horizon")
+                self.lack(step, name, signal, "no break within the horizon")
         level = Level.CRITICAL if said.predicts_break else None
         level = level or (Level.WARNING if said.median <= HORIZON else None)
         if level and level not in raised:

@@ -77,11 +77,11 @@ def test_the_page_lists_alerts_with_their_causes(page: Page) -> None:
 
 
 def test_the_page_lists_missing_readings_with_reasons(page: Page) -> None:
-    section = page.text.split("Missing readings")[1]
+    section = page.text.split("Not measured, and why")[1]
     assert "NOT_RUN refusal energy ratio no stack of layers was found" in section
     assert "Monitor(..., layer='blocks.1')" in section
     assert "INSUFFICIENT arithmetic" in section
-    assert "not within the horizon" in section
+    assert "no break within the horizon" in section
 
 
 def test_the_page_states_the_facts_of_the_run(page: Page) -> None:

@@ -171,8 +171,9 @@ def _missing(group: summary.MissingReadings) -> dict[str, str]:
 
 def _alert(alert: Alert, withdrawn: int | None) -> dict[str, str]:
     causes = [
-        f"{signal_words(r.signal)} {r.state if r.value is None else format_number(r.value)}"
+        f"{signal_words(r.signal)} {'not measured' if r.value is None else format_number(r.value)}"
         for r in alert.readings
+        if r.value is not None or r.detail != alert.message
     ]
     until = "" if withdrawn is None else f"; withdrawn at step {withdrawn:,}"
     return {
