@@ -320,12 +320,12 @@ def test_each_step_replays_once_a_score_is_lost() -> None:
 def test_replay_fails_where_a_score_stays_lost_and_does_not_rise() -> None:
     """Evaluated every ten steps; replay of the only behavior has run since step 10."""
 
-    def fails(*failing: int) -> bool:
+    def fails(*failing: int, every: int = 10, later: int = 0) -> bool:
         view = seen([1.0, 1.0])
         history, guard = view.histories["only"], guards.AdaptiveReplay(BATCHES, loss=old_loss)
-        history.steps = [10 * at for at in range(len(failing))]
+        history.steps = [every * at for at in range(len(failing))]
         history.margins = [np.repeat([-1.0, 1.0], [n, 10 - n]) for n in failing]
-        view.step, guard.under_floor_since = history.steps[-1], {"only": 10}
+        view.step, guard.under_floor_since = history.steps[-1] + later, {"only": every}
         return guard.is_failing(view)
 
     assert fails(0, 4, 4, 4, 4, 4, 4)
@@ -333,6 +333,9 @@ def test_replay_fails_where_a_score_stays_lost_and_does_not_rise() -> None:
     assert not fails(0, 4, 4, 4, 4, 4)  # 40 steps
     assert not fails(0, 9, 8, 7, 6, 5, 4)  # replay brings it back
     assert fails(0, 4, 3, 2, 3, 4, 4)  # brought back, and lost again
+    assert not fails(0, 4, 3, every=60, later=59)  # rare evaluations, each better than the last
+    assert not fails(0, 4, every=100, later=99)  # one under replay
+    assert fails(0, 4, 4, every=60)
 
 
 def test_the_distance_of_a_buffer_is_0_at_first_and_its_pull_is_bounded() -> None:

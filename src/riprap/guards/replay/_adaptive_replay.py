@@ -173,17 +173,19 @@ class AdaptiveReplay(Replay):
     def is_failing(self, view: GuardView) -> bool:
         """Return whether a score stays under the one to keep in spite of replay, and does not rise.
 
-        It has been under it for 50 steps of replay, and its last value is no higher than one of at
-        least 25 steps ago.
+        It has been under it for 50 steps of replay, and its last value is no higher than one that
+        was measured at least 25 steps earlier, under replay too.
         """
-        return any(
-            view.step - since >= FAIL_PATIENCE
-            and not _rises(view.histories[name], since, view.step)
+        return not self.shadow and any(
+            view.histories[name].step - since >= FAIL_PATIENCE
+            and not _rises(view.histories[name], since)
             for name, since in self.under_floor_since.items()
         )
 
     def on_probe_evaluation(self, view: GuardView) -> Proposal | None:
         """Say so, once each, if a score is not held, and if the new rows contradict the old."""
+        if self.shadow:  # nothing was replayed
+            return None
         said = [*self._not_held(view), *self._contradiction()]
         for detail in said:
             warn(f"guard {self.label}: {detail}")
@@ -230,9 +232,9 @@ class AdaptiveReplay(Replay):
         return f"; {n} example{'s' * (n > 1)} for {n_probes} monitored probes"
 
 
-def _rises(history: BehaviorHistory, since: int, step: int) -> bool:
-    """Return whether the last score is above all those from `since` to half of the patience ago."""
-    until = step - FAIL_PATIENCE // 2
+def _rises(history: BehaviorHistory, since: int) -> bool:
+    """Return whether the last score is above those from `since` to half of the patience before."""
+    until = history.step - FAIL_PATIENCE // 2
     rows = zip(history.steps, history.margins, strict=True)
     earlier = [score(margins) for at, margins in rows if since <= at <= until]
     return not earlier or score(history.margins[-1]) > max(earlier)

@@ -113,9 +113,9 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
                 self._compare(view, name, score(margins.float().cpu().numpy()))
 
     def _compare(self, view: GuardView, name: str, own: float) -> None:
-        """Warn if the model fails more of the examples than of the monitored probes, surely."""
+        """Warn if before training the model surely fails more examples than monitored probes."""
         history = view.histories.get(name)
-        if history is None or not history.steps:
+        if history is None or history.steps != [view.step]:
             return
         n, monitored = len(self.behaviors[name].probes), history.margins[0]
         if score_interval(own, n)[1] < score_interval(score(monitored), len(monitored))[0]:
