@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,8 @@ from experiments.guards_bench.methods import AUTO, METHODS, MIXING, NONE
 from experiments.guards_bench.plan import Plan
 from experiments.guards_bench.simulate import Look, Run
 from experiments.transfer.pareto_front import hypervolume
+
+WORK, TIME = "work", "time"  # what is equal where methods are compared
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,21 @@ class Row:
         """The method, with its value where it is not the default."""
         return self.method if self.is_default else f"{self.method} ({self.value:g})"
 
-    def area(self) -> float:
-        """Mean hypervolume at equal work; 0 where each run failed."""
-        return float(np.mean([point.area for point in self.at_work])) if self.at_work else 0.0
+    @property
+    def seeds(self) -> set[int]:
+        """Seeds of the runs."""
+        return {run.seed for run in self.runs}
+
+    def area(self, at: str = WORK, seeds: Collection[int] | None = None) -> float:
+        """Mean hypervolume at equal work, or at equal time; 0 where each run failed.
+
+        Args:
+            at: `WORK` or `TIME`.
+            seeds: the seeds that count; None: all.
+        """
+        points = zip(self.runs, self.at_work if at == WORK else self.at_time, strict=True)
+        areas = [p.area for run, p in points if seeds is None or run.seed in seeds]
+        return float(np.mean(areas)) if areas else 0.0
 
 
 def rows(runs: Iterable[Run], plan: Plan) -> list[Row]:
@@ -181,30 +195,41 @@ class Standing:
     reason: str
 
 
-def standings(own: Sequence[Row]) -> list[Standing]:
-    """Return where AutoGuard stands on each ground that it ran on."""
+def standings(own: Sequence[Row], at: str = WORK) -> list[Standing]:
+    """Return where AutoGuard stands on each ground that it ran on.
+
+    It is compared with each method on the seeds that both ran.
+
+    Args:
+        at: `WORK` or `TIME`: what is equal.
+    """
     found = []
     for ground in dict.fromkeys(row.ground for row in own):
         rivals = {r.method: r for r in own if r.ground == ground and r.is_default and r.end}
         auto = rivals.pop(AUTO, None)
         if auto is None:
             continue
-        ahead = [row for row in rivals.values() if row.area() > auto.area()]
+        ahead = [row for row in rivals.values() if _is_above(row, auto, at)]
         reached = float(np.mean([point.new for point in auto.end]))
         told = dict.fromkeys(text for run in auto.runs for text in [*run.reasons, run.stopped])
         found.append(
             Standing(
                 ground=ground,
-                area=auto.area(),
+                area=auto.area(at),
                 rank=len(ahead) + 1,
                 others=len(rivals),
                 ahead=[row.method for row in sorted(ahead, key=Row.area, reverse=True)],
-                over={m: auto.area() > rivals[m].area() for m in MIXING if m in rivals},
+                over={m: _is_above(auto, rivals[m], at) for m in MIXING if m in rivals},
                 learned=reached,
                 reason="; ".join(filter(None, told)),
             )
         )
     return found
+
+
+def _is_above(one: Row, other: Row, at: str) -> bool:
+    shared = one.seeds & other.seeds
+    return one.area(at, shared) > other.area(at, shared)
 
 
 def best_values(own: Sequence[Row]) -> dict[str, float]:

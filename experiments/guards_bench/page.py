@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.guards_bench.analysis import (
+    TIME,
     Point,
     Row,
     Standing,
@@ -54,7 +55,8 @@ def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
     seeds = sorted({run.seed for row in own for run in row.runs})
     together = fronts(own)
     grounds = [g for g in plan.grounds(half) if any(row.ground == g for row in own)]
-    known = standings(own)
+    known, timed = standings(own), standings(own, TIME)
+    missing = [g for g in plan.grounds(half) if g not in grounds]
     return fill(
         TEMPLATE,
         Half=half.capitalize(),
@@ -63,7 +65,8 @@ def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
         made=f"Made by `{command}` at commit `{commit()}`; seeds {', '.join(map(str, seeds))}.",
         summary=_summary(own, grounds),
         standing=[_standing(one) for one in known],
-        verdict=_verdict(known, own),
+        missing=", ".join(missing) or "none",
+        verdict=_verdict(known, timed, own),
         knobs=_knobs(own, together),
         grounds="\n\n".join(_ground(own, g, plan) for g in grounds),
     )
@@ -72,13 +75,20 @@ def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
 def _summary(own: Sequence[Row], grounds: Sequence[str]) -> list[dict[str, str]]:
     """Return hypervolumes by method and ground, best mean rank first.
 
-    Ranks are those among the methods that ran on every ground where all methods may run.
+    On each ground the seeds that all ranked methods ran. Ranks are those among the methods that ran
+    on every ground where all methods may run.
     """
     ranked = [g for g in grounds if not GROUNDS[g].methods] or list(grounds)
-    areas: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Row]] = {}
     for row in own:
         if row.is_default:
-            areas.setdefault(row.method, {})[row.ground] = row.area()
+            found.setdefault(row.method, {})[row.ground] = row
+    everywhere = [here for here in found.values() if here.keys() >= set(ranked)]
+    shared = {g: set.intersection(*(h[g].seeds for h in everywhere if g in h)) for g in grounds}
+    areas = {
+        name: {g: row.area(seeds=shared[g] & row.seeds or None) for g, row in here.items()}
+        for name, here in found.items()
+    }
     complete = {name: a for name, a in areas.items() if a.keys() >= set(ranked)}
 
     def rank(name: str) -> float:
@@ -111,24 +121,39 @@ def _standing(one: Standing) -> dict[str, str]:
     }
 
 
-def _verdict(known: Sequence[Standing], own: Sequence[Row]) -> str:
-    """Return what the bench must show, in sentences."""
+def _verdict(known: Sequence[Standing], timed: Sequence[Standing], own: Sequence[Row]) -> str:
+    """Return what the bench must show, in sentences.
+
+    Args:
+        known, timed: AutoGuard's standings at equal work and at equal time.
+    """
     known_rows = [row for row in own if row.is_default]
     kept, new = (
         Counter(row.method for row in known_rows if set(row.below) & names)
         for names in ({"worst", "mean"}, {"new"})
     )
-    total, best = len(known), sum(one.rank <= 3 for one in known)
     lines = [
         f"- Defaults that keep less than no guard, beyond noise: {_counts(kept)}.",
         f"- Methods that learn less than no guard, beyond noise: {_counts(new)}.",
-        f"- AutoGuard is among the best three on {count_of_total(best, total)} grounds.",
     ]
-    for name in MIXING:
-        better = [one.over[name] for one in known if name in one.over]
-        lines.append(f"- AutoGuard is above {name} on {count_of_total(sum(better), len(better))}.")
-    every = [all(one.over.values()) for one in known if one.over]
-    lines.append(f"- It is above every share on {count_of_total(sum(every), len(every))}.")
+    for what, ones in (("work", known), ("time", timed)):
+        best = count_of_total(sum(one.rank <= 3 for one in ones), len(ones))
+        lines.append(f"- At equal {what} AutoGuard is among the best three on {best} grounds.")
+        shares = []
+        for name in MIXING:
+            better = [one.over[name] for one in ones if name in one.over]
+            shares.append(f"{name} on {count_of_total(sum(better), len(better))}")
+        every = [all(one.over.values()) for one in ones if one.over]
+        shares.append(f"every share on {count_of_total(sum(every), len(every))}")
+        lines.append(f"- At equal {what} it is above {', '.join(shares)}.")
+    auto = [row for row in known_rows if row.method == AUTO and row.end]
+    for what, costs in (
+        ("work", [np.mean([run.work for run in row.runs]) for row in auto]),
+        ("time", [np.mean(row.time) for row in auto]),
+    ):
+        if costs:
+            low, high = number(min(costs), 2), number(max(costs), 2)
+            lines.append(f"- AutoGuard's {what} is {low} to {high} times the plain run's.")
     return "\n".join(lines)
 
 
