@@ -177,6 +177,14 @@ def test_its_parts_can_be_chosen() -> None:
     assert [leaf.name for leaf in auto_guard(rollback=True).flatten()] == [*parts, "rollback"]
 
 
+def test_its_repr_names_its_parts_and_its_examples() -> None:
+    rows = Behavior.next_token("first", OLD[:2], ANSWERS[:2])
+    text = repr(guards.AutoGuard(replay=guards.SelfDistillationBuffer([rows])))
+    assert text.startswith("AutoGuard(AdaptiveReplay(")
+    assert "SelfDistillationBuffer(first: 2)" in text
+    assert "GEM(" in text
+
+
 def test_options_that_it_would_ignore_are_refused() -> None:
     adaptive = guards.AdaptiveReplay([(OLD, ANSWERS)], loss=old_loss)
     for given in ({"keep": 0.99}, {"behaviors": ["first"]}):

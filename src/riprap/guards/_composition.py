@@ -32,6 +32,10 @@ class CompositeGuard(Guard):
         for leaf in self.flatten():
             leaf.shadow = leaf.shadow or shadow
 
+    def __repr__(self) -> str:
+        """Return the class with its parts."""
+        return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
+
     def start(self, view: GuardView) -> None:
         """Start all parts, in order."""
         for part in self.parts:

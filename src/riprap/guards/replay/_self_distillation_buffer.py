@@ -82,6 +82,11 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
         self.targets: dict[str, Tensor] = {}
         self.left_out: list[str] = []
 
+    def __repr__(self) -> str:
+        """Return the behaviors with their numbers of examples."""
+        counts = [f"{name}: {len(own.probes)}" for name, own in self.behaviors.items()]
+        return f"SelfDistillationBuffer({', '.join(counts)})"
+
     def start(self, view: GuardView) -> None:
         """Store the current outputs of the model, and warn if it fails the examples."""
         unknown = []
