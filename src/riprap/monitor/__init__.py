@@ -5,11 +5,11 @@
 - `ProbeSchedule`: steps at which the probes are evaluated.
 - `keep_passing`: a behavior on the probes that a model passes.
 - `measure_cost`, `Cost`: cost of a monitor on a given model.
-- `say`, `in_terminal`, `beside_progress_bars`: words to the user during training.
+- `say`, `in_terminal`, `beside_progress_bars`, `above_table`: words to the user during training.
 - `versions`: versions of the packages that affect a run's numbers.
 """
 
-from riprap.monitor._announce import beside_progress_bars, in_terminal, say
+from riprap.monitor._announce import above_table, beside_progress_bars, in_terminal, say
 from riprap.monitor._budget import DEFAULT_BUDGET
 from riprap.monitor._cost import Cost, measure_cost
 from riprap.monitor._keep_passing import keep_passing
@@ -24,6 +24,7 @@ __all__ = [
     "Monitor",
     "ProbeSchedule",
     "Tracker",
+    "above_table",
     "beside_progress_bars",
     "in_terminal",
     "keep_passing",

@@ -8,17 +8,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from riprap._extras import is_installed
 from riprap._text import escape_control_chars
 from riprap._warnings import LOGGER
 from riprap.types import Alert, Level, OwnDetector
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 # Alerts that tell of no break: they have one level, and no guard gets them.
 NO_BREAK = (OwnDetector.NOT_TRAINING, OwnDetector.UNWATCHED_CHANGE, OwnDetector.UNMEASURED)
 
 PATIENCE_SECONDS = 1.0  # silence before a word about work in progress
 _STYLES = {Level.WATCH: "yellow", Level.WARNING: "bold yellow", Level.CRITICAL: "bold red"}
+_TABLES: list[Console] = []  # of open live tables on the terminal; lines go above the last one
 
 
 class Announcer:
@@ -118,14 +123,25 @@ def say(text: str, level: Level | None = None) -> None:
         from rich.console import Console
         from rich.text import Text
 
+        console = _TABLES[-1] if _TABLES else Console(stderr=True)
         with beside_progress_bars():
-            Console(stderr=True).print(Text(line, style=_STYLES.get(level, "") if level else ""))
+            console.print(Text(line, style=_STYLES.get(level, "") if level else ""))
     elif level is None and LOGGER.isEnabledFor(logging.INFO):
         LOGGER.info(line)
     elif level is None:
         print(line, file=sys.stderr)
     else:
         LOGGER.warning(line)
+
+
+@contextmanager
+def above_table(console: Console) -> Iterator[None]:
+    """Say lines on the console of a live table while it is open: its redraws erase all others."""
+    _TABLES.append(console)
+    try:
+        yield
+    finally:
+        _TABLES.remove(console)
 
 
 def in_terminal() -> bool:

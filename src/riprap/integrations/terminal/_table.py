@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from riprap._formatting import format_number
 from riprap._text import shorten
+from riprap.monitor import above_table
 from riprap.types import Level
 
 REDRAW_SECONDS = 1 / 8
@@ -62,6 +64,8 @@ class LiveTable:
         )
         self._bar = self._progress.add_task("", total=total_steps or None)
         self._live: Live | None = None
+        self._lines_above = ExitStack()
+        self._is_plain = not self._console.is_terminal
         self._note = ""
 
     def set_total(self, steps: int) -> None:
@@ -74,7 +78,9 @@ class LiveTable:
         self._note = text or self._note
 
     def __enter__(self) -> LiveTable:
-        if self._console.is_terminal:
+        if not self._is_plain:
+            if self._console.file.isatty():  # else what is said goes elsewhere
+                self._lines_above.enter_context(above_table(self._console))
             self._live = Live(self._render(), console=self._console, auto_refresh=False)
             self._live.start(refresh=True)
         return self
@@ -82,10 +88,21 @@ class LiveTable:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.update(self._render(), refresh=True)
-            self._live.stop()
-            self._live = None
-        elif not self._console.is_terminal and self._printed_step < self._step:
+            self._stop(self._live)
+        elif self._is_plain and self._printed_step < self._step:
             self._print_line()
+
+    def print_lines(self) -> None:
+        """Take the table away, and print plain lines from now on."""
+        self._is_plain = True
+        if self._live is not None:
+            self._live.transient = True
+            self._stop(self._live)
+
+    def _stop(self, live: Live) -> None:
+        live.stop()
+        self._live = None
+        self._lines_above.close()
 
     def update(self, step: int, rows: Sequence[BehaviorRow]) -> None:
         """Show the state after `step`; behaviors without a row stay as they are."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.panel import Panel
 from rich.text import Text
 
@@ -26,9 +27,9 @@ class Terminal(Tracker):
     """Live table on standard error: `Monitor(..., trackers=[Terminal()])`, and the summary.
 
     One line for each behavior, a progress bar if the number of steps is known (`steps=` of
-    `Monitor.watch`), and the training loss if it is logged. Where the output is no terminal, or
-    shows bars of tqdm already, some ten plain lines and one for each piece of news. A Trainer shows
-    the table with `disable_tqdm=True`.
+    `Monitor.watch`), and the training loss if it is logged; it opens after the first step. Where
+    the output is no terminal, or once it shows bars of tqdm, some ten plain lines and one for each
+    piece of news. A Trainer shows the table with `disable_tqdm=True`.
 
     When the watch ends, the summary of the run is printed below.
 
@@ -45,6 +46,7 @@ class Terminal(Tracker):
     def _reset(self) -> None:
         self._monitor: Monitor | None = None
         self._table: LiveTable | None = None
+        self._is_open = False
         self._is_new = False  # whether more than the number of steps has changed
         self._drawn_at = -math.inf
         self._latest: dict[str, float] = {}
@@ -56,14 +58,15 @@ class Terminal(Tracker):
         self.__init__(state["_given"])  # type: ignore[misc]
 
     def begin(self, monitor: Monitor) -> None:
-        """Open the table."""
+        """Prepare the table; it opens when all bars that a loop makes at its start are there."""
         self._reset()
         plans = [own.schedule for own in monitor.behavior_histories.values() if own.schedule]
         total = plans[0].first + plans[0].n_steps if plans else 0
         names = [behavior.name for behavior in monitor.behaviors]
-        self._monitor, self._table = monitor, LiveTable(names, total, self._console())
-        self._table.__enter__()
-        self._show(monitor.step)
+        console = self._console()
+        self._monitor, self._table = monitor, LiveTable(names, total, console)
+        if not console.is_terminal:
+            self._show(monitor.step)
 
     def _console(self) -> Console:
         if self._given is not None:
@@ -94,6 +97,12 @@ class Terminal(Tracker):
         if self._table is not None and self._monitor is not None:
             self._is_new, self._drawn_at = False, time.monotonic()
             with beside_progress_bars():
+                if self._given is None and _shows_bars():
+                    self._table.print_lines()
+                    _free_bars()
+                elif not self._is_open:
+                    self._is_open = True
+                    self._table.__enter__()
                 self._table.update(step, behavior_rows(self._monitor))
 
     def flush(self) -> None:
@@ -120,6 +129,13 @@ class Terminal(Tracker):
 def _shows_bars() -> bool:
     """Return whether tqdm shows a bar now: a live table cannot stand beside it."""
     return bool(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ()))
+
+
+def _free_bars() -> None:
+    """Let bars that were made beside an open table write to the terminal, and not above it."""
+    for bar in list(sys.modules["tqdm"].tqdm._instances):
+        if isinstance(getattr(bar.fp, "_wrapped", None), FileProxy):
+            bar.fp, bar.sp = sys.stderr, bar.status_printer(sys.stderr)
 
 
 def behavior_rows(monitor: Monitor) -> list[BehaviorRow]:
