@@ -78,16 +78,26 @@ IN_TEXTS = (
     *("95 % interval", "interference", "learning rate", "alert", "guard", "warm start", "replay"),
     *("withdrawn", "detector", "alert policy", "naive model", "KL"),
 )
+
+
+def _plural(word: str) -> str:
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}es" if word.endswith(("s", "sh")) else f"{word}s"
+
+
+_SINGULARS = {_plural(word): word for word in WORDS}
+_FORMS = [*IN_TEXTS, *map(_plural, IN_TEXTS)]
 # Not in code, such as `guard=guards.AutoGuard` or `guard: {name: AutoGuard}`.
 _PATTERN = re.compile(
-    rf"(?<![-\w.=\"])(?:{'|'.join(sorted(IN_TEXTS, key=len, reverse=True))})"
-    r"s?(?![-\w=(]|\.\w|: \{)"
+    rf"(?<![-\w.=\"])(?:{'|'.join(sorted(_FORMS, key=len, reverse=True))})"
+    r"(?![-\w=(]|\.\w|: \{)"
 )
 
 
 def explanation(word: str) -> str | None:
     """Return the sentence that explains a word, also in the plural; None: it is none of these."""
-    return WORDS.get(word) or WORDS.get(word.removesuffix("s"))
+    return WORDS.get(_SINGULARS.get(word, word))
 
 
 def explained_parts(text: str) -> list[tuple[str, str | None]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 MAX_NAME_LENGTH = 200  # characters of a name
 PAGE_MARK, PAGE_MARK_WITHIN = "· Riprap</title>", 100_000  # in the first characters of each page
+PAGE_KIND = '<meta name="riprap-page" content="{}">'  # before the title
 
 # Terminals obey control characters, and XML forbids most of them; bidirectional overrides change
 # the order of the text around them; half of a surrogate pair is not a character.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from report.synthetic import typical
@@ -166,3 +168,47 @@ def test_a_model_index_in_one_line_is_refused(run: Path, tmp_path: Path, index: 
     file.write_text(f"---\nmodel-index: {index}\n---\n")
     with pytest.raises(ConfigError, match="in one line"):
         write_card(run, file)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "\ufeff---\nlicense: mit\n---\n# Mine\n",
+        "---\nlicense: mit\r\ntags: [a]\n---\r\n# Mine\r\ntext\n",
+        "---\nlicense: mit\n---\n# Mine\n\ntext  \n\n\n\n",
+        "---\nlicense: mit\n---",
+        "---\n---\n# Mine\n\n---\nnot a header\n---\n",
+        "\ufeff# Mine",
+        "\n\n---\nlicense: 'a\u2028b'\n---\ntext",
+    ],
+)
+def test_a_card_of_any_form_stays_to_the_letter(run: Path, tmp_path: Path, given: str) -> None:
+    """Lines are added to the header and at the end; all characters that were there stay."""
+    file = tmp_path / "README.md"
+    file.write_bytes(given.encode())
+    write_card(run, file, "mine")
+    once = file.read_bytes().decode()
+    write_card(run, file, "mine")
+    assert file.read_bytes().decode() == once
+    mark, _, header = once.removeprefix("\ufeff").lstrip().partition("---")
+    header = header.partition("\n---")[0]
+    assert mark == "" and yaml.safe_load(header)["model-index"][0]["name"] == "mine"
+    assert ("license" in header) == ("license" in given)
+    own = re.sub(r"model-index:\s+- name: mine\r?\n(?: .*\n)*", "", once)
+    own = re.sub(rf"(\r?\n)*{BEGIN}[\s\S]*{END}\r?\n$", "", own)
+    if "---" not in given:  # the header is new
+        own = re.sub(r"---\r?\n---\r?\n", "", own)
+    assert own.rstrip() == given.rstrip()
+    before = once[: once.index(BEGIN)]
+    trailing = given[len(given.rstrip()) :]
+    assert before[len(before.rstrip()) :].startswith(trailing)
+
+
+def test_a_given_name_goes_before_that_of_the_card(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(WRITTEN)
+    for name in ("first", "second"):
+        write_card(run, file, name)
+        index = yaml.safe_load(file.read_text().split("---")[1])["model-index"]
+        assert [own["name"] for own in index] == ["mine", name]
+        assert [len(own["results"]) for own in index] == [1, 3]

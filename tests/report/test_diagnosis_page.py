@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from report.test_audit import made as made_audit
 from riprap.diagnosis import BehaviorDiagnosis, Diagnosis, Estimate, Verdict
 from riprap.diagnosis.evidence._linear_decodability import Decodability, LayerProbe
 from riprap.diagnosis.evidence._linear_path import PathProfile
@@ -17,7 +18,9 @@ from riprap.diagnosis.recovery import RecoveryEvidence
 from riprap.diagnosis.recovery._recover import Recovery, RecoveryPoint
 from riprap.diagnosis.repair._evaluator import Repair
 from riprap.errors import ConfigError
+from riprap.record import Writer
 from riprap.report import _diagnosis_text as text_of
+from riprap.report import write_audit, write_report
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
 from riprap.report._diagnosis_page import write_diagnosis
 from riprap.types import BrokenProbe, ReadingStatus
@@ -118,6 +121,29 @@ def test_nothing_lost_is_a_short_page(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write the diagnosis"):
         write_diagnosis(found, tmp_path / "file")
+
+
+def test_pages_replace_earlier_ones_of_their_kind_only(tmp_path: Path) -> None:
+    found, run = replace(page(kept()), repairs=[], cheapest_repair=None), tmp_path / "run"
+    Writer(run).close()
+    diagnosis = write_diagnosis(found, tmp_path)
+    before = diagnosis.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"report\.html is another page than that of a run"):
+        write_report(run, diagnosis)
+    assert diagnosis.read_text(encoding="utf-8") == before
+    assert write_diagnosis(found, tmp_path) == diagnosis
+    for name in ("report.html", "audit.html"):
+        report = write_report(run, tmp_path / "other" / name)
+        before = report.read_text(encoding="utf-8")
+        with pytest.raises(ConfigError, match="is another page than that of a"):
+            if name == "audit.html":
+                write_audit(made_audit({}, {}), report.parent)
+            else:
+                write_diagnosis(found, report.parent)
+        assert report.read_text(encoding="utf-8") == before
+    older = before.replace('<meta name="riprap-page" content="run">', "")
+    report.write_text(older, encoding="utf-8")  # a version before pages told their kind
+    assert write_report(run, report).read_text(encoding="utf-8") == before
 
 
 def test_figures_show_what_was_measured() -> None:

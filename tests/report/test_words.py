@@ -19,16 +19,33 @@ def test_an_explanation_is_one_short_sentence(word: str) -> None:
     text = WORDS[word]
     assert text.endswith(".") and text.count(". ") == 0
     assert len(text.split()) <= 30
-    assert explanation(f"{word}s") == text
+    assert explanation(word) == text
+
+
+@pytest.mark.parametrize(
+    ("plural", "word"),
+    [
+        ("probes", "probe"),
+        ("probe evaluations", "probe evaluation"),
+        ("losses", "loss"),
+        ("alert policies", "alert policy"),
+        ("policy hashes", "policy hash"),
+        ("replays", "replay"),
+    ],
+)
+def test_a_plural_is_explained_as_its_word(plural: str, word: str) -> None:
+    assert explanation(plural) == WORDS[word]
+    assert explanation(f"un{plural}") is None and explanation(f"{plural}s") is None
 
 
 def test_the_longest_word_is_explained_and_parts_of_words_are_not() -> None:
     assert set(IN_TEXTS) <= set(WORDS)
-    text = "the threshold margin of 3 probes; marginal scores, re-score, no loss"
+    text = "the threshold margin of 3 probes; marginal scores, re-score, alert policies, no loss"
     assert [part for part, why in explained_parts(text) if why] == [
         "threshold margin",
         "probes",
         "scores",
+        "alert policies",
     ]
     code = explained_parts('guard=guards.AutoGuard(...) or guard: {name: x}, score="1", a guard.')
     assert [part for part, why in code if why] == ["guard"]

@@ -14,9 +14,10 @@ from riprap._formatting import format_number
 from riprap._text import shorten
 from riprap.errors import ConfigError
 from riprap.report import _style as style
-from riprap.report._bundle import Head, render_page
+from riprap.report._bundle import Head, check_page, render_page, write_page
 from riprap.report._charts import apply_style, save_figure
 
+KIND = "selection audit"  # of the page
 SELECTED, REJECTED = "chosen", "not chosen"  # stored names of the groups
 NORM_GROUPS = ("high", "moderate", "low")  # groups by gradient norm
 BINS_PER_DECADE = 10  # bars per power of ten
@@ -242,7 +243,7 @@ def _head(audit: Audit) -> Head:
         numbers["mean norm, selected and other rows"] = " and ".join(pair)
     numbers["truncated rows"] = f"{audit.truncated:,} of {audit.rows:,}"
     return Head(
-        "selection audit",
+        KIND,
         audit.title,
         f"{audit_summary(audit)}.",
         numbers,
@@ -255,15 +256,16 @@ def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
     """Write `audit.png` and `audit.html` into a folder; return the paths of page and image.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or `audit.html` is no audit.
     """
     image, page = folder / "audit.png", folder / "audit.html"
     try:
+        check_page(page, KIND)
         save_figure(audit_figure(audit), image)
         png = base64.b64encode(image.read_bytes()).decode()
         context = {"audit": audit, "groups": group_rows(audit), "rows": harmful_rows(audit)}
         text = render_page("audit.html", _head(audit), image=png, **context)
-        page.write_text(text, encoding="utf-8")
+        write_page(page, KIND, text)
     except OSError as error:
         raise ConfigError(f"cannot write the audit to {folder}: {error}") from error
     return page, image

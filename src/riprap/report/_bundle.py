@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from riprap._formatting import format_number
 from riprap._glossary import explained_parts, explanation
-from riprap._text import escape_control_chars
+from riprap._text import PAGE_KIND, PAGE_MARK, PAGE_MARK_WITHIN, escape_control_chars
+from riprap.errors import ConfigError
 
 _HERE = Path(__file__).parent
 
@@ -98,7 +99,39 @@ def render_page(template: str, head: Head, **context: Any) -> str:
     words = Words()
     own = {"head": head, "term": words.term, "explain": words.explain, "words": words}
     own |= {"css": asset("page.css"), "number": format_number}
+    own["kind_mark"] = Markup(PAGE_KIND).format(head.kind)
     return _TEMPLATES.get_template(template).render(own | context)
+
+
+def write_page(file: Path, kind: str, page: str) -> None:
+    """Write a page; only an earlier page of the same kind is replaced.
+
+    Raises:
+        ConfigError: something else is there: another file, another kind of page, a link.
+        OSError, ValueError: the file cannot be written.
+    """
+    check_page(file, kind)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+
+
+def check_page(file: Path, kind: str) -> None:
+    """Check that a page of a kind may be written to a file; raises as `write_page` does."""
+    if file.is_symlink():  # somebody else may have made the folder and the link
+        raise ConfigError(f"{file} is a link to another file: give another path for the {kind}")
+    if file.is_file():
+        with file.open(encoding="utf-8", errors="replace") as opened:
+            before = opened.read(PAGE_MARK_WITHIN)
+        if PAGE_MARK not in before:
+            raise ConfigError(
+                f"{file} is no page of Riprap, and is left as it is: give another path"
+            )
+        is_marked = PAGE_KIND.partition("{")[0] in before  # those of earlier versions are not
+        if is_marked and PAGE_KIND.format(kind) not in before:
+            raise ConfigError(
+                f"{file} is another page than that of a {kind}, and is left as it is: give "
+                "another path"
+            )
 
 
 @cache

@@ -42,12 +42,16 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
     loaded, file = load_run(run), Path(card)
     if not loaded.conclusion.finished:
         raise ConfigError(f"the run {run} has not ended: a model card tells of a finished run")
-    header, text = _read(file)
-    line_break = "\r\n" if "\r\n" in header + text else "\n"
-    text = _merge(text, card_section(loaded), file)
-    header = set_scores(header, _results(loaded), model_name, file)
-    whole = f"---\n{header}\n---\n{text}" if header else text
-    whole = whole.replace("\r\n", "\n").replace("\n", line_break)
+    card_parts = _read(file)
+    line_break = _first_break("".join(card_parts))
+    begin, header, end, text = card_parts
+    text = _merge(text, card_section(loaded), file, line_break)
+    header = set_scores(header, _results(loaded), model_name, file, line_break)
+    if header and not end:
+        begin, end = f"{begin}---{line_break}", f"---{line_break}"
+    elif end == "---":  # the card ended there
+        end += line_break
+    whole = begin + header + end + text
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(whole, encoding="utf-8", newline="")
@@ -93,17 +97,28 @@ def _escape(text: str) -> str:
     return text
 
 
-def _read(file: Path) -> tuple[str, str]:
-    """Return the YAML header of a card, without its marks, and the text after it."""
+def _read(file: Path) -> tuple[str, str, str, str]:
+    """Return the parts of a card: mark, lines of the YAML header, mark, and the text after it.
+
+    Together they are the whole card. Without a header, a byte order mark may be in the first.
+    """
     try:
         if not file.exists():
-            return "", "# Model card\n"
+            return "", "", "", "# Model card\n"
         with file.open(encoding="utf-8", newline="") as opened:
             text = opened.read()
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the model card {file}: {error}") from error
-    found = re.match(r"\s*---\r?\n(.*?)\r?\n---(?:\r?\n|$)", text, re.DOTALL)
-    return (found[1], text[found.end() :]) if found else ("", text)
+    found = re.match(r"(\ufeff?\s*---\r?\n)((?:.*?\r?\n)??)(---(?:\r?\n|\Z))", text, re.DOTALL)
+    if found:
+        return found[1], found[2], found[3], text[found.end() :]
+    rest = text.removeprefix("\ufeff")
+    return text[: len(text) - len(rest)], "", "", rest
+
+
+def _first_break(text: str) -> str:
+    found = re.search(r"\r?\n", text)
+    return found[0] if found else "\n"
 
 
 def _results(run: Run) -> list[dict[str, Any]]:
@@ -122,11 +137,12 @@ def _results(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _merge(text: str, section: str, file: Path) -> str:
-    """Put the section between its markers, or at the end."""
-    block = f"{BEGIN}\n{section}\n{END}"
+def _merge(text: str, section: str, file: Path, line_break: str) -> str:
+    """Put the section between its markers, or at the end, after a blank line."""
+    block = f"{BEGIN}\n{section}\n{END}".replace("\n", line_break)
     if BEGIN not in text and END not in text:
-        return f"{text.rstrip()}\n\n{block}\n" if text.strip() else f"{block}\n"
+        ends = len(re.findall(r"\n", re.search(r"\s*\Z", text)[0])) if text.strip() else 2
+        return f"{text}{line_break * (2 - min(ends, 2))}{block}{line_break}"
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     if END not in rest or BEGIN in after or END in after or END in before:

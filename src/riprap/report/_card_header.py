@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,45 +15,56 @@ from riprap.errors import ConfigError
 
 KIND = "riprap"  # type of the data sets in the card's `model-index`
 INDEX = "model-index"
+_BREAKS = "\n\r\x85\u2028\u2029"  # of lines, as YAML knows them
+_LINES = re.compile(f"[^{_BREAKS}]*(?:\r\n|[{_BREAKS}])|[^{_BREAKS}]+$")
 
 
 def set_scores(
-    header: str, results: list[dict[str, Any]], model_name: str | None, file: Path
+    header: str,
+    results: list[dict[str, Any]],
+    model_name: str | None,
+    file: Path,
+    line_break: str = "\n",
 ) -> str:
     """Return a header with these results in its `model-index`, in place of earlier ones.
 
     Args:
-        header: lines between the marks; empty: there is none.
+        header: lines between the marks, each with its end; empty: there are none.
         model_name: name of the model; None: that of the `model-index`. Without either nothing is
             written, and a warning says so.
         file: the card, for messages.
+        line_break: end of the lines that are written.
 
     Raises:
         ConfigError: the header is no mapping in YAML, or its `model-index` is written in one line.
     """
-    lines = header.replace("\r\n", "\n").split("\n") if header else []
-    name = _model_name(_index(lines, file)) or model_name
+    lines = _LINES.findall(header)
+    name = model_name or _model_name(_index(lines, file))
     for first, last in sorted(_own_spans(_index(lines, file), file), reverse=True):
         del lines[first : last + 1]
     if not results:
-        return "\n".join(lines)
+        return "".join(lines)
     if not name:
         warn(
             f"no scores are written into the {INDEX} of {file}: the card does not name its model; "
             "give model_name (--model-name)"
         )
-        return "\n".join(lines)
+        return "".join(lines)
     item = yaml.safe_dump([{"name": name, "results": results}], sort_keys=False, allow_unicode=True)
     at = _index(lines, file)
     if at is None:
-        return "\n".join([*lines, f"{INDEX}:", item.rstrip()])
-    key, index = at
-    place, indent = key.end_mark.line, ""
+        lines.append(f"{INDEX}:{line_break}")
+        place, index = len(lines) - 1, None
+    else:
+        key, index = at
+        place = key.end_mark.line
+    indent = ""
     if isinstance(index, yaml.SequenceNode) and index.value:
         place = _last_line(index)
         indent = lines[index.start_mark.line][: index.start_mark.column]
-    lines[place + 1 : place + 1] = [indent + line for line in item.rstrip().split("\n")]
-    return "\n".join(lines)
+    added = [f"{indent}{line}{line_break}" for line in item.rstrip().split("\n")]
+    lines[place + 1 : place + 1] = added
+    return "".join(lines)
 
 
 _Index = tuple[yaml.Node, yaml.Node] | None
@@ -61,7 +73,7 @@ _Index = tuple[yaml.Node, yaml.Node] | None
 def _index(lines: list[str], file: Path) -> _Index:
     """Return key and value of the `model-index`, with their places; None: there is none."""
     try:
-        root = yaml.compose("\n".join(lines), yaml.SafeLoader)
+        root = yaml.compose("".join(lines), yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"cannot read the model card {file}: its header is no YAML: "

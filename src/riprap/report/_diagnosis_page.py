@@ -10,7 +10,7 @@ from typing import Any
 from riprap.diagnosis import Diagnosis
 from riprap.errors import ConfigError
 from riprap.report import _diagnosis_text as text
-from riprap.report._bundle import Head, render_page
+from riprap.report._bundle import Head, render_page, write_page
 from riprap.report._charts import save_figure
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
 from riprap.report._divergence import divergence_figure
@@ -22,7 +22,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
     """Write the page `report.html` into a folder, and return its path.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: the folder cannot be written, or `report.html` is no diagnosis.
     """
     divergence = diagnosis.divergence
     examined = [
@@ -44,8 +44,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
         repairs_image=to_base64_png(repairs_figure(diagnosis)) if len(tried) > 1 else None,
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(html, encoding="utf-8")
+        write_page(folder / PAGE, "diagnosis", html)
     except OSError as error:
         raise ConfigError(f"cannot write the diagnosis to {folder}: {error}") from error
     return folder / PAGE

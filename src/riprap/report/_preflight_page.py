@@ -16,7 +16,7 @@ from riprap.detectors import score
 from riprap.errors import ConfigError
 from riprap.prediction import BehaviorPrediction, Outlook, Preflight
 from riprap.report import _style as style
-from riprap.report._bundle import Head, render_page
+from riprap.report._bundle import Head, render_page, write_page
 from riprap.report._charts import apply_style
 from riprap.report._diagnosis_page import to_base64_png
 
@@ -214,7 +214,7 @@ def write_preflight(
         texts: prompt and response of rows, by their number.
 
     Raises:
-        ConfigError: the file cannot be written.
+        ConfigError: the file cannot be written, or is something else than a prediction.
     """
     breaks = set(found.broken)
     badges = {
@@ -241,8 +241,7 @@ def write_preflight(
         },
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        write_page(path, "preflight", page)
     except OSError as error:
         raise ConfigError(f"cannot write the prediction to {path}: {error}") from error
     return path

@@ -7,7 +7,6 @@ from typing import Any
 
 from riprap._formatting import format_forecast, format_number
 from riprap._glossary import signal_words
-from riprap._text import PAGE_MARK, PAGE_MARK_WITHIN
 from riprap.errors import ConfigError
 from riprap.guards import describe_actions
 from riprap.record import Writer
@@ -15,7 +14,7 @@ from riprap.report import _charts as charts
 from riprap.report import _plot_data as plot_data
 from riprap.report import _style as style
 from riprap.report import _summary as summary
-from riprap.report._bundle import Head, asset, json_for_script, render_page, vega_bundle
+from riprap.report._bundle import Head, asset, json_for_script, render_page, vega_bundle, write_page
 from riprap.report._run import BehaviorInfo, Run, load_run
 from riprap.report._signal_panels import OF_TRAINING, is_thinned, signal_panels
 from riprap.types import Alert, BrokenProbe
@@ -38,29 +37,12 @@ def write_report(run: str | Path | Writer, path: str | Path) -> Path:
             report is replaced.
     """
     loaded, file = load_run(run), Path(path)
-    _require_own(file)
     page = render_page("page.html", _head(loaded), **_context(loaded))
     try:
-        if file.is_symlink():  # somebody else may have made the folder and the link
-            raise ConfigError(f"{file} is a link to another file: give another path for the report")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page, encoding="utf-8")
+        write_page(file, "run", page)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write the report to {file}: {error}") from error
     return file
-
-
-def _require_own(file: Path) -> None:
-    """Check that a file that would be replaced is an earlier report."""
-    try:
-        if not file.is_file() or file.is_symlink():
-            return
-        with file.open(encoding="utf-8", errors="replace") as opened:
-            is_own = PAGE_MARK in opened.read(PAGE_MARK_WITHIN)
-    except (OSError, ValueError):
-        return  # writing says what is wrong
-    if not is_own:
-        raise ConfigError(f"{file} is no page of Riprap, and is left as it is: give another path")
 
 
 def _head(run: Run) -> Head:
