@@ -216,6 +216,10 @@ def test_steps_zoom_by_button_key_and_drag(chrome: Chrome, tmp_path: Path) -> No
         chrome.wait(f"{shown} === 'steps 0 to {round(last / 2)}'")
 
         chrome.run("document.querySelector('[role=slider]').focus()")
+        for modifier in (1, 2, 4):  # Alt, Ctrl, Meta: keys of the browser
+            chrome.call("Input.dispatchKeyEvent", type="rawKeyDown", key="0", modifiers=modifier)
+        chrome.call("Input.dispatchKeyEvent", type="keyDown", key="]", text="]")
+        chrome.wait(f"{shown} === 'steps {round(last / 4)} to {round(last * 3 / 4)}'")
         chrome.call("Input.dispatchKeyEvent", type="keyDown", key="0", text="0")
         chrome.wait(f"{shown} === 'steps 0 to {last}'")
         assert chrome.run(path) == whole

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from report.synthetic import Scene, typical
 from riprap._glossary import WORDS
+from riprap._text import escape_control_chars, shorten
 from riprap.dashboard import check_address, make_app, serve
 from riprap.dashboard._app import Stream
 from riprap.dashboard._follower import MAX_CHANGES, Follower
@@ -416,7 +417,8 @@ def test_hostile_names_arrive_as_escaped_text(tmp_path: Path, text: str) -> None
                 yield from texts(part)
 
         found = list(texts(answer.json()))
-        assert any("evil" in own or "a" in own or "é" in own for own in found)
+        escaped = (shorten(text), escape_control_chars(text))
+        assert any(own in escaped for own in found), path
         assert not [own for own in found if acts.search(own)]
 
 
@@ -452,13 +454,58 @@ def test_only_pages_of_riprap_in_the_folder_of_a_run_are_served(folder: Path) ->
         if beside:
             (place / beside).write_text("{}")
     client = TestClient(make_app([run]), base_url=LOCAL)
-    assert client.get("/runs/1").json()["pages"] == ["preflight"]
-    answer = client.get("/runs/1/pages/0")
+    assert client.get("/runs/1").json()["pages"] == [["preflight.html", "preflight"]]
+    answer = client.get("/runs/1/pages/preflight.html")
     assert answer.text == mark
     assert "sandbox" in answer.headers["content-security-policy"]
     assert "script-src" not in answer.headers["content-security-policy"]
-    for address in ("/runs/1/pages/1", "/runs/9/pages/0", "/runs/1/pages/..%2fsecret.html"):
-        assert client.get(address).status_code == 404
+    assert client.get("/runs/9/pages/preflight.html").status_code == 404
+    for place in ("audit.html", "out/report.html", "out/preflight.html", "..%2fsecret.html", ""):
+        assert client.get(f"/runs/1/pages/{place}").status_code == 404
+
+
+def diagnosed(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "diagnosis.json").write_text("{}")
+    (folder / "report.html").write_text(f"<title>x · Riprap</title>{text}", encoding="utf-8")
+
+
+def test_links_to_pages_stay_true_while_pages_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riprap.dashboard._follower.PAGES_REST", 0.0)
+    run = tmp_path / "run"
+    typical(run, 20).writer.close()
+    diagnosed(run / "b c", "the second")
+    app = make_app([run])
+    client = TestClient(app, base_url=LOCAL)
+    ((place, kind),) = client.get("/runs/1").json()["pages"]
+    assert kind == "diagnosis (b c)"
+    diagnosed(run / "a", "the first")
+    diagnosed(tmp_path / "elsewhere", "not of this run")
+    (run / "linked").symlink_to(tmp_path / "elsewhere")
+    assert client.get(f"/runs/1/pages/{place}").text.endswith("the second")
+    view = client.get("/runs/1").json()
+    assert [kind for _, kind in view["pages"]] == ["diagnosis (a)", "diagnosis (b c)"]
+    follower = Follower(run / "record.sqlite", "1", "run")
+    version = json.loads(follower.view())["view"]["version"]
+    assert follower.poll() is None
+    (run / "a" / "report.html").unlink()
+    change = json.loads(follower.poll() or "{}")
+    assert change["pages"] == [[place, kind]] and change["version"] == version + 1
+    assert follower.poll() is None
+    assert client.get("/runs/1/pages/a/report.html").status_code == 404
+    assert client.get("/runs/1/pages/linked/report.html").status_code == 404
+
+
+def test_a_page_that_goes_while_it_is_read_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typical(tmp_path / "run", 20).writer.close()
+    gone = {"report.html": ("diagnosis", tmp_path / "run" / "report.html")}
+    monkeypatch.setattr("riprap.dashboard._app.pages_of", lambda file: gone)
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    assert client.get("/runs/1/pages/report.html").status_code == 404
 
 
 def test_the_page_explains_its_words_by_the_glossary(client: TestClient) -> None:

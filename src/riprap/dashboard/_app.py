@@ -173,13 +173,20 @@ def make_app(
 
     async def page(request: Request) -> Response:
         follower = runs.followers.get(request.path_params["key"])
-        found = [] if follower is None else await run_in_threadpool(pages_of, follower.file)
-        number = request.path_params["number"]
-        if number >= len(found):
+        place = request.path_params["place"]
+
+        def content() -> bytes | None:
+            found = {} if follower is None else pages_of(follower.file)
+            try:
+                return found[place][1].read_bytes() if place in found else None
+            except OSError:  # it was removed meanwhile
+                return None
+
+        text = await run_in_threadpool(content)
+        if text is None:
             return JSONResponse({"error": "There is no such page."}, 404)
-        content = await run_in_threadpool(found[number][1].read_bytes)
         return Response(
-            content, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY}
+            text, media_type="text/html", headers={"Content-Security-Policy": PAGE_POLICY}
         )
 
     async def events(request: Request) -> Response:
@@ -192,7 +199,7 @@ def make_app(
         Route("/runs/{key}", view, methods=["GET"]),
         Route("/runs/{key}/alerts/{number:int}", alert, methods=["GET"]),
         Route("/runs/{key}/probes/{behavior:int}/{step:int}", probes, methods=["GET"]),
-        Route("/runs/{key}/pages/{number:int}", page, methods=["GET"]),
+        Route("/runs/{key}/pages/{place:path}", page, methods=["GET"]),
         Route("/favicon.ico", lambda request: Response(status_code=204), methods=["GET"]),
         *_static_routes(),
     ]

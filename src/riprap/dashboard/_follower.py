@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from riprap._text import escape_control_chars, shorten
 from riprap.dashboard._pages import pages_of
@@ -18,6 +19,7 @@ from riprap.record import Reader, position
 SETTLED_SECONDS = 2.0  # a file that was written more recently is read even if it looks the same
 MAX_CHANGES = 40  # kept since a view; then the next view is made anew
 MAX_NEW_ROWS = 20_000  # of one change; with more, readers fetch the view again
+PAGES_REST = 2.0  # seconds between looks for pages
 CONCLUSION_REST = 20  # the conclusion rests for this many times the time that it took
 
 
@@ -45,6 +47,8 @@ class Follower:
         self._conclusion: dict[str, Any] = {}
         self._next_conclusion = 0.0
         self._conclusion_is_old = False
+        self._pages: list[tuple[str, str]] = []
+        self._next_pages = 0.0
 
     def view(self) -> str:
         """Return the whole run as JSON: a view, the changes since it was made, and its pages.
@@ -56,18 +60,20 @@ class Follower:
             self.is_open = True
             if self._view is None or len(self._changes) > MAX_CHANGES:
                 self._begin()
-            pages = [shorten(kind) for kind, _ in pages_of(self.file)]
-            return _to_json({"view": self._view, "changes": self._changes, "pages": pages})
+            facts = {"view": self._view, "changes": self._changes, "pages": self._find_pages()}
+            return _to_json(facts)
 
     def poll(self) -> str | None:
         """Return what is new as JSON, or None; a record that cannot be read is told as well."""
         if not self.is_open:
             return None
         with self._lock:
-            if self._view is None or not (self._is_touched() or self._conclusion_is_due()):
+            if self._view is None:
                 return None
             try:
-                change = self._change()
+                new = self._new_pages()
+                is_due = new or self._is_touched() or self._conclusion_is_due()
+                change = self._change(new) if is_due else None
             except (RecordError, OSError) as error:
                 change = self._restart() | {"error": escape_control_chars(str(error))}
             if change is None:
@@ -82,10 +88,10 @@ class Follower:
             self._read_conclusion(reader)
             facts = {"key": self.key, "name": self.name, "version": self.version}
             self._view = facts | whole(reader, until) | {"conclusion": self._conclusion}
-        self._until, self._changes = until, []
+        self._until, self._changes, self._pages = until, [], self._find_pages()
         self._inode = self.file.stat().st_ino
 
-    def _change(self) -> dict[str, Any] | None:
+    def _change(self, pages: Mapping[str, Any]) -> dict[str, Any] | None:
         assert self._view is not None
         if self.file.stat().st_ino != self._inode:
             return self._restart()
@@ -95,10 +101,10 @@ class Follower:
             structure = [until[t] != self._until[t] for t in ("meta", "superseded")]
             if any(structure) or new < 0 or new > MAX_NEW_ROWS:
                 return self._restart()
-            change: dict[str, Any] = {}
+            change = dict(pages)
             if new:
                 size = self._view["size"]
-                change = new_rows(reader, self._until, until, size, self._behaviors)
+                change |= new_rows(reader, self._until, until, size, self._behaviors)
                 self._conclusion_is_old, self._until = True, until
             if self._conclusion_is_due():
                 self._read_conclusion(reader)
@@ -108,6 +114,18 @@ class Follower:
         self.version += 1
         self._changes.append(change | {"version": self.version})
         return change
+
+    def _new_pages(self) -> dict[str, Any]:
+        """Return the pages if others are there now; they are looked for rarely."""
+        if time.monotonic() < self._next_pages:
+            return {}
+        self._next_pages = time.monotonic() + PAGES_REST
+        before, self._pages = self._pages, self._find_pages()
+        return {} if self._pages == before else {"pages": self._pages}
+
+    def _find_pages(self) -> list[tuple[str, str]]:
+        """Return place and kind of the run's pages."""
+        return [(quote(place), shorten(kind)) for place, (kind, _) in pages_of(self.file).items()]
 
     def _restart(self) -> dict[str, Any]:
         """Forget the view; readers fetch a new one."""

@@ -19,19 +19,26 @@ PAGE_POLICY = (
 )
 
 
-def pages_of(record: Path) -> list[tuple[str, Path]]:
-    """Return kind and path of the pages in a run's folder, and in those directly below it."""
+def pages_of(record: Path) -> dict[str, tuple[str, Path]]:
+    """Return kind and path of the pages in a run's folder, and in those directly below it.
+
+    Folders that are links are left out. Keys are the pages' places in the run's folder.
+    """
     folder = record.parent
     try:
-        folders = [folder, *sorted(own for own in folder.iterdir() if own.is_dir())]
+        below = (own for own in folder.iterdir() if own.is_dir() and not own.is_symlink())
+        folders = [folder, *sorted(below)]
     except OSError:
-        return []
-    return [
-        (kind if place == folder else f"{kind} ({place.name})", place / name)
+        return {}
+    return {
+        str((place / name).relative_to(folder)): (
+            kind if place == folder else f"{kind} ({place.name})",
+            place / name,
+        )
         for place in folders
         for name, (beside, kind) in KINDS.items()
         if (place / beside).is_file() and _is_page(place / name)
-    ]
+    }
 
 
 def _is_page(file: Path) -> bool:

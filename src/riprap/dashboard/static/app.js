@@ -183,8 +183,8 @@ function drawRun(run, range, ranges) {
   const pages = JSON.stringify(data.pages);
   if (run.shownPages !== pages) {
     run.shownPages = pages;
-    parts.pages.replaceChildren(...data.pages.map((kind, number) =>
-      element("a", { href: `/runs/${run.key}/pages/${number}`, target: "_blank", rel: "noopener" }, kind)));
+    parts.pages.replaceChildren(...data.pages.map(([place, kind]) =>
+      element("a", { href: `/runs/${run.key}/pages/${place}`, target: "_blank", rel: "noopener" }, kind)));
   }
   const names = JSON.stringify(data.behaviors);
   if (run.shownBehaviors !== names) {

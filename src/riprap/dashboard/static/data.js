@@ -5,16 +5,18 @@ const MAX_POINTS = 2400; // of a line; beyond it, stretches of steps keep their 
 export function createData(answer) {
   const view = answer.view;
   const data = {
-    ...view, pages: answer.pages, lines: new Map(), layers: new Map(), training: {}, bands: new Map(), forecasts: new Map(),
+    ...view, lines: new Map(), layers: new Map(), training: {}, bands: new Map(), forecasts: new Map(),
     alerts: [], actions: [], n_alerts: 0, last_step: 0,
   };
   addRows(data, view);
   for (const change of answer.changes) addRows(data, change);
+  data.pages = answer.pages; // newer than those of the changes
   return data;
 }
 
 export function addRows(data, change) {
   if (change.version !== undefined) data.version = change.version;
+  if (change.pages) data.pages = change.pages;
   if (change.conclusion) data.conclusion = change.conclusion;
   if (change.lines === undefined) return;
   data.last_step = Math.max(data.last_step, change.last_step);

@@ -71,6 +71,8 @@ export function createLane(run, behavior) {
   }
 
   function walk(event) {
+    const isOfBrowser = event.ctrlKey || event.metaKey || event.altKey;
+    if (isOfBrowser && !event.getModifierState("AltGraph")) return; // "[" may need AltGr
     const known = steps();
     if (!known.length) return;
     const at = lane.at === null ? known.length - 1 : nearest(known, lane.at);
