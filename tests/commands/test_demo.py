@@ -15,7 +15,7 @@ from rich.console import Console
 from riprap.commands import demo_folder, demo_page
 from riprap.conclusion import conclude
 from riprap.record import Reader
-from riprap.toy import STORIES, unpack_stories
+from riprap.toy import STORIES, stories_digest, unpack_stories
 from tools.demo_stories import SETUPS, make
 
 MAX_BYTES = 300_000
@@ -91,5 +91,31 @@ def test_without_the_extra_it_says_how_to_look(
     with demo_page(demo_folder(tmp_path), console) as address:
         assert address is None
     assert "pip install 'riprap[dashboard]'" in written(console)
-    assert str(tmp_path / "demo-stories") in written(console)
-    assert (tmp_path / "demo-stories" / "the-loss-fell" / "record.sqlite").is_file()
+    stories = tmp_path / f"demo-stories-{stories_digest()}"
+    assert str(stories) in written(console)
+    assert (stories / "the-loss-fell" / "record.sqlite").is_file()
+
+
+def test_other_stories_have_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stories_digest()
+    assert stories_digest() == before
+    monkeypatch.setattr("riprap.toy._stories._packed", lambda name: b"of another version")
+    assert stories_digest() != before
+
+
+def test_a_page_that_never_answers_holds_nothing_up_and_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\ntrap '' TERM\nwhile :; do sleep 0.1; done\n")
+    deaf.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(deaf))
+    monkeypatch.setattr("riprap.commands._demo.START_SECONDS", 0.5)
+    monkeypatch.setattr("riprap.commands._demo.STOP_SECONDS", 0.1)
+    console = Console(file=io.StringIO(), width=200)
+    with (
+        pytest.raises(ZeroDivisionError),
+        demo_page(demo_folder(tmp_path / "runs"), console) as address,
+    ):
+        assert address is None and "did not start" in written(console)
+        raise ZeroDivisionError

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +21,11 @@ from riprap._extras import EXTRAS, is_installed
 from riprap.commands._live import live_table, summarize_run
 from riprap.integrations.terminal import behavior_rows
 from riprap.monitor import Monitor
-from riprap.toy import STORIES, ToyWorld, unpack_stories
+from riprap.toy import STORIES, ToyWorld, stories_digest, unpack_stories
 
 STEPS = 200
-STORY_FOLDER = "demo-stories"  # inside the folder of runs
+STORY_FOLDER = "demo-stories"  # inside the folder of runs; a digest of the stories follows
+START_SECONDS, STOP_SECONDS = 60.0, 10.0  # that the page may take
 
 
 def demo_folder(runs: Path) -> Path:
@@ -69,7 +72,7 @@ def demo_page(run_dir: Path, console: Console) -> Iterator[str | None]:
 
     Yields its address; None without the extra `dashboard`, which is said then.
     """
-    stories = run_dir.parent / STORY_FOLDER
+    stories = run_dir.parent / f"{STORY_FOLDER}-{stories_digest()}"
     unpack_stories(stories)
     run_dir.mkdir(parents=True, exist_ok=True)
     console.print("Three recorded trainings, and one that begins now:")
@@ -89,8 +92,7 @@ def demo_page(run_dir: Path, console: Console) -> Iterator[str | None]:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     try:
-        assert page.stdout is not None
-        address = page.stdout.readline().partition("live page: ")[2].strip() or None
+        address = _first_line(page).partition("live page: ")[2].strip() or None
         if address is not None:
             address += f"?show={len(STORIES) + 1}"  # all runs, where a page shows two at first
         if address is None:
@@ -100,6 +102,22 @@ def demo_page(run_dir: Path, console: Console) -> Iterator[str | None]:
         yield address
     finally:
         page.terminate()
-        page.wait(30)
+        try:
+            page.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            page.kill()
+            page.wait()
         if page.stdout is not None:
             page.stdout.close()
+
+
+def _first_line(page: subprocess.Popen[str]) -> str:
+    """Return the first line that a process prints; empty: it ended, or takes too long."""
+    lines: queue.Queue[str] = queue.Queue()
+    if page.stdout is not None:
+        read = page.stdout.readline
+        threading.Thread(target=lambda: lines.put(read()), daemon=True).start()
+    try:
+        return lines.get(timeout=START_SECONDS)
+    except queue.Empty:
+        return ""
