@@ -22,6 +22,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 from lightning.pytorch.plugins.precision import MixedPrecision  # noqa: E402
+from lightning.pytorch.utilities import grad_norm  # noqa: E402
 
 from riprap.integrations.lightning import MonitorCallback  # noqa: E402
 
@@ -213,6 +214,38 @@ def test_the_record_has_losses_under_accumulation(policy: AlertPolicy, tmp_path:
     means = [sum(Noted.seen[8 * i : 8 * i + 8]) / 8 for i in range(3)]
     assert [facts["loss"] for _, facts in told] == pytest.approx(means, rel=1e-5)
     assert {facts["learning_rate"] for _, facts in told} == {1e-2}
+
+
+def test_the_record_has_what_the_module_logs_and_all_checkpoints(
+    policy: AlertPolicy, tmp_path: Path
+) -> None:
+    class Logs(Words):
+        norms: ClassVar[list[float]] = []
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            found = grad_norm(self, norm_type=2)
+            self.norms.append(float(found["grad_2.0_norm_total"]))
+            self.log_dict(found)
+
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            self.log("val_loss", torch.tensor(2.0 + index))
+
+        def val_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader([IDS[0], IDS[1]], batch_size=1)
+
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=4, save_last=True)
+    monitor = Monitor(of_words(), policy, run_dir=tmp_path / "run")
+    own = [MonitorCallback(monitor, submodule="model"), saving]
+    options = {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    trained(tmp_path, own, kind=Logs, options=options)
+    told = rows_of("training", tmp_path / "run")
+    norms = {step: facts["grad_norm"] for step, facts in told if "grad_norm" in facts}
+    assert norms == pytest.approx({step: Logs.norms[step - 1] for step in (4, 8, 12)})
+    losses = [facts["eval_loss"] for _, facts in told if "eval_loss" in facts]
+    assert losses and set(losses) == {2.5}
+    saved = [(s, Path(f["path"]).name) for s, f in rows_of("checkpoint", tmp_path / "run")]
+    assert [step for step, _ in saved] == [4, 4, 8, 8, 12, 12]
+    assert [name == "last.ckpt" for _, name in saved] == [False, True] * 3
 
 
 def test_a_step_that_the_scaler_skips_is_recorded(policy: AlertPolicy, tmp_path: Path) -> None:

@@ -1,8 +1,20 @@
-"""Numbers of a monitor for a tracker: each probe evaluation once."""
+"""Numbers between a monitor and the trackers of a trainer."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from riprap._checks import is_number
 from riprap.monitor import Monitor
+
+
+def as_number(value: Any) -> float | None:
+    """Return a number, or the one number in a tensor, as a float; None for anything else."""
+    if getattr(value, "shape", None) is not None:
+        if any(size != 1 for size in value.shape):
+            return None
+        value = value.item()
+    return float(value) if is_number(value) else None
 
 
 class NewNumbers:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +27,7 @@ from riprap.integrations._ending import (
     say_the_end,
     warn_without_steps,
 )
-from riprap.integrations._numbers import NewNumbers
+from riprap.integrations._numbers import NewNumbers, as_number
 from riprap.integrations._states import (
     miss_state,
     path_or_none,
@@ -36,6 +37,9 @@ from riprap.integrations._states import (
 from riprap.integrations.trackers import send_alert
 from riprap.monitor import Monitor
 
+NORMS = ("grad_norm", "grad_2.0_norm_total")  # the second is of Lightning's own `grad_norm`
+EVAL_LOSSES = ("eval_loss", "val_loss", "val/loss", "valid_loss")
+
 
 class MonitorCallback(Callback):
     """`Trainer(..., callbacks=[MonitorCallback(monitor, submodule="model")])`.
@@ -44,9 +48,10 @@ class MonitorCallback(Callback):
     loggers, under `riprap/`, and alerts to W&B. The monitor's state is part of Lightning's
     checkpoints; create the monitor with `resume=True` to continue from one.
 
-    The record also has the loss and the learning rate, every `log_every_n_steps` steps, and the
-    checkpoints that the trainer saves; not those of weights only, of which Lightning tells no
-    callback.
+    The record also has the loss and the learning rate, every `log_every_n_steps` steps; the
+    gradient norm and the loss of a validation if the module logs them, as `grad_norm` and
+    `val_loss` or `eval_loss`; and the checkpoints that the trainer saves, but not those of weights
+    only, of which Lightning tells no callback.
 
     At the end, the summary of the run is printed in a terminal, or logged, and the report is
     written into `run_dir` if the extra `report` is installed.
@@ -89,7 +94,7 @@ class MonitorCallback(Callback):
         self._losses: list[Tensor] = []  # of micro-batches since they were recorded
         self._recorded_at = 0  # the trainer's step of the last recorded loss
         self._rate: float | None = None  # of the last step
-        self._saved: Path | None = None  # checkpoint that is being written
+        self._saved: list[Path] = []  # checkpoints that were being written since the last batch
 
     def __getstate__(self) -> dict[str, Any]:
         self._usage.began = True  # the copy begins in its place
@@ -189,9 +194,16 @@ class MonitorCallback(Callback):
         count = taken if trainer.lightning_module.automatic_optimization else len(self._losses)
         found = {"loss": float(sum(self._losses)) / count} if self._losses and count else {}
         found |= {} if self._rate is None else {"learning_rate": self._rate}
+        found |= _logged(trainer, NORMS, "grad_norm")
         if found and self.monitor.watching:
             self.monitor.log_training(**found)
         self._losses, self._recorded_at = [], step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the loss of a validation, if the module logs it."""
+        found = _logged(trainer, EVAL_LOSSES, "eval_loss")
+        if found and self.monitor.watching:
+            self.monitor.log_training(**found)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the probes after the last step, before other callbacks average weights."""
@@ -242,13 +254,14 @@ class MonitorCallback(Callback):
         while frame is not None and frame.f_code.co_name != "save_checkpoint":
             frame = frame.f_back
         found = None if frame is None else frame.f_locals.get("filepath")
-        self._saved = Path(found) if isinstance(found, str | Path) else None
+        self._saved += [Path(found)] if isinstance(found, str | Path) else []
 
     def _note_saved(self) -> None:
-        """Record the checkpoint that was being written, if it is there."""
-        path, self._saved = self._saved, None
-        if path is not None and path.exists() and self.monitor.watching:
-            self.monitor.log_checkpoint(path, [own.name for own in path.parent.glob("*.ckpt")])
+        """Record the checkpoints that were being written, if they are there."""
+        saved, self._saved = self._saved, []
+        for path in saved:
+            if path.exists() and self.monitor.watching:
+                self.monitor.log_checkpoint(path, [own.name for own in path.parent.glob("*.ckpt")])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state, for the trainer's checkpoints."""
@@ -259,6 +272,13 @@ class MonitorCallback(Callback):
         if state_dict and not self.monitor.watching and self.checkpoint is None:
             self.monitor.load_state_dict(state_dict)
             self._has_state = True
+
+
+def _logged(trainer: Trainer, names: Sequence[str], name: str) -> dict[str, float]:
+    """Return the first of these metrics that the module logs, under the record's name for it."""
+    numbers = (as_number(trainer.callback_metrics.get(own)) for own in names)
+    found = next((number for number in numbers if number is not None), None)
+    return {} if found is None else {name: found}
 
 
 def _scaler(trainer: Trainer) -> Any:
