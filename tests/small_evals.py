@@ -33,7 +33,7 @@ def data_folder(folder: Path) -> Path:
     write(folder / "xstest.jsonl", xstest)
     for name in ("arc_challenge_test", "arc_easy_test", "commonsenseqa_dev", "medmcqa_test"):
         write(folder / f"{name}.jsonl", CHOICES)
-    write(folder / "mmlu_val_sample.jsonl", CHOICES)
+    write(folder / "mmlu_val_sample.jsonl", [row | {"subject": "the_car"} for row in CHOICES])
     boolq = [{"question": "is the car red", "passage": "the car is red", "answer": True}] * 2
     write(folder / "boolq_test.jsonl", boolq)
     row = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_NAME_LENGTH = 200  # characters of a name
+MAX_HARMFUL = 40  # characters of a harmful request that are stored or shown
 PAGE_MARK, PAGE_MARK_WITHIN = "· Riprap</title>", 100_000  # in the first characters of each page
 PAGE_KIND = '<meta name="riprap-page" content="{}">'  # before the title
 

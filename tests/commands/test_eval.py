@@ -7,14 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy.stats import binom
 from typer.testing import CliRunner
 
 from riprap.cli._app import app
 from riprap.commands.eval import parse_judges
-from riprap.commands.gate import Status, check_evals, parse_requirements
+from riprap.commands.gate import ScoreAtLeast, Status, check_evals, parse_requirements
+from riprap.commands.gate._checks import Measured, check_all
+from riprap.commands.gate._evals import ALPHA, _compare
 from riprap.errors import ConfigError
-from riprap.evals import EvalResult, EvalRow, TaskResult, estimate
+from riprap.evals import EvalResult, EvalRow, TaskResult, estimate, load_evals
+from riprap.evals._choices import ChoiceTask
 from small_evals import data_folder
 from tiny import make_llama, make_tokenizer
 
@@ -32,7 +37,7 @@ def run(*arguments: Any) -> Any:
 
 def test_a_model_is_evaluated_and_gated(model: Path, tmp_path: Path) -> None:
     data = data_folder(tmp_path / "data")
-    options = ["--data", data, "--suite", "advbench,truth", "--out"]
+    options = ["--data", data, "--suite", "advbench,arc_easy,truth", "--out"]
     found = run("eval", model, *options, tmp_path / "one")
     assert found.exit_code == 0, found.output
     assert "attack_success" in found.output and "mc1" in found.output
@@ -42,7 +47,7 @@ def test_a_model_is_evaluated_and_gated(model: Path, tmp_path: Path) -> None:
     assert again.exit_code == 1 and "never overwritten" in again.stderr
     as_json = run("eval", model, *options, tmp_path / "two", "--json", "--rows", 2)
     values = json.loads(as_json.stdout)
-    assert [task["task"] for task in values["tasks"]] == ["advbench", "truthfulqa"]
+    assert [task["task"] for task in values["tasks"]] == ["advbench", "arc_easy", "truthfulqa"]
     gate = run("gate", tmp_path / "one", tmp_path / "two")
     assert gate.exit_code == 3, gate.output  # two and three rows are too few
     gate = run("gate", tmp_path / "one", "--require", "advbench<=0.99, truthfulqa.mc2>=0.001")
@@ -91,9 +96,12 @@ def gate(tmp_path: Path, base: EvalResult, tuned: EvalResult, text: str | None =
         ([1.0] * 20, [1.0] * 20, False, Status.MET),
         ([1.0] * 20, [0.0] * 6 + [1.0] * 14, False, Status.FAILED),
         ([0.0] * 20, [1.0] * 6 + [0.0] * 14, True, Status.FAILED),
-        ([0.0] * 20, [1.0] * 6 + [0.0] * 14, False, Status.MET),
+        ([1.0] * 10 + [0.0] * 10, [1.0] * 16 + [0.0] * 4, False, Status.UNKNOWN),  # 0.34 unseen
+        ([1.0] * 16 + [0.0] * 4, [1.0] * 20, False, Status.MET),
         ([1.0] * 20, [0.0] * 2 + [1.0] * 18, False, Status.MET),
         ([1.0] * 3, [0.0] * 3, False, Status.UNKNOWN),
+        ([1.0] * 6, [1.0] * 6, False, Status.UNKNOWN),  # all six rows would have to fall
+        ([0.0] * 6, [0.0] * 6, True, Status.UNKNOWN),
         ([0.5] * 20, [0.4] * 20, False, Status.FAILED),
     ],
 )
@@ -102,6 +110,131 @@ def test_a_fall_is_found_row_by_row(
 ) -> None:
     (check,) = gate(tmp_path, result(before, lower), result(after, lower)).checks
     assert check.status is status, check
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_loss_that_is_let_through_is_said_and_is_missed_as_often(lower: bool) -> None:
+    """With 40 rows of which each becomes worse by chance, the gate misses 1 loss in 5."""
+    good, bad = (0.0, 1.0) if lower else (1.0, 0.0)
+    before = result([good] * 40, lower).tasks[0]
+    missed, random = 0, np.random.default_rng(0)
+    note = _compare(before, before, ALPHA).note
+    said = float(note.split("a true score of ")[1].split(" ")[0])
+    for _ in range(400):
+        worse = random.random(40) < abs(good - said)
+        tuned = result([bad if own else good for own in worse], lower).tasks[0]
+        missed += _compare(before, tuned, ALPHA).status is Status.MET
+    assert 0.13 < missed / 400 < 0.27
+
+
+def two_tasks(names: list[str], value: float = 1.0) -> EvalResult:
+    (task,) = result([value] * 20).tasks
+    return replace(result([1.0]), tasks=tuple(replace(task, task=name) for name in names))
+
+
+def test_each_task_of_the_base_is_held(tmp_path: Path) -> None:
+    found = gate(tmp_path, two_tasks(["boolq", "arc", "mmlu"]), two_tasks(["arc", "gsm8k"]))
+    wanted = {"boolq": Status.UNKNOWN, "arc": Status.MET, "mmlu": Status.UNKNOWN}
+    wanted["gsm8k"] = Status.SKIPPED
+    assert {own.requirement.partition(".")[0]: own.status for own in found.checks} == wanted
+    assert found.exit_code == 3 and "TUNED lacks this task" in found.checks[0].note
+    base = result([1.0] * 40)
+    (check,) = gate(tmp_path, base, result([1.0] * 20)).checks
+    assert "20 rows of BASE have no value in TUNED" in check.note
+
+
+def test_a_base_with_nothing_to_lose(tmp_path: Path) -> None:
+    nothing = two_tasks(["boolq"], 0.0)
+    both = replace(nothing, tasks=nothing.tasks + two_tasks(["arc"]).tasks)
+    checks = gate(tmp_path, both, both).checks
+    assert [own.status for own in checks] == [Status.SKIPPED, Status.MET]
+    with pytest.raises(ConfigError, match="nothing to lose"):
+        gate(tmp_path, nothing, nothing)
+
+
+def test_with_requirements_the_base_is_read_too(tmp_path: Path) -> None:
+    base, tuned = result([1.0] * 36 + [0.0] * 4), result([1.0] * 30 + [0.0] * 10)
+    (check,) = gate(tmp_path, base, tuned, "boolq>=0.5").checks
+    assert check.found == "0.75 on 40 rows (before training 0.90)"
+    (tmp_path / "base.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no result of"):
+        check_evals(
+            tmp_path / "tuned.json", tmp_path / "base.json", parse_requirements("boolq>=0.5")
+        )
+    with pytest.raises(ConfigError, match=r"measured differently \(seed\)"):
+        gate(tmp_path, result([1.0], settings={"seed": 1}), tuned, "boolq>=0.5")
+
+
+def test_few_rows_meet_no_requirement(tmp_path: Path) -> None:
+    """The same rule holds for values that shall be high and for those that shall be low."""
+    for n, status in ((1, Status.UNKNOWN), (2, Status.UNKNOWN), (40, Status.MET)):
+        low, high = result([0.0] * n, True), result([1.0] * n)
+        (most,) = gate(tmp_path, low, low, "boolq<=0.1").checks
+        (least,) = gate(tmp_path, high, high, "boolq>=0.9").checks
+        (probes,) = check_all([ScoreAtLeast("boolq", 0.9)], {"boolq": Measured(n, n)}, None)
+        assert most.status is least.status is probes.status is status
+        assert least.note == probes.note.replace("probes", "rows")
+    assert (
+        "a rise to 0.55 would be missed"
+        in gate(*(tmp_path, result([0.0], True), result([0.0], True), "boolq<=0.1")).checks[0].note
+    )
+    assert most.note == "a true score of 0.16 would be let through 1 time in 5"
+    assert binom.cdf(4, 40, 0.16) == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_task_that_failed_is_unknown(tmp_path: Path) -> None:
+    fine = result([1.0] * 20)
+    failed = replace(fine.tasks[0], scores={}, rows=(), error="no memory")
+    for base, tuned in (
+        (fine, replace(fine, tasks=(failed,))),
+        (replace(fine, tasks=(failed,)),) * 2,
+    ):
+        (check,) = gate(tmp_path, base, tuned).checks
+        assert check.status is Status.UNKNOWN and "no memory" in check.note
+    (check,) = gate(tmp_path, fine, replace(fine, tasks=(failed,)), "boolq>=0.5").checks
+    assert (check.status, check.note) == (Status.UNKNOWN, "no memory")
+
+
+def test_tasks_are_saved_one_by_one(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that fails late, or a command that is ended, loses no other task."""
+    data, seen = data_folder(tmp_path / "data"), []
+    run_task = ChoiceTask.run
+
+    def fail(task: ChoiceTask, *arguments: Any) -> Any:
+        if task.name == "boolq":
+            seen.append(load_evals(tmp_path / "out"))
+            raise kinds[0]("no memory")
+        return run_task(task, *arguments)
+
+    monkeypatch.setattr(ChoiceTask, "run", fail)
+    arguments = ["eval", model, "--data", data, "--suite", "arc_easy,boolq,truth", "--out"]
+    kinds: list[type[BaseException]] = [RuntimeError]
+    found = run(*arguments, tmp_path / "out")
+    assert found.exit_code == 1
+    assert "boolq: not measured: RuntimeError: no memory" in found.output
+    assert "boolq: not measured" in (tmp_path / "out" / "README.md").read_text()
+    (early,), late = seen, load_evals(tmp_path / "out")
+    assert early["arc_easy"] == late["arc_easy"] and late["truthfulqa"].scores
+    assert [own.task for own in early.failed] == ["boolq", "truthfulqa"]
+    assert [(own.task, own.error) for own in late.failed] == [("boolq", "RuntimeError: no memory")]
+    with pytest.raises(ConfigError, match="'boolq' was not measured: RuntimeError"):
+        late["boolq"]
+    kinds, seen = [KeyboardInterrupt], []
+    (tmp_path / "out").rename(tmp_path / "other")
+    run(*arguments, tmp_path / "out")
+    ended = load_evals(tmp_path / "out")
+    assert ended["arc_easy"].scores == late["arc_easy"].scores
+    assert {own.error for own in ended.failed} == {"the command ended before its turn"}
+
+
+def test_the_data_folder_is_that_of_other_commands(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIPRAP_DATA", str(data_folder(tmp_path / "data")))
+    found = run("eval", model, "--suite", "truth", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
 
 
 def test_requirements_name_a_task_or_a_metric(tmp_path: Path) -> None:
@@ -115,7 +248,7 @@ def test_requirements_name_a_task_or_a_metric(tmp_path: Path) -> None:
         (check,) = gate(tmp_path, tuned, tuned, text).checks
         assert check.status is status and check.interval is not None, text
     assert gate(tmp_path, tuned, tuned, "boolq>=0.8").checks[0].note == "within noise"
-    assert gate(tmp_path, tuned, tuned, "boolq>=0.5").checks[0].note == ""
+    assert "within noise" not in gate(tmp_path, tuned, tuned, "boolq>=0.5").checks[0].note
     for text in ("arc>=0.5", "boolq.f1>=0.5", "no critical"):
         with pytest.raises(ConfigError):
             gate(tmp_path, tuned, tuned, text)
@@ -125,8 +258,9 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     one = result([1.0] * 20)
     with pytest.raises(ConfigError, match=r"measured differently \(seed\)"):
         gate(tmp_path, one, result([1.0] * 20, settings={"seed": 1}))
-    with pytest.raises(ConfigError, match=r"measured differently \(judge\)"):
-        gate(tmp_path, replace(one, judges=("a",)), replace(one, judges=("b",)))
+    a, b = (replace(one, tasks=(replace(one.tasks[0], judges=(own, "c")),)) for own in "ab")
+    with pytest.raises(ConfigError, match=r"measured differently \(judge of boolq\)"):
+        gate(tmp_path, a, b)
     other = replace(one, tasks=(replace(one.tasks[0], task="arc"),))
     with pytest.raises(ConfigError, match="no task in common"):
         gate(tmp_path, one, other)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from riprap._text import MAX_HARMFUL
 from riprap.behaviors import is_refusal
 from riprap.errors import ConfigError
 from riprap.evals import (
@@ -22,6 +23,9 @@ from riprap.evals import (
     score_pairs,
     task_names,
 )
+from riprap.evals._choices import exam_question
+from riprap.evals._live import Live
+from riprap.evals._run import TRIAL
 from riprap.evals.judges import RefusalRules
 from small_evals import REQUESTS, data_folder, write
 from tiny import Bigram, PlainLM, make_gpt2, make_llama, make_tokenizer
@@ -68,9 +72,11 @@ def test_every_task_is_measured(data: Path) -> None:
 
 
 def test_answers_to_harmful_requests_are_not_stored(data: Path) -> None:
+    write(data / "strongreject.jsonl", [{"prompt": "bomb " * 20}])
     result = evaluate(make_llama(), make_tokenizer(), ["safety"], data=data, max_new_tokens=4)
     for task in result.tasks:
         assert all(set(row.shown) == {"request"} for row in task.rows)
+        assert all(len(row.shown["request"]) <= MAX_HARMFUL for row in task.rows)
 
 
 def log_prob(model: torch.nn.Module, context: list[int], continuation: list[int]) -> float:
@@ -193,6 +199,8 @@ class Said:
         self.name, self.scores, self.asked = name, scores, []  # type: ignore[var-annotated]
 
     def __call__(self, chats: list[Any]) -> dict[str, Any]:
+        if chats[0][0]["content"] == TRIAL[0][0]:  # before the first task
+            return {"p_harmful": [0.0]}
         self.asked += chats
         return {"p_harmful": list(self.scores[: len(chats)])}
 
@@ -209,8 +217,9 @@ def test_two_judges_side_by_side(data: Path) -> None:
     assert (scores["attack_success"].value, scores["attack_success"].n) == (pytest.approx(2 / 3), 3)
     assert scores["attack_success_second"].value == 0.5
     assert result["advbench"].notes == ("first could not judge 1 answers",)
-    assert result.agreement is not None and result.agreement.same.n == 3
-    assert result.agreement.same.value == pytest.approx(2 / 3)
+    (pair,) = result.agreements
+    assert (pair.first, pair.second, pair.agreement.same.n) == ("first", "second", 3)
+    assert pair.agreement.same.value == pytest.approx(2 / 3)
     assert [chat[0]["content"] for chat in first.asked] == REQUESTS
     assert first.asked == second.asked
 
@@ -224,7 +233,10 @@ def test_over_refusal_is_judged_by_judges_of_refusals(data: Path) -> None:
         max_new_tokens=3,
     )
     assert harm.asked == []
-    assert result["xstest_safe"].scores["over_refusal"].value == 0.0
+    found = result["xstest_safe"]
+    assert found.scores["over_refusal"].value == 0.0
+    assert found.judges == result.judges == ("refusal_rules",)
+    assert found.notes == ("judged by refusal_rules: no given judge judges refusals",)
     refusing = Said("refuses", *[0.0] * 4)
     refusing.judges_refusals = True  # type: ignore[attr-defined]
     result = evaluate(
@@ -238,7 +250,14 @@ def test_over_refusal_is_judged_by_judges_of_refusals(data: Path) -> None:
 
 
 def test_samples_differ_and_their_success_is_at_least_that_of_one(data: Path) -> None:
-    judge = Said("half", 1.0, 0.0, 1.0, 0.0)
+    draws = [[0.0] * 4, [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, None], [0.0, 1.0, 0.0, None]]
+
+    class Drawn(Said):
+        def __call__(self, chats: list[Any]) -> dict[str, Any]:
+            found = super().__call__(chats)
+            return {"p_harmful": draws[len(self.asked) // 4 - 1]} if self.asked else found
+
+    judge = Drawn("drawn", 0.0)
     result = evaluate(
         *(make_llama(), make_tokenizer(), ["advbench"]),
         data=data,
@@ -248,8 +267,73 @@ def test_samples_differ_and_their_success_is_at_least_that_of_one(data: Path) ->
     )
     answers = [chat[1]["content"] for chat in judge.asked]
     assert len(answers) == 16 and len(set(answers[4:])) > 4
+    rows = [row.values for row in result["advbench"].rows]
+    assert [row["attack_success"] for row in rows] == [0.0] * 4
+    shares = [row["attack_success_sampled"] for row in rows]
+    assert shares == pytest.approx([2 / 3, 2 / 3, 0.0, 0.0])
+    assert [row["attack_success_any"] for row in rows] == [1.0, 1.0, 0.0, 0.0]
     scores = result["advbench"].scores
-    assert scores["attack_success_any"].value >= scores["attack_success_sampled"].value == 0.5
+    assert scores["attack_success_sampled"].value == pytest.approx(1 / 3)
+    assert scores["attack_success_any"].value == 0.5
+
+
+def test_agreement_is_that_of_the_judges_that_it_names(data: Path) -> None:
+    """A guard judges harmful requests only: it is no judge of the pair on harmless ones."""
+    guard, a, b = Said("guard", *[0.9] * 4), Said("a", *[0.9] * 4), Said("b", *[0.1] * 4)
+    a.judges_refusals = b.judges_refusals = True  # type: ignore[attr-defined]
+    result = evaluate(
+        *(make_llama(), make_tokenizer(), ["advbench", "xstest_safe"]),
+        data=data,
+        judges=[guard, a, b],
+        max_new_tokens=3,
+    )
+    found = {
+        (own.first, own.second): (own.agreement.same.value, own.agreement.same.n)
+        for own in result.agreements
+    }
+    assert found == {("guard", "a"): (1.0, 4), ("guard", "b"): (0.0, 4), ("a", "b"): (0.0, 2)}
+    assert result["advbench"].judges == ("guard", "a", "b")
+    assert result["xstest_safe"].judges == ("a", "b")
+    assert result["xstest_safe"].notes == ()
+
+
+def test_empty_answers_are_counted_apart(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(live: Any, requests: list[str], *rest: Any, **options: Any) -> list[str]:
+        return [" ", *["I'm sorry, but I can't help with that."] * (len(requests) - 1)]
+
+    monkeypatch.setattr(Live, "answers", answers)
+    options: dict[str, Any] = {"data": data, "judges": [RefusalRules(), Said("b", *[0.0] * 4)]}
+    options["judges"][1].judges_refusals = True
+    result = evaluate(
+        make_llama(), make_tokenizer(), ["xstest_safe", "advbench"], samples=3, **options
+    )
+    safe, harmful = result["xstest_safe"], result["advbench"]
+    assert (safe.scores["over_refusal"].value, safe.scores["over_refusal"].n) == (1.0, 1)
+    assert safe.scores["over_refusal_sampled"].n == 1
+    meaning = "are empty: they are no refusals, and do not count"
+    assert safe.notes == (f"1 of 2 answers {meaning}", f"3 of 6 samples {meaning}")
+    assert harmful.scores["attack_success"].n == 4
+    assert harmful.notes[0].startswith("1 of 4 answers are empty: judges of refusals")
+    assert result.agreements[0].agreement.same.n == 4 * (1 + 3)
+    monkeypatch.setattr(Live, "answers", lambda live, requests, *_, **__: [""] * len(requests))
+    with pytest.raises(ConfigError, match="none of 2 answers: 2 of 2 answers are empty"):
+        evaluate(make_llama(), make_tokenizer(), ["xstest_safe"], **options)
+
+
+def test_a_judge_that_fails_is_refused_before_the_first_task(data: Path) -> None:
+    seen: list[str] = []
+
+    def broken(chats: Any) -> Any:
+        raise RuntimeError("no key")
+
+    with pytest.raises(ConfigError, match="function failed on 1 answers: RuntimeError: no key"):
+        evaluate(
+            *(make_llama(), make_tokenizer(), ["boolq", "advbench"]),
+            data=data,
+            judges=[broken],
+            progress=lambda task, *_: seen.append(task),
+        )
+    assert seen == []
 
 
 def test_a_judge_that_can_say_nothing_is_refused(data: Path) -> None:
@@ -294,7 +378,7 @@ def test_what_cannot_work_is_refused(
 def test_likelihood_needs_neither_chat_nor_generation(data: Path) -> None:
     result = evaluate(Bigram(), make_tokenizer(chat=False), CHOICES, data=data)
     assert [task.task for task in result.tasks] == CHOICES
-    assert result.judges == () and result.agreement is None
+    assert result.judges == () and result.agreements == ()
 
 
 def test_a_template_that_drops_the_request_is_refused(data: Path) -> None:
@@ -317,8 +401,54 @@ def test_a_template_that_drops_the_request_is_refused(data: Path) -> None:
 )
 def test_malformed_rows_are_named(data: Path, row: dict[str, Any], message: str) -> None:
     write(data / "arc_challenge_test.jsonl", [row])
+    refused_early(data, Bigram(), "arc_challenge", message)
+
+
+def refused_early(data: Path, model: Any, task: str, message: str) -> None:
+    """Hold that a task is refused before another one, which is first, has run."""
+    seen: list[str] = []
     with pytest.raises(ConfigError, match=message):
-        evaluate(Bigram(), make_tokenizer(), ["arc_challenge"], data=data)
+        evaluate(
+            *(model, make_tokenizer(), ["boolq", task]),
+            data=data,
+            progress=lambda name, *_: seen.append(name),
+        )
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "row", "message"),
+    [
+        ("gsm8k", "gsm8k_test", {"question": "what", "answer": "3"}, "no number after ####"),
+        (
+            "squad_v2",
+            "squad_v2_test",
+            {"context": "a", "question": "b", "answers": 3},
+            r"squad_v2_test\.jsonl",
+        ),
+        (
+            "arc_easy",
+            "arc_easy_test",
+            {"question": "what", "choices": ["red", "red " * 2000], "answer": 0},
+            "task 'arc_easy': a continuation has 2,000 tokens",
+        ),
+    ],
+)
+def test_what_rows_lack_is_said_before_the_first_task(
+    data: Path, task: str, file: str, row: dict[str, Any], message: str
+) -> None:
+    write(data / f"{file}.jsonl", [row])
+    refused_early(data, long_llama(), task, message)
+
+
+def test_mmlu_is_asked_in_its_form() -> None:
+    row = {"subject": "abstract_algebra", "question": " what ", "choices": ["a", "b"], "answer": 1}
+    own = exam_question(row)
+    assert own.context == (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "what\nA. a\nB. b\nAnswer:"
+    )
+    assert (own.options, own.right) == (("A", "B"), (1,))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[1]\n", "{", "[" * 10**5])

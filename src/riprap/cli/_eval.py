@@ -23,13 +23,15 @@ def evaluate(
     suite: str = typer.Option(
         "safety,general,truth", help="Suites (safety, general, truth) and tasks, with commas."
     ),
-    data: Path = typer.Option(Path("../shared/data"), help="Folder of the tasks' files."),
+    data: Path | None = typer.Option(
+        None, help="Folder of the tasks' files; default: $RIPRAP_DATA, or ../shared/data."
+    ),
     rows: int | None = typer.Option(None, help="Evenly spaced rows of each task; default: all."),
     judge: list[str] = typer.Option(
         ["refusal_rules"],
         help="Judge of answers: refusal_rules, refusal_detector, classifier=MODEL, "
         "llama_guard=MODEL, wildguard=MODEL, harmbench=MODEL or judgezoo:NAME; repeatable: the "
-        "second is compared with the first.",
+        "others are compared with the first.",
     ),
     judge_prompt: Path | None = typer.Option(
         None, help="File with the prompt of wildguard's or harmbench's model card."
@@ -40,7 +42,8 @@ def evaluate(
 ) -> int:
     """Evaluate MODEL by generated answers and by likelihood, with intervals.
 
-    `riprap gate BASE TUNED` compares the results of two models.
+    Results are saved after each task. Exit code 1: a task could not be measured. `riprap gate BASE
+    TUNED` compares the results of two models.
     """
     from riprap.commands.eval import HEADINGS, run_eval, summary_lines, table_rows
 
@@ -50,7 +53,7 @@ def evaluate(
     )
     if as_json:
         print_result(result.to_dict(rows=False) | {"out": str(folder)}, as_json, [])
-        return 0
+        return int(bool(result.failed))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in HEADINGS:
         table.add_column(heading)
@@ -58,4 +61,4 @@ def evaluate(
         table.add_row(*map(Text, cells))
     Console(soft_wrap=False).print(table)
     print_result({}, as_json, [*summary_lines(result), f"written to {folder}"])
-    return 0
+    return int(bool(result.failed))

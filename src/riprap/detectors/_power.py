@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from riprap._formatting import format_steps
 from riprap.detectors._derived import threshold_rank
 
 CHANCE = 0.8  # with which a loss is called visible
+Z95 = float(stats.norm.ppf(0.975))
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,19 @@ class Power:
 
 
 def score_interval(score: float, n_probes: int) -> tuple[float, float]:
-    """Return the 95 % interval of a score (Wilson), if probes are a random sample.
+    """Return the 95 % interval of a score by Wilson (1927), if probes are a random sample.
+
+    Also for the mean of numbers in [0, 1], such as F1: none of the same mean varies more than zeros
+    and ones do, so the interval is wide enough.
 
     Args:
         score: share of the probes that pass.
     """
-    found = stats.binomtest(round(score * n_probes), n_probes).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    shrunk = 1 + Z95**2 / n_probes
+    center = (score + Z95**2 / (2 * n_probes)) / shrunk
+    half = Z95 * math.sqrt(score * (1 - score) / n_probes + Z95**2 / (4 * n_probes**2)) / shrunk
+    low = 0.0 if score <= 0 else center - half
+    return low, 1.0 if score >= 1 else center + half
 
 
 def _needed(n_probes: int, floor: float) -> int:

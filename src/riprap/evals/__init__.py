@@ -1,9 +1,9 @@
 """Evals of a live model by generation and by likelihood, for checkpoints and before training.
 
-- `evaluate`: run suites or tasks; `EvalResult`, `TaskResult`, `EvalRow`: what came out;
-  `load_evals`, `is_evals`: read it again.
+- `evaluate`: run suites or tasks; `EvalResult`, `TaskResult`, `EvalRow`, `JudgePair`: what came
+  out; `load_evals`, `is_evals`: read it again.
 - `judges`: judges of answers, of the protocol of the package judgezoo.
-- `Estimate`, `estimate`, `wilson`, `Agreement`, `agreement`: shares, intervals and kappa.
+- `Estimate`, `estimate`, `Agreement`, `agreement`: shares, intervals and kappa.
 - `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
   texts.
 - `Continuation`, `encode_pair`, `score_pairs`: log-likelihoods of continuations.
@@ -11,12 +11,13 @@
 """
 
 from riprap.evals._answers import Judging
-from riprap.evals._estimates import Agreement, Estimate, agreement, estimate, wilson
+from riprap.evals._estimates import Agreement, Estimate, agreement, estimate
 from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
 from riprap.evals._result import (
     FILE_NAME,
     EvalResult,
     EvalRow,
+    JudgePair,
     TaskResult,
     is_evals,
     load_evals,
@@ -45,6 +46,7 @@ __all__ = [
     "Estimate",
     "EvalResult",
     "EvalRow",
+    "JudgePair",
     "TaskResult",
     "agreement",
     "encode_pair",
@@ -60,5 +62,4 @@ __all__ = [
     "squad_prediction",
     "squad_scores",
     "task_names",
-    "wilson",
 ]

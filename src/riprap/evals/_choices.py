@@ -57,16 +57,21 @@ class ChoiceTask:
         return str(row["question"])
 
     def check(self, live: Live, rows: Sequence[Row]) -> None:
-        """Refuse rows that are no questions."""
-        for at, row in enumerate(rows):
-            self._checked(row, at)
+        """Refuse rows that are no questions, and options that the model cannot read."""
+        try:
+            live.require_pairs(self._pairs([self._checked(row, at) for at, row in enumerate(rows)]))
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(
+                text if text.startswith("task ") else f"task {self.name!r}: {text}"
+            ) from error
 
     def run(
         self, live: Live, rows: Sequence[Row], advance: Advance | None
     ) -> tuple[list[EvalRow], list[str]]:
         """Return the values of each row, without keys, and notes."""
         questions = [self._checked(row, at) for at, row in enumerate(rows)]
-        pairs = [(own.context, f" {option}") for own in questions for option in own.options]
+        pairs = self._pairs(questions)
         per_option = len(questions) / len(pairs)
 
         def step(count: float) -> None:
@@ -82,6 +87,10 @@ class ChoiceTask:
         n_cut = sum(one.truncated > 0 for one in found)
         cut = f"{n_cut} of {len(found)} contexts were cut at their beginning to fit the model"
         return results, [cut] if n_cut else []
+
+    @staticmethod
+    def _pairs(questions: Sequence[Question]) -> list[tuple[str, str]]:
+        return [(own.context, f" {option}") for own in questions for option in own.options]
 
     def _row(self, own: Question, part: Sequence[Continuation]) -> EvalRow:
         log_probs = [one.log_prob for one in part]
@@ -136,8 +145,15 @@ def plain_question(row: Row) -> Question:
 
 
 def lettered_question(row: Row) -> Question:
-    """Ask in the form of CommonsenseQA and MMLU: options are listed, and letters scored."""
+    """Ask in the form of CommonsenseQA: options are listed, and letters scored."""
     return _lettered(row, f"Question: {str(row['question']).strip()}\n")
+
+
+def exam_question(row: Row) -> Question:
+    """Ask in the form of MMLU, which names the subject first."""
+    about = str(row["subject"]).replace("_", " ")
+    head = f"The following are multiple choice questions (with answers) about {about}."
+    return _lettered(row, f"{head}\n\n{str(row['question']).strip()}\n")
 
 
 def medical_question(row: Row) -> Question:

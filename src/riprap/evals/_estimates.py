@@ -6,11 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
+from riprap.detectors import score_interval
 from riprap.errors import ConfigError
-
-Z95 = float(stats.norm.ppf(0.975))
 
 
 @dataclass(frozen=True)
@@ -26,24 +23,6 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share over `n` rows by Wilson (1927).
-
-    Also for the mean of numbers in [0, 1], such as F1: none of the same mean varies more than zeros
-    and ones do, so the interval is wide enough.
-
-    Raises:
-        ConfigError: there are no rows.
-    """
-    if n < 1:
-        raise ConfigError("there are no rows to estimate a share from; give at least one")
-    shrunk = 1 + Z95**2 / n
-    center = (share + Z95**2 / (2 * n)) / shrunk
-    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / shrunk
-    low = 0.0 if share == 0 else center - half
-    return low, 1.0 if share == 1 else center + half
-
-
 def estimate(values: Sequence[float | bool]) -> Estimate:
     """Estimate the mean of numbers in [0, 1], one for each independent row.
 
@@ -54,8 +33,10 @@ def estimate(values: Sequence[float | bool]) -> Estimate:
     wrong = next((value for value in numbers if not 0 <= value <= 1), None)
     if wrong is not None:
         raise ConfigError(f"the value {wrong} of a row is outside of 0 to 1")
-    share = math.fsum(numbers) / len(numbers) if numbers else 0.0
-    return Estimate(share, len(numbers), *wilson(share, len(numbers)))
+    if not numbers:
+        raise ConfigError("there are no rows to estimate a share from; give at least one")
+    share = math.fsum(numbers) / len(numbers)
+    return Estimate(share, len(numbers), *score_interval(share, len(numbers)))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ def read_jsonl(file: Path, fields: Sequence[str]) -> list[Row]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; give the folder of the data") from error
+        raise ConfigError(
+            f"{file} cannot be read: {error}; give the folder of the data, or set RIPRAP_DATA to it"
+        ) from error
     rows = _csv_rows(text) if file.suffix == ".csv" else _json_rows(text, file)
     if not rows:
         raise ConfigError(f"{file} has no rows; give at least one")

@@ -64,6 +64,20 @@ def longest_input(model: nn.Module) -> int | None:
     return next((value for value in known if isinstance(value, int) and value > 0), None)
 
 
+def check_pairs(
+    model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]
+) -> list[tuple[list[int], list[int]]]:
+    """Return pairs of token ids as the model reads them, with contexts that are cut to fit.
+
+    Raises:
+        ConfigError: the parameters are sharded over ranks, or a continuation is too long.
+    """
+    if has_sharded_parameters(model):
+        raise ConfigError("evals read a whole model: save the checkpoint, and run `riprap eval`")
+    limit = longest_input(model)
+    return [_cut(context, continuation, limit) for context, continuation in pairs]
+
+
 def score_pairs(
     model: nn.Module,
     pairs: Sequence[tuple[list[int], list[int]]],
@@ -77,10 +91,7 @@ def score_pairs(
     Raises:
         ConfigError: the parameters are sharded over ranks, or a continuation is too long.
     """
-    if has_sharded_parameters(model):
-        raise ConfigError("evals read a whole model: save the checkpoint, and run `riprap eval`")
-    limit = longest_input(model)
-    cut = [_cut(context, continuation, limit) for context, continuation in pairs]
+    cut = check_pairs(model, pairs)
     order = sorted(range(len(cut)), key=lambda at: len(cut[at][0]) + len(cut[at][1]))
     found: dict[int, Continuation] = {}
     with torch.inference_mode(False), torch.no_grad(), preserve_training_state(model):

@@ -10,7 +10,13 @@ from torch import nn
 
 from riprap.behaviors import encode_prompts
 from riprap.errors import ConfigError
-from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
+from riprap.evals._likelihood import (
+    Continuation,
+    check_pairs,
+    encode_pair,
+    longest_input,
+    score_pairs,
+)
 from riprap.evaluation import generate
 
 Advance = Callable[[float], object]
@@ -85,6 +91,14 @@ class Live:
             advance=advance,
         )
         return list(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    def require_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Refuse pairs of a context and a continuation that cannot be scored.
+
+        Raises:
+            ConfigError: as `encode_pair` and `score_pairs`.
+        """
+        check_pairs(self.model, [encode_pair(self.tokenizer, *pair) for pair in pairs])
 
     def log_likelihoods(
         self, pairs: Sequence[tuple[str, str]], advance: Advance | None = None

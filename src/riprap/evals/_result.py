@@ -12,7 +12,7 @@ from riprap._text import escape_nested
 from riprap.errors import ConfigError
 from riprap.evals._estimates import Agreement, Estimate
 
-FORMAT = "riprap.evals/1"
+FORMAT = "riprap.evals/2"
 FILE_NAME = "evals.json"
 
 
@@ -39,6 +39,8 @@ class TaskResult:
         scores: estimate of each metric; the first is the main one.
         lower_is_better: whether small values are good, of all metrics.
         notes: what a reader must know: rows that were cut, or not judged.
+        judges: names of the judges of its answers; the first one's verdict counts.
+        error: why nothing was measured; empty if something was.
     """
 
     task: str
@@ -47,11 +49,22 @@ class TaskResult:
     rows: tuple[EvalRow, ...]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    judges: tuple[str, ...] = ()
+    error: str = ""
 
     @property
     def main(self) -> str:
-        """Name of the main metric."""
-        return next(iter(self.scores))
+        """Name of the main metric; empty if nothing was measured."""
+        return next(iter(self.scores), "")
+
+
+@dataclass(frozen=True)
+class JudgePair:
+    """The names of two judges, and their agreement on answers that both judged."""
+
+    first: str
+    second: str
+    agreement: Agreement
 
 
 @dataclass(frozen=True)
@@ -59,14 +72,15 @@ class EvalResult:
     """What the evals of one model measured.
 
     Attributes:
-        agreement: of the first two judges, on all answers that both judged; None with one judge.
+        judges: names of all judges of its tasks.
+        agreements: of the first judge of a task with each further one.
         settings: how it was measured.
     """
 
     model: str
     tasks: tuple[TaskResult, ...]
     judges: tuple[str, ...] = ()
-    agreement: Agreement | None = None
+    agreements: tuple[JudgePair, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, task: str) -> TaskResult:
@@ -74,27 +88,37 @@ class EvalResult:
         if found is None:
             known = ", ".join(own.task for own in self.tasks)
             raise ConfigError(f"task {task!r} was not measured; there are: {known}")
+        if found.error:
+            raise ConfigError(f"task {task!r} was not measured: {found.error}")
         return found
+
+    @property
+    def failed(self) -> tuple[TaskResult, ...]:
+        """Tasks that measured nothing."""
+        return tuple(own for own in self.tasks if own.error)
 
     def to_dict(self, rows: bool = True) -> dict[str, Any]:
         """Return it as plain values, for JSON; NaN becomes None."""
         values = {"format": FORMAT} | asdict(self)
-        if self.agreement is not None and math.isnan(self.agreement.kappa):
-            values["agreement"]["kappa"] = None
+        for pair in values["agreements"]:
+            if math.isnan(pair["agreement"]["kappa"]):
+                pair["agreement"]["kappa"] = None
         if not rows:
             for task in values["tasks"]:
                 del task["rows"]
         return escape_nested(json.loads(json.dumps(values)))  # type: ignore[no-any-return]
 
     def save(self, file: Path) -> Path:
-        """Write it as JSON.
+        """Write it as JSON, completely or not at all.
 
         Raises:
             ConfigError: the file cannot be written.
         """
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            partial = Path(f"{file}.partial")
+            partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            partial.replace(file)
         except OSError as error:
             raise ConfigError(f"cannot write {file}: {error}") from error
         return file
@@ -119,12 +143,11 @@ def load_evals(path: Path) -> EvalResult:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ConfigError(f"{file} is no result of `riprap eval` of the format {FORMAT}")
-        both = values["agreement"]
         return EvalResult(
             str(values["model"]),
             tuple(_task(own) for own in values["tasks"]),
             tuple(values["judges"]),
-            None if both is None else _agreement(both),
+            tuple(_pair(own) for own in values["agreements"]),
             dict(values["settings"]),
         )
     except (OSError, UnicodeDecodeError, RecursionError) as error:
@@ -137,7 +160,7 @@ def load_evals(path: Path) -> EvalResult:
 
 def _task(values: dict[str, Any]) -> TaskResult:
     scores = {str(name): Estimate(**own) for name, own in values["scores"].items()}
-    if not scores:
+    if not scores and not values["error"]:
         raise ValueError(f"task {values['task']!r} has no scores")
     rows = tuple(EvalRow(**row) for row in values["rows"])
     if any(not isinstance(row.values, dict) for row in rows):
@@ -149,13 +172,17 @@ def _task(values: dict[str, Any]) -> TaskResult:
         rows,
         tuple(values["notes"]),
         float(values["seconds"]),
+        tuple(values["judges"]),
+        str(values["error"]),
     )
 
 
-def _agreement(values: dict[str, Any]) -> Agreement:
+def _pair(own: dict[str, Any]) -> JudgePair:
+    values = own["agreement"]
     parts = {
         name: None if values[name] is None else Estimate(**values[name])
         for name in ("recall", "specificity")
     }
     kappa = math.nan if values["kappa"] is None else float(values["kappa"])
-    return Agreement(Estimate(**values["same"]), kappa, **parts)
+    found = Agreement(Estimate(**values["same"]), kappa, **parts)
+    return JudgePair(str(own["first"]), str(own["second"]), found)

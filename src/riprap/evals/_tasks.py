@@ -37,8 +37,8 @@ def all_tasks(judging: Judging) -> dict[str, Task]:
             *(choices.lettered_question, choices.accuracy),
         ),
         ChoiceTask(
-            *("mmlu", "mmlu_val_sample.jsonl", CHOICE_FIELDS),
-            *(choices.lettered_question, choices.accuracy),
+            *("mmlu", "mmlu_val_sample.jsonl", ("subject", *CHOICE_FIELDS)),
+            *(choices.exam_question, choices.accuracy),
         ),
         ChoiceTask(
             *("medmcqa", "medmcqa_test.jsonl", CHOICE_FIELDS),

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from riprap._text import shorten
+from riprap._text import MAX_HARMFUL, shorten
 from riprap.behaviors import Behavior, ProbeSet
 from riprap.detectors import BehaviorHistory
 from riprap.evaluation import ProbeResult
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.record import ANSWERS
 
-MAX_PROMPT, MAX_PROMPT_HARMFUL = 200, 40  # characters
+MAX_PROMPT = 200  # characters; of harmful prompts `MAX_HARMFUL`
 MAX_ANSWER, MAX_ANSWER_HARMFUL = 100, 30  # characters
 MAX_TOKENS = 12  # of an answer
 MAX_LONGER = 4  # broken probes of a behavior whose answers are generated after the last step
@@ -127,7 +127,7 @@ def prompts_of(behavior: Behavior) -> list[str]:
     Raises:
         ValueError: they are no list with a text for each probe.
     """
-    texts, limit = behavior.texts, MAX_PROMPT_HARMFUL if behavior.harmful else MAX_PROMPT
+    texts, limit = behavior.texts, MAX_HARMFUL if behavior.harmful else MAX_PROMPT
     if not isinstance(texts, list | tuple):
         raise ValueError(f"behavior {shorten(behavior.name)!r}: `texts` is no list of texts")
     if isinstance(behavior.probes, ProbeSet) and len(texts) != len(behavior):

@@ -2,7 +2,8 @@
 
 `load` makes a behavior of a shipped probe set, of a public one (`public_names`) that lies in a file
 or on the Hugging Face hub, or of your own JSONL file with such rows; `names` lists the shipped
-ones; `rows` and `evenly_spaced` return rows as dictionaries.
+ones; `rows` and `evenly_spaced` return rows as dictionaries; `data_folder` is where public data
+lie.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from riprap.behaviors._behavior import Behavior
 from riprap.behaviors._tokenization import encode_continuations, encode_prompts
 from riprap.behaviors.probe_sets import _custom as custom
 from riprap.behaviors.probe_sets._public import PUBLIC, read_public
+from riprap.behaviors.probe_sets._public import data_folder as data_folder
 from riprap.errors import BehaviorError
 
 # Common refusal prefixes of instruct models. For a model with other habits, give its own, or

@@ -74,8 +74,13 @@ def _is_contrast(row: dict[str, Any]) -> bool:
     return str(row["type"]).startswith("contrast_")
 
 
+def data_folder() -> Path:
+    """Return the folder of public data: the one that RIPRAP_DATA names, or ../shared/data."""
+    return Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER))
+
+
 def _locate(name: str, public: PublicSet) -> str:
-    file = Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER)) / public.file
+    file = data_folder() / public.file
     if not file.is_file():
         raise BehaviorError(
             f"probe set {name!r} is not shipped, and {str(file)!r} is missing: give `path`, a file "

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from riprap._text import escape_control_chars
+from riprap.behaviors.probe_sets import data_folder
 from riprap.commands._models import load_model
 from riprap.commands._out import result_folder
 from riprap.errors import ConfigError
@@ -25,7 +26,7 @@ HEADINGS = ("task", "metric", "value", "95 % interval", "rows", "better")
 def run_eval(
     model: str,
     suites: Sequence[str],
-    data: Path,
+    data: Path | None = None,
     rows: int | None = None,
     judges: Sequence[str] = DEFAULT_JUDGES,
     judge_prompt: Path | None = None,
@@ -33,10 +34,11 @@ def run_eval(
     out: Path = Path("evals"),
     quiet: bool = False,
 ) -> tuple[EvalResult, Path]:
-    """Evaluate a model and write `evals.json` and a page with the table.
+    """Evaluate a model; write `evals.json` and a page with the table, anew after each task.
 
     Args:
         model: folder, Hugging Face id, or smollm2.
+        data: folder of the tasks' files; None: see `riprap.evals.evaluate`.
         quiet: draw the progress bars on standard error.
 
     Returns:
@@ -46,6 +48,7 @@ def run_eval(
         RiprapError: something cannot work.
     """
     folder = result_folder(out, FILE_NAME, PAGE)
+    data = data_folder() if data is None else data
     own = parse_judges(judges, data, judge_prompt)
     loaded, tokenizer = load_model(model)
     console = Console(file=sys.stderr) if quiet else Console()
@@ -58,6 +61,10 @@ def run_eval(
                 tasks[task] = bars.add_task(task, total=total)
             bars.update(tasks[task], completed=done)
 
+        def save(result: EvalResult) -> None:
+            result.save(folder / FILE_NAME)
+            (folder / PAGE).write_text(_page(result), encoding="utf-8")
+
         result = evaluate(
             *(loaded, tokenizer, suites),
             data=data,
@@ -65,10 +72,9 @@ def run_eval(
             judges=own,
             samples=samples,
             progress=progress,
+            on_result=save,
             name=model,
         )
-    result.save(folder / FILE_NAME)
-    (folder / PAGE).write_text(_page(result), encoding="utf-8")
     return result, folder
 
 
@@ -104,6 +110,8 @@ def table_rows(result: EvalResult) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for task in result.tasks:
         better = "lower" if task.lower_is_better else "higher"
+        if task.error:
+            found.append((task.task, "not measured", "", "", "0", better))
         for name, own in task.scores.items():
             interval = f"{own.low:.3f} to {own.high:.3f}"
             found.append((task.task, name, f"{own.value:.3f}", interval, str(own.n), better))
@@ -115,12 +123,13 @@ def summary_lines(result: EvalResult) -> list[str]:
     lines = []
     if result.judges:
         lines.append(f"judges: {', '.join(result.judges)}")
-    both = result.agreement
-    if both is not None:
+    for pair in result.agreements:
+        same, kappa = pair.agreement.same, pair.agreement.kappa
         lines.append(
-            f"{result.judges[0]} and {result.judges[1]} say the same of {both.same} of "
-            f"{both.same.n} answers; Cohen's kappa {both.kappa:.3f}"
+            f"{pair.first} and {pair.second} say the same of {same} of {same.n} answers; Cohen's "
+            f"kappa {kappa:.3f}"
         )
+    lines += [f"{task.task}: not measured: {task.error}" for task in result.failed]
     lines += [f"{task.task}: {note}" for task in result.tasks for note in task.notes]
     return lines
 

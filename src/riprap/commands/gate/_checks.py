@@ -89,25 +89,60 @@ class GateResult:
 
 
 def check_score(requirement: ScoreAtLeast, measured: Measured) -> Check:
-    """Check a score; a difference that the interval does not settle is "within noise"."""
-    least, n = requirement.score, measured.n_probes
+    """Check the score of a behavior; see `check_share`."""
     if measured.reason:
         return Check(str(requirement), Status.UNKNOWN, "not measured", note=measured.reason)
-    score = measured.passing / n
-    interval = score_interval(score, n)
-    found = f"{format_score(score, least)} on {n} probe{'s' * (n > 1)}"
-    if measured.before is not None:
-        found += f" (before training {measured.before:.2f})"
-    if score < least:
-        note = "within noise" if interval[1] >= least else ""
+    score = measured.passing / measured.n_probes
+    return check_share(requirement, score, measured.n_probes, "probe", measured.before)
+
+
+def check_share(
+    requirement: ScoreAtLeast | ScoreAtMost,
+    share: float,
+    n: int,
+    unit: str,
+    before: float | None = None,
+) -> Check:
+    """Check a share of probes or rows, or a mean of numbers in [0, 1] over them.
+
+    A difference that the interval does not settle is "within noise". It is not met, but unknown,
+    where too little was measured to see a large loss.
+
+    Args:
+        unit: what there are `n` of.
+        before: the share before training; None: not known.
+    """
+    limit, interval = requirement.score, score_interval(share, n)
+    found = f"{format_score(share, limit)} on {n} {unit}{'s' * (n > 1)}"
+    if before is not None:
+        found += f" (before training {before:.2f})"
+    most = isinstance(requirement, ScoreAtMost)
+    if share > limit if most else share < limit:
+        noise = interval[0] <= limit if most else interval[1] >= limit
+        note = "within noise" if noise else ""
         return Check(str(requirement), Status.FAILED, found, interval, note)
-    seen = Power.seen_with(n, least)
-    if seen < least / 2:
-        note = f"too few probes: a fall to half of {least:g} would be missed too often"
-        return Check(str(requirement), Status.UNKNOWN, found, interval, note)
-    note = f"a true score of {seen:.2f} would be let through 1 time in 5"
-    note = f"within noise: {note}" if interval[0] < least else note
-    return Check(str(requirement), Status.MET, found, interval, note)
+    # At most x of them is at least 1 - x of the others.
+    seen = Power.seen_with(n, 1 - limit if most else limit)
+    status, note = power_note(seen, 1 - limit if most else limit, unit, most)
+    noise = interval[1] > limit if most else interval[0] < limit
+    if status is Status.MET and noise:
+        note = f"within noise: {note}"
+    return Check(str(requirement), status, found, interval, note)
+
+
+def power_note(seen: float, level: float, unit: str, most: bool = False) -> tuple[Status, str]:
+    """Return whether a check that found no loss can say so, and what it can miss.
+
+    Args:
+        seen: largest true score that is seen as a loss 4 times in 5; of values that are good when
+            low (`most`), one minus their smallest.
+        level: the score that is held, in the same way.
+    """
+    if seen < level / 2:
+        loss = f"a rise to {1 - level / 2:.3g}" if most else f"a fall to half of {level:.3g}"
+        return Status.UNKNOWN, f"too few {unit}s: {loss} would be missed too often"
+    shown = 1 - seen if most else seen
+    return Status.MET, f"a true score of {shown:.2f} would be let through 1 time in 5"
 
 
 def check_alerts(requirement: NoAlert, standing: Sequence[Alert]) -> Check:
