@@ -15,7 +15,7 @@ from riprap import Behavior, Monitor
 from riprap.conclusion import conclude
 from riprap.types import Action, Alert, Forecast, Level
 
-TAGS = {"table", "thead", "tbody", "tr", "th", "td", "p", "li", "strong"}
+TAGS = {"table", "thead", "tbody", "tr", "th", "td", "p", "ul", "li", "strong"}
 
 
 class Page(HTMLParser):
@@ -79,6 +79,14 @@ def test_they_are_short_and_say_what_matters(memory: Behavior, learned: nn.Modul
     assert f"{now:.2f}" in page.text and "step 12" in page.text
     assert Page(behavior._repr_html_()).text.count("facts") == 4  # the name, and three prompts
     assert conclusion.line in Page(conclusion._repr_html_()).text
+
+
+def test_a_notebook_shows_less_of_prompts_that_may_be_harmful(memory: Behavior) -> None:
+    behavior = Behavior("facts", memory.probes, memory.margins)
+    behavior.texts = ["x" * 90]
+    assert "<ul><li>" + "x" * 90 + "</li></ul>" in behavior._repr_html_()
+    behavior.harmful = True
+    assert "<ul><li>" + "x" * 39 + "…</li></ul>" in behavior._repr_html_()
 
 
 def test_before_the_first_watch_there_is_nothing_to_show(memory: Behavior) -> None:

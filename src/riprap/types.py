@@ -45,7 +45,7 @@ class OwnDetector(StrEnum):
     NOT_TRAINING = "not_training"
     UNWATCHED_CHANGE = "unwatched_change"
     UNMEASURED = "unmeasured"
-    NOT_FINITE = "finite"
+    NOT_FINITE = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ def test_reports_losses_and_repairs(result: dict[str, Any], folders: Path) -> No
     assert {point["source"] for point in refusal["recovery"]["curve"]} >= {"own", "naive_model"}
     assert refusal["linear_path"]["scores"][0] == refusal["score_now"]
     assert refusal["linear_path"]["scores"][-1] == refusal["score_before"] == 1.0
+    assert max(len(own["text"]) for own in refusal["broken"]) == 40  # prompts may be harmful
+    assert max(len(own["now"]) for own in refusal["broken"]) <= 30
     assert data["divergence"]["forward"]["mean"] > 0
     assert [one["kind"] for one in data["repairs"]][:2] == ["no repair", "few-shot"]
 

@@ -129,7 +129,7 @@ def test_margins_that_are_not_finite_fail(tmp_path: Path) -> None:
     writer = Writer(folder, resume=True)
     text = "10 of 100 margins are not finite"
     writer.add_readings([Reading(60, "x", "margin", state=ReadingStatus.ERROR, detail=text)])
-    writer.add_alert(Alert(60, "x", Level.CRITICAL, "finite", text))
+    writer.add_alert(Alert(60, "x", Level.CRITICAL, "not_finite", text))
     writer.add_event(60, "ended", ended="2026-11-30T00:00:00")
     writer.close()
     assert statuses(folder) == [Status.FAILED]

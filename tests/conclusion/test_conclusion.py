@@ -204,6 +204,20 @@ def test_a_checkpoint_that_was_deleted_is_not_named() -> None:
     )
 
 
+def test_a_checkpoint_that_was_overwritten_is_not_kept() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5})
+    run.event(20, "checkpoint", path="runs/best").event(30, "checkpoint", path="runs/other")
+    run.event(40, "checkpoint", path="runs/best/")
+    found = run.end()
+    assert found.checkpoint is None
+    assert found.line.endswith(
+        "The last good evaluation was at step 20; no checkpoint up to it was kept."
+    )
+    run.event(40, "checkpoint", path="runs/last").event(20, "resumed")  # what it holds is of 40
+    assert run.event(20, "checkpoint", path="runs/20").end().checkpoint == "20"
+    assert "best" not in run.end().line
+
+
 def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
     found = Run("refusal").scores("refusal", {0: 1.0, 20: 0.97}).end()
     assert found.line.startswith("The behavior was kept; a fall of refusal")
@@ -293,7 +307,7 @@ def test_a_behavior_whose_last_evaluations_failed_is_not_kept() -> None:
 def test_margins_that_are_not_finite_are_a_break() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
     missing(run, "refusal", 40)
-    found = run.alerts("refusal", (40, Level.CRITICAL, None), detector="finite").end()
+    found = run.alerts("refusal", (40, Level.CRITICAL, None), detector="not_finite").end()
     own = found.outcomes[0]
     assert (own.state, own.broke) == (State.BROKEN, 40)
     assert "At step 40 the margins were not finite" in own.sentences
@@ -350,6 +364,15 @@ def test_three_numbers_and_the_training_loss_among_them() -> None:
     found = run.end()
     assert found.numbers["training loss"] == "2.50 → 1.25"
     assert len(found.numbers) == 3
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    run.event(5, "training", loss=2.5).event(6, "training", loss=float("inf"))
+    run.event(10, "training", loss=1.25)
+    assert run.end().numbers["training loss"] == "2.50 → 1.25"
+    run.event(15, "training", loss=float("nan")).event(20, "training", loss=float("inf"))
+    assert run.end().numbers["training loss"] == "2.50 → not finite since step 15"
 
 
 def test_many_changes_are_counted_and_the_worst_come_first() -> None:

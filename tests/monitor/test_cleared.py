@@ -96,7 +96,7 @@ def test_the_event_names_the_alert_that_stands_no_longer(tmp_path: Path) -> None
 
 def test_alerts_on_what_could_not_be_measured_end_with_the_next_measurement(tmp_path: Path) -> None:
     monitor = run([1, math.nan, math.nan, 1, 1], tmp_path)
-    assert [alert.detector for alert in monitor.alerts] == ["finite", "unmeasured"]
+    assert [alert.detector for alert in monitor.alerts] == ["not_finite", "unmeasured"]
     assert monitor.withdrawals == {0: 3, 1: 3}
     assert "critical at step 1 (withdrawn at step 3)" in monitor.summary()
     assert "From step 2 to step 3: not measured at 2" in monitor.summary()

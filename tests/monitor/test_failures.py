@@ -73,7 +73,7 @@ def test_margins_that_fail_in_mid_training(
     assert all(text in detail for detail in own.detail[own.state == "ERROR"])
     others = history[(history.behavior == "memory") & (history.signal == "margin")]
     assert set(others.state) == {"MEASURED"}
-    lost = [alert for alert in monitor.alerts if alert.detector == "finite"]
+    lost = [alert for alert in monitor.alerts if alert.detector == "not_finite"]
     if "finite" in text:  # said once, and the behavior counts as broken from then on
         at = int(own.step[own.state == "ERROR"].iloc[0])
         assert [(a.step, a.behavior, str(a.level)) for a in lost] == [(at, "weak", "critical")]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -261,6 +262,75 @@ def test_a_failure_is_told_once_and_ends_nothing(
         assert [(own.signal, own.state.name) for own in errors] == [("texts", "ERROR")]
         assert reader.events()[-1]["kind"] == "ended"
     assert len(monitor.behavior_histories["asking"].steps) > 5
+
+
+def test_a_failure_at_a_resume_stands_at_the_step_of_the_resume(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = refuser()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    options: dict[str, Any] = {"run_dir": tmp_path, "probe_every": 1, "budget": None}
+    states: list[dict[str, Any]] = []
+
+    def train(monitor: Monitor) -> None:
+        with monitor.watch(model, optimizer):
+            for number in range(3):
+                optimizer.zero_grad()
+                comply(model, number)
+                optimizer.step()
+            states.append(monitor.state_dict())
+
+    train(Monitor([asking(), asking2()], **options))
+    again = Monitor([asking(), asking2()], resume=True, **options)
+    again.behaviors[1].texts = ["one"]
+    again.load_state_dict(states[0])
+    with pytest.warns(UserWarning, match="texts failed at step 3: .*has 1 texts of 8 probes"):
+        train(again)
+    again.record.close()
+    with Reader(tmp_path) as reader:
+        errors = [(own.step, own.signal) for own in reader.readings() if "1 texts" in own.detail]
+        assert errors == [(3, "texts")]
+        assert len(reader.behaviors()[0]["texts"]) == 8
+
+
+def asking2() -> Behavior:
+    return Behavior.response_prefix("asking too", TOKENIZER, PROMPTS, ["Sorry"])
+
+
+def test_an_alert_that_nothing_was_measured_takes_no_answers_from_a_later_one(
+    tmp_path: Path,
+) -> None:
+    kept: dict[str, Tensor] = {}
+
+    def lose_and_comply(model: nn.Module, number: int) -> None:
+        if number in (1, 2):  # the weights are no numbers after two steps
+            kept.update({} if kept else {k: v.clone() for k, v in model.state_dict().items()})
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, torch.nan)
+            return
+        if number == 3:
+            model.load_state_dict(kept)
+        comply(model, number)
+
+    monitor, _ = watch(tmp_path, [asking()], lose_and_comply, steps=14)
+    told = [own for own in monitor.alerts if own.behavior == "asking"]
+    assert (2, "unmeasured", Level.WARNING) in [(a.step, a.detector, a.level) for a in told]
+    own = [a for a in told if a.detector not in ("unmeasured", "not_finite")]
+    assert own and own[0].level in (Level.WARNING, Level.CRITICAL), "the scene must raise an alert"
+    with Reader(tmp_path) as reader:
+        assert own[0].step in reader.answers()["asking"]
+
+
+def test_what_was_said_at_the_start_is_of_the_first_evaluation_only() -> None:
+    writer = Writer()
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
+    for step in (0, 5, 9):
+        writer.add_margins(step, "a", np.full(2, 1.0 if step < 9 else -1.0))
+    writer.add_event(0, ANSWERS, answers={"a": {"1": "Sorry"}})
+    writer.add_event(5, ANSWERS, answers={"a": {"0": "Well", "1": "Well"}})
+    with Reader(writer) as reader:
+        one, two = reader.broken_probes()["a"]
+    assert (one.before, one.now, one.step) == (None, "Well", 5)
+    assert (two.before, two.now, two.step) == ("Sorry", "Well", 5)
 
 
 def test_an_event_of_the_user_cannot_take_the_place_of_answers(tmp_path: Path) -> None:

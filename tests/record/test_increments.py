@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from riprap.record import Reader, Window, Writer, margins_at, position
+from riprap.record import Reader, Window, Writer, margins_at, numbers_from_facts, position
 from riprap.types import Action, Alert, Level, Reading
 
 
@@ -39,6 +40,34 @@ def test_a_thinned_line_keeps_first_last_smallest_and_largest(size: int) -> None
         kept = [value for step, value in line.items() if start <= step < start + size]
         expected = (part[0], part[-1], min(part), max(part))
         assert (kept[0], kept[-1], min(kept), max(kept)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 100])
+def test_a_number_that_is_not_finite_is_a_gap_and_the_others_stay(size: int) -> None:
+    writer = written(None, {0: 1.0})
+    losses = {1: 2.5, 2: math.nan, 3: math.inf, 4: -math.inf, 5: 1.5, 6: 1.75}
+    for step, loss in losses.items():
+        writer.add_event(step, "training", loss=loss, learning_rate=1e-3)
+    with Reader(writer) as reader:
+        facts = reader.events()[1]["facts"]
+        found = whole(reader, size).training(["loss", "learning_rate"])
+        assert list(found["loss"])[:2] == [1, 2] and math.isnan(found["loss"][2])
+        assert found["loss"][5] == 1.5 and found["loss"][6] == 1.75
+        assert found["learning_rate"][6] == 1e-3
+        assert len(found["learning_rate"]) == (6 if size == 1 else 2)
+    assert facts == {"loss": None, "learning_rate": 1e-3, "not_finite": {"loss": "nan"}}
+    assert math.isnan(numbers_from_facts(facts)["loss"])
+
+
+def test_a_number_that_an_earlier_version_wrote_as_nan_is_a_gap() -> None:
+    writer = written(None, {0: 1.0})
+    add = "INSERT INTO events (step, kind, facts) VALUES (?, 'training', ?)"
+    for step, text in ((1, "2.5"), (2, "NaN"), (3, "-Infinity")):
+        writer.connection.execute(add, (step, f'{{"loss": {text}, "learning_rate": 0.5}}'))
+    with Reader(writer) as reader:
+        found = whole(reader).training(["loss", "learning_rate"])
+    assert found["learning_rate"] == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert found["loss"][1] == 2.5 and math.isnan(found["loss"][2]) and math.isnan(found["loss"][3])
 
 
 def test_pieces_add_up_to_the_whole() -> None:
@@ -91,7 +120,8 @@ def test_a_loss_that_is_no_number_is_left_out() -> None:
         writer.add_event(step, "training", loss=loss)
     writer.flush()
     with Reader(writer) as reader:
-        assert whole(reader).training(["loss"]) == {"loss": {0: 1.0, 5: 3}}
+        losses = whole(reader).training(["loss"])["loss"]
+    assert math.isnan(losses.pop(1)) and losses == {0: 1.0, 5: 3}
 
 
 @pytest.mark.parametrize("name", ["a\0b", "'; DROP TABLE readings; --", "模型"])

@@ -243,3 +243,13 @@ def test_a_forecast_is_json_that_any_parser_takes(tmp_path: Path) -> None:
     assert json.loads(text, parse_constant=refuse)["median"] is None
     with Reader(tmp_path) as reader:
         assert reader.alerts()[0].forecast == open_end
+
+
+def test_the_earlier_name_of_a_detector_is_read_as_the_present_one() -> None:
+    writer = Writer()
+    writer.add_alert(Alert(2, "a", Level.CRITICAL, "finite", "m"))
+    alerts = [{"step": 2, "level": "critical"}]
+    writer.add_event(3, "cleared", behavior="a", detector="finite", alerts=alerts)
+    with Reader(writer) as reader:
+        assert [alert.detector for alert in reader.alerts()] == ["not_finite"]
+        assert reader.withdrawals() == {0: 3}

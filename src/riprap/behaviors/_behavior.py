@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._checks import NamedCall, checked, named
-from riprap._text import MAX_NAME_LENGTH, html_table, html_text, shorten
+from riprap._text import MAX_HARMFUL, MAX_NAME_LENGTH, html_table, html_text, shorten
 from riprap.behaviors._base import LossFunction, MarginFunction, PlainMargin, ProbeSet
 from riprap.behaviors._margin_fns import (
     Choice,
@@ -38,7 +38,9 @@ from riprap.behaviors._user_input import parse_list, parse_texts, prompt_text
 from riprap.errors import BehaviorError
 
 DEFAULT_FLOOR = 0.90
-SHOWN_PROBES, SHOWN_TEXT = 3, 100  # in a notebook: how many prompts, and characters of each
+SHOWN_PROBES = 3  # in a notebook: how many prompts
+MAX_PROMPT = 200  # characters that are kept or shown; of harmful prompts `MAX_HARMFUL`
+MAX_ANSWER, MAX_ANSWER_HARMFUL = 100, 30
 
 
 class Behavior(metaclass=NamedCall):
@@ -128,8 +130,17 @@ class Behavior(metaclass=NamedCall):
         probes = "–" if count is None else count
         cells = [shorten(self.name), probes, type(self.margins).__name__, self.floor]
         text = html_table(["behavior", "probes", "margin", "floor"], [cells])
-        first = [shorten(own, SHOWN_TEXT) for own in (self.texts or [])[:SHOWN_PROBES]]
-        return text + "".join(html_text(own, "li") for own in first)
+        first = [self.shorten_prompt(str(own)) for own in (self.texts or [])[:SHOWN_PROBES]]
+        items = "".join(html_text(own, "li") for own in first)
+        return f"{text}<ul>{items}</ul>" if items else text
+
+    def shorten_prompt(self, text: str) -> str:
+        """Return as much of a prompt as may be kept or shown: less if the prompts are harmful."""
+        return shorten(text, MAX_HARMFUL if self.harmful else MAX_PROMPT)
+
+    def shorten_answer(self, text: str) -> str:
+        """Return as much of a model's answer as may be kept or shown."""
+        return shorten(text.strip() or text, MAX_ANSWER_HARMFUL if self.harmful else MAX_ANSWER)
 
     @property
     def losses(self) -> LossFunction | None:

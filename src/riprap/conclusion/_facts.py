@@ -21,6 +21,7 @@ from riprap.record import (
     TRAINING,
     Reader,
     events_that_stand,
+    numbers_from_facts,
 )
 from riprap.types import RUN, Alert, OwnDetector
 
@@ -43,7 +44,8 @@ class RunFacts:
         powers: what each set of probes can tell, by behavior.
         idle: the alert that training does nothing, if it stands; None else.
         unchanged: whether all margins are what they were at the start.
-        losses: of the training, as its integration recorded them.
+        losses: finite ones of the training, as its integration recorded them.
+        diverged: step since which the loss is not finite; None: the last one is finite.
         cost: share of the training time that the monitor took; None: not recorded.
         cost_seconds: the time itself; None: not recorded.
         from_file: whether the run was configured by the YAML file of `riprap watch`.
@@ -59,6 +61,7 @@ class RunFacts:
     idle: Alert | None
     unchanged: bool
     losses: Sequence[float]
+    diverged: int | None
     cost: float | None
     cost_seconds: float | None
     from_file: bool
@@ -72,7 +75,8 @@ class RunFacts:
     @classmethod
     def read(cls, reader: Reader) -> RunFacts:
         """Read them from a record."""
-        meta, events = reader.meta(), events_that_stand(reader.events())
+        meta, recorded = reader.meta(), reader.events()
+        events = events_that_stand(recorded)
         alerts, withdrawn = reader.alerts(), reader.withdrawals()
         actions = reader.actions()
         pairs = [(alert, withdrawn.get(place)) for place, alert in enumerate(alerts)]
@@ -103,17 +107,18 @@ class RunFacts:
         idle = [
             a for a, until in about_run if a.detector == OwnDetector.NOT_TRAINING and until is None
         ]
-        told = [event["facts"] for event in events if event["kind"] == TRAINING]
+        losses, diverged = _losses(events)
         costs = [event["facts"] for event in events if event["kind"] == COST]
         cost = costs[-1] if costs else {}
         return cls(
             tuple(outcomes),
             courses,
             powers,
-            _checkpoints(events),
+            _checkpoints(recorded),
             idle[-1] if idle else None,
             bool(unchanged) and all(unchanged),
-            [facts["loss"] for facts in told if _is_finite(facts.get("loss"))],
+            losses,
+            diverged,
             cost["share"] if _is_finite(cost.get("share")) else None,
             monitor_seconds(cost),
             _is_from_file(meta),
@@ -153,17 +158,43 @@ class RunFacts:
 
 
 def _checkpoints(events: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
-    """Return the recorded checkpoints; the last event says which ones were still there."""
-    found = [event for event in events if event["kind"] == CHECKPOINT]
+    """Return the recorded checkpoints; the last event says which ones were still there.
+
+    What a path holds is of its last event, also if that event is of a step that was taken again.
+    """
+    found = events_that_stand(events, CHECKPOINT)
     kept = found[-1]["facts"].get("kept") if found else None
+    last = {_path(event): event for event in events if event["kind"] == CHECKPOINT}
     checkpoints = []
     for event in found:
-        path = event["facts"].get("path")
-        name = PurePath(path).name if isinstance(path, str) and path else ""
-        is_kept = not isinstance(kept, list) or name in kept
+        path = _path(event)
+        name = "" if path is None else path.name
+        is_there = path is None or last[path] is event
+        is_kept = is_there and (not isinstance(kept, list) or name in kept)
         text = shorten(name) if name else f"the checkpoint of step {event['step']:,}"
         checkpoints.append(Checkpoint(event["step"], text, is_kept))
     return checkpoints
+
+
+def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[float], int | None]:
+    """Return the finite losses, and the step since which there is none."""
+    losses: list[float] = []
+    diverged: int | None = None
+    for event in events:
+        loss = numbers_from_facts(event["facts"]).get("loss") if event["kind"] == TRAINING else None
+        if loss is None:
+            continue
+        if math.isfinite(loss):
+            losses.append(loss)
+            diverged = None
+        elif diverged is None:
+            diverged = event["step"]
+    return losses, diverged
+
+
+def _path(event: Mapping[str, Any]) -> PurePath | None:
+    path = event["facts"].get("path")
+    return PurePath(path) if isinstance(path, str) and path else None
 
 
 def monitor_seconds(cost: Mapping[str, Any]) -> float | None:

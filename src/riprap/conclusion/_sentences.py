@@ -161,7 +161,10 @@ def numbers(facts: RunFacts) -> dict[str, str]:
         score = format_score(lowest[worst.name], worst.floor)
         found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
     weakened = [own for own in facts.of(State.WEAKENED) if own.standing and own.standing.forecast]
-    if weakened and weakened[0].standing is not None:
+    if facts.diverged is not None:
+        first = f"{format_number(facts.losses[0])} → " if facts.losses else ""
+        found["training loss"] = f"{first}not finite since step {facts.diverged:,}"
+    elif weakened and weakened[0].standing is not None:
         forecast = format_forecast(weakened[0].standing.forecast)
         found[f"forecast break of {weakened[0].name}"] = forecast
     elif len(facts.losses) > 1:

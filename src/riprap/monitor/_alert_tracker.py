@@ -16,6 +16,7 @@ from riprap.record import (
     alert_from_row,
     alert_to_row,
     check_fields,
+    detector_name,
     forecast_from_json,
     forecast_to_json,
 )
@@ -360,7 +361,7 @@ class AlertTracker:
         self._unmeasured = dict(state["unmeasured"])
         self.rate_sum = state["rate_sum"]
         self._active_own = {
-            (detector, name): (int(step), str(level))
+            (detector_name(detector), name): (int(step), str(level))
             for detector, name, step, level in state["active_own"]
         }
         self.withdrawals = [(int(step), dict(facts)) for step, facts in state["withdrawals"]]

@@ -773,7 +773,7 @@ class Monitor(metaclass=CheckedCall):
     ) -> None:
         facts = run_metadata(self.behaviors, self.policy, self._run.schedule.probe_every)
         budget = self._run.schedule.budget
-        self._run.texts.add_prompts(facts["behaviors"], self.behaviors)
+        problem = self._run.texts.add_prompts(facts["behaviors"], self.behaviors)
         facts |= {
             "budget": None if budget is None else budget.share,
             "notes": self._metadata,
@@ -781,6 +781,8 @@ class Monitor(metaclass=CheckedCall):
             "longest_gap": self._longest_gap,
         }
         self._run.record.begin(self.step, position, facts, state_id)
+        if problem is not None:
+            self._run.texts.fail(self.step, problem)
 
 
 def _below_floor_warning(history: BehaviorHistory) -> str:

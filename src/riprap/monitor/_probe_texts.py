@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from riprap._text import MAX_HARMFUL, shorten
+from riprap._text import shorten
 from riprap.behaviors import Behavior, ProbeSet
 from riprap.detectors import BehaviorHistory
 from riprap.evaluation import ProbeResult
 from riprap.monitor._resilient_record import ResilientRecord
 from riprap.record import ANSWERS
 
-MAX_PROMPT = 200  # characters; of harmful prompts `MAX_HARMFUL`
-MAX_ANSWER, MAX_ANSWER_HARMFUL = 100, 30  # characters
 MAX_TOKENS = 12  # of an answer
 MAX_LONGER = 4  # broken probes of a behavior whose answers are generated after the last step
 
@@ -60,14 +58,23 @@ class ProbeTexts:
         self.wanted, self._unwritten = False, {}
         self.record.add_failure(step, "texts", error)
 
-    def add_prompts(self, facts: Iterable[dict[str, Any]], behaviors: Iterable[Behavior]) -> None:
-        """Add the shortened prompts, as `texts`, to what the record tells of the behaviors."""
+    def add_prompts(
+        self, facts: Iterable[dict[str, Any]], behaviors: Iterable[Behavior]
+    ) -> Exception | None:
+        """Add the shortened prompts, as `texts`, to what the record tells of the behaviors.
+
+        Either those of all behaviors, or none; then return why, for `fail` once the record begins.
+        """
         try:
-            for own, behavior in zip(facts, behaviors, strict=True):
-                if self.wanted and behavior.texts is not None:
-                    own["texts"] = prompts_of(behavior)
+            texts = [
+                prompts_of(behavior) if self.wanted and behavior.texts is not None else None
+                for behavior in behaviors
+            ]
         except Exception as error:  # noqa: BLE001 an observer's failure never ends a run
-            self.fail(0, error)
+            return error
+        for own, found in zip(facts, texts, strict=True):
+            own |= {} if found is None else {"texts": found}
+        return None
 
     def note(
         self, step: int, results: Mapping[str, ProbeResult], behaviors: Iterable[Behavior]
@@ -127,20 +134,18 @@ def prompts_of(behavior: Behavior) -> list[str]:
     Raises:
         ValueError: they are no list with a text for each probe.
     """
-    texts, limit = behavior.texts, MAX_HARMFUL if behavior.harmful else MAX_PROMPT
+    texts = behavior.texts
     if not isinstance(texts, list | tuple):
         raise ValueError(f"behavior {shorten(behavior.name)!r}: `texts` is no list of texts")
     if isinstance(behavior.probes, ProbeSet) and len(texts) != len(behavior):
         raise ValueError(
             f"behavior {shorten(behavior.name)!r} has {len(texts)} texts of {len(behavior)} probes"
         )
-    return [shorten(str(text), limit) for text in texts]
+    return [behavior.shorten_prompt(str(text)) for text in texts]
 
 
 def _decode(behavior: Behavior, tokens: list[int]) -> str:
-    text = behavior.tokenizer.decode(tokens[:MAX_TOKENS])
-    limit = MAX_ANSWER_HARMFUL if behavior.harmful else MAX_ANSWER
-    return shorten(text.strip() or text, limit)
+    return behavior.shorten_answer(behavior.tokenizer.decode(tokens[:MAX_TOKENS]))
 
 
 def _broken(history: BehaviorHistory) -> list[int]:

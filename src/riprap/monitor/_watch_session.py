@@ -487,11 +487,20 @@ class WatchSession:
             self.record_failure(error)
 
     def _record_answers_at(self, alerts: Sequence[Alert]) -> None:
-        """Record the answers to the probes of behaviors with the first alert of a level."""
-        earlier = self.run.tracker.alerts
-        earlier = earlier[: len(earlier) - len(alerts)]
-        said = {(alert.behavior, alert.level) for alert in earlier}
-        first = [alert.behavior for alert in alerts if (alert.behavior, alert.level) not in said]
+        """Record the answers to the probes of behaviors with the first alert of a level.
+
+        The monitor's own alerts, such as that nothing was measured, are not such a first one.
+        """
+        known = self.run.tracker.alerts
+        earlier = known[: len(known) - len(alerts)]
+        said = {
+            (own.behavior, own.level) for own in earlier if own.detector not in set(OwnDetector)
+        }
+        first = [
+            alert.behavior
+            for alert in alerts
+            if alert.detector not in NO_BREAK and (alert.behavior, alert.level) not in said
+        ]
         self.run.texts.write(dict.fromkeys(first))
 
     def _weights_were_replaced(self) -> bool:

@@ -9,6 +9,8 @@ death of the writer.
 - `Window`, `position`, `margins_at`: what is new in a record, thinned in SQL, for live views.
 - `to_dataframe`: readings as a pandas DataFrame.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
+- `detector_name`: name of a detector as it is today, of one that was recorded.
+- `numbers_from_facts`: numbers of an event, those that are not finite as well.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
@@ -32,8 +34,10 @@ from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
     clean_readings,
+    detector_name,
     forecast_from_json,
     forecast_to_json,
+    numbers_from_facts,
     to_dataframe,
 )
 from riprap.record._series import Series
@@ -59,6 +63,7 @@ __all__ = [
     "alert_to_row",
     "check_fields",
     "clean_readings",
+    "detector_name",
     "events_that_stand",
     "expand_time",
     "forecast_from_json",
@@ -66,6 +71,7 @@ __all__ = [
     "load_state",
     "locate_record",
     "margins_at",
+    "numbers_from_facts",
     "position",
     "records_below",
     "require_vacant",

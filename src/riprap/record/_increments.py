@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,10 @@ class Window:
         return found
 
     def training(self, names: Sequence[str]) -> dict[str, dict[int, float]]:
-        """Return numbers of the training by step, such as its loss, by their names."""
+        """Return numbers of the training by step, such as its loss, by their names.
+
+        NaN where a number was not finite; the first one of each stretch is never left out.
+        """
         found: dict[str, dict[int, float]] = {}
         # What was told of steps after the one from which a run was resumed does not stand.
         resumed = self._events("SELECT id, step FROM events WHERE kind = 'resumed'")
@@ -88,9 +92,10 @@ class Window:
         for name in names:
             own = (
                 f"SELECT id, '{name}' AS line, step, json_extract(facts, '$.{name}') AS value, "
-                f"step / {self.size} AS part FROM events WHERE id > :after AND id <= :until "
-                f"AND kind = '{TRAINING}' AND json_valid(facts) "
-                f"AND json_type(facts, '$.{name}') IN ('real', 'integer'){stands}"
+                f"step / {self.size} AS part FROM ({_TRAINING}) WHERE json_valid(facts) "
+                f"AND json_type(facts, '$.{name}') IN ('real', 'integer', 'null') "
+                f"AND (value IS NOT NULL OR is_old OR "
+                f"json_type(facts, '$.not_finite.{name}') = 'text'){stands}"
             )
             found |= _extremes(self._events(_M4.format(own=own)))
         return found
@@ -136,22 +141,29 @@ class Window:
         return self._rows(query) if end else []
 
 
+# Records of before 0.1 name numbers that are not finite as JSON does not know them.
+_TRAINING = (
+    "SELECT id, step, NOT json_valid(facts) AS is_old, CASE WHEN json_valid(facts) THEN facts "
+    "ELSE replace(replace(replace(facts, '-Infinity', 'null'), 'Infinity', 'null'), 'NaN', 'null') END AS facts "
+    f"FROM events WHERE id > :after AND id <= :until AND kind = '{TRAINING}'"
+)
 # First, last, smallest and largest of each stretch. SQLite takes the other columns from the row of
-# the minimum or the maximum.
+# the minimum or the maximum. And the first one without a value.
 _M4 = (
     "WITH own AS MATERIALIZED ({own}) SELECT line, step, value, id FROM ("
     + " UNION ALL ".join(
         f"SELECT line, step, value, id, {pick} FROM own GROUP BY line, part"
         for pick in ("min(id)", "max(id)", "min(value)", "max(value)")
     )
-    + ") ORDER BY id"
+    + " UNION ALL SELECT line, step, value, id, min(id) FROM own WHERE value IS NULL "
+    "GROUP BY line, part) ORDER BY id"
 )
 
 
 def _extremes(rows: list[tuple[Any, ...]]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for line, step, value, _ in rows:  # of two values of one step, the later one counts
-        found.setdefault(line, {})[step] = value
+        found.setdefault(line, {})[step] = math.nan if value is None else value
     return {line: dict(sorted(values.items())) for line, values in found.items()}
 
 

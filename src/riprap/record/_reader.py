@@ -19,6 +19,7 @@ from riprap.record._rows import (
     READING_COLUMNS,
     action_from_row,
     alert_from_row,
+    detector_name,
     reading_from_row,
 )
 from riprap.record._series import Series
@@ -266,17 +267,24 @@ class Reader:
     def broken_probes(self) -> dict[str, list[BrokenProbe]]:
         """Return, by behavior, the probes that passed at the start and fail at the end.
 
-        With how the model began to answer them then and at the last step of `answers`.
+        With how the model began to answer them then, if that was recorded, and at the last step of
+        `answers` after it.
         """
         answers, broken = self.answers(), {}
         for own in self.behaviors():
-            margins = list(self.margins(own["name"]).values())
+            recorded = self.margins(own["name"])
+            margins = list(recorded.values())
             if not margins or len(margins[0]) != len(margins[-1]):
                 continue
-            texts, said = own.get("texts") or [], sorted(answers.get(own["name"], {}).items())
+            texts, own_answers = own.get("texts") or [], answers.get(own["name"], {})
+            start = next(iter(recorded))
             indices = np.flatnonzero((margins[0] > 0) & ~(margins[-1] > 0)).tolist()
             broken[own["name"]] = [
-                BrokenProbe(at, texts[at] if at < len(texts) else None, *_before_and_now(at, said))
+                BrokenProbe(
+                    at,
+                    texts[at] if at < len(texts) else None,
+                    *_before_and_now(at, start, own_answers),
+                )
                 for at in indices
             ]
         return {name: probes for name, probes in broken.items() if probes}
@@ -297,14 +305,12 @@ class Reader:
 
 
 def _before_and_now(
-    probe: int, said: Sequence[tuple[int, Mapping[int, str]]]
+    probe: int, start: int, answers: Mapping[int, Mapping[int, str]]
 ) -> tuple[str | None, str | None, int | None]:
-    """Return the last answer to a probe, the first one, and the step of the last one."""
-    own = [(step, answers[probe]) for step, answers in said if probe in answers]
-    if not own:
-        return None, None, None
-    (_, before), (step, now) = own[0], own[-1]
-    return (now, before, step) if len(own) > 1 else (None, before, None)
+    """Return the last answer to a probe, that of the step `start`, and the step of the last one."""
+    before = answers.get(start, {}).get(probe)
+    step = max((at for at, own in answers.items() if at > start and probe in own), default=None)
+    return (None if step is None else answers[step][probe]), before, step
 
 
 def events_that_stand(
@@ -340,7 +346,7 @@ def withdrawn_alerts(
         places.setdefault(key, []).append(place)
     for step, facts in events:
         for own in facts.get("alerts") or ():
-            key = (own["step"], facts["behavior"], facts["detector"], own["level"])
+            key = (own["step"], facts["behavior"], detector_name(facts["detector"]), own["level"])
             if places.get(key):
                 found[places[key].pop(0)] = step
     return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from riprap._extras import require
 from riprap._text import shorten
-from riprap.types import RUN, Action, Alert, Forecast, Level, Reading, ReadingStatus
+from riprap.types import RUN, Action, Alert, Forecast, Level, OwnDetector, Reading, ReadingStatus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,32 @@ def to_dataframe(readings: Iterable[Reading]) -> pd.DataFrame:
     frame["value"] = pd.to_numeric(frame["value"]).astype(float)
     frame["state"] = frame["state"].astype(str)
     return frame
+
+
+def facts_to_json(facts: dict[str, Any]) -> str:
+    """Return facts as standard JSON, in which a number that is not finite is null.
+
+    Those of the facts themselves are marked: `not_finite` has their names, with what they were.
+
+    Raises:
+        RecursionError, TypeError, ValueError: the facts are not JSON.
+    """
+    text = json.dumps(facts, default=str)
+    plain = json.loads(text, parse_constant=lambda _: None)
+    marks = {
+        name: str(float(value))
+        for name, value in facts.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
+    return json.dumps(plain | ({"not_finite": marks} if marks else {}))
+
+
+def numbers_from_facts(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers among facts, those that are not finite as well."""
+    marks = facts.get("not_finite")
+    marked = marks.items() if isinstance(marks, dict) else ()
+    found = {name: value for name, value in facts.items() if isinstance(value, float)}
+    return found | {name: float(was) for name, was in marked if was in ("nan", "inf", "-inf")}
 
 
 def reading_to_row(reading: Reading) -> tuple[Any, ...]:
@@ -143,7 +169,13 @@ def alert_from_row(row: tuple[Any, ...]) -> Alert:
     step, behavior, level, detector, message, readings, forecast = row
     causes = tuple(_reading_from_fields(fields) for fields in json.loads(readings))
     known = None if forecast is None else forecast_from_json(forecast)
-    return Alert(step, behavior, Level(level), detector, message, causes, known)
+    name = detector_name(detector)
+    return Alert(step, behavior, Level(level), name, message, causes, known)
+
+
+def detector_name(stored: str) -> str:
+    """Return the name of a detector as it is today; older records have another one for one."""
+    return str(OwnDetector.NOT_FINITE) if stored == "finite" else stored
 
 
 def _reading_from_fields(fields: dict[str, Any]) -> Reading:

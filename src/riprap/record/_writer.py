@@ -24,6 +24,7 @@ from riprap.record._rows import (
     action_to_row,
     alert_to_row,
     error_reading,
+    facts_to_json,
     reading_to_row,
 )
 from riprap.types import Action, Alert, Reading
@@ -134,10 +135,10 @@ class Writer:
         return {key: json.loads(value) for key, value in rows}
 
     def add_event(self, step: int, kind: str, /, **facts: Any) -> None:
-        """Append an event of the whole run, such as its end."""
+        """Append an event of the whole run, such as its end; see `facts_to_json`."""
         statement = "INSERT INTO events (step, kind, facts) VALUES (?,?,?)"
         try:
-            row = (int(step), kind, json.dumps(facts, default=str))
+            row = (int(step), kind, facts_to_json(facts))
         except (RecursionError, TypeError, ValueError) as error:
             self._add_error(kind, error)
         else:

@@ -29,6 +29,11 @@ def round_for_plot(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def round_or_gap(value: float) -> float | None:
+    """Round to the digits that a figure can show; None, a gap in the line, for NaN."""
+    return None if math.isnan(value) else round_for_plot(value)
+
+
 def last_shown_step(run: Run) -> float:
     """Right end of the step axis: the last step, or the end of a forecast that is still active."""
     last = max(run.last_step, 1)
@@ -48,7 +53,7 @@ def extremes(values: np.ndarray, limit: int) -> list[int]:
     """Return the places of about `limit` values, in order; of all, if there are no more.
 
     The places are those of the first and the last value, and of the smallest and the largest one
-    of each stretch, so that no spike is lost.
+    and the first NaN of each stretch, so that no spike and no gap is lost.
     """
     size = math.ceil(2 * len(values) / limit)
     if size <= 2:
@@ -56,7 +61,10 @@ def extremes(values: np.ndarray, limit: int) -> list[int]:
     places = {0, len(values) - 1}
     for start in range(0, len(values), size):
         stretch = values[start : start + size]
-        places |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
+        gaps = np.isnan(stretch)
+        places |= {start + int(np.where(gaps, np.inf, stretch).argmin())}
+        places |= {start + int(np.where(gaps, -np.inf, stretch).argmax())}
+        places |= {start + int(gaps.argmax())} if gaps.any() else set()
     return sorted(places)
 
 

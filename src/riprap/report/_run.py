@@ -11,7 +11,16 @@ import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.conclusion import BehaviorOutcome, Conclusion, conclude
-from riprap.record import COST, DEFAULT_FLOOR, FILE_NAME, TRAINING, Reader, Series, Writer
+from riprap.record import (
+    COST,
+    DEFAULT_FLOOR,
+    FILE_NAME,
+    TRAINING,
+    Reader,
+    Series,
+    Writer,
+    numbers_from_facts,
+)
 from riprap.types import RUN, Action, Alert, BrokenProbe, Forecast, Level, OwnDetector, Reading
 
 FORECASTS = ("forecast_median", "forecast_low", "forecast_high")
@@ -163,9 +172,9 @@ def load_run(source: str | Path | Writer) -> Run:
     last_steps += [last for _, _, last in missing] + [alert.step for alert in alerts]
     for event in events:
         if event["kind"] == TRAINING:
-            for name, value in event["facts"].items():
-                if isinstance(value, float) and math.isfinite(value):
-                    read.setdefault((RUN, name, ""), Series()).add(event["step"], value)
+            for name, value in numbers_from_facts(event["facts"]).items():
+                shown = value if math.isfinite(value) else math.nan  # a gap in the line
+                read.setdefault((RUN, name, ""), Series()).add(event["step"], shown)
     return Run(
         name=shorten(_run_name(source)),
         conclusion=conclusion,

@@ -93,7 +93,7 @@ def signal_panels(run: Run) -> list[SignalPanel]:
         elif name not in IN_LANES:
             place = {"panel": panel, "layer": layer or "–"}
             lines[name] += [
-                {"step": step, "value": plot_data.round_for_plot(value)} | place
+                {"step": step, "value": plot_data.round_or_gap(value)} | place
                 for step, value in plot_data.thin(series, MAX_POINTS).pairs()
             ]
     return [

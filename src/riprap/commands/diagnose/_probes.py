@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from riprap import evaluation
-from riprap._text import shorten
 from riprap.behaviors import Behavior, Prompt, encode_continuations, encode_prompts, probe_sets
 from riprap.commands._data import read_rows
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
@@ -70,7 +69,7 @@ def select_probes(
         right = encode_continuations(tokenizer, [_right_answer(texts[at]) for at in measured])
         answers = [row[:MAX_ANSWER_TOKENS] for row in right]
         examples = _right_answer_texts(behavior_name, tokenizer, [texts[at] for at in learned])
-    prompts = [shorten(prompt_text(texts[at]["prompt"])) for at in measured]
+    prompts = [probes.shorten_prompt(prompt_text(texts[at]["prompt"])) for at in measured]
     return BehaviorProbes(behavior_name, probes, examples, answers, margins_before, texts=prompts)
 
 

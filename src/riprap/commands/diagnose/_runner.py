@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from riprap import diagnosis, evaluation
-from riprap._text import shorten
+from riprap import Behavior, diagnosis, evaluation
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
 from riprap.commands.diagnose._loading import ModelPair
 from riprap.commands.diagnose._probes import (
@@ -119,22 +118,27 @@ class DiagnosisRunner:
 
     def broken_probes(self, selected: BehaviorProbes, margins: np.ndarray) -> list[BrokenProbe]:
         """Return some of the probes that the tuned model fails, with the answers of both models."""
-        assert selected.probes is not None
+        probes = selected.probes
+        assert probes is not None
         failing = np.flatnonzero(~(margins > 0)).tolist()[:MAX_BROKEN]
-        rows = selected.probes.token_rows()
+        rows = probes.token_rows()
         if not failing or rows is None:
             return []
         prompts = [rows[at] for at in failing]
         answers = greedy_responses(self.pair.model, prompts, MAX_ANSWER_TOKENS)
         return [
-            BrokenProbe(at, selected.texts[at], self._decode(now), self._decode(before))
-            for at, now, before in zip(
-                failing, answers, [selected.answers[at] for at in failing], strict=True
+            BrokenProbe(
+                at,
+                selected.texts[at],
+                now=self._decode(probes, answer),
+                before=self._decode(probes, selected.answers[at]),
             )
+            for at, answer in zip(failing, answers, strict=True)
         ]
 
-    def _decode(self, tokens: list[int]) -> str:
-        return shorten(self.pair.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+    def _decode(self, probes: Behavior, tokens: list[int]) -> str:
+        text = self.pair.tokenizer.decode(tokens, skip_special_tokens=True)
+        return probes.shorten_answer(text)
 
     def estimate_seconds(self, report: diagnosis.Progress) -> dict[str, tuple[float, float]]:
         """Estimate how long each part takes: (expected, at most), in seconds.
