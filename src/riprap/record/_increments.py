@@ -144,8 +144,8 @@ class Window:
 # Records of before 0.1 name numbers that are not finite as JSON does not know them.
 _TRAINING = (
     "SELECT id, step, NOT json_valid(facts) AS is_old, CASE WHEN json_valid(facts) THEN facts "
-    "ELSE replace(replace(replace(facts, '-Infinity', 'null'), 'Infinity', 'null'), 'NaN', 'null') END AS facts "
-    f"FROM events WHERE id > :after AND id <= :until AND kind = '{TRAINING}'"
+    "ELSE replace(replace(replace(facts, '-Infinity', 'null'), 'Infinity', 'null'), 'NaN', 'null') "
+    f"END AS facts FROM events WHERE id > :after AND id <= :until AND kind = '{TRAINING}'"
 )
 # First, last, smallest and largest of each stretch. SQLite takes the other columns from the row of
 # the minimum or the maximum. And the first one without a value.
