@@ -37,7 +37,7 @@ WORDS = {
     "averted": "A guard acted after an alert, and no break came: nobody knows if one would have.",
     # states
     "kept": "The score never was under its floor.",
-    "weakened": "The score is above its floor, but an alert stands.",
+    "weakened": "The score never was under its floor, but a warning or critical alert stands.",
     "broken": "The score fell under its floor.",
     "recovered": "The score fell under its floor and came back.",
     "not measurable": "The probes could not be read, or no longer.",

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from loops import task, train
+from riprap import Behavior, Monitor
 from riprap.conclusion import BehaviorOutcome, Conclusion, State, conclude
-from riprap.record import Writer
+from riprap.conclusion._facts import RunFacts
+from riprap.guards import Guard
+from riprap.record import Reader, Writer
 from riprap.types import Action, Alert, Forecast, Level, Reading, ReadingStatus
 
 SOON = Forecast(8, 6, 11, 50)
@@ -157,7 +163,8 @@ def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() 
     assert (found.keep, found.checkpoint, found.finished) == (320, "checkpoint-301", True)
     assert found.numbers["warning before refusal broke"] == "28 steps"
     assert found.numbers["behaviors above their floors"] == "1 of 2"
-    assert 'stop_on="warning" would have stopped' in found.advice
+    auto = "guard=guards.AutoGuard(...), which replays probes"
+    assert found.advice == f"Guard refusal ({auto})."
 
 
 def test_without_a_checkpoint_the_line_begins_with_what_happened() -> None:
@@ -228,11 +235,11 @@ def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (None, ("guard=guards.AutoGuard(...)", 'stop_on="warning"', "keep_passing=True")),
-        ({"lr": 1}, ("guard=guards.AutoGuard(...)", 'stop_on="warning"', "keep_passing=True")),
+        (None, ("guard=guards.AutoGuard(...)", "keep_passing=True")),
+        ({"lr": 1}, ("guard=guards.AutoGuard(...)", "keep_passing=True")),
         (
             {"run_dir": "a", "training": {}, "data": {}},
-            ("guard: {name: AutoGuard}", "stop_on: warning", "keep_passing: true"),
+            ("guard: {name: AutoGuard}", "keep_passing: true"),
         ),
     ],
 )
@@ -246,6 +253,44 @@ def test_advice_is_written_as_the_run_was_configured(
     below.writer.write_meta(notes={"config": config})
     text = run.end().advice + below.end().advice
     assert all(word in text for word in words)
+
+
+def test_advice_is_one_change_that_was_not_there_already() -> None:
+    def lost() -> Run:
+        run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5})
+        return run.alerts("refusal", (20, Level.WARNING, None))
+
+    ignored = lost().event(20, "stop_asked", reason="stop_on='warning'").end().advice
+    assert ignored.startswith("Let the loop end where monitor.should_stop is True: at step 20")
+    late = lost().event(40, "stop_asked", reason="stop_on='critical'").end().advice
+    assert late.startswith("Guard refusal")
+    assert (
+        lost().acted(30).end().advice == "auto_guard did not hold refusal: lower the learning rate."
+    )
+    run = lost().event(0, "guard", name="auto_guard")
+    assert run.end().advice == (
+        "Use a smaller probe_every: auto_guard was there, and never changed training."
+    )
+    run.writer.add_action(Action(21, "agem", "gradients", False, "no gradient"))
+    assert run.end().advice == (
+        "Mend auto_guard, which never changed training; its last action: no gradient."
+    )
+    none = Run("refusal").scores("refusal", {0: 0.0, 20: 0.0}).end().advice
+    assert none == "Give refusal other probes: the model passed none of them."
+
+
+def test_a_guard_that_never_acts_is_told_by_the_monitor(
+    memory: Behavior, learned: nn.Module
+) -> None:
+    class Idle(Guard):
+        name = "idle"
+
+    monitor = Monitor([memory])
+    optimizer = torch.optim.SGD(learned.parameters(), lr=0.3)
+    with monitor.watch(learned, optimizer, Idle()):
+        train(learned, optimizer, task(2))
+    with Reader(monitor.record) as reader:
+        assert RunFacts.read(reader).idle_guard == "idle"
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(2.5, "5.00 s"), (50.0, "93.0% of training")])

@@ -103,8 +103,7 @@ def test_the_summary_of_a_run_that_broke() -> None:
     *lines, cost = monitor.summary().split("\n")
     assert lines == [
         "Low broke at step 3 and is above its floor again.",
-        "What would help: Guard low (guard=guards.AutoGuard(...), which replays probes); "
-        'stop_on="warning" would have stopped before the break.',
+        "What would help: Guard low (guard=guards.AutoGuard(...), which replays probes).",
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
         "Alerts that stand: warning at step 1.",

@@ -17,6 +17,7 @@ from riprap.detectors import Power
 from riprap.record import (
     CHECKPOINT,
     COST,
+    GUARD,
     STOP,
     TRAINING,
     Reader,
@@ -24,6 +25,8 @@ from riprap.record import (
     numbers_from_facts,
 )
 from riprap.types import RUN, Alert, OwnDetector
+
+MAX_REASON = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class RunFacts:
         stopped: last step at which training was asked to stop; None: it was not.
         exchanged: whether other weights were loaded after the last step.
         guards: names of the guards that changed training.
+        idle_guard: name of a guard that was there and never did; empty: there was none.
+        idle_reason: what its last action says of why, if there is one.
+        asked: first step at which training was asked to stop; None: it was not.
     """
 
     outcomes: tuple[BehaviorOutcome, ...]
@@ -70,6 +76,9 @@ class RunFacts:
     first_step: int
     last_step: int
     guards: tuple[str, ...]
+    idle_guard: str
+    idle_reason: str
+    asked: int | None
     finished: bool
 
     @classmethod
@@ -108,6 +117,10 @@ class RunFacts:
             a for a, until in about_run if a.detector == OwnDetector.NOT_TRAINING and until is None
         ]
         losses, diverged = _losses(events)
+        guards = tuple(dict.fromkeys(shorten(own.guard) for own in actions if own.applied))
+        present = [own["facts"].get("name") for own in events if own["kind"] == GUARD]
+        present = [shorten(name) for name in present if isinstance(name, str)]
+        present += [shorten(own.guard) for own in actions]
         costs = [event["facts"] for event in events if event["kind"] == COST]
         cost = costs[-1] if costs else {}
         return cls(
@@ -126,7 +139,10 @@ class RunFacts:
             bool(final),
             min((step for _, step, _ in scores), default=0),
             max([evaluated, *(a.step for a in alerts), *(e["step"] for e in events)]),
-            tuple(dict.fromkeys(action.guard for action in actions if action.applied)),
+            guards,
+            "" if guards or not present else present[0],
+            shorten(actions[-1].detail, MAX_REASON) if actions else "",
+            min((event["step"] for event in events if event["kind"] == STOP), default=None),
             bool(meta.get("ended")),
         )
 

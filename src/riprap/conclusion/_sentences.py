@@ -191,26 +191,40 @@ def advice(facts: RunFacts) -> str:
         )
     broken = [own for own in facts.outcomes if own.broke is not None]
     lost = [own for own in broken if own.state is not State.RECOVERED]
-    if lost and facts.guards:
-        name = lost[0].name
-        guards = _listed(list(facts.guards))
-        return f"{guards} did not hold {name}: lower the learning rate, or try another guard."
     if lost or (broken and not facts.guards):
-        worst = (lost or broken)[0]
-        guard = "guard: {name: AutoGuard}" if facts.from_file else "guard=guards.AutoGuard(...)"
-        text = f"Guard {worst.name} ({guard}, which replays probes)"
-        if worst.announced is not None:
-            stop = _setting(facts, "stop_on", str(worst.announced.level))
-            return f"{text}; {stop} would have stopped before the break."
-        return f"{text}, or lower the learning rate; a smaller probe_every evaluates more often."
+        return _against_loss(facts, (lost or broken)[0])
     if missing := facts.of(State.UNMEASURED):
         return f"Mend what kept {missing[0].name} from being measured: see the missing readings."
     if weakened := facts.of(State.WEAKENED):
-        return f"Before training goes on, guard {weakened[0].name} or lower the learning rate."
+        if facts.guards or facts.idle_guard:
+            return "Before training goes on, lower the learning rate."
+        return f"Before training goes on, guard {weakened[0].name} ({_auto_guard(facts)})."
     if never := facts.of(State.NEVER_HAD):
-        passing = _setting(facts, "keep_passing", True)
-        return f"For {never[0].name} use {passing}, other probes, or a lower floor."
+        if not never[0].first:
+            return f"Give {never[0].name} other probes: the model passed none of them."
+        return f"For {never[0].name} use {_setting(facts, 'keep_passing', True)}."
     smallest = min(facts.powers.items(), key=lambda item: item[1].n_probes, default=None)
     if smallest is not None and smallest[1].n_probes < ENOUGH_PROBES:
         return f"Give {smallest[0]} {ENOUGH_PROBES} probes or more: smaller losses then show."
     return ""
+
+
+def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
+    """Return the change against a loss: first what was there and was not let act."""
+    name, guard = worst.name, facts.idle_guard
+    if facts.asked is not None and worst.broke is not None and facts.asked < worst.broke:
+        return (
+            f"Let the loop end where monitor.should_stop is True: at step {facts.asked:,}, before "
+            f"{name} broke, training was asked to stop, and went on."
+        )
+    if facts.guards:
+        return f"{_listed(list(facts.guards))} did not hold {name}: lower the learning rate."
+    if guard and facts.idle_reason:
+        return f"Mend {guard}, which never changed training; its last action: {facts.idle_reason}."
+    if guard:
+        return f"Use a smaller probe_every: {guard} was there, and never changed training."
+    return f"Guard {name} ({_auto_guard(facts)}, which replays probes)."
+
+
+def _auto_guard(facts: RunFacts) -> str:
+    return "guard: {name: AutoGuard}" if facts.from_file else "guard=guards.AutoGuard(...)"

@@ -69,6 +69,7 @@ from riprap.monitor._watched_model import WatchedModel
 from riprap.record import (
     ANSWERS,
     CHECKPOINT,
+    GUARD,
     PLAN,
     TRAINING,
     Reader,
@@ -328,6 +329,7 @@ class Monitor(metaclass=CheckedCall):
             if session.guard is not None:
                 undo.callback(session.guard.end)
                 session.guard.start(self.step)
+                self._run.record.add_event(self.step, GUARD, {"name": session.guard.guard.name})
                 if self._resume_state is not None:
                     session.guard.load_state_dict(self._resume_state["guard"])
             session.attach()

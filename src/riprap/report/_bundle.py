@@ -48,7 +48,7 @@ class Head:
         line: the answer.
         numbers: up to three numbers as text, by what they are.
         advice: what would help; empty: nothing is known.
-        limits: what the page does not say.
+        limits: what the page does not tell.
         notes: further lines in small print.
     """
 
