@@ -58,6 +58,23 @@ def opened(chrome: Chrome, served: Served, width: int = 1280) -> None:
     chrome.wait("document.querySelector('.lane .score .line') !== null")
 
 
+def test_a_loss_that_is_no_number_is_a_gap(chrome: Chrome, tmp_path: Path) -> None:
+    scene = Scene(tmp_path / "run", ["refusal"])
+    scene.visit(0, "refusal", np.full(20, 5.0, dtype=np.float32))
+    losses = (2.5, 2.0, float("nan"), 1.5, 1.0, float("inf"), float("nan"))
+    for step, loss in enumerate(losses, 1):
+        scene.writer.add_event(step, "training", loss=loss, learning_rate=1e-3)
+    scene.writer.flush()
+    with Served(tmp_path) as served:
+        opened(chrome, served)
+        drawn = chrome.run("document.querySelector('.loss .line').getAttribute('d')")
+        assert (drawn.count("M"), drawn.count("L")) == (2, 2)
+        text = chrome.run("document.querySelector('main').innerText")
+        assert "loss not finite since step 6, learning rate 0.001" in text
+        assert "2.50 → not finite since step 6" in text
+        assert chrome.problems == []
+
+
 def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) -> None:
     scene = Scene(tmp_path / "run", ["refusal"])
     writer = scene.writer

@@ -162,8 +162,8 @@ def numbers(facts: RunFacts) -> dict[str, str]:
         found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
     weakened = [own for own in facts.of(State.WEAKENED) if own.standing and own.standing.forecast]
     if facts.diverged is not None:
-        first = f"{format_number(facts.losses[0])} → " if facts.losses else ""
-        found["training loss"] = f"{first}not finite since step {facts.diverged:,}"
+        finite = f"{format_number(facts.losses[0])} → " if facts.losses else ""
+        found["training loss"] = f"{finite}not finite since step {facts.diverged:,}"
     elif weakened and weakened[0].standing is not None:
         forecast = format_forecast(weakened[0].standing.forecast)
         found[f"forecast break of {weakened[0].name}"] = forecast

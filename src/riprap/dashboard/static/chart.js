@@ -35,14 +35,14 @@ function layersHeight(count) {
 export const laneHeight = (data, behavior) => MARGIN.top + MARGIN.height + layersHeight(layersOf(data, behavior).length) + AXIS;
 
 function path(points) {
-  return points.map(([x, y], i) => `${i && points[i - 1] ? "L" : "M"}${x} ${y}`).join("");
+  // null: a gap
+  return points.map((own, i) => (own ? `${i && points[i - 1] ? "L" : "M"}${own[0]} ${own[1]}` : "")).join("");
 }
 
 function line(steps, values, x, y, kind, range) {
   const points = steps.map((step, i) => [x(step), values[i] === null ? null : y(values[i])]);
-  const known = points.filter((point) => point[1] !== null);
   const group = svg("g", { class: kind });
-  group.append(svg("path", { d: path(known), class: "line" }));
+  group.append(svg("path", { d: path(points.map((own) => (own[1] === null ? null : own))), class: "line" }));
   const shown = points.filter((point, i) => point[1] !== null && steps[i] >= range[0] && steps[i] <= range[1]);
   if (shown.length <= MAX_DOTS) {
     for (const [cx, cy] of shown) group.append(svg("circle", { cx, cy, r: 2.2 }));

@@ -107,9 +107,15 @@ export function createLane(run, behavior) {
     put(sentences, own?.sentences ?? "");
   }
 
+  // The last value of a line, or since when it is no number.
+  function latest({ steps, values }) {
+    const last = values.findLastIndex((value) => value !== null);
+    return last === values.length - 1 ? number(values[last]) : `not finite since step ${count(steps[last + 1])}`;
+  }
+
   function drawTrainingState() {
     badge.hidden = true;
-    const parts = Object.entries(run.data.training).map(([name, own]) => `${name.replaceAll("_", " ")} ${number(own.values.at(-1))}`);
+    const parts = Object.entries(run.data.training).map(([name, own]) => `${name.replaceAll("_", " ")} ${latest(own)}`);
     put(facts, parts.join(", "));
   }
 
