@@ -460,8 +460,8 @@ def test_only_pages_of_riprap_in_the_folder_of_a_run_are_served(folder: Path) ->
     assert "sandbox" in answer.headers["content-security-policy"]
     assert "script-src" not in answer.headers["content-security-policy"]
     assert client.get("/runs/9/pages/preflight.html").status_code == 404
-    for place in ("audit.html", "out/report.html", "out/preflight.html", "..%2fsecret.html", ""):
-        assert client.get(f"/runs/1/pages/{place}").status_code == 404
+    for other in ("audit.html", "out/report.html", "out/preflight.html", "..%2fsecret.html", ""):
+        assert client.get(f"/runs/1/pages/{other}").status_code == 404
 
 
 def diagnosed(folder: Path, text: str) -> None:

@@ -141,8 +141,8 @@ def _merge(text: str, section: str, file: Path, line_break: str) -> str:
     """Put the section between its markers, or at the end, after a blank line."""
     block = f"{BEGIN}\n{section}\n{END}".replace("\n", line_break)
     if BEGIN not in text and END not in text:
-        ends = len(re.findall(r"\n", re.search(r"\s*\Z", text)[0])) if text.strip() else 2
-        return f"{text}{line_break * (2 - min(ends, 2))}{block}{line_break}"
+        ends = text[len(text.rstrip()) :].count("\n") if text.strip() else 2
+        return f"{text}{line_break * (2 - ends)}{block}{line_break}"  # fewer than 0 are none
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     if END not in rest or BEGIN in after or END in after or END in before:
