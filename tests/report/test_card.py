@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path: Path) -> None:
-    card = ModelCard.load(write_card(run, tmp_path / "model" / "README.md", "mine"))
+    card = ModelCard.load(write_card(run, tmp_path / "README.md", "mine"))
     rows = [line for line in card.text.splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[0] for row in rows] == [
         "| refusal",
@@ -52,6 +52,12 @@ def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path
     assert list(scores) == ["refusal", "arithmetic", "general knowledge"]
     assert f"| {scores['arithmetic']:.2f} |" in rows[1]
     assert card.data.model_name == "mine"
+
+
+def test_a_folder_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no folder"):
+        write_card(run, tmp_path / "modle" / "README.md")
+    assert not (tmp_path / "modle").exists()
 
 
 def test_what_the_card_had_stays_and_an_earlier_section_is_replaced(

@@ -133,10 +133,13 @@ def report(
     from riprap.report import write_card, write_report
 
     files = {"report": write_report(run, out or locate_record(run).parent / "report.html")}
+    is_new = card is not None and not card.exists()
     if card is not None:
         files["card"] = write_card(run, card, model_name)
     found = conclude(run)
     lines = [found.line, *(f"{name}: {file}" for name, file in files.items())]
+    if is_new:
+        lines[-1] += " (a new file)"
     with Reader(run) as reader:
         broken = {
             name: [asdict(probe) for probe in own] for name, own in reader.broken_probes().items()

@@ -42,6 +42,8 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
     loaded, file = load_run(run), Path(card)
     if not loaded.conclusion.finished:
         raise ConfigError(f"the run {run} has not ended: a model card tells of a finished run")
+    if not file.parent.is_dir():
+        raise ConfigError(f"cannot write the model card {file}: there is no folder {file.parent}")
     card_parts = _read(file)
     line_break = _first_break("".join(card_parts))
     begin, header, end, text = card_parts
@@ -53,7 +55,6 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
         end += line_break
     whole = begin + header + end + text
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(whole, encoding="utf-8", newline="")
     except OSError as error:
         raise ConfigError(f"cannot write the model card {file}: {error}") from error
