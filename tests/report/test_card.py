@@ -54,6 +54,21 @@ def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path
     assert card.data.model_name == "mine"
 
 
+@pytest.mark.parametrize(
+    "old", ["  results: []  # none yet", "  results:\n  - task: {type: t}\n    metrics: []"]
+)
+def test_scores_go_into_the_entry_of_the_same_name(run: Path, tmp_path: Path, old: str) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(f"---\nmodel-index:\n- name: mine\n{old}\n- name: other\n  results: []\n---\n")
+    for _ in range(2):
+        write_card(run, file)
+        header = yaml.safe_load(file.read_text().split("---\n")[1])
+        mine, other = sorted(header["model-index"], key=lambda entry: entry["name"])
+        assert [mine["name"], other["name"]] == ["mine", "other"]
+        assert len(mine["results"]) == 3 + ("task" in old)
+        assert other["results"] == []
+
+
 def test_a_folder_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no folder"):
         write_card(run, tmp_path / "modle" / "README.md")

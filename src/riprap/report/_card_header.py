@@ -50,21 +50,51 @@ def set_scores(
             "give model_name (--model-name)"
         )
         return "".join(lines)
-    item = yaml.safe_dump([{"name": name, "results": results}], sort_keys=False, allow_unicode=True)
-    at = _index(lines, file)
-    if at is None:
-        lines.append(f"{INDEX}:{line_break}")
-        place, index = len(lines) - 1, None
-    else:
-        key, index = at
-        place = key.end_mark.line
-    indent = ""
-    if isinstance(index, yaml.SequenceNode) and index.value:
-        place = _last_line(index)
-        indent = lines[index.start_mark.line][: index.start_mark.column]
-    added = [f"{indent}{line}{line_break}" for line in item.rstrip().split("\n")]
-    lines[place + 1 : place + 1] = added
+    place = _place_in_entry(lines, name, file)
+    entry: list[dict[str, Any]] = results
+    if place is None:
+        place, entry = (
+            _place_of_entry(lines, file, line_break),
+            [{"name": name, "results": results}],
+        )
+    at, indent = place
+    text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True).rstrip()
+    lines[at:at] = [f"{indent}{line}{line_break}" for line in text.split("\n")]
     return "".join(lines)
+
+
+def _place_in_entry(lines: list[str], name: str, file: Path) -> tuple[int, str] | None:
+    """Return the line for more results of the model's entry, and their indent; None: there is none.
+
+    An empty list in one line, `results: []`, is opened.
+    """
+    index = _index(lines, file)
+    for item in _items(None if index is None else index[1]):
+        own, results = _value(item, "name"), _value(item, "results")
+        if own is None or own.value != name or not isinstance(results, yaml.SequenceNode):
+            continue
+        if not results.flow_style:
+            return _last_line(results) + 1, " " * results.start_mark.column
+        if results.value:
+            raise ConfigError(f"results of {file} are written in one line: write one a line")
+        start, end = results.start_mark, results.end_mark
+        if start.line == end.line:
+            line = lines[start.line]
+            lines[start.line] = line[: start.column].rstrip() + line[end.column :]
+            return start.line + 1, " " * item.start_mark.column
+    return None
+
+
+def _place_of_entry(lines: list[str], file: Path, line_break: str) -> tuple[int, str]:
+    """Return the line for a new entry of the `model-index`, and its indent; make the index."""
+    found = _index(lines, file)
+    if found is None:
+        lines.append(f"{INDEX}:{line_break}")
+        return len(lines), ""
+    key, index = found
+    if isinstance(index, yaml.SequenceNode) and index.value:
+        return _last_line(index) + 1, lines[index.start_mark.line][: index.start_mark.column]
+    return key.end_mark.line + 1, ""
 
 
 _Index = tuple[yaml.Node, yaml.Node] | None
