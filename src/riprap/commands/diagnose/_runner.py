@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from riprap import Behavior, diagnosis, evaluation
+from riprap import diagnosis, evaluation
+from riprap.behaviors import Behavior
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
 from riprap.commands.diagnose._loading import ModelPair
 from riprap.commands.diagnose._probes import (
