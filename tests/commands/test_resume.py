@@ -67,7 +67,7 @@ def content(folder: Path) -> dict[str, Any]:
         margins = {step: m.tobytes() for step, m in reader.margins("never sorry").items()}
         read = {"readings": reader.readings(), "alerts": reader.alerts(), "margins": margins}
         read["answers"] = reader.answers()
-        assert {0, 9} <= read["answers"]["never sorry"].keys()
+        assert {0, max(margins)} <= read["answers"]["never sorry"].keys()
     last = newest_checkpoint(folder / "run")
     assert last is not None
     (weights,) = last.folder.glob("*model*.safetensors")

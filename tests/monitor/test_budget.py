@@ -144,6 +144,7 @@ def test_the_record_has_the_cost_and_the_summary_says_it(
     meter = monitor._run.meter
     assert event["facts"]["share"] == pytest.approx(meter.own_seconds / meter.training_seconds)
     assert event["facts"]["budget"] == BUDGET
+    monkeypatch.setattr("riprap.monitor._summary.FEW_SECONDS", float("inf"))
     assert "%" not in monitor.summary().splitlines()[-1]  # of few seconds, a share says little
     monkeypatch.setattr("riprap.monitor._summary.FEW_SECONDS", 0)
     last = monitor.summary().splitlines()[-1]

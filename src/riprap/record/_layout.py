@@ -84,7 +84,7 @@ def _expected(path: Path) -> str:
 
 def records_below(folder: Path) -> Iterator[Path]:
     """Yield the record files in a folder and in those below it, a few folders deep."""
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder) if folder.is_dir() else ():
         if FILE_NAME in files:
             yield Path(place) / FILE_NAME
             folders.clear()  # checkpoints lie below a run
