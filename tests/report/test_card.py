@@ -71,8 +71,8 @@ def test_scores_go_into_the_entry_of_the_same_name(run: Path, tmp_path: Path, ol
 
 def test_a_folder_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no folder"):
-        write_card(run, tmp_path / "modle" / "README.md")
-    assert not (tmp_path / "modle").exists()
+        write_card(run, tmp_path / "absent" / "README.md")
+    assert not (tmp_path / "absent").exists()
 
 
 def test_what_the_card_had_stays_and_an_earlier_section_is_replaced(
