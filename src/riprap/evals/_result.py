@@ -18,7 +18,7 @@ FILE_NAME = "evals.json"
 
 @dataclass(frozen=True)
 class EvalRow:
-    """One row of a task.
+    """Row of a task.
 
     Attributes:
         key: hash of the row's request: the same in evals of other models.
@@ -33,7 +33,7 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one task measured.
+    """Measurements of a task.
 
     Attributes:
         scores: estimate of each metric; the first is the main one.
@@ -69,7 +69,7 @@ class JudgePair:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What the evals of one model measured.
+    """Measurements of all tasks on a model.
 
     Attributes:
         judges: names of all judges of its tasks.

@@ -40,7 +40,7 @@ _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", 
 
 @dataclass(frozen=True)
 class Head:
-    """What every page begins with.
+    """Head of every page: its first line and what follows it.
 
     Attributes:
         kind: of the page, such as "diagnosis".

@@ -1,4 +1,4 @@
-"""What a gate checks on results of `riprap eval`: of one model, or of a tuned one beside its base.
+"""Checks of a gate on results of `riprap eval`: of one model, or of a tuned one beside its base.
 
 Both models answered the same rows. A metric fell if more rows became worse than better, by a sign
 test on the rows that changed; it needs no assumption on how values are distributed.

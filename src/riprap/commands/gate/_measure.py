@@ -1,4 +1,4 @@
-"""What a gate checks: the end of a recorded run, or a tuned model beside its base."""
+"""Checks of a gate: the end of a recorded run, or a tuned model beside its base."""
 
 from __future__ import annotations
 
