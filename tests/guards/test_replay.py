@@ -317,6 +317,30 @@ def test_each_step_replays_once_a_score_is_lost() -> None:
         assert [action.step for action in run.monitor.actions if action.applied] == steps
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_what_is_added_to_the_whole_step_is_no_longer_than_it(scale: float) -> None:
+    """Old rows whose loss has any scale: the step moves by at most its own length."""
+    ids, answers = lessons(1)[0]
+    run = Run(
+        guards.AdaptiveReplay(BATCHES, loss=lambda m, batch: scale * old_loss(m, batch), every=1)
+    )
+    run.guard.replay_needs = lambda view: {"first": 1.0}  # type: ignore[attr-defined]
+    parameters = list(run.model.parameters())
+    task = torch.autograd.grad(functional.cross_entropy(run.model(ids)[:, -1], answers), parameters)
+    old = torch.autograd.grad(scale * old_loss(run.model, BATCHES[0]), parameters)
+    found: list[Tensor] = []
+    with run.monitor.watch(run.model, run.optimizer, guard=run.guard):
+        run.optimizer.register_step_pre_hook(
+            lambda *_: found.extend(p.grad.clone() for p in parameters)
+        )
+        run.step(ids, answers)
+    length, longest = (float(torch.cat([g.flatten() for g in v]).norm()) for v in (old, task))
+    share = min(1.0, longest / length)
+    assert (share < 1) is (scale == 1e6)
+    for mixed, new, own in zip(found, task, old, strict=True):
+        torch.testing.assert_close(mixed, new + share * own, rtol=1e-4, atol=1e-6)
+
+
 def test_replay_fails_where_a_score_stays_lost_and_does_not_rise() -> None:
     """Evaluated every ten steps; replay of the only behavior has run since step 10."""
 

@@ -42,11 +42,11 @@ class AdaptiveReplay(Replay):
     stops when at most half is lost; this limit is halved each time replay has to start again.
 
     The old examples have the share `fraction` times the square root of the largest lost share, and
-    are added to the task's gradient, which stays whole: g + f / (1 − f) g_r. A
-    `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost share. Where
-    the whole margin of a behavior is lost, each step replays, whatever `every` is. If a score stays
-    under the one to keep for 100 steps of replay, or if the gradients on new and old rows are
-    opposed, a warning and an action say so.
+    are added to the task's gradient, which stays whole: g + f / (1 − f) g_r, with g_r no longer
+    than g. A `SelfDistillationBuffer` draws examples of each behavior in proportion to its lost
+    share. Where the whole margin of a behavior is lost, each step replays, whatever `every` is. If
+    a score stays under the one to keep for 100 steps of replay, or if the gradients on new and old
+    rows are opposed, a warning and an action say so.
 
     Args:
         behaviors: behaviors that trigger replay, as objects or names; None: all monitored ones. A

@@ -13,6 +13,10 @@ from riprap.guards.replay._batches import BatchCycler
 from riprap.guards.replay._self_distillation_buffer import SelfDistillationBuffer
 from riprap.linalg import add, inner_products, norm
 
+# The gradient on old examples that is added to the whole task's gradient is at most so long, in
+# units of the task's.
+LONGEST = 1.0
+
 
 @dataclass
 class Replay(Guard):
@@ -72,7 +76,11 @@ class Replay(Guard):
     def _mix(
         self, view: GuardView, fraction: float, shares: Mapping[str, float], whole: bool = False
     ) -> Proposal:
-        """Propose the mixture; `whole`: over 1 − f, so that the task's part is not shortened."""
+        """Propose the mixture.
+
+        With `whole` it is divided by 1 − f, so that the task's part is not shortened, and g_r is
+        at most as long as g: old examples can stop the new learning, but not outrun it.
+        """
         if isinstance(self.examples, SelfDistillationBuffer):
             known = {n: share for n, share in shares.items() if n in self.examples.behaviors}
             loss, replay = self.examples.gradient(view.model, view.parameters, known)
@@ -92,6 +100,8 @@ class Replay(Guard):
         lengths = before["norm"] * square**0.5
         before["cosine"] = product / lengths if lengths > 0 else 0.0
         task, old = (1.0, fraction / (1 - fraction)) if whole else (1 - fraction, fraction)
+        if whole and square > 0:
+            old *= min(1.0, LONGEST * before["norm"] / square**0.5)
         vector = add([part * task for part in view.vector], replay, old)
         product = task * product + old * square
         after = {"product": product, "norm": float(norm(vector))}
