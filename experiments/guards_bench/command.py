@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from experiments.guards_bench.grounds import GROUNDS
 from experiments.guards_bench.methods import METHODS
 from experiments.guards_bench.page import write_page
-from experiments.guards_bench.plan import HALVES, Key, Plan
+from experiments.guards_bench.plan import EXPLORATORY, PARTS, Key, Plan
 from experiments.guards_bench.simulate import simulate
 from experiments.guards_bench.store import Store
 from experiments.harness.preregistration import Preregistration
@@ -28,28 +28,29 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line; return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.search and options.half == HALVES[1]:
-        parser.error("knobs are searched on the exploratory half only: leave out --search")
+    confirming = options.part != EXPLORATORY
+    if options.search and confirming:
+        parser.error("knobs are searched on the exploratory part only: leave out --search")
     terms = Preregistration.named(NAME)
-    if options.half == HALVES[1]:
+    if confirming:
         terms.verify()
     plan = Plan.of(terms)
-    store = Store(options.out / f"{options.half}.jsonl")
-    jobs = plan.jobs(options.half, options.search, options.only, options.seeds)
+    store = Store(options.out / f"{options.part}.jsonl")
+    jobs = plan.jobs(options.part, options.search, options.only, options.seeds)
     known = {} if options.again else store.load()
     run_missing([job for job in jobs if job not in known], store, options.jobs)
-    if options.half == HALVES[1] and not plan.opened:
+    if confirming and not plan.opened:
         print(f"recorded in {store.path}; no page is made before the terms are opened ({OPENING})")
         return 0
-    command = f"python -m experiments {NAME} --half {options.half}"
-    page = write_page(list(store.load().values()), plan, options.half, options.out, command)
+    command = f"python -m experiments {NAME} --part {options.part}"
+    page = write_page(list(store.load().values()), plan, options.part, options.out, command)
     print(f"wrote {page}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m experiments {NAME}", description=__doc__)
-    parser.add_argument("--half", choices=HALVES, default=HALVES[0])
+    parser.add_argument("--part", choices=PARTS, default=EXPLORATORY)
     parser.add_argument(
         "--only",
         nargs="+",

@@ -42,25 +42,25 @@ REFERENCES = {
 }
 
 
-def write_page(runs: Sequence[Run], plan: Plan, half: str, out: Path, command: str) -> Path:
+def write_page(runs: Sequence[Run], plan: Plan, part: str, out: Path, command: str) -> Path:
     """Write the page and its figure; return the page."""
     own = rows(runs, plan)
-    save_figure(figure(own), out / f"{half}.png")
-    page = out / f"{half}.md"
-    page.write_text(_text(own, plan, half, command), encoding="utf-8")
+    save_figure(figure(own), out / f"{part}.png")
+    page = out / f"{part}.md"
+    page.write_text(_text(own, plan, part, command), encoding="utf-8")
     return page
 
 
-def _text(own: Sequence[Row], plan: Plan, half: str, command: str) -> str:
+def _text(own: Sequence[Row], plan: Plan, part: str, command: str) -> str:
     seeds = sorted({run.seed for row in own for run in row.runs})
     together = fronts(own)
-    grounds = [g for g in plan.grounds(half) if any(row.ground == g for row in own)]
+    grounds = [g for g in plan.grounds(part) if any(row.ground == g for row in own)]
     known, timed = standings(own), standings(own, TIME)
-    missing = [g for g in plan.grounds(half) if g not in grounds]
+    missing = [g for g in plan.grounds(part) if g not in grounds]
     return fill(
         TEMPLATE,
-        Half=half.capitalize(),
-        half=half,
+        Part=part.capitalize(),
+        part=part,
         plan=plan,
         made=f"Made by `{command}` at commit `{commit()}`; seeds {', '.join(map(str, seeds))}.",
         summary=_summary(own, grounds),

@@ -396,12 +396,12 @@ def test_the_confirmatory_half_is_recorded_but_not_shown_before_it_is_opened(
         monkeypatch.setattr(command.Preregistration, "named", lambda name: own)
 
     use(opened=False)
-    assert command.main(arguments(tmp_path, "--half", "confirmatory")) == 0
+    assert command.main(arguments(tmp_path, "--part", "confirmatory")) == 0
     assert "no page is made" in capsys.readouterr().out
     assert (tmp_path / "confirmatory.jsonl").exists()
     assert not (tmp_path / "confirmatory.md").exists()
     use(opened=True)
-    assert command.main(arguments(tmp_path, "--half", "confirmatory")) == 0
+    assert command.main(arguments(tmp_path, "--part", "confirmatory")) == 0
     assert (tmp_path / "confirmatory.md").exists()
     with pytest.raises(SystemExit):
-        command.main(arguments(tmp_path, "--half", "confirmatory", "--search"))
+        command.main(arguments(tmp_path, "--part", "confirmatory", "--search"))
