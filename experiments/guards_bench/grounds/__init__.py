@@ -19,8 +19,13 @@ from experiments.guards_bench.grounds._digits import (
     WrongBuffer,
 )
 from experiments.guards_bench.grounds._facts import Facts
+from experiments.guards_bench.grounds._fresh import Moves, Shapes, Tables
+from experiments.guards_bench.grounds._fresh_texts import RefusedMessages, Sources
 from experiments.guards_bench.grounds._lists import Lists
 from experiments.guards_bench.grounds._smollm2 import SmolLM2
+
+# made after the rules of AutoGuard were chosen
+FRESH: tuple[Ground, ...] = (Shapes(), Tables(), Moves(), Sources(), RefusedMessages())
 
 GROUNDS: dict[str, Ground] = {
     ground.name: ground
@@ -36,7 +41,8 @@ GROUNDS: dict[str, Ground] = {
         LongRun(),
         WrongBuffer(),
         SmolLM2(),
+        *FRESH,
     )
 }
 
-__all__ = ["GROUNDS", "Ground", "OldTask", "Stage", "accuracy", "answers", "loss"]
+__all__ = ["FRESH", "GROUNDS", "Ground", "OldTask", "Stage", "accuracy", "answers", "loss"]
