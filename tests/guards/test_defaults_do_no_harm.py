@@ -33,7 +33,7 @@ CONFIRMED = (
 )
 SLOWER = "learns a table over a table more slowly, in the dense network: 0.87 at least for "
 FRESH_MISSES = {
-    "AutoGuard": SLOWER + "0.75",
+    "AutoGuard": SLOWER + "0.72",
     "AdaptiveReplay": SLOWER + "0.75",
     "DERpp": SLOWER + "0.84",
     "SafeAnchor": SLOWER + "0.66",
