@@ -1,12 +1,13 @@
-"""What the faces of a monitored training cost it: trackers, live table, losses and texts.
+"""What the faces of a monitored training cost it: record, trackers, live table, losses and texts.
 
 `python benchmarks/sinks_cost.py --out results/cost` trains a small Llama, whose step takes less
-than 0.2 s, in pairs: with a monitor and its record, and with all of its sinks besides: texts of the
-probes, the loss every 10 steps, a CSV file, TensorBoard, and the live table on a terminal of which
-nobody reads. Both evaluate the probes at the same steps. Processor seconds of one thread.
+than 0.2 s, in pairs: with a monitor alone, and with all of its sinks besides: its record in a file,
+texts of the probes, the loss every 10 steps, a CSV file, TensorBoard, and the live table on a
+terminal of which nobody reads. Both evaluate the probes at the same steps. Processor seconds of one
+thread.
 
 The ratio of whole runs has the noise of whole runs. So all calls of the sinks are timed from inside
-as well; what the texts take of a pass over the probes is in the ratio only.
+as well, and told apart; a call within another one counts as the outer one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from rich.console import Console
 from suite import machine
 
 from riprap import Behavior, Monitor
+from riprap.behaviors import _margin_fns, note_answers
+from riprap.evaluation import _probe_pass
 from riprap.integrations.terminal import Terminal
 from riprap.integrations.trackers import CSV, TensorBoard
 from riprap.monitor import Tracker
@@ -37,7 +41,12 @@ from riprap.monitor import Tracker
 SIZE = LlamaSize(160, 320, layers=4, rows=8, checkpointing=False, probe_width=12)
 SEED, PROBE_EVERY, LOSS_EVERY = 1000, 50, 10
 AIM = 0.005
-CALLS = ("begin", "step", "train", "log", "alert", "flush", "end")
+TRACKED = ("begin", "step", "train", "log", "alert", "flush", "end")
+RECORDED = (
+    *("begin", "add_readings", "add_failure", "add_margins", "add_alert", "add_actions"),
+    *("add_event", "commit", "end"),
+)
+WRITTEN = ("add_prompts", "note", "write", "write_longer")  # of the texts
 
 
 class Words:
@@ -48,12 +57,13 @@ class Words:
 
 
 class Clock:
-    """Processor seconds inside of some calls; a call within another one counts once."""
+    """Processor seconds inside of some calls, by part; a call within another one counts once."""
 
     def __init__(self) -> None:
-        self.seconds, self._depth = 0.0, 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._depth = 0
 
-    def timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self._depth += 1
             began = time.process_time()
@@ -62,27 +72,48 @@ class Clock:
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self.seconds += time.process_time() - began
+                    self.seconds[part] += time.process_time() - began
 
         return wrapped
+
+    def time_calls(self, part: str, owner: Any, names: tuple[str, ...]) -> None:
+        """Time calls of an object's methods."""
+        for name in names:
+            setattr(owner, name, self.timed(part, getattr(owner, name)))
 
 
 @dataclass(frozen=True)
 class Run:
-    """Processor seconds of a whole run, inside of its sinks, and its evaluations."""
+    """Processor seconds of a whole run, and inside of its sinks by part; its evaluations."""
 
     total: float
-    sinks: float
+    parts: dict[str, float]
     evaluations: int
+
+    @property
+    def sinks(self) -> float:
+        """Seconds inside of all sinks."""
+        return sum(self.parts.values())
 
 
 def sinks(folder: Path, clock: Clock) -> list[Tracker]:
     console = Console(file=open(os.devnull, "w"), force_terminal=True, width=100)  # noqa: PTH123, SIM115
     found = [CSV(folder / "numbers.csv"), TensorBoard(folder / "tb"), Terminal(console)]
     for own in found:
-        for name in CALLS:
-            setattr(own, name, clock.timed(getattr(own, name)))
+        clock.time_calls(type(own).__name__, own, TRACKED)
     return found
+
+
+@contextlib.contextmanager
+def timed_answers(clock: Clock) -> Iterator[None]:
+    """Time how the answers are read from a pass over the probes."""
+    for module in (_margin_fns, _probe_pass):
+        module.note_answers = clock.timed("texts: answers of each pass", note_answers)
+    try:
+        yield
+    finally:
+        for module in (_margin_fns, _probe_pass):
+            module.note_answers = note_answers
 
 
 def train(steps: int, is_on: bool) -> Run:
@@ -91,19 +122,22 @@ def train(steps: int, is_on: bool) -> Run:
     model, optimizer, batches = case.fresh(SEED)
     behaviors = [_with_texts(own) for own in case.behaviors(model.eval())]
     model.train()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stderr(io.StringIO()),
+        timed_answers(clock),
+    ):
         monitor = Monitor(
             behaviors,
             probe_every=PROBE_EVERY,
-            run_dir=Path(folder) / "run",
+            run_dir=Path(folder) / "run" if is_on else None,
             budget=None,
             texts=is_on,
             trackers=sinks(Path(folder), clock) if is_on else (),
         )
-        log = clock.timed(monitor.log_training)
-        texts = monitor._run.texts
-        for name in ("write", "write_longer", "add_prompts"):
-            setattr(texts, name, clock.timed(getattr(texts, name)))
+        clock.time_calls("losses", monitor, ("log_training",))
+        clock.time_calls("record", monitor._run.record, RECORDED)
+        clock.time_calls("texts: prompts and answers", monitor._run.texts, WRITTEN)
         began = time.process_time()
         with monitor.watch(model, optimizer, steps=steps):
             for step in range(1, steps + 1):
@@ -113,11 +147,11 @@ def train(steps: int, is_on: bool) -> Run:
                 optimizer.step()
                 optimizer.zero_grad()
                 if is_on and step % LOSS_EVERY == 0:
-                    log(loss=loss, learning_rate=optimizer.param_groups[0]["lr"])
+                    monitor.log_training(loss=loss, learning_rate=optimizer.param_groups[0]["lr"])
         total = time.process_time() - began
         evaluations = len(next(iter(monitor.behavior_histories.values())).steps)
         monitor.record.close()
-    return Run(total, clock.seconds, evaluations)
+    return Run(total, dict(clock.seconds), evaluations)
 
 
 def _with_texts(behavior: Behavior) -> Behavior:
@@ -149,8 +183,18 @@ def main() -> None:
     if asked.out is not None:
         (asked.out / "sinks.md").write_text(text, encoding="utf-8")
         with (asked.out / "sinks.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = [[off.total, on.total, on.sinks, on.evaluations] for off, on in pairs]
-            csv.writer(file).writerows([["off_s", "on_s", "inside_s", "evaluations"], *rows])
+            parts = parts_of(pairs)
+            rows = [
+                [off.total, on.total, on.evaluations, *(on.parts[part] for part in parts)]
+                for off, on in pairs
+            ]
+            csv.writer(file).writerows([["off_s", "on_s", "evaluations", *parts], *rows])
+
+
+def parts_of(pairs: list[tuple[Run, Run]]) -> list[str]:
+    """Return the parts of the sinks, the dearest first."""
+    runs = [on for _, on in pairs]
+    return sorted(runs[0].parts, key=lambda part: -sum(own.parts[part] for own in runs))
 
 
 def table(pairs: list[tuple[Run, Run]], steps: int) -> str:
@@ -165,8 +209,11 @@ def table(pairs: list[tuple[Run, Run]], steps: int) -> str:
         ("inside of all sinks, ms a step", inside, "{:.3f}"),
         ("a step with its share of the monitor, ms", step, "{:.1f}"),
     ]
+    for part in parts_of(pairs):
+        own = [on.parts[part] / off.total for off, on in pairs]
+        rows.append((f"of it: {part}", own, "{:.3%}"))
     lines = [
-        "# Trackers, table, losses and texts",
+        "# Record, trackers, table, losses and texts",
         "",
         f"`python benchmarks/sinks_cost.py --pairs {len(pairs)} --steps {steps}`. {machine()}",
         "",

@@ -74,6 +74,33 @@ def test_a_terminal_is_redrawn_at_most_eight_times_a_second(
     assert "4.00" in written(out).rsplit("forecast break", 1)[1]
 
 
+def test_drawing_takes_a_small_share_of_the_time_but_news_is_drawn_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, drawing = [0.0], [0.0]
+
+    class SlowScreen(io.StringIO):
+        def write(self, text: str) -> int:
+            clock[0] += 0.01
+            drawing[0] += 0.01
+            return super().write(text)
+
+    monkeypatch.setattr("riprap.integrations.terminal._table.time.monotonic", lambda: clock[0])
+    out = Console(file=SlowScreen(), force_terminal=True, width=100, color_system=None, height=30)
+    with LiveTable(["refusal"], 1000, out) as table:
+        for step in range(1, 1001):
+            clock[0] += 0.2
+            table.update(step, [BehaviorRow("refusal", 1.0)])
+        assert 0 < drawing[0] < 0.002 * clock[0]
+        table.update(1001, [BehaviorRow("refusal", 1.0, level=Level.CRITICAL)])
+        assert "critical" in written(out)
+        table.update(1002, [BehaviorRow("refusal", 0.5, level=Level.CRITICAL, broken_at=1002)])
+        assert "step 1002" in written(out)
+        table.update(1003, [BehaviorRow("refusal", 0.25, level=Level.CRITICAL, broken_at=1002)])
+        assert "0.25" not in written(out)
+    assert "0.25" in written(out)  # the last state stays
+
+
 def test_a_terminal_shows_all_columns_in_eighty_characters() -> None:
     out = console(terminal=True, width=80)
     row = BehaviorRow("refusal", 0.5, -1.25, -0.125, "not within the horizon", Level.CRITICAL, 1234)
@@ -82,6 +109,14 @@ def test_a_terminal_shows_all_columns_in_eighty_characters() -> None:
     last = written(out).rsplit("forecast break", 1)[1]
     for text in ("0.50", "-1.25", "-0.125", "not within the horizon", "critical", "step 1234"):
         assert text in last
+
+
+def test_a_long_name_leaves_room_for_the_alert() -> None:
+    out, name = console(terminal=True, width=80), "an_uncommonly_long_name_日本語"
+    with LiveTable([name], 10, out) as table:
+        table.update(3, [BehaviorRow(name, 0.5, level=Level.CRITICAL, broken_at=3)])
+    line = written(out).rsplit("an_uncom", 1)[1].splitlines()[0]
+    assert "critical" in line and "step 3" in line
 
 
 def test_it_says_of_which_step_a_score_is() -> None:
