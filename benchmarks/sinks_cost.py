@@ -32,8 +32,6 @@ from rich.console import Console
 from suite import machine
 
 from riprap import Behavior, Monitor
-from riprap.behaviors import _margin_fns, note_answers
-from riprap.evaluation import _probe_pass
 from riprap.integrations.terminal import Terminal
 from riprap.integrations.trackers import CSV, TensorBoard
 from riprap.monitor import Tracker
@@ -105,15 +103,14 @@ def sinks(folder: Path, clock: Clock) -> list[Tracker]:
 
 
 @contextlib.contextmanager
-def timed_answers(clock: Clock) -> Iterator[None]:
-    """Time how the answers are read from a pass over the probes."""
-    for module in (_margin_fns, _probe_pass):
-        module.note_answers = clock.timed("texts: answers of each pass", note_answers)
+def timed_answers(clock: Clock, behaviors: list[Behavior]) -> Iterator[None]:
+    """Time how the answers are read from the logits of a pass over the probes."""
+    (kind,) = {type(own.margins) for own in behaviors}
+    kind.answers = clock.timed("texts: answers of each pass", kind.answers)
     try:
         yield
     finally:
-        for module in (_margin_fns, _probe_pass):
-            module.note_answers = note_answers
+        del kind.answers  # inherited
 
 
 def train(steps: int, is_on: bool) -> Run:
@@ -125,7 +122,7 @@ def train(steps: int, is_on: bool) -> Run:
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stderr(io.StringIO()),
-        timed_answers(clock),
+        timed_answers(clock, behaviors),
     ):
         monitor = Monitor(
             behaviors,
@@ -178,17 +175,22 @@ def main() -> None:
         assert off.evaluations == on.evaluations
         pairs.append((off, on))
         print(f"{place}: {off.total:.2f} s, with sinks {on.total:.2f} s", flush=True)
-    text = table(pairs, asked.steps)
+        text = table(pairs, asked.steps)
+        if asked.out is not None:  # after each pair, so that a long measurement may be ended
+            write(asked.out, pairs, text)
     print(text)
-    if asked.out is not None:
-        (asked.out / "sinks.md").write_text(text, encoding="utf-8")
-        with (asked.out / "sinks.csv").open("w", encoding="utf-8", newline="") as file:
-            parts = parts_of(pairs)
-            rows = [
-                [off.total, on.total, on.evaluations, *(on.parts[part] for part in parts)]
-                for off, on in pairs
-            ]
-            csv.writer(file).writerows([["off_s", "on_s", "evaluations", *parts], *rows])
+
+
+def write(out: Path, pairs: list[tuple[Run, Run]], text: str) -> None:
+    """Write the table and the numbers behind it."""
+    (out / "sinks.md").write_text(text, encoding="utf-8")
+    parts = parts_of(pairs)
+    rows = [
+        [off.total, on.total, on.evaluations, *(on.parts[part] for part in parts)]
+        for off, on in pairs
+    ]
+    with (out / "sinks.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["off_s", "on_s", "evaluations", *parts], *rows])
 
 
 def parts_of(pairs: list[tuple[Run, Run]]) -> list[str]:
