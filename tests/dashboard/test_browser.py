@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dashboard import training
 from dashboard.chrome import CHROMIUM, Chrome
 from hostile.test_escaping import NASTY
 from report.synthetic import Scene, typical
 from riprap._text import shorten
-from riprap.record import Writer
+from riprap.record import FILE_NAME, Writer
 from riprap.types import Action, Alert, Level, Reading
 
 pytestmark = [
@@ -127,6 +131,67 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         lost = "document.getElementById('connection').textContent.startsWith('connection lost')"
         chrome.wait(lost)
     writer.close()
+
+
+class Trained:
+    """A training in a process of its own, which goes on until `end`."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-W", "ignore", training.__file__, str(folder)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, **pipes)
+
+    def __enter__(self) -> Trained:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+    def end(self) -> int:
+        """Let the training end; return its last step."""
+        printed, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0
+        return int(printed.split()[-1])
+
+
+@pytest.mark.parametrize("is_open_before", [True, False])
+def test_it_follows_another_process_that_trains_to_its_end(
+    chrome: Chrome, tmp_path: Path, is_open_before: bool
+) -> None:
+    step = "Number(/step ([\\d,]+)/.exec(document.querySelector('main').innerText)[1])"
+    curve = "document.querySelector('.score .line').getAttribute('d')"
+    (tmp_path / "runs").mkdir()
+    with ExitStack() as open_:
+        if not is_open_before:
+            trained = open_.enter_context(Trained(tmp_path / "runs" / "own"))
+            record = tmp_path / "runs" / "own" / FILE_NAME
+            while not record.exists():
+                assert trained.process.poll() is None
+                time.sleep(0.1)
+        served = open_.enter_context(Served(tmp_path / "runs"))
+        if is_open_before:
+            chrome.call("Page.navigate", url=served.address)
+            chrome.wait("document.getElementById('connection').textContent === 'live'")
+            assert chrome.run("document.querySelector('.lane')") is None
+            chrome.problems.clear()
+            chrome.run("window.opened = 'once'")
+            trained = open_.enter_context(Trained(tmp_path / "runs" / "own"))
+            chrome.wait("document.querySelector('.lane .score .line') !== null")
+        else:
+            opened(chrome, served)
+            chrome.run("window.opened = 'once'")
+        for _ in range(2):
+            now, drawn = chrome.run(step), chrome.run(curve)
+            chrome.wait(f"{step} > {now}")
+            chrome.wait(f"{curve} !== {json.dumps(drawn)}")
+        state = "document.querySelector('.badge').textContent"
+        assert chrome.run(state) == "training"
+        last = trained.end()
+        assert last > now
+        chrome.wait(f"{state} === 'ended' && {step} === {last}")
+        assert chrome.run("window.opened") == "once"  # the page was never loaded again
+        assert chrome.problems == []
 
 
 def test_the_token_opens_the_page_and_nothing_else_does(chrome: Chrome, tmp_path: Path) -> None:
