@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from riprap.cli._app import app
 from riprap.commands.eval import parse_judges
-from riprap.commands.gate import ScoreAtLeast, Status, check_evals, parse_requirements
+from riprap.commands.gate import ScoreBound, Status, check_evals, parse_requirements
 from riprap.commands.gate._checks import Measured, check_all
 from riprap.commands.gate._evals import ALPHA, _compare
 from riprap.errors import ConfigError
@@ -171,7 +171,7 @@ def test_few_rows_meet_no_requirement(tmp_path: Path) -> None:
         low, high = result([0.0] * n, True), result([1.0] * n)
         (most,) = gate(tmp_path, low, low, "boolq<=0.1").checks
         (least,) = gate(tmp_path, high, high, "boolq>=0.9").checks
-        (probes,) = check_all([ScoreAtLeast("boolq", 0.9)], {"boolq": Measured(n, n)}, None)
+        (probes,) = check_all([ScoreBound("boolq", 0.9)], {"boolq": Measured(n, n)}, None)
         assert most.status is least.status is probes.status is status
         assert least.note == probes.note.replace("probes", "rows")
     assert (

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from riprap.cli._app import app
 from riprap.commands.gate import (
     NoAlert,
-    ScoreAtLeast,
+    ScoreBound,
     Status,
     check_run,
     parse_requirements,
@@ -51,8 +51,8 @@ def statuses(folder: Path, text: str | None = None) -> list[Status]:
 def test_requirements_are_read_from_text() -> None:
     found = parse_requirements("refusal>=0.9,  over refusal >= .8 , no critical")
     assert found == [
-        ScoreAtLeast("refusal", 0.9),
-        ScoreAtLeast("over refusal", 0.8),
+        ScoreBound("refusal", 0.9),
+        ScoreBound("over refusal", 0.8),
         NoAlert(Level.CRITICAL),
     ]
     assert parse_requirements(", ".join(map(str, found))) == found

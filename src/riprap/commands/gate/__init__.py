@@ -13,8 +13,7 @@ from riprap.commands.gate._measure import check_models, check_run
 from riprap.commands.gate._requirements import (
     NoAlert,
     Requirement,
-    ScoreAtLeast,
-    ScoreAtMost,
+    ScoreBound,
     parse_requirements,
 )
 
@@ -23,8 +22,7 @@ __all__ = [
     "GateResult",
     "NoAlert",
     "Requirement",
-    "ScoreAtLeast",
-    "ScoreAtMost",
+    "ScoreBound",
     "Status",
     "check_evals",
     "check_models",

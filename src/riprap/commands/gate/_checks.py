@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from riprap._formatting import format_score
-from riprap.commands.gate._requirements import NoAlert, Requirement, ScoreAtLeast, ScoreAtMost
+from riprap.commands.gate._requirements import NoAlert, Requirement, ScoreBound
 from riprap.detectors import Power, score_interval
 from riprap.errors import ConfigError
 from riprap.types import Alert
@@ -88,7 +88,7 @@ class GateResult:
         return {"subject": self.subject, "exit_code": self.exit_code, "checks": checks}
 
 
-def check_score(requirement: ScoreAtLeast, measured: Measured) -> Check:
+def check_score(requirement: ScoreBound, measured: Measured) -> Check:
     """Check the score of a behavior; see `check_share`."""
     if measured.reason:
         return Check(str(requirement), Status.UNKNOWN, "not measured", note=measured.reason)
@@ -97,7 +97,7 @@ def check_score(requirement: ScoreAtLeast, measured: Measured) -> Check:
 
 
 def check_share(
-    requirement: ScoreAtLeast | ScoreAtMost,
+    requirement: ScoreBound,
     share: float,
     n: int,
     unit: str,
@@ -116,7 +116,7 @@ def check_share(
     found = f"{format_score(share, limit)} on {n} {unit}{'s' * (n > 1)}"
     if before is not None:
         found += f" (before training {before:.2f})"
-    most = isinstance(requirement, ScoreAtMost)
+    most = requirement.at_most
     if share > limit if most else share < limit:
         noise = interval[0] <= limit if most else interval[1] >= limit
         note = "within noise" if noise else ""
@@ -181,7 +181,7 @@ def check_all(
                 checks.append(Check(str(own), Status.UNKNOWN, "not known", note=standing))
             else:
                 checks.append(check_alerts(own, standing))
-        elif isinstance(own, ScoreAtMost):
+        elif own.at_most:
             raise ConfigError(f"{str(own)!r} is for results of `riprap eval`: scores have floors")
         elif own.behavior not in scores:
             known = ", ".join(scores) or "none"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from riprap.commands.gate._checks import Check, GateResult, Measured, Status, check_all
-from riprap.commands.gate._requirements import Requirement, ScoreAtLeast
+from riprap.commands.gate._requirements import Requirement, ScoreBound
 from riprap.conclusion import BehaviorOutcome, State, conclude
 from riprap.errors import ConfigError
 from riprap.record import Reader
@@ -35,7 +35,7 @@ def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> G
         alerts = [a for place, a in enumerate(reader.alerts()) if place not in withdrawn]
     scores = {own.name: _measured(own, conclusion.finished) for own in conclusion.outcomes}
     if requirements is None:
-        requirements = [ScoreAtLeast(own.name, own.floor) for own in conclusion.outcomes]
+        requirements = [ScoreBound(own.name, own.floor) for own in conclusion.outcomes]
     return GateResult(
         str(run), check_all(requirements, scores, alerts if conclusion.finished else NOT_ENDED)
     )
@@ -74,7 +74,7 @@ def check_models(
     from riprap.behaviors import probe_sets
     from riprap.commands.diagnose import DiagnoseConfig, measure_scores
 
-    wanted = [own for own in requirements or [] if isinstance(own, ScoreAtLeast)]
+    wanted = [own for own in requirements or [] if isinstance(own, ScoreBound) and not own.at_most]
     if requirements is not None:
         check_all([r for r in requirements if r not in wanted], {}, None)
     settings = {"base": base, "tuned": tuned, "out": Path(), "n_probes": n_probes}
@@ -96,7 +96,7 @@ def check_models(
     if requirements is None:
         if not any(own.probes for own in found):
             raise ConfigError(f"the model {base!r} has none of these behaviors to keep")
-        checks = check_all([ScoreAtLeast(o.name, o.floor) for o in found if o.probes], scores, None)
+        checks = check_all([ScoreBound(o.name, o.floor) for o in found if o.probes], scores, None)
         skipped = [
             Check(
                 own.name,
@@ -108,5 +108,5 @@ def check_models(
             if not own.probes
         ]
         return GateResult(tuned, (*checks, *skipped))
-    named = [ScoreAtLeast(probe_sets.behavior_name(own.behavior), own.score) for own in wanted]
+    named = [ScoreBound(probe_sets.behavior_name(own.behavior), own.score) for own in wanted]
     return GateResult(tuned, check_all(named, scores, None))

@@ -12,14 +12,18 @@ EXAMPLE = "refusal>=0.9, over_refusal>=0.8, no critical"
 
 
 @dataclass(frozen=True)
-class ScoreAtLeast:
-    """The score of a behavior, at the end, is at least a number in (0, 1]."""
+class ScoreBound:
+    """The score of a behavior, at the end, is at least a number in (0, 1].
+
+    With `at_most`, for metrics of evals that are good when low: it is at most one in [0, 1).
+    """
 
     behavior: str
     score: float
+    at_most: bool = False
 
     def __str__(self) -> str:
-        return f"{self.behavior}>={self.score:g}"
+        return f"{self.behavior}{'<=' if self.at_most else '>='}{self.score:g}"
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,7 @@ class NoAlert:
         return f"no {self.level}"
 
 
-@dataclass(frozen=True)
-class ScoreAtMost:
-    """A metric of evals, for which low values are good, is at most a number in [0, 1)."""
-
-    behavior: str
-    score: float
-
-    def __str__(self) -> str:
-        return f"{self.behavior}<={self.score:g}"
-
-
-Requirement = ScoreAtLeast | ScoreAtMost | NoAlert
+Requirement = ScoreBound | NoAlert
 
 
 def parse_requirements(text: str) -> list[Requirement]:
@@ -75,10 +68,9 @@ def _parse(part: str) -> Requirement:
         score = float(match[3])
     except ValueError:
         raise ConfigError(f"{part!r}: {match[3]!r} is not a number") from None
-    if match[2] == "<":
-        if not 0 <= score < 1:
-            raise ConfigError(f"{part!r}: give a number of at least 0 and under 1")
-        return ScoreAtMost(match[1], score)
-    if not 0 < score <= 1:
+    at_most = match[2] == "<"
+    if at_most and not 0 <= score < 1:
+        raise ConfigError(f"{part!r}: give a number of at least 0 and under 1")
+    if not at_most and not 0 < score <= 1:
         raise ConfigError(f"{part!r}: a score is a share; give a number above 0 and at most 1")
-    return ScoreAtLeast(match[1], score)
+    return ScoreBound(match[1], score, at_most)
