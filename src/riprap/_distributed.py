@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from riprap._warnings import warn
 from riprap.errors import BehaviorError
 from riprap.linalg import is_sharded, to_local
 
@@ -26,6 +27,15 @@ def rank() -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return int(os.environ.get("RANK", "0"))
     return 0  # a RANK without other ranks is left over from somewhere else
+
+
+def warn_once(text: str, stacklevel: int = 2) -> None:
+    """Warn on the first rank only, of what all ranks see alike.
+
+    What one rank alone may see is for `warn`: the record is written by the first rank.
+    """
+    if rank() == 0:
+        warn(text, stacklevel + 1)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch.multiprocessing as mp
 
 from distributed.ranks import IDS, POLICY, SECONDS, behaviors, free_port, spread, weights
 from riprap import Monitor, guards
-from riprap.guards import Guard
+from riprap.guards import Guard, Proposal
 
 LABELS = IDS[2, :4].clone()
 LABELS[:, :4] = -100
@@ -35,6 +36,16 @@ REPLICAS: dict[str, Callable[[], Guard]] = {  # refused where parameters are sha
     "mas": lambda: guards.MAS(["words"], strength=1e-3, max_pull=None),
     "feature_anchor": lambda: guards.FeatureAnchor(["words"]),
 }
+
+
+class Sick(Guard):
+    """Finds a behavior that it cannot protect, on all ranks."""
+
+    name = "sick"
+
+    def on_gradients(self, view: Any) -> Proposal:
+        self.leave_out(["words"], "the gradient")
+        return Proposal(detail="left out")
 
 
 def train(kind: str, guard: Guard) -> dict[str, Any]:
@@ -59,7 +70,12 @@ def train(kind: str, guard: Guard) -> dict[str, Any]:
 def _rank(rank: int, port: int, kind: str, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    out = {name: train(kind, make()) for name, make in (EVERYWHERE | REPLICAS).items()}
+    out: dict[str, Any] = {}
+    for name, make in (EVERYWHERE | REPLICAS | {"sick": Sick}).items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            out[name] = train(kind, make())
+        out[name]["said"] = [str(own.message) for own in said]
     with (Path(folder) / f"{rank}.pickle").open("wb") as file:
         pickle.dump(out, file)
     dist.barrier()

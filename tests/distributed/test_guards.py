@@ -56,3 +56,11 @@ def test_shards(name: str, fsdp: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("name", REPLICAS)
 def test_what_shards_do_not_allow_is_refused(name: str, fsdp: list[dict[str, Any]]) -> None:
     assert all("sharded over ranks" in out[name]["refused"] for out in fsdp)
+
+
+def test_what_all_ranks_see_is_said_by_the_first(
+    ddp: list[dict[str, Any]], fsdp: list[dict[str, Any]]
+) -> None:
+    for outs in (ddp, fsdp):
+        text = "the gradient of 'words' is not finite"
+        assert [sum(text in own for own in out["sick"]["said"]) for out in outs] == [1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+from riprap._distributed import warn_once
 from riprap._text import first_line
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
@@ -129,7 +130,7 @@ class AutoGuard(CompositeGuard):
         if self.projection is not None and self.can_project:
             if not self.projecting and self.replay.is_failing(view):
                 self.projecting = True
-                warn(
+                warn_once(
                     f"guard {self.name}: replay alone does not bring a score back; from step "
                     f"{view.step} on, steps are projected on the margins of the monitored probes "
                     "while it replays, so that their scores no longer measure other inputs"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from riprap._checks import CheckedCall, shown
+from riprap._distributed import warn_once
 from riprap._warnings import warn
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory
@@ -221,7 +222,7 @@ class Guard(metaclass=CheckedCall):
         new = [name for name in self.left_out if name not in self._told]
         if new:
             self._told += tuple(new)
-            warn(
+            warn_once(
                 f"guard {self.label}: {what} of {', '.join(map(repr, new))} is not finite; the "
                 "guard goes on, and protects only the other behaviors"
             )

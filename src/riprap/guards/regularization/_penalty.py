@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from riprap._warnings import warn
+from riprap._distributed import warn_once
 from riprap.guards._base import Guard, GuardView, Proposal
 from riprap.linalg import Vector, add, as_sharded, dot, norm, subtract, to_local
 
@@ -86,7 +86,7 @@ class Penalty(Guard):
         """Warn once if the pull was never more than a faint share of the gradient's length."""
         self.strongest_pull, self.pull_count = max(self.strongest_pull, share), self.pull_count + 1
         if self.pull_count == FAINT_STEPS and self.strongest_pull < FAINT:
-            warn(
+            warn_once(
                 f"guard {self.label}: the pull toward {self.goal} was at most "
                 f"{self.strongest_pull:.1e} of the gradient's length at {FAINT_STEPS} steps: it "
                 f"changes next to nothing; give a larger strength than {self.strength:g}, or "

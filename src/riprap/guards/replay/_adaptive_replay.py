@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from riprap._warnings import warn
+from riprap._distributed import warn_once
 from riprap.behaviors import Behavior
 from riprap.detectors import BehaviorHistory, score, threshold_margin
 from riprap.guards._base import GuardView, Proposal, behavior_names
@@ -188,7 +188,7 @@ class AdaptiveReplay(Replay):
             return None
         said = [*self._not_held(view), *self._contradiction()]
         for detail in said:
-            warn(f"guard {self.label}: {detail}")
+            warn_once(f"guard {self.label}: {detail}")
         return Proposal(detail="; ".join(said)) if said else None
 
     def _not_held(self, view: GuardView) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from riprap._checks import CheckedCall
-from riprap._warnings import warn
+from riprap._distributed import warn_once
 from riprap.behaviors import (
     Behavior,
     LastLogitsMargin,
@@ -103,7 +103,7 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
                 unknown.append(name)
             behavior.margins.calibrate(view.model, behavior.probes)
         if unknown:
-            warn(
+            warn_once(
                 "cannot check whether the replay buffer contains monitored probes of "
                 f"{', '.join(map(repr, unknown))}, which are no token ids; make sure that it "
                 "contains none"
@@ -124,7 +124,7 @@ class SelfDistillationBuffer(metaclass=CheckedCall):
             return
         n, monitored = len(self.behaviors[name].probes), history.margins[0]
         if score_interval(own, n)[1] < score_interval(score(monitored), len(monitored))[0]:
-            warn(
+            warn_once(
                 f"the model passes {own:.0%} of the {n} examples of {name!r} in the replay buffer, "
                 f"and {score(monitored):.0%} of the monitored probes, before training: check that "
                 "the examples are of this behavior, with the right answers"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from riprap._distributed import all_ranks
-from riprap._warnings import warn
+from riprap._distributed import all_ranks, warn_once
 from riprap.errors import RecordError
 from riprap.guards.weights._training_snapshot import Checkpoint
 from riprap.record import load_state, save_state
@@ -120,7 +119,7 @@ class CheckpointRing:
             if all_ranks(present, self._device):
                 yield step
             else:
-                warn(
+                warn_once(
                     f"guard rollback: the checkpoint of step {step} is not in "
                     f"{self.folder or 'the state'}; a rollback to it is not possible",
                 )

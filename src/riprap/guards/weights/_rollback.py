@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from riprap._warnings import warn
+from riprap._distributed import warn_once
 from riprap.detectors import score
 from riprap.errors import RecordError
 from riprap.guards._base import BehaviorGuard, GuardView, Proposal, RestoreProposal
@@ -114,7 +114,7 @@ class Rollback(BehaviorGuard):
                 "healthy; lower its floor, or protect other behaviors"
             )
         if unhealthy:
-            warn(
+            warn_once(
                 f"guard {self.label}: {', '.join(map(repr, unhealthy))} is under its floor before "
                 "training, so no state of it is healthy: it is left out, and never rolled back"
             )
