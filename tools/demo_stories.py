@@ -60,7 +60,7 @@ def make(name: str, steps: int = STEPS) -> bytes:
         guard = None
         if setup.is_guarded:  # it replays other inputs than the probes
             guard = AutoGuard(replay=SelfDistillationBuffer(world.displayed(world.pools())))
-        optimizer, batches = world.optimizer(model), world.batches("C", seed=SEED)
+        optimizer = world.optimizer(model)
         for group in optimizer.param_groups:
             group["lr"] *= setup.rate
         monitor = Monitor(
@@ -71,14 +71,8 @@ def make(name: str, steps: int = STEPS) -> bytes:
             budget=None,
         )
         with monitor.watch(model, optimizer, guard, steps=steps):
-            for step in range(1, steps + 1):
-                loss = world.loss(model, next(batches))
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                if step % 5 == 0:
-                    rate = optimizer.param_groups[0]["lr"]
-                    monitor.log_training(loss=loss, learning_rate=rate)
+            for _ in world.train(model, optimizer, "C", SEED, steps, monitor):
+                pass
         print(monitor.summary())
         path = monitor.record.path
         assert path is not None

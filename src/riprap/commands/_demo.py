@@ -52,16 +52,9 @@ def run_demo(seed: int, run_dir: Path, quiet: bool = False) -> dict[str, Any]:
     behaviors = world.displayed(world.behaviors())
     # Without a budget: the same readings on each machine.
     monitor = Monitor(behaviors, run_dir=run_dir, metadata=metadata, budget=None)
-    optimizer, batches = world.optimizer(model), world.batches("C", seed=seed)
+    optimizer = world.optimizer(model)
     with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):
-        for step in range(1, STEPS + 1):
-            loss = world.loss(model, next(batches))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if step % 5 == 0:
-                rate = optimizer.param_groups[0]["lr"]
-                monitor.log_training(loss=loss, learning_rate=rate)
+        for step in world.train(model, optimizer, "C", seed, STEPS, monitor):
             table.update(step, behavior_rows(monitor))
     return summarize_run(monitor, run_dir) | {"new_task_accuracy": world.evaluate(model, "C")}
 

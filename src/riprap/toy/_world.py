@@ -29,6 +29,10 @@ from riprap.toy._training import (
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
+    from riprap.monitor import Monitor
+
+LOSS_EVERY = 5  # steps of a watched training
+
 PRETRAINED_TASKS = ("A", "B", "over_refusal")
 DISPLAY_NAMES = {  # the ids of the tasks are hashed and stored
     "A": "addition",
@@ -146,6 +150,30 @@ class ToyWorld:
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:
         """Cross-entropy of the answer, in nats."""
         return functional.cross_entropy(_answer_logits(model, batch), batch.targets)
+
+    def train(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: str,
+        seed: int,
+        steps: int,
+        monitor: Monitor,
+    ) -> Iterator[int]:
+        """Train on a new task while a monitor watches; yield each step after it.
+
+        The monitor records loss and learning rate every `LOSS_EVERY` steps.
+        """
+        batches = self.batches(task, seed)
+        for step in range(1, steps + 1):
+            loss = self.loss(model, next(batches))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % LOSS_EVERY == 0:
+                rate = optimizer.param_groups[0]["lr"]
+                monitor.log_training(loss=loss, learning_rate=rate)
+            yield step
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:
