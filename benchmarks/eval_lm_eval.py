@@ -35,8 +35,16 @@ def arc_task(file: Path) -> Any:
     )
 
 
+def scores_by_lm_eval(model: Any, file: Path) -> tuple[float, float]:
+    """Return what lm-eval finds for a model of its own kind: accuracy, plain and by length."""
+    from lm_eval.evaluator import simple_evaluate
+
+    found = simple_evaluate(model=model, tasks=[arc_task(file)], bootstrap_iters=0)
+    scores = found["results"]["arc_own"]
+    return scores["acc,none"], scores["acc_norm,none"]
+
+
 def main() -> None:
-    import lm_eval
     import torch
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -59,17 +67,10 @@ def main() -> None:
         file.write_text("\n".join(rows) + "\n", encoding="utf-8")
         own = evaluate(model, tokenizer, ["arc_challenge"], data=folder)["arc_challenge"].scores
         found = [("riprap.evals", own["accuracy"].value, own["accuracy_norm"].value)]
-        for name, theirs in (
-            ("lm-eval, LiveModel", LiveModel(model, tokenizer)),
-            (
-                "lm-eval, HFLM",
-                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu"),
-            ),
-        ):
-            result = lm_eval.simple_evaluate(
-                model=theirs, tasks=[arc_task(file)], bootstrap_iters=0
-            )["results"]["arc_own"]
-            found.append((name, result["acc,none"], result["acc_norm,none"]))
+        live = LiveModel(model, tokenizer)
+        alone = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu")
+        for name, theirs in (("lm-eval, LiveModel", live), ("lm-eval, HFLM", alone)):
+            found.append((name, *scores_by_lm_eval(theirs, file)))
     for name, plain, by_length in found:
         print(f"{name}: acc {plain:.4f}, acc_norm {by_length:.4f}")
 
