@@ -547,6 +547,16 @@ class Monitor(metaclass=CheckedCall):
         tracker = self._run.tracker
         return withdrawn_alerts(tracker.alerts, tracker.withdrawals)
 
+    def standing_level(self, behavior: str) -> Level | None:
+        """Return the highest level of the alerts on a behavior that stand; None: none does."""
+        withdrawn = self.withdrawals
+        own = [
+            alert.level
+            for place, alert in enumerate(self.alerts)
+            if alert.behavior == behavior and place not in withdrawn
+        ]
+        return max(own, key=lambda level: level.rank, default=None)
+
     @property
     def behavior_histories(self) -> dict[str, BehaviorHistory]:
         """Measurements of each behavior."""
@@ -652,7 +662,7 @@ class Monitor(metaclass=CheckedCall):
         for name, history in self.behavior_histories.items():
             read = [score(history.margins[at]) for at in (0, -1)] if history.steps else []
             start, now = [format_score(own, history.floor) for own in read] or ("–", "–")
-            level = self._run.tracker.standing_level(name)
+            level = self.standing_level(name)
             broke = "" if history.broken_at is None else f"step {history.broken_at}"
             forecast = format_forecast(self.forecasts.get(name))
             cells = [shorten(name), start, now, history.floor, forecast, level or "", broke]

@@ -18,7 +18,7 @@ from riprap._text import escape_control_chars
 from riprap.detectors import score
 from riprap.integrations.terminal._table import BehaviorRow, LiveTable
 from riprap.monitor import Monitor, Tracker, beside_progress_bars
-from riprap.types import Alert, Level
+from riprap.types import Alert
 
 REDRAW_SECONDS = 1.0  # between evaluations, where only the count of steps moves
 
@@ -154,17 +154,7 @@ def _row(monitor: Monitor, name: str) -> BehaviorRow:
         float(history.margins[-1].mean()),
         None if math.isnan(change) else change,
         format_forecast(monitor.forecasts.get(name)),
-        _standing_level(monitor, name),
+        monitor.standing_level(name),
         history.broken_at,
         history.step,
     )
-
-
-def _standing_level(monitor: Monitor, name: str) -> Level | None:
-    withdrawn = monitor.withdrawals
-    levels = [
-        alert.level
-        for place, alert in enumerate(monitor.alerts)
-        if alert.behavior == name and place not in withdrawn
-    ]
-    return max(levels, key=lambda level: level.rank, default=None)
