@@ -71,8 +71,7 @@ def make(name: str, steps: int = STEPS) -> bytes:
             budget=None,
         )
         with monitor.watch(model, optimizer, guard, steps=steps):
-            for _ in world.train(model, optimizer, "C", SEED, steps, monitor):
-                pass
+            world.train(model, optimizer, "C", SEED, steps, monitor)
         print(monitor.summary())
         path = monitor.record.path
         assert path is not None

@@ -176,6 +176,18 @@ def test_the_record_has_texts_unless_the_file_says_otherwise(tmp_path: Path, tex
     assert [sorted(own) for own in answers.values()] == ([[0, 2]] if texts else [])
 
 
+@pytest.mark.slow
+def test_the_live_table_shows_the_loss_and_leaves_the_summary_to_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"max_steps": 2, "logging_steps": 1}
+    made = config(tmp_path, data=conversations(tmp_path), training=keys)
+    summary = run_watch(made)["summary"]
+    out = capsys.readouterr().out
+    assert "step 2/2, loss " in out and "never sorry score" in out
+    assert "2 steps watched" in summary and "steps watched" not in out
+
+
 def test_every_guard_of_a_file_can_be_built(tmp_path: Path) -> None:
     assert {"AGEM", "AutoGuard", "KL", "Rollback", "EMA"} <= set(guard_names())
     assert not {"Lisa", "Chain", "OnAlert", "ConstrainedTokens"} & set(guard_names())

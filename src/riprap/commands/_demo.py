@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from riprap._extras import EXTRAS, is_installed
-from riprap.commands._live import live_table, summarize_run
-from riprap.integrations.terminal import behavior_rows
+from riprap.commands._live import CommandTable, summarize_run
 from riprap.monitor import Monitor
 from riprap.toy import STORIES, ToyWorld, stories_digest, unpack_stories
 
@@ -51,11 +50,12 @@ def run_demo(seed: int, run_dir: Path, quiet: bool = False) -> dict[str, Any]:
     metadata = {"task": "Your own run: a toy model learns multiplication", "seed": seed}
     behaviors = world.displayed(world.behaviors())
     # Without a budget: the same readings on each machine.
-    monitor = Monitor(behaviors, run_dir=run_dir, metadata=metadata, budget=None)
+    monitor = Monitor(
+        behaviors, run_dir=run_dir, metadata=metadata, budget=None, trackers=[CommandTable(quiet)]
+    )
     optimizer = world.optimizer(model)
-    with live_table(monitor, STEPS, quiet) as table, monitor.watch(model, optimizer):
-        for step in world.train(model, optimizer, "C", seed, STEPS, monitor):
-            table.update(step, behavior_rows(monitor))
+    with monitor.watch(model, optimizer, steps=STEPS):
+        world.train(model, optimizer, "C", seed, STEPS, monitor)
     return summarize_run(monitor, run_dir) | {"new_task_accuracy": world.evaluate(model, "C")}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,22 @@ from rich.console import Console
 
 from riprap._extras import EXTRAS, is_installed
 from riprap.conclusion import conclude
-from riprap.integrations.terminal import LiveTable
+from riprap.integrations.terminal import Terminal
 from riprap.monitor import Monitor
 
 
-def live_table(monitor: Monitor, steps: int, quiet: bool = False) -> LiveTable:
-    """Make the live table of a run; `quiet` draws it on standard error."""
-    console = Console(file=sys.stderr) if quiet else None
-    return LiveTable([behavior.name for behavior in monitor.behaviors], steps, console)
+class CommandTable(Terminal):
+    """The live table of a command, which prints the summary itself.
+
+    Args:
+        quiet: draw on standard error.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        super().__init__(Console(stderr=quiet))
+
+    def end(self) -> None:
+        """Leave the summary to the command."""
 
 
 def summarize_run(monitor: Monitor, run_dir: Path) -> dict[str, Any]:

@@ -159,8 +159,8 @@ class ToyWorld:
         seed: int,
         steps: int,
         monitor: Monitor,
-    ) -> Iterator[int]:
-        """Train on a new task while a monitor watches; yield each step after it.
+    ) -> None:
+        """Train on a new task while a monitor watches.
 
         The monitor records loss and learning rate every `LOSS_EVERY` steps.
         """
@@ -173,7 +173,6 @@ class ToyWorld:
             if step % LOSS_EVERY == 0:
                 rate = optimizer.param_groups[0]["lr"]
                 monitor.log_training(loss=loss, learning_rate=rate)
-            yield step
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:

@@ -3,7 +3,7 @@
 - `WatchConfig`, `DataConfig`, `LoraConfig`: the configuration.
 - `run_watch`, `estimate_cost`, `print_cost`: the command and its `--dry-run`.
 - `check_config`, `build_guard`, `build_selector`: checks and parts of a configuration.
-- `prepare`, `TrainingRun`, `LiveTableCallback`, `summarize_run`: the steps of `run_watch`.
+- `prepare`, `TrainingRun`, `summarize_run`: the steps of `run_watch`.
 - `load_model`, `load_rows`, `lora_config`, `sft_config`, `make_step_fn`, …: parts to reuse.
 """
 
@@ -13,14 +13,13 @@ from riprap._extras import EXTRAS, require
 require("hf", *EXTRAS["hf"])
 
 from riprap.commands._data import DataConfig, load_rows
-from riprap.commands._live import live_table, summarize_run
+from riprap.commands._live import summarize_run
 from riprap.commands._models import load_model
 from riprap.commands.watch._config import LoraConfig, TrainingConfig, WatchConfig
 from riprap.commands.watch._cost_estimate import estimate_cost, make_step_fn, print_cost
 from riprap.commands.watch._resume import TRAINER_FOLDER
 from riprap.commands.watch._run import (
     MODEL_FOLDER,
-    LiveTableCallback,
     TrainingRun,
     check_config,
     lora_config,
@@ -30,4 +29,3 @@ from riprap.commands.watch._run import (
     sft_config,
 )
 from riprap.integrations.config import build_behavior, build_guard, build_selector
-from riprap.integrations.terminal import behavior_rows

@@ -14,10 +14,9 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from rich.console import Console
 from rich.progress import Progress
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from riprap._formatting import format_number
 from riprap._text import first_line
 from riprap.commands._data import DataConfig, Row, read_rows
 from riprap.commands._encoding import (
@@ -26,7 +25,7 @@ from riprap.commands._encoding import (
     print_data,
     require_rows_of_tokens,
 )
-from riprap.commands._live import live_table, summarize_run
+from riprap.commands._live import CommandTable, summarize_run
 from riprap.commands._models import SHOWN, load_model
 from riprap.commands.watch._config import LoraConfig, WatchConfig
 from riprap.commands.watch._resume import TRAINER_FOLDER, find_checkpoint, require_empty_run_dir
@@ -42,13 +41,11 @@ from riprap.integrations.config import (
     check_selector,
 )
 from riprap.integrations.hf import MonitorCallback, SelectionCallback
-from riprap.integrations.terminal import behavior_rows
 from riprap.monitor import Monitor
 from riprap.selection import Selector
 
 Stage = Callable[[str, int, int], None]  # name of a stage, how much is done, of how much
 MODEL_FOLDER = "model"  # inside the folder of the run: the trained adapter or model
-SHOWN_LOGS = ("loss", "eval_loss")
 MAX_CHECKPOINTS = 2  # the newest, and the one before it in case the newest is incomplete
 
 
@@ -249,35 +246,6 @@ def planned_steps(trainer: SFTTrainer) -> int:
     return math.ceil(args.num_train_epochs * per_epoch)
 
 
-class LiveTableCallback(TrainerCallback):
-    """Show the live table during training, with the training loss."""
-
-    def __init__(self, monitor: Monitor, quiet: bool = False) -> None:
-        self.monitor = monitor
-        self.table = live_table(monitor, 0, quiet)
-        self._latest: dict[str, float] = {}
-
-    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Open the table."""
-        self.table.set_total(state.max_steps)
-        self.table.__enter__()
-
-    def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """Update the table."""
-        self.table.update(self.monitor.step, behavior_rows(self.monitor))
-
-    def on_log(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Show the losses that the trainer logs."""
-        logs = kwargs.get("logs") or {}
-        self._latest |= {name: float(logs[name]) for name in SHOWN_LOGS if name in logs}
-        texts = [f"{name} {format_number(value)}" for name, value in self._latest.items()]
-        self.table.note(", ".join(texts))
-
-    def on_train_end(self, *arguments: Any, **kwargs: Any) -> None:
-        """Close the table; its last state stays visible."""
-        self.table.__exit__(None, None, None)
-
-
 def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) -> dict[str, Any]:
     """Run a configuration under a live table; save the model, and return the run's summary.
 
@@ -296,7 +264,8 @@ def run_watch(config: WatchConfig, quiet: bool = False, resume: bool = False) ->
             ),
         )
     print_data(config.data.path, run.notes, run.shown, console)
-    trainer = run.train([LiveTableCallback(run.monitor, quiet=quiet)])
+    run.monitor.add_tracker(CommandTable(quiet))
+    trainer = run.train()
     folder = Path(config.run_dir) / MODEL_FOLDER
     trainer.save_model(str(folder))
     return summarize_run(run.monitor, config.run_dir) | {"model": str(folder)}

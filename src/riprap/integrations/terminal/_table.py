@@ -75,11 +75,6 @@ class LiveTable:
         self._is_plain = not self._console.is_terminal
         self._note = ""
 
-    def set_total(self, steps: int) -> None:
-        """Set the number of steps of the run."""
-        self._total = steps
-        self._progress.update(self._bar, total=steps or None)
-
     def note(self, text: str) -> None:
         """Show a short text beside the step, such as the training loss."""
         self._note = text or self._note
