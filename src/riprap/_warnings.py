@@ -6,6 +6,7 @@ import logging
 import warnings
 
 LOGGER = logging.getLogger("riprap")
+OWN = "riprap: "  # how each of these warnings begins
 
 
 def warn(text: str, stacklevel: int = 2) -> None:
@@ -15,6 +16,6 @@ def warn(text: str, stacklevel: int = 2) -> None:
         stacklevel: as in `warnings.warn`, counted from the caller of `warn`.
     """
     try:
-        warnings.warn(f"riprap: {text}", stacklevel=stacklevel + 1)
+        warnings.warn(f"{OWN}{text}", stacklevel=stacklevel + 1)
     except Warning:  # `-W error`: an observer must not end what it observes
         LOGGER.warning("riprap: %s", text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,14 @@ def test_a_new_card_has_a_row_and_an_entry_for_each_behavior(run: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "old", ["  results: []  # none yet", "  results:\n  - task: {type: t}\n    metrics: []"]
+    "old",
+    [
+        "  results: []  # none yet",
+        "  results:\n  - task: {type: t}\n    metrics: []",
+        "  results:",
+        "  results: null",
+        "  note: mine",
+    ],
 )
 def test_scores_go_into_the_entry_of_the_same_name(run: Path, tmp_path: Path, old: str) -> None:
     file = tmp_path / "README.md"
@@ -67,6 +76,35 @@ def test_scores_go_into_the_entry_of_the_same_name(run: Path, tmp_path: Path, ol
         assert [mine["name"], other["name"]] == ["mine", "other"]
         assert len(mine["results"]) == 3 + ("task" in old)
         assert other["results"] == []
+        assert ("note" in mine) == ("note" in old)
+
+
+def test_an_entry_of_the_same_name_in_one_line_is_refused(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text(before := "---\nmodel-index:\n- {name: mine}\n---\n")
+    with pytest.raises(ConfigError, match=r"entry of mine in .* is written in one line"):
+        write_card(run, file)
+    assert file.read_text() == before
+
+
+def test_a_mistyped_name_makes_no_new_card(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "README.md").write_text("---\nlicense: mit\n---\nhi\n")
+    for folder, says in ((tmp_path, "new ones are named"), (tmp_path / "there", "did you mean")):
+        with pytest.raises(ConfigError, match=f"there is no model card .*MODEL.md.*{says}"):
+            write_card(run, folder / "MODEL.md")
+        assert not (folder / "MODEL.md").exists()
+
+
+def test_the_command_shows_its_warning_as_a_sentence(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("---\nlicense: mit\n---\nhi\n")
+    command = [sys.executable, "-m", "riprap", "report", str(run), "--card", str(file)]
+    command += ["--out", str(tmp_path / "report.html")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    told = [line for line in ran.stderr.splitlines() if "does not name its model" in line]
+    assert len(told) == 1 and told[0].startswith("riprap: no scores are written")
+    assert ".py" not in ran.stderr
 
 
 def test_a_folder_that_is_not_there_is_refused(run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from riprap._text import escape_control_chars
+from riprap._warnings import OWN
 from riprap.errors import RiprapError
 
 FINDING = 2
@@ -66,17 +68,36 @@ class CommandGroup(TyperGroup):
 
 
 def command(function: Callable[..., int]) -> Callable[..., None]:
-    """Exit with a command's return value; turn a RiprapError into one sentence and exit code 1."""
+    """Exit with a command's return value; turn a RiprapError into one sentence and exit code 1.
+
+    Warnings of Riprap are shown as sentences too, without the line of code that warned.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
+        whole, warnings.formatwarning = warnings.formatwarning, _format_warning
         try:
             code = function(*args, **kwargs)
         except RiprapError as error:
             raise _exit_with_error(str(error)) from error
+        finally:
+            warnings.formatwarning = whole
         raise typer.Exit(code)
 
     return run
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    text = str(message)
+    if text.startswith(OWN):
+        return f"{escape_control_chars(text)}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {text}\n"
 
 
 def _exit_with_error(message: str) -> typer.Exit:

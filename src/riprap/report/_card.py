@@ -14,6 +14,7 @@ from riprap.report._run import Run, load_run
 from riprap.report._summary import policy_name_and_hash
 
 BEGIN, END = "<!-- riprap: begin -->", "<!-- riprap: end -->"
+NEW_CARD = "README.md"  # the name under which Hugging Face reads a card
 FALSE_ALARMS = (
     "Alerts are forecasts. How often they are false depends on the model and the data: Riprap's "
     "pages give the counts on recorded runs, by alert level and policy."
@@ -24,7 +25,8 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
     """Write the section about a run into a model card, and its scores into the `model-index`.
 
     What an earlier run wrote is replaced; all else in the card stays as it is, to the letter.
-    Without a card at `card`, a new one is made.
+    Without a card at `card`, a new one is made if it is named README.md: another name is a typing
+    error more often than a wish.
 
     Args:
         run: folder of a run, or its record file.
@@ -37,13 +39,20 @@ def write_card(run: str | Path, card: str | Path, model_name: str | None = None)
 
     Raises:
         RecordError: there is no readable record.
-        ConfigError: the run has not ended, or the card cannot be read or written.
+        ConfigError: the run has not ended, there is no card of that name, or it cannot be read or
+            written.
     """
     loaded, file = load_run(run), Path(card)
     if not loaded.conclusion.finished:
         raise ConfigError(f"the run {run} has not ended: a model card tells of a finished run")
     if not file.parent.is_dir():
         raise ConfigError(f"cannot write the model card {file}: there is no folder {file.parent}")
+    if not file.exists() and file.name != NEW_CARD:
+        there = f": did you mean {file.with_name(NEW_CARD)}?"
+        there = (
+            there if file.with_name(NEW_CARD).exists() else f", and new ones are named {NEW_CARD}"
+        )
+        raise ConfigError(f"there is no model card {file}{there}")
     card_parts = _read(file)
     line_break = _first_break("".join(card_parts))
     begin, header, end, text = card_parts

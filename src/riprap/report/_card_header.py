@@ -50,7 +50,7 @@ def set_scores(
             "give model_name (--model-name)"
         )
         return "".join(lines)
-    place = _place_in_entry(lines, name, file)
+    place = _place_in_entry(lines, name, file, line_break)
     entry: list[dict[str, Any]] = results
     if place is None:
         place, entry = (
@@ -63,25 +63,37 @@ def set_scores(
     return "".join(lines)
 
 
-def _place_in_entry(lines: list[str], name: str, file: Path) -> tuple[int, str] | None:
+def _place_in_entry(
+    lines: list[str], name: str, file: Path, line_break: str
+) -> tuple[int, str] | None:
     """Return the line for more results of the model's entry, and their indent; None: there is none.
 
-    An empty list in one line, `results: []`, is opened.
+    An entry without results gets the key; an empty value in one line, such as `results: []`, is
+    opened.
     """
     index = _index(lines, file)
     for item in _items(None if index is None else index[1]):
         own, results = _value(item, "name"), _value(item, "results")
-        if own is None or own.value != name or not isinstance(results, yaml.SequenceNode):
+        if own is None or own.value != name:
             continue
-        if not results.flow_style:
+        if isinstance(item, yaml.CollectionNode) and item.flow_style:
+            raise ConfigError(
+                f"the entry of {name} in {file} is written in one line: write one key a line"
+            )
+        indent = " " * item.start_mark.column
+        if results is None:
+            at = _last_line(item) + 1
+            lines.insert(at, f"{indent}results:{line_break}")
+            return at + 1, indent
+        if isinstance(results, yaml.CollectionNode) and not results.flow_style:
             return _last_line(results) + 1, " " * results.start_mark.column
-        if results.value:
+        if results.value not in ([], "", "null", "~"):
             raise ConfigError(f"results of {file} are written in one line: write one a line")
         start, end = results.start_mark, results.end_mark
         if start.line == end.line:
             line = lines[start.line]
             lines[start.line] = line[: start.column].rstrip() + line[end.column :]
-            return start.line + 1, " " * item.start_mark.column
+            return start.line + 1, indent
     return None
 
 
@@ -128,11 +140,15 @@ def _model_name(index: _Index) -> str | None:
 
 
 def _own_spans(index: _Index, file: Path) -> Iterator[tuple[int, int]]:
-    """Yield first and last line of what an earlier run wrote."""
+    """Yield first and last line of what an earlier run wrote.
+
+    An entry is one of its own if it holds nothing else.
+    """
     for item in _items(None if index is None else index[1]):
         results = _value(item, "results")
         own = [one for one in _items(results) if _is_own(one)]
-        if own and len(own) == len(_items(results)):
+        is_whole = own and len(own) == len(_items(results))
+        if is_whole and {key.value for key, _ in item.value} == {"name", "results"}:
             yield item.start_mark.line, _last_line(item)
             continue
         if own and isinstance(results, yaml.CollectionNode) and results.flow_style:
