@@ -110,8 +110,6 @@ def test_the_weights_that_were_loaded_at_the_end_count(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_to_the_end_is_unknown(tmp_path: Path) -> None:
-    (check,) = check_run(run_of(tmp_path / "a", {"x": 1.0}, end=False)).checks
-    assert (check.status, check.note) == (Status.UNKNOWN, "the run has not ended")
     folder = run_of(tmp_path / "b", {"x": 1.0, "y": 1.0})
     writer = Writer(folder, resume=True)
     writer.add_readings([Reading(60, "x", "score", 1.0)])
@@ -122,6 +120,7 @@ def test_what_was_not_measured_to_the_end_is_unknown(tmp_path: Path) -> None:
     x, y = check_run(folder).checks
     assert x.status is Status.MET
     assert (y.status, y.note) == (Status.UNKNOWN, "not after step 40: no memory was left")
+    assert y.found == "1.00 on 100 probes (before training 1.00), at step 40"
 
 
 def test_margins_that_are_not_finite_fail(tmp_path: Path) -> None:
@@ -135,11 +134,25 @@ def test_margins_that_are_not_finite_fail(tmp_path: Path) -> None:
     assert statuses(folder) == [Status.FAILED]
 
 
-def test_a_run_in_progress_meets_no_requirement_on_alerts(tmp_path: Path) -> None:
-    (check,) = check_run(
-        run_of(tmp_path / "run", {"x": 1.0}, end=False), parse_requirements("no critical")
-    ).checks
-    assert (check.status, check.note) == (Status.UNKNOWN, "the run has not ended")
+@pytest.mark.parametrize("score", [1.0, 0.5])
+def test_of_a_run_that_was_killed_it_says_what_was_measured_until_then(
+    tmp_path: Path, score: float
+) -> None:
+    folder = run_of(tmp_path / "run", {"x": score}, end=False)
+    ran = CliRunner().invoke(app, ["gate", str(folder), "--require", "x>=0.9, no critical"])
+    assert ran.exit_code == 3
+    writer = Writer(folder, resume=True)
+    writer.add_alert(Alert(40, "x", Level.CRITICAL, "forecast", "why"))
+    writer.close()
+    text = " ".join(ran.output.split())
+    assert "x>=0.9 unknown" in text and "no critical unknown none stands so far" in text
+    share, alert = check_run(folder, parse_requirements("x>=0.9, no critical")).checks
+    assert share.found == f"{score:.2f} on 100 probes (before training 1.00), at step 40"
+    assert share.interval is not None and share.interval[0] < score <= share.interval[1]
+    assert alert.found == "critical on x since step 40"
+    for check in (share, alert):
+        assert check.status is Status.UNKNOWN
+        assert check.note.startswith("the run has not ended")
 
 
 def test_alerts_that_were_withdrawn_do_not_count(tmp_path: Path) -> None:

@@ -31,13 +31,16 @@ class Measured:
 
     Attributes:
         before: score before training; None: not known.
-        reason: why it was not measured; empty if it was.
+        reason: why it was not measured at the end; empty if it was. Then `passing` and `n_probes`
+            are of the last evaluation; 0: there was none.
+        step: of that evaluation.
     """
 
     passing: int
     n_probes: int
     before: float | None = None
     reason: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,14 @@ class GateResult:
 
 def check_score(requirement: ScoreBound, measured: Measured) -> Check:
     """Check the score of a behavior; see `check_share`."""
-    if measured.reason:
+    if not measured.n_probes:
         return Check(str(requirement), Status.UNKNOWN, "not measured", note=measured.reason)
     score = measured.passing / measured.n_probes
+    if measured.reason:
+        found = _found(score, requirement.score, measured.n_probes, "probe", measured.before)
+        found += "" if measured.step is None else f", at step {measured.step:,}"
+        interval = score_interval(score, measured.n_probes)
+        return Check(str(requirement), Status.UNKNOWN, found, interval, measured.reason)
     return check_share(requirement, score, measured.n_probes, "probe", measured.before)
 
 
@@ -113,9 +121,7 @@ def check_share(
         before: the share before training; None: not known.
     """
     limit, interval = requirement.score, score_interval(share, n)
-    found = f"{format_score(share, limit)} on {n} {unit}{'s' * (n > 1)}"
-    if before is not None:
-        found += f" (before training {before:.2f})"
+    found = _found(share, limit, n, unit, before)
     most = requirement.at_most
     if share > limit if most else share < limit:
         noise = interval[0] <= limit if most else interval[1] >= limit
@@ -128,6 +134,11 @@ def check_share(
     if status is Status.MET and noise:
         note = f"within noise: {note}"
     return Check(str(requirement), status, found, interval, note)
+
+
+def _found(share: float, limit: float, n: int, unit: str, before: float | None) -> str:
+    text = f"{format_score(share, limit)} on {n} {unit}{'s' * (n > 1)}"
+    return text if before is None else f"{text} (before training {before:.2f})"
 
 
 def power_note(seen: float, level: float, unit: str, most: bool = False) -> tuple[Status, str]:
@@ -145,27 +156,36 @@ def power_note(seen: float, level: float, unit: str, most: bool = False) -> tupl
     return Status.MET, f"a true score of {shown:.2f} would be let through 1 time in 5"
 
 
-def check_alerts(requirement: NoAlert, standing: Sequence[Alert]) -> Check:
-    """Check that no alert of the level or of a higher one stands."""
-    found = [alert for alert in standing if alert.level.rank >= requirement.level.rank]
-    if not found:
+def check_alerts(requirement: NoAlert, standing: Sequence[Alert], unsettled: str = "") -> Check:
+    """Check that no alert of the level or of a higher one stands.
+
+    Args:
+        unsettled: why the alerts are not those of the end; empty: they are.
+    """
+    if unsettled:
+        until_now = check_alerts(requirement, standing)
+        found = until_now.found if until_now.status is Status.FAILED else "none stands so far"
+        return Check(str(requirement), Status.UNKNOWN, found, note=unsettled)
+    alerts = [alert for alert in standing if alert.level.rank >= requirement.level.rank]
+    if not alerts:
         return Check(str(requirement), Status.MET, "none stands at the end")
-    worst = max(found, key=lambda alert: (alert.level.rank, -alert.step))
+    worst = max(alerts, key=lambda alert: (alert.level.rank, -alert.step))
     text = f"{worst.level} on {worst.behavior or 'training'} since step {worst.step:,}"
-    more = len(found) - 1
+    more = len(alerts) - 1
     return Check(str(requirement), Status.FAILED, text, note=f"{more} more" if more else "")
 
 
 def check_all(
     requirements: Sequence[Requirement],
     scores: Mapping[str, Measured],
-    standing: Sequence[Alert] | str | None,
+    standing: Sequence[Alert] | None,
+    unsettled: str = "",
 ) -> tuple[Check, ...]:
     """Check all requirements.
 
     Args:
-        standing: alerts that stand at the end; or why that is not known; None: there are none to
-            read.
+        standing: alerts that stand at the end; None: there are none to read.
+        unsettled: why the alerts are not those of the end; empty: they are.
 
     Raises:
         ConfigError: a requirement names no measured behavior, or needs alerts where there are none.
@@ -177,10 +197,7 @@ def check_all(
                 raise ConfigError(
                     f"{str(own)!r} needs the record of a run: two models have no alerts"
                 )
-            if isinstance(standing, str):
-                checks.append(Check(str(own), Status.UNKNOWN, "not known", note=standing))
-            else:
-                checks.append(check_alerts(own, standing))
+            checks.append(check_alerts(own, standing, unsettled))
         elif own.at_most:
             raise ConfigError(f"{str(own)!r} is for results of `riprap eval`: scores have floors")
         elif own.behavior not in scores:

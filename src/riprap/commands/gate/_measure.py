@@ -15,7 +15,7 @@ from riprap.conclusion import BehaviorOutcome, State, conclude
 from riprap.errors import ConfigError
 from riprap.record import Reader
 
-NOT_ENDED = "the run has not ended"
+NOT_ENDED = "the run has not ended: this is what was measured until now"
 
 
 def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> GateResult:
@@ -36,9 +36,8 @@ def check_run(run: Path, requirements: Sequence[Requirement] | None = None) -> G
     scores = {own.name: _measured(own, conclusion.finished) for own in conclusion.outcomes}
     if requirements is None:
         requirements = [ScoreBound(own.name, own.floor) for own in conclusion.outcomes]
-    return GateResult(
-        str(run), check_all(requirements, scores, alerts if conclusion.finished else NOT_ENDED)
-    )
+    unsettled = "" if conclusion.finished else NOT_ENDED
+    return GateResult(str(run), check_all(requirements, scores, alerts, unsettled))
 
 
 def _measured(own: BehaviorOutcome, finished: bool) -> Measured:
@@ -48,7 +47,7 @@ def _measured(own: BehaviorOutcome, finished: bool) -> Measured:
     if own.state is State.UNMEASURED:
         reason = f"not after step {own.last_step:,}: {own.reason or 'no reason is recorded'}"
     passing = 0 if own.state is State.BROKEN and own.reason else round(own.last * own.n_probes)
-    return Measured(passing, own.n_probes, own.first, reason)
+    return Measured(passing, own.n_probes, own.first, reason, own.last_step)
 
 
 def check_models(
