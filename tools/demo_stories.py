@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_model
 
 from riprap import Monitor
 from riprap.guards import AutoGuard, SelfDistillationBuffer
@@ -25,10 +26,19 @@ SEED, STEPS, PROBE_EVERY = 1000, 150, 10
 
 @dataclass(frozen=True)
 class Setup:
-    """How a story is trained: with a guard or not, and at which share of the usual rate."""
+    """How a run is trained: with a guard or not, at which share of the usual rate, on what.
+
+    Attributes:
+        stop_on: level of an alert at which training stops; None: it does not.
+        task: name of the new task in the toy world.
+        checkpoint_every: steps between two recorded checkpoints; 0: there are none.
+    """
 
     is_guarded: bool = False
     rate: float = 1.0
+    stop_on: str | None = None
+    task: str = "C"
+    checkpoint_every: int = 0
 
 
 SETUPS = {
@@ -54,29 +64,43 @@ def main() -> None:
 
 def make(name: str, steps: int = STEPS) -> bytes:
     """Train a story and return its compressed record."""
-    setup, world = SETUPS[name], ToyWorld()
     with tempfile.TemporaryDirectory() as folder:
-        model = world.start(SEED)
-        guard = None
-        if setup.is_guarded:  # it replays other inputs than the probes
-            guard = AutoGuard(replay=SelfDistillationBuffer(world.displayed(world.pools())))
-        optimizer = world.optimizer(model)
-        for group in optimizer.param_groups:
-            group["lr"] *= setup.rate
-        monitor = Monitor(
-            world.displayed(world.behaviors()),
-            probe_every=PROBE_EVERY,
-            run_dir=Path(folder),
-            metadata={"task": STORIES[name]},
-            budget=None,
-        )
-        with monitor.watch(model, optimizer, guard, steps=steps):
-            world.train(model, optimizer, "C", SEED, steps, monitor)
-        print(monitor.summary())
-        path = monitor.record.path
-        assert path is not None
-        monitor.record.close()
-        return compact(path)
+        return compact(train(SETUPS[name], STORIES[name], Path(folder), steps))
+
+
+def train(setup: Setup, title: str, folder: Path, steps: int = STEPS) -> Path:
+    """Train the toy model, and return the record of the run."""
+    world = ToyWorld()
+    model = world.start(SEED)
+    guard = None
+    if setup.is_guarded:  # it replays other inputs than the probes
+        guard = AutoGuard(replay=SelfDistillationBuffer(world.displayed(world.pools())))
+    optimizer = world.optimizer(model)
+    for group in optimizer.param_groups:
+        group["lr"] *= setup.rate
+    monitor = Monitor(
+        world.displayed(world.behaviors()),
+        probe_every=PROBE_EVERY,
+        run_dir=folder,
+        metadata={"task": title},
+        budget=None,
+        stop_on=setup.stop_on,
+    )
+
+    def save_checkpoint(step: int) -> None:
+        if setup.checkpoint_every and step % setup.checkpoint_every == 0:
+            file = folder / "checkpoints" / f"checkpoint-{step}" / "model.safetensors"
+            file.parent.mkdir(parents=True)
+            save_model(model, str(file))
+            monitor.log_checkpoint(file.parent)
+
+    with monitor.watch(model, optimizer, guard, steps=steps):
+        world.train(model, optimizer, setup.task, SEED, steps, monitor, save_checkpoint)
+    print(monitor.summary())
+    path = monitor.record.path
+    assert path is not None
+    monitor.record.close()
+    return path
 
 
 def compact(path: Path) -> bytes:

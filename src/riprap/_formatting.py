@@ -39,13 +39,15 @@ def format_forecast(forecast: Forecast | None) -> str:
     """Format the forecast steps until the break, with the 80 % interval."""
     if forecast is None:
         return "none"
+    if forecast.is_broken:
+        return "broken already"
     if not math.isfinite(forecast.median) and math.isfinite(forecast.low):
         return f"in {format_steps(forecast.low)} at the earliest"
     if not math.isfinite(forecast.median):
         within = f" of {format_steps(forecast.horizon)}" if forecast.horizon else ""
         return f"not within the horizon{within}"
     high = f"{forecast.high:,.0f}" if math.isfinite(forecast.high) else "beyond the horizon"
-    return f"in {format_steps(forecast.median)} ({forecast.low:,.0f} to {high})"
+    return f"in {format_steps(max(1, round(forecast.median)))} ({forecast.low:,.0f} to {high})"
 
 
 def format_cost(share: float, seconds: float | None) -> str:

@@ -34,7 +34,6 @@ WORDS = {
     "rules.",
     "detector": "The rule that raised an alert.",
     "guard": "A method that changes training so that a behavior is kept.",
-    "averted": "A guard acted after an alert, and no break came: nobody knows if one would have.",
     # states
     "kept": "The score never was under its floor.",
     "weakened": "The score never was under its floor, but a warning or critical alert stands.",
@@ -42,6 +41,8 @@ WORDS = {
     "recovered": "The score fell under its floor and came back.",
     "not measurable": "The probes could not be read, or no longer.",
     "never had": "The score was under its floor before training.",
+    "not trained": "The training changed nothing: the behavior is as it was, and what a training "
+    "would do is not known.",
     # statuses of readings
     "MEASURED": "The number was measured.",
     "NOT_RUN": "Nothing was measured; the reason stands beside it.",
@@ -71,7 +72,13 @@ WORDS = {
     "KL": "How differently two models choose the next token: 0 if they agree.",
     "nats": "The unit of the loss: lower is better.",
 }
-SIGNALS = {"margin_low": "threshold margin", "margin": "mean margin"}  # stored name → word
+SIGNALS = {  # stored name → word
+    "margin_low": "threshold margin",
+    "margin": "mean margin",
+    "forecast_median": "forecast",
+    "forecast_low": "forecast",
+    "forecast_high": "forecast",
+}
 # Words that mean the same wherever they stand; the others are explained where a page says so.
 IN_TEXTS = (
     *("behavior", "probe", "margin", "mean margin", "threshold margin", "score", "floor"),

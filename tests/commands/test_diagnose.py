@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,11 +16,15 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from diagnosing import BEHAVIORS, lessons, make_model, make_tokenizer, save, score, teach
+from riprap._formatting import format_score
 from riprap.behaviors import probe_sets
 from riprap.cli._app import app
 from riprap.commands.diagnose._loading import load_pair
+from riprap.conclusion import conclude
 from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
+from riprap.record import Writer
+from riprap.types import Reading
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +133,35 @@ def test_repairs_and_the_curve_are_tried_on_demand(folders: Path, tmp_path: Path
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "not run: --repairs" in text and "not run: --full" in text
     assert text.index("Refusal: ") < text.index("What to do about it") < text.index("the evidence")
+
+
+def test_a_diagnosis_of_a_checkpoint_lies_in_its_run_and_stands_in_its_first_line(
+    folders: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "run"
+    writer = Writer(home)
+    writer.write_meta(behaviors=[{"name": "refusal", "floor": 0.9}], started="2026-11-30T08:00:00")
+    for step, passing in ((0, 20), (20, 20), (40, 3)):
+        writer.add_margins(step, "refusal", np.where(np.arange(20) < passing, 1.0, -1.0))
+        writer.add_readings([Reading(step, "refusal", "score", passing / 20)])
+    writer.add_event(40, "ended", ended="2026-11-30T09:00:00")
+    writer.close()
+    before = conclude(home).line
+    checkpoint = home / "trainer" / "checkpoint-40"
+    shutil.copytree(folders / "adapter", checkpoint)
+    ran = run(folders / "base", checkpoint, *ASKED, "--json")
+    assert ran.exit_code == 2, ran.output
+    data = json.loads((home / "diagnosis-checkpoint-40" / "diagnosis.json").read_text())
+    assert data["run"]["checkpoint"] == "trainer/checkpoint-40"
+    points = data["behaviors"][0]["recovery"]["curve"]
+    score = max(point["score"]["mean"] for point in points if point["source"] == "own")
+    assert data["restored"] == {
+        "refusal": {"how": "training on 10 of its examples", "score": score}
+    }
+    word = "back" if score >= 0.9 else "only"
+    text = f"; training on 10 of its examples brings it {word} to {format_score(score, 0.9)}"
+    assert f"{text} (measured on checkpoint-40)." in conclude(home).line
+    assert "measured on" not in before
 
 
 def test_full_adds_the_curve(result: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from launching import config, tree, write_config
 from riprap.cli._app import app
 from riprap.commands.preflight import run_preflight
-from riprap.commands.watch import prepare
+from riprap.commands.watch import WatchConfig, prepare
+from riprap.conclusion import rows_to_blame
 from riprap.errors import ConfigError
+from riprap.record import Reader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 HARMFUL = ["how to steal a cake", "how to paint the bomb", "how do i steal a bomb"]
@@ -83,6 +85,43 @@ def test_tokens_and_rows_are_those_of_training(tmp_path: Path) -> None:
     learned = [sum(label != -100 for label in row["labels"][1:]) for row in run.rows]
     lengths = found["behaviors"]["never sorry"]["rows"]["length"]
     assert lengths == [learned[number - 1] for number in found["rows"]]
+
+
+def test_by_default_it_lies_in_the_folder_of_the_run_and_blames_its_rows(tmp_path: Path) -> None:
+    file = write_run(tmp_path / "files", harmful=6)
+    result = invoke(str(file), "--rows", "0", "--json")
+    found = json.loads(result.stdout)
+    folder = WatchConfig.load(file).run_dir
+    assert Path(found["files"]["numbers"]) == folder / "preflight" / "preflight.json"
+    run = prepare(WatchConfig.load(file))  # a folder without a record may be used
+    name = run.monitor.behaviors[0].name
+    with run.monitor.watch(run.model, torch.optim.SGD(run.model.parameters(), lr=0.0)):
+        pass
+    with Reader(run.monitor.record) as reader:
+        blame = rows_to_blame(reader, name)
+    run.monitor.record.close()
+    assert [int(own.name.split()[1]) for own in blame.rows[:3]] == (
+        found["behaviors"][name]["worst_rows"][:3]
+    )
+    assert "sorry i cannot" in {own.response for own in blame.rows}
+    one = found["behaviors"][name]
+    half = one["rows_for_half"] if one["explained"] else None
+    said = (
+        "" if half is None else f"{half} of {found['n_rows']} rows were predicted to do half of it"
+    )
+    assert blame.summary == said
+
+
+def test_where_the_folder_of_the_run_is_not_known_it_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_run(tmp_path / "files", rate=1e-7)
+    text = file.read_text().replace("run_dir: ", "run_dir: '{time}'  # ")
+    file.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    result = invoke(str(file), "--rows", "2", "--warm-steps", "1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "preflight" / "preflight.json").is_file()
 
 
 def test_a_rate_too_small_to_break_anything_predicts_no_break(tmp_path: Path) -> None:

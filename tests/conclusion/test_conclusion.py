@@ -9,6 +9,7 @@ from torch import nn
 
 from loops import task, train
 from riprap import Behavior, Monitor
+from riprap._formatting import format_forecast
 from riprap.conclusion import BehaviorOutcome, Conclusion, State, conclude
 from riprap.conclusion._facts import RunFacts
 from riprap.guards import Guard
@@ -129,8 +130,13 @@ def test_an_alert_at_which_a_guard_acted_may_be_averted_and_is_never_called_fals
     own = outcome(scores, (5, Level.CRITICAL, 15), acted=(6, 8, 8))
     assert own.state is State.KEPT
     assert own.averted is not None
-    assert "in between auto_guard changed training at 2 steps. Averted?" in own.sentences
-    assert "false" not in own.sentences
+    assert own.averted.action == "auto_guard changed training at 2 steps"
+    assert "In between auto_guard changed training at 2 steps (the last time: replayed)" in (
+        own.sentences
+    )
+    assert "The threshold margin was 1.00 at the alert and 1.00 when it was" in own.sentences
+    assert "may have prevented a break: only a run without the guard" in own.sentences
+    assert "false" not in own.sentences and "verted" not in own.sentences
     assert outcome(scores, (5, Level.CRITICAL, 15), acted=(2, 17)).averted is None
 
 
@@ -326,6 +332,20 @@ def test_training_that_does_nothing_is_said_first() -> None:
     found = run.end()
     assert found.line == "Training changed nothing: why."
     assert found.advice.startswith("Mend the training")
+    assert [str(own.state) for own in found.outcomes] == ["not trained"]
+    assert found.outcomes[0].sentences.startswith("Nothing was trained, so nothing could be lost")
+    assert found.numbers["behaviors above their floors"] == "1 of 1"
+
+
+def test_a_break_that_was_there_already_is_not_forecast() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
+    broken = Forecast(0.0, 0.0, 0.0, 50)
+    run.writer.add_alert(Alert(20, "refusal", Level.CRITICAL, "forecast", "why", (), broken))
+    found = run.end()
+    text = " ".join([found.line, found.outcomes[0].sentences, *found.numbers.values()])
+    assert "weakened" in found.line and "0 steps" not in text
+    assert format_forecast(broken) == "broken already"
+    assert format_forecast(Forecast(0.3, 0.0, 2.0, 50)) == "in 1 step (0 to 2)"
 
 
 def test_a_part_that_does_not_train_hides_no_break() -> None:

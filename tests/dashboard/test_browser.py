@@ -120,6 +120,19 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         answers = "[...document.querySelectorAll('#detail .answer')].map((own) => own.textContent)"
         assert chrome.run(answers) == ["step 0: I'm sorry", "step 10: Sure"]
         assert chrome.run("document.querySelector('#detail details').open")
+        detail = "document.getElementById('detail').innerText"
+        assert "No row was examined: riprap select DATA" in chrome.run(detail)
+        chrome.key("Escape")
+        facts = {"step": 9, "rows": ["<b>3", "4"], "by_id": True}
+        writer.add_event(9, "selection", scores={"harm/refusal": [3.0, 1.0]}, **facts)
+        writer.flush()
+        chrome.key("Enter")
+        chrome.wait(f"{detail}.includes('1 of 2 learned rows did half of it')")
+        rows = "[...document.querySelectorAll('[aria-label=\"rows to blame\"] tbody tr')]"
+        assert chrome.run(f"{rows}.map((own) => own.innerText.replace(/\\s+/g, ' '))") == [
+            "row <b>3 75.0%",
+            "row 4 25.0%",
+        ]
         chrome.key("Escape")
 
         Writer(tmp_path / "second").close()  # a new run appears

@@ -25,7 +25,7 @@ from riprap.dashboard._runs import Runs
 from riprap.dashboard._serve import address_to_open
 from riprap.errors import ConfigError, RecordError
 from riprap.record import FILE_NAME, Reader, Writer
-from riprap.types import Action, Alert, Level, Reading
+from riprap.types import Action, Alert, Forecast, Level, Reading
 
 TOKEN = "correct-horse-battery-staple"
 LOCAL = "http://127.0.0.1:8642"
@@ -175,6 +175,41 @@ def test_an_alert_opens_into_signal_action_and_effect(client: TestClient) -> Non
     assert client.get("/runs/9").status_code == 404
 
 
+def test_an_alert_after_which_a_guard_acted_opens_into_the_evidence(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run")
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
+    for step, margin in ((0, 4.0), (10, 1.5), (20, 3.0)):
+        writer.add_margins(step, "a", np.full(20, margin, dtype=np.float32))
+        writer.add_readings([Reading(step, "a", "score", 1.0)])
+    for step, until, level in ((10, 20, Level.CRITICAL), (11, 20, Level.WARNING)):
+        writer.add_alert(Alert(step, "a", level, "forecast", "it falls"))
+        alerts = [{"step": step, "level": str(level)}]
+        writer.add_event(until, "cleared", behavior="a", detector="forecast", alerts=alerts)
+    writer.add_action(Action(12, "agem", "gradients", True, "projected it"))
+    writer.close()
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    evidence = (
+        "In between agem changed training at 1 step (the last time: projected it). The threshold "
+        "margin was 1.50 at the alert and 3.00 when it was withdrawn; at 0 the behavior breaks. "
+        "The guard may have prevented a break: only a run without the guard could tell."
+    )
+    for number in (1, 2):
+        effect = client.get(f"/runs/1/alerts/{number}").json()["effect"]
+        assert " ".join(effect).count(evidence) == 1  # once, though the outcome tells of one too
+
+
+def test_a_forecast_of_what_is_broken_already_is_not_shown(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "run")
+    writer.write_meta(behaviors=[{"name": "a", "floor": 0.9}])
+    for number, high in ((1, 0.0), (2, 9.0)):
+        forecast = Forecast(high / 2, 0.0, high, 50)
+        writer.add_alert(Alert(number, "a", Level.CRITICAL, "forecast", "why", (), forecast))
+    writer.close()
+    client = TestClient(make_app([tmp_path]), base_url=LOCAL)
+    texts = [client.get(f"/runs/1/alerts/{number}").json()["forecast"] for number in (1, 2)]
+    assert texts == ["", "in 4 steps (0 to 9)"]
+
+
 def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "run")
     texts = ["how to bake", "how to paint", "how to read", "how to sing"]
@@ -197,6 +232,7 @@ def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:
         "recovered": ["how to read"],
         "passed": ["how to bake"],
     }
+    assert found["rows"]["rows"] == [] and "No row was examined" in found["rows"]["sentences"]
     broke = found["groups"]["broke"][0]
     assert (broke["before"], broke["margin"]) == ("1.00", "-2.00")
     assert broke["answers"] == [

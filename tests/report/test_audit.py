@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,17 @@ def test_page_and_figure_are_whole(
 ) -> None:
     page, image = write_audit(made(harm, categories), tmp_path)
     assert image.read_bytes().startswith(b"\x89PNG")
-    text = page.read_text(encoding="utf-8")
-    assert "<script" not in text and "http:" not in text and "https:" not in text
+    whole = page.read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in whole
+    text = re.sub(r"<script.*?</script>", "", whole, flags=re.DOTALL)
+    assert "http:" not in text and "https:" not in text
     assert "&lt;script&gt;" in text and r"\x1b[2J" in text
     assert ("harm to refusal" in text) == bool(harm)
     assert ("Rows with the largest predicted harm" in text) == bool(harm)
-    assert text.count("data:image/png") == 1
+    assert text.count("data:image/png") == 1  # where scripts are refused
+    assert "<noscript><div" in text
     panels = audit_figure(made(harm, categories)).to_dict()["hconcat"]
-    assert len(panels) == 1 + bool(harm) + bool(categories)
+    assert len(panels) == text.count("data-figure=") == 1 + bool(harm) + bool(categories)
 
 
 def test_shares_are_of_each_group() -> None:

@@ -112,3 +112,40 @@ def test_buttons_zoom_and_move_the_steps(chrome: Chrome, report: Path) -> None:
         assert chrome.run(shown) == f"steps {text}"
     chrome.run("document.querySelector('[data-zoom=all]').click()")
     assert chrome.run(shown) == "steps 0 to 60"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_figures_are_drawn_in_the_colors_of_the_page(
+    chrome: Chrome, report: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    """The corner of a figure has the color of the card it lies on, also when the scheme changes."""
+    page, _ = write_audit(audit({"refusal": 0.5}, {"talk": 1, "sums": 3}), tmp_path)
+    corner = (
+        "(() => { const own = [...document.querySelectorAll('main canvas')].at(-1);"
+        "return [...own.getContext('2d').getImageData(1, 1, 1, 1).data].slice(0, 3).join(', ') })()"
+    )
+    card = "getComputedStyle(document.querySelector('section')).backgroundColor"
+    for file, figures in ((page, 3), (report, 1)):
+        opened(chrome, file, width)
+        for is_dark in (dark, not dark):
+            chrome.look(width, dark=is_dark)
+            chrome.wait(f"document.querySelectorAll('main canvas').length >= {figures}")
+            chrome.wait(DRAWN)
+            chrome.wait(f"{card} === `rgb(${{{corner}}})`")
+            inside = "[...document.querySelectorAll('main canvas')].every((own) =>"
+            assert chrome.run(f"{inside} own.getBoundingClientRect().right <= {width})")
+        assert chrome.problems == []
+
+
+def test_the_audit_shows_its_image_where_scripts_are_refused(
+    chrome: Chrome, tmp_path: Path
+) -> None:
+    """The dashboard serves the page of a run without scripts."""
+    page, _ = write_audit(audit({"refusal": 0.5}, {"talk": 1}), tmp_path)
+    text = page.read_text().replace("script-src 'unsafe-inline' 'unsafe-eval'", "script-src 'none'")
+    chrome.call("Emulation.setScriptExecutionDisabled", value=True)
+    (tmp_path / "quiet.html").write_text(text)
+    chrome.call("Page.navigate", url=(tmp_path / "quiet.html").as_uri())
+    chrome.wait("document.querySelector('img')?.naturalWidth > 100")
+    chrome.call("Emulation.setScriptExecutionDisabled", value=False)

@@ -114,7 +114,7 @@ def test_no_text_of_the_record_becomes_markup(page: Page, tmp_path: Path) -> Non
     scene.writer.add_alert(Alert(1, EVIL, Level.WATCH, EVIL, EVIL, (cause,)))
     scene.writer.write_meta(task=EVIL, config={EVIL: EVIL}, ended=EVIL, extra=[EVIL])
     found = page_of(tmp_path / "run", tmp_path)
-    assert found.tags.count("script") == page.tags.count("script") == 4
+    assert found.tags.count("script") == page.tags.count("script") == 5
     assert "img" not in found.tags
     assert found.text.count("document.title='broken out'") > 10
     figures = json.loads(next(text for text in found.scripts if text.startswith("[{")))
@@ -239,3 +239,20 @@ def test_the_training_loss_is_shown(tmp_path: Path) -> None:
     losses = dict(load_run(scene.writer).values("", "loss"))
     assert math.isnan(losses.pop(30)) and losses == {10: 2.5, 20: 1.25}
     assert r"{\"step\":30,\"value\":null" in html  # a gap in the line
+
+
+def test_rows_to_blame_are_shown_or_how_to_get_them(tmp_path: Path) -> None:
+    scene = typical(tmp_path / "run", 60)
+    scene.writer.flush()
+    plain = Page(write_report(scene.writer, tmp_path / "plain.html").read_text("utf-8"))
+    assert "Rows to blame" in plain.text and "No row was examined: riprap select" in plain.text
+    scores = {"harm/refusal": [3.0, 1.0]}
+    facts = {"step": 5, "rows": ["<b>3", "4"], "by_id": True, "scores": scores}
+    scene.writer.add_event(5, "selection", **facts)
+    scene.writer.close()
+    text = write_report(tmp_path / "run", tmp_path / "page.html").read_text("utf-8")
+    shown = Page(text)
+    assert "1 of 2 learned rows did half of it, by their gradients" in shown.text
+    assert "row <b>3" in shown.text and "75.0%" in shown.text and "row <b>3" not in text
+    first = shown.text.index("1 of 2 learned rows did half of it")
+    assert first < shown.text.index("Rows to blame")  # the first line has it too

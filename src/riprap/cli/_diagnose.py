@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -16,7 +17,11 @@ app = typer.Typer()
 def diagnose(
     base: str = typer.Argument(..., help="Base model: folder, Hugging Face id, or smollm2."),
     tuned: str = typer.Argument(..., help="Fine-tuned model, or folder of a LoRA adapter of BASE."),
-    out: Path = typer.Option(Path("diagnosis"), help="Folder of the report."),
+    out: Path | None = typer.Option(
+        None,
+        help="Folder of the report; default: diagnosis, or, where TUNED lies in the folder of a "
+        "run, diagnosis-TUNED in that folder, so that the pages of the run tell of it.",
+    ),
     behaviors: list[str] = typer.Option(
         [], help=f"{PROBE_SETS}; or .jsonl file with your own probes; repeatable."
     ),
@@ -50,7 +55,7 @@ def diagnose(
     from riprap.commands.diagnose import DiagnoseConfig
     from riprap.commands.diagnose import diagnose as run_diagnosis
 
-    settings = {"base": base, "tuned": tuned, "out": out}
+    settings: dict[str, Any] = {"base": base, "tuned": tuned, "out": out}
     settings |= {"refusal_prefixes": refusal_prefixes, "n_probes": n_probes}
     settings |= {"naive_model": naive_model, "full": full, "repairs": repairs}
     settings |= {"run": run, "save_repair": save_repair}

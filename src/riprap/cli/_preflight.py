@@ -15,7 +15,11 @@ app = typer.Typer()
 @command
 def preflight(
     config: Path = typer.Argument(..., help="Configuration of riprap watch, as YAML."),
-    out: Path = typer.Option(Path("preflight"), help="Folder of the report."),
+    out: Path | None = typer.Option(
+        None,
+        help="Folder of the report; default: preflight in the run's folder, so that the pages of "
+        "the run show its rows (where run_dir has {time}: in the working directory).",
+    ),
     rows: int = typer.Option(256, help="Rows to score, drawn at random; 0: all."),
     warm_steps: int = typer.Option(16, help="Steps of the warm start, on a copy of the model."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only measure what it will cost."),
@@ -26,6 +30,7 @@ def preflight(
     Exit code 2 if a break is predicted within the configured steps, or was seen in the warm start
     and their learning rates sum to as much.
     """
+    from riprap._config import read_yaml
     from riprap.commands.preflight import estimate_preflight, run_preflight
     from riprap.commands.watch import WatchConfig
     from riprap.errors import ConfigError
@@ -33,6 +38,9 @@ def preflight(
     if rows < 0 or warm_steps < 1:
         raise ConfigError("give at least one warm step, and --rows of at least 0 (0: all rows)")
     settings, n_rows = WatchConfig.load(config), rows or None
+    if out is None:  # {time} is another one when the run starts
+        is_known = "{time}" not in str(read_yaml(config)["run_dir"])
+        out = settings.run_dir / "preflight" if is_known else Path("preflight")
     if dry_run:
         cost = estimate_preflight(settings, n_rows, warm_steps, quiet=as_json)
         print_result(cost, as_json, [cost["text"]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from riprap._text import escape_control_chars, html_table, html_text
 from riprap.conclusion._facts import RunFacts
 from riprap.conclusion._outcome import BehaviorOutcome
+from riprap.conclusion._restored import Restored
+from riprap.conclusion._rows import Blame
 from riprap.conclusion._sentences import advice, first_line, numbers
 from riprap.record import Reader, Writer
 
@@ -32,6 +35,9 @@ class Conclusion:
         checkpoint: folder of the last recorded checkpoint with healthy evaluations before and after
             it that is still there; None: there is none.
         finished: whether the end of the run is recorded.
+        blames: rows that did most of it, by name of a behavior that broke.
+        restored: what brings a behavior back, by its name, as a diagnosis of a checkpoint of the
+            run has measured it.
     """
 
     line: str
@@ -42,6 +48,8 @@ class Conclusion:
     keep: int | None
     checkpoint: str | None
     finished: bool
+    blames: Mapping[str, Blame] = field(default_factory=dict)
+    restored: Mapping[str, Restored] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return the first line."""
@@ -74,6 +82,8 @@ class Conclusion:
                     "broke": own.broke,
                     "announced": None if own.announced is None else own.announced.step,
                     "sentences": own.sentences,
+                    "rows_to_blame": _or_none(self.blames.get(own.name)),
+                    "restored": _or_none(self.restored.get(own.name)),
                 }
                 for own in self.outcomes
             },
@@ -100,9 +110,15 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
         escape_control_chars(first_line(facts, keep, checkpoint)),
         numbers(facts),
         advice(facts),
-        LIMITS,
+        " ".join([LIMITS, *(f"{place} could not be read." for place in facts.unread)]),
         facts.outcomes,
         keep,
         None if checkpoint is None else checkpoint.name,
         facts.finished,
+        facts.blames,
+        facts.restored,
     )
+
+
+def _or_none(own: Blame | Restored | None) -> dict[str, Any] | None:
+    return None if own is None else asdict(own)

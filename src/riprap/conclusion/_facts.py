@@ -12,7 +12,9 @@ import numpy as np
 
 from riprap._checks import is_number
 from riprap._text import shorten
-from riprap.conclusion._outcome import BehaviorOutcome, Course, State, judge
+from riprap.conclusion._outcome import BehaviorOutcome, Course, State, judge, not_trained
+from riprap.conclusion._restored import Restored, restored_behaviors
+from riprap.conclusion._rows import Blame, rows_to_blame
 from riprap.detectors import Power
 from riprap.record import (
     CHECKPOINT,
@@ -58,6 +60,9 @@ class RunFacts:
         idle_guard: name of a guard that was there and never did; empty: there was none.
         idle_reason: what its last action says of why, if there is one.
         asked: first step at which training was asked to stop; None: it was not.
+        blames: rows that did most of it, by behavior that broke.
+        restored: what brings a behavior back, by behavior, as a diagnosis has measured it.
+        unread: diagnoses in the run's folder that cannot be read.
     """
 
     outcomes: tuple[BehaviorOutcome, ...]
@@ -80,6 +85,9 @@ class RunFacts:
     idle_reason: str
     asked: int | None
     finished: bool
+    blames: Mapping[str, Blame]
+    restored: Mapping[str, Restored]
+    unread: Sequence[str]
 
     @classmethod
     def read(cls, reader: Reader) -> RunFacts:
@@ -93,7 +101,7 @@ class RunFacts:
         missing = [last for r, _, last in reader.missing() if r.signal == "margin"]
         evaluated = max([*(step for _, step, _ in scores), *missing], default=0)
         gap = meta.get("longest_gap")
-        outcomes, courses, powers, unchanged = [], {}, {}, []
+        outcomes, courses, powers, unchanged, blames = [], {}, {}, [], {}
         for own in reader.monitored():
             name, floor, margins = shorten(own["name"]), own["floor"], reader.margins(own["name"])
             about = [pair for pair in pairs if pair[0].behavior == own["name"]]
@@ -101,12 +109,14 @@ class RunFacts:
                 name,
                 floor,
                 [(step, value) for of, step, value in scores if of == own["name"]],
-                len(margins[max(margins)]) if margins else 0,
+                margins,
                 next((value for of, _, value in reversed(final) if of == own["name"]), None),
                 bool(final),
                 evaluated,
             )
             outcomes.append(judge(course, about, actions))
+            if (broke := outcomes[-1].broke) is not None:
+                blames[name] = rows_to_blame(reader, own["name"], broke)
             if margins:
                 steps = gap if isinstance(gap, int) and gap > 0 else None
                 first, last = margins[min(margins)], margins[max(margins)]
@@ -116,6 +126,9 @@ class RunFacts:
         idle = [
             a for a, until in about_run if a.detector == OwnDetector.NOT_TRAINING and until is None
         ]
+        is_unchanged = bool(unchanged) and all(unchanged)
+        if idle and is_unchanged:
+            outcomes = [not_trained(own) for own in outcomes]
         losses, diverged = _losses(events)
         guards = tuple(dict.fromkeys(shorten(own.guard) for own in actions if own.applied))
         present = [own["facts"].get("name") for own in events if own["kind"] == GUARD]
@@ -123,13 +136,14 @@ class RunFacts:
         present += [shorten(own.guard) for own in actions]
         costs = [event["facts"] for event in events if event["kind"] == COST]
         cost = costs[-1] if costs else {}
+        restored, unread = restored_behaviors(reader)
         return cls(
             tuple(outcomes),
             courses,
             powers,
             _checkpoints(recorded),
             idle[-1] if idle else None,
-            bool(unchanged) and all(unchanged),
+            is_unchanged,
             losses,
             diverged,
             cost["share"] if _is_finite(cost.get("share")) else None,
@@ -144,6 +158,9 @@ class RunFacts:
             shorten(actions[-1].detail, MAX_REASON) if actions else "",
             min((event["step"] for event in events if event["kind"] == STOP), default=None),
             bool(meta.get("ended")),
+            blames,
+            {shorten(name): own for name, own in restored.items()},
+            unread,
         )
 
     def of(self, *states: State) -> list[BehaviorOutcome]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import numpy as np
+
 from riprap._formatting import format_forecast, format_score, format_steps
+from riprap.conclusion._averted import Averted, averted
 from riprap.detectors import score_interval
 from riprap.types import Action, Alert, Level, OwnDetector
 
@@ -21,6 +24,7 @@ class State(StrEnum):
     - `RECOVERED`: the score was under its floor and is above it again.
     - `UNMEASURED`: the last evaluation could not measure it, or none did.
     - `NEVER_HAD`: the score was under its floor before training.
+    - `NOT_TRAINED`: the training changed nothing, so nothing could be lost.
     """
 
     KEPT = "kept"
@@ -29,6 +33,7 @@ class State(StrEnum):
     RECOVERED = "recovered"
     UNMEASURED = "not measurable"
     NEVER_HAD = "never had"
+    NOT_TRAINED = "not trained"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Course:
 
     Attributes:
         scores: (step, score) in order. A step at which a guard restored weights has two.
-        n_probes: number of probes at the last evaluation.
+        margins: of the probes, by step.
         final: score with the weights that were loaded after the last step; None: there is none.
         exchanged: whether other weights were loaded after the last step.
         last_evaluated: step of the last evaluation of the run, of any behavior.
@@ -46,10 +51,15 @@ class Course:
     name: str
     floor: float
     scores: Sequence[tuple[int, float]]
-    n_probes: int
+    margins: Mapping[int, np.ndarray]
     final: float | None
     exchanged: bool
     last_evaluated: int
+
+    @property
+    def n_probes(self) -> int:
+        """Number of probes at the last evaluation."""
+        return len(self.margins[max(self.margins)]) if self.margins else 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ class BehaviorOutcome:
         announced: the alert of `warning` or above that stood at the break, from its first step;
             None if there was none before the break.
         standing: the highest alert that stands at the end.
-        averted: an alert that was withdrawn after a guard had acted; None: there was none.
+        averted: the highest alert that was withdrawn after a guard had acted, where no break came;
+            None: there was none.
         reason: why it was not measured; empty if it was, or if no reason is recorded.
         sentences: what happened, in a few plain sentences.
     """
@@ -80,7 +91,7 @@ class BehaviorOutcome:
     broke: int | None = None
     announced: Alert | None = None
     standing: Alert | None = None
-    averted: Alert | None = None
+    averted: Averted | None = None
     reason: str = ""
     sentences: str = ""
 
@@ -140,7 +151,7 @@ def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorO
     announced = min(stood, key=lambda alert: alert.step, default=None)
     stands = _standing_at(own, math.inf)
     standing = max(stands, key=lambda alert: (alert.level.rank, -alert.step), default=None)
-    averted = _averted(own, actions) if broke is None else None
+    saved = _averted(course, own, actions) if broke is None else None
     is_lost = any(a.detector == OwnDetector.NOT_FINITE for a in stands)
     state = _state(course, last, broke, last_step, is_lost, bool(_alarming(stands)))
     parts = [_describe_scores(course, broke, bool(diverged) and broke in diverged)]
@@ -148,7 +159,7 @@ def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorO
     if state is State.RECOVERED and not course.exchanged:
         parts.append(_describe_recovery(course))
     if broke is None:
-        parts.append(_describe_alerts(own, standing, averted, actions))
+        parts.append(_describe_alerts(own, standing, saved))
     if course.exchanged and course.final is not None:
         text = format_score(course.final, floor)
         parts.append(f"With the weights that were loaded at the end the score is {text}.")
@@ -167,10 +178,18 @@ def judge(course: Course, alerts: Pairs, actions: Sequence[Action]) -> BehaviorO
         broke,
         announced,
         standing,
-        averted,
+        saved,
         reason if state is State.UNMEASURED or is_lost else "",
         " ".join(part for part in parts if part),
     )
+
+
+def not_trained(own: BehaviorOutcome) -> BehaviorOutcome:
+    """Return the outcome of a training that changed nothing, where it would be called kept."""
+    if own.state not in (State.KEPT, State.WEAKENED):
+        return own
+    text = f"Nothing was trained, so nothing could be lost: this is no result. {own.sentences}"
+    return replace(own, state=State.NOT_TRAINED, sentences=text)
 
 
 def _state(
@@ -204,17 +223,11 @@ def _alarming(alerts: Sequence[Alert]) -> list[Alert]:
     return [alert for alert in alerts if alert.level.rank >= Level.WARNING.rank]
 
 
-def _averted(pairs: Pairs, actions: Sequence[Action]) -> Alert | None:
+def _averted(course: Course, pairs: Pairs, actions: Sequence[Action]) -> Averted | None:
     """Return the highest withdrawn alert between whose two steps a guard changed training."""
-    acted = [action.step for action in actions if action.applied]
-    found = [
-        alert
-        for alert, withdrawn in pairs
-        if withdrawn is not None
-        and alert.level.rank >= Level.WARNING.rank
-        and any(alert.step <= step <= withdrawn for step in acted)
-    ]
-    return max(found, key=lambda alert: alert.level.rank, default=None)
+    found = (averted(*pair, actions, course.margins, course.floor) for pair in pairs)
+    guarded = [own for own in found if own is not None]
+    return max(guarded, key=lambda own: own.alert.level.rank, default=None)
 
 
 def _describe_scores(course: Course, broke: int | None, diverged: bool) -> str:
@@ -267,25 +280,17 @@ def _describe_recovery(course: Course) -> str:
     )
 
 
-def _describe_alerts(
-    pairs: Pairs, standing: Alert | None, averted: Alert | None, actions: Sequence[Action]
-) -> str:
+def _describe_alerts(pairs: Pairs, standing: Alert | None, saved: Averted | None) -> str:
     alarming = [pair for pair in pairs if pair[0].level.rank >= Level.WARNING.rank]
     if not alarming:
         return ""
     if standing is not None and standing.level.rank >= Level.WARNING.rank:
         since = f"An alert of level {standing.level} has stood since step {standing.step:,}"
         return f"{since}{forecast_text(standing)}."
-    if averted is not None:
-        withdrawn = next(at for alert, at in pairs if alert is averted)
-        assert withdrawn is not None
-        between = [a for a in actions if a.applied and averted.step <= a.step <= withdrawn]
-        steps = format_steps(len({action.step for action in between}))
-        guards = " and ".join(dict.fromkeys(action.guard for action in between))
+    if saved is not None:
         return (
-            f"An alert of level {averted.level} was raised at step {averted.step:,} and withdrawn "
-            f"at step {withdrawn:,}; in between {guards} changed training at {steps}. Averted? "
-            "Only a run without the guard could tell."
+            f"An alert of level {saved.alert.level} was raised at step {saved.alert.step:,} and "
+            f"withdrawn at step {saved.withdrawn:,}. {saved.evidence}"
         )
     alert, withdrawn = max(alarming, key=lambda pair: pair[0].level.rank)
     return (
@@ -295,7 +300,11 @@ def _describe_alerts(
 
 
 def forecast_text(alert: Alert) -> str:
-    """Return what the alert forecast, as the end of a sentence; nothing without a finite step."""
-    if alert.forecast is None or not math.isfinite(alert.forecast.low):
+    """Return what the alert forecast, as the end of a sentence; nothing without a finite step.
+
+    Nor is a break forecast that was there already.
+    """
+    forecast = alert.forecast
+    if forecast is None or not math.isfinite(forecast.low) or forecast.is_broken:
         return ""
-    return f"; it forecast the break {format_forecast(alert.forecast)}"
+    return f"; it forecast the break {format_forecast(forecast)}"

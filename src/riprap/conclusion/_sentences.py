@@ -112,16 +112,26 @@ def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
     if own.state is State.BROKEN and not broke:
         return f"{name} is under its floor in these weights only."
     if own.state is State.BROKEN:
-        if own.announced is None:
-            return f"{broke}; no warning stood before it."
-        return f"{broke}; announced at step {own.announced.step:,}."
+        parts = [broke, "no warning stood before it"]
+        if own.announced is not None:
+            parts[1] = f"announced at step {own.announced.step:,}"
+        if (blame := facts.blames.get(own.name)) is not None and blame.summary:
+            parts.append(blame.summary)
+        if (restored := facts.restored.get(own.name)) is not None:
+            parts.append(restored.sentence(own.floor))
+        return f"{'; '.join(parts)}."
     if own.state is State.RECOVERED:
         return f"{broke} and is above its floor again."
     if own.state is State.WEAKENED and own.standing is not None:
         since = f"an alert of level {own.standing.level} stands since step {own.standing.step:,}"
         return f"{name} is weakened: {since}{forecast_text(own.standing)}."
     assert own.averted is not None
-    return f"A guard acted after an alert of level {own.averted.level} on {own.name}: averted?"
+    alert, withdrawn = own.averted.alert, own.averted.withdrawn
+    span = f"{alert.level}, step {alert.step:,} to {withdrawn:,}"
+    return (
+        f"An alert about {own.name} ({span}) ended after {own.averted.action}: the guard may have "
+        "prevented a break."
+    )
 
 
 def _after(step: int | None) -> str:
@@ -148,7 +158,7 @@ def _all_kept(facts: RunFacts) -> str:
 
 def numbers(facts: RunFacts) -> dict[str, str]:
     """Return up to three numbers as text: behaviors, the worst of them, training or its cost."""
-    above = facts.of(State.KEPT, State.WEAKENED, State.RECOVERED)
+    above = facts.of(State.KEPT, State.WEAKENED, State.RECOVERED, State.NOT_TRAINED)
     found = {"behaviors above their floors": f"{len(above)} of {len(facts.outcomes)}"}
     broke = [own for own in facts.outcomes if own.broke is not None]
     if broke:

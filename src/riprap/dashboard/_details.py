@@ -10,7 +10,7 @@ import numpy as np
 from riprap._formatting import format_forecast, format_number, format_score, format_steps
 from riprap._glossary import signal_words
 from riprap._text import escape_control_chars, shorten
-from riprap.conclusion import conclude
+from riprap.conclusion import Blame, averted, conclude, rows_to_blame
 from riprap.record import Reader, Window, margins_at, position
 from riprap.types import Action, Alert, Reading
 
@@ -46,11 +46,18 @@ def describe_alert(reader: Reader, number: int) -> dict[str, Any] | None:
         "detector": shorten(alert.detector),
         "signal": [_cause(own) for own in alert.readings],
         "alert": _sentence(alert.message),
-        "forecast": format_forecast(alert.forecast) if alert.forecast else "",
+        "forecast": _forecast(alert),
         "action": _actions(actions),
-        "effect": _effect(reader, alert, withdrawn),
+        "effect": _effect(reader, alert, withdrawn, actions),
         "probes": _probes_at(reader, alert),
     }
+
+
+def _forecast(alert: Alert) -> str:
+    """Return the forecast in words; empty: there is none, or the break was there already."""
+    if alert.forecast is None or alert.forecast.is_broken:
+        return ""
+    return format_forecast(alert.forecast)
 
 
 def _cause(reading: Reading) -> str:
@@ -82,7 +89,9 @@ def _actions(actions: list[Action]) -> list[str]:
     return found
 
 
-def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
+def _effect(
+    reader: Reader, alert: Alert, withdrawn: int | None, actions: list[Action]
+) -> list[str]:
     """Say what came after the alert, from the scores."""
     found = []
     if withdrawn is not None:
@@ -101,8 +110,15 @@ def _effect(reader: Reader, alert: Alert, withdrawn: int | None) -> list[str]:
         then, last = format_score(scores[before[-1]], own["floor"]), max(scores)
         now = format_score(scores[last], own["floor"])
         found.append(f"The score was {then} at the alert, and is {now} at step {last:,}.")
-    outcomes = {o.name: o.sentences for o in conclude(reader).outcomes}
-    return [*found, outcomes.get(shorten(alert.behavior), "")]
+    outcomes = {o.name: o for o in conclude(reader).outcomes}
+    outcome = outcomes.get(shorten(alert.behavior))
+    if outcome is None:
+        return found
+    margins = reader.margins(alert.behavior)
+    saved = averted(alert, withdrawn, actions, margins, own["floor"])
+    if saved is not None and outcome.broke is None and saved.evidence not in outcome.sentences:
+        found.append(saved.evidence)
+    return [*found, outcome.sentences]
 
 
 def _probes_at(reader: Reader, alert: Alert) -> dict[str, Any] | None:
@@ -156,7 +172,22 @@ def describe_probes(reader: Reader, behavior: int, step: int) -> dict[str, Any] 
         "answered": sorted(answers),
         "counts": {kind: len(probes) for kind, probes in groups.items()},
         "groups": {kind: probes[:MAX_PROBES] for kind, probes in groups.items()},
+        "rows": _rows(rows_to_blame(reader, own["name"], at)),
     }
+
+
+def _rows(blame: Blame) -> dict[str, Any]:
+    """Return the rows to blame, and what scored them."""
+    rows = [
+        {
+            "name": row.name,
+            "share": "" if row.share is None else f"{row.share:.1%}",
+            "prompt": row.prompt,
+            "response": row.response,
+        }
+        for row in blame.rows
+    ]
+    return {"sentences": blame.sentences, "rows": rows}
 
 
 def _number(value: float) -> str:

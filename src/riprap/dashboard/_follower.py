@@ -121,7 +121,10 @@ class Follower:
             return {}
         self._next_pages = time.monotonic() + PAGES_REST
         before, self._pages = self._pages, self._find_pages()
-        return {} if self._pages == before else {"pages": self._pages}
+        if self._pages == before:
+            return {}
+        self._conclusion_is_old = True  # it tells what a diagnosis or a preflight has found
+        return {"pages": self._pages}
 
     def _find_pages(self) -> list[tuple[str, str]]:
         """Return place and kind of the run's pages."""

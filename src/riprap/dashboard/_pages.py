@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from riprap._text import PAGE_MARK, PAGE_MARK_WITHIN
+from riprap.record import DIAGNOSIS, PREFLIGHT, folders_of_run
 
 # File → another file that its command writes beside it, and what the page is.
 KINDS = {
-    "preflight.html": ("preflight.json", "preflight"),
-    "report.html": ("diagnosis.json", "diagnosis"),
+    "preflight.html": (PREFLIGHT, "preflight"),
+    "report.html": (DIAGNOSIS, "diagnosis"),
     "audit.html": ("audit.png", "selection audit"),
 }
 # They run no scripts and load nothing, whatever somebody has written into them.
@@ -25,17 +26,12 @@ def pages_of(record: Path) -> dict[str, tuple[str, Path]]:
     Folders that are links are left out. Keys are the pages' places in the run's folder.
     """
     folder = record.parent
-    try:
-        below = (own for own in folder.iterdir() if own.is_dir() and not own.is_symlink())
-        folders = [folder, *sorted(below)]
-    except OSError:
-        return {}
     return {
         str((place / name).relative_to(folder)): (
             kind if place == folder else f"{kind} ({place.name})",
             place / name,
         )
-        for place in folders
+        for place in folders_of_run(folder)
         for name, (beside, kind) in KINDS.items()
         if (place / beside).is_file() and _is_page(place / name)
     }

@@ -11,6 +11,8 @@ death of the writer.
 - `clean_readings`: readings that the record can hold; `ERROR` in place of a malformed one.
 - `detector_name`: name of a detector as it is today, of one that was recorded.
 - `numbers_from_facts`: numbers of an event, those that are not finite as well.
+- `results_of_run`, `load_result`: results of other commands in a run's folder, such as `DIAGNOSIS`;
+  `folders_of_run`: where they lie; `run_of_model`: the run in whose folder a model lies.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
@@ -31,6 +33,15 @@ from riprap.record._reader import (
     events_that_stand,
     withdrawn_alerts,
 )
+from riprap.record._results import (
+    AUDIT,
+    DIAGNOSIS,
+    PREFLIGHT,
+    folders_of_run,
+    load_result,
+    results_of_run,
+    run_of_model,
+)
 from riprap.record._rows import (
     alert_from_row,
     alert_to_row,
@@ -47,14 +58,17 @@ from riprap.record._writer import Writer, expand_time, require_vacant
 
 __all__ = [
     "ANSWERS",
+    "AUDIT",
     "CHECKPOINT",
     "CLEARED",
     "COST",
     "DEFAULT_FLOOR",
+    "DIAGNOSIS",
     "FILE_NAME",
     "GUARD",
     "LOGS",
     "PLAN",
+    "PREFLIGHT",
     "STOP",
     "TRAINING",
     "Reader",
@@ -68,8 +82,10 @@ __all__ = [
     "detector_name",
     "events_that_stand",
     "expand_time",
+    "folders_of_run",
     "forecast_from_json",
     "forecast_to_json",
+    "load_result",
     "load_state",
     "locate_record",
     "margins_at",
@@ -77,6 +93,8 @@ __all__ = [
     "position",
     "records_below",
     "require_vacant",
+    "results_of_run",
+    "run_of_model",
     "save_state",
     "to_dataframe",
     "withdrawn_alerts",

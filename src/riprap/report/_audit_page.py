@@ -14,7 +14,15 @@ from riprap._formatting import format_number
 from riprap._text import shorten
 from riprap.errors import ConfigError
 from riprap.report import _style as style
-from riprap.report._bundle import Head, check_page, render_page, write_page
+from riprap.report._bundle import (
+    Head,
+    asset,
+    check_page,
+    json_for_script,
+    render_page,
+    vega_bundle,
+    write_page,
+)
 from riprap.report._charts import apply_style, save_figure
 
 KIND = "selection audit"  # of the page
@@ -144,15 +152,21 @@ def audit_summary(audit: Audit) -> str:
 
 def audit_figure(audit: Audit) -> alt.HConcatChart:
     """Figure of gradient norms, and of the groups' categories and predicted harm."""
-    panels = [_norms(audit)]
-    if audit.categories:
-        panels.append(_categories(audit))
-    if audit.behaviors:
-        panels.append(_harms(audit))
+    panels = [chart.properties(title=name) for name, chart in audit_panels(audit).items()]
     title = alt.TitleParams(shorten(audit.title), subtitle=audit_summary(audit), fontSize=15)
     chart = alt.hconcat(*panels, spacing=30, title=title).resolve_scale(color="independent")
     figure: alt.HConcatChart = apply_style(chart)
     return figure
+
+
+def audit_panels(audit: Audit) -> dict[str, alt.Chart]:
+    """Return the panels of the figure by their titles."""
+    panels = {"Gradient norms of the rows": _norms(audit)}
+    if audit.categories:
+        panels["Categories of the groups"] = _categories(audit)
+    if audit.behaviors:
+        panels["Predicted harm to behaviors"] = _harms(audit)
+    return panels
 
 
 def _norms(audit: Audit) -> alt.Chart:
@@ -176,7 +190,7 @@ def _norms(audit: Audit) -> alt.Chart:
         y=alt.Y("rows:Q", title="rows"),
         order="order:Q",
         color=alt.Color("which:N", title=None, scale=colors, legend=LEGEND),
-    ).properties(width=300, height=220, title="Gradient norms of the rows")
+    ).properties(width=300, height=220)
 
 
 def _group_axis(audit: Audit) -> alt.Y:
@@ -195,7 +209,7 @@ def _categories(audit: Audit) -> alt.Chart:
         y=_group_axis(audit),
         x=alt.X("share:Q", title="share of rows", axis=alt.Axis(format="%")),
         color=alt.Color("category:N", scale=alt.Scale(scheme="tableau10"), legend=LEGEND),
-    ).properties(width=300, height=220, title="Categories of the groups")
+    ).properties(width=300, height=220)
 
 
 def _harms(audit: Audit) -> alt.Chart:
@@ -209,7 +223,7 @@ def _harms(audit: Audit) -> alt.Chart:
         y=_group_axis(audit),
         x=alt.X("harm:Q", title="mean predicted harm"),
         color=alt.Color("behavior:N", scale=alt.Scale(scheme="dark2"), legend=LEGEND),
-    ).properties(width=280, height=220, title="Predicted harm to behaviors")
+    ).properties(width=280, height=220)
 
 
 def harmful_rows(audit: Audit) -> list[dict[str, str]]:
@@ -263,7 +277,16 @@ def write_audit(audit: Audit, folder: Path) -> tuple[Path, Path]:
         check_page(page, KIND)
         save_figure(audit_figure(audit), image)
         png = base64.b64encode(image.read_bytes()).decode()
-        context = {"audit": audit, "groups": group_rows(audit), "rows": harmful_rows(audit)}
+        panels = {name: apply_style(own) for name, own in audit_panels(audit).items()}
+        context: dict[str, Any] = {
+            "audit": audit,
+            "groups": group_rows(audit),
+            "rows": harmful_rows(audit),
+        }
+        specs = [own.to_dict(validate=False) for own in panels.values()]
+        context |= {"titles": list(panels), "figures": json_for_script(specs)}
+        context |= {"vega": vega_bundle(), "script": asset("page.js")}
+        context |= {"dark": json_for_script(style.DARK)}
         text = render_page("audit.html", _head(audit), image=png, **context)
         write_page(page, KIND, text)
     except OSError as error:

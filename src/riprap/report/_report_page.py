@@ -7,6 +7,7 @@ from typing import Any
 
 from riprap._formatting import format_forecast, format_number
 from riprap._glossary import signal_words
+from riprap.conclusion import Blame, averted
 from riprap.errors import ConfigError
 from riprap.guards import describe_actions
 from riprap.record import Writer
@@ -80,9 +81,10 @@ def _context(run: Run) -> dict[str, Any]:
             for info in run.behaviors
             if info.name in run.broken
         ],
+        "blames": [(name, blame.sentences, _rows(blame)) for name, blame in run.blames.items()],
         "alert_strip": strip,
         "alerts": [
-            _alert(alert, run.withdrawn.get(place))
+            _alert(run, alert, run.withdrawn.get(place))
             for place, alert in sorted(enumerate(run.alerts), key=lambda pair: pair[1].step)
         ],
         "actions": describe_actions(run.actions),
@@ -94,6 +96,7 @@ def _context(run: Run) -> dict[str, Any]:
         "tables": summary.metadata_tables(run),
         "documents": summary.metadata_documents(run),
         "figures": json_for_script(figures),
+        "dark": json_for_script(style.DARK),
         "vega": vega_bundle() if figures else "",
         "last_step": plot_data.last_shown_step(run),
         "script": asset("page.js"),
@@ -141,6 +144,21 @@ def _says_now(probe: BrokenProbe, with_step: bool) -> str:
     return f"{probe.now}{step}"
 
 
+def _rows(blame: Blame) -> list[dict[str, str]]:
+    """Return the table of the rows to blame; columns that no row fills are left out."""
+    rows = [
+        {
+            "row": row.name,
+            "share of the fall": "" if row.share is None else f"{row.share:.1%}",
+            "prompt": row.prompt,
+            "answer to learn": row.response,
+        }
+        for row in blame.rows
+    ]
+    filled = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
+    return [{name: row[name] for name in filled} for row in rows]
+
+
 def _missing(group: summary.MissingReadings) -> dict[str, str]:
     return {
         "status": group.state,
@@ -151,13 +169,18 @@ def _missing(group: summary.MissingReadings) -> dict[str, str]:
     }
 
 
-def _alert(alert: Alert, withdrawn: int | None) -> dict[str, str]:
+def _alert(run: Run, alert: Alert, withdrawn: int | None) -> dict[str, str]:
     causes = [
         f"{signal_words(r.signal)} {'not measured' if r.value is None else format_number(r.value)}"
         for r in alert.readings
         if r.value is not None or r.detail != alert.message
     ]
     until = "" if withdrawn is None else f"; withdrawn at step {withdrawn:,}"
+    own = next((one for one in run.conclusion.outcomes if one.name == alert.behavior), None)
+    if own is not None and own.broke is None:
+        margins = run.margins.get(own.name, {})
+        saved = averted(alert, withdrawn, run.actions, margins, own.floor)
+        until += "" if saved is None else f". {saved.note}"
     return {
         "step": f"{alert.step:,}",
         "behavior": alert.behavior or "the run",

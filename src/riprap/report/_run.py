@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
-from riprap.conclusion import BehaviorOutcome, Conclusion, conclude
+from riprap.conclusion import BehaviorOutcome, Blame, Conclusion, conclude, rows_to_blame
 from riprap.record import (
     COST,
     DEFAULT_FLOOR,
@@ -49,6 +49,7 @@ class Run:
         broken: behavior → probes that passed at the start and fail now.
         withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         cost: what the monitor cost, as its last event of this kind says; empty if there is none.
+        blames: behavior that broke, or about which a warning was raised → rows that did most of it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Run:
     broken: dict[str, list[BrokenProbe]] = field(default_factory=dict)
     withdrawn: dict[int, int] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    blames: dict[str, Blame] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -168,6 +170,12 @@ def load_run(source: str | Path | Writer) -> Run:
         withdrawn = reader.withdrawals()
         behaviors = _behaviors(reader.monitored(), reader.units("margin"))
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
+        warned = {own.behavior for own in alerts if own.level.rank >= Level.WARNING.rank}
+        blames = {
+            shorten(info.name): rows_to_blame(reader, info.name)
+            for info in behaviors
+            if info.name in warned
+        }
     last_steps = [max(series, default=0) for series in read.values()]
     last_steps += [last for _, _, last in missing] + [alert.step for alert in alerts]
     for event in events:
@@ -196,6 +204,7 @@ def load_run(source: str | Path | Writer) -> Run:
         ],
         broken={shorten(name): [*map(_escape_probe, own)] for name, own in broken.items()},
         withdrawn=withdrawn,
+        blames=blames | dict(conclusion.blames),
         cost=next((event["facts"] for event in reversed(events) if event["kind"] == COST), {}),
     )
 

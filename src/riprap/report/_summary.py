@@ -23,6 +23,14 @@ from riprap.report._run import BehaviorInfo, Run
 from riprap.types import Reading
 
 _SHOWN_ELSEWHERE = {"behaviors", "protocol", "protocol_hash", "versions", "seeds", "task"}
+HEADINGS = {  # of facts that the page folds away
+    "alert policy": "Rules by which alerts were raised (the alert policy)",
+    "id": "Identifier of this run",
+    "every": "Longest interval between two evaluations that was asked for, in steps",
+    "longest_gap": "Longest interval between two evaluations that was planned, in steps",
+    "layer": "Part of the model whose output was read as features",
+    "notes": "Configuration and notes that were given with the run",
+}
 COUNTED = {"evaluations": "evaluations without gradients", "refreshes": "with gradients"}
 _HIDDEN = {"started", "ended", "format_version"}  # in the line of progress; version of the file
 
@@ -189,7 +197,9 @@ def metadata_documents(run: Run) -> dict[str, str]:
     shown = _SHOWN_ELSEWHERE | _HIDDEN
     documents |= {key: value for key, value in run.meta.items() if key not in shown}
     return {
-        str(key): json.dumps(value, indent=2, ensure_ascii=False)
+        HEADINGS.get(key, str(key).replace("_", " ")): json.dumps(
+            value, indent=2, ensure_ascii=False
+        )
         for key, value in documents.items()
         if value not in (None, {}, [], "")
     }

@@ -3,12 +3,26 @@
   const AXIS = 76;
   const PANEL = 230;
   const GAP = 14;
-  const figures = JSON.parse(document.getElementById("figures").textContent);
-  const last = JSON.parse(document.getElementById("last").textContent);
+  const read = (name) => JSON.parse(document.getElementById(name)?.textContent ?? "null");
+  const last = read("last");
+  const isDark = matchMedia("(prefers-color-scheme: dark)");
+  const text = document.getElementById("figures").textContent;
+  const legend = [...document.querySelectorAll(".legend i")].map((own) => [own, own.getAttribute("style")]);
+  let figures = colored(text);
   const places = [...document.querySelectorAll(".figure")];
   const options = { actions: false, renderer: "canvas" };
   const views = new Map();
   let range = [0, last];
+
+  function colored(texts) {
+    let found = texts;
+    const dark = isDark.matches ? Object.entries(read("dark")) : [];
+    for (const [light, other] of dark) found = found.replaceAll(`"${light}"`, `"${other}"`);
+    for (const [own, style] of legend) {
+      own.setAttribute("style", dark.reduce((now, [light, other]) => now.replace(light, other), style));
+    }
+    return JSON.parse(found);
+  }
 
   function fitted(place) {
     const copy = structuredClone(figures[Number(place.dataset.figure)]);
@@ -19,6 +33,7 @@
       copy.columns = Math.max(1, Math.min(Number(place.dataset.panels), Math.floor(inside / PANEL)));
       copy.spec.width = Math.min(400, inside / copy.columns - GAP);
     }
+    else if (last === null) { copy.width = width; copy.autosize = { type: "fit", contains: "padding" }; }
     else { copy.width = width - AXIS; copy.padding = { left: AXIS - 16, right: 16, top: 4, bottom: 2 }; }
     return copy;
   }
@@ -57,7 +72,7 @@
       const { view } = await vegaEmbed(place, fitted(place), options);
       views.set(place, view);
       if (isStrip(place)) view.addSignalListener("focus", chosen);
-      else apply(view);
+      else if (last !== null) apply(view);
     }
   }
 
@@ -66,17 +81,24 @@
   }
   for (const more of document.querySelectorAll("details.more")) more.addEventListener("toggle", draw);
 
+  async function redraw() {
+    for (const view of views.values()) view?.finalize();
+    views.clear();
+    await draw();
+    if (last !== null) show(range);
+  }
+
   let width = window.innerWidth;
   let pending;
   window.addEventListener("resize", () => {
     if (window.innerWidth === width) return;
     width = window.innerWidth;
     clearTimeout(pending);
-    pending = setTimeout(() => {
-      for (const view of views.values()) view?.finalize();
-      views.clear();
-      draw();
-    }, 200);
+    pending = setTimeout(redraw, 200);
   });
-  draw().then(() => show(range));
+  isDark.addEventListener("change", () => {
+    figures = colored(text);
+    redraw();
+  });
+  redraw();
 })();

@@ -34,6 +34,7 @@ class SelectionRecord:
         strategy, ratio: the strategy's name, and the fraction of the rows to select.
         scores: scores of the selected rows by name, in the order of `rows`.
         detail: reason why all rows were selected without a choice; else empty.
+        by_id: whether `rows` are row ids.
     """
 
     step: int
@@ -43,6 +44,7 @@ class SelectionRecord:
     ratio: float
     scores: dict[str, list[float]] = field(default_factory=dict)
     detail: str = ""
+    by_id: bool = False
 
     def __repr__(self) -> str:
         chosen = f"{len(self.rows)} of {self.batch_size} rows by {self.strategy}"
@@ -163,6 +165,7 @@ class Selector(metaclass=CheckedCall):
             ratio=self.strategy.effective_ratio(scores, self.ratio),
             scores={n: values.tolist() for n, values in scores.select(rows).by_name().items()},
             detail=detail,
+            by_id=self.row_id is not None,
         )
         self.history.append(record)
         if isinstance(self.log, Path) and rank() == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -159,8 +159,9 @@ class ToyWorld:
         seed: int,
         steps: int,
         monitor: Monitor,
+        after_step: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """Train on a new task while a monitor watches.
+        """Train on a new task while a monitor watches, until it asks to stop.
 
         The monitor records loss and learning rate every `LOSS_EVERY` steps.
         """
@@ -173,6 +174,9 @@ class ToyWorld:
             if step % LOSS_EVERY == 0:
                 rate = optimizer.param_groups[0]["lr"]
                 monitor.log_training(loss=loss, learning_rate=rate)
+            after_step(step)
+            if monitor.should_stop:
+                break
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, task: str) -> float:

@@ -22,7 +22,7 @@ class DiagnoseConfig(StrictModel):
     Attributes:
         base: folder or hub id of the model before fine-tuning.
         tuned: folder or hub id of the model after it, or the folder of a LoRA adapter of `base`.
-        out: folder of the report.
+        out: folder of the report; None: in the folder of the run that made `tuned`, or `diagnosis`.
         behaviors: names of probe sets, or files with your own probes; see `probe_sets.load`.
         refusal_prefixes: first words of the base model's refusals; empty: those of the probe sets.
         n_probes: number of probes per behavior; halved for multiple-choice behaviors, each of whose
@@ -45,7 +45,7 @@ class DiagnoseConfig(StrictModel):
 
     base: str = Field(min_length=1)
     tuned: str = Field(min_length=1)
-    out: Path
+    out: Path | None = None
     behaviors: tuple[str, ...] = Field(default=BEHAVIORS, min_length=1)
     refusal_prefixes: tuple[str, ...] = ()
     n_probes: int = Field(default=16, ge=2 * MIN_PROBES)

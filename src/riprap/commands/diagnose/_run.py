@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from riprap.commands._memory import peak_memory
 from riprap.commands._out import result_folder
-from riprap.commands.diagnose._config import DiagnoseConfig
+from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
 from riprap.commands.diagnose._loading import (
     ADAPTER_CONFIG,
     MergedLoraWeights,
@@ -39,10 +39,18 @@ from riprap.diagnosis import (
     merged_weights,
 )
 from riprap.errors import ConfigError
+from riprap.record import DIAGNOSIS, Reader, run_of_model
 from riprap.report import describe_repair, diagnosis_headline, write_diagnosis
 
-DATA_FILE = "diagnosis.json"
 NO_REPAIRS = "not run: --repairs"
+REPAIRED_BY = {  # by kind of repair
+    "few-shot": f"training on {N_EXAMPLES} of its examples",
+    "replay": f"replaying {N_EXAMPLES} examples of each behavior",
+    "interpolation": "merging with the base model",
+    "interpolation of layers": "merging some layers with those of the base model",
+    "task vector": "subtracting a task vector",
+    "checkpoint": "going back to an earlier checkpoint",
+}
 
 
 def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
@@ -110,6 +118,47 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
     return _write_results(diagnosis, runner.lost, config)
 
 
+def _origin(config: DiagnoseConfig) -> dict[str, Any] | None:
+    """Return which run made the tuned model, and where it lies there; None: no run is known."""
+    tuned = Path(config.tuned).expanduser()
+    run = config.run or run_of_model(tuned)
+    if run is None:
+        return None
+    with Reader(run) as reader:
+        started = reader.meta().get("started")
+    try:
+        place = str(tuned.resolve().relative_to(run.resolve()))
+    except ValueError:
+        place = tuned.name
+    return {"started": started, "checkpoint": place}
+
+
+def restored(diagnosis: Diagnosis) -> dict[str, dict[str, Any]]:
+    """Return what brings each broken behavior back best, by name, as it was measured.
+
+    That is the cheapest repair that brings all behaviors to their floors; without one, the fewest
+    relearned examples that bring this one there, or those that bring back most.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for own in diagnosis.behaviors:
+        if not own.is_broken:
+            continue
+        repair, recovery = diagnosis.cheapest_repair, own.recovery
+        if repair is not None and repair.kind in REPAIRED_BY:
+            how, score = REPAIRED_BY[repair.kind], repair.scores[own.name]
+        else:
+            points = [] if recovery is None else [p for p in recovery.curve if p.source == "own"]
+            points = [point for point in points if math.isfinite(point.score.mean)]
+            if not points:
+                continue
+            enough = [point for point in points if point.score.mean >= own.floor]
+            best = min(enough, key=lambda p: p.count, default=None)
+            best = best or max(points, key=lambda p: p.score.mean)
+            how, score = f"training on {best.count} of its examples", best.score.mean
+        found[own.name] = {"how": how, "score": score}
+    return found
+
+
 def measure_scores(config: DiagnoseConfig, bars: Progress) -> list[BehaviorDiagnosis]:
     """Score the behaviors of the base model in the tuned model; explain and repair nothing.
 
@@ -156,11 +205,17 @@ def _check_paths(config: DiagnoseConfig) -> DiagnoseConfig:
     """Raise a ConfigError for unusable folders before anything slow starts.
 
     Returns:
-        the same with the present time in the place of `{time}` in `out`.
+        the same with the folder that `out` means: its default, or with the present time in the
+        place of `{time}`.
     """
     if config.save_repair is not None and config.save_repair.exists():
         raise ConfigError(f"--save-repair {config.save_repair} already exists; pass a new folder")
-    out = result_folder(config.out, DATA_FILE, "report.html")
+    wanted = config.out
+    if wanted is None:
+        run = run_of_model(Path(config.tuned).expanduser())
+        name = "diagnosis"
+        wanted = Path(name) if run is None else run / f"{name}-{Path(config.tuned).resolve().name}"
+    out = result_folder(wanted, DIAGNOSIS, "report.html")
     if config.run is not None:
         watch_config_of(config.run)
     return config.model_copy(update={"out": out})
@@ -201,10 +256,12 @@ def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
 
 
 def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig) -> dict[str, Any]:
+    assert config.out is not None
     page = write_diagnosis(diagnosis, config.out)
-    data = config.out / DATA_FILE
-    document = json.dumps(to_json(diagnosis), indent=1, allow_nan=False)
-    data.write_text(document + "\n", encoding="utf-8")
+    data = config.out / DIAGNOSIS
+    document = to_json(diagnosis) | {"run": _origin(config), "restored": restored(diagnosis)}
+    text = json.dumps(document, indent=1, allow_nan=False)
+    data.write_text(text + "\n", encoding="utf-8")
     cheapest = diagnosis.cheapest_repair
     is_saved = cheapest is not None and cheapest.strategy is not None
     return {

@@ -39,6 +39,7 @@ class Prepared:
 
     Attributes:
         rows: the rows to score, in the order of `training.rows`.
+        rows_digest: digest of all rows, as the record of the run has it.
         notes: what the data contain, and what the prediction leaves out, in words.
         shown: the first row as stretches of text, and whether they are learned.
     """
@@ -46,6 +47,7 @@ class Prepared:
     training: Training
     behaviors: list[Behavior]
     rows: list[Row]
+    rows_digest: str
     notes: list[str] = field(default_factory=list)
     shown: list[tuple[str, bool]] = field(default_factory=list)
 
@@ -90,7 +92,7 @@ def _make(config: WatchConfig, run: TrainingRun, n_rows: int | None) -> Prepared
             f"the rates of {args.lr_scheduler_type} are not known before: read as constant"
         )
     notes += _left_out(config)
-    rows, batches = _draw(config, run.tokenizer, n_rows)
+    rows, batches, digest = _draw(config, run.tokenizer, n_rows)
     training = Training(
         model,
         unwrap_optimizer(optimizer),
@@ -102,7 +104,7 @@ def _make(config: WatchConfig, run: TrainingRun, n_rows: int | None) -> Prepared
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         max_grad_norm=args.max_grad_norm or None,
     )
-    return Prepared(training, list(run.monitor.behaviors), rows, notes, run.shown)
+    return Prepared(training, list(run.monitor.behaviors), rows, digest, notes, run.shown)
 
 
 def _try_parts(config: WatchConfig, model: nn.Module, behaviors: list[Behavior]) -> None:
@@ -133,15 +135,15 @@ def _left_out(config: WatchConfig) -> list[str]:
 
 def _draw(
     config: WatchConfig, tokenizer: Any, n_rows: int | None
-) -> tuple[list[Row], list[dict[str, Tensor]]]:
-    """Draw rows from which the model learns, and return them and their batches.
+) -> tuple[list[Row], list[dict[str, Tensor]], str]:
+    """Draw rows from which the model learns; return them, their batches and the rows' digest.
 
     Rows of about the same length share a batch, so that little of it is padding.
     """
     training, data = config.training, config.data
     packs = training.passed_on().get("packing")
     encoder = Encoder(tokenizer, None if packs else training.max_length, data.chat_template_kwargs)
-    rows, _ = read_rows(data)
+    rows, summary = read_rows(data)
     chosen: list[tuple[Row, EncodedRow]] = []
     for at in np.random.default_rng(training.seed).permutation(len(rows)).tolist():
         if len(chosen) == n_rows:
@@ -153,4 +155,4 @@ def _draw(
     size = training.per_device_train_batch_size
     parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     batches = [encoder.batch([encoded for _, encoded in part]) for part in parts]
-    return [row for row, _ in chosen], batches
+    return [row for row, _ in chosen], batches, summary.digest

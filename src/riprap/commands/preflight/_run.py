@@ -23,8 +23,9 @@ from riprap.commands.preflight._prepare import Prepared, prepared
 from riprap.commands.watch import WatchConfig
 from riprap.errors import ConfigError
 from riprap.prediction import Predictor, Preflight
+from riprap.record import PREFLIGHT
 
-DATA_FILE, PAGE = "preflight.json", "preflight.html"
+PAGE = "preflight.html"
 MAX_TEXT = 120  # characters of a prompt or a response on the page
 WORST_ROWS = 20
 
@@ -50,7 +51,7 @@ def run_preflight(
     Raises:
         RiprapError: the configuration, the rows, a behavior or the optimizer cannot be used.
     """
-    out = result_folder(out, DATA_FILE, PAGE)
+    out = result_folder(out, PREFLIGHT, PAGE)
     console = Console(file=sys.stderr) if quiet else Console()
     with _stages(console) as (bars, stage), prepared(config, n_rows, stage) as made:
         print_data(config.data.path, made.notes, made.shown, console)
@@ -120,15 +121,19 @@ def _write(found: Preflight, made: Prepared, config: WatchConfig, out: Path) -> 
         int(row.number): (shorten(row.prompt, MAX_TEXT), shorten(row.response, MAX_TEXT))
         for row in made.rows
     }
-    document = found.to_dict() | {
+    document = found.to_dict()
+    worst = {number for one in document["behaviors"].values() for number in one["worst_rows"]}
+    document |= {
+        "rows_digest": made.rows_digest,
+        "texts": {str(number): own for number, own in texts.items() if number in worst},
         "config": config.model_dump(mode="json"),
         "notes": [*made.notes, *found.notes],
     }
-    files = {"numbers": out / DATA_FILE}
+    files = {"numbers": out / PREFLIGHT}
     try:
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, allow_nan=False)
-        (out / DATA_FILE).write_text(text + "\n", encoding="utf-8")
+        (out / PREFLIGHT).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write the prediction to {out}: {error}") from error
     if all(is_installed(module) for module in EXTRAS["report"]):

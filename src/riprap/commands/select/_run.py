@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._scoring import Scorer, model_fingerprint, score_rows
 from riprap.commands.select._store import SCORES, Store, number_columns
 from riprap.errors import ConfigError
+from riprap.record import AUDIT
 from riprap.report import Audit, HarmfulRow, audit_summary, group_rows, write_audit
 
 CHOSEN = "chosen.jsonl"
@@ -84,6 +87,13 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
     result = audit(table, chosen, title, about, config.strategy, config.ratio)
     rows = zip(columns["row"].tolist(), chosen.tolist(), strict=True)
     _write_rows(config, reader, summary.digest, rows, result.most_harmful)
+    worst = [asdict(row) for row in result.most_harmful]
+    taken = compress(reader.rows(), chosen.tolist())
+    digests = {
+        "rows_digest": rows_fingerprint(reader.rows()),
+        "chosen_digest": rows_fingerprint(taken),
+    }
+    _write_audit_data(digests | {"worst": worst}, config.out / AUDIT)
     page, image = write_audit(result, config.out)
     if not quiet:
         print_audit(result, Console())
@@ -95,7 +105,7 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
         "cut": result.truncated,
         "chosen": int(chosen.sum()),
         "groups": [asdict(group) for group in result.groups],
-        "worst": [asdict(row) for row in result.most_harmful],
+        "worst": worst,
     }
 
 
@@ -140,6 +150,15 @@ def _write_rows(
             "another folder by --out"
         )
     partial.replace(config.out / CHOSEN)
+
+
+def _write_audit_data(document: dict[str, Any], file: Path) -> None:
+    """Write what the pages of a run read of the audit: the most harmful rows, and of which data."""
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False)
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error}") from error
 
 
 def print_audit(result: Audit, console: Console) -> None:

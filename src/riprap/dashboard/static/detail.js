@@ -114,7 +114,23 @@ function probeParts(found) {
     own.append(element("summary", {}, `${counts[kind]} ${words}${more}`), probeTable(probes, found));
     parts.push(own);
   });
+  parts.push(element("h3", {}, "Rows to blame for the fall"), element("p", {}, found.rows.sentences));
+  if (found.rows.rows.length) parts.push(rowTable(found.rows.rows));
   return parts;
+}
+
+function rowTable(rows) {
+  const cells = rows.map((own) => element("tr", {},
+    element("td", {}, own.name, own.prompt ? element("p", {}, own.prompt) : null,
+      own.response ? element("p", { class: "answer" }, element("span", { class: "when" }, "answer to learn: "), own.response) : null),
+    element("td", { class: "number" }, own.share)));
+  return table("rows to blame", ["row of the training data", "share of the fall"], cells);
+}
+
+function table(name, head, rows) {
+  const heads = head.map((text) => element("th", { scope: "col" }, text));
+  return element("div", { class: "table", tabindex: "0", role: "region", "aria-label": name },
+    element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
 }
 
 function probeTable(probes, found) {
@@ -128,8 +144,6 @@ function probeTable(probes, found) {
     const before = element("td", { class: "number" }, own.before ?? "");
     return element("tr", {}, first, before, element("td", { class: "number" }, own.margin));
   });
-  const heads = head.map((text) => element("th", { scope: "col" }, text));
-  return element("div", { class: "table", tabindex: "0", role: "region", "aria-label": "probes" },
-    element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows)));
+  return table("probes", head, rows);
 }
 
