@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from launching import write_config
 from riprap.cli._app import app
-from riprap.commands._data import DataConfig, Row, RowReader, load_rows
+from riprap.commands._data import DataConfig, Row, RowReader, load_rows, read_rows
 from riprap.commands.select import SelectConfig, select_rows
 from riprap.commands.select import _scoring as scoring
 from riprap.commands.select import _store as store
@@ -95,6 +95,11 @@ def test_chosen_lines_are_copied_and_the_rest_is_said(model: Path, data: Path) -
     assert "\x1b" not in page and r"yes \x1b[31m" in page
     assert (out / "audit.png").stat().st_size > 5000
     assert not (out / "parts").exists()
+    stored = json.loads((out / "audit.json").read_text())
+    assert stored["worst"] == found["worst"]
+    for name, file in (("rows_digest", data), ("chosen_digest", out / "chosen.jsonl")):
+        _, summary = read_rows(DataConfig(path=str(file)))  # as `riprap watch` reads them
+        assert stored[name] == summary.digest
 
 
 def cut_off(

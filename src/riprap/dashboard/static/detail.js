@@ -45,7 +45,7 @@ export function openAlert(run, alert) {
     const forecast = found.forecast ? [`Forecast of the break: ${found.forecast}.`] : [];
     const parts = [
       ["Signal", found.signal, "No reading is recorded with this alert."],
-      ["Alert", [found.alert, ...forecast, `Detector: ${found.detector}.`], ""],
+      ["Alert", [found.alert, ...forecast, `Detector: ${found.detector.replaceAll("_", " ")}.`], ""],
       ["Action", found.action, "No guard acted while the alert stood."],
       ["Effect", found.effect.filter((text) => text), ""],
     ];
@@ -120,11 +120,12 @@ function probeParts(found) {
 }
 
 function rowTable(rows) {
+  const head = ["row of the training data", ...(rows.some((own) => own.share) ? ["share of the fall"] : [])];
   const cells = rows.map((own) => element("tr", {},
     element("td", {}, own.name, own.prompt ? element("p", {}, own.prompt) : null,
       own.response ? element("p", { class: "answer" }, element("span", { class: "when" }, "answer to learn: "), own.response) : null),
-    element("td", { class: "number" }, own.share)));
-  return table("rows to blame", ["row of the training data", "share of the fall"], cells);
+    head.length > 1 ? element("td", { class: "number" }, own.share) : null));
+  return table("rows to blame", head, cells);
 }
 
 function table(name, head, rows) {
