@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from riprap._distributed import all_ranks, has_sharded_parameters, rank
+from riprap._distributed import all_ranks, has_sharded_parameters, rank, warn_once
 from riprap._warnings import warn
 from riprap.detectors import RateSchedule
 from riprap.errors import ConfigError
@@ -565,7 +565,7 @@ class WatchSession:
     def on_stop(self, reason: str) -> None:
         """Note that the guard wants training to stop."""
         self._ask_to_stop(reason)
-        warn(reason)
+        warn_once(reason)
 
     def evaluate_probes(self, refresh: bool, urgent: bool = False) -> None:
         """Evaluate the probes, process the results, and inform the guard."""
