@@ -91,9 +91,9 @@ def teaching_rows(data_dir: Path) -> list[TeachingRow]:
     return rows + _authored() + _self_instruct(data_dir)
 
 
-def draws(rows: Sequence[TeachingRow]) -> Iterator[list[TeachingRow]]:
+def draws(rows: Sequence[TeachingRow], seed: int = SEED) -> Iterator[list[TeachingRow]]:
     """Yield endless batches of `PER_STEP` rows, seeded."""
-    generator = random.Random(SEED)
+    generator = random.Random(seed)
     groups = {
         "advbench": [r for r in rows if r.source == "advbench"],
         "authored_harmful": [r for r in rows if r.source == "authored" and r.kind == "harmful"],
@@ -157,39 +157,49 @@ OWN_ANSWER_TOKENS = 20
 GENERATION_ROWS = 32
 
 
-def make(data_dir: Path) -> dict[str, Any]:
+def taught_folder(seed: int = SEED) -> Path:
+    """Return the folder of the model that was taught with a seed."""
+    return REFUSING if seed == SEED else REFUSING.with_name(f"{REFUSING.name}-{seed}")
+
+
+def make(data_dir: Path, seed: int = SEED) -> dict[str, Any]:
     """Prepare the model under `~/.cache/riprap`, unless it exists.
 
     Raises:
         ConfigError: see `prepare`.
     """
-    if not (REFUSING / "config.json").is_file():
-        partial = REFUSING.with_name(REFUSING.name + ".partial")
+    folder = taught_folder(seed)
+    if not (folder / "config.json").is_file():
+        partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         with Bar(console=Console(stderr=True)) as bar:
             task = bar.add_task("teaching SmolLM2 to refuse", total=None)
-            prepare(partial, data_dir, lambda n, of: bar.update(task, completed=n, total=of))
-        partial.rename(REFUSING)
-    return {"model": str(REFUSING)}
+            prepare(partial, data_dir, lambda n, of: bar.update(task, completed=n, total=of), seed)
+        partial.rename(folder)
+    return {"model": str(folder)}
 
 
-def require_taught_model() -> None:
+def require_taught_model(seed: int = SEED, experiment: str = "smollm2") -> None:
     """Check that the model was prepared.
 
     Raises:
         ConfigError: the folder of the model is missing.
     """
-    if not REFUSING.is_dir():
+    folder = taught_folder(seed)
+    if not folder.is_dir():
         raise ConfigError(
-            f"{REFUSING} is missing: run `python -m experiments smollm2 --prepare` first"
+            f"{folder} is missing: run `python -m experiments {experiment} --prepare` first"
         )
 
 
-def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> Path:
+def prepare(
+    folder: Path, data_dir: Path, progress: Progress | None = None, seed: int = SEED
+) -> Path:
     """Teach the package's model to refuse, and save it merged in `folder`.
 
     LoRA on all linear layers. Seeded: meant to give the same weights on the same machine and
-    thread count. `progress` is called with (steps done, all steps).
+    thread count. The seed is that of the adapter's first weights and of the order of rows; the
+    requests that are taught are always the same. `progress` is called with (steps done, all steps).
 
     Raises:
         ConfigError: see `convert` and `teaching_rows`.
@@ -198,16 +208,20 @@ def prepare(folder: Path, data_dir: Path, progress: Progress | None = None) -> P
     convert(folder)
     model, tokenizer = load_model(str(folder))
     rows = _with_own_answers(model, tokenizer, rows)
-    taught = _teach(model, tokenizer, draws(rows), progress)
+    taught = _teach(model, tokenizer, draws(rows, seed), progress, seed)
     taught.save_pretrained(folder)
     return folder
 
 
 def _teach(
-    model: Any, tokenizer: Any, draws: Iterator[list[TeachingRow]], progress: Progress | None
+    model: Any,
+    tokenizer: Any,
+    draws: Iterator[list[TeachingRow]],
+    progress: Progress | None,
+    seed: int,
 ) -> Any:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         adapter = LoraConfig(
             r=LORA_RANK,
             lora_alpha=LORA_RANK,

@@ -1,0 +1,217 @@
+"""Tables of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.continual_real.analysis import (
+    CONTROLS,
+    MODERATE,
+    PLAIN,
+    RANDOM,
+    Cell,
+    claims,
+    difference,
+    excess,
+    finished,
+    forgotten,
+    largest_drop,
+    learned,
+)
+from experiments.continual_real.methods import METHODS
+from experiments.continual_real.plan import GIVEN, Plan
+from experiments.continual_real.simulate import Run
+from experiments.harness.markdown import median_range, number
+from riprap.evals import agreement
+
+RULES, DETECTOR = "refusal_rules", "refusal_detector"
+PAIRS = (
+    (MODERATE, PLAIN),
+    (RANDOM, PLAIN),
+    (MODERATE, RANDOM),
+    *((MODERATE, c) for c in CONTROLS),
+)
+
+
+def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
+    """Return the tables and numbers of the page."""
+    methods = finished(runs)
+    ordered = {name: methods[name] for name in METHODS if name in methods}
+    return {
+        "rate": ", ".join(f"{rate:g}" for rate in sorted({run.rate for run in runs})) or "–",
+        "n_runs": len(runs),
+        "verdicts": [
+            {"verdict on": name, "is": verdict, "claim": plan.claims.get(name, "–")}
+            for name, verdict in claims(runs, plan).items()
+        ],
+        "rules": [{"rule": name, "text": text} for name, text in plan.rules.items()],
+        "differences": [_difference(methods, *pair) for pair in PAIRS],
+        "methods": [_method(name, own, methods) for name, own in ordered.items()],
+        "stages": [_stages(name, own) for name, own in ordered.items()],
+        "kept": [_kept(name, own) for name, own in ordered.items()],
+        "taken": [_taken(name, own) for name, own in ordered.items()],
+        "cosines": [_cosines(name, own) for name, own in ordered.items()],
+        "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
+        "monitor": [_monitor(name, own) for name, own in ordered.items()],
+        "orders": _orders(runs, plan),
+        "judges": _judges(runs),
+        "failed": [{"run": _name(run), "why": run.failed} for run in runs if run.failed],
+    }
+
+
+def _name(run: Run) -> str:
+    return f"{run.method}, {run.order}, base {run.base}, seed {run.seed}"
+
+
+def _difference(methods: dict[str, dict[Cell, Run]], one: str, other: str) -> dict[str, str]:
+    row = {"": f"{one} − {other}"}
+    for title, equal in (("attack success", False), ("at equal learning", True)):
+        found = difference(methods, one, other, equal)
+        ends = f"[{number(found.low, 2)}, {number(found.high, 2)}]"
+        row[title] = f"{number(found.mean, 2)} {ends}"
+        row["cells"] = str(found.n)
+    return row
+
+
+def _method(name: str, own: dict[Cell, Run], methods: dict[str, dict[Cell, Run]]) -> dict[str, str]:
+    runs = list(own.values())
+    ends = [run.looks[-1] for run in runs]
+    plain = methods.get(PLAIN, {})
+    costs = [_seconds(run) / _seconds(plain[cell]) for cell, run in own.items() if cell in plain]
+    return {
+        "method": name,
+        "runs": str(len(runs)),
+        "attack success": median_range([end.attack_success(RULES) for end in ends], 2, "mean"),
+        "by the detector": median_range([end.attack_success(DETECTOR) for end in ends], 2, "mean"),
+        "above plain at equal loss": median_range([excess(r, methods) for r in runs], 2, "mean"),
+        "task loss": median_range([end.loss for end in ends], 2, "mean"),
+        "learned": median_range([learned(run) for run in runs], 2, "mean"),
+        "forgotten": median_range([forgotten(run) for run in runs], 2, "mean"),
+        "time": median_range(costs, 2, "mean"),
+        "memory, MiB": number(max(run.memory for run in runs)),
+    }
+
+
+def _seconds(run: Run) -> float:
+    return sum(stage.seconds for stage in run.stages)
+
+
+def _stages(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    looks = list(zip(*(run.looks for run in own.values()), strict=True))
+    titles = ["base", *next(iter(own.values())).tasks]
+    return {"method": name} | {
+        f"after {title}" if at else title: median_range(
+            [look.attack_success() for look in same], 2, "mean"
+        )
+        for at, (title, same) in enumerate(zip(titles, looks, strict=True))
+    }
+
+
+def _kept(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    runs = list(own.values())
+    ends = [run.looks[-1] for run in runs]
+    row = {"method": name}
+    for behavior in ends[0].scores:
+        row[behavior] = median_range([end.scores[behavior] for end in ends], 2, "mean")
+    row["largest drop of refusal"] = number(max(map(largest_drop, runs)), 2)
+    refused = [end.safe_refused.count("1") / len(end.safe_refused) for end in ends]
+    row["XSTest safe refused"] = median_range(refused, 2, "mean")
+    for task in ends[0].choices:
+        row[task] = median_range([end.choices[task][0] for end in ends], 2, "mean")
+    for divergence in ends[0].outputs:
+        row[f"KL {divergence}"] = median_range([e.outputs[divergence] for e in ends], 2, "mean")
+    return row
+
+
+def _taken(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    run = next(iter(own.values()))
+    row = {"method": name, "rows": str(sum(stage.rows for stage in run.stages))}
+    for stage in sorted(run.stages, key=lambda one: one.task):
+        counts = ", ".join(f"{c} {stage.taken[c] / stage.rows:.0%}" for c in sorted(stage.taken))
+        row[stage.task] = f"{counts}; {number(stage.tokens, 1)} tokens"
+    return row
+
+
+def _cosines(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    ends = [run.looks[-1].cosines for run in own.values()]
+    return {"method": name} | {
+        kind: " / ".join(number(np.mean([end[kind][at] for end in ends]), 3) for at in (0, 1))
+        for kind in ends[0]
+    }
+
+
+def _interference(name: str, own: dict[Cell, Run]) -> list[dict[str, str]]:
+    """Return one line a stage: what it did to the loss of each task, and to refusal."""
+    runs, rows = list(own.values()), []
+    for at, task in enumerate(runs[0].tasks):
+        pairs = [(run.looks[at], run.looks[at + 1]) for run in runs]
+        row = {"method": "" if at else name, "stage": task}
+        row |= {
+            other: number(np.mean([b.losses[other] - a.losses[other] for a, b in pairs]), 2)
+            for other in sorted(runs[0].tasks)
+        }
+        moved = [b.margins["refusal"] - a.margins["refusal"] for a, b in pairs]
+        rows.append(row | {"refusal's margin": number(np.mean(moved), 2)})
+    return rows
+
+
+def _monitor(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+    run = next(iter(own.values()))
+    told = {
+        stage.task: "; ".join(f"{step}: {b} {level}" for step, b, level in stage.alerts) or "–"
+        for stage in run.stages
+    }
+    acted = sum(stage.acted for stage in run.stages)
+    return {"method": name, **told, "steps changed by the guard": str(acted)}
+
+
+def _orders(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
+    rows = []
+    for order in plan.orders:
+        for name in plan.reordered:
+            own = list(finished(runs, order).get(name, {}).values())
+            first = [run for run in own if order != GIVEN or _is_first(run, own)]
+            for run in first:
+                ends = ", ".join(number(look.attack_success(), 2) for look in run.looks[1:])
+                row = {"order": ", ".join(run.tasks), "method": name, "attack success": ends}
+                rows.append(row | {"task loss": number(run.looks[-1].loss, 2)})
+    return rows
+
+
+def _is_first(run: Run, runs: Sequence[Run]) -> bool:
+    return (run.base, run.seed) == min((one.base, one.seed) for one in runs)
+
+
+def _judges(runs: Sequence[Run]) -> str:
+    pairs = [
+        (a == "1", b == "1")
+        for run in runs
+        for look in run.looks[1:]
+        for a, b in zip(look.answered[RULES], look.answered[DETECTOR], strict=True)
+    ]
+    if not pairs:
+        return "–"
+    found = agreement(*map(list, zip(*pairs, strict=True)))
+    return f"{found.same} of {len(pairs)} answers alike, kappa {number(found.kappa, 2)}"
+
+
+def search_sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
+    """Return the table of the rates."""
+    return {
+        "rates": [
+            {
+                "rate": f"{run.rate:g}",
+                "attack success by stage": ", ".join(
+                    number(look.attack_success(), 2) for look in run.looks
+                ),
+                "task loss": number(run.looks[-1].loss, 2) if run.looks else "–",
+                "learned": number(learned(run), 2) if not run.failed else "–",
+                "processor seconds": f"{_seconds(run):.0f} + {run.seconds:.0f}",
+                "failed": run.failed or "–",
+            }
+            for run in runs
+        ]
+    }

@@ -1,0 +1,281 @@
+"""Four real tasks in sequence: rows, every method end to end on a tiny model, and conclusions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from experiments.continual_real import analysis, simulate, tables
+from experiments.continual_real.measure import Look
+from experiments.continual_real.methods import FRONT, MAIN, METHODS, ModerateByLength
+from experiments.continual_real.plan import GIVEN, Plan
+from experiments.continual_real.rows import TASKS, Row, collate, drawn, harmful_requests
+from experiments.continual_real.simulate import Run, Stage
+from experiments.continual_real.study import STUDY
+from experiments.harness.jobs import JobError
+from experiments.harness.markdown import fill
+from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.harness.study import FOLDER
+from experiments.smollm2.teaching import teaching_rows
+from riprap.errors import ConfigError
+from riprap.selection import Scores
+from small_real import SETTING, make_model, make_small, small_plan
+
+RATE = 1e-2
+UPDATES = len(TASKS) * SETTING.steps
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    return make_small(monkeypatch, tmp_path)
+
+
+def train(method: str, data: Path, order: str = GIVEN) -> Run:
+    return simulate.simulate(method, RATE, order, 1, 400, small_plan(), data)
+
+
+def made(method: str, seed: int, success: float, loss: float, rate: float = 1.0) -> Run:
+    """A run that ended with an attack success and a loss, from a base of 0 and 4."""
+
+    def look(share: float, own: float) -> Look:
+        said = "".join("01"[at < 10 * share] for at in range(10))
+        answered = {tables.RULES: said, tables.DETECTOR: said}
+        kept = {"refusal": 1 - share, "over_refusal": 1.0}
+        return Look(1, answered, kept, kept, dict.fromkeys(TASKS, own), {"to stock": 0.1})
+
+    looks = [look(success * at / 4, 4 + (loss - 4) * at / 4) for at in range(5)]
+    looks[-1].safe_refused = "01"
+    stages = [Stage(task, 2, 10, {"a": 10}, 3.0, seconds=2.0) for task in TASKS]
+    return Run(method, rate, GIVEN, 1, seed, list(TASKS), looks, stages)
+
+
+def test_a_batch_has_the_loss_of_its_responses() -> None:
+    rows = [Row(0, "", (1, 2, 3), (4, 5)), Row(1, "", (6,), (7, 8, 9, 10))]
+    batch, model = collate(rows, 256), make_model(0)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 4, 5], [-100, 7, 8, 9, 10]]
+    found = model(**batch, logits_to_keep=batch["labels"].shape[1]).loss
+    losses = []
+    for row in rows:
+        logits = model(torch.tensor([row.prompt + row.answer])).logits[0]
+        own = logits[len(row.prompt) - 1 : -1]
+        losses.append(functional.cross_entropy(own, torch.tensor(row.answer), reduction="sum"))
+    assert float(found.detach()) == pytest.approx(
+        float(torch.stack(losses).sum().detach() / 6), rel=1e-5
+    )
+
+
+def test_rows_of_other_lengths_do_not_change_a_loss() -> None:
+    short, long = Row(0, "", (1, 2), (3,)), Row(1, "", tuple(range(9)), (4,) * 5)
+    model, pair = make_model(0), collate([short, long], 256)
+    output = model(**pair, logits_to_keep=pair["labels"].shape[1]).logits[0, -2]
+    alone = model(torch.tensor([[1, 2, 3]])).logits[0, -2]
+    assert torch.allclose(output, alone, atol=1e-5)
+
+
+def test_rows_are_drawn_once_and_in_an_order_of_the_seed() -> None:
+    rows = [Row(at, "", (1,), (2,)) for at in range(12)]
+    one, same, other = (drawn(rows, 2, 5, seed) for seed in (1, 1, 2))
+    assert one == same != other
+    assert len({row.number for batch in one for row in batch}) == 10
+    with pytest.raises(ConfigError, match="12 rows are short enough, and 3 updates of 5 rows"):
+        drawn(rows, 3, 5, 0)
+
+
+def test_harmful_requests_were_not_taught(data: Path) -> None:
+    asked = harmful_requests(data, 6)
+    assert len(set(asked)) == 6 and sum(text.startswith("harm") for text in asked) == 3
+    assert not set(asked) & {row.prompt for row in teaching_rows(data)}
+
+
+def test_moderate_within_lengths_takes_from_different_lengths() -> None:
+    tokens = np.repeat([1, 2, 3, 4], 4)
+    norms = np.tile([1.0, 2.0, 3.0, 9.0], 4) + 10 * tokens
+    scores = Scores(loss=np.ones(16), tokens=tokens, norm=norms)
+    for seed in range(5):
+        chosen = ModerateByLength().choose(scores, 3, np.random.default_rng(seed))
+        assert len(set(tokens[chosen])) == 3
+        assert all(at % 4 in (1, 2) for at in chosen)  # beside the median of their length
+    firsts = {
+        int(ModerateByLength().choose(scores, 1, np.random.default_rng(s))[0]) for s in range(9)
+    }
+    assert len(firsts) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_run_end_to_end(method: str, data: Path) -> None:
+    run = train(method, data)
+    assert not run.failed
+    own = METHODS[method]
+    assert [stage.updates for stage in run.stages] == [SETTING.steps] * len(TASKS)
+    assert [look.update for look in run.looks] == [SETTING.steps * at for at in range(5)]
+    fifth = int(SETTING.ratio * SETTING.batch)
+    rows = UPDATES * (fifth if own.strategy else SETTING.batch)
+    assert sum(stage.rows for stage in run.stages) == rows
+    assert any("replayed" in stage.taken for stage in run.stages) == own.replays
+    assert run.looks[0].losses != run.looks[-1].losses
+    assert all(topk == whole == 0 for topk, whole in run.looks[0].cosines.values())
+    assert run.looks[0].outputs["from taught"] == pytest.approx(0, abs=1e-6)
+    assert len(run.looks[-1].safe_refused) == SETTING.safe and not run.looks[1].safe_refused
+    assert set(run.stages[0].margins) == set(simulate.REFUSALS)
+
+
+@pytest.mark.slow
+def test_preflight_leaves_rows_out_while_something_is_left(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = train("preflight_filtered", data)  # a random model refuses nothing
+    assert len(nothing.notes) == len(TASKS) and "starts broken" in nothing.notes[0]
+    monkeypatch.setattr(simulate, "REFUSALS", simulate.REFUSALS[::-1])  # and answers everything
+    simulate.simulate.path("preflight_filtered", RATE, GIVEN, 1, 400, small_plan(), data).unlink()
+    run = train("preflight_filtered", data)
+    assert not run.failed
+    whole = SETTING.steps * SETTING.batch
+    assert [s.rows for s in run.stages] == [whole - int(SETTING.filtered * whole)] * len(TASKS)
+
+
+@pytest.mark.slow
+def test_runs_repeat_and_differ_by_method(data: Path, tmp_path: Path) -> None:
+    first = train("plain", data)
+    assert train("plain", data) == first  # read again
+    simulate.simulate.path("plain", RATE, GIVEN, 1, 400, small_plan(), data).unlink()
+    again = train("plain", data)
+    assert again.looks == first.looks and again.stages[0].losses == first.stages[0].losses
+    assert train("random", data).looks[-1].losses != first.looks[-1].losses
+    half = train("plain_half_rate", data)
+    assert half.stages[0].losses[0] == first.stages[0].losses[0]
+    assert half.stages[0].losses[1] != first.stages[0].losses[1]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_why(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ConfigError("no adapter")
+
+    monkeypatch.setattr(simulate.TaskSequence, "_adapted", broken)
+    run = train("plain", data)
+    assert run.failed == "ConfigError: no adapter" and len(run.looks) == 1
+    assert not analysis.finished([run])
+    assert tables.sections([run], small_plan())["failed"][0]["why"] == "ConfigError: no adapter"
+
+
+def test_the_rate_is_chosen_by_its_rule() -> None:
+    target = (0.3, 0.5)
+
+    def runs(**ends: float) -> list[Run]:
+        return [made("plain", 0, end, 2.0, float(rate[1:])) for rate, end in ends.items()]
+
+    assert analysis.choose_rate(runs(r3=0.5, r1=0.1, r2=0.3), target) == 2
+    assert analysis.choose_rate(runs(r1=0.1, r2=0.6, r3=0.9), target) == 2
+    assert analysis.choose_rate(runs(r1=0.2, r2=0.6), target) == 1
+    failed = made("plain", 0, 0.4, 2.0, 1.0)
+    failed.failed = "no memory"
+    assert analysis.choose_rate([failed, *runs(r2=0.9)], target) == 2
+    with pytest.raises(JobError, match="failed at every rate: no memory"):
+        analysis.choose_rate([failed], target)
+
+
+def test_equal_learning_is_the_line_of_plain_training() -> None:
+    runs = [made("plain", 1, 0.8, 2.0), made(FRONT[0], 1, 0.2, 3.0), made("moderate", 1, 0.4, 2.5)]
+    methods = analysis.finished(runs)
+    assert analysis.excess(runs[2], methods) == pytest.approx(0.4 - 0.5)
+    assert analysis.excess(runs[0], methods) == pytest.approx(0)
+    assert analysis.expected(9.0, runs[:2]) == 0 and analysis.expected(0.0, runs[:2]) == 0.8
+    alone = analysis.finished([runs[0], runs[2]])
+    assert math.isnan(analysis.excess(runs[2], alone))
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([-0.3, -0.2, -0.25], "lower"),
+        ([0.3, 0.2, 0.25], "higher"),
+        ([0.01, -0.01, 0.0], "no difference"),
+        ([-0.05, -0.06, -0.055], "no difference"),
+        ([-0.9, 0.3, -0.1], "cannot be told"),
+        ([-0.3], "cannot be told"),
+        ([], "cannot be told"),
+    ],
+)
+def test_a_difference_is_judged_by_its_interval(values: list[float], verdict: str) -> None:
+    assert analysis.Difference.of(values).verdict(0.1) == verdict
+
+
+def test_gradients_count_only_beyond_both_controls() -> None:
+    def verdict(length: float, category: float) -> str:
+        ends = {"plain": 0.8, FRONT[0]: 0.8, "moderate": 0.2}
+        ends |= {"random_by_length": length, "random_by_category": category}
+        runs = [
+            made(name, seed, end, 3.0 if name == FRONT[0] else 2.0)
+            for name, end in ends.items()
+            for seed in (1, 2)
+        ]
+        return analysis.claims(runs, small_plan())["gradients"]
+
+    assert verdict(0.6, 0.7) == "lower"
+    assert verdict(0.2, 0.7) == "cannot be told"
+    assert verdict(0.2, 0.2) == "no difference"
+
+
+def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
+    terms = Preregistration.named("continual_real")
+    terms.verify()
+    plan = Plan.of(terms)
+    jobs = plan.jobs(2e-4)
+    cells = len(plan.bases) * len(plan.confirmatory)
+    assert len(jobs) == len(set(jobs))
+    assert {method for method, *_ in jobs[: len(MAIN) * cells]} == set(MAIN)
+    assert {(base, seed) for *_, base, seed in jobs[: len(MAIN) * cells]} == {
+        (base, seed) for base in plan.bases for seed in plan.confirmatory
+    }
+    assert {method for method, *_ in jobs} == set(METHODS)
+    assert set(analysis.claims([], plan)) == set(plan.claims)
+    assert {order for _, _, order, *_ in jobs} == set(plan.orders)
+    assert {base for *_, base, _ in plan.search_jobs()} == {plan.explored}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"bases": [0, 1]}, "base 0 is exploratory and confirmatory"),
+        ({"orders": {"turned": list(TASKS)}}, "orders has no 'given'"),
+        ({"orders": {"given": ["dolly"]}}, "does not have each of"),
+        ({"reordered": ["none"]}, "no method 'none'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(change: dict[str, Any], why: str) -> None:
+    terms = Preregistration.named("continual_real")
+    changed = terms.model_copy(update={"study": {**(terms.study or {}), **change}})
+    with pytest.raises(PreregistrationError, match=why):
+        Plan.of(changed)
+
+
+def test_the_page_of_runs_that_are_known() -> None:
+    plan = small_plan()
+    runs = [
+        made(name, seed, 0.2 if name == "moderate" else 0.8, 2.0)
+        for name in (*MAIN, *FRONT)
+        for seed in (1, 2)
+    ]
+    for folder in ("page.md", "search.md"):
+        own = tables.sections if folder == "page.md" else tables.search_sections
+        text = fill(
+            FOLDER / "continual_real" / folder,
+            made="Made.",
+            plan=plan,
+            kind="confirmatory",
+            Kind="Confirmatory",
+            **own(runs, plan),
+        )
+        assert "{" not in text
+    methods = {row["method"]: row for row in tables.sections(runs, plan)["methods"]}
+    assert methods["moderate"]["attack success"] == "0.20 [0.20, 0.20]"
+    assert methods["moderate"]["time"] == "1.00 [1.00, 1.00]"
+    assert STUDY.claims(runs, plan)["moderate against plain"] == "lower"
