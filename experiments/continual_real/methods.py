@@ -14,7 +14,6 @@ from riprap.behaviors import Behavior
 from riprap.guards import Guard, SelfDistillationBuffer
 from riprap.selection import Scores, Strategy
 from riprap.selection.strategies import Moderate, RandomByLength
-from riprap.selection.strategies._base import within_one_std
 
 BUFFER_ROWS = 8  # old examples in a draw
 
@@ -87,7 +86,7 @@ class ModerateByLength(Moderate):
 
     def choose(self, scores: Scores, count: int, rng: np.random.Generator) -> np.ndarray:
         """See `Strategy.choose`."""
-        candidates = within_one_std(scores)
+        candidates = self.candidates(scores)
         norms = scores.require("norm")
         strata = RandomByLength().strata(scores)[candidates]
         turns = np.empty(len(candidates), int)
