@@ -97,15 +97,17 @@ class Replay(Guard):
         if not math.isfinite(product + square):
             detail = "nothing was done: the step or the gradient on old examples is not finite"
             return Proposal(detail=detail, before=before)
-        lengths = before["norm"] * square**0.5
-        before["cosine"] = product / lengths if lengths > 0 else 0.0
+        norms = before["norm"] * square**0.5
+        before["cosine"] = product / norms if norms > 0 else 0.0
         task, old = (1.0, fraction / (1 - fraction)) if whole else (1 - fraction, fraction)
         if whole and square > 0:
             old *= min(1.0, LONGEST * before["norm"] / square**0.5)
         vector = add([part * task for part in view.vector], replay, old)
         product = task * product + old * square
         after = {"product": product, "norm": float(norm(vector))}
-        detail = f"{fraction:.0%} of the step comes from old examples"
+        lengths = task * before["norm"], old * square**0.5
+        share = lengths[1] / sum(lengths) if any(lengths) else 0.0
+        detail = f"{share:.0%} of the step's length comes from old examples"
         return Proposal(vector, detail, before, after)
 
     def state_dict(self) -> dict[str, Any]:
