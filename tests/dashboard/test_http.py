@@ -24,7 +24,7 @@ from riprap.dashboard._follower import MAX_CHANGES, Follower
 from riprap.dashboard._runs import Runs
 from riprap.dashboard._serve import address_to_open
 from riprap.errors import ConfigError, RecordError
-from riprap.record import FILE_NAME, Reader, Writer
+from riprap.record import FILE_NAME, Reader, Writer, save_result
 from riprap.types import Action, Alert, Forecast, Level, Reading
 
 TOKEN = "correct-horse-battery-staple"
@@ -532,6 +532,38 @@ def test_links_to_pages_stay_true_while_pages_come_and_go(
     assert follower.poll() is None
     assert client.get("/runs/1/pages/a/report.html").status_code == 404
     assert client.get("/runs/1/pages/linked/report.html").status_code == 404
+
+
+def test_a_result_that_changes_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("riprap.dashboard._follower.PAGES_REST", 0.0)
+    monkeypatch.setattr("riprap.dashboard._follower.CONCLUSION_REST", 0.0)
+    run = tmp_path / "run"
+    typical(run, 20).writer.close()
+    result = run / "diagnosis" / "diagnosis.json"
+    save_result({"run": None}, result)
+    follower = Follower(run / "record.sqlite", "1", "run")
+    assert "could not be read" not in follower.view()
+    result.write_text("{")  # the same pages, other results
+    assert (
+        "diagnosis.json could not be read"
+        in json.loads(follower.poll() or "{}")["conclusion"]["limits"]
+    )
+
+
+def test_a_run_with_what_json_cannot_hold_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, follower = follower_of(tmp_path)
+    follower.view()
+    monkeypatch.setattr(
+        "riprap.dashboard._follower.new_rows", lambda *_: {"scores": [float("nan")]}
+    )
+    visit(writer, 40, 1.0)
+    writer.flush()
+    told = json.loads(follower.poll() or "{}")
+    assert "JSON cannot" in told["error"] and told["restart"]
 
 
 def test_a_page_that_goes_while_it_is_read_is_not_found(

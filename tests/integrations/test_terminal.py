@@ -20,6 +20,7 @@ from loops import flat, task, train
 from riprap import AlertPolicy, Behavior, Monitor
 from riprap.integrations.hf import MonitorCallback
 from riprap.integrations.terminal import Terminal
+from riprap.integrations.terminal._table import MAX_REST, LiveTable
 
 pytestmark = pytest.mark.filterwarnings("ignore:riprap. behavior")
 
@@ -133,3 +134,19 @@ def test_two_watches_have_a_table_each(learned: nn.Module, memory: Behavior) -> 
     watch(learned, monitor, 5, 5)
     assert "step 5/5" in written(out) and "step 10/10" in written(out)
     assert written(out).count("steps watched") == 2
+
+
+def test_one_slow_drawing_stops_the_table_for_seconds_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, out = [100.0], console(terminal=True)
+    monkeypatch.setattr("riprap.integrations.terminal._table.time.monotonic", lambda: now[0])
+    with LiveTable(["memory"], 100, out) as table:
+        render = table._render
+        monkeypatch.setattr(table, "_render", lambda: (now.__setitem__(0, now[0] + 2), render())[1])
+        table.update(1, [])  # takes two seconds
+        now[0] += MAX_REST - 1
+        table.update(2, [])
+        before = written(out)
+        assert "2/100" not in before
+        now[0] += 2
+        table.update(3, [])
+        assert "3/100" in written(out)

@@ -271,3 +271,15 @@ def test_a_given_name_goes_before_that_of_the_card(run: Path, tmp_path: Path) ->
         index = yaml.safe_load(file.read_text().split("---")[1])["model-index"]
         assert [own["name"] for own in index] == ["mine", name]
         assert [len(own["results"]) for own in index] == [1, 3]
+
+
+def test_names_of_folders_are_text_in_a_card(run: Path, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)> <!-- riprap: end -->"
+    (run / name).mkdir()
+    (run / name / "diagnosis.json").write_text("{")
+    file = write_card(run, tmp_path / "README.md", "mine")
+    once = file.read_text()
+    assert "could not be read" in once and "onerror" in once
+    assert "<img" not in once and once.count(END) == 1
+    write_card(run, file)
+    assert file.read_text() == once

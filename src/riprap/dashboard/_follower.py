@@ -14,7 +14,7 @@ from riprap._text import escape_control_chars, shorten
 from riprap.dashboard._pages import pages_of
 from riprap.dashboard._snapshot import conclusion_of, new_rows, opened, whole
 from riprap.errors import RecordError
-from riprap.record import Reader, position
+from riprap.record import Reader, position, state_of_results
 
 SETTLED_SECONDS = 2.0  # a file that was written more recently is read even if it looks the same
 MAX_CHANGES = 40  # kept since a view; then the next view is made anew
@@ -48,6 +48,7 @@ class Follower:
         self._next_conclusion = 0.0
         self._conclusion_is_old = False
         self._pages: list[tuple[str, str]] = []
+        self._results: list[tuple[str, int, int]] = []
         self._next_pages = 0.0
 
     def view(self) -> str:
@@ -74,11 +75,13 @@ class Follower:
                 new = self._new_pages()
                 is_due = new or self._is_touched() or self._conclusion_is_due()
                 change = self._change(new) if is_due else None
+                return None if change is None else self._told(change)
             except (RecordError, OSError) as error:
-                change = self._restart() | {"error": escape_control_chars(str(error))}
-            if change is None:
-                return None
-            return _to_json({"key": self.key, "version": self.version} | change)
+                text = escape_control_chars(str(error))
+                return self._told(self._restart() | {"error": text})
+
+    def _told(self, change: Mapping[str, Any]) -> str:
+        return _to_json({"key": self.key, "version": self.version} | dict(change))
 
     def _begin(self) -> None:
         self._signature()
@@ -89,6 +92,7 @@ class Follower:
             facts = {"key": self.key, "name": self.name, "version": self.version}
             self._view = facts | whole(reader, until) | {"conclusion": self._conclusion}
         self._until, self._changes, self._pages = until, [], self._find_pages()
+        self._results = state_of_results(self.file.parent)
         self._inode = self.file.stat().st_ino
 
     def _change(self, pages: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -120,11 +124,11 @@ class Follower:
         if time.monotonic() < self._next_pages:
             return {}
         self._next_pages = time.monotonic() + PAGES_REST
-        before, self._pages = self._pages, self._find_pages()
-        if self._pages == before:
-            return {}
-        self._conclusion_is_old = True  # it tells what a diagnosis or a preflight has found
-        return {"pages": self._pages}
+        before, self._results = self._results, state_of_results(self.file.parent)
+        if self._results != before:
+            self._conclusion_is_old = True  # it tells what a diagnosis or a preflight has found
+        shown, self._pages = self._pages, self._find_pages()
+        return {} if self._pages == shown else {"pages": self._pages}
 
     def _find_pages(self) -> list[tuple[str, str]]:
         """Return place and kind of the run's pages."""
@@ -168,4 +172,12 @@ class Follower:
 
 
 def _to_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    """Write JSON; what cannot be written is an error of this run, not of the page.
+
+    Raises:
+        RecordError: a number is not finite.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except ValueError as error:
+        raise RecordError(f"the run holds what JSON cannot: {error}") from error

@@ -33,14 +33,14 @@ def pages_of(record: Path) -> dict[str, tuple[str, Path]]:
         )
         for place in folders_of_run(folder)
         for name, (beside, kind) in KINDS.items()
-        if (place / beside).is_file() and _is_page(place / name)
+        if _is_page(place / name, place / beside)
     }
 
 
-def _is_page(file: Path) -> bool:
-    """Return whether a file is a page of Riprap, and no link to another file."""
+def _is_page(file: Path, beside: Path) -> bool:
+    """Return whether a file is a page of Riprap with its results beside it, and no link."""
     try:
-        if not file.is_file() or file.is_symlink():
+        if not beside.is_file() or not file.is_file() or file.is_symlink():
             return False
         with file.open(encoding="utf-8", errors="replace") as opened:
             return PAGE_MARK in opened.read(PAGE_MARK_WITHIN)

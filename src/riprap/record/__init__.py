@@ -12,7 +12,8 @@ death of the writer.
 - `detector_name`: name of a detector as it is today, of one that was recorded.
 - `numbers_from_facts`: numbers of an event, those that are not finite as well.
 - `results_of_run`, `load_result`: results of other commands in a run's folder, such as `DIAGNOSIS`;
-  `folders_of_run`: where they lie; `run_of_model`: the run in whose folder a model lies.
+  `folders_of_run`: where they lie; `run_of_model`: the run in whose folder a model lies;
+  `save_result`, `state_of_results`: write one, and see whether any has changed.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
@@ -41,6 +42,8 @@ from riprap.record._results import (
     load_result,
     results_of_run,
     run_of_model,
+    save_result,
+    state_of_results,
 )
 from riprap.record._rows import (
     alert_from_row,
@@ -95,7 +98,9 @@ __all__ = [
     "require_vacant",
     "results_of_run",
     "run_of_model",
+    "save_result",
     "save_state",
+    "state_of_results",
     "to_dataframe",
     "withdrawn_alerts",
 ]

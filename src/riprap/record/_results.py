@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from riprap.errors import RecordError
+from riprap.errors import ConfigError, RecordError
 from riprap.record._layout import FILE_NAME
 
 PREFLIGHT, DIAGNOSIS, AUDIT = "preflight.json", "diagnosis.json", "audit.json"
@@ -25,9 +26,44 @@ def folders_of_run(folder: Path) -> list[Path]:
 
 def results_of_run(folder: Path, name: str) -> list[Path]:
     """Return the files of one kind of results, the newest first; links are left out."""
-    files = [place / name for place in folders_of_run(folder)]
-    found = [file for file in files if file.is_file() and not file.is_symlink()]
-    return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    found = [(changed, file) for file, changed, _ in _found(folder, name)]
+    return [file for _, file in sorted(found, reverse=True)]
+
+
+def state_of_results(folder: Path) -> list[tuple[str, int, int]]:
+    """Return place, time and size of all results about a run: they change when a result does."""
+    names = (PREFLIGHT, DIAGNOSIS, AUDIT)
+    return [(str(file), *facts) for name in names for file, *facts in _found(folder, name)]
+
+
+def _found(folder: Path, name: str) -> list[tuple[Path, int, int]]:
+    """Return each file of that name with its time and size."""
+    found = []
+    for place in folders_of_run(folder):
+        file = place / name
+        try:
+            facts = file.lstat()
+        except OSError:  # there is none, it has just gone, or the folder may not be entered
+            continue
+        if stat.S_ISREG(facts.st_mode):
+            found.append((file, facts.st_mtime_ns, facts.st_size))
+    return found
+
+
+def save_result(document: dict[str, Any], file: Path) -> None:
+    """Write results as JSON, completely or not at all: a live page may read them at any time.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    text = json.dumps(document, indent=1, allow_nan=False)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error}") from error
 
 
 def load_result(file: Path) -> dict[str, Any]:
@@ -52,6 +88,14 @@ def _load(file: Path, changed: int, size: int) -> dict[str, Any]:
 
 
 def run_of_model(model: Path) -> Path | None:
-    """Return the folder of the run in which a model lies; None: it lies in no run's folder."""
-    places = [model.absolute(), *model.absolute().parents][: MAX_ABOVE + 1]
-    return next((folder for folder in places if (folder / FILE_NAME).is_file()), None)
+    """Return the folder of the run in which a model lies; None: it lies in no run's folder.
+
+    A name of the hub is no folder, and lies in no run.
+    """
+    try:
+        if not model.is_dir():
+            return None
+        places = [model.absolute(), *model.absolute().parents][: MAX_ABOVE + 1]
+        return next((folder for folder in places if (folder / FILE_NAME).is_file()), None)
+    except OSError:  # a name that is too long for a file, or a folder that may not be entered
+        return None

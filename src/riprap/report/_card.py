@@ -84,8 +84,8 @@ def card_section(run: Run) -> str:
         *("| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows),
         "",
         "Scores are shares of fixed probes that pass; intervals (Wilson) take the probes as a "
-        f"random sample. {run.conclusion.limits} {FALSE_ALARMS} Alert policy: {_escape(policy)}, "
-        f"`{policy_hash}`. Measured by Riprap over {run.last_step:,} steps.",
+        f"random sample. {_escape(run.conclusion.limits)} {FALSE_ALARMS} Alert policy: "
+        f"{_escape(policy)}, `{policy_hash}`. Measured by Riprap over {run.last_step:,} steps.",
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,8 @@ from riprap.commands._memory import peak_memory
 from riprap.commands._out import result_folder
 from riprap.commands.preflight._prepare import Prepared, prepared
 from riprap.commands.watch import WatchConfig
-from riprap.errors import ConfigError
 from riprap.prediction import Predictor, Preflight
-from riprap.record import PREFLIGHT
+from riprap.record import PREFLIGHT, save_result
 
 PAGE = "preflight.html"
 MAX_TEXT = 120  # characters of a prompt or a response on the page
@@ -130,12 +128,7 @@ def _write(found: Preflight, made: Prepared, config: WatchConfig, out: Path) -> 
         "notes": [*made.notes, *found.notes],
     }
     files = {"numbers": out / PREFLIGHT}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1, allow_nan=False)
-        (out / PREFLIGHT).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write the prediction to {out}: {error}") from error
+    save_result(document, out / PREFLIGHT)
     if all(is_installed(module) for module in EXTRAS["report"]):
         from riprap.report import write_preflight
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from riprap.commands.select._config import SelectConfig
 from riprap.commands.select._scoring import Scorer, model_fingerprint, score_rows
 from riprap.commands.select._store import SCORES, Store, number_columns
 from riprap.errors import ConfigError
-from riprap.record import AUDIT
+from riprap.record import AUDIT, save_result
 from riprap.report import Audit, HarmfulRow, audit_summary, group_rows, write_audit
 
 CHOSEN = "chosen.jsonl"
@@ -93,7 +92,8 @@ def select_rows(config: SelectConfig, quiet: bool = False) -> dict[str, Any]:
         "rows_digest": rows_fingerprint(reader.rows()),
         "chosen_digest": rows_fingerprint(taken),
     }
-    _write_audit_data(digests | {"worst": worst}, config.out / AUDIT)
+    document = {"model": config.model, **digests, "worst": worst}
+    save_result(document, config.out / AUDIT)  # the pages of a run read it
     page, image = write_audit(result, config.out)
     if not quiet:
         print_audit(result, Console())
@@ -150,15 +150,6 @@ def _write_rows(
             "another folder by --out"
         )
     partial.replace(config.out / CHOSEN)
-
-
-def _write_audit_data(document: dict[str, Any], file: Path) -> None:
-    """Write what the pages of a run read of the audit: the most harmful rows, and of which data."""
-    try:
-        text = json.dumps(document, indent=1, allow_nan=False)
-        file.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error}") from error
 
 
 def print_audit(result: Audit, console: Console) -> None:

@@ -20,6 +20,7 @@ from riprap.types import Level
 
 REDRAW_SECONDS = 1 / 8
 REDRAW_REST = 1000  # times as long as the last drawing took
+MAX_REST = 10.0  # seconds: one slow drawing must not stop the table
 COLUMNS: tuple[tuple[str, AlignMethod, int], ...] = (  # heading, side, smallest width
     *(("behavior", "left", 10), ("at step", "right", 5), ("score", "right", 5)),
     *(("margin", "right", 6), ("Δ/step", "right", 6), ("forecast break", "left", 22)),
@@ -122,7 +123,8 @@ class LiveTable:
         began = time.monotonic()
         live.update(self._render(), refresh=True)
         ended = time.monotonic()
-        self._next_drawing = ended + max(REDRAW_SECONDS, REDRAW_REST * (ended - began))
+        rest = min(REDRAW_REST * (ended - began), MAX_REST)
+        self._next_drawing = ended + max(REDRAW_SECONDS, rest)
 
     def _interval(self) -> float:
         """Return the steps between two plain lines: a tenth of the run, or of the steps so far."""
