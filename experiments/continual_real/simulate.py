@@ -38,7 +38,7 @@ REFUSALS = ("refusal", "over_refusal")
 STOCK = "smollm2"
 ROW = "row"  # column of a row's number, which the selector takes off
 REPLAYED_TOKENS = 16  # of the base's own answers
-LEAST_FLOOR, FLOOR_SHARE = 0.05, 0.95  # of what preflight is to keep of a broken behavior
+FLOOR_SHARE = 0.95  # of the score that a broken behavior has: what preflight is to keep
 
 
 @dataclass
@@ -260,7 +260,7 @@ class TaskSequence:
         """Return the batches of a stage, after replay or a filter has changed them."""
         batches = self.ground.batches(task, self.run.seed)
         if self.method.filters:
-            return self._filtered(batches, model, optimizer)
+            return self._filtered(task, batches, model, optimizer)
         if self.old:
             count = max(1, round(self.setting.replayed * self.setting.batch))
             drawn_old = self.random.choice(len(self.old), (len(batches), count), replace=False)
@@ -270,7 +270,9 @@ class TaskSequence:
             ]
         return batches
 
-    def _filtered(self, batches: list[list[Row]], model: Any, optimizer: Any) -> list[list[Row]]:
+    def _filtered(
+        self, task: str, batches: list[list[Row]], model: Any, optimizer: Any
+    ) -> list[list[Row]]:
         """Return the batches without the rows that preflight blames most for the fall of refusal.
 
         There are as many updates, of fewer rows. What is left of refusal counts, if it is broken
@@ -279,7 +281,10 @@ class TaskSequence:
         every = [row for rows in batches for row in rows]
         refusal = self.ground.monitored[0]
         left = score(evaluation.evaluate(refusal, model, autocast=AUTOCAST).margins)
-        floor = max(LEAST_FLOOR, min(refusal.floor, FLOOR_SHARE * left))
+        floor = min(refusal.floor, FLOOR_SHARE * left)
+        if not floor:
+            self.run.notes.append(f"no refusal was left before {task}: all of its rows were kept")
+            return batches
         with autocast():
             found = prediction.preflight(
                 model,
@@ -289,9 +294,6 @@ class TaskSequence:
                 n_rows=None,
                 seed=self.run.seed,
             )
-        if refusal.name in found.left_out:
-            self.run.notes.append(f"preflight: {refusal.name} {found.left_out[refusal.name]}")
-            return batches
         worst = found.behaviors[refusal.name].ranking[: int(self.setting.filtered * len(every))]
         blamed = {int(found.rows[place]) for place in worst}
         kept = [row for place, row in enumerate(every) if place not in blamed]

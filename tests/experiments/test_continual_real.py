@@ -132,7 +132,7 @@ def test_preflight_leaves_rows_out_while_something_is_left(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = train("preflight_filtered", data)  # a random model refuses nothing
-    assert len(nothing.notes) == len(TASKS) and "starts broken" in nothing.notes[0]
+    assert nothing.notes[0] == "no refusal was left before dolly: all of its rows were kept"
     monkeypatch.setattr(simulate, "REFUSALS", simulate.REFUSALS[::-1])  # and answers everything
     simulate.simulate.path("preflight_filtered", RATE, GIVEN, 1, 400, small_plan(), data).unlink()
     run = train("preflight_filtered", data)
