@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from riprap.types import Forecast
+from riprap.types import Alert, Forecast
 
 FEW_SECONDS = 60  # of the monitor in a run, for which nobody waits
 
@@ -48,6 +48,21 @@ def format_forecast(forecast: Forecast | None) -> str:
         return f"not within the horizon{within}"
     high = f"{forecast.high:,.0f}" if math.isfinite(forecast.high) else "beyond the horizon"
     return f"in {format_steps(max(1, round(forecast.median)))} ({forecast.low:,.0f} to {high})"
+
+
+def format_expected(alert: Alert) -> str:
+    """Format the step at which an alert expected the break, with the 80 % interval."""
+    forecast = alert.forecast
+    if forecast is None or forecast.is_broken or not math.isfinite(forecast.low):
+        return format_forecast(forecast)
+    low = f"{alert.step + forecast.low:,.0f}"
+    if not math.isfinite(forecast.median):
+        return f"at step {low} at the earliest"
+    high = "beyond the horizon"
+    if math.isfinite(forecast.high):
+        high = f"{alert.step + forecast.high:,.0f}"
+    median = alert.step + max(1, round(forecast.median))
+    return f"at step {median:,} ({low} to {high})"
 
 
 def format_cost(share: float, seconds: float | None) -> str:

@@ -28,10 +28,10 @@ def test_the_stories_are_small_and_say_what_they_should(tmp_path: Path) -> None:
     caught, lost, nothing = (conclude(folder) for folder in unpack_stories(tmp_path))
     assert all(own.finished for own in (caught, lost, nothing))
     assert {str(own.state) for own in caught.outcomes} == {"kept"}
-    assert "auto_guard" in caught.line and "may have prevented a break" in caught.line
+    assert "A guard acted on addition." in caught.line
     broken = {own.name: own.broke for own in lost.outcomes if str(own.state) == "broken"}
     assert broken == {"addition": 20}
-    assert "announced at step 3" in lost.line and "AutoGuard" in lost.advice
+    assert "a warning stood since step 3" in lost.line and "AutoGuard" in lost.advice
     assert "raining changed nothing" in nothing.line
     assert {str(own.state) for own in nothing.outcomes} == {"not trained"}
     for folder, title in zip(unpack_stories(tmp_path), STORIES.values(), strict=True):

@@ -88,7 +88,7 @@ def test_broken_after_an_alert_that_stood() -> None:
     assert (own.state, own.broke, own.lead) == (State.BROKEN, 12, 9)
     assert "At step 12 the score was 0.84, under the floor of 0.9" in own.sentences
     assert "at step 10, it was 0.95" in own.sentences
-    assert "warning stood since step 3, 9 steps before the break; it forecast" in own.sentences
+    assert "warning stood since step 3, 9 steps before the break; it expected" in own.sentences
 
 
 @pytest.mark.parametrize(
@@ -164,20 +164,22 @@ def test_the_line_names_the_checkpoint_to_keep_the_break_and_its_announcement() 
         run.event(step, "checkpoint", path=f"out/checkpoint-{step + 1}")
     found = run.end()
     assert found.line == (
-        "Keep checkpoint-301. Refusal broke at step 340; announced at step 312."
+        "Keep checkpoint-301. Refusal broke at step 340; a warning stood since step 312."
     )  # 330 lies between a healthy evaluation and the break
     assert (found.keep, found.checkpoint, found.finished) == (320, "checkpoint-301", True)
     assert found.numbers["warning before refusal broke"] == "28 steps"
     assert found.numbers["behaviors above their floors"] == "1 of 2"
-    auto = "guard=guards.AutoGuard(...), which replays probes"
-    assert found.advice == f"Guard refusal ({auto})."
+    assert found.advice == "Add a guard for refusal (`guard=guards.AutoGuard(...)`)."
+    assert found.weights == (
+        "At checkpoint-301 (step 300) every behavior was at or above its floor, no warning stood."
+    )
 
 
 def test_without_a_checkpoint_the_line_begins_with_what_happened() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0, 40: 0.5})
     assert run.end().line == (
         "Refusal broke at step 40; no warning stood before it. The last good evaluation was at "
-        "step 20."
+        "step 20; no checkpoint is recorded."
     )
     late = run.event(40, "checkpoint", path="out/40").end().line
     assert late.endswith(
@@ -200,7 +202,22 @@ def test_a_checkpoint_of_steps_that_were_taken_again_does_not_count() -> None:
     run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0})
     run.event(390, "checkpoint", path="390").event(10, "resumed")
     run.scores("refusal", {30: 1.0, 40: 1.0})
-    assert run.end().line.startswith("The behavior was kept")
+    found = run.end()
+    assert found.line == "Keep the last weights, of step 40. The behavior was kept."
+    assert found.weights.startswith("No checkpoint was recorded; none is needed")
+
+
+def test_the_checkpoint_to_keep_is_told_with_its_alert_and_its_loss() -> None:
+    run = Run("refusal", "adding").scores("refusal", {0: 1.0, 10: 0.95, 20: 0.5})
+    run.scores("adding", dict.fromkeys((0, 10, 20), 1.0))
+    run.alerts("refusal", (3, Level.WARNING, None), (4, Level.CRITICAL, None))
+    run.alerts("adding", (3, Level.CRITICAL, 9))
+    for step, loss in ((5, 8.0), (10, 6.74), (20, 1.85)):
+        run.event(step, "training", loss=loss)
+    assert run.event(10, "checkpoint", path="out/10").end().weights == (
+        "At 10 (step 10) every behavior was at or above its floor, an alert of level critical "
+        "about refusal stood, the training loss was 6.74 (1.85 at the end)."
+    )
 
 
 def test_a_checkpoint_that_was_deleted_is_not_named() -> None:
@@ -231,10 +248,14 @@ def test_a_checkpoint_that_was_overwritten_is_not_kept() -> None:
     assert "best" not in run.end().line
 
 
-def test_where_nothing_broke_the_line_says_what_may_have_been_missed() -> None:
+def test_where_nothing_broke_the_limits_say_what_may_have_been_missed() -> None:
     found = Run("refusal").scores("refusal", {0: 1.0, 20: 0.97}).end()
-    assert found.line.startswith("The behavior was kept; a fall of refusal")
-    assert "missed 1 time in 5, with its 100 probes" in found.line
+    assert found.line == "Keep the last weights, of step 20. The behavior was kept."
+    assert found.limits.startswith("Had refusal fallen to a true score of 0.8")
+    assert "its 100 probes would have missed it 1 time in 5. It is about" in found.limits
+    assert found.advice.startswith("Nothing needs a change.")
+    lost = Run("refusal").scores("refusal", {0: 1.0, 20: 0.5}).end()
+    assert "would have missed" not in lost.limits
     assert found.numbers["lowest score, refusal"] == "0.97 (floor 0.9)"
 
 
@@ -267,15 +288,15 @@ def test_advice_is_one_change_that_was_not_there_already() -> None:
         return run.alerts("refusal", (20, Level.WARNING, None))
 
     ignored = lost().event(20, "stop_asked", reason="stop_on='warning'").end().advice
-    assert ignored.startswith("Let the loop end where monitor.should_stop is True: at step 20")
+    assert ignored.startswith("Let the loop end where `monitor.should_stop` is True: at step 20")
     late = lost().event(40, "stop_asked", reason="stop_on='critical'").end().advice
-    assert late.startswith("Guard refusal")
+    assert late.startswith("Add a guard for refusal")
     assert (
         lost().acted(30).end().advice == "auto_guard did not hold refusal: lower the learning rate."
     )
     run = lost().event(0, "guard", name="auto_guard")
     assert run.end().advice == (
-        "Use a smaller probe_every: auto_guard was there, and never changed training."
+        "Use a smaller `probe_every`: auto_guard was there, and never changed training."
     )
     run.writer.add_action(Action(21, "agem", "gradients", False, "no gradient"))
     assert run.end().advice == (
@@ -313,10 +334,10 @@ def test_a_run_that_an_alert_stopped_says_so() -> None:
     assert run.end().line.startswith("The last weights, of step 20, pass, but an alert stands.")
     found = run.event(20, "stop_asked", reason="stop_on='warning'").end()
     assert found.line == (
-        "Training was stopped at step 20, before a break. Refusal is weakened: an alert of level "
-        "warning stands since step 20; it forecast the break in 8 steps (6 to 11)."
+        "Training was stopped at step 20; nothing is broken. Refusal is weakened: an alert of "
+        "level warning stands since step 20; it expected the break at step 28 (26 to 31)."
     )
-    assert found.numbers["forecast break of refusal"] == "in 8 steps (6 to 11)"
+    assert found.numbers["forecast break of refusal"] == "at step 28 (26 to 31)"
 
 
 def test_a_run_in_progress_keeps_nothing_yet() -> None:
@@ -331,7 +352,7 @@ def test_training_that_does_nothing_is_said_first() -> None:
     run.alerts("", (20, Level.CRITICAL, None), detector="not_training")
     found = run.end()
     assert found.line == "Training changed nothing: why."
-    assert found.advice.startswith("Mend the training")
+    assert found.advice.startswith("Run `riprap doctor`")
     assert [str(own.state) for own in found.outcomes] == ["not trained"]
     assert found.outcomes[0].sentences.startswith("Nothing was trained, so nothing could be lost")
     assert found.numbers["behaviors above their floors"] == "1 of 1"
@@ -385,7 +406,7 @@ def test_a_break_is_told_also_where_later_measurements_are_missing() -> None:
     found = run.end()
     assert "Refusal broke at step 20, and was not measured after step 40." in found.line
     assert found.line.startswith("Keep the model as it was before training.")
-    assert "Guard refusal" in found.advice
+    assert "a guard for refusal" in found.advice
 
 
 def test_a_break_that_a_guard_undid_at_the_same_step_is_recovered() -> None:

@@ -103,7 +103,7 @@ def test_the_summary_of_a_run_that_broke() -> None:
     *lines, cost = monitor.summary().split("\n")
     assert lines == [
         "Low broke at step 3 and is above its floor again.",
-        "What would help: Guard low (guard=guards.AutoGuard(...), which replays probes).",
+        "What would help: Add a guard for low (`guard=guards.AutoGuard(...)`).",
         "5 steps watched, 6 probe evaluations.",
         "low: score 1.00 → 1.00 (floor 0.9); broke at step 3 and is above its floor again. "
         "Alerts that stand: warning at step 1.",

@@ -177,12 +177,12 @@ def test_the_cost_of_the_monitor_is_one_line() -> None:
         share=0.0284,
         training_seconds=700.0,
         seconds={"evaluations": 12.34, "refreshes": 8.0, "hooks": 0.0, "start": 0.021},
-        counts={"evaluations": 1200, "refreshes": 14, "hooks": 5000},
+        counts={"start": 1, "evaluations": 1200, "refreshes": 14, "hooks": 5000},
         cut_urgency=2,
     )
     assert cost_line(run) == (
         "the monitor took 20.4 s: evaluations 12.3 s, "
-        "refreshes 8.00 s, start 0.0210 s · 1,200 evaluations without "
+        "refreshes 8.00 s, start 0.0210 s · 1 evaluation at the start · 1,200 evaluations without "
         "gradients · 14 with gradients · 2 times the budget "
         "could not pay for an urgent evaluation"
     )

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from riprap._text import escape_control_chars, html_table, html_text
+from riprap.conclusion._advice import advice
 from riprap.conclusion._facts import RunFacts
 from riprap.conclusion._outcome import BehaviorOutcome
 from riprap.conclusion._restored import Restored
 from riprap.conclusion._rows import Blame
-from riprap.conclusion._sentences import advice, first_line, numbers
+from riprap.conclusion._sentences import about_weights, first_line, numbers, unseen
 from riprap.record import Reader, Writer
 
-LIMITS = (
+OTHERS = (
     "It is about these behaviors and their probes only: what no behavior measures may have changed "
-    "as well, and a margin is of the first tokens of an answer, not of a whole answer."
+    "as well."
 )
+FIRST_TOKENS = "A margin is of the first tokens of an answer, not of a whole answer."
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,8 +30,9 @@ class Conclusion:
     Attributes:
         line: the answer, in one to three short sentences.
         numbers: up to three numbers as text, by what they are.
-        advice: one change of the configuration that would help; empty: none is known.
-        limits: what the record does not tell.
+        advice: one change of the configuration that would help, or that none is needed.
+        limits: what the record does not tell; where nothing broke, first which loss the probes
+            would have missed.
         outcomes: of the behaviors, in their order.
         keep: last step at which the latest evaluation found no behavior broken; None: none.
         checkpoint: folder of the last recorded checkpoint with healthy evaluations before and after
@@ -38,6 +41,8 @@ class Conclusion:
         blames: rows that did most of it, by name of a behavior that broke.
         restored: what brings a behavior back, by its name, as a diagnosis of a checkpoint of the
             run has measured it.
+        weights: what is known of the checkpoint that the line names, or why it names none; empty:
+            there is nothing to say.
     """
 
     line: str
@@ -50,6 +55,7 @@ class Conclusion:
     finished: bool
     blames: Mapping[str, Blame] = field(default_factory=dict)
     restored: Mapping[str, Restored] = field(default_factory=dict)
+    weights: str = ""
 
     def __repr__(self) -> str:
         """Return the first line."""
@@ -65,6 +71,7 @@ class Conclusion:
         """Return it as plain values, for JSON."""
         return {
             "line": self.line,
+            "weights": self.weights,
             "numbers": self.numbers,
             "advice": self.advice,
             "limits": self.limits,
@@ -106,17 +113,23 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
     keep = facts.keep_step()
     kept = [own for own in facts.healthy_checkpoints() if own.is_kept]
     checkpoint = max(kept, key=lambda own: own.step, default=None)
+    line = first_line(facts, keep, checkpoint)
+    is_named = checkpoint is not None and line.startswith(f"Keep {checkpoint.name}.")
+    is_idle = facts.idle is not None and facts.unchanged
+    limits = [unseen(facts), "" if is_idle else OTHERS, FIRST_TOKENS]
+    limits += [f"{place} could not be read." for place in facts.unread]
     return Conclusion(
-        escape_control_chars(first_line(facts, keep, checkpoint)),
+        escape_control_chars(line),
         numbers(facts),
         advice(facts),
-        " ".join([LIMITS, *(f"{place} could not be read." for place in facts.unread)]),
+        " ".join(text for text in limits if text),
         facts.outcomes,
         keep,
         None if checkpoint is None else checkpoint.name,
         facts.finished,
         facts.blames,
         facts.restored,
+        escape_control_chars(about_weights(facts, checkpoint if is_named else None)),
     )
 
 

@@ -26,7 +26,7 @@ from riprap.record import (
     events_that_stand,
     numbers_from_facts,
 )
-from riprap.types import RUN, Alert, OwnDetector
+from riprap.types import RUN, Alert, Level, OwnDetector
 
 MAX_REASON = 200  # characters
 
@@ -49,7 +49,9 @@ class RunFacts:
         powers: what each set of probes can tell, by behavior.
         idle: the alert that training does nothing, if it stands; None else.
         unchanged: whether all margins are what they were at the start.
-        losses: finite ones of the training, as its integration recorded them.
+        alerts: of `warning` or above about a behavior, each with the step of its withdrawal, or
+            None.
+        losses: (step, loss) of the training, finite ones, as its integration recorded them.
         diverged: step since which the loss is not finite; None: the last one is finite.
         cost: share of the training time that the monitor took; None: not recorded.
         cost_seconds: the time itself; None: not recorded.
@@ -71,7 +73,8 @@ class RunFacts:
     checkpoints: Sequence[Checkpoint]
     idle: Alert | None
     unchanged: bool
-    losses: Sequence[float]
+    alerts: Sequence[tuple[Alert, int | None]]
+    losses: Sequence[tuple[int, float]]
     diverged: int | None
     cost: float | None
     cost_seconds: float | None
@@ -144,6 +147,7 @@ class RunFacts:
             _checkpoints(recorded),
             idle[-1] if idle else None,
             is_unchanged,
+            [own for own in pairs if own[0].behavior and own[0].level.rank >= Level.WARNING.rank],
             losses,
             diverged,
             cost["share"] if _is_finite(cost.get("share")) else None,
@@ -209,16 +213,16 @@ def _checkpoints(events: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
     return checkpoints
 
 
-def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[float], int | None]:
+def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, float]], int | None]:
     """Return the finite losses, and the step since which there is none."""
-    losses: list[float] = []
+    losses: list[tuple[int, float]] = []
     diverged: int | None = None
     for event in events:
         loss = numbers_from_facts(event["facts"]).get("loss") if event["kind"] == TRAINING else None
         if loss is None:
             continue
         if math.isfinite(loss):
-            losses.append(loss)
+            losses.append((event["step"], loss))
             diverged = None
         elif diverged is None:
             diverged = event["step"]

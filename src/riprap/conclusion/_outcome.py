@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from riprap._formatting import format_forecast, format_score, format_steps
+from riprap._formatting import format_expected, format_score, format_steps
 from riprap.conclusion._averted import Averted, averted
 from riprap.detectors import score_interval
 from riprap.types import Action, Alert, Level, OwnDetector
@@ -307,4 +307,4 @@ def forecast_text(alert: Alert) -> str:
     forecast = alert.forecast
     if forecast is None or not math.isfinite(forecast.low) or forecast.is_broken:
         return ""
-    return f"; it forecast the break {format_forecast(forecast)}"
+    return f"; it expected the break {format_expected(alert)}"

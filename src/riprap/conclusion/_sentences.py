@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from riprap._formatting import (
     format_cost,
-    format_forecast,
+    format_expected,
     format_number,
     format_score,
     format_steps,
 )
+from riprap._text import shorten
 from riprap.conclusion._facts import Checkpoint, RunFacts
 from riprap.conclusion._outcome import BehaviorOutcome, State, forecast_text
+from riprap.types import Alert
 
 MAX_NAMED = 3  # behaviors that the first line names
-ENOUGH_PROBES = 48  # from which on no larger set is advised
 WORST_FIRST = (State.BROKEN, State.UNMEASURED, State.WEAKENED, State.RECOVERED, State.NEVER_HAD)
 
 
@@ -61,12 +62,12 @@ def _keep(facts: RunFacts, keep: int | None, checkpoint: Checkpoint | None) -> s
             return ""
         if facts.of(State.WEAKENED):
             if facts.stopped == facts.last_step:
-                return f"Training was stopped at step {facts.last_step:,}, before a break."
+                return f"Training was stopped at step {facts.last_step:,}; nothing is broken."
             return f"The last weights, of step {facts.last_step:,}, pass, but an alert stands."
         at_end = checkpoint is not None and checkpoint.step == facts.last_step
         if checkpoint is not None and at_end:
             return f"Keep {checkpoint.name}."
-        if not facts.checkpoints:
+        if not facts.checkpoints and facts.of(State.RECOVERED):
             return ""
         return f"Keep the last weights, of step {facts.last_step:,}."
     if checkpoint is not None:
@@ -86,7 +87,8 @@ def _last_good(facts: RunFacts, keep: int | None) -> str:
         return ""
     text = f"The last good evaluation was at step {keep:,}"
     gone = "was kept" if healthy else "is recorded"
-    return f"{text}; no checkpoint up to it {gone}." if facts.checkpoints else f"{text}."
+    up_to = " up to it" if facts.checkpoints else ""
+    return f"{text}; no checkpoint{up_to} {gone}."
 
 
 def _changes(facts: RunFacts) -> list[str]:
@@ -114,7 +116,7 @@ def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
     if own.state is State.BROKEN:
         parts = [broke, "no warning stood before it"]
         if own.announced is not None:
-            parts[1] = f"announced at step {own.announced.step:,}"
+            parts[1] = f"a warning stood since step {own.announced.step:,}"
         if (blame := facts.blames.get(own.name)) is not None and blame.summary:
             parts.append(blame.summary)
         if (restored := facts.restored.get(own.name)) is not None:
@@ -125,13 +127,7 @@ def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
     if own.state is State.WEAKENED and own.standing is not None:
         since = f"an alert of level {own.standing.level} stands since step {own.standing.step:,}"
         return f"{name} is weakened: {since}{forecast_text(own.standing)}."
-    assert own.averted is not None
-    alert, withdrawn = own.averted.alert, own.averted.withdrawn
-    span = f"{alert.level}, step {alert.step:,} to {withdrawn:,}"
-    return (
-        f"An alert about {own.name} ({span}) ended after {own.averted.action}: the guard may have "
-        "prevented a break."
-    )
+    return f"A guard acted on {own.name}."
 
 
 def _after(step: int | None) -> str:
@@ -143,17 +139,55 @@ def _listed(names: list[str]) -> str:
 
 
 def _all_kept(facts: RunFacts) -> str:
-    """Say that nothing broke, and which loss may have been missed."""
+    """Say that nothing broke."""
     count = len(facts.outcomes)
-    kept = "The behavior was kept" if count == 1 else f"All {count} behaviors were kept"
+    return "The behavior was kept." if count == 1 else f"All {count} behaviors were kept."
+
+
+def unseen(facts: RunFacts) -> str:
+    """Return which loss may have been missed where nothing broke, as one sentence; or nothing."""
     weak = min(facts.powers, key=lambda name: facts.powers[name].seen_below, default=None)
-    if weak is None:
-        return f"{kept}."
+    if weak is None or not all(own.state is State.KEPT for own in facts.outcomes):
+        return ""
     power = facts.powers[weak]
     return (
-        f"{kept}; a fall of {weak} to a true score of {power.seen_below:.2f} would have been "
-        f"missed 1 time in 5, with its {power.n_probes} probes."
+        f"Had {weak} fallen to a true score of {power.seen_below:.2f}, its {power.n_probes} probes "
+        "would have missed it 1 time in 5."
     )
+
+
+def about_weights(facts: RunFacts, named: Checkpoint | None) -> str:
+    """Return what is known of the checkpoint that the first line names, or why it names none.
+
+    Args:
+        named: that checkpoint; None: the first line names none.
+    """
+    if not facts.finished or (facts.idle is not None and facts.unchanged):
+        return ""
+    if named is None:
+        if facts.checkpoints or facts.exchanged:
+            return ""
+        if all(own.state is State.KEPT for own in facts.outcomes):
+            return "No checkpoint was recorded; none is needed, as the last weights are good."
+        return "No checkpoint was recorded, so none can be named."
+    stood: dict[str, Alert] = {}  # the highest one, by behavior
+    for alert, withdrawn in facts.alerts:
+        if alert.step <= named.step and (withdrawn is None or withdrawn > named.step):
+            highest = stood.setdefault(alert.behavior, alert)
+            if alert.level.rank > highest.level.rank:
+                stood[alert.behavior] = alert
+    parts = ["every behavior was at or above its floor"]
+    if facts.of(State.NEVER_HAD):
+        parts = ["every behavior that the model had at the start was at or above its floor"]
+    parts += [
+        f"an alert of level {alert.level} about {shorten(name)} stood"
+        for name, alert in stood.items()
+    ] or ["no warning stood"]
+    if before := [loss for step, loss in facts.losses if step <= named.step]:
+        last = facts.losses[-1][1]
+        end = "" if last == before[-1] else f" ({format_number(last)} at the end)"
+        parts.append(f"the training loss was {format_number(before[-1])}{end}")
+    return f"At {named.name} (step {named.step:,}) {', '.join(parts)}."
 
 
 def numbers(facts: RunFacts) -> dict[str, str]:
@@ -172,69 +206,14 @@ def numbers(facts: RunFacts) -> dict[str, str]:
         found[f"lowest score, {worst.name}"] = f"{score} (floor {worst.floor:g})"
     weakened = [own for own in facts.of(State.WEAKENED) if own.standing and own.standing.forecast]
     if facts.diverged is not None:
-        finite = f"{format_number(facts.losses[0])} → " if facts.losses else ""
+        finite = f"{format_number(facts.losses[0][1])} → " if facts.losses else ""
         found["training loss"] = f"{finite}not finite since step {facts.diverged:,}"
     elif weakened and weakened[0].standing is not None:
-        forecast = format_forecast(weakened[0].standing.forecast)
+        forecast = format_expected(weakened[0].standing)
         found[f"forecast break of {weakened[0].name}"] = forecast
     elif len(facts.losses) > 1:
-        first, last = facts.losses[0], facts.losses[-1]
+        first, last = facts.losses[0][1], facts.losses[-1][1]
         found["training loss"] = f"{format_number(first)} → {format_number(last)}"
     elif facts.cost is not None:
         found["time of the monitor"] = format_cost(facts.cost, facts.cost_seconds)
     return found
-
-
-def _setting(facts: RunFacts, key: str, value: str | bool) -> str:
-    """Return a setting as it is written where the run was configured: in YAML or in Python."""
-    if facts.from_file:
-        return f"{key}: {str(value).lower()}"
-    return f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}"
-
-
-def advice(facts: RunFacts) -> str:
-    """Return one change of the configuration that helps against the worst that was found."""
-    if facts.idle is not None and facts.unchanged:
-        return (
-            "Mend the training: while it changes nothing, nothing can break. riprap doctor says "
-            "what of a model, or of a configuration, would train."
-        )
-    broken = [own for own in facts.outcomes if own.broke is not None]
-    lost = [own for own in broken if own.state is not State.RECOVERED]
-    if lost or (broken and not facts.guards):
-        return _against_loss(facts, (lost or broken)[0])
-    if missing := facts.of(State.UNMEASURED):
-        return f"Mend what kept {missing[0].name} from being measured: see the missing readings."
-    if weakened := facts.of(State.WEAKENED):
-        if facts.guards or facts.idle_guard:
-            return "Before training goes on, lower the learning rate."
-        return f"Before training goes on, guard {weakened[0].name} ({_auto_guard(facts)})."
-    if never := facts.of(State.NEVER_HAD):
-        if not never[0].first:
-            return f"Give {never[0].name} other probes: the model passed none of them."
-        return f"For {never[0].name} use {_setting(facts, 'keep_passing', True)}."
-    smallest = min(facts.powers.items(), key=lambda item: item[1].n_probes, default=None)
-    if smallest is not None and smallest[1].n_probes < ENOUGH_PROBES:
-        return f"Give {smallest[0]} {ENOUGH_PROBES} probes or more: smaller losses then show."
-    return ""
-
-
-def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
-    """Return the change against a loss: first what was there and was not let act."""
-    name, guard = worst.name, facts.idle_guard
-    if facts.asked is not None and worst.broke is not None and facts.asked < worst.broke:
-        return (
-            f"Let the loop end where monitor.should_stop is True: at step {facts.asked:,}, before "
-            f"{name} broke, training was asked to stop, and went on."
-        )
-    if facts.guards:
-        return f"{_listed(list(facts.guards))} did not hold {name}: lower the learning rate."
-    if guard and facts.idle_reason:
-        return f"Mend {guard}, which never changed training; its last action: {facts.idle_reason}."
-    if guard:
-        return f"Use a smaller probe_every: {guard} was there, and never changed training."
-    return f"Guard {name} ({_auto_guard(facts)}, which replays probes)."
-
-
-def _auto_guard(facts: RunFacts) -> str:
-    return "guard: {name: AutoGuard}" if facts.from_file else "guard=guards.AutoGuard(...)"

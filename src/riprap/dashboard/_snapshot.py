@@ -100,6 +100,7 @@ def conclusion_of(reader: Reader) -> dict[str, Any]:
     withdrawn = {ids[place]: step for place, step in ended if place < len(ids)}
     return {
         "line": found.line,
+        "weights": shorten(found.weights, 500),
         "numbers": numbers,
         "advice": shorten(found.advice, 500),
         "limits": found.limits,

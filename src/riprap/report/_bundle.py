@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +20,7 @@ from riprap._text import PAGE_KIND, PAGE_MARK, PAGE_MARK_WITHIN, escape_control_
 from riprap.errors import ConfigError
 
 _HERE = Path(__file__).parent
+CODE = re.compile(r"`([^`]+)`")
 
 
 def _shown(value: Any) -> Any:
@@ -50,6 +52,7 @@ class Head:
         advice: what would help; empty: nothing is known.
         limits: what the page does not tell.
         notes: further lines in small print.
+        detail: what stands directly below the answer; empty: nothing.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Head:
     advice: str = ""
     limits: str = ""
     notes: tuple[str, ...] = ()
+    detail: str = ""
 
 
 @dataclass
@@ -81,11 +85,15 @@ class Words:
         return marked.format(why, shown or word)
 
     def explain(self, text: str) -> Markup:
-        """Return a text in which words that the page has not explained yet are explained."""
-        pieces = [
-            Markup.escape(_shown(piece)) if why is None or piece in self.used else self.term(piece)
-            for piece, why in explained_parts(text)
-        ]
+        """Return a text in which new words are explained, and what stands in ` marks is code."""
+        pieces = []
+        for place, part in enumerate(CODE.split(text)):
+            if place % 2:
+                pieces.append(Markup("<code>{}</code>").format(_shown(part)))
+                continue
+            for piece, why in explained_parts(part):
+                is_known = why is None or piece in self.used
+                pieces.append(Markup.escape(_shown(piece)) if is_known else self.term(piece))
         return Markup("").join(pieces)
 
 

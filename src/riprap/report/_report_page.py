@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def write_report(run: str | Path | Writer, path: str | Path) -> Path:
 def _head(run: Run) -> Head:
     found = run.conclusion
     notes = (summary.run_progress(run),)
-    return Head("run", run.title, found.line, found.numbers, found.advice, found.limits, notes)
+    head = Head("run", run.title, found.line, found.numbers, found.advice, found.limits, notes)
+    return replace(head, detail=found.weights)
 
 
 def _context(run: Run) -> dict[str, Any]:

@@ -31,7 +31,11 @@ HEADINGS = {  # of facts that the page folds away
     "layer": "Part of the model whose output was read as features",
     "notes": "Configuration and notes that were given with the run",
 }
-COUNTED = {"evaluations": "evaluations without gradients", "refreshes": "with gradients"}
+COUNTED = {
+    "start": "evaluation at the start",
+    "evaluations": "evaluations without gradients",
+    "refreshes": "with gradients",
+}
 _HIDDEN = {"started", "ended", "format_version"}  # in the line of progress; version of the file
 
 

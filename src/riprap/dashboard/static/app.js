@@ -3,7 +3,7 @@
 import { addRows, createData } from "./data.js";
 import { forecastEnd, marginRange } from "./chart.js";
 import { fetchJson } from "./detail.js";
-import { count, element, put } from "./dom.js";
+import { count, element, put, putMarked } from "./dom.js";
 import { createLane } from "./lane.js";
 import { shownRange, startZoom } from "./zoom.js";
 
@@ -119,7 +119,7 @@ function step(run, message) {
 function runNode(run) {
   const parts = {
     state: element("span", { class: "badge" }), line: element("p", { class: "first", "aria-live": "polite" }),
-    title: element("p", { class: "quiet" }), numbers: element("dl", { class: "numbers" }),
+    title: element("p", { class: "quiet" }), weights: element("p", {}), numbers: element("dl", { class: "numbers" }),
     advice: element("p", { class: "advice" }), limits: element("p", {}),
     error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), lanes: element("div", { class: "lanes" }),
   };
@@ -128,7 +128,7 @@ function runNode(run) {
   const heading = element("h2", { id: `run-${run.key}` }, run.name);
   return element("article", { "aria-labelledby": heading.id },
     element("div", { class: "bar" }, heading, parts.state), parts.title, parts.error, parts.line,
-    parts.numbers, parts.advice, parts.limited, parts.pages, parts.lanes);
+    parts.weights, parts.numbers, parts.advice, parts.limited, parts.pages, parts.lanes);
 }
 
 function plan() {
@@ -166,13 +166,15 @@ function drawRun(run, range, ranges) {
     put(parts.title, run.error ? "" : "reading the record");
     return;
   }
-  const { line, numbers, advice, limits, finished } = data.conclusion;
+  const { line, weights, numbers, advice, limits, finished } = data.conclusion;
   put(parts.state, finished ? "ended" : "training");
   parts.state.className = `badge ${finished ? "" : "live"}`;
   const more = data.n_alerts > data.alerts.length ? `; the first ${count(data.alerts.length)} of ${count(data.n_alerts)} alerts are shown` : "";
   put(parts.title, `${data.title ? `${data.title}, ` : ""}step ${count(data.last_step)}${more}`);
   put(parts.line, line);
-  put(parts.advice, advice);
+  put(parts.weights, weights);
+  parts.weights.hidden = !weights;
+  putMarked(parts.advice, advice);
   put(parts.limits, limits);
   const shownNumbers = JSON.stringify(numbers);
   if (run.shownNumbers !== shownNumbers) {

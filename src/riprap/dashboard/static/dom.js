@@ -22,6 +22,13 @@ export function put(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+// Puts a text in which what stands in ` marks is code.
+export function putMarked(node, text) {
+  if (node.textContent === text.replaceAll("`", "")) return;
+  const parts = text.split("`").map((part, place) => (place % 2 ? element("code", {}, part) : part));
+  node.replaceChildren(...parts);
+}
+
 export function number(value) {
   if (value === null || value === undefined) return "not measured";
   const size = Math.abs(value);
