@@ -127,7 +127,7 @@ def test_it_follows_a_run_and_its_alerts_open(chrome: Chrome, tmp_path: Path) ->
         writer.add_event(9, "selection", scores={"harm/refusal": [3.0, 1.0]}, **facts)
         writer.flush()
         chrome.key("Enter")
-        chrome.wait(f"{detail}.includes('1 of 2 learned rows did half of it')")
+        chrome.wait(f"{detail}.includes('1 of 2 learned rows were predicted to do half of it')")
         rows = "[...document.querySelectorAll('[aria-label=\"rows to blame\"] tbody tr')]"
         assert chrome.run(f"{rows}.map((own) => own.innerText.replace(/\\s+/g, ' '))") == [
             "row <b>3 75.0%",

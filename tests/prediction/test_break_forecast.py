@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from riprap.detectors import time_to_floor
+from riprap.detectors import fewest_rows_for, time_to_floor
 from riprap.prediction._break_forecast import (
     DOUBT,
     PACE,
     Course,
-    fewest_rows_for,
 )
 
 

@@ -252,7 +252,7 @@ def test_rows_to_blame_are_shown_or_how_to_get_them(tmp_path: Path) -> None:
     scene.writer.close()
     text = write_report(tmp_path / "run", tmp_path / "page.html").read_text("utf-8")
     shown = Page(text)
-    assert "1 of 2 learned rows did half of it, by their gradients" in shown.text
+    assert "1 of 2 learned rows were predicted to do half of it, at equal learning" in shown.text
     assert "row <b>3" in shown.text and "75.0%" in shown.text and "row <b>3" not in text
-    first = shown.text.index("1 of 2 learned rows did half of it")
+    first = shown.text.index("1 of 2 learned rows were predicted")
     assert first < shown.text.index("Rows to blame")  # the first line has it too

@@ -119,7 +119,7 @@ class RunFacts:
             )
             outcomes.append(judge(course, about, actions))
             if (broke := outcomes[-1].broke) is not None:
-                blames[name] = rows_to_blame(reader, own["name"], broke)
+                blames[name] = rows_to_blame(reader, own["name"], broke, recorded)
             if margins:
                 steps = gap if isinstance(gap, int) and gap > 0 else None
                 first, last = margins[min(margins)], margins[max(margins)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from riprap._text import shorten
+from riprap.behaviors import probe_sets
+from riprap.detectors import fewest_rows_for
 from riprap.errors import RecordError
 from riprap.record import (
     AUDIT,
@@ -23,8 +25,9 @@ from riprap.record import (
 SELECTION = "selection"  # event of the rows from which a step learned
 HARM = "harm/"  # before a behavior's name, among the scores of the rows
 MAX_ROWS = 20
-SAME = ("model", "quantization", "training", "lora")  # settings on which a prediction depends
-DAMAGE = (AttributeError, IndexError, KeyError, RecordError, TypeError, ValueError)
+# Settings on which a prediction depends.
+SAME = ("model", "quantization", "training", "lora", "behaviors")
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecordError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Row:
 
     Attributes:
         name: such as "row 25".
-        share: of the predicted fall of the mean margin by all rows; None: not known.
+        share: of the predicted falls of all rows that lower the mean margin, taken together; None:
+            not known.
         prompt, response: its texts, shortened; empty: not recorded.
     """
 
@@ -60,12 +64,20 @@ class Blame:
     @property
     def sentences(self) -> str:
         """Return origin and summary, to stand under a heading about the fall."""
-        if not self.summary:
-            return self.origin
-        return f"{self.origin} Of the fall, {self.summary}."
+        parts = [self.origin]
+        if self.summary:
+            parts.append(f"Of the fall, {self.summary}.")
+        if any(row.share is not None for row in self.rows):
+            parts.append("Shares are of the falls of all rows that lower it, taken together.")
+        return " ".join(parts)
 
 
-def rows_to_blame(reader: Reader, behavior: str, until: int | None = None) -> Blame:
+def rows_to_blame(
+    reader: Reader,
+    behavior: str,
+    until: int | None = None,
+    events: Sequence[Mapping[str, Any]] | None = None,
+) -> Blame:
     """Return the rows that did most of the fall of a behavior.
 
     The run's own selector scored them at the weights that learned from them, so it comes first;
@@ -74,11 +86,14 @@ def rows_to_blame(reader: Reader, behavior: str, until: int | None = None) -> Bl
     Args:
         behavior: its name in the record.
         until: last step that counts; None: all.
+        events: those of the record, where the caller has read them; None: they are read.
     """
-    if (found := _from_selector(reader, behavior, until)) is not None:
+    found = _from_selector(reader.events() if events is None else events, behavior, until)
+    if isinstance(found, Blame):
         return found
+    without = Blame(f"{found or 'No row was examined:'} {_how_to_get(reader, behavior)}")
     if reader.path is None:
-        return Blame(_how_to_get(reader, behavior))
+        return without
     problems, folder = [], reader.path.parent
     for name, read in ((PREFLIGHT, _from_preflight), (AUDIT, _from_audit)):
         for file in results_of_run(folder, name):
@@ -92,38 +107,76 @@ def rows_to_blame(reader: Reader, behavior: str, until: int | None = None) -> Bl
             problems.append(f"{place} {problem}")
     if problems:
         return Blame(f"The rows are not known: {problems[0]}.")
-    return Blame(_how_to_get(reader, behavior))
+    return without
 
 
 def _how_to_get(reader: Reader, behavior: str) -> str:
-    notes = reader.meta().get("notes")
+    notes, where = reader.meta().get("notes"), ""
     if isinstance(notes, dict) and "rows" in notes:
         command = "riprap preflight CONFIG, before training,"
     else:
-        command = f"riprap select DATA --behaviors {shorten(behavior)} --out RUN/selection"
-    return f"No row was examined: {command} finds the rows that harm it most, and they stand here."
+        probes = behavior
+        if behavior not in {*probe_sets.names(), *probe_sets.public_names()}:
+            probes, where = "PROBES.jsonl", " (PROBES.jsonl is a file of its probes)"
+        command = f"riprap select DATA --model BASE --behaviors {probes} --out RUN/selection"
+    return f"{command} finds the rows that harm it most, and they stand here{where}."
 
 
-def _from_selector(reader: Reader, behavior: str, until: int | None) -> Blame | None:
+def _from_selector(
+    events: Sequence[Mapping[str, Any]], behavior: str, until: int | None
+) -> Blame | str:
+    """Return the rows that the run's selector scored, or why there are none; "": no selector."""
+    # It chooses rows before a step and its event is of the step before. A resumed run takes a step
+    # again: its last event counts.
+    chosen = {own["step"] + 1: own["facts"] for own in events_that_stand(events, SELECTION)}
     falls: dict[str, float] = defaultdict(float)
-    for event in events_that_stand(reader.events(), SELECTION):
-        facts = event["facts"]
+    scored, damaged, by_id = [], 0, True
+    for step, facts in chosen.items():
         try:
-            harms, step = facts["scores"][HARM + behavior], int(facts["step"])
-            names = [_row_name(row, step, bool(facts.get("by_id"))) for row in facts["rows"]]
-            if until is None or step <= until:
-                for name, harm in zip(names, harms, strict=True):
-                    falls[name] += float(harm)
+            harms, is_id = facts["scores"][HARM + behavior], bool(facts.get("by_id"))
         except DAMAGE:
-            continue  # an event of this name that no selector wrote
-    if not falls:
-        return None
+            continue  # its strategy has no harm, or no selector wrote the event
+        try:
+            own = [
+                (_row_name(row, step, is_id), float(harm))
+                for row, harm in zip(facts["rows"], harms, strict=True)
+            ]
+        except DAMAGE:
+            own = []
+        scored.append(step)
+        if until is not None and step > until:
+            continue
+        if not own or not np.isfinite([harm for _, harm in own]).all():
+            damaged += 1
+            continue
+        by_id = by_id and is_id
+        for name, harm in own:
+            falls[name] += harm
+    if falls:
+        return _of_selector(falls, by_id, damaged)
+    if not chosen:
+        return ""
+    if not scored:
+        strategies = {str(own["strategy"]) for own in chosen.values() if "strategy" in own}
+        name = f" {shorten(strategies.pop())}" if len(strategies) == 1 else ""
+        return f"The strategy{name} of the row selection records no harm to {shorten(behavior)}:"
+    if damaged:
+        return "The harm that row selection recorded is not finite:"
+    begins = f"row selection begins at step {min(scored):,}"
+    return f"No row was examined up to step {until:,}: {begins};"
+
+
+def _of_selector(falls: Mapping[str, float], by_id: bool, damaged: int) -> Blame:
     names, values = list(falls), np.array(list(falls.values()))
-    half = _rows_for_half(values)
-    summary = f"{half:,} of {len(names):,} learned rows did half of it, by their gradients"
+    half = fewest_rows_for(0.5, values)
+    counted = "" if by_id else ", counted at each step,"
+    left_out = f" Steps without finite scores are left out: {damaged:,}." if damaged else ""
     return Blame(
-        "Row selection examined these rows when training learned from them.",
-        summary if half is not None else "",
+        f"Row selection examined these rows when training learned from them.{left_out}",
+        ""
+        if half is None
+        else f"{half:,} of {len(names):,} learned rows{counted} were predicted to do half of it, "
+        "at equal learning rates",
         _worst(names, values, {}),
     )
 
@@ -143,6 +196,8 @@ def _from_preflight(
     harm, weights = (
         np.array([value or 0.0 for value in own["rows"][key]]) for key in ("harm", "length")
     )
+    if not np.isfinite(harm * weights).all():
+        raise ValueError("a score is not finite")
     names = [f"row {number:,}" for number in numbers]
     texts = {
         f"row {int(number):,}": (shorten(str(prompt)), shorten(str(response)))
@@ -155,7 +210,7 @@ def _from_preflight(
     blame = Blame(
         f"riprap preflight examined these rows before training ({place}).",
         "" if half is None else f"{half:,} of {scored} were predicted to do half of it",
-        _worst(names, harm * weights, texts),
+        _worst(names, harm * weights, texts, with_shares=own["explained"] is True),
     )
     return blame, ""
 
@@ -195,24 +250,25 @@ def _from_audit(
         )
         for row in worst[:MAX_ROWS]
     )
-    origin = f"riprap select examined these rows on the model before training ({place})."
+    model = document.get("model")
+    on = f" on {shorten(model)}" if isinstance(model, str) and model else ""
+    origin = f"riprap select examined these rows{on} ({place})."
+    if digest is None:
+        origin += " They were not compared with those of the run, of which it recorded nothing."
+    elif digest != document["rows_digest"]:
+        origin += " Their numbers are those in the original data, not in chosen.jsonl."
     return Blame(origin, rows=rows), ""
 
 
 def _worst(
-    names: list[str], falls: np.ndarray, texts: Mapping[str, tuple[str, str]]
+    names: list[str],
+    falls: np.ndarray,
+    texts: Mapping[str, tuple[str, str]],
+    with_shares: bool = True,
 ) -> tuple[Row, ...]:
-    total = float(falls.sum())
+    total = float(falls[falls > 0].sum())
     order = [at for at in np.argsort(-falls, kind="stable")[:MAX_ROWS].tolist() if falls[at] > 0]
     return tuple(
-        Row(names[at], float(falls[at]) / total if total > 0 else None, *texts.get(names[at], ()))
+        Row(names[at], float(falls[at]) / total if with_shares else None, *texts.get(names[at], ()))
         for at in order
     )
-
-
-def _rows_for_half(falls: np.ndarray) -> int | None:
-    """Return how many rows, the worst first, do half of the whole fall; None: nothing falls."""
-    total = falls.sum()
-    if not total > 0:
-        return None
-    return int(np.searchsorted(np.cumsum(np.sort(falls)[::-1]), total / 2) + 1)

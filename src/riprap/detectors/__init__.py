@@ -12,7 +12,13 @@ from riprap.detectors._base import Detector
 from riprap.detectors._betting_test import BettingTest
 from riprap.detectors._calibrate import calibrate, false_alarms, largest_decline, null_histories
 from riprap.detectors._cumulative import CUSUM, PageHinkley
-from riprap.detectors._derived import fitted_trends, score, threshold_margin, time_to_floor
+from riprap.detectors._derived import (
+    fewest_rows_for,
+    fitted_trends,
+    score,
+    threshold_margin,
+    time_to_floor,
+)
 from riprap.detectors._deviation import Deviation
 from riprap.detectors._forecast import ForecastDetector
 from riprap.detectors._history import BehaviorHistory
@@ -49,6 +55,7 @@ __all__ = [
     "Threshold",
     "calibrate",
     "false_alarms",
+    "fewest_rows_for",
     "fitted_trends",
     "history_from_record",
     "largest_decline",

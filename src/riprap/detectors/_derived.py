@@ -142,3 +142,15 @@ class Derived:
         if self.first_under in kept._evaluated:
             kept.first_under = self.first_under
         return kept
+
+
+def fewest_rows_for(share: float, falls: np.ndarray) -> int | None:
+    """Return how many rows, the worst first, do a share of the whole fall; None if nothing falls.
+
+    Args:
+        falls: fall of the mean margin by each row, negative where it rises, shape (rows,).
+    """
+    total = falls.sum()
+    if total <= 0:
+        return None
+    return int(np.searchsorted(np.cumsum(np.sort(falls)[::-1]), share * total) + 1)

@@ -103,18 +103,6 @@ def measured_slopes(sums: Sequence[float], margins: Sequence[Array]) -> Array:
     return fitted_trends(np.asarray(sums), np.asarray(margins), OWN)
 
 
-def fewest_rows_for(share: float, falls: Array) -> int | None:
-    """Return how many rows, the worst first, do a share of the whole fall; None if nothing falls.
-
-    Args:
-        falls: fall of the mean margin by each row, negative where it rises, shape (rows,).
-    """
-    total = falls.sum()
-    if total <= 0:
-        return None
-    return int(np.searchsorted(np.cumsum(np.sort(falls)[::-1]), share * total) + 1)
-
-
 def without_rows(weights: Array, rows: Sequence[int] | Array) -> Array:
     """Return the weights with those of some rows set to 0."""
     kept = weights.astype(float).copy()

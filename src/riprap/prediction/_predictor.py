@@ -15,13 +15,12 @@ from torch import Tensor
 from riprap._checks import check_count
 from riprap._formatting import format_steps
 from riprap.behaviors import Behavior, require_behaviors
-from riprap.detectors import score
+from riprap.detectors import fewest_rows_for, score
 from riprap.errors import ConfigError
 from riprap.evaluation import calibrate, evaluate, loss_gradient
 from riprap.linalg import Vector, clone, dot
 from riprap.prediction._break_forecast import (
     Course,
-    fewest_rows_for,
     measured_slopes,
     without_rows,
 )

@@ -172,7 +172,7 @@ def load_run(source: str | Path | Writer) -> Run:
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
         warned = {own.behavior for own in alerts if own.level.rank >= Level.WARNING.rank}
         blames = {
-            shorten(info.name): rows_to_blame(reader, info.name)
+            shorten(info.name): rows_to_blame(reader, info.name, events=events)
             for info in behaviors
             if info.name in warned
         }
