@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,26 @@ def test_an_alert_is_logged_once_when_a_level_rises(caplog: pytest.LogCaptureFix
     assert said == [f"step {step}, {level}" for step, level in expected]
     assert all(record.levelno == logging.WARNING for record in caplog.records)
     assert len(monitor.alerts) > len(told)  # the record keeps every raise
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.5, "broken: score 0.00 is under its floor 0.90"), (float("nan"), "not finite")],
+)
+def test_a_break_is_told_although_a_critical_alert_stands(
+    value: float, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = AlertPolicy(name="t", detectors=[below(1.0, Level.CRITICAL)])
+    turn(Monitor([reading()], policy=policy, probe_every=1), [2, 0.5, value, value, 0.5])
+    said = [line for line in lines(caplog) if ", critical: " in line]
+    assert [line[:26] for line in said] == [f"riprap: step {at}, critical: " for at in (1, 2)]
+    assert text in said[1]
+
+
+def test_a_break_that_an_alert_tells_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    policy = AlertPolicy.parse({"name": "t", "detectors": [{"kind": "forecast"}]}, "here")
+    turn(Monitor([reading()], policy=policy, probe_every=1), [2, 2, -0.5, -0.6])
+    assert sum("broken" in line for line in lines(caplog)) == 1
 
 
 def test_two_levels_at_once_are_told_as_the_higher() -> None:
@@ -125,8 +146,9 @@ def test_the_summary_says_what_a_guard_did(learned: nn.Module, memory: Behavior)
 def test_what_starts_below_its_floor_is_not_broken() -> None:
     policy = AlertPolicy(name="t", detectors=[below(1.0, Level.WARNING)])
     monitor = Monitor([reading("lost", -5.0), reading("kept")], policy=policy, probe_every=1)
-    with pytest.warns(UserWarning, match=r"starts below its floor: 0\.00 < 0\.90"):
+    with pytest.warns(UserWarning, match=r"starts below its floor: 0\.00 < 0\.90") as caught:
         turn(monitor, [2, 1.5])
+    assert {Path(one.filename).name for one in caught} == {"dial.py"}  # the caller's line
     assert monitor.broken() == {"lost": None, "kept": None}
     assert monitor.below_floor() == {"lost": 0.0}
     assert (

@@ -20,7 +20,7 @@ from riprap.detectors._derived import (
     time_to_floor,
 )
 from riprap.detectors._deviation import Deviation
-from riprap.detectors._forecast import ForecastDetector
+from riprap.detectors._forecast import ForecastDetector, describe_broken
 from riprap.detectors._history import BehaviorHistory
 from riprap.detectors._policy import AlertPolicy, AnyDetector
 from riprap.detectors._power import Power, score_interval
@@ -54,6 +54,7 @@ __all__ = [
     "SlopeDetector",
     "Threshold",
     "calibrate",
+    "describe_broken",
     "false_alarms",
     "fewest_rows_for",
     "fitted_trends",

@@ -80,10 +80,10 @@ class Announcer:
             fell = "the alert is withdrawn" if left is None else f"the alert level fell to {left}"
             self.note(f"step {step}: {behavior}: {fell}")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, critical: bool = False) -> None:
         """Say one line that is no alert."""
         if not self._quiet:
-            say(text)
+            say(text, Level.CRITICAL if critical else None)
 
     def forget(self) -> None:
         """Tell of all levels again, after earlier weights were restored."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from riprap._distributed import all_ranks, has_sharded_parameters, rank, warn_once
 from riprap._warnings import warn
-from riprap.detectors import RateSchedule
+from riprap.detectors import RateSchedule, describe_broken
 from riprap.errors import ConfigError
 from riprap.guards import Guard
 from riprap.linalg import Vector, to_local
@@ -193,7 +193,7 @@ class WatchSession:
         run.meter.count_step()
         if self.probe_runner.autocast is not None and (text := self.probe_runner.autocast.settle()):
             run.record.add_event(run.step, "autocast", {"text": text})
-            warn(text, stacklevel=3)
+            warn(text)
         self.check.note_step()
         if self.reads_each_step or run.step - self._last_read >= run.schedule.read_every:
             self.read_update()
@@ -289,20 +289,33 @@ class WatchSession:
         new = run.tracker.own_alert(alert, active=bool(text))
         if new and detector == OwnDetector.UNWATCHED_CHANGE:
             run.record.add_readings([reading])
-            warn(text, stacklevel=3)
+            warn(text)
         run.tracker.alerts += new
         self._publish(new)
 
-    def _publish(self, alerts: Sequence[Alert]) -> None:
-        """Record new alerts, tell of them, and ask training to stop if they are serious enough."""
+    def _publish(self, alerts: Sequence[Alert]) -> list[Alert]:
+        """Record new alerts, tell of those that rise, and ask training to stop if they say so."""
         run = self.run
         for alert in alerts:
             run.record.add_alert(alert)
-        for alert in run.announcer.tell(list(alerts)):
+        told = run.announcer.tell(list(alerts))
+        for alert in told:
             run.trackers.alert(alert)
             serious = run.stop_level is not None and alert.level.rank >= run.stop_level.rank
             if serious and run.stop_reason is None:
                 self._ask_to_stop(f"stop_on={str(run.stop_level)!r}: {alert}")
+        return told
+
+    def _tell_breaks(self, told: Sequence[Alert]) -> None:
+        """Tell of behaviors that broke just now, unless an alert told of it just now."""
+        run = self.run
+        for name, history in run.tracker.histories.items():
+            if history.broken_at != run.step:
+                continue
+            diverged = history.diverged_step == run.step
+            text = "margins are not finite" if diverged else describe_broken(history)
+            if not any(alert.behavior == name and text in alert.message for alert in told):
+                run.announcer.note(f"step {run.step}, critical: {name}: {text}", critical=True)
 
     def _ask_to_stop(self, reason: str) -> None:
         self.run.stop_reason = reason
@@ -351,7 +364,7 @@ class WatchSession:
         if left and not self._told_frozen:
             self._told_frozen = True
             text = f"{left} tensors left training before step {step + 1}; their updates are 0"
-            warn(text, stacklevel=3)
+            warn(text)
 
     def _take_up(self, joined: list[Tensor], resized: list[Tensor]) -> None:
         """Watch parameters that have joined training or changed their shape.
@@ -389,7 +402,7 @@ class WatchSession:
                 text = (
                     f"{len(own)} tensors {what} before step {run.step + 1}; they are watched from "
                 )
-                warn(text + "that step on", stacklevel=3)
+                warn(text + "that step on")
 
     @property
     def _guard_needs_gradients(self) -> bool:
@@ -523,7 +536,7 @@ class WatchSession:
                 "(another checkpoint, averaged weights, or steps that were not watched): the last "
                 "readings, final_margin and final_score, are of the changed weights"
             )
-            warn(text, stacklevel=3)
+            warn(text)
         run.record.add_event(run.step, "weights_replaced", {"text": text})
         for name, history in run.tracker.histories.items():
             if history.steps and history.step < run.step:
@@ -546,7 +559,7 @@ class WatchSession:
         reading = Reading(self.run.step, RUN, "step", state=ReadingStatus.NOT_RUN, detail=text)
         self.run.record.add_readings([reading])
         self.run.notes.append(text)
-        warn(text, stacklevel=3)
+        warn(text)
 
     def on_restore(self, step: int) -> None:
         """Start afresh after the weights of an earlier step were restored.
@@ -627,7 +640,7 @@ class WatchSession:
         run.record.add_readings(forecasts)
         run.trackers.log(run.tracker.metrics(), run.step)
         self._publish_withdrawals()
-        self._publish(alerts)
+        self._tell_breaks(self._publish(alerts))
         if counts:
             self._raise_own(OwnDetector.NOT_TRAINING, self.check.problem)
             self._raise_own(OwnDetector.UNWATCHED_CHANGE, self._unwatched)
@@ -652,7 +665,7 @@ class WatchSession:
         facts = {"steps": None} if run.plan is None else run.plan.facts()
         run.record.add_event(run.step, PLAN, facts | {"text": text})
         run.notes.append(text)
-        warn(text, stacklevel=3)
+        warn(text)
 
     @property
     def _ranks_evaluate_together(self) -> bool:
@@ -664,7 +677,7 @@ class WatchSession:
         lost = {name: t for name, t in runner.gradient_failures.items() if name in runner.failures}
         for name, text in runner.failures.items():
             run.record.add_readings([missing_margin(run.step, name, ReadingStatus.ERROR, text)])
-            warn(f"could not evaluate {name!r}: {text}", stacklevel=3)
+            warn(f"could not evaluate {name!r}: {text}")
         for name, text in runner.gradient_failures.items():
             if name in lost:
                 continue
@@ -673,7 +686,7 @@ class WatchSession:
             )
             run.record.add_readings([reading])
             if self._gradient_failures.get(name) != text:
-                warn(f"no protected gradient of {name!r}, margins only: {text}", stacklevel=3)
+                warn(f"no protected gradient of {name!r}, margins only: {text}")
         self._gradient_failures = dict(runner.gradient_failures)
 
 
