@@ -29,13 +29,13 @@ def rank() -> int:
     return 0  # a RANK without other ranks is left over from somewhere else
 
 
-def warn_once(text: str, stacklevel: int = 2) -> None:
+def warn_once(text: str) -> None:
     """Warn on the first rank only, of what all ranks see alike.
 
     What one rank alone may see is for `warn`: the record is written by the first rank.
     """
     if rank() == 0:
-        warn(text, stacklevel + 1)
+        warn(text)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

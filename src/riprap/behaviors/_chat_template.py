@@ -116,7 +116,6 @@ class ChatTemplate:
             warn(
                 f"the chat template lets the model think first; {what}, so that probes "
                 "stand where the answer begins",
-                stacklevel=2,
             )
 
 

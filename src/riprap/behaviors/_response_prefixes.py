@@ -103,5 +103,4 @@ def warn_ambiguous_prefixes(tokenizer: Any, name: str, prefixes: Sequence[Row]) 
         warn(
             f"behavior {name!r}: a response prefix {why}; such responses cannot be told "
             "apart: give the prefix with more words",
-            stacklevel=4,
         )

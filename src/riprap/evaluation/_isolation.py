@@ -135,7 +135,6 @@ def _keep_in_training(model: nn.Module, moved: list[nn.Module]) -> bool:
         f"{name or 'the model'} ({type(model.get_submodule(name)).__name__}) replaces its "
         "parameters in evaluation mode; they were put back, and it stays in training mode while "
         "probes are evaluated",
-        stacklevel=2,
     )
     return True
 

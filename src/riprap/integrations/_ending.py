@@ -105,5 +105,4 @@ def warn_without_steps(monitor: Monitor, before: int, taken: int) -> None:
         warn(
             f"training took {taken} steps, and the monitor saw none: the trainer does not call "
             "step() of the optimizer that it passes to its callbacks",
-            stacklevel=3,
         )

@@ -27,13 +27,12 @@ def save_monitor_state(monitor: Monitor, folder: Path, model: nn.Module) -> bool
         warn(
             f"the trainer wrote no checkpoint {folder}, so the monitor's state of this step is "
             "not saved",
-            stacklevel=4,
         )
         return False
     try:
         save_state(folder / _file_name(per_rank), own)
     except RecordError as error:  # a failing monitor must not stop training
-        warn(str(error), stacklevel=4)
+        warn(str(error))
     return True
 
 
@@ -62,7 +61,6 @@ def miss_state(monitor: Monitor, checkpoint: str, callback: str) -> None:
         )
     warn(
         f"{text}: losses before this step are unknown, and monitoring starts here; {advice}",
-        stacklevel=4,
     )
 
 

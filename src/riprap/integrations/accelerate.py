@@ -90,7 +90,7 @@ class MonitorTracker(GeneralTracker):
         if wrong is not None and not self._has_warned:
             self._has_warned = True
             text = f"accelerator.log got {wrong}={shown(values[wrong])}, which is no number"
-            warn(f"{text}: such values are not in the record", stacklevel=4)
+            warn(f"{text}: such values are not in the record")
         if found and self.monitor.watching:
             self.monitor.log_training(**found)
 

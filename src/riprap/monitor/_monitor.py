@@ -417,7 +417,7 @@ class Monitor(metaclass=CheckedCall):
         if self._watched_model.has_changed():
             text = "the weights changed between two watches: that change was not watched"
             self._run.record.add_event(self.step, "weights_replaced", {"text": text})
-            warn(text, stacklevel=5)
+            warn(text)
 
     def end(self) -> None:
         """Stop watching after a last probe evaluation, on which a guard may still act."""
@@ -760,12 +760,12 @@ class Monitor(metaclass=CheckedCall):
         if stale:
             self._run.record.add_event(0, "stale_optimizer", {"text": stale})
             self._run.notes.append(stale)
-            warn(stale, stacklevel=6)
+            warn(stale)
         for history in self.behavior_histories.values():
             if history.steps and not history.healthy_at_start:
-                warn(_below_floor_warning(history), stacklevel=6)
+                warn(_below_floor_warning(history))
         for text in self._run.tracker.untestable_reasons():
-            warn(text, stacklevel=6)
+            warn(text)
 
     def _resume(self, session: WatchSession, state: dict[str, Any]) -> None:
         """Restore what needs the model; evaluate no probes."""

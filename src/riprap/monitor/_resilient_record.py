@@ -35,7 +35,7 @@ class ResilientRecord:
         """Append an `ERROR` reading, and warn: an observer failed, and training goes on."""
         text = error_text(error)
         self.add_readings([Reading(step, RUN, observer, state=ReadingStatus.ERROR, detail=text)])
-        warn(f"{observer} failed at step {step}: {text}", stacklevel=3)
+        warn(f"{observer} failed at step {step}: {text}")
 
     def add_margins(self, step: int, behavior: str, margins: np.ndarray) -> None:
         """Append the margins of all probes of a behavior, shape (n_probes,)."""
@@ -116,7 +116,7 @@ class ResilientRecord:
         except RecordError as error:
             if not self._has_backlog:  # one warning until writing succeeds again
                 self._has_backlog = True
-                warn(f"{error}; training goes on, and the rows are written later", stacklevel=4)
+                warn(f"{error}; training goes on, and the rows are written later")
             self._has_backlog = True
         else:
             self._has_backlog = self._has_backlog and self.writer.has_backlog

@@ -80,7 +80,6 @@ def load_margin_states(probe_runner: ProbeRunner, states: dict[str, Any]) -> Non
             f"what the margins of behavior {behavior.name!r} stored at calibration cannot "
             "be restored, so they are calibrated on the current model: derive them from "
             "riprap.behaviors.MarginFunction with a state_dict()",
-            stacklevel=5,
         )
         calibrate(behavior, probe_runner.model)
 

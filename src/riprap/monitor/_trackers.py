@@ -118,4 +118,4 @@ class TrackerGroup:
                 self._trackers.remove(tracker)
                 name = f"tracker {type(tracker).__name__}"
                 self._on_failure(self._step, name, error)
-                warn(f"the {name} gets nothing more in this run", stacklevel=4)
+                warn(f"the {name} gets nothing more in this run")

@@ -120,7 +120,6 @@ class RowChecker:
             warn(
                 "single rows of this batch could not be run, so it was not checked that "
                 f"every layer's rows are those of the batch: {type(error).__name__}: {error}",
-                stacklevel=2,
             )
         finally:
             self.hooks.accumulator, self.hooks.disabled = None, disabled
