@@ -20,7 +20,9 @@ from riprap._formatting import format_score
 from riprap.behaviors import probe_sets
 from riprap.cli._app import app
 from riprap.commands.diagnose._loading import load_pair
+from riprap.commands.diagnose._run import how_repaired
 from riprap.conclusion import conclude
+from riprap.diagnosis import Repair
 from riprap.diagnosis._weight_sources import SafetensorsFolder
 from riprap.errors import ConfigError
 from riprap.record import Writer
@@ -160,8 +162,41 @@ def test_a_diagnosis_of_a_checkpoint_lies_in_its_run_and_stands_in_its_first_lin
     }
     word = "back" if score >= 0.9 else "only"
     text = f"; training on 10 of its examples brings it {word} to {format_score(score, 0.9)}"
-    assert f"{text} (measured on checkpoint-40)." in conclude(home).line
+    assert f"{text} (measured on checkpoint-40, with the diagnosis' probes)." in conclude(home).line
     assert "measured on" not in before
+    weights = checkpoint / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")  # other weights under the same name
+    assert "measured on" not in conclude(home).line
+
+
+def test_a_record_that_cannot_be_read_is_told_before_the_work(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "record.sqlite").write_bytes(b"no record" * 999)
+    shutil.copytree(folders / "adapter", tmp_path / "checkpoint-40")
+    monkeypatch.setattr("riprap.commands.diagnose._run.load_pair", pytest.fail)
+    ran = run(folders / "base", tmp_path / "checkpoint-40", *ASKED)
+    assert ran.exit_code == 1 and "record.sqlite" in ran.output
+    ran = run(folders / "base", folders / "adapter", *ASKED, "--out", tmp_path / "record.sqlite/x")
+    assert ran.exit_code == 1 and "no folder in which you may write" in " ".join(ran.output.split())
+
+
+@pytest.mark.parametrize(
+    ("repair", "how"),
+    [
+        (Repair("checkpoint", "checkpoint-20", 1.0, {}, {}), "going back to checkpoint-20"),
+        (
+            Repair("interpolation", "α = 1, all weights", 1.0, {}, {}),
+            "going back to the base model",
+        ),
+        (
+            Repair("interpolation", "α = 0.4, all weights", 0.4, {}, {}),
+            "merging with the base model (α = 0.4, all weights)",
+        ),
+    ],
+)
+def test_a_repair_is_named_with_its_setting(repair: Repair, how: str) -> None:
+    assert how_repaired(repair) == how
 
 
 def test_full_adds_the_curve(result: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.main import get_command
 from riprap.behaviors import probe_sets
 from riprap.cli._app import app
 from riprap.conclusion import Conclusion, conclude, rows_to_blame
-from riprap.record import Reader, Writer
+from riprap.record import Reader, Writer, state_of_weights
 from riprap.types import Reading
 
 STARTED = "2026-11-30T08:00:00"
@@ -53,11 +54,12 @@ AUDIT: dict[str, Any] = {
 }
 
 
-def diagnosis(score: float, started: str = STARTED, name: str = "refusal") -> dict[str, Any]:
+def diagnosis(score: Any, started: str = STARTED, name: str = "refusal") -> dict[str, Any]:
     how = "training on 10 of its examples"
     return {
         "run": {"started": started, "checkpoint": "trainer/checkpoint-30"},
         "restored": {name: {"how": how, "score": score}},
+        "behaviors": [{"name": "refusal"}],
     }
 
 
@@ -97,7 +99,7 @@ def test_the_line_tells_of_rows_and_of_what_brings_it_back(tmp_path: Path) -> No
     assert (
         "Refusal broke at step 20; no warning stood before it; 1 of 3 rows were predicted to do "
         "half of it; training on 10 of its examples brings it back to 0.95 (measured on "
-        "checkpoint-30)."
+        "checkpoint-30, with the diagnosis' probes)."
     ) in found.line
     assert refusal(found)["restored"]["score"] == 0.95
     assert refusal(found)["rows_to_blame"]["rows"][0]["name"] == "row 7"
@@ -106,7 +108,7 @@ def test_the_line_tells_of_rows_and_of_what_brings_it_back(tmp_path: Path) -> No
 def test_what_does_not_bring_it_back_is_told_too(tmp_path: Path) -> None:
     run = broken_run(tmp_path / "run")
     write(diagnosis(0.6), run / "diagnosis.json")
-    assert "brings it only to 0.60 (measured on checkpoint-30)" in conclude(run).line
+    assert "brings it only to 0.60 (measured on checkpoint-30, with" in conclude(run).line
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,11 @@ def test_a_diagnosis_of_something_else_is_not_claimed(tmp_path: Path, document: 
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"run": 3}', json.dumps(diagnosis(0.9) | {"x": 1})[:-9]]
+    "text",
+    [
+        *("{", "[]", '{"run": 3}', json.dumps(diagnosis(0.9) | {"x": 1})[:-9]),
+        *(json.dumps(diagnosis(own)) for own in (math.nan, 17.5, -0.1, 10**400, True, "0.9")),
+    ],
 )
 def test_a_diagnosis_that_cannot_be_read_is_told_and_hides_nothing(
     tmp_path: Path, text: str
@@ -134,6 +140,40 @@ def test_a_diagnosis_that_cannot_be_read_is_told_and_hides_nothing(
     found = conclude(run)
     assert "Refusal broke at step 20" in found.line and "measured on" not in found.line
     assert found.limits.endswith("diagnosis/diagnosis.json could not be read.")
+
+
+def test_the_newest_diagnosis_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    run = broken_run(tmp_path / "run")
+    old = diagnosis(0.95) | {"written": "2026-11-30T10:00:00+00:00"}
+    new = diagnosis(0.95) | {"written": "2026-11-30T11:00:00+00:00", "restored": {}}
+    write(new, run / "b" / "diagnosis.json")
+    write(old, run / "a" / "diagnosis.json")  # a copy: its file is newer
+    assert "measured on" not in conclude(run).line
+    write(new | {"behaviors": [{"name": "adding"}]}, run / "b" / "diagnosis.json")
+    assert "measured on checkpoint-30" in conclude(run).line  # it measured something else
+
+
+def test_what_was_measured_on_other_weights_is_not_claimed(tmp_path: Path) -> None:
+    run = broken_run(tmp_path / "run")
+    checkpoint = run / "trainer" / "checkpoint-30"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"old")
+    document = diagnosis(0.95)
+    document["run"]["weights"] = state_of_weights(checkpoint)
+    write(document, run / "diagnosis" / "diagnosis.json")
+    assert "measured on checkpoint-30" in conclude(run).line
+    (checkpoint / "model.safetensors").write_bytes(b"newer")
+    assert "measured on" not in conclude(run).line
+    (checkpoint / "model.safetensors").unlink()  # removed, not trained on
+    assert "measured on checkpoint-30" in conclude(run).line
+
+
+def test_a_model_in_the_folder_of_the_run_is_named_by_it(tmp_path: Path) -> None:
+    run = broken_run(tmp_path / "run")
+    document = diagnosis(0.95)
+    document["run"]["checkpoint"] = "."
+    write(document, run / "diagnosis" / "diagnosis.json")
+    assert "(measured on run, with" in conclude(run).line
 
 
 def test_a_link_to_results_elsewhere_is_not_followed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from riprap.commands._out import result_folder
 from riprap.conclusion import conclude
 from riprap.errors import ConfigError
 from riprap.record import (
@@ -98,3 +99,12 @@ def test_a_name_of_the_hub_lies_in_no_run(tmp_path: Path, monkeypatch: pytest.Mo
         assert run_of_model(Path(name)) is None
     assert run_of_model(Path("trainer/checkpoint-3")) == tmp_path
     assert run_of_model(Path()) == tmp_path
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_the_work(as_user: Path) -> None:
+    as_user.chmod(0o500)
+    for out in (as_user / "diagnosis", as_user / "locked" / "a" / "b"):
+        with pytest.raises(ConfigError, match="no folder in which you may write"):
+            result_folder(out, DIAGNOSIS)
+    as_user.chmod(0o700)
+    assert result_folder(as_user / "diagnosis", DIAGNOSIS) == as_user / "diagnosis"

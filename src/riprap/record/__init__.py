@@ -13,7 +13,8 @@ death of the writer.
 - `numbers_from_facts`: numbers of an event, those that are not finite as well.
 - `results_of_run`, `load_result`: results of other commands in a run's folder, such as `DIAGNOSIS`;
   `folders_of_run`: where they lie; `run_of_model`: the run in whose folder a model lies;
-  `save_result`, `state_of_results`: write one, and see whether any has changed.
+  `save_result`, `state_of_results`: write one, and see whether any has changed;
+  `state_of_weights`: the same for the files of a model.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
 - `save_state`, `load_state`, `check_fields`: states of a resumable run on disk.
 """
@@ -44,6 +45,7 @@ from riprap.record._results import (
     run_of_model,
     save_result,
     state_of_results,
+    state_of_weights,
 )
 from riprap.record._rows import (
     alert_from_row,
@@ -101,6 +103,7 @@ __all__ = [
     "save_result",
     "save_state",
     "state_of_results",
+    "state_of_weights",
     "to_dataframe",
     "withdrawn_alerts",
 ]

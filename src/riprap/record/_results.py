@@ -50,6 +50,15 @@ def _found(folder: Path, name: str) -> list[tuple[Path, int, int]]:
     return found
 
 
+def state_of_weights(model: Path) -> dict[str, list[int]]:
+    """Return time and size of the files of a model's weights, by name; {}: it is not there."""
+    try:
+        files = {file.name: file.stat() for file in sorted(model.glob("*.safetensors"))}
+    except OSError:
+        return {}
+    return {name: [facts.st_mtime_ns, facts.st_size] for name, facts in files.items()}
+
+
 def save_result(document: dict[str, Any], file: Path) -> None:
     """Write results as JSON, completely or not at all: a live page may read them at any time.
 

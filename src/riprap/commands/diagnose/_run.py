@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from riprap.diagnosis import (
     merged_weights,
 )
 from riprap.errors import ConfigError
-from riprap.record import DIAGNOSIS, Reader, run_of_model
+from riprap.record import DIAGNOSIS, Reader, run_of_model, save_result, state_of_weights
 from riprap.report import describe_repair, diagnosis_headline, write_diagnosis
 
 NO_REPAIRS = "not run: --repairs"
@@ -69,6 +69,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
         RiprapError: the models, the run or the settings cannot be used.
     """
     config = _check_paths(config)
+    origin = _origin(config)  # before the work: a record may be unreadable
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -115,11 +116,17 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
             with timer.stage("saving"):
                 _save(pair, diagnosis.cheapest_repair, config.save_repair)
         diagnosis.peak_memory = peak_memory()
-    return _write_results(diagnosis, runner.lost, config)
+    return _write_results(diagnosis, runner.lost, config, origin)
 
 
 def _origin(config: DiagnoseConfig) -> dict[str, Any] | None:
-    """Return which run made the tuned model, and where it lies there; None: no run is known."""
+    """Return which run made the tuned model, where it lies there, and the state of its weights.
+
+    None: no run is known.
+
+    Raises:
+        RecordError: the record of the run cannot be read.
+    """
     tuned = Path(config.tuned).expanduser()
     run = config.run or run_of_model(tuned)
     if run is None:
@@ -127,10 +134,10 @@ def _origin(config: DiagnoseConfig) -> dict[str, Any] | None:
     with Reader(run) as reader:
         started = reader.meta().get("started")
     try:
-        place = str(tuned.resolve().relative_to(run.resolve()))
+        place = tuned.resolve().relative_to(run.resolve()).as_posix()
     except ValueError:
         place = tuned.name
-    return {"started": started, "checkpoint": place}
+    return {"started": started, "checkpoint": place, "weights": state_of_weights(tuned)}
 
 
 def restored(diagnosis: Diagnosis) -> dict[str, dict[str, Any]]:
@@ -145,7 +152,7 @@ def restored(diagnosis: Diagnosis) -> dict[str, dict[str, Any]]:
             continue
         repair, recovery = diagnosis.cheapest_repair, own.recovery
         if repair is not None and repair.kind in REPAIRED_BY:
-            how, score = REPAIRED_BY[repair.kind], repair.scores[own.name]
+            how, score = how_repaired(repair), repair.scores[own.name]
         else:
             points = [] if recovery is None else [p for p in recovery.curve if p.source == "own"]
             points = [point for point in points if math.isfinite(point.score.mean)]
@@ -157,6 +164,15 @@ def restored(diagnosis: Diagnosis) -> dict[str, dict[str, Any]]:
             how, score = f"training on {best.count} of its examples", best.score.mean
         found[own.name] = {"how": how, "score": score}
     return found
+
+
+def how_repaired(repair: Repair) -> str:
+    """Say what a repair does, and with which setting."""
+    if repair.kind == "checkpoint":
+        return f"going back to {repair.detail}"
+    if repair.kind == "interpolation" and repair.amount == 1:
+        return "going back to the base model"
+    return f"{REPAIRED_BY[repair.kind]} ({repair.detail})"
 
 
 def measure_scores(config: DiagnoseConfig, bars: Progress) -> list[BehaviorDiagnosis]:
@@ -255,13 +271,17 @@ def _save(pair: ModelPair, repair: Repair | None, folder: Path) -> None:
         raise ConfigError(f"cannot save the repaired model to {folder}: {error}") from error
 
 
-def _write_results(diagnosis: Diagnosis, lost: list[str], config: DiagnoseConfig) -> dict[str, Any]:
+def _write_results(
+    diagnosis: Diagnosis,
+    lost: list[str],
+    config: DiagnoseConfig,
+    origin: dict[str, Any] | None,
+) -> dict[str, Any]:
     assert config.out is not None
     page = write_diagnosis(diagnosis, config.out)
     data = config.out / DIAGNOSIS
-    document = to_json(diagnosis) | {"run": _origin(config), "restored": restored(diagnosis)}
-    text = json.dumps(document, indent=1, allow_nan=False)
-    data.write_text(text + "\n", encoding="utf-8")
+    document = to_json(diagnosis) | {"run": origin, "restored": restored(diagnosis)}
+    save_result(document | {"written": datetime.now(UTC).isoformat()}, data)
     cheapest = diagnosis.cheapest_repair
     is_saved = cheapest is not None and cheapest.strategy is not None
     return {
