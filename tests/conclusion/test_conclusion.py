@@ -480,3 +480,25 @@ def test_hostile_names_are_escaped_and_plain_values_are_json() -> None:
     assert "\x1b" not in found.line
     assert "\n" not in found.line
     assert json.loads(json.dumps(found.to_dict()))["behaviors"]
+
+
+def test_who_ended_a_run_before_its_plan_is_told() -> None:
+    run = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0}).event(0, "plan", steps=150)
+    found = run.end()
+    assert found.ended_early
+    assert found.weights.startswith(
+        "The run ended at step 20 of 150 planned; nothing that was recorded asked for it."
+    )
+    stopped = run.event(20, "stop_asked", reason="stop_on='warning': step 20, warning").end()
+    assert "of 150 planned: training was asked to stop (stop_on='warning')." in stopped.weights
+    whole = Run("refusal").scores("refusal", {0: 1.0, 20: 1.0}).event(0, "plan", steps=20).end()
+    assert not whole.ended_early and "planned" not in whole.weights
+
+
+def test_further_alerts_are_counted() -> None:
+    scores = {0: 1.0, 10: 0.95, 30: 0.95}
+    told = [(3, Level.CRITICAL, 18), (19, Level.WARNING, 22), (24, Level.WATCH, None)]
+    text = outcome(scores, *told).sentences
+    assert text.endswith("And 1 more alert of level warning or above: step 19 to 22.")
+    guarded = outcome(scores, *told, acted=(6,)).sentences
+    assert "step 19 to 22" in guarded and "goes by the pace" not in guarded  # it did not fall

@@ -207,7 +207,7 @@ def test_a_forecast_of_what_is_broken_already_is_not_shown(tmp_path: Path) -> No
     writer.close()
     client = TestClient(make_app([tmp_path]), base_url=LOCAL)
     texts = [client.get(f"/runs/1/alerts/{number}").json()["forecast"] for number in (1, 2)]
-    assert texts == ["", "in 4 steps (0 to 9)"]
+    assert texts == ["", "at step 6 (2 to 11)"]
 
 
 def test_a_point_opens_into_its_probes(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_forecasts_are_readings_and_what_lies_beyond_the_horizon_has_no_value() 
     assert last.value["forecast_median"] == pytest.approx(40)
     assert last.value["forecast_low"] == pytest.approx(20)
     assert last.state["forecast_high"] == ReadingStatus.INSUFFICIENT
-    assert last.detail["forecast_high"] == "no break within the horizon"
+    assert last.detail["forecast_high"] == "no break is expected within the horizon"
     assert history[(history.step == 0) & (history.signal == "forecast_median")].value.isna().all()
     assert monitor.forecasts["dial"] == Forecast(
         pytest.approx(40), pytest.approx(20), float("inf"), 50

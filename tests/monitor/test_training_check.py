@@ -58,7 +58,7 @@ def test_a_rate_of_0_moves_nothing(learned: nn.Module, memory: Behavior) -> None
     assert set(counts(monitor, "tensors_with_gradient").values()) == {4.0}
     assert set(counts(monitor, "tensors_moved").values()) == {0.0}
     assert not_training(monitor) == [(2, "warning")]
-    assert "none of 4 trained tensors moves (the learning rate is 0)" in monitor.alerts[0].message
+    assert "none of 4 trainable tensors moves (the learning rate is 0)" in monitor.alerts[0].message
     assert "Training: the optimizer steps, and none of 4" in monitor.summary()
 
 
@@ -84,7 +84,7 @@ def test_gradients_of_0_on_most_tensors(learned: nn.Module, memory: Behavior) ->
     assert set(counts(monitor, "tensors_with_gradient").values()) == {1.0}
     assert not_training(monitor) == [(7, "warning")]  # six steps after the first movement
     text = monitor.alerts[0].message
-    assert "3 of 4 trained tensors have no gradient" in text
+    assert "3 of 4 trainable tensors have no gradient" in text
     assert "0, 2.weight" in text
 
 

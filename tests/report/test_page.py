@@ -66,14 +66,14 @@ def test_the_page_shows_the_outcome_of_each_behavior(page: Page) -> None:
     assert "toy world under C" in page.text
     assert re.search(r"broken refusal At step 15 the score was 0\.80, under the floor", page.text)
     assert "12 steps before the break" in page.text
-    assert re.search(r"kept arithmetic The score was at or above", page.text)
+    assert re.search(r"kept so far arithmetic The score was at or above", page.text)
     assert re.search(r"never had general knowledge", page.text)
     assert "120 probes" in page.text
 
 
 def test_the_page_lists_alerts_with_their_causes(page: Page) -> None:
     table = page.text.split("caused by")[1]
-    assert re.match(r" 3 refusal critical expected to reach its floor in 8 steps", table)
+    assert re.match(r" 3 refusal critical stands expected to reach its floor in 8 steps", table)
     assert "threshold margin 3.4" in table
 
 

@@ -60,6 +60,11 @@ class Averted:
                 f"The threshold margin was {format_number(self.before)} at the alert and "
                 f"{format_number(self.after)} when it was withdrawn; at 0 the behavior breaks."
             )
+            if self.after < self.before and self.alert.forecast is not None:
+                parts.append(
+                    "It was lower, and the alert still ended, because it goes by the pace of the "
+                    "fall: a break was no longer expected soon."
+                )
         parts.append(
             "The guard may have prevented a break: only a run without the guard could tell."
         )

@@ -42,7 +42,8 @@ class Conclusion:
         restored: what brings a behavior back, by its name, as a diagnosis of a checkpoint of the
             run has measured it.
         weights: what is known of the checkpoint that the line names, or why it names none; empty:
-            there is nothing to say.
+            there is nothing to say. Before it, who ended a run before its plan did.
+        ended_early: whether the run ended before the last step of its plan.
     """
 
     line: str
@@ -56,6 +57,7 @@ class Conclusion:
     blames: Mapping[str, Blame] = field(default_factory=dict)
     restored: Mapping[str, Restored] = field(default_factory=dict)
     weights: str = ""
+    ended_early: bool = False
 
     def __repr__(self) -> str:
         """Return the first line."""
@@ -78,6 +80,7 @@ class Conclusion:
             "keep_step": self.keep,
             "checkpoint": self.checkpoint,
             "finished": self.finished,
+            "ended_early": self.ended_early,
             "behaviors": {
                 own.name: {
                     "state": str(own.state),
@@ -130,6 +133,7 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
         facts.blames,
         facts.restored,
         escape_control_chars(about_weights(facts, checkpoint if is_named else None)),
+        facts.ended_early,
     )
 
 

@@ -20,6 +20,7 @@ from riprap.record import (
     CHECKPOINT,
     COST,
     GUARD,
+    PLAN,
     STOP,
     TRAINING,
     Reader,
@@ -57,6 +58,8 @@ class RunFacts:
         cost_seconds: the time itself; None: not recorded.
         from_file: whether the run was configured by the YAML file of `riprap watch`.
         stopped: last step at which training was asked to stop; None: it was not.
+        stop_reason: beginning of the reason of the last stop, such as "stop_on='warning'".
+        planned: last step of the plan that stands; None: none was given.
         exchanged: whether other weights were loaded after the last step.
         guards: names of the guards that changed training.
         idle_guard: name of a guard that was there and never did; empty: there was none.
@@ -80,6 +83,8 @@ class RunFacts:
     cost_seconds: float | None
     from_file: bool
     stopped: int | None
+    stop_reason: str
+    planned: int | None
     exchanged: bool
     first_step: int
     last_step: int
@@ -139,6 +144,8 @@ class RunFacts:
         present += [shorten(own.guard) for own in actions]
         costs = [event["facts"] for event in events if event["kind"] == COST]
         cost = costs[-1] if costs else {}
+        stops = sorted((e for e in events if e["kind"] == STOP), key=lambda e: int(e["step"]))
+        reason = str(stops[-1]["facts"].get("reason") or "") if stops else ""
         restored, unread = restored_behaviors(reader)
         return cls(
             tuple(outcomes),
@@ -153,19 +160,26 @@ class RunFacts:
             cost["share"] if _is_finite(cost.get("share")) else None,
             monitor_seconds(cost),
             _is_from_file(meta),
-            max((event["step"] for event in events if event["kind"] == STOP), default=None),
+            stops[-1]["step"] if stops else None,
+            shorten(reason.partition(": ")[0]),
+            _planned_end(events),
             bool(final),
             min((step for _, step, _ in scores), default=0),
             max([evaluated, *(a.step for a in alerts), *(e["step"] for e in events)]),
             guards,
             "" if guards or not present else present[0],
             shorten(actions[-1].detail, MAX_REASON) if actions else "",
-            min((event["step"] for event in events if event["kind"] == STOP), default=None),
+            stops[0]["step"] if stops else None,
             bool(meta.get("ended")),
             blames,
             {shorten(name): own for name, own in restored.items()},
             unread,
         )
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run ended before the last step of its plan."""
+        return self.finished and self.planned is not None and self.last_step < self.planned
 
     def of(self, *states: State) -> list[BehaviorOutcome]:
         """Return the outcomes with one of these states."""
@@ -211,6 +225,13 @@ def _checkpoints(events: Sequence[Mapping[str, Any]]) -> list[Checkpoint]:
         text = shorten(name) if name else f"the checkpoint of step {event['step']:,}"
         checkpoints.append(Checkpoint(event["step"], text, is_kept))
     return checkpoints
+
+
+def _planned_end(events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the last step of the plan that stands; None: none was given, or the run denied it."""
+    plans = [event for event in events if event["kind"] == PLAN]
+    steps = plans[-1]["facts"].get("steps") if plans else None
+    return plans[-1]["step"] + steps if isinstance(steps, int) else None
 
 
 def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, float]], int | None]:

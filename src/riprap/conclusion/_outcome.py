@@ -14,6 +14,8 @@ from riprap.conclusion._averted import Averted, averted
 from riprap.detectors import score_interval
 from riprap.types import Action, Alert, Level, OwnDetector
 
+MAX_SPANS = 3  # of further alerts that a sentence names
+
 
 class State(StrEnum):
     """State of a behavior at the end of a record.
@@ -285,18 +287,35 @@ def _describe_alerts(pairs: Pairs, standing: Alert | None, saved: Averted | None
     if not alarming:
         return ""
     if standing is not None and standing.level.rank >= Level.WARNING.rank:
-        since = f"An alert of level {standing.level} has stood since step {standing.step:,}"
-        return f"{since}{forecast_text(standing)}."
-    if saved is not None:
-        return (
-            f"An alert of level {saved.alert.level} was raised at step {saved.alert.step:,} and "
-            f"withdrawn at step {saved.withdrawn:,}. {saved.evidence}"
+        told = standing
+        text = f"An alert of level {told.level} has stood since step {told.step:,}"
+        text = f"{text}{forecast_text(told)}."
+    elif saved is not None:
+        told = saved.alert
+        text = (
+            f"An alert of level {told.level} was raised at step {told.step:,} and withdrawn at "
+            f"step {saved.withdrawn:,}. {saved.evidence}"
         )
-    alert, withdrawn = max(alarming, key=lambda pair: pair[0].level.rank)
-    return (
-        f"An alert of level {alert.level} was raised at step {alert.step:,} and withdrawn at step "
-        f"{0 if withdrawn is None else withdrawn:,}; no break came."
-    )
+    else:
+        told, withdrawn = max(alarming, key=lambda pair: pair[0].level.rank)
+        text = (
+            f"An alert of level {told.level} was raised at step {told.step:,} and withdrawn at "
+            f"step {0 if withdrawn is None else withdrawn:,}; no break came."
+        )
+    return text + _further([pair for pair in alarming if pair[0] is not told])
+
+
+def _further(pairs: Pairs) -> str:
+    """Count the other alerts of `warning` or above, and name the steps of some."""
+    if not pairs:
+        return ""
+    spans = [
+        f"since step {alert.step:,}" if end is None else f"step {alert.step:,} to {end:,}"
+        for alert, end in pairs[:MAX_SPANS]
+    ]
+    spans += ["…"] if len(pairs) > MAX_SPANS else []
+    alerts = "1 more alert" if len(pairs) == 1 else f"{len(pairs):,} more alerts"
+    return f" And {alerts} of level warning or above: {', '.join(spans)}."
 
 
 def forecast_text(alert: Alert) -> str:

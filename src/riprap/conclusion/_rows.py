@@ -119,7 +119,7 @@ def _how_to_get(reader: Reader, behavior: str) -> str:
         if behavior not in {*probe_sets.names(), *probe_sets.public_names()}:
             probes, where = "PROBES.jsonl", " (PROBES.jsonl is a file of its probes)"
         command = f"riprap select DATA --model BASE --behaviors {probes} --out RUN/selection"
-    return f"{command} finds the rows that harm it most, and they stand here{where}."
+    return f"{command} finds the rows that harm it most; they are shown here then{where}."
 
 
 def _from_selector(

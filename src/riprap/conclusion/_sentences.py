@@ -164,6 +164,21 @@ def about_weights(facts: RunFacts, named: Checkpoint | None) -> str:
     """
     if not facts.finished or (facts.idle is not None and facts.unchanged):
         return ""
+    return " ".join(text for text in (_early_end(facts), _about_named(facts, named)) if text)
+
+
+def _early_end(facts: RunFacts) -> str:
+    """Say who ended a run before its plan did, as far as that is known."""
+    if not facts.ended_early:
+        return ""
+    text = f"The run ended at step {facts.last_step:,} of {facts.planned:,} planned"
+    if facts.stopped != facts.last_step:
+        return f"{text}; nothing that was recorded asked for it."
+    reason = f" ({facts.stop_reason})" if facts.stop_reason else ""
+    return f"{text}: training was asked to stop{reason}."
+
+
+def _about_named(facts: RunFacts, named: Checkpoint | None) -> str:
     if named is None:
         if facts.checkpoints or facts.exchanged:
             return ""

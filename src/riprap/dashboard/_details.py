@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from riprap._formatting import format_forecast, format_number, format_score, format_steps
+from riprap._formatting import format_expected, format_number, format_score, format_steps
 from riprap._glossary import signal_words
 from riprap._text import escape_control_chars, shorten
 from riprap.conclusion import Blame, averted, conclude, rows_to_blame
@@ -57,7 +57,7 @@ def _forecast(alert: Alert) -> str:
     """Return the forecast in words; empty: there is none, or the break was there already."""
     if alert.forecast is None or alert.forecast.is_broken:
         return ""
-    return format_forecast(alert.forecast)
+    return format_expected(alert)
 
 
 def _cause(reading: Reading) -> str:

@@ -400,7 +400,7 @@ def forecast_readings(step: int, behavior: str, forecast: Forecast | None) -> li
         if value <= forecast.horizon:
             readings.append(Reading.of(step, behavior, signal, value, "steps"))
         else:
-            status, reason = ReadingStatus.INSUFFICIENT, "no break within the horizon"
+            status, reason = ReadingStatus.INSUFFICIENT, "no break is expected within the horizon"
             readings.append(Reading(step, behavior, signal, None, "steps", status, detail=reason))
     if forecast.probability is not None:
         probability = forecast.probability

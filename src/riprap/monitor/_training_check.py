@@ -150,13 +150,13 @@ class TrainingCheck:
                 why = "none of them has a gradient"
             elif rates and not any(rates):
                 why = "the learning rate is 0"
-            return f"the optimizer steps, and none of {n} trained tensors moves ({why})"
+            return f"the optimizer steps, and none of {n} trainable tensors moves ({why})"
         if not twice or not self._is_serious(twice, required):
             return ""
         where = self._describe(sorted(self._indices(twice)), required)
         return (
-            f"{len(twice)} of {n} trained tensors have no gradient, or one of exactly 0: {where}; "
-            "if they shall not be trained, freeze them with requires_grad_(False)"
+            f"{len(twice)} of {n} trainable tensors have no gradient, or one of exactly 0: {where}"
+            "; if they shall not be trained, freeze them with requires_grad_(False)"
         )
 
     def _find_lost(self) -> str:

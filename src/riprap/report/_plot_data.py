@@ -37,7 +37,8 @@ def round_or_gap(value: float) -> float | None:
 def last_shown_step(run: Run) -> float:
     """Right end of the step axis: the last step, or the end of a forecast that is still active."""
     last = max(run.last_step, 1)
-    if not run.is_running:
+    is_early = run.conclusion.ended_early
+    if not run.is_running and not is_early:
         return last
     ends = []
     for info in run.behaviors:
@@ -46,7 +47,8 @@ def last_shown_step(run: Run) -> float:
         if forecast is not None and run.broken_at(info) is None:
             end = forecast.high if math.isfinite(forecast.high) else forecast.low
             ends.append(max(evaluated) + end)
-    return min(max([last, *ends]), 1.25 * last + 1) if ends else last
+    most = 12 * last if is_early else 1.25 * last + 1
+    return min(max([last, *ends]), most) if ends else last
 
 
 def extremes(values: np.ndarray, limit: int) -> list[int]:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from riprap._formatting import format_forecast, format_number
+from riprap._formatting import format_expected, format_number
 from riprap._glossary import signal_words
-from riprap.conclusion import Blame, averted
+from riprap.conclusion import Blame, State, averted
 from riprap.errors import ConfigError
 from riprap.guards import describe_actions
 from riprap.record import Writer
@@ -109,9 +109,11 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _behavior(run: Run, behavior: BehaviorInfo) -> dict[str, Any]:
     outcome = run.outcome(behavior.name)
+    is_open = outcome.state is State.KEPT and (run.is_running or run.conclusion.ended_early)
     return {
         "behavior": behavior,
         "outcome": outcome,
+        "label": f"{outcome.state} so far" if is_open else str(outcome.state),
         "headline": summary.headline(run, outcome),
         "summary": summary.behavior_summary(run, behavior),
         "power": summary.power_text(run, behavior),
@@ -177,18 +179,19 @@ def _alert(run: Run, alert: Alert, withdrawn: int | None) -> dict[str, str]:
         for r in alert.readings
         if r.value is not None or r.detail != alert.message
     ]
-    until = "" if withdrawn is None else f"; withdrawn at step {withdrawn:,}"
+    note = ""
     own = next((one for one in run.conclusion.outcomes if one.name == alert.behavior), None)
     if own is not None and own.broke is None:
         margins = run.margins.get(own.name, {})
         saved = averted(alert, withdrawn, run.actions, margins, own.floor)
-        until += "" if saved is None else f". {saved.note}"
+        note = "" if saved is None else f". {saved.note}"
     return {
         "step": f"{alert.step:,}",
         "behavior": alert.behavior or "the run",
         "level": str(alert.level),
-        "message": alert.message + until,
-        "forecast": format_forecast(alert.forecast),
+        "ended at": "stands" if withdrawn is None else f"{withdrawn:,}",
+        "message": alert.message + note,
+        "forecast": format_expected(alert),
         "detector": alert.detector.replace("_", " "),
         "caused by": ", ".join(causes),
     }
