@@ -335,7 +335,7 @@ def test_a_run_that_an_alert_stopped_says_so() -> None:
     found = run.event(20, "stop_asked", reason="stop_on='warning'").end()
     assert found.line == (
         "Training was stopped at step 20; nothing is broken. Refusal is weakened: an alert of "
-        "level warning stands since step 20; it expected the break at step 28 (26 to 31)."
+        "level warning stands since step 20."
     )
     assert found.numbers["forecast break of refusal"] == "at step 28 (26 to 31)"
 

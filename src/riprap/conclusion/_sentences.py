@@ -11,7 +11,7 @@ from riprap._formatting import (
 )
 from riprap._text import shorten
 from riprap.conclusion._facts import Checkpoint, RunFacts
-from riprap.conclusion._outcome import BehaviorOutcome, State, forecast_text
+from riprap.conclusion._outcome import BehaviorOutcome, State
 from riprap.types import Alert
 
 MAX_NAMED = 3  # behaviors that the first line names
@@ -126,7 +126,7 @@ def _change(own: BehaviorOutcome, facts: RunFacts) -> str:
         return f"{broke} and is above its floor again."
     if own.state is State.WEAKENED and own.standing is not None:
         since = f"an alert of level {own.standing.level} stands since step {own.standing.step:,}"
-        return f"{name} is weakened: {since}{forecast_text(own.standing)}."
+        return f"{name} is weakened: {since}."
     return f"A guard acted on {own.name}."
 
 
