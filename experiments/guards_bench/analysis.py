@@ -232,6 +232,15 @@ def _is_above(one: Row, other: Row, at: str) -> bool:
     return one.area(at, shared) > other.area(at, shared)
 
 
+def searched_grounds(own: Sequence[Row], method: str) -> list[str]:
+    """Return the grounds on which each value of a method's knob was tried."""
+    tried: dict[str, set[float]] = {}
+    for row in own:
+        if row.method == method:
+            tried.setdefault(row.ground, set()).add(row.value)
+    return [ground for ground, found in tried.items() if found >= set(METHODS[method].values)]
+
+
 def best_values(own: Sequence[Row]) -> dict[str, float]:
     """Return each method's value with the largest mean hypervolume over grounds.
 
@@ -240,8 +249,7 @@ def best_values(own: Sequence[Row]) -> dict[str, float]:
     best = {}
     for method in dict.fromkeys(row.method for row in own):
         areas = {(r.ground, r.value): r.area() for r in own if r.method == method}
-        values = METHODS[method].values
-        grounds = {g for g, _ in areas if all((g, value) in areas for value in values)}
+        values, grounds = METHODS[method].values, searched_grounds(own, method)
         if grounds and len(values) > 1:
             best[method] = max(
                 values, key=lambda value: float(np.mean([areas[g, value] for g in grounds]))

@@ -20,6 +20,7 @@ from experiments.guards_bench.analysis import (
     fronts,
     half_width,
     rows,
+    searched_grounds,
     standings,
 )
 from experiments.guards_bench.grounds import GROUNDS
@@ -165,16 +166,22 @@ def _knobs(own: Sequence[Row], together: dict[tuple[str, str], float]) -> list[d
     """Return the search: each method's values, the best one, and all of them together."""
     lines = []
     for name, best in best_values(own).items():
+        grounds = searched_grounds(own, name)
         areas = {
-            value: [row.area() for row in own if (row.method, row.value) == (name, value)]
+            value: [
+                row.area()
+                for row in own
+                if (row.method, row.value) == (name, value) and row.ground in grounds
+            ]
             for value in METHODS[name].values
         }
-        joint = [area for (_, method), area in together.items() if method == name]
+        joint = [together[ground, name] for ground in grounds if (ground, name) in together]
         lines.append(
             {
                 "method": name,
                 "knob": METHODS[name].knob,
                 "values": ", ".join(f"{v:g}: {number(np.mean(a), 2)}" for v, a in areas.items()),
+                "grounds": ", ".join(grounds),
                 "best": f"{best:g}" + (" (default)" if best == METHODS[name].values[0] else ""),
                 "all three together": number(np.mean(joint), 2),
             }
