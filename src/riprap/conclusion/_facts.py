@@ -231,7 +231,7 @@ def _planned_end(events: Sequence[Mapping[str, Any]]) -> int | None:
     """Return the last step of the plan that stands; None: none was given, or the run denied it."""
     plans = [event for event in events if event["kind"] == PLAN]
     steps = plans[-1]["facts"].get("steps") if plans else None
-    return plans[-1]["step"] + steps if isinstance(steps, int) else None
+    return int(plans[-1]["step"]) + steps if isinstance(steps, int) else None
 
 
 def _losses(events: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[int, float]], int | None]:
