@@ -16,6 +16,7 @@ from report.synthetic import typical
 from riprap.errors import ConfigError
 from riprap.report import write_card
 from riprap.report._card import BEGIN, END
+from riprap.report._card_header import set_scores
 
 WRITTEN = """---
 license: mit
@@ -283,3 +284,30 @@ def test_names_of_folders_are_text_in_a_card(run: Path, tmp_path: Path) -> None:
     assert "<img" not in once and once.count(END) == 1
     write_card(run, file)
     assert file.read_text() == once
+
+
+@pytest.mark.parametrize("own", ["  results: # todo\n", "  results: []  # todo\n", "  # todo\n"])
+def test_an_entry_of_the_users_stays_when_there_are_no_scores_any_more(
+    run: Path, tmp_path: Path, own: str
+) -> None:
+    header = f"model-index:\n- name: mine  # my model\n{own}license: mit\n"
+    file = tmp_path / "README.md"
+    file.write_text(f"---\n{header}---\n")
+    write_card(run, file)
+    with_scores = file.read_text().split("---\n")[1]
+    assert len(yaml.safe_load(with_scores)["model-index"][0]["results"]) == 3
+    without = set_scores(with_scores, [], None, file)
+    assert yaml.safe_load(without) == {
+        "model-index": [{"name": "mine", "results": []}],
+        "license": "mit",
+    }
+    assert "# my model" in without and "# todo" in without
+    write_card(run, file)
+    assert file.read_text().split("---\n")[1] == with_scores
+
+
+def test_an_entry_that_riprap_made_goes_with_its_scores(run: Path, tmp_path: Path) -> None:
+    file = write_card(run, tmp_path / "README.md", "a name: of # two\nlines " + 40 * "x ")
+    header = file.read_text().split("---\n")[1]
+    assert yaml.safe_load(header)["model-index"][0]["name"].startswith("a name: of # two\nlines")
+    assert yaml.safe_load(set_scores(header, [], None, file)) == {"model-index": None}

@@ -33,7 +33,8 @@ def results_of_run(folder: Path, name: str) -> list[Path]:
 def state_of_results(folder: Path) -> list[tuple[str, int, int]]:
     """Return place, time and size of all results about a run: they change when a result does."""
     names = (PREFLIGHT, DIAGNOSIS, AUDIT)
-    return [(str(file), *facts) for name in names for file, *facts in _found(folder, name)]
+    found = [own for name in names for own in _found(folder, name)]
+    return [(str(file), changed, size) for file, changed, size in found]
 
 
 def _found(folder: Path, name: str) -> list[tuple[Path, int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from riprap.errors import ConfigError
 
 KIND = "riprap"  # type of the data sets in the card's `model-index`
 INDEX = "model-index"
+MADE = "# this entry is by Riprap"  # at the results of an entry that may be removed whole
 _BREAKS = "\n\r\x85\u2028\u2029"  # of lines, as YAML knows them
 _LINES = re.compile(f"[^{_BREAKS}]*(?:\r\n|[{_BREAKS}])|[^{_BREAKS}]+$")
 
@@ -40,8 +40,7 @@ def set_scores(
     """
     lines = _LINES.findall(header)
     name = model_name or _model_name(_index(lines, file))
-    for first, last in sorted(_own_spans(_index(lines, file), file), reverse=True):
-        del lines[first : last + 1]
+    _remove_own(lines, file)
     if not results:
         return "".join(lines)
     if not name:
@@ -59,6 +58,7 @@ def set_scores(
         )
     at, indent = place
     text = yaml.safe_dump(entry, sort_keys=False, allow_unicode=True).rstrip()
+    text = text if entry is results else text.replace("\n  results:\n", f"\n  results: {MADE}\n", 1)
     lines[at:at] = [f"{indent}{line}{line_break}" for line in text.split("\n")]
     return "".join(lines)
 
@@ -139,22 +139,31 @@ def _model_name(index: _Index) -> str | None:
     return None
 
 
-def _own_spans(index: _Index, file: Path) -> Iterator[tuple[int, int]]:
-    """Yield first and last line of what an earlier run wrote.
+def _remove_own(lines: list[str], file: Path) -> None:
+    """Remove what an earlier run wrote: its results, and an entry that Riprap has made for them.
 
-    An entry is one of its own if it holds nothing else.
+    An entry of the user's stays, if need be with `results: []`.
     """
+    index, spans = _index(lines, file), []
     for item in _items(None if index is None else index[1]):
         results = _value(item, "results")
         own = [one for one in _items(results) if _is_own(one)]
-        is_whole = own and len(own) == len(_items(results))
-        if is_whole and {key.value for key, _ in item.value} == {"name", "results"}:
-            yield item.start_mark.line, _last_line(item)
+        if not own:
             continue
-        if own and isinstance(results, yaml.CollectionNode) and results.flow_style:
+        if isinstance(results, yaml.CollectionNode) and results.flow_style:
             raise ConfigError(f"results of {file} are written in one line: write one a line")
-        for one in own:
-            yield one.start_mark.line, _last_line(one)
+        spans += [(one.start_mark.line, _last_line(one)) for one in own]
+        if len(own) < len(_items(results)):
+            continue
+        keys = {key.value: key.end_mark for key, _ in item.value}
+        at = keys["results"].line
+        if MADE in lines[at] and keys.keys() == {"name", "results"}:
+            spans[-len(own) :] = [(item.start_mark.line, _last_line(item))]
+        else:
+            end = lines[at].index(":", keys["results"].column) + 1
+            lines[at] = f"{lines[at][:end]} []{lines[at][end:]}"
+    for first, last in sorted(spans, reverse=True):
+        del lines[first : last + 1]
 
 
 def _is_own(result: yaml.Node) -> bool:
