@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dashboard.chrome import CHROMIUM, Chrome
+from dashboard.test_browser import Served
 from report.predicted import predicted
 from report.synthetic import typical
 from report.test_audit import made as audit
@@ -142,10 +143,12 @@ def test_the_audit_shows_its_image_where_scripts_are_refused(
     chrome: Chrome, tmp_path: Path
 ) -> None:
     """The dashboard serves the page of a run without scripts."""
-    page, _ = write_audit(audit({"refusal": 0.5}, {"talk": 1}), tmp_path)
-    text = page.read_text().replace("script-src 'unsafe-inline' 'unsafe-eval'", "script-src 'none'")
-    chrome.call("Emulation.setScriptExecutionDisabled", value=True)
-    (tmp_path / "quiet.html").write_text(text)
-    chrome.call("Page.navigate", url=(tmp_path / "quiet.html").as_uri())
-    chrome.wait("document.querySelector('img')?.naturalWidth > 100")
-    chrome.call("Emulation.setScriptExecutionDisabled", value=False)
+    typical(tmp_path / "run", 20).writer.close()
+    write_audit(audit({"refusal": 0.5}, {"talk": 1}), tmp_path / "run" / "selection")
+    with Served(tmp_path) as served:
+        chrome.call("Page.navigate", url=served.address)
+        chrome.wait("document.querySelector('.pages a') !== null")
+        assert chrome.run("document.querySelector('.pages a').textContent").startswith("selection")
+        address = chrome.run("document.querySelector('.pages a').href")
+        chrome.call("Page.navigate", url=address)
+        chrome.wait("document.querySelector('img')?.naturalWidth > 100")
