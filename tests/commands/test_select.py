@@ -97,6 +97,7 @@ def test_chosen_lines_are_copied_and_the_rest_is_said(model: Path, data: Path) -
     assert not (out / "parts").exists()
     stored = json.loads((out / "audit.json").read_text())
     assert stored["worst"] == found["worst"]
+    assert stored["model"] == str(model)
     for name, file in (("rows_digest", data), ("chosen_digest", out / "chosen.jsonl")):
         _, summary = read_rows(DataConfig(path=str(file)))  # as `riprap watch` reads them
         assert stored[name] == summary.digest
