@@ -163,7 +163,9 @@ def test_what_was_measured_on_other_weights_is_not_claimed(tmp_path: Path) -> No
     write(document, run / "diagnosis" / "diagnosis.json")
     assert "measured on checkpoint-30" in conclude(run).line
     (checkpoint / "model.safetensors").write_bytes(b"newer")
-    assert "measured on" not in conclude(run).line
+    found = conclude(run)
+    assert "measured on" not in found.line
+    assert found.limits.endswith("is not used: its checkpoint was written anew since.")
     (checkpoint / "model.safetensors").unlink()  # removed, not trained on
     assert "measured on checkpoint-30" in conclude(run).line
 

@@ -120,7 +120,7 @@ def conclude(source: str | Path | Writer | Reader) -> Conclusion:
     is_named = checkpoint is not None and line.startswith(f"Keep {checkpoint.name}.")
     is_idle = facts.idle is not None and facts.unchanged
     limits = [unseen(facts), "" if is_idle else OTHERS, FIRST_TOKENS]
-    limits += [f"{place} could not be read." for place in facts.unread]
+    limits += facts.unused
     return Conclusion(
         escape_control_chars(line),
         numbers(facts),

@@ -67,7 +67,7 @@ class RunFacts:
         asked: first step at which training was asked to stop; None: it was not.
         blames: rows that did most of it, by behavior that broke.
         restored: what brings a behavior back, by behavior, as a diagnosis has measured it.
-        unread: diagnoses in the run's folder that cannot be read.
+        unused: sentences on the diagnoses in the run's folder that are not used.
     """
 
     outcomes: tuple[BehaviorOutcome, ...]
@@ -95,7 +95,7 @@ class RunFacts:
     finished: bool
     blames: Mapping[str, Blame]
     restored: Mapping[str, Restored]
-    unread: Sequence[str]
+    unused: Sequence[str]
 
     @classmethod
     def read(cls, reader: Reader) -> RunFacts:
@@ -146,7 +146,7 @@ class RunFacts:
         cost = costs[-1] if costs else {}
         stops = sorted((e for e in events if e["kind"] == STOP), key=lambda e: int(e["step"]))
         reason = str(stops[-1]["facts"].get("reason") or "") if stops else ""
-        restored, unread = restored_behaviors(reader)
+        restored, unused = restored_behaviors(reader)
         return cls(
             tuple(outcomes),
             courses,
@@ -173,7 +173,7 @@ class RunFacts:
             bool(meta.get("ended")),
             blames,
             {shorten(name): own for name, own in restored.items()},
-            unread,
+            unused,
         )
 
     @property

@@ -38,7 +38,7 @@ class Restored:
 
 
 def restored_behaviors(reader: Reader) -> tuple[dict[str, Restored], tuple[str, ...]]:
-    """Return what brings behaviors back, by their names; and which diagnoses could not be read.
+    """Return what brings behaviors back, by their names; and which diagnoses are not used.
 
     For each behavior and checkpoint the newest diagnosis counts, also if it restored nothing; of
     several checkpoints, the one that was diagnosed last. Nothing is claimed of a checkpoint whose
@@ -47,7 +47,7 @@ def restored_behaviors(reader: Reader) -> tuple[dict[str, Restored], tuple[str, 
     if reader.path is None:
         return {}, ()
     folder, started = reader.path.parent, reader.meta().get("started")
-    found, unread = [], []
+    found, unused = [], []
     for file in reversed(results_of_run(folder, DIAGNOSIS)):
         place = shorten(str(file.relative_to(folder)))
         try:
@@ -57,17 +57,18 @@ def restored_behaviors(reader: Reader) -> tuple[dict[str, Restored], tuple[str, 
                 checkpoint = str(run["checkpoint"])
                 restored = _read(document, folder, checkpoint, place)
                 names = {own["name"] for own in document["behaviors"]} | restored.keys()
-                if _is_changed(folder / checkpoint, run.get("weights")):
+                if restored and _is_changed(folder / checkpoint, run.get("weights")):
                     restored = {}
+                    unused.append(f"{place} is not used: its checkpoint was written anew since.")
                 found.append((str(document.get("written", "")), checkpoint, names, restored))
         except DAMAGE:
-            unread.append(place)
+            unused.append(f"{place} could not be read.")
     latest: dict[tuple[str, str], Restored | None] = {}
     for _, checkpoint, names, restored in sorted(found, key=lambda own: own[0]):
         for name in names:
             latest.pop((checkpoint, name), None)  # so that the newest stands last
             latest[checkpoint, name] = restored.get(name)
-    return {name: own for (_, name), own in latest.items() if own is not None}, tuple(unread)
+    return {name: own for (_, name), own in latest.items() if own is not None}, tuple(unused)
 
 
 def _read(
