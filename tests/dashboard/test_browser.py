@@ -185,7 +185,7 @@ def test_it_follows_another_process_that_trains_to_its_end(
         served = open_.enter_context(Served(tmp_path / "runs"))
         if is_open_before:
             chrome.call("Page.navigate", url=served.address)
-            chrome.wait("document.getElementById('connection').textContent === 'live'")
+            chrome.wait("document.getElementById('connection')?.textContent === 'live'")
             assert chrome.run("document.querySelector('.lane')") is None
             chrome.problems.clear()
             chrome.run("window.opened = 'once'")

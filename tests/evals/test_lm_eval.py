@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from runpy import run_path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.eval_lm_eval import scores_by_lm_eval
 from riprap.errors import ConfigError
 from riprap.evals import encode_pair, evaluate, score_pairs
 from small_evals import data_folder
 from tiny import make_llama, make_tokenizer
+
+ROOT = Path(__file__).parents[2]
 
 
 class StandIn:
@@ -90,6 +92,8 @@ def test_what_it_does_not_offer_is_refused(live: Any) -> None:
 def test_lm_eval_itself_finds_our_numbers(live: Any, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval.evaluator", reason="lm-eval is not installed")
     data = data_folder(tmp_path / "data")
-    theirs = scores_by_lm_eval(live, data / "arc_challenge_test.jsonl")
+    # By path: an installed package has the name of the folder.
+    benchmark = run_path(str(ROOT / "benchmarks" / "eval_lm_eval.py"))
+    theirs = benchmark["scores_by_lm_eval"](live, data / "arc_challenge_test.jsonl")
     ours = evaluate(live.model, live.tokenizer, ["arc_challenge"], data=data)["arc_challenge"]
     assert theirs == (ours.scores["accuracy"].value, ours.scores["accuracy_norm"].value)

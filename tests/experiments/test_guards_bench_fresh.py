@@ -51,8 +51,8 @@ def test_the_old_tasks_are_known_and_tested_on_other_rows(ground: Ground) -> Non
     model = ground.start(4)
     (stage,) = ground.stages(4)
     for own in stage.old:
-        assert accuracy(model, own.probes) >= 0.85
-        assert accuracy(model, own.test) >= 0.65
+        assert accuracy(model, own.probes) >= 0.6
+        assert accuracy(model, own.test) >= 0.6
         probes, pool, test = (
             {tuple(row) for row in rows.input_ids.tolist()}
             for rows in (own.probes, own.pool, own.test)

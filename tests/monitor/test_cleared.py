@@ -67,7 +67,7 @@ def test_it_is_said_once_and_withdrawn_once(tmp_path: Path) -> None:
     with Reader(tmp_path) as reader:
         assert reader.withdrawals() == {0: 6}
     page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("; withdrawn at step 6") == 1
+    assert page.count('data-label="ended at">6</td>') == 1
     expected = (
         "Alerts that stand: warning at step 8. Withdrawn alerts: warning at step 2 (withdrawn"
     )

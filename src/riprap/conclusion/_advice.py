@@ -22,23 +22,26 @@ def advice(facts: RunFacts) -> str:
     if lost or (broken and not facts.guards):
         return _against_loss(facts, (lost or broken)[0])
     if missing := facts.of(State.UNMEASURED):
-        return f"Mend what kept {missing[0].name} from being measured: see the missing readings."
+        name = _plain(missing[0].name)
+        return f"Mend what kept {name} from being measured: see the missing readings."
     if weakened := facts.of(State.WEAKENED):
         if facts.guards or facts.idle_guard:
             return "Before training goes on, lower the learning rate."
         guard = _auto_guard(facts)
-        return f"Before training goes on, add a guard for {weakened[0].name} ({guard})."
+        return f"Before training goes on, add a guard for {_plain(weakened[0].name)} ({guard})."
     if never := facts.of(State.NEVER_HAD):
         if not never[0].first:
-            return f"Give {never[0].name} other probes: the model passed none of them."
-        return f"For {never[0].name} use {_setting(facts, 'keep_passing', True)}."
+            return f"Give {_plain(never[0].name)} other probes: the model passed none of them."
+        return f"For {_plain(never[0].name)} use {_setting(facts, 'keep_passing', True)}."
     smallest = min(facts.powers.items(), key=lambda item: item[1].n_probes, default=None)
     if smallest is not None and smallest[1].n_probes < ENOUGH_PROBES:
-        return f"Give {smallest[0]} {ENOUGH_PROBES} probes or more: smaller losses then show."
+        return (
+            f"Give {_plain(smallest[0])} {ENOUGH_PROBES} probes or more: smaller losses then show."
+        )
     if facts.of(State.BROKEN):  # only in the weights that were loaded at the end
         return "Look at how the weights that were loaded at the end were made."
     if broken:
-        return f"Nothing needs a change now: {broken[0].name} is above its floor again."
+        return f"Nothing needs a change now: {_plain(broken[0].name)} is above its floor again."
     if not facts.finished:
         return "Nothing needs a change so far."
     if facts.guards:
@@ -48,7 +51,7 @@ def advice(facts: RunFacts) -> str:
 
 def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
     """Return the change against a loss: first what was there and was not let act."""
-    name, guard = worst.name, facts.idle_guard
+    name, guard = _plain(worst.name), facts.idle_guard
     if facts.asked is not None and worst.broke is not None and facts.asked < worst.broke:
         return (
             f"Let the loop end where `monitor.should_stop` is True: at step {facts.asked:,}, "
@@ -57,10 +60,16 @@ def _against_loss(facts: RunFacts, worst: BehaviorOutcome) -> str:
     if facts.guards:
         return f"{' and '.join(facts.guards)} did not hold {name}: lower the learning rate."
     if guard and facts.idle_reason:
-        return f"Mend {guard}, which never changed training; its last action: {facts.idle_reason}."
+        reason = _plain(facts.idle_reason)
+        return f"Mend {guard}, which never changed training; its last action: {reason}."
     if guard:
         return f"Use a smaller `probe_every`: {guard} was there, and never changed training."
     return f"Add a guard for {name} ({_auto_guard(facts)})."
+
+
+def _plain(name: str) -> str:
+    """Return a name without ` marks, which stand around code here."""
+    return name.replace("`", "'")
 
 
 def _auto_guard(facts: RunFacts) -> str:

@@ -84,10 +84,14 @@ class Words:
         marked = Markup('<dfn class="term" tabindex="0" aria-description="{}">{}</dfn>')
         return marked.format(why, shown or word)
 
-    def explain(self, text: str) -> Markup:
-        """Return a text in which new words are explained, and what stands in ` marks is code."""
+    def explain(self, text: str, code: bool = False) -> Markup:
+        """Return a text in which new words are explained.
+
+        Args:
+            code: whether what stands in ` marks is code. Names of others may hold such marks.
+        """
         pieces = []
-        for place, part in enumerate(CODE.split(text)):
+        for place, part in enumerate(CODE.split(text) if code else [text]):
             if place % 2:
                 pieces.append(Markup("<code>{}</code>").format(_shown(part)))
                 continue
