@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +103,10 @@ FINISHED = Study(
     figures={"fronts": figure},
     documents={"runs.json": document},
 )
-STUDY = Study(
-    name=NAME,
-    plan=Plan,
+STUDY = replace(
+    FINISHED,
     check=check,
     jobs=jobs,
-    simulate=simulate,
-    claims=analysis.claims,
-    sections=tables.sections,
-    figures={"fronts": figure},
-    documents={"runs.json": document},
     stages={"search": SEARCH, "finished": FINISHED},
     actions={"prepare": prepare},
 )
