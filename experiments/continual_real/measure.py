@@ -30,7 +30,7 @@ ASKED = 64  # answers that are generated at once
 
 @dataclass
 class Look:
-    """What is measured at one moment.
+    """Measures at one moment.
 
     Attributes:
         update: updates so far, over all stages.

@@ -20,7 +20,7 @@ BUFFER_ROWS = 8  # old examples in a draw
 
 @dataclass
 class Memory:
-    """What a run keeps of its base and of earlier stages, for guards.
+    """State of a run that guards need: of its base and of earlier stages.
 
     Attributes:
         pools: the refusal behaviors on probes that may be replayed.

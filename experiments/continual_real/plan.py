@@ -19,7 +19,7 @@ Job = tuple[str, float, str, int, int]  # method, rate, order, base, seed of the
 
 
 class Setting(StrictModel):
-    """What all runs share; its hash names the cached runs, so that an amendment keeps them.
+    """Settings of all runs. Their hash names the cached runs, so that an amendment keeps them.
 
     Attributes:
         steps, batch: updates of each task, and rows of which each update learns or selects.

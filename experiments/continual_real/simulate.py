@@ -43,7 +43,7 @@ FLOOR_SHARE = 0.95  # of the score that a broken behavior has: what preflight is
 
 @dataclass
 class Stage:
-    """What happened while one task was learned.
+    """Measures of one stage: one task that is learned.
 
     Attributes:
         task: its name.

@@ -70,7 +70,7 @@ class Convolutions(nn.Module):
 
 @dataclass(frozen=True)
 class Learning:
-    """How a model is trained before the bench; a part of the stored model's name."""
+    """Training of a model before the bench; a part of the stored model's name."""
 
     steps: int
     batch: int

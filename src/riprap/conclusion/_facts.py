@@ -178,7 +178,7 @@ class RunFacts:
 
     @property
     def ended_early(self) -> bool:
-        """Whether the run ended before the last step of its plan."""
+        """True if the run ended before the last step of its plan."""
         return self.finished and self.planned is not None and self.last_step < self.planned
 
     def of(self, *states: State) -> list[BehaviorOutcome]:
