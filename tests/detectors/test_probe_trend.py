@@ -125,7 +125,7 @@ def test_the_text_says_what_was_lost_and_what_would_help() -> None:
     failing, near = (now <= 0).sum(), ((now > 0) & (now < 0.1 * START.mean())).sum()
     assert f"{lost:.0%} of the mean margin is lost in 40 steps" in alert.message
     assert f"{failing} of 20 probes fail, and {near} pass with less than a" in alert.message
-    assert "lower the learning rate, or replay examples of the behavior" in alert.message
+    assert "lower the learning rate, or replay more examples of the behavior" in alert.message
 
 
 def test_a_run_that_goes_on_after_its_plan_is_watched() -> None:

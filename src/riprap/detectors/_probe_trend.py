@@ -188,4 +188,4 @@ def describe(history: BehaviorHistory, forecast: Forecast) -> str:
     late = "or more" if forecast.high == float("inf") else f"to {max(forecast.high, 1):.0f}"
     text += f"at this pace a break is expected in {format_steps(round(median))} "
     text += f"(80 % interval: {low:.0f} {late})"
-    return text + ": lower the learning rate, or replay examples of the behavior"
+    return text + ": lower the learning rate, or replay more examples of the behavior"
