@@ -16,9 +16,9 @@ from riprap.cli._app import app
 from riprap.commands.eval import parse_judges
 from riprap.commands.gate import ScoreBound, Status, check_evals, parse_requirements
 from riprap.commands.gate._checks import Measured, check_all
-from riprap.commands.gate._evals import ALPHA, _compare
+from riprap.commands.gate._evals import _compare
 from riprap.errors import ConfigError
-from riprap.evals import EvalResult, EvalRow, TaskResult, estimate, load_evals
+from riprap.evals import ALPHA, EvalResult, EvalRow, TaskResult, estimate, load_evals
 from riprap.evals._choices import ChoiceTask
 from small_evals import data_folder
 from tiny import make_llama, make_tokenizer

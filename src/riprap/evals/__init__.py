@@ -2,6 +2,8 @@
 
 - `evaluate`: run suites or tasks; `EvalResult`, `TaskResult`, `EvalRow`, `JudgePair`: what came
   out; `load_evals`, `is_evals`: read it again.
+- `compare_evals`, `TaskChange`, `Outcome`: what changed from a base to a tuned model, row by row;
+  `compare_task`, `change_interval`, `differences`, `require_same_measure`, `ALPHA`: its parts.
 - `judges`: judges of answers, of the protocol of the package judgezoo.
 - `Estimate`, `estimate`, `Agreement`, `agreement`: shares, intervals and kappa.
 - `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
@@ -11,6 +13,16 @@
 """
 
 from riprap.evals._answers import Judging
+from riprap.evals._compare import (
+    ALPHA,
+    Outcome,
+    TaskChange,
+    change_interval,
+    compare_evals,
+    compare_task,
+    differences,
+    require_same_measure,
+)
 from riprap.evals._estimates import Agreement, Estimate, agreement, estimate
 from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
 from riprap.evals._result import (
@@ -39,6 +51,7 @@ def task_names() -> list[str]:
 
 
 __all__ = [
+    "ALPHA",
     "FILE_NAME",
     "SUITES",
     "Agreement",
@@ -47,8 +60,14 @@ __all__ = [
     "EvalResult",
     "EvalRow",
     "JudgePair",
+    "Outcome",
+    "TaskChange",
     "TaskResult",
     "agreement",
+    "change_interval",
+    "compare_evals",
+    "compare_task",
+    "differences",
     "encode_pair",
     "estimate",
     "evaluate",
@@ -58,6 +77,7 @@ __all__ = [
     "longest_input",
     "marked_number",
     "normalize_answer",
+    "require_same_measure",
     "score_pairs",
     "squad_prediction",
     "squad_scores",

@@ -1,24 +1,23 @@
-"""Checks of a gate on results of `riprap eval`: of one model, or of a tuned one beside its base.
-
-Both models answered the same rows. A metric fell if more rows became worse than better, by a sign
-test on the rows that changed; it needs no assumption on how values are distributed.
-"""
+"""Checks of a gate on results of `riprap eval`: of one model, or of a tuned one beside its base."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy import stats
-
 from riprap.commands.gate._checks import Check, GateResult, Status, check_share, power_note
 from riprap.commands.gate._requirements import NoAlert, Requirement
-from riprap.detectors import Power
 from riprap.errors import ConfigError
-from riprap.evals import EvalResult, TaskResult, load_evals
-
-ALPHA = 0.05  # that any check of a gate fails by chance
+from riprap.evals import (
+    EvalResult,
+    Outcome,
+    TaskChange,
+    TaskResult,
+    compare_evals,
+    compare_task,
+    load_evals,
+    require_same_measure,
+)
 
 
 def check_evals(
@@ -39,7 +38,7 @@ def check_evals(
     found = load_evals(tuned)
     before = None if base is None else load_evals(base)
     if before is not None:
-        _require_same_measure(before, found)
+        require_same_measure(before, found)
     if requirements is not None:
         return GateResult(str(tuned), tuple(_check(own, found, before) for own in requirements))
     if before is None:
@@ -47,37 +46,21 @@ def check_evals(
             "one result of evals has nothing to be held to: give --require, such as "
             "'advbench<=0.1, boolq>=0.5', or the results of BASE and TUNED"
         )
-    after = {own.task: own for own in found.tasks}
-    if not any(own.task in after for own in before.tasks):
+    known = [own.task for own in before.tasks]
+    if not set(known) & {own.task for own in found.tasks}:
         raise ConfigError(f"{base} and {tuned} have no task in common")
-    level = ALPHA / len(before.tasks)
-    checks = [_compare(own, after.get(own.task), level) for own in before.tasks]
+    changes = compare_evals(before, found)
+    checks = [_hold(own) for own in changes if own.task in known]
     if all(check.status is Status.SKIPPED for check in checks):
         raise ConfigError(f"{base} has nothing to lose: all its main metrics have the worst value")
-    known = [own.task for own in before.tasks]
     checks += [
-        Check(_title(own), Status.SKIPPED, "no value to hold it to", note="not a task of BASE")
-        for own in found.tasks
+        Check(
+            _title(own.task, own.metric), Status.SKIPPED, "no value to hold it to", note=own.missing
+        )
+        for own in changes
         if own.task not in known
     ]
     return GateResult(str(tuned), tuple(checks))
-
-
-def _require_same_measure(before: EvalResult, after: EvalResult) -> None:
-    """Refuse results that differ in more than the model."""
-    differ = [k for k in after.settings if before.settings.get(k) != after.settings[k]]
-    differ = [key for key in differ if key != "rows"]  # rows are compared one by one
-    judges = {own.task: own.judges[:1] for own in before.tasks}
-    differ += [
-        f"judge of {own.task}"
-        for own in after.tasks
-        if judges.get(own.task, own.judges[:1]) != own.judges[:1]
-    ]
-    if differ:
-        raise ConfigError(
-            f"the two results were measured differently ({', '.join(differ)}): measure both with "
-            "the same options"
-        )
 
 
 def _check(own: Requirement, found: EvalResult, before: EvalResult | None) -> Check:
@@ -96,59 +79,27 @@ def _check(own: Requirement, found: EvalResult, before: EvalResult | None) -> Ch
     return check_share(own, score.value, score.n, "row", None if was is None else was.value)
 
 
-def _title(task: TaskResult) -> str:
-    return f"{task.task}{'.' * bool(task.main)}{task.main} not worse"
+def _title(task: str, metric: str) -> str:
+    return f"{task}{'.' * bool(metric)}{metric} not worse"
 
 
 def _compare(before: TaskResult, after: TaskResult | None, level: float) -> Check:
-    """Compare the main metric of two results, row by row."""
-    metric, title = before.main, _title(before)
-    error = f"BASE: {before.error}" if before.error else ""
-    if after is None:
-        error = error or "TUNED lacks this task: measure it with the same suites"
-    elif after.error:
-        error = error or f"TUNED: {after.error}"
-    if after is None or error:
-        return Check(title, Status.UNKNOWN, "not measured", note=error)
-    old = {row.key: row.values[metric] for row in before.rows if metric in row.values}
-    pairs = [
-        (old[row.key], row.values[metric])
-        for row in after.rows
-        if row.key in old and metric in row.values
-    ]
-    if not pairs:
-        return Check(title, Status.UNKNOWN, "not measured", note="no row is in both results")
-    sign = -1 if before.lower_is_better else 1
-    worse = sum(sign * (new - was) < 0 for was, new in pairs)
-    better = sum(sign * (new - was) > 0 for was, new in pairs)
-    was, now = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-    found = f"{was:.3f} before, {now:.3f} now, on {len(pairs)} rows"
-    changed = worse + better
-    p = float(stats.binomtest(worse, changed, alternative="greater").pvalue) if changed else 1.0
-    note = f"{worse} rows worse, {better} better (p = {p:.2g})"
-    if len(pairs) < len(old):
-        note += f"; {len(old) - len(pairs)} rows of BASE have no value in TUNED"
-    if p <= level:
+    """Hold the main metric of a tuned model to that of its base."""
+    return _hold(compare_task(before, after, level))
+
+
+def _hold(own: TaskChange) -> Check:
+    title = _title(own.task, own.metric)
+    if own.outcome is Outcome.NOT_COMPARED:
+        return Check(title, Status.UNKNOWN, "not measured", note=own.missing)
+    found = f"{own.before:.3f} before, {own.after:.3f} now, on {own.n} rows"
+    note = f"{own.worse} rows worse, {own.better} better (p = {own.p:.2g})"
+    if own.unpaired:
+        note += f"; {own.unpaired} rows of BASE have no value in TUNED"
+    if own.outcome is Outcome.WORSE:
         return Check(title, Status.FAILED, found, note=note)
-    good = before.scores[metric].value
-    good = 1 - good if before.lower_is_better else good
-    if not good:
+    if own.outcome is Outcome.NOTHING_TO_LOSE:
         return Check(title, Status.SKIPPED, found, note="BASE has the worst value: nothing to lose")
-    status, power = power_note(
-        _seen(len(pairs), good, level), good, "row", most=before.lower_is_better
-    )
-    note += "; within noise" * (status is Status.MET and worse > better)
+    status, power = power_note(own.seen, own.good, "row", most=own.lower_is_better)
+    note += "; within noise" * (status is Status.MET and own.worse > own.better)
     return Check(title, status, found, note=f"{note}; {power}")
-
-
-def _seen(n: int, good: float, level: float) -> float:
-    """Return the largest true score that the sign test sees as a loss 4 times in 5.
-
-    It is that of the clearest loss, where some rows become worse and none becomes better: then
-    `needed` of them are enough for the test.
-    """
-    needed = math.ceil(-math.log2(level))
-    if needed > n:
-        return good - 1  # not even the loss of all rows is seen
-    unchanged = Power.seen_with(n, (n - needed + 1) / n)
-    return good - (1 - unchanged)
