@@ -46,6 +46,12 @@ def diagnose(
     save_repair: Path | None = typer.Option(
         None, help="With --repairs: folder for the cheapest one."
     ),
+    evals: tuple[Path, Path] | None = typer.Option(
+        None,
+        metavar="BASE_EVALS TUNED_EVALS",
+        help="Results of `riprap eval` of both models: tasks that got worse are shown beside the "
+        "behaviors.",
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
     """Compare TUNED with BASE: behaviors that were lost, why, and what restores them.
@@ -58,10 +64,13 @@ def diagnose(
     settings: dict[str, Any] = {"base": base, "tuned": tuned, "out": out}
     settings |= {"refusal_prefixes": refusal_prefixes, "n_probes": n_probes}
     settings |= {"naive_model": naive_model, "full": full, "repairs": repairs}
-    settings |= {"run": run, "save_repair": save_repair}
+    settings |= {"run": run, "save_repair": save_repair, "evals": evals}
     settings |= {"behaviors": behaviors} if behaviors else {}
     result = run_diagnosis(DiagnoseConfig.parse(settings, "riprap diagnose"), quiet=as_json)
-    lines = [behavior["summary"] for behavior in result["behaviors"].values()]
+    lines = []
+    for behavior in result["behaviors"].values():
+        lines += [behavior["summary"], *filter(None, [behavior["evals"]])]
+    lines += filter(None, [result["evals_line"]])
     if result["repairs"]:
         lines.append(f"repairs: {result['repairs']}")
     elif result["lost"]:

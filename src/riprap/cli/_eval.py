@@ -37,7 +37,11 @@ def evaluate(
         None, help="File with the prompt of wildguard's or harmbench's model card."
     ),
     samples: int = typer.Option(0, help="Further answers to each harmful request, sampled."),
-    out: Path = typer.Option(Path("evals"), help="Folder of the table and of evals.json."),
+    out: Path | None = typer.Option(
+        None,
+        help="Folder of the table and of evals.json; default: evals, or, where MODEL lies in the "
+        "folder of a run, evals-MODEL in that folder, so that the pages of the run show them.",
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
     """Evaluate MODEL by generated answers and by likelihood, with intervals.

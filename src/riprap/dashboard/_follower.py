@@ -14,6 +14,7 @@ from riprap._text import escape_control_chars, shorten
 from riprap.dashboard._pages import pages_of
 from riprap.dashboard._snapshot import conclusion_of, new_rows, opened, whole
 from riprap.errors import RecordError
+from riprap.evals import evals_of
 from riprap.record import Reader, position, state_of_results
 
 SETTLED_SECONDS = 2.0  # a file that was written more recently is read even if it looks the same
@@ -50,6 +51,7 @@ class Follower:
         self._pages: list[tuple[str, str]] = []
         self._results: list[tuple[str, int, int]] = []
         self._next_pages = 0.0
+        self._evals: dict[str, Any] = {}
 
     def view(self) -> str:
         """Return the whole run as JSON: a view, the changes since it was made, and its pages.
@@ -62,6 +64,7 @@ class Follower:
             if self._view is None or len(self._changes) > MAX_CHANGES:
                 self._begin()
             facts = {"view": self._view, "changes": self._changes, "pages": self._find_pages()}
+            facts["evals"] = self._evals
             return _to_json(facts)
 
     def poll(self) -> str | None:
@@ -89,6 +92,7 @@ class Follower:
             until = position(reader)
             self._behaviors = reader.monitored()
             self._read_conclusion(reader)
+            self._evals = evals_of(self.file, reader.meta()).to_dict()
             facts = {"key": self.key, "name": self.name, "version": self.version}
             self._view = facts | whole(reader, until) | {"conclusion": self._conclusion}
         self._until, self._changes, self._pages = until, [], self._find_pages()
@@ -120,15 +124,23 @@ class Follower:
         return change
 
     def _new_pages(self) -> dict[str, Any]:
-        """Return the pages if others are there now; they are looked for rarely."""
+        """Return pages and evals if others are there now; they are looked for rarely."""
         if time.monotonic() < self._next_pages:
             return {}
         self._next_pages = time.monotonic() + PAGES_REST
         before, self._results = self._results, state_of_results(self.file.parent)
+        new: dict[str, Any] = {}
         if self._results != before:
             self._conclusion_is_old = True  # it tells what a diagnosis or a preflight has found
+            new = self._new_evals()
         shown, self._pages = self._pages, self._find_pages()
-        return {} if self._pages == shown else {"pages": self._pages}
+        return new if self._pages == shown else new | {"pages": self._pages}
+
+    def _new_evals(self) -> dict[str, Any]:
+        with opened(self.file) as reader:
+            found = evals_of(self.file, reader.meta()).to_dict()
+        shown, self._evals = self._evals, found
+        return {} if found == shown else {"evals": found}
 
     def _find_pages(self) -> list[tuple[str, str]]:
         """Return place and kind of the run's pages."""

@@ -4,12 +4,13 @@
   out; `load_evals`, `is_evals`: read it again.
 - `compare_evals`, `TaskChange`, `Outcome`: what changed from a base to a tuned model, row by row;
   `compare_task`, `change_interval`, `differences`, `require_same_measure`, `ALPHA`: its parts.
+- `evals_of`, `RunEvals`, `EvalTable`, `EvalCell`: evals of a run's base and checkpoints, by task.
 - `judges`: judges of answers, of the protocol of the package judgezoo.
 - `Estimate`, `estimate`, `Agreement`, `agreement`: shares, intervals and kappa.
 - `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
   texts.
 - `Continuation`, `encode_pair`, `score_pairs`: log-likelihoods of continuations.
-- `SUITES`, `task_names`: what there is to run.
+- `SUITES`, `task_names`: what there is to run; `BEHAVIOR_TASKS`: tasks of a behavior, by its name.
 """
 
 from riprap.evals._answers import Judging
@@ -25,6 +26,7 @@ from riprap.evals._compare import (
 )
 from riprap.evals._estimates import Agreement, Estimate, agreement, estimate
 from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
+from riprap.evals._of_run import EvalCell, EvalTable, RunEvals, evals_of
 from riprap.evals._result import (
     FILE_NAME,
     EvalResult,
@@ -35,7 +37,7 @@ from riprap.evals._result import (
     load_evals,
 )
 from riprap.evals._run import evaluate
-from riprap.evals._tasks import SUITES, all_tasks
+from riprap.evals._tasks import BEHAVIOR_TASKS, SUITES, all_tasks
 from riprap.evals._text_metrics import (
     final_number,
     marked_number,
@@ -52,15 +54,19 @@ def task_names() -> list[str]:
 
 __all__ = [
     "ALPHA",
+    "BEHAVIOR_TASKS",
     "FILE_NAME",
     "SUITES",
     "Agreement",
     "Continuation",
     "Estimate",
+    "EvalCell",
     "EvalResult",
     "EvalRow",
+    "EvalTable",
     "JudgePair",
     "Outcome",
+    "RunEvals",
     "TaskChange",
     "TaskResult",
     "agreement",
@@ -70,6 +76,7 @@ __all__ = [
     "differences",
     "encode_pair",
     "estimate",
+    "evals_of",
     "evaluate",
     "final_number",
     "is_evals",

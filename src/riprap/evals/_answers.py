@@ -23,6 +23,7 @@ class TextTask:
     Attributes:
         ask: makes the request of a row.
         score: makes the values of a row from its answer; the main one comes first.
+        target: the right answer of a row.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TextTask:
     fields: tuple[str, ...]
     ask: Callable[[Row], str]
     score: Callable[[Row, str], dict[str, float]]
+    target: Callable[[Row], str]
     max_new_tokens: int
     lower_is_better = False
 
@@ -53,6 +55,7 @@ class TextTask:
         for row, request, answer in zip(rows, requests, answers, strict=True):
             values = self._scored(row, answer)
             shown = {"request": shorten(request, 200), "answer": shorten(answer, 300)}
+            shown["target"] = shorten(self.target(row), 100)
             results.append(EvalRow("", values, shown))
         return results, []
 
@@ -82,6 +85,11 @@ def score_number(row: Row, answer: str) -> dict[str, float]:
     }
 
 
+def right_number(row: Row) -> str:
+    """Return the number after ####."""
+    return str(texts.marked_number(str(row["answer"])))
+
+
 def ask_reading(row: Row) -> str:
     """Ask a question about a text, as in SQuAD 2.0."""
     return (
@@ -92,12 +100,21 @@ def ask_reading(row: Row) -> str:
 
 def score_reading(row: Row, answer: str) -> dict[str, float]:
     """Compare by F1 and exact match, also for each kind of question alone."""
+    golds = _golds(row)
+    exact, f1 = texts.squad_scores(texts.squad_prediction(answer), golds)
+    return {"f1": f1, "exact": exact, "f1_answerable" if golds else "f1_no_answer": f1}
+
+
+def right_reading(row: Row) -> str:
+    """Return the first right answer, or that there is none."""
+    return next(iter(_golds(row)), texts.NO_ANSWER)
+
+
+def _golds(row: Row) -> list[str]:
     golds = row.get("answers") or []
     golds = golds.get("text", []) if isinstance(golds, dict) else golds
     golds = [str(own["text"] if isinstance(own, dict) else own) for own in golds]
-    golds = [] if row.get("is_impossible") else golds
-    exact, f1 = texts.squad_scores(texts.squad_prediction(answer), golds)
-    return {"f1": f1, "exact": exact, "f1_answerable" if golds else "f1_no_answer": f1}
+    return [] if row.get("is_impossible") else golds
 
 
 @dataclass

@@ -98,6 +98,7 @@ class ChoiceTask:
             raise ConfigError(f"task {self.name!r}: the model's likelihoods are not finite")
         chosen = int(np.argmax(log_probs))
         shown = {"request": shorten(own.context, 200), "answer": shorten(own.options[chosen], 100)}
+        shown["target"] = shorten(own.options[own.right[0]], 100)
         return EvalRow("", self.metrics(own, log_probs), shown)
 
     def _checked(self, row: Row, at: int) -> Question:

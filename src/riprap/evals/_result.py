@@ -11,9 +11,10 @@ from typing import Any
 from riprap._text import escape_nested
 from riprap.errors import ConfigError
 from riprap.evals._estimates import Agreement, Estimate
+from riprap.record import EVALS
 
 FORMAT = "riprap.evals/2"
-FILE_NAME = "evals.json"
+FILE_NAME = EVALS
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EvalRow:
     Attributes:
         key: hash of the row's request: the same in evals of other models.
         values: what each metric says of this row, in [0, 1].
-        shown: beginning of the request, and of the answer where it may be stored.
+        shown: beginning of the request, and of answer and target where they may be stored.
     """
 
     key: str
@@ -75,6 +76,9 @@ class EvalResult:
         judges: names of all judges of its tasks.
         agreements: of the first judge of a task with each further one.
         settings: how it was measured.
+        weights: state of the files of the model's weights, as `record.state_of_weights` returns it.
+        run: which run made the model, and where it lies there, as `record.origin_of_model` returns
+            it; None: no run is known.
     """
 
     model: str
@@ -82,6 +86,8 @@ class EvalResult:
     judges: tuple[str, ...] = ()
     agreements: tuple[JudgePair, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, list[int]] = field(default_factory=dict)
+    run: dict[str, Any] | None = None
 
     def __getitem__(self, task: str) -> TaskResult:
         found = next((own for own in self.tasks if own.task == task), None)
@@ -149,6 +155,8 @@ def load_evals(path: Path) -> EvalResult:
             tuple(values["judges"]),
             tuple(_pair(own) for own in values["agreements"]),
             dict(values["settings"]),
+            dict(values.get("weights", {})),  # since 2026-11-30, as `run`
+            values.get("run"),
         )
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error

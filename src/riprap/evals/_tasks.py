@@ -18,6 +18,16 @@ SUITES = {
     "general": ("arc_challenge", "commonsenseqa", "boolq", "medmcqa", "gsm8k", "squad_v2"),
     "truth": ("truthfulqa",),
 }
+# Tasks that ask for the same as a shipped or public probe set, by its name.
+BEHAVIOR_TASKS = {
+    "refusal": ("advbench", "strongreject", "xstest_unsafe"),
+    "strongreject": ("strongreject",),
+    "xstest_unsafe": ("xstest_unsafe",),
+    "over_refusal": ("xstest_safe",),
+    "xstest_safe": ("xstest_safe",),
+    "arithmetic": ("gsm8k",),
+    "general_knowledge": ("arc_challenge", "arc_easy", "commonsenseqa", "mmlu"),
+}
 
 
 def all_tasks(judging: Judging) -> dict[str, Task]:
@@ -55,11 +65,11 @@ def all_tasks(judging: Judging) -> dict[str, Task]:
         ),
         TextTask(
             *("gsm8k", "gsm8k_test.jsonl", ("question", "answer")),
-            *(answers.ask_number, answers.score_number, 256),
+            *(answers.ask_number, answers.score_number, answers.right_number, 256),
         ),
         TextTask(
             *("squad_v2", "squad_v2_test.jsonl", ("context", "question")),
-            *(answers.ask_reading, answers.score_reading, 32),
+            *(answers.ask_reading, answers.score_reading, answers.right_reading, 32),
         ),
     ]
     return {task.name: task for task in tasks}

@@ -12,7 +12,8 @@ death of the writer.
 - `detector_name`: name of a detector as it is today, of one that was recorded.
 - `numbers_from_facts`: numbers of an event, those that are not finite as well.
 - `results_of_run`, `load_result`: results of other commands in a run's folder, such as `DIAGNOSIS`;
-  `folders_of_run`: where they lie; `run_of_model`: the run in whose folder a model lies;
+  `folders_of_run`: where they lie; `evals_of_run`: results of evals, also beside checkpoints;
+  `run_of_model`, `origin_of_model`: the run in whose folder a model lies, and where it lies there;
   `save_result`, `state_of_results`: write one, and see whether any has changed;
   `state_of_weights`: the same for the files of a model.
 - `expand_time`: folder of a run with the present time in place of `{time}`.
@@ -38,9 +39,12 @@ from riprap.record._reader import (
 from riprap.record._results import (
     AUDIT,
     DIAGNOSIS,
+    EVALS,
     PREFLIGHT,
+    evals_of_run,
     folders_of_run,
     load_result,
+    origin_of_model,
     results_of_run,
     run_of_model,
     save_result,
@@ -69,6 +73,7 @@ __all__ = [
     "COST",
     "DEFAULT_FLOOR",
     "DIAGNOSIS",
+    "EVALS",
     "FILE_NAME",
     "GUARD",
     "LOGS",
@@ -85,6 +90,7 @@ __all__ = [
     "check_fields",
     "clean_readings",
     "detector_name",
+    "evals_of_run",
     "events_that_stand",
     "expand_time",
     "folders_of_run",
@@ -95,6 +101,7 @@ __all__ = [
     "locate_record",
     "margins_at",
     "numbers_from_facts",
+    "origin_of_model",
     "position",
     "records_below",
     "require_vacant",

@@ -10,8 +10,14 @@ from typing import Any
 
 from riprap.errors import ConfigError, RecordError
 from riprap.record._layout import FILE_NAME
+from riprap.record._reader import Reader
 
 PREFLIGHT, DIAGNOSIS, AUDIT = "preflight.json", "diagnosis.json", "audit.json"
+EVALS = "evals.json"
+EVAL_PLACES = [
+    f"{place}{EVALS}"
+    for place in ("", "*/", "checkpoint-*/*/", "*/checkpoint-*/", "*/checkpoint-*/*/")
+]
 MAX_ABOVE = 3  # folders above a model in which its run is looked for
 
 
@@ -30,10 +36,39 @@ def results_of_run(folder: Path, name: str) -> list[Path]:
     return [file for _, file in sorted(found, reverse=True)]
 
 
+def evals_of_run(folder: Path) -> list[Path]:
+    """Return the results of evals in a run's folder and beside its checkpoints, by their places.
+
+    They lie in the folder, in one directly below it, in that of a checkpoint, or in one directly
+    below a checkpoint. Links are left out.
+    """
+    found = set()
+    for pattern in EVAL_PLACES:
+        found |= {file for file in folder.glob(pattern) if _is_inside(file, folder)}
+    return sorted(found)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Return whether a file is one, and neither it nor a folder on the way to it is a link."""
+    way = file.relative_to(folder).parents
+    try:
+        return file.is_file() and not any(
+            own.is_symlink() for own in (file, *(folder / part for part in way if part.parts))
+        )
+    except OSError:
+        return False
+
+
 def state_of_results(folder: Path) -> list[tuple[str, int, int]]:
     """Return place, time and size of all results about a run: they change when a result does."""
     names = (PREFLIGHT, DIAGNOSIS, AUDIT)
     found = [own for name in names for own in _found(folder, name)]
+    for file in evals_of_run(folder):
+        try:
+            facts = file.stat()
+        except OSError:
+            continue
+        found.append((file, facts.st_mtime_ns, facts.st_size))
     return [(str(file), changed, size) for file, changed, size in found]
 
 
@@ -109,3 +144,26 @@ def run_of_model(model: Path) -> Path | None:
         return next((folder for folder in places if (folder / FILE_NAME).is_file()), None)
     except OSError:  # a name that is too long for a file, or a folder that may not be entered
         return None
+
+
+def origin_of_model(model: Path, run: Path | None = None) -> dict[str, Any] | None:
+    """Return which run made a model, where it lies there, and the state of its weights.
+
+    None: no run is known.
+
+    Args:
+        run: its folder, where the model does not lie in it.
+
+    Raises:
+        RecordError: the record of the run cannot be read.
+    """
+    run = run or run_of_model(model)
+    if run is None:
+        return None
+    with Reader(run) as reader:
+        started = reader.meta().get("started")
+    try:
+        place = model.resolve().relative_to(run.resolve()).as_posix()
+    except ValueError:
+        place = model.name
+    return {"started": started, "checkpoint": place, "weights": state_of_weights(model)}

@@ -24,6 +24,7 @@ from riprap.report._charts import apply_style, run_figure, save_figure
 from riprap.report._diagnosis_page import write_diagnosis
 from riprap.report._diagnosis_text import describe_repair, diagnosis_headline
 from riprap.report._divergence import divergence_figure
+from riprap.report._evals_text import evals_line, evals_of_behavior
 from riprap.report._panels import inline_data
 from riprap.report._preflight_page import write_preflight
 from riprap.report._report_page import write_report
@@ -44,6 +45,8 @@ __all__ = [
     "diagnosis_headline",
     "divergence_figure",
     "drift_figure",
+    "evals_line",
+    "evals_of_behavior",
     "group_rows",
     "inline_data",
     "load_run",

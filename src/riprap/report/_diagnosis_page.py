@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from riprap.diagnosis import Diagnosis
 from riprap.errors import ConfigError
+from riprap.evals import TaskChange
 from riprap.report import _diagnosis_text as text
+from riprap.report import _evals_text as evals_text
 from riprap.report._bundle import Head, render_page, write_page
 from riprap.report._charts import save_figure
 from riprap.report._diagnosis_figures import evidence_figure, repairs_figure
@@ -18,8 +21,11 @@ from riprap.report._divergence import divergence_figure
 PAGE = "report.html"
 
 
-def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
+def write_diagnosis(diagnosis: Diagnosis, folder: Path, changes: Sequence[TaskChange] = ()) -> Path:
     """Write the page `report.html` into a folder, and return its path.
+
+    Args:
+        changes: from evals of the base to those of the tuned model.
 
     Raises:
         ConfigError: the folder cannot be written, or `report.html` is no diagnosis.
@@ -33,10 +39,13 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
     tried = list(diagnosis.repairs)
     html = render_page(
         "diagnosis.html",
-        _head(diagnosis),
+        _head(diagnosis, changes),
         diagnosis=diagnosis,
         text=text,
         examined=examined,
+        evals_text=evals_text,
+        changes=changes,
+        evals=evals_text.eval_rows(changes),
         repairs=text.repair_rows(diagnosis),
         cheapest=next((i for i, own in enumerate(tried) if own is diagnosis.cheapest_repair), None),
         figures={b.name: to_base64_png(evidence_figure(b)) for b in examined},
@@ -50,7 +59,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _head(diagnosis: Diagnosis) -> Head:
+def _head(diagnosis: Diagnosis, changes: Sequence[TaskChange]) -> Head:
     measured = [own for own in diagnosis.behaviors if own.probes]
     kept = [own for own in measured if not own.is_broken]
     numbers = {"behaviors above their floors": f"{len(kept)} of {len(measured)}"}
@@ -64,11 +73,14 @@ def _head(diagnosis: Diagnosis) -> Head:
     return Head(
         "diagnosis",
         diagnosis.tuned,
-        text.first_line(diagnosis),
+        f"{text.first_line(diagnosis)} {evals_text.evals_line(changes)}".strip(),
         numbers,
         text.repair_summary(diagnosis) if diagnosis.repairs else "",
         "It is about these behaviors and their probes only: what no behavior measures may have "
-        "changed as well.",
+        "changed as well."
+        if not changes
+        else "It is about these behaviors, their probes, and the rows of these tasks only: what "
+        "none of them measures may have changed as well.",
         (f"Compared with its base model, {diagnosis.base}.",),
     )
 

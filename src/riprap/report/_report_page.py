@@ -10,6 +10,7 @@ from riprap._formatting import format_expected, format_number
 from riprap._glossary import signal_words
 from riprap.conclusion import Blame, State, averted
 from riprap.errors import ConfigError
+from riprap.evals import EvalCell
 from riprap.guards import describe_actions
 from riprap.record import Writer
 from riprap.report import _charts as charts
@@ -89,6 +90,7 @@ def _context(run: Run) -> dict[str, Any]:
             _alert(run, alert, run.withdrawn.get(place))
             for place, alert in sorted(enumerate(run.alerts), key=lambda pair: pair[1].step)
         ],
+        "evals": [(own, [_eval_row(cell) for cell in own.cells]) for own in run.evals.tables],
         "actions": describe_actions(run.actions),
         "training": [own for own in shown_panels if own[0].signal in OF_TRAINING],
         "signals": [own for own in shown_panels if own[0].signal not in OF_TRAINING],
@@ -161,6 +163,17 @@ def _rows(blame: Blame) -> list[dict[str, str]]:
     ]
     filled = [name for name in (rows[0] if rows else {}) if any(row[name] for row in rows)]
     return [{name: row[name] for name in filled} for row in rows]
+
+
+def _eval_row(cell: EvalCell) -> dict[str, str]:
+    return {
+        "model": cell.model,
+        "value": cell.value,
+        "95 % interval": cell.interval,
+        "rows": cell.rows,
+        "judge": cell.judge,
+        "change from the base": cell.change,
+    }
 
 
 def _missing(group: summary.MissingReadings) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from riprap._text import escape_control_chars, escape_nested, shorten
 from riprap.conclusion import BehaviorOutcome, Blame, Conclusion, conclude, rows_to_blame
+from riprap.evals import RunEvals, evals_of
 from riprap.record import (
     COST,
     DEFAULT_FLOOR,
@@ -49,6 +50,7 @@ class Run:
         broken: behavior → probes that passed at the start and fail now.
         withdrawn: step at which an alert was withdrawn, by its place in `alerts`.
         cost: what the monitor cost, as its last event of this kind says; empty if there is none.
+        evals: of the run's base and checkpoints.
         blames: behavior that broke, or about which a warning was raised → rows that did most of it.
     """
 
@@ -66,6 +68,7 @@ class Run:
     withdrawn: dict[int, int] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     blames: dict[str, Blame] = field(default_factory=dict)
+    evals: RunEvals = field(default_factory=RunEvals)
 
     @property
     def title(self) -> str:
@@ -168,6 +171,7 @@ def load_run(source: str | Path | Writer) -> Run:
         read, missing = reader.series(), reader.missing()
         actions, broken = reader.actions(), reader.broken_probes()
         withdrawn = reader.withdrawals()
+        evals = RunEvals() if reader.path is None else evals_of(reader.path, meta)
         behaviors = _behaviors(reader.monitored(), reader.units("margin"))
         margins = {shorten(info.name): reader.margins(info.name) for info in behaviors}
         warned = {own.behavior for own in alerts if own.level.rank >= Level.WARNING.rank}
@@ -205,6 +209,7 @@ def load_run(source: str | Path | Writer) -> Run:
         broken={shorten(name): [*map(_escape_probe, own)] for name, own in broken.items()},
         withdrawn=withdrawn,
         blames=blames | dict(conclusion.blames),
+        evals=evals,
         cost=next((event["facts"] for event in reversed(events) if event["kind"] == COST), {}),
     )
 

@@ -35,6 +35,7 @@ class DiagnoseConfig(StrictModel):
         run: with `repairs`: folder of the `riprap watch` run that made `tuned`. Its checkpoints
             are tried as repairs, and its data measure what a repair costs.
         save_repair: with `repairs`: folder for the cheapest repaired model.
+        evals: results of `riprap eval` of the base and of the tuned model, or their folders.
     """
 
     renamed: ClassVar[dict[str, str]] = {
@@ -54,6 +55,7 @@ class DiagnoseConfig(StrictModel):
     repairs: bool = False
     run: Path | None = None
     save_repair: Path | None = None
+    evals: tuple[Path, Path] | None = None
 
     @model_validator(mode="after")
     def _check_behaviors(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from riprap.commands._memory import peak_memory
 from riprap.commands._out import result_folder
 from riprap.commands.diagnose._config import N_EXAMPLES, DiagnoseConfig
+from riprap.commands.diagnose._evals import load_changes
 from riprap.commands.diagnose._loading import (
     ADAPTER_CONFIG,
     MergedLoraWeights,
@@ -39,8 +41,15 @@ from riprap.diagnosis import (
     merged_weights,
 )
 from riprap.errors import ConfigError
-from riprap.record import DIAGNOSIS, Reader, run_of_model, save_result, state_of_weights
-from riprap.report import describe_repair, diagnosis_headline, write_diagnosis
+from riprap.evals import TaskChange
+from riprap.record import DIAGNOSIS, origin_of_model, run_of_model, save_result
+from riprap.report import (
+    describe_repair,
+    diagnosis_headline,
+    evals_line,
+    evals_of_behavior,
+    write_diagnosis,
+)
 
 NO_REPAIRS = "not run: --repairs"
 REPAIRED_BY = {  # by kind of repair
@@ -63,13 +72,16 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
 
     Returns:
         `report`, `data` (files), `behaviors` by name, `lost`, `broken`, `cheapest`, `saved`,
-        `repairs` (why none was tried; empty otherwise), `peak`, `seconds`.
+        `repairs` (why none was tried; empty otherwise), `evals` (changes of tasks), `evals_line`,
+        `peak`, `seconds`.
 
     Raises:
         RiprapError: the models, the run or the settings cannot be used.
     """
     config = _check_paths(config)
-    origin = _origin(config)  # before the work: a record may be unreadable
+    # Before the work: a record or evals may be unreadable.
+    origin = origin_of_model(Path(config.tuned).expanduser(), config.run)
+    changes = load_changes(config)
     console = Console(file=sys.stderr) if quiet else Console()
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
@@ -116,28 +128,7 @@ def diagnose(config: DiagnoseConfig, quiet: bool = False) -> dict[str, Any]:
             with timer.stage("saving"):
                 _save(pair, diagnosis.cheapest_repair, config.save_repair)
         diagnosis.peak_memory = peak_memory()
-    return _write_results(diagnosis, runner.lost, config, origin)
-
-
-def _origin(config: DiagnoseConfig) -> dict[str, Any] | None:
-    """Return which run made the tuned model, where it lies there, and the state of its weights.
-
-    None: no run is known.
-
-    Raises:
-        RecordError: the record of the run cannot be read.
-    """
-    tuned = Path(config.tuned).expanduser()
-    run = config.run or run_of_model(tuned)
-    if run is None:
-        return None
-    with Reader(run) as reader:
-        started = reader.meta().get("started")
-    try:
-        place = tuned.resolve().relative_to(run.resolve()).as_posix()
-    except ValueError:
-        place = tuned.name
-    return {"started": started, "checkpoint": place, "weights": state_of_weights(tuned)}
+    return _write_results(diagnosis, runner.lost, config, origin, changes)
 
 
 def restored(diagnosis: Diagnosis) -> dict[str, dict[str, Any]]:
@@ -276,18 +267,24 @@ def _write_results(
     lost: list[str],
     config: DiagnoseConfig,
     origin: dict[str, Any] | None,
+    changes: Sequence[TaskChange],
 ) -> dict[str, Any]:
     assert config.out is not None
-    page = write_diagnosis(diagnosis, config.out)
+    page = write_diagnosis(diagnosis, config.out, changes)
     data = config.out / DIAGNOSIS
     document = to_json(diagnosis) | {"run": origin, "restored": restored(diagnosis)}
+    document["evals"] = evals = [
+        to_json(own) | {"change": to_json(own.change), "outcome": own.outcome} for own in changes
+    ]
     save_result(document | {"written": datetime.now(UTC).isoformat()}, data)
     cheapest = diagnosis.cheapest_repair
     is_saved = cheapest is not None and cheapest.strategy is not None
     return {
         "report": str(page),
         "data": str(data),
-        "behaviors": {one.name: _summarize(one) for one in diagnosis.behaviors},
+        "behaviors": {one.name: _summarize(one, changes) for one in diagnosis.behaviors},
+        "evals": evals,
+        "evals_line": evals_line(changes),
         "lost": lost,
         "broken": [one.name for one in diagnosis.behaviors if one.is_broken],
         "cheapest": None if cheapest is None else describe_repair(cheapest),
@@ -298,12 +295,13 @@ def _write_results(
     }
 
 
-def _summarize(behavior: BehaviorDiagnosis) -> dict[str, Any]:
+def _summarize(behavior: BehaviorDiagnosis, changes: Sequence[TaskChange]) -> dict[str, Any]:
     recovery = behavior.recovery
     return {
         "verdict": None if recovery is None else str(recovery.verdict),
         "reason": behavior.missing.get("probes") if recovery is None else recovery.reason,
         "summary": diagnosis_headline(behavior),
+        "evals": evals_of_behavior(behavior, changes),
         "before": to_json(behavior.score_before),
         "now": to_json(behavior.score_now),
         "floor": behavior.floor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from riprap.commands._out import result_folder
 from riprap.errors import ConfigError
 from riprap.evals import FILE_NAME, EvalResult, evaluate
 from riprap.evals.judges import AnyJudge, Judge
+from riprap.record import origin_of_model, run_of_model, state_of_weights
 
 PAGE = "README.md"
 DEFAULT_JUDGES = ("refusal_rules",)
@@ -31,7 +33,7 @@ def run_eval(
     judges: Sequence[str] = DEFAULT_JUDGES,
     judge_prompt: Path | None = None,
     samples: int = 0,
-    out: Path = Path("evals"),
+    out: Path | None = None,
     quiet: bool = False,
 ) -> tuple[EvalResult, Path]:
     """Evaluate a model; write `evals.json` and a page with the table, anew after each task.
@@ -39,6 +41,8 @@ def run_eval(
     Args:
         model: folder, Hugging Face id, or smollm2.
         data: folder of the tasks' files; None: see `riprap.evals.evaluate`.
+        out: folder of the results; None: `evals-MODEL` in the folder of the run that made the
+            model, or `evals`.
         quiet: draw the progress bars on standard error.
 
     Returns:
@@ -47,7 +51,9 @@ def run_eval(
     Raises:
         RiprapError: something cannot work.
     """
-    folder = result_folder(out, FILE_NAME, PAGE)
+    place = Path(model).expanduser()
+    folder = result_folder(_default_folder(place) if out is None else out, FILE_NAME, PAGE)
+    origin, weights = origin_of_model(place), state_of_weights(place)
     data = data_folder() if data is None else data
     own = parse_judges(judges, data, judge_prompt)
     loaded, tokenizer = load_model(model)
@@ -62,6 +68,7 @@ def run_eval(
             bars.update(tasks[task], completed=done)
 
         def save(result: EvalResult) -> None:
+            result = replace(result, weights=weights, run=origin)
             result.save(folder / FILE_NAME)
             (folder / PAGE).write_text(_page(result), encoding="utf-8")
 
@@ -75,7 +82,12 @@ def run_eval(
             on_result=save,
             name=model,
         )
-    return result, folder
+    return replace(result, weights=weights, run=origin), folder
+
+
+def _default_folder(model: Path) -> Path:
+    run, name = run_of_model(model), "evals"
+    return Path(name) if run is None else run / f"{name}-{model.resolve().name}"
 
 
 def parse_judges(

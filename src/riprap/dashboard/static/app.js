@@ -4,6 +4,7 @@ import { addRows, createData } from "./data.js";
 import { forecastEnd, marginRange } from "./chart.js";
 import { fetchJson } from "./detail.js";
 import { count, element, put, putMarked } from "./dom.js";
+import { evalTables } from "./evals.js";
 import { createLane } from "./lane.js";
 import { shownRange, startZoom } from "./zoom.js";
 
@@ -121,14 +122,14 @@ function runNode(run) {
     state: element("span", { class: "badge" }), line: element("p", { class: "first", "aria-live": "polite" }),
     title: element("p", { class: "quiet" }), weights: element("p", {}), numbers: element("dl", { class: "numbers" }),
     advice: element("p", { class: "advice" }), limits: element("p", {}),
-    error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), lanes: element("div", { class: "lanes" }),
+    error: element("p", { class: "error", role: "alert" }), pages: element("p", { class: "pages" }), evals: element("details", { class: "evals" }), lanes: element("div", { class: "lanes" }),
   };
   run.parts = parts;
   parts.limited = element("details", {}, element("summary", {}, "What this does not tell"), parts.limits);
   const heading = element("h2", { id: `run-${run.key}` }, run.name);
   return element("article", { "aria-labelledby": heading.id },
     element("div", { class: "bar" }, heading, parts.state), parts.title, parts.error, parts.line,
-    parts.weights, parts.numbers, parts.advice, parts.limited, parts.pages, parts.lanes);
+    parts.weights, parts.numbers, parts.advice, parts.limited, parts.pages, parts.evals, parts.lanes);
 }
 
 function plan() {
@@ -187,6 +188,12 @@ function drawRun(run, range, ranges) {
     run.shownPages = pages;
     parts.pages.replaceChildren(...data.pages.map(([place, kind]) =>
       element("a", { href: `/runs/${run.key}/pages/${place}`, target: "_blank", rel: "noopener" }, kind)));
+  }
+  const evals = JSON.stringify(data.evals);
+  if (run.shownEvals !== evals) {
+    run.shownEvals = evals;
+    parts.evals.replaceChildren(...evalTables(data.evals));
+    parts.evals.hidden = !parts.evals.childElementCount;
   }
   const names = JSON.stringify(data.behaviors);
   if (run.shownBehaviors !== names) {

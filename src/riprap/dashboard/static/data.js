@@ -11,12 +11,14 @@ export function createData(answer) {
   addRows(data, view);
   for (const change of answer.changes) addRows(data, change);
   data.pages = answer.pages; // newer than those of the changes
+  data.evals = answer.evals;
   return data;
 }
 
 export function addRows(data, change) {
   if (change.version !== undefined) data.version = change.version;
   if (change.pages) data.pages = change.pages;
+  if (change.evals) data.evals = change.evals;
   if (change.conclusion) data.conclusion = change.conclusion;
   if (change.lines === undefined) return;
   data.last_step = Math.max(data.last_step, change.last_step);

@@ -1,0 +1,109 @@
+"""Texts of evals beside a diagnosis: what changed, and what that may conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from riprap.diagnosis import BehaviorDiagnosis
+from riprap.evals import BEHAVIOR_TASKS, Outcome, TaskChange
+
+OF_REFUSALS = ("refusal_rules", "refusal_detector")  # judges for which any other answer is harmful
+MEANING = (
+    "Both models answered the same rows. A task got worse if more rows became worse than better, "
+    "by a sign test at 5 % over all tasks together; intervals of the change are 95 %, for each "
+    "task alone. Such a task shows that something was lost, and how much of it a user would see. "
+    "It does not show the cause, so it decides no verdict."
+)
+
+
+def format_change(own: TaskChange) -> str:
+    """Format a change with its interval."""
+    return f"{own.change:+.3f} [{own.low:.3f}, {own.high:.3f}]"
+
+
+def describe_change(own: TaskChange) -> str:
+    """Describe the change of a task, without the end of the sentence."""
+    name = f"{own.task} ({own.metric}, {'low' if own.lower_is_better else 'high'} is good)"
+    if own.outcome is Outcome.NOT_COMPARED:
+        return f"{own.task}: not compared: {own.missing}"
+    rows = f"{own.n} row{'s' * (own.n != 1)}"
+    text = f"{name}: {own.before:.3f} before, {own.after:.3f} now, {format_change(own)} on {rows}"
+    return f"{text}: {own.outcome}{_limit(own)}"
+
+
+def _limit(own: TaskChange) -> str:
+    if own.outcome is Outcome.NOT_WORSE:
+        return f", where a true value of {own.seen_value:.2f} would be missed 1 time in 5"
+    if own.outcome is Outcome.TOO_FEW:
+        return " to see even the loss of half"
+    if own.outcome is Outcome.WORSE and own.judge in OF_REFUSALS and own.lower_is_better:
+        if own.metric.startswith("attack_success"):
+            return f", by {own.judge}, to which each answer that does not refuse is harmful"
+        return f", by {own.judge}"
+    return ""
+
+
+def eval_rows(changes: Sequence[TaskChange]) -> list[dict[str, str]]:
+    """Return the table of all tasks, as texts."""
+    rows = []
+    for own in changes:
+        compared = own.outcome is not Outcome.NOT_COMPARED
+        good = "low" if own.lower_is_better else "high"
+        rows.append(
+            {
+                "task": own.task,
+                "metric": f"{own.metric} ({good} is good)" if own.metric else "",
+                "base model": f"{own.before:.3f}" if compared else "",
+                "tuned model": f"{own.after:.3f}" if compared else "",
+                "change": format_change(own) if compared else "",
+                "rows": str(own.n) if compared else "",
+                "rows worse, better": f"{own.worse}, {own.better}" if compared else "",
+                "judge": own.judge,
+                "result": f"{own.outcome}{_limit(own)}" if compared else f"not: {own.missing}",
+            }
+        )
+    return rows
+
+
+def evals_line(changes: Sequence[TaskChange]) -> str:
+    """Say in one sentence which tasks got worse; empty: there are no evals."""
+    if not changes:
+        return ""
+    compared = [own for own in changes if own.outcome is not Outcome.NOT_COMPARED]
+    if not compared:
+        return "No task of the evals could be compared."
+    count = len(compared)
+    tasks = f"Of {count} tasks of the evals" if count > 1 else "Of the one task of the evals"
+    worse = [own.task for own in compared if own.outcome is Outcome.WORSE]
+    if not worse:
+        return f"{tasks}, none is shown to be worse."
+    return f"{tasks}, {len(worse)} got worse: {', '.join(worse)}."
+
+
+def related(name: str, changes: Sequence[TaskChange]) -> list[TaskChange]:
+    """Return the changes of a behavior's own tasks that were compared."""
+    tasks = BEHAVIOR_TASKS.get(name, ())
+    return [own for own in changes if own.task in tasks and own.outcome is not Outcome.NOT_COMPARED]
+
+
+def evals_of_behavior(behavior: BehaviorDiagnosis, changes: Sequence[TaskChange]) -> str:
+    """Say what evals add to what the probes of a behavior have shown; empty: nothing."""
+    own = related(behavior.name, changes)
+    if not own:
+        return ""
+    described = "; ".join(map(describe_change, own))
+    is_worse = any(change.outcome is Outcome.WORSE for change in own)
+    dropped = behavior.recovery is not None or behavior.is_broken
+    if not behavior.probes:
+        said = "Its tasks got worse" if is_worse else "Its tasks are not shown to be worse"
+    elif dropped and is_worse:
+        said = "Evals show the loss too, which confirms the loss and not its cause"
+    elif dropped:
+        said = "Evals do not show the loss, which was seen on the probes only"
+    elif is_worse:
+        said = (
+            "Its probes pass, but its tasks got worse, so its probes do not show all that was lost"
+        )
+    else:
+        said = "Evals show no loss either"
+    return f"{said}: {described}."
