@@ -42,6 +42,9 @@ def evaluate(
         help="Folder of the table and of evals.json; default: evals, or, where MODEL lies in the "
         "folder of a run, evals-MODEL in that folder, so that the pages of the run show them.",
     ),
+    export: str | None = typer.Option(
+        None, help="inspect: also write eval logs of inspect_ai, for `inspect view`."
+    ),
     as_json: bool = AS_JSON,
 ) -> int:
     """Evaluate MODEL by generated answers and by likelihood, with intervals.
@@ -53,7 +56,9 @@ def evaluate(
 
     suites = [part.strip() for part in suite.split(",") if part.strip()]
     result, folder = run_eval(
-        *(model, suites, data, rows, judge, judge_prompt, samples, out), quiet=as_json
+        *(model, suites, data, rows, judge, judge_prompt, samples, out),
+        quiet=as_json,
+        export=export,
     )
     if as_json:
         print_result(result.to_dict(rows=False) | {"out": str(folder)}, as_json, [])

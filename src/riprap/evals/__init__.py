@@ -5,6 +5,7 @@
 - `compare_evals`, `TaskChange`, `Outcome`: what changed from a base to a tuned model, row by row;
   `compare_task`, `change_interval`, `differences`, `require_same_measure`, `ALPHA`: its parts.
 - `evals_of`, `RunEvals`, `EvalTable`, `EvalCell`: evals of a run's base and checkpoints, by task.
+- `to_inspect`: write a result as eval logs of inspect_ai.
 - `judges`: judges of answers, of the protocol of the package judgezoo.
 - `Estimate`, `estimate`, `Agreement`, `agreement`: shares, intervals and kappa.
 - `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
@@ -25,6 +26,7 @@ from riprap.evals._compare import (
     require_same_measure,
 )
 from riprap.evals._estimates import Agreement, Estimate, agreement, estimate
+from riprap.evals._inspect import to_inspect
 from riprap.evals._likelihood import Continuation, encode_pair, longest_input, score_pairs
 from riprap.evals._of_run import EvalCell, EvalTable, RunEvals, evals_of
 from riprap.evals._result import (
@@ -89,4 +91,5 @@ __all__ = [
     "squad_prediction",
     "squad_scores",
     "task_names",
+    "to_inspect",
 ]

@@ -10,16 +10,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from riprap._checks import shown
 from riprap._text import escape_control_chars
 from riprap.behaviors.probe_sets import data_folder
 from riprap.commands._models import load_model
 from riprap.commands._out import result_folder
 from riprap.errors import ConfigError
-from riprap.evals import FILE_NAME, EvalResult, evaluate
+from riprap.evals import FILE_NAME, EvalResult, evaluate, to_inspect
 from riprap.evals.judges import AnyJudge, Judge
 from riprap.record import origin_of_model, run_of_model, state_of_weights
 
 PAGE = "README.md"
+EXPORT = "inspect"
 DEFAULT_JUDGES = ("refusal_rules",)
 _WITH_DATA = ("refusal_detector",)
 HEADINGS = ("task", "metric", "value", "95 % interval", "rows", "better")
@@ -35,6 +37,7 @@ def run_eval(
     samples: int = 0,
     out: Path | None = None,
     quiet: bool = False,
+    export: str | None = None,
 ) -> tuple[EvalResult, Path]:
     """Evaluate a model; write `evals.json` and a page with the table, anew after each task.
 
@@ -44,6 +47,7 @@ def run_eval(
         out: folder of the results; None: `evals-MODEL` in the folder of the run that made the
             model, or `evals`.
         quiet: draw the progress bars on standard error.
+        export: "inspect" writes eval logs of inspect_ai as well, to `inspect` in the folder.
 
     Returns:
         the result, and the folder.
@@ -51,6 +55,8 @@ def run_eval(
     Raises:
         RiprapError: something cannot work.
     """
+    if export not in (None, EXPORT):
+        raise ConfigError(f"--export {shown(export)}: there is only {EXPORT}")
     place = Path(model).expanduser()
     folder = result_folder(_default_folder(place) if out is None else out, FILE_NAME, PAGE)
     origin, weights = origin_of_model(place), state_of_weights(place)
@@ -82,7 +88,10 @@ def run_eval(
             on_result=save,
             name=model,
         )
-    return replace(result, weights=weights, run=origin), folder
+    result = replace(result, weights=weights, run=origin)
+    if export is not None:
+        to_inspect(result, folder / EXPORT)
+    return result, folder
 
 
 def _default_folder(model: Path) -> Path:
