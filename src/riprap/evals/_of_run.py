@@ -88,7 +88,7 @@ def evals_of(record: Path, meta: dict[str, Any]) -> RunEvals:
             result = load_evals(file)
             why = _not_of_run(result, folder, meta)
         except ConfigError as error:
-            result, why = None, f"cannot be read ({shorten(str(error), 300)})"
+            result, why = None, shorten(str(error).replace(f"{file} ", "", 1), 300)
         if why or result is None:
             notes.append(f"{place} is not shown: it {why}.")
         else:

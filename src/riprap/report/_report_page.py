@@ -172,7 +172,7 @@ def _eval_row(cell: EvalCell) -> dict[str, str]:
         "95 % interval": cell.interval,
         "rows": cell.rows,
         "judge": cell.judge,
-        "change from the base": cell.change,
+        "change": cell.change,
     }
 
 

@@ -2,7 +2,7 @@
 
 import { element } from "./dom.js";
 
-const COLUMNS = { model: "model", value: "value", interval: "95 % interval", rows: "rows", judge: "judge", change: "change from the base" };
+const COLUMNS = { model: "model", value: "value", interval: "95 % interval", rows: "rows", judge: "judge", change: "change from base" };
 
 export function evalTables({ tables, notes }) {
   if (!tables.length && !notes.length) return [];
