@@ -41,7 +41,7 @@ def _require_model(result: EvalResult, path: Path, model: str, role: str) -> Non
                 f"{path}: the weights of {role} were written anew since these evals: run riprap "
                 f"eval {model} again"
             )
-    if not is_same or bool(result.weights) != bool(now):
+    if not is_same:
         raise ConfigError(
             f"{path} holds evals of {result.model!r}, and {role} is {model!r}: give --evals the "
             f"results of riprap eval {model}; those of BASE come first"
