@@ -173,6 +173,7 @@ def compare_task(before: TaskResult, after: TaskResult | None, level: float = AL
     was, now = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
     changed = worse + better
     p = float(stats.binomtest(worse, changed, alternative="greater").pvalue) if changed else 1.0
+    low, high = change_interval(changes)
     good = before.scores[metric].value
     good = 1 - good if before.lower_is_better else good
     return TaskChange(
@@ -181,7 +182,8 @@ def compare_task(before: TaskResult, after: TaskResult | None, level: float = AL
         unpaired=len(old) - len(pairs),
         before=was,
         after=now,
-        **dict(zip(("low", "high"), change_interval(changes), strict=True)),
+        low=low,
+        high=high,
         worse=worse,
         better=better,
         p=p,

@@ -81,14 +81,17 @@ def evals_of(record: Path, meta: dict[str, Any]) -> RunEvals:
         record: file of the run's record.
         meta: that of the record.
     """
-    folder, notes, models = record.parent, [], []
+    folder = record.parent
+    notes: list[str] = []
+    models: list[_Model] = []
     for file in sorted(evals_of_run(folder), key=_written):
         place = shorten(file.relative_to(folder).as_posix())
+        result: EvalResult | None = None
         try:
             result = load_evals(file)
             why = _not_of_run(result, folder, meta)
         except ConfigError as error:
-            result, why = None, shorten(str(error).replace(f"{file} ", "", 1), 300)
+            why = shorten(str(error).replace(f"{file} ", "", 1), 300)
         if why or result is None:
             notes.append(f"{place} is not shown: it {why}.")
         else:

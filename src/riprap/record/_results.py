@@ -42,7 +42,7 @@ def evals_of_run(folder: Path) -> list[Path]:
     They lie in the folder, in one directly below it, in that of a checkpoint, or in one directly
     below a checkpoint. Links are left out.
     """
-    found = set()
+    found: set[Path] = set()
     for pattern in EVAL_PLACES:
         found |= {file for file in folder.glob(pattern) if _is_inside(file, folder)}
     return sorted(found)
