@@ -68,6 +68,7 @@ MISSING = {
     "import riprap.integrations.hf": "hf",
     "import riprap.integrations.lightning": "lightning",
     "import riprap.commands": "cli",
+    "import riprap.fastslow": "fastslow",
     "riprap.toy.ToyWorld().untrained(0)": "hf",
     "monitor.history()": "report",
 }

@@ -30,7 +30,7 @@ FLOORS = [
     {"guards", "diagnosis", "prediction", "conclusion", "evals"},
     {"monitor"},
     {"report", "dashboard", "toy"},
-    {"integrations"},
+    {"integrations", "fastslow"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -16,6 +16,7 @@ EXTRAS = {  # extra -> modules that it installs
     "smollm2": ("gguf",),
     "sae": ("sae_lens",),
     "dashboard": ("starlette", "uvicorn"),
+    "fastslow": ("trl", "gepa"),
 }
 
 

@@ -1,0 +1,343 @@
+"""`FastSlow`: a GRPO trainer whose rollouts are spread over a population that evolves."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from random import Random
+from typing import Any, get_args
+
+from datasets import Dataset
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOTrainer
+
+from riprap._checks import NamedCall, check_count, shown
+from riprap._warnings import warn
+from riprap.errors import ConfigError
+from riprap.fastslow._cycle import Select, run_cycle
+from riprap.fastslow._population import Cycle, Population
+from riprap.fastslow._proposers import Proposer
+from riprap.fastslow._rollouts import Combine, Rollouts, before_problem
+from riprap.monitor import Monitor
+from riprap.record import check_fields
+
+KEY = "riprap.fastslow"  # of the state in the trainer's checkpoints
+EVENT = "fast_cycle"  # kind of the events in the record
+
+
+class FastSlow(metaclass=NamedCall):
+    """Fast–slow training around TRL's `GRPOTrainer`: `FastSlow(trainer, ...)`, `trainer.train()`.
+
+    The rollouts of each problem are spread over a population of instructions. TRL's advantages are
+    per problem, so they compare the rollouts of all instructions. Before the first step, and every
+    `every` steps from then on, a cycle of GEPA evolves the population with the weights as they are.
+    Training is TRL's own; only its rollouts have other prompts. Reward functions get the problem as
+    it is in the data set, and the instruction as `instruction`.
+
+    The population is saved in the trainer's checkpoints, and `resume_from_checkpoint` restores it.
+
+    Args:
+        trainer: trainer with rewards that are plain functions, generation with transformers, and
+            one process.
+        population: instructions at the start, each once; "" leaves problems as they are.
+        proposer: writes new instructions; None only with `every=None`.
+        every: optimizer steps from one cycle to the next; None: the population stays as it is.
+        keep: largest population, by which the rollouts of a problem can be divided.
+        select: "pareto" keeps instructions of the per-instance Pareto front. "random" is a control:
+            the same cycle, whose parents and kept instructions are drawn at random.
+        problems: training problems that a cycle scores instructions on, drawn anew for each.
+        budget: rollouts after which a cycle proposes nothing more; None: `2 * keep * problems`.
+        minibatch: problems on which a new instruction must beat its parent.
+        combine: function of an instruction and a problem that returns the prompt.
+        monitor: gets each cycle as an event of its record.
+        seed: of cycles: their problems, samples and choices.
+
+    Attributes:
+        population: instructions in use, the best of the last cycle first.
+        cycles: all cycles so far, each a `Cycle`.
+        training_rollouts, cycle_rollouts: texts that the model generated for training, and for
+            cycles. Evaluations of the trainer do not count.
+
+    Raises:
+        ConfigError: an argument that does not fit, before training.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        population: Sequence[str],
+        *,
+        proposer: Proposer | None = None,
+        every: int | None = 6,
+        keep: int = 4,
+        select: Select = "pareto",
+        problems: int = 16,
+        budget: int | None = None,
+        minibatch: int = 3,
+        combine: Combine = before_problem,
+        monitor: Monitor | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_trainer(trainer)
+        check_count("keep", keep)
+        _check_population(population, keep)
+        if every is not None:
+            check_count("every", every, otherwise=", or None for a population that stays")
+            if not callable(proposer):
+                raise ConfigError(
+                    f"FastSlow got {shown(proposer)} as proposer: give a function of a "
+                    "riprap.fastslow.Request, or every=None for a population that stays"
+                )
+        _check_group(trainer, len(population) if every is None else keep)
+        if select not in get_args(Select):
+            raise ConfigError(f'select={shown(select)}: choose "pareto" or "random"')
+        check_count("problems", problems)
+        check_count("minibatch", minibatch)
+        budget = 2 * keep * problems if budget is None else budget
+        check_count("budget", budget, least=keep * problems)
+        if monitor is not None and not isinstance(monitor, Monitor):
+            raise ConfigError(f"FastSlow got {shown(monitor)} as monitor: give a riprap.Monitor")
+        if not callable(combine):
+            raise ConfigError(f"FastSlow got {shown(combine)} as combine: give a function")
+        self.trainer, self.proposer, self.every, self.keep = trainer, proposer, every, keep
+        self.select, self.problems, self.budget = select, problems, budget
+        self.minibatch, self.monitor, self.seed = minibatch, monitor, seed
+        self.cycles: list[Cycle] = []
+        self.training_rollouts = self.cycle_rollouts = 0
+        self._population = Population(population)
+        self._rollouts = Rollouts(trainer, combine)
+        trainer.rollout_func = self._roll_out
+        trainer.add_callback(_Callback(self))
+
+    def __repr__(self) -> str:
+        kept, n = len(self.population), len(self.cycles)
+        return f"FastSlow({kept} instructions after {n} cycles, {self.rollouts} rollouts)"
+
+    @property
+    def population(self) -> list[str]:
+        """Instructions in use, the best of the last cycle first."""
+        return list(self._population.texts)
+
+    @property
+    def rollouts(self) -> int:
+        """All texts that the model generated, for training and for cycles."""
+        return self.training_rollouts + self.cycle_rollouts
+
+    def cycle(self) -> Cycle:
+        """Evolve the population once with the weights as they are.
+
+        During training, cycles run by themselves.
+
+        Raises:
+            ConfigError: the population is one that stays, with `every=None` and no proposer.
+        """
+        if self.proposer is None:
+            raise ConfigError("a cycle needs a proposer: give one to FastSlow")
+        trainer, data = self.trainer, self.trainer.train_dataset
+        rng = Random(f"{self.seed}/{len(self.cycles)}")
+        drawn = sorted(rng.sample(range(len(data)), min(self.problems, len(data))))
+        done = run_cycle(
+            self._rollouts,
+            {at: dict(data[at]) for at in drawn},
+            self._population,
+            self.proposer,
+            step=trainer.state.global_step,
+            keep=self.keep,
+            select=self.select,
+            budget=self.budget,
+            minibatch=self.minibatch,
+            batch_size=trainer.args.generation_batch_size,
+            rng=rng,
+        )
+        self.cycles.append(done)
+        self.cycle_rollouts += done.rollouts
+        if self.monitor is not None:
+            facts = done.to_dict() | {"cycle": len(self.cycles), "select": self.select}
+            facts |= {"training_rollouts": self.training_rollouts}
+            facts |= {"cycle_rollouts": self.cycle_rollouts}
+            self.monitor.log_event(EVENT, **facts)
+        return done
+
+    def evolve(self, rollouts: int) -> None:
+        """Run cycles, without training, until this many rollouts are counted in all.
+
+        Raises:
+            ConfigError: the number is none, or there is no proposer.
+        """
+        check_count("rollouts", rollouts)
+        while self.rollouts < rollouts:
+            self.cycle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return population, lineage, cycles and counters as plain values."""
+        return {
+            "settings": self._settings(),
+            "population": self._population.state_dict(),
+            "cycles": [cycle.to_dict() for cycle in self.cycles],
+            "training_rollouts": self.training_rollouts,
+            "cycle_rollouts": self.cycle_rollouts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ConfigError: it is no such state, or of a run with other arguments.
+        """
+        try:
+            check_fields(
+                state,
+                settings=dict,
+                population=dict,
+                cycles=list,
+                training_rollouts=int,
+                cycle_rollouts=int,
+            )
+            own = self._settings()
+            check_fields(state["settings"], **dict.fromkeys(own, int | str | None))
+            cycles = [Cycle.from_dict(entry) for entry in state["cycles"]]
+            loaded = Population(self.population)
+            loaded.load_state_dict(state["population"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"this is no state of FastSlow: {error}") from error
+        for name, value in state["settings"].items():
+            if value != own[name]:
+                raise ConfigError(
+                    f"the state is of a run with {name}={value!r}, and this one has {own[name]!r}: "
+                    "resume with the same arguments"
+                )
+        self._population, self.cycles = loaded, cycles
+        self.training_rollouts = state["training_rollouts"]
+        self.cycle_rollouts = state["cycle_rollouts"]
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("every", "keep", "select", "problems", "budget", "minibatch", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def _roll_out(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """Generate completions for a batch of problems, those of one group one after another."""
+        texts = self._population.texts
+        training = trainer.model.training
+        group = trainer.num_generations if training else trainer.num_generations_eval
+        # An evaluation with one rollout of each problem uses the best instruction only.
+        places = [at if training else at % group for at in range(len(prompts))]
+        instructions = [texts[place % len(texts)] for place in places]
+        combine = self._rollouts.combine
+        asked = [combine(own, prompt) for own, prompt in zip(instructions, prompts, strict=True)]
+        prompt_ids, completion_ids = self._rollouts.generate(asked)
+        if training:
+            self.training_rollouts += len(prompts)
+        return {
+            "prompt_ids": prompt_ids,
+            "completion_ids": completion_ids,
+            "logprobs": None,  # only vLLM's differ from the model's own
+            "instruction": instructions,
+        }
+
+
+class _Callback(TrainerCallback):
+    """Runs the cycles of a `FastSlow`, and keeps its state in the trainer's checkpoints."""
+
+    def __init__(self, fast_slow: FastSlow) -> None:
+        self._fast_slow = fast_slow
+        self._done: int | None = None  # step of the last cycle in this training
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restore the population of a checkpoint."""
+        self._done = None
+        _check_trainer(self._fast_slow.trainer, attached=True)
+        if state.global_step == 0:
+            return
+        saved: Any = state.stateful_callbacks or {}
+        if KEY in saved:
+            self._fast_slow.load_state_dict(saved[KEY])
+        else:
+            warn(
+                "the checkpoint has no population, because it was saved without FastSlow: the "
+                "population starts here as it was given"
+            )
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evolve the population if it is time."""
+        own, step = self._fast_slow, state.global_step
+        if own.every is not None and step % own.every == 0 and step != self._done:
+            self._done = step
+            own.cycle()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Put the state where the trainer's checkpoints take it from."""
+        saved: Any = state.stateful_callbacks
+        saved[KEY] = self._fast_slow.state_dict()
+
+
+def _check_trainer(trainer: Any, attached: bool = False) -> None:
+    """Refuse a trainer that fast–slow training cannot work with."""
+    if not isinstance(trainer, GRPOTrainer):
+        raise ConfigError(f"FastSlow got {shown(trainer)} as trainer: give a trl.GRPOTrainer")
+    if not attached and trainer.rollout_func is not None:
+        raise ConfigError(
+            "the trainer has a rollout_func already, and FastSlow sets its own: give a new trainer "
+            "without one"
+        )
+    if trainer.accelerator.num_processes > 1:
+        raise ConfigError("FastSlow runs in one process: start training without a launcher")
+    if trainer.use_vllm or getattr(trainer, "use_transformers_continuous_batching", False):
+        raise ConfigError(
+            "FastSlow generates with transformers' generate: leave use_vllm and "
+            "use_transformers_continuous_batching False"
+        )
+    if getattr(trainer, "tools", None) or getattr(trainer, "environments", None):
+        raise ConfigError("FastSlow has rollouts of one turn: give a trainer without tools")
+    for function in trainer.reward_funcs:
+        if isinstance(function, nn.Module) or _is_async(function):
+            raise ConfigError(
+                f"FastSlow calls rewards itself, and {shown(function)} is no plain function: wrap "
+                "it in a function as TRL describes for reward_funcs"
+            )
+    if not isinstance(trainer.train_dataset, Dataset):
+        raise ConfigError(
+            f"FastSlow draws problems from the training data, and {shown(trainer.train_dataset)} "
+            "has no rows by number: give a datasets.Dataset"
+        )
+    if not {"image", "images"}.isdisjoint(trainer.train_dataset.column_names):
+        raise ConfigError("FastSlow works on texts: give a data set without images")
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def _check_population(population: Any, keep: int) -> None:
+    if isinstance(population, str) or not isinstance(population, Sequence) or not population:
+        raise ConfigError(
+            f"population={shown(population)}: give a list of instructions, one text or more"
+        )
+    for text in population:
+        if not isinstance(text, str):
+            raise ConfigError(f"the population has {shown(text)}: give texts")
+    if len(set(population)) < len(population):
+        twice = next(text for text in population if list(population).count(text) > 1)
+        raise ConfigError(f"the population has {shown(twice)} twice: give each instruction once")
+    if len(population) > keep:
+        raise ConfigError(
+            f"the population has {len(population)} instructions, and keep={keep}: give fewer, or "
+            "a larger keep"
+        )
+
+
+def _check_group(trainer: Any, keep: int) -> None:
+    group = trainer.num_generations
+    if group % keep != 0:
+        raise ConfigError(
+            f"num_generations={group} rollouts of a problem cannot be shared equally by {keep} "
+            "instructions: choose a multiple"
+        )

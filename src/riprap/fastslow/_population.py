@@ -1,0 +1,151 @@
+"""The population: which instructions are in use, where they come from, and what each scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from riprap.record import check_fields
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An instruction that a cycle evaluated on all its problems.
+
+    Attributes:
+        id: number of the text in this run; a text that comes back has the same one.
+        text: the instruction.
+        parent: id of the instruction that it was made from; None: it was given.
+        scores: reward on each problem of the cycle.
+        on_front: no other candidate has a higher reward on at least one problem.
+        kept: it is in the population after the cycle.
+    """
+
+    id: int
+    text: str
+    parent: int | None
+    scores: list[float]
+    on_front: bool
+    kept: bool
+
+    @property
+    def score(self) -> float:
+        """Mean reward over the problems of the cycle."""
+        return sum(self.scores) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """An evolution of the population with the weights as they were.
+
+    Attributes:
+        step: optimizer steps before it.
+        problems: rows of the training data on which it scored.
+        candidates: all instructions that were evaluated on all problems; kept ones in their order.
+        rollouts: texts that the model in training generated for it.
+        proposals: calls of the proposer.
+        failures: calls of the proposer that raised.
+        error: text of the first of these failures; else empty.
+    """
+
+    step: int
+    problems: list[int]
+    candidates: list[Candidate]
+    rollouts: int
+    proposals: int
+    failures: int = 0
+    error: str = ""
+
+    def __repr__(self) -> str:
+        kept = [f"{c.score:.3g}" for c in self.candidates if c.kept]
+        return (
+            f"Cycle(step {self.step}: kept {len(kept)} of {len(self.candidates)} candidates, "
+            f"scores {', '.join(kept)}; {self.rollouts} rollouts)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as they stand in the record."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Cycle:
+        """Invert `to_dict`."""
+        candidates = [Candidate(**own) for own in state["candidates"]]
+        return cls(**state | {"candidates": candidates})
+
+
+class Population:
+    """Instructions in use, the best first, with the lineage of all that were ever proposed."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = list(texts)
+        self._ids = {text: at for at, text in enumerate(texts)}
+        self._parents: list[int | None] = [None] * len(self.texts)
+
+    def add(self, text: str, parent: str) -> None:
+        """Note a new instruction and the one that it was made from."""
+        if text not in self._ids:
+            self._ids[text] = len(self._parents)
+            self._parents.append(self._ids[parent])
+
+    def lineage(self, text: str) -> tuple[int, int | None]:
+        """Return the id of an instruction, and that of its parent."""
+        return self._ids[text], self._parents[self._ids[text]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "texts": list(self.texts),
+            "known": list(self._ids),
+            "parents": list(self._parents),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Invert `state_dict`; raise a ValueError if it is none."""
+        check_fields(state, texts=list, known=list, parents=list)
+        if not state["texts"] or not set(state["texts"]) <= set(state["known"]):
+            raise ValueError("the population is empty, or not among the known instructions")
+        if len(state["known"]) != len(state["parents"]):
+            raise ValueError("there is not one parent for each instruction")
+        self.texts = list(state["texts"])
+        self._ids = {text: at for at, text in enumerate(state["known"])}
+        self._parents = list(state["parents"])
+
+
+def choose_front(scores: Sequence[Sequence[float]], keep: int) -> list[int]:
+    """Choose candidates of the per-instance Pareto front; see `front`.
+
+    The next one is always that which is best on most problems on which none chosen so far is best;
+    ties go to the higher mean, then to the older one.
+
+    Args:
+        scores: reward of each candidate on each problem.
+        keep: largest number of candidates.
+
+    Returns:
+        their positions, the highest mean first.
+    """
+    wins = front(scores)
+    means = [sum(own) / len(own) for own in scores]
+    left = [at for at, own in enumerate(wins) if own]
+    chosen: list[int] = []
+    covered: set[int] = set()
+    while left and len(chosen) < keep:
+        best = max(left, key=lambda at: (len(wins[at] - covered), means[at], -at))
+        left.remove(best)
+        chosen.append(best)
+        covered |= wins[best]
+    return sorted(chosen, key=lambda at: (-means[at], at))
+
+
+def front(scores: Sequence[Sequence[float]]) -> list[set[int]]:
+    """Return, for each candidate, the problems on which no other has a higher reward."""
+    best = [max(column) for column in zip(*scores, strict=True)]
+    return [{p for p, score in enumerate(own) if score == best[p]} for own in scores]
+
+
+def choose_at_random(n: int, keep: int, rng: Random) -> list[int]:
+    """Choose candidates at random, whatever they scored."""
+    return rng.sample(range(n), min(n, keep))
