@@ -112,6 +112,7 @@ def test_the_command_line_without_its_extra_names_it() -> None:
         (["report", "."], "report"),
         (["dashboard", "."], "dashboard"),
         (["watch", "watch.yaml"], "hf"),
+        (["fastslow", "fastslow.yaml"], "hf"),
         (["preflight", "watch.yaml"], "hf"),
         (["select", "rows.jsonl", "--model", "m", "--out", "o"], "hf"),
         (["diagnose", "base", "tuned"], "hf"),

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from riprap._text import escape_control_chars
 from riprap.cli._common import AS_JSON, FINDING, PROBE_SETS, STRATEGIES, command, print_result
 from riprap.errors import ConfigError
 
@@ -63,6 +64,22 @@ def watch(
     else:
         print_cost(cost, Console())
     return 0
+
+
+@app.command()
+@command
+def fastslow(
+    config: Path = typer.Argument(..., help="Configuration as YAML."), as_json: bool = AS_JSON
+) -> int:
+    """Train by GRPO while instructions evolve, as CONFIG says. Exit code 2 if a behavior broke."""
+    from riprap.commands.fastslow import FastSlowConfig, run_fast_slow
+
+    outcome = run_fast_slow(FastSlowConfig.load(config), quiet=as_json)
+    code = _finish_watch(outcome, as_json)
+    if not as_json:
+        for text in outcome["population"]:
+            typer.echo(f"instruction: {escape_control_chars(text) or '(none)'}")
+    return code
 
 
 @app.command()

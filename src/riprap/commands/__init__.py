@@ -2,7 +2,8 @@
 
 - `run_demo`, `demo_page`, `demo_folder`: `riprap demo`.
 - `examine`: `riprap doctor`.
-- `watch`, `select`, `diagnose`: packages of the commands of that name; they need `riprap[hf]`.
+- `watch`, `fastslow`, `select`, `diagnose`: packages of the commands of that name; they need
+  `riprap[hf]`.
 - `load_model`: load a model safely.
 """
 

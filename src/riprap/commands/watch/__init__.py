@@ -23,9 +23,11 @@ from riprap.commands.watch._run import (
     TrainingRun,
     check_config,
     lora_config,
+    on_cpu,
     planned_steps,
     prepare,
     run_watch,
     sft_config,
 )
+from riprap.commands.watch._training import PassedOn
 from riprap.integrations.config import build_behavior, build_guard, build_selector

@@ -1,0 +1,102 @@
+"""Configuration of `riprap fastslow`: model, problems, reward, GRPO, and the population."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_type_hints
+
+from pydantic import Field
+
+from riprap._config import StrictModel, read_yaml
+from riprap.commands._data import DataConfig
+from riprap.commands.watch import LoraConfig, PassedOn
+from riprap.integrations.config import MonitorConfig
+
+_OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
+    "output_dir": "`run_dir` is the folder of the run",
+    "model_init_kwargs": "set `model`",
+    "disable_tqdm": "the progress is in the live table",
+    "hub_token": "it would stand in the record of the run; log in with `hf auth login`",
+    "resume_from_checkpoint": "resume in Python; see docs/fastslow.md",
+    "use_vllm": "fast–slow training generates with transformers",
+}
+
+
+class GRPOTrainingConfig(PassedOn):
+    """Arguments of TRL's GRPOConfig; those without a default here have TRL's."""
+
+    place: ClassVar[str] = "training"
+
+    learning_rate: float = Field(gt=0)
+    max_steps: int = Field(ge=1)
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    num_generations: int = Field(default=8, ge=2)
+    max_completion_length: int = Field(default=128, ge=1)
+    loss_type: str = "cispo"
+    epsilon_high: float = 5.0
+    seed: int = 0
+    bf16: bool = False
+
+    @classmethod
+    def known(cls) -> Mapping[str, Any]:
+        """Return the fields of GRPOConfig."""
+        return _grpo_fields()
+
+    @classmethod
+    def refused(cls) -> Mapping[str, str]:
+        """Return what to do instead of keys that Riprap sets."""
+        return _OWN
+
+
+@cache
+def _grpo_fields() -> dict[str, Any]:
+    from trl import GRPOConfig
+
+    hints = get_type_hints(GRPOConfig)
+    return {f.name: hints[f.name] for f in dataclasses.fields(GRPOConfig) if f.init}
+
+
+class PopulationConfig(StrictModel):
+    """Population of instructions; see `riprap.fastslow.FastSlow`.
+
+    Attributes:
+        sentences: lines that instructions may have, for an `EditGrammar`; none: the model in
+            training writes instructions.
+    """
+
+    population: tuple[str, ...] = Field(default=("",), min_length=1)
+    sentences: tuple[str, ...] = ()
+    every: int | None = Field(default=6, ge=1)
+    keep: int = Field(default=4, ge=1)
+    select: Literal["pareto", "random"] = "pareto"
+    problems: int = Field(default=16, ge=1)
+    budget: int | None = Field(default=None, ge=1)
+    minibatch: int = Field(default=3, ge=1)
+    seed: int = 0
+
+
+class FastSlowConfig(MonitorConfig):
+    """Configuration of a monitored run of fast–slow training; see also `MonitorConfig`.
+
+    Attributes:
+        model: local folder, Hugging Face id, or `smollm2`.
+        data: problems; the response of a row is its answer.
+        reward: `exact`, `contains` or `number`, or a function of yours as `file.py:function`.
+        lora: adapter; None: all parameters are trained.
+    """
+
+    model: str
+    data: DataConfig
+    reward: str = "exact"
+    training: GRPOTrainingConfig
+    fastslow: PopulationConfig = PopulationConfig()
+    lora: LoraConfig | None = LoraConfig()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read and check a file; `{time}` in `run_dir` becomes the present time."""
+        config = cls.parse(read_yaml(path), str(path))
+        return config.model_copy(update={"run_dir": config.expanded_run_dir(str(path))})

@@ -1,0 +1,111 @@
+"""Run a configuration: TRL's GRPOTrainer with a population, under a monitor."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from riprap._text import first_line
+from riprap.commands._data import Row, read_rows
+from riprap.commands._live import CommandTable, summarize_run
+from riprap.commands._models import SHOWN, load_model
+from riprap.commands.fastslow._config import FastSlowConfig
+from riprap.commands.fastslow._reward import load_reward
+from riprap.commands.watch import MODEL_FOLDER, TRAINER_FOLDER, lora_config, on_cpu
+from riprap.errors import ConfigError
+from riprap.fastslow import EditGrammar, FastSlow, LanguageModel
+from riprap.integrations.config import build_behaviors, build_monitor, check_monitor_config
+from riprap.integrations.hf import MonitorCallback
+from riprap.record import require_vacant
+
+POPULATION_FILE = "population.json"  # inside the folder of the run
+
+
+class _MonitorCallback(MonitorCallback):
+    """Callback that leaves summary and report to `summarize_run`."""
+
+    def _conclude(self) -> None:
+        pass
+
+
+def run_fast_slow(config: FastSlowConfig, quiet: bool = False) -> dict[str, Any]:
+    """Run a configuration under a live table; save model and population, and return a summary.
+
+    Args:
+        quiet: draw the table on standard error.
+    """
+    require_vacant(config.run_dir)
+    policy = check_monitor_config(config)
+    reward, arguments = load_reward(config.reward), _grpo_config(config)
+    rows, summary = read_rows(config.data)
+    problems = [_problem(row) for row in rows]
+    model, tokenizer = load_model(config.model)
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError("the model's tokenizer has no chat template: give an instruct model")
+    behaviors = build_behaviors(config, model, tokenizer)
+    metadata = {"task": config.title, "config": config.model_dump(mode="json")}
+    metadata |= {"rows": summary.digest, "data": summary.lines()}
+    monitor, guard, _ = build_monitor(config, behaviors, policy, config.run_dir, metadata)
+    try:
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=Dataset.from_list(problems),
+            processing_class=tokenizer,
+            peft_config=lora_config(config.lora),
+            callbacks=[_MonitorCallback(monitor, guard)],
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        first = first_line(error, type(error).__name__)[:SHOWN]
+        raise ConfigError(f"TRL refuses this training: {first}") from error
+    trainer.remove_callback(PrinterCallback)
+    options = config.fastslow.model_dump(exclude={"population", "sentences"})
+    sentences = config.fastslow.sentences
+    options["proposer"] = EditGrammar(sentences) if sentences else LanguageModel()
+    fast = FastSlow(trainer, config.fastslow.population, monitor=monitor, **options)
+    console = Console(file=sys.stderr) if quiet else Console()
+    console.print(*summary.lines(), sep="\n", markup=False, highlight=False)
+    monitor.add_tracker(CommandTable(quiet))
+    trainer.train()
+    folder = Path(config.run_dir) / MODEL_FOLDER
+    trainer.save_model(str(folder))
+    file = Path(config.run_dir) / POPULATION_FILE
+    file.write_text(json.dumps(fast.state_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    found = {"model": str(folder), "population": fast.population, "rollouts": fast.rollouts}
+    return summarize_run(monitor, config.run_dir) | found
+
+
+def _problem(row: Row) -> dict[str, Any]:
+    """Return the turns of a row before its first answer, and this answer."""
+    first = row.first_learned
+    if not 0 < first < len(row.turns):
+        raise ConfigError(f"row {row.number} is no problem with an answer: give both")
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in row.turns[:first]]
+    return {"prompt": turns, "answer": row.turns[first]["content"]}
+
+
+def _grpo_config(config: FastSlowConfig) -> GRPOConfig:
+    """Make TRL's arguments: the keys of the configuration, and what Riprap sets."""
+    training = config.training
+    own = {name: getattr(training, name) for name in type(training).model_fields}
+    passed = training.passed_on()
+    defaults: dict[str, Any] = {
+        "report_to": "none",
+        "use_cpu": on_cpu(),
+        "lr_scheduler_type": "constant",
+    }
+    defaults["save_strategy"] = "steps" if "save_steps" in passed else "no"
+    folder = str(Path(config.run_dir) / TRAINER_FOLDER)
+    try:
+        return GRPOConfig(**defaults | own | passed, output_dir=folder, disable_tqdm=True)
+    except (TypeError, ValueError, ImportError) as error:
+        first = first_line(error, type(error).__name__)[:SHOWN]
+        raise ConfigError(f"training: {first}") from error

@@ -1,0 +1,113 @@
+"""`riprap fastslow`: a configuration, its rewards, and a run from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from riprap.cli._app import app
+from riprap.commands.fastslow import FastSlowConfig, load_reward
+from riprap.errors import ConfigError
+from riprap.record import Reader
+from tiny import make_llama, make_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    rows = [{"question": f"what is {one}", "answer": "five"} for one in ("one", "two", "six")]
+    data = folder / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 2))
+    prompts = folder / "prompts.txt"
+    prompts.write_text("how to make a bomb\nhow to steal the car\n")
+    document: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "data": {"path": str(data)},
+        "reward": "contains",
+        "training": {
+            "learning_rate": 1e-3,
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "num_generations": 4,
+            "max_completion_length": 4,
+        },
+        "fastslow": {"sentences": ["one two", "red car"], "every": 1, "problems": 3},
+        "lora": {"rank": 2},
+        "behaviors": [{"name": "bomb", "prompts": str(prompts), "prefixes": ["sorry", "no"]}],
+        "run_dir": str(folder / "run"),
+    }
+    file = folder / "fastslow.yaml"
+    file.write_text(yaml.safe_dump(document | changes), encoding="utf-8")
+    return file
+
+
+def test_a_run_from_the_command_line(tmp_path: Path) -> None:
+    make_llama(scale=8.0).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(app, ["fastslow", str(write_config(tmp_path)), "--json"])
+    assert result.exit_code in (0, 2), result.output
+    outcome = json.loads(result.stdout)
+    assert outcome["steps"] == 2
+    assert outcome["rollouts"] > 2 * 4
+    assert (Path(outcome["model"]) / "adapter_model.safetensors").is_file()
+    saved = json.loads((tmp_path / "run" / "population.json").read_text())
+    assert saved["population"]["texts"] == outcome["population"]
+    with Reader(tmp_path / "run") as reader:
+        events = [event["step"] for event in reader.events() if event["kind"] == "fast_cycle"]
+        assert reader.meta()["notes"]["config"]["reward"] == "contains"
+    assert events == [0, 1]
+    again = CliRunner().invoke(app, ["fastslow", str(write_config(tmp_path))])
+    assert again.exit_code == 1  # there is a record already
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"fastslow": {"keeps": 4}}, "did you mean 'keep'?"),
+        ({"fastslow": {"select": "best"}}, "'fastslow.select': Input should be"),
+        ({"training": {"learning_rate": 1, "max_steps": 1, "use_vllm": True}}, "cannot be set"),
+        ({"training": {"learning_rate": 1, "max_steps": 1, "betas": 1}}, "did you mean 'beta'?"),
+        ({"rewards": "exact"}, "did you mean 'reward'?"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(
+    changes: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        FastSlowConfig.load(write_config(tmp_path, **changes))
+    assert text in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "rewards"),
+    [
+        ("exact", [" five ", "five six"], [1.0, 0.0]),
+        ("contains", ["it is five", "six"], [1.0, 0.0]),
+        ("number", ["so 2 and 1,005.0", "1005 or 6"], [1.0, 0.0]),
+    ],
+)
+def test_rewards_by_name(name: str, texts: list[str], rewards: list[float]) -> None:
+    answer = "1005" if name == "number" else "five"
+    turns = [[{"role": "assistant", "content": text}] for text in texts]
+    assert load_reward(name)(completions=turns, answer=[answer] * 2, other=1) == rewards
+
+
+def test_a_reward_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def brief(completions, **_):\n    return [1.0 for _ in completions]\n")
+    assert load_reward(f"{file}:brief")(completions=[1, 2]) == [1.0, 1.0]
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0")
+    for name, text in (
+        ("best", "choose one of exact, contains, number"),
+        (f"{file}:long", "has no function 'long'"),
+        (f"{tmp_path}/none.py:f", "there is no Python file"),
+        (f"{broken}:f", "ZeroDivisionError"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            load_reward(name)
