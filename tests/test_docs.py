@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from riprap import AlertPolicy, Level, Monitor
+from riprap.commands.fastslow import FastSlowConfig
 from riprap.commands.watch import WatchConfig
 from riprap.diagnosis import Verdict
 from riprap.integrations.config import MonitorConfig
@@ -228,7 +229,8 @@ def test_yaml_is_what_its_reader_takes(block: Block) -> None:
     if "plugins" in document:
         MonitorConfig.parse(document["riprap"], block.where)
         return
-    reader = AlertPolicy if "detectors" in document else WatchConfig
+    reader: Any = AlertPolicy if "detectors" in document else WatchConfig
+    reader = FastSlowConfig if "fastslow" in document else reader
     reader.parse(document, block.where)
 
 
