@@ -83,7 +83,8 @@ class Study(Generic[PlanT, ResultsT]):
         template: file of the page's template.
         check: raises if the plan cannot be run.
         exploratory: the stage uses the exploratory seeds, and needs no frozen preregistration.
-        page: file name of the page; `EXPLORED.md` with `--exploratory`.
+        page: file name of the page; with `--exploratory` `EXPLORED.md`, and for a page of another
+            name than `README.md` that name with `_EXPLORED` at its end.
         seeds: the seeds that the page names, if they are not `plan.seeds`.
         stages: further stages by option, such as `search` for `--search`.
         actions: further commands by option, which make no page.
@@ -113,6 +114,12 @@ class Study(Generic[PlanT, ResultsT]):
         options = [f"--{option}" for option, stage in stages if stage is self]
         options += ["--exploratory"] if session.exploratory and not self.exploratory else []
         return " ".join(["python -m experiments", self.name, *options])
+
+    def page_name(self, session: Session[PlanT]) -> str:
+        """Return the file name of the page; see `page`."""
+        if not session.exploratory or self.exploratory:
+            return self.page
+        return "EXPLORED.md" if self.page == "README.md" else f"{Path(self.page).stem}_EXPLORED.md"
 
     def text(self, results: ResultsT, session: Session[PlanT]) -> str:
         """Return the page."""
@@ -167,8 +174,7 @@ def run_study(
     for name, document in study.documents.items():
         text = json.dumps(document(results, plan), indent=0, default=asdict)
         (out / name.format(kind=session.kind)).write_text(text, encoding="utf-8")
-    page = "EXPLORED.md" if session.exploratory and not study.exploratory else study.page
-    (out / page).write_text(study.text(results, session), encoding="utf-8")
+    (out / study.page_name(session)).write_text(study.text(results, session), encoding="utf-8")
     return {"out": str(out), "claims": study.claims(results, plan)}
 
 
