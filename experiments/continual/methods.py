@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from experiments.worlds.continual import CATEGORIES
+from experiments.worlds.continual_rows import Rows
 from riprap import guards
 from riprap.behaviors import Behavior
 from riprap.guards import Guard
@@ -52,6 +55,8 @@ GUARDS: dict[str, GuardEntry] = {
 
 INFORMED = ("least_harm", "adaptive")  # strategies that get probes of the protected behaviors
 STRATEGIES = ("random", "high", "moderate", "low", "moderate_by_loss", *INFORMED)
+CONTROLS = ("random_by_length:moderate", "random_by_category:moderate")  # of the later stage
+ROW = "row"  # column of a row's number, which the selector takes off
 METHODS = (PLAIN, FEWER, *STRATEGIES, *GUARDS)
 
 
@@ -59,6 +64,21 @@ def selector(strategy: str, ratio: float, behaviors: Sequence[Behavior], seed: i
     """Return the selector of a strategy, at a ratio."""
     protected = behaviors if strategy in INFORMED else ()
     return Selector(strategy=strategy, ratio=ratio, behaviors=protected, seed=seed)
+
+
+def control(strategy: str, ratio: float, batch: int, seed: int) -> Selector:
+    """Return the selector of a control, for rows that `numbered` has numbered."""
+    categories = {
+        category * batch + place: name
+        for category, name in enumerate(CATEGORIES)
+        for place in range(batch)
+    }
+    return Selector(strategy, ratio, seed=seed, row_id=ROW, categories=categories)
+
+
+def numbered(rows: Rows) -> dict[str, Tensor]:
+    """Return the model's arguments with the number of each row: category × rows + its place."""
+    return {**rows.batch, ROW: rows.category * len(rows) + torch.arange(len(rows))}
 
 
 def informed(method: str) -> bool:

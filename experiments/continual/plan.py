@@ -33,6 +33,8 @@ class Plan(StudyPlan):
         tolerance: largest difference of task accuracies that counts as equal.
         learned: share of the plain run's accuracy below which a knob is discounted in the search.
         knobs: value of each guard's one main parameter; empty before the search.
+        controlled, draws: methods of the stage `--controls`, and its orders of the batches.
+        least: smallest difference of attack success that it calls an effect.
     """
 
     world: str
@@ -49,6 +51,9 @@ class Plan(StudyPlan):
     tolerance: float = Field(ge=0)
     learned: float = Field(gt=0, le=1)
     knobs: dict[str, float] = Field(default_factory=dict)
+    controlled: tuple[str, ...]
+    draws: tuple[int, ...]
+    least: float = Field(gt=0)
 
     @classmethod
     def of(cls, preregistration: Preregistration) -> Self:

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from experiments.continual.measure import Group, StageMeter, audit
-from experiments.continual.methods import FEWER, GUARDS, PLAIN, STRATEGIES, selector
+from experiments.continual.methods import (
+    CONTROLS,
+    FEWER,
+    GUARDS,
+    PLAIN,
+    STRATEGIES,
+    control,
+    numbered,
+    selector,
+)
 from experiments.continual.plan import GIVEN, Plan
 from experiments.harness.cache import cached
 from experiments.harness.plan import require_world
@@ -75,6 +84,21 @@ def simulate(method: str, value: float, order: str, seed: int, plan: Plan) -> Ru
     return run
 
 
+@cached("continual/{plan.world:.12}/batches-{batches}/{method}-{seed}.json")
+def simulate_batches(method: str, seed: int, batches: int, plan: Plan) -> Run:
+    """Train on the tasks of the given order, the batches and choices drawn by a seed of their own.
+
+    Args:
+        seed: of the aligned model and the adapters; `batches`: of the batches and the choices.
+    """
+    world = _world()
+    require_world(plan.world, world.fingerprint)
+    value = 1.0 if method == PLAIN else plan.ratio
+    run = Run(method, value, GIVEN, seed, list(plan.orders[GIVEN]))
+    _Sequence(world, plan.model_copy(update={"audited": ()}), run, batches).train()
+    return run
+
+
 @cache
 def _world() -> ContinualWorld:
     """Return one world a process; its construction takes longer than a stage of training."""
@@ -82,10 +106,17 @@ def _world() -> ContinualWorld:
 
 
 class _Sequence:
-    """The stages of one run."""
+    """The stages of one run.
 
-    def __init__(self, world: ContinualWorld, plan: Plan, run: Run) -> None:
+    Args:
+        draw: seed of the batches and the choices; None: the run's.
+    """
+
+    def __init__(
+        self, world: ContinualWorld, plan: Plan, run: Run, draw: int | None = None
+    ) -> None:
         self.world, self.plan, self.run = world, plan, run
+        self.draw = run.seed if draw is None else draw
         self.model: Any = world.aligned(run.seed)
         pretrained = world.pretrained(run.seed)
         self.meter = StageMeter(world, pretrained, self.model, plan.coordinates)
@@ -122,14 +153,15 @@ class _Sequence:
         optimizer = torch.optim.AdamW(trained, lr=config.rate, weight_decay=0.0)
         torch.manual_seed(run.seed)
         steps = round(run.value * config.steps) if run.method == FEWER else config.steps
-        batches, drawn, auditing = self.world.batches(task, run.seed), [], 0.0
+        batches, drawn, auditing = self.world.batches(task, self.draw), [], 0.0
         began = time.process_time()
         with self._guarded(model, optimizer), self._selected(model, optimizer) as row_selector:
             for step in range(steps):
                 if step in self.plan.audited and run.method == PLAIN and run.order == GIVEN:
                     auditing += self._audit(model, task, step)
                 drawn.append(next(batches))
-                model(**drawn[-1].batch).loss.backward()
+                rows = drawn[-1]
+                model(**(numbered(rows) if run.method in CONTROLS else rows.batch)).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
         run.seconds += time.process_time() - began - auditing
@@ -139,7 +171,7 @@ class _Sequence:
         self.model = model.merge_and_unload()
         if row_selector is not None:
             pairs = zip(drawn, row_selector.history, strict=True)
-            drawn = [rows[torch.tensor(record.rows)] for rows, record in pairs]
+            drawn = [rows[torch.tensor(record.rows) % len(rows)] for rows, record in pairs]
         return Rows.join(drawn)
 
     def _audit(self, model: nn.Module, task: str, step: int) -> float:
@@ -151,10 +183,13 @@ class _Sequence:
     @contextmanager
     def _selected(self, model: nn.Module, optimizer: Any) -> Iterator[Selector | None]:
         run = self.run
-        if run.method not in STRATEGIES:
+        if run.method in CONTROLS:
+            row_selector = control(run.method, run.value, self.world.config.batch, self.draw)
+        elif run.method in STRATEGIES:
+            row_selector = selector(run.method, run.value, self.behaviors, self.draw)
+        else:
             yield None
             return
-        row_selector = selector(run.method, run.value, self.behaviors, run.seed)
         with row_selector.attach(model, optimizer):
             yield row_selector
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from experiments.continual import analysis, claims, tables
 from experiments.continual.analysis import Row
+from experiments.continual.controls import CONTROLLED
 from experiments.continual.methods import GUARDS, INFORMED, PLAIN
 from experiments.continual.plan import GIVEN, Plan
 from experiments.continual.simulate import Run, simulate
@@ -168,5 +169,5 @@ STUDY = Study(
     sections=tables.sections,
     figures={"continual": lambda results, plan: figure(claims.main_rows(results.rows, plan))},
     documents={"continual.json": document},
-    stages={"search": SEARCH, "skipped-rows": SKIPPED_ROWS},
+    stages={"search": SEARCH, "skipped-rows": SKIPPED_ROWS, "controls": CONTROLLED},
 )

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.continual import analysis, claims, simulate, tables
+from experiments.continual import analysis, claims, controls, simulate, tables
 from experiments.continual.measure import Group, StageMeter, groups, linear_weights
-from experiments.continual.methods import FEWER, METHODS, PLAIN, STRATEGIES
+from experiments.continual.methods import CONTROLS, FEWER, METHODS, PLAIN, STRATEGIES, numbered
 from experiments.continual.plan import GIVEN, LEAST_HARM, MODERATE, Plan
 from experiments.continual.simulate import Run
 from experiments.continual.study import figure
+from experiments.harness.markdown import fill
 from experiments.harness.preregistration import Preregistration, PreregistrationError
+from experiments.harness.study import FOLDER, Session
 from experiments.worlds.continual import TASKS, ContinualWorld
 from small_continual import CONFIG, SEED, small
 
@@ -106,6 +108,42 @@ def test_fewer_steps_see_as_many_rows_as_a_fifth_of_each_batch(short: Plan) -> N
     run = simulate.simulate(FEWER, 0.2, GIVEN, SEED, short)
     assert run.updates == len(TASKS) * STEPS // 5
     assert run.rows == run.updates * CONFIG.batch
+
+
+def test_the_number_of_a_row_tells_its_place_and_category(world: ContinualWorld) -> None:
+    rows = next(world.batches("sorting", SEED))
+    numbers = numbered(rows)["row"]
+    assert (numbers % len(rows)).tolist() == list(range(len(rows)))
+    assert torch.equal(numbers // len(rows), rows.category)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CONTROLS)
+def test_a_control_takes_what_moderate_takes(method: str, short: Plan) -> None:
+    """In the first step, in which both have the same model."""
+    plan = short.model_copy(update={"orders": {GIVEN: ("sorting",)}})
+    taken = {}
+    for name in (MODERATE, method):
+        run = simulate.simulate_batches(name, SEED, 1, plan)
+        assert run.rows == STEPS * int(0.2 * CONFIG.batch)
+        taken[name] = run
+    own = [run.taken[0] for run in taken.values()]
+    assert own[0].keys() == own[1].keys()
+    if "category" in method:
+        assert own[0] == pytest.approx(own[1], abs=0.25)
+    else:
+        tokens = [run.tokens for run in taken.values()]
+        assert tokens[0] == pytest.approx(tokens[1], abs=0.75)
+
+
+@pytest.mark.slow
+def test_the_batches_have_a_seed_of_their_own(short: Plan) -> None:
+    plan = short.model_copy(update={"audited": ()})
+    same = simulate.simulate(MODERATE, 0.2, GIVEN, SEED, plan)
+    own = simulate.simulate_batches(MODERATE, SEED, SEED, plan)
+    other = simulate.simulate_batches(MODERATE, SEED, SEED + 1, plan)
+    assert replace(own, seconds=0.0) == replace(same, seconds=0.0)
+    assert other.scores[0] == own.scores[0] and other.margins[-1] != own.margins[-1]
 
 
 @pytest.mark.slow
@@ -288,6 +326,37 @@ def test_least_harm_is_compared_at_equal_accuracy_only(plan: Plan) -> None:
     assert found[0.2, 0.2].met("refusal") and not found[0.2, 0.2].met("truth")
     assert found[0.2, 0.2].met("facts")  # nothing kept less
     assert found[0.2, 0.2].differences["refusal"] == pytest.approx([0.2])
+
+
+def controlled(plan: Plan, **success: float) -> controls.Results:
+    """Runs of the controls' stage that end as given, and others as moderate."""
+    session = Session(plan, None)
+    runs = [
+        run_of(method, 0.2, [success.get(method.split(":")[0], 0.2)] * 4, 0.9, seed)
+        for method, seed, _, _ in controls.jobs(session)
+    ]
+    return controls.collect(runs, session)
+
+
+def test_gradients_count_only_beyond_both_controls(plan: Plan) -> None:
+    both = controls.claims(controlled(plan, random_by_length=0.5, random_by_category=0.4), plan)
+    assert both["gradients"] == both[f"moderate against {CONTROLS[0]}"] == "lower"
+    assert both["moderate against plain"] == "no difference"
+    one = controls.claims(controlled(plan, random_by_length=0.5), plan)
+    assert one["gradients"] == "cannot be told"
+
+
+def test_the_page_of_the_controls(plan: Plan) -> None:
+    results = controlled(plan, plain=0.6)
+    cells = len(plan.confirmatory) * len(plan.draws)
+    assert set(results) == set(plan.controlled) and len(results[PLAIN]) == cells
+    text = fill(
+        FOLDER / "continual" / "controls.md",
+        made="Made.",
+        plan=plan,
+        **controls.sections(results, plan),
+    )
+    assert "{" not in text and "0.60, 0.60, 0.60, 0.60" in text
 
 
 def test_the_tables_have_every_method(plan: Plan) -> None:
