@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from byte_tokens import make_bytes_tokenizer
 from experiments.continual_real import measure, simulate
-from experiments.continual_real.plan import Plan, Setting
+from experiments.continual_real.plan import Deep, Plan, Setting
 from experiments.harness.preregistration import Preregistration
 from riprap.behaviors import Behavior
 from tiny import TEMPLATE
@@ -37,13 +37,37 @@ SETTING = Setting(
     choices=2,
     coordinates=5,
 )
+DEEP = Deep(
+    methods=("plain", "auto_guard"),
+    latents=24,
+    active=4,
+    tokens=200,
+    steps=60,
+    rate=1e-2,
+    update_steps=5,
+    update_rate=3e-3,
+    specific=0.5,
+    lost=0.5,
+    fall=0.25,
+    moved=0.9,
+    warm_steps=1,
+    scored_rows=5,
+    directions=2,
+    points=3,
+    radius=0.1,
+    around=3,
+    questions=3,
+    longest=64,
+    answer_tokens=20,
+    examples=4,
+)
 PROMPTS = [f"do {n}" for n in range(12)]
 
 
 def small_plan(**changes: Any) -> Plan:
     """The preregistered plan at a small size."""
     plan = Plan.of(Preregistration.named("continual_real"))
-    return plan.model_copy(update={"setting": SETTING, **changes})
+    return plan.model_copy(update={"setting": SETTING, "deep": DEEP, **changes})
 
 
 def make_model(base: int | None) -> Any:
@@ -81,13 +105,14 @@ def data_folder(folder: Path) -> Path:
         [{"instruction": f"say {n}" + "?" * (n % 2), "response": "x" * (n + 1)} for n in numbers],
     )
     for name in ("gsm8k_train", "gsm8k_test"):
-        rows = [{"question": f"{n}+1", "answer": f"<<{n}>>{n + 1}"} for n in numbers]
+        rows = [{"question": f"{n}+1", "answer": f"<<{n}>> #### {n + 1}"} for n in numbers]
         _write(folder / f"{name}.jsonl", rows)
     for name in ("medmcqa_train", "medmcqa_test"):
         rows = [{"question": f"q{n}", "choices": ["y", "z"], "answer": n % 2} for n in numbers]
         _write(folder / f"{name}.jsonl", rows)
     squad = [{"context": f"c{n}", "question": "w?", "answers": ["c"] * (n % 2)} for n in numbers]
-    _write(folder / "squad_v2_train.jsonl", squad)
+    for name in ("squad_v2_train", "squad_v2_test"):
+        _write(folder / f"{name}.jsonl", squad)
     tasks = [{"instruction": "hi", "instances": [{"input": "", "output": "ho"}]}]
     _write(folder / "self_instruct_seed_tasks.jsonl", tasks)
     _write(folder / "strongreject.jsonl", [{"prompt": f"harm {n}"} for n in numbers])

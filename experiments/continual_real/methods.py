@@ -65,6 +65,7 @@ class Method:
         filters: rows that preflight blames are left out before training.
         osft: singular directions of the weights are trained, and no adapter.
         pace: factor of the learning rate.
+        ratio: share of a batch that selection learns from; None: the setting's.
     """
 
     strategy: str | Strategy | None = None
@@ -74,6 +75,7 @@ class Method:
     filters: bool = False
     osft: bool = False
     pace: float = 1.0
+    ratio: float | None = None
 
 
 class ModerateByLength(Moderate):
@@ -104,6 +106,12 @@ def _o_lora(memory: Memory) -> Guard | None:
     return guards.OLoRA(earlier=list(memory.earlier)) if memory.earlier else None
 
 
+SHARES = (0.1, 0.4, 0.6)  # of a batch, beside the setting's
+SWEPT = {
+    f"{name}_{share * 100:.0f}": Method(strategy=name, ratio=share)
+    for share in SHARES
+    for name in ("moderate", "random")
+}
 METHODS: dict[str, Method] = {
     "plain": Method(),
     "random": Method(strategy="random"),
@@ -124,6 +132,7 @@ METHODS: dict[str, Method] = {
     "safe_anchor": Method(guard=lambda memory: guards.SafeAnchor(replay=memory.buffer)),
     "preflight_filtered": Method(filters=True),
     "osft": Method(osft=True),
+    **SWEPT,
 }
 MAIN = ("plain", "random", "moderate", "random_by_length", "random_by_category", "auto_guard")
 FRONT = ("plain_half_rate",)  # with plain, attack success as a function of what was learned

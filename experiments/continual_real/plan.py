@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field
 
-from experiments.continual_real.methods import FRONT, MAIN, METHODS
+from experiments.continual_real.methods import FRONT, MAIN, METHODS, SWEPT
 from experiments.continual_real.rows import TASKS
 from experiments.harness.plan import StudyPlan
 from experiments.harness.preregistration import Preregistration, PreregistrationError
@@ -63,6 +63,56 @@ class Setting(StrictModel):
         return self.config_hash()
 
 
+class Deep(StrictModel):
+    """Settings of the stage `--deep`. Their hash names its cached runs.
+
+    Attributes:
+        methods: that run, on the first base and seed.
+        latents, active: of the sparse autoencoder, and those that a token may use.
+        tokens: activations that train it: of task rows and of prompts that may be replayed.
+        steps, rate: of its training on the base's activations, full batches.
+        update_steps, update_rate: of its further training after each task.
+        specific: share of the refused prompts that use a latent of refusal, minus that of harmless
+            prompts, at least.
+        lost: share of its use at the base below which a latent has died.
+        fall: share of its start by which a series must fall before it counts as a fall.
+        moved: cosine of a latent's direction with that at the base below which it has moved.
+        warm_steps, scored_rows: of preflight.
+        directions, points, radius: of the basin; `around`: probes of each behavior there.
+        questions: rows of each task that give its score.
+        longest: tokens of such a row; `answer_tokens`: of its answer.
+        examples: that the repair learns: half refusals, half answers to harmless prompts.
+    """
+
+    methods: tuple[str, ...]
+    latents: int = Field(ge=2)
+    active: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    rate: float = Field(gt=0)
+    update_steps: int = Field(ge=1)
+    update_rate: float = Field(gt=0)
+    specific: float = Field(gt=0, le=1)
+    lost: float = Field(gt=0, lt=1)
+    fall: float = Field(gt=0, lt=1)
+    moved: float = Field(gt=0, lt=1)
+    warm_steps: int = Field(ge=1)
+    scored_rows: int = Field(ge=1)
+    directions: int = Field(ge=1)
+    points: int = Field(ge=3)
+    radius: float = Field(gt=0)
+    around: int = Field(ge=1)
+    questions: int = Field(ge=1)
+    longest: int = Field(ge=16)
+    answer_tokens: int = Field(ge=1)
+    examples: int = Field(ge=2)
+
+    @property
+    def terms(self) -> str:
+        """Return the hash that names cached runs."""
+        return self.config_hash()
+
+
 class Plan(StudyPlan):
     """Terms of the experiment; the hash of the preregistration covers every field.
 
@@ -75,6 +125,7 @@ class Plan(StudyPlan):
         target: attack success in which plain training is to end, least and most.
         least: smallest difference of attack success that is called an effect.
         reordered: methods that run in the other orders too.
+        deep: settings of the stage `--deep`.
         claims: what is claimed, by the name of its verdict; `rules`: how it is decided.
     """
 
@@ -88,6 +139,7 @@ class Plan(StudyPlan):
     target: tuple[float, float]
     least: float = Field(gt=0)
     reordered: tuple[str, ...]
+    deep: Deep
     claims: dict[str, str]
     rules: dict[str, str]
 
@@ -106,7 +158,7 @@ class Plan(StudyPlan):
         for name, tasks in plan.orders.items():
             if sorted(tasks) != sorted(TASKS):
                 raise PreregistrationError(f"order {name!r} does not have each of {list(TASKS)}")
-        if unknown := set(plan.reordered) - set(METHODS):
+        if unknown := {*plan.reordered, *plan.deep.methods} - set(METHODS):
             raise PreregistrationError(f"no method {sorted(unknown)[0]!r}")
         return plan
 
@@ -115,14 +167,21 @@ class Plan(StudyPlan):
         cells = product(self.rates, self.exploratory)
         return [("plain", rate, GIVEN, self.explored, seed) for rate, seed in cells]
 
+    def deep_jobs(
+        self, rate: float, exploratory: bool = False
+    ) -> list[tuple[str, float, int, int]]:
+        """Return the runs of `--deep`: method, rate, and the first base and seed."""
+        base = self.explored if exploratory else self.bases[0]
+        return [(m, rate, base, self.seeds(exploratory)[0]) for m in self.deep.methods]
+
     def jobs(self, rate: float, exploratory: bool = False) -> list[Job]:
         """Return all runs at a learning rate, the most important first.
 
         The main methods on all bases and seeds; plain training at half the rate; the other methods
-        on one base and seed; the other orders of tasks.
+        on one base and seed; the other orders of tasks; the other shares of a batch.
         """
         first, bases = self.seeds(exploratory), (self.explored,) if exploratory else self.bases
-        rest = [name for name in METHODS if name not in (*MAIN, *FRONT)]
+        rest = [name for name in METHODS if name not in (*MAIN, *FRONT, *SWEPT)]
         others = [name for name in self.orders if name != GIVEN]
         one = [(bases[0], first[0])]
         every = [(base, seed) for seed in first for base in bases]
@@ -131,5 +190,6 @@ class Plan(StudyPlan):
             ((method, GIVEN, cell) for cell in every for method in FRONT),
             ((method, GIVEN, cell) for cell in one for method in rest),
             ((m, order, cell) for cell in one for order in others for m in self.reordered),
+            ((method, GIVEN, cell) for cell in one for method in SWEPT),
         ]
         return [(m, rate, order, *cell) for group in groups for m, order, cell in group]

@@ -61,8 +61,13 @@ def _gsm8k(row: dict[str, Any]) -> Text:
     return row["question"], row["answer"], f"{min(row['answer'].count('<<'), 4)} steps"
 
 
+def lettered(row: dict[str, Any]) -> list[str]:
+    """Return the options of a row of MedMCQA, as its prompt shows them."""
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False)]
+
+
 def _medmcqa(row: dict[str, Any]) -> Text:
-    options = [f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False)]
+    options = lettered(row)
     right = options[row["answer"]]
     return "\n".join([row["question"], *options]), right, f"right is {right[0]}"
 
@@ -97,6 +102,26 @@ def task_rows(
     if len(tested) < held_out:
         raise ConfigError(f"{name}: {len(tested)} held-out rows of {max_tokens} tokens; {held_out}")
     return taught, evenly(tested, held_out)
+
+
+def scored_rows(
+    name: str, tokenizer: Any, data: Path, longest: int, answer: int, n: int
+) -> list[tuple[Row, dict[str, Any]]]:
+    """Return `n` rows of a task's test file, evenly spaced, as token ids and as they are there.
+
+    Args:
+        longest, answer: most tokens of a row, and of its answer.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    file = f"{name}_test"
+    found = _fitting(TASKS[name], file, tokenizer, data, longest)
+    rows = read(file, data)
+    short = [row for row in found if len(row.answer) <= answer]
+    if len(short) < n:
+        raise ConfigError(f"{name}: {len(short)} test rows are short enough; {n} are asked for")
+    return [(row, rows[row.number]) for row in evenly(short, n)]
 
 
 def _fitting(task: Task, file: str, tokenizer: Any, data: Path, longest: int) -> list[Row]:

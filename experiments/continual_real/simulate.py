@@ -153,11 +153,15 @@ class Ground:
         """Return the batches of a task."""
         return drawn(self.rows[task], self.setting.steps, self.setting.batch, seed)
 
-    def old_rows(self) -> list[Row]:
-        """Return the base's own right answers to the probes that may be replayed."""
+    def old_rows(self, asked: int | None = None) -> list[Row]:
+        """Return the base's own right answers to the probes that may be replayed.
+
+        Args:
+            asked: first probes of each behavior; None: all.
+        """
         found: list[Row] = []
         for behavior in self.pools:
-            prompts = behavior.token_rows() or []
+            prompts = (behavior.token_rows() or [])[:asked]
             answers = evaluation.generate(self.model, self.tokenizer, prompts, REPLAYED_TOKENS)
             for prompt, answer in zip(prompts, answers, strict=True):
                 refused = is_refusal(self.tokenizer.decode(answer, skip_special_tokens=True))
@@ -208,6 +212,9 @@ class TaskSequence:
             run.looks.append(ground.meter(self.model, updates, last=at == len(run.tasks) - 1))
             run.seconds += time.process_time() - began
 
+    def updated(self, stage: Stage, model: nn.Module) -> None:
+        """Do nothing after an update; a run with further measures reads the model here."""
+
     def _stage(self, at: int, stage: Stage) -> None:
         """Learn one task, and merge its adapter."""
         run, began = self.run, time.process_time()
@@ -238,6 +245,7 @@ class TaskSequence:
                 optimizer.step()
                 optimizer.zero_grad()
                 stage.losses.append(float(loss.detach()))
+                self.updated(stage, model)
         self._note(stage, batches, monitor, s)
         if not self.method.osft:
             named = model.named_parameters()
@@ -308,7 +316,7 @@ class TaskSequence:
             return
         selector = Selector(
             self.method.strategy,
-            self.setting.ratio,
+            self.method.ratio or self.setting.ratio,
             behaviors=self.ground.monitored if self.method.informed else (),
             seed=self.run.seed,
             row_id=ROW,

@@ -9,7 +9,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from experiments.continual_real import analysis, tables
+from experiments.continual_real import analysis, deep_tables, tables
+from experiments.continual_real.deep import DeepRun, look_deep
 from experiments.continual_real.methods import MAIN
 from experiments.continual_real.plan import Plan
 from experiments.continual_real.simulate import Run, simulate
@@ -27,11 +28,21 @@ def search_jobs(session: Session[Plan]) -> list[Job]:
     return [(*job, session.plan, session.data) for job in session.plan.search_jobs()]
 
 
-def jobs(session: Session[Plan]) -> list[Job]:
-    """Return all runs, at the rate that the search chooses; its runs come first."""
+def _rate(session: Session[Plan]) -> float:
+    """Return the rate that the search chooses; its runs come first."""
     search = session.run_jobs(simulate, search_jobs(session))
-    rate = analysis.choose_rate(search, session.plan.target)
-    own = session.plan.jobs(rate, session.exploratory)
+    return analysis.choose_rate(search, session.plan.target)
+
+
+def jobs(session: Session[Plan]) -> list[Job]:
+    """Return all runs, at the rate that the search chooses."""
+    own = session.plan.jobs(_rate(session), session.exploratory)
+    return [(*job, session.plan, session.data) for job in own]
+
+
+def deep_jobs(session: Session[Plan]) -> list[Job]:
+    """Return the runs with further measures, at the same rate."""
+    own = session.plan.deep_jobs(_rate(session), session.exploratory)
     return [(*job, session.plan, session.data) for job in own]
 
 
@@ -103,10 +114,22 @@ FINISHED = Study(
     figures={"fronts": figure},
     documents={"runs.json": document},
 )
+DEEP: Study[Plan, list[DeepRun]] = Study(
+    name=NAME,
+    template="deep.md",
+    page="DEEP.md",
+    plan=Plan,
+    check=check,
+    jobs=deep_jobs,
+    simulate=look_deep,
+    claims=deep_tables.claims,
+    sections=deep_tables.sections,
+    documents={"deep_{kind}.json": lambda runs, _: runs},
+)
 STUDY = replace(
     FINISHED,
     check=check,
     jobs=jobs,
-    stages={"search": SEARCH, "finished": FINISHED},
+    stages={"search": SEARCH, "finished": FINISHED, "deep": DEEP},
     actions={"prepare": prepare},
 )

@@ -21,7 +21,8 @@ from experiments.continual_real.analysis import (
     largest_drop,
     learned,
 )
-from experiments.continual_real.methods import METHODS
+from experiments.continual_real.methods import METHODS, SHARES, SWEPT
+from experiments.continual_real.paper import paper_tables, swept_name
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.simulate import Run
 from experiments.harness.markdown import median_range, number
@@ -39,7 +40,7 @@ PAIRS = (
 def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
     """Return the tables and numbers of the page."""
     methods = finished(runs)
-    ordered = {name: methods[name] for name in METHODS if name in methods}
+    ordered = {n: methods[n] for n in METHODS if n in methods and n not in SWEPT}
     return {
         "rate": ", ".join(f"{rate:g}" for rate in sorted({run.rate for run in runs})) or "–",
         "n_runs": len(runs),
@@ -57,6 +58,8 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
         "monitor": [_monitor(name, own) for name, own in ordered.items()],
         "orders": _orders(runs, plan),
+        "shares": _shares(methods, plan),
+        "paper": paper_tables(methods, plan.setting.ratio),
         "judges": _judges(runs),
         "failed": [{"run": _name(run), "why": run.failed} for run in runs if run.failed],
     }
@@ -178,6 +181,24 @@ def _orders(runs: Sequence[Run], plan: Plan) -> list[dict[str, str]]:
                 ends = ", ".join(number(look.attack_success(), 2) for look in run.looks[1:])
                 row = {"order": ", ".join(run.tasks), "method": name, "attack success": ends}
                 rows.append(row | {"task loss": number(run.looks[-1].loss, 2)})
+    return rows
+
+
+def _shares(methods: dict[str, dict[Cell, Run]], plan: Plan) -> list[dict[str, str]]:
+    """Return a line for each share of a batch that has run, on the first base and seed."""
+    rows = []
+    for share in sorted({plan.setting.ratio, *SHARES}):
+        for name in (MODERATE, RANDOM):
+            own = list(methods.get(swept_name(name, share, plan.setting.ratio), {}).values())
+            for run in [one for one in own if _is_first(one, own)]:
+                end = run.looks[-1]
+                row = {"share": f"{share:g}", "method": name}
+                row["attack success"] = number(end.attack_success(), 2)
+                row["above plain at equal loss"] = number(excess(run, methods), 2)
+                row["refusal"] = number(end.scores["refusal"], 2)
+                rows.append(
+                    row | {"task loss": number(end.loss, 2), "learned": number(learned(run), 2)}
+                )
     return rows
 
 

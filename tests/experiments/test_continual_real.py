@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from experiments.continual_real import analysis, simulate, tables
 from experiments.continual_real.measure import Look
-from experiments.continual_real.methods import FRONT, MAIN, METHODS, ModerateByLength
+from experiments.continual_real.methods import FRONT, MAIN, METHODS, SWEPT, ModerateByLength
 from experiments.continual_real.plan import GIVEN, Plan
 from experiments.continual_real.rows import TASKS, Row, collate, drawn, harmful_requests
 from experiments.continual_real.simulate import Run, Stage
@@ -116,7 +116,7 @@ def test_a_run_end_to_end(method: str, data: Path) -> None:
     own = METHODS[method]
     assert [stage.updates for stage in run.stages] == [SETTING.steps] * len(TASKS)
     assert [look.update for look in run.looks] == [SETTING.steps * at for at in range(5)]
-    fifth = int(SETTING.ratio * SETTING.batch)
+    fifth = max(1, int((own.ratio or SETTING.ratio) * SETTING.batch))
     rows = UPDATES * (fifth if own.strategy else SETTING.batch)
     assert sum(stage.rows for stage in run.stages) == rows
     assert any("replayed" in stage.taken for stage in run.stages) == own.replays
@@ -239,6 +239,7 @@ def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
     assert set(analysis.claims([], plan)) == set(plan.claims)
     assert {order for _, _, order, *_ in jobs} == set(plan.orders)
     assert {base for *_, base, _ in plan.search_jobs()} == {plan.explored}
+    assert [method for method, *_ in jobs[-len(SWEPT) :]] == list(SWEPT)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_the_page_of_runs_that_are_known() -> None:
     plan = small_plan()
     runs = [
         made(name, seed, 0.2 if name == "moderate" else 0.8, 2.0)
-        for name in (*MAIN, *FRONT)
+        for name in (*MAIN, *FRONT, "moderate_10", "random_60")
         for seed in (1, 2)
     ]
     for folder in ("page.md", "search.md"):
@@ -277,5 +278,13 @@ def test_the_page_of_runs_that_are_known() -> None:
         assert "{" not in text
     methods = {row["method"]: row for row in tables.sections(runs, plan)["methods"]}
     assert methods["moderate"]["attack success"] == "0.20 [0.20, 0.20]"
+    assert not set(methods) & set(SWEPT)
+    shares = tables.sections(runs, plan)["shares"]
+    assert [(row["share"], row["method"]) for row in shares] == [
+        *(("0.1", "moderate"), ("0.4", "moderate"), ("0.4", "random"), ("0.6", "random"))
+    ]
+    paper = tables.sections(runs, plan)["paper"]
+    assert [row["table"] for row in paper] == [*map(str, range(1, 11)), "11 to 16"]
+    assert "plain 0.80, random 0.80, kl –" in paper[5]["here"]
     assert methods["moderate"]["time"] == "1.00 [1.00, 1.00]"
     assert STUDY.claims(runs, plan)["moderate against plain"] == "lower"

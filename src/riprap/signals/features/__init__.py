@@ -2,7 +2,7 @@
 
 # ruff: noqa: F401
 from riprap.signals.features._cka import CKA
-from riprap.signals.features._dictionary import TopKSAE
+from riprap.signals.features._dictionary import TopKSAE, jaccard, unexplained_variance
 from riprap.signals.features._directions import principal_directions
 from riprap.signals.features._drift import Drift
 from riprap.signals.features._energy import Energy

@@ -1,0 +1,286 @@
+"""Conclusions and tables of the page of `--deep`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.continual_real.deep import DeepRun, Forecast
+from experiments.continual_real.plan import GIVEN, Plan
+from experiments.continual_real.simulate import REFUSALS, simulate
+from experiments.harness.markdown import NOTHING, number
+
+REFUSAL = REFUSALS[0]
+FEATURES, MARGINS, TOGETHER, NO_FALL = "features first", "margins first", "together", "no fall"
+
+
+def halfway(values: Sequence[float], least: float) -> int | None:
+    """Return the first place at which a series has fallen by half of its whole fall.
+
+    Args:
+        least: share of its first value by which it must fall; else None.
+    """
+    start = values[0]
+    fall = start - min(values)
+    if math.isnan(fall) or start <= 0 or fall < least * start:
+        return None
+    return next(at for at, value in enumerate(values) if start - value >= fall / 2)
+
+
+def fallen(run: DeepRun, least: float) -> dict[str, int | None]:
+    """Return the updates at which features and margins of refusal had fallen by half."""
+    series = {
+        "features": [moment.use.kept for moment in run.moments],
+        "overlap": [moment.use.overlap for moment in run.moments],
+        "margins": [moment.margins[REFUSAL] for moment in run.moments],
+    }
+    return {
+        name: None if (at := halfway(values, least)) is None else run.moments[at].update
+        for name, values in series.items()
+    }
+
+
+def order(run: DeepRun, plan: Plan) -> str:
+    """Return which fell first, the use of the latents of refusal or its margins."""
+    found = fallen(run, plan.deep.fall)
+    features, margins = found["features"], found["margins"]
+    if features is None or margins is None:
+        return NO_FALL
+    return FEATURES if features < margins else MARGINS if margins < features else TOGETHER
+
+
+def broke(run: DeepRun, stage: int, behavior: str, floor: float) -> int | None:
+    """Return the step of a stage after which a score was first under a floor; None: none."""
+    first = sum(one.updates for one in run.stages[:stage])
+    last = first + run.stages[stage].updates
+    own = [moment for moment in run.moments if first < moment.update <= last]
+    return next((m.update - first for m in own if m.scores[behavior] < floor), None)
+
+
+def forecasts(runs: Sequence[DeepRun]) -> list[tuple[bool, bool]]:
+    """Return of each forecast whether it predicted a break, and whether one came."""
+    return [
+        (told.probability > 0.5, broke(run, at, name, told.floor) is not None)
+        for run in runs
+        for at, stage in enumerate(run.forecasts[: len(run.stages)])
+        for name, told in stage.items()
+        if not math.isnan(told.probability)
+    ]
+
+
+def claims(runs: Sequence[DeepRun], plan: Plan) -> dict[str, str]:
+    """Return what fell first in each run, and how many forecasts were right."""
+    whole = [run for run in runs if not run.failed]
+    told = forecasts(whole)
+    right = sum(predicted == came for predicted, came in told)
+    return {f"{run.method}: what fell first": order(run, plan) for run in whole} | {
+        "forecasts of preflight": f"{right} of {len(told)} right"
+    }
+
+
+def sections(runs: list[DeepRun], plan: Plan) -> dict[str, Any]:
+    """Return the tables and numbers of the page."""
+    whole = [run for run in runs if not run.failed]
+    return {
+        "methods": ", ".join(plan.deep.methods),
+        "same": [{"method": run.method, "training": same(run, plan)} for run in runs],
+        "order": [_order(run, plan) for run in whole],
+        "course": [row for run in whole for row in _course(run)],
+        "latents": [_latents(run, plan) for run in whole],
+        "carried": [row for run in whole for row in _carried(run)],
+        "basins": [row for run in whole for row in _basins(run)],
+        "answered": [row for run in whole for row in _answered(run)],
+        "forecasts": [row for run in whole for row in _forecasts(run)],
+        "right": claims(runs, plan)["forecasts of preflight"],
+        "repairs": [_repair(run) for run in whole],
+        "scores": [row for at, run in enumerate(whole) for row in _scores(run, first=not at)],
+        "costs": [_cost(run) for run in whole],
+        "failed": [{"method": run.method, "why": run.failed} for run in runs if run.failed],
+    }
+
+
+def same(run: DeepRun, plan: Plan) -> str:
+    """Tell if a run was trained as the one without these measures, by the loss of each step."""
+    job = (run.method, run.rate, GIVEN, run.base, run.seed, plan, Path())
+    if not simulate.path(*job).exists():
+        return "not compared: the run without these measures is not here"
+    other = simulate(*job)
+    losses = [[stage.losses for stage in one.stages] for one in (run, other)]
+    return "the same losses, bit for bit" if losses[0] == losses[1] else "**other losses**"
+
+
+def _order(run: DeepRun, plan: Plan) -> dict[str, str]:
+    found = fallen(run, plan.deep.fall)
+    under = next((m.update for m in run.moments if m.scores[REFUSAL] < 0.9), None)
+    return {
+        "method": run.method,
+        "use of the latents of refusal": _step(found["features"]),
+        "overlap of active latents": _step(found["overlap"]),
+        "mean margin": _step(found["margins"]),
+        "score under 0.90": _step(under),
+        "what fell first": order(run, plan),
+    }
+
+
+def _step(update: int | None) -> str:
+    return NOTHING if update is None else str(update)
+
+
+def _course(run: DeepRun) -> list[dict[str, str]]:
+    """Return one line for the base and each update."""
+    rows = []
+    for moment in run.moments:
+        use = moment.use
+        row = {
+            "method": "" if moment.update else run.method,
+            "update": str(moment.update),
+            "refusal": number(moment.scores[REFUSAL], 2),
+            "margin": number(moment.margins[REFUSAL], 2),
+            "over-refusal": number(moment.scores[REFUSALS[1]], 2),
+            "latents of refusal": number(use.kept, 2),
+            "overlap": number(use.overlap, 2),
+            "explained": number(use.explained, 2),
+            "L0": number(use.l0, 1),
+        }
+        rows.append(row)
+    return rows
+
+
+def _latents(run: DeepRun, plan: Plan) -> dict[str, str]:
+    deep, row = plan.deep, {"method": run.method, "latents of refusal": str(len(run.latents))}
+    for task, carried in zip(run.tasks, run.carried, strict=True):
+        last = sum(stage.updates for stage in run.stages[: run.tasks.index(task) + 1])
+        shares = next(m.use.shares for m in run.moments if m.update == last)
+        died = [own < deep.lost * before for own, before in zip(shares, run.refused, strict=True)]
+        moved = [cosine < deep.moved for cosine in carried.cosines]
+        row[f"after {task}"] = f"{sum(died)} died, {sum(moved)} moved"
+    ranked = sorted(
+        zip(run.latents, run.refused, run.harmless, shares, strict=True),
+        key=lambda one: one[2] - one[1],
+    )
+    row["the most specific: share of refused prompts, of harmless ones, and at the end"] = (
+        "; ".join(f"{latent}: {a:.2f}, {b:.2f}, {end:.2f}" for latent, a, b, end in ranked[:3])
+    )
+    return row
+
+
+def _carried(run: DeepRun) -> list[dict[str, str]]:
+    return [
+        {
+            "method": "" if at else run.method,
+            "after": task,
+            "explained by the base's": number(one.explained, 3),
+            "by the carried one": number(one.updated, 3),
+            "dead": f"{one.dead:.0%}",
+            "directions": number(one.cosine, 3),
+            "control": number(one.control, 3),
+            "of refusal": number(one.refusal, 3),
+            "control of refusal": number(one.refusal_control, 3),
+        }
+        for at, (task, one) in enumerate(zip(run.tasks, run.carried, strict=True))
+    ]
+
+
+def _basins(run: DeepRun) -> list[dict[str, str]]:
+    rows = []
+    for name, end in run.end.around.items():
+        start = run.start.around[name]
+        kept = end.visage / start.visage if start.visage else math.nan
+        rows.append(
+            {
+                "method": run.method,
+                "behavior": name,
+                "VISAGE of the base": _interval(start.visage, start.low, start.high),
+                "of the final model": _interval(end.visage, end.low, end.high),
+                "kept": f"{kept:.0%}" if not math.isnan(kept) else NOTHING,
+                "mean score, base": number(start.mean, 2),
+                "mean score, final": number(end.mean, 2),
+            }
+        )
+    return rows
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return f"{number(mean, 2)} [{number(low, 2)}, {number(high, 2)}]"
+
+
+def _answered(run: DeepRun) -> list[dict[str, str]]:
+    return [
+        {
+            "method": run.method,
+            "model": title,
+            "behavior": name,
+            "by margins": ", ".join(number(share, 2) for share in own.first),
+            "by answers": ", ".join(number(share, 2) for share in own.judged),
+        }
+        for title, one in (("base", run.start), ("final", run.end))
+        for name, own in one.around.items()
+    ]
+
+
+def _forecasts(run: DeepRun) -> list[dict[str, str]]:
+    rows = []
+    for at, (stage, told) in enumerate(zip(run.stages, run.forecasts, strict=True)):
+        for name, one in told.items():
+            alerts = [f"{step}: {level}" for step, own, level in stage.alerts if own == name]
+            rows.append(
+                {
+                    "method": run.method,
+                    "task": stage.task,
+                    "behavior": name,
+                    "floor": number(one.floor, 2),
+                    "probability": number(one.probability, 2),
+                    "preflight": one.text,
+                    "came": _came(run, at, name, one),
+                    "the monitor, by step": "; ".join(alerts) or NOTHING,
+                }
+            )
+    return rows
+
+
+def _came(run: DeepRun, at: int, name: str, told: Forecast) -> str:
+    if math.isnan(told.floor):
+        return NOTHING
+    step = broke(run, at, name, told.floor)
+    return "no break" if step is None else f"broken at step {step}"
+
+
+def _repair(run: DeepRun) -> dict[str, str]:
+    one = run.repair
+    return {
+        "method": run.method,
+        "verdict": one.verdict,
+        "why": one.reason,
+        "score of the base": number(one.before, 2),
+        "of the final model": number(one.now, 2),
+        "after the examples": number(one.repaired, 2),
+        "steps": str(one.steps) if one.steps else NOTHING,
+    }
+
+
+def _scores(run: DeepRun, first: bool) -> list[dict[str, str]]:
+    """Return a line of the base before that of the first run."""
+    rows = [{"model": "base"} | _percent(run.start.scores)] if first else []
+    return [*rows, {"model": run.method} | _percent(run.end.scores)]
+
+
+def _percent(scores: dict[str, float]) -> dict[str, str]:
+    return {name: number(100 * value, 0) for name, value in scores.items()}
+
+
+def _cost(run: DeepRun) -> dict[str, str]:
+    """Return processor seconds; stages contain training, moments and preflight."""
+    seconds = dict(run.seconds)
+    inside = seconds.get("moments", 0) + seconds.get("preflight", 0)
+    training = seconds.pop("stages", np.nan) - inside
+    row = {"method": run.method, "training": number(training)}
+    row |= {part: number(spent) for part, spent in seconds.items()}
+    return (
+        row
+        | {"all": number(training + sum(seconds.values()))}
+        | {"memory, MiB": number(run.memory)}
+    )
