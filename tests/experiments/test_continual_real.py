@@ -118,7 +118,11 @@ def test_a_run_end_to_end(method: str, data: Path) -> None:
     assert [look.update for look in run.looks] == [SETTING.steps * at for at in range(5)]
     fifth = max(1, int((own.ratio or SETTING.ratio) * SETTING.batch))
     rows = UPDATES * (fifth if own.strategy else SETTING.batch)
-    assert sum(stage.rows for stage in run.stages) == rows
+    learned = sum(stage.rows for stage in run.stages)
+    if method == "moderate_60":  # of rows with a loss near the mean, there may be fewer
+        assert UPDATES * int(0.4 * SETTING.batch) <= learned <= rows
+    else:
+        assert learned == rows
     assert any("replayed" in stage.taken for stage in run.stages) == own.replays
     assert run.looks[0].losses != run.looks[-1].losses
     assert all(topk == whole == 0 for topk, whole in run.looks[0].cosines.values())
