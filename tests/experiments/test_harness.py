@@ -181,12 +181,12 @@ def test_seeds_that_overlap_are_refused_for_every_plan() -> None:
             with pytest.raises(PreregistrationError, match=rf"\[{seed}\] are both"):
                 study.plan.of(terms.model_copy(update={"study": changed}))
         plans += 1
-    assert plans == 15
+    assert plans == 16
 
 
 def test_every_study_has_its_files() -> None:
     names = study_names()
-    assert len(names) == 16
+    assert len(names) == 17
     for name in names:
         study = load_study(name)
         assert study.name == name and issubclass(study.plan, StudyPlan)
@@ -247,7 +247,7 @@ def test_the_command_line_lists_and_verifies(capsys: pytest.CaptureFixture[str])
     listed = capsys.readouterr().out
     assert all(name in listed for name in (*study_names(), "guards_bench"))
     assert main(["verify"]) == 0
-    assert capsys.readouterr().out.count("verified") == 18
+    assert capsys.readouterr().out.count("verified") == 19
     assert main(["verify", "no_such_study"]) == 1
     assert "no preregistration 'no_such_study'; available: " in capsys.readouterr().err
     for arguments in (["transfer", "--search", "--front"], ["no_such_study"], []):
