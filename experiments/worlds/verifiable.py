@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -153,8 +154,7 @@ class VerifiableWorld:
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text."""
-        found: list[int] = self.tokenizer.convert_tokens_to_ids(text.split())
-        return found
+        return cast(list[int], self.tokenizer.convert_tokens_to_ids(text.split()))
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         width = max(len(ids) for ids, _ in rows)
@@ -275,14 +275,16 @@ def _problem(part: str, operator: str, style: str, x: int, y: int) -> Problem:
 
 def _old() -> dict[str, list[Answered]]:
     """Return the inputs of each behavior with their answers, shuffled."""
-    pairs = list(product(range(texts.N), repeat=2))
+    pairs = [(x, y) for x in range(texts.N) for y in range(texts.N)]
     ruled = product(("plus", "times"), texts.FORMATS, pairs)
     rows = {
         "times": [_answered("times", *pair) for pair in pairs],
         "rules": [
-            (joined(texts.rule(name, style), question), texts.sum_answer(name, *pair, style))
-            for name, style, pair in ruled
-            for question in [texts.sum_question(name, *pair)]
+            (
+                joined(texts.rule(name, style), texts.sum_question(name, x, y)),
+                texts.sum_answer(name, x, y, style),
+            )
+            for name, style, (x, y) in ruled
         ],
         "facts": texts.facts(),
         "refusal": texts.requests(texts.HARMFUL),
