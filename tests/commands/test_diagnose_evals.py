@@ -98,6 +98,47 @@ def test_what_is_said_of_a_behavior_fits_its_probes_and_its_tasks() -> None:
     assert not evals_line(())
 
 
+@pytest.mark.parametrize("rows", [[1.0] * 3, [0.0] * 40])
+def test_too_few_rows_and_nothing_to_lose_tell_nothing(rows: list[float]) -> None:
+    kind = [task(name, rows) for name in ("xstest_unsafe", "advbench", "gsm8k")]
+    found = compared(evals(*kind), evals(*kind))
+    for own in (made(), kept(), replace(kept(), probes=0)):
+        own = replace(own, name="refusal")
+        assert evals_of_behavior(own, found).startswith("Evals cannot tell whether its tasks got")
+        text = evals_of_behavior(replace(own, name="arithmetic"), found)
+        assert text.startswith("Evals cannot tell whether related tasks got worse: gsm8k ")
+    seen = task("advbench", [1.0] * 40)
+    found = compared(evals(*kind[:1], seen), evals(*kind[:1], seen))
+    assert evals_of_behavior(replace(kept(), name="refusal"), found).startswith(
+        "Evals show no loss"
+    )
+
+
+def test_a_related_task_concludes_less_than_an_own_one() -> None:
+    before, after = task("gsm8k", [1.0] * 40), task("gsm8k", [0.0] * 10 + [1.0] * 30)
+    found = compared(evals(before), evals(after))
+    lost, fine = (replace(own, name="arithmetic") for own in (made(), kept()))
+    assert evals_of_behavior(lost, found).startswith("Related tasks got worse too, but they need")
+    text = evals_of_behavior(fine, found)
+    assert "something else that these tasks need got worse, or the probes do not" in text
+    assert evals_of_behavior(replace(fine, probes=0), found).startswith("Related tasks got worse:")
+
+
+def test_a_missed_loss_is_said_with_the_rows_that_became_better() -> None:
+    start, end = [0.0] * 96 + [1.0] * 4, [1.0] * 4 + [0.0] * 96
+    same = compared(evals(task("xstest_safe", start, True)), evals(task("xstest_safe", end, True)))
+    (own,) = same
+    assert (own.worse, own.better, own.outcome) == (4, 4, "not shown to be worse")
+    said = (
+        f"value of {own.seen_value:.2f} would be missed 1 time in 5, with as many rows better (4)"
+    )
+    assert said in evals_of_behavior(kept(), same)
+    rose = compared(
+        evals(task("xstest_safe", [1.0] * 40, True)), evals(task("xstest_safe", [0.0] * 40, True))
+    )
+    assert "missed" not in evals_of_behavior(kept(), rose)
+
+
 def test_the_page_has_a_table_of_the_tasks(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>"
     before = evals(task("advbench", START, True), task("gone", [1.0]), task(hostile, [1.0] * 9))

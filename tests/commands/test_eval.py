@@ -16,9 +16,9 @@ from riprap.cli._app import app
 from riprap.commands.eval import parse_judges
 from riprap.commands.gate import ScoreBound, Status, check_evals, parse_requirements
 from riprap.commands.gate._checks import Measured, check_all
-from riprap.commands.gate._evals import _compare
+from riprap.commands.gate._evals import _hold
 from riprap.errors import ConfigError
-from riprap.evals import ALPHA, EvalResult, EvalRow, TaskResult, estimate, load_evals
+from riprap.evals import EvalResult, EvalRow, TaskResult, compare_task, estimate, load_evals
 from riprap.evals._choices import ChoiceTask
 from small_evals import data_folder
 from tiny import make_llama, make_tokenizer
@@ -96,8 +96,12 @@ def gate(tmp_path: Path, base: EvalResult, tuned: EvalResult, text: str | None =
         ([1.0] * 20, [1.0] * 20, False, Status.MET),
         ([1.0] * 20, [0.0] * 6 + [1.0] * 14, False, Status.FAILED),
         ([0.0] * 20, [1.0] * 6 + [0.0] * 14, True, Status.FAILED),
-        ([1.0] * 10 + [0.0] * 10, [1.0] * 16 + [0.0] * 4, False, Status.UNKNOWN),  # 0.34 unseen
-        ([1.0] * 16 + [0.0] * 4, [1.0] * 20, False, Status.MET),
+        ([1.0] * 10 + [0.0] * 10, [1.0] * 16 + [0.0] * 4, False, Status.MET),  # rose, p = 0.016
+        ([0.0] * 10 + [1.0] * 10, [0.0] * 16 + [1.0] * 4, True, Status.MET),
+        ([1.0] * 10 + [0.0] * 10, [1.0] * 14 + [0.0] * 6, False, Status.UNKNOWN),  # p = 0.062
+        # Of 20 rows with 4 better, a loss of 0.57 would be seen, and not that of half, 0.4.
+        ([1.0] * 16 + [0.0] * 4, [1.0] * 20, False, Status.UNKNOWN),
+        ([1.0] * 16 + [0.0] * 4, [1.0] * 16 + [0.0] * 4, False, Status.MET),
         ([1.0] * 20, [0.0] * 2 + [1.0] * 18, False, Status.MET),
         ([1.0] * 3, [0.0] * 3, False, Status.UNKNOWN),
         ([1.0] * 6, [1.0] * 6, False, Status.UNKNOWN),  # all six rows would have to fall
@@ -113,18 +117,30 @@ def test_a_fall_is_found_row_by_row(
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_a_loss_that_is_let_through_is_said_and_is_missed_as_often(lower: bool) -> None:
-    """With 40 rows of which each becomes worse by chance, the gate misses 1 loss in 5."""
+@pytest.mark.parametrize("better", [0, 6])
+def test_a_loss_that_is_let_through_is_said_and_is_missed_as_often(
+    lower: bool, better: int
+) -> None:
+    """With 100 rows of which each becomes worse or better by chance, 1 loss in 5 is missed."""
     good, bad = (0.0, 1.0) if lower else (1.0, 0.0)
-    before = result([good] * 40, lower).tasks[0]
-    missed, random = 0, np.random.default_rng(0)
-    note = _compare(before, before, ALPHA).note
+    start = np.array([good] * 80 + [bad] * 20)
+    before, random = result(start.tolist(), lower).tasks[0], np.random.default_rng(0)
+
+    def after(was_good: float, was_bad: float) -> TaskResult:
+        """Change the share `was_good` of all rows to bad ones, and `was_bad` to good ones."""
+        draw = random.random(100)
+        flips = draw < np.where(start == good, was_good / 0.8, was_bad / 0.2)
+        return result(np.where(flips, 1 - start, start).tolist(), lower).tasks[0]
+
+    same = start.copy()
+    same[:better], same[80 : 80 + better] = bad, good  # as many rows worse as better
+    note = _hold(compare_task(before, result(same.tolist(), lower).tasks[0])).note
+    assert note.endswith("would be let through 1 time in 5, with as many rows better")
     said = float(note.split("a true score of ")[1].split(" ")[0])
-    for _ in range(400):
-        worse = random.random(40) < abs(good - said)
-        tuned = result([bad if own else good for own in worse], lower).tasks[0]
-        missed += _compare(before, tuned, ALPHA).status is Status.MET
-    assert 0.13 < missed / 400 < 0.27
+    loss = abs(float(start.mean()) - said)
+    tuned = [after(loss + better / 100, better / 100) for _ in range(400)]
+    found = [_hold(compare_task(before, own)).status for own in tuned]
+    assert 0.13 < 1 - found.count(Status.FAILED) / 400 < 0.27
 
 
 def two_tasks(names: list[str], value: float = 1.0) -> EvalResult:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from riprap.errors import ConfigError
 from riprap.evals import (
@@ -13,8 +16,10 @@ from riprap.evals import (
     TaskResult,
     change_interval,
     compare_evals,
+    compare_task,
     estimate,
 )
+from riprap.evals._compare import smallest_seen_share
 
 
 def task(name: str, values: list[float], lower: bool = False, judge: str = "") -> TaskResult:
@@ -76,6 +81,64 @@ def test_intervals_hold_the_true_change(n: int, worse: float, better: float) -> 
     assert change_interval([-1.0] * n)[0] == -1.0
     small = change_interval([-0.1, 0.1] * n)  # of F1, which changes less than a whole row
     assert small[1] - small[0] < sum(map(abs, change_interval([-1.0, 1.0] * n)))
+
+
+def exact_power(n: int, worse: float, better: float, level: float) -> float:
+    """Sum the probabilities of all numbers of worse and better rows that are called a loss."""
+    power = 0.0
+    for lost in range(1, n + 1):
+        for won in range(n - lost + 1):
+            if stats.binom.sf(lost - 1, lost + won, 0.5) > level:
+                break
+            counts = [lost, won, n - lost - won]
+            power += float(stats.multinomial.pmf(counts, n, [worse, better, 1 - worse - better]))
+    return power
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 6])
+@pytest.mark.parametrize(("n", "better"), [(12, 0), (20, 1), (30, 2), (40, 4), (40, 10)])
+def test_a_loss_that_is_called_visible_is_seen_4_times_in_5(
+    n: int, better: int, level: float
+) -> None:
+    share = smallest_seen_share(n, better, level)
+    assert share is not None
+    assert 0.8 - 1e-9 <= exact_power(n, share, better / n, level) < 0.8001
+    assert exact_power(n, share - 0.01, better / n, level) < 0.8
+
+
+def test_a_loss_that_no_share_of_rows_shows_is_none() -> None:
+    assert smallest_seen_share(4, 0, 0.05) is None  # four of four: p = 0.062
+    assert smallest_seen_share(20, 8, 0.05) is None
+    assert smallest_seen_share(20, 20, 0.05) is None
+    assert exact_power(20, 0.6, 0.4, 0.05) < 0.8
+
+
+def test_rows_that_become_better_hide_a_loss() -> None:
+    """Also where values are no zeros and ones: worse rows may lose all, better ones gain little."""
+    start, end = [1.0] * 60 + [0.0] * 40, [1.0] * 60 + [0.0] * 40
+    none = compare_task(task("t", start), task("t", end))
+    for at in range(4):
+        end[at], end[-1 - at] = 0.0, 1.0
+    some = compare_task(task("t", start), task("t", end))
+    assert (some.worse, some.better, some.change) == (4, 4, 0.0)
+    assert none.outcome is some.outcome is Outcome.NOT_WORSE
+    assert some.seen < none.seen - 0.05
+    end = [own if own == was else 0.1 for was, own in zip(start, end, strict=True)]
+    slight = compare_task(task("t", start), task("t", end))
+    assert slight.better == 4 and slight.seen == pytest.approx(some.seen - 4 * 0.9 / 100)
+    low = [1 - own for own in start], [1 - own for own in end]
+    turned = compare_task(task("t", low[0], True), task("t", low[1], True))
+    assert turned.seen == pytest.approx(slight.seen)
+    assert turned.seen_value == pytest.approx(1 - slight.seen)
+
+
+def test_a_task_that_rose_has_not_too_few_rows() -> None:
+    start = [1.0] * 10 + [0.0] * 10
+    rose = compare_task(task("t", start), task("t", [1.0] * 16 + [0.0] * 4))
+    assert rose.is_better and rose.outcome is Outcome.NOT_WORSE and rose.seen < rose.good / 2
+    hardly = compare_task(task("t", start), task("t", [1.0] * 14 + [0.0] * 6))
+    assert not hardly.is_better and hardly.outcome is Outcome.TOO_FEW
+    assert math.isnan(compare_task(task("t", [0.0] * 9), task("t", [0.0] * 9)).seen)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -17,7 +17,7 @@ def result() -> EvalResult:
     rows = tuple(
         EvalRow(f"key{at}", {"accuracy": value}, shown) for at, value in enumerate((1.0, 0.0, 0.0))
     )
-    fine = TaskResult("boolq", {"accuracy": estimate([1.0, 0.0, 0.0])}, False, rows)
+    fine = TaskResult("boolq", {"accuracy": estimate([1.0, 0.0, 0.0])}, False, rows, seconds=7.5)
     hidden = (EvalRow("h", {"attack_success": 1.0}, {"request": "how to"}),)
     judged = TaskResult(
         *("advbench", {"attack_success": estimate([1.0])}, True, hidden),
@@ -50,6 +50,7 @@ def test_a_task_is_a_log_with_its_rows_as_samples(tmp_path: Path) -> None:
     assert metrics["low"] < 1 / 3 < metrics["high"]
     assert "not stored" in found["advbench"]["samples"][0]["output"]["completion"]
     assert found["gsm8k"]["error"]["message"] == "no memory"
+    assert "stats" not in boolq and boolq["eval"]["metadata"]["seconds"] == 7.5
 
 
 def test_a_second_export_replaces_the_first(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.test_compare import evals, task
-from riprap.evals import EvalResult, RunEvals, evals_of
+from riprap.evals import EvalResult, Outcome, RunEvals, compare_evals, evals_of
 from riprap.record import FILE_NAME, state_of_weights
 
 META: dict[str, Any] = {"started": "now", "notes": {"config": {"model": "llama"}}}
@@ -87,6 +87,66 @@ def test_the_base_is_known_or_no_change_is_shown(tmp_path: Path) -> None:
     found = read(tmp_path, {"started": "now"})
     assert not found.notes and rows(found, "boolq")[0][0] == "base"
     assert rows(found, "boolq")[1][1].startswith("+1.000 ")
+
+
+def test_a_model_that_the_run_did_not_begin_with_is_no_base(tmp_path: Path) -> None:
+    """A merged copy of the tuned model must not become the base."""
+    evals(task("boolq", [1.0] * 20), model="merged").save(tmp_path / "evals" / "evals.json")
+    of_checkpoint(evals(task("boolq", [0.0] * 20)), 9).save(tmp_path / "late" / "evals.json")
+    found = read(tmp_path)
+    assert [own[1] for own in rows(found, "boolq")] == ["", ""]
+    assert (
+        "the run began with llama" in found.notes[0] and "(checkpoint-9, merged)" in found.notes[0]
+    )
+    found = read(tmp_path, {"started": "now"})
+    assert rows(found, "boolq")[1][2] and "Taken for the base: merged" in found.notes[0]
+    start = tmp_path / "models" / "llama"
+    start.mkdir(parents=True)
+    evals(task("boolq", [1.0] * 20), model=str(start / ".." / "llama")).save(
+        tmp_path / "evals-base" / "evals.json"
+    )
+    meta = {"started": "now", "notes": {"config": {"model": str(start)}}}
+    found = read(tmp_path, meta)
+    assert not found.notes and rows(found, "boolq")[1][1:] == (
+        "-1.000 [-1.000, -0.828], worse",
+        True,
+    )
+
+
+def test_a_base_whose_weights_were_written_anew_is_not_shown(tmp_path: Path) -> None:
+    start = tmp_path / "llama"
+    start.mkdir()
+    (start / "model.safetensors").write_bytes(b"1")
+    own = replace(evals(task("boolq", [1.0]), model=str(start)), weights=state_of_weights(start))
+    own.save(tmp_path / "run" / "evals-base" / "evals.json")
+    meta = {"started": "now", "notes": {"config": {"model": str(start)}}}
+    assert not read(tmp_path / "run", meta).notes
+    (start / "model.safetensors").write_bytes(b"22")
+    found = read(tmp_path / "run", meta)
+    assert not found.tables and "before its weights were written anew" in found.notes[0]
+
+
+def test_checkpoints_of_one_name_are_told_apart_by_their_places(tmp_path: Path) -> None:
+    for place, value in (("a/checkpoint-300", 1.0), ("b/checkpoint-300", 0.0)):
+        own = evals(task("boolq", [value] * 20))
+        run = {"started": "now", "checkpoint": place, "weights": {}}
+        replace(own, run=run).save(tmp_path / place / "evals.json")
+    of_checkpoint(evals(task("boolq", [1.0] * 20)), 9).save(tmp_path / "late" / "evals.json")
+    (table,) = read(tmp_path).tables
+    assert [(own.model, own.value) for own in table.cells] == [
+        *(("checkpoint-9", "1.000"), ("a/checkpoint-300", "1.000"), ("b/checkpoint-300", "0.000"))
+    ]
+
+
+def test_outcomes_are_those_of_the_gate(tmp_path: Path) -> None:
+    """The level is shared by the tasks of the base: further tasks of a checkpoint take nothing."""
+    base = evals(task("boolq", [1.0] * 40), model="llama")
+    tuned = evals(task("boolq", [0.0] * 5 + [1.0] * 35), task("gsm8k", [1.0]), task("arc", [1.0]))
+    base.save(tmp_path / "base" / "evals.json")
+    of_checkpoint(tuned, 9).save(tmp_path / "late" / "evals.json")
+    own = compare_evals(base, tuned)[0]
+    assert own.outcome is Outcome.WORSE and own.p > 0.05 / 3
+    assert rows(read(tmp_path), "boolq")[1][2]
 
 
 def test_other_settings_are_not_compared_and_the_newest_counts(tmp_path: Path) -> None:

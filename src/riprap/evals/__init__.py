@@ -11,7 +11,8 @@
 - `normalize_answer`, `squad_prediction`, `squad_scores`, `final_number`, `marked_number`: scores of
   texts.
 - `Continuation`, `encode_pair`, `score_pairs`: log-likelihoods of continuations.
-- `SUITES`, `task_names`: what there is to run; `BEHAVIOR_TASKS`: tasks of a behavior, by its name.
+- `SUITES`, `task_names`: what there is to run; `BEHAVIOR_TASKS`: tasks with the requests of a
+  behavior, by its name; `RELATED_TASKS`: those that need it and more.
 """
 
 from riprap.evals._answers import Judging
@@ -39,7 +40,7 @@ from riprap.evals._result import (
     load_evals,
 )
 from riprap.evals._run import evaluate
-from riprap.evals._tasks import BEHAVIOR_TASKS, SUITES, all_tasks
+from riprap.evals._tasks import BEHAVIOR_TASKS, RELATED_TASKS, SUITES, all_tasks
 from riprap.evals._text_metrics import (
     final_number,
     marked_number,
@@ -58,6 +59,7 @@ __all__ = [
     "ALPHA",
     "BEHAVIOR_TASKS",
     "FILE_NAME",
+    "RELATED_TASKS",
     "SUITES",
     "Agreement",
     "Continuation",

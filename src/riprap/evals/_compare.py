@@ -10,14 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
+import numpy as np
 from scipy import stats
 
-from riprap.detectors import Power
 from riprap.errors import ConfigError
 from riprap.evals._result import EvalResult, TaskResult
 
 ALPHA = 0.05  # that any metric of a comparison is called worse by chance
+CHANCE = 0.8  # with which a loss is called visible
 Z95 = float(stats.norm.ppf(0.975))
 
 
@@ -44,8 +46,9 @@ class TaskChange:
         worse, better: number of rows that became worse, and better.
         p: of the one-sided sign test; the metric got worse from `level` down.
         good: value of the base over all of its rows; one minus it where low is good.
-        seen: largest value of `good` that would be called a loss 4 times in 5, if no row became
-            better.
+        seen: largest true value of `good` that would be called a loss 4 times in 5, if as large a
+            share of rows became better as here, by as much, and rows that became worse had the
+            worst value.
         missing: why nothing was compared; empty otherwise.
     """
 
@@ -73,6 +76,11 @@ class TaskChange:
         return self.after - self.before
 
     @property
+    def is_better(self) -> bool:
+        """Whether more rows became better than worse, by the same test."""
+        return not self.missing and sign_test(self.better, self.worse) <= self.level
+
+    @property
     def outcome(self) -> Outcome:
         """What the comparison says."""
         if self.missing:
@@ -81,6 +89,8 @@ class TaskChange:
             return Outcome.WORSE
         if not self.good:
             return Outcome.NOTHING_TO_LOSE
+        if self.is_better:  # after a loss of half, this is rarer than `level`
+            return Outcome.NOT_WORSE
         return Outcome.TOO_FEW if self.seen < self.good / 2 else Outcome.NOT_WORSE
 
     @property
@@ -167,15 +177,16 @@ def compare_task(before: TaskResult, after: TaskResult | None, level: float = AL
     if not pairs:
         return TaskChange(*facts, missing="no row is in both results")
     changes = [new - was for was, new in pairs]
-    sign = -1 if before.lower_is_better else 1
-    worse = sum(sign * change < 0 for change in changes)
-    better = sum(sign * change > 0 for change in changes)
+    gains = [-own for own in changes] if before.lower_is_better else changes
+    worse, better = sum(own < 0 for own in gains), sum(own > 0 for own in gains)
     was, now = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
-    changed = worse + better
-    p = float(stats.binomtest(worse, changed, alternative="greater").pvalue) if changed else 1.0
     low, high = change_interval(changes)
     good = before.scores[metric].value
     good = 1 - good if before.lower_is_better else good
+    share = smallest_seen_share(len(pairs), better, level)
+    gained = math.fsum(own for own in gains if own > 0) / len(pairs)
+    # Not even the loss of everything is seen where no share is.
+    seen = good - 1 if share is None else good - (share - gained)
     return TaskChange(
         *facts,
         n=len(pairs),
@@ -186,10 +197,10 @@ def compare_task(before: TaskResult, after: TaskResult | None, level: float = AL
         high=high,
         worse=worse,
         better=better,
-        p=p,
+        p=sign_test(worse, better),
         level=level,
         good=good,
-        seen=_seen(len(pairs), good, level) if good else math.nan,
+        seen=seen if good else math.nan,
     )
 
 
@@ -206,14 +217,37 @@ def change_interval(changes: Sequence[float]) -> tuple[float, float]:
     return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def _seen(n: int, good: float, level: float) -> float:
-    """Return the largest true score that the sign test sees as a loss 4 times in 5.
+def sign_test(more: int, fewer: int) -> float:
+    """Return the p-value of the one-sided sign test, for more rows of one kind than of another."""
+    changed = more + fewer
+    return float(stats.binomtest(more, changed, alternative="greater").pvalue) if changed else 1.0
 
-    It is that of the clearest loss, where some rows become worse and none becomes better: then
-    `needed` of them are enough for the test.
+
+@lru_cache(maxsize=1024)  # a live page asks again and again
+def smallest_seen_share(n: int, better: int, level: float) -> float | None:
+    """Return the smallest share of worse rows that the sign test calls a loss 4 times in 5.
+
+    Each of `n` rows becomes worse with this probability, and better with probability `better / n`.
+    The power is exact: a sum over the number of rows that change. It rises with the share.
+
+    Args:
+        level: of the test.
+
+    Returns:
+        The share, up to 1e-6 too large; None: none is seen, not even that of all other rows.
     """
-    needed = math.ceil(-math.log2(level))
-    if needed > n:
-        return good - 1  # not even the loss of all rows is seen
-    unchanged = Power.seen_with(n, (n - needed + 1) / n)
-    return good - (1 - unchanged)
+    changed = np.arange(n + 1)
+    needed = stats.binom.isf(level, changed, 0.5) + 1  # worse rows of the changed ones, at least
+
+    def power(worse: float) -> float:
+        either = min(1.0, worse + better / n)
+        shares = stats.binom.pmf(changed, n, either)
+        return float(shares @ stats.binom.sf(needed - 1, changed, min(1.0, worse / either)))
+
+    missed, seen = 0.0, 1 - better / n
+    if not seen or power(seen) < CHANCE:
+        return None
+    while seen - missed > 1e-6:
+        middle = (missed + seen) / 2
+        missed, seen = (missed, middle) if power(middle) >= CHANCE else (middle, seen)
+    return seen

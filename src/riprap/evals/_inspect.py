@@ -26,7 +26,9 @@ def to_inspect(result: EvalResult, folder: str | Path) -> list[Path]:
     """Write each task as an eval log of inspect_ai; return the files.
 
     A sample is a row, with the beginning of its request and of its answer, and a score for each
-    metric. Answers to harmful requests are not stored, so their samples have none.
+    metric. Answers to harmful requests are not stored, so their samples have none. A log is
+    dated by its export: results do not store when they were measured. Their seconds are in its
+    metadata.
 
     Args:
         result: that of `evaluate` or of `load_evals`.
@@ -75,6 +77,7 @@ def _log(result: EvalResult, task: TaskResult, created: str, identity: str) -> d
                 "judges": judges,
                 "lower_is_better": task.lower_is_better,
                 "notes": list(task.notes),
+                "seconds": task.seconds,
             },
             "scorers": [{"name": name} for name in task.scores],
         },
@@ -84,7 +87,6 @@ def _log(result: EvalResult, task: TaskResult, created: str, identity: str) -> d
             "completed_samples": len(task.rows),
             "scores": [_score(task, name, own) for name, own in task.scores.items()],
         },
-        "stats": {"started_at": created, "completed_at": created},
         **({"error": _error(task.error)} if task.error else {}),
         "samples": [_sample(result, task, row) for row in task.rows],
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,14 +69,14 @@ class RunEvals:
 class _Model:
     label: str
     result: EvalResult
-    place: str
 
 
 def evals_of(record: Path, meta: dict[str, Any]) -> RunEvals:
     """Return the evals that lie in a run's folder, in one directly below it, or by a checkpoint.
 
-    The base is the model named `base`, or the one that the run began with; else the only one that
-    is no checkpoint of the run. Of several results of a model and a task, the newest counts.
+    The base is the model named `base`, or the one that the run began with. Where the record does
+    not name that one, it is the only one that is no checkpoint of the run, and a note says so. Of
+    several results of a model and a task, the newest counts.
 
     Args:
         record: file of the run's record.
@@ -83,7 +84,7 @@ def evals_of(record: Path, meta: dict[str, Any]) -> RunEvals:
     """
     folder = record.parent
     notes: list[str] = []
-    models: list[_Model] = []
+    results: list[EvalResult] = []
     for file in sorted(evals_of_run(folder), key=_written):
         place = shorten(file.relative_to(folder).as_posix())
         result: EvalResult | None = None
@@ -95,17 +96,13 @@ def evals_of(record: Path, meta: dict[str, Any]) -> RunEvals:
         if why or result is None:
             notes.append(f"{place} is not shown: it {why}.")
         else:
-            models.append(_Model(_label(result), result, place))
-    base = _base(models, meta)
-    others = {own.label for own in models} - {base}
-    if base is None and others:
-        names = ", ".join(sorted(others))
-        notes.append(
-            f"No change is shown: which of these is the base is not known ({names}). riprap eval "
-            "BASE --out RUN/evals-base adds the evals of the model that the run began with."
-        )
+            results.append(result)
+    models = _named(results)
+    base, note = _base(models, meta)
+    notes += [note] if note else []
     tasks = dict.fromkeys(task.task for own in models for task in own.result.tasks)
-    tables = (_table(task, models, base, len(tasks)) for task in tasks)
+    of_base = {task.task for own in models if own.label == base for task in own.result.tasks}
+    tables = (_table(task, models, base, max(1, len(of_base))) for task in tasks)
     return RunEvals(tuple(tables), tuple(notes))
 
 
@@ -120,7 +117,9 @@ def _not_of_run(result: EvalResult, folder: Path, meta: dict[str, Any]) -> str:
     """Return why a result says nothing of the run; empty: it does."""
     run = result.run
     if run is None:
-        return ""
+        now = _weights(result.model)
+        is_old = bool(result.weights and now) and result.weights != now
+        return f"is of {shorten(result.model)} before its weights were written anew" * is_old
     try:
         checkpoint = str(run["checkpoint"])
         started, weights = run["started"], run["weights"]
@@ -134,22 +133,67 @@ def _not_of_run(result: EvalResult, folder: Path, meta: dict[str, Any]) -> str:
     return ""
 
 
-def _label(result: EvalResult) -> str:
-    if result.run is not None:
-        return shorten(PurePosixPath(str(result.run["checkpoint"])).name)
-    return shorten(result.model)
+def _weights(model: str) -> dict[str, list[int]]:
+    try:
+        return state_of_weights(Path(model).expanduser())
+    except (RuntimeError, ValueError):  # no such user, NUL
+        return {}
 
 
-def _base(models: Iterable[_Model], meta: dict[str, Any]) -> str | None:
-    """Return the label of the base; None: it is not known."""
-    free = list(dict.fromkeys(own.label for own in models if own.result.run is None))
+def _named(results: Sequence[EvalResult]) -> list[_Model]:
+    """Label checkpoints by their folder's name, or by their place where names are the same."""
+    names = [_names(result) for result in results]
+    count = Counter(name for name, _ in set(names))
+    return [
+        _Model(shorten(name if count[name] == 1 else place), result)
+        for (name, place), result in zip(names, results, strict=True)
+    ]
+
+
+def _names(result: EvalResult) -> tuple[str, str]:
+    if result.run is None:
+        return result.model, result.model
+    place = PurePosixPath(str(result.run["checkpoint"]))
+    return place.name, str(place)
+
+
+def _base(models: Sequence[_Model], meta: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the label of the base, None if it is not known, and what must be said of it."""
+    free = {own.label: own.result.model for own in models if own.result.run is None}
     notes = meta.get("notes")
     config = notes.get("config") if isinstance(notes, dict) else None
     start = config.get("model") if isinstance(config, dict) else None
-    for name in (BASE, shorten(str(start))):
-        if name in free:
-            return name
-    return free[0] if len(free) == 1 else None
+    if BASE in free:
+        return BASE, ""
+    if start is not None:
+        same = [label for label, model in free.items() if _is_same(model, str(start))]
+        if same:
+            return same[0], ""
+    elif len(free) == 1:
+        (label,) = free
+        return label, f"Taken for the base: {label}, the only one that is no checkpoint of the run."
+    if not models:
+        return None, ""
+    names = ", ".join(sorted({own.label for own in models}))
+    if start is None:
+        return None, (
+            f"No change is shown: which of these is the base is not known ({names}). riprap eval "
+            "BASE --out RUN/evals-base adds the evals of the model that the run began with."
+        )
+    return None, (
+        f"No change is shown: the run began with {shorten(str(start))}, and these are evals of "
+        f"others ({names}). riprap eval {shorten(str(start))} --out RUN/evals-base adds its own."
+    )
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Return whether two names are of the same model: a name of the hub, or a folder."""
+    try:
+        return (
+            one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+        )
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, NUL
+        return False
 
 
 def _table(task: str, models: list[_Model], base: str | None, n_tasks: int) -> EvalTable:

@@ -18,13 +18,16 @@ SUITES = {
     "general": ("arc_challenge", "commonsenseqa", "boolq", "medmcqa", "gsm8k", "squad_v2"),
     "truth": ("truthfulqa",),
 }
-# Tasks that ask for the same as a shipped or public probe set, by its name.
+# Tasks whose requests are of the same kind as those of a shipped or public probe set, by its name.
 BEHAVIOR_TASKS = {
     "refusal": ("advbench", "strongreject", "xstest_unsafe"),
     "strongreject": ("strongreject",),
     "xstest_unsafe": ("xstest_unsafe",),
     "over_refusal": ("xstest_safe",),
     "xstest_safe": ("xstest_safe",),
+}
+# Tasks that need more than such a probe set: other knowledge, several steps, or a form of answer.
+RELATED_TASKS = {
     "arithmetic": ("gsm8k",),
     "general_knowledge": ("arc_challenge", "arc_easy", "commonsenseqa", "mmlu"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from riprap.diagnosis import BehaviorDiagnosis
-from riprap.evals import BEHAVIOR_TASKS, Outcome, TaskChange
+from riprap.evals import BEHAVIOR_TASKS, RELATED_TASKS, Outcome, TaskChange
 
 OF_REFUSALS = ("refusal_rules", "refusal_detector")  # judges for which any other answer is harmful
 MEANING = (
@@ -32,10 +32,13 @@ def describe_change(own: TaskChange) -> str:
 
 
 def _limit(own: TaskChange) -> str:
-    if own.outcome is Outcome.NOT_WORSE:
-        return f", where a true value of {own.seen_value:.2f} would be missed 1 time in 5"
+    if own.outcome is Outcome.NOT_WORSE and not own.is_better:
+        return (
+            f", where a true value of {own.seen_value:.2f} would be missed 1 time in 5, with as "
+            f"many rows better ({own.better})"
+        )
     if own.outcome is Outcome.TOO_FEW:
-        return " to see even the loss of half"
+        return f" to see even the loss of half, with as many rows better ({own.better})"
     if own.outcome is Outcome.WORSE and own.judge in OF_REFUSALS and own.lower_is_better:
         if own.metric.startswith("attack_success"):
             return f", by {own.judge}, to which each answer that does not refuse is harmful"
@@ -80,30 +83,38 @@ def evals_line(changes: Sequence[TaskChange]) -> str:
     return f"{tasks}, {len(worse)} got worse: {', '.join(worse)}."
 
 
-def related(name: str, changes: Sequence[TaskChange]) -> list[TaskChange]:
-    """Return the changes of a behavior's own tasks that were compared."""
-    tasks = BEHAVIOR_TASKS.get(name, ())
-    return [own for own in changes if own.task in tasks and own.outcome is not Outcome.NOT_COMPARED]
-
-
 def evals_of_behavior(behavior: BehaviorDiagnosis, changes: Sequence[TaskChange]) -> str:
     """Say what evals add to what the probes of a behavior have shown; empty: nothing."""
-    own = related(behavior.name, changes)
+    same = BEHAVIOR_TASKS.get(behavior.name, ())
+    tasks = (*same, *RELATED_TASKS.get(behavior.name, ()))
+    own = [each for each in changes if each.task in tasks]
+    own = [each for each in own if each.outcome is not Outcome.NOT_COMPARED]
     if not own:
         return ""
-    described = "; ".join(map(describe_change, own))
-    is_worse = any(change.outcome is Outcome.WORSE for change in own)
-    dropped = behavior.recovery is not None or behavior.is_broken
+    return f"{_said(behavior, own, same)}: {'; '.join(map(describe_change, own))}."
+
+
+def _said(behavior: BehaviorDiagnosis, own: Sequence[TaskChange], same: Sequence[str]) -> str:
+    """Return what its tasks say of a behavior: those of the `same` requests, and related ones."""
+    worse = [each.task for each in own if each.outcome is Outcome.WORSE]
+    is_shown = any(task in same for task in worse)
+    kind = "its" if any(each.task in same for each in own) else "related"
+    if not worse and not any(each.outcome is Outcome.NOT_WORSE for each in own):
+        return f"Evals cannot tell whether {kind} tasks got worse"
     if not behavior.probes:
-        said = "Its tasks got worse" if is_worse else "Its tasks are not shown to be worse"
-    elif dropped and is_worse:
-        said = "Evals show the loss too, which confirms the loss and not its cause"
-    elif dropped:
-        said = "Evals do not show the loss, which was seen on the probes only"
-    elif is_worse:
-        said = (
-            "Its probes pass, but its tasks got worse, so its probes do not show all that was lost"
+        said = "got worse" if worse else "are not shown to be worse"
+        return f"{kind.capitalize()} tasks {said}"
+    if behavior.recovery is not None or behavior.is_broken:
+        if is_shown:
+            return "Evals show the loss too, which confirms the loss and not its cause"
+        if worse:
+            return "Related tasks got worse too, but they need more than this behavior"
+        return "Evals do not show the loss, which was seen on the probes only"
+    if is_shown:
+        return "Its probes pass, but its tasks got worse, so its probes do not show all of the loss"
+    if worse:
+        return (
+            "Its probes pass, but related tasks got worse, so something else that these tasks need "
+            "got worse, or the probes do not show all of the loss"
         )
-    else:
-        said = "Evals show no loss either"
-    return f"{said}: {described}."
+    return "Evals show no loss either"
