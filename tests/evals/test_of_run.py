@@ -107,10 +107,8 @@ def test_a_model_that_the_run_did_not_begin_with_is_no_base(tmp_path: Path) -> N
     )
     meta = {"started": "now", "notes": {"config": {"model": str(start)}}}
     found = read(tmp_path, meta)
-    assert not found.notes and rows(found, "boolq")[1][1:] == (
-        "-1.000 [-1.000, -0.828], worse",
-        True,
-    )
+    assert not found.notes and rows(found, "boolq")[0][0].endswith("llama")
+    assert rows(found, "boolq")[1][1].startswith("-1.000 ") and rows(found, "boolq")[1][2]
 
 
 def test_a_base_whose_weights_were_written_anew_is_not_shown(tmp_path: Path) -> None:
