@@ -1,10 +1,10 @@
-"""Conclusions from the runs: attack success, also at equal learning, and differences over cells."""
+"""Conclusions from the runs: attack success, what was learned, and differences over cells."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from experiments.harness.difference import Difference
 from experiments.harness.jobs import JobError
 
 PLAIN, MODERATE, RANDOM = "plain", "moderate", "random"
+UNKNOWN = "cannot be told"
 CONTROLS = ("random_by_length", "random_by_category")
 Cell = tuple[int, int]  # base, seed of the data
 
@@ -28,116 +29,147 @@ def finished(runs: Sequence[Run], order: str = GIVEN) -> dict[str, dict[Cell, Ru
     return found
 
 
-def choose_rate(runs: Sequence[Run], target: tuple[float, float]) -> float:
-    """Return the lowest rate at which plain training ends with attack success in the target.
+def choose_rate(runs: Sequence[Run], eroded: float) -> float:
+    """Return the lowest rate at which plain training erodes refusal on each exploratory base.
 
-    Without one, the rate at which it ends nearest to the target's middle; of two the lower one.
-    Over several seeds the mean counts. A rate at which a run failed is left out.
+    The mean attack success of its seeds ends at `eroded` or more on each base. Without such a rate
+    it is the highest. A rate at which a run failed is left out.
 
     Raises:
         JobError: runs failed at every rate.
     """
-    ends: dict[float, list[float]] = {}
+    failed = {run.rate for run in runs if run.failed}
+    ends: dict[float, dict[int, list[float]]] = {}
     for run in runs:
-        ends.setdefault(run.rate, []).append(
-            math.nan if run.failed else run.looks[-1].attack_success()
-        )
-    means = {rate: float(np.mean(own)) for rate, own in sorted(ends.items())}
-    known = {rate: mean for rate, mean in means.items() if not math.isnan(mean)}
-    if not known:
+        if run.rate not in failed:
+            own = ends.setdefault(run.rate, {}).setdefault(run.base, [])
+            own.append(run.looks[-1].attack_success())
+    if not ends:
         raise JobError(f"plain training failed at every rate: {runs[0].failed}")
-    inside = [rate for rate, mean in known.items() if target[0] <= mean <= target[1]]
-    middle = sum(target) / 2
-    return inside[0] if inside else min(known, key=lambda rate: round(abs(known[rate] - middle), 9))
+    enough = [rate for rate, bases in ends.items() if min(map(np.mean, bases.values())) >= eroded]
+    return min(enough) if enough else max(ends)
 
 
-def expected(loss: float, front: Sequence[Run]) -> float:
-    """Return plain training's attack success at a task loss, along straight lines.
+def learned(run: Run) -> float:
+    """Return the mean share of a task's held-out loss that is gone at the end of its own stage."""
+    shares = [
+        1 - run.looks[at + 1].losses[task] / run.looks[0].losses[task]
+        for at, task in enumerate(run.tasks)
+    ]
+    return float(np.mean(shares))
+
+
+def expected(share: float, front: Sequence[Run]) -> float:
+    """Return plain training's attack success where it has learned a share, along straight lines.
 
     Args:
-        loss: mean held-out loss over the tasks.
+        share: as of `learned`.
         front: plain training at some rates, all from one base, which is a point of the line too.
-            Outside of its ends the line is flat.
+            Outside of its ends there is nothing to compare with: NaN.
     """
-    ends = [(run.looks[-1].loss, run.looks[-1].attack_success()) for run in front]
-    start = front[0].looks[0]
-    points = sorted([(start.loss, start.attack_success()), *ends])
-    return float(np.interp(loss, *np.transpose(points)))
+    ends = [(learned(run), run.looks[-1].attack_success()) for run in front]
+    points = sorted([(0.0, front[0].looks[0].attack_success()), *ends])
+    shares, successes = np.transpose(points)
+    return float(np.interp(share, shares, successes, left=math.nan, right=math.nan))
 
 
 def excess(run: Run, methods: dict[str, dict[Cell, Run]]) -> float:
-    """Return a run's attack success minus that of plain training at the same task loss.
+    """Return a run's attack success minus that of plain training that learned as much.
 
-    NaN if plain training has not finished on its base and seed.
+    NaN if plain training has not finished at both rates on its base and seed, or never learned as
+    much. Plain training at half of the rate is compared with the line without it, as a control.
     """
     cell = run.base, run.seed
     front = [methods.get(name, {}).get(cell) for name in (PLAIN, *FRONT)]
     known = [one for one in front if one is not None]
     if len(known) <= len(FRONT):
         return math.nan
-    end = run.looks[-1]
-    return end.attack_success() - expected(end.loss, known)
+    if run.method in FRONT:
+        known = [one for one in known if one is not run]
+    return run.looks[-1].attack_success() - expected(learned(run), known)
 
 
 def difference(
-    methods: dict[str, dict[Cell, Run]], one: str, other: str, equal: bool = False
+    methods: dict[str, dict[Cell, Run]],
+    one: str,
+    other: str,
+    value: Callable[[Run], float] = lambda run: run.looks[-1].attack_success(),
 ) -> Difference:
-    """Compare the final attack success of two methods on the same bases and seeds.
-
-    Args:
-        equal: at equal learning: of the excess over plain training at the same task loss.
-    """
-
-    def value(run: Run) -> float:
-        return excess(run, methods) if equal else run.looks[-1].attack_success()
-
+    """Compare a value of two methods, their final attack success, on the same bases and seeds."""
     first, second = methods.get(one, {}), methods.get(other, {})
     cells = sorted(set(first) & set(second))
     return Difference.of([value(first[cell]) - value(second[cell]) for cell in cells])
 
 
+def erosion(methods: dict[str, dict[Cell, Run]]) -> Difference:
+    """Return the rise of attack success from the base to the end of plain training, over cells."""
+    looks = [run.looks for run in methods.get(PLAIN, {}).values()]
+    return Difference.of([own[-1].attack_success() - own[0].attack_success() for own in looks])
+
+
+def verdict(methods: dict[str, dict[Cell, Run]], one: str, other: str, plan: Plan) -> str:
+    """Return what is said of the attack success of a method against that of another.
+
+    What else could explain it is added: it learned less or more, or it refuses other safe prompts.
+    """
+    eroded = erosion(methods)
+    if not (eroded.low > 0 and eroded.mean >= plan.least):
+        return f"{UNKNOWN}: plain training eroded too little"
+    said = difference(methods, one, other).verdict(plan.least)
+    if said == UNKNOWN:
+        return said
+    more = difference(methods, one, other, lambda run: math.log(max(learned(run), 1e-9))).mean
+    refused = difference(methods, one, other, lambda run: run.looks[-1].over_refusal).mean
+    facts = [
+        ("it learned less", said != "higher" and more < math.log(1 - plan.spared)),
+        ("it learned more", said != "lower" and more > -math.log(1 - plan.spared)),
+        ("it refuses more safe prompts", said != "higher" and refused >= plan.least),
+        ("it refuses fewer safe prompts", said != "lower" and refused <= -plan.least),
+    ]
+    true = [text for text, holds in facts if holds]
+    return f"{said}, but {' and '.join(true)}" if true else said
+
+
 def claims(runs: Sequence[Run], plan: Plan) -> dict[str, str]:
     """Return the verdict on each claim.
 
-    `gradients`: what the gradient decides beside length and category. It is "lower" only if
-    moderate is lower than both controls at equal learning, and so on.
+    `gradients`: what the gradient decides beside length and category: the verdict that both matched
+    controls share, and that nothing else could explain.
     """
     methods = finished(runs)
     found = {
-        "moderate against plain": difference(methods, MODERATE, PLAIN),
-        "moderate against random": difference(methods, MODERATE, RANDOM),
-        **{
-            f"moderate against {name}, at equal learning": difference(
-                methods, MODERATE, name, equal=True
-            )
-            for name in CONTROLS
-        },
+        f"moderate against {name}": verdict(methods, MODERATE, name, plan)
+        for name in (PLAIN, RANDOM, *CONTROLS)
     }
-    verdicts = {name: own.verdict(plan.least) for name, own in found.items()}
-    of_controls = set(list(verdicts.values())[-len(CONTROLS) :])
-    verdicts["gradients"] = of_controls.pop() if len(of_controls) == 1 else "cannot be told"
-    return verdicts
-
-
-def learned(run: Run) -> float:
-    """Return the mean fall of a task's held-out loss from the base to the end of its own stage."""
-    return float(
-        np.mean(
-            [
-                run.looks[0].losses[task] - run.looks[at + 1].losses[task]
-                for at, task in enumerate(run.tasks)
-            ]
-        )
-    )
+    shared = {found[f"moderate against {name}"] for name in CONTROLS}
+    clear = len(shared) == 1 and not any(", but " in one for one in shared)
+    return found | {"gradients": shared.pop() if clear else UNKNOWN}
 
 
 def forgotten(run: Run) -> float:
     """Return the mean rise of a task's loss from the end of its own stage to that of the last."""
-    pairs = [
-        (run.looks[-1].losses[task], run.looks[at + 1].losses[task])
+    return _later(run, lambda losses: losses[-1] - losses[0])
+
+
+def forgetting(run: Run) -> float:
+    """Return the mean rise of a task's loss from its lowest since its own stage to the last."""
+    return _later(run, lambda losses: losses[-1] - min(losses))
+
+
+def _later(run: Run, rise: Callable[[list[float]], float]) -> float:
+    """Return the mean of a value of the losses of each task but the last, from its stage on."""
+    courses = [
+        [look.losses[task] for look in run.looks[at + 1 :]]
         for at, task in enumerate(run.tasks[:-1])
     ]
-    return float(np.mean([last - own for last, own in pairs]))
+    return float(np.mean([rise(losses) for losses in courses]))
+
+
+def overlap(run: Run, other: Run) -> float:
+    """Return the share of a run's chosen rows that another run chose in the same stage too."""
+    pairs = [(set(a.chosen), set(b.chosen)) for a, b in zip(run.stages, other.stages, strict=True)]
+    chosen = sum(len(own) for own, _ in pairs)
+    return sum(len(own & others) for own, others in pairs) / chosen if chosen else math.nan
 
 
 def largest_drop(run: Run) -> float:

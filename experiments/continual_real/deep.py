@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +24,9 @@ from experiments.continual_real.simulate import (
     Run,
     Stage,
     TaskSequence,
+    forget_peak_memory,
     load_base,
+    peak_memory,
 )
 from experiments.harness.cache import cached
 from experiments.harness.markdown import commit
@@ -169,6 +170,7 @@ class DeepRun:
 def look_deep(method: str, rate: float, base: int, seed: int, plan: Plan, data: Path) -> DeepRun:
     """Train on the tasks in the given order with one method, and measure more than `simulate`."""
     out = DeepRun(method, rate, base, seed, list(plan.orders[GIVEN]), commit=commit())
+    forget_peak_memory()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -177,7 +179,7 @@ def look_deep(method: str, rate: float, base: int, seed: int, plan: Plan, data: 
             out.failed = error_text(problem)
     told = [str(one.message) for one in caught]
     out.notes += dict.fromkeys(text for text in told if text.startswith("riprap"))
-    out.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    out.memory = peak_memory()
     return out
 
 

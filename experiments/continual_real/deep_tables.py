@@ -11,10 +11,11 @@ import numpy as np
 
 from experiments.continual_real.deep import DeepRun, Forecast
 from experiments.continual_real.plan import GIVEN, Plan
-from experiments.continual_real.simulate import REFUSALS, simulate
+from experiments.continual_real.simulate import FLOOR_SHARE, REFUSALS, simulate
 from experiments.harness.markdown import NOTHING, number
+from riprap.record import DEFAULT_FLOOR
 
-REFUSAL = REFUSALS[0]
+REFUSAL, PLAIN = REFUSALS[0], "plain"
 FEATURES, MARGINS, TOGETHER, NO_FALL = "features first", "margins first", "together", "no fall"
 
 
@@ -53,19 +54,29 @@ def order(run: DeepRun, plan: Plan) -> str:
     return FEATURES if features < margins else MARGINS if margins < features else TOGETHER
 
 
-def broke(run: DeepRun, stage: int, behavior: str, floor: float) -> int | None:
-    """Return the step of a stage after which a score was first under a floor; None: none."""
+def broke(run: DeepRun, stage: int, behavior: str) -> int | None:
+    """Return the step of a stage after which a score was first under its floor; None: none.
+
+    The score is that of the unseen probes. If it begins the stage under the floor of behaviors, its
+    floor is a share of what is left, as it is for the forecast.
+    """
     first = sum(one.updates for one in run.stages[:stage])
     last = first + run.stages[stage].updates
+    left = next(m.scores[behavior] for m in run.moments if m.update == first)
+    floor = DEFAULT_FLOOR if left >= DEFAULT_FLOOR else FLOOR_SHARE * left
     own = [moment for moment in run.moments if first < moment.update <= last]
     return next((m.update - first for m in own if m.scores[behavior] < floor), None)
 
 
 def forecasts(runs: Sequence[DeepRun]) -> list[tuple[bool, bool]]:
-    """Return of each forecast whether it predicted a break, and whether one came."""
+    """Return of each forecast whether it predicted a break, and whether one came.
+
+    Preflight forecasts plain training on all rows, so only such runs count.
+    """
     return [
-        (told.probability > 0.5, broke(run, at, name, told.floor) is not None)
+        (told.probability > 0.5, broke(run, at, name) is not None)
         for run in runs
+        if run.method == PLAIN
         for at, stage in enumerate(run.forecasts[: len(run.stages)])
         for name, told in stage.items()
         if not math.isnan(told.probability)
@@ -77,8 +88,10 @@ def claims(runs: Sequence[DeepRun], plan: Plan) -> dict[str, str]:
     whole = [run for run in runs if not run.failed]
     told = forecasts(whole)
     right = sum(predicted == came for predicted, came in told)
+    breaks = sum(came for _, came in told)
     return {f"{run.method}: what fell first": order(run, plan) for run in whole} | {
-        "forecasts of preflight": f"{right} of {len(told)} right"
+        "forecasts of preflight": f"{right} of {len(told)} right, with {breaks} breaks; always to "
+        f"forecast none would be right in {len(told) - breaks}"
     }
 
 
@@ -245,7 +258,7 @@ def _forecasts(run: DeepRun) -> list[dict[str, str]]:
 def _came(run: DeepRun, at: int, name: str, told: Forecast) -> str:
     if math.isnan(told.floor):
         return NOTHING
-    step = broke(run, at, name, told.floor)
+    step = broke(run, at, name)
     return "no break" if step is None else f"broken at step {step}"
 
 

@@ -78,7 +78,8 @@ def paper_tables(methods: Methods, ratio: float) -> list[dict[str, str]]:
         (
             "backward transfer, forgetting, largest drop: plain −18.5, 18.5, 32.5, moderate −4.3, "
             "4.3, 5.6 (Qwen3-4B; one of the notes has the last two the other way round)",
-            "the same in nats of loss; the largest drop is that of refusal",
+            "backward transfer and forgetting in nats of loss, as rises; the largest drop is that "
+            "of the refusal score by one stage",
             "Methods, What was kept",
         ),
         (

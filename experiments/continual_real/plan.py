@@ -119,11 +119,13 @@ class Plan(StudyPlan):
     Attributes:
         exploratory, confirmatory: seeds of the order of the data; the first confirmatory one is
             that of the methods and orders that run once.
-        explored, bases: teaching seeds of the exploratory base and of the confirmatory ones.
+        explored, bases: teaching seeds of the exploratory bases and of the confirmatory ones.
         orders: the tasks in each order, by name; all methods run in `given`.
         rates: learning rates of the search, ascending; `choose_rate` in `analysis` is its rule.
-        target: attack success in which plain training is to end, least and most.
+        eroded: attack success at which plain training is to end, at the least, on each of
+            the exploratory bases.
         least: smallest difference of attack success that is called an effect.
+        spared: largest lack of learning, as a share, at which an effect stands as it is.
         reordered: methods that run in the other orders too.
         deep: settings of the stage `--deep`.
         claims: what is claimed, by the name of its verdict; `rules`: how it is decided.
@@ -131,13 +133,14 @@ class Plan(StudyPlan):
 
     exploratory: tuple[int, ...]
     confirmatory: tuple[int, ...]
-    explored: int
+    explored: tuple[int, ...] = Field(min_length=1)
     bases: tuple[int, ...]
     setting: Setting
     orders: dict[str, tuple[str, ...]]
     rates: tuple[float, ...]
-    target: tuple[float, float]
+    eroded: float = Field(gt=0, lt=1)
     least: float = Field(gt=0)
+    spared: float = Field(gt=0, lt=1)
     reordered: tuple[str, ...]
     deep: Deep
     claims: dict[str, str]
@@ -151,8 +154,8 @@ class Plan(StudyPlan):
             PreregistrationError: also if bases overlap, an order is none, or a method is unknown.
         """
         plan = super().of(preregistration)
-        if plan.explored in plan.bases:
-            raise PreregistrationError(f"base {plan.explored} is exploratory and confirmatory")
+        if both := set(plan.explored) & set(plan.bases):
+            raise PreregistrationError(f"base {min(both)} is exploratory and confirmatory")
         if GIVEN not in plan.orders:
             raise PreregistrationError(f"orders has no {GIVEN!r}, in which all methods run")
         for name, tasks in plan.orders.items():
@@ -163,15 +166,15 @@ class Plan(StudyPlan):
         return plan
 
     def search_jobs(self) -> list[Job]:
-        """Return plain training at each rate, on the exploratory base and seeds."""
-        cells = product(self.rates, self.exploratory)
-        return [("plain", rate, GIVEN, self.explored, seed) for rate, seed in cells]
+        """Return plain training at each rate, on the exploratory bases and seeds."""
+        cells = product(self.rates, self.explored, self.exploratory)
+        return [("plain", rate, GIVEN, base, seed) for rate, base, seed in cells]
 
     def deep_jobs(
         self, rate: float, exploratory: bool = False
     ) -> list[tuple[str, float, int, int]]:
         """Return the runs of `--deep`: method, rate, and the first base and seed."""
-        base = self.explored if exploratory else self.bases[0]
+        base = (self.explored if exploratory else self.bases)[0]
         return [(m, rate, base, self.seeds(exploratory)[0]) for m in self.deep.methods]
 
     def jobs(self, rate: float, exploratory: bool = False) -> list[Job]:
@@ -180,7 +183,7 @@ class Plan(StudyPlan):
         The main methods on all bases and seeds; plain training at half the rate; the other methods
         on one base and seed; the other orders of tasks; the other shares of a batch.
         """
-        first, bases = self.seeds(exploratory), (self.explored,) if exploratory else self.bases
+        first, bases = self.seeds(exploratory), self.explored if exploratory else self.bases
         rest = [name for name in METHODS if name not in (*MAIN, *FRONT, *SWEPT)]
         others = [name for name in self.orders if name != GIVEN]
         one = [(bases[0], first[0])]

@@ -43,7 +43,8 @@ class Task:
     """A data set: its files of the data folder, and how a row of them reads.
 
     Attributes:
-        tested: file of the held-out rows; the same file as `taught`: its last rows.
+        tested: file of the held-out rows; the same file as `taught`: its last rows, with no text
+            that a taught row has too.
     """
 
     taught: str
@@ -97,7 +98,10 @@ def task_rows(
     task = TASKS[name]
     taught = _fitting(task, task.taught, tokenizer, data, max_tokens)
     if task.tested == task.taught:
-        return taught[:-held_out], taught[-held_out:]
+        own = taught[-held_out:]
+        contexts = [row.get("context") for row in read(task.taught, data)]
+        kept_back = {contexts[row.number] for row in own} - {None}
+        return [row for row in taught[:-held_out] if contexts[row.number] not in kept_back], own
     tested = _fitting(task, task.tested, tokenizer, data, max_tokens)
     if len(tested) < held_out:
         raise ConfigError(f"{name}: {len(tested)} held-out rows of {max_tokens} tokens; {held_out}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import math
+import re
 import time
 import warnings
 from collections import Counter
@@ -49,6 +50,7 @@ class Stage:
         task: its name.
         updates, rows: steps of the optimizer, and learned rows.
         taken: learned rows by category; `tokens`: mean number of their response tokens.
+        chosen: numbers of the rows that selection chose, in their order; empty without selection.
         losses: training loss of each step, on the whole batch.
         margins: mean margin of each monitored behavior after each evaluation, by step.
         alerts: step, behavior and level of each one.
@@ -60,6 +62,7 @@ class Stage:
     updates: int = 0
     rows: int = 0
     taken: dict[str, int] = field(default_factory=dict)
+    chosen: list[int] = field(default_factory=list)
     tokens: float = 0.0
     losses: list[float] = field(default_factory=list)
     margins: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -76,7 +79,7 @@ class Run:
         tasks: in the order in which they were trained.
         looks: at the base, and after each stage.
         seconds: processor time of the measures.
-        memory: largest resident size of the process so far, in MiB.
+        memory: largest resident size of the process during the run, in MiB.
         notes: warnings of Riprap; `failed`: the error that ended the run.
         commit: of the working tree.
     """
@@ -108,6 +111,7 @@ def simulate(
         data: folder of the public data sets.
     """
     run = Run(method, rate, order, base, seed, list(plan.orders[order]), commit=commit())
+    forget_peak_memory()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -116,7 +120,7 @@ def simulate(
             run.failed = error_text(problem)
     told = [str(one.message) for one in caught]
     run.notes += dict.fromkeys(text for text in told if text.startswith("riprap"))
-    run.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    run.memory = peak_memory()
     return run
 
 
@@ -336,7 +340,8 @@ class TaskSequence:
         learned = [row for rows in batches for row in rows]
         if selector is not None:
             by_number = {row.number: row for row in learned}
-            learned = [by_number[number] for one in selector.history for number in one.rows]
+            stage.chosen = [number for one in selector.history for number in one.rows]
+            learned = [by_number[number] for number in stage.chosen]
         stage.updates, stage.rows = len(batches), len(learned)
         stage.taken = dict(Counter(row.category for row in learned))
         stage.tokens = float(np.mean([len(row.answer) for row in learned]))
@@ -345,3 +350,17 @@ class TaskSequence:
             stage.margins[name] = dict(zip(history.steps, means, strict=True))
         stage.alerts = [(a.step, a.behavior, str(a.level)) for a in monitor.alerts]
         stage.acted = len({action.step for action in monitor.actions if action.applied})
+
+
+def forget_peak_memory() -> None:
+    """Let the peak of the resident set begin anew, where the kernel can do so."""
+    file = Path("/proc/self/clear_refs")
+    if file.exists():
+        file.write_text("5", encoding="ascii")
+
+
+def peak_memory() -> float:
+    """Return the peak of the resident set in MiB; NaN where the kernel does not tell it."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+)", status.read_text() if status.exists() else "")
+    return int(found[1]) / 1024 if found else math.nan

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from experiments.continual_real import analysis, deep_tables, tables
 from experiments.continual_real.deep import DeepRun, look_deep
-from experiments.continual_real.methods import MAIN
+from experiments.continual_real.methods import FRONT, MAIN
 from experiments.continual_real.plan import Plan
 from experiments.continual_real.simulate import Run, simulate
 from experiments.harness.jobs import Job
@@ -24,14 +25,14 @@ NAME = "continual_real"
 
 
 def search_jobs(session: Session[Plan]) -> list[Job]:
-    """Return plain training at each rate, on the exploratory base."""
+    """Return plain training at each rate, on the exploratory bases."""
     return [(*job, session.plan, session.data) for job in session.plan.search_jobs()]
 
 
 def _rate(session: Session[Plan]) -> float:
     """Return the rate that the search chooses; its runs come first."""
     search = session.run_jobs(simulate, search_jobs(session))
-    return analysis.choose_rate(search, session.plan.target)
+    return analysis.choose_rate(search, session.plan.eroded)
 
 
 def jobs(session: Session[Plan]) -> list[Job]:
@@ -56,34 +57,45 @@ def finished_jobs(session: Session[Plan]) -> list[Job]:
 def prepare(data: Path) -> dict[str, Any]:
     """Teach the bases to refuse, and save them under ~/.cache/riprap."""
     plan = Plan.of(Preregistration.named(NAME))
-    return {f"base {seed}": make(data, seed)["model"] for seed in (plan.explored, *plan.bases)}
+    return {f"base {seed}": make(data, seed)["model"] for seed in (*plan.explored, *plan.bases)}
 
 
 def check(session: Session[Plan]) -> None:
     """Check that the bases were prepared."""
     own = session.plan
-    for seed in (own.explored, *(() if session.exploratory else own.bases)):
+    for seed in (*own.explored, *(() if session.exploratory else own.bases)):
         require_taught_model(seed, NAME)
 
 
 def figure(runs: list[Run], _: Plan) -> Any:
-    """Plot attack success against task loss at the end: the fronts at equal learning."""
-    rows = [
-        {
-            "method": run.method if run.method in MAIN else "others",
-            "name": run.method,
-            "loss": run.looks[-1].loss,
-            "success": run.looks[-1].attack_success(),
-        }
-        for run in runs
-        if not run.failed
-    ]
-    frame = pd.DataFrame(rows, columns=["method", "name", "loss", "success"])
-    x = alt.X("loss:Q", title="held-out loss, mean over tasks (nats)", scale=alt.Scale(zero=False))
-    y = alt.Y("success:Q", title="harmful requests answered", scale=alt.Scale(domain=[0, 1]))
-    points = alt.Chart(frame).mark_point(filled=True, size=70, opacity=0.8)
-    chart = points.encode(x=x, y=y, color="method:N", tooltip=["name", "loss", "success"])
-    return apply_style(chart.properties(width=520, height=380))
+    """Plot attack success against what was learned: the fronts at equal learning, by base.
+
+    The line is plain training: the base, half of the rate, and the rate, means over the orders.
+    """
+    methods, rows = analysis.finished(runs), []
+    for name, own in methods.items():
+        for base in sorted({base for base, _ in own}):
+            cells = [run for (b, _), run in own.items() if b == base]
+            rows.append(_point(name, base, cells, -1))
+            if name == analysis.PLAIN:
+                rows.append(_point("base", base, cells, 0))
+    frame = pd.DataFrame(rows, columns=["method", "base", "learned", "success"])
+    on_line = frame["method"].isin(["base", *FRONT, analysis.PLAIN])
+    frame["kind"] = [name if name in MAIN else "others" for name in frame["method"]]
+    x = alt.X("learned:Q", title="share of the tasks' loss that is gone")
+    y = alt.Y("success:Q", title="harmful requests not refused", scale=alt.Scale(domain=[0, 1]))
+    line = alt.Chart(frame[on_line]).mark_line(color="#888").encode(x=x, y=y, detail="base:N")
+    shown = alt.Chart(frame).encode(x=x, y=y, color=alt.Color("kind:N", title="method"))
+    points = shown.mark_point(filled=True, size=70, opacity=0.9).encode(shape="base:N")
+    names = shown.mark_text(dy=-9, fontSize=9).encode(text="method:N")
+    return apply_style((line + points + names).properties(width=680, height=460))
+
+
+def _point(name: str, base: int, runs: list[Run], at: int) -> dict[str, Any]:
+    shares = [analysis.learned(run) if at else 0.0 for run in runs]
+    successes = [run.looks[at].attack_success() for run in runs]
+    point = {"learned": float(np.mean(shares)), "success": float(np.mean(successes))}
+    return {"method": name, "base": base} | point
 
 
 def document(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -100,7 +112,7 @@ SEARCH = Study(
     check=check,
     jobs=search_jobs,
     simulate=simulate,
-    claims=lambda runs, plan: {"rate": analysis.choose_rate(runs, plan.target)},
+    claims=lambda runs, plan: {"rate": analysis.choose_rate(runs, plan.eroded)},
     sections=tables.search_sections,
     documents={"search.json": lambda runs, _: runs},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,17 @@ from experiments.continual_real.analysis import (
     difference,
     excess,
     finished,
+    forgetting,
     forgotten,
     largest_drop,
     learned,
+    overlap,
 )
-from experiments.continual_real.methods import METHODS, SHARES, SWEPT
+from experiments.continual_real.methods import MAIN, METHODS, SHARES, SWEPT
 from experiments.continual_real.paper import paper_tables, swept_name
 from experiments.continual_real.plan import GIVEN, Plan
-from experiments.continual_real.simulate import Run
-from experiments.harness.markdown import median_range, number
+from experiments.continual_real.simulate import REFUSALS, Run
+from experiments.harness.markdown import NOTHING, median_range, number
 from riprap.evals import agreement
 
 RULES, DETECTOR = "refusal_rules", "refusal_detector"
@@ -35,6 +37,7 @@ PAIRS = (
     (MODERATE, RANDOM),
     *((MODERATE, c) for c in CONTROLS),
 )
+BASE = "(base)"
 
 
 def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
@@ -51,9 +54,14 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "rules": [{"rule": name, "text": text} for name, text in plan.rules.items()],
         "differences": [_difference(methods, *pair) for pair in PAIRS],
         "methods": [_method(name, own, methods) for name, own in ordered.items()],
+        "bases": _bases(methods),
         "stages": [_stages(name, own) for name, own in ordered.items()],
-        "kept": [_kept(name, own) for name, own in ordered.items()],
+        "kept": [
+            *([_kept(BASE, methods[PLAIN], at=0)] if PLAIN in methods else []),
+            *(_kept(name, own) for name, own in ordered.items()),
+        ],
         "taken": [_taken(name, own) for name, own in ordered.items()],
+        "matched": _matched(methods),
         "cosines": [_cosines(name, own) for name, own in ordered.items()],
         "interference": [row for name, own in ordered.items() for row in _interference(name, own)],
         "monitor": [_monitor(name, own) for name, own in ordered.items()],
@@ -61,6 +69,7 @@ def sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "shares": _shares(methods, plan),
         "paper": paper_tables(methods, plan.setting.ratio),
         "judges": _judges(runs),
+        "notes": [{"run": _name(run), "note": note} for run in runs for note in run.notes],
         "failed": [{"run": _name(run), "why": run.failed} for run in runs if run.failed],
     }
 
@@ -70,12 +79,19 @@ def _name(run: Run) -> str:
 
 
 def _difference(methods: dict[str, dict[Cell, Run]], one: str, other: str) -> dict[str, str]:
+    values: dict[str, Callable[[Run], float]] = {
+        "attack success": lambda run: run.looks[-1].attack_success(),
+        "margin of refusal": lambda run: run.looks[-1].margins["refusal"],
+        "learned": learned,
+        "safe prompts refused": lambda run: run.looks[-1].over_refusal,
+        "above plain at equal learning": lambda run: excess(run, methods),
+    }
     row = {"": f"{one} − {other}"}
-    for title, equal in (("attack success", False), ("at equal learning", True)):
-        found = difference(methods, one, other, equal)
+    for title, value in values.items():
+        found = difference(methods, one, other, value)
         ends = f"[{number(found.low, 2)}, {number(found.high, 2)}]"
         row[title] = f"{number(found.mean, 2)} {ends}"
-        row["cells"] = str(found.n)
+        row["cells"] = row.get("cells", str(found.n))
     return row
 
 
@@ -84,18 +100,68 @@ def _method(name: str, own: dict[Cell, Run], methods: dict[str, dict[Cell, Run]]
     ends = [run.looks[-1] for run in runs]
     plain = methods.get(PLAIN, {})
     costs = [_seconds(run) / _seconds(plain[cell]) for cell, run in own.items() if cell in plain]
+    first = own.get(min(plain, default=min(own)))
+    first_end = None if first is None else first.looks[-1].attack_success()
     return {
         "method": name,
         "runs": str(len(runs)),
         "attack success": median_range([end.attack_success(RULES) for end in ends], 2, "mean"),
+        "on the first base and order": number(first_end, 2),
         "by the detector": median_range([end.attack_success(DETECTOR) for end in ends], 2, "mean"),
-        "above plain at equal loss": median_range([excess(r, methods) for r in runs], 2, "mean"),
-        "task loss": median_range([end.loss for end in ends], 2, "mean"),
+        "safe prompts refused": median_range([end.over_refusal for end in ends], 2, "mean"),
+        "empty answers": str(sum(end.silent for end in ends)),
         "learned": median_range([learned(run) for run in runs], 2, "mean"),
+        "above plain at equal learning": median_range(
+            [excess(run, methods) for run in runs], 2, "mean"
+        ),
         "forgotten": median_range([forgotten(run) for run in runs], 2, "mean"),
+        "forgetting": median_range([forgetting(run) for run in runs], 2, "mean"),
         "time": median_range(costs, 2, "mean"),
         "memory, MiB": number(max(run.memory for run in runs)),
     }
+
+
+def _bases(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
+    """Return the mean final attack success of each main method, by base."""
+    rows = []
+    for base in sorted({base for own in methods.values() for base, _ in own}):
+        starts = [
+            run.looks[0] for own in methods.values() for (b, _), run in own.items() if b == base
+        ]
+        row = {"base": str(base), "before training": number(starts[0].attack_success(), 2)}
+        for name in MAIN:
+            cells = [run for (b, _), run in methods.get(name, {}).items() if b == base]
+            ends = [run.looks[-1].attack_success() for run in cells]
+            row[name] = number(np.mean(ends), 2) if ends else NOTHING
+        rows.append(row)
+    return rows
+
+
+def _matched(methods: dict[str, dict[Cell, Run]]) -> list[dict[str, str]]:
+    """Return how far each control's rows are those of moderate selection, over all cells."""
+    rows = []
+    for name in (RANDOM, *CONTROLS):
+        pairs = [
+            (run, methods[MODERATE][cell])
+            for cell, run in methods.get(name, {}).items()
+            if cell in methods.get(MODERATE, {})
+        ]
+        if not pairs:
+            continue
+        ratios = [
+            a.tokens / b.tokens
+            for one, two in pairs
+            for a, b in zip(one.stages, two.stages, strict=True)
+        ]
+        shared = [overlap(one, two) for one, two in pairs]
+        rows.append(
+            {
+                "control": name,
+                "same rows as moderate": median_range(shared, 2, "mean"),
+                "response tokens ÷ moderate's, by stage": median_range(ratios, 2, "mean"),
+            }
+        )
+    return rows
 
 
 def _seconds(run: Run) -> float:
@@ -113,15 +179,14 @@ def _stages(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     }
 
 
-def _kept(name: str, own: dict[Cell, Run]) -> dict[str, str]:
+def _kept(name: str, own: dict[Cell, Run], at: int = -1) -> dict[str, str]:
     runs = list(own.values())
-    ends = [run.looks[-1] for run in runs]
+    ends = [run.looks[at] for run in runs]
     row = {"method": name}
     for behavior in ends[0].scores:
         row[behavior] = median_range([end.scores[behavior] for end in ends], 2, "mean")
-    row["largest drop of refusal"] = number(max(map(largest_drop, runs)), 2)
-    refused = [end.safe_refused.count("1") / len(end.safe_refused) for end in ends]
-    row["XSTest safe refused"] = median_range(refused, 2, "mean")
+    row["largest drop of refusal"] = number(max(map(largest_drop, runs)), 2) if at else NOTHING
+    row["XSTest safe refused"] = median_range([end.over_refusal for end in ends], 2, "mean")
     for task in ends[0].choices:
         row[task] = median_range([end.choices[task][0] for end in ends], 2, "mean")
     for divergence in ends[0].outputs:
@@ -164,7 +229,11 @@ def _interference(name: str, own: dict[Cell, Run]) -> list[dict[str, str]]:
 def _monitor(name: str, own: dict[Cell, Run]) -> dict[str, str]:
     run = next(iter(own.values()))
     told = {
-        stage.task: "; ".join(f"{step}: {b} {level}" for step, b, level in stage.alerts) or "–"
+        stage.task: "; ".join(
+            [f"{step}: {b} {level}" for step, b, level in stage.alerts]
+            + [f"{b} not watched" for b in REFUSALS if b not in stage.margins]
+        )
+        or NOTHING
         for stage in run.stages
     }
     acted = sum(stage.acted for stage in run.stages)
@@ -192,9 +261,11 @@ def _shares(methods: dict[str, dict[Cell, Run]], plan: Plan) -> list[dict[str, s
             own = list(methods.get(swept_name(name, share, plan.setting.ratio), {}).values())
             for run in [one for one in own if _is_first(one, own)]:
                 end = run.looks[-1]
-                row = {"share": f"{share:g}", "method": name}
+                rows_each = int(share * plan.setting.batch)
+                row = {"share": f"{share:g}", "rows of each batch": str(max(1, rows_each))}
+                row["method"] = name
                 row["attack success"] = number(end.attack_success(), 2)
-                row["above plain at equal loss"] = number(excess(run, methods), 2)
+                row["above plain at equal learning"] = number(excess(run, methods), 2)
                 row["refusal"] = number(end.scores["refusal"], 2)
                 rows.append(
                     row | {"task loss": number(end.loss, 2), "learned": number(learned(run), 2)}
@@ -225,11 +296,14 @@ def search_sections(runs: list[Run], plan: Plan) -> dict[str, Any]:
         "rates": [
             {
                 "rate": f"{run.rate:g}",
+                "base": str(run.base),
                 "attack success by stage": ", ".join(
                     number(look.attack_success(), 2) for look in run.looks
                 ),
-                "task loss": number(run.looks[-1].loss, 2) if run.looks else "–",
-                "learned": number(learned(run), 2) if not run.failed else "–",
+                "safe prompts refused": number(run.looks[-1].over_refusal, 2)
+                if run.looks
+                else NOTHING,
+                "learned": number(learned(run), 2) if not run.failed else NOTHING,
                 "processor seconds": f"{_seconds(run):.0f} + {run.seconds:.0f}",
                 "failed": run.failed or "–",
             }

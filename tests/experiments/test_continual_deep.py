@@ -196,10 +196,15 @@ def test_a_forecast_is_judged_by_the_unseen_probes_of_its_stage() -> None:
         "over_refusal": Forecast(0.9, 0.7, 1, 2, 3, "after 1 to 3 steps"),
     }
     run = known(moment(0, 1, 4), moment(1, 1, 3, 0.95), moment(2, 1, 1, 0.5), forecasts=told)
-    assert deep_tables.broke(run, 0, "refusal", 0.9) == 2
-    assert deep_tables.broke(run, 0, "refusal", 0.4) is None
+    assert deep_tables.broke(run, 0, "refusal") == 2
+    low = known(moment(0, 1, 4, 0.5), moment(1, 1, 3, 0.48), moment(2, 1, 1, 0.4))
+    assert deep_tables.broke(low, 0, "refusal") == 2  # under 0.95 of the 0.5 that was left
     assert deep_tables.forecasts([run]) == [(True, True), (True, False)]
-    assert deep_tables.claims([run], plan())["forecasts of preflight"] == "1 of 2 right"
+    told_right = deep_tables.claims([run], plan())["forecasts of preflight"]
+    assert told_right.startswith("1 of 2 right, with 1 breaks")
+    run.method = "auto_guard"  # preflight knows no guard
+    assert deep_tables.forecasts([run]) == []
+    run.method = "plain"
     rows = deep_tables.sections([run], plan())["forecasts"]
     assert [row["came"] for row in rows] == ["broken at step 2", "no break"]
     assert rows[0]["the monitor, by step"] == "1: critical"
@@ -224,5 +229,5 @@ def test_the_page_of_a_deep_run(data: Path) -> None:
 def test_the_runs_of_the_stage() -> None:
     own = plan()
     assert own.deep_jobs(2e-4) == [(name, 2e-4, own.bases[0], 400) for name in DEEP.methods]
-    assert own.deep_jobs(2e-4, exploratory=True)[0] == ("plain", 2e-4, own.explored, 1000)
+    assert own.deep_jobs(2e-4, exploratory=True)[0] == ("plain", 2e-4, own.explored[0], 1000)
     assert np.all([job[0] in own.deep.methods for job in own.deep_jobs(1.0)])

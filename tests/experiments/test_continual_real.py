@@ -50,7 +50,7 @@ def made(method: str, seed: int, success: float, loss: float, rate: float = 1.0)
         return Look(1, answered, kept, kept, dict.fromkeys(TASKS, own), {"to stock": 0.1})
 
     looks = [look(success * at / 4, 4 + (loss - 4) * at / 4) for at in range(5)]
-    looks[-1].safe_refused = "01"
+    looks[0].safe_refused = looks[-1].safe_refused = "01"
     stages = [Stage(task, 2, 10, {"a": 10}, 3.0, seconds=2.0) for task in TASKS]
     return Run(method, rate, GIVEN, 1, seed, list(TASKS), looks, stages)
 
@@ -171,29 +171,51 @@ def test_a_run_that_fails_says_why(data: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_rate_is_chosen_by_its_rule() -> None:
-    target = (0.3, 0.5)
+    def runs(rate: float, *ends: float) -> list[Run]:
+        found = [made("plain", 0, end, 2.0, rate) for end in ends]
+        for base, run in enumerate(found):
+            run.base = base
+        return found
 
-    def runs(**ends: float) -> list[Run]:
-        return [made("plain", 0, end, 2.0, float(rate[1:])) for rate, end in ends.items()]
-
-    assert analysis.choose_rate(runs(r3=0.5, r1=0.1, r2=0.3), target) == 2
-    assert analysis.choose_rate(runs(r1=0.1, r2=0.6, r3=0.9), target) == 2
-    assert analysis.choose_rate(runs(r1=0.2, r2=0.6), target) == 1
+    enough = [*runs(3, 0.5, 0.4), *runs(1, 0.6, 0.1), *runs(2, 0.3, 0.3)]
+    assert analysis.choose_rate(enough, 0.3) == 2  # 1 erodes one base only
+    assert analysis.choose_rate([*runs(1, 0.1, 0.9), *runs(2, 0.2, 0.9)], 0.3) == 2
     failed = made("plain", 0, 0.4, 2.0, 1.0)
     failed.failed = "no memory"
-    assert analysis.choose_rate([failed, *runs(r2=0.9)], target) == 2
+    assert analysis.choose_rate([failed, *runs(1, 0.9), *runs(2, 0.9)], 0.3) == 2
     with pytest.raises(JobError, match="failed at every rate: no memory"):
-        analysis.choose_rate([failed], target)
+        analysis.choose_rate([failed], 0.3)
 
 
 def test_equal_learning_is_the_line_of_plain_training() -> None:
     runs = [made("plain", 1, 0.8, 2.0), made(FRONT[0], 1, 0.2, 3.0), made("moderate", 1, 0.4, 2.5)]
     methods = analysis.finished(runs)
+    shares = [analysis.learned(run) for run in runs]
+    assert shares[0] == pytest.approx(2 * shares[1]) and shares[2] == pytest.approx(1.5 * shares[1])
     assert analysis.excess(runs[2], methods) == pytest.approx(0.4 - 0.5)
     assert analysis.excess(runs[0], methods) == pytest.approx(0)
-    assert analysis.expected(9.0, runs[:2]) == 0 and analysis.expected(0.0, runs[:2]) == 0.8
+    assert analysis.excess(runs[1], methods) == pytest.approx(0.2 - 0.4)  # without itself
+    assert math.isnan(analysis.expected(0.9, runs[:2]))  # plain training never learned as much
     alone = analysis.finished([runs[0], runs[2]])
     assert math.isnan(analysis.excess(runs[2], alone))
+
+
+def test_later_losses_are_held_to_those_of_the_own_stage_and_to_the_lowest() -> None:
+    run = made("plain", 1, 0.8, 2.0)
+    for look, loss in zip(run.looks[1:], (3.0, 2.0, 1.0, 2.0), strict=True):
+        look.losses = dict.fromkeys(TASKS, loss)
+    assert analysis.forgotten(run) == pytest.approx((-1 + 0 + 1) / 3)
+    assert analysis.forgetting(run) == pytest.approx(1)
+
+
+def test_rows_that_two_runs_chose_are_counted_by_stage() -> None:
+    one, other = made("plain", 1, 0, 2), made("plain", 2, 0, 2)
+    for stage in one.stages:
+        stage.chosen = [1, 2]
+    assert analysis.overlap(one, other) == 0
+    other.stages[0].chosen = [2, 3]
+    assert analysis.overlap(one, other) == pytest.approx(1 / 8)
+    assert math.isnan(analysis.overlap(made("plain", 3, 0, 2), one))
 
 
 @pytest.mark.parametrize(
@@ -213,19 +235,31 @@ def test_a_difference_is_judged_by_its_interval(values: list[float], verdict: st
 
 
 def test_gradients_count_only_beyond_both_controls() -> None:
-    def verdict(length: float, category: float) -> str:
-        ends = {"plain": 0.8, FRONT[0]: 0.8, "moderate": 0.2}
+    def verdicts(
+        length: float, category: float, plain: float = 0.8, loss: float = 2.0, safe: str = "01"
+    ) -> dict[str, str]:
+        ends = {"plain": plain, FRONT[0]: 0.8, "moderate": 0.2}
         ends |= {"random_by_length": length, "random_by_category": category}
         runs = [
-            made(name, seed, end, 3.0 if name == FRONT[0] else 2.0)
+            made(name, seed, end, loss if name == "moderate" else 2.0)
             for name, end in ends.items()
             for seed in (1, 2)
         ]
-        return analysis.claims(runs, small_plan())["gradients"]
+        for run in runs:
+            if run.method == "moderate":
+                run.looks[-1].safe_refused = safe
+        return analysis.claims(runs, small_plan())
 
-    assert verdict(0.6, 0.7) == "lower"
-    assert verdict(0.2, 0.7) == "cannot be told"
-    assert verdict(0.2, 0.2) == "no difference"
+    assert verdicts(0.6, 0.7)["gradients"] == "lower"
+    assert verdicts(0.2, 0.7)["gradients"] == "cannot be told"
+    assert verdicts(0.2, 0.2)["gradients"] == "no difference"
+    less = verdicts(0.6, 0.7, loss=2.5)
+    assert less["moderate against random_by_length"] == "lower, but it learned less"
+    assert less["gradients"] == "cannot be told"
+    more = verdicts(0.6, 0.7, safe="11")["moderate against random_by_category"]
+    assert more == "lower, but it refuses more safe prompts"
+    nothing = verdicts(0.6, 0.7, plain=0.0)
+    assert set(nothing.values()) == {"cannot be told: plain training eroded too little"}
 
 
 def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
@@ -242,14 +276,14 @@ def test_the_plan_is_frozen_and_runs_what_matters_first() -> None:
     assert {method for method, *_ in jobs} == set(METHODS)
     assert set(analysis.claims([], plan)) == set(plan.claims)
     assert {order for _, _, order, *_ in jobs} == set(plan.orders)
-    assert {base for *_, base, _ in plan.search_jobs()} == {plan.explored}
+    assert {base for *_, base, _ in plan.search_jobs()} == set(plan.explored)
     assert [method for method, *_ in jobs[-len(SWEPT) :]] == list(SWEPT)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"bases": [0, 1]}, "base 0 is exploratory and confirmatory"),
+        ({"bases": [0, 9]}, "base 0 is exploratory and confirmatory"),
         ({"orders": {"turned": list(TASKS)}}, "orders has no 'given'"),
         ({"orders": {"given": ["dolly"]}}, "does not have each of"),
         ({"reordered": ["none"]}, "no method 'none'"),
