@@ -50,25 +50,25 @@ class Stage:
         task: its name.
         updates, rows: steps of the optimizer, and learned rows.
         taken: learned rows by category; `tokens`: mean number of their response tokens.
-        chosen: numbers of the rows that selection chose, in their order; empty without selection.
         losses: training loss of each step, on the whole batch.
         margins: mean margin of each monitored behavior after each evaluation, by step.
         alerts: step, behavior and level of each one.
         acted: steps that the guard changed.
         seconds: processor time of training with selection, guard and monitor.
+        chosen: numbers of the rows that selection chose, in their order; empty without selection.
     """
 
     task: str
     updates: int = 0
     rows: int = 0
     taken: dict[str, int] = field(default_factory=dict)
-    chosen: list[int] = field(default_factory=list)
     tokens: float = 0.0
     losses: list[float] = field(default_factory=list)
     margins: dict[str, dict[int, float]] = field(default_factory=dict)
     alerts: list[tuple[int, str, str]] = field(default_factory=list)
     acted: int = 0
     seconds: float = 0.0
+    chosen: list[int] = field(default_factory=list)
 
 
 @dataclass
