@@ -57,7 +57,7 @@ class Moment:
 
 @dataclass
 class Forecast:
-    """What preflight says of a behavior before a task; steps are those of the stage.
+    """Forecast of preflight for a behavior before a task; steps are those of the stage.
 
     Attributes:
         floor: under which it counts as broken: its own; where it is broken already, a share of the

@@ -23,7 +23,7 @@ ROWS = 32  # in a pass over the rows that train the autoencoder
 
 @dataclass
 class Use:
-    """What the activations of refused prompts show at one moment, under the base's autoencoder.
+    """Activations of refused prompts at one moment, under the base's autoencoder.
 
     Attributes:
         l0: active latents of a prompt; at most `Deep.active` by construction.

@@ -26,7 +26,7 @@ from riprap.diagnosis import Estimate, estimate
 
 TASK = "first"
 FIXED = ("nothing", "text", "weights", "both")
-"""What is changed: nothing, the instruction, the weights by GRPO, or both of them."""
+"""Names of what is changed: nothing, the instruction, the weights by GRPO, or both of them."""
 
 
 @dataclass
@@ -177,11 +177,7 @@ def sections(found: list[Premise], plan: Plan) -> dict[str, Any]:
         "verdicts": "\n".join(f"- {name}: **{own}**" for name, own in claims(found, plan).items()),
         "rewards": _rewards([own.rewards for own in found]),
         "held_out": _rewards([own.held_out for own in found]),
-        "differences": [
-            {"part": part}
-            | {name: _interval(own) for name, own in differences(found, part).items()}
-            for part in PARTS
-        ],
+        "differences": [{"part": part} | _added(found, part) for part in PARTS],
         "bases": [
             {"seed": own.seed, "best instruction": own.instruction or "(none)"}
             | {name: markdown.number(score, 2) for name, score in own.scores.items()}

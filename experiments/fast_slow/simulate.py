@@ -32,7 +32,7 @@ EXAMPLES = 16  # that it relearns from, at most
 
 @dataclass
 class Stage:
-    """What a task left.
+    """Results of one task.
 
     Attributes:
         instructions: in use at the end, the best first.

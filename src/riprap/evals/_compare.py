@@ -24,7 +24,7 @@ Z95 = float(stats.norm.ppf(0.975))
 
 
 class Outcome(StrEnum):
-    """What the comparison of a metric says."""
+    """Outcome of the comparison of a metric."""
 
     WORSE = "worse"
     NOT_WORSE = "not shown to be worse"
@@ -77,12 +77,12 @@ class TaskChange:
 
     @property
     def is_better(self) -> bool:
-        """Whether more rows became better than worse, by the same test."""
+        """True if more rows became better than worse, by the same test."""
         return not self.missing and sign_test(self.better, self.worse) <= self.level
 
     @property
     def outcome(self) -> Outcome:
-        """What the comparison says."""
+        """Outcome of the comparison."""
         if self.missing:
             return Outcome.NOT_COMPARED
         if self.p <= self.level:

@@ -21,7 +21,7 @@ BASE = "base"  # a result with this model's name is that of the base
 
 @dataclass(frozen=True)
 class EvalCell:
-    """What one model reached on a task, as texts.
+    """Value of one model on a task, as texts.
 
     Attributes:
         model: name of the checkpoint, or of the model.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from riprap._config import StrictModel, read_yaml
 from riprap.commands._data import DataConfig
-from riprap.commands.watch import LoraConfig, PassedOn
+from riprap.commands.watch import LoraConfig, PassedOn, init_fields
 from riprap.integrations.config import MonitorConfig
 
 _OWN = {  # keys of GRPOConfig that Riprap sets -> what to do instead
@@ -43,20 +41,14 @@ class GRPOTrainingConfig(PassedOn):
     @classmethod
     def known(cls) -> Mapping[str, Any]:
         """Return the fields of GRPOConfig."""
-        return _grpo_fields()
+        from trl import GRPOConfig
+
+        return init_fields(GRPOConfig)
 
     @classmethod
     def refused(cls) -> Mapping[str, str]:
         """Return what to do instead of keys that Riprap sets."""
         return _OWN
-
-
-@cache
-def _grpo_fields() -> dict[str, Any]:
-    from trl import GRPOConfig
-
-    hints = get_type_hints(GRPOConfig)
-    return {f.name: hints[f.name] for f in dataclasses.fields(GRPOConfig) if f.init}
 
 
 class PopulationConfig(StrictModel):

@@ -29,5 +29,5 @@ from riprap.commands.watch._run import (
     run_watch,
     sft_config,
 )
-from riprap.commands.watch._training import PassedOn
+from riprap.commands.watch._training import PassedOn, init_fields
 from riprap.integrations.config import build_behavior, build_guard, build_selector

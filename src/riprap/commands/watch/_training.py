@@ -133,7 +133,9 @@ class TrainingConfig(PassedOn):
     @classmethod
     def known(cls) -> Mapping[str, Any]:
         """Return the fields of SFTConfig."""
-        return _sft_fields()
+        from trl import SFTConfig
+
+        return init_fields(SFTConfig)
 
     @classmethod
     def refused(cls) -> Mapping[str, str]:
@@ -148,11 +150,10 @@ class TrainingConfig(PassedOn):
 
 
 @cache
-def _sft_fields() -> dict[str, Any]:
-    from trl import SFTConfig
-
-    hints = get_type_hints(SFTConfig)
-    return {f.name: hints[f.name] for f in dataclasses.fields(SFTConfig) if f.init}
+def init_fields(arguments: type[Any]) -> dict[str, Any]:
+    """Return the types of the fields that a dataclass of arguments takes, by name."""
+    hints = get_type_hints(arguments)
+    return {f.name: hints[f.name] for f in dataclasses.fields(arguments) if f.init}
 
 
 class LoraConfig(PassedOn):
